@@ -1,0 +1,173 @@
+"""Every error hushgrad raises, each with a stable code.
+
+A message says what was expected, what came and the cure. It never contains a data value: shapes, dtypes, counts that
+the caller declared and names only.
+"""
+
+from __future__ import annotations
+
+
+class HushgradError(Exception):
+    """Base of all errors raised by hushgrad. `code` is stable across versions and starts every message."""
+
+    code = "DP000"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{self.code} {message}")
+
+
+class HushgradWarning(UserWarning):
+    """Something a user should know that is not an error, such as a run that is not private on purpose."""
+
+
+# 1xx: arguments ------------------------------------------------------------------------------------------------------
+
+
+class InvalidArgumentError(HushgradError, ValueError):
+    """An argument is of the wrong type or out of range."""
+
+    code = "DP101"
+
+
+class DatasetError(HushgradError, ValueError):
+    """A data set is empty, has no length, or is smaller than the batch size."""
+
+    code = "DP102"
+
+
+class UnreachableTargetError(HushgradError, ValueError):
+    """No noise multiplier reaches the requested epsilon."""
+
+    code = "DP103"
+
+
+class TaskDataError(HushgradError, ValueError):
+    """A file of training data is missing, malformed or lacks a requested column or class."""
+
+    code = "DP104"
+
+
+# 2xx: the sampler and the loop ---------------------------------------------------------------------------------------
+
+
+class UnsupportedSamplerError(HushgradError, ValueError):
+    """The loader draws batches in a way that cannot be honoured or charged."""
+
+    code = "DP201"
+
+
+class DuplicateRecordError(HushgradError, RuntimeError):
+    """One record would take part twice in one logical batch, or twice in one pass over the data."""
+
+    code = "DP202"
+
+
+class ProtocolError(HushgradError, RuntimeError):
+    """The loop did not follow: loader item, backward, optimizer.step."""
+
+    code = "DP203"
+
+
+class BatchStructureError(HushgradError, ValueError):
+    """A batch cannot be collated or moved, or its size is not the number of records drawn."""
+
+    code = "DP204"
+
+
+# 3xx: the model and the loss -----------------------------------------------------------------------------------------
+
+
+class CrossSampleLeakError(HushgradError, ValueError):
+    """The model lets one example influence another one's loss."""
+
+    code = "DP301"
+
+
+class PrivateBufferError(HushgradError, ValueError):
+    """A buffer of the model would follow the data without noise."""
+
+    code = "DP302"
+
+
+class LossShapeError(HushgradError, ValueError):
+    """The loss is not one number per example."""
+
+    code = "DP303"
+
+
+class PrivacyUnitError(HushgradError, RuntimeError):
+    """An operator saw a number of rows that cannot be assigned to the examples of the batch."""
+
+    code = "DP304"
+
+
+class UncoveredParameterUseError(HushgradError, RuntimeError):
+    """A trainable parameter was used where its per-example gradient cannot be seen."""
+
+    code = "DP305"
+
+
+class UnsupportedModelError(HushgradError, ValueError):
+    """The model cannot be trained privately as it is."""
+
+    code = "DP306"
+
+
+class SparseGradientError(HushgradError, ValueError):
+    """A sparse gradient would show which rows were touched."""
+
+    code = "DP307"
+
+
+# 4xx: parameters and the optimizer -----------------------------------------------------------------------------------
+
+
+class StrayGradientError(HushgradError, RuntimeError):
+    """A parameter received an ordinary gradient, without clipping and noise."""
+
+    code = "DP401"
+
+
+class ParameterMismatchError(HushgradError, ValueError):
+    """The optimizer's parameters are not the model's trainable parameters."""
+
+    code = "DP402"
+
+
+class UnsupportedOptimizerError(HushgradError, ValueError):
+    """The optimizer evaluates gradients in a way that cannot be charged."""
+
+    code = "DP403"
+
+
+class ContractChangedError(HushgradError, RuntimeError):
+    """Something that was fixed when training was made private has changed since."""
+
+    code = "DP404"
+
+
+class ClosedSessionError(HushgradError, RuntimeError):
+    """The session was closed; the model is an ordinary one again."""
+
+    code = "DP405"
+
+
+# 5xx: accounting -----------------------------------------------------------------------------------------------------
+
+
+class AccountingError(HushgradError, ValueError):
+    """The requested privacy figure cannot be computed truthfully."""
+
+    code = "DP501"
+
+
+class LedgerError(HushgradError, RuntimeError):
+    """The ledger cannot be read, written or extended."""
+
+    code = "DP502"
+
+
+class BudgetExhaustedError(HushgradError, RuntimeError):
+    """The planned number of steps is spent."""
+
+    code = "DP503"

@@ -1,0 +1,1 @@
+"""Per-example gradients in factored form: squared norms and clipped sums, by the cheapest exact way."""

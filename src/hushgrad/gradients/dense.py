@@ -1,0 +1,40 @@
+"""Per-example gradients kept as they are: biases, norm scales, tokens, and whatever has no cheaper form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hushgrad.gradients.contribution import Contribution, Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Contribution):
+    """`gradients[i]` is the gradient of example i: `[B, *shape]`."""
+
+    gradients: Tensor
+
+    @property
+    def batch_size(self) -> int:
+        """B, the number of examples."""
+        return self.gradients.shape[0]
+
+    def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
+        """Return the squared norms `[B]` and itself."""
+        flat_BK = self.gradients.reshape(self.batch_size, -1)
+        return (flat_BK * flat_BK).sum(1), self
+
+    def weighted_sum(self, weights_B: Tensor) -> Tensor:
+        """Return Σ_i weights_B[i] · G_i as one matrix-vector product."""
+        flat_BK = self.gradients.reshape(self.batch_size, -1)
+        return (weights_B.to(flat_BK.dtype) @ flat_BK).reshape(self.gradients.shape[1:])
+
+    def per_example(self) -> Tensor:
+        """Return the gradients, `[B, *shape]`."""
+        return self.gradients
+
+    def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
+        """Return `Dense` of the changed gradients."""
+        return Dense(change(self.gradients))

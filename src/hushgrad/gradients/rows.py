@@ -1,0 +1,55 @@
+"""Per-example gradients of a table of which each example looks up some rows: embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hushgrad.gradients.contribution import Contribution, Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Contribution):
+    """Row `ids[i, t]` of example i's gradient receives `gradients[i, t]`; ids `[B, T]`, gradients `[B, T, d]`."""
+
+    ids: Tensor
+    gradients: Tensor
+    num_rows: int
+
+    @property
+    def batch_size(self) -> int:
+        """B, the number of examples."""
+        return self.ids.shape[0]
+
+    def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
+        """Return the squared norms `[B]`: rows looked up more than once are added before they are squared."""
+        examples_B1 = torch.arange(self.batch_size, device=self.ids.device).unsqueeze(1)
+        pairs, segments = torch.unique(examples_B1 * self.num_rows + self.ids, return_inverse=True)
+        width = self.gradients.shape[-1]
+        sums_Sd = self.gradients.new_zeros(pairs.shape[0], width)
+        sums_Sd.index_add_(0, segments.flatten(), self.gradients.reshape(-1, width))
+        owners_S = pairs.div(self.num_rows, rounding_mode="floor")
+        norms_B = self.gradients.new_zeros(self.batch_size)
+        return norms_B.index_add_(0, owners_S, (sums_Sd * sums_Sd).sum(1)), self
+
+    def weighted_sum(self, weights_B: Tensor) -> Tensor:
+        """Return Σ_i weights_B[i] · G_i, `[num_rows, d]`, by adding rows into place."""
+        weighted = self.gradients * weights_B.to(self.gradients.dtype).reshape(-1, 1, 1)
+        width = self.gradients.shape[-1]
+        total = self.gradients.new_zeros(self.num_rows, width)
+        return total.index_add_(0, self.ids.flatten(), weighted.reshape(-1, width))
+
+    def per_example(self) -> Tensor:
+        """Return the gradients, `[B, num_rows, d]`."""
+        width = self.gradients.shape[-1]
+        examples_B1 = torch.arange(self.batch_size, device=self.ids.device).unsqueeze(1)
+        table = self.gradients.new_zeros(self.batch_size * self.num_rows, width)
+        table.index_add_(0, (examples_B1 * self.num_rows + self.ids).flatten(), self.gradients.reshape(-1, width))
+        return table.reshape(self.batch_size, self.num_rows, width)
+
+    def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
+        """Return the rows with changed operands."""
+        return Rows(change(self.ids), change(self.gradients), self.num_rows)
