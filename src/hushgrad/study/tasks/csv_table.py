@@ -1,0 +1,124 @@
+"""A table with a target column to classify: one CSV file, a folder with train.csv and test.csv, or the Adult folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import TensorDataset
+
+from hushgrad.errors import InvalidArgumentError, TaskDataError
+from hushgrad.study.printable import printable
+from hushgrad.study.tasks import adult
+from hushgrad.study.tasks.encoding import encode, number_of_features
+from hushgrad.study.tasks.files import first_existing
+from hushgrad.study.tasks.table import Table, is_missing, read_table
+from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes, fixed_split
+
+RECIPE = Recipe(model="mlp", batch_size=1024, epochs=20, learning_rate=2.0, max_grad_norm=1.0, hidden_sizes=(32,))
+
+MAX_CLASSES = 1000
+CLASSES_WERE_READ = "the list of classes was read from the target column (name them with --classes to avoid this)"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The tables and what is publicly known about them; `classes` is None where nobody declared them."""
+
+    train: Table
+    test: Table
+    target: str
+    categorical: frozenset[str]
+    classes: tuple[str, ...] | None
+    description: str
+
+
+def load(options: TaskOptions) -> Task:
+    """Return the task; takes `data`, `target`, `classes`, `categorical`, `bounds` and `drop`.
+
+    Features are made by a fixed rule (see `encoding`); nothing is fitted. Cells that spell a number count as numbers
+    except in the columns named `categorical`. Raises TaskDataError for a column or class that is not there.
+    """
+    source = _source(options)
+    bounds = {name: (low, high) for name, low, high in options.bounds}
+    features_of = tuple(name for name in source.train.columns if name != source.target and name not in options.drop)
+    for name in (*options.categorical, *options.drop, *bounds):
+        source.train.position(name)
+        if name == source.target:
+            raise InvalidArgumentError(f"{printable(name)!r} is the target; it cannot be a feature as well")
+    if not features_of:
+        raise TaskDataError("no column is left to learn from; drop fewer columns")
+    known = source.classes or options.classes or _classes_in(source)
+    outside = () if source.classes or options.classes else (CLASSES_WERE_READ,)
+    width = number_of_features(len(features_of))
+
+    def examples(table: Table) -> TensorDataset:
+        # Rows of classes that were not asked for are left out below, like the other digits of MNIST.
+        position = {name: index for index, name in enumerate(known)}
+        labels = [position.get(label, -1) for label in table.column(source.target)]
+        inputs = encode(
+            table,
+            features_of,
+            categorical=source.categorical | frozenset(options.categorical),
+            bounds=bounds,
+            features=width,
+        )
+        target = torch.tensor(labels)
+        if source.classes is not None and bool((target < 0).any()):
+            raise TaskDataError("the target column holds a label that the data set's description does not list")
+        return TensorDataset(inputs[target >= 0], target[target >= 0])
+
+    train, test, names = choose_classes(examples(source.train), examples(source.test), known, options.classes)
+    return Task("csv", source.description, train, test, tuple(printable(name) for name in names), outside)
+
+
+def _source(options: TaskOptions) -> Source:
+    """Read the tables that `data` names and find the target column."""
+    if options.data is None:
+        raise InvalidArgumentError("task 'csv' needs a file or a folder; give --data")
+    if options.data.is_dir() and adult.is_adult(options.data):
+        train, test, described = adult.read_adult(options.data)
+        if options.target is not None and options.target not in described.target_names:
+            raise TaskDataError(f"the target of the Adult folder is {adult.TARGET!r}; leave --target out")
+        return Source(train, test, adult.TARGET, described.categorical, described.classes, "census records (Adult)")
+    if options.target is None:
+        raise InvalidArgumentError("task 'csv' needs the column to predict; give --target COLUMN")
+    train, test = _from_folder(options.data) if options.data.is_dir() else _from_file(options.data)
+    train.position(options.target)
+    if train.columns != test.columns:
+        raise TaskDataError("training and test table must have the same columns in the same order")
+    if any(is_missing(label) for table in (train, test) for label in table.column(options.target)):
+        raise TaskDataError(f"every row needs a label in column {printable(options.target)!r}; remove rows without one")
+    return Source(train, test, options.target, frozenset(), None, f"table with {len(train.columns)} columns")
+
+
+def _from_folder(folder: Path) -> tuple[Table, Table]:
+    train = first_existing(folder, ("train.csv", "train.tsv"))
+    test = first_existing(folder, ("test.csv", "test.tsv"))
+    if train is None or test is None:
+        raise TaskDataError(
+            "the data folder must hold train.csv and test.csv (.tsv and .gz accepted), or Adult's files"
+        )
+    return read_table(train), read_table(test)
+
+
+def _from_file(path: Path) -> tuple[Table, Table]:
+    """Return the two parts of one file, split 80 to 20, always in the same way."""
+    table = read_table(path)
+    kept, held_out = fixed_split(len(table.rows))
+    if not len(held_out):
+        raise TaskDataError(f"at least 3 rows are needed to hold some out for testing, got {len(table.rows)}")
+    train, test = ([table.rows[int(row)] for row in rows] for rows in (kept, held_out))
+    return Table(table.columns, tuple(train)), Table(table.columns, tuple(test))
+
+
+def _classes_in(source: Source) -> tuple[str, ...]:
+    """Return the distinct labels, sorted. Raises TaskDataError if they look like measurements rather than classes."""
+    labels = sorted({label for table in (source.train, source.test) for label in table.column(source.target)})
+    if not 2 <= len(labels) <= MAX_CLASSES:
+        raise TaskDataError(
+            f"column {printable(source.target)!r} must hold 2 to {MAX_CLASSES} different labels, got {len(labels)}; "
+            "this task classifies"
+        )
+    return tuple(labels)

@@ -1,0 +1,35 @@
+"""1,797 handwritten digits of 8×8 pixels that come with scikit-learn: nothing to download."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.data import TensorDataset
+
+from hushgrad.errors import TaskDataError
+from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes, fixed_split, require_known_classes
+
+RECIPE = Recipe(model="cnn", batch_size=256, epochs=60, learning_rate=0.5, max_grad_norm=1.0)
+
+CLASS_NAMES = tuple(str(digit) for digit in range(10))
+LARGEST_PIXEL = 16.0  # public: the data set's documentation says 0 … 16
+
+
+def load(options: TaskOptions) -> Task:
+    """Return the task; takes `classes` ("0" … "9"). Needs scikit-learn."""
+    options.refuse("digits", "data", "target", "categorical", "bounds", "drop")
+    require_known_classes(options.classes, CLASS_NAMES)
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise TaskDataError("task 'digits' needs scikit-learn; pip install 'hushgrad[study]'") from error
+    raw = load_digits()
+    inputs = (torch.from_numpy(raw.images).float() / LARGEST_PIXEL).unsqueeze(1)
+    labels = torch.from_numpy(raw.target).long()
+    kept, held_out = fixed_split(len(labels))
+    train, test, names = choose_classes(
+        TensorDataset(inputs[kept], labels[kept]),
+        TensorDataset(inputs[held_out], labels[held_out]),
+        CLASS_NAMES,
+        options.classes,
+    )
+    return Task("digits", "handwritten digits, 8×8 pixels (scikit-learn)", train, test, names)

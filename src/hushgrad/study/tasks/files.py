@@ -1,0 +1,60 @@
+"""Reading data files that somebody else wrote."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+from hushgrad.errors import TaskDataError
+from hushgrad.study.printable import printable
+
+MAX_BYTES = 1 << 30
+CHUNK = 1 << 20
+
+
+def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
+    """Return the content of a file, decompressed if its name ends in `.gz`.
+
+    Raises TaskDataError if the file is missing, is not a plain file, is damaged, or gives more than `limit` bytes:
+    reading stops there, so a small archive cannot fill the memory.
+    """
+    name = printable(path.name)
+    if not path.is_file():
+        raise TaskDataError(f"data file {name!r} does not exist or is not a plain file; check --data")
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path, "rb") as stream:
+                content = _read_up_to(stream, limit)
+        else:
+            with path.open("rb") as stream:
+                content = _read_up_to(stream, limit)
+    except PermissionError as error:
+        raise TaskDataError(f"data file {name!r} may not be read; check its permissions") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise TaskDataError(f"data file {name!r} is not a complete gzip file; fetch it again") from error
+    if content is None:
+        raise TaskDataError(
+            f"data file {name!r} must hold at most {limit} bytes, decompressed; split it or drop columns"
+        )
+    return content
+
+
+def _read_up_to(stream: BinaryIO | gzip.GzipFile, limit: int) -> bytes | None:
+    """Return all of a binary stream, or None once it proves longer than `limit`."""
+    content = bytearray()
+    while chunk := stream.read(CHUNK):
+        content += chunk
+        if len(content) > limit:
+            return None
+    return bytes(content)
+
+
+def first_existing(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """Return the first of `names` that is a file in `folder`, with or without `.gz`; None if there is none."""
+    for name in names:
+        for candidate in (folder / name, folder / f"{name}.gz"):
+            if candidate.is_file():
+                return candidate
+    return None

@@ -1,0 +1,78 @@
+"""MNIST, or anything in its format (Fashion-MNIST, KMNIST), from a folder of IDX files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from hushgrad.errors import InvalidArgumentError, TaskDataError
+from hushgrad.study.tasks.files import first_existing
+from hushgrad.study.tasks.idx import read_idx
+from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes, fixed_split, require_known_classes
+
+RECIPE = Recipe(model="cnn", batch_size=256, epochs=15, learning_rate=0.5, max_grad_norm=1.0)
+
+CLASS_NAMES = tuple(str(digit) for digit in range(10))
+LARGEST_PIXEL = 255.0
+
+
+def load(options: TaskOptions) -> Task:
+    """Return the task from the folder `data`; takes `classes` ("0" … "9").
+
+    A folder with `train-*` and `t10k-*` keeps that division. A folder with one pair is split 80 to 20 first, always in
+    the same way, and the classes are chosen afterwards: whatever classes are asked for, the same images are held out.
+    """
+    options.refuse("mnist", "target", "categorical", "bounds", "drop")
+    require_known_classes(options.classes, CLASS_NAMES)
+    if options.data is None:
+        raise InvalidArgumentError("task 'mnist' needs a folder of IDX files; give --data DIR")
+    if not options.data.is_dir():
+        raise TaskDataError("data of task 'mnist' must be an existing folder of IDX files; check --data")
+    pairs = {prefix: _read_pair(options.data, prefix) for prefix in ("train", "t10k")}
+    train, test = pairs["train"], pairs["t10k"]
+    if train is None and test is None:
+        raise TaskDataError(
+            "the data folder must hold train-images-idx3-ubyte and train-labels-idx1-ubyte, or the t10k pair "
+            "(.gz accepted); found neither"
+        )
+    if train is None or test is None:
+        train, test = _split(train or test)
+    if train.tensors[0].shape[1:] != test.tensors[0].shape[1:]:
+        raise TaskDataError("training and test images must have the same size")
+    train, test, names = choose_classes(train, test, CLASS_NAMES, options.classes)
+    rows, columns = train.tensors[0].shape[2:]
+    return Task("mnist", f"images of {rows}×{columns} pixels from IDX files", train, test, names)
+
+
+def _read_pair(folder: Path, prefix: str) -> TensorDataset | None:
+    """Return the images [N, 1, rows, columns] in 0 … 1 and labels of one pair of files, or None if both are absent."""
+    images_path = first_existing(folder, (f"{prefix}-images-idx3-ubyte", f"{prefix}-images.idx3-ubyte"))
+    labels_path = first_existing(folder, (f"{prefix}-labels-idx1-ubyte", f"{prefix}-labels.idx1-ubyte"))
+    if images_path is None and labels_path is None:
+        return None
+    if images_path is None or labels_path is None:
+        missing = "images" if images_path is None else "labels"
+        raise TaskDataError(f"the data folder holds one half of the {prefix} pair; its {missing} file is missing")
+    images, labels = read_idx(images_path, dimensions=3), read_idx(labels_path, dimensions=1)
+    if len(images) != len(labels):
+        raise TaskDataError(
+            f"the {prefix} pair must have one label per image, got {len(images)} images and {len(labels)} labels"
+        )
+    _check_labels(labels, prefix)
+    return TensorDataset((images.float() / LARGEST_PIXEL).unsqueeze(1), labels.long())
+
+
+def _check_labels(labels: Tensor, prefix: str) -> None:
+    if bool((labels >= len(CLASS_NAMES)).any()):
+        raise TaskDataError(f"labels of the {prefix} pair must be 0 … {len(CLASS_NAMES) - 1}; a larger one was found")
+
+
+def _split(pair: TensorDataset | None) -> tuple[TensorDataset, TensorDataset]:
+    assert pair is not None
+    images, labels = pair.tensors
+    kept, held_out = fixed_split(len(labels))
+    if not len(held_out):
+        raise TaskDataError(f"at least 3 images are needed to hold some out for testing, got {len(labels)}")
+    return TensorDataset(images[kept], labels[kept]), TensorDataset(images[held_out], labels[held_out])

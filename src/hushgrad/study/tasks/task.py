@@ -1,0 +1,142 @@
+"""A task: training and test examples as tensors, and the settings that suit them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from hushgrad.errors import InvalidArgumentError, TaskDataError
+from hushgrad.study.printable import printable
+
+PUBLIC_SPLIT_SEED = 20240607
+TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Settings that suit a task, used where the user names none; found by runs (docs/training.md)."""
+
+    model: str
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    max_grad_norm: float
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    hidden_sizes: tuple[int, ...] = (64,)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """What a user may say about the data. A task refuses the options that mean nothing to it."""
+
+    data: Path | None = None
+    classes: tuple[str, ...] | None = None
+    target: str | None = None
+    categorical: tuple[str, ...] = ()
+    bounds: tuple[tuple[str, float, float], ...] = ()
+    drop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.classes is not None:
+            if len(set(self.classes)) != len(self.classes):
+                raise InvalidArgumentError("classes must name each class once")
+            if len(self.classes) < 2:
+                raise InvalidArgumentError(f"classes must name at least 2 classes, got {len(self.classes)}")
+
+    def refuse(self, task: str, *names: str) -> None:
+        """Raise InvalidArgumentError if one of the options `names` is set, which `task` does not take."""
+        given = {
+            "data": self.data is not None,
+            "target": self.target is not None,
+            "categorical": bool(self.categorical),
+            "bounds": bool(self.bounds),
+            "drop": bool(self.drop),
+        }
+        unwanted = [name for name in names if given[name]]
+        if unwanted:
+            raise InvalidArgumentError(f"task {task!r} takes no {', '.join(unwanted)}; leave it out")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Task:
+    """Examples to train and to test on.
+
+    `train` and `test` hold inputs [N, *input_shape] (float32) and labels [N] (int64, 0 … num_classes−1).
+    `outside_the_guarantee` names each thing that was derived from the data without noise: ε does not cover it.
+    """
+
+    name: str
+    description: str
+    train: TensorDataset
+    test: TensorDataset
+    class_names: tuple[str, ...]
+    outside_the_guarantee: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        return tuple(self.train.tensors[0].shape[1:])
+
+
+def fixed_split(count: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of the training and of the test examples, 80 to 20, as two int64 tensors.
+
+    The order comes from a public constant and from `count` alone: every run, and everybody, gets the same split.
+    """
+    order = torch.from_numpy(np.random.Generator(np.random.PCG64(PUBLIC_SPLIT_SEED)).permutation(count))
+    held_out = round(count * TEST_SHARE)
+    return order[held_out:], order[:held_out]
+
+
+def keep_classes(examples: TensorDataset, kept: tuple[int, ...]) -> TensorDataset:
+    """Return the examples whose label is in `kept`, relabelled to their positions in it."""
+    inputs, labels = examples.tensors
+    position = torch.full((int(labels.max()) + 1 if len(labels) else 1,), -1)
+    for new, old in enumerate(kept):
+        if old < len(position):
+            position[old] = new
+    relabelled = position[labels]
+    chosen = relabelled >= 0
+    return TensorDataset(inputs[chosen], relabelled[chosen])
+
+
+def require_known_classes(wanted: tuple[str, ...] | None, known: tuple[str, ...]) -> None:
+    """Raise TaskDataError if `wanted` names a class that is not in `known`; needs no data."""
+    unknown = [name for name in wanted or () if name not in known]
+    if unknown:
+        raise TaskDataError(
+            f"classes must be among {', '.join(map(printable, known))}; got {', '.join(map(printable, unknown))}"
+        )
+
+
+def choose_classes(
+    train: TensorDataset, test: TensorDataset, all_names: tuple[str, ...], wanted: tuple[str, ...] | None
+) -> tuple[TensorDataset, TensorDataset, tuple[str, ...]]:
+    """Return both sets cut to the classes `wanted` (all, if None) and the names of the classes left.
+
+    Raises TaskDataError for a class that the task does not have, or that has no training example.
+    """
+    if wanted is None:
+        return train, test, all_names
+    require_known_classes(wanted, all_names)
+    kept = tuple(all_names.index(name) for name in wanted)
+    train, test = keep_classes(train, kept), keep_classes(test, kept)
+    absent = [name for label, name in enumerate(wanted) if not bool((train.tensors[1] == label).any())]
+    if absent:
+        raise TaskDataError(
+            f"no training example is of class {', '.join(map(printable, absent))}; choose other classes"
+        )
+    if not len(test):
+        raise TaskDataError("no test example is of the chosen classes; choose other classes")
+    return train, test, wanted
