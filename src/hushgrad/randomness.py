@@ -12,47 +12,66 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar, NoReturn
 
+import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.arguments import whole_number
+from hushgrad.errors import InvalidArgumentError, ProtocolError
 
 KEY_BYTES = 32
 BLOCK_BYTES = 16
 
+# The cipher XORs its stream onto a plaintext of zeros. One block of zeros that stays in the cache serves every draw:
+# a fresh zero buffer as long as the draw costs five times the cipher, all of it in page faults.
+_ZEROS = bytes(1 << 18)
+
+
+WritableBuffer = bytearray | memoryview | np.ndarray[Any, Any]
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where in a stream a draw lies: a step, an item of that step (a parameter, say) and a shard of that item."""
+    """Where in a stream a draw lies: a step, an item of that step (a parameter, say) and a shard of that item.
+
+    Raises `InvalidArgumentError` for a coordinate out of range: step < 2**32, item < 2**20, shard < 2**12.
+    """
 
     step: int
     item: int = 0
     shard: int = 0
 
-    _LIMITS: ClassVar[dict[str, int]] = {"step": 1 << 32, "item": 1 << 20, "shard": 1 << 12}
+    _LIMITS: ClassVar[tuple[int, int, int]] = (1 << 32, 1 << 20, 1 << 12)
 
     def __post_init__(self) -> None:
-        for name, limit in self._LIMITS.items():
-            if not 0 <= getattr(self, name) < limit:
-                raise InvalidArgumentError(f"{name} of an address must be in [0, {limit}), got {getattr(self, name)}")
+        for name, value, limit in zip(
+            ("step", "item", "shard"), (self.step, self.item, self.shard), self._LIMITS, strict=True
+        ):
+            if whole_number(f"{name} of an address", value, minimum=0) >= limit:
+                raise InvalidArgumentError(f"{name} of an address must be in [0, {limit}), got {value}")
 
     def packed(self) -> int:
         """Return the address as one 64-bit number; different addresses give different numbers."""
-        return self.step << 32 | self.item << 12 | self.shard
+        return int(self.step) << 32 | int(self.item) << 12 | int(self.shard)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class KeyStream:
     """A stream of uniform random bits under a secret key.
 
+    The stream belongs to the process that made it. A forked child holds the same key, so its draws would repeat the
+    parent's; it gets a `ProtocolError` instead. Equality is identity, and `repr` does not show the key.
+
     Guarantee: draws at different addresses, or from forks for different purposes, never share a block of the cipher.
+    Guarantee: a stream cannot be pickled, copied or drawn from in a forked process.
     """
 
     _key: bytes = field(repr=False)
     is_secret: bool
+    _process: int = field(repr=False, default_factory=os.getpid)
 
     @classmethod
     def from_operating_system(cls) -> KeyStream:
@@ -62,25 +81,60 @@ class KeyStream:
     @classmethod
     def fixed_for_tests(cls, seed: int) -> KeyStream:
         """Return a reproducible stream. What is drawn from it is not private, and `is_secret` says so."""
-        return cls(HKDF(SHA256(), KEY_BYTES, None, b"hushgrad test key").derive(str(int(seed)).encode()), False)
+        number = whole_number("seed", seed, minimum=0)
+        return cls(HKDF(SHA256(), KEY_BYTES, None, b"hushgrad test key").derive(str(number).encode()), False)
 
     def fork(self, purpose: str) -> KeyStream:
         """Return an independent stream for a purpose ("noise", "sampling", a run, an attempt)."""
+        self._require_own_process()
         derived = HKDF(SHA256(), KEY_BYTES, None, b"hushgrad fork: " + purpose.encode()).derive(self._key)
         return KeyStream(derived, self.is_secret)
 
-    def read(self, address: Address, count: int, offset: int = 0) -> bytearray:
-        """Return `count` bytes at `address`, starting `offset` bytes into it (`offset` a multiple of 16)."""
-        if offset % BLOCK_BYTES or offset < 0 or count < 0:
+    def fill(self, buffer: WritableBuffer, address: Address, offset: int = 0) -> None:
+        """Overwrite `buffer` (C-contiguous, writable) with the bits at `address`, from byte `offset` on.
+
+        Args:
+            buffer: any writable buffer; a CPU tensor is passed as `tensor.numpy()`, which shares its memory.
+            address: where the draw lies.
+            offset: bytes into the draw, a multiple of 16.
+
+        Raises:
+            InvalidArgumentError: the buffer is read-only or not contiguous, or the offset is not a multiple of 16.
+            ProtocolError: the stream was made in another process.
+        """
+        self._require_own_process()
+        view = memoryview(buffer)
+        if view.readonly or not view.c_contiguous:
+            raise InvalidArgumentError("buffer must be writable and C-contiguous; pass a contiguous copy")
+        if offset % BLOCK_BYTES or not 0 <= offset < 1 << 67:
             raise InvalidArgumentError(f"offset must be a non-negative multiple of {BLOCK_BYTES}, got {offset}")
+        if view.nbytes == 0:
+            return
+        view = view.cast("B")
         counter = struct.pack(">QQ", address.packed(), offset // BLOCK_BYTES)
         encryptor = Cipher(algorithms.AES(self._key), modes.CTR(counter)).encryptor()
-        bits = bytearray(count)
-        encryptor.update_into(bytes(count), bits)
+        for start in range(0, len(view), len(_ZEROS)):
+            part = view[start : start + len(_ZEROS)]
+            encryptor.update_into(_ZEROS if len(part) == len(_ZEROS) else _ZEROS[: len(part)], part)
+
+    def read(self, address: Address, count: int, offset: int = 0) -> bytearray:
+        """Return `count` bytes at `address`, starting `offset` bytes into it (`offset` a multiple of 16)."""
+        bits = bytearray(whole_number("count", count, minimum=0))
+        self.fill(bits, address, offset)
         return bits
 
-    def __reduce__(self) -> str:
+    def _require_own_process(self) -> None:
+        if self._process != os.getpid():
+            raise ProtocolError(
+                "a KeyStream was drawn from in a forked process, where it would repeat its parent's bits; "
+                "make the stream (and what holds it) in the process that uses it"
+            )
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a KeyStream cannot be pickled or copied: noise drawn twice cancels exactly")
 
-    def __deepcopy__(self, memo: object) -> KeyStream:
+    def __copy__(self) -> NoReturn:
+        raise TypeError("a KeyStream cannot be pickled or copied: noise drawn twice cancels exactly")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
         raise TypeError("a KeyStream cannot be pickled or copied: noise drawn twice cancels exactly")
