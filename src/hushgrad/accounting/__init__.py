@@ -1,0 +1,31 @@
+"""Accounting: what ran (events, ledger) and what it cost (accountants, calibration, guarantee)."""
+
+from hushgrad.accounting.accountants import ACCOUNTANTS, Accountant, epsilon
+from hushgrad.accounting.calibration import calibrate_noise_multiplier, disjoint_passes, poisson_steps
+from hushgrad.accounting.composition import Composition
+from hushgrad.accounting.events import DisjointPass, Event, Gaussian, PoissonSampled, event_from_json
+from hushgrad.accounting.guarantee import Guarantee, guarantee
+from hushgrad.accounting.ledger import Contract, Ledger, LedgerView, read_ledger
+from hushgrad.accounting.records import Anchor
+
+__all__ = [
+    "ACCOUNTANTS",
+    "Accountant",
+    "Anchor",
+    "Composition",
+    "Contract",
+    "DisjointPass",
+    "Event",
+    "Gaussian",
+    "Guarantee",
+    "Ledger",
+    "LedgerView",
+    "PoissonSampled",
+    "calibrate_noise_multiplier",
+    "disjoint_passes",
+    "epsilon",
+    "event_from_json",
+    "guarantee",
+    "poisson_steps",
+    "read_ledger",
+]

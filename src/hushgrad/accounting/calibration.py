@@ -1,0 +1,142 @@
+"""The smallest noise multiplier that keeps a planned composition within a target ε."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from hushgrad.accounting.accountants import epsilon
+from hushgrad.accounting.composition import Composition, normal_form
+from hushgrad.accounting.events import DisjointPass, PoissonSampled
+from hushgrad.arguments import open_unit_interval, positive_number, probability, whole_number
+from hushgrad.errors import UnreachableTargetError
+
+SMALLEST_NOISE_MULTIPLIER = 0.01
+LARGEST_NOISE_MULTIPLIER = 1e6
+TOLERANCE = 2e-4
+
+
+def poisson_steps(sampling_rate: float, steps: int) -> Callable[[float], Composition]:
+    """Return the composition, as a function of the noise multiplier, of `steps` Poisson-sampled steps."""
+    rate = probability("sampling_rate", sampling_rate)
+    count = whole_number("steps", steps, minimum=1)
+    return lambda noise_multiplier: [(PoissonSampled(rate, noise_multiplier), count)]
+
+
+def disjoint_passes(passes: int) -> Callable[[float], Composition]:
+    """Return the composition, as a function of the noise multiplier, of `passes` passes over disjoint batches.
+
+    One step of each pass stands for all of them: they cost a record no more than one.
+    """
+    count = whole_number("passes", passes, minimum=1)
+    return lambda noise_multiplier: [(DisjointPass(noise_multiplier, index), 1) for index in range(count)]
+
+
+def calibrate_noise_multiplier(
+    *,
+    target_epsilon: float,
+    target_delta: float,
+    composition: Callable[[float], Composition],
+    accountant: str = "pld",
+) -> float:
+    """Return the smallest noise multiplier at which `composition(noise_multiplier)` spends at most `target_epsilon`.
+
+    Guarantee: ε at the result is at most the target, and the result is within a relative 2e-4 of the smallest such
+    noise multiplier (or is 0.01, below which nothing is tried).
+
+    `composition` gives what will run at a given noise multiplier, and ε must fall as that grows: `poisson_steps(q, T)`,
+    `disjoint_passes(K)` or any other. Raises `InvalidArgumentError` for targets out of range, and
+    `UnreachableTargetError` where even a noise multiplier of 1e6 spends more.
+    """
+    target = positive_number("target_epsilon", target_epsilon)
+    delta = open_unit_interval("target_delta", target_delta, "usual: less than 1 / the number of records")
+    search = _Search(lambda noise: epsilon(composition(noise), delta, accountant), target)
+    guess = _bisect(partial(_gaussian_limit, composition, delta), target)
+    low, high = _bracket(search, guess, accountant)
+    if low is None:
+        return high
+    # The secant of log ε against log σ, and then one point on its other side, close the bracket from both ends.
+    while high > low * (1 + TOLERANCE):
+        estimate = search.secant(low, high)
+        search(estimate)
+        low, high = search.bracket(low, high)
+        if high <= low * (1 + TOLERANCE):
+            break
+        other = high * (1 - TOLERANCE * 0.9) if high == estimate else low * (1 + TOLERANCE * 0.9)
+        search(other)
+        low, high = search.bracket(low, high)
+        if high > low * (1 + TOLERANCE):
+            search(math.sqrt(low * high))
+            low, high = search.bracket(low, high)
+    return high
+
+
+@dataclass(slots=True)
+class _Search:
+    """Evaluates ε at noise multipliers and remembers what it found."""
+
+    epsilon: Callable[[float], float]
+    target: float
+    seen: dict[float, float] = field(default_factory=dict)
+
+    def __call__(self, noise_multiplier: float) -> bool:
+        """Return whether `noise_multiplier` is enough."""
+        if noise_multiplier not in self.seen:
+            self.seen[noise_multiplier] = self.epsilon(noise_multiplier)
+        return self.seen[noise_multiplier] <= self.target
+
+    def bracket(self, low: float, high: float) -> tuple[float, float]:
+        """Return the narrowest (not enough, enough) within [low, high] among what was evaluated."""
+        inside = sorted(noise for noise in self.seen if low <= noise <= high)
+        high = next(noise for noise in inside if self.seen[noise] <= self.target)
+        return max(noise for noise in inside if noise < high), high
+
+    def secant(self, low: float, high: float) -> float:
+        """Return where the line through both ends, in logarithms, meets the target; inside the bracket."""
+        above, below = self.seen[low], self.seen[high]
+        fraction = 0.5
+        if 0 < below < above < math.inf:
+            fraction = math.log(above / self.target) / math.log(above / below)
+        return float(low * (high / low) ** min(max(fraction, 0.02), 0.98))
+
+
+def _bracket(search: _Search, guess: float, accountant: str) -> tuple[float | None, float]:
+    factor = 1.02
+    start = min(max(guess, SMALLEST_NOISE_MULTIPLIER), LARGEST_NOISE_MULTIPLIER)
+    low = high = start
+    if search(start):
+        while search(low):
+            if low <= SMALLEST_NOISE_MULTIPLIER:
+                return None, low
+            low, high, factor = max(low / factor, SMALLEST_NOISE_MULTIPLIER), low, factor**2
+        return low, high
+    while not search(high):
+        if high >= LARGEST_NOISE_MULTIPLIER:
+            raise UnreachableTargetError(
+                f"target_epsilon = {search.target:g} cannot be reached: even a noise multiplier of {high:g} spends "
+                f"{search.seen[high]:.4g} by accountant {accountant!r}; take a larger epsilon or delta, fewer steps, a "
+                f"smaller sampling rate" + (", or accountant='pld'" if accountant != "pld" else "")
+            )
+        low, high, factor = high, min(high * factor, LARGEST_NOISE_MULTIPLIER), factor**2
+    return low, high
+
+
+def _gaussian_limit(composition: Callable[[float], Composition], delta: float, noise_multiplier: float) -> float:
+    """Return roughly ε at `noise_multiplier`, by the central limit of the privacy loss; only a first guess."""
+    from hushgrad.accounting.gaussian import gaussian_epsilon
+
+    form = normal_form(composition(noise_multiplier))
+    precision = form.gaussian_precision
+    for rate, noise, count in form.sampled:
+        precision += count * rate**2 * math.expm1(min(noise**-2, 500.0))
+    return gaussian_epsilon(precision, delta)
+
+
+def _bisect(rough: Callable[[float], float], target: float) -> float:
+    low, high = SMALLEST_NOISE_MULTIPLIER, LARGEST_NOISE_MULTIPLIER
+    for _ in range(24):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if rough(middle) <= target else (middle, high)
+    return high

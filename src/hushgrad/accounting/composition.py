@@ -1,0 +1,99 @@
+"""A composition of events in the normal form that accountants read.
+
+Equal events are pooled, Gaussian events become one Gaussian, passes over disjoint batches become one Gaussian per
+pass, and what costs nothing is dropped. All accountants start here, so that none of them can forget one of these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from hushgrad.accounting.events import ADD_REMOVE_ONE, DisjointPass, Event, Gaussian, PoissonSampled
+from hushgrad.arguments import whole_number
+from hushgrad.errors import AccountingError
+
+Composition: TypeAlias = Sequence[tuple[Event, int]]
+"""Events with how often each ran, in order: `Ledger.events()` has this form."""
+
+
+@dataclass(frozen=True, slots=True)
+class NormalForm:
+    """What a composition costs one record.
+
+    `gaussian_precision` (no unit) is the sum of 1/noise_multiplier² over all unsampled Gaussian releases. `sampled`
+    holds `(sampling_rate, noise_multiplier, count)`, sorted, with rates strictly between 0 and 1 and noise multipliers
+    greater than 0. `noiseless` says that some release had no noise at all.
+    """
+
+    adjacency: str
+    gaussian_precision: float
+    sampled: tuple[tuple[float, float, int], ...]
+    noiseless: bool
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was released."""
+        return not (self.noiseless or self.sampled or self.gaussian_precision)
+
+
+def adjacency_of(events: Iterable[Event]) -> str:
+    """Return the neighbouring relation of all `events` (add/remove-one if there are none).
+
+    Raises `AccountingError` where they have different relations: one epsilon cannot speak of two.
+    """
+    relations = sorted({event.adjacency for event in events})
+    if len(relations) > 1:
+        raise AccountingError(
+            f"the composition mixes the neighbouring relations {' and '.join(relations)}, and one epsilon cannot hold "
+            f"for both; keep a ledger for each and report both"
+        )
+    return relations[0] if relations else ADD_REMOVE_ONE
+
+
+def normal_form(composition: Composition) -> NormalForm:
+    """Return `composition` in the form that accountants read.
+
+    Guarantee: the order of events, and how equal ones are grouped, make no difference.
+
+    Raises `AccountingError` for mixed neighbouring relations and `InvalidArgumentError` for a count that is not a whole
+    number >= 0.
+    """
+    counts: Counter[Event] = Counter()
+    for event, count in composition:
+        counts[event] += whole_number("count", count, minimum=0)
+    live = {event: count for event, count in counts.items() if count}
+    adjacency = adjacency_of(live)
+
+    releases: Counter[float] = Counter()
+    sampled: Counter[tuple[float, float]] = Counter()
+    weakest_of_pass: dict[int, float] = {}
+    for event, count in live.items():
+        match event:
+            case Gaussian(noise_multiplier):
+                releases[noise_multiplier] += count
+            case PoissonSampled(rate, noise_multiplier):
+                if rate == 1:
+                    releases[noise_multiplier] += count
+                elif rate > 0:
+                    sampled[rate, noise_multiplier] += count
+            case DisjointPass(noise_multiplier, index):
+                weakest_of_pass[index] = min(noise_multiplier, weakest_of_pass.get(index, math.inf))
+    releases.update(weakest_of_pass.values())
+
+    noiseless = 0.0 in releases or any(noise_multiplier == 0 for _, noise_multiplier in sampled)
+    if noiseless:
+        return NormalForm(adjacency, 0.0, (), True)
+    precision = math.fsum(_precision(noise_multiplier, count) for noise_multiplier, count in releases.items())
+    return NormalForm(
+        adjacency, precision, tuple(sorted((rate, noise, count) for (rate, noise), count in sampled.items())), False
+    )
+
+
+def _precision(noise_multiplier: float, count: int) -> float:
+    # Division in this order: a noise multiplier of 1e-200 squares to 0, and 1/0 is an error rather than a number.
+    inverse = 1 / noise_multiplier
+    return inverse * inverse * count

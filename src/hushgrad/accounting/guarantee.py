@@ -1,0 +1,148 @@
+"""A privacy guarantee as a value, and as the sentence that belongs beside every ε."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
+from typing import Any
+
+from hushgrad.accounting.accountants import ACCOUNTANTS, epsilon
+from hushgrad.accounting.composition import Composition, normal_form
+from hushgrad.accounting.events import DisjointPass, Gaussian, PoissonSampled
+from hushgrad.accounting.ledger import Contract
+
+_DIGITS = 4
+
+
+def round_up(value: float, digits: int = _DIGITS) -> str:
+    """Return `value` >= 0 as text with `digits` significant digits, rounded up, never down; "inf" for infinity."""
+    if math.isinf(value):
+        return "inf"
+    exact = Decimal(value)
+    if exact == 0:
+        return "0"
+    rounded = exact.quantize(Decimal(1).scaleb(exact.adjusted() - digits + 1), ROUND_CEILING)
+    return f"{rounded.normalize():f}" if -5 < exact.adjusted() < 15 else f"{rounded.normalize():e}"
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantee:
+    """What is guaranteed, about whom, and under which conditions.
+
+    `epsilon` >= 0 (infinity: nothing is guaranteed) at `delta`; `adjacency`, the neighbouring relation; `sampling`, how
+    examples were drawn; `accountant`, who computed it; `steps`, how many were charged; `unit`, whose data is protected;
+    `noise_is_secret`, False where the noise came from a fixed key; `notes`, further sentences; `numerics`, how exact
+    ε is. `str()` is the whole of it as sentences.
+    """
+
+    epsilon: float
+    delta: float
+    adjacency: str
+    sampling: str
+    accountant: str
+    steps: int
+    unit: str = "one record"
+    noise_is_secret: bool = True
+    notes: tuple[str, ...] = ()
+    numerics: str = ""
+
+    @property
+    def private(self) -> bool:
+        """Whether anything is guaranteed: ε is finite and the noise cannot be predicted."""
+        return math.isfinite(self.epsilon) and self.noise_is_secret
+
+    def __str__(self) -> str:
+        """Return the guarantee in sentences, ε rounded up; "NOT PRIVATE" comes first where it is not."""
+        claim = (
+            f"({round_up(self.epsilon)}, {self.delta:g})-differential privacy (epsilon, delta) for {self.unit}, "
+            f"neighbouring relation: {self.adjacency}, after {self.steps} step{'' if self.steps == 1 else 's'}."
+        )
+        sentences = [*self._warnings(), claim, f"Sampling: {self.sampling}."]
+        sentences.append(f"Accountant: {self.accountant}" + (f" ({self.numerics})." if self.numerics else "."))
+        sentences += [f"{note[0].upper()}{note[1:]}." for note in self.notes if note]
+        return " ".join(sentences)
+
+    def _warnings(self) -> list[str]:
+        warnings = []
+        if math.isinf(self.epsilon):
+            warnings.append("NOT PRIVATE: epsilon is infinite.")
+        if not self.noise_is_secret:
+            warnings.append("NOT PRIVATE: the noise key is fixed.")
+        return warnings
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the guarantee as a JSON object. JSON has no infinity: an infinite ε is the string "inf"."""
+        return {
+            "epsilon": self.epsilon if math.isfinite(self.epsilon) else "inf",
+            "delta": self.delta,
+            "private": self.private,
+            "adjacency": self.adjacency,
+            "sampling": self.sampling,
+            "accountant": self.accountant,
+            "steps": self.steps,
+            "unit": self.unit,
+            "noise_is_secret": self.noise_is_secret,
+            "notes": list(self.notes),
+            "numerics": self.numerics,
+            "sentence": str(self),
+        }
+
+
+def guarantee(
+    composition: Composition, delta: float, accountant: str = "pld", contract: Contract | None = None
+) -> Guarantee:
+    """Return what `composition` guarantees at `delta`, with the conditions that `contract` knows of.
+
+    Guarantee: every condition of the ε is in the result's sentence: neighbouring relation, sampling and whether it was
+    observed, declared constants, accountant, noise of 0 or from a fixed key.
+
+    Without a contract (a plan, not a run) nothing is said about the source of noise. Raises as `epsilon` does.
+    """
+    value = epsilon(composition, delta, accountant)
+    form = normal_form(composition)
+    notes = []
+    if form.noiseless:
+        notes.append("the noise multiplier is 0 in at least one step")
+    elif math.isinf(value):
+        notes.append("epsilon is too large for the accountant to tell from infinity")
+    if contract is not None:
+        notes.append(f"sampling was {contract.sampling}")
+        if contract.population is not None:
+            notes.append(f"N = {contract.population} is declared public")
+        if contract.expected_batch_size is not None:
+            notes.append(f"the expected batch size {contract.expected_batch_size:g} is declared public")
+    return Guarantee(
+        epsilon=value,
+        delta=float(delta),
+        adjacency=form.adjacency,
+        sampling=_sampling(composition),
+        accountant=accountant,
+        steps=sum(count for _, count in composition),
+        noise_is_secret=contract is None or contract.noise_is_secret,
+        notes=tuple(notes),
+        numerics=_numerics(accountant, bool(form.sampled)),
+    )
+
+
+def _sampling(composition: Composition) -> str:
+    kinds = []
+    rates = sorted({event.sampling_rate for event, count in composition if count and isinstance(event, PoissonSampled)})
+    if rates:
+        span = f"rate {rates[0]:.6g}" if len(rates) == 1 else f"rates {rates[0]:.6g} to {rates[-1]:.6g}"
+        kinds.append(f"Poisson, every record independently with {span} in every step")
+    if any(isinstance(event, Gaussian) for event, count in composition if count):
+        kinds.append("full batch, every record in every step")
+    passes = {event.pass_index for event, count in composition if count and isinstance(event, DisjointPass)}
+    if passes:
+        kinds.append(
+            f"the caller's own batches, every record at most once in each of {len(passes)} "
+            f"pass{'' if len(passes) == 1 else 'es'}, charged without amplification"
+        )
+    return "; ".join(kinds) or "nothing was drawn yet"
+
+
+def _numerics(accountant: str, sampled: bool) -> str:
+    if not sampled and ACCOUNTANTS[accountant].exact_without_sampling:
+        return "exact formula for Gaussian noise without sampling"
+    return ACCOUNTANTS[accountant].description

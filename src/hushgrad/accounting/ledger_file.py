@@ -1,0 +1,143 @@
+"""The file under a ledger: one locked writer that appends whole lines durably, or says that it did not."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+from hushgrad.errors import LedgerError
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_APPEND = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class LedgerFile:
+    """An open ledger file with an exclusive lock. Only the process that opened it can append."""
+
+    def __init__(self, path: Path, descriptor: int, created: bool) -> None:
+        self.path = path
+        self.created = created
+        self._descriptor = descriptor
+        self._owner = os.getpid()
+        self._size = 0
+
+    @classmethod
+    def open(cls, path: Path) -> LedgerFile:
+        """Create `path` (mode 0600), or open it if it exists, and lock it. A symbolic link is refused.
+
+        Raises `LedgerError` where that is impossible or another writer has it.
+        """
+        try:
+            try:
+                descriptor, created = os.open(path, _APPEND | os.O_CREAT | os.O_EXCL, 0o600), True
+            except FileExistsError:
+                descriptor, created = os.open(path, _APPEND), False
+        except OSError as error:
+            raise _failed("cannot be opened", error) from None
+        file = cls(path, descriptor, created)
+        try:
+            file._lock()
+            file._size = os.fstat(descriptor).st_size
+            if created:
+                _sync_folder(path)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _lock(self) -> None:
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            raise LedgerError("the ledger's path is not an ordinary file; choose another path")
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LedgerError("the ledger is in use by another writer; wait for it or use another path") from None
+        except OSError as error:
+            raise _failed("cannot be locked on this file system; use a local one", error) from None
+
+    def read(self) -> bytes:
+        """Return the whole content."""
+        content = bytearray()
+        while chunk := os.pread(self._descriptor, 1 << 20, len(content)):
+            content += chunk
+        if len(content) != self._size:
+            raise LedgerError("the ledger changed while it was read; is another program writing to it?")
+        return bytes(content)
+
+    def append(self, line: bytes) -> None:
+        """Append `line` and return when it is on disk.
+
+        Guarantee: on a full disk or any other failure `LedgerError` is raised, and a half-written line is cut off again
+        where the system allows it; where it does not, the reader refuses the file.
+        """
+        self._check_untouched()
+        try:
+            written = os.write(self._descriptor, line)
+            while written < len(line):
+                written += os.write(self._descriptor, line[written:])
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._cut_back()
+            raise _failed("could not be extended, so no noise was drawn and no step made", error) from None
+        self._size += len(line)
+
+    def _check_untouched(self) -> None:
+        if os.getpid() != self._owner:
+            raise LedgerError("the ledger belongs to the process that opened it; a forked process cannot charge")
+        try:
+            here, there = os.fstat(self._descriptor), os.stat(self.path, follow_symlinks=False)
+        except OSError as error:
+            raise _failed("is no longer at its path", error) from None
+        if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
+            raise LedgerError("another file has taken the ledger's path; put the ledger back and open it again")
+        if here.st_size != self._size:
+            raise LedgerError("the ledger was changed by another program; open it again, which verifies it")
+
+    def _cut_back(self) -> None:
+        try:
+            os.ftruncate(self._descriptor, self._size)
+            os.fsync(self._descriptor)
+        except OSError:
+            # The reader names the incomplete record.
+            return
+
+    def remove_if_empty(self) -> None:
+        """Remove a file that was created and never got its header, so that the next attempt is not refused."""
+        if os.fstat(self._descriptor).st_size == 0:
+            self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Unlock and close; again is harmless. Forked processes that inherited the file do not keep the lock."""
+        if self._descriptor < 0:
+            return
+        descriptor, self._descriptor = self._descriptor, -1
+        if os.getpid() == self._owner:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of the ledger file at `path`, without locking it; a symbolic link is refused."""
+    try:
+        descriptor = os.open(path, _READ)
+    except OSError as error:
+        raise _failed("cannot be opened", error) from None
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()
+
+
+def _sync_folder(path: Path) -> None:
+    try:
+        folder = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _failed("cannot be made durable in its folder", error) from None
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _failed(what: str, error: OSError) -> LedgerError:
+    return LedgerError(f"the ledger {what}: {os.strerror(error.errno or 0)}")
