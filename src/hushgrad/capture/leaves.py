@@ -1,0 +1,95 @@
+"""What gradients are captured for: trainable parameters, and tensors derived from nothing but parameters.
+
+A derived parameter (a transposed, cast, normalised or expanded weight, a position embedding) is used like a parameter.
+Its per-example gradients are carried back to the parameters it came from by a batched vector-Jacobian product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hushgrad.gradients.contribution import Contribution, accumulation_dtype, chunks_of_examples
+from hushgrad.gradients.dense import Dense
+
+BATCHED_VJP_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """A tensor whose per-example gradients are wanted.
+
+    Attributes:
+        name: the parameter's name in the model, or a description of how it was derived.
+        value: the tensor without a graph, for the operator to compute with.
+        graph: the same values with a local graph down to the `graph` of each root.
+        roots: the parameters it depends on; a parameter is its own only root (an empty tuple).
+    """
+
+    name: str
+    value: Tensor
+    graph: Tensor
+    roots: tuple[Leaf, ...] = ()
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether this is a parameter of the model rather than derived from some."""
+        return not self.roots
+
+    @classmethod
+    def of_parameter(cls, name: str, parameter: Tensor) -> Leaf:
+        """Return the leaf of a parameter; its values are shared, its graph is new."""
+        value = parameter.detach()
+        return cls(name, value, value.detach().requires_grad_())
+
+    def parameters(self) -> tuple[Leaf, ...]:
+        """Return the parameters this leaf depends on."""
+        return self.roots or (self,)
+
+    def to_parameters(self, contribution: Contribution) -> list[tuple[str, Contribution]]:
+        """Return the contribution as contributions to parameters, by name."""
+        if self.is_parameter:
+            return [(self.name, contribution)]
+        return batched_vjp(self.graph, self.roots, contribution.per_example())
+
+
+def distinct_parameters(leaves: Sequence[Leaf]) -> tuple[Leaf, ...]:
+    """Return the parameters under some leaves, each once."""
+    return tuple({parameter.name: parameter for leaf in leaves for parameter in leaf.parameters()}.values())
+
+
+def batched_vjp(output: Tensor, parameters: Sequence[Leaf], gradients: Tensor) -> list[tuple[str, Contribution]]:
+    """Carry per-example gradients `[B, *output.shape]` of `output` back to parameters, one example's row at a time.
+
+    Vectorised over examples where torch can, else a loop: exact either way.
+    """
+    dtype = accumulation_dtype(output.dtype)
+    targets = [parameter.graph for parameter in parameters]
+    row_bytes = sum(target.numel() for target in targets) * dtype.itemsize + output.numel() * dtype.itemsize
+    parts: list[list[Tensor]] = [[] for _ in targets]
+    for chunk in chunks_of_examples(gradients.shape[0], row_bytes, BATCHED_VJP_BYTES):
+        rows = gradients[chunk].to(output.dtype)
+        for target, part, gradient in zip(targets, parts, _vjp_rows(output, targets, rows), strict=True):
+            if gradient is None:
+                gradient = target.new_zeros(rows.shape[0], *target.shape)
+            part.append(gradient.to(dtype))
+    return [(leaf.name, Dense(torch.cat(part))) for leaf, part in zip(parameters, parts, strict=True)]
+
+
+def _vjp_rows(output: Tensor, targets: list[Tensor], rows: Tensor) -> list[Tensor | None]:
+    try:
+        return list(
+            torch.autograd.grad(output, targets, rows, retain_graph=True, allow_unused=True, is_grads_batched=True)
+        )
+    except RuntimeError:
+        # Some backward formula has no batching rule.
+        singles = [
+            torch.autograd.grad(output, targets, row, retain_graph=True, allow_unused=True) for row in rows.unbind()
+        ]
+        return [
+            None if column[0] is None else torch.stack([part for part in column if part is not None])
+            for column in zip(*singles, strict=True)
+        ]

@@ -1,0 +1,152 @@
+"""The mode that sees every torch call of a forward and sends those that use a parameter to their rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+from hushgrad.capture.leaves import Leaf, distinct_parameters
+from hushgrad.capture.operators.generic import generic
+from hushgrad.capture.operators.operator import Forward
+from hushgrad.capture.operators.table import REFUSALS, RULES
+from hushgrad.errors import UncoveredParameterUseError
+
+# Attribute reads that return a tensor made of the parameter's values; all others say something about it.
+TENSOR_ATTRIBUTES = {getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "real", "imag", "data")}
+
+
+class CaptureMode(TorchFunctionMode):
+    """Sees each call of one outermost forward.
+
+    `is_running` tells whether that forward is still on the stack. A forward left by KeyboardInterrupt leaves the mode
+    behind; the first call that uses a parameter notices, and from then on calls pass through untouched.
+    """
+
+    def __init__(self, call: Forward, is_running: Callable[[], bool]) -> None:
+        super().__init__()
+        self.call = call
+        self._is_running = is_running
+        self._over = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one call."""
+        kwargs = kwargs or {}
+        if self._over:
+            return func(*args, **kwargs)
+        call = self.call
+        leaves: list[Leaf] = []
+        sources: list[Tensor] = []
+        _sort(call, args, leaves, sources)
+        if kwargs:
+            _sort(call, kwargs.values(), leaves, sources)
+        if leaves and not self._is_running():
+            self._over = True
+            return func(*args, **kwargs)
+        if sources and func in REFUSALS and torch.is_grad_enabled():
+            REFUSALS[func](args, kwargs)
+        if leaves and torch.is_grad_enabled() and not _only_describes(func):
+            return self._captured(func, args, kwargs, leaves, sources)
+        result = func(*args, **kwargs)
+        if sources:
+            call.axes.follow(func, sources, args, kwargs, result)
+        return result
+
+    def _captured(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        leaves: list[Leaf],
+        sources: list[Tensor],
+    ) -> Any:
+        call = self.call
+        if sources:
+            result = NotImplemented
+            rule = RULES.get(func)
+            if rule is not None:
+                result = rule(call, func, args, kwargs)
+            if result is NotImplemented:
+                result = generic(call, func, args, kwargs)
+            call.axes.follow(func, sources, args, kwargs, result)
+            return result
+        return derive(call, func, args, kwargs, leaves)
+
+
+def _only_describes(func: Callable[..., Any]) -> bool:
+    return func.__name__ == "__get__" and func not in TENSOR_ATTRIBUTES
+
+
+def _sort(call: Forward, values: Any, leaves: list[Leaf], sources: list[Tensor]) -> None:
+    """Collect the leaves and the data among some arguments, one level of nesting included."""
+    for value in values:
+        if isinstance(value, Tensor):
+            leaf = call.leaves.get(id(value))
+            if leaf is not None:
+                leaves.append(leaf)
+            elif call.axes.descends(value):
+                sources.append(value)
+        elif isinstance(value, (tuple, list)):
+            _sort(call, value, leaves, sources)
+
+
+def derive(
+    call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Leaf]
+) -> Any:
+    """Run a call on parameters and constants only; its result is a leaf in its own right."""
+
+    def on_graph(value: Any) -> Any:
+        leaf = call.leaf(value)
+        if leaf is not None:
+            return leaf.graph
+        if isinstance(value, (tuple, list)):
+            return type(value)(on_graph(part) for part in value)
+        return value
+
+    if func.__name__.endswith("_") and not func.__name__.endswith("__") and call.leaf(args[0]) is not None:
+        raise UncoveredParameterUseError(
+            f"{func.__name__}: changes parameter {leaves[0].name!r} in place inside the forward. Make the change "
+            f"under torch.no_grad()"
+        )
+    result = func(*[on_graph(value) for value in args], **{key: on_graph(value) for key, value in kwargs.items()})
+    roots = distinct_parameters(leaves)
+    name = f"{func.__name__.strip('_')}({', '.join(root.name for root in roots)})"
+    return _as_leaves(call, result, name, roots)
+
+
+def _as_leaves(call: Forward, result: Any, name: str, roots: tuple[Leaf, ...]) -> Any:
+    if isinstance(result, Tensor):
+        if not result.requires_grad:
+            return result
+        value = result.detach()
+        public = _Guard.apply(value, call.anchor.tensor, name)  # type: ignore[no-untyped-call]
+        call.leaves[id(public)] = Leaf(name, value, result, roots)
+        call.held.append(public)
+        return public
+    if isinstance(result, (tuple, list)):
+        return type(result)(_as_leaves(call, part, name, roots) for part in result)
+    return result
+
+
+class _Guard(torch.autograd.Function):
+    """A derived parameter as the user's code holds it. Captured uses never come back through it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, anchor: Tensor, name: str) -> Tensor:
+        ctx.name = name
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        raise UncoveredParameterUseError(
+            f"{ctx.name}: a tensor computed from parameters alone reached the loss outside the model's forward, or "
+            f"without ever meeting the batch (a weight penalty, say), so it has no per-example gradient. Use it inside "
+            f"the forward together with data, or replace a penalty by the optimizer's weight_decay"
+        )

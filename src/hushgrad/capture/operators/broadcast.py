@@ -1,0 +1,238 @@
+"""Parameters that meet the batch by broadcasting: added, multiplied, concatenated.
+
+The parameter is given a batch dimension first (a view, no memory). Whatever elementwise operator follows then returns
+its gradient per example by itself, so one rule serves all of them, in place or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rule, Rules, capture
+from hushgrad.capture.uses import UsePool
+from hushgrad.errors import UncoveredParameterUseError
+from hushgrad.gradients.dense import Dense
+
+
+@dataclass(frozen=True, eq=False)
+class Expand(Operator):
+    """A leaf seen as `[..., n, ...]` with n rows of the batch on `axis`; every row is the leaf itself."""
+
+    name: str
+    leaf: Leaf
+    axis: int
+    shape: tuple[int, ...]
+
+    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Return the expanded view."""
+        lead = [1] * (len(self.shape) - self.leaf.value.ndim)
+        return self.leaf.value.reshape(*lead, *self.leaf.value.shape).expand(self.shape), ()
+
+    def input_gradients(
+        self, saved: tuple[Tensor | None, ...], gradient: Tensor, needed: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """There are no inputs."""
+        return ()
+
+    def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
+        """Record each example's rows of the gradient as its own."""
+        examples = pool.examples(gradient, self.axis, self.name)
+        if examples.ndim > gradient.ndim:  # positions folded into the batch
+            examples = examples.sum(1)
+        return [(self.leaf, Dense(examples.reshape(examples.shape[0], *self.leaf.value.shape)))]
+
+
+@dataclass(frozen=True, eq=False)
+class OwnRows(Operator):
+    """A leaf that has a row for each example already: row i of `axis` meets example i only."""
+
+    name: str
+    leaf: Leaf
+    axis: int
+
+    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Return the leaf's values."""
+        return self.leaf.value.view_as(self.leaf.value), ()
+
+    def input_gradients(
+        self, saved: tuple[Tensor | None, ...], gradient: Tensor, needed: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """There are no inputs."""
+        return ()
+
+    def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
+        """Record a gradient per example that is zero outside the example's own rows."""
+        examples = pool.examples(gradient, self.axis, self.name)
+        if examples.ndim == gradient.ndim:
+            examples = examples.unsqueeze(1)
+        batch, rows = examples.shape[:2]
+        own = examples.new_zeros(batch, *examples.shape)
+        own.diagonal(dim1=0, dim2=1).copy_(examples.movedim(0, -1))
+        return [(self.leaf, Dense(own.reshape(batch, batch * rows, *examples.shape[2:]).movedim(1, self.axis + 1)))]
+
+
+def with_batch(call: Forward, leaf: Leaf, data: Tensor, func_name: str) -> Any:
+    """Return a tensor that broadcasts like the leaf against `data` and records per example; or NotImplemented."""
+    axis = call.axes.get(data)
+    if axis is None:
+        return NotImplemented
+    rows, from_right = data.shape[axis], data.ndim - axis
+    shape = list(leaf.value.shape)
+    shape = [1] * (from_right - len(shape)) + shape
+    place = len(shape) - from_right
+    name = f"{func_name}({leaf.name})"
+    if shape[place] == rows and leaf.value.ndim >= from_right and rows > 1:
+        return capture(OwnRows(name, leaf, place), call)
+    if shape[place] != 1:
+        return NotImplemented
+    shape[place] = rows
+    if place != 0 and rows != call.batch_size:
+        return NotImplemented
+    return capture(Expand(name, leaf, place, tuple(shape)), call)
+
+
+def broadcast(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an elementwise call with each leaf given a batch dimension."""
+    values = [*args, *kwargs.values()]
+    data = [value for value in values if isinstance(value, Tensor) and call.axes.descends(value)]
+    if not data:
+        return NotImplemented
+    widest = max(data, key=lambda tensor: tensor.ndim)
+    replaced: dict[int, Any] = {}
+    for value in values:
+        leaf = call.leaf(value)
+        if leaf is not None and id(value) not in replaced:
+            expanded = with_batch(call, leaf, widest, func.__name__)
+            if expanded is NotImplemented:
+                return NotImplemented
+            replaced[id(value)] = expanded
+    new_args = [replaced.get(id(value), value) for value in args]
+    return func(*new_args, **{key: replaced.get(id(value), value) for key, value in kwargs.items()})
+
+
+def _in_place(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    leaf = call.leaf(args[0]) if args else None
+    if leaf is not None:
+        raise UncoveredParameterUseError(
+            f"{func.__name__}: changes parameter {leaf.name!r} in place inside the forward. Compute a new tensor "
+            f"instead, or make the change under torch.no_grad() outside the forward"
+        )
+    return broadcast(call, func, args, kwargs)
+
+
+def _joined(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Capture `torch.cat` and `torch.stack` of data with leaves that have a row for each example."""
+    parts = args[0] if args else kwargs.get("tensors")
+    if not isinstance(parts, (tuple, list)):
+        return NotImplemented
+    data = [part for part in parts if call.axes.descends(part)]
+    if not data or any(call.axes.get(part) != call.axes.get(data[0]) for part in data):
+        return NotImplemented
+    axis = call.axes.get(data[0])
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    if axis is None or (func is not torch.stack and dim % data[0].ndim == axis):
+        return NotImplemented
+    joined = []
+    for part in parts:
+        leaf = call.leaf(part)
+        if leaf is None:
+            joined.append(part)
+            continue
+        if part.ndim != data[0].ndim or part.shape[axis] != data[0].shape[axis]:
+            return NotImplemented
+        joined.append(capture(OwnRows(f"{func.__name__}({leaf.name})", leaf, axis), call))
+    return func(joined, *args[1:], **{key: value for key, value in kwargs.items() if key != "tensors"})
+
+
+NAMES = [
+    "add",
+    "sub",
+    "subtract",
+    "mul",
+    "multiply",
+    "div",
+    "divide",
+    "true_divide",
+    "pow",
+    "maximum",
+    "minimum",
+    "where",
+    "addcmul",
+    "addcdiv",
+    "lerp",
+    "atan2",
+    "hypot",
+    "logaddexp",
+    "xlogy",
+    "fmod",
+    "remainder",
+    "copysign",
+    "clamp",
+    "clip",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "rsub",
+    "__add__",
+    "__radd__",
+    "__sub__",
+    "__rsub__",
+    "__mul__",
+    "__rmul__",
+    "__truediv__",
+    "__rtruediv__",
+    "__div__",
+    "__rdiv__",
+    "__pow__",
+    "__rpow__",
+]
+IN_PLACE_NAMES = [
+    "add_",
+    "sub_",
+    "subtract_",
+    "mul_",
+    "multiply_",
+    "div_",
+    "divide_",
+    "true_divide_",
+    "pow_",
+    "addcmul_",
+    "addcdiv_",
+    "lerp_",
+    "copy_",
+    "clamp_",
+    "clip_",
+    "__iadd__",
+    "__isub__",
+    "__imul__",
+    "__itruediv__",
+    "__ipow__",
+    "fill_",
+    "zero_",
+    "uniform_",
+    "normal_",
+]
+
+
+def _table(names: list[str], rule: Rule) -> dict[Callable[..., Any], Rule]:
+    found = [vars(space).get(name) or getattr(space, name, None) for space in (torch, Tensor) for name in names]
+    return {func: rule for func in found if func is not None}
+
+
+RULES: Rules = {
+    **_table(NAMES, broadcast),
+    **_table(IN_PLACE_NAMES, _in_place),
+    torch.cat: _joined,
+    torch.concat: _joined,
+    torch.concatenate: _joined,
+    torch.stack: _joined,
+}

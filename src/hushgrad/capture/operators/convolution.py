@@ -1,0 +1,147 @@
+"""`F.conv1d`, `F.conv2d` and `F.conv3d`; other padding modes arrive as an ordinary pad before them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rule, Rules, capture
+from hushgrad.capture.uses import UsePool
+from hushgrad.gradients.convolution import Convolution, Geometry
+from hushgrad.gradients.dense import Dense
+
+
+@dataclass(frozen=True, eq=False)
+class Convolve(Operator):
+    """A convolution with symmetric padding given as numbers."""
+
+    name: str
+    weight: Leaf | None
+    bias: Leaf | None
+    axis: int | None
+    geometry: Geometry
+
+    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Return the ordinary convolution."""
+        x, weight, bias = inputs
+        assert x is not None
+        assert weight is not None
+        g = self.geometry
+        zeros = [0] * len(g.stride)
+        output = torch.convolution(x, weight, bias, g.stride, g.padding, g.dilation, False, zeros, g.groups)
+        return output, (x, weight)
+
+    def input_gradients(
+        self, saved: tuple[Tensor | None, ...], gradient: Tensor, needed: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """Return the gradient of the input."""
+        x, weight = saved
+        if not needed[0]:
+            return (None, None, None)
+        g = self.geometry
+        found = torch.ops.aten.convolution_backward(
+            gradient,
+            x,
+            weight,
+            None,
+            g.stride,
+            g.padding,
+            g.dilation,
+            False,
+            [0] * len(g.stride),
+            g.groups,
+            [True, False, False],
+        )
+        return (found[0], None, None)
+
+    def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
+        """Record the convolution for the weight and the sum over space for the bias."""
+        space = len(self.geometry.stride)
+        gradients = pool.examples(gradient, self.axis, self.name)
+        uses: list[tuple[Leaf, Any]] = []
+        if self.weight is not None:
+            x = saved[0]
+            assert x is not None
+            inputs = pool.examples(x, self.axis, self.name)
+            uses.append((self.weight, _contribution(inputs, gradients, self.geometry)))
+        if self.bias is not None:
+            bias_gradients = gradients.flatten(-space).sum(-1)  # [B, p], or [B, k, p] when images are folded in
+            uses.append((self.bias, Dense(bias_gradients.sum(1) if bias_gradients.ndim == 3 else bias_gradients)))
+        return uses
+
+
+def _contribution(inputs: Tensor, gradients: Tensor, geometry: Geometry) -> Convolution | Dense:
+    if inputs.ndim == len(geometry.stride) + 2:
+        return Convolution(inputs, gradients, geometry)
+    # k images per example: gradients of all B·k images, then the sum over each example's own.
+    batch, images = inputs.shape[:2]
+    each = Convolution(inputs.flatten(0, 1), gradients.flatten(0, 1), geometry).per_example()
+    return Dense(each.reshape(batch, images, *each.shape[1:]).sum(1))
+
+
+def _rule(space: int) -> Rule:
+    def convolve(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x, weight, bias, stride, padding, dilation, groups = _arguments(*args, **kwargs)
+        weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
+        if not call.axes.descends(x) or call.axes.descends(weight) or x.ndim != space + 2:
+            return NotImplemented
+        if call.axes.get(x) not in (0, None):
+            return NotImplemented
+        if weight_leaf is None and weight.requires_grad:
+            return NotImplemented
+        if bias is not None and bias_leaf is None and bias.requires_grad:
+            return NotImplemented
+        if isinstance(padding, str):
+            x, padding = _padded(x, weight, padding, _tuple(dilation, space))
+        geometry = Geometry(
+            tuple(weight.shape), _tuple(stride, space), _tuple(padding, space), _tuple(dilation, space), groups
+        )
+        name = f"conv{space}d({(weight_leaf or bias_leaf).name})"  # type: ignore[union-attr]
+        axis = call.axes.get(args[0] if args else kwargs["input"])
+        operator = Convolve(name, weight_leaf, bias_leaf, axis, geometry)
+        weight_value = weight_leaf.value if weight_leaf else weight
+        return capture(operator, call, x, weight_value, bias_leaf.value if bias_leaf else bias)
+
+    return convolve
+
+
+def _arguments(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> tuple[Any, ...]:
+    return input, weight, bias, stride, padding, dilation, groups
+
+
+def _tuple(value: Any, space: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * space if len(values) == 1 else values
+
+
+def _padded(x: Tensor, weight: Tensor, padding: str, dilation: tuple[int, ...]) -> tuple[Tensor, Any]:
+    """Turn "valid" and "same" into numbers; an odd total for "same" puts the extra zero at the end, as torch does."""
+    totals = [0 if padding == "valid" else d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if all(total % 2 == 0 for total in totals):
+        return x, tuple(total // 2 for total in totals)
+    pads = [amount for total in reversed(totals) for amount in (total // 2, total - total // 2)]
+    return F.pad(x, pads), 0
+
+
+RULES: Rules = {
+    F.conv1d: _rule(1),
+    F.conv2d: _rule(2),
+    F.conv3d: _rule(3),
+    torch.conv1d: _rule(1),
+    torch.conv2d: _rule(2),
+    torch.conv3d: _rule(3),
+}

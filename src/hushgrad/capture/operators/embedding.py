@@ -1,0 +1,93 @@
+"""`F.embedding`: each example looks up rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
+from hushgrad.capture.uses import UsePool
+from hushgrad.errors import CrossSampleLeakError, SparseGradientError, UnsupportedModelError
+from hushgrad.gradients.rows import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding(Operator):
+    """A lookup of rows `[num_rows, d]` by integer ids."""
+
+    name: str
+    weight: Leaf
+    axis: int | None
+    padding_idx: int | None
+
+    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Return the rows."""
+        ids, weight = inputs
+        assert ids is not None
+        assert weight is not None
+        return F.embedding(ids, weight), (ids,)
+
+    def input_gradients(
+        self, saved: tuple[Tensor | None, ...], gradient: Tensor, needed: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """Ids have no gradient."""
+        return (None, None)
+
+    def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
+        """Record which rows were looked up and the gradient of each; padding rows receive none."""
+        assert saved[0] is not None
+        ids = pool.examples(saved[0], self.axis, self.name)
+        gradients = pool.examples(gradient, self.axis, self.name)
+        ids_BT = ids.reshape(ids.shape[0], -1).long()
+        gradients_BTd = gradients.reshape(*ids_BT.shape, gradients.shape[-1])
+        if self.padding_idx is not None:
+            gradients_BTd = gradients_BTd.masked_fill((ids_BT == self.padding_idx).unsqueeze(-1), 0)
+        return [(self.weight, Rows(ids_BT, gradients_BTd, self.weight.value.shape[0]))]
+
+
+def embedding(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Capture `F.embedding`; options under which one record changes another one's row are refused."""
+    ids, weight, padding_idx, max_norm, by_frequency, sparse = _arguments(*args, **kwargs)
+    leaf = call.leaf(weight)
+    if leaf is None:
+        return NotImplemented
+    if max_norm is not None:
+        raise UnsupportedModelError(
+            f"embedding({leaf.name}): max_norm rescales in the forward those rows that the batch looks up, without "
+            f"noise. Set max_norm=None"
+        )
+    if by_frequency:
+        raise CrossSampleLeakError(
+            f"embedding({leaf.name}): scale_grad_by_freq divides a record's gradient by counts over the whole batch. "
+            f"Set scale_grad_by_freq=False"
+        )
+    if sparse:
+        raise SparseGradientError(
+            f"embedding({leaf.name}): sparse=True would show which rows were touched. Set sparse=False"
+        )
+    if not call.axes.descends(ids):
+        return NotImplemented
+    if padding_idx is not None and padding_idx < 0:
+        padding_idx += weight.shape[0]
+    operator = Embedding(f"embedding({leaf.name})", leaf, call.axes.get(ids), padding_idx)
+    return capture(operator, call, ids, leaf.value)
+
+
+def _arguments(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> tuple[Any, ...]:
+    return input, weight, padding_idx, max_norm, scale_grad_by_freq, sparse
+
+
+RULES: Rules = {F.embedding: embedding}

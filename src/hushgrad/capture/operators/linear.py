@@ -1,0 +1,119 @@
+"""`F.linear` and `x @ W`: the leaf is a matrix, the data has any number of middle dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
+from hushgrad.capture.uses import UsePool
+from hushgrad.gradients.dense import Dense
+from hushgrad.gradients.outer import OuterProducts
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Operator):
+    """`x Wᵀ + b`, W `[p, d]`; with `swapped`, `x W`, W `[d, p]`."""
+
+    name: str
+    weight: Leaf | None
+    bias: Leaf | None
+    axis: int | None
+    swapped: bool
+
+    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Return the product; the input is kept only where the weight's gradient is wanted."""
+        x, weight, bias = inputs
+        assert x is not None
+        assert weight is not None
+        output = torch.matmul(x, weight) if self.swapped else F.linear(x, weight, bias)
+        return output, (x if self.weight is not None else None, weight)
+
+    def input_gradients(
+        self, saved: tuple[Tensor | None, ...], gradient: Tensor, needed: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """Return the gradient of x."""
+        weight = saved[1]
+        assert weight is not None
+        if not needed[0]:
+            return (None, None, None)
+        return (torch.matmul(gradient, weight.mT if self.swapped else weight), None, None)
+
+    def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
+        """Record outer products for the weight and the sum over positions for the bias."""
+        left_BTp = _positions(pool.examples(gradient, self.axis, self.name))
+        uses: list[tuple[Leaf, Any]] = []
+        if self.weight is not None:
+            x = saved[0]
+            assert x is not None
+            outer = OuterProducts(left_BTp, _positions(pool.examples(x, self.axis, self.name)))
+            uses.append((self.weight, outer.transposed if self.swapped else outer))
+        if self.bias is not None:
+            uses.append((self.bias, Dense(left_BTp.sum(1))))
+        return uses
+
+
+def _positions(tensor: Tensor) -> Tensor:
+    """`[B, ..., d]` to `[B, T, d]`."""
+    return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
+
+
+def _is_constant(tensor: Tensor | None) -> bool:
+    return tensor is None or not tensor.requires_grad
+
+
+def linear(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Capture `F.linear(input, weight, bias=None)`."""
+    x, weight, bias = _linear_arguments(*args, **kwargs)
+    weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
+    if not call.axes.descends(x) or weight.ndim != 2 or call.axes.get(x) == x.ndim - 1:
+        return NotImplemented
+    if call.axes.descends(weight) or (bias is not None and call.axes.descends(bias)):
+        return NotImplemented
+    if not (weight_leaf or _is_constant(weight)) or not (bias_leaf or _is_constant(bias)):
+        return NotImplemented
+    name = f"linear({_first_name(weight_leaf, bias_leaf)})"
+    operator = Linear(name, weight_leaf, bias_leaf, call.axes.get(x), swapped=False)
+    return capture(operator, call, x, _value(weight_leaf, weight), _value(bias_leaf, bias))
+
+
+def matmul(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Capture `x @ W` with a matrix W."""
+    if kwargs or len(args) != 2:
+        return NotImplemented
+    x, weight = args
+    leaf = call.leaf(weight)
+    if leaf is None or not call.axes.descends(x) or weight.ndim != 2 or x.ndim < 2:
+        return NotImplemented
+    if call.axes.get(x) == x.ndim - 1:
+        return NotImplemented
+    operator = Linear(f"matmul({leaf.name})", leaf, None, call.axes.get(x), swapped=True)
+    return capture(operator, call, x, leaf.value, None)
+
+
+def _linear_arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Any, Any, Any]:
+    return input, weight, bias
+
+
+def _value(leaf: Leaf | None, tensor: Tensor | None) -> Tensor | None:
+    return leaf.value if leaf is not None else tensor
+
+
+def _first_name(*leaves: Leaf | None) -> str:
+    return next(leaf.name for leaf in leaves if leaf is not None)
+
+
+RULES: Rules = {
+    F.linear: linear,
+    torch.matmul: matmul,
+    Tensor.matmul: matmul,
+    Tensor.__matmul__: matmul,
+    torch.mm: matmul,
+    Tensor.mm: matmul,
+}

@@ -1,0 +1,300 @@
+"""Layer, group, instance, RMS and frozen batch normalisation: per-example statistics with a trainable scale and shift."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.operators.broadcast import broadcast
+from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
+from hushgrad.capture.uses import UsePool
+from hushgrad.errors import CrossSampleLeakError, PrivateBufferError
+from hushgrad.gradients.dense import Dense
+
+
+@dataclass(frozen=True, eq=False)
+class LayerNorm(Operator):
+    """Normalisation over the trailing dimensions `shape`, then `x̂ · weight + bias`."""
+
+    name: str
+    weight: Leaf | None
+    bias: Leaf | None
+    axis: int | None
+    shape: tuple[int, ...]
+    eps: float
+
+    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Return the normalised input; the statistics are kept."""
+        x, weight, bias = inputs
+        assert x is not None
+        output, mean, rstd = torch.native_layer_norm(x, self.shape, weight, bias, self.eps)
+        return output, (x, weight, bias, mean, rstd)
+
+    def input_gradients(
+        self, saved: tuple[Tensor | None, ...], gradient: Tensor, needed: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """Return the gradient of x."""
+        x, weight, bias, mean, rstd = saved
+        if not needed[0]:
+            return (None, None, None)
+        found = torch.ops.aten.native_layer_norm_backward(
+            gradient, x, self.shape, mean, rstd, weight, bias, [True, False, False]
+        )
+        return (found[0], None, None)
+
+    def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
+        """Record Σ_t g·x̂ for the scale and Σ_t g for the shift."""
+        x, _, _, mean, rstd = saved
+        assert x is not None
+        assert mean is not None
+        assert rstd is not None
+        uses: list[tuple[Leaf, Any]] = []
+        if self.weight is not None:
+            normalized = (x.to(mean.dtype) - mean) * rstd
+            uses.append((self.weight, self._summed(pool, gradient * normalized)))
+        if self.bias is not None:
+            uses.append((self.bias, self._summed(pool, gradient)))
+        return uses
+
+    def _summed(self, pool: UsePool, values: Tensor) -> Dense:
+        examples = pool.examples(values, self.axis, self.name)
+        return Dense(examples.reshape(examples.shape[0], -1, *self.shape).sum(1))
+
+
+@dataclass(frozen=True, eq=False)
+class GroupNorm(Operator):
+    """Normalisation of each example within groups of channels, then a scale and shift per channel."""
+
+    name: str
+    weight: Leaf | None
+    bias: Leaf | None
+    axis: int | None
+    groups: int
+    eps: float
+
+    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Return the normalised input; the statistics are kept."""
+        x, weight, bias = inputs
+        assert x is not None
+        x = x.contiguous()
+        output, mean, rstd = torch.native_group_norm(x, weight, bias, *_sizes(x), self.groups, self.eps)
+        return output, (x, weight, mean, rstd)
+
+    def input_gradients(
+        self, saved: tuple[Tensor | None, ...], gradient: Tensor, needed: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """Return the gradient of x."""
+        x, weight, mean, rstd = saved
+        assert x is not None
+        if not needed[0]:
+            return (None, None, None)
+        found = torch.ops.aten.native_group_norm_backward(
+            gradient.contiguous(), x, mean, rstd, weight, *_sizes(x), self.groups, [True, False, False]
+        )
+        return (found[0], None, None)
+
+    def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
+        """Record Σ_space g·x̂ for the scale and Σ_space g for the shift."""
+        x, _, mean, rstd = saved
+        assert x is not None
+        assert mean is not None
+        assert rstd is not None
+        uses: list[tuple[Leaf, Any]] = []
+        if self.weight is not None:
+            grouped = x.to(mean.dtype).reshape(x.shape[0], self.groups, -1)
+            normalized = ((grouped - mean.unsqueeze(-1)) * rstd.unsqueeze(-1)).reshape(x.shape)
+            uses.append((self.weight, self._summed(pool, gradient * normalized)))
+        if self.bias is not None:
+            uses.append((self.bias, self._summed(pool, gradient)))
+        return uses
+
+    def _summed(self, pool: UsePool, values: Tensor) -> Dense:
+        per_channel = values.flatten(2).sum(2) if values.ndim > 2 else values
+        examples = pool.examples(per_channel, self.axis, self.name)
+        return Dense(examples.sum(1) if examples.ndim > 2 else examples)
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    return x.shape[0], x.shape[1], x[0, 0].numel()
+
+
+def layer_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Capture `F.layer_norm`."""
+    x, shape, weight, bias, eps = _layer_arguments(*args, **kwargs)
+    axis = call.axes.get(x)
+    if not _plain_data(call, x, weight, bias) or (axis is not None and axis >= x.ndim - len(shape)):
+        return NotImplemented
+    weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
+    operator = LayerNorm(_name("layer_norm", weight_leaf, bias_leaf), weight_leaf, bias_leaf, axis, tuple(shape), eps)
+    return capture(operator, call, x, _value(call, weight), _value(call, bias))
+
+
+def group_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Capture `F.group_norm`."""
+    x, groups, weight, bias, eps = _group_arguments(*args, **kwargs)
+    return _grouped(call, "group_norm", x, groups, weight, bias, eps)
+
+
+def instance_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Capture `F.instance_norm` on the input's own statistics: group normalisation with one channel per group."""
+    x, mean, variance, weight, bias, own_statistics, momentum, eps = _instance_arguments(*args, **kwargs)
+    if not own_statistics:
+        plain = F.instance_norm(x, mean, variance, None, None, own_statistics, momentum, eps)
+        return _affine(call, x, plain, weight, bias)
+    return _grouped(call, "instance_norm", x, x.shape[1], weight, bias, eps)
+
+
+def _grouped(
+    call: Forward, kind: str, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Any:
+    axis = call.axes.get(x)
+    if not _plain_data(call, x, weight, bias) or axis not in (0, None) or x.ndim < 2 or x.shape[0] == 0:
+        return NotImplemented
+    weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
+    operator = GroupNorm(_name(kind, weight_leaf, bias_leaf), weight_leaf, bias_leaf, axis, groups, eps)
+    return capture(operator, call, x, _value(call, weight), _value(call, bias))
+
+
+def rms_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Capture `F.rms_norm` as the plain normalisation followed by a captured product."""
+    x, shape, weight, eps = _rms_arguments(*args, **kwargs)
+    axis = call.axes.get(x)
+    if not call.axes.descends(x) or axis is None or axis >= x.ndim - len(shape):
+        return NotImplemented
+    plain = F.rms_norm(x, shape, None, eps)
+    call.axes.set(plain, axis)
+    return broadcast(call, Tensor.mul, (plain, weight), {})
+
+
+def batch_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Capture `F.batch_norm` on frozen statistics; on batch statistics it is refused before it comes here."""
+    x, mean, variance, weight, bias, training, momentum, eps = _batch_arguments(*args, **kwargs)
+    plain = F.batch_norm(x, mean, variance, None, None, training, momentum, eps)
+    return _affine(call, x, plain, weight, bias)
+
+
+def _affine(call: Forward, x: Tensor, plain: Tensor, weight: Tensor | None, bias: Tensor | None) -> Any:
+    """Return `plain · weight + bias` with both per channel (dimension 1), captured."""
+    axis = call.axes.get(x)
+    if not call.axes.descends(x) or axis not in (0, None):
+        return NotImplemented
+    for parameter, combine in ((weight, Tensor.mul), (bias, Tensor.add)):
+        if parameter is None:
+            continue
+        call.axes.set(plain, axis)
+        leaf = call.leaf(parameter)
+        spread = [-1, *[1] * (x.ndim - 2)]
+        if leaf is None:
+            plain = combine(plain, parameter.reshape(spread))
+            continue
+        reshaped = Leaf(leaf.name, leaf.value.reshape(spread), leaf.graph.reshape(spread), leaf.parameters())
+        stand_in = reshaped.value
+        call.leaves[id(stand_in)] = reshaped
+        call.held.append(stand_in)
+        plain = broadcast(call, combine, (plain, stand_in), {})
+        if plain is NotImplemented:
+            return NotImplemented
+    return plain
+
+
+def refuse_batch_statistics(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse `F.batch_norm` that would mix the examples of a batch."""
+    if _batch_arguments(*args, **kwargs)[5]:
+        raise CrossSampleLeakError(
+            "batch_norm: normalises each example by the statistics of the whole batch. Use GroupNorm, or put the "
+            "layer into eval() so that its frozen statistics are used"
+        )
+
+
+def refuse_running_statistics(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse `F.instance_norm` that would write statistics of the data into a buffer."""
+    _, mean, variance, _, _, own_statistics, _, _ = _instance_arguments(*args, **kwargs)
+    if own_statistics and (mean is not None or variance is not None):
+        raise PrivateBufferError(
+            "instance_norm: track_running_stats=True writes statistics of the data into buffers without noise. "
+            "Set track_running_stats=False"
+        )
+
+
+def _plain_data(call: Forward, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether x is data and scale and shift are leaves or constants."""
+    return call.axes.descends(x) and all(
+        part is None or call.leaf(part) is not None or (not part.requires_grad and not call.axes.descends(part))
+        for part in (weight, bias)
+    )
+
+
+def _value(call: Forward, tensor: Tensor | None) -> Tensor | None:
+    leaf = call.leaf(tensor)
+    return leaf.value if leaf is not None else tensor
+
+
+def _name(kind: str, *leaves: Leaf | None) -> str:
+    return f"{kind}({next(leaf.name for leaf in leaves if leaf is not None)})"
+
+
+def _layer_arguments(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Any, ...]:
+    return input, normalized_shape, weight, bias, eps
+
+
+def _group_arguments(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> tuple[Any, ...]:
+    return input, num_groups, weight, bias, eps
+
+
+def _rms_arguments(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> tuple[Any, ...]:
+    return input, normalized_shape, weight, eps
+
+
+def _instance_arguments(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Any, ...]:
+    return input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+
+
+def _batch_arguments(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Any, ...]:
+    return input, running_mean, running_var, weight, bias, training, momentum, eps
+
+
+RULES: Rules = {
+    F.layer_norm: layer_norm,
+    F.group_norm: group_norm,
+    F.instance_norm: instance_norm,
+    F.rms_norm: rms_norm,
+    F.batch_norm: batch_norm,
+}
+REFUSALS: dict[Callable[..., Any], Callable[[tuple[Any, ...], dict[str, Any]], None]] = {
+    F.batch_norm: refuse_batch_statistics,
+    F.instance_norm: refuse_running_statistics,
+}

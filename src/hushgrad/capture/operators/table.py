@@ -1,0 +1,15 @@
+"""All rules in one table."""
+
+from __future__ import annotations
+
+from hushgrad.capture.operators import broadcast, convolution, embedding, linear, normalization
+from hushgrad.capture.operators.operator import Rules
+
+RULES: Rules = {
+    **linear.RULES,
+    **convolution.RULES,
+    **embedding.RULES,
+    **normalization.RULES,
+    **broadcast.RULES,
+}
+REFUSALS = normalization.REFUSALS

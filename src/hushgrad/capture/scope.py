@@ -1,0 +1,138 @@
+"""Where capture is on: inside the forward of a module that holds trainable parameters, while gradients are enabled."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils.hooks import RemovableHandle
+
+from hushgrad.capture.layout import BatchAxes
+from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.mode import CaptureMode
+from hushgrad.capture.operators.operator import Anchor, Forward
+from hushgrad.capture.uses import UsePool
+
+
+class Scope:
+    """Enters the capture mode when the outermost of a model's modules is called, and leaves it afterwards."""
+
+    def __init__(self, model: nn.Module, pool: UsePool) -> None:
+        self._pool = pool
+        self._anchor = Anchor()
+        self._sites = [
+            (module._parameters, key, f"{prefix}.{key}" if prefix else key)
+            for prefix, module in model.named_modules()
+            for key, parameter in module._parameters.items()
+            if parameter is not None and parameter.requires_grad
+        ]
+        self._mode: CaptureMode | None = None
+        self._owner: FrameType | None = None
+        self._depth = 0
+        self.paused = False
+        self._handles: list[RemovableHandle] = []
+        for module in model.modules():
+            if any(parameter.requires_grad for parameter in module.parameters()):
+                before, after = _Hook(self._enter), _Hook(self._leave)
+                self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(after, always_call=True))
+
+    def detach(self) -> None:
+        """Take all hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.leave_if_stale()
+
+    def leave_if_stale(self) -> bool:
+        """Leave a mode whose forward is no longer running; return whether there was one.
+
+        Forward hooks do not run when a forward is left by KeyboardInterrupt or another BaseException.
+        """
+        if self._mode is None or self._is_running():
+            return False
+        self._exit()
+        return True
+
+    def _is_running(self) -> bool:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame is self._owner:
+                return True
+            frame = frame.f_back
+        return False
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._mode is not None and not self.leave_if_stale():
+            self._depth += 1
+            return
+        if self.paused or not torch.is_grad_enabled():
+            return
+        axes = BatchAxes()
+        batch_size = axes.seed((args, kwargs), self._pool.batch_size)
+        call = Forward(self._pool, self._anchor, axes, self._leaves(), batch_size, [])
+        self._mode = CaptureMode(call, self._is_running)
+        self._owner = sys._getframe(2)  # the frame of torch's module call, which ends with the forward
+        self._depth = 1
+        self._mode.__enter__()
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._mode is None:
+            return
+        self._depth -= 1
+        if self._depth == 0:
+            self._exit()
+
+    def _leaves(self) -> dict[int, Leaf]:
+        """Resolve the parameters by name now: their tensors may have been swapped since the session began."""
+        leaves: dict[int, Leaf] = {}
+        for parameters, key, name in self._sites:
+            parameter = parameters[key]
+            if parameter is not None and parameter.requires_grad and id(parameter) not in leaves:
+                leaves[id(parameter)] = Leaf.of_parameter(name, parameter)
+        return leaves
+
+    def _exit(self) -> None:
+        mode, self._mode, self._owner, self._depth = self._mode, None, None, 0
+        assert mode is not None
+        above = []
+        while (top := _top_mode()) is not None:
+            top.__exit__(None, None, None)
+            if top is mode:
+                break
+            above.append(top)
+        for other in reversed(above):
+            other.__enter__()
+        mode.call.leaves.clear()
+        mode.call.axes.clear()
+        mode.call.held.clear()
+
+
+def _top_mode() -> TorchFunctionMode | None:
+    stack = _get_current_function_mode_stack()
+    return stack[-1] if stack else None
+
+
+class _Hook:
+    """A hook that copies and pickles to one that does nothing: a copy of the model is an ordinary model."""
+
+    def __init__(self, action: Callable[..., None]) -> None:
+        self._action = action
+
+    def __call__(self, *arguments: Any) -> None:
+        self._action(*arguments)
+
+    def __deepcopy__(self, memo: object) -> Callable[..., None]:
+        return _do_nothing
+
+    def __reduce__(self) -> str:
+        return "_do_nothing"
+
+
+def _do_nothing(*arguments: Any) -> None:
+    return None

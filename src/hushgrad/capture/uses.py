@@ -1,0 +1,85 @@
+"""The uses that a backward recorded, pooled until the physical batch is closed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.autograd import Variable
+
+from hushgrad.errors import PrivacyUnitError
+from hushgrad.gradients.contribution import Contribution, accumulation_dtype
+
+
+class UsePool:
+    """Contributions of one physical batch, by parameter name.
+
+    `batch_size` is the number of examples of the physical batch: public to the pool's owner, declared before the
+    backward runs. Uses of a backward that raises are dropped: they only count once their graph task has finished.
+    """
+
+    def __init__(self) -> None:
+        self.batch_size: int | None = None
+        self._finished: dict[str, list[Contribution]] = {}
+        self._running: dict[int, list[tuple[str, Contribution]]] = {}
+        self.backwards = 0
+
+    def add(self, name: str, contribution: Contribution) -> None:
+        """Record one use, from inside the backward that produced it."""
+        task = torch._C._current_graph_task_id()
+        if task not in self._running:
+            self._running[task] = []
+            Variable._execution_engine.queue_callback(lambda: self._finish(task))  # type: ignore[attr-defined]
+        self._running[task].append((name, contribution))
+
+    def _finish(self, task: int) -> None:
+        for name, contribution in self._running.pop(task, []):
+            self._finished.setdefault(name, []).append(contribution)
+        self.backwards += 1
+
+    def take(self) -> Mapping[str, list[Contribution]]:
+        """Return the uses of all finished backwards and empty the pool."""
+        uses = self._finished
+        self.clear()
+        return uses
+
+    def clear(self) -> None:
+        """Drop everything that was recorded."""
+        self._finished, self._running, self.backwards = {}, {}, 0
+
+    def examples(self, tensor: Tensor, axis: int | None, where: str) -> Tensor:
+        """Return `tensor` as `[B, ...]` with the batch first, in at least float32 if it is floating.
+
+        Positions that are folded into axis 0 come out as one further dimension: `[B·k, ...]` gives `[B, k, ...]`.
+
+        Raises:
+            PrivacyUnitError: the tensor's rows cannot be assigned to the B examples.
+        """
+        batch = self.batch_size
+        if batch is None:
+            raise PrivacyUnitError(
+                f"{where}: a backward ran outside `session.backward` and outside the private loader, so the number of "
+                f"examples is unknown. Call session.backward(losses), or iterate the loader that make_private returned"
+            )
+        if axis is None:
+            raise PrivacyUnitError(
+                f"{where}: got a tensor of shape {list(tensor.shape)} in which the examples of the batch cannot be "
+                f"told apart any more. Keep the batch on an axis of its own up to this operator"
+            )
+        if axis != 0:
+            if tensor.shape[axis] != batch:
+                raise PrivacyUnitError(self._rows_message(where, tensor.shape[axis], batch))
+            tensor = tensor.movedim(axis, 0)
+        elif tensor.shape[0] != batch:
+            if batch == 0 or tensor.shape[0] % batch:
+                raise PrivacyUnitError(self._rows_message(where, tensor.shape[0], batch))
+            tensor = tensor.reshape(batch, tensor.shape[0] // batch, *tensor.shape[1:])
+        return tensor.to(accumulation_dtype(tensor.dtype)) if tensor.is_floating_point() else tensor
+
+    @staticmethod
+    def _rows_message(where: str, rows: int, batch: int) -> str:
+        return (
+            f"{where}: saw {rows} rows for {batch} records. Keep the batch on an axis of its own, and let one row of "
+            f"the model's inputs be one record"
+        )

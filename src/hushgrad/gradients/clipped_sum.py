@@ -1,0 +1,74 @@
+"""From per-example gradients in factored form to the sum of clipped ones (docs/design.md, §1 and §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hushgrad.gradients.combine import combine
+from hushgrad.gradients.contribution import Contribution, Plan
+
+
+def clipped_sums(
+    contributions: Mapping[str, Sequence[Contribution]],
+    *,
+    factors: Callable[[Tensor], Tensor],
+    scale: float = 1.0,
+    plan: Plan | None = None,
+) -> dict[str, Tensor]:
+    """Return Σ_i f(‖s·g_i‖) · s · g_i for each parameter, where the norm runs over all parameters together.
+
+    Args:
+        contributions: for each parameter the uses that were recorded for one physical batch of B examples.
+        factors: norms `[B]` to clip factors `[B]`, for instance `FlatClipping(1.0).factors`.
+        scale: s, a public constant that undoes the division of a mean loss by the physical batch size.
+        plan: how norms are computed.
+
+    Guarantee: an example whose gradient is not finite contributes exactly 0, and a finite one never more than its
+    factor allows, also where its squared norm overflows float32.
+    """
+    plan = plan or Plan()
+    combined = {name: combine(parts) for name, parts in contributions.items() if parts}
+    if not combined:
+        return {}
+    squared_B, measured = _measure(combined, plan)
+    weights_B = factors(squared_B.sqrt() * scale) * scale
+    overflowed_B = ~torch.isfinite(squared_B)
+    if not overflowed_B.any():
+        return {name: part.weighted_sum(weights_B) for name, part in measured.items()}
+    sums = {
+        name: part.zeroed(overflowed_B).weighted_sum(weights_B.masked_fill(overflowed_B, 0))
+        for name, part in combined.items()
+    }
+    rows = overflowed_B.nonzero().squeeze(1)
+    for name, rescued in _sums_in_float64(combined, rows, factors, scale, plan).items():
+        sums[name] += rescued.to(sums[name].dtype)
+    return sums
+
+
+def _measure(combined: Mapping[str, Contribution], plan: Plan) -> tuple[Tensor, dict[str, Contribution]]:
+    """Return squared norms `[B]` over all parameters, and what is left to sum."""
+    total: Tensor | None = None
+    measured = {}
+    for name, part in combined.items():
+        squared_B, measured[name] = part.measure(plan)
+        total = squared_B if total is None else total + squared_B.to(total.device)
+    assert total is not None
+    return total, measured
+
+
+def _sums_in_float64(
+    combined: Mapping[str, Contribution],
+    rows: Tensor,
+    factors: Callable[[Tensor], Tensor],
+    scale: float,
+    plan: Plan,
+) -> dict[str, Tensor]:
+    """The clipped sum of a few examples with huge gradients; those that are not finite are left out."""
+    chosen = {name: part.select(rows) for name, part in combined.items()}
+    squared_R, measured = _measure(chosen, plan)
+    broken_R = ~torch.isfinite(squared_R)
+    weights_R = (factors(squared_R.sqrt() * scale) * scale).masked_fill(broken_R, 0)
+    return {name: part.zeroed(broken_R).weighted_sum(weights_R) for name, part in measured.items()}
