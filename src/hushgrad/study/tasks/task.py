@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from hushgrad.arguments import real_number
 from hushgrad.errors import InvalidArgumentError, TaskDataError
 from hushgrad.study.printable import printable
 
@@ -29,6 +30,7 @@ class Recipe:
     optimizer: str = "sgd"
     momentum: float = 0.9
     hidden_sizes: tuple[int, ...] = (64,)
+    activation: str = "tanh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,11 @@ class TaskOptions:
                 raise InvalidArgumentError("classes must name each class once")
             if len(self.classes) < 2:
                 raise InvalidArgumentError(f"classes must name at least 2 classes, got {len(self.classes)}")
+        for column, low, high in self.bounds:
+            if not real_number("the lower bound", low) < real_number("the upper bound", high):
+                raise InvalidArgumentError(
+                    f"the bounds of {printable(column)!r} must be LOW < HIGH, got {low} and {high}"
+                )
 
     def refuse(self, task: str, *names: str) -> None:
         """Raise InvalidArgumentError if one of the options `names` is set, which `task` does not take."""

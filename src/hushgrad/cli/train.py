@@ -1,0 +1,147 @@
+"""`hushgrad train`: a private training run on real data, from a folder of files to a model with a guarantee."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from hushgrad.errors import HushgradError, InvalidArgumentError
+from hushgrad.study.configuration import DEFAULT_DELTA, OPTIMIZERS, Privacy, RunConfig, suggested_run
+from hushgrad.study.models import ACTIVATIONS, MODELS
+from hushgrad.study.progress import Screen, show_end
+from hushgrad.study.run import run
+from hushgrad.study.tasks import TASKS, TaskOptions
+
+INTERRUPTED = 130
+
+
+@click.command(name="train")
+@click.option("--task", type=click.Choice(tuple(TASKS)), default="digits", show_default=True, help="What to train on.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder (mnist, csv) or file (csv) with the data.")
+@click.option("--classes", metavar="A,B,…", help="Only these classes, in this order.")
+@click.option("--target", metavar="COLUMN", help="csv: the column to predict.")
+@click.option("--categorical", metavar="COLUMN,…", help="csv: columns whose numbers are names, such as postcodes.")
+@click.option("--bounds", metavar="COLUMN:LOW:HIGH", multiple=True, help="csv: public bounds of a numeric column.")
+@click.option("--drop", metavar="COLUMN,…", help="csv: columns to leave out.")
+@click.option("--model", type=click.Choice(MODELS), help="Default: what suits the task.")
+@click.option("--hidden", metavar="N,N,…", help="Widths of the mlp's hidden layers; 'none' for a linear model.")
+@click.option("--activation", type=click.Choice(tuple(ACTIVATIONS)), help="Default: what suits the task.")
+@click.option("--noise-multiplier", type=float, metavar="SIGMA", help="Noise σ; give this or --epsilon.")
+@click.option("--epsilon", type=float, help="Target ε at --delta; the noise is chosen to meet it.")
+@click.option("--delta", type=float, default=DEFAULT_DELTA, show_default=True, help="Must be below 1/N.")
+@click.option("--max-grad-norm", type=float, metavar="C", help="Clipping norm of each example's gradient.")
+@click.option("--batch-size", type=int, help="Expected size of a batch, drawn by Poisson sampling.")
+@click.option("--physical-batch-size", type=int, help="Most examples in memory at once; changes nothing else.")
+@click.option("--epochs", type=int, help="Passes over the data (N / batch size steps each).")
+@click.option("--optimizer", type=click.Choice(tuple(OPTIMIZERS)))
+@click.option("--lr", "learning_rate", type=float, help="Learning rate.")
+@click.option("--momentum", type=float, help="Momentum (Adam: the first β).")
+@click.option("--loss-reduction", type=click.Choice(("mean", "sum")), help="sum: the update is not divided.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Initial parameters; never noise or sampling.")
+@click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda:0.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New or empty folder for the results.")
+def train(
+    task: str,
+    data: Path | None,
+    classes: str | None,
+    target: str | None,
+    categorical: str | None,
+    bounds: tuple[str, ...],
+    drop: str | None,
+    model: str | None,
+    hidden: str | None,
+    activation: str | None,
+    noise_multiplier: float | None,
+    epsilon: float | None,
+    delta: float,
+    max_grad_norm: float | None,
+    batch_size: int | None,
+    physical_batch_size: int | None,
+    epochs: int | None,
+    optimizer: str | None,
+    learning_rate: float | None,
+    momentum: float | None,
+    loss_reduction: str | None,
+    seed: int,
+    device: str,
+    out: Path,
+) -> None:
+    """Train a model with differential privacy and write it, its curves and its guarantee to a folder.
+
+    Example: hushgrad train --task mnist --data DIR --classes 0,1 --noise-multiplier 5 --max-grad-norm 1
+    --batch-size 256 --epochs 15 --out results
+    """
+    try:
+        options = TaskOptions(
+            data=data,
+            classes=_names(classes),
+            target=target,
+            categorical=_names(categorical) or (),
+            bounds=tuple(_bounds(text) for text in bounds),
+            drop=_names(drop) or (),
+        )
+        privacy = Privacy(
+            noise_multiplier=noise_multiplier,
+            target_epsilon=epsilon,
+            delta=delta,
+            max_grad_norm=TASKS[task].recipe.max_grad_norm if max_grad_norm is None else max_grad_norm,
+        )
+        named: dict[str, Any] = {
+            "model": model,
+            "hidden_sizes": _hidden_sizes(hidden),
+            "activation": activation,
+            "batch_size": batch_size,
+            "max_physical_batch_size": physical_batch_size,
+            "epochs": epochs,
+            "optimizer": optimizer,
+            "learning_rate": learning_rate,
+            "momentum": momentum,
+            "loss_reduction": loss_reduction,
+            "seed": seed,
+            "device": device,
+        }
+        config = replace(
+            suggested_run(task, privacy=privacy, options=options),
+            **{name: value for name, value in named.items() if value is not None},
+        )
+        interrupted = _run_on_screen(config, out)
+    except HushgradError as error:
+        raise click.ClickException(str(error)) from error
+    if interrupted:
+        sys.exit(INTERRUPTED)
+
+
+def _run_on_screen(config: RunConfig, out: Path) -> bool:
+    """Run, showing progress and the end; return whether the run was interrupted."""
+    console = Console()
+    with Screen(console, config) as screen:
+        finished = run(config, out, screen.reporter())
+    show_end(console, finished)
+    return finished.outcome.status == "interrupted"
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(","))
+
+
+def _hidden_sizes(text: str | None) -> tuple[int, ...] | None:
+    if text is None or text == "none":
+        return None if text is None else ()
+    try:
+        return tuple(int(width) for width in text.split(","))
+    except ValueError:
+        raise InvalidArgumentError("hidden must be whole numbers, such as 64,32, or 'none'") from None
+
+
+def _bounds(text: str) -> tuple[str, float, float]:
+    """Return column, lower and upper bound; the column's own name may contain colons."""
+    try:
+        column, low, high = text.rsplit(":", 2)
+        return column, float(low), float(high)
+    except ValueError:
+        raise InvalidArgumentError("bounds must be COLUMN:LOW:HIGH with two numbers, such as age:0:120") from None

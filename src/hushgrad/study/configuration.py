@@ -1,0 +1,129 @@
+"""All settings of one training run, checked before any data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from hushgrad.arguments import (
+    non_negative_number,
+    one_of,
+    open_unit_interval,
+    positive_number,
+    real_number,
+    whole_number,
+)
+from hushgrad.errors import InvalidArgumentError
+from hushgrad.study.models import ACTIVATIONS, MODELS
+from hushgrad.study.tasks import TASKS, TaskOptions
+
+DEFAULT_DELTA = 1e-5
+
+OptimizerMaker = Callable[[Iterable[nn.Parameter], float, float], torch.optim.Optimizer]
+
+OPTIMIZERS: dict[str, OptimizerMaker] = {
+    "sgd": lambda parameters, rate, momentum: torch.optim.SGD(parameters, lr=rate, momentum=momentum),
+    "adam": lambda parameters, rate, momentum: torch.optim.Adam(parameters, lr=rate, betas=(momentum, 0.999)),
+    "adamw": lambda parameters, rate, momentum: torch.optim.AdamW(parameters, lr=rate, betas=(momentum, 0.999)),
+    "rmsprop": lambda parameters, rate, momentum: torch.optim.RMSprop(parameters, lr=rate, momentum=momentum),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Privacy:
+    """How private a run is: a noise multiplier σ, or the ε that σ is to be found for; exactly one of the two.
+
+    `noise_multiplier` 0 trains with clipping and without noise: ε is ∞.
+    """
+
+    max_grad_norm: float
+    noise_multiplier: float | None = None
+    target_epsilon: float | None = None
+    delta: float = DEFAULT_DELTA
+
+    def __post_init__(self) -> None:
+        if (self.noise_multiplier is None) == (self.target_epsilon is None):
+            raise InvalidArgumentError("give exactly one of noise_multiplier and target epsilon")
+        if self.noise_multiplier is not None:
+            non_negative_number("noise_multiplier", self.noise_multiplier)
+        if self.target_epsilon is not None:
+            positive_number("target epsilon", self.target_epsilon)
+        positive_number("max_grad_norm", self.max_grad_norm)
+        open_unit_interval("delta", self.delta, hint="the usual choice is below 1/N")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """One training run. `privacy` None is an ordinary run, for comparison.
+
+    `batch_size` is the expected size of a logical batch; `max_physical_batch_size` bounds what is in memory at once.
+    `momentum` is the first β for Adam. `seed` fixes initial parameters and an ordinary run's order of examples, never
+    noise or private sampling. Raises InvalidArgumentError for every bad value, before data is read.
+    """
+
+    task: str
+    model: str
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    privacy: Privacy | None
+    options: TaskOptions = field(default_factory=TaskOptions)
+    hidden_sizes: tuple[int, ...] = (64,)
+    activation: str = "tanh"
+    max_physical_batch_size: int | None = None
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    loss_reduction: str = "mean"
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        one_of("task", self.task, tuple(TASKS))
+        one_of("model", self.model, MODELS)
+        one_of("activation", self.activation, tuple(ACTIVATIONS))
+        one_of("optimizer", self.optimizer, tuple(OPTIMIZERS))
+        one_of("loss_reduction", self.loss_reduction, ("mean", "sum"))
+        whole_number("batch_size", self.batch_size, minimum=1)
+        whole_number("epochs", self.epochs, minimum=1)
+        whole_number("seed", self.seed, minimum=0)
+        if self.max_physical_batch_size is not None:
+            whole_number("max_physical_batch_size", self.max_physical_batch_size, minimum=1)
+        for width in self.hidden_sizes:
+            whole_number("hidden size", width, minimum=1)
+        positive_number("learning_rate", self.learning_rate)
+        if not 0 <= real_number("momentum", self.momentum) < 1:
+            raise InvalidArgumentError(f"momentum must be in [0, 1), got {self.momentum}")
+        _check_device(self.device)
+
+
+def suggested_run(task: str, *, privacy: Privacy | None, options: TaskOptions | None = None) -> RunConfig:
+    """Return the settings that suit a task; change them with `dataclasses.replace`."""
+    recipe = TASKS[one_of("task", task, tuple(TASKS))].recipe
+    return RunConfig(
+        task=task,
+        model=recipe.model,
+        batch_size=recipe.batch_size,
+        epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        privacy=privacy,
+        options=options or TaskOptions(),
+        hidden_sizes=recipe.hidden_sizes,
+        activation=recipe.activation,
+        optimizer=recipe.optimizer,
+        momentum=recipe.momentum,
+    )
+
+
+def _check_device(name: str) -> None:
+    """Raise InvalidArgumentError unless a tensor can be put on the device."""
+    try:
+        torch.empty(0, device=torch.device(name))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InvalidArgumentError(
+            f"device must be one that is here ('cpu', 'cuda', 'cuda:1'), got {name!r}"
+        ) from error
+    if torch.device(name).type == "meta":
+        raise InvalidArgumentError("device must hold data; 'meta' does not")

@@ -1,0 +1,125 @@
+"""The folder that a run leaves behind. Whatever stops the run, each file in it is whole.
+
+Files are replaced in one step (written beside, flushed to disk, renamed); measurements are appended line by line. The
+summary is replaced before the model, so a crash between the two leaves a summary that states at least the epsilon that
+the model has cost.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import nn
+
+from hushgrad.errors import InvalidArgumentError
+from hushgrad.study.outcome import Measurement
+
+NOT_COVERED = ("loss", "train_accuracy")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The folder of one run and its files."""
+
+    path: Path
+
+    @classmethod
+    def claim(cls, path: Path) -> RunDirectory:
+        """Return the folder, created if need be, readable by its owner only. Raises what `require_unused` raises."""
+        require_unused(path)
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidArgumentError(
+                f"the output folder cannot be created ({error.strerror}); choose another"
+            ) from error
+        return cls(path)
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per measurement."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """What the run was and what came of it, one JSON object."""
+        return self.path / "summary.json"
+
+    @property
+    def model(self) -> Path:
+        """The parameters."""
+        return self.path / "model.safetensors"
+
+    @property
+    def curves(self) -> Path:
+        """Loss, accuracy and epsilon over the steps."""
+        return self.path / "curves.png"
+
+    @property
+    def ledger(self) -> Path:
+        """The engine's record of what was released, which epsilon is computed from."""
+        return self.path / "ledger.jsonl"
+
+    def append_measurement(self, measurement: Measurement) -> None:
+        """Add one line to the metrics, in a single write."""
+        line = json_text({**asdict(measurement), "not_covered": NOT_COVERED}, indent=None) + "\n"
+        descriptor = os.open(self.metrics, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Replace the summary."""
+        replace_file(self.summary, (json_text(summary, indent=2) + "\n").encode())
+
+    def write_model(self, model: nn.Module, description: dict[str, str]) -> None:
+        """Replace the model: parameters and buffers in safetensors format, with `description` in its header."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        replace_file(self.model, safetensors.torch.save(tensors, metadata=description))
+
+
+def require_unused(path: Path) -> None:
+    """Raise InvalidArgumentError unless `path` is free or an empty folder: no run overwrites another."""
+    if path.is_dir():
+        if any(path.iterdir()):
+            raise InvalidArgumentError("the output folder must be new or empty, this one is not; choose another --out")
+    elif path.exists() or path.is_symlink():
+        raise InvalidArgumentError("the output path must be a folder, this is something else; choose another --out")
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that a reader finds either the old content or the new, also after a crash."""
+    beside = path.with_name(f".{path.name}.new")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(beside, path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def json_text(value: Any, *, indent: int | None) -> str:
+    """Return strict JSON. JSON has no infinity and no NaN: they become the strings "inf", "-inf" and "nan"."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value

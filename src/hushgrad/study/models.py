@@ -1,0 +1,121 @@
+"""The models of the training command. None mixes examples; every parameter starts from the user's seed.
+
+The default activation is tanh: it bounds what one example can do to the next layer, which trains better under clipping
+than ReLU (Papernot et al. 2020, "Tempered sigmoid activations for deep learning with differential privacy").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from hushgrad.arguments import one_of
+from hushgrad.errors import InvalidArgumentError
+
+MODELS = ("mlp", "cnn", "resnet")
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+LARGE_SIDE = 20
+RESNET_WIDTHS = (16, 32, 64)
+GROUPS = 8
+
+
+def build_model(
+    name: str,
+    *,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    seed: int,
+    hidden_sizes: tuple[int, ...] = (64,),
+    activation: str = "tanh",
+) -> nn.Module:
+    """Return the model `name` for inputs [B, *input_shape] and logits [B, num_classes].
+
+    `hidden_sizes` are the widths of the mlp's hidden layers (none: a linear model); the other models ignore them.
+    The global generator is left as it was. Raises InvalidArgumentError for an unknown name or a shape that the model
+    cannot take.
+    """
+    one_of("model", name, MODELS)
+    act = ACTIVATIONS[one_of("activation", activation, tuple(ACTIVATIONS))]
+    if name != "mlp" and (len(input_shape) != 3 or min(input_shape[1:]) < 8):
+        raise InvalidArgumentError(
+            f"model {name!r} needs images of at least 8×8, got inputs of shape {input_shape}; use model 'mlp'"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name == "mlp":
+            return mlp(math.prod(input_shape), num_classes, hidden_sizes, act)
+        if name == "cnn":
+            return cnn(input_shape, num_classes, act)
+        return resnet(input_shape[0], num_classes, act)
+
+
+def mlp(
+    inputs: int, num_classes: int, hidden_sizes: tuple[int, ...], activation: Callable[[], nn.Module]
+) -> nn.Sequential:
+    """Return a perceptron: [B, *] flattened to [B, inputs], hidden layers, logits."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for width in hidden_sizes:
+        layers += [nn.Linear(inputs, width), activation()]
+        inputs = width
+    return nn.Sequential(*layers, nn.Linear(inputs, num_classes))
+
+
+def cnn(input_shape: tuple[int, ...], num_classes: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
+    """Return the convolutional network of the TensorFlow Privacy tutorial (26,010 parameters for MNIST).
+
+    Images with a side under 20 get smaller kernels in the same arrangement.
+    """
+    large = min(input_shape[1:]) >= LARGE_SIDE
+    first = (
+        nn.Conv2d(input_shape[0], 16, 8, stride=2, padding=3) if large else nn.Conv2d(input_shape[0], 16, 3, padding=1)
+    )
+    second = nn.Conv2d(16, 32, 4, stride=2) if large else nn.Conv2d(16, 32, 3, stride=2)
+    features = nn.Sequential(
+        first, activation(), nn.MaxPool2d(2, 1), second, activation(), nn.MaxPool2d(2, 1), nn.Flatten()
+    )
+    with torch.no_grad():
+        flat = features(torch.zeros(1, *input_shape)).shape[1]
+    return nn.Sequential(*features, nn.Linear(flat, 32), activation(), nn.Linear(32, num_classes))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions, each after group normalisation and activation, added to their input ("pre-activation").
+
+    Group normalisation works within one example; batch normalisation would mix examples and cannot be private.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.before_first = nn.Sequential(nn.GroupNorm(GROUPS, inputs), activation())
+        self.first = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.before_second = nn.Sequential(nn.GroupNorm(GROUPS, outputs), activation())
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return [B, outputs, H/stride, W/stride] for [B, inputs, H, W]."""
+        ready = self.before_first(images_BCHW)
+        change = self.second(self.before_second(self.first(ready)))
+        return torch.add(change, self.shortcut(ready))
+
+
+def resnet(channels: int, num_classes: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
+    """Return a residual network with group normalisation: three blocks of 16, 32 and 64 channels."""
+    blocks: list[nn.Module] = []
+    width = RESNET_WIDTHS[0]
+    for stage, following in enumerate(RESNET_WIDTHS):
+        blocks.append(ResidualBlock(width, following, 1 if stage == 0 else 2, activation))
+        width = following
+    return nn.Sequential(
+        nn.Conv2d(channels, RESNET_WIDTHS[0], 3, padding=1),
+        *blocks,
+        nn.GroupNorm(GROUPS, width),
+        activation(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, num_classes),
+    )

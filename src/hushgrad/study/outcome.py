@@ -1,0 +1,83 @@
+"""What a run reports: measurements on the way and its outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from hushgrad.accounting.guarantee import Guarantee
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Where a run stands after a step.
+
+    `loss` and `train_accuracy` are means over the batches since the last measurement. They are computed on training
+    records without noise, so epsilon does not cover them. `test_accuracy` is None between the ends of epochs, `epsilon`
+    is None for an ordinary run. Accuracies are fractions; `examples_per_second` counts training examples.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    train_accuracy: float
+    test_accuracy: float | None
+    epsilon: float | None
+    examples_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a private run has given away so far, as the engine states it.
+
+    `sampling_rate` is None unless examples were drawn by Poisson sampling.
+    """
+
+    guarantee: Guarantee
+    noise_multiplier: float
+    max_grad_norm: float
+    sampling_rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run has come to, so far or finally.
+
+    `status` is "running", "completed" or "interrupted"; `spent` is None for an ordinary run.
+    """
+
+    status: str
+    steps: int
+    planned_steps: int
+    seconds: float
+    measurements: tuple[Measurement, ...]
+    spent: Spent | None
+
+    @property
+    def private(self) -> bool:
+        """Does any finite epsilon hold for this run?"""
+        return self.spent is not None and self.spent.guarantee.private
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """The last measured test accuracy, a fraction; None before the first epoch's end."""
+        return next((m.test_accuracy for m in reversed(self.measurements) if m.test_accuracy is not None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Watchers:
+    """What is called while a run goes on.
+
+    `on_start` gets the number of planned steps and the noise multiplier (None for an ordinary run), `on_step` the
+    number of steps done, `on_measurement` each measurement, `on_epoch` the model and the outcome so far;
+    `stop_requested` is asked after every step.
+    """
+
+    on_start: Callable[[int, float | None], None] = lambda planned_steps, noise_multiplier: None
+    on_step: Callable[[int], None] = lambda step: None
+    on_measurement: Callable[[Measurement], None] = lambda measurement: None
+    on_epoch: Callable[[nn.Module, Outcome], None] = lambda model, outcome: None
+    stop_requested: Callable[[], bool] = lambda: False

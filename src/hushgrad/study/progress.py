@@ -1,0 +1,123 @@
+"""A run on the screen: one live line on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import math
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hushgrad.accounting.guarantee import round_up
+from hushgrad.study.configuration import RunConfig
+from hushgrad.study.outcome import Measurement
+from hushgrad.study.run import Finished, Reporter
+from hushgrad.study.tasks import Task
+
+
+def epsilon_text(epsilon: float | None) -> str:
+    """Return ε for people, rounded up; "NOT PRIVATE" wherever there is none (None: ordinary training)."""
+    if epsilon is None:
+        return "NOT PRIVATE"
+    return "ε = ∞ (NOT PRIVATE)" if math.isinf(epsilon) else f"ε = {round_up(epsilon, 3)}"
+
+
+def measurement_text(measurement: Measurement) -> str:
+    """Return a measurement as one line without the step."""
+    parts = [f"loss {measurement.loss:.4f}", f"train accuracy {measurement.train_accuracy:.1%}"]
+    if measurement.test_accuracy is not None:
+        parts.append(f"test accuracy {measurement.test_accuracy:.1%}")
+    return "  ".join([*parts, epsilon_text(measurement.epsilon), f"{measurement.examples_per_second:,.0f} examples/s"])
+
+
+class Screen:
+    """Shows one run; use as a context manager around `run(..., reporter=screen.reporter())`."""
+
+    def __init__(self, console: Console, config: RunConfig) -> None:
+        self._console = console
+        self._config = config
+        self._planned_steps = 0
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=16),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._bar = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> Screen:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def reporter(self) -> Reporter:
+        """Return the callbacks for a run."""
+        return Reporter(self._start, self._step, self._measurement, self._stop_request)
+
+    def say(self, text: str) -> None:
+        """Print a line as it is: no markup, no colouring, no wrapping."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _start(self, task: Task, planned_steps: int, noise_multiplier: float | None) -> None:
+        config, privacy = self._config, self._config.privacy
+        self._planned_steps = planned_steps
+        self._progress.update(self._bar, total=planned_steps)
+        self.say(
+            f"{task.description}: {len(task.train)} training and {len(task.test)} test examples, "
+            f"{task.num_classes} classes; model {config.model} on {config.device}"
+        )
+        batches = f"batches of {config.batch_size}, {planned_steps} steps"
+        if privacy is None or noise_multiplier is None:
+            self.say(f"ordinary training, NOT PRIVATE: {batches}")
+        else:
+            self.say(
+                f"private training: noise multiplier {noise_multiplier:.4g}, clipping at {privacy.max_grad_norm:g}, "
+                f"δ = {privacy.delta:g}; {batches}"
+            )
+            if noise_multiplier == 0:
+                self.say("NOT PRIVATE: without noise no epsilon holds.")
+
+    def _step(self, step: int) -> None:
+        self._progress.update(self._bar, completed=step)
+
+    def _measurement(self, measurement: Measurement) -> None:
+        text = measurement_text(measurement)
+        self._progress.update(self._bar, description=text)
+        if not self._console.is_terminal:
+            self.say(f"step {measurement.step}/{self._planned_steps}  epoch {measurement.epoch}  {text}")
+
+    def _stop_request(self) -> None:
+        self._progress.update(self._bar, description="stopping after this step; once more to abandon the run")
+
+
+def show_end(console: Console, finished: Finished) -> None:
+    """Print the accuracy, the guarantee as a sentence, what it leaves out, and where the files are."""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    outcome = finished.outcome
+    if outcome.status == "interrupted":
+        say(f"Interrupted after {outcome.steps} of {outcome.planned_steps} steps; the files hold exactly these.")
+    tested = outcome.test_accuracy
+    say(
+        f"Test accuracy {tested:.2%} after {outcome.steps} steps, {outcome.seconds:.1f} s."
+        if tested is not None
+        else ""
+    )
+    say(str(finished.summary["guarantee"]))
+    say("Outside the guarantee:")
+    for item in finished.summary["outside_the_guarantee"]:
+        say(f"  - {item}")
+    directory = finished.directory
+    say(f"Files in {directory.path}:")
+    for path in (directory.summary, directory.metrics, directory.curves, directory.model, directory.ledger):
+        if path.exists():
+            say(f"  {path.name}")

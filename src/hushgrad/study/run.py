@@ -1,0 +1,169 @@
+"""A complete run: settings in, a folder of results out."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hushgrad._version import __version__
+from hushgrad.study.configuration import RunConfig
+from hushgrad.study.curves import draw_curves
+from hushgrad.study.directory import RunDirectory, replace_file, require_unused
+from hushgrad.study.interruption import finish_step_on_interrupt
+from hushgrad.study.outcome import Measurement, Outcome, Watchers
+from hushgrad.study.tasks import Task, load_task
+from hushgrad.study.training import check_against_data, train
+
+ORDINARY = "NOT PRIVATE: ordinary training, without clipping and without noise. No epsilon holds."
+
+ALWAYS_OUTSIDE = (
+    "training loss and training accuracy (metrics.jsonl, curves.png) are computed on training records without noise: "
+    "keep them to yourself",
+    "the test records: test accuracy is computed on them without noise",
+    "the number of training records, the batch size and every other setting count as public",
+    "settings chosen after looking at the results of other runs on the same records",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A run that is over: where its files are, the task it ran on, the outcome and the summary as written."""
+
+    directory: RunDirectory
+    task: Task
+    outcome: Outcome
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reporter:
+    """What is called while a run goes on, for a display.
+
+    `on_start` gets the task, the planned steps and the noise multiplier (None for an ordinary run), `on_step` the steps
+    done, `on_measurement` each measurement; `on_stop_request` is called in the signal handler.
+    """
+
+    on_start: Callable[[Task, int, float | None], None] = lambda task, planned_steps, noise_multiplier: None
+    on_step: Callable[[int], None] = lambda step: None
+    on_measurement: Callable[[Measurement], None] = lambda measurement: None
+    on_stop_request: Callable[[], None] = lambda: None
+
+
+SILENT = Reporter()
+
+
+def run(config: RunConfig, out: Path, reporter: Reporter = SILENT) -> Finished:
+    """Load the task, train, and leave the results in the folder `out`.
+
+    The folder is checked before data is read and made once the data is known to suit the settings. Summary and model
+    are written at every epoch's end. Ctrl-C or SIGTERM ends the run after the running step; all files are then written
+    as at a normal end, and the summary's `status` is "interrupted".
+
+    Guarantee: the epsilon in summary.json is never below what the model beside it has cost.
+    """
+    require_unused(out)
+    task = load_task(config.task, config.options)
+    check_against_data(config, task)
+    directory = RunDirectory.claim(out)
+
+    def record(measurement: Measurement) -> None:
+        directory.append_measurement(measurement)
+        reporter.on_measurement(measurement)
+
+    def write(model: nn.Module, outcome: Outcome) -> None:
+        summary = summarise(config, task, model, outcome)
+        directory.write_summary(summary)
+        directory.write_model(model, {"task": config.task, "model": config.model, "guarantee": summary["guarantee"]})
+
+    with finish_step_on_interrupt(reporter.on_stop_request) as stop_requested:
+        watchers = Watchers(
+            on_start=lambda planned_steps, noise_multiplier: reporter.on_start(task, planned_steps, noise_multiplier),
+            on_step=reporter.on_step,
+            on_measurement=record,
+            on_epoch=write,
+            stop_requested=stop_requested,
+        )
+        model, outcome = train(config, task, watchers, ledger=directory.ledger if config.privacy else None)
+        write(model, outcome)
+        delta = config.privacy.delta if config.privacy else None
+        picture = draw_curves(outcome.measurements, title=title_of(config), delta=delta)
+        replace_file(directory.curves, picture)
+    return Finished(directory, task, outcome, summarise(config, task, model, outcome))
+
+
+def title_of(config: RunConfig) -> str:
+    """Return one line that says what a picture shows."""
+    privacy = config.privacy
+    if privacy is None:
+        return f"{config.task}, {config.model}: ordinary training (NOT PRIVATE)"
+    aim = (
+        f"σ = {privacy.noise_multiplier:g}"
+        if privacy.noise_multiplier is not None
+        else f"ε ≤ {privacy.target_epsilon:g}"
+    )
+    return f"{config.task}, {config.model}: {aim}, C = {privacy.max_grad_norm:g}, B = {config.batch_size}"
+
+
+def outside_the_guarantee(task: Task, outcome: Outcome) -> tuple[str, ...]:
+    """Return what epsilon does not cover; for a run without any privacy, all of it."""
+    if not outcome.private:
+        return ("everything: this run is not private",)
+    return (*task.outside_the_guarantee, *ALWAYS_OUTSIDE)
+
+
+def summarise(config: RunConfig, task: Task, model: nn.Module, outcome: Outcome) -> dict[str, Any]:
+    """Return all that a reader needs to judge a run, as JSON values. An infinite epsilon is written as "inf"."""
+    spent = outcome.spent
+    held = spent.guarantee if spent else None
+    return {
+        "status": outcome.status,
+        "private": outcome.private,
+        "test_accuracy": outcome.test_accuracy,
+        "epsilon": held.epsilon if held else math.inf,
+        "delta": held.delta if held else None,
+        "guarantee": str(held) if held else ORDINARY,
+        "outside_the_guarantee": outside_the_guarantee(task, outcome),
+        "steps": outcome.steps,
+        "planned_steps": outcome.planned_steps,
+        "noise_multiplier": spent.noise_multiplier if spent else None,
+        "max_grad_norm": spent.max_grad_norm if spent else None,
+        "sampling": held.sampling if held else "shuffled, every record once per pass",
+        "sampling_rate": spent.sampling_rate if spent else None,
+        "adjacency": held.adjacency if held else None,
+        "accountant": held.accountant if held else None,
+        "target_epsilon": config.privacy.target_epsilon if config.privacy else None,
+        "expected_batch_size": config.batch_size,
+        "max_physical_batch_size": config.max_physical_batch_size,
+        "loss_reduction": config.loss_reduction,
+        "epochs": config.epochs,
+        "optimizer": config.optimizer,
+        "learning_rate": config.learning_rate,
+        "momentum": config.momentum,
+        "seed": config.seed,
+        "device": config.device,
+        "task": config.task,
+        "description": task.description,
+        "classes": task.class_names,
+        "training_examples": len(task.train),
+        "test_examples": len(task.test),
+        "input_shape": task.input_shape,
+        "model": config.model,
+        "hidden_sizes": config.hidden_sizes if config.model == "mlp" else None,
+        "activation": config.activation,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "wall_seconds": round(outcome.seconds, 3),
+        "versions": {
+            "hushgrad": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }

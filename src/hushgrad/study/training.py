@@ -1,0 +1,232 @@
+"""One training run: the ordinary PyTorch loop, made private by `PrivacyEngine` or left as it is.
+
+Both kinds of run go through the same few lines, so that a comparison between them compares nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from hushgrad import PrivacyEngine
+from hushgrad.errors import DatasetError, InvalidArgumentError
+from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.study.configuration import OPTIMIZERS, Privacy, RunConfig
+from hushgrad.study.models import build_model
+from hushgrad.study.outcome import Measurement, Outcome, Spent, Watchers
+from hushgrad.study.tasks import Task
+
+EVALUATION_BATCH = 2048
+MEASUREMENTS_PER_RUN = 40
+
+
+def train(
+    config: RunConfig, task: Task, watchers: Watchers, *, ledger: Path | None = None
+) -> tuple[nn.Module, Outcome]:
+    """Train a model on a task and return it with the outcome.
+
+    A requested stop takes effect at the end of the running step; the outcome is then "interrupted" and exact for the
+    steps done. Raises DatasetError for a batch larger than the training set and InvalidArgumentError for δ ≥ 1/N.
+    """
+    check_against_data(config, task)
+    model = build_model(
+        config.model,
+        input_shape=task.input_shape,
+        num_classes=task.num_classes,
+        seed=config.seed,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+    ).to(config.device)
+    optimizer = OPTIMIZERS[config.optimizer](model.parameters(), config.learning_rate, config.momentum)
+    loader: DataLoader[tuple[Tensor, ...]] = DataLoader(
+        task.train, batch_size=config.batch_size, shuffle=True, generator=torch.Generator().manual_seed(config.seed)
+    )
+    planned_steps = config.epochs * len(loader)
+    if config.privacy is None:
+        criterion = nn.CrossEntropyLoss(reduction=config.loss_reduction)
+        outcome = _loop(config, task, model, optimizer, loader, criterion, None, planned_steps, watchers)
+        return model, outcome
+    engine = PrivacyEngine(ledger=ledger)
+    batches = _make_private(engine, config, config.privacy, model, optimizer, loader)
+    criterion = engine.per_example(nn.CrossEntropyLoss())
+    try:
+        outcome = _loop(config, task, model, optimizer, batches, criterion, engine, planned_steps, watchers)
+    finally:
+        engine.session.close()
+    return model, outcome
+
+
+def check_against_data(config: RunConfig, task: Task) -> None:
+    """Raise if the settings cannot hold for the size of the training set."""
+    count = len(task.train)
+    if config.batch_size > count:
+        raise DatasetError(f"batch_size must be at most the {count} training examples, got {config.batch_size}")
+    if config.privacy is not None and config.privacy.delta >= 1 / count:
+        raise InvalidArgumentError(
+            f"delta must be below 1/N = {1 / count:.3g} for {count} training examples, got {config.privacy.delta:g}: "
+            "publishing one whole record at random would satisfy it"
+        )
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, examples: TensorDataset, device: str) -> float:
+    """Return the share of examples that the model classifies rightly."""
+    model.eval()
+    right = 0
+    inputs, labels = examples.tensors
+    for first in range(0, len(labels), EVALUATION_BATCH):
+        chunk = slice(first, first + EVALUATION_BATCH)
+        right += int((model(inputs[chunk].to(device)).argmax(1) == labels[chunk].to(device)).sum())
+    model.train()
+    return right / len(labels)
+
+
+def _make_private(
+    engine: PrivacyEngine,
+    config: RunConfig,
+    privacy: Privacy,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader[tuple[Tensor, ...]],
+) -> Iterable[tuple[Tensor, ...]]:
+    """Make model and optimizer private in place and return the private loader."""
+    if privacy.target_epsilon is not None:
+        _, _, batches = engine.make_private_with_epsilon(
+            module=model,
+            optimizer=optimizer,
+            data_loader=loader,
+            target_epsilon=privacy.target_epsilon,
+            target_delta=privacy.delta,
+            epochs=config.epochs,
+            max_grad_norm=privacy.max_grad_norm,
+            loss_reduction=config.loss_reduction,
+            max_physical_batch_size=config.max_physical_batch_size,
+        )
+    else:
+        assert privacy.noise_multiplier is not None  # Privacy checks that one of the two is given
+        _, _, batches = engine.make_private(
+            module=model,
+            optimizer=optimizer,
+            data_loader=loader,
+            noise_multiplier=privacy.noise_multiplier,
+            max_grad_norm=privacy.max_grad_norm,
+            loss_reduction=config.loss_reduction,
+            max_physical_batch_size=config.max_physical_batch_size,
+        )
+    return batches
+
+
+def spent_so_far(engine: PrivacyEngine, privacy: Privacy) -> Spent:
+    """Return what the engine states about the steps taken until now."""
+    mechanism = engine.mechanism
+    return Spent(
+        guarantee=engine.guarantee(privacy.delta),
+        noise_multiplier=mechanism.noise_multiplier,
+        max_grad_norm=privacy.max_grad_norm,
+        sampling_rate=mechanism.sampling.rate if isinstance(mechanism.sampling, PoissonSampling) else None,
+    )
+
+
+@dataclass(slots=True)
+class _Window:
+    """Sums over the batches since the last measurement, kept on the device until they are read."""
+
+    loss: Tensor
+    right: Tensor
+    examples: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def on(cls, device: str) -> _Window:
+        return cls(torch.zeros((), device=device), torch.zeros((), device=device))
+
+    def add(self, loss_sum: Tensor, logits_BK: Tensor, labels_B: Tensor) -> None:
+        self.loss += loss_sum.detach()
+        self.right += (logits_BK.detach().argmax(1) == labels_B).sum()
+        self.examples += len(labels_B)
+
+    def measurement(
+        self, *, step: int, epoch: int, test_accuracy: float | None, epsilon: float | None, began: float, trained: float
+    ) -> Measurement:
+        count = max(1, self.examples)
+        return Measurement(
+            step=step,
+            epoch=epoch,
+            loss=float(self.loss) / count,
+            train_accuracy=float(self.right) / count,
+            test_accuracy=test_accuracy,
+            epsilon=epsilon,
+            examples_per_second=self.examples / max(1e-9, trained - self.started),
+            seconds=time.perf_counter() - began,
+        )
+
+
+def _loop(
+    config: RunConfig,
+    task: Task,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[Tensor, ...]],
+    criterion: nn.Module,
+    engine: PrivacyEngine | None,
+    planned_steps: int,
+    watchers: Watchers,
+) -> Outcome:
+    """Run the epochs and return the outcome; `engine` is None for an ordinary run."""
+    began = time.perf_counter()
+    measurements: list[Measurement] = []
+    measure_every = max(1, planned_steps // MEASUREMENTS_PER_RUN)
+    steps_per_epoch = planned_steps // config.epochs
+    step = 0
+    status = "running"
+
+    def outcome_now() -> Outcome:
+        spent = spent_so_far(engine, config.privacy) if engine is not None and config.privacy is not None else None
+        return Outcome(status, step, planned_steps, time.perf_counter() - began, tuple(measurements), spent)
+
+    def measure(window: _Window, epoch: int, *, with_test: bool) -> _Window:
+        trained = time.perf_counter()
+        epsilon = (
+            engine.get_epsilon(config.privacy.delta) if engine is not None and config.privacy is not None else None
+        )
+        tested = accuracy(model, task.test, config.device) if with_test else None
+        measurement = window.measurement(
+            step=step, epoch=epoch, test_accuracy=tested, epsilon=epsilon, began=began, trained=trained
+        )
+        measurements.append(measurement)
+        watchers.on_measurement(measurement)
+        return _Window.on(config.device)
+
+    watchers.on_start(planned_steps, engine.mechanism.noise_multiplier if engine is not None else None)
+    for epoch in range(1, config.epochs + 1):
+        window = _Window.on(config.device)
+        for inputs, labels in batches:
+            inputs, labels = inputs.to(config.device), labels.to(config.device)
+            optimizer.zero_grad()
+            logits = model(inputs)
+            loss = criterion(logits, labels)
+            loss.backward()
+            optimizer.step()
+            window.add(loss * len(labels) if config.loss_reduction == "mean" else loss, logits, labels)
+            if engine is not None and not engine.last_step_updated:
+                continue
+            step += 1
+            watchers.on_step(step)
+            if watchers.stop_requested():
+                status = "interrupted"
+                break
+            if step % measure_every == 0 and step != epoch * steps_per_epoch:
+                window = measure(window, epoch, with_test=False)
+        measure(window, epoch, with_test=True)
+        if status == "running" and epoch == config.epochs:
+            status = "completed"
+        watchers.on_epoch(model, outcome_now())
+        if status != "running":
+            break
+    return outcome_now()
