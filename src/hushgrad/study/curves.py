@@ -30,7 +30,7 @@ def draw_curves(measurements: Sequence[Measurement], *, title: str, delta: float
     loss, accuracy, epsilon = figure.subplots(1, 3)
     steps = [m.step for m in measurements]
     loss.plot(steps, [m.loss for m in measurements], color=BLUE, label="training")
-    loss.set(title="Loss on training batches", ylabel="cross-entropy")
+    loss.set(title="Loss on training batches (outside ε)", ylabel="cross-entropy")
     loss.set_ylim(bottom=0)
     accuracy.plot(steps, [m.train_accuracy for m in measurements], color=BLUE, label="training (outside ε)")
     tested = [m for m in measurements if m.test_accuracy is not None]
@@ -66,7 +66,7 @@ def _draw_epsilon(panel: Any, measurements: Sequence[Measurement], delta: float 
     if known:
         # Nothing is spent before the first step.
         panel.plot([0, *(step for step, _ in known)], [0.0, *(epsilon for _, epsilon in known)], color=GREEN)
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.15 * known[-1][1])
         panel.annotate(
             f"{known[-1][1]:.2f}", known[-1], textcoords="offset points", xytext=(-4, 6), ha="right", color=GREEN
         )

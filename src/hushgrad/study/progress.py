@@ -14,6 +14,8 @@ from hushgrad.study.outcome import Measurement
 from hushgrad.study.run import Finished, Reporter
 from hushgrad.study.tasks import Task
 
+PLAIN_LINES = 20
+
 
 def epsilon_text(epsilon: float | None) -> str:
     """Return ε for people, rounded up; "NOT PRIVATE" wherever there is none (None: ordinary training)."""
@@ -37,6 +39,7 @@ class Screen:
         self._console = console
         self._config = config
         self._planned_steps = 0
+        self._next_line = 0.0
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -90,7 +93,9 @@ class Screen:
     def _measurement(self, measurement: Measurement) -> None:
         text = measurement_text(measurement)
         self._progress.update(self._bar, description=text)
-        if not self._console.is_terminal:
+        due = measurement.step >= self._next_line or measurement.step == self._planned_steps
+        if due and not self._console.is_terminal:
+            self._next_line = measurement.step + self._planned_steps / PLAIN_LINES
             self.say(f"step {measurement.step}/{self._planned_steps}  epoch {measurement.epoch}  {text}")
 
     def _stop_request(self) -> None:
