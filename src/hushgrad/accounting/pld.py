@@ -1,8 +1,8 @@
 """Privacy loss distributions, composed by `dp_accounting`, on a grid that fits the composition.
 
-`dp_accounting` discretises the privacy loss of one step by "connect the dots" (Doroshenko et al., 2022,
-arXiv:2207.04380), which errs on the private side, and composes by FFT. Its default grid of 1e-4 is too coarse where one
-step loses less than that, and too fine where the loss is large; here the grid follows the composition.
+`hushgrad.accounting.discretization` gives the distribution of one step, and `dp_accounting` composes by FFT.
+`dp_accounting`'s own grid of 1e-4 is too coarse where one step loses less than that, and needlessly fine where the loss
+is large; here the grid follows the composition.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution, from_gaussian_mechanism
+from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 from hushgrad.accounting.composition import NormalForm
+from hushgrad.accounting.discretization import REACH, one_step, privacy_loss
 from hushgrad.accounting.gaussian import gaussian_epsilon
 
 DEFAULT_INTERVAL = 1e-4
@@ -60,7 +61,7 @@ def _sampled_epsilon(sampled: tuple[Sampled, ...], precision: float, delta: floa
 
 @lru_cache(maxsize=64)
 def _one_step(rate: float, noise_multiplier: float, interval: float) -> PrivacyLossDistribution:
-    return from_gaussian_mechanism(noise_multiplier, sampling_prob=rate, value_discretization_interval=interval)
+    return one_step(rate, noise_multiplier, interval)
 
 
 @lru_cache(maxsize=64)
@@ -100,13 +101,10 @@ class _Loss:
 
 @lru_cache(maxsize=256)
 def _loss_of_one_step(rate: float, noise_multiplier: float, count: int) -> _Loss:
-    x = np.linspace(-10 * noise_multiplier, 1 + 10 * noise_multiplier, 4001)
-    exponent = (2 * x - 1) / (2 * noise_multiplier**2)
-    weight = rate * np.exp(-(((x - 1) / noise_multiplier) ** 2) / 2)
-    loss = exponent
-    if rate < 1:
-        loss = np.logaddexp(math.log1p(-rate), math.log(rate) + exponent)
-        weight += (1 - rate) * np.exp(-((x / noise_multiplier) ** 2) / 2)
+    x = np.linspace(-REACH * noise_multiplier, 1 + REACH * noise_multiplier, 4001)
+    loss = privacy_loss(x, rate, noise_multiplier)
+    weight = (1 - rate) * np.exp(-((x / noise_multiplier) ** 2) / 2)
+    weight += rate * np.exp(-(((x - 1) / noise_multiplier) ** 2) / 2)
     weight /= weight.sum()
     centred = loss - float(weight @ loss)
     extent = float(loss[-1] - loss[0])
