@@ -1,0 +1,134 @@
+"""What is refused when a model and an optimizer are made private, before any data is read."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.optim import LBFGS, Optimizer, SparseAdam
+
+from hushgrad.errors import (
+    CrossSampleLeakError,
+    InvalidArgumentError,
+    ParameterMismatchError,
+    PrivateBufferError,
+    SparseGradientError,
+    UnsupportedModelError,
+    UnsupportedOptimizerError,
+)
+
+
+def require_trainable_privately(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+    """Return the parameters to train, by name and each once, or refuse the model or the optimizer.
+
+    Raises:
+        InvalidArgumentError: not a module, or not an optimizer.
+        UnsupportedModelError, CrossSampleLeakError, PrivateBufferError, SparseGradientError: what the model is.
+        ParameterMismatchError, UnsupportedOptimizerError: what the optimizer is.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidArgumentError(f"module must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(optimizer, Optimizer):
+        raise InvalidArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    _require_one_process(model)
+    _require_supported_modules(model)
+    trainable = _trainable_parameters(model)
+    _require_supported_optimizer(optimizer)
+    _require_same_parameters(model, optimizer, trainable)
+    return trainable
+
+
+def _require_one_process(model: nn.Module) -> None:
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    if isinstance(model, wrappers):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not supported: replicas would drift apart. Train the plain module in one process"
+        )
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        world = torch.distributed.get_world_size()
+        if world > 1:
+            raise UnsupportedModelError(f"a world size of {world} is not supported. Train in one process")
+
+
+def _require_supported_modules(model: nn.Module) -> None:
+    mixing = [name for name, part in model.named_modules() if isinstance(part, _BatchNorm) and _uses_batch(part)]
+    if mixing:
+        raise CrossSampleLeakError(
+            f"BatchNorm mixes the examples of a batch: {', '.join(map(repr, mixing))}. Use nn.GroupNorm instead, or "
+            f"put these layers into eval() so that their frozen statistics are used"
+        )
+    tracking = [
+        name
+        for name, part in model.named_modules()
+        if isinstance(part, _InstanceNorm) and part.track_running_stats and part.training
+    ]
+    if tracking:
+        raise PrivateBufferError(
+            f"InstanceNorm with track_running_stats=True writes statistics of the data into buffers without noise: "
+            f"{', '.join(map(repr, tracking))}. Set track_running_stats=False"
+        )
+    sparse = [
+        name
+        for name, part in model.named_modules()
+        if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.sparse
+    ]
+    if sparse:
+        raise SparseGradientError(
+            f"sparse=True would show which rows were touched: {', '.join(map(repr, sparse))}. Set sparse=False"
+        )
+
+
+def _uses_batch(layer: _BatchNorm) -> bool:
+    return layer.training or layer.running_mean is None
+
+
+def _trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    if not model.training:
+        raise UnsupportedModelError("the model is in eval() mode. Call model.train() before making it private")
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise UnsupportedModelError("no parameter requires gradients, so there is nothing to train")
+    problems = []
+    for name, parameter in trainable.items():
+        if isinstance(parameter, nn.UninitializedParameter):
+            problems.append(f"{name} is not initialised yet (run the lazy module once)")
+        elif parameter.is_meta:
+            problems.append(f"{name} is on the meta device (materialise it first)")
+        elif not parameter.is_floating_point():
+            problems.append(f"{name} is {parameter.dtype} (use a real floating dtype)")
+        elif parameter.is_sparse or parameter.layout != torch.strided:
+            problems.append(f"{name} is not a dense tensor")
+        elif parameter._backward_hooks or parameter._post_accumulate_grad_hooks:  # type: ignore[attr-defined]
+            problems.append(f"{name} has a gradient hook, which would see or change gradients (remove the hook)")
+        elif parameter.grad is not None:
+            problems.append(f"{name} holds a gradient already (call optimizer.zero_grad())")
+    if problems:
+        raise UnsupportedModelError(f"these parameters cannot be trained privately: {'; '.join(problems)}")
+    return trainable
+
+
+def _require_supported_optimizer(optimizer: Optimizer) -> None:
+    if isinstance(optimizer, LBFGS):
+        raise UnsupportedOptimizerError(
+            "LBFGS evaluates its closure several times for one step, and each would be a release. Use SGD or Adam"
+        )
+    if isinstance(optimizer, SparseAdam):
+        raise UnsupportedOptimizerError("SparseAdam needs sparse gradients, which show the rows touched. Use Adam")
+
+
+def _require_same_parameters(model: nn.Module, optimizer: Optimizer, trainable: dict[str, nn.Parameter]) -> None:
+    updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    own = {id(parameter) for parameter in model.parameters()}
+    missing = [name for name, parameter in trainable.items() if id(parameter) not in updated]
+    foreign = len(updated - own)
+    if missing:
+        raise ParameterMismatchError(
+            f"trainable but not in the optimizer: {', '.join(missing)}. Give the optimizer all of model.parameters(), or "
+            f"freeze these with requires_grad_(False)"
+        )
+    if foreign:
+        raise ParameterMismatchError(
+            f"the optimizer updates {foreign} tensors that are not parameters of the model, so nobody would clip them. "
+            f"Make them parameters of the module, or give them an optimizer of their own"
+        )

@@ -1,0 +1,211 @@
+"""`PrivacyEngine`: the façade, with the names that users of Opacus know."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hushgrad.accounting.accountants import ACCOUNTANTS
+from hushgrad.accounting.guarantee import Guarantee
+from hushgrad.arguments import one_of, open_unit_interval, positive_number, whole_number
+from hushgrad.clipping import FlatClipping
+from hushgrad.errors import InvalidArgumentError, ProtocolError
+from hushgrad.losses import PerExampleLoss
+from hushgrad.mechanism import DPSGD
+from hushgrad.randomness import KeyStream
+from hushgrad.sampling.loader import PrivateLoader
+from hushgrad.sampling.specs import DisjointBatches, PoissonSampling
+from hushgrad.sampling.torch_loader import read_data_loader
+from hushgrad.session import Session, privatize
+
+Module = TypeVar("Module", bound=nn.Module)
+AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
+
+
+class PrivacyEngine:
+    """Makes an ordinary training loop differentially private.
+
+    Guarantee: `make_private` returns the same model and optimizer objects, and always three values.
+    """
+
+    def __init__(
+        self,
+        *,
+        accountant: str = "pld",
+        ledger: str | os.PathLike[str] | None = None,
+        test_key: int | None = None,
+    ) -> None:
+        """Make an engine for one training run.
+
+        Args:
+            accountant: "pld" (sharp) or "rdp" (an upper bound).
+            ledger: a path makes the record of what ran durable; an existing file is verified and continued.
+            test_key: a fixed key for noise and sampling, for tests only: every ε then says NOT PRIVATE.
+        """
+        self._accountant = one_of("accountant", accountant, tuple(ACCOUNTANTS))
+        self._ledger = ledger
+        self._key = (
+            None if test_key is None else KeyStream.fixed_for_tests(whole_number("test_key", test_key, minimum=0))
+        )
+        self._session: Session | None = None
+
+    def make_private(
+        self,
+        *,
+        module: Module,
+        optimizer: AnyOptimizer,
+        data_loader: Any,
+        noise_multiplier: float,
+        max_grad_norm: float,
+        loss_reduction: str = "mean",
+        poisson_sampling: bool = True,
+        clipping: str = "flat",
+        max_physical_batch_size: int | None = None,
+    ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
+        """Return the same module and optimizer, and a loader that draws private batches.
+
+        Args:
+            module: in training mode.
+            optimizer: any torch optimizer over all of the module's trainable parameters, but LBFGS and SparseAdam.
+            data_loader: a `torch.utils.data.DataLoader`; read for its dataset, batch size, `collate_fn` and workers.
+            noise_multiplier: σ; the noise on the sum of clipped gradients has standard deviation σ · max_grad_norm.
+            max_grad_norm: C, the norm to which each example's gradient is clipped.
+            loss_reduction: "mean" if the loss is a mean over the batch, "sum" if it is a sum.
+            poisson_sampling: True draws every record independently with rate batch_size / len(dataset). False keeps
+                the loader's own batches, charged without amplification under zero-out adjacency.
+            clipping: "flat".
+            max_physical_batch_size: the most records to be in memory at once; larger draws come in several items.
+
+        Raises a typed error with the cure for whatever cannot be trained privately, before data is read.
+        """
+        mechanism = _plan(
+            data_loader, max_grad_norm, loss_reduction, poisson_sampling, clipping, noise_multiplier=noise_multiplier
+        )
+        return self._attach(module, optimizer, data_loader, mechanism, max_physical_batch_size)
+
+    def make_private_with_epsilon(
+        self,
+        *,
+        module: Module,
+        optimizer: AnyOptimizer,
+        data_loader: Any,
+        target_epsilon: float,
+        target_delta: float,
+        epochs: int,
+        max_grad_norm: float,
+        loss_reduction: str = "mean",
+        poisson_sampling: bool = True,
+        clipping: str = "flat",
+        max_physical_batch_size: int | None = None,
+    ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
+        """As `make_private`, with the smallest noise multiplier that keeps `epochs` epochs within `target_epsilon`.
+
+        An epoch is len(data_loader) steps. A further step raises `BudgetExhaustedError`.
+
+        Args:
+            target_epsilon: ε at the end of the last epoch, greater than 0.
+            target_delta: δ, in (0, 1); usual: less than 1 / len(dataset).
+            epochs: the number of epochs that will be trained.
+            module, optimizer, data_loader, max_grad_norm, loss_reduction, poisson_sampling, clipping,
+            max_physical_batch_size: as for `make_private`.
+        """
+        positive_number("target_epsilon", target_epsilon)
+        open_unit_interval("target_delta", target_delta, "usual: less than 1 / len(dataset)")
+        mechanism = _plan(
+            data_loader, max_grad_norm, loss_reduction, poisson_sampling, clipping, noise_multiplier=1.0, epochs=epochs
+        )
+        calibrated = mechanism.calibrate(epsilon=target_epsilon, delta=target_delta, accountant=self._accountant)
+        return self._attach(module, optimizer, data_loader, calibrated, max_physical_batch_size)
+
+    def per_example(self, criterion: nn.Module | Callable[[Any, Any], Tensor]) -> PerExampleLoss:
+        """Return a criterion that is checked to give one loss per example.
+
+        A loss module is evaluated without reduction and then averaged (or summed, for loss_reduction="sum") over each
+        example's own elements; elements at `ignore_index` are left out, and class weights are not normalised over the
+        batch. A function `(output, target)` must return shape `[B]`.
+        """
+        session = self.session
+        return PerExampleLoss(
+            criterion,
+            loss_reduction=session.mechanism.loss_reduction,
+            batch_size=lambda: None if session.current_batch is None else session.current_batch.size,
+        )
+
+    def get_epsilon(self, delta: float) -> float:
+        """Return ε at `delta` for the steps taken so far; 0 before the first, inf if the noise multiplier is 0."""
+        if self._session is None:
+            open_unit_interval("delta", delta, "usual: less than 1 / the number of records")
+            return 0.0
+        return self._session.epsilon(delta, self._accountant)
+
+    def guarantee(self, delta: float) -> Guarantee:
+        """Return the guarantee at `delta` with all its conditions; `str()` of it is the full sentence."""
+        return self.session.guarantee(delta, self._accountant)
+
+    @property
+    def session(self) -> Session:
+        """The session under the façade."""
+        if self._session is None:
+            raise ProtocolError("call make_private first")
+        return self._session
+
+    @property
+    def mechanism(self) -> DPSGD:
+        """What every step does and costs."""
+        return self.session.mechanism
+
+    @property
+    def last_step_updated(self) -> bool:
+        """Whether the last `optimizer.step()` ended a logical batch; step schedulers only then."""
+        return self.session.last_step_updated
+
+    def _attach(
+        self,
+        module: Module,
+        optimizer: AnyOptimizer,
+        data_loader: Any,
+        mechanism: DPSGD,
+        max_physical_batch_size: int | None,
+    ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
+        if self._session is not None:
+            raise ProtocolError("this engine is in use. Make a new PrivacyEngine for another model")
+        session = privatize(module, optimizer, mechanism, ledger=self._ledger, key=self._key)
+        try:
+            loader = session.batches_of(data_loader, max_physical_batch_size=max_physical_batch_size)
+        except BaseException:
+            session.close()
+            raise
+        self._session = session
+        return module, optimizer, loader
+
+
+def _plan(
+    data_loader: Any,
+    max_grad_norm: float,
+    loss_reduction: str,
+    poisson_sampling: bool,
+    clipping: str,
+    *,
+    noise_multiplier: float,
+    epochs: int | None = None,
+) -> DPSGD:
+    """Return the mechanism for a data loader: q = batch_size / N exactly, steps = epochs · len(data_loader)."""
+    one_of("clipping", clipping, ("flat",))
+    if not isinstance(poisson_sampling, bool):
+        raise InvalidArgumentError(f"poisson_sampling must be True or False, got {type(poisson_sampling).__name__}")
+    count = None if epochs is None else whole_number("epochs", epochs, minimum=1)
+    clip = FlatClipping(max_grad_norm)
+    reading = read_data_loader(data_loader)
+    return DPSGD(
+        noise_multiplier=noise_multiplier,
+        clipping=clip,
+        sampling=PoissonSampling(reading.batch_size / reading.count) if poisson_sampling else DisjointBatches(),
+        expected_batch_size=reading.batch_size,
+        steps=None if count is None else count * reading.steps,
+        passes=None if poisson_sampling else count,
+        loss_reduction=loss_reduction,
+    )
