@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from hushgrad.cli.train import INTERRUPTED
-from hushgrad.errors import HushgradError
 from hushgrad.study.configuration import Privacy, RunConfig, suggested_run
 from hushgrad.study.directory import require_unused
 from hushgrad.study.progress import Screen, epsilon_text, show_end
@@ -28,21 +27,18 @@ DEFAULT_FOLDER = "hushgrad-demo"
 def demo(out: Path | None, epochs: int | None) -> None:
     """Train a digit classifier with differential privacy and without, and compare. No download, under 90 seconds."""
     console = Console()
-    try:
-        folder = out or _first_free(Path(DEFAULT_FOLDER))
-        require_unused(folder)
-        privacy = Privacy(target_epsilon=TARGET_EPSILON, max_grad_norm=TASKS["digits"].recipe.max_grad_norm)
-        private_config = suggested_run("digits", privacy=privacy)
-        if epochs is not None:
-            private_config = replace(private_config, epochs=epochs)
-        private = _one(console, "1. Private training", private_config, folder / "private")
-        if private is None:
-            sys.exit(INTERRUPTED)
-        ordinary = _one(console, "2. Ordinary training", replace(private_config, privacy=None), folder / "ordinary")
-        if ordinary is None:
-            sys.exit(INTERRUPTED)
-    except HushgradError as error:
-        raise click.ClickException(str(error)) from error
+    folder = out or _first_free(Path(DEFAULT_FOLDER))
+    require_unused(folder)
+    privacy = Privacy(target_epsilon=TARGET_EPSILON, max_grad_norm=TASKS["digits"].recipe.max_grad_norm)
+    private_config = suggested_run("digits", privacy=privacy)
+    if epochs is not None:
+        private_config = replace(private_config, epochs=epochs)
+    private = _one(console, "1. Private training", private_config, folder / "private")
+    if private is None:
+        sys.exit(INTERRUPTED)
+    ordinary = _one(console, "2. Ordinary training", replace(private_config, privacy=None), folder / "ordinary")
+    if ordinary is None:
+        sys.exit(INTERRUPTED)
     _compare(console, private, ordinary)
     _where_to_look_next(folder)
 

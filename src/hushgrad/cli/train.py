@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from hushgrad.errors import HushgradError, InvalidArgumentError
+from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.configuration import DEFAULT_DELTA, OPTIMIZERS, Privacy, RunConfig, suggested_run
 from hushgrad.study.models import ACTIVATIONS, MODELS
 from hushgrad.study.progress import Screen, show_end
@@ -76,43 +76,39 @@ def train(
     Example: hushgrad train --task mnist --data DIR --classes 0,1 --noise-multiplier 5 --max-grad-norm 1
     --batch-size 256 --epochs 15 --out results
     """
-    try:
-        options = TaskOptions(
-            data=data,
-            classes=_names(classes),
-            target=target,
-            categorical=_names(categorical) or (),
-            bounds=tuple(_bounds(text) for text in bounds),
-            drop=_names(drop) or (),
-        )
-        privacy = Privacy(
-            noise_multiplier=noise_multiplier,
-            target_epsilon=epsilon,
-            delta=delta,
-            max_grad_norm=TASKS[task].recipe.max_grad_norm if max_grad_norm is None else max_grad_norm,
-        )
-        named: dict[str, Any] = {
-            "model": model,
-            "hidden_sizes": _hidden_sizes(hidden),
-            "activation": activation,
-            "batch_size": batch_size,
-            "max_physical_batch_size": physical_batch_size,
-            "epochs": epochs,
-            "optimizer": optimizer,
-            "learning_rate": learning_rate,
-            "momentum": momentum,
-            "loss_reduction": loss_reduction,
-            "seed": seed,
-            "device": device,
-        }
-        config = replace(
-            suggested_run(task, privacy=privacy, options=options),
-            **{name: value for name, value in named.items() if value is not None},
-        )
-        interrupted = _run_on_screen(config, out)
-    except HushgradError as error:
-        raise click.ClickException(str(error)) from error
-    if interrupted:
+    options = TaskOptions(
+        data=data,
+        classes=_names(classes),
+        target=target,
+        categorical=_names(categorical) or (),
+        bounds=tuple(_bounds(text) for text in bounds),
+        drop=_names(drop) or (),
+    )
+    privacy = Privacy(
+        noise_multiplier=noise_multiplier,
+        target_epsilon=epsilon,
+        delta=delta,
+        max_grad_norm=TASKS[task].recipe.max_grad_norm if max_grad_norm is None else max_grad_norm,
+    )
+    named: dict[str, Any] = {
+        "model": model,
+        "hidden_sizes": _hidden_sizes(hidden),
+        "activation": activation,
+        "batch_size": batch_size,
+        "max_physical_batch_size": physical_batch_size,
+        "epochs": epochs,
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "momentum": momentum,
+        "loss_reduction": loss_reduction,
+        "seed": seed,
+        "device": device,
+    }
+    config = replace(
+        suggested_run(task, privacy=privacy, options=options),
+        **{name: value for name, value in named.items() if value is not None},
+    )
+    if _run_on_screen(config, out):
         sys.exit(INTERRUPTED)
 
 

@@ -49,14 +49,15 @@ def train(
     )
     planned_steps = config.epochs * len(loader)
     if config.privacy is None:
-        criterion = nn.CrossEntropyLoss(reduction=config.loss_reduction)
-        outcome = _loop(config, task, model, optimizer, loader, criterion, None, planned_steps, watchers)
+        plain_criterion = nn.CrossEntropyLoss(reduction=config.loss_reduction)
+        outcome = _loop(config, task, model, optimizer, loader, plain_criterion, None, planned_steps, watchers)
         return model, outcome
     engine = PrivacyEngine(ledger=ledger)
     batches = _make_private(engine, config, config.privacy, model, optimizer, loader)
     criterion = engine.per_example(nn.CrossEntropyLoss())
     try:
-        outcome = _loop(config, task, model, optimizer, batches, criterion, engine, planned_steps, watchers)
+        private = _Private(engine, config.privacy)
+        outcome = _loop(config, task, model, optimizer, batches, criterion, private, planned_steps, watchers)
     finally:
         engine.session.close()
     return model, outcome
@@ -122,15 +123,28 @@ def _make_private(
     return batches
 
 
-def spent_so_far(engine: PrivacyEngine, privacy: Privacy) -> Spent:
-    """Return what the engine states about the steps taken until now."""
-    mechanism = engine.mechanism
-    return Spent(
-        guarantee=engine.guarantee(privacy.delta),
-        noise_multiplier=mechanism.noise_multiplier,
-        max_grad_norm=privacy.max_grad_norm,
-        sampling_rate=mechanism.sampling.rate if isinstance(mechanism.sampling, PoissonSampling) else None,
-    )
+@dataclass(slots=True)
+class _Private:
+    """The engine of a private run, asked once per step at most: an epsilon takes a while to compute."""
+
+    engine: PrivacyEngine
+    privacy: Privacy
+    _known: tuple[int, Spent] | None = None
+
+    def spent(self, step: int) -> Spent:
+        """Return what the engine states after `step` steps."""
+        if self._known is None or self._known[0] != step:
+            mechanism = self.engine.mechanism
+            self._known = (
+                step,
+                Spent(
+                    guarantee=self.engine.guarantee(self.privacy.delta),
+                    noise_multiplier=mechanism.noise_multiplier,
+                    max_grad_norm=self.privacy.max_grad_norm,
+                    sampling_rate=mechanism.sampling.rate if isinstance(mechanism.sampling, PoissonSampling) else None,
+                ),
+            )
+        return self._known[1]
 
 
 @dataclass(slots=True)
@@ -174,11 +188,11 @@ def _loop(
     optimizer: torch.optim.Optimizer,
     batches: Iterable[tuple[Tensor, ...]],
     criterion: nn.Module,
-    engine: PrivacyEngine | None,
+    private: _Private | None,
     planned_steps: int,
     watchers: Watchers,
 ) -> Outcome:
-    """Run the epochs and return the outcome; `engine` is None for an ordinary run."""
+    """Run the epochs and return the outcome; `private` is None for an ordinary run."""
     began = time.perf_counter()
     measurements: list[Measurement] = []
     measure_every = max(1, planned_steps // MEASUREMENTS_PER_RUN)
@@ -187,14 +201,12 @@ def _loop(
     status = "running"
 
     def outcome_now() -> Outcome:
-        spent = spent_so_far(engine, config.privacy) if engine is not None and config.privacy is not None else None
+        spent = private.spent(step) if private is not None else None
         return Outcome(status, step, planned_steps, time.perf_counter() - began, tuple(measurements), spent)
 
     def measure(window: _Window, epoch: int, *, with_test: bool) -> _Window:
         trained = time.perf_counter()
-        epsilon = (
-            engine.get_epsilon(config.privacy.delta) if engine is not None and config.privacy is not None else None
-        )
+        epsilon = private.spent(step).guarantee.epsilon if private is not None else None
         tested = accuracy(model, task.test, config.device) if with_test else None
         measurement = window.measurement(
             step=step, epoch=epoch, test_accuracy=tested, epsilon=epsilon, began=began, trained=trained
@@ -203,7 +215,7 @@ def _loop(
         watchers.on_measurement(measurement)
         return _Window.on(config.device)
 
-    watchers.on_start(planned_steps, engine.mechanism.noise_multiplier if engine is not None else None)
+    watchers.on_start(planned_steps, private.engine.mechanism.noise_multiplier if private is not None else None)
     for epoch in range(1, config.epochs + 1):
         window = _Window.on(config.device)
         for inputs, labels in batches:
@@ -214,7 +226,7 @@ def _loop(
             loss.backward()
             optimizer.step()
             window.add(loss * len(labels) if config.loss_reduction == "mean" else loss, logits, labels)
-            if engine is not None and not engine.last_step_updated:
+            if private is not None and not private.engine.last_step_updated:
                 continue
             step += 1
             watchers.on_step(step)
