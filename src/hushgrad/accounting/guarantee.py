@@ -55,8 +55,8 @@ class Guarantee:
     def __str__(self) -> str:
         """Return the guarantee in sentences, ε rounded up; "NOT PRIVATE" comes first where it is not."""
         claim = (
-            f"({round_up(self.epsilon)}, {self.delta:g})-differential privacy (epsilon, delta) for {self.unit}, "
-            f"neighbouring relation: {self.adjacency}, after {self.steps} step{'' if self.steps == 1 else 's'}."
+            f"({round_up(self.epsilon)}, {self.delta:g})-differential privacy (epsilon, delta) for {self.unit} under "
+            f"{self.adjacency} neighbours, after {self.steps} step{'' if self.steps == 1 else 's'}."
         )
         sentences = [*self._warnings(), claim, f"Sampling: {self.sampling}."]
         sentences.append(f"Accountant: {self.accountant}" + (f" ({self.numerics})." if self.numerics else "."))
@@ -121,7 +121,7 @@ def guarantee(
         steps=sum(count for _, count in composition),
         noise_is_secret=contract is None or contract.noise_is_secret,
         notes=tuple(notes),
-        numerics=_numerics(accountant, bool(form.sampled)),
+        numerics="" if form.noiseless else _numerics(accountant, bool(form.sampled)),
     )
 
 

@@ -1,0 +1,61 @@
+"""`hushgrad epsilon`: what a plan would cost, or what a ledger says a run has cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from hushgrad.accounting.accountants import ACCOUNTANTS
+from hushgrad.accounting.guarantee import guarantee, round_up
+from hushgrad.accounting.ledger import read_ledger
+from hushgrad.arguments import non_negative_number
+from hushgrad.cli.output import print_facts, print_json
+from hushgrad.cli.plan import plan_from, plan_options
+
+
+@click.command()
+@click.option(
+    "--noise-multiplier", type=float, help="Standard deviation of the noise over the clip norm; 0 is not private."
+)
+@plan_options
+@click.option("--ledger", type=click.Path(dir_okay=False), help="Read what ran from a ledger, in place of a plan.")
+@click.option("--delta", type=float, required=True, help="In (0, 1); usual: less than 1 / the number of records.")
+@click.option("--accountant", type=click.Choice(sorted(ACCOUNTANTS)), default="pld", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help='Print one JSON object; an infinite epsilon is the string "inf".')
+def epsilon(
+    noise_multiplier: float | None,
+    ledger: str | None,
+    delta: float,
+    accountant: str,
+    as_json: bool,
+    **plan: Any,
+) -> None:
+    """Compute the epsilon of a plan or of a ledger.
+
+    \b
+    hushgrad epsilon --noise-multiplier 1.1 --sampling-rate 0.01 --steps 1000 --delta 1e-5
+    hushgrad epsilon --noise-multiplier 1.1 --batch-size 256 --dataset-size 60000 --epochs 15 --delta 1e-5
+    hushgrad epsilon --noise-multiplier 4 --sampling none --passes 10 --delta 1e-5
+    hushgrad epsilon --ledger run/ledger.jsonl --delta 1e-5
+    """
+    facts: dict[str, Any]
+    if ledger is not None:
+        if noise_multiplier is not None or any(value is not None for name, value in plan.items() if name != "sampling"):
+            raise click.UsageError("--ledger says what ran; give no plan beside it")
+        view = read_ledger(ledger)
+        result = guarantee(view.events, delta, accountant, view.contract)
+        facts = {"ledger": ledger, "steps": view.steps}
+    else:
+        if noise_multiplier is None:
+            raise click.UsageError("give --noise-multiplier and a plan, or --ledger")
+        sigma = non_negative_number("noise_multiplier", noise_multiplier)
+        planned = plan_from(**plan)
+        result = guarantee(planned.composition(sigma), delta, accountant)
+        facts = {"noise_multiplier": sigma, **planned.facts}
+    if as_json:
+        print_json({**facts, **result.as_json()})
+    else:
+        print_facts(
+            {"epsilon": round_up(result.epsilon), "delta": delta, **facts, "accountant": accountant}, str(result)
+        )

@@ -1,0 +1,59 @@
+"""`hushgrad`: the group of commands. Each is imported only when it runs, so that `hushgrad epsilon` needs no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from hushgrad._version import __version__
+from hushgrad.errors import HushgradError
+
+COMMANDS = {
+    "calibrate": ("hushgrad.cli.calibrate", "calibrate", "Find the noise multiplier for a target epsilon."),
+    "demo": ("hushgrad.cli.demo", "demo", "Train on digits with and without privacy, side by side."),
+    "epsilon": ("hushgrad.cli.epsilon", "epsilon", "Compute the epsilon of a plan or of a ledger."),
+    "train": ("hushgrad.cli.train", "train", "Train a model with differential privacy."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and one-line helps, and imports a command when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return the command, or None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, name, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), name)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}.{name} is not a click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from the table above, importing none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, _, summary) in sorted(COMMANDS.items())])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. An error of hushgrad's own is one line on stderr and exit code 1, never a traceback."""
+        try:
+            return super().invoke(ctx)
+        except HushgradError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="hushgrad")
+def main() -> None:
+    """Differentially private training for PyTorch."""
+
+
+if __name__ == "__main__":
+    main()
