@@ -44,6 +44,7 @@ INTERRUPTED = 130
 @click.option("--loss-reduction", type=click.Choice(("mean", "sum")), help="sum: the update is not divided.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Initial parameters; never noise or sampling.")
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda:0.")
+@click.option("--threads", type=int, help="CPU threads; default: what suits the task.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New or empty folder for the results.")
 def train(
     task: str,
@@ -69,6 +70,7 @@ def train(
     loss_reduction: str | None,
     seed: int,
     device: str,
+    threads: int | None,
     out: Path,
 ) -> None:
     """Train a model with differential privacy and write it, its curves and its guarantee to a folder.
@@ -103,6 +105,7 @@ def train(
         "loss_reduction": loss_reduction,
         "seed": seed,
         "device": device,
+        "threads": threads,
     }
     config = replace(
         suggested_run(task, privacy=privacy, options=options),

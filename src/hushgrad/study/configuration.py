@@ -60,8 +60,10 @@ class RunConfig:
     """One training run. `privacy` None is an ordinary run, for comparison.
 
     `batch_size` is the expected size of a logical batch; `max_physical_batch_size` bounds what is in memory at once.
-    `momentum` is the first β for Adam. `seed` fixes initial parameters and an ordinary run's order of examples, never
-    noise or private sampling. Raises InvalidArgumentError for every bad value, before data is read.
+    `momentum` is the first β for Adam; `threads` is for the CPU, None leaves the number to torch. `seed` fixes initial
+    parameters and an ordinary run's order of examples, never noise or private sampling.
+
+    Raises InvalidArgumentError for every bad value, before data is read.
     """
 
     task: str
@@ -79,6 +81,7 @@ class RunConfig:
     loss_reduction: str = "mean"
     seed: int = 0
     device: str = "cpu"
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         one_of("task", self.task, tuple(TASKS))
@@ -91,6 +94,8 @@ class RunConfig:
         whole_number("seed", self.seed, minimum=0)
         if self.max_physical_batch_size is not None:
             whole_number("max_physical_batch_size", self.max_physical_batch_size, minimum=1)
+        if self.threads is not None:
+            whole_number("threads", self.threads, minimum=1)
         for width in self.hidden_sizes:
             whole_number("hidden size", width, minimum=1)
         positive_number("learning_rate", self.learning_rate)
@@ -114,6 +119,7 @@ def suggested_run(task: str, *, privacy: Privacy | None, options: TaskOptions | 
         activation=recipe.activation,
         optimizer=recipe.optimizer,
         momentum=recipe.momentum,
+        threads=recipe.threads,
     )
 
 

@@ -6,7 +6,8 @@ Both kinds of run go through the same few lines, so that a comparison between th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +36,22 @@ def train(
     steps done. Raises DatasetError for a batch larger than the training set and InvalidArgumentError for δ ≥ 1/N.
     """
     check_against_data(config, task)
+    with _cpu_threads(config.threads):
+        return _train(config, task, watchers, ledger)
+
+
+@contextmanager
+def _cpu_threads(count: int | None) -> Iterator[None]:
+    """Compute with `count` threads for a while (None: as many as before)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train(config: RunConfig, task: Task, watchers: Watchers, ledger: Path | None) -> tuple[nn.Module, Outcome]:
     model = build_model(
         config.model,
         input_shape=task.input_shape,

@@ -16,7 +16,9 @@ from hushgrad.study.tasks.files import first_existing
 from hushgrad.study.tasks.table import Table, is_missing, read_table
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes, fixed_split
 
-RECIPE = Recipe(model="mlp", batch_size=1024, epochs=12, learning_rate=1.0, max_grad_norm=1.0, hidden_sizes=())
+RECIPE = Recipe(
+    model="mlp", batch_size=1024, epochs=12, learning_rate=1.0, max_grad_norm=1.0, hidden_sizes=(), threads=1
+)
 
 MAX_CLASSES = 1000
 CLASSES_WERE_READ = "the list of classes was read from the target column (name them with --classes to avoid this)"

@@ -20,7 +20,10 @@ TEST_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Settings that suit a task, used where the user names none; found by runs (docs/training.md)."""
+    """Settings that suit a task, used where the user names none; found by runs (docs/training.md).
+
+    `threads` None leaves the number to torch; 1 suits models so small that sharing the work costs more than it saves.
+    """
 
     model: str
     batch_size: int
@@ -31,6 +34,7 @@ class Recipe:
     momentum: float = 0.9
     hidden_sizes: tuple[int, ...] = (64,)
     activation: str = "tanh"
+    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
