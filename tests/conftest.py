@@ -1,0 +1,30 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tests run side by side in several processes; one thread each keeps them from fighting over the cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _reproducible_data() -> None:
+    """Seed what tests draw their models and data from. The library's own noise does not depend on it."""
+    torch.manual_seed(20)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder with real data sets, or a visible skip."""
+    folder = os.environ.get("HUSHGRAD_DATA")
+    if not folder:
+        pytest.skip("HUSHGRAD_DATA is not set: no real data to test on")
+    return Path(folder)
