@@ -103,7 +103,7 @@ class KeyStream:
             ProtocolError: the stream was made in another process.
         """
         self._require_own_process()
-        view = memoryview(buffer)
+        view = buffer.data if isinstance(buffer, np.ndarray) else memoryview(buffer)
         if view.readonly or not view.c_contiguous:
             raise InvalidArgumentError("buffer must be writable and C-contiguous; pass a contiguous copy")
         if offset % BLOCK_BYTES or not 0 <= offset < 1 << 67:

@@ -1,0 +1,261 @@
+"""The loader: draws logical batches, cuts them into physical ones and hands out their records."""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import PurePath
+from typing import Any
+
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import default_collate
+
+from hushgrad.arguments import positive_number, whole_number
+from hushgrad.errors import BatchStructureError, ContractChangedError, InvalidArgumentError, ProtocolError
+from hushgrad.randomness import Address, KeyStream
+from hushgrad.sampling.disjoint import CheckedBatches
+from hushgrad.sampling.poisson import PoissonSampler, uniform_subset
+from hushgrad.sampling.records import BatchObserver, PhysicalBatch, cut
+from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, Sampling
+from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader
+
+
+class PrivateLoader:
+    """Iterates over physical batches; `len` is the number of logical batches in a pass.
+
+    The draw is the library's own, made in this process; the dataset, its workers and `collate_fn` are the caller's,
+    and an item is what `collate_fn` returned, untouched. An empty draw is handed out as one real record, drawn
+    uniformly, with weight 0, because many models cannot run on no rows. A logical batch is drawn once: what workers
+    fetched ahead of a `break` is dropped, and the next pass draws afresh.
+
+    The loader counts the records that reach `collate_fn`. Whether the collated item has one row for each of them
+    cannot be told from its tensors (time may come first, sequences may be packed), so it is checked where rows are
+    known: a session compares the number of losses with `PhysicalBatch.size`.
+
+    Guarantee: every drawn record is handed out exactly once in its logical batch.
+    Guarantee: the draws depend on the stream alone, never on the seeds of torch, NumPy or Python.
+
+    Attributes:
+        dataset: the dataset that records are read from.
+        sampling: how records are drawn.
+        batch_size: the expected number of records in a logical batch.
+        max_physical_batch_size: the most records in one item; None for all.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        sampling: Sampling,
+        *,
+        steps_per_pass: int,
+        stream: KeyStream,
+        batch_size: float | None = None,
+        batches: Iterable[Sequence[int]] | None = None,
+        options: LoadingOptions | None = None,
+        max_physical_batch_size: int | None = None,
+        observer: BatchObserver | None = None,
+    ) -> None:
+        """Make a loader over a dataset, for loops without a DataLoader of their own.
+
+        Args:
+            dataset: map-style, with `__len__` and `__getitem__`.
+            sampling: `PoissonSampling(rate)`, or `DisjointBatches()` together with `batches`.
+            steps_per_pass: logical batches in one pass.
+            stream: bits for this loader alone; two loaders with one stream would draw the same records.
+            batch_size: the expected size of a logical batch; by default rate · len(dataset). Required with `batches`.
+            batches: for `DisjointBatches`, the caller's batches of indices, iterated anew in every pass.
+            options: workers, pinning and `collate_fn`, in torch's words.
+            max_physical_batch_size: the most records in one item; None for all.
+            observer: told before each read and of each item.
+
+        Raises:
+            DatasetError: an iterable or empty dataset, or one without a length.
+            InvalidArgumentError: an argument out of range, or `batches` without `DisjointBatches` and the reverse.
+        """
+        self.dataset = dataset
+        self.sampling = sampling
+        self.max_physical_batch_size = (
+            None
+            if max_physical_batch_size is None
+            else whole_number("max_physical_batch_size", max_physical_batch_size, minimum=1)
+        )
+        self._count = dataset_length(dataset)
+        self._steps_per_pass = whole_number("steps_per_pass", steps_per_pass, minimum=1)
+        self._observer = observer
+        one_pass: Callable[[int], Iterator[tuple[int, ...]]]
+        if isinstance(sampling, PoissonSampling):
+            if batches is not None:
+                raise InvalidArgumentError("batches goes with DisjointBatches; Poisson sampling draws its own")
+            sampler = PoissonSampler(self._count, sampling, stream.fork("sampling"))
+            one_pass = partial(sampler.one_pass, self._steps_per_pass)
+            expected = sampling.rate * self._count if batch_size is None else batch_size
+        elif isinstance(sampling, DisjointBatches):
+            if batches is None or batch_size is None:
+                raise InvalidArgumentError("DisjointBatches needs batches and batch_size, a public constant")
+            one_pass = CheckedBatches(batches, self._count).one_pass
+            expected = batch_size
+        else:
+            raise InvalidArgumentError(
+                f"sampling must be PoissonSampling or DisjointBatches, got {type(sampling).__name__}"
+            )
+        self.batch_size = positive_number("batch_size", expected)
+        stand_in = partial(_uniform_index, self._count, stream.fork("stand-in"))
+        self._planner = _Planner(one_pass, stand_in, self.max_physical_batch_size)
+        self._items = _torch_loader(dataset, self._planner, options or LoadingOptions())
+        self._current_pass: object = None
+
+    @classmethod
+    def from_data_loader(
+        cls,
+        data_loader: Any,
+        *,
+        poisson_sampling: bool,
+        stream: KeyStream,
+        max_physical_batch_size: int | None = None,
+        observer: BatchObserver | None = None,
+    ) -> PrivateLoader:
+        """Make a loader with the dataset, batch size, `collate_fn` and workers of a torch DataLoader.
+
+        With `poisson_sampling` the draw replaces the DataLoader's: rate batch_size / len(dataset), as many steps in a
+        pass as the DataLoader has batches. Without it the DataLoader's own batches are kept and checked.
+
+        Raises what `read_data_loader` raises, before data is read.
+        """
+        reading = read_data_loader(data_loader)
+        sampling = PoissonSampling(reading.batch_size / reading.count) if poisson_sampling else DisjointBatches()
+        return cls(
+            reading.dataset,
+            sampling,
+            steps_per_pass=reading.steps,
+            stream=stream,
+            batch_size=reading.batch_size,
+            batches=None if poisson_sampling else reading.batches,
+            options=reading.options,
+            max_physical_batch_size=max_physical_batch_size,
+            observer=observer,
+        )
+
+    def __len__(self) -> int:
+        return self._steps_per_pass
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the items of one pass.
+
+        Raises:
+            ProtocolError: another pass was begun since, or the observer says that the loop broke its protocol.
+            ContractChangedError: the length of the dataset is not what it was.
+            BatchStructureError: `collate_fn` failed, or did not get the records that were drawn.
+            DuplicateRecordError: the caller's own batches hold a record twice in this pass.
+        """
+        this_pass = self._current_pass = object()
+        self._before_draw()
+        self._require_same_length()
+        planned = self._planner.new_pass()
+        items = iter(self._items)
+        while True:
+            try:
+                records, item = next(items)
+            except StopIteration:
+                return
+            batch = planned.popleft()
+            if records != batch.size:
+                raise BatchStructureError(
+                    "collate_fn got another number of records than were drawn; "
+                    "the dataset's __getitems__ must return one record for each index"
+                )
+            if self._observer is not None:
+                self._observer.begin(batch)
+            yield item
+            if this_pass is not self._current_pass:
+                raise ProtocolError(
+                    "another iteration over this loader was begun before this one ended; "
+                    "iterate over a private loader one pass at a time"
+                )
+            self._before_draw()
+
+    def _before_draw(self) -> None:
+        if self._observer is not None:
+            self._observer.before_draw()
+
+    def _require_same_length(self) -> None:
+        count = len(self.dataset)
+        if count != self._count:
+            raise ContractChangedError(
+                f"the dataset had {self._count} records when the loader was made and has {count} now; "
+                "the sampling rate and the charge rest on that length: make a new private loader"
+            )
+
+
+class _Planner:
+    """The batch sampler of the torch loader inside: gives it indices and notes what they are, in the same order."""
+
+    def __init__(
+        self,
+        one_pass: Callable[[int], Iterator[tuple[int, ...]]],
+        stand_in: Callable[[int], int],
+        max_physical_batch_size: int | None,
+    ) -> None:
+        self._one_pass = one_pass
+        self._stand_in = stand_in
+        self._max_physical_batch_size = max_physical_batch_size
+        self._planned: deque[PhysicalBatch] = deque()
+        self._next_step = 0
+        self._next_pass = 0
+
+    def new_pass(self) -> deque[PhysicalBatch]:
+        """Return the queue that the batches of the coming pass will be noted in."""
+        self._planned = deque()
+        return self._planned
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # The torch loader may make an iterator that it never starts; so nothing is counted before the first draw.
+        planned, pass_index = self._planned, self._next_pass
+        self._next_pass += 1
+        for indices in self._one_pass(self._next_step):
+            step = self._next_step
+            self._next_step += 1
+            for batch in cut(indices, self._max_physical_batch_size, step, pass_index):
+                planned.append(batch)
+                yield list(batch.indices) or [self._stand_in(step)]
+
+
+def _uniform_index(count: int, stream: KeyStream, step: int) -> int:
+    return int(uniform_subset(count, 1, stream, Address(step))[0])
+
+
+class _CountingCollate:
+    """The caller's `collate_fn`, with the number of records it was given beside what it returned."""
+
+    def __init__(self, collate_fn: Callable[[list[Any]], Any]) -> None:
+        self._collate_fn = collate_fn
+
+    def __call__(self, records: list[Any]) -> tuple[int, Any]:
+        try:
+            return len(records), self._collate_fn(records)
+        except Exception as error:
+            # The text of the caller's exception may hold data; its type and its place do not.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise BatchStructureError(
+                f"collate_fn raised {type(error).__name__} in {place.name} ({PurePath(place.filename).name}, line "
+                f"{place.lineno}); it must accept any number of records from 1 on, all of one structure"
+            ) from None
+
+
+def _torch_loader(dataset: Any, planner: _Planner, options: LoadingOptions) -> DataLoader[Any]:
+    # in_order stays True: the planner's notes are matched with the items by their order.
+    return DataLoader(
+        dataset,
+        batch_sampler=planner,
+        collate_fn=_CountingCollate(default_collate if options.collate_fn is None else options.collate_fn),
+        num_workers=options.num_workers,
+        pin_memory=options.pin_memory,
+        pin_memory_device=options.pin_memory_device,
+        timeout=options.timeout,
+        worker_init_fn=options.worker_init_fn,
+        multiprocessing_context=options.multiprocessing_context,
+        generator=options.generator,
+        prefetch_factor=options.prefetch_factor,
+        persistent_workers=options.persistent_workers,
+    )

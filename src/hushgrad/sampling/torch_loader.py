@@ -1,0 +1,168 @@
+"""Reading a torch DataLoader: what it says about the data, and whether its draw can be honoured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+from torch.utils.data.distributed import DistributedSampler
+
+from hushgrad.errors import DatasetError, InvalidArgumentError, UnsupportedSamplerError
+
+_CURES: dict[type, str] = {
+    SubsetRandomSampler: "pass torch.utils.data.Subset(dataset, indices) as the dataset and leave the sampler out",
+    WeightedRandomSampler: (
+        "weights would change every example's probability and so the charge; leave the sampler out and weight the "
+        "examples' losses"
+    ),
+    DistributedSampler: "it pads with duplicates; leave the sampler out and train in one process",
+}
+_CURE = "leave the sampler out: pass DataLoader(dataset, batch_size=..., shuffle=True)"
+
+
+@dataclass(frozen=True)
+class LoadingOptions:
+    """How records are fetched, in the words of `torch.utils.data.DataLoader`. None of it changes the draw."""
+
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    num_workers: int = 0
+    pin_memory: bool = False
+    pin_memory_device: str = ""
+    timeout: float = 0.0
+    worker_init_fn: Callable[[int], None] | None = None
+    multiprocessing_context: Any = None
+    generator: Any = None
+    prefetch_factor: int | None = None
+    persistent_workers: bool = False
+
+
+@dataclass(frozen=True)
+class DataLoaderReading:
+    """What was read from a DataLoader.
+
+    Attributes:
+        dataset: the map-style dataset.
+        count: len(dataset), by its use declared public.
+        batch_size: records per batch.
+        steps: len(data_loader), batches per pass, with `drop_last` as the caller chose it.
+        batches: the caller's own batch sampler.
+        options: how records are fetched.
+    """
+
+    dataset: Any
+    count: int
+    batch_size: int
+    steps: int
+    batches: BatchSampler
+    options: LoadingOptions
+
+
+def read_data_loader(data_loader: Any) -> DataLoaderReading:
+    """Read a DataLoader, without reading data.
+
+    Samplers are recognised by their exact type, because a subclass may draw differently: `SequentialSampler`, and
+    `RandomSampler` that draws every record once.
+
+    Raises:
+        InvalidArgumentError: not a `torch.utils.data.DataLoader`, or one with its own way of iterating.
+        DatasetError: an iterable dataset, one without a length, an empty one, or one smaller than a batch.
+        UnsupportedSamplerError: a sampler or batch sampler whose draw cannot be honoured; the message names the cure.
+    """
+    if not isinstance(data_loader, DataLoader):
+        raise InvalidArgumentError(
+            f"data_loader must be a torch.utils.data.DataLoader, got {type(data_loader).__name__}; "
+            "wrap the dataset in a DataLoader, and make a loader private once only"
+        )
+    if type(data_loader).__iter__ is not DataLoader.__iter__:
+        raise InvalidArgumentError(
+            f"data_loader is a {type(data_loader).__name__} with its own __iter__, which would be left out; "
+            "move what it does to the dataset or to collate_fn"
+        )
+    count = dataset_length(data_loader.dataset)
+    batches = _known_batch_sampler(data_loader)
+    _require_every_record_once(batches.sampler, count)
+    if batches.batch_size > count:
+        raise DatasetError(
+            f"batch_size {batches.batch_size} is greater than the {count} records of the dataset; "
+            f"use batch_size={count} for full batches"
+        )
+    return DataLoaderReading(
+        dataset=data_loader.dataset,
+        count=count,
+        batch_size=batches.batch_size,
+        steps=len(batches),
+        batches=batches,
+        options=LoadingOptions(
+            collate_fn=data_loader.collate_fn,
+            num_workers=data_loader.num_workers,
+            pin_memory=data_loader.pin_memory,
+            pin_memory_device=data_loader.pin_memory_device,
+            timeout=data_loader.timeout,
+            worker_init_fn=data_loader.worker_init_fn,
+            multiprocessing_context=data_loader.multiprocessing_context,
+            generator=data_loader.generator,
+            prefetch_factor=data_loader.prefetch_factor,
+            persistent_workers=data_loader.persistent_workers,
+        ),
+    )
+
+
+def dataset_length(dataset: Any) -> int:
+    """Return len(dataset), at least 1, or raise `DatasetError`."""
+    if isinstance(dataset, IterableDataset):
+        raise DatasetError(
+            "the dataset is an IterableDataset, whose records cannot be drawn by index; "
+            "load it into a map-style dataset with __len__ and __getitem__"
+        )
+    try:
+        count = len(dataset)
+    except TypeError:
+        raise DatasetError(
+            f"the dataset ({type(dataset).__name__}) has no length, so a sampling rate is not defined; add __len__"
+        ) from None
+    if count < 1:
+        raise DatasetError("the dataset is empty; private training needs at least one record")
+    return count
+
+
+def _known_batch_sampler(data_loader: DataLoader[Any]) -> BatchSampler:
+    batches = data_loader.batch_sampler
+    if batches is None:
+        raise UnsupportedSamplerError(
+            "data_loader has batch_size=None (batching switched off), so one item is not a known number of records; "
+            "pass batch_size and let collate_fn build the batch"
+        )
+    if type(batches) is not BatchSampler:
+        raise UnsupportedSamplerError(
+            f"data_loader has a batch_sampler of its own ({type(batches).__name__}), which cannot be honoured; {_CURE}"
+        )
+    return batches
+
+
+def _require_every_record_once(sampler: Any, count: int) -> None:
+    kind = type(sampler)
+    if kind is RandomSampler:
+        if sampler.replacement:
+            raise UnsupportedSamplerError(
+                f"RandomSampler(replacement=True) draws some records several times and others never; {_CURE}"
+            )
+        if sampler.num_samples != count:
+            raise UnsupportedSamplerError(
+                f"RandomSampler has num_samples={sampler.num_samples} for {count} records; {_CURE}"
+            )
+    elif kind is not SequentialSampler:
+        raise UnsupportedSamplerError(f"{kind.__name__} cannot be honoured; {_CURES.get(kind, _CURE)}")
+    if len(sampler.data_source) != count:
+        raise UnsupportedSamplerError(
+            f"{kind.__name__} draws from {len(sampler.data_source)} records and the dataset has {count}; {_CURE}"
+        )
