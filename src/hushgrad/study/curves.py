@@ -66,7 +66,7 @@ def _draw_epsilon(panel: Any, measurements: Sequence[Measurement], delta: float 
     if known:
         # Nothing is spent before the first step.
         panel.plot([0, *(step for step, _ in known)], [0.0, *(epsilon for _, epsilon in known)], color=GREEN)
-        panel.set_ylim(0, 1.15 * known[-1][1])
+        panel.set_ylim(0, 1.15 * known[-1][1] or 1.0)
         panel.annotate(
             f"{known[-1][1]:.2f}", known[-1], textcoords="offset points", xytext=(-4, 6), ha="right", color=GREEN
         )

@@ -79,13 +79,11 @@ class Screen:
         batches = f"batches of {config.batch_size}, {planned_steps} steps"
         if privacy is None or noise_multiplier is None:
             self.say(f"ordinary training, NOT PRIVATE: {batches}")
+        elif noise_multiplier == 0:
+            self.say(f"training without noise, NOT PRIVATE: clipping at {privacy.max_grad_norm:g}; {batches}")
         else:
-            self.say(
-                f"private training: noise multiplier {noise_multiplier:.4g}, clipping at {privacy.max_grad_norm:g}, "
-                f"δ = {privacy.delta:g}; {batches}"
-            )
-            if noise_multiplier == 0:
-                self.say("NOT PRIVATE: without noise no epsilon holds.")
+            noise = f"noise multiplier {noise_multiplier:.4g}, clipping at {privacy.max_grad_norm:g}"
+            self.say(f"private training: {noise}, δ = {privacy.delta:g}; {batches}")
 
     def _step(self, step: int) -> None:
         self._progress.update(self._bar, completed=step)

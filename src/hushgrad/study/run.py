@@ -81,7 +81,8 @@ def run(config: RunConfig, out: Path, reporter: Reporter = SILENT) -> Finished:
     def write(model: nn.Module, outcome: Outcome) -> None:
         summary = summarise(config, task, model, outcome)
         directory.write_summary(summary)
-        directory.write_model(model, {"task": config.task, "model": config.model, "guarantee": summary["guarantee"]})
+        facts = {"task": config.task, "model": config.model, "steps": str(outcome.steps)}
+        directory.write_model(model, {**facts, "guarantee": summary["guarantee"]})
 
     with finish_step_on_interrupt(reporter.on_stop_request) as stop_requested:
         watchers = Watchers(

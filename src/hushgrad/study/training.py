@@ -24,7 +24,9 @@ from hushgrad.study.outcome import Measurement, Outcome, Spent, Watchers
 from hushgrad.study.tasks import Task
 
 EVALUATION_BATCH = 2048
-MEASUREMENTS_PER_RUN = 40
+# An accurate epsilon takes up to a second, so it is computed this often at most.
+MEASUREMENTS_BETWEEN_TESTS = 20
+MOST_TESTS = 100
 
 
 def train(
@@ -212,7 +214,8 @@ def _loop(
     """Run the epochs and return the outcome; `private` is None for an ordinary run."""
     began = time.perf_counter()
     measurements: list[Measurement] = []
-    measure_every = max(1, planned_steps // MEASUREMENTS_PER_RUN)
+    measure_every = max(1, planned_steps // MEASUREMENTS_BETWEEN_TESTS)
+    test_every = max(1, config.epochs // MOST_TESTS)
     steps_per_epoch = planned_steps // config.epochs
     step = 0
     status = "running"
@@ -221,7 +224,7 @@ def _loop(
         spent = private.spent(step) if private is not None else None
         return Outcome(status, step, planned_steps, time.perf_counter() - began, tuple(measurements), spent)
 
-    def measure(window: _Window, epoch: int, *, with_test: bool) -> _Window:
+    def measure(window: _Window, epoch: int, *, with_test: bool) -> None:
         trained = time.perf_counter()
         epsilon = private.spent(step).guarantee.epsilon if private is not None else None
         tested = accuracy(model, task.test, config.device) if with_test else None
@@ -230,11 +233,11 @@ def _loop(
         )
         measurements.append(measurement)
         watchers.on_measurement(measurement)
-        return _Window.on(config.device)
 
     watchers.on_start(planned_steps, private.engine.mechanism.noise_multiplier if private is not None else None)
+    window = _Window.on(config.device)
     for epoch in range(1, config.epochs + 1):
-        window = _Window.on(config.device)
+        tested_at = epoch * steps_per_epoch if epoch % test_every == 0 or epoch == config.epochs else None
         for inputs, labels in batches:
             inputs, labels = inputs.to(config.device), labels.to(config.device)
             optimizer.zero_grad()
@@ -247,15 +250,19 @@ def _loop(
                 continue
             step += 1
             watchers.on_step(step)
-            if watchers.stop_requested():
+            if step < planned_steps and watchers.stop_requested():
                 status = "interrupted"
                 break
-            if step % measure_every == 0 and step != epoch * steps_per_epoch:
-                window = measure(window, epoch, with_test=False)
+            if step % measure_every == 0 and step != tested_at:
+                measure(window, epoch, with_test=False)
+                window = _Window.on(config.device)
+        if tested_at is None and status == "running":
+            continue
         measure(window, epoch, with_test=True)
-        if status == "running" and epoch == config.epochs:
+        if step == planned_steps:
             status = "completed"
         watchers.on_epoch(model, outcome_now())
         if status != "running":
             break
+        window = _Window.on(config.device)
     return outcome_now()

@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from hushgrad.errors import InvalidArgumentError
+from hushgrad.study.models import MODELS, build_model
+
+
+def build(name="mlp", input_shape=(1, 8, 8), num_classes=3, seed=0, **options):
+    return build_model(name, input_shape=input_shape, num_classes=num_classes, seed=seed, **options)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("input_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 19, 23)])
+def test_every_model_gives_one_logit_per_class_for_every_image_size(name, input_shape):
+    assert build(name, input_shape)(torch.zeros(5, *input_shape)).shape == (5, 3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_example_does_not_influence_another_ones_output(name):
+    model, images = build(name), torch.randn(4, 1, 8, 8)
+    changed = images.clone()
+    changed[1] = 100.0
+    torch.testing.assert_close(model(images)[[0, 2, 3]], model(changed)[[0, 2, 3]])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_seed_fixes_the_parameters_and_the_global_generator_is_left_alone(name):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, second, other = build(name, seed=1), build(name, seed=1), build(name, seed=2)
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+def test_the_mnist_network_is_the_tutorials():
+    assert sum(p.numel() for p in build("cnn", (1, 28, 28), num_classes=10).parameters()) == 26_010
+
+
+def test_no_hidden_layer_is_a_linear_model():
+    assert sum(p.numel() for p in build("mlp", (20,), hidden_sizes=()).parameters()) == 63
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet"])
+def test_an_image_model_refuses_what_is_no_image_with_the_cure(name):
+    for shape in ((20,), (1, 7, 8)):
+        with pytest.raises(InvalidArgumentError, match="use model 'mlp'"):
+            build(name, shape)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(InvalidArgumentError, match="model must be one of"):
+        build("vit")
+    with pytest.raises(InvalidArgumentError, match="activation must be one of"):
+        build(activation="gelu")

@@ -1,0 +1,99 @@
+import json
+from dataclasses import replace
+
+import pytest
+import safetensors
+
+from hushgrad.accounting.accountants import epsilon
+from hushgrad.accounting.ledger import read_ledger
+from hushgrad.errors import DatasetError, InvalidArgumentError, TaskDataError
+from hushgrad.study.configuration import Privacy, suggested_run
+from hushgrad.study.directory import RunDirectory
+from hushgrad.study.run import run
+from hushgrad.study.tasks import TaskOptions
+
+
+def config(noise_multiplier=3.0, **changes):
+    privacy = None if noise_multiplier is None else Privacy(noise_multiplier=noise_multiplier, max_grad_norm=1.0)
+    return replace(suggested_run("digits", privacy=privacy), **{"batch_size": 400, "epochs": 2, **changes})
+
+
+def strict(text):
+    return json.loads(text, parse_constant=pytest.fail)
+
+
+def test_a_run_leaves_five_valid_files_that_agree(tmp_path):
+    finished = run(config(), tmp_path / "out")
+    directory = finished.directory
+    assert sorted(path.name for path in directory.path.iterdir()) == [
+        "curves.png",
+        "ledger.jsonl",
+        "metrics.jsonl",
+        "model.safetensors",
+        "summary.json",
+    ]
+    summary = strict(directory.summary.read_text())
+    rows = [strict(line) for line in directory.metrics.read_text().splitlines()]
+    ledger = read_ledger(directory.ledger)
+    assert summary["epsilon"] == rows[-1]["epsilon"] == epsilon(ledger.events, 1e-5)
+    assert summary["steps"] == rows[-1]["step"] == sum(count for _, count in ledger.events) == 8
+    assert summary["test_accuracy"] == rows[-1]["test_accuracy"]
+    assert summary["status"] == "completed"
+    assert summary["guarantee"] == str(finished.outcome.spent.guarantee)
+    assert directory.curves.read_bytes().startswith(b"\x89PNG")
+    with safetensors.safe_open(directory.model, "pt") as file:
+        assert file.metadata()["guarantee"] == summary["guarantee"]
+
+
+def test_the_summary_says_what_the_guarantee_rests_on(tmp_path):
+    summary = run(config(), tmp_path).summary
+    assert summary["delta"] == 1e-5
+    assert summary["noise_multiplier"] == 3.0
+    assert summary["max_grad_norm"] == 1.0
+    assert summary["sampling_rate"] == pytest.approx(400 / 1438)
+    assert "add/remove" in summary["adjacency"]
+    assert any("training loss" in item for item in summary["outside_the_guarantee"])
+
+
+def test_without_noise_the_files_say_not_private(tmp_path):
+    summary = strict((run(config(0.0), tmp_path).directory.summary).read_text())
+    assert summary["epsilon"] == "inf"
+    assert summary["private"] is False
+    assert "NOT PRIVATE" in summary["guarantee"]
+
+
+def test_an_ordinary_run_says_not_private_and_has_no_ledger(tmp_path):
+    finished = run(config(None), tmp_path)
+    summary = strict(finished.directory.summary.read_text())
+    assert summary["epsilon"] == "inf"
+    assert summary["guarantee"].startswith("NOT PRIVATE")
+    assert not finished.directory.ledger.exists()
+
+
+def test_the_summary_is_written_before_the_model(tmp_path, monkeypatch):
+    """Guarantee: the epsilon in summary.json is never below what the model beside it has cost."""
+
+    def crash(self, model, description):
+        raise OSError("power cut")
+
+    monkeypatch.setattr(RunDirectory, "write_model", crash)
+    with pytest.raises(OSError, match="power cut"):
+        run(config(), tmp_path)
+    summary = strict((tmp_path / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("running", 4)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_used_folder_is_refused_before_data_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    options = TaskOptions(data=tmp_path / "absent")
+    with pytest.raises(InvalidArgumentError, match="new or empty"):
+        run(replace(config(), task="mnist", options=options), tmp_path)
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(tmp_path):
+    with pytest.raises(DatasetError):
+        run(config(batch_size=5000), tmp_path / "out")
+    with pytest.raises(TaskDataError):
+        run(config(options=TaskOptions(classes=("1", "x"))), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
