@@ -1,0 +1,142 @@
+"""Tables: on the terminal, and in Markdown between two markers of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.contestants import CONTESTANTS, HUSHGRAD, ORDINARY
+from benchmarks.results import Results, WorkloadResult
+from benchmarks.timing import Interval
+
+BEGIN = "<!-- benchmark:begin -->"
+END = "<!-- benchmark:end -->"
+
+Rows = list[list[str]]
+
+
+def print_results(results: Results, console: Console) -> None:
+    """Print every table of the results."""
+    console.print(f"{results.machine}. {_procedure(results)}")
+    for title, rows in _tables(results):
+        table = Table(title=title, title_justify="left", box=SIMPLE)
+        for index, heading in enumerate(rows[0]):
+            table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+        for row in rows[1:]:
+            table.add_row(*row)
+        console.print(table)
+
+
+def short_markdown(results: Results) -> str:
+    """Return one table with a row for each workload, as a README shows it."""
+    names = list(dict.fromkeys(name for work in results.workloads.values() for name in work.contestants))
+    rows = [["step time", *[_heading(name) for name in names]]]
+    for work in results.workloads.values():
+        cells = []
+        for name in names:
+            found = work.contestants.get(name)
+            if found is None:
+                cells.append("")
+            elif name == ORDINARY:
+                cells.append(f"{found.step_ms.median:.2f} ms")
+            else:
+                cells.append(_times(found.to_ordinary))
+        rows.append([f"{work.title}, B={work.batch_size}", *cells])
+    return "\n\n".join([_markdown(rows), f"{results.machine}. {_procedure(results)} `{results.command}`"])
+
+
+def full_markdown(results: Results) -> str:
+    """Return every table of the results, as the page on performance shows them."""
+    parts = [f"{results.machine}. {_procedure(results)} `{results.command}`"]
+    for title, rows in _tables(results):
+        parts += [f"**{title}**", _markdown(rows)]
+    return "\n\n".join(parts)
+
+
+def replace_between_markers(page: str, content: str) -> str:
+    """Return the page with `content` between its markers. Raises ValueError unless it has one pair of them."""
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+        raise ValueError(f"expected one {BEGIN} and after it one {END} in the page")
+    head, _, rest = page.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    return f"{head}{BEGIN}\n{content}\n{END}{tail}"
+
+
+def write_between_markers(path: Path, content: str) -> None:
+    """Replace what is between the markers of a file."""
+    path.write_text(replace_between_markers(path.read_text(encoding="utf-8"), content), encoding="utf-8")
+
+
+def _procedure(results: Results) -> str:
+    return (
+        f"Medians of {results.pairs} paired ratios to the ordinary step, interleaved, with 95% intervals; "
+        f"a step is forward, backward, clipping, noise (σ = 1) and SGD."
+    )
+
+
+def _tables(results: Results) -> Iterator[tuple[str, Rows]]:
+    for work in results.workloads.values():
+        yield f"{work.title}, B={work.batch_size}, {work.parameters:,} parameters", _step_rows(work)
+        if work.profile is not None:
+            title = f"{work.title}: milliseconds of a step"
+            yield f"{title}, by phase", _profile_rows("phase", work.profile.phases_ms, with_sum=True)
+            yield f"{title}, by operator", _profile_rows("operator", work.profile.operators_ms, with_sum=False)
+    if results.noise is not None:
+        noise = results.noise
+        rows = [
+            ["noise, addition and division", "ns/value"],
+            ["hushgrad (AES-CTR, Box-Muller)", _plain(noise.hushgrad_ns)],
+            ["torch `normal_`", _plain(noise.torch_ns)],
+            ["ratio, paired", _plain(noise.ratio)],
+        ]
+        yield f"Noise on {noise.values:,} values, float32", rows
+
+
+def _step_rows(work: WorkloadResult) -> Rows:
+    rows = [["", "step, ms", "× ordinary", "× hushgrad", "peak, MiB"]]
+    for name, found in work.contestants.items():
+        rows.append(
+            [
+                _heading(name),
+                f"{found.step_ms.median:.2f}",
+                "1" if name == ORDINARY else _plain(found.to_ordinary),
+                "1" if name == HUSHGRAD else _plain(found.to_hushgrad),
+                "not measured" if found.peak_bytes is None else f"{found.peak_bytes / 2**20:.1f}",
+            ]
+        )
+    return rows
+
+
+def _profile_rows(label: str, times: dict[str, dict[str, float]], *, with_sum: bool) -> Rows:
+    rows = [[label, "ordinary", "hushgrad", "difference"]]
+    for name, row in times.items():
+        rows.append([name, *_differences(row[ORDINARY], row[HUSHGRAD])])
+    if with_sum:
+        sums = [sum(row[name] for row in times.values()) for name in (ORDINARY, HUSHGRAD)]
+        rows.append(["together", *_differences(*sums)])
+    return rows
+
+
+def _differences(ordinary: float, private: float) -> list[str]:
+    return [f"{ordinary:.3f}", f"{private:.3f}", f"{private - ordinary:+.3f}"]
+
+
+def _heading(name: str) -> str:
+    return CONTESTANTS[name].title
+
+
+def _plain(interval: Interval) -> str:
+    return f"{interval.median:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _times(interval: Interval) -> str:
+    return f"{interval.median:.2f}× [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _markdown(rows: Rows) -> str:
+    rule = ["---", *["---:" for _ in rows[0][1:]]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
