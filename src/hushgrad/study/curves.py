@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from hushgrad.accounting.guarantee import round_up
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.outcome import Measurement
 
@@ -27,11 +28,12 @@ def draw_curves(measurements: Sequence[Measurement], *, title: str, delta: float
         raise InvalidArgumentError("curves.png needs matplotlib; pip install 'hushgrad[study]'") from error
     figure = Figure(figsize=(12, 3.8), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    loss, accuracy, epsilon = figure.subplots(1, 3)
+    loss, accuracy, epsilon = figure.subplots(1, 3, sharex=True)
     steps = [m.step for m in measurements]
     loss.plot(steps, [m.loss for m in measurements], color=BLUE, label="training")
     loss.set(title="Loss on training batches (outside ε)", ylabel="cross-entropy")
-    loss.set_ylim(bottom=0)
+    highest = max((m.loss for m in measurements if math.isfinite(m.loss)), default=0.0)
+    loss.set_ylim(0, 1.05 * highest or 1.0)
     accuracy.plot(steps, [m.train_accuracy for m in measurements], color=BLUE, label="training (outside ε)")
     tested = [m for m in measurements if m.test_accuracy is not None]
     accuracy.plot(
@@ -45,7 +47,7 @@ def draw_curves(measurements: Sequence[Measurement], *, title: str, delta: float
     )
     accuracy.set(title="Accuracy", ylim=(0, 1.02))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    accuracy.legend(loc="lower right", frameon=False)
+    accuracy.legend(loc="best", frameon=False)
     _draw_epsilon(epsilon, measurements, delta)
     for panel in (loss, accuracy, epsilon):
         panel.set_xlabel("step")
@@ -68,7 +70,7 @@ def _draw_epsilon(panel: Any, measurements: Sequence[Measurement], delta: float 
         panel.plot([0, *(step for step, _ in known)], [0.0, *(epsilon for _, epsilon in known)], color=GREEN)
         panel.set_ylim(0, 1.15 * known[-1][1] or 1.0)
         panel.annotate(
-            f"{known[-1][1]:.2f}", known[-1], textcoords="offset points", xytext=(-4, 6), ha="right", color=GREEN
+            round_up(known[-1][1], 3), known[-1], textcoords="offset points", xytext=(-4, 6), ha="right", color=GREEN
         )
     else:
         panel.set_yticks([])
