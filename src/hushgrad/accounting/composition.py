@@ -20,13 +20,17 @@ Composition: TypeAlias = Sequence[tuple[Event, int]]
 """Events with how often each ran, in order: `Ledger.events()` has this form."""
 
 
+_LEAST_SAMPLED_NOISE = 1e-3
+
+
 @dataclass(frozen=True, slots=True)
 class NormalForm:
     """What a composition costs one record.
 
     `gaussian_precision` (no unit) is the sum of 1/noise_multiplier² over all unsampled Gaussian releases. `sampled`
     holds `(sampling_rate, noise_multiplier, count)`, sorted, with rates strictly between 0 and 1 and noise multipliers
-    greater than 0. `noiseless` says that some release had no noise at all.
+    of at least 1e-3; steps with less noise (an ε beyond 10⁵) count as unsampled, which is an upper bound. `noiseless`
+    says that some release had no noise at all.
     """
 
     adjacency: str
@@ -76,7 +80,7 @@ def normal_form(composition: Composition) -> NormalForm:
             case Gaussian(noise_multiplier):
                 releases[noise_multiplier] += count
             case PoissonSampled(rate, noise_multiplier):
-                if rate == 1:
+                if rate == 1 or (rate > 0 and 0 < noise_multiplier < _LEAST_SAMPLED_NOISE):
                     releases[noise_multiplier] += count
                 elif rate > 0:
                     sampled[rate, noise_multiplier] += count

@@ -81,8 +81,8 @@ def plan_from(
     if steps is None:
         steps = whole_number("epochs", epochs, minimum=1) * -(-records // size)
     declared: dict[str, float | int | str] = {"batch_size": size, "dataset_size": records}
-    facts = {"sampling": "poisson", "sampling_rate": rate, "steps": steps}
-    return Plan(poisson_steps(rate, steps), facts | declared)
+    declared |= {"sampling": "poisson", "sampling_rate": rate, "steps": steps}
+    return Plan(poisson_steps(rate, steps), declared)
 
 
 def _refuse(beside: str, **options: object) -> None:

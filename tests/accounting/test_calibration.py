@@ -1,0 +1,82 @@
+import pytest
+
+from hushgrad.accounting import (
+    Composition,
+    Gaussian,
+    PoissonSampled,
+    calibrate_noise_multiplier,
+    disjoint_passes,
+    epsilon,
+    poisson_steps,
+)
+from hushgrad.accounting.calibration import TOLERANCE
+from hushgrad.errors import InvalidArgumentError, UnreachableTargetError
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+@pytest.mark.parametrize(
+    ("target", "composition"),
+    [
+        (3.0, poisson_steps(0.01, 1000)),
+        (0.1, poisson_steps(0.004, 500)),
+        (20.0, poisson_steps(0.3, 5)),
+        (1.0, poisson_steps(1.0, 30)),
+        (8.0, disjoint_passes(10)),
+        (0.5, disjoint_passes(1)),
+    ],
+)
+def test_the_result_keeps_within_the_target_and_a_little_less_does_not(target, composition, accountant) -> None:  # type: ignore[no-untyped-def]
+    """Guarantee: ε at the result is at most the target, and the result is within 2e-4 of the smallest such."""
+    delta = 1e-5
+    noise = calibrate_noise_multiplier(
+        target_epsilon=target, target_delta=delta, composition=composition, accountant=accountant
+    )
+    assert epsilon(composition(noise), delta, accountant) <= target
+    assert epsilon(composition(noise * (1 - TOLERANCE)), delta, accountant) > target
+
+
+def test_any_composition_of_the_noise_multiplier_can_be_calibrated() -> None:
+    def plan(noise_multiplier: float) -> Composition:
+        return [(PoissonSampled(0.01, noise_multiplier), 200), (Gaussian(5 * noise_multiplier), 1)]
+
+    noise = calibrate_noise_multiplier(target_epsilon=2.0, target_delta=1e-5, composition=plan)
+    assert epsilon(plan(noise * (1 - TOLERANCE)), 1e-5) > 2.0 >= epsilon(plan(noise), 1e-5)
+
+
+def test_few_evaluations_suffice() -> None:
+    asked = []
+    plan = poisson_steps(0.01, 1000)
+
+    def counted(noise_multiplier: float) -> Composition:
+        asked.append(noise_multiplier)
+        return plan(noise_multiplier)
+
+    calibrate_noise_multiplier(target_epsilon=3.0, target_delta=1e-5, composition=counted)
+    assert len([noise for noise in asked if 0.7 < noise < 1.0]) < 25
+
+
+def test_an_enormous_target_gives_the_smallest_noise_multiplier_that_is_tried() -> None:
+    assert calibrate_noise_multiplier(target_epsilon=1e9, target_delta=1e-5, composition=poisson_steps(0.5, 1)) == 0.01
+
+
+def test_an_unreachable_target_says_what_can_be_reached_and_what_to_change() -> None:
+    with pytest.raises(UnreachableTargetError, match=r"spends 0\.019.*larger epsilon or delta.*accountant='pld'"):
+        calibrate_noise_multiplier(
+            target_epsilon=1e-9, target_delta=1e-12, composition=poisson_steps(0.5, 10**6), accountant="rdp"
+        )
+
+
+@pytest.mark.parametrize(
+    ("target", "delta", "match"),
+    [(0, 1e-5, "target_epsilon"), (-1, 1e-5, "target_epsilon"), (float("nan"), 1e-5, "target_epsilon"),
+     (float("inf"), 1e-5, "target_epsilon"), (1, 0, "target_delta"), (1, 1, "target_delta"), ("1", 1e-5, "target_epsilon")],
+)  # fmt: skip
+def test_targets_out_of_range_are_refused(target: float, delta: float, match: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=match):
+        calibrate_noise_multiplier(target_epsilon=target, target_delta=delta, composition=poisson_steps(0.1, 1))
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(0, 1), (1.1, 1), (0.1, 0), (0.1, 1.0), (True, 1)])
+def test_plans_out_of_range_are_refused(rate: float, steps: int) -> None:
+    with pytest.raises(InvalidArgumentError):
+        poisson_steps(rate, steps)

@@ -1,0 +1,76 @@
+import json
+import math
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hushgrad.accounting import Contract, DisjointPass, Gaussian, PoissonSampled, epsilon, guarantee
+from hushgrad.accounting.guarantee import round_up
+
+CONTRACT = Contract("observed", "operating system", expected_batch_size=80, population=8000)
+RUN = [(PoissonSampled(0.01, 1.0), 1000)]
+
+
+@given(st.floats(0, 1e300, allow_nan=False))
+def test_an_epsilon_in_text_is_never_rounded_down(value: float) -> None:
+    shown = Decimal(round_up(value))
+    assert Decimal(value) <= shown <= Decimal(value) * Decimal("1.001001")
+
+
+def test_rounding_shows_four_digits() -> None:
+    assert [round_up(x) for x in (0.0, 1.5153702, 2.0, 1234.5, math.inf)] == ["0", "1.516", "2", "1235", "inf"]
+
+
+def test_the_sentence_holds_every_condition_of_the_epsilon() -> None:
+    """Guarantee: every condition of the ε is in the result's sentence."""
+    result = guarantee(RUN, 1e-5, "pld", CONTRACT)
+    text = str(result)
+    assert result.private
+    assert result.epsilon == epsilon(RUN, 1e-5)
+    for part in (round_up(result.epsilon), "1e-05", "one record", "add/remove-one", "1000 steps", "rate 0.01", "pld",
+                 "Sampling was observed", "N = 8000 is declared public", "batch size 80 is declared public"):  # fmt: skip
+        assert part in text
+    assert "NOT PRIVATE" not in text
+
+
+def test_sampling_that_was_declared_is_said() -> None:
+    assert "Sampling was declared by the caller" in str(
+        guarantee(RUN, 1e-5, contract=Contract("declared by the caller", "operating system"))
+    )
+
+
+def test_no_noise_begins_with_not_private() -> None:
+    result = guarantee([(PoissonSampled(0.01, 0.0), 5)], 1e-5, contract=CONTRACT)
+    assert not result.private
+    assert str(result).startswith("NOT PRIVATE: epsilon is infinite.")
+    assert "noise multiplier is 0" in str(result)
+
+
+def test_a_fixed_key_begins_with_not_private() -> None:
+    result = guarantee(RUN, 1e-5, contract=Contract("observed", "fixed key: NOT PRIVATE"))
+    assert not result.private
+    assert math.isfinite(result.epsilon)
+    assert str(result).startswith("NOT PRIVATE: the noise key is fixed.")
+
+
+def test_disjoint_batches_are_said_to_be_without_amplification_under_zero_out() -> None:
+    result = guarantee([(DisjointPass(2.0, 0), 10), (DisjointPass(2.0, 1), 10)], 1e-5)
+    assert result.adjacency == "zero-out"
+    assert result.steps == 20
+    assert "2 passes, charged without amplification" in str(result)
+    assert "zero-out" in str(result)
+    assert result.epsilon == epsilon([(Gaussian(2.0), 2)], 1e-5)
+
+
+def test_a_run_that_did_nothing_costs_nothing() -> None:
+    result = guarantee([], 1e-5, contract=CONTRACT)
+    assert (result.epsilon, result.steps, result.private) == (0, 0, True)
+
+
+@pytest.mark.parametrize("noise", [1.0, 0.0])
+def test_the_json_form_is_valid_json_and_infinity_is_a_string(noise: float) -> None:
+    value = json.loads(json.dumps(guarantee([(PoissonSampled(0.01, noise), 5)], 1e-5).as_json(), allow_nan=False))
+    assert (value["epsilon"] == "inf") == (noise == 0)
+    assert value["private"] == (noise > 0)
