@@ -18,7 +18,10 @@ from hushgrad.randomness import Address, KeyStream
 WIDE = (torch.float32, torch.float64)
 
 
-def draw(count, dtype=torch.float32, address=Address(0), seed=11):
+ORIGIN = Address(0)
+
+
+def draw(count, dtype=torch.float32, address=ORIGIN, seed=11):
     return standard_normal((count,), dtype=dtype, device="cpu", stream=KeyStream.fixed_for_tests(seed), address=address)
 
 
