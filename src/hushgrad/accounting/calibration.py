@@ -53,7 +53,12 @@ def calibrate_noise_multiplier(
     target = positive_number("target_epsilon", target_epsilon)
     delta = open_unit_interval("target_delta", target_delta, "usual: less than 1 / the number of records")
     search = _Search(lambda noise: epsilon(composition(noise), delta, accountant), target)
-    guess = _bisect(partial(_gaussian_limit, composition, delta), target)
+    rough = partial(_gaussian_limit, composition, delta)
+    guess = _bisect(rough, target)
+    search(guess)
+    if 0 < search.seen[guess] < math.inf:
+        # Where the guess is off by a factor, its model is off by about the same factor nearby.
+        guess = _bisect(rough, target * target / search.seen[guess])
     low, high = _bracket(search, guess, accountant)
     if low is None:
         return high

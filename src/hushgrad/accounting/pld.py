@@ -41,8 +41,8 @@ def pld_epsilon(form: NormalForm, delta: float) -> float:
     """Return ε at `delta` for what `form` releases, by composing privacy loss distributions.
 
     Guarantee: unsampled Gaussian releases alone are charged by their exact curve. With sampled ones, the result is an
-    upper bound, with an allowance in δ for the rounding of the FFT; more than `MOST_GROUPS` different sampled events are
-    pooled on the private side (a larger rate, a smaller noise multiplier).
+    upper bound, with an allowance in δ for the rounding of the FFT; more than `MOST_GROUPS` different sampled events
+    are pooled on the private side (a larger rate, a smaller noise multiplier).
 
     Raises `AccountingError` where that allowance would be more than half of `delta`.
     """

@@ -1,0 +1,129 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from hushgrad import __version__
+from hushgrad.accounting import Contract, Ledger, PoissonSampled, epsilon
+from hushgrad.cli.main import main
+
+PLAN = ["--noise-multiplier", "1.1", "--sampling-rate", "0.01", "--steps", "1000", "--delta", "1e-5"]
+
+
+def _run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["epsilon", *arguments])
+
+
+def _refuse_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def _json(result: Result) -> dict:  # type: ignore[type-arg]
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output, parse_constant=_refuse_constant)  # type: ignore[no-any-return]
+
+
+def test_json_is_one_object_with_epsilon() -> None:
+    value = _json(_run(*PLAN, "--json"))
+    assert value["epsilon"] == epsilon([(PoissonSampled(0.01, 1.1), 1000)], 1e-5)
+    assert (value["delta"], value["steps"], value["private"]) == (1e-5, 1000, True)
+    assert "add/remove-one" in value["sentence"]
+
+
+def test_text_has_the_rounded_epsilon_and_the_sentence() -> None:
+    result = _run(*PLAN)
+    assert result.exit_code == 0
+    assert result.output.splitlines()[0].split() == ["epsilon", "1.516"]
+    assert "add/remove-one" in result.output
+
+
+def test_rdp_is_larger() -> None:
+    assert _json(_run(*PLAN, "--json", "--accountant", "rdp"))["epsilon"] > _json(_run(*PLAN, "--json"))["epsilon"]
+
+
+def test_batch_size_data_set_size_and_epochs_give_rate_and_steps() -> None:
+    value = _json(_run("--noise-multiplier", "1", "--batch-size", "300", "--dataset-size", "1000", "--epochs", "2",
+                       "--delta", "1e-5", "--json"))  # fmt: skip
+    assert (value["sampling_rate"], value["steps"]) == (0.3, 8)
+
+
+def test_passes_without_sampling_are_charged_under_zero_out() -> None:
+    value = _json(
+        _run("--noise-multiplier", "10", "--sampling", "none", "--passes", "100", "--delta", "1e-5", "--json")
+    )
+    assert value["epsilon"] == pytest.approx(4.377178095681137)
+    assert value["adjacency"] == "zero-out"
+
+
+def test_no_noise_is_infinite_not_private_and_valid_json() -> None:
+    arguments = ("--noise-multiplier", "0", "--sampling-rate", "0.01", "--steps", "10", "--delta", "1e-5")
+    value = _json(_run(*arguments, "--json"))
+    assert (value["epsilon"], value["private"]) == ("inf", False)
+    assert "NOT PRIVATE" in _run(*arguments).output
+
+
+def test_a_ledger_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    with Ledger(path, contract=Contract("observed", "operating system", population=100)) as ledger:
+        ledger.charge(PoissonSampled(0.01, 1.1), count=1000)
+    value = _json(_run("--ledger", str(path), "--delta", "1e-5", "--json"))
+    assert value["epsilon"] == epsilon([(PoissonSampled(0.01, 1.1), 1000)], 1e-5)
+    assert "N = 100 is declared public" in value["notes"]
+
+
+def test_a_damaged_ledger_is_one_clean_line(tmp_path: Path) -> None:
+    (tmp_path / "ledger").write_text("{}\n")
+    result = _run("--ledger", str(tmp_path / "ledger"), "--delta", "1e-5")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: DP502 record 0 ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--noise-multiplier", "-1", "--sampling-rate", "0.01", "--steps", "10", "--delta", "1e-5"], "DP101"),
+        (["--noise-multiplier", "nan", "--sampling-rate", "0.01", "--steps", "10", "--delta", "1e-5"], "DP101"),
+        (["--noise-multiplier", "1", "--sampling-rate", "1.01", "--steps", "10", "--delta", "1e-5"], "DP101"),
+        (["--noise-multiplier", "1", "--sampling-rate", "0.01", "--steps", "0", "--delta", "1e-5"], "DP101"),
+        (["--noise-multiplier", "1", "--sampling-rate", "0.01", "--steps", "10", "--delta", "0"], "DP101"),
+        (["--noise-multiplier", "1", "--sampling-rate", "0.01", "--steps", "10", "--delta", "1e-9"], "DP501"),
+        (["--noise-multiplier", "1", "--batch-size", "9", "--dataset-size", "8", "--epochs", "1", "--delta", "1e-5"],
+         "DP101"),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_one_clean_line_and_exit_1(arguments: list[str], code: str) -> None:
+    result = _run(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {code} ")
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--noise-multiplier", "1", "--delta", "1e-5"],
+        ["--noise-multiplier", "1", "--delta", "1e-5", "--sampling-rate", "0.1"],
+        ["--noise-multiplier", "1", "--delta", "1e-5", "--sampling-rate", "0.1", "--steps", "1", "--epochs", "1"],
+        ["--noise-multiplier", "1", "--delta", "1e-5", "--sampling", "none", "--steps", "1"],
+        ["--noise-multiplier", "1", "--delta", "1e-5", "--sampling", "none"],
+        ["--noise-multiplier", "1", "--delta", "1e-5", "--passes", "3", "--sampling-rate", "0.1", "--steps", "1"],
+        ["--noise-multiplier", "1", "--delta", "1e-5", "--batch-size", "3", "--dataset-size", "9"],
+        ["--noise-multiplier", "one", "--delta", "1e-5", "--sampling-rate", "0.1", "--steps", "1"],
+        ["--ledger", "x", "--noise-multiplier", "1", "--delta", "1e-5"],
+        ["--unknown"],
+    ],
+)
+def test_wrong_usage_exits_2(arguments: list[str]) -> None:
+    assert _run(*arguments).exit_code == 2
+
+
+def test_version_and_help() -> None:
+    runner = CliRunner()
+    assert __version__ in runner.invoke(main, ["--version"]).output
+    listed = runner.invoke(main, ["--help"]).output
+    assert all(name in listed for name in ("calibrate", "demo", "epsilon", "train"))
+    assert runner.invoke(main, ["unknown"]).exit_code == 2
