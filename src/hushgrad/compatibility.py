@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -32,7 +34,8 @@ def require_trainable_privately(model: nn.Module, optimizer: Optimizer) -> dict[
     if not isinstance(optimizer, Optimizer):
         raise InvalidArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     _require_one_process(model)
-    _require_supported_modules(model)
+    require_separate_examples(model, list(model.modules()))
+    _require_dense_gradients(model)
     trainable = _trainable_parameters(model)
     _require_supported_optimizer(optimizer)
     _require_same_parameters(model, optimizer, trainable)
@@ -43,7 +46,8 @@ def _require_one_process(model: nn.Module) -> None:
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     if isinstance(model, wrappers):
         raise UnsupportedModelError(
-            f"{type(model).__name__} is not supported: replicas would drift apart. Train the plain module in one process"
+            f"{type(model).__name__} is not supported: replicas would drift apart. Train the plain module in one "
+            f"process"
         )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         world = torch.distributed.get_world_size()
@@ -51,32 +55,42 @@ def _require_one_process(model: nn.Module) -> None:
             raise UnsupportedModelError(f"a world size of {world} is not supported. Train in one process")
 
 
-def _require_supported_modules(model: nn.Module) -> None:
-    mixing = [name for name, part in model.named_modules() if isinstance(part, _BatchNorm) and _uses_batch(part)]
+def require_separate_examples(model: nn.Module, modules: Sequence[nn.Module]) -> None:
+    """Refuse normalization layers that mix examples, or that write statistics of them, in the mode they are in now.
+
+    Args:
+        model: for the names in the message.
+        modules: all modules of `model`.
+
+    Raises:
+        CrossSampleLeakError, PrivateBufferError: naming the layers.
+    """
+    mixing = [part for part in modules if isinstance(part, _BatchNorm) and _uses_batch(part)]
     if mixing:
         raise CrossSampleLeakError(
-            f"BatchNorm mixes the examples of a batch: {', '.join(map(repr, mixing))}. Use nn.GroupNorm instead, or "
-            f"put these layers into eval() so that their frozen statistics are used"
+            f"BatchNorm mixes the examples of a batch: {_names(model, mixing)}. Use nn.GroupNorm instead, or put these "
+            f"layers into eval() so that their frozen statistics are used (and again after every model.train())"
         )
     tracking = [
-        name
-        for name, part in model.named_modules()
-        if isinstance(part, _InstanceNorm) and part.track_running_stats and part.training
+        part for part in modules if isinstance(part, _InstanceNorm) and part.track_running_stats and part.training
     ]
     if tracking:
         raise PrivateBufferError(
             f"InstanceNorm with track_running_stats=True writes statistics of the data into buffers without noise: "
-            f"{', '.join(map(repr, tracking))}. Set track_running_stats=False"
+            f"{_names(model, tracking)}. Set track_running_stats=False"
         )
-    sparse = [
-        name
-        for name, part in model.named_modules()
-        if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.sparse
-    ]
+
+
+def _require_dense_gradients(model: nn.Module) -> None:
+    sparse = [part for part in model.modules() if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.sparse]
     if sparse:
         raise SparseGradientError(
-            f"sparse=True would show which rows were touched: {', '.join(map(repr, sparse))}. Set sparse=False"
+            f"sparse=True would show which rows were touched: {_names(model, sparse)}. Set sparse=False"
         )
+
+
+def _names(model: nn.Module, chosen: Sequence[nn.Module]) -> str:
+    return ", ".join(repr(name) for name, part in model.named_modules() if any(part is other for other in chosen))
 
 
 def _uses_batch(layer: _BatchNorm) -> bool:
@@ -99,7 +113,7 @@ def _trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             problems.append(f"{name} is {parameter.dtype} (use a real floating dtype)")
         elif parameter.is_sparse or parameter.layout != torch.strided:
             problems.append(f"{name} is not a dense tensor")
-        elif parameter._backward_hooks or parameter._post_accumulate_grad_hooks:  # type: ignore[attr-defined]
+        elif parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             problems.append(f"{name} has a gradient hook, which would see or change gradients (remove the hook)")
         elif parameter.grad is not None:
             problems.append(f"{name} holds a gradient already (call optimizer.zero_grad())")
@@ -124,8 +138,8 @@ def _require_same_parameters(model: nn.Module, optimizer: Optimizer, trainable: 
     foreign = len(updated - own)
     if missing:
         raise ParameterMismatchError(
-            f"trainable but not in the optimizer: {', '.join(missing)}. Give the optimizer all of model.parameters(), or "
-            f"freeze these with requires_grad_(False)"
+            f"trainable but not in the optimizer: {', '.join(missing)}. Give the optimizer all of model.parameters(), "
+            f"or freeze these with requires_grad_(False)"
         )
     if foreign:
         raise ParameterMismatchError(

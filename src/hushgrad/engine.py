@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hushgrad.accounting.accountants import ACCOUNTANTS
+from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.arguments import one_of, open_unit_interval, positive_number, whole_number
 from hushgrad.clipping import FlatClipping
@@ -21,6 +22,7 @@ from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.specs import DisjointBatches, PoissonSampling
 from hushgrad.sampling.torch_loader import read_data_loader
 from hushgrad.session import Session, privatize
+from hushgrad.spending import events_at
 
 Module = TypeVar("Module", bound=nn.Module)
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -136,10 +138,9 @@ class PrivacyEngine:
         )
 
     def get_epsilon(self, delta: float) -> float:
-        """Return ε at `delta` for the steps taken so far; 0 before the first, inf if the noise multiplier is 0."""
+        """Return ε at `delta` for the steps in the ledger; 0 before the first, inf if the noise multiplier is 0."""
         if self._session is None:
-            open_unit_interval("delta", delta, "usual: less than 1 / the number of records")
-            return 0.0
+            return epsilon_of(events_at(self._ledger), delta, self._accountant)
         return self._session.epsilon(delta, self._accountant)
 
     def guarantee(self, delta: float) -> Guarantee:

@@ -14,6 +14,22 @@ from hushgrad.errors import InvalidArgumentError, LossShapeError, PrivacyUnitErr
 
 REDUCTIONS = ("none", "mean", "sum", "batchmean")
 
+ELEMENTWISE = (
+    nn.L1Loss,
+    nn.MSELoss,
+    nn.SmoothL1Loss,
+    nn.HuberLoss,
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.KLDivLoss,
+    nn.PoissonNLLLoss,
+    nn.SoftMarginLoss,
+    nn.HingeEmbeddingLoss,
+    nn.MultiLabelMarginLoss,
+    nn.MultiLabelSoftMarginLoss,
+)
+"""Losses that want the target in the shape of the output, and most of which broadcast in silence otherwise."""
+
 
 class PerExampleLoss(nn.Module):
     """A criterion that is checked to be one loss per example, and then reduced as the engine expects.
@@ -43,7 +59,7 @@ class PerExampleLoss(nn.Module):
         self._loss_reduction = one_of("loss_reduction", loss_reduction, ("mean", "sum"))
         self._batch_size = batch_size
         self._elements_are_summed = loss_reduction == "sum"
-        self._module: nn.Module | None = None
+        self._unreduced: nn.Module | None = None
         if not callable(criterion):
             raise InvalidArgumentError(f"criterion must be a loss module or function, got {type(criterion).__name__}")
         self._function: Callable[[Any, Any], Tensor] = criterion
@@ -57,7 +73,6 @@ class PerExampleLoss(nn.Module):
     def _unreduce(self, criterion: nn.Module) -> None:
         reduction = vars(criterion).get("reduction")
         if reduction is None:
-            self._module = criterion
             return
         one_of("reduction of the criterion", reduction, REDUCTIONS)
         if reduction == "sum" and self._loss_reduction == "mean":
@@ -67,7 +82,7 @@ class PerExampleLoss(nn.Module):
             )
         unreduced = copy.copy(criterion)
         unreduced.reduction = "none"  # type: ignore[assignment]
-        self._module = self._function = unreduced
+        self._unreduced = self._function = unreduced
         self._elements_are_summed = self._elements_are_summed or reduction == "batchmean"
 
     def forward(self, output: Any, target: Any) -> Tensor:
@@ -87,6 +102,8 @@ class PerExampleLoss(nn.Module):
     def losses(self, output: Any, target: Any) -> Tensor:
         """Return the losses of the examples, `[B]`."""
         batch = self._rows(output)
+        if isinstance(output, Tensor) and isinstance(target, Tensor):
+            self._require_matching_target(output, target)
         found = self._function(output, target)
         if not isinstance(found, Tensor):
             raise LossShapeError(f"the criterion must return a tensor of shape [B], got {type(found).__name__}")
@@ -96,32 +113,39 @@ class PerExampleLoss(nn.Module):
                 f"need one loss per example, shape [{expected}], got {list(found.shape)}. Return a loss for each "
                 f"example, averaged over its own elements; for sequences give the criterion [B, classes, T]"
             )
-        if self._module is None or self._function is not self._module or "reduction" not in vars(self._module):
-            if found.ndim != 1:
-                raise LossShapeError(
-                    f"need one loss per example, shape [{found.shape[0]}], got {list(found.shape)}. Squeeze it, or "
-                    f"reduce each example to one number"
-                )
-            return found
-        return self._reduce_elements(found, output, target)
-
-    def _reduce_elements(self, found: Tensor, output: Any, target: Any) -> Tensor:
-        if isinstance(output, Tensor) and found.numel() > output.numel():
-            shapes = (
-                f"{list(output.shape)} and {list(target.shape)}" if isinstance(target, Tensor) else "of other shape"
-            )
+        if self._unreduced is not None:
+            return self._reduce_elements(self._unreduced, found, target)
+        if found.ndim != 1:
             raise LossShapeError(
-                f"output and target were broadcast against each other (shapes {shapes}), so that one example's loss "
-                f"contains another one's target. Give both the same shape"
+                f"need one loss per example, shape [{found.shape[0]}], got {list(found.shape)}. Squeeze it, or reduce "
+                f"each example to one number"
             )
+        return found
+
+    def _reduce_elements(self, unreduced: nn.Module, found: Tensor, target: Any) -> Tensor:
         elements_BK = found.reshape(found.shape[0], -1)
         if self._elements_are_summed:
             return elements_BK.sum(1)
-        ignored = vars(self._module).get("ignore_index")
+        ignored = vars(unreduced).get("ignore_index")
         if ignored is None or not isinstance(target, Tensor) or target.shape != found.shape:
             return elements_BK.mean(1)
-        counts_B = (target != ignored).reshape(found.shape[0], -1).sum(1)
+        is_counted: Tensor = target != ignored
+        counts_B = is_counted.reshape(found.shape[0], -1).sum(1)
         return elements_BK.sum(1) / counts_B.clamp(min=1)
+
+    def _require_matching_target(self, output: Tensor, target: Tensor) -> None:
+        """Refuse shapes that torch would broadcast: one example's loss would contain another one's target."""
+        if target.ndim == 0 or output.ndim == 0 or target.shape[0] != output.shape[0]:
+            raise LossShapeError(
+                f"the target has shape {list(target.shape)} for an output of shape {list(output.shape)}. Give it one "
+                f"row for each example"
+            )
+        if isinstance(self._unreduced, ELEMENTWISE) and target.shape != output.shape:
+            raise LossShapeError(
+                f"output and target would be broadcast against each other (shapes {list(output.shape)} and "
+                f"{list(target.shape)}), so that one example's loss contains another one's target. Give both the same "
+                f"shape"
+            )
 
     def _rows(self, output: Any) -> int | None:
         """The number of examples, and a check that the output has them first."""

@@ -42,6 +42,10 @@ class Scope:
                 self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(after, always_call=True))
 
+    def record_into(self, pool: UsePool) -> None:
+        """Send the uses of coming forwards to `pool`; a graph of an earlier forward keeps the pool it began with."""
+        self._pool = pool
+
     def detach(self) -> None:
         """Take all hooks off the model."""
         for handle in self._handles:

@@ -1,0 +1,101 @@
+"""What was fixed when training was made private, and is looked at again in every step.
+
+A parameter that became trainable afterwards would be updated without clipping and noise; a BatchNorm that went back to
+train() would mix examples. Neither is visible from the sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hushgrad.compatibility import require_separate_examples
+from hushgrad.errors import ContractChangedError, StrayGradientError, UnsupportedOptimizerError
+from hushgrad.sampling.records import PhysicalBatch
+
+
+class FrozenSetup:
+    """The model's parameters, the optimizer's groups and the layers' modes, as they were at set-up."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, trainable: dict[str, nn.Parameter]) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._trainable = {id(parameter): name for name, parameter in trainable.items()}
+        self._held = [*trainable.values(), *_updated(optimizer)]  # while they live no other tensor can have their ids
+        self._updated = [id(tensor) for tensor in _updated(optimizer)]
+        self._values: list[dict[str, Any]] | None = None
+
+    def require_unchanged(self) -> None:
+        """Refuse to go on if a parameter, a group or a layer is not what it was.
+
+        Raises:
+            ContractChangedError: parameters became trainable or frozen, were replaced, or entered the optimizer.
+            CrossSampleLeakError, PrivateBufferError: a normalization layer is in a mode that was refused at set-up.
+            UnsupportedOptimizerError: a GradScaler drives the optimizer.
+        """
+        modules = list(self._model.modules())
+        now = {id(parameter) for parameter in _parameters(modules) if parameter.requires_grad}
+        if now != self._trainable.keys():
+            raise ContractChangedError(
+                f"{self._difference(now)}. What is trained is fixed by make_private: close the session and make the "
+                f"model private again to train other parameters, and step outside of session.paused()"
+            )
+        if [id(tensor) for tensor in _updated(self._optimizer)] != self._updated:
+            raise ContractChangedError(
+                "the optimizer's param_groups hold other tensors than when it was made private. Close the session and "
+                "make the model private again after changing them"
+            )
+        require_separate_examples(self._model, modules)
+        if "grad_scale" in vars(self._optimizer):
+            raise UnsupportedOptimizerError(
+                "a GradScaler calls the optimizer: it skips steps by looking at gradients without noise, and scales "
+                "losses that are clipped. Call loss.backward() and optimizer.step() yourself, with bfloat16 autocast"
+            )
+
+    def require_no_stray_gradients(self) -> None:
+        """Refuse to go on if anything wrote a gradient that was not clipped and noised."""
+        if any(parameter.grad is not None for parameter in _parameters(self._model.modules())):
+            stray = [name for name, parameter in self._model.named_parameters() if parameter.grad is not None]
+            raise StrayGradientError(
+                f"got an ordinary gradient, without clipping and noise: {', '.join(stray)}. Use each parameter inside "
+                f"the model's own forward only, write nothing to .grad, and call optimizer.zero_grad() before going on"
+            )
+
+    def require_steady_groups(self, item: PhysicalBatch) -> None:
+        """Refuse values that change inside a logical batch: its number of physical batches is secret."""
+        if item.first:
+            self._values = None if item.last else self._group_values()
+        elif self._values != self._group_values():
+            raise ContractChangedError(
+                "a value of the optimizer's param_groups (the learning rate, say) changed inside a logical batch, "
+                "whose number of physical batches is secret. Step schedulers only when last_step_updated is True"
+            )
+
+    def _group_values(self) -> list[dict[str, Any]]:
+        return [
+            {
+                key: float(value) if isinstance(value, Tensor) else value
+                for key, value in group.items()
+                if key != "params"
+            }
+            for group in self._optimizer.param_groups
+        ]
+
+    def _difference(self, now: set[int]) -> str:
+        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
+        new = [names[key] for key in names if key in now - self._trainable.keys()]
+        gone = [name for key, name in self._trainable.items() if key not in now]
+        parts = [f"became trainable or took another one's place: {', '.join(new)}"] if new else []
+        return "; ".join([*parts, *([f"no longer trainable: {', '.join(gone)}"] if gone else [])])
+
+
+def _parameters(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
+    """Yield the modules' own parameters; faster than `model.parameters()`, and this runs in every step."""
+    return (value for module in modules for value in module._parameters.values() if value is not None)
+
+
+def _updated(optimizer: Optimizer) -> list[Tensor]:
+    return [tensor for group in optimizer.param_groups for tensor in group["params"]]

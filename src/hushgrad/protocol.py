@@ -1,0 +1,104 @@
+"""Where a training loop stands: loader item, backward, optimizer.step, in this order.
+
+Holds no tensors and knows no model: it only says which of the three may come next.
+"""
+
+from __future__ import annotations
+
+from hushgrad.errors import ProtocolError
+from hushgrad.sampling.records import PhysicalBatch
+
+
+class ObservedLoop:
+    """The state of a loop over a private loader: the item in work, and the logical batch that is open."""
+
+    def __init__(self) -> None:
+        self.item: PhysicalBatch | None = None
+        self._open_step: int | None = None
+
+    def before_draw(self) -> None:
+        """Refuse to read on before the loop has finished with the last item."""
+        if self.item is not None:
+            raise ProtocolError(
+                "the next batch was asked for before optimizer.step() was called for the last one. For every item of "
+                "the loader: backward, then optimizer.step(); to drop a batch call session.discard()"
+            )
+
+    def begin(self, batch: PhysicalBatch) -> None:
+        """Take the item that the loop is about to get.
+
+        Raises:
+            ProtocolError: it does not follow the last one.
+        """
+        if batch.first and self._open_step is not None:
+            raise ProtocolError(
+                "a new logical batch begins before the last one ended: the loop was left in its middle. Call "
+                "session.discard() before iterating again"
+            )
+        if not batch.first and self._open_step != batch.step:
+            raise ProtocolError("the rest of a logical batch came after it was discarded. Iterate the loader anew")
+        self.item, self._open_step = batch, batch.step
+
+    def require_item(self) -> PhysicalBatch:
+        """Return the item in work."""
+        if self.item is None:
+            raise ProtocolError(
+                "there is no batch to work on: every backward and optimizer.step() belongs to one item of the private "
+                "loader, and this item was stepped already or none was read yet"
+            )
+        return self.item
+
+    def end_item(self) -> None:
+        """The item was stepped; the last one ends its logical batch."""
+        if self.require_item().last:
+            self._open_step = None
+        self.item = None
+
+    def discard(self) -> None:
+        """Forget the item and the open logical batch."""
+        self.item, self._open_step = None, None
+
+
+class DeclaredLoop:
+    """The state of a loop without a loader: each `session.backward` is a physical batch that the caller declares."""
+
+    def __init__(self) -> None:
+        self._backwards = 0
+        self._failed = False
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was summed since the last step."""
+        return self._backwards == 0
+
+    def start_backward(self) -> None:
+        """A backward begins; until it has ended it counts as failed."""
+        self._require_intact()
+        self._failed = True
+
+    def end_backward(self) -> None:
+        """The backward that began last ended well."""
+        self._failed = False
+        self._backwards += 1
+
+    def end_logical_batch(self) -> None:
+        """`optimizer.step()` was called."""
+        self._require_intact()
+        if self.is_new:
+            raise ProtocolError(
+                "optimizer.step() without a backward. Call session.backward(losses) first; an empty draw is losses of "
+                "shape [0]"
+            )
+        self._backwards = 0
+
+    def discard(self) -> None:
+        """Forget the physical batches since the last step."""
+        self._backwards, self._failed = 0, False
+
+    def _require_intact(self) -> None:
+        # Which batches fail may depend on their examples, so going on without this one is not ours to decide.
+        if self._failed:
+            raise ProtocolError(
+                "the last backward did not end, so a part of the logical batch is missing. Call session.discard() and "
+                "begin the logical batch again"
+            )

@@ -1,0 +1,92 @@
+"""One step of the user's optimizer, seen from outside: what comes before its update, and what after.
+
+Uses the optimizer's official hooks only: no subclass, no patched method.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from torch.optim import Optimizer
+
+from hushgrad.errors import UnsupportedOptimizerError
+
+
+class StepHooks:
+    """Calls `start` when a step begins, `prepare` once before its update, `finish` after it.
+
+    With `optimizer.step(closure)`, `prepare` comes after the closure, which may be evaluated once.
+
+    Guarantee: one call of `optimizer.step()` prepares one update, also where the step calls its parent's.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        start: Callable[[], None],
+        prepare: Callable[[], None],
+        finish: Callable[[], None],
+    ) -> None:
+        self._start, self._prepare, self._finish = start, prepare, finish
+        self._step_frame: FrameType | None = None
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off the optimizer."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        frame = sys._getframe(1)  # that of torch's wrapper around `step`, which ends with the step
+        if self._step_frame is not None and _is_caller(self._step_frame, frame):
+            return None  # an optimizer whose step calls its parent's: still the same step
+        self._step_frame = frame
+        self._start()
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._prepare()
+            return None
+        evaluated = self._evaluated_once(closure)
+        if len(args) > 1:
+            return (args[0], evaluated, *args[2:]), kwargs
+        return args, {**kwargs, "closure": evaluated}
+
+    def _evaluated_once(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        calls = 0
+
+        def evaluate() -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                self._finish()
+                raise UnsupportedOptimizerError(
+                    "the optimizer evaluated its closure more than once in one step, and each time would be a release. "
+                    "Use an optimizer that evaluates it once, such as SGD or Adam"
+                )
+            result = closure()
+            self._prepare()
+            return result
+
+        return evaluate
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if sys._getframe(1) is self._step_frame:
+            self._step_frame = None
+            self._finish()
+
+
+def _is_caller(outer: FrameType, frame: FrameType) -> bool:
+    """Whether `outer` is among the callers of `frame`."""
+    caller = frame.f_back
+    while caller is not None:
+        if caller is outer:
+            return True
+        caller = caller.f_back
+    return False
