@@ -15,6 +15,7 @@ from hushgrad.study.run import Finished, Reporter
 from hushgrad.study.tasks import Task
 
 PLAIN_LINES = 20
+WIDE = 110
 
 
 def epsilon_text(epsilon: float | None) -> str:
@@ -40,11 +41,12 @@ class Screen:
         self._config = config
         self._planned_steps = 0
         self._next_line = 0.0
+        self._tested = ""
+        roomy = (BarColumn(bar_width=16), TimeRemainingColumn(compact=True)) if console.width >= WIDE else ()
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=16),
-            TimeRemainingColumn(compact=True),
+            *roomy,
             TextColumn("{task.description}", markup=False),
             console=console,
             disable=not console.is_terminal,
@@ -89,12 +91,19 @@ class Screen:
         self._progress.update(self._bar, completed=step)
 
     def _measurement(self, measurement: Measurement) -> None:
-        text = measurement_text(measurement)
-        self._progress.update(self._bar, description=text)
+        if measurement.test_accuracy is not None:
+            self._tested = f" test {measurement.test_accuracy:.1%}"
+        # Short enough for 80 columns with the number of steps.
+        self._progress.update(
+            self._bar,
+            description=f"loss {measurement.loss:.3f} accuracy {measurement.train_accuracy:.1%}{self._tested} "
+            f"{epsilon_text(measurement.epsilon)} {measurement.examples_per_second:,.0f}/s",
+        )
         due = measurement.step >= self._next_line or measurement.step == self._planned_steps
         if due and not self._console.is_terminal:
             self._next_line = measurement.step + self._planned_steps / PLAIN_LINES
-            self.say(f"step {measurement.step}/{self._planned_steps}  epoch {measurement.epoch}  {text}")
+            where = f"step {measurement.step}/{self._planned_steps}  epoch {measurement.epoch}"
+            self.say(f"{where}  {measurement_text(measurement)}")
 
     def _stop_request(self) -> None:
         self._progress.update(self._bar, description="stopping after this step; once more to abandon the run")
