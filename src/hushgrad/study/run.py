@@ -15,7 +15,7 @@ from torch import nn
 
 from hushgrad._version import __version__
 from hushgrad.study.configuration import RunConfig
-from hushgrad.study.curves import draw_curves
+from hushgrad.study.curves import draw_curves, require_matplotlib
 from hushgrad.study.directory import RunDirectory, replace_file, require_unused
 from hushgrad.study.interruption import finish_step_on_interrupt
 from hushgrad.study.outcome import Measurement, Outcome, Watchers
@@ -70,6 +70,7 @@ def run(config: RunConfig, out: Path, reporter: Reporter = SILENT) -> Finished:
     Guarantee: the epsilon in summary.json is never below what the model beside it has cost.
     """
     require_unused(out)
+    require_matplotlib()
     task = load_task(config.task, config.options)
     check_against_data(config, task)
     directory = RunDirectory.claim(out)
