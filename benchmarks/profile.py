@@ -1,14 +1,16 @@
 """Where a hushgrad step spends its time: by phase and by torch operator, beside the ordinary step.
 
-The two places in which a step leaves the user's own calls, the clipped sums and the noise, are found by wrapping the
-names under which `hushgrad.session` calls them. Everything else is timed around the calls of the loop.
+The two places in which a step leaves the user's own calls, the clipped sums and the noise, are timed by wrapping those
+functions under every name by which a module of hushgrad calls them. All else is timed around the calls of the loop.
 """
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, ParamSpec, TypeVar
@@ -35,13 +37,18 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Profile:
-    """Milliseconds of a step, as {"ordinary": ..., "hushgrad": ...} for each phase and operator.
+    """Figures of a step, as {"ordinary": ..., "hushgrad": ...} for each row.
 
-    Operators' times are their own, without the operators that they call.
+    Attributes:
+        phases_ms: milliseconds of each phase.
+        operators_ms: milliseconds of the largest operators, each without the operators that it calls.
+        resources: processor time in milliseconds, all threads together, and pages of memory mapped in. Memory that
+            is given back to the system after each step is mapped in again, page by page, in the next one.
     """
 
     phases_ms: dict[str, dict[str, float]]
     operators_ms: dict[str, dict[str, float]]
+    resources: dict[str, dict[str, float]]
 
 
 class Stopwatch:
@@ -98,16 +105,34 @@ def profile(workload: Workload, *, rounds: int, warm_up: int) -> Profile:
 
         return Runner(runner.prepare, step, runner.parameters)
 
-    with (
-        patch("hushgrad.session.clipped_sums", watch.wrapped(SUMS, clipped_sums)),
-        patch("hushgrad.session.noisy_update", watch.wrapped(NOISE, noisy_update)),
-    ):
+    with ExitStack() as patches:
+        for phase, function in ((SUMS, clipped_sums), (NOISE, noisy_update)):
+            for place in callers_of(function):
+                patches.enter_context(patch(place, watch.wrapped(phase, function)))
         interleave({name: noted(name, runner) for name, runner in runners.items()}, rounds=rounds, warm_up=warm_up)
     phases = {
         phase: {name: 1e3 * median(step.get(phase, 0.0) for step in steps[warm_up:]) for name, steps in taken.items()}
         for phase in PHASES
     }
-    return Profile(phases, _operators(workload, steps=min(rounds, 20)))
+    return Profile(phases, _operators(workload, steps=min(rounds, 20)), _resources(workload, rounds, warm_up))
+
+
+def callers_of(function: Callable[..., Any]) -> list[str]:
+    """Return "module.name" for each module of hushgrad, other than its own, that imported the function by name.
+
+    Raises LookupError if there is none: its time would be silently counted for another phase.
+    """
+    name = function.__name__
+    places = [
+        f"{module_name}.{name}"
+        for module_name, module in sys.modules.items()
+        if module_name.startswith("hushgrad.")
+        and module_name != function.__module__
+        and vars(module).get(name) is function
+    ]
+    if not places:
+        raise LookupError(f"no module of hushgrad imports {function.__module__}.{name} by name")
+    return places
 
 
 def _ordinary(workload: Workload, watch: Stopwatch) -> Runner:
@@ -172,3 +197,27 @@ def _operators(workload: Workload, steps: int) -> dict[str, dict[str, float]]:
             row[name] = event.self_cpu_time_total / steps / 1e3
     largest = sorted(found, key=lambda key: found[key][HUSHGRAD], reverse=True)[:OPERATORS_SHOWN]
     return {key: found[key] for key in largest}
+
+
+def _resources(workload: Workload, rounds: int, warm_up: int) -> dict[str, dict[str, float]]:
+    """Processor time and page faults of whole steps, in medians, without any wrapping."""
+    used: dict[str, list[tuple[float, int]]] = {ORDINARY: [], HUSHGRAD: []}
+
+    def noted(name: str, runner: Runner) -> Runner:
+        def step(batch: Batch) -> None:
+            faults, processor = _page_faults(), time.process_time()
+            runner.step(batch)
+            used[name].append((1e3 * (time.process_time() - processor), _page_faults() - faults))
+
+        return Runner(runner.prepare, step, runner.parameters)
+
+    runners = {name: noted(name, CONTESTANTS[name].build(workload, 1.0)) for name in used}
+    interleave(runners, rounds=rounds, warm_up=warm_up)
+    return {
+        "processor time, ms": {name: median(cpu for cpu, _ in steps[warm_up:]) for name, steps in used.items()},
+        "page faults": {name: median(faults for _, faults in steps[warm_up:]) for name, steps in used.items()},
+    }
+
+
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -85,6 +85,7 @@ def _tables(results: Results) -> Iterator[tuple[str, Rows]]:
             title = f"{work.title}: milliseconds of a step"
             yield f"{title}, by phase", _profile_rows("phase", work.profile.phases_ms, with_sum=True)
             yield f"{title}, by operator", _profile_rows("operator", work.profile.operators_ms, with_sum=False)
+            yield f"{work.title}: a step uses", _profile_rows("resource", work.profile.resources, with_sum=False)
     if results.noise is not None:
         noise = results.noise
         rows = [

@@ -1,0 +1,25 @@
+"""Peak memory is what the process really held, above its start."""
+
+import pytest
+from benchmarks.memory import is_supported, peak_bytes, status_bytes
+
+MIB = 1 << 20
+
+
+def test_a_field_of_the_process_status_is_read_in_bytes():
+    status = "Name:\tpython\nVmHWM:\t  2048 kB\nVmRSS:\t 1024 kB\n"
+    assert status_bytes(status, "VmHWM") == 2 * MIB
+    assert status_bytes(status, "VmRSS") == MIB
+
+
+def test_a_missing_field_is_an_error_and_not_zero():
+    with pytest.raises(ValueError, match="VmHWM"):
+        status_bytes("VmRSS:\t 1024 kB\n", "VmHWM")
+
+
+@pytest.mark.skipif(not is_supported(), reason="needs Linux' resettable high-water mark")
+def test_memory_that_was_freed_again_counts_for_the_peak_and_an_earlier_peak_does_not():
+    large = peak_bytes(lambda: len(bytes(range(256)) * (4096 * 64)))
+    small = peak_bytes(lambda: len(bytes(range(256)) * 4096))
+    assert large >= 63 * MIB  # the kernel counts pages in batches, so some hundred kilobytes may be missing
+    assert small < 32 * MIB
