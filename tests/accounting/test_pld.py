@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hushgrad.accounting import Gaussian, PoissonSampled, epsilon
+from hushgrad.accounting.composition import pooled
 from hushgrad.accounting.discretization import one_step
-from hushgrad.accounting.pld import MOST_GROUPS, pooled
+from hushgrad.accounting.pld import MOST_GROUPS
 
 
 @pytest.mark.parametrize(("rate", "noise"), [(0.01, 1.0), (0.3, 0.7), (0.001, 0.4), (1.0, 1.5), (1e-6, 2.0)])

@@ -20,6 +20,9 @@ Composition: TypeAlias = Sequence[tuple[Event, int]]
 """Events with how often each ran, in order: `Ledger.events()` has this form."""
 
 
+Sampled: TypeAlias = tuple[float, float, int]
+"""`(sampling_rate, noise_multiplier, count)`."""
+
 _LEAST_SAMPLED_NOISE = 1e-3
 
 
@@ -35,7 +38,7 @@ class NormalForm:
 
     adjacency: str
     gaussian_precision: float
-    sampled: tuple[tuple[float, float, int], ...]
+    sampled: tuple[Sampled, ...]
     noiseless: bool
 
     @property
@@ -101,3 +104,27 @@ def _precision(noise_multiplier: float, count: int) -> float:
     # Division in this order: a noise multiplier of 1e-200 squares to 0, and 1/0 is an error rather than a number.
     inverse = 1 / noise_multiplier
     return inverse * inverse * count
+
+
+def pooled(sampled: tuple[Sampled, ...], most: int) -> tuple[Sampled, ...]:
+    """Return `sampled` with neighbours pooled until at most `most` different events are left.
+
+    Guarantee: pooling never lowers ε: a group has its largest sampling rate and its smallest noise multiplier, and the
+    privacy loss of a Poisson-sampled Gaussian grows with the one and falls with the other.
+    """
+    bits = 40
+    result = sampled
+    while len(result) > most:
+        bits -= 1
+        groups: dict[tuple[int, int], Sampled] = {}
+        for rate, noise, count in sampled:
+            key = (_bucket(rate, bits), _bucket(noise, bits))
+            old_rate, old_noise, old_count = groups.get(key, (0.0, math.inf, 0))
+            groups[key] = (max(rate, old_rate), min(noise, old_noise), count + old_count)
+        result = tuple(sorted(groups.values()))
+    return result
+
+
+def _bucket(value: float, bits: int) -> int:
+    # Buckets of ratio 2^(1/2^bits), then of ever larger powers of two as `bits` falls below 0.
+    return math.floor(math.log2(value) * 2.0**bits)

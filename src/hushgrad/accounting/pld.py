@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
-from hushgrad.accounting.composition import NormalForm
+from hushgrad.accounting.composition import NormalForm, Sampled, pooled
 from hushgrad.accounting.discretization import REACH, one_step, privacy_loss
 from hushgrad.accounting.gaussian import gaussian_epsilon
 from hushgrad.errors import AccountingError
@@ -32,9 +32,6 @@ steps; it is subtracted from δ."""
 _LARGEST_NOISE_MULTIPLIER = 1e6
 _INTERVALS_PER_DEVIATION = 64
 _SMALLEST_INTERVAL = 1e-9
-
-Sampled = tuple[float, float, int]
-"""`(sampling_rate, noise_multiplier, count)`."""
 
 
 def pld_epsilon(form: NormalForm, delta: float) -> float:
@@ -130,27 +127,3 @@ def _loss_of_one_step(rate: float, noise_multiplier: float, count: int) -> _Loss
     bounds = [(count * np.log(np.exp(np.outer(sign * orders, centred)) @ weight) + 36) / orders for sign in (1, -1)]
     whole = min(float(bounds[0].min() + bounds[1].min()), count * extent)
     return _Loss(count * float(weight @ centred**2), extent, whole)
-
-
-def pooled(sampled: tuple[Sampled, ...], most: int) -> tuple[Sampled, ...]:
-    """Return `sampled` with neighbours pooled until at most `most` different events are left.
-
-    Guarantee: pooling never lowers ε: a group has its largest sampling rate and its smallest noise multiplier, and the
-    privacy loss of a Poisson-sampled Gaussian grows with the one and falls with the other.
-    """
-    bits = 40
-    result = sampled
-    while len(result) > most:
-        bits -= 1
-        groups: dict[tuple[int, int], Sampled] = {}
-        for rate, noise, count in sampled:
-            key = (_bucket(rate, bits), _bucket(noise, bits))
-            old_rate, old_noise, old_count = groups.get(key, (0.0, math.inf, 0))
-            groups[key] = (max(rate, old_rate), min(noise, old_noise), count + old_count)
-        result = tuple(sorted(groups.values()))
-    return result
-
-
-def _bucket(value: float, bits: int) -> int:
-    # Buckets of ratio 2^(1/2^bits), then of ever larger powers of two as `bits` falls below 0.
-    return math.floor(math.log2(value) * 2.0**bits)
