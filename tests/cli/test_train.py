@@ -97,6 +97,8 @@ def test_a_csv_file_trains(tmp_path):
     )
     assert result.exit_code == 0, result.output
     assert "list of classes was read" in result.output
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["target"], summary["bounds"], summary["classes"]) == ("kind", [["size", 0.0, 7.0]], ["no", "yes"])
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hushgrad.study.printable import printable
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_nothing_that_moves_a_terminal_survives(text):
     assert all(character.isprintable() for character in printable(text))

@@ -3,7 +3,7 @@ import struct
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hushgrad.errors import TaskDataError
@@ -14,6 +14,7 @@ def idx_bytes(sizes, content, kind=8):
     return struct.pack(f">HBB{len(sizes)}I", 0, kind, len(sizes), *sizes) + content
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.randoms())
 def test_what_was_written_is_read(sizes, random):
     array = torch.tensor([random.randrange(256) for _ in range(torch.Size(sizes).numel())], dtype=torch.uint8)
@@ -21,6 +22,7 @@ def test_what_was_written_is_read(sizes, random):
     assert torch.equal(read, array.reshape(sizes))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40), st.integers(1, 4))
 def test_arbitrary_bytes_parse_or_raise_a_task_data_error(content, dimensions):
     with contextlib.suppress(TaskDataError):

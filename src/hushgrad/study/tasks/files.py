@@ -10,7 +10,7 @@ from typing import BinaryIO
 from hushgrad.errors import TaskDataError
 from hushgrad.study.printable import printable
 
-MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 28
 CHUNK = 1 << 20
 
 
