@@ -25,11 +25,11 @@ from hushgrad.arguments import non_negative_number, positive_number
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import Address, KeyStream
 
-BLOCK_VALUES = 1 << 17
+BLOCK_VALUES = 1 << 18
 
-# Words below LOW (probability 2**-19) or from HIGH on (2**-15) take 32 further bits.
-LOW = 1 << 12
-HIGH = (1 << 31) - (1 << 16)
+# Words below LOW or from HIGH on take 32 further bits: one in 2**19, so that few blocks pay for looking them up.
+LOW = 1 << 11
+HIGH = (1 << 31) - (1 << 11)
 _REFINEMENT_OFFSET = 1 << 60
 _REFINEMENT_STRIDE = 4 * BLOCK_VALUES  # bytes; a block refines at most BLOCK_VALUES / 2 words of 4 bytes
 
