@@ -76,7 +76,8 @@ def _where_to_look_next(folder: Path) -> None:
     click.echo(f"Look at  {folder / 'private' / 'curves.png'}")
     click.echo(f"         {folder / 'private' / 'summary.json'}  (the guarantee, and what it leaves out)")
     click.echo(f"         {folder / 'private' / 'ledger.jsonl'}  (the record that epsilon is computed from)")
-    click.echo("Try      hushgrad train --epsilon 1 --out results           (the same digits, more privacy)")
+    click.echo(f"Try      hushgrad epsilon --ledger {folder / 'private' / 'ledger.jsonl'} --delta 1e-5")
+    click.echo("         hushgrad train --epsilon 1 --out results           (the same digits, more privacy)")
     click.echo("         hushgrad train --task mnist --data DIR --noise-multiplier 1 --out mnist-results")
     click.echo("         hushgrad train --help")
 

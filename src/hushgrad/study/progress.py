@@ -33,6 +33,14 @@ def measurement_text(measurement: Measurement) -> str:
     return "  ".join([*parts, epsilon_text(measurement.epsilon), f"{measurement.examples_per_second:,.0f} examples/s"])
 
 
+def model_text(config: RunConfig) -> str:
+    """Return the model's name, for an mlp with its hidden layers."""
+    if config.model != "mlp":
+        return config.model
+    widths = ", ".join(map(str, config.hidden_sizes))
+    return f"mlp (hidden layers: {widths})" if widths else "mlp (no hidden layer: linear)"
+
+
 class Screen:
     """Shows one run; use as a context manager around `run(..., reporter=screen.reporter())`."""
 
@@ -76,7 +84,7 @@ class Screen:
         self._progress.update(self._bar, total=planned_steps)
         self.say(
             f"{task.description}: {len(task.train)} training and {len(task.test)} test examples, "
-            f"{task.num_classes} classes; model {config.model} on {config.device}"
+            f"{task.num_classes} classes; model {model_text(config)} on {config.device}"
         )
         batches = f"batches of {config.batch_size}, {planned_steps} steps"
         if privacy is None or noise_multiplier is None:
