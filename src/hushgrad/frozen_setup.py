@@ -28,16 +28,13 @@ class FrozenSetup:
         self._updated = [id(tensor) for tensor in _updated(optimizer)]
         self._values: list[dict[str, Any]] | None = None
 
-    def require_unchanged(self) -> None:
-        """Refuse to go on if a parameter, a group or a layer is not what it was.
+    def require_same_parameters(self) -> None:
+        """Refuse to go on with other trainable parameters than at set-up.
 
         Raises:
             ContractChangedError: parameters became trainable or frozen, were replaced, or entered the optimizer.
-            CrossSampleLeakError, PrivateBufferError: a normalization layer is in a mode that was refused at set-up.
-            UnsupportedOptimizerError: a GradScaler drives the optimizer.
         """
-        modules = list(self._model.modules())
-        now = {id(parameter) for parameter in _parameters(modules) if parameter.requires_grad}
+        now = {id(parameter) for parameter in _parameters(self._model.modules()) if parameter.requires_grad}
         if now != self._trainable.keys():
             raise ContractChangedError(
                 f"{self._difference(now)}. What is trained is fixed by make_private: close the session and make the "
@@ -48,7 +45,15 @@ class FrozenSetup:
                 "the optimizer's param_groups hold other tensors than when it was made private. Close the session and "
                 "make the model private again after changing them"
             )
-        require_separate_examples(self._model, modules)
+
+    def require_same_modes(self) -> None:
+        """Refuse to end a physical batch in a mode that set-up would have refused.
+
+        Raises:
+            CrossSampleLeakError, PrivateBufferError: a normalization layer looks at other examples, or records them.
+            UnsupportedOptimizerError: a GradScaler drives the optimizer.
+        """
+        require_separate_examples(self._model, list(self._model.modules()))
         if "grad_scale" in vars(self._optimizer):
             raise UnsupportedOptimizerError(
                 "a GradScaler calls the optimizer: it skips steps by looking at gradients without noise, and scales "

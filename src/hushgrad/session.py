@@ -287,6 +287,7 @@ class Session:
     def begin(self, batch: PhysicalBatch) -> None:
         """Take note of the item that the loop is about to get."""
         self._update.clear()
+        self._frozen.require_same_parameters()
         self._spending.require_pass(batch.pass_index)
         self._observed.begin(batch)
         if batch.first:
@@ -326,7 +327,8 @@ class Session:
             self._release(item.pass_index)
 
     def _require_no_surprises(self) -> None:
-        self._frozen.require_unchanged()
+        self._frozen.require_same_parameters()
+        self._frozen.require_same_modes()
         self._frozen.require_no_stray_gradients()
 
     def _close_physical_batch(self, *, scale: float, weight: float) -> None:
