@@ -4,7 +4,10 @@ The inputs of a model carry the batch on axis 0. An axis of `None` means that th
 its examples can no longer be told apart by an axis; a tensor without an entry does not descend from the batch at all.
 
 Axis 0 stands for "example i owns the i-th of B equal blocks of the tensor in row-major order", so folding positions
-into the batch (`[B, T, d]` to `[B·T, d]`) and unfolding them keeps it.
+into the batch (`[B, T, d]` to `[B·T, d]`) and unfolding them keeps it. Any other axis holds one slice for each example.
+
+Guarantee: an operator that has no rule loses the batch. A tensor whose axis is known holds, at each place along that
+axis, values computed from that one example alone.
 """
 
 from __future__ import annotations
@@ -14,19 +17,26 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-Axis = int | None
-AxisRule = Callable[[int, Tensor, tuple[Any, ...], dict[str, Any], Tensor], Axis]
+from hushgrad.capture.axis_rules import Axis, Seen, changes_in_place
+from hushgrad.capture.axis_table import AXIS_RULES, CONSTANTS
+from hushgrad.errors import PrivacyUnitError
 
 
 class BatchAxes:
-    """The batch axis of each tensor that descends from the batch, for the length of one forward."""
+    """The batch axis of each tensor that descends from the batch, for the length of one forward.
+
+    Attributes:
+        batch_size: the number of examples that the forward's inputs hold; None when it has no inputs.
+        lost_by: the first operator after which examples could not be told apart any more, for messages.
+    """
 
     def __init__(self) -> None:
         self._entries: dict[int, tuple[weakref.ref[Tensor], Axis]] = {}
+        self.batch_size: int | None = None
+        self.lost_by: str | None = None
 
     def set(self, tensor: Tensor, axis: Axis) -> None:
         """Record that `tensor` descends from the batch."""
@@ -37,7 +47,7 @@ class BatchAxes:
         entry = self._entries.get(id(tensor))
         return entry is not None and entry[0]() is tensor
 
-    def get(self, tensor: Tensor) -> Axis:
+    def get(self, tensor: Any) -> Axis:
         """Return the batch axis of `tensor`; None if it has none."""
         entry = self._entries.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
@@ -60,10 +70,15 @@ class BatchAxes:
             if tensor.shape[0] == batch_size:
                 self.set(tensor, 0)
             elif tensor.shape[0] != 1:
-                self.set(tensor, None)
+                self._lose(tensor, "the model's inputs")
         for packed in packed_in(inputs):
-            self.set(packed.data, None)
+            self._lose(packed.data, "pack_padded_sequence")
+        self.batch_size = batch_size
         return batch_size
+
+    def adopt(self, tensor: Tensor) -> None:
+        """Record a tensor that requires gradients and came from nowhere the forward saw: data without an axis."""
+        self._lose(tensor, "a custom autograd function, or a tensor made outside this forward")
 
     def follow(
         self,
@@ -73,38 +88,90 @@ class BatchAxes:
         kwargs: dict[str, Any],
         result: Any,
     ) -> None:
-        """Record the outputs of an operator that took `sources`, tensors that descend from the batch."""
-        if isinstance(result, Tensor):
-            self.set(result, self._output_axis(func, sources, args, kwargs, result))
-        elif isinstance(result, (tuple, list)):
-            for part in result:
-                self.follow(func, sources, args, kwargs, part)
+        """Record the outputs of an operator that took `sources`, tensors that descend from the batch.
 
-    def _output_axis(
-        self,
-        func: Callable[..., Any],
-        sources: list[Tensor],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        out: Tensor,
-    ) -> Axis:
-        # Broadcasting aligns trailing dimensions, so the source with most dimensions decides.
-        source = max(sources, key=lambda tensor: tensor.ndim)
-        axis = self.get(source)
+        Raises:
+            PrivacyUnitError: a tensor whose examples could be told apart was overwritten so that they no longer can.
+        """
+        if func in CONSTANTS:
+            return
+        name = func.__name__
+        axes = [self.get(source) for source in sources]
+        known = self.batch_size is not None and all(axis is not None for axis in axes)
+        seen = Seen(func, args, kwargs, sources, [axis or 0 for axis in axes], self.batch_size or 0)
+        rule = AXIS_RULES.get(func) if known else None
+        for place, out in enumerate(_outputs(result)):
+            if not isinstance(out, Tensor):
+                continue
+            axis = rule(seen, out, place) if rule is not None else None
+            if changes_in_place(func) and out is args[0]:
+                self._overwritten(out, axis, name)
+            elif axis is None:
+                self._lose(out, name)
+            else:
+                self.set(out, axis)
+
+    def wrote(self, target: Tensor, index: Any, value: Any) -> None:
+        """Record `target[index] = value`, by which `target` holds rows of the batch."""
+        if not isinstance(value, Tensor) or not self.descends(value):
+            return
+        axis = self._axis_after_write(target, index, value)
+        self._overwritten(target, axis, "__setitem__")
+
+    def _axis_after_write(self, target: Tensor, index: Any, value: Tensor) -> Axis:
+        value_axis, size = self.get(value), self.batch_size
+        if value_axis is None or size is None:
+            return None
+        if self.descends(target):
+            own = self.get(target)
+            candidates = [] if own is None else [own]
+        else:
+            candidates = [axis for axis in range(target.ndim) if target.shape[axis] == size]
+        for axis in candidates:
+            part, place = self.part(target, axis, index)
+            if place is not None and part.ndim - place == value.ndim - value_axis:
+                return axis
+        return None
+
+    def part(self, target: Tensor, axis: int, index: Any) -> tuple[Tensor, Axis]:
+        """Return `target[index]`, detached, and its batch axis if the one of `target` is `axis`."""
+        part = target.detach()[index]
+        rows = [value for value in tensors_in(index) if self.descends(value)]
+        axes = [self.get(value) for value in rows]
+        if None in axes:
+            return part, None
+        seen = Seen(
+            Tensor.__getitem__,
+            (target, index),
+            {},
+            [target, *rows],
+            [axis, *[own or 0 for own in axes]],
+            self.batch_size or 0,
+        )
+        return part, AXIS_RULES[Tensor.__getitem__](seen, part, 0)
+
+    def _overwritten(self, tensor: Tensor, axis: Axis, name: str) -> None:
+        if axis is None and self.get(tensor) is not None:
+            raise PrivacyUnitError(
+                f"{name}: changes a tensor of shape {list(tensor.shape)} in place so that the examples of the batch "
+                f"can no longer be told apart in it. Make a new tensor, and keep the batch on an axis of its own"
+            )
+        base = tensor._base
+        if base is not None and base is not tensor and not self.descends(base):
+            self._lose(base, f"a write into a view by {name}")
         if axis is None:
-            return None
-        if any(self._disagrees(other, source, axis) for other in sources):
-            return None
-        rule = AXIS_RULES.get(func)
-        if rule is not None:
-            return rule(axis, source, args, kwargs, out)
-        return _same_axis(axis, source, out)
+            self._lose(tensor, name)
+        else:
+            self.set(tensor, axis)
 
-    def _disagrees(self, other: Tensor, source: Tensor, axis: int) -> bool:
-        if other is source:
-            return False
-        own = self.get(other)
-        return own is None or (other.ndim == source.ndim and own != axis)
+    def _lose(self, tensor: Tensor, name: str) -> None:
+        if self.lost_by is None:
+            self.lost_by = name
+        self.set(tensor, None)
+
+
+def _outputs(result: Any) -> tuple[Any, ...] | list[Any]:
+    return result if isinstance(result, (tuple, list)) else (result,)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -134,168 +201,3 @@ def packed_in(value: Any) -> Iterator[PackedSequence]:
     elif isinstance(value, (tuple, list)):
         for part in value:
             yield from packed_in(part)
-
-
-def _same_axis(axis: int, source: Tensor, out: Tensor) -> Axis:
-    return axis if out.ndim > axis and out.shape[axis] == source.shape[axis] else None
-
-
-def _named(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, default: Any = None) -> Any:
-    return args[position] if len(args) > position else kwargs.get(name, default)
-
-
-def _transposed(axis: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Axis:
-    first = _named(args, kwargs, 1, "dim0", kwargs.get("axis0"))
-    second = _named(args, kwargs, 2, "dim1", kwargs.get("axis1"))
-    if not isinstance(first, int) or not isinstance(second, int):
-        return None
-    first, second = first % source.ndim, second % source.ndim
-    return {first: second, second: first}.get(axis, axis)
-
-
-def _reversed(axis: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Axis:
-    return source.ndim - 1 - axis
-
-
-def _last_two_swapped(axis: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Axis:
-    last = source.ndim - 1
-    return {last: last - 1, last - 1: last}.get(axis, axis)
-
-
-def _permuted(axis: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Axis:
-    dims = kwargs.get("dims", args[1:])
-    if len(dims) == 1 and isinstance(dims[0], (tuple, list)):
-        dims = dims[0]
-    order = [dim % source.ndim for dim in dims]
-    return order.index(axis) if axis in order else None
-
-
-def _moved(axis: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Axis:
-    # Let torch say where the axis went: move the axes of a tensor whose sizes are their own numbers.
-    origin, destination = _named(args, kwargs, 1, "source"), _named(args, kwargs, 2, "destination")
-    labels = torch.empty([dim + 1 for dim in range(source.ndim)], device="meta")
-    return list(torch.movedim(labels, origin, destination).shape).index(axis + 1)
-
-
-def _reshaped(axis: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Axis:
-    if axis == 0:
-        rows = out.shape[0] if out.ndim else 0
-        whole = source.shape[0]
-        return 0 if rows and (rows % whole == 0 or whole % rows == 0) else None
-    before, after = source.shape[:axis], out.shape[:axis]
-    return axis if before == after and out.ndim > axis and out.shape[axis] == source.shape[axis] else None
-
-
-def _unsqueezed(axis: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Axis:
-    dim = _named(args, kwargs, 1, "dim")
-    return axis + 1 if dim % out.ndim <= axis else axis
-
-
-def _squeezed(axis: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Axis:
-    wanted = _named(args, kwargs, 1, "dim")
-    dims = range(source.ndim) if wanted is None else [wanted] if isinstance(wanted, int) else wanted
-    gone = {dim % source.ndim for dim in dims if source.shape[dim] == 1}
-    return None if axis in gone else axis - sum(dim < axis for dim in gone)
-
-
-def _indexed(axis: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Axis:
-    index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    if any(isinstance(part, (Tensor, list, bool)) for part in index):
-        return _same_axis(axis, source, out) if _whole_before(index, axis, source.ndim) else None
-    place, result_axis = 0, 0
-    used = sum(part is not None and part is not Ellipsis for part in index)
-    for part in index:
-        if part is None:
-            result_axis += 1
-        elif part is Ellipsis:
-            skipped = source.ndim - used
-            if place <= axis < place + skipped:
-                return result_axis + axis - place
-            place, result_axis = place + skipped, result_axis + skipped
-        else:
-            if place == axis:
-                return result_axis if isinstance(part, slice) and part == slice(None) else None
-            place += 1
-            result_axis += isinstance(part, slice)
-    return result_axis + axis - place
-
-
-def _whole_before(index: tuple[Any, ...], axis: int, ndim: int) -> bool:
-    """Whether every dimension up to and with the batch is taken whole, so that later tensor indices leave it alone."""
-    head = index[: axis + 1]
-    return len(head) == axis + 1 and all(isinstance(part, slice) and part == slice(None) for part in head)
-
-
-def _selected(axis: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Axis:
-    dim = _named(args, kwargs, 1, "dim") % source.ndim
-    return None if dim == axis else axis - (dim < axis)
-
-
-def _unbound(axis: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Axis:
-    dim = _named(args, kwargs, 1, "dim", 0) % source.ndim
-    return None if dim == axis else axis - (dim < axis)
-
-
-def _stacked(axis: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Axis:
-    return axis + 1 if _named(args, kwargs, 1, "dim", 0) % out.ndim <= axis else axis
-
-
-def _concatenated(axis: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Axis:
-    dim = _named(args, kwargs, 1, "dim", kwargs.get("axis", 0)) % out.ndim
-    return None if dim == axis else axis
-
-
-def _reduced(axis: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Axis:
-    if out.ndim == source.ndim:
-        return _same_axis(axis, source, out)
-    wanted = _named(args, kwargs, 1, "dim", kwargs.get("axis"))
-    if wanted is None or isinstance(wanted, Tensor):
-        return None
-    dims = {dim % source.ndim for dim in ([wanted] if isinstance(wanted, int) else wanted)}
-    return None if axis in dims else axis - sum(dim < axis for dim in dims)
-
-
-def _expanded(axis: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Axis:
-    moved = axis + out.ndim - source.ndim
-    return moved if out.shape[moved] == source.shape[axis] else None
-
-
-def _einsum(axis: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Axis:
-    equation = args[0]
-    if not isinstance(equation, str) or "->" not in equation or "." in equation:
-        return None
-    left, right = equation.replace(" ", "").split("->")
-    operands = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
-    for term, operand in zip(left.split(","), operands, strict=True):
-        if operand is source:
-            letter = term[axis]
-            return right.index(letter) if letter in right else None
-    return None
-
-
-def _rules(rule: AxisRule, *functions: Callable[..., Any]) -> dict[Callable[..., Any], AxisRule]:
-    return dict.fromkeys(functions, rule)
-
-
-T = Tensor
-AXIS_RULES: dict[Callable[..., Any], AxisRule] = {
-    **_rules(_transposed, T.transpose, torch.transpose, T.swapaxes, torch.swapaxes, T.swapdims, torch.swapdims),
-    **_rules(_reversed, T.t, torch.t, T.T.__get__, T.H.__get__),  # type: ignore[attr-defined]
-    **_rules(_last_two_swapped, T.mT.__get__, T.mH.__get__),  # type: ignore[attr-defined]
-    **_rules(_permuted, T.permute, torch.permute),
-    **_rules(_moved, T.movedim, torch.movedim, T.moveaxis, torch.moveaxis),
-    **_rules(_reshaped, T.reshape, torch.reshape, T.view, T.view_as, T.reshape_as, T.flatten, torch.flatten),
-    **_rules(_reshaped, T.unflatten, torch.unflatten, torch.ravel, T.ravel),
-    **_rules(_unsqueezed, T.unsqueeze, torch.unsqueeze),
-    **_rules(_squeezed, T.squeeze, torch.squeeze),
-    **_rules(_indexed, T.__getitem__),
-    **_rules(_selected, T.select, torch.select),
-    **_rules(_unbound, T.unbind, torch.unbind),
-    **_rules(_stacked, torch.stack),
-    **_rules(_concatenated, torch.cat, torch.concat, torch.concatenate),
-    **_rules(_reduced, T.sum, torch.sum, T.mean, torch.mean, T.amax, torch.amax, T.amin, torch.amin, T.max, torch.max),
-    **_rules(_reduced, T.min, torch.min, T.var, torch.var, T.std, torch.std, T.norm, torch.norm, T.prod, torch.prod),
-    **_rules(_reduced, T.argmax, torch.argmax, T.argmin, torch.argmin, T.logsumexp, torch.logsumexp, T.all, T.any),
-    **_rules(_expanded, T.expand, T.expand_as, torch.broadcast_to, T.broadcast_to),
-    **_rules(_einsum, torch.einsum),
-}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.gradients.contribution import Contribution, accumulation_dtype, chunks_of_examples
 from hushgrad.gradients.dense import Dense
 
@@ -43,7 +44,9 @@ class Leaf:
     def of_parameter(cls, name: str, parameter: Tensor) -> Leaf:
         """Return the leaf of a parameter; its values are shared, its graph is new."""
         value = parameter.detach()
-        return cls(name, value, value.detach().requires_grad_())
+        graph = value.detach().requires_grad_()
+        graph.register_post_accumulate_grad_hook(lambda _: _refuse_ordinary_gradient(name))
+        return cls(name, value, graph)
 
     def parameters(self) -> tuple[Leaf, ...]:
         """Return the parameters this leaf depends on."""
@@ -54,6 +57,14 @@ class Leaf:
         if self.is_parameter:
             return [(self.name, contribution)]
         return batched_vjp(self.graph, self.roots, contribution.per_example())
+
+
+def _refuse_ordinary_gradient(name: str) -> None:
+    """Runs when an ordinary backward finds its way into a local graph, where the gradient would be lost."""
+    raise UncoveredParameterUseError(
+        f"{name}: an operator in the forward let its values out in a way in which their use cannot be followed. Use the "
+        f"parameter through operators that return new tensors"
+    )
 
 
 def distinct_parameters(leaves: Sequence[Leaf]) -> tuple[Leaf, ...]:

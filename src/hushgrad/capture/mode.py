@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
+from hushgrad.capture.axis_rules import changes_in_place
 from hushgrad.capture.leaves import Leaf, distinct_parameters
 from hushgrad.capture.operators.generic import generic
-from hushgrad.capture.operators.operator import Forward
+from hushgrad.capture.operators.operator import Forward, first_order_only
 from hushgrad.capture.operators.table import REFUSALS, RULES
 from hushgrad.errors import UncoveredParameterUseError
 
@@ -54,7 +54,9 @@ class CaptureMode(TorchFunctionMode):
         if leaves and torch.is_grad_enabled() and not _only_describes(func):
             return self._captured(func, args, kwargs, leaves, sources)
         result = func(*args, **kwargs)
-        if sources:
+        if func is Tensor.__setitem__:
+            call.axes.wrote(*args)
+        elif sources:
             call.axes.follow(func, sources, args, kwargs, result)
         return result
 
@@ -74,7 +76,8 @@ class CaptureMode(TorchFunctionMode):
                 result = rule(call, func, args, kwargs)
             if result is NotImplemented:
                 result = generic(call, func, args, kwargs)
-            call.axes.follow(func, sources, args, kwargs, result)
+            if func is not Tensor.__setitem__:
+                call.axes.follow(func, sources, args, kwargs, result)
             return result
         return derive(call, func, args, kwargs, leaves)
 
@@ -84,13 +87,20 @@ def _only_describes(func: Callable[..., Any]) -> bool:
 
 
 def _sort(call: Forward, values: Any, leaves: list[Leaf], sources: list[Tensor]) -> None:
-    """Collect the leaves and the data among some arguments, one level of nesting included."""
+    """Collect the leaves and the data among some arguments, nested ones included.
+
+    A tensor that requires gradients but is neither counts as data whose examples cannot be told apart: to take it for a
+    constant would lose the gradient of whatever it came from.
+    """
     for value in values:
         if isinstance(value, Tensor):
             leaf = call.leaves.get(id(value))
             if leaf is not None:
                 leaves.append(leaf)
             elif call.axes.descends(value):
+                sources.append(value)
+            elif value.requires_grad:
+                call.axes.adopt(value)
                 sources.append(value)
         elif isinstance(value, (tuple, list)):
             _sort(call, value, leaves, sources)
@@ -109,10 +119,10 @@ def derive(
             return type(value)(on_graph(part) for part in value)
         return value
 
-    if func.__name__.endswith("_") and not func.__name__.endswith("__") and call.leaf(args[0]) is not None:
+    if changes_in_place(func) or "out" in kwargs:
         raise UncoveredParameterUseError(
-            f"{func.__name__}: changes parameter {leaves[0].name!r} in place inside the forward. Make the change "
-            f"under torch.no_grad()"
+            f"{func.__name__}: changes parameter {leaves[0].name!r} in place, or writes it into another tensor, inside "
+            f"the forward. Compute a new tensor instead (torch.cat, torch.stack, torch.where)"
         )
     result = func(*[on_graph(value) for value in args], **{key: on_graph(value) for key, value in kwargs.items()})
     roots = distinct_parameters(leaves)
@@ -131,7 +141,9 @@ def _as_leaves(call: Forward, result: Any, name: str, roots: tuple[Leaf, ...]) -
         return public
     if isinstance(result, (tuple, list)):
         return type(result)(_as_leaves(call, part, name, roots) for part in result)
-    return result
+    if result is None or isinstance(result, (bool, int, float, str, torch.dtype, torch.device)):
+        return result
+    raise UncoveredParameterUseError(f"{name}: returned a {type(result).__name__}, in which its use cannot be followed")
 
 
 class _Guard(torch.autograd.Function):
@@ -143,7 +155,7 @@ class _Guard(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         raise UncoveredParameterUseError(
             f"{ctx.name}: a tensor computed from parameters alone reached the loss outside the model's forward, or "

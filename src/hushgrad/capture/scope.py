@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.hooks import RemovableHandle
 
@@ -79,11 +79,12 @@ class Scope:
             return
         axes = BatchAxes()
         batch_size = axes.seed((args, kwargs), self._pool.batch_size)
-        call = Forward(self._pool, self._anchor, axes, self._leaves(), batch_size, [])
+        held: list[Tensor] = []
+        call = Forward(self._pool, self._anchor, axes, self._leaves(held), batch_size, held)
         self._mode = CaptureMode(call, self._is_running)
         self._owner = sys._getframe(2)  # the frame of torch's module call, which ends with the forward
         self._depth = 1
-        self._mode.__enter__()
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._mode is None:
@@ -92,13 +93,17 @@ class Scope:
         if self._depth == 0:
             self._exit()
 
-    def _leaves(self) -> dict[int, Leaf]:
-        """Resolve the parameters by name now: their tensors may have been swapped since the session began."""
+    def _leaves(self, held: list[Tensor]) -> dict[int, Leaf]:
+        """Resolve the parameters by name now: their tensors may have been swapped since the session began.
+
+        They are held for the length of the forward, so that no other tensor can come to stand at their address.
+        """
         leaves: dict[int, Leaf] = {}
         for parameters, key, name in self._sites:
             parameter = parameters[key]
             if parameter is not None and parameter.requires_grad and id(parameter) not in leaves:
                 leaves[id(parameter)] = Leaf.of_parameter(name, parameter)
+                held.append(parameter)
         return leaves
 
     def _exit(self) -> None:
@@ -106,19 +111,19 @@ class Scope:
         assert mode is not None
         above = []
         while (top := _top_mode()) is not None:
-            top.__exit__(None, None, None)
+            top.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             if top is mode:
                 break
             above.append(top)
         for other in reversed(above):
-            other.__enter__()
+            other.__enter__()  # type: ignore[no-untyped-call]
         mode.call.leaves.clear()
         mode.call.axes.clear()
         mode.call.held.clear()
 
 
 def _top_mode() -> TorchFunctionMode | None:
-    stack = _get_current_function_mode_stack()
+    stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     return stack[-1] if stack else None
 
 

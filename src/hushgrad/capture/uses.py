@@ -30,7 +30,7 @@ class UsePool:
         task = torch._C._current_graph_task_id()
         if task not in self._running:
             self._running[task] = []
-            Variable._execution_engine.queue_callback(lambda: self._finish(task))  # type: ignore[attr-defined]
+            Variable._execution_engine.queue_callback(lambda: self._finish(task))
         self._running[task].append((name, contribution))
 
     def _finish(self, task: int) -> None:

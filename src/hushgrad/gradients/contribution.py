@@ -1,7 +1,7 @@
 """What one use of a parameter contributes to its per-example gradients, kept in factored form.
 
 A contribution never has to hold `[B, *shape]` gradients. It knows how to give squared norms per example, a weighted sum
-over examples, and, when asked, the gradients themselves. All of them are exact; they differ in cost (docs/design.md, §5).
+over examples, and, when asked, the gradients themselves. All are exact; they differ in cost (docs/design.md, §5).
 """
 
 from __future__ import annotations

@@ -100,8 +100,8 @@ def with_batch(call: Forward, leaf: Leaf, data: Tensor, func_name: str) -> Any:
 def broadcast(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an elementwise call with each leaf given a batch dimension."""
     values = [*args, *kwargs.values()]
-    data = [value for value in values if isinstance(value, Tensor) and call.axes.descends(value)]
-    if not data:
+    data = [value for value in values if call.is_data(value)]
+    if not data or not _aligned(call, data):
         return NotImplemented
     widest = max(data, key=lambda tensor: tensor.ndim)
     replaced: dict[int, Any] = {}
@@ -116,6 +116,12 @@ def broadcast(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kw
     return func(*new_args, **{key: replaced.get(id(value), value) for key, value in kwargs.items()})
 
 
+def _aligned(call: Forward, data: list[Tensor]) -> bool:
+    """Whether broadcasting lets row i of the batch meet row i only."""
+    axes = [call.axes.get(value) for value in data]
+    return len({None if axis is None else value.ndim - axis for value, axis in zip(data, axes, strict=True)}) == 1
+
+
 def _in_place(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     leaf = call.leaf(args[0]) if args else None
     if leaf is not None:
@@ -126,12 +132,32 @@ def _in_place(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kw
     return broadcast(call, func, args, kwargs)
 
 
+def _assigned(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Capture `x[index] = leaf`: each example's part of x receives the leaf."""
+    target, index, value = args
+    leaf = call.leaf(value)
+    if leaf is None or not call.is_data(target) or call.leaf(target) is not None:
+        return NotImplemented
+    axis = call.axes.get(target)
+    if axis is None:
+        return NotImplemented
+    part, place = call.axes.part(target, axis, index)
+    if place is None:
+        return NotImplemented
+    call.axes.set(part, place)
+    expanded = with_batch(call, leaf, part, "__setitem__")
+    if expanded is NotImplemented:
+        return NotImplemented
+    func(target, index, expanded)
+    return None
+
+
 def _joined(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `torch.cat` and `torch.stack` of data with leaves that have a row for each example."""
     parts = args[0] if args else kwargs.get("tensors")
     if not isinstance(parts, (tuple, list)):
         return NotImplemented
-    data = [part for part in parts if call.axes.descends(part)]
+    data = [part for part in parts if call.is_data(part)]
     if not data or any(call.axes.get(part) != call.axes.get(data[0]) for part in data):
         return NotImplemented
     axis = call.axes.get(data[0])
@@ -150,87 +176,27 @@ def _joined(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwar
     return func(joined, *args[1:], **{key: value for key, value in kwargs.items() if key != "tensors"})
 
 
-NAMES = [
-    "add",
-    "sub",
-    "subtract",
-    "mul",
-    "multiply",
-    "div",
-    "divide",
-    "true_divide",
-    "pow",
-    "maximum",
-    "minimum",
-    "where",
-    "addcmul",
-    "addcdiv",
-    "lerp",
-    "atan2",
-    "hypot",
-    "logaddexp",
-    "xlogy",
-    "fmod",
-    "remainder",
-    "copysign",
-    "clamp",
-    "clip",
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "rsub",
-    "__add__",
-    "__radd__",
-    "__sub__",
-    "__rsub__",
-    "__mul__",
-    "__rmul__",
-    "__truediv__",
-    "__rtruediv__",
-    "__div__",
-    "__rdiv__",
-    "__pow__",
-    "__rpow__",
-]
-IN_PLACE_NAMES = [
-    "add_",
-    "sub_",
-    "subtract_",
-    "mul_",
-    "multiply_",
-    "div_",
-    "divide_",
-    "true_divide_",
-    "pow_",
-    "addcmul_",
-    "addcdiv_",
-    "lerp_",
-    "copy_",
-    "clamp_",
-    "clip_",
-    "__iadd__",
-    "__isub__",
-    "__imul__",
-    "__itruediv__",
-    "__ipow__",
-    "fill_",
-    "zero_",
-    "uniform_",
-    "normal_",
-]
+NAMES = """
+    add sub subtract rsub mul multiply div divide true_divide pow maximum minimum fmax fmin where addcmul addcdiv lerp
+    atan2 hypot logaddexp xlogy fmod remainder copysign clamp clip eq ne lt le gt ge
+    __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __div__ __rdiv__ __pow__ __rpow__
+    __eq__ __ne__ __lt__ __le__ __gt__ __ge__
+"""
+IN_PLACE_NAMES = """
+    add_ sub_ subtract_ mul_ multiply_ div_ divide_ true_divide_ pow_ addcmul_ addcdiv_ lerp_ copy_ clamp_ clip_
+    __iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ipow__
+"""
 
 
-def _table(names: list[str], rule: Rule) -> dict[Callable[..., Any], Rule]:
-    found = [vars(space).get(name) or getattr(space, name, None) for space in (torch, Tensor) for name in names]
+def _table(names: str, rule: Rule) -> dict[Callable[..., Any], Rule]:
+    found = [vars(space).get(name) or getattr(space, name, None) for space in (torch, Tensor) for name in names.split()]
     return {func: rule for func in found if func is not None}
 
 
 RULES: Rules = {
     **_table(NAMES, broadcast),
     **_table(IN_PLACE_NAMES, _in_place),
+    Tensor.__setitem__: _assigned,
     torch.cat: _joined,
     torch.concat: _joined,
     torch.concatenate: _joined,

@@ -1,4 +1,4 @@
-"""Layer, group, instance, RMS and frozen batch normalisation: per-example statistics with a trainable scale and shift."""
+"""Layer, group, instance, RMS and frozen batch normalisation with a trainable scale and shift."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hushgrad.capture.layout import BatchAxes
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError
+
+SECOND_ORDER = (
+    b"DP305 create_graph=True: the gradient of a gradient through a private model (a gradient penalty, say) has no "
+    b"per-example form here. Leave the penalty out, or take it through a model that is not trained privately"
+)
 
 Recorded = Sequence[tuple[Leaf, "Any"]]
 
@@ -32,7 +37,7 @@ class Anchor:
 
     def is_accumulating(self) -> bool:
         """Return whether the backward that is running accumulates gradients."""
-        return bool(torch._C._will_engine_execute_node(self._node))  # type: ignore[attr-defined]
+        return bool(torch._C._will_engine_execute_node(self._node))
 
 
 @dataclass
@@ -50,8 +55,17 @@ class Forward:
         """Return the leaf that a tensor stands for, or None for any other value."""
         return self.leaves.get(id(value)) if isinstance(value, Tensor) else None
 
-    def check_batch(self, where: str) -> None:
-        """Refuse a backward through a forward that saw another number of records than the batch has."""
+    def is_data(self, value: Any) -> bool:
+        """Return whether a value is a tensor that descends from the batch."""
+        return isinstance(value, Tensor) and self.axes.descends(value)
+
+    def check_batch(self, where: str, axes: Sequence[int | None]) -> None:
+        """Refuse a backward whose examples cannot be told apart, or whose forward saw another number of records."""
+        if None in axes:
+            raise PrivacyUnitError(
+                f"{where}: the examples of the batch cannot be told apart in what it was used on, since "
+                f"{self.axes.lost_by or 'the forward began'}. Keep the batch on an axis of its own, and mix no examples"
+            )
         if self.pool.batch_size is not None and self.batch_size != self.pool.batch_size:
             raise PrivacyUnitError(
                 f"{where}: saw {self.batch_size} rows for {self.pool.batch_size} records. Give the model one row per "
@@ -63,6 +77,7 @@ class Operator(ABC):
     """One captured call: static facts as fields, tensors as arguments."""
 
     name: str
+    axis: int | None
 
     @abstractmethod
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -79,6 +94,29 @@ class Operator(ABC):
         """Return the contributions of this call to the per-example gradients of its leaves."""
 
 
+Backward = Callable[..., tuple[Any, ...]]
+
+
+def first_order_only(backward: Backward) -> Backward:
+    """Run a backward without a graph, and refuse to differentiate what it returns.
+
+    torch's `once_differentiable` lets outputs pass as constants when the incoming gradient is one, which would drop a
+    gradient penalty silently.
+    """
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        with torch.no_grad():
+            outputs = backward(ctx, *gradients)
+        if not torch.is_grad_enabled() or all(out is None for out in outputs):
+            return outputs
+        refuse: Any = torch._C._functions.DelayedError(SECOND_ORDER, len(outputs))
+        marked: tuple[Any, ...] = refuse(*[out if out is None else out.detach().requires_grad_() for out in outputs])
+        return marked
+
+    return run
+
+
 class _Captured(torch.autograd.Function):
     """Runs an operator's ordinary forward; in backward records the use and forms no parameter gradient."""
 
@@ -90,12 +128,12 @@ class _Captured(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         operator, call = ctx.operator, ctx.call
         saved = ctx.saved_tensors
         if call.anchor.is_accumulating():
-            call.check_batch(operator.name)
+            call.check_batch(operator.name, [operator.axis])
             for leaf, contribution in operator.record(call.pool, saved, gradient):
                 for name, part in leaf.to_parameters(contribution):
                     call.pool.add(name, part)

@@ -1,0 +1,293 @@
+"""Rules that say on which axis of an operator's output the batch lies; None wherever that is not certain.
+
+`None` is always safe: a parameter used on such a tensor is refused. A wrong axis would attribute one example's gradient
+to another, so every rule is tested against what really changes when one example does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Axis = int | None
+
+# The stride that marks the batch on a tensor whose other strides are 0. No size or step of a view multiplies to it.
+MARK = 1_000_003
+
+IN_PLACE_OPERATORS = ["add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift"]
+IN_PLACE_DUNDERS = {f"__i{name}__" for name in [*IN_PLACE_OPERATORS, "rshift"]} | {"__setitem__"}
+
+
+def changes_in_place(func: Callable[..., Any]) -> bool:
+    """Return whether an operator by its name changes its first argument."""
+    name = func.__name__
+    if name.startswith("__"):
+        return name in IN_PLACE_DUNDERS
+    return any(part.endswith("_") for part in name.split("."))
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One call: its arguments, those that descend from the batch with their known axes, and B."""
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    sources: Sequence[Tensor]
+    axes: Sequence[int]
+    batch_size: int
+
+    @property
+    def first(self) -> Any:
+        """The operator's main argument."""
+        return self.args[0] if self.args else self.kwargs.get("input", self.kwargs.get("self"))
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument by its position or its name."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+    def axis_of(self, value: Any) -> Axis:
+        """Return the batch axis of an argument; None if it does not descend from the batch."""
+        return next((axis for source, axis in zip(self.sources, self.axes, strict=True) if source is value), None)
+
+    def only(self, value: Any) -> Axis:
+        """Return the axis of an argument, provided that no other argument descends from the batch."""
+        return self.axis_of(value) if all(source is value for source in self.sources) else None
+
+    def same_place(self) -> Axis:
+        """Return the axis that all arguments of the batch share; they then have equally many dimensions too."""
+        places = {(source.ndim, axis) for source, axis in zip(self.sources, self.axes, strict=True)}
+        return next(iter(places))[1] if len(places) == 1 else None
+
+    def from_right(self) -> int | None:
+        """Return the place of the batch counted from the last dimension, as broadcasting counts, if all agree."""
+        places = {source.ndim - axis for source, axis in zip(self.sources, self.axes, strict=True)}
+        return next(iter(places)) if len(places) == 1 else None
+
+
+AxisRule = Callable[[Seen, Tensor, int], Axis]
+
+
+def _kept(axis: Axis, source: Tensor, out: Tensor, place: int) -> Axis:
+    """Return `place` if the output really has the source's batch there."""
+    if axis is None or not 0 <= place < out.ndim or out.shape[place] != source.shape[axis]:
+        return None
+    return place
+
+
+def dims_of(value: Any, ndim: int) -> set[int] | None:
+    """Return dimensions as non-negative numbers; None if `value` is not one or several."""
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    if not values or any(isinstance(dim, bool) or not isinstance(dim, Integral) for dim in values):
+        return None
+    return {int(dim) % ndim for dim in values}
+
+
+def elementwise(seen: Seen, out: Tensor, place: int) -> Axis:
+    """Each value of the output comes from values at the same place of the broadcast inputs."""
+    distance = seen.from_right()
+    return None if distance is None else _kept(seen.axes[0], seen.sources[0], out, out.ndim - distance)
+
+
+def like_first(seen: Seen, out: Tensor, place: int) -> Axis:
+    """The output has the first argument's shape and, if anything, its values; others give a dtype or device only."""
+    axis = seen.axis_of(seen.first)
+    return None if axis is None else _kept(axis, seen.first, out, axis)
+
+
+def viewed(seen: Seen, out: Tensor, place: int) -> Axis:
+    """A view of the first argument: the same call on a tensor without memory, whose strides name the batch."""
+    x = seen.first
+    axis = seen.axis_of(x)
+    if axis is None:
+        return None
+    strides = [MARK if dim == axis else 0 for dim in range(x.ndim)]
+    probe = torch.empty_strided(x.shape, strides, dtype=x.dtype, device="meta")
+    if seen.args:
+        result = seen.func(probe, *seen.args[1:], **seen.kwargs)
+    else:
+        result = seen.func(**{key: probe if value is x else value for key, value in seen.kwargs.items()})
+    image = result[place] if isinstance(result, (tuple, list)) else result
+    if not isinstance(image, Tensor) or image.shape != out.shape:
+        return None
+    found = [dim for dim in range(image.ndim) if image.stride(dim) == MARK and image.shape[dim] == x.shape[axis]]
+    return found[-1] if found else None
+
+
+def reshaped(seen: Seen, out: Tensor, place: int) -> Axis:
+    """Same values in the same row-major order; on axis 0 positions may be folded into the batch."""
+    x = seen.first
+    axis = seen.axis_of(x)
+    if axis is None or out.numel() == 0 or out.numel() != x.numel():
+        return None
+    before = math.prod(x.shape[:axis])
+    for dim in range(out.ndim):
+        if out.shape[dim] == x.shape[axis] and math.prod(out.shape[:dim]) == before:
+            return dim
+    return 0 if axis == 0 and out.ndim and out.shape[0] % seen.batch_size == 0 else None
+
+
+def indexed(seen: Seen, out: Tensor, place: int) -> Axis:
+    """`x[...]`: views by their strides; index tensors only behind the batch, or beside `arange(B)` on it."""
+    x = seen.first
+    index = seen.args[1] if isinstance(seen.args[1], tuple) else (seen.args[1],)
+    if all(part is None or part is Ellipsis or _is_basic(part) for part in index):
+        return viewed(seen, out, place) if seen.axis_of(x) is not None else None
+    axis = seen.axis_of(x)
+    if axis is None or any(isinstance(part, bool) or part is None for part in index):
+        return None
+    parts = _without_ellipsis(index, x.ndim)
+    if parts is None:
+        return None
+    if all(isinstance(part, slice) and part == slice(None) for part in parts[: axis + 1]) and len(parts) > axis:
+        return axis if seen.only(x) is not None and _advanced_are_adjacent(parts) and out.ndim > axis else None
+    return _picked_per_example(seen, parts, out) if axis == 0 else None
+
+
+def _is_basic(part: Any) -> bool:
+    return isinstance(part, slice) or (isinstance(part, Integral) and not isinstance(part, bool))
+
+
+def _without_ellipsis(index: tuple[Any, ...], ndim: int) -> list[Any] | None:
+    used = sum(part.ndim if isinstance(part, Tensor) and part.dtype == torch.bool else 1 for part in index)
+    positions = [position for position, part in enumerate(index) if part is Ellipsis]
+    known = all(part is Ellipsis or isinstance(part, (Tensor, list)) or _is_basic(part) for part in index)
+    if len(positions) > 1 or not known:
+        return None
+    if not positions:
+        return list(index)
+    at = positions[0]
+    return [*index[:at], *[slice(None)] * (ndim - used + 1), *index[at + 1 :]]
+
+
+def _advanced_are_adjacent(parts: list[Any]) -> bool:
+    """Whether the result's indexed dimensions stay in place; index tensors apart from each other move to the front."""
+    places = [place for place, part in enumerate(parts) if not isinstance(part, slice)]
+    return places[-1] - places[0] == len(places) - 1
+
+
+def _picked_per_example(seen: Seen, parts: list[Any], out: Tensor) -> Axis:
+    """`x[arange(B), positions]`: each example picks among its own rows."""
+    rows = parts[0]
+    advanced = [part for part in parts if isinstance(part, Tensor)]
+    if not isinstance(rows, Tensor) or rows.ndim == 0 or rows.dtype == torch.bool or not _advanced_are_adjacent(parts):
+        return None
+    if len(advanced) != sum(not isinstance(part, slice) for part in parts) or rows.numel() != seen.batch_size:
+        return None
+    width = max(part.ndim for part in advanced)
+    if rows.ndim != width or rows.shape[0] != seen.batch_size or seen.first.shape[0] != seen.batch_size:
+        return None
+    if not torch.equal(rows.flatten(), torch.arange(seen.batch_size, device=rows.device)):
+        return None
+    for part in advanced:
+        own = seen.axis_of(part)
+        if own is not None and part.ndim - own != width:
+            return None
+    return _kept(0, seen.first, out, 0)
+
+
+def along(position: int, name: str = "dim", default: Any = None) -> AxisRule:
+    """Works along some dimensions and keeps all of them; the batch survives unless it is among them."""
+
+    def rule(seen: Seen, out: Tensor, place: int) -> Axis:
+        axis, source = seen.same_place(), seen.sources[0]
+        dims = dims_of(seen.argument(position, name, seen.kwargs.get("axis", default)), source.ndim)
+        if axis is None or dims is None or axis in dims or out.ndim < source.ndim:
+            return None
+        return _kept(axis, source, out, axis)
+
+    return rule
+
+
+def flipped(seen: Seen, out: Tensor, place: int) -> Axis:
+    """`flip`, whose dimensions may come as a list or one by one."""
+    dims = seen.kwargs.get("dims", seen.args[1:])
+    dims = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
+    axis = seen.only(seen.first)
+    along_dims = dims_of(tuple(dims), seen.first.ndim)
+    return None if axis is None or along_dims is None or axis in along_dims else _kept(axis, seen.first, out, axis)
+
+
+def reduced(position: int) -> AxisRule:
+    """Removes some dimensions, or keeps them with size 1; checked against the shape that came out."""
+
+    def rule(seen: Seen, out: Tensor, place: int) -> Axis:
+        x, axis = seen.first, seen.same_place()
+        wanted = seen.argument(position, "dim", seen.kwargs.get("axis"))
+        if isinstance(wanted, Tensor):
+            return elementwise(seen, out, place)
+        dims = dims_of(wanted, x.ndim) if isinstance(x, Tensor) and x.ndim else None
+        if axis is None or dims is None or axis in dims or seen.axis_of(x) is None:
+            return None
+        if list(out.shape) == [1 if dim in dims else size for dim, size in enumerate(x.shape)]:
+            return axis
+        if list(out.shape) == [size for dim, size in enumerate(x.shape) if dim not in dims]:
+            return axis - sum(dim < axis for dim in dims)
+        return None
+
+    return rule
+
+
+def concatenated(seen: Seen, out: Tensor, place: int) -> Axis:
+    """`cat` along a dimension that is not the batch's."""
+    axis, dims = seen.same_place(), dims_of(seen.argument(1, "dim", seen.kwargs.get("axis", 0)), out.ndim)
+    return None if axis is None or dims is None or axis in dims else _kept(axis, seen.sources[0], out, axis)
+
+
+def stacked(seen: Seen, out: Tensor, place: int) -> Axis:
+    """`stack`: a new dimension before or behind the batch's."""
+    axis, dims = seen.same_place(), dims_of(seen.argument(1, "dim", 0), out.ndim)
+    if axis is None or dims is None:
+        return None
+    return _kept(axis, seen.sources[0], out, axis + (min(dims) <= axis))
+
+
+def repeated(seen: Seen, out: Tensor, place: int) -> Axis:
+    """`repeat` and `tile` with one copy along the batch."""
+    x = seen.first
+    axis = seen.only(x)
+    return None if axis is None else _kept(axis, x, out, axis + out.ndim - x.ndim)
+
+
+def padded(seen: Seen, out: Tensor, place: int) -> Axis:
+    """`F.pad` of dimensions behind the batch's."""
+    x = seen.first
+    axis, pads = seen.only(x), seen.argument(1, "pad")
+    if axis is None or not isinstance(pads, (tuple, list)) or axis >= x.ndim - (len(pads) + 1) // 2:
+        return None
+    return _kept(axis, x, out, axis)
+
+
+def before_last(count: int) -> AxisRule:
+    """Works on the last `count` dimensions and keeps the number of them; the batch lies before."""
+
+    def rule(seen: Seen, out: Tensor, place: int) -> Axis:
+        axis = seen.same_place()
+        if axis is None or seen.axis_of(seen.first) is None or axis >= seen.first.ndim - count:
+            return None
+        return _kept(axis, seen.first, out, axis) if out.ndim == seen.first.ndim else None
+
+    return rule
+
+
+def batch_first(ndim: int | None = None) -> AxisRule:
+    """Works on batches on axis 0 of a first argument with `ndim` dimensions; no other argument is data."""
+
+    def rule(seen: Seen, out: Tensor, place: int) -> Axis:
+        x = seen.first
+        if seen.only(x) != 0 or x.ndim < 2 or (ndim is not None and x.ndim != ndim):
+            return None
+        return _kept(0, x, out, 0)
+
+    return rule
+
+
+def frozen_batch_norm(seen: Seen, out: Tensor, place: int) -> Axis:
+    """`batch_norm` on frozen statistics; on the batch's own it mixes the examples."""
+    return None if seen.argument(5, "training", False) else batch_first()(seen, out, place)
