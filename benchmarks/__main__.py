@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import warnings
@@ -22,6 +23,10 @@ from benchmarks.results import Results, WorkloadResult, contestant_results
 from benchmarks.timing import FEWEST_ROUNDS, interleave
 from benchmarks.workloads import WORKLOADS
 
+# Whether glibc gives memory that a step freed back to the system depends on what else lies on the heap, so that in an
+# interleaved run it is chance which contestant pays for mapping it in again. "steady" keeps it, for all of them.
+STEADY_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -37,6 +42,12 @@ ROOT = Path(__file__).resolve().parent.parent
 @click.option("--pairs", type=click.IntRange(min=FEWEST_ROUNDS), default=60, help="Recorded rounds.")
 @click.option("--warm-up", type=click.IntRange(min=1), default=10, help="Rounds before them.")
 @click.option("--threads", type=click.IntRange(min=1), default=2, help="Threads of torch.")
+@click.option(
+    "--allocator",
+    type=click.Choice(["steady", "default"]),
+    default="steady",
+    help="steady: glibc keeps memory that a step freed, for all contestants alike.",
+)
 @click.option("--memory/--no-memory", default=True, help="Peak memory, in a process for each contestant (Linux).")
 @click.option("--noise", "with_noise", is_flag=True, help="Time noise alone, against torch's.")
 @click.option("--profile", "with_profile", is_flag=True, help="Where hushgrad's step spends its time.")
@@ -52,6 +63,7 @@ def main(
     pairs: int,
     warm_up: int,
     threads: int,
+    allocator: str,
     memory: bool,
     with_noise: bool,
     with_profile: bool,
@@ -59,6 +71,9 @@ def main(
     write_readme: bool,
 ) -> None:
     """Time full private steps against the ordinary step and against Opacus, interleaved."""
+    if allocator == "steady" and any(os.environ.get(name) != value for name, value in STEADY_ALLOCATOR.items()):
+        # glibc reads its settings when a process starts.
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **STEADY_ALLOCATOR})
     console = Console()
     # Opacus hooks the first layer, whose input requires no gradient; torch remarks on it in every run.
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
@@ -85,6 +100,7 @@ def main(
         machine=machine,
         pairs=pairs,
         warm_up=warm_up,
+        allocator=allocator,
         workloads=measured,
         noise=noise_times(rounds=pairs) if with_noise else None,
     )

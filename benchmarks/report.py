@@ -72,9 +72,13 @@ def write_between_markers(path: Path, content: str) -> None:
 
 
 def _procedure(results: Results) -> str:
+    allocator = {
+        "steady": "the allocator keeps freed memory, for all contestants alike",
+        "default": "the allocator has its default settings",
+    }[results.allocator]
     return (
         f"Medians of {results.pairs} paired ratios to the ordinary step, interleaved, with 95% intervals; "
-        f"a step is forward, backward, clipping, noise (σ = 1) and SGD."
+        f"a step is forward, backward, clipping, noise (σ = 1) and SGD; {allocator}."
     )
 
 

@@ -45,6 +45,7 @@ class Results:
     machine: Machine
     pairs: int
     warm_up: int
+    allocator: str
     workloads: dict[str, WorkloadResult]
     noise: NoiseTimes | None = None
     schema: int = field(default=SCHEMA)

@@ -31,7 +31,7 @@ def results():
     machine = Machine("Some CPU", "x86_64", "AVX2", 2, 2, 0.1, {"torch": "9.9"})
     noise = NoiseTimes(100, *[Interval(value, value, value, 0.95) for value in (4.0, 2.0, 2.0)])
     work = WorkloadResult("A network", 256, 1234, contestants, profile)
-    return Results("python -m benchmarks --pairs 6", machine, 6, 1, {"net": work}, noise)
+    return Results("python -m benchmarks --pairs 6", machine, 6, 1, "steady", {"net": work}, noise)
 
 
 def test_ratios_are_to_the_ordinary_step_and_to_hushgrad():
