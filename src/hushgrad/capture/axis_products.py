@@ -9,7 +9,7 @@ from torch import Tensor
 from hushgrad.capture.axis_rules import Axis, Seen
 
 
-def _product(seen: Seen, left: Any, right: Any, out: Tensor) -> Axis:
+def _product(seen: Seen, left: Tensor, right: Tensor, out: Tensor) -> Axis:
     """`left @ right` with torch's broadcasting; a batch that is summed over, or meets itself, is lost."""
     a, b = seen.axis_of(left), seen.axis_of(right)
     if a is not None and a == left.ndim - 1:
@@ -20,7 +20,7 @@ def _product(seen: Seen, left: Any, right: Any, out: Tensor) -> Axis:
         distance = left.ndim - a
         return out.ndim - distance if distance > 2 and distance == right.ndim - b else None
     if a is not None:
-        return a if right.ndim == 1 else out.ndim - int(left.ndim - a)
+        return a if right.ndim == 1 else out.ndim - (left.ndim - a)
     if b is None:
         return None
     distance = right.ndim - b

@@ -93,16 +93,15 @@ class BatchAxes:
         Raises:
             PrivacyUnitError: a tensor whose examples could be told apart was overwritten so that they no longer can.
         """
-        if func in CONSTANTS:
+        outputs = _tensors_at_top(result)
+        if not outputs or func in CONSTANTS:
             return
         name = func.__name__
         axes = [self.get(source) for source in sources]
         known = self.batch_size is not None and all(axis is not None for axis in axes)
         seen = Seen(func, args, kwargs, sources, [axis or 0 for axis in axes], self.batch_size or 0)
         rule = AXIS_RULES.get(func) if known else None
-        for place, out in enumerate(_outputs(result)):
-            if not isinstance(out, Tensor):
-                continue
+        for place, out in outputs:
             axis = rule(seen, out, place) if rule is not None else None
             if changes_in_place(func) and out is args[0]:
                 self._overwritten(out, axis, name)
@@ -140,15 +139,10 @@ class BatchAxes:
         axes = [self.get(value) for value in rows]
         if None in axes:
             return part, None
-        seen = Seen(
-            Tensor.__getitem__,
-            (target, index),
-            {},
-            [target, *rows],
-            [axis, *[own or 0 for own in axes]],
-            self.batch_size or 0,
-        )
-        return part, AXIS_RULES[Tensor.__getitem__](seen, part, 0)
+        places = [axis, *[own or 0 for own in axes]]
+        get = Tensor.__getitem__
+        seen = Seen(get, (target, index), {}, [target, *rows], places, self.batch_size or 0)
+        return part, AXIS_RULES[get](seen, part, 0)
 
     def _overwritten(self, tensor: Tensor, axis: Axis, name: str) -> None:
         if axis is None and self.get(tensor) is not None:
@@ -170,8 +164,13 @@ class BatchAxes:
         self.set(tensor, None)
 
 
-def _outputs(result: Any) -> tuple[Any, ...] | list[Any]:
-    return result if isinstance(result, (tuple, list)) else (result,)
+def _tensors_at_top(result: Any) -> list[tuple[int, Tensor]]:
+    """Return the tensors that an operator returned, with their places among its outputs."""
+    if isinstance(result, Tensor):
+        return [(0, result)]
+    if not isinstance(result, (tuple, list)):
+        return []
+    return [(place, part) for place, part in enumerate(result) if isinstance(part, Tensor)]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -45,7 +45,9 @@ class Leaf:
         """Return the leaf of a parameter; its values are shared, its graph is new."""
         value = parameter.detach()
         graph = value.detach().requires_grad_()
-        graph.register_post_accumulate_grad_hook(lambda _: _refuse_ordinary_gradient(name))
+        graph.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+            lambda _: _refuse_ordinary_gradient(name)
+        )
         return cls(name, value, graph)
 
     def parameters(self) -> tuple[Leaf, ...]:
@@ -62,8 +64,8 @@ class Leaf:
 def _refuse_ordinary_gradient(name: str) -> None:
     """Runs when an ordinary backward finds its way into a local graph, where the gradient would be lost."""
     raise UncoveredParameterUseError(
-        f"{name}: an operator in the forward let its values out in a way in which their use cannot be followed. Use the "
-        f"parameter through operators that return new tensors"
+        f"{name}: an operator in the forward let its values out in a way in which their use cannot be followed. Use "
+        f"the parameter through operators that return new tensors"
     )
 
 

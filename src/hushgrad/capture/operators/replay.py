@@ -143,7 +143,9 @@ def _by_slices(graph: LocalGraph, batch_size: int, gradient: Tensor) -> list[tup
 
     def one(gradient_i: Tensor, *data_i: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         rows = [value.unsqueeze(part) for value, part in zip(data_i, axes, strict=True)]
-        result, pull = torch.func.vjp(lambda *parameters: _only_tensor(graph.replay.run(parameters, rows)), *values)
+        result, pull = torch.func.vjp(  # type: ignore[misc]  # two values without has_aux
+            lambda *parameters: _only_tensor(graph.replay.run(parameters, rows)), *values
+        )
         return result.squeeze(axis), pull(gradient_i.unsqueeze(axis))
 
     detached = [value.detach() for value in graph.data]
