@@ -85,6 +85,7 @@ def test_a_wrong_offset_is_refused(offset):
 
 
 def test_forks_for_different_purposes_are_different_streams():
+    """Forks for different purposes have unrelated keys."""
     stream = KeyStream.fixed_for_tests(0)
     draws = {bytes(s.read(Address(0), 32)) for s in (stream, stream.fork("noise"), stream.fork("sampling"))}
     assert len(draws) == 3

@@ -65,7 +65,8 @@ class KeyStream:
     The stream belongs to the process that made it. A forked child holds the same key, so its draws would repeat the
     parent's; it gets a `ProtocolError` instead. Equality is identity, and `repr` does not show the key.
 
-    Guarantee: draws at different addresses, or from forks for different purposes, never share a block of the cipher.
+    Guarantee: draws at different addresses never share a block of the cipher; forks for different purposes have
+    unrelated keys.
     Guarantee: a stream cannot be pickled, copied or drawn from in a forked process.
     """
 

@@ -323,6 +323,14 @@ def test_worker_init_fn_meets_the_callers_dataset():
     assert [item.tolist() for item in items] == [[1, 1, 1]]
 
 
+@pytest.mark.slow
+def test_spawned_workers_need_nothing_secret():
+    """The stream stays in this process: what a spawned worker gets can be pickled, and a stream cannot."""
+    data = TensorDataset(torch.arange(20))
+    batches = loader(steps=2, rate=1.0, dataset=data, num_workers=1, multiprocessing_context="spawn")
+    assert [item.tolist() for (item,) in batches] == [list(range(20))] * 2
+
+
 def test_an_iteration_overtaken_by_another_one_ends_with_an_error():
     batches = loader()
     one, other = iter(batches), iter(batches)
