@@ -552,6 +552,22 @@ def test_an_optimizer_whose_step_calls_its_parents_steps_once(with_closure: bool
     assert training.gradients() == [None] * 4
 
 
+class DecaysAlways(torch.optim.SGD):
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            torch._foreach_mul_(group["params"], 0.99)
+
+
+def test_an_optimizer_that_updates_without_gradients_shows_the_number_of_physical_batches_and_is_refused() -> None:
+    training = Training(optimizer=lambda p: DecaysAlways(p, lr=0.1))
+    with pytest.raises(UnsupportedOptimizerError, match="physical batches"):
+        training.work(next(iter(training.loader)))
+    alone = Training(physical=None, optimizer=lambda p: DecaysAlways(p, lr=0.1))
+    alone.run(alone.work)
+    assert alone.session.steps == 3
+
+
 class Breaks(torch.optim.SGD):
     def step(self, closure: Any = None) -> Any:
         raise FloatingPointError("the optimizer's own")

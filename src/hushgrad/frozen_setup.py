@@ -27,6 +27,7 @@ class FrozenSetup:
         self._held = [*trainable.values(), *_updated(optimizer)]  # while they live no other tensor can have their ids
         self._updated = [id(tensor) for tensor in _updated(optimizer)]
         self._values: list[dict[str, Any]] | None = None
+        self._versions: list[int] | None = None
 
     def require_same_parameters(self) -> None:
         """Refuse to go on with other trainable parameters than at set-up.
@@ -78,6 +79,26 @@ class FrozenSetup:
                 "a value of the optimizer's param_groups (the learning rate, say) changed inside a logical batch, "
                 "whose number of physical batches is secret. Step schedulers only when last_step_updated is True"
             )
+
+    def expect_no_update(self) -> None:
+        """A step begins that does not end a logical batch, so there is no gradient to update with."""
+        self._versions = self._parameter_versions()
+
+    def require_expected_update(self) -> None:
+        """The step has ended: refuse an optimizer that changes parameters without gradients.
+
+        It would do so once per physical batch, whose number is secret.
+        """
+        expected, self._versions = self._versions, None
+        if expected is not None and expected != self._parameter_versions():
+            raise UnsupportedOptimizerError(
+                "the optimizer changed parameters in a step without gradients, so the model would show how many "
+                "physical batches there were, which is secret. Use an optimizer that skips parameters without a "
+                "gradient, as all of torch.optim do, or max_physical_batch_size=None"
+            )
+
+    def _parameter_versions(self) -> list[int]:
+        return [parameter._version for parameter in _parameters(self._model.modules())]
 
     def _group_values(self) -> list[dict[str, Any]]:
         return [

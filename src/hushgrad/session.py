@@ -112,7 +112,7 @@ class Session:
         self._closed = False
         self._scope = Scope(model, self._pool)
         self._hooks = StepHooks(
-            optimizer, start=self._start_step, prepare=self._end_physical_batch, finish=self._update.clear
+            optimizer, start=self._start_step, prepare=self._end_physical_batch, finish=self._finish_step
         )
         _in_use.update(dict.fromkeys(self._objects))
 
@@ -305,6 +305,10 @@ class Session:
         self._require_open()
         self.last_step_updated = False
 
+    def _finish_step(self) -> None:
+        self._update.clear()
+        self._frozen.require_expected_update()
+
     def _end_physical_batch(self) -> None:
         """Close the physical batch, and at the end of its logical batch release the noised update."""
         self._update.clear()
@@ -325,6 +329,8 @@ class Session:
         self._observed.end_item()
         if item.last:
             self._release(item.pass_index)
+        else:
+            self._frozen.expect_no_update()
 
     def _require_no_surprises(self) -> None:
         self._frozen.require_same_parameters()
