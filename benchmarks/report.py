@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -23,11 +22,12 @@ def print_results(results: Results, console: Console) -> None:
     """Print every table of the results."""
     console.print(f"{results.machine}. {_procedure(results)}")
     for title, rows in _tables(results):
-        table = Table(title=title, title_justify="left", box=SIMPLE)
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
         for index, heading in enumerate(rows[0]):
             table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
         for row in rows[1:]:
             table.add_row(*row)
+        console.print()
         console.print(table)
 
 
@@ -110,7 +110,7 @@ def _step_rows(work: WorkloadResult) -> Rows:
                 f"{found.step_ms.median:.2f}",
                 "1" if name == ORDINARY else _plain(found.to_ordinary),
                 "1" if name == HUSHGRAD else _plain(found.to_hushgrad),
-                "not measured" if found.peak_bytes is None else f"{found.peak_bytes / 2**20:.1f}",
+                "-" if found.peak_bytes is None else f"{found.peak_bytes / 2**20:.1f}",
             ]
         )
     return rows
