@@ -60,8 +60,9 @@ class PerExampleLoss(nn.Module):
         self._batch_size = batch_size
         self._elements_are_summed = loss_reduction == "sum"
         self._unreduced: nn.Module | None = None
-        if not callable(criterion):
-            raise InvalidArgumentError(f"criterion must be a loss module or function, got {type(criterion).__name__}")
+        if not callable(criterion) or isinstance(criterion, type):
+            came = f"the class {criterion.__name__}" if isinstance(criterion, type) else type(criterion).__name__
+            raise InvalidArgumentError(f"criterion must be a loss module (an instance of it) or a function, got {came}")
         self._function: Callable[[Any, Any], Tensor] = criterion
         if isinstance(criterion, nn.Module):
             if any(parameter.requires_grad for parameter in criterion.parameters()):
