@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,7 +80,14 @@ def main(
     # Opacus hooks the first layer, whose input requires no gradient; torch remarks on it in every run.
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     torch.set_num_threads(threads)
-    machine = this_machine()
+    chosen = [name for name in CONTESTANTS if name in {*(contestants or CONTESTANTS), ORDINARY, HUSHGRAD}]
+    packages = list(dict.fromkeys(CONTESTANTS[name].package for name in chosen))
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise click.UsageError(
+                f"{package} is not installed: pip install 'hushgrad[dev]', or choose others with --contestant"
+            )
+    machine = this_machine(packages)
     if not machine.is_quiet:
         console.print(
             f"[yellow]load {machine.load_per_core:.2f} per core: other programs are running, and these times are "
@@ -86,7 +95,6 @@ def main(
         )
     if memory and not is_supported():
         raise click.UsageError("peak memory is measured on Linux only; pass --no-memory")
-    chosen = [name for name in CONTESTANTS if name in {*(contestants or CONTESTANTS), ORDINARY, HUSHGRAD}]
     measured = {}
     for name in workloads or tuple(WORKLOADS):
         with console.status(f"{name}: {pairs} pairs"):
@@ -96,7 +104,7 @@ def main(
                 found = profile(WORKLOADS[name], rounds=pairs, warm_up=warm_up)
             measured[name] = replace(measured[name], profile=found)
     results = Results(
-        command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        command=command_line(sys.argv[1:]),
         machine=machine,
         pairs=pairs,
         warm_up=warm_up,
@@ -110,6 +118,18 @@ def main(
     if write_readme:
         write_between_markers(ROOT / "README.md", short_markdown(results))
         write_between_markers(ROOT / "docs" / "performance.md", full_markdown(results))
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """Return the command that measures the same again; where a file was written is left out."""
+    kept = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--json":
+            next(remaining, None)
+        elif not argument.startswith("--json="):
+            kept.append(argument)
+    return shlex.join(["python", "-m", "benchmarks", *kept])
 
 
 def _measure(name: str, chosen: list[str], pairs: int, warm_up: int, memory_threads: int | None) -> WorkloadResult:

@@ -41,10 +41,17 @@ class Runner:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A way to train: `build(workload, noise_multiplier)` gives a `Runner`."""
+    """A way to train.
+
+    Attributes:
+        title: how reports call it.
+        build: (workload, noise multiplier) to a runner.
+        package: the installed package that it measures; its version is part of the results.
+    """
 
     title: str
     build: Callable[[Workload, float], Runner]
+    package: str = "torch"
 
 
 def _sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -171,6 +178,6 @@ CONTESTANTS: dict[str, Contestant] = {
     ORDINARY: Contestant("ordinary", ordinary),
     HUSHGRAD: Contestant("hushgrad session", hushgrad_session),
     "hushgrad-engine": Contestant("hushgrad engine", hushgrad_engine),
-    "opacus-hooks": Contestant("Opacus hooks", opacus_hooks),
-    "opacus-ghost": Contestant("Opacus ghost", opacus_ghost),
+    "opacus-hooks": Contestant("Opacus hooks", opacus_hooks, package="opacus"),
+    "opacus-ghost": Contestant("Opacus ghost", opacus_ghost, package="opacus"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +40,11 @@ class Machine:
         )
 
 
-def this_machine() -> Machine:
-    """Return what can be said about this machine before measuring on it."""
+def this_machine(packages: Sequence[str]) -> Machine:
+    """Return what can be said about this machine before measuring on it, with the versions of some packages."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     versions = {"Python": platform.python_version()}
-    for package in ("torch", "opacus"):
+    for package in packages:
         versions[package] = importlib.metadata.version(package)
     return Machine(
         processor=_processor(),
