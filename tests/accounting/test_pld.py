@@ -72,6 +72,12 @@ def test_sampled_and_unsampled_steps_compose() -> None:
     assert together < epsilon([sampled], 5e-6) + epsilon([full], 5e-6)
 
 
+def test_an_epsilon_near_the_overflow_of_exp_is_finite_and_no_more_than_without_sampling() -> None:
+    for noise, steps in [(0.01, 1000), (0.05, 30), (0.3, 500), (1e-3, 10**7)]:
+        value = epsilon([(PoissonSampled(0.5, noise), steps)], 0.5)
+        assert 300 < value <= epsilon([(Gaussian(noise), steps)], 0.5) < math.inf
+
+
 def test_a_record_that_is_almost_never_drawn_costs_nothing() -> None:
     assert epsilon([(PoissonSampled(1e-12, 0.5), 1000)], 1e-8) == 0
     assert math.isfinite(epsilon([(PoissonSampled(1e-12, 1e-3), 10**6)], 1e-8))

@@ -122,7 +122,7 @@ def _bracket(search: _Search, guess: float, accountant: str) -> tuple[float | No
             raise UnreachableTargetError(
                 f"target_epsilon = {search.target:g} cannot be reached: even a noise multiplier of {high:g} spends "
                 f"{search.seen[high]:.4g} by accountant {accountant!r}; take a larger epsilon or delta, fewer steps, a "
-                f"smaller sampling rate" + (", or accountant='pld'" if accountant != "pld" else "")
+                f"smaller sampling rate" + (", or accountant='pld' (delta >= 1e-8)" if accountant != "pld" else "")
             )
         low, high, factor = high, min(high * factor, LARGEST_NOISE_MULTIPLIER), factor**2
     return low, high

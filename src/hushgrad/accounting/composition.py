@@ -24,6 +24,7 @@ Sampled: TypeAlias = tuple[float, float, int]
 """`(sampling_rate, noise_multiplier, count)`."""
 
 _LEAST_SAMPLED_NOISE = 1e-3
+_ALMOST_ONE = 1 - 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,8 @@ class NormalForm:
 
     `gaussian_precision` (no unit) is the sum of 1/noise_multiplier² over all unsampled Gaussian releases. `sampled`
     holds `(sampling_rate, noise_multiplier, count)`, sorted, with rates strictly between 0 and 1 and noise multipliers
-    of at least 1e-3; steps with less noise (an ε beyond 10⁵) count as unsampled, which is an upper bound. `noiseless`
-    says that some release had no noise at all.
+    of at least 1e-3; steps with less noise (an ε beyond 10⁵) or with a rate within 1e-9 of 1 count as unsampled, which
+    is an upper bound. `noiseless` says that some release had no noise at all.
     """
 
     adjacency: str
@@ -83,7 +84,7 @@ def normal_form(composition: Composition) -> NormalForm:
             case Gaussian(noise_multiplier):
                 releases[noise_multiplier] += count
             case PoissonSampled(rate, noise_multiplier):
-                if rate == 1 or (rate > 0 and 0 < noise_multiplier < _LEAST_SAMPLED_NOISE):
+                if rate > _ALMOST_ONE or (rate > 0 and 0 < noise_multiplier < _LEAST_SAMPLED_NOISE):
                     releases[noise_multiplier] += count
                 elif rate > 0:
                     sampled[rate, noise_multiplier] += count

@@ -58,7 +58,12 @@ def pld_epsilon(form: NormalForm, delta: float) -> float:
         )
     # Less noise than was drawn is an upper bound; a noise multiplier beyond this range changes no digit that matters.
     sampled = tuple((rate, min(noise, _LARGEST_NOISE_MULTIPLIER), count) for rate, noise, count in form.sampled)
-    return _sampled_epsilon(pooled(sampled, MOST_GROUPS), form.gaussian_precision, delta - allowance)
+    # Losses beyond 709 overflow in exp, in places where infinity is the right limit.
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        value = _sampled_epsilon(pooled(sampled, MOST_GROUPS), form.gaussian_precision, delta - allowance)
+    # Sampling never costs more than no sampling; near ε = 709 the overflow can lose that.
+    unsampled = form.gaussian_precision + math.fsum(count / noise**2 for _, noise, count in sampled)
+    return min(value, gaussian_epsilon(unsampled, delta))
 
 
 @lru_cache(maxsize=256)

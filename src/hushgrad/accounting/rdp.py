@@ -1,47 +1,89 @@
-"""Rényi differential privacy, by `dp_accounting`: a looser bound than privacy loss distributions, at any delta.
+"""Rényi differential privacy: a looser bound than privacy loss distributions, at any delta.
 
-The Rényi divergence of the Poisson-sampled Gaussian is that of Mironov, Talwar & Zhang (2019, arXiv:1908.10530); the
-conversion to (ε, δ) is that of Canonne, Kamath & Steinke (2020, arXiv:2004.00010, proposition 12).
+The Rényi divergence of the Poisson-sampled Gaussian is that of Mironov, Talwar & Zhang (2019, arXiv:1908.10530), by
+`dp_accounting`; so is the conversion to (ε, δ), that of Canonne, Kamath & Steinke (2020, arXiv:2004.00010).
+
+`dp_accounting` loses small divergences to rounding: they come out as 0 or less, and ε with them. Where a step's
+divergence is small, it is therefore computed here, for whole orders, as a sum of positive terms:
+
+    exp((α−1)·D_α) = 1 + Σ_{k=2..α} C(α,k) q^k (1−q)^{α−k} (exp((k²−k)/(2σ²)) − 1).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 from dp_accounting.rdp import RdpAccountant
+from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
+from scipy.special import gammaln, logsumexp
 
-from hushgrad.accounting.composition import NormalForm, pooled
+from hushgrad.accounting.composition import NormalForm, Sampled, pooled
 
 MOST_GROUPS = 64
+ORDERS = (*range(2, 65), *range(68, 257, 4), 288, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048)
+"""The whole orders at which small divergences are computed."""
+
+_SMALL_DIVERGENCE = 1e-6
+_LARGEST_NOISE_MULTIPLIER = 1e6
 
 
 def rdp_epsilon(form: NormalForm, delta: float) -> float:
     """Return an upper bound on ε at `delta` for what `form` releases, from Rényi divergences of many orders.
 
-    Guarantee: an upper bound at every delta in (0, 1). More than `MOST_GROUPS` different sampled events are pooled on
-    the private side.
+    Guarantee: an upper bound at every delta in (0, 1), also where a step's divergence is below the rounding of 1. More
+    than `MOST_GROUPS` different sampled events are pooled on the private side.
     """
     if form.noiseless or math.isinf(form.gaussian_precision):
         return math.inf
     if form.empty:
         return 0.0
-    return _epsilon(form, delta)
+    # Less noise than was drawn is an upper bound; beyond this range no digit that matters changes.
+    sampled = tuple((rate, min(noise, _LARGEST_NOISE_MULTIPLIER), count) for rate, noise, count in form.sampled)
+    precision = max(form.gaussian_precision, _LARGEST_NOISE_MULTIPLIER**-2) if form.gaussian_precision else 0.0
+    return _epsilon(pooled(sampled, MOST_GROUPS), precision, delta)
 
 
 @lru_cache(maxsize=256)
-def _epsilon(form: NormalForm, delta: float) -> float:
+def _epsilon(sampled: tuple[Sampled, ...], precision: float, delta: float) -> float:
+    small = [divergences(rate, noise, (2,))[0] < _SMALL_DIVERGENCE for rate, noise, _ in sampled]
+    if any(small):
+        total = np.array(ORDERS) * precision / 2
+        for rate, noise, count in sampled:
+            total += count * divergences(rate, noise, ORDERS)
+        return max(0.0, float(compute_epsilon(ORDERS, total, delta)[0]))
     accountant = RdpAccountant()
     with _without_warnings():
-        if form.gaussian_precision:
-            accountant.compose(GaussianDpEvent(1 / math.sqrt(form.gaussian_precision)))
-        for rate, noise_multiplier, count in pooled(form.sampled, MOST_GROUPS):
-            accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(noise_multiplier)), count)
+        if precision:
+            accountant.compose(GaussianDpEvent(1 / math.sqrt(precision)))
+        for rate, noise, count in sampled:
+            accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(noise)), count)
         return max(0.0, float(accountant.get_epsilon(delta)))
+
+
+@lru_cache(maxsize=256)
+def divergences(rate: float, noise_multiplier: float, orders: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Return D_α of one step for each whole order α >= 2 in `orders`; keeps relative precision however small it is.
+
+    `rate` in (0, 1), `noise_multiplier` > 0.
+    """
+    result = []
+    for order in orders:
+        k = np.arange(2, order + 1)
+        exponent = (k * k - k) / (2 * noise_multiplier**2)
+        log_terms = (
+            gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
+            + k * math.log(rate) + (order - k) * math.log1p(-rate)
+            + exponent + np.log(-np.expm1(-exponent))
+        )  # fmt: skip
+        result.append(float(np.logaddexp(0, logsumexp(log_terms))) / (order - 1))
+    return np.array(result)
 
 
 @contextmanager
