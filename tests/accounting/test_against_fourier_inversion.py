@@ -1,4 +1,4 @@
-"""An independent ε for tests, by Fourier inversion of the privacy loss; it shares no code with hushgrad.
+"""ε against an independent computation, Fourier inversion of the privacy loss, which shares no code with hushgrad.
 
     δ(ε) = 1/(2πi) ∫ exp(Σ_j T_j K_j(z) − zε) / (z(z+1)) dz  over Re z = c > 0,   K(z) = log E exp(zL),
 
@@ -11,8 +11,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import logsumexp
+
+from hushgrad.accounting import PoissonSampled, epsilon
 
 Sampled = tuple[float, float, int]
 
@@ -90,3 +93,19 @@ def oracle_epsilon(sampled: list[Sampled], delta: float) -> float:
             low, high = high, 2 * high
         result = float(brentq(lambda e: curve.log_delta(e) - math.log(delta), max(low, 1e-9), high, rtol=1e-10))  # noqa: B023
     return result
+
+
+@pytest.mark.parametrize(
+    ("sampled", "delta"),
+    [
+        ([(0.01, 1.0, 1000)], 1e-5),
+        ([(0.001, 1.0, 10**6)], 1e-8),
+        ([(0.2, 5.0, 300)], 1e-7),
+        ([(0.02, 1.0, 200), (0.005, 0.8, 500)], 1e-6),
+    ],
+)
+def test_pld_lies_within_a_thousandth_above_the_exact_epsilon(sampled: list[Sampled], delta: float) -> None:
+    """Guarantee: an upper bound, with an allowance in δ for the rounding of the FFT."""
+    exact = oracle_epsilon(sampled, delta)
+    value = epsilon([(PoissonSampled(rate, noise), count) for rate, noise, count in sampled], delta)
+    assert exact * (1 - 1e-8) <= value <= exact * 1.001
