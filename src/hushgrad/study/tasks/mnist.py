@@ -30,15 +30,14 @@ def load(options: TaskOptions) -> Task:
         raise InvalidArgumentError("task 'mnist' needs a folder of IDX files; give --data DIR")
     if not options.data.is_dir():
         raise TaskDataError("data of task 'mnist' must be an existing folder of IDX files; check --data")
-    pairs = {prefix: _read_pair(options.data, prefix) for prefix in ("train", "t10k")}
-    train, test = pairs["train"], pairs["t10k"]
-    if train is None and test is None:
+    found = [_read_pair(options.data, prefix) for prefix in ("train", "t10k")]
+    pairs = [pair for pair in found if pair is not None]
+    if not pairs:
         raise TaskDataError(
             "the data folder must hold train-images-idx3-ubyte and train-labels-idx1-ubyte, or the t10k pair "
             "(.gz accepted); found neither"
         )
-    if train is None or test is None:
-        train, test = _split(train or test)
+    train, test = pairs if len(pairs) == 2 else _split(pairs[0])
     if train.tensors[0].shape[1:] != test.tensors[0].shape[1:]:
         raise TaskDataError("training and test images must have the same size")
     train, test, names = choose_classes(train, test, CLASS_NAMES, options.classes)
@@ -69,8 +68,7 @@ def _check_labels(labels: Tensor, prefix: str) -> None:
         raise TaskDataError(f"labels of the {prefix} pair must be 0 … {len(CLASS_NAMES) - 1}; a larger one was found")
 
 
-def _split(pair: TensorDataset | None) -> tuple[TensorDataset, TensorDataset]:
-    assert pair is not None
+def _split(pair: TensorDataset) -> tuple[TensorDataset, TensorDataset]:
     images, labels = pair.tensors
     kept, held_out = fixed_split(len(labels))
     if not len(held_out):
