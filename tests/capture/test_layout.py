@@ -23,8 +23,8 @@ UNTRACKED = "untracked"
 B = 3
 
 
-def tracked_axis(transform: Transform, x: Tensor) -> tuple[Tensor, int | None | str]:
-    """Run `transform` under the mode on a batch `x` (batch first) and return its output and the axis that is claimed."""
+def tracked_axis(transform: Transform, x: Tensor) -> tuple[Tensor, int | str | None]:
+    """Run `transform` under the mode on a batch-first `x`; return its output and the axis that is claimed."""
     axes = BatchAxes()
     axes.seed((x,), x.shape[0])
     mode = CaptureMode(Forward(UsePool(), Anchor(), axes, {}, x.shape[0], []), lambda: True)
@@ -47,7 +47,7 @@ def changed_outside_own_rows(transform: Transform, x: Tensor, out: Tensor, axis:
     return False
 
 
-def assert_axis_is_true(transform: Transform, x: Tensor) -> int | None | str:
+def assert_axis_is_true(transform: Transform, x: Tensor) -> int | str | None:
     out, axis = tracked_axis(transform, x)
     if isinstance(axis, int):
         assert axis < out.ndim
@@ -345,7 +345,11 @@ def test_inputs_with_another_number_of_rows_have_no_axis_and_one_row_is_a_consta
 def test_states_of_a_frozen_recurrent_layer_carry_the_batch_on_their_second_axis() -> None:
     layer = torch.nn.LSTM(2, 2, batch_first=True, bidirectional=True).requires_grad_(False)
     x = torch.randn(2, 2, 2)  # two directions, two examples, two steps: shapes tell nothing
-    for transform, expected in ((lambda x: layer(x)[0], 0), (lambda x: layer(x)[1][0], 1), (lambda x: layer(x)[1][1], 1)):
+    for transform, expected in (
+        (lambda x: layer(x)[0], 0),
+        (lambda x: layer(x)[1][0], 1),
+        (lambda x: layer(x)[1][1], 1),
+    ):
         out, axis = tracked_axis(transform, x)
         assert axis == expected
         assert not changed_outside_own_rows(transform, x, out, expected)

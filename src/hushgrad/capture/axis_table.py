@@ -164,3 +164,4 @@ AXIS_RULES: dict[Callable[..., Any], AxisRule] = {
     F.embedding_bag: products.embedding_bag,
 }
 CONSTANTS = set(_found(CREATED))
+LIKE_ANOTHER = set(_found("expand_as view_as reshape_as type_as to"))

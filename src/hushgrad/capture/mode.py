@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from hushgrad.capture.axis_rules import changes_in_place
+from hushgrad.capture.axis_table import LIKE_ANOTHER
 from hushgrad.capture.leaves import Leaf, distinct_parameters
 from hushgrad.capture.operators.generic import generic
 from hushgrad.capture.operators.operator import Forward, first_order_only
@@ -46,6 +47,9 @@ class CaptureMode(TorchFunctionMode):
         _sort(call, args, leaves, sources)
         if kwargs:
             _sort(call, kwargs.values(), leaves, sources)
+        if func in LIKE_ANOTHER and args:  # the other argument lends its shape or dtype, no values
+            leaves = [leaf for leaf in leaves if leaf is call.leaf(args[0])]
+            sources = [source for source in sources if source is args[0]]
         if leaves and not self._is_running():
             self._over = True
             return func(*args, **kwargs)
@@ -119,7 +123,7 @@ def derive(
             return type(value)(on_graph(part) for part in value)
         return value
 
-    if changes_in_place(func) or "out" in kwargs:
+    if changes_in_place(func) or kwargs.get("out") is not None:
         raise UncoveredParameterUseError(
             f"{func.__name__}: changes parameter {leaves[0].name!r} in place, or writes it into another tensor, inside "
             f"the forward. Compute a new tensor instead (torch.cat, torch.stack, torch.where)"

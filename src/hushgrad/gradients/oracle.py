@@ -29,7 +29,7 @@ def clipped_sum_of(per_example: Mapping[str, Tensor], max_grad_norm: float) -> d
 
     An example with a gradient that is not finite contributes 0.
     """
-    squared_B = torch.stack([g.double().flatten(1).square().sum(1) for g in per_example.values()]).sum(0)
+    squared_B = torch.stack([g.double().reshape(g.shape[0], -1).square().sum(1) for g in per_example.values()]).sum(0)
     finite_B = torch.isfinite(squared_B)
     factors_B = (max_grad_norm / squared_B.sqrt()).clamp(max=1).masked_fill(~finite_B, 0)
     sums = {}

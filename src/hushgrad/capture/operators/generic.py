@@ -25,7 +25,7 @@ def generic(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwar
     flat, spec = tree_flatten((args, kwargs))
     leaves = {place: leaf for place, value in enumerate(flat) if (leaf := call.leaf(value)) is not None}
     name = f"{func.__name__}({', '.join(leaf.name for leaf in leaves.values())})"
-    if changes_in_place(func) or "out" in kwargs:
+    if changes_in_place(func) or kwargs.get("out") is not None:
         raise UncoveredParameterUseError(
             f"{name}: writes in place what it computes from a parameter, so its gradient cannot be followed. Use the "
             f"form of the operator that returns a new tensor"
