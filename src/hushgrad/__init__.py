@@ -1,11 +1,19 @@
-"""hushgrad: differentially private training for PyTorch."""
+"""hushgrad: differentially private training for PyTorch.
+
+Names are imported on first use, so that the commands which need no torch start without it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from hushgrad._version import __version__
-from hushgrad.clipping import FlatClipping
-from hushgrad.engine import PrivacyEngine
-from hushgrad.mechanism import DPSGD
-from hushgrad.sampling.specs import DisjointBatches, PoissonSampling
-from hushgrad.session import Session, privatize
+
+if TYPE_CHECKING:
+    from hushgrad.clipping import FlatClipping
+    from hushgrad.engine import PrivacyEngine
+    from hushgrad.mechanism import DPSGD
+    from hushgrad.sampling.specs import DisjointBatches, PoissonSampling
+    from hushgrad.session import Session, privatize
 
 __all__ = [
     "DPSGD",
@@ -17,3 +25,23 @@ __all__ = [
     "__version__",
     "privatize",
 ]
+
+_HOMES = {
+    "DPSGD": "hushgrad.mechanism",
+    "DisjointBatches": "hushgrad.sampling.specs",
+    "FlatClipping": "hushgrad.clipping",
+    "PoissonSampling": "hushgrad.sampling.specs",
+    "PrivacyEngine": "hushgrad.engine",
+    "Session": "hushgrad.session",
+    "privatize": "hushgrad.session",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
