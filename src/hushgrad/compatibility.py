@@ -20,6 +20,8 @@ from hushgrad.errors import (
     UnsupportedOptimizerError,
 )
 
+TRAINABLE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def require_trainable_privately(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
     """Return the parameters to train, by name and each once, or refuse the model or the optimizer.
@@ -90,7 +92,8 @@ def _require_dense_gradients(model: nn.Module) -> None:
 
 
 def _names(model: nn.Module, chosen: Sequence[nn.Module]) -> str:
-    return ", ".join(repr(name) for name, part in model.named_modules() if any(part is other for other in chosen))
+    names = [name for name, part in model.named_modules() if any(part is other for other in chosen)]
+    return ", ".join(repr(name) if name else "the model itself" for name in names)
 
 
 def _uses_batch(layer: _BatchNorm) -> bool:
@@ -109,8 +112,8 @@ def _trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             problems.append(f"{name} is not initialised yet (run the lazy module once)")
         elif parameter.is_meta:
             problems.append(f"{name} is on the meta device (materialise it first)")
-        elif not parameter.is_floating_point():
-            problems.append(f"{name} is {parameter.dtype} (use a real floating dtype)")
+        elif parameter.dtype not in TRAINABLE_DTYPES:
+            problems.append(f"{name} is {parameter.dtype} (use a real floating dtype of at least 16 bits)")
         elif parameter.is_sparse or parameter.layout != torch.strided:
             problems.append(f"{name} is not a dense tensor")
         elif parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
