@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import FrameType
 from typing import Any
 
@@ -136,12 +137,6 @@ class _Hook:
     def __call__(self, *arguments: Any) -> None:
         self._action(*arguments)
 
-    def __deepcopy__(self, memo: object) -> Callable[..., None]:
-        return _do_nothing
-
-    def __reduce__(self) -> str:
-        return "_do_nothing"
-
-
-def _do_nothing(*arguments: Any) -> None:
-    return None
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A method of the standard library that takes anything and returns None: a saved model loads without hushgrad.
+        return getattr, (nullcontext(), "__exit__")
