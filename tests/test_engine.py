@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hushgrad import DisjointBatches, PoissonSampling, PrivacyEngine
+from hushgrad import DPSGD, DisjointBatches, FlatClipping, PoissonSampling, PrivacyEngine, privatize
 from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.events import DisjointPass, PoissonSampled
 from hushgrad.errors import BudgetExhaustedError, ProtocolError
+from hushgrad.randomness import KeyStream
 
 HUGE = 1e6
 """A clip norm that clips nothing."""
@@ -295,9 +296,6 @@ def test_successive_updates_and_different_parameters_have_unrelated_noise() -> N
     Correlations of n = 200,000 pairs beyond 6/sqrt(n): 2e-9 each, 1e-7 for all 28 pairs.
     """
     model = nn.ParameterDict({"a": nn.Parameter(torch.zeros(200_000)), "b": nn.Parameter(torch.zeros(200_000))})
-    from hushgrad import DPSGD, FlatClipping, privatize
-    from hushgrad.randomness import KeyStream
-
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     mechanism = DPSGD(
         noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.5), expected_batch_size=1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hushgrad import PrivacyEngine
+from hushgrad import FlatClipping, PrivacyEngine
 from hushgrad.errors import (
     ClosedSessionError,
     ContractChangedError,
@@ -272,10 +273,6 @@ def test_several_backwards_over_one_item_add_up_per_example_before_clipping() ->
 
 
 def _clipping_at(mechanism: Any, norm: float) -> Any:
-    from dataclasses import replace
-
-    from hushgrad import FlatClipping
-
     return replace(mechanism, clipping=FlatClipping(norm))
 
 

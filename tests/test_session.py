@@ -21,6 +21,7 @@ from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.events import DisjointPass, PoissonSampled
 from hushgrad.accounting.ledger import read_ledger
 from hushgrad.errors import (
+    AccountingError,
     BudgetExhaustedError,
     ClosedSessionError,
     ContractChangedError,
@@ -418,6 +419,17 @@ def test_a_plan_is_not_continued_on_a_ledger_with_other_steps(tmp_path: Path) ->
     open_ended.backward(torch.zeros(0))
     optimizer.step()
     assert open_ended.epsilon(1e-5) == epsilon([(PoissonSampled(0.5, 0.5), 1), (PoissonSampled(0.5, 1.0), 1)], 1e-5)
+
+
+def test_a_ledger_is_continued_under_its_own_neighbouring_relation_only(tmp_path: Path) -> None:
+    model, optimizer, session = attach(NOISY, ledger=tmp_path / "ledger")
+    loader = session.batches(TensorDataset(torch.randn(16, 3).double()))
+    session.backward(losses(model, next(iter(loader))[0]))
+    optimizer.step()
+    session.close()
+    _, _, other = attach(replace(NOISY, sampling=DisjointBatches()), ledger=tmp_path / "ledger")
+    with pytest.raises(AccountingError):
+        other.batches(TensorDataset(torch.randn(16, 3).double()), batches=[range(8)])
 
 
 def test_steps_are_a_hard_limit() -> None:

@@ -6,7 +6,7 @@ train() would mix examples. Neither is visible from the sums.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,7 +35,34 @@ class FrozenSetup:
         Raises:
             ContractChangedError: parameters became trainable or frozen, were replaced, or entered the optimizer.
         """
-        now = {id(parameter) for parameter in _parameters(self._model.modules()) if parameter.requires_grad}
+        self._require_same_parameters(_modules(self._model))
+
+    def require_no_surprises(self) -> None:
+        """Refuse to end a physical batch where anything happened that the clipped sums do not show.
+
+        Raises:
+            ContractChangedError: as `require_same_parameters`.
+            CrossSampleLeakError, PrivateBufferError: a normalization layer is in a mode that set-up would have refused.
+            UnsupportedOptimizerError: a GradScaler drives the optimizer.
+            StrayGradientError: something wrote a gradient that was not clipped and noised.
+        """
+        modules = _modules(self._model)
+        self._require_same_parameters(modules)
+        require_separate_examples(self._model, modules)
+        if "grad_scale" in vars(self._optimizer):
+            raise UnsupportedOptimizerError(
+                "a GradScaler calls the optimizer: it skips steps by looking at gradients without noise, and scales "
+                "losses that are clipped. Call loss.backward() and optimizer.step() yourself, with bfloat16 autocast"
+            )
+        if any(parameter.grad is not None for parameter in _parameters(modules)):
+            stray = [name for name, parameter in self._model.named_parameters() if parameter.grad is not None]
+            raise StrayGradientError(
+                f"got an ordinary gradient, without clipping and noise: {', '.join(stray)}. Use each parameter inside "
+                f"the model's own forward only, write nothing to .grad, and call optimizer.zero_grad() before going on"
+            )
+
+    def _require_same_parameters(self, modules: Sequence[nn.Module]) -> None:
+        now = {id(parameter) for parameter in _parameters(modules) if parameter.requires_grad}
         if now != self._trainable.keys():
             raise ContractChangedError(
                 f"{self._difference(now)}. What is trained is fixed by make_private: close the session and make the "
@@ -45,29 +72,6 @@ class FrozenSetup:
             raise ContractChangedError(
                 "the optimizer's param_groups hold other tensors than when it was made private. Close the session and "
                 "make the model private again after changing them"
-            )
-
-    def require_same_modes(self) -> None:
-        """Refuse to end a physical batch in a mode that set-up would have refused.
-
-        Raises:
-            CrossSampleLeakError, PrivateBufferError: a normalization layer looks at other examples, or records them.
-            UnsupportedOptimizerError: a GradScaler drives the optimizer.
-        """
-        require_separate_examples(self._model, list(self._model.modules()))
-        if "grad_scale" in vars(self._optimizer):
-            raise UnsupportedOptimizerError(
-                "a GradScaler calls the optimizer: it skips steps by looking at gradients without noise, and scales "
-                "losses that are clipped. Call loss.backward() and optimizer.step() yourself, with bfloat16 autocast"
-            )
-
-    def require_no_stray_gradients(self) -> None:
-        """Refuse to go on if anything wrote a gradient that was not clipped and noised."""
-        if any(parameter.grad is not None for parameter in _parameters(self._model.modules())):
-            stray = [name for name, parameter in self._model.named_parameters() if parameter.grad is not None]
-            raise StrayGradientError(
-                f"got an ordinary gradient, without clipping and noise: {', '.join(stray)}. Use each parameter inside "
-                f"the model's own forward only, write nothing to .grad, and call optimizer.zero_grad() before going on"
             )
 
     def require_steady_groups(self, item: PhysicalBatch) -> None:
@@ -98,12 +102,12 @@ class FrozenSetup:
             )
 
     def _parameter_versions(self) -> list[int]:
-        return [parameter._version for parameter in _parameters(self._model.modules())]
+        return [parameter._version for parameter in _parameters(_modules(self._model))]
 
     def _group_values(self) -> list[dict[str, Any]]:
         return [
             {
-                key: float(value) if isinstance(value, Tensor) else value
+                key: value.tolist() if isinstance(value, Tensor) else value
                 for key, value in group.items()
                 if key != "params"
             }
@@ -118,8 +122,21 @@ class FrozenSetup:
         return "; ".join([*parts, *([f"no longer trainable: {', '.join(gone)}"] if gone else [])])
 
 
+# This runs in every step, where torch's own modules() and parameters() would take several times as long.
+
+
+def _modules(model: nn.Module) -> list[nn.Module]:
+    """Return all modules of a model, each once, in any order."""
+    found, waiting = {id(model): model}, [model]
+    while waiting:
+        for module in waiting.pop()._modules.values():
+            if module is not None and id(module) not in found:
+                found[id(module)] = module
+                waiting.append(module)
+    return list(found.values())
+
+
 def _parameters(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
-    """Yield the modules' own parameters; faster than `model.parameters()`, and this runs in every step."""
     return (value for module in modules for value in module._parameters.values() if value is not None)
 
 

@@ -96,8 +96,7 @@ class Session:
         self._objects: list[object] = [optimizer, *model.modules()]
         if any(part in _in_use for part in self._objects):
             raise ProtocolError(
-                "the model or the optimizer was made private already. Close that session first, or make one engine for "
-                "the whole model"
+                "the model or the optimizer was made private already. Call session.close() first, or build both anew"
             )
         self._mechanism = mechanism
         self.last_step_updated = False
@@ -313,12 +312,12 @@ class Session:
         """Close the physical batch, and at the end of its logical batch release the noised update."""
         self._update.clear()
         if self._loader is None:
-            self._require_no_surprises()
+            self._frozen.require_no_surprises()
             self._declared.end_logical_batch()
             self._release()
             return
         item = self._observed.require_item()
-        self._require_no_surprises()
+        self._frozen.require_no_surprises()
         if self._pool.backwards == 0:
             raise ProtocolError("optimizer.step() without a finished backward for this item of the loader")
         self._frozen.require_steady_groups(item)
@@ -331,11 +330,6 @@ class Session:
             self._release(item.pass_index)
         else:
             self._frozen.expect_no_update()
-
-    def _require_no_surprises(self) -> None:
-        self._frozen.require_same_parameters()
-        self._frozen.require_same_modes()
-        self._frozen.require_no_stray_gradients()
 
     def _close_physical_batch(self, *, scale: float, weight: float) -> None:
         self._scope.leave_if_stale()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from hushgrad.accounting.accountants import epsilon as epsilon_of
+from hushgrad.accounting.composition import adjacency_of
 from hushgrad.accounting.events import DisjointPass, Event
 from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract, Ledger, read_ledger
@@ -38,6 +39,7 @@ class Spending:
         Raises:
             ProtocolError: disjoint batches that nobody observes.
             ContractChangedError: the ledger holds steps that are not part of this plan.
+            AccountingError: it holds steps under another neighbouring relation.
             LedgerError: the file cannot be opened or trusted.
         """
         if self._ledger is not None:
@@ -49,6 +51,7 @@ class Spending:
         ledger = Ledger(self._path, contract=self._contract(sampling, population))
         earlier = [event for event, _ in ledger.events()]
         try:
+            adjacency_of([self._mechanism.event(), *earlier])  # of different neighbours no total can be told
             self._require_planned(earlier)
         except BaseException:
             ledger.close()

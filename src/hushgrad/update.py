@@ -64,7 +64,7 @@ class Update:
                     stream=self._noise,
                     address=Address(step=number, item=index),
                 )
-                parameter.grad = update.to(parameter.dtype)
+                parameter.grad = _laid_out_as(parameter, update)
         except BaseException:
             self.clear()  # no partial update; the charge stands
             raise
@@ -75,3 +75,10 @@ class Update:
             for parameter in self._parameters.values():
                 parameter.grad = None
             self._is_written = False
+
+
+def _laid_out_as(parameter: Tensor, update: Tensor) -> Tensor:
+    """Return the (contiguous) update in the parameter's dtype and memory layout; fused optimizers pair raw memory."""
+    if parameter.is_contiguous():
+        return update.to(parameter.dtype)
+    return torch.empty_like(parameter).copy_(update)
