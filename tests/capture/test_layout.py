@@ -141,6 +141,8 @@ KEPT: dict[str, tuple[Transform, int]] = {
     "linear on time first": (lambda x: F.linear(x.transpose(0, 1), W), 1),
     "einsum": (lambda x: torch.einsum("btd,dp->tbp", x, W), 1),
     "einsum attention": (lambda x: torch.einsum("bqd,bkd->bqk", x, x), 0),
+    "einsum with an ellipsis": (lambda x: torch.einsum("...td,dp->...pt", x, W), 0),
+    "einsum with an ellipsis inside": (lambda x: torch.einsum("t...d,d->...t", x.transpose(0, 1), W[0]), 0),
     "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), 0),
     "conv1d": (lambda x: F.conv1d(x, CONSTANT[:, :, :2]), 0),
     "max_pool1d": (lambda x: F.max_pool1d(x, 2), 0),
@@ -207,6 +209,7 @@ LOST: dict[str, Transform] = {
     "einsum over the batch": lambda x: torch.einsum("btd,bsd->ts", x, x),
     "einsum pairs": lambda x: torch.einsum("bd,cd->bc", x[:, 0], x[:, 0]),
     "einsum renamed": lambda x: torch.einsum("abc,acd->bcd", x.transpose(0, 1), x),
+    "einsum onto another ellipsis": lambda x: torch.einsum("...d,...ed->...e", x[:, 0], x.movedim(0, 1)),
     "attention across the batch": lambda x: F.scaled_dot_product_attention(
         x.transpose(0, 1), x.transpose(0, 1), x.transpose(0, 1)
     ),

@@ -71,21 +71,28 @@ def bilinear(seen: Seen, out: Tensor, place: int) -> Axis:
 
 
 def einsum(seen: Seen, out: Tensor, place: int) -> Axis:
-    """An equation with letters and an explicit output; the batch must have one letter in all data, and keep it."""
+    """An equation with an explicit output; the batch must have one letter in all data, and keep it."""
     equation = seen.args[0]
-    if not isinstance(equation, str) or "->" not in equation or "." in equation:
+    if not isinstance(equation, str) or "->" not in equation:
         return None
     terms, right = equation.replace(" ", "").split("->")
     operands = seen.args[1] if isinstance(seen.args[1], (tuple, list)) else seen.args[1:]
-    letters = set()
+    labels = set()
     for term, operand in zip(terms.split(","), operands, strict=True):
         axis = seen.axis_of(operand)
         if axis is not None:
-            letters.add(term[axis])
-    if len(letters) != 1:
+            labels.add(_labels(term, operand.ndim)[axis])
+    kept = _labels(right, out.ndim)
+    if len(labels) != 1 or kept.count(label := labels.pop()) != 1:
         return None
-    letter = letters.pop()
-    return _checked(seen, out, right.index(letter)) if letter in right else None
+    return _checked(seen, out, kept.index(label))
+
+
+def _labels(term: str, ndim: int) -> list[str]:
+    """Return a label for each dimension; those under an ellipsis are numbered from the right, as they broadcast."""
+    before, dots, after = term.partition("...")
+    hidden = ndim - len(before) - len(after) if dots else 0
+    return [*before, *[f".{number}" for number in range(hidden, 0, -1)], *after]
 
 
 def attention(seen: Seen, out: Tensor, place: int) -> Axis:
