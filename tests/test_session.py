@@ -257,6 +257,12 @@ def test_disjoint_batches_need_a_loader_that_sees_the_passes() -> None:
         session.backward(losses(model, torch.randn(4, 3).double()))
 
 
+def test_a_loader_of_disjoint_batches_is_as_long_as_they_are() -> None:
+    _, _, session = attach(replace(NOISY, sampling=DisjointBatches()))
+    loader = session.batches(TensorDataset(torch.zeros(16, 3)), batches=[range(5), [5], range(6, 16)])
+    assert len(loader) == 3
+
+
 def test_disjoint_passes_are_charged_once_each_and_never_share_a_number(tmp_path: Path) -> None:
     mechanism = replace(NOISY, sampling=DisjointBatches())
     data = TensorDataset(torch.randn(16, 3).double())
@@ -383,6 +389,7 @@ def test_a_resumed_ledger_counts_from_the_first_moment(tmp_path: Path) -> None:
     _, _, resumed = attach(NOISY, ledger=tmp_path / "ledger")
     assert resumed.steps == 2
     assert resumed.epsilon(1e-5) == session.epsilon(1e-5) > 0
+    assert resumed.guarantee(1e-5) == session.guarantee(1e-5)
     assert "after 2 steps" in str(resumed.guarantee(1e-5))
 
 

@@ -170,7 +170,7 @@ class Session:
 
         Args:
             dataset: map-style; its length is thereby declared public.
-            steps_per_pass: logical batches in one pass; by default len(dataset) / B, rounded up.
+            steps_per_pass: logical batches in one pass; by default len(dataset) / B, rounded up, or len(batches).
             batches: for `DisjointBatches`, the batches of indices.
             options: workers, pinning and `collate_fn`.
             max_physical_batch_size: the most records in one item; None for all.
@@ -182,10 +182,12 @@ class Session:
                 f"expected_batch_size must be rate x len(dataset) = {sampling.rate * count:g}, the mechanism has "
                 f"{size:g}"
             )
+        if steps_per_pass is None:
+            steps_per_pass = math.ceil(count / size) if batches is None else len(batches)
         loader = PrivateLoader(
             dataset,
             sampling,
-            steps_per_pass=math.ceil(count / size) if steps_per_pass is None else steps_per_pass,
+            steps_per_pass=steps_per_pass,
             stream=self._loader_stream(),
             batch_size=size,
             batches=batches,

@@ -89,10 +89,8 @@ class Spending:
 
     def events(self) -> list[tuple[Event, int]]:
         """Return what was charged, in order, as `(event, count)`."""
-        if self._ledger is not None:
-            return self._ledger.events()
-        # Not opened yet, but a ledger that is about to be continued has been spent from already.
-        return events_at(self._path)
+        # A ledger that is about to be continued has been spent from already.
+        return events_at(self._path) if self._ledger is None else self._ledger.events()
 
     def epsilon(self, delta: float, accountant: str) -> float:
         """Return ε at `delta` for everything that was charged."""
@@ -100,8 +98,12 @@ class Spending:
 
     def guarantee(self, delta: float, accountant: str) -> Guarantee:
         """Return the guarantee at `delta` for everything that was charged."""
-        contract = self._contract(DECLARED, None) if self._ledger is None else self._ledger.contract
-        return guarantee(self.events(), delta, accountant, contract)
+        if self._ledger is not None:
+            return guarantee(self._ledger.events(), delta, accountant, self._ledger.contract)
+        if self._path is not None and os.path.lexists(self._path):
+            earlier = read_ledger(self._path)
+            return guarantee(earlier.events, delta, accountant, earlier.contract)
+        return guarantee([], delta, accountant, self._contract(DECLARED, None))
 
     def close(self) -> None:
         """Unlock the file. What was charged can still be read."""
