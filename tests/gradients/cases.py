@@ -287,6 +287,23 @@ CASES: dict[str, Case] = {
     "derived with dropout-like masks": Case(
         lambda: Parameters(lambda x, p: F.linear(x, p.masked_fill(p > 0.5, 0.0)), p=(3, 4)), SEQUENCE
     ),
+    "bare parameters on folded rows": Case(
+        lambda: Parameters(lambda x, p, q: ((x.reshape(-1, 4) * p + q).tanh()).view(x.shape), p=(4,), q=(1, 1)),
+        SEQUENCE,
+    ),
+    "norms on folded rows": Case(
+        lambda: Repeated(
+            nn.Sequential(nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.RMSNorm(4)),
+            lambda f, x: f(x.flatten(0, 1)).view(x.shape),
+        ),
+        SEQUENCE,
+    ),
+    "embedding of folded ids": Case(
+        lambda: Repeated(nn.Embedding(6, 4), lambda f, ids: f(ids.reshape(-1)).view(ids.shape[0], -1)), (5,), 6
+    ),
+    "rows repeated for each example": Case(
+        lambda: Parameters(lambda x, p: (x.reshape(-1, 4) * p.repeat(x.shape[0], 1)).view(x.shape), p=(5, 4)), SEQUENCE
+    ),
     # modules called several times, and together
     "called three times": Case(lambda: Repeated(nn.Linear(4, 4), lambda f, x: f(f(f(x).tanh()).tanh())), FLAT),
     "called on different shapes": Case(
