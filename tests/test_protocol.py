@@ -235,6 +235,35 @@ def test_what_was_discarded_is_not_in_the_next_update() -> None:
         torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
+def test_discard_drops_the_sums_at_once() -> None:
+    training = Training()
+    training.work(next(iter(training.loader)))
+    assert training.session._update._sums
+    training.session.discard()
+    assert not training.session._update._sums
+
+
+def test_an_interrupt_between_a_logical_batch_and_its_release_carries_no_sum_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Examples of the interrupted batch in the next update would double what one record may change."""
+    interrupted, calm = Training(physical=None), Training(physical=None)
+    calm.model.load_state_dict(interrupted.model.state_dict())
+    calm.loader.dataset.tensors = interrupted.loader.dataset.tensors
+
+    def release(loader_pass: int = 0) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(interrupted.session, "_release", release)
+        items = iter(interrupted.loader)
+        with pytest.raises(KeyboardInterrupt):
+            interrupted.work(next(items))
+    interrupted.work(next(iter(interrupted.loader)))
+    calm.work(next(iter(calm.loader)))
+    assert interrupted.is_as(calm.values())
+
+
 def test_discard_keeps_the_charge_and_an_iterator_in_the_middle_ends() -> None:
     training = Training()
     items = iter(training.loader)
