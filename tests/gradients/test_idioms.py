@@ -161,10 +161,29 @@ class Unrolled(nn.Module):
         return self.head(states).flatten(1)
 
 
+class Fairseq(nn.Module):
+    """Time first, heads folded into the batch behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(4, 12), nn.Linear(4, 4)
+        self.inner, self.scale = nn.Linear(2, 2), nn.Parameter(torch.randn(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        steps, batch, width = x.shape
+        q, k, v = (part.reshape(steps, batch * 2, 2) * self.scale for part in self.qkv(x).chunk(3, -1))
+        q, k, v = (part.transpose(0, 1) for part in (self.inner(q), k, v))
+        h = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v)
+        h = h.transpose(0, 1).contiguous().view(steps, batch, width)
+        return self.out(h).transpose(0, 1)
+
+
 IDIOMS: dict[str, tuple[type[nn.Module], tuple[int, ...], int]] = {
     "llama": (Llama, (5,), 9),
     "bert": (Bert, (5,), 9),
     "gpt2": (GPT2, (5, 4), 0),
+    "fairseq": (Fairseq, (3, 4), 0),
     "vit": (ViT, (2, 4, 4), 0),
     "convnext": (ConvNeXt, (4, 4, 4), 0),
     "unet": (UNet, (2, 4, 4), 0),

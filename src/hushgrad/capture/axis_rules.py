@@ -121,16 +121,14 @@ def viewed(seen: Seen, out: Tensor, place: int) -> Axis:
 
 
 def reshaped(seen: Seen, out: Tensor, place: int) -> Axis:
-    """Same values in the same row-major order; on axis 0 positions may be folded into the batch."""
+    """Same values in the same row-major order; positions behind the batch may be folded into it or out of it."""
     x = seen.first
     axis = seen.axis_of(x)
     if axis is None or out.ndim == 0 or out.numel() == 0 or out.numel() != x.numel():
         return None
-    if axis == 0 and out.shape[0] % seen.batch_size == 0:
-        return 0
     before = math.prod(x.shape[:axis])
     for dim in range(out.ndim):
-        if out.shape[dim] == x.shape[axis] and math.prod(out.shape[:dim]) == before:
+        if out.shape[dim] % seen.batch_size == 0 and math.prod(out.shape[:dim]) == before:
             return dim
     return None
 

@@ -3,9 +3,8 @@
 The inputs of a model carry the batch on axis 0. An axis of `None` means that the tensor descends from the batch but
 its examples can no longer be told apart by an axis; a tensor without an entry does not descend from the batch at all.
 
-Axis 0 stands for "example i owns the i-th of B equal blocks of the tensor in row-major order", so folding positions
-into the batch (`[B, T, d]` to `[B·T, d]`) and unfolding them keeps it. On any other axis a parameter is used only where
-there is one slice for each example.
+An axis means that example i owns the i-th of B equal blocks along it, so folding the positions behind the batch into
+it (`[B, T, d]` to `[B·T, d]`) and unfolding them keeps it.
 
 Guarantee: an operator that has no rule loses the batch. A tensor whose axis is known holds, at each place along that
 axis, values computed from that one example alone.

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.hooks import RemovableHandle
 
-from hushgrad.capture.layout import BatchAxes
+from hushgrad.capture.layout import BatchAxes, tensors_in
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.mode import CaptureMode
 from hushgrad.capture.operators.operator import Anchor, Forward
 from hushgrad.capture.uses import UsePool
+from hushgrad.errors import PrivacyUnitError
 
 
 class Scope:
@@ -92,6 +93,7 @@ class Scope:
             return
         self._depth -= 1
         if self._depth == 0:
+            guard_outputs(self._mode.call, output)
             self._exit()
 
     def _leaves(self, held: list[Tensor]) -> dict[int, Leaf]:
@@ -121,6 +123,32 @@ class Scope:
         mode.call.leaves.clear()
         mode.call.axes.clear()
         mode.call.held.clear()
+
+
+def guard_outputs(call: Forward, output: Any) -> None:
+    """Let a backward through an output in which examples were mixed raise; as a value it may be looked at.
+
+    Mixing before the last use of a parameter is seen at that use. Mixing after it (h - h.mean(0), a softmax over the
+    batch) shows in the model's outputs only. A scalar is the loss itself, and is taken for a sum over examples.
+    """
+    for tensor in tensors_in(output):
+        lost = tensor.ndim > 0 and tensor.requires_grad and call.axes.descends(tensor) and call.axes.get(tensor) is None
+        if lost and not tensor.is_leaf:
+            tensor.register_hook(  # type: ignore[no-untyped-call]
+                _refusal(call.anchor, list(tensor.shape), call.axes.lost_by)
+            )
+
+
+def _refusal(anchor: Anchor, shape: list[int], lost_by: str | None) -> Callable[[Tensor], None]:
+    def refuse(gradient: Tensor) -> None:
+        if anchor.is_accumulating():
+            raise PrivacyUnitError(
+                f"the examples of the batch cannot be told apart in an output of the model, of shape {shape}, since "
+                f"{lost_by or 'its forward began'}. Keep the batch on an axis of its own, and mix no "
+                f"examples"
+            )
+
+    return refuse
 
 
 def _top_mode() -> TorchFunctionMode | None:

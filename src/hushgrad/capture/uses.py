@@ -51,7 +51,7 @@ class UsePool:
     def examples(self, tensor: Tensor, axis: int | None, where: str) -> Tensor:
         """Return `tensor` as `[B, ...]` with the batch first, in at least float32 if it is floating.
 
-        Positions that are folded into axis 0 come out as one further dimension: `[B·k, ...]` gives `[B, k, ...]`.
+        Positions that are folded into the batch come out as one further dimension: `[B·k, ...]` gives `[B, k, ...]`.
 
         Raises:
             PrivacyUnitError: the tensor's rows cannot be assigned to the B examples.
@@ -67,19 +67,12 @@ class UsePool:
                 f"{where}: got a tensor of shape {list(tensor.shape)} in which the examples of the batch cannot be "
                 f"told apart any more. Keep the batch on an axis of its own up to this operator"
             )
-        if axis != 0:
-            if tensor.shape[axis] != batch:
-                raise PrivacyUnitError(self._rows_message(where, tensor.shape[axis], batch))
-            tensor = tensor.movedim(axis, 0)
-        elif tensor.shape[0] != batch:
+        tensor = tensor.movedim(axis, 0)
+        if tensor.shape[0] != batch:
             if batch == 0 or tensor.shape[0] % batch:
-                raise PrivacyUnitError(self._rows_message(where, tensor.shape[0], batch))
+                raise PrivacyUnitError(
+                    f"{where}: saw {tensor.shape[0]} rows for {batch} records. Keep the batch on an axis of its own, "
+                    f"and let one row of the model's inputs be one record"
+                )
             tensor = tensor.reshape(batch, tensor.shape[0] // batch, *tensor.shape[1:])
         return tensor.to(accumulation_dtype(tensor.dtype)) if tensor.is_floating_point() else tensor
-
-    @staticmethod
-    def _rows_message(where: str, rows: int, batch: int) -> str:
-        return (
-            f"{where}: saw {rows} rows for {batch} records. Keep the batch on an axis of its own, and let one row of "
-            f"the model's inputs be one record"
-        )
