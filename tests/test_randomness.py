@@ -25,7 +25,10 @@ addresses = st.builds(
 
 @given(addresses, addresses)
 def test_different_addresses_give_different_counters(one, other):
-    """Draws at different addresses never share a block of the cipher."""
+    """Draws at different addresses never share a block of the cipher.
+
+    Guarantee: draws at different addresses never share a block of the cipher.
+    """
     assert (one.packed() == other.packed()) == (one == other)
     assert 0 <= one.packed() < 2**64
 

@@ -111,6 +111,7 @@ def test_mixed_neighbouring_relations_have_no_epsilon() -> None:
 
 
 def test_compositions_without_sampling_are_exact_at_any_delta() -> None:
+    """Guarantee: unsampled Gaussian releases alone are charged by their exact curve."""
     assert epsilon([(Gaussian(10.0), 100)], 1e-5) == pytest.approx(4.377178095681137, rel=1e-9)
     assert epsilon([(Gaussian(1.0), 1)], 1e-30) == pytest.approx(epsilon([(Gaussian(2.0), 4)], 1e-30), rel=1e-12)
     assert epsilon([(DisjointPass(10.0, i), 7) for i in range(100)], 1e-5) == pytest.approx(4.377178095681137, rel=1e-9)

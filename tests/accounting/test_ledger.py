@@ -75,7 +75,10 @@ def test_a_ledger_is_resumed_with_everything_it_holds(path: Path) -> None:
 
 
 def test_every_changed_byte_is_refused(path: Path) -> None:
-    """Guarantee: a damaged or edited file is refused, naming the first bad record."""
+    """Guarantee: a damaged or edited file is refused, naming the first bad record.
+
+    Guarantee: a changed, missing, repeated or reordered byte anywhere before the end of the file is refused.
+    """
     good = _small(path)
     for position in range(len(good)):
         for mask in (0x01, 0x20, 0x80):

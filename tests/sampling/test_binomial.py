@@ -33,7 +33,9 @@ def test_every_probability_of_a_small_table_is_exact_to_126_bits(trials, rate):
 
 @pytest.mark.parametrize("rate", [2**-13, 3 / 256, 0.5, 1 - 2**-10])
 def test_total_variation_over_a_thousand_trials(rate):
-    """The total variation distance from Binomial(trials, rate) is below 2**-64."""
+    """Guarantee: the total variation distance between `size_at(word)` of a uniform word and Binomial(trials, rate) is
+    below 2**-64.
+    """
     table = BinomialTable(1000, rate)
     # Over one common denominator, because sums of a thousand fractions in lowest terms take seconds.
     q = Fraction(rate)
