@@ -74,7 +74,7 @@ class Training:
         return all(torch.equal(own, value) for own, value in zip(self.values(), values, strict=True))
 
 
-# The state machine by itself ---------------------------------------------------------------------------------------
+# The state machine by itself -----------------------------------------------------------------------------------
 
 
 def batch(step: int, *, first: bool, last: bool) -> PhysicalBatch:
@@ -135,7 +135,7 @@ def test_a_declared_loop_needs_a_backward_for_a_step_and_none_that_failed() -> N
     assert loop.is_new
 
 
-# Wrong loops -------------------------------------------------------------------------------------------------------
+# Wrong loops ---------------------------------------------------------------------------------------------------
 
 
 def test_the_next_item_without_a_step_is_refused() -> None:
@@ -314,7 +314,7 @@ def test_a_loader_of_a_closed_session_is_refused() -> None:
         training.session.backward(torch.zeros(1, requires_grad=True))
 
 
-# Gradients that nobody may see, or write ---------------------------------------------------------------------------
+# Gradients that nobody may see, or write -----------------------------------------------------------------------
 
 
 def test_grad_is_none_from_backward_to_the_end_of_the_logical_batch_and_after_every_step() -> None:
@@ -394,7 +394,7 @@ def test_a_gradient_left_on_a_frozen_parameter_of_the_optimizer_raises() -> None
         training.optimizer.step()
 
 
-# What was fixed at set-up ------------------------------------------------------------------------------------------
+# What was fixed at set-up --------------------------------------------------------------------------------------
 
 
 def test_a_parameter_unfrozen_after_make_private_is_refused() -> None:
@@ -452,7 +452,7 @@ def test_loading_an_optimizers_state_is_no_change_of_contract() -> None:
     assert training.session.steps == 3
 
 
-# Learning-rate schedules -------------------------------------------------------------------------------------------
+# Learning-rate schedules ---------------------------------------------------------------------------------------
 
 
 def test_a_schedule_that_steps_inside_a_logical_batch_is_refused() -> None:
@@ -481,7 +481,7 @@ def test_a_schedule_steps_freely_where_every_item_is_a_logical_batch() -> None:
     assert training.session.steps == 3
 
 
-# Closures, and optimizers with a step of their own -----------------------------------------------------------------
+# Closures, and optimizers with a step of their own -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("as_keyword", [True, False])
@@ -658,7 +658,7 @@ def test_clip_grad_norm_between_backward_and_step_sees_and_changes_nothing() -> 
     assert plain.is_as(clipped.values())
 
 
-# Batches that are not what was drawn -------------------------------------------------------------------------------
+# Batches that are not what was drawn ---------------------------------------------------------------------------
 
 
 def _items(training: Training) -> Iterator[Any]:
@@ -708,3 +708,76 @@ def test_an_empty_draw_is_a_step_of_noise_alone() -> None:
         empty += drawn.weight == 0
     assert empty > 0
     assert engine.session.steps == 60
+
+
+# Examples mixed inside the model -----------------------------------------------------------------------------------
+
+
+class Mixes(nn.Module):
+    """A layer, and something done to its output."""
+
+    def __init__(self, after: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.after = after
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self.layer(x))
+
+
+MIXING: dict[str, Callable[[Tensor], Tensor]] = {
+    "the batch's mean taken off": lambda h: h - h.mean(0),
+    "divided by the batch's maximum": lambda h: h / h.max(),
+    "a softmax over the batch": lambda h: h.softmax(0),
+    "another order": lambda h: h[torch.randperm(len(h))],
+    "distances to each other": lambda h: torch.cdist(h, h)[:, :2],
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_examples_mixed_after_the_last_parameter_are_refused(name: str) -> None:
+    training = Training(model=Mixes(MIXING[name]), physical=None)
+    item = next(iter(training.loader))
+    with pytest.raises(PrivacyUnitError, match="an output of the model"):
+        training.work(item)
+    assert training.session.steps == 0
+
+
+def test_an_output_that_mixes_examples_may_be_looked_at() -> None:
+    """Only a backward through it is refused: a batch's statistics beside the output harm nobody in themselves."""
+    training = Training(model=Mixes(lambda h: (h, {"centred": h - h.mean(0)})), physical=None)
+    for x, y in training.loader:
+        output, others = training.model(x)
+        torch.autograd.grad(others["centred"].sum(), others["centred"], retain_graph=True)
+        nn.functional.mse_loss(output, y).backward()
+        training.optimizer.step()
+    assert training.session.steps == 3
+
+
+def test_a_model_that_returns_its_scalar_loss_is_trained() -> None:
+    training = Training(model=Mixes(lambda h: h.square().sum(1).mean()), physical=None)
+    for x, _ in training.loader:
+        training.model(x).backward()
+        training.optimizer.step()
+    assert training.session.steps == 3
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda h: h.log_softmax(1),
+        lambda h: nn.functional.normalize(h, dim=1),
+        lambda h: h[:, :1].squeeze(1),
+        lambda h: h.view(h.shape[0], 2, 1),
+        lambda h: h - h.mean(1, keepdim=True),
+        lambda h: h.clamp(-1, 1).topk(1).values,
+        lambda h: torch.where(h > 0, h, 0.1 * h),
+        lambda h: torch.stack([h, h]).sum(0).tanh().logsumexp(1),
+    ],
+)
+def test_what_keeps_the_examples_apart_is_not_refused(after: Callable[[Tensor], Tensor]) -> None:
+    training = Training(model=Mixes(after), physical=None)
+    for x, _ in training.loader:
+        training.model(x).reshape(x.shape[0], -1).sum(1).mean().backward()
+        training.optimizer.step()
+    assert training.session.steps == 3

@@ -129,8 +129,11 @@ def guard_outputs(call: Forward, output: Any) -> None:
     """Let a backward through an output in which examples were mixed raise; as a value it may be looked at.
 
     Mixing before the last use of a parameter is seen at that use. Mixing after it (h - h.mean(0), a softmax over the
-    batch) shows in the model's outputs only. A scalar is the loss itself, and is taken for a sum over examples.
+    batch) shows in the model's outputs only. A scalar is the loss itself, and is taken for a sum over examples. One
+    example alone has no other to be mixed with.
     """
+    if call.batch_size == 1:
+        return
     for tensor in tensors_in(output):
         lost = tensor.ndim > 0 and tensor.requires_grad and call.axes.descends(tensor) and call.axes.get(tensor) is None
         if lost and not tensor.is_leaf:
@@ -144,8 +147,7 @@ def _refusal(anchor: Anchor, shape: list[int], lost_by: str | None) -> Callable[
         if anchor.is_accumulating():
             raise PrivacyUnitError(
                 f"the examples of the batch cannot be told apart in an output of the model, of shape {shape}, since "
-                f"{lost_by or 'its forward began'}. Keep the batch on an axis of its own, and mix no "
-                f"examples"
+                f"{lost_by or 'its forward began'}. Keep the batch on an axis of its own, and mix no examples"
             )
 
     return refuse
