@@ -245,6 +245,7 @@ LOST: dict[str, Transform] = {
 
 @pytest.mark.parametrize("name", KEPT)
 def test_the_batch_is_found_where_it_is(name: str) -> None:
+    """Guarantee: a tensor whose axis is known holds at each place along it values from that one example alone."""
     transform, expected = KEPT[name]
     assert assert_axis_is_true(transform, torch.randn(B, B, B)) == expected
 
@@ -252,6 +253,7 @@ def test_the_batch_is_found_where_it_is(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:Implicit dimension")
 @pytest.mark.parametrize("name", LOST)
 def test_the_batch_is_lost_where_examples_mix_or_change_places(name: str) -> None:
+    """Guarantee: an operator that has no rule loses the batch."""
     """Guarantee: an operator that has no rule loses the batch."""
     _, axis = tracked_axis(LOST[name], torch.randn(B, B, B))
     assert axis is None

@@ -319,7 +319,9 @@ CASES: dict[str, Case] = {
     "bilinear": Case(TwoInputs, FLAT),
     "prelu": Case(lambda: nn.Sequential(nn.Linear(4, 3), nn.PReLU(3), nn.Linear(3, 2)), FLAT),
     "einsum": Case(lambda: Parameters(lambda x, p: torch.einsum("btd,dhk->bhtk", x, p), p=(4, 2, 3)), SEQUENCE),
-    "tensordot": Case(lambda: Parameters(lambda x, p: torch.tensordot(x, p, dims=1).tanh(), p=(4, 3)), SEQUENCE),
+    "tensordot": Case(
+        lambda: Parameters(lambda x, p, q: torch.tensordot(x, p, dims=1).tanh() * q, p=(4, 3), q=(3,)), SEQUENCE
+    ),
     "bmm": Case(lambda: Parameters(lambda x, p: torch.bmm(x, p.expand(x.shape[0], -1, -1)), p=(4, 3)), SEQUENCE),
     "conv transpose": Case(
         lambda: nn.Sequential(nn.ConvTranspose2d(2, 3, 2), nn.Tanh(), nn.Conv2d(3, 1, 2)), (2, 3, 3)

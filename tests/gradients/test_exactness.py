@@ -41,6 +41,7 @@ def test_clipped_sums_agree_with_one_example_at_a_time(name: str, dtype: torch.d
 @pytest.mark.parametrize("name", CASES)
 def test_one_example_changes_the_sum_by_at_most_the_clip_norm(name: str) -> None:
     """Guarantee: adding or removing one example changes the clipped sum by at most `sensitivity`."""
+    """Guarantee: adding or removing one example changes the clipped sum by at most `sensitivity`."""
     case = CASES[name]
     model, batch = case.model(), case.batch(5, torch.float32)
     max_grad_norm = half_clipped(reference(model, batch, losses))

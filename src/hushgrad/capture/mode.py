@@ -74,14 +74,11 @@ class CaptureMode(TorchFunctionMode):
     ) -> Any:
         call = self.call
         if sources:
-            result = NotImplemented
             rule = RULES.get(func)
-            if rule is not None:
-                result = rule(call, func, args, kwargs)
+            result = NotImplemented if rule is None else rule(call, func, args, kwargs)
             if result is NotImplemented:
-                result = generic(call, func, args, kwargs)
-            if func is not Tensor.__setitem__:
-                call.axes.follow(func, sources, args, kwargs, result)
+                return generic(call, func, args, kwargs)  # which follows the batch itself
+            call.axes.follow(func, sources, args, kwargs, result)
             return result
         return derive(call, func, args, kwargs, leaves)
 

@@ -38,11 +38,15 @@ def generic(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwar
         result = replay.run([leaf.graph for leaf in leaves.values()], local)
     outputs, result_spec = tree_flatten(result)
     taken = [place for place, out in enumerate(outputs) if isinstance(out, Tensor) and out.requires_grad]
+    measured = None
+    if taken and len(outputs) == 1 and func not in AXIS_RULES:
+        measured = measured_axis(replay, call.batch_size, outputs[0])
+    if measured is None:
+        call.axes.follow(func, list(data.values()), args, kwargs, result)
+    else:
+        call.axes.set(outputs[0], measured)
     if not taken:
         return result
-    call.axes.follow(func, list(data.values()), args, kwargs, result)
-    if func not in AXIS_RULES and len(outputs) == 1:
-        call.axes.set(outputs[0], measured_axis(replay, call.batch_size, outputs[0]))
     axes = [call.axes.get(outputs[place]) for place in taken]
     graph = LocalGraph(replay, local, [outputs[place] for place in taken], axes, name, random_state)
     public = _Generic.apply(graph, call, call.anchor.tensor, *data.values())  # type: ignore[no-untyped-call]
