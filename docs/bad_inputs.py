@@ -67,6 +67,15 @@ class NoLength(Dataset[Any]):
         raise AssertionError("data was read during set-up")
 
 
+class _Centred(nn.Linear):
+    """A model that takes the mean of the batch off its output."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Mix the examples, after the last use of a parameter."""
+        h = super().forward(x)
+        return h - h.mean(0)
+
+
 def _network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
 
@@ -317,6 +326,12 @@ LOOP: dict[str, Callable[[], Any]] = {
     "a loss function that gives a scalar": lambda: _Run().after(
         lambda run: run.engine.per_example(lambda output, target: output.sum())(run.model(run.x), run.y)
     ),
+    "a loss function of pairs within the batch": lambda: _Run().after(
+        lambda run: run.engine.per_example(lambda output, target: (output @ output.t()).logsumexp(1))(
+            run.model(run.x), run.y
+        )
+    ),
+    "`h - h.mean(0)` at the end of the model": lambda: _Run(module=_Centred(4, 2)).backward(),
     "an output `[B, 1]` against a target `[B]`": lambda: _criterion(nn.MSELoss())(torch.zeros(8, 1), torch.zeros(8)),
     "`GradScaler` with a fused optimizer": lambda: _scaled(
         _Run(optimizer=lambda model: torch.optim.Adam(model.parameters(), fused=True))

@@ -286,6 +286,51 @@ def test_a_scalar_output_is_refused() -> None:
         wrap(nn.MSELoss())(torch.zeros(()), torch.zeros(()))
 
 
+PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "similarities within the batch": lambda o, t: F.cross_entropy(o @ o.t(), torch.arange(B), reduction="none"),
+    "distance from the batch's mean": lambda o, t: (o - o.mean(0)).square().sum(1),
+    "weights from the batch": lambda o, t: (o - t).square().mean(1) * (o.abs().sum(1) / o.abs().sum()),
+    "the batch's mean, repeated": lambda o, t: (o - t).square().mean().expand(B),
+    "the next one's output": lambda o, t: (o - o.roll(1, 0)).square().sum(1),
+    "a flat batch": lambda o, t: (o.t().reshape(B, K) - t).square().sum(1),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_function_whose_loss_of_one_example_depends_on_anothers_output_is_refused(name: str) -> None:
+    """Guarantee: the scalar it returns is the mean (or the sum) of B losses of which each belongs to one example."""
+    for output in (scores(), scores().double()):
+        with pytest.raises(LossShapeError, match="mixes examples"):
+            wrap(PAIRS[name])(output.requires_grad_(), scores().to(output.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_function_of_each_examples_own_output_is_taken_at_any_scale(dtype: torch.dtype) -> None:
+    for scale in (1e-10, 1.0, 1e10):
+        for function in (
+            lambda o, t: (o - t).norm(dim=1),
+            lambda o, t: F.cross_entropy(o, t.argmax(1), reduction="none"),
+            lambda o, t: F.dropout((o * t).tanh(), 0.5).sum(1),
+            lambda o, t: torch.where(o > t, o, torch.zeros_like(o)).sum(1),
+        ):
+            output = (scale * scores()).to(dtype).requires_grad_()
+            wrap(function)(output, scores().to(dtype)).backward()
+            assert output.grad is not None
+
+
+def test_looking_for_mixed_examples_changes_no_gradient_and_calls_the_function_once() -> None:
+    output, target = scores().requires_grad_(), scores()
+    calls = []
+
+    def function(o: Tensor, t: Tensor) -> Tensor:
+        calls.append(1)
+        return (o - t).square().mean(1)
+
+    wrap(function)(output, target).backward()
+    assert len(calls) == 1
+    torch.testing.assert_close(output.grad, 2 * (output - target).detach() / (K * B))
+
+
 # The user's own object ---------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.arguments import one_of
+from hushgrad.capture.layout import tensors_in
 from hushgrad.errors import InvalidArgumentError, LossShapeError, PrivacyUnitError
 
 REDUCTIONS = ("none", "mean", "sum", "batchmean")
@@ -60,6 +61,7 @@ class PerExampleLoss(nn.Module):
         self._batch_size = batch_size
         self._elements_are_summed = loss_reduction == "sum"
         self._unreduced: nn.Module | None = None
+        self._is_separate = False
         if not callable(criterion) or isinstance(criterion, type):
             came = f"the class {criterion.__name__}" if isinstance(criterion, type) else type(criterion).__name__
             raise InvalidArgumentError(f"criterion must be a loss module (an instance of it) or a function, got {came}")
@@ -121,7 +123,36 @@ class PerExampleLoss(nn.Module):
                 f"need one loss per example, shape [{found.shape[0]}], got {list(found.shape)}. Squeeze it, or reduce "
                 f"each example to one number"
             )
+        self._require_separate_losses(found, output)
         return found
+
+    def _require_separate_losses(self, losses_B: Tensor, output: Any) -> None:
+        """Refuse a function of the user's whose loss of one example depends on another one's output.
+
+        With weights w, the gradient of Σ w_i·ℓ_i by row j of the output is w_j times that of Σ ℓ_i, for every w, if and
+        only if no loss depends on another's row. Looked at once: what a function mixes it mixes in every batch.
+        """
+        rows = losses_B.shape[0]
+        outputs = [part for part in tensors_in(output) if part.requires_grad and part.ndim and part.shape[0] == rows]
+        if self._is_separate or rows < 2 or not outputs or not losses_B.requires_grad:
+            return
+        weights_B = torch.linspace(1, 2, rows, dtype=losses_B.dtype, device=losses_B.device)
+        plain, weighted = (
+            torch.autograd.grad(total, outputs, retain_graph=True, allow_unused=True)
+            for total in (losses_B.sum(), (weights_B * losses_B).sum())
+        )
+        for one, other in zip(plain, weighted, strict=True):
+            if one is None or other is None:
+                continue
+            if not one.isfinite().all() or not other.isfinite().all():
+                return  # not to be told from this batch
+            expected = one * weights_B.to(one.dtype).reshape(-1, *[1] * (one.ndim - 1))
+            if (other - expected).abs().amax() > _tolerance(one.dtype) * other.abs().amax().clamp(min=1e-30):
+                raise LossShapeError(
+                    "the criterion mixes examples: the loss of one depends on the output of another (an average over "
+                    "the batch, or pairs within it). Compute each example's loss from its own output and target alone"
+                )
+        self._is_separate = True
 
     def _reduce_elements(self, unreduced: nn.Module, found: Tensor, target: Any) -> Tensor:
         elements_BK = found.reshape(found.shape[0], -1)
@@ -161,3 +192,8 @@ class PerExampleLoss(nn.Module):
                 f"batch: for sequences give the criterion [B, classes, T] and targets [B, T]"
             )
         return output.shape[0]
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """Return how far apart, relative to the largest, two gradients may be that differ by rounding only."""
+    return 100 * torch.finfo(dtype).eps
