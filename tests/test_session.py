@@ -310,7 +310,7 @@ def test_the_charge_is_on_disk_before_noise_is_drawn_and_a_failure_there_updates
         nonlocal drawn
         drawn += 1
         on_disk.append(read_ledger(tmp_path / "ledger").steps)
-        if drawn == 3:
+        if drawn == 1:
             raise failure
         return real(*args, **options)
 
@@ -318,7 +318,7 @@ def test_the_charge_is_on_disk_before_noise_is_drawn_and_a_failure_there_updates
     session.backward(losses(model, torch.randn(4, 3).double()))
     with pytest.raises(failure):
         optimizer.step()
-    assert on_disk == [1, 1, 1]
+    assert on_disk == [1]
     assert same(before, values(model))
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not session.last_step_updated

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import hushgrad.update
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, privatize
+from hushgrad.noise.gaussian import CHUNK_VALUES
 from hushgrad.randomness import KeyStream
 from hushgrad.update import Update
 
@@ -77,7 +78,7 @@ def test_a_failed_update_uses_its_number_up(monkeypatch: pytest.MonkeyPatch) -> 
     """Guarantee: an update is written whole or not at all.
 
     Noise that was drawn and dropped is not drawn again: whoever saw it could take it off the next update."""
-    parameters = shapes(a=(64,), b=(64,))
+    parameters = shapes(a=(64,)) | {"b": nn.Parameter(torch.zeros(64, dtype=torch.float64))}
     update, addresses = updated(parameters), []
     real = hushgrad.update.noisy_update
 
@@ -105,3 +106,61 @@ def test_clear_takes_back_what_was_written_and_nothing_else() -> None:
     update.write()
     update.clear()
     assert parameters["a"].grad is None
+
+
+def test_an_update_that_somebody_kept_is_not_written_over() -> None:
+    """The next update has memory of its own: in the old one, its sums would be readable before their noise."""
+    large = CHUNK_VALUES + 1
+    parameters = shapes(large=(large,), small=(3,), also=(2, 2))
+    update, kept = updated(parameters), []
+    for _ in range(2):
+        update.write()
+        kept.append([parameter.grad for parameter in parameters.values()])
+        if len(kept) == 1:
+            copies = [None if grad is None else grad.clone() for grad in kept[0]]
+    for grad, copy_of_it in zip(kept[0], copies, strict=True):
+        assert grad is not None
+        assert copy_of_it is not None
+        assert torch.equal(grad, copy_of_it)
+
+
+def test_parameters_with_one_sum_in_one_memory_get_noise_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large sums are overwritten with their noise; not those that share memory, with each other or with a view."""
+    size = CHUNK_VALUES + 1
+    shared, wider = torch.full((size,), 5.0), torch.full((size + 1,), 5.0)
+    sums = {"a": shared, "b": shared, "view": wider[:size], "alone": torch.full((size,), 5.0)}
+    monkeypatch.setattr(hushgrad.update, "clipped_sums", lambda *_, **__: dict(sums))
+    parameters = shapes(**dict.fromkeys(sums, (size,)))
+    update = updated(parameters)
+    update.add({}, 1.0)
+    update.write()
+    assert (shared == 5).all()
+    assert (wider == 5).all()
+    grads = {name: parameter.grad for name, parameter in parameters.items()}
+    for name, grad in grads.items():
+        assert grad is not None, name
+        # mean of 65,537 values, std 1/8 each; 8 standard errors
+        assert abs(float(grad.mean()) - 5 / 8) < 8 / 8 / size**0.5
+    assert not torch.equal(grads["a"], grads["b"])
+    assert grads["alone"].data_ptr() == sums["alone"].data_ptr()
+
+
+def test_small_parameters_get_their_own_parts_of_a_shared_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each parameter gets its own sum, in its shape, and noise that no other one gets."""
+    sums = {"a": torch.full((4, 3), 1e3), "b": torch.full((5,), 2e3), "c": torch.tensor(3e3), "d": torch.zeros(0, 2)}
+    sums["e"] = torch.arange(12.0).reshape(3, 4).t() * 1e3
+    expected = {name: value / 8 for name, value in sums.items()}
+    monkeypatch.setattr(hushgrad.update, "clipped_sums", lambda *_, **__: dict(sums))
+    parameters = shapes(**{name: tuple(value.shape) for name, value in sums.items()})
+    update = updated(parameters)
+    update.add({}, 1.0)
+    update.write()
+    noise = []
+    for name, parameter in parameters.items():
+        assert parameter.grad is not None
+        assert parameter.grad.shape == parameter.shape
+        noise.append((parameter.grad - expected[name]).flatten())
+    together = torch.cat(noise)
+    assert (together.abs() < 10 / 8).all()
+    assert (together.abs() > 0).all()
+    assert together.unique().numel() == together.numel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.mechanism import DPSGD
-from hushgrad.noise.gaussian import noisy_update
+from hushgrad.noise.gaussian import CHUNK_VALUES, noisy_update
 from hushgrad.randomness import Address, KeyStream
 
 
@@ -53,18 +54,23 @@ class Update:
         number, self._number = self._number, self._number + 1
         self._is_written = True
         try:
-            for index, (name, parameter) in enumerate(self._parameters.items()):
-                total = sums.get(name)
-                if total is None:
-                    total = torch.zeros_like(parameter, dtype=accumulation_dtype(parameter.dtype))
+            totals = [self._total(sums, name) for name in self._parameters]
+            owned = _sole_owners_of_their_memory(totals)
+            parameters = list(self._parameters.values())
+            for item, places in enumerate(_draws(totals)):
+                together = [totals[place] for place in places]
+                total = torch.cat([part.flatten() for part in together]) if len(together) > 1 else together[0]
                 update = noisy_update(
                     total,
                     noise_std=self._mechanism.noise_std,
                     divisor=self._mechanism.divisor,
                     stream=self._noise,
-                    address=Address(step=number, item=index),
+                    address=Address(step=number, item=item),
+                    overwrite=len(together) > 1 or places[0] in owned,
                 )
-                parameter.grad = _laid_out_as(parameter, update)
+                parts = _unflattened(update, together) if len(together) > 1 else [update]
+                for place, part in zip(places, parts, strict=True):
+                    parameters[place].grad = _laid_out_as(parameters[place], part)
         except BaseException:
             self.clear()  # no partial update; the charge stands
             raise
@@ -76,9 +82,55 @@ class Update:
                 parameter.grad = None
             self._is_written = False
 
+    def _total(self, sums: Mapping[str, Tensor], name: str) -> Tensor:
+        total = sums.get(name)
+        if total is None:
+            parameter = self._parameters[name]
+            total = torch.zeros_like(
+                parameter, dtype=accumulation_dtype(parameter.dtype), memory_format=torch.contiguous_format
+            )
+        return total
+
 
 def _laid_out_as(parameter: Tensor, update: Tensor) -> Tensor:
     """Return the (contiguous) update in the parameter's dtype and memory layout; fused optimizers pair raw memory."""
     if parameter.is_contiguous():
-        return update.to(parameter.dtype)
+        return update if update.dtype == parameter.dtype else update.to(parameter.dtype)
     return torch.empty_like(parameter).copy_(update)
+
+
+def _draws(totals: Sequence[Tensor]) -> list[list[int]]:
+    """Return the places of the totals that share a draw of noise: the small ones of a kind, and each other one alone.
+
+    A draw has a fixed cost that is larger than that of a small parameter's noise, and larger parameters can use
+    several threads.
+    """
+    alone: list[list[int]] = []
+    together: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, total in enumerate(totals):
+        if total.numel() > CHUNK_VALUES:
+            alone.append([place])
+        else:
+            together.setdefault((total.device, total.dtype), []).append(place)
+    return [*alone, *together.values()]
+
+
+def _unflattened(flat: Tensor, totals: Sequence[Tensor]) -> list[Tensor]:
+    """Return consecutive parts of `flat` in the shapes of the totals."""
+    parts = torch.split(flat, [total.numel() for total in totals])
+    return [part.view_as(total) for part, total in zip(parts, totals, strict=True)]
+
+
+def _sole_owners_of_their_memory(totals: Sequence[Tensor]) -> set[int]:
+    """Return the places of the totals that may be overwritten: contiguous, and all of their memory is theirs alone.
+
+    Writing over them spares fresh memory, each page of which costs a fault. Two parameters that are only ever added
+    to one another have the same sum, which may be one tensor.
+    """
+    storages = [total.untyped_storage() for total in totals]
+    readers = Counter(storage.data_ptr() for storage in storages)
+    return {
+        place
+        for place, (total, storage) in enumerate(zip(totals, storages, strict=True))
+        if total.is_contiguous() and storage.nbytes() == total.nbytes and readers[storage.data_ptr()] == 1
+    }

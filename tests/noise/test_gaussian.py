@@ -1,5 +1,6 @@
 """The noise: its distribution, its tail, its independence of everything but key and address."""
 
+import itertools
 import math
 import random
 
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.noise import noisy_update, standard_normal
-from hushgrad.noise.gaussian import BLOCK_VALUES, HIGH, LOW, refined_radii
+from hushgrad.noise import gaussian, noisy_update, standard_normal
+from hushgrad.noise.gaussian import CHUNK_VALUES
+from hushgrad.noise.strips import PICKS, pick_table, remainder, strips
 from hushgrad.randomness import Address, KeyStream
 
 WIDE = (torch.float32, torch.float64)
@@ -61,7 +63,7 @@ def test_the_tails_hold_as_many_values_as_they_should():
 
 @pytest.mark.statistical
 @pytest.mark.parametrize("dtype", WIDE)
-@pytest.mark.parametrize("lag", [1, 2, BLOCK_VALUES // 2, BLOCK_VALUES])
+@pytest.mark.parametrize("lag", [1, 2, CHUNK_VALUES - 1, CHUNK_VALUES])
 def test_values_and_their_squares_are_uncorrelated_at_a_lag(dtype, lag):
     """Two correlations within 5 standard errors; false alarm 1.2e-6 each case."""
     z = draw(1_000_000, dtype, seed=13).double()
@@ -79,23 +81,49 @@ def test_different_addresses_give_uncorrelated_noise(other):
 
 
 @pytest.mark.parametrize("dtype", WIDE)
-def test_values_depend_on_key_address_count_and_dtype_only(dtype):
+def test_values_depend_on_key_address_count_and_dtype_only(dtype, monkeypatch):
     """The values depend on the key, the address, the number of values and the dtype only."""
-    threads = torch.get_num_threads()
-    try:
-        draws = []
-        for count in (1, 2, 4):
-            torch.set_num_threads(count)
-            draws.append(draw(3 * BLOCK_VALUES + 12_345, dtype))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(draws[0], draws[1])
-    assert torch.equal(draws[0], draws[2])
+    draws = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        draws.append(draw(7 * CHUNK_VALUES + 12_345, dtype))
+    monkeypatch.setattr(gaussian, "CHUNK_VALUES", 10_000)
+    draws.append(draw(7 * CHUNK_VALUES + 12_345, dtype))
+    for other in draws[1:]:
+        assert torch.equal(draws[0], other)
 
 
-def test_blocks_do_not_repeat_one_another():
-    z = draw(4 * BLOCK_VALUES).view(4, BLOCK_VALUES)
-    assert len({bytes(block[:8].numpy()) for block in z}) == 4
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_update_does_not_depend_on_threads_or_memory(threads):
+    total = torch.randn(5 * CHUNK_VALUES + 7)
+    results = []
+    for count, overwrite in ((1, False), (threads, False), (threads, True)):
+        torch.set_num_threads(count)
+        stream = KeyStream.fixed_for_tests(2)
+        results.append(
+            noisy_update(
+                total.clone(), noise_std=2.0, divisor=7.0, stream=stream, address=Address(1), overwrite=overwrite
+            )
+        )
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_a_failure_in_any_thread_is_raised():
+    class Failing:
+        def fill(self, buffer, address, offset=0):
+            if offset > 0:
+                raise MemoryError
+            buffer[:] = 0
+
+    torch.set_num_threads(2)
+    with pytest.raises(MemoryError):
+        standard_normal((4 * CHUNK_VALUES,), dtype=torch.float32, device="cpu", stream=Failing(), address=Address(0))
+
+
+def test_chunks_do_not_repeat_one_another():
+    z = draw(4 * CHUNK_VALUES).view(4, CHUNK_VALUES)
+    assert len({bytes(chunk[:8].numpy()) for chunk in z}) == 4
     assert len(draw(1 << 16, torch.float64).unique()) == 1 << 16
 
 
@@ -108,8 +136,8 @@ def test_the_result_has_the_shape_and_dtype_asked_for(shape, dtype):
     assert torch.isfinite(z).all()
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, BLOCK_VALUES - 1, BLOCK_VALUES, BLOCK_VALUES + 1])
-def test_odd_and_whole_numbers_of_blocks_are_filled_to_the_last_value(size):
+@pytest.mark.parametrize("size", [1, 2, 3, CHUNK_VALUES - 1, CHUNK_VALUES, CHUNK_VALUES + 1])
+def test_odd_and_whole_numbers_of_chunks_are_filled_to_the_last_value(size):
     z = draw(size)
     assert z.shape == (size,)
     assert (z != 0).all()
@@ -137,91 +165,129 @@ def test_the_same_seeds_give_unrelated_noise():
 
 
 class CraftedStream:
-    """Gives the words a test chose: `values` at the start of a draw, `further` where refinements are read."""
+    """Gives the words a test chose: `words` at the start of a draw, `candidates` where the remainder's are read."""
 
-    def __init__(self, values, further):
-        self.values, self.further = values, further
+    def __init__(self, words, candidates=None):
+        self.words, self.candidates = words, candidates
 
     def fill(self, buffer, address, offset=0):
-        buffer[:] = self.values if offset < 1 << 60 else self.further
+        if offset >= 1 << 60:
+            buffer[:] = self.candidates
+        else:
+            start = offset // self.words.itemsize
+            buffer[:] = self.words[start : start + len(buffer)]
 
 
-def test_values_beyond_8_are_reached():
-    """Values beyond |z| = 8 occur with their true probability; the largest possible |z| is 9.4."""
-    stream = CraftedStream(np.array([0, 0], dtype=np.int32), np.array([0], dtype=np.uint32))
-    z = standard_normal((2,), dtype=torch.float32, device="cpu", stream=stream, address=Address(0))
-    assert 9.4 < float(z[0]) < 9.5
-    radius = refined_radii(np.zeros(3, dtype=np.int32), np.array([1 << 14, 1 << 15, 1 << 16], dtype=np.uint32))
-    u = (np.array([1 << 14, 1 << 15, 1 << 16]) + 0.5) / 2.0**63
-    np.testing.assert_allclose(np.exp(-(radius**2) / 2), u, rtol=1e-12)
-    assert (radius > 8).all()
+REMAINDER = PICKS - 1  # a word that picks the remainder
+FAR_TAIL = np.array([(1 << 64) - 2, 0, 0], dtype=np.uint64)  # a candidate: the right tail, its outermost point
 
 
-@pytest.mark.parametrize(("dtype", "word_type", "bits"), [(torch.float32, np.int32, 32), (torch.float64, np.int64, 64)])
-def test_values_are_radius_times_cosine_and_sine_of_the_words(dtype, word_type, bits):
-    """The definition, in float64: u = (word mod 2**(bits-1) + 1/2) / 2**(bits-1), θ = π · word / 2**(bits-1)."""
-    half = 2.0 ** (bits - 1)
+@pytest.mark.parametrize(("dtype", "word_type"), [(torch.float32, np.int32), (torch.float64, np.int64)])
+def test_values_beyond_8_are_reached(dtype, word_type):
+    """Values beyond |z| = 8 occur with their true probability; the largest possible |z| is 10.1."""
+    stream = CraftedStream(np.array([REMAINDER, 0], dtype=word_type), FAR_TAIL)
+    z = standard_normal((2,), dtype=dtype, device="cpu", stream=stream, address=Address(0))
+    assert 10.1 < float(z[0]) < 10.11
+    assert 0 <= float(z[1]) < 1e-4
+    for sign, first in ((1, (1 << 64) - 2), (-1, (1 << 64) - 1)):
+        stream.candidates = np.array([first, 1 << 18, 0], dtype=np.uint64)
+        z = standard_normal((2,), dtype=dtype, device="cpu", stream=stream, address=Address(0))
+        probability = ((1 << 18) + 0.5) * 2.0**-64 * stats.norm.sf(strips().edges[-1])
+        assert sign * float(z[0]) > 8
+        assert sign * float(z[0]) == pytest.approx(stats.norm.isf(probability), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "word_type", "bits", "ulp"),
+    [(torch.float32, np.int32, 32, 2.0**-23), (torch.float64, np.int64, 64, 2.0**-52)],
+)
+def test_a_value_is_the_place_in_its_strip_that_its_word_says(dtype, word_type, bits, ulp):
+    """The definition, in float64: the lowest 16 bits pick the strip, the signed word is the position in it.
+
+    Within two units in the last place, or half the spacing of positions."""
     generator = np.random.default_rng(0)
-    words = generator.integers(-int(half), int(half), 2000).astype(word_type)
-    words[1000:1005] = [-int(half), -int(half) // 2, 0, int(half) // 2, int(half) - 1]
-    stream = CraftedStream(words, np.array([], dtype=np.uint32))
-    z = standard_normal((2000,), dtype=dtype, device="cpu", stream=stream, address=Address(0)).double().numpy()
-    u = ((words[:1000].astype(np.float64) % half) + 0.5) / half
-    radius, angle = np.sqrt(-2 * np.log(u)), math.pi * words[1000:].astype(np.float64) / half
-    tolerance = 2e-5 if bits == 32 else 1e-12
-    np.testing.assert_allclose(z[:1000], radius * np.cos(angle), atol=tolerance, rtol=0)
-    np.testing.assert_allclose(z[1000:], radius * np.sin(angle), atol=tolerance, rtol=0)
+    words = generator.integers(-(1 << (bits - 1)), 1 << (bits - 1), 200_000, dtype=np.int64).astype(word_type)
+    words[:2] = [-(1 << (bits - 1)), (1 << (bits - 1)) - 1 - 0x8000]
+    right = strips()
+    pick = words.astype(np.int64) & 0xFFFF
+    words, pick = words[pick < 2 * right.count], pick[pick < 2 * right.count]
+    z = standard_normal((len(words),), dtype=dtype, device="cpu", stream=CraftedStream(words), address=Address(0))
+    strip = pick % right.count
+    side = np.where(pick < right.count, 1.0, -1.0)
+    width = right.edges[strip + 1] - right.edges[strip]
+    expected = side * (right.edges[strip] + width * (words.astype(np.float64) * 2.0**-bits + 0.5))
+    tolerance = 2 * ulp * right.edges[strip + 1] + width * 2.0 ** (15 - bits)
+    assert (np.abs(z.numpy() - expected) <= tolerance).all()
 
 
 @pytest.mark.statistical
-def test_directions_of_pairs_are_uniform():
-    """χ² of 2e6 angles over 4,096 sectors; false alarm 1e-6."""
-    z = draw(16 * BLOCK_VALUES, seed=14).view(16, 2, BLOCK_VALUES // 2).double()
-    angles = torch.atan2(z[:, 1], z[:, 0]).flatten()
-    counts = torch.histc(angles, 4096, -math.pi, math.pi)
-    assert stats.chisquare(counts.numpy()).pvalue > 1e-6
+def test_picks_and_positions_are_uniform_and_independent():
+    """χ² of 4e6 float64 values over 256 equally likely intervals, in each of 16 classes by place; false alarm 2e-6."""
+    u = stats.norm.cdf(draw(4_000_000, torch.float64, seed=14).numpy())
+    counts = np.stack([np.histogram(u[place::16], 256, (0, 1))[0] for place in range(16)])
+    assert stats.chisquare(counts.ravel()).pvalue > 1e-6
+    fine = np.histogram(u[np.abs(u - 0.5) < 1 / 64] * 32, 4096, (15.5, 16.5))[0]
+    assert stats.chisquare(fine).pvalue > 1e-6
 
 
-def test_float64_reaches_beyond_8_too():
-    stream = CraftedStream(np.array([1 << 10, 0], dtype=np.int64), None)
-    z = standard_normal((2,), dtype=torch.float64, device="cpu", stream=stream, address=Address(0))
-    assert 8 < float(z[0]) < 9.5
+def test_missing_values_are_filled_in_their_order_whatever_the_threads():
+    """Three words in different chunks pick the remainder; they get its first three values, from left to right."""
+    count, places = 3 * CHUNK_VALUES, [5, CHUNK_VALUES + 3, 3 * CHUNK_VALUES - 1]
+    words = np.zeros(count, np.int32)
+    words[places] = REMAINDER
+    candidates = np.random.default_rng(1).integers(0, 1 << 64, (1000, 3), dtype=np.uint64)
+
+    class Stream:
+        def fill(self, buffer, address, offset=0):
+            if offset < 1 << 60:
+                buffer[:] = words[offset // 4 : offset // 4 + len(buffer)]
+            else:
+                buffer[:] = candidates[: len(buffer)]
+
+    torch.set_num_threads(2)
+    z = standard_normal((count,), dtype=torch.float32, device="cpu", stream=Stream(), address=Address(0))
+    np.testing.assert_array_equal(z[places].numpy(), remainder(candidates)[:3].astype(np.float32))
+    total = torch.full((count,), 3.0)
+    update = noisy_update(total, noise_std=2.0, divisor=4.0, stream=Stream(), address=Address(0))
+    torch.testing.assert_close(update, (total + 2 * z) / 4)
 
 
-def test_extreme_words_give_finite_values():
-    for words in ([0, 0], [-1, -1], [-(2**31), -(2**31)], [2**31 - 1, 2**31 - 1]):
-        for further in (0, 2**32 - 1):
-            stream = CraftedStream(np.array(words, dtype=np.int32), np.array([further], dtype=np.uint32))
-            z = standard_normal((2,), dtype=torch.float32, device="cpu", stream=stream, address=Address(0))
-            assert torch.isfinite(z).all()
-            assert z.norm() > 0
-    for words in ([0, 0], [-1, -1], [-(2**63), 5], [2**63 - 1, 2**63 - 1]):
-        stream = CraftedStream(np.array(words, dtype=np.int64), None)
-        assert torch.isfinite(
-            standard_normal((2,), dtype=torch.float64, device="cpu", stream=stream, address=Address(0))
-        ).all()
+def test_candidates_are_read_until_all_places_are_filled():
+    """Rejected ones are followed by others, at addresses that were not read before."""
+    offsets = []
+
+    class Stingy:
+        def fill(self, buffer, address, offset=0):
+            buffer[:] = REMAINDER
+            if offset >= 1 << 60:
+                offsets.append((offset, buffer.nbytes))
+                # the first box, its far upper corner: never accepted; but for one, in the tail
+                buffer[:] = np.array([0, (1 << 64) - 1, (1 << 64) - 1], dtype=np.uint64)
+                buffer[0] = FAR_TAIL
+
+    z = standard_normal((3,), dtype=torch.float32, device="cpu", stream=Stingy(), address=Address(0))
+    assert (z > 9).all()
+    assert len(offsets) == 3
+    for (begin, size), (after, _) in itertools.pairwise(offsets):
+        assert after == begin + size
+        assert after % 16 == 0
 
 
-@given(st.integers(0, 2**31 - 1), st.integers(0, 2**32 - 1))
-@settings(deadline=None)
-def test_refined_radii_agree_with_the_definition(word, further):
-    import decimal
-
-    with decimal.localcontext() as context:
-        context.prec = 60
-        u = (decimal.Decimal(word * 2**32 + further) + decimal.Decimal("0.5")) / decimal.Decimal(2**63)
-        expected = float((-2 * u.ln()).sqrt())
-    result = float(refined_radii(np.array([word], dtype=np.int32), np.array([further], dtype=np.uint32))[0])
-    assert result == pytest.approx(expected, rel=1e-12)
+@pytest.mark.parametrize(("dtype", "word_type", "bits"), [(torch.float32, np.int32, 32), (torch.float64, np.int64, 64)])
+def test_extreme_words_give_finite_values_within_the_strips(dtype, word_type, bits):
+    picks = np.arange(2 * strips().count)
+    for high in (-(1 << (bits - 17)), (1 << (bits - 17)) - 1):
+        words = (high * PICKS + picks).astype(word_type)
+        z = standard_normal((len(words),), dtype=dtype, device="cpu", stream=CraftedStream(words), address=Address(0))
+        assert torch.isfinite(z).all()
+        assert float(z.abs().max()) < strips().edges[-1] * (1 + 1e-6)
 
 
-@given(st.sampled_from([LOW - 1, LOW, LOW + 1, HIGH - 1, HIGH, 1 << 30, 12_345_678]))
-@settings(deadline=None)
-def test_the_radius_is_continuous_where_refinement_begins(word):
-    stream = CraftedStream(np.array([word, 0], dtype=np.int32), np.array([1 << 31], dtype=np.uint32))
-    z = standard_normal((2,), dtype=torch.float32, device="cpu", stream=stream, address=Address(0))
-    expected = float(refined_radii(np.array([word], dtype=np.int32), np.array([1 << 31], dtype=np.uint32))[0])
-    assert float(z[0]) == pytest.approx(expected, rel=2e-3)
+def test_the_table_is_read_only_in_effect():
+    """Drawing leaves the shared table as it was."""
+    before = pick_table(32).copy()
+    draw(CHUNK_VALUES)
+    np.testing.assert_array_equal(pick_table(32), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
@@ -268,9 +334,22 @@ def test_an_update_is_sum_then_noise_then_division(dtype):
     assert update.data_ptr() != total.data_ptr()
 
 
+@pytest.mark.parametrize("std", [0.0, 3.0])
+def test_an_overwritten_total_holds_the_update(std):
+    total = torch.randn(7, 5)
+    arguments = {"noise_std": std, "divisor": 7.0, "stream": KeyStream.fixed_for_tests(2), "address": Address(4)}
+    expected = noisy_update(total, **arguments)
+    update = noisy_update(total, **arguments, overwrite=True)
+    assert update.data_ptr() == total.data_ptr()
+    assert torch.equal(update, expected)
+    assert torch.equal(total, expected)
+    with pytest.raises(InvalidArgumentError, match="contiguous"):
+        noisy_update(total.t(), **arguments, overwrite=True)
+
+
 def test_no_noise_adds_nothing_and_draws_nothing():
     total = torch.randn(10)
-    update = noisy_update(total, noise_std=0.0, divisor=1.0, stream=CraftedStream(None, None), address=Address(0))
+    update = noisy_update(total, noise_std=0.0, divisor=1.0, stream=CraftedStream(None), address=Address(0))
     assert torch.equal(update, total)
     assert update.data_ptr() != total.data_ptr()
 

@@ -1,39 +1,42 @@
-"""Gaussian noise from a keyed stream: Box-Muller, in blocks that stay in the cache.
+"""Gaussian noise from a keyed stream, on all threads: one word, one look-up and one multiplication for each value.
 
-A pair of normals needs a radius and an angle, r·cos θ and r·sin θ with r = sqrt(-2 log u). A block of n values reads
-n random words: the first half of them gives the radii, the second half the angles. The blocks' size is part of the
-definition of the draw, so its values depend on the key, the address, the number of values and the dtype, and not on
-the number of threads or the memory at hand.
+A value is made of its own random word (32 bits for float32, 64 for float64) by the strips of `hushgrad.noise.strips`:
+value = middle + slope · word. The few words that pick the remainder get their values from a region of the address that
+words never reach, in the order of their places in the draw. So the values depend on the key, the address, the number
+of values and the dtype, and not on threads, chunks or memory at hand.
 
-Precision of the radius. A 31-bit word carries few significant bits at either end of its range, and float32 cannot
-tell the largest ones from 1. Radii of words at the ends are therefore computed in float64 from 63 bits, the further 32
-taken from a region of the address that values never reach. In float64 all words have 63 bits.
+Rounding. In float32 a value is within two units in the last place of its exact mixture, and the positions in a strip
+are spaced by 2**-16 of its width: below 2e-9 for |z| < 1 and below 7e-7 everywhere. In float64 2**-48 of its width.
 
-Guarantee: values beyond |z| = 8 occur with their true probability; the largest possible |z| is 9.4.
+Guarantee: values beyond |z| = 8 occur with their true probability; the largest possible |z| is 10.1.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hushgrad.arguments import non_negative_number, positive_number
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.noise.strips import PICKS, Float64s, pick_table, remainder, strips
 from hushgrad.randomness import Address, KeyStream
 
-BLOCK_VALUES = 1 << 18
+# Values that one thread works on at a time: few enough to stay in its cache, many enough for Python to cost little.
+CHUNK_VALUES = 1 << 16
 
-# Words below LOW or from HIGH on take 32 further bits: one in 2**19, so that few blocks pay for looking them up.
-LOW = 1 << 11
-HIGH = (1 << 31) - (1 << 11)
-_REFINEMENT_OFFSET = 1 << 60
-_REFINEMENT_STRIDE = 4 * BLOCK_VALUES  # bytes; a block refines at most BLOCK_VALUES / 2 words of 4 bytes
+_REMAINDER_OFFSET = 1 << 60  # bytes into an address; no draw has that many values
 
-_WORDS = {torch.float32: torch.int32, torch.float64: torch.int64}
+_WORDS: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.int32), torch.float64: np.dtype(np.int64)}
+
+Floats = NDArray[np.floating[Any]]
+Places = NDArray[np.intp]
 
 
 def standard_normal(
@@ -53,42 +56,67 @@ def standard_normal(
     """
     _require_wide(dtype, "dtype")
     values = torch.empty(torch.Size(shape), dtype=dtype, device="cpu")
-    flat = values.view(-1)
-    for start, block in _normal_blocks(flat.numel(), dtype, stream, address):
-        flat[start : start + block.numel()].copy_(block)
+    flat: Floats = values.view(-1).numpy()
+
+    def store(start: int, chunk: Floats) -> None:
+        flat[start : start + len(chunk)] = chunk
+
+    places, further = _draw(len(flat), _WORDS[dtype], stream, address, store)
+    flat[places] = further
     return values.to(device)
 
 
 @torch.no_grad()
-def noisy_update(total: Tensor, *, noise_std: float, divisor: float, stream: KeyStream, address: Address) -> Tensor:
+def noisy_update(
+    total: Tensor,
+    *,
+    noise_std: float,
+    divisor: float,
+    stream: KeyStream,
+    address: Address,
+    overwrite: bool = False,
+) -> Tensor:
     """Return `(total + noise_std · z) / divisor`, z standard normal: the sum, then noise, then the division.
 
     Args:
-        total: the clipped sum, float32 or float64, any shape; it is not modified.
+        total: the clipped sum, float32 or float64, any shape; it is not modified unless `overwrite` says so.
         noise_std: standard deviation of the noise on the sum, in units of the gradient (noise_multiplier times the
             sensitivity). 0 draws and adds nothing.
         divisor: a public constant, 1 for the sum itself. Never the number of examples that happened to be drawn.
         stream: the source of bits.
         address: where in the stream the noise lies; one address serves one call.
+        overwrite: write the result into the memory of `total`, which must be contiguous and have no other reader.
 
     Returns:
-        A new contiguous tensor of the shape, dtype and device of `total`.
+        A contiguous tensor of the shape, dtype and device of `total`; a new one unless `overwrite`.
 
     Guarantee: the noise of the result has standard deviation noise_std / divisor.
     """
     _require_wide(total.dtype, "total")
     std = non_negative_number("noise_std", noise_std)
     denominator = positive_number("divisor", divisor)
+    if overwrite and not total.is_contiguous():
+        raise InvalidArgumentError("a total that is overwritten must be contiguous; pass total.contiguous()")
+    total = total.detach()
     if std == 0:
-        return (total / denominator).contiguous()
+        return total.div_(denominator) if overwrite else (total / denominator).contiguous()
     if total.device.type != "cpu":
         noise = standard_normal(total.shape, dtype=total.dtype, device=total.device, stream=stream, address=address)
-        return noise.mul_(std).add_(total).div_(denominator)
-    update = torch.empty(total.shape, dtype=total.dtype, device="cpu")
-    flat_update, flat_total = update.view(-1), total.detach().reshape(-1)
-    for start, block in _normal_blocks(flat_update.numel(), total.dtype, stream, address):
-        span = slice(start, start + block.numel())
-        torch.add(flat_total[span], block, alpha=std, out=flat_update[span]).div_(denominator)
+        noise = noise.mul_(std).add_(total).div_(denominator)
+        return total.copy_(noise) if overwrite else noise
+    update = total if overwrite else torch.empty(total.shape, dtype=total.dtype, device="cpu")
+    into: Floats = update.view(-1).numpy()
+    summed: Floats = total.reshape(-1).numpy()
+
+    def add(start: int, chunk: Floats) -> None:
+        span = slice(start, start + len(chunk))
+        np.multiply(chunk, std, out=chunk)
+        np.add(chunk, summed[span], out=chunk)
+        np.divide(chunk, denominator, out=into[span])
+
+    # The strips give 0 for what the remainder stands for, so there the sum is divided already.
+    places, further = _draw(len(into), _WORDS[total.dtype], stream, address, add)
+    into[places] += further * (std / denominator)
     return update
 
 
@@ -99,63 +127,78 @@ def _require_wide(dtype: torch.dtype, name: str) -> None:
         )
 
 
-def _normal_blocks(count: int, dtype: torch.dtype, stream: KeyStream, address: Address) -> Iterator[tuple[int, Tensor]]:
-    """Yield (start, values) until `count` values are drawn; the values' memory is reused for the next block."""
-    pairs_limit = (min(count, BLOCK_VALUES) + 1) // 2
-    words = torch.empty(2 * pairs_limit, dtype=_WORDS[dtype], device="cpu")
-    scratch = torch.empty(3 * pairs_limit, dtype=dtype, device="cpu")
-    bytes_per_value = words.element_size()
-    for start in range(0, count, BLOCK_VALUES):
-        size = min(BLOCK_VALUES, count - start)
-        pairs = (size + 1) // 2
-        stream.fill(words[: 2 * pairs].numpy(), address, offset=start * bytes_per_value)
-        radius, angle, values = scratch[:pairs], words[pairs : 2 * pairs], scratch[pairs : 3 * pairs]
-        if dtype == torch.float32:
-            _radii_from_31_bits(words[:pairs], radius, stream, address, start // BLOCK_VALUES)
-        else:
-            _radii_from_63_bits(words[:pairs], radius)
-        _rotate(radius, angle, values)
-        yield start, values[:size]
+def _draw(
+    count: int, word: np.dtype[Any], stream: KeyStream, address: Address, consume: Callable[[int, Floats], None]
+) -> tuple[Places, Float64s]:
+    """Hand `count` values to `consume(start, values)`, chunk by chunk, in any order and from several threads.
 
-
-def _radii_from_63_bits(words: Tensor, radius: Tensor) -> None:
-    """Write sqrt(-2 log u) for u = (word mod 2**63 + 1/2) / 2**63. Overwrites `words` ([pairs] of int64)."""
-    radius.copy_(words.bitwise_and_((1 << 63) - 1)).mul_(2.0**-63).add_(2.0**-64)
-    radius.log_().mul_(-2.0).sqrt_()
-
-
-def _radii_from_31_bits(words: Tensor, radius: Tensor, stream: KeyStream, address: Address, block: int) -> None:
-    """Write sqrt(-2 log u) for u = (word mod 2**31 + 1/2) / 2**31, with 32 further bits at both ends of the range."""
-    radius.copy_(words.bitwise_and_((1 << 31) - 1)).mul_(2.0**-31).add_(2.0**-32)
-    radius.log_().mul_(-2.0).sqrt_()
-    smallest, largest = words.aminmax()
-    if int(smallest) >= LOW and int(largest) < HIGH:
-        return
-    ends = ((words < LOW) | (words >= HIGH)).nonzero().view(-1)
-    further = np.empty(ends.numel(), dtype=np.uint32)
-    stream.fill(further, address, offset=_REFINEMENT_OFFSET + block * _REFINEMENT_STRIDE)
-    radius[ends] = torch.from_numpy(refined_radii(words[ends].numpy(), further)).to(radius.dtype)
-
-
-def refined_radii(words: np.ndarray, further: np.ndarray) -> np.ndarray:
-    """Return sqrt(-2 log u) in float64 for u = (word · 2**32 + further + 1/2) / 2**63.
-
-    Args:
-        words: [n] integers in [0, 2**31).
-        further: [n] integers in [0, 2**32).
+    Returns:
+        The places of the values that the remainder stands for, rising, and these values; `consume` got 0 for them.
     """
-    # Counted from the nearer end of the range, so that neither u nor 1 - u loses its significant bits.
-    position = words.astype(np.uint64) << np.uint64(32) | further.astype(np.uint64)
-    from_zero = (position.astype(np.float64) + 0.5) * 2.0**-63
-    from_one = ((np.uint64((1 << 63) - 1) - position).astype(np.float64) + 0.5) * 2.0**-63
-    logarithm = np.where(from_zero < 0.5, np.log(from_zero), np.log1p(-np.minimum(from_one, 0.5)))
-    return np.sqrt(-2.0 * logarithm)
+    starts = deque(range(0, count, CHUNK_VALUES))
+    threads = min(torch.get_num_threads(), len(starts))
+    places: list[Places] = []
+
+    def work() -> None:
+        chunks = _Chunks(min(count, CHUNK_VALUES), word)
+        while True:
+            try:
+                start = starts.popleft()
+            except IndexError:
+                return
+            values, missing = chunks.draw(start, min(CHUNK_VALUES, count - start), stream, address)
+            consume(start, values)
+            if len(missing):
+                places.append(missing + start)
+
+    if threads < 2:
+        work()
+    else:
+        pick_table(8 * word.itemsize)  # made once, before the threads ask for it
+        with ThreadPoolExecutor(threads - 1) as pool:  # ends with the draw: no thread outlives it, none is forked
+            others = [pool.submit(work) for _ in range(threads - 1)]
+            work()
+            for other in others:
+                other.result()
+    ordered = np.sort(np.concatenate([*places, np.empty(0, np.intp)]))
+    return ordered, _from_remainder(len(ordered), stream, address)
 
 
-def _rotate(radius: Tensor, words: Tensor, values: Tensor) -> None:
-    """Write (radius · cos θ, radius · sin θ) into the halves of `values`, θ = π · word / 2**(bits - 1)."""
-    pairs = radius.numel()
-    cosine, sine = values[:pairs], values[pairs:]
-    sine.copy_(words).mul_(math.pi * 2.0 ** (1 - 8 * words.element_size()))
-    torch.cos(sine, out=cosine).mul_(radius)
-    sine.sin_().mul_(radius)
+class _Chunks:
+    """The scratch memory of one thread, and what it computes there."""
+
+    def __init__(self, size: int, word: np.dtype[Any]) -> None:
+        table = pick_table(8 * word.itemsize)
+        real = table.dtype["middle"]
+        self._words = np.empty(size, word)
+        self._positions, self._is_missing = np.empty(size, real), np.empty(size, np.bool_)
+        # Middle and slope are fetched as one number of twice the width; torch looks up faster than NumPy.
+        pair = torch.complex64 if real == np.float32 else torch.complex128
+        self._table = torch.from_numpy(table.view(np.complex64 if real == np.float32 else np.complex128))
+        self._pairs = torch.empty(size, dtype=pair, device="cpu")
+
+    def draw(self, start: int, size: int, stream: KeyStream, address: Address) -> tuple[Floats, Places]:
+        """Return the values from `start` on, in memory that the next call uses again, and which are missing."""
+        words, values, missing = self._words[:size], self._positions[:size], self._is_missing[:size]
+        pairs = self._pairs[:size]
+        stream.fill(words, address, offset=start * words.itemsize)
+        np.copyto(values, words, casting="unsafe")
+        np.bitwise_and(words, PICKS - 1, out=words)
+        torch.index_select(self._table, 0, torch.from_numpy(words), out=pairs)
+        middle_and_slope = pairs.numpy()
+        np.multiply(values, middle_and_slope.imag, out=values)
+        np.add(values, middle_and_slope.real, out=values)
+        np.greater_equal(words, 2 * strips().count, out=missing)
+        return values, np.flatnonzero(missing)
+
+
+def _from_remainder(count: int, stream: KeyStream, address: Address) -> Float64s:
+    """Return `count` values of the remainder, from candidates that are read one after the other."""
+    accepted = np.empty(0)
+    offset = _REMAINDER_OFFSET
+    while len(accepted) < count:
+        candidates = np.empty((2 * (count - len(accepted)) + 8, 3), np.uint64)
+        stream.fill(candidates, address, offset=offset)
+        offset += candidates.nbytes
+        accepted = np.concatenate([accepted, remainder(candidates)])
+    return accepted[:count]
