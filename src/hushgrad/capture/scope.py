@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,22 @@ from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError
 
 
+class CallObserver(Protocol):
+    """Is told of every outermost forward that is captured."""
+
+    def entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Called before the forward runs."""
+
+    def left(self, output: Any) -> None:
+        """Called with what it returned, None if it raised."""
+
+
 class Scope:
     """Enters the capture mode when the outermost of a model's modules is called, and leaves it afterwards."""
 
-    def __init__(self, model: nn.Module, pool: UsePool) -> None:
+    def __init__(self, model: nn.Module, pool: UsePool, observer: CallObserver | None = None) -> None:
         self._pool = pool
+        self._observer = observer
         self._anchor = Anchor()
         self._sites = [
             (module._parameters, key, f"{prefix}.{key}" if prefix else key)
@@ -47,6 +58,21 @@ class Scope:
     def record_into(self, pool: UsePool) -> None:
         """Send the uses of coming forwards to `pool`; a graph of an earlier forward keeps the pool it began with."""
         self._pool = pool
+
+    @contextmanager
+    def recording_into(self, pool: UsePool) -> Iterator[None]:
+        """Send the uses of the forwards inside to `pool`, and tell nobody of them."""
+        kept = self._pool, self._observer
+        self._pool, self._observer = pool, None
+        try:
+            yield
+        finally:
+            self._pool, self._observer = kept
+
+    @property
+    def anchor(self) -> Tensor:
+        """The scalar that every captured operator hangs on: `backward(inputs=[anchor])` reaches them and no data."""
+        return self._anchor.tensor
 
     def detach(self) -> None:
         """Take all hooks off the model."""
@@ -79,6 +105,8 @@ class Scope:
             return
         if self.paused or not torch.is_grad_enabled():
             return
+        if self._observer is not None:
+            self._observer.entering(module, args, kwargs)
         axes = BatchAxes()
         batch_size = axes.seed((args, kwargs), self._pool.batch_size)
         held: list[Tensor] = []
