@@ -451,6 +451,7 @@ def test_steps_are_a_hard_limit() -> None:
             optimizer.step()
         assert same(before, values(model))
         assert session.steps == 2
+        assert not session._update._sums
 
 
 def test_epsilon_is_0_at_first_and_infinite_without_noise() -> None:

@@ -74,7 +74,8 @@ def test_parameters_of_equal_shape_and_equal_parameters_of_later_updates_get_dif
     assert values.unique().numel() == values.numel()
 
 
-def test_a_failed_update_uses_its_number_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failure", [MemoryError, KeyboardInterrupt])
+def test_a_failed_update_uses_its_number_up(monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]) -> None:
     """Guarantee: an update is written whole or not at all.
 
     Noise that was drawn and dropped is not drawn again: whoever saw it could take it off the next update."""
@@ -85,11 +86,11 @@ def test_a_failed_update_uses_its_number_up(monkeypatch: pytest.MonkeyPatch) -> 
     def failing(*args: Any, address: Any, **options: Any) -> Tensor:
         addresses.append(address)
         if len(addresses) == 2:
-            raise MemoryError
+            raise failure
         return real(*args, address=address, **options)
 
     monkeypatch.setattr(hushgrad.update, "noisy_update", failing)
-    with pytest.raises(MemoryError):
+    with pytest.raises(failure):
         update.write()
     assert all(parameter.grad is None for parameter in parameters.values())
     update.write()
