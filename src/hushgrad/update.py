@@ -54,23 +54,7 @@ class Update:
         number, self._number = self._number, self._number + 1
         self._is_written = True
         try:
-            totals = [self._total(sums, name) for name in self._parameters]
-            owned = _sole_owners_of_their_memory(totals)
-            parameters = list(self._parameters.values())
-            for item, places in enumerate(_draws(totals)):
-                together = [totals[place] for place in places]
-                total = torch.cat([part.flatten() for part in together]) if len(together) > 1 else together[0]
-                update = noisy_update(
-                    total,
-                    noise_std=self._mechanism.noise_std,
-                    divisor=self._mechanism.divisor,
-                    stream=self._noise,
-                    address=Address(step=number, item=item),
-                    overwrite=len(together) > 1 or places[0] in owned,
-                )
-                parts = _unflattened(update, together) if len(together) > 1 else [update]
-                for place, part in zip(places, parts, strict=True):
-                    parameters[place].grad = _laid_out_as(parameters[place], part)
+            self._hand_out([self._total(sums, name) for name in self._parameters], number)
         except BaseException:
             self.clear()  # no partial update; the charge stands
             raise
@@ -81,6 +65,30 @@ class Update:
             for parameter in self._parameters.values():
                 parameter.grad = None
             self._is_written = False
+
+    def _hand_out(self, totals: list[Tensor], number: int) -> None:
+        parameters = list(self._parameters.values())
+        together, alone = _draws(totals)
+        for item, places in enumerate(together):
+            parts = [totals[place] for place in places]
+            flat = torch.cat([part if part.dim() == 1 else part.flatten() for part in parts])
+            flat = self._noised(flat, Address(number, item), overwrite=True)
+            for place, update in zip(places, _unflattened(flat, parts), strict=True):
+                parameters[place].grad = _laid_out_as(parameters[place], update)
+        owners = _sole_owners_of_their_memory([totals[place] for place in alone])
+        for item, (place, is_owner) in enumerate(zip(alone, owners, strict=True), start=len(together)):
+            update = self._noised(totals[place], Address(number, item), overwrite=is_owner)
+            parameters[place].grad = _laid_out_as(parameters[place], update)
+
+    def _noised(self, total: Tensor, address: Address, *, overwrite: bool) -> Tensor:
+        return noisy_update(
+            total,
+            noise_std=self._mechanism.noise_std,
+            divisor=self._mechanism.divisor,
+            stream=self._noise,
+            address=address,
+            overwrite=overwrite,
+        )
 
     def _total(self, sums: Mapping[str, Tensor], name: str) -> Tensor:
         total = sums.get(name)
@@ -99,38 +107,37 @@ def _laid_out_as(parameter: Tensor, update: Tensor) -> Tensor:
     return torch.empty_like(parameter).copy_(update)
 
 
-def _draws(totals: Sequence[Tensor]) -> list[list[int]]:
-    """Return the places of the totals that share a draw of noise: the small ones of a kind, and each other one alone.
+def _draws(totals: Sequence[Tensor]) -> tuple[list[list[int]], list[int]]:
+    """Return the places of the totals that share a draw of noise, the small ones of a kind, and of those drawn alone.
 
     A draw has a fixed cost that is larger than that of a small parameter's noise, and larger parameters can use
     several threads.
     """
-    alone: list[list[int]] = []
+    alone: list[int] = []
     together: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for place, total in enumerate(totals):
         if total.numel() > CHUNK_VALUES:
-            alone.append([place])
+            alone.append(place)
         else:
             together.setdefault((total.device, total.dtype), []).append(place)
-    return [*alone, *together.values()]
+    return list(together.values()), alone
 
 
 def _unflattened(flat: Tensor, totals: Sequence[Tensor]) -> list[Tensor]:
     """Return consecutive parts of `flat` in the shapes of the totals."""
     parts = torch.split(flat, [total.numel() for total in totals])
-    return [part.view_as(total) for part, total in zip(parts, totals, strict=True)]
+    return [part if total.dim() == 1 else part.view_as(total) for part, total in zip(parts, totals, strict=True)]
 
 
-def _sole_owners_of_their_memory(totals: Sequence[Tensor]) -> set[int]:
-    """Return the places of the totals that may be overwritten: contiguous, and all of their memory is theirs alone.
+def _sole_owners_of_their_memory(totals: Sequence[Tensor]) -> list[bool]:
+    """Return which totals may be overwritten: contiguous, and all of their memory is theirs alone.
 
     Writing over them spares fresh memory, each page of which costs a fault. Two parameters that are only ever added
     to one another have the same sum, which may be one tensor.
     """
     storages = [total.untyped_storage() for total in totals]
     readers = Counter(storage.data_ptr() for storage in storages)
-    return {
-        place
-        for place, (total, storage) in enumerate(zip(totals, storages, strict=True))
-        if total.is_contiguous() and storage.nbytes() == total.nbytes and readers[storage.data_ptr()] == 1
-    }
+    return [
+        total.is_contiguous() and storage.nbytes() == total.nbytes and readers[storage.data_ptr()] == 1
+        for total, storage in zip(totals, storages, strict=True)
+    ]
