@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hushgrad.errors import ContractChangedError, StrayGradientError
-from hushgrad.frozen_setup import FrozenSetup, _modules
+from hushgrad.frozen_setup import FrozenSetup, modules_of
 from hushgrad.sampling.records import PhysicalBatch
 
 
@@ -21,7 +21,7 @@ def shared() -> nn.Module:
 @pytest.mark.parametrize("make", [shared, lambda: nn.Linear(2, 2), lambda: nn.TransformerEncoderLayer(4, 2, 8)])
 def test_the_walk_finds_each_module_once(make: object) -> None:
     model = make()  # type: ignore[operator]
-    found = _modules(model)
+    found = modules_of(model)
     assert len(found) == len({id(module) for module in found})
     assert {id(module) for module in found} == {id(module) for module in model.modules()}
 

@@ -136,6 +136,7 @@ class PrivacyEngine:
             criterion,
             loss_reduction=session.mechanism.loss_reduction,
             batch_size=lambda: None if session.current_batch is None else session.current_batch.size,
+            observer=session.probe,
         )
 
     def get_epsilon(self, delta: float) -> float:

@@ -35,7 +35,7 @@ class FrozenSetup:
         Raises:
             ContractChangedError: parameters became trainable or frozen, were replaced, or entered the optimizer.
         """
-        self._require_same_parameters(_modules(self._model))
+        self._require_same_parameters(modules_of(self._model))
 
     def require_no_surprises(self) -> None:
         """Refuse to end a physical batch where anything happened that the clipped sums do not show.
@@ -46,7 +46,7 @@ class FrozenSetup:
             UnsupportedOptimizerError: a GradScaler drives the optimizer.
             StrayGradientError: something wrote a gradient that was not clipped and noised.
         """
-        modules = _modules(self._model)
+        modules = modules_of(self._model)
         self._require_same_parameters(modules)
         require_separate_examples(self._model, modules)
         if "grad_scale" in vars(self._optimizer):
@@ -102,7 +102,7 @@ class FrozenSetup:
             )
 
     def _parameter_versions(self) -> list[int]:
-        return [parameter._version for parameter in _parameters(_modules(self._model))]
+        return [parameter._version for parameter in _parameters(modules_of(self._model))]
 
     def _group_values(self) -> list[dict[str, Any]]:
         return [
@@ -125,7 +125,7 @@ class FrozenSetup:
 # This runs in every step, where torch's own modules() and parameters() would take several times as long.
 
 
-def _modules(model: nn.Module) -> list[nn.Module]:
+def modules_of(model: nn.Module) -> list[nn.Module]:
     """Return all modules of a model, each once, in any order."""
     found, waiting = {id(model): model}, [model]
     while waiting:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from types import FunctionType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,13 @@ ELEMENTWISE = (
 """Losses that want the target in the shape of the output, and most of which broadcast in silence otherwise."""
 
 
+class LossObserver(Protocol):
+    """Is told of every evaluation that gradients can come back through."""
+
+    def evaluated(self, criterion: PerExampleLoss, output: Any, target: Any, losses: Tensor) -> None:
+        """Called with the arguments and the losses `[B]`."""
+
+
 class PerExampleLoss(nn.Module):
     """A criterion that is checked to be one loss per example, and then reduced as the engine expects.
 
@@ -44,6 +52,7 @@ class PerExampleLoss(nn.Module):
         *,
         loss_reduction: str,
         batch_size: Callable[[], int | None],
+        observer: LossObserver | None = None,
     ) -> None:
         """Wrap a criterion.
 
@@ -51,6 +60,7 @@ class PerExampleLoss(nn.Module):
             criterion: a loss module with a `reduction`, or a function `(output, target) -> [B]`.
             loss_reduction: "mean" or "sum", over the examples and over the elements of each example.
             batch_size: tells the number of records of the batch being worked on, or None if it is not known.
+            observer: told of the losses, to examine whether each belongs to one example.
 
         Raises:
             InvalidArgumentError: a criterion with trainable parameters, with reduction="sum" where a mean is
@@ -59,6 +69,7 @@ class PerExampleLoss(nn.Module):
         super().__init__()
         self._loss_reduction = one_of("loss_reduction", loss_reduction, ("mean", "sum"))
         self._batch_size = batch_size
+        self._observer = observer
         self._elements_are_summed = loss_reduction == "sum"
         self._unreduced: nn.Module | None = None
         self._is_separate = False
@@ -100,7 +111,20 @@ class PerExampleLoss(nn.Module):
             LossShapeError: the criterion does not give one loss per example.
         """
         losses = self.losses(output, target)
+        if self._observer is not None and torch.is_grad_enabled():
+            self._observer.evaluated(self, output, target, losses)
         return losses.mean() if self._loss_reduction == "mean" else losses.sum()
+
+    @property
+    def name(self) -> str:
+        """What messages call the criterion."""
+        criterion = self._function
+        return criterion.__name__ if isinstance(criterion, FunctionType) else type(criterion).__name__
+
+    @property
+    def watched(self) -> nn.Module | None:
+        """The criterion if it is a module, which may keep something between calls."""
+        return self._function if isinstance(self._function, nn.Module) else None
 
     def losses(self, output: Any, target: Any) -> Tensor:
         """Return the losses of the examples, `[B]`."""

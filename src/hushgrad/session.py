@@ -39,6 +39,7 @@ from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_
 from hushgrad.spending import Spending
 from hushgrad.step_hooks import StepHooks
 from hushgrad.update import Update
+from hushgrad.verification.probe import Probe, ProbeReport
 
 _in_use = WeakIdKeyDictionary()
 """The modules and optimizers of all open sessions."""
@@ -109,7 +110,8 @@ class Session:
         self._loader: PrivateLoader | None = None
         self._observed, self._declared = ObservedLoop(), DeclaredLoop()
         self._closed = False
-        self._scope = Scope(model, self._pool)
+        self._probe = Probe(model, self._parameters, mechanism.loss_reduction)
+        self._scope = Scope(model, self._pool, self._probe)
         self._hooks = StepHooks(
             optimizer, start=self._start_step, prepare=self._end_physical_batch, finish=self._finish_step
         )
@@ -139,6 +141,7 @@ class Session:
             item = self._observed.require_item()
             if losses.shape[0] != item.size:
                 raise LossShapeError(f"losses must have shape [{item.size}], one per record, got {list(losses.shape)}")
+            self._probe.losses(losses)
             total = losses.mean() if self._mechanism.loss_reduction == "mean" else losses.sum()
             total.backward()  # type: ignore[no-untyped-call]
             return
@@ -150,8 +153,9 @@ class Session:
         self._pool.batch_size = losses.shape[0]
         try:
             if losses.shape[0] > 0:
+                self._probe.losses(losses)
                 losses.sum().backward()  # type: ignore[no-untyped-call]
-                self._close_physical_batch(scale=1.0, weight=1.0)
+                self._close_physical_batch(scale=1.0, weight=1.0, size=losses.shape[0])
         finally:
             self._pool.clear()
             self._pool.batch_size = None
@@ -221,6 +225,7 @@ class Session:
         self._update.drop()
         self._observed.discard()
         self._declared.discard()
+        self._probe.forget()
         for parameter in self._parameters.values():
             parameter.grad = None
 
@@ -271,7 +276,18 @@ class Session:
         self._update.clear()
         self._pool.clear()
         self._update.drop()
+        self._probe.forget()
         self._spending.close()
+
+    @property
+    def probe_report(self) -> ProbeReport:
+        """What was done to establish that no example influences another's loss, and what it cost."""
+        return self._probe.report
+
+    @property
+    def probe(self) -> Probe:
+        """What examines the model and its criteria; `PerExampleLoss` reports to it."""
+        return self._probe
 
     # The loader's protocol -----------------------------------------------------------------------------------------
 
@@ -299,6 +315,7 @@ class Session:
         self._pool = UsePool()
         self._pool.batch_size = batch.size
         self._scope.record_into(self._pool)
+        self._probe.forget()
 
     # The step ------------------------------------------------------------------------------------------------------
 
@@ -324,7 +341,9 @@ class Session:
             raise ProtocolError("optimizer.step() without a finished backward for this item of the loader")
         self._frozen.require_steady_groups(item)
         self._close_physical_batch(
-            scale=float(item.size) if self._mechanism.loss_reduction == "mean" else 1.0, weight=item.weight
+            scale=float(item.size) if self._mechanism.loss_reduction == "mean" else 1.0,
+            weight=item.weight,
+            size=item.size,
         )
         self._pool.batch_size = None
         self._observed.end_item()
@@ -333,8 +352,10 @@ class Session:
         else:
             self._frozen.expect_no_update()
 
-    def _close_physical_batch(self, *, scale: float, weight: float) -> None:
+    def _close_physical_batch(self, *, scale: float, weight: float, size: int) -> None:
         self._scope.leave_if_stale()
+        if weight > 0:
+            self._probe.examine(self._scope, size)
         uses = self._pool.take()
         if weight > 0:  # the record that stands in for an empty draw contributes exactly nothing
             self._update.add(uses, scale)

@@ -1,0 +1,136 @@
+"""The forwards that a batch made, kept until they are probed, and run again."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hushgrad.verification.quiet import Quiet
+from hushgrad.verification.state import Key, State, forked_randomness, randomness_used
+from hushgrad.verification.trees import Path, tensors_at
+
+SEED = 20_260_101
+
+AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+@dataclass(eq=False)
+class Call:
+    """One outermost call of a module of the model.
+
+    Attributes:
+        module: what was called.
+        inputs: `(args, kwargs)`.
+        autocast: device, whether autocast was on there, and its dtype.
+        output: what it returned; None once it was forgotten.
+        reached: the paths of the outputs that a backward came back through.
+    """
+
+    module: nn.Module
+    inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    autocast: list[tuple[str, bool, torch.dtype]]
+    output: Any = None
+    reached: set[Path] = field(default_factory=set)
+
+    @classmethod
+    def begun(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Return the call that is beginning, with the settings around it."""
+        autocast = [
+            (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in AUTOCAST_DEVICES
+        ]
+        return cls(module, (args, kwargs), autocast)
+
+    def returned(self, output: Any) -> None:
+        """Take note of the output, and of the parts of it that gradients will come back through."""
+        self.output = output
+        for path, tensor in tensors_at(output):
+            if tensor.requires_grad:
+                tensor.register_hook(self._mark(path))  # type: ignore[no-untyped-call]
+
+    def _mark(self, path: Path) -> Callable[[Tensor], None]:
+        def hook(gradient: Tensor) -> None:
+            self.reached.add(path)
+
+        return hook
+
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """Autocast as it was around the call."""
+        with ExitStack() as stack:
+            for device, enabled, dtype in self.autocast:
+                if enabled or torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
+            yield
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run gave.
+
+    Attributes:
+        output: the module's output.
+        moved: the state that the run changed, before it was put back.
+        drew: whether random numbers were drawn.
+        unknown: a random operator that could not be made quiet.
+    """
+
+    output: Any
+    moved: dict[Key, Any]
+    drew: bool
+    unknown: str | None
+
+
+@dataclass(eq=False)
+class Runner:
+    """Runs a call on other inputs, each time from the same state and the same randomness, and counts."""
+
+    model: nn.Module
+    call: Call
+    state: State
+    devices: list[torch.device]
+    forwards: float = 0.0
+
+    def run(
+        self, inputs: Any, *, quiet: bool, share: float = 1.0, then: Callable[[Any], None] | None = None
+    ) -> Outcome:
+        """Run the call without gradients, or with them if `then` is given, which gets the output.
+
+        `share` is the cost, in forwards of the whole batch.
+        """
+        args, kwargs = inputs
+        self.forwards += share
+        silence = Quiet()
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(forked_randomness(self.devices, SEED))
+                stack.enter_context(torch.set_grad_enabled(then is not None))
+                if quiet:
+                    stack.enter_context(silence)
+                with self.call.settings():
+                    output = self.call.module(*args, **kwargs)
+                drew = randomness_used(self.devices, SEED)
+                if then is not None:
+                    then(output)
+            moved = self.state.moved()
+        finally:
+            self.state.restore()
+        return Outcome(output, moved, drew, silence.unknown)
+
+
+def devices_of(model: nn.Module, inputs: Any) -> list[torch.device]:
+    """Return the devices of a model and its inputs, each once."""
+    found = {parameter.device for parameter in model.parameters()}
+    return [*(found | {tensor.device for _, tensor in tensors_at(inputs)})]
+
+
+def where_raised(error: BaseException) -> str:
+    """Return the type of an exception and the place it comes from; its text may hold data."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {place.name} ({PurePath(place.filename).name}, line {place.lineno})"

@@ -1,0 +1,170 @@
+"""Does one example's loss depend on another's output or target? Asked of the losses, and of the criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hushgrad.errors import CrossSampleLeakError
+from hushgrad.verification.calls import SEED, where_raised
+from hushgrad.verification.rows import Batch, batch_axes, rows_agree
+from hushgrad.verification.state import Key, State, agree, describe, forked_randomness
+from hushgrad.verification.trees import Path, tensors_at
+
+CURE = (
+    "Give each example a loss of its own: average over its own elements or tokens and divide by nothing that the batch "
+    "decides (its size, its number of tokens, its class counts); contrast with no other example of the batch"
+)
+
+
+class Criterion(Protocol):
+    """A criterion as the probe sees it; `engine.per_example` makes one."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def watched(self) -> nn.Module | None:
+        """The loss module whose state is watched, if there is one."""
+
+    def losses(self, output: Any, target: Any) -> Tensor:
+        """Return the losses of the examples, `[B]`."""
+
+
+def require_separate_losses(losses: Tensor, outputs: Iterable[Tensor]) -> None:
+    """Refuse losses of which one depends, by its graph, on another example's rows of the model's outputs.
+
+    What reaches a loss without a gradient (targets, detached values) is not seen here.
+
+    Args:
+        losses: `[B]`, with their graph, which is kept.
+        outputs: tensors that the model returned. The examples lie on axis 0 of those with B rows or a multiple.
+
+    Raises:
+        CrossSampleLeakError: with the cure.
+    """
+    size = losses.shape[0]
+    held = [tensor for tensor in outputs if tensor.requires_grad and any(n and n % size == 0 for n in tensor.shape)]
+    if size < 2 or not losses.requires_grad or not held:
+        return
+    examples = [0, size - 1]
+    found = [torch.autograd.grad(losses[i], held, retain_graph=True, allow_unused=True) for i in examples]
+    for tensor, gradients in zip(held, zip(*found, strict=True), strict=True):
+        # A state of a recurrent layer has its examples on axis 1; a matrix over all pairs of examples has them on both.
+        axes = [0, 1] if tensor.ndim > 2 else [0]
+        if not any(_is_separate(gradients, axis, size, examples) for axis in axes if tensor.shape[axis] % size == 0):
+            raise CrossSampleLeakError(
+                f"the loss of one example depends on the outputs of others in its batch: its gradient with respect to "
+                f"them is not 0. {CURE}"
+            )
+
+
+def _is_separate(gradients: Sequence[Tensor | None], axis: int, size: int, examples: Sequence[int]) -> bool:
+    for example, gradient in zip(examples, gradients, strict=True):
+        if gradient is None:
+            continue
+        front = gradient.movedim(axis, 0)
+        blocks = front.reshape(size, front.shape[0] // size, *front.shape[1:])
+        if bool((torch.cat([blocks[:example], blocks[example + 1 :]]) != 0).any()):
+            return False
+    return True
+
+
+class CriterionProbe:
+    """Evaluates a criterion again on altered outputs and targets."""
+
+    def __init__(self, criterion: Criterion) -> None:
+        self._criterion = criterion
+        module = criterion.watched
+        self._state = None if module is None else State(module)
+
+    def examine(self, output: Any, target: Any, size: int, runs: Mapping[str, Any], example: int) -> None:
+        """Refuse a criterion that gives an example another loss when the others change.
+
+        Args:
+            output, target: what the criterion was given for a batch of `size` examples.
+            size: B, at least 2.
+            runs: what the model gave for this batch ("whole"), for the one without `example` ("fewer") and for the one
+                where `example` was exchanged ("exchanged"), if `output` is what it returned; else empty.
+            example: the altered one in `runs`.
+
+        Raises:
+            CrossSampleLeakError: naming the criterion.
+        """
+        base, still = self._run(output, target)
+        again, _ = self._run(output, target)
+        if not rows_agree(base, again):
+            raise CrossSampleLeakError(
+                f"criterion {self._criterion.name} gives other losses when it is run again on the same values, so it "
+                f"keeps something from one call to the next. {CURE}"
+            )
+        axes = self._require_fewer(output, target, size, base)
+        batch = Batch((output, target), axes, size)
+        for first in (0, size - 1):
+            changed, moved = self._run(*batch.exchanged(first, (first + 1) % size, away=False))
+            self._require_equal(base, changed, first, "was exchanged for another one")
+            for key in {**still, **moved}:
+                if not agree(still.get(key), moved.get(key)):
+                    raise CrossSampleLeakError(
+                        f"criterion {self._criterion.name} keeps {describe(key)!r}, which follows the data and may "
+                        f"enter later losses. {CURE}"
+                    )
+        if runs:
+            self._require_separate_through_model(target, size, runs, example)
+
+    def _run(self, output: Any, target: Any) -> tuple[Tensor, dict[Key, Any]]:
+        devices = [tensor.device for _, tensor in tensors_at((output, target))]
+        try:
+            with torch.no_grad(), forked_randomness(devices, SEED):
+                found = self._criterion.losses(output, target).detach()
+            return found, {} if self._state is None else self._state.moved()
+        finally:
+            if self._state is not None:
+                self._state.restore()
+
+    def _require_fewer(self, output: Any, target: Any, size: int, base: Tensor) -> dict[Path, int]:
+        """Leave one example out, and return which of the arguments hold the batch, and where."""
+        example = size - 1
+        failure: Exception | None = None
+        for axes in batch_axes((output, target), size):
+            batch = Batch((output, target), axes, size)
+            try:
+                fewer, _ = self._run(*batch.without(example))
+            except Exception as error:
+                failure = failure or error
+                continue
+            if fewer.shape == (size - 1,):
+                self._require_equal(base, fewer, example, "was left out")
+                return axes
+        came = "" if failure is None else f" ({where_raised(failure)})"
+        raise CrossSampleLeakError(
+            f"criterion {self._criterion.name} cannot be evaluated without one of the examples{came}, so it depends on "
+            f"how many there are. Give it everything that belongs to an example in its two arguments, which may be "
+            f"tuples or dictionaries. {CURE}"
+        ) from None
+
+    def _require_separate_through_model(self, target: Any, size: int, runs: Mapping[str, Any], example: int) -> None:
+        """The same with the values that the model itself gave: scalars among its outputs may carry the batch."""
+        base, _ = self._run(runs["whole"], target)
+        try:
+            changed, _ = self._run(runs["exchanged"], target)
+        except Exception:
+            return  # the exchanged example's own values are out of the criterion's range
+        self._require_equal(base, changed, example, "was exchanged for another one")
+        if "fewer" in runs and (axes := batch_axes(target, size)):
+            fewer, _ = self._run(runs["fewer"], Batch(target, axes[0], size).without(example))
+            self._require_equal(base, fewer, example, "was left out")
+
+    def _require_equal(self, base: Tensor, changed: Tensor, example: int, what: str) -> None:
+        others = torch.cat([base[:example], base[example + 1 :]])
+        if changed.shape == base.shape:
+            changed = torch.cat([changed[:example], changed[example + 1 :]])
+        if changed.shape != others.shape or not rows_agree(others, changed):
+            raise CrossSampleLeakError(
+                f"criterion {self._criterion.name} makes the loss of one example depend on the others: when one of "
+                f"them {what}, the losses of others changed. {CURE}"
+            )

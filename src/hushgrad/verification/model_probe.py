@@ -1,0 +1,276 @@
+"""Does one example's output depend on another's? The model is run again on the batch with one example altered.
+
+One example is left out, exchanged and poisoned; the others' outputs must stay as they were, and so must everything
+the model keeps between forwards. What values do not show (a stop-gradient, a straight-through estimator), gradients do:
+the captured gradient of one example must be the one that the example gives alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from hushgrad.capture.scope import Scope
+from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError
+from hushgrad.verification.calls import Call, Outcome, Runner, devices_of, where_raised
+from hushgrad.verification.gradient_probe import require_own_gradient
+from hushgrad.verification.place import called, cure, first_place
+from hushgrad.verification.rows import Batch, batch_axes, grown_axes, others_differ
+from hushgrad.verification.state import State, agree, describe, is_buffer
+from hushgrad.verification.trees import Path, tensors_at
+
+
+@dataclass
+class ModelProbe:
+    """Probes one call of a model.
+
+    Attributes:
+        model: the root module that was made private.
+        scope: where capture is on, for the gradient.
+        parameters: the trainable parameters, by name.
+        loss_reduction: how a scalar that the model returns is a loss, "mean" or "sum".
+        forwards: the cost so far, in forwards of a batch; a backward counts as two.
+        outputs: the outputs of the batch, of the batch without `example`, and of the one where it was exchanged.
+    """
+
+    model: nn.Module
+    scope: Scope
+    parameters: Mapping[str, nn.Parameter]
+    loss_reduction: str
+    forwards: float = 0.0
+    outputs: dict[str, Any] = field(default_factory=dict)
+    example: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+    def examine(self, call: Call, size: int) -> None:
+        """Probe one call on a batch of `size` examples.
+
+        Raises:
+            CrossSampleLeakError: an example's output or gradient depends on another example.
+            PrivateBufferError: something that the model keeps depends on the data.
+        """
+        runner = Runner(self.model, call, State(self.model), devices_of(self.model, call.inputs))
+        try:
+            _Examination(self, runner, size).run()
+        finally:
+            self.forwards += runner.forwards
+
+
+class _Examination:
+    def __init__(self, probe: ModelProbe, runner: Runner, size: int) -> None:
+        self._probe = probe
+        self._runner = runner
+        self._size = size
+        self._batch = Batch(runner.call.inputs, {}, size)
+
+    def run(self) -> None:
+        size, runner = self._size, self._runner
+        candidates = batch_axes(runner.call.inputs, size)
+        if not candidates:
+            return  # nothing of the batch went in; an output made of constants is the same for every example
+        self._batch = Batch(runner.call.inputs, candidates[0], size)
+        base = runner.run(self._batch.same(), quiet=False)
+        if base.drew:
+            self._require_repeatable(base, runner.run(self._batch.same(), quiet=False))
+        if size == 1:
+            self._require_still_state(base, self._exchanged(0, 0), {}, [])
+            return
+        example = self._batch.largest()
+        fewer = self._run_with_fewer(candidates, example, base.drew)
+        axes = grown_axes(base.output, fewer.output, size)
+        others = [row for row in range(size) if row != example]
+        quiet = self._captured(base, fewer, axes, example)
+        if fewer.unknown is None:
+            inputs = self._batch.without(example)
+            self._compare(quiet, fewer, axes, (others, range(size - 1)), inputs, base.drew, "was left out")
+        exchanged = self._exchanged(example, (example + 1) % size)
+        self._compare(base, exchanged, axes, (others, others), None, False, "was exchanged for another one")
+        self._require_still_state(base, exchanged, self._grown_state(base, fewer), others)
+        if self._batch.is_floating:
+            self._poison(base, axes, others, example)
+        self._probe.example = example
+        self._probe.outputs = {"whole": base.output, "exchanged": exchanged.output}
+        if not base.drew:
+            self._probe.outputs["fewer"] = fewer.output
+
+    # The runs ------------------------------------------------------------------------------------------------------
+
+    def _run_with_fewer(self, candidates: Sequence[dict[Path, int]], example: int, quiet: bool) -> Outcome:
+        """Leave one example out, and learn on the way which of the inputs hold the batch, and where."""
+        failure: Exception | None = None
+        for axes in candidates:
+            self._batch = Batch(self._runner.call.inputs, axes, self._size)
+            try:
+                return self._runner.run(self._batch.without(example), quiet=quiet)
+            except HushgradError:
+                raise
+            except Exception as error:
+                failure = failure or error
+        assert failure is not None
+        raise CrossSampleLeakError(
+            f"{self._name(None)} fails on the batch without one of its examples ({where_raised(failure)}), so it "
+            f"depends on how many there are. Take the batch size from the input's shape, and write no example's values "
+            f"into tensors of a fixed number of rows"
+        ) from None
+
+    def _exchanged(self, example: int, other: int) -> Outcome:
+        try:
+            return self._runner.run(self._batch.exchanged(example, other, away=True), quiet=False)
+        except HushgradError:
+            raise
+        except Exception:  # values out of the range that the model can take
+            return self._runner.run(self._batch.exchanged(example, other, away=False), quiet=False)
+
+    def _captured(self, base: Outcome, fewer: Outcome, axes: dict[Path, int], example: int) -> Outcome:
+        """Run forward and backward under capture, compare one example's gradient, and return the outcome."""
+        outcome = require_own_gradient(
+            self._runner,
+            self._batch,
+            scope=self._probe.scope,
+            parameters=self._probe.parameters,
+            axes=axes,
+            example=example,
+            quiet=base.drew,
+            loss_reduction=self._probe.loss_reduction,
+            fewer=fewer.output,
+        )
+        if outcome is None:
+            return self._runner.run(self._batch.same(), quiet=True) if base.drew else base
+        if not base.drew:
+            self._require_repeatable(base, outcome)
+        return outcome
+
+    def _poison(self, base: Outcome, axes: dict[Path, int], others: Sequence[int], example: int) -> None:
+        inputs = self._batch.poisoned(example)
+        try:
+            poisoned = self._runner.run(inputs, quiet=False)
+        except HushgradError:
+            raise
+        except Exception:
+            self._probe.skipped.append("a NaN example stops the model, so it cannot reach the others")
+            return
+        self._compare(base, poisoned, axes, (others, others), inputs, False, "was not a number")
+        self._require_still_state(base, poisoned, None, others, poisoned=True)
+
+    # The comparisons -----------------------------------------------------------------------------------------------
+
+    def _require_repeatable(self, base: Outcome, again: Outcome) -> None:
+        everyone = range(self._size)
+        axes = {path: 0 for path, tensor in tensors_at(base.output) if tensor.ndim and tensor.shape[0] == self._size}
+        if others_differ(base.output, again.output, axes, (everyone, everyone), (self._size, self._size)):
+            raise CrossSampleLeakError(
+                f"{self._name(None)} gives other outputs when it is run again on the same batch with the same random "
+                f"numbers: it keeps something from one call to the next, outside of its buffers and attributes. Keep "
+                f"no values of a batch between calls, and draw random numbers from torch, NumPy or random only"
+            )
+
+    def _compare(
+        self,
+        base: Outcome,
+        changed: Outcome,
+        axes: dict[Path, int],
+        others: tuple[Sequence[int], Sequence[int]],
+        inputs: Any,
+        quiet: bool,
+        what: str,
+    ) -> None:
+        size = (self._size, len(others[1]) + (1 if len(others[1]) == len(others[0]) and others[1] == others[0] else 0))
+        if not others_differ(base.output, changed.output, axes, others, size):
+            return
+        name = self._place(others, size, inputs, quiet)
+        raise CrossSampleLeakError(
+            f"{called(self._probe.model, name)} mixes the examples of a batch: when one of them {what}, the outputs of "
+            f"others changed. {cure(self._probe.model, name)}"
+        )
+
+    def _place(
+        self, others: tuple[Sequence[int], Sequence[int]], size: tuple[int, int], inputs: Any, quiet: bool
+    ) -> str | None:
+        example = next(row for row in range(self._size) if row not in others[0])
+        if inputs is None:
+            other = lambda: self._exchanged(example, (example + 1) % self._size)  # noqa: E731
+        else:
+            other = lambda: self._runner.run(inputs, quiet=quiet)  # noqa: E731
+        before = self._runner.forwards
+        try:
+            return first_place(
+                self._probe.model,
+                lambda: self._runner.run(self._batch.same(), quiet=quiet),
+                lambda: self._runner.run(self._batch.without(example), quiet=quiet),
+                other,
+                others,
+                size,
+            )
+        finally:
+            self._runner.forwards = before  # to name the culprit is not part of the probe's cost
+
+    def _grown_state(self, base: Outcome, fewer: Outcome) -> dict[Any, int]:
+        kept = {key: value for key, value in base.moved.items() if isinstance(value, Tensor)}
+        less = {key: value for key, value in fewer.moved.items() if isinstance(value, Tensor)}
+        return {path[0]: axis for path, axis in grown_axes(kept, less, self._size).items()}
+
+    def _require_still_state(
+        self,
+        base: Outcome,
+        changed: Outcome,
+        axes: dict[Any, int] | None,
+        others: Sequence[int],
+        poisoned: bool = False,
+    ) -> None:
+        """Refuse state that follows the data; a cache of each example's own values may, if nothing reads it later."""
+        keys = [key for key in {**base.moved, **changed.moved} if not self._same(base, changed, key)]
+        size = (self._size, self._size)
+        cached = []
+        for key in keys:
+            one, two = base.moved.get(key), changed.moved.get(key)
+            own = axes is not None and key in axes and not is_buffer(key)
+            if own and not others_differ(one, two, {(): axes[key]}, (others, others), size):  # type: ignore[index]
+                cached.append(key)
+            elif poisoned and axes is None and not is_buffer(key) and isinstance(one, Tensor) and one.ndim:
+                continue  # looked at with the exchanged example
+            else:
+                self._refuse_state(key)
+        if cached:
+            self._require_overwritten(base, cached[0])
+
+    def _same(self, base: Outcome, changed: Outcome, key: Any) -> bool:
+        return key in base.moved and key in changed.moved and agree(base.moved[key], changed.moved[key])
+
+    def _require_overwritten(self, base: Outcome, key: Any) -> None:
+        runner = self._runner
+        example = self._batch.largest()
+        earlier = self._batch.exchanged(example, (example + 1) % self._size, away=False)
+
+        class _After(State):
+            def restore(self) -> None:
+                """Leave what the earlier run left behind."""
+
+        state, runner.state = runner.state, _After(self._probe.model)
+        try:
+            runner.run(earlier, quiet=False)
+            after = runner.run(self._batch.same(), quiet=False)
+        finally:
+            runner.state = state
+            state.restore()
+        axes = {path: 0 for path, tensor in tensors_at(base.output) if tensor.ndim}
+        everyone = range(self._size)
+        same = not others_differ(base.output, after.output, axes, (everyone, everyone), (self._size, self._size))
+        if not same or not agree(after.moved.get(key), base.moved.get(key)):
+            self._refuse_state(key)
+
+    def _refuse_state(self, key: Any) -> None:
+        kind = {"buffer": "buffer", "parameter": "parameter"}.get(key[0], "attribute")
+        raise PrivateBufferError(
+            f"{kind} {describe(key)!r} of the model follows the data: a forward writes into it, without noise, what "
+            f"depends on the examples of the batch. Freeze it, put its module into eval(), or compute it anew in every "
+            f"forward without keeping it"
+        )
+
+    def _name(self, name: str | None) -> str:
+        if name is None:
+            module = self._runner.call.module
+            name = next((known for known, part in self._probe.model.named_modules() if part is module), None)
+        return called(self._probe.model, name)

@@ -1,0 +1,200 @@
+"""One batch, with one of its examples exchanged, left out or made worthless; and whether the others noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hushgrad.verification.trees import Path, tensors_at, with_tensors
+
+AWAY = 100.0
+"""The factor by which the values of an exchanged example leave those of the batch: thresholds are crossed."""
+
+LOOSENESS = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 6e-2}
+"""How far rounding may carry a value, relative to the largest of its tensor: other shapes take other kernels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Nested tensors of B examples.
+
+    Attributes:
+        value: the nested structure.
+        axes: for each tensor that holds the batch, by its path, the axis of the examples. The others are constants.
+        size: B.
+    """
+
+    value: Any
+    axes: Mapping[Path, int]
+    size: int
+
+    def without(self, example: int) -> Any:
+        """Return the batch of the B − 1 other examples."""
+        return self._rows([row for row in range(self.size) if row != example])
+
+    def alone(self, example: int) -> Any:
+        """Return the batch of one example."""
+        return self._rows([example])
+
+    def exchanged(self, example: int, other: int, *, away: bool) -> Any:
+        """Return the batch with one example's content replaced by another's, carried `away` where it is floating.
+
+        With `other` the example itself, its ids are put in another order.
+        """
+
+        def change(row: Tensor, source: Tensor) -> Tensor:
+            if away and source.is_floating_point():
+                return source * AWAY + 1
+            return source.flip(-1) if example == other and source.ndim else source
+
+        return self._altered(example, other, change)
+
+    def poisoned(self, example: int) -> Any:
+        """Return the batch with one example made of NaN wherever it is floating."""
+
+        def change(row: Tensor, source: Tensor) -> Tensor:
+            return torch.full_like(row, float("nan")) if row.is_floating_point() or row.is_complex() else row
+
+        return self._altered(example, example, change)
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether an example holds floating values."""
+        return any(path in self.axes and tensor.is_floating_point() for path, tensor in tensors_at(self.value))
+
+    def largest(self) -> int:
+        """Return the example with the largest value, which decides maxima over the batch; the first of several."""
+        size_B = torch.zeros(self.size, dtype=torch.float64)
+        for path, tensor in tensors_at(self.value):
+            if path in self.axes and tensor.is_floating_point() and tensor.numel():
+                rows = tensor.detach().movedim(self.axes[path], 0).reshape(self.size, -1)
+                size_B = torch.maximum(size_B, rows.abs().nan_to_num().amax(1).double().cpu())
+        return int(size_B.argmax())
+
+    def _rows(self, rows: Sequence[int]) -> Any:
+        def change(path: Path, tensor: Tensor) -> Tensor:
+            tensor = tensor.detach()
+            if path not in self.axes:
+                return tensor.clone()
+            return tensor.index_select(self.axes[path], torch.tensor(rows, device=tensor.device))
+
+        return with_tensors(self.value, change)
+
+    def _altered(self, example: int, other: int, alter: Any) -> Any:
+        def change(path: Path, tensor: Tensor) -> Tensor:
+            copied = tensor.detach().clone(memory_format=torch.contiguous_format)
+            if path in self.axes:
+                axis = self.axes[path]
+                row = copied.select(axis, example)
+                row.copy_(alter(row, tensor.detach().select(axis, other)))
+            return copied
+
+        return with_tensors(self.value, change)
+
+    def same(self) -> Any:
+        """Return a copy: what runs on it cannot change the original."""
+        return with_tensors(self.value, lambda path, tensor: tensor.detach().clone())
+
+
+def batch_axes(value: Any, size: int) -> list[dict[Path, int]]:
+    """Return the ways in which nested inputs may hold `size` examples, the likeliest first.
+
+    A tensor without an entry is a constant. Usually the examples lie on axis 0. A square mask over positions has as
+    many rows as there are examples by chance only, and a state of a recurrent layer holds its examples on axis 1.
+    """
+    tensors = list(tensors_at(value))
+    front = {path: 0 for path, tensor in tensors if tensor.ndim and tensor.shape[0] == size}
+    second = {path: 1 for path, tensor in tensors if tensor.ndim > 1 and tensor.shape[1] == size}
+    masks = {path for path, tensor in tensors if path in front and path in second and _is_mask(tensor)}
+    candidates = [
+        {path: axis for path, axis in front.items() if path not in masks} if len(masks) < len(front) else front,
+        {**second, **front},
+        front,
+        second,
+    ]
+    distinct: list[dict[Path, int]] = []
+    for candidate in candidates:
+        if candidate and candidate not in distinct:
+            distinct.append(candidate)
+    return distinct
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    return tensor.ndim == 2 and not bool(((tensor != tensor[0, 0]) & (tensor != tensor[-1, 0])).any())
+
+
+def grown_axes(many: Any, fewer: Any, size: int) -> dict[Path, int]:
+    """Return for each tensor the axis along which it grew when `size` − 1 examples became `size`.
+
+    Tensors that kept their shape hold no batch.
+    """
+    less = dict(tensors_at(fewer))
+    axes = {}
+    for path, tensor in tensors_at(many):
+        other = less.get(path)
+        if other is None or other.ndim != tensor.ndim:
+            continue
+        for axis in range(tensor.ndim):
+            unit, rest = divmod(tensor.shape[axis], size)
+            if unit and not rest and other.shape[axis] == unit * (size - 1):
+                axes[path] = axis
+                break
+    return axes
+
+
+def others_differ(
+    one: Any, two: Any, axes: Mapping[Path, int], kept: tuple[Sequence[int], Sequence[int]], size: tuple[int, int]
+) -> bool:
+    """Return whether any tensor differs between two runs in the rows of the examples that both have.
+
+    Args:
+        one, two: nested outputs of the two runs.
+        axes: the axis of the examples in each tensor; tensors without one are not compared.
+        kept: the numbers of the compared examples in the first and in the second run.
+        size: the number of examples of both runs.
+    """
+    there = dict(tensors_at(two))
+    for path, first in tensors_at(one):
+        if path not in axes:
+            continue
+        second = there.get(path)
+        if second is None or first.ndim != second.ndim or first.dtype != second.dtype:
+            return True
+        if not rows_agree(
+            _rows_of(first, axes[path], kept[0], size[0]), _rows_of(second, axes[path], kept[1], size[1])
+        ):
+            return True
+    return False
+
+
+def _rows_of(tensor: Tensor, axis: int, kept: Sequence[int], size: int) -> Tensor:
+    """Return `[rows, k, ...]`: the k positions of each kept example that lie folded into the batch axis."""
+    front = tensor.detach().movedim(axis, 0)
+    blocks = front.reshape(size, front.shape[0] // size, *front.shape[1:]) if front.shape[0] % size == 0 else front
+    return blocks[torch.tensor(kept, device=tensor.device)]
+
+
+def rows_agree(one: Tensor, two: Tensor, looseness: float = 1.0) -> bool:
+    """Return whether two tensors agree up to rounding where both have values; NaN agrees with NaN.
+
+    Where one is longer than the other (the batch was cut to its longest example), the common part is compared.
+    """
+    if one.shape != two.shape:
+        common = tuple(slice(0, min(a, b)) for a, b in zip(one.shape, two.shape, strict=True))
+        one, two = one[common], two[common]
+    if one.numel() == 0:
+        return True
+    if not (one.is_floating_point() or one.is_complex()):
+        return bool(torch.equal(one, two))
+    if bool((one.isnan() != two.isnan()).any()):
+        return False
+    low = one.real.dtype if one.is_complex() else one.dtype
+    wide = torch.complex128 if one.is_complex() else torch.float64
+    a, b = one.to(wide), two.to(wide)
+    difference = torch.where(a == b, torch.zeros_like(a), a - b).nan_to_num(0.0, float("inf"), float("inf")).abs()
+    scale = a.abs().nan_to_num(0.0, 0.0, 0.0).max()
+    return bool((difference <= LOOSENESS[low] * looseness * scale).all())
