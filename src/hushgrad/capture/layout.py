@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from hushgrad.capture.axis_rules import Axis, Seen, changes_in_place
 from hushgrad.capture.axis_table import AXIS_RULES, CONSTANTS
+from hushgrad.capture.source_line import calling_forward
 from hushgrad.errors import PrivacyUnitError
 
 
@@ -160,7 +161,7 @@ class BatchAxes:
 
     def _lose(self, tensor: Tensor, name: str) -> None:
         if self.lost_by is None:
-            self.lost_by = name
+            self.lost_by = name + calling_forward()
         self.set(tensor, None)
 
 

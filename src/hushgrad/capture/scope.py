@@ -123,6 +123,8 @@ class Scope:
         if self._depth == 0:
             guard_outputs(self._mode.call, output)
             self._exit()
+            if self._observer is not None:
+                self._observer.left(output)
 
     def _leaves(self, held: list[Tensor]) -> dict[int, Leaf]:
         """Resolve the parameters by name now: their tensors may have been swapped since the session began.
