@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
 from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.calibration import calibrate_noise_multiplier, disjoint_passes, poisson_steps
 from hushgrad.accounting.composition import Composition
@@ -82,11 +83,11 @@ class DPSGD:
             return poisson_steps(self.sampling.rate, self._planned("steps", self.steps))(self.noise_multiplier)
         return disjoint_passes(self._planned("passes", self.passes))(self.noise_multiplier)
 
-    def epsilon(self, delta: float, accountant: str = "pld") -> float:
+    def epsilon(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> float:
         """Return ε at `delta` after everything that is planned (`steps` or `passes`) has run."""
         return epsilon_of(self.composition(), delta, accountant)
 
-    def calibrate(self, *, epsilon: float, delta: float, accountant: str = "pld") -> DPSGD:
+    def calibrate(self, *, epsilon: float, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> DPSGD:
         """Return this mechanism with the smallest noise multiplier that plans to spend at most `epsilon` at `delta`.
 
         Raises:

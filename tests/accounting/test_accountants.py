@@ -21,14 +21,14 @@ def _of(row: dict) -> list:  # type: ignore[type-arg]
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row["delta"] >= 1e-8], ids=lambda row: row["name"])
 def test_pld_agrees_with_the_reference_to_a_thousandth_and_is_never_below_it(row: dict) -> None:  # type: ignore[type-arg]
-    value = epsilon(_of(row), row["delta"])
+    value = epsilon(_of(row), row["delta"], "pld")
     assert row["epsilon"] * (1 - 1e-9) <= value <= row["epsilon"] * 1.001
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row["delta"] < 1e-8], ids=lambda row: row["name"])
 def test_pld_refuses_a_delta_that_its_rounding_hides(row: dict) -> None:  # type: ignore[type-arg]
-    with pytest.raises(AccountingError, match="accountant='rdp'"):
-        epsilon(_of(row), row["delta"])
+    with pytest.raises(AccountingError, match="accountant='saddle-point'"):
+        epsilon(_of(row), row["delta"], "pld")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
@@ -85,8 +85,8 @@ def test_epsilon_grows_with_rate_and_steps_and_falls_with_noise_and_delta(q: flo
 
 
 def test_a_million_steps_and_a_thousand_noise_levels_are_answered() -> None:
-    one_level = epsilon([(PoissonSampled(0.001, 1.0), 10**6)], 1e-8)
-    assert 0 < one_level < 20
+    for accountant in ACCOUNTANTS:
+        assert 0 < epsilon([(PoissonSampled(0.001, 1.0), 10**6)], 1e-8, accountant) < 20
     levels = [(PoissonSampled(0.01, 1 + i / 1000), 1) for i in range(1000)]
     value = epsilon(levels, 1e-5)
     lowest, highest = (epsilon([(PoissonSampled(0.01, s), 1000)], 1e-5) for s in (1.999, 1.0))

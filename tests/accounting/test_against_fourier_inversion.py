@@ -15,7 +15,7 @@ import pytest
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import logsumexp
 
-from hushgrad.accounting import PoissonSampled, epsilon
+from hushgrad.accounting import PoissonSampled, epsilon, epsilon_bounds
 
 Sampled = tuple[float, float, int]
 
@@ -107,5 +107,21 @@ def oracle_epsilon(sampled: list[Sampled], delta: float) -> float:
 def test_pld_lies_within_a_thousandth_above_the_exact_epsilon(sampled: list[Sampled], delta: float) -> None:
     """Guarantee: an upper bound, with an allowance in δ for the rounding of the FFT."""
     exact = oracle_epsilon(sampled, delta)
-    value = epsilon([(PoissonSampled(rate, noise), count) for rate, noise, count in sampled], delta)
+    value = epsilon([(PoissonSampled(rate, noise), count) for rate, noise, count in sampled], delta, "pld")
     assert exact * (1 - 1e-8) <= value <= exact * 1.001
+
+
+@pytest.mark.parametrize(
+    ("sampled", "delta"),
+    [
+        ([(0.01, 1.0, 1000)], 1e-12),
+        ([(0.001, 1.0, 10**6)], 1e-8),
+        ([(0.2, 5.0, 300)], 1e-14),
+        ([(0.02, 1.0, 200), (0.005, 0.8, 500)], 1e-6),
+    ],
+)
+def test_saddle_point_bounds_hold_the_exact_epsilon(sampled: list[Sampled], delta: float) -> None:
+    """Guarantee: `upper` is an ε that holds, and it is at most `error` above the smallest one."""
+    exact = oracle_epsilon(sampled, delta)
+    bounds = epsilon_bounds([(PoissonSampled(rate, noise), count) for rate, noise, count in sampled], delta)
+    assert bounds.lower <= exact <= bounds.upper <= bounds.lower * (1 + 1e-6)

@@ -28,7 +28,7 @@ def test_the_sentence_holds_every_condition_of_the_epsilon() -> None:
     result = guarantee(RUN, 1e-5, "pld", CONTRACT)
     text = str(result)
     assert result.private
-    assert result.epsilon == epsilon(RUN, 1e-5)
+    assert result.epsilon == epsilon(RUN, 1e-5, "pld")
     for part in (round_up(result.epsilon), "1e-05", "one record", "add/remove-one", "1000 steps", "rate 0.01", "pld",
                  "Sampling was observed", "N = 8000 is declared public",
                  "batch size 80 is declared public"):  # fmt: skip

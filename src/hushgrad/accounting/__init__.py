@@ -1,6 +1,7 @@
 """Accounting: what ran (events, ledger) and what it cost (accountants, calibration, guarantee)."""
 
-from hushgrad.accounting.accountants import ACCOUNTANTS, Accountant, epsilon
+from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, Accountant, epsilon, epsilon_bounds
+from hushgrad.accounting.bounds import DeltaBounds, EpsilonBounds
 from hushgrad.accounting.calibration import calibrate_noise_multiplier, disjoint_passes, poisson_steps
 from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.events import DisjointPass, Event, Gaussian, PoissonSampled, event_from_json
@@ -10,11 +11,14 @@ from hushgrad.accounting.records import Anchor
 
 __all__ = [
     "ACCOUNTANTS",
+    "DEFAULT_ACCOUNTANT",
     "Accountant",
     "Anchor",
     "Composition",
     "Contract",
+    "DeltaBounds",
     "DisjointPass",
+    "EpsilonBounds",
     "Event",
     "Gaussian",
     "Guarantee",
@@ -24,6 +28,7 @@ __all__ = [
     "calibrate_noise_multiplier",
     "disjoint_passes",
     "epsilon",
+    "epsilon_bounds",
     "event_from_json",
     "guarantee",
     "poisson_steps",

@@ -12,52 +12,64 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, NormalForm, normal_form
 from hushgrad.arguments import one_of, open_unit_interval
 from hushgrad.errors import AccountingError
+
+DEFAULT_ACCOUNTANT = "saddle-point"
 
 
 @dataclass(frozen=True, slots=True)
 class Accountant:
     """One way to compute ε.
 
-    `epsilon` maps `(normal form, delta)` to ε; it is asked only for forms that release something with noise.
-    `smallest_delta` is the least δ at which it is true for sampled events; below it `hushgrad.accounting.epsilon`
-    refuses. Compositions without sampling have an exact formula and no such limit (`exact_without_sampling`).
+    `bounds` maps `(normal form, delta)` to bounds on ε, of which the upper one is quoted; it is asked only for forms
+    that release something with noise. `smallest_delta` is the least δ at which it is true for sampled events; below it
+    `hushgrad.accounting.epsilon` refuses. Compositions without sampling have an exact formula and no such limit
+    (`exact_without_sampling`). `states_error` says whether the lower bound means anything, or is only 0.
     """
 
     name: str
-    epsilon: Callable[[NormalForm, float], float]
+    bounds: Callable[[NormalForm, float], EpsilonBounds]
     smallest_delta: float
     exact_without_sampling: bool
+    states_error: bool
     description: str
 
 
-def _pld(form: NormalForm, delta: float) -> float:
+def _saddle_point(form: NormalForm, delta: float) -> EpsilonBounds:
     # Imported on use: a help text or a ledger needs neither scipy nor dp_accounting.
+    from hushgrad.accounting.saddle_point import epsilon_bounds as saddle_point_bounds
+
+    return saddle_point_bounds(form, delta)
+
+
+def _pld(form: NormalForm, delta: float) -> EpsilonBounds:
     from hushgrad.accounting.pld import pld_epsilon
 
-    return pld_epsilon(form, delta)
+    return EpsilonBounds(0.0, pld_epsilon(form, delta))
 
 
-def _rdp(form: NormalForm, delta: float) -> float:
+def _rdp(form: NormalForm, delta: float) -> EpsilonBounds:
     from hushgrad.accounting.rdp import rdp_epsilon
 
-    return rdp_epsilon(form, delta)
+    return EpsilonBounds(0.0, rdp_epsilon(form, delta))
 
 
 ACCOUNTANTS: Mapping[str, Accountant] = MappingProxyType(
     {
         accountant.name: accountant
         for accountant in (
-            Accountant("pld", _pld, 1e-8, True, "privacy loss distributions"),
-            Accountant("rdp", _rdp, 0.0, False, "Rényi differential privacy, an upper bound"),
+            Accountant("saddle-point", _saddle_point, 1e-150, True, True, "contour integral with an error bound"),
+            Accountant("pld", _pld, 1e-8, True, False, "privacy loss distributions"),
+            Accountant("rdp", _rdp, 0.0, False, False, "Rényi differential privacy, an upper bound"),
         )
     }
 )
 
 
-def epsilon(composition: Composition, delta: float, accountant: str = "pld") -> float:
+def epsilon(composition: Composition, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> float:
     """Return ε such that everything in `composition` together is (ε, δ)-differentially private per record.
 
     Guarantee: never negative, never NaN; 0 for a composition that released nothing; infinity where a release had no
@@ -67,21 +79,31 @@ def epsilon(composition: Composition, delta: float, accountant: str = "pld") -> 
     `InvalidArgumentError` for a bad `delta`, count or accountant, and `AccountingError` for mixed neighbouring
     relations and for a `delta` outside the accountant's domain.
     """
+    return epsilon_bounds(composition, delta, accountant).upper
+
+
+def epsilon_bounds(composition: Composition, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> EpsilonBounds:
+    """Return bounds on the smallest ε that holds at `delta`; the upper one is what `epsilon` returns.
+
+    Guarantee: the upper bound holds. The lower one is 0 for accountants that do not state their error. Arguments and
+    errors are those of `epsilon`.
+    """
     delta = open_unit_interval("delta", delta, "usual: less than 1 / the number of records")
     chosen = ACCOUNTANTS[one_of("accountant", accountant, tuple(ACCOUNTANTS))]
     form = normal_form(composition)
     if form.empty:
-        return 0.0
+        return EpsilonBounds(0.0, 0.0)
     if form.noiseless:
-        return math.inf
+        return EpsilonBounds(math.inf, math.inf)
     if delta < chosen.smallest_delta and (form.sampled or not chosen.exact_without_sampling):
         raise AccountingError(
             f"accountant {chosen.name!r} is true for delta >= {chosen.smallest_delta:g} (its rounding hides smaller "
-            f"tails), got delta = {delta:g}; use accountant='rdp', a valid upper bound at any delta, or a larger delta"
+            f"tails), got delta = {delta:g}; use accountant='{'rdp' if chosen.states_error else DEFAULT_ACCOUNTANT}', "
+            f"or a larger delta"
         )
-    value = chosen.epsilon(form, delta)
-    if math.isnan(value) or value < 0:
+    result = chosen.bounds(form, delta)
+    if math.isnan(result.upper) or result.upper < 0:
         raise AccountingError(
             f"accountant {chosen.name!r} found no number for this composition; use another of {', '.join(ACCOUNTANTS)}"
         )
-    return value
+    return result

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from hushgrad.accounting.accountants import epsilon
+from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT, epsilon
 from hushgrad.accounting.composition import Composition, normal_form
 from hushgrad.accounting.events import DisjointPass, PoissonSampled
 from hushgrad.arguments import open_unit_interval, positive_number, probability, whole_number
@@ -39,7 +39,7 @@ def calibrate_noise_multiplier(
     target_epsilon: float,
     target_delta: float,
     composition: Callable[[float], Composition],
-    accountant: str = "pld",
+    accountant: str = DEFAULT_ACCOUNTANT,
 ) -> float:
     """Return the smallest noise multiplier at which `composition(noise_multiplier)` spends at most `target_epsilon`.
 
@@ -122,7 +122,8 @@ def _bracket(search: _Search, guess: float, accountant: str) -> tuple[float | No
             raise UnreachableTargetError(
                 f"target_epsilon = {search.target:g} cannot be reached: even a noise multiplier of {high:g} spends "
                 f"{search.seen[high]:.4g} by accountant {accountant!r}; take a larger epsilon or delta, fewer steps, a "
-                f"smaller sampling rate" + (", or accountant='pld' (delta >= 1e-8)" if accountant != "pld" else "")
+                f"smaller sampling rate"
+                + (f", or accountant={DEFAULT_ACCOUNTANT!r}" if accountant != DEFAULT_ACCOUNTANT else "")
             )
         low, high, factor = high, min(high * factor, LARGEST_NOISE_MULTIPLIER), factor**2
     return low, high

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
-from hushgrad.accounting.accountants import ACCOUNTANTS, epsilon
+from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, epsilon_bounds
+from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, normal_form
 from hushgrad.accounting.events import DisjointPass, Gaussian, PoissonSampled
 from hushgrad.accounting.ledger import Contract
@@ -32,8 +33,9 @@ class Guarantee:
 
     `epsilon` >= 0 (infinity: nothing is guaranteed) at `delta`; `adjacency`, the neighbouring relation; `sampling`, how
     examples were drawn; `accountant`, who computed it; `steps`, how many were charged; `unit`, whose data is protected;
-    `noise_is_secret`, False where the noise came from a fixed key; `notes`, further sentences; `numerics`, how exact
-    ε is. `str()` is the whole of it as sentences.
+    `noise_is_secret`, False where the noise came from a fixed key; `notes`, further sentences; `numerics`, how ε was
+    computed; `numerical_error`, how far ε may lie above the exact value, None where the accountant cannot say. `str()`
+    is the whole of it as sentences.
     """
 
     epsilon: float
@@ -46,6 +48,7 @@ class Guarantee:
     noise_is_secret: bool = True
     notes: tuple[str, ...] = ()
     numerics: str = ""
+    numerical_error: float | None = None
 
     @property
     def private(self) -> bool:
@@ -85,12 +88,13 @@ class Guarantee:
             "noise_is_secret": self.noise_is_secret,
             "notes": list(self.notes),
             "numerics": self.numerics,
+            "numerical_error": self.numerical_error,
             "sentence": str(self),
         }
 
 
 def guarantee(
-    composition: Composition, delta: float, accountant: str = "pld", contract: Contract | None = None
+    composition: Composition, delta: float, accountant: str = DEFAULT_ACCOUNTANT, contract: Contract | None = None
 ) -> Guarantee:
     """Return what `composition` guarantees at `delta`, with the conditions that `contract` knows of.
 
@@ -99,7 +103,8 @@ def guarantee(
 
     Without a contract (a plan, not a run) nothing is said about the source of noise. Raises as `epsilon` does.
     """
-    value = epsilon(composition, delta, accountant)
+    bounds = epsilon_bounds(composition, delta, accountant)
+    value = bounds.upper
     form = normal_form(composition)
     notes = []
     if form.noiseless:
@@ -121,7 +126,8 @@ def guarantee(
         steps=sum(count for _, count in composition),
         noise_is_secret=contract is None or contract.noise_is_secret,
         notes=tuple(notes),
-        numerics="" if form.noiseless else _numerics(accountant, bool(form.sampled)),
+        numerics="" if form.noiseless else _numerics(accountant, bool(form.sampled), bounds),
+        numerical_error=bounds.error if ACCOUNTANTS[accountant].states_error else None,
     )
 
 
@@ -142,7 +148,10 @@ def _sampling(composition: Composition) -> str:
     return "; ".join(kinds) or "nothing was drawn yet"
 
 
-def _numerics(accountant: str, sampled: bool) -> str:
-    if not sampled and ACCOUNTANTS[accountant].exact_without_sampling:
+def _numerics(accountant: str, sampled: bool, bounds: EpsilonBounds) -> str:
+    chosen = ACCOUNTANTS[accountant]
+    if not sampled and chosen.exact_without_sampling:
         return "exact formula for Gaussian noise without sampling"
-    return ACCOUNTANTS[accountant].description
+    if not chosen.states_error or bounds.upper == 0:
+        return chosen.description
+    return f"{chosen.description}: at most {float(f'{bounds.error:.1e}') * 1.1:.1g} above the exact value"

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from hushgrad.accounting.accountants import ACCOUNTANTS
+from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.calibration import calibrate_noise_multiplier
 from hushgrad.accounting.guarantee import guarantee, round_up
 from hushgrad.cli.output import print_facts, print_json
@@ -17,7 +17,7 @@ from hushgrad.cli.plan import plan_from, plan_options
 @click.option("--epsilon", "target_epsilon", type=float, required=True, help="Target epsilon, greater than 0.")
 @click.option("--delta", type=float, required=True, help="In (0, 1); usual: less than 1 / the number of records.")
 @plan_options
-@click.option("--accountant", type=click.Choice(sorted(ACCOUNTANTS)), default="pld", show_default=True)
+@click.option("--accountant", type=click.Choice(sorted(ACCOUNTANTS)), default=DEFAULT_ACCOUNTANT, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def calibrate(target_epsilon: float, delta: float, accountant: str, as_json: bool, **plan: Any) -> None:
     """Find the smallest noise multiplier that keeps a plan within a target epsilon.

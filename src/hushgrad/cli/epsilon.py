@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from hushgrad.accounting.accountants import ACCOUNTANTS
+from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.guarantee import guarantee, round_up
 from hushgrad.accounting.ledger import read_ledger
 from hushgrad.arguments import non_negative_number
@@ -21,7 +21,7 @@ from hushgrad.cli.plan import plan_from, plan_options
 @plan_options
 @click.option("--ledger", type=click.Path(dir_okay=False), help="Read what ran from a ledger, in place of a plan.")
 @click.option("--delta", type=float, required=True, help="In (0, 1); usual: less than 1 / the number of records.")
-@click.option("--accountant", type=click.Choice(sorted(ACCOUNTANTS)), default="pld", show_default=True)
+@click.option("--accountant", type=click.Choice(sorted(ACCOUNTANTS)), default=DEFAULT_ACCOUNTANT, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help='Print one JSON object; an infinite epsilon is the string "inf".')
 def epsilon(
     noise_multiplier: float | None,
