@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hushgrad.accounting.accountants import ACCOUNTANTS
+from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.arguments import one_of, open_unit_interval, positive_number, whole_number
@@ -37,14 +37,14 @@ class PrivacyEngine:
     def __init__(
         self,
         *,
-        accountant: str = "pld",
+        accountant: str = DEFAULT_ACCOUNTANT,
         ledger: str | os.PathLike[str] | None = None,
         test_key: int | None = None,
     ) -> None:
         """Make an engine for one training run.
 
         Args:
-            accountant: "pld" (sharp) or "rdp" (an upper bound).
+            accountant: "saddle-point" (sharp, with an error bound), "pld" or "rdp" (an upper bound).
             ledger: a path makes the record of what ran durable; an existing file is verified and continued.
             test_key: a fixed key for noise and sampling, for tests only: every ε then says NOT PRIVATE.
         """
@@ -113,8 +113,8 @@ class PrivacyEngine:
             target_epsilon: ε at the end of the last epoch, greater than 0.
             target_delta: δ, in (0, 1); usual: less than 1 / len(dataset).
             epochs: the number of epochs that will be trained.
-            module, optimizer, data_loader, max_grad_norm, loss_reduction, poisson_sampling, clipping,
-            max_physical_batch_size: as for `make_private`.
+
+        All other arguments are those of `make_private`.
         """
         positive_number("target_epsilon", target_epsilon)
         open_unit_interval("target_delta", target_delta, "usual: less than 1 / len(dataset)")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
+from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger import DECLARED, OBSERVED
 from hushgrad.capture.scope import Scope
@@ -256,11 +257,11 @@ class Session:
         """The number of steps charged, those of earlier sessions with the same ledger included."""
         return self._spending.steps
 
-    def epsilon(self, delta: float, accountant: str = "pld") -> float:
+    def epsilon(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> float:
         """Return ε at `delta` for everything that was charged; 0 before the first step, inf without noise."""
         return self._spending.epsilon(delta, accountant)
 
-    def guarantee(self, delta: float, accountant: str = "pld") -> Guarantee:
+    def guarantee(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> Guarantee:
         """Return the guarantee at `delta` with its conditions; `str()` of it is the full sentence."""
         return self._spending.guarantee(delta, accountant)
 
