@@ -27,6 +27,7 @@ class Call:
 
     Attributes:
         module: what was called.
+        state: what the model kept before the call.
         inputs: `(args, kwargs)`.
         autocast: device, whether autocast was on there, and its dtype.
         output: what it returned; None once it was forgotten.
@@ -34,18 +35,19 @@ class Call:
     """
 
     module: nn.Module
+    state: State
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
     autocast: list[tuple[str, bool, torch.dtype]]
     output: Any = None
     reached: set[Path] = field(default_factory=set)
 
     @classmethod
-    def begun(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def begun(cls, model: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Return the call that is beginning, with the settings around it."""
         autocast = [
             (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in AUTOCAST_DEVICES
         ]
-        return cls(module, (args, kwargs), autocast)
+        return cls(module, State(model), (args, kwargs), autocast)
 
     def returned(self, output: Any) -> None:
         """Take note of the output, and of the parts of it that gradients will come back through."""
@@ -91,7 +93,6 @@ class Outcome:
 class Runner:
     """Runs a call on other inputs, each time from the same state and the same randomness, and counts."""
 
-    model: nn.Module
     call: Call
     state: State
     devices: list[torch.device]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ LOW_LOOSENESS = 0.2
 """How far ‖captured − alone‖ / ‖alone‖ may be from 0; below float32 rounding is large."""
 
 
-def require_own_gradient(
+def own_gradient(
     runner: Runner,
     batch: Batch,
     *,
@@ -33,8 +33,8 @@ def require_own_gradient(
     quiet: bool,
     loss_reduction: str,
     fewer: Any,
-) -> Outcome | None:
-    """Run forward and backward under capture and one example alone without; return the outcome of the former.
+) -> tuple[Outcome, Callable[[], None]] | None:
+    """Run forward and backward under capture, and one example alone without.
 
     The loss is a fixed random sum of the outputs that the loop's own backward came through, so nothing is recorded
     that the loop would not record.
@@ -49,11 +49,9 @@ def require_own_gradient(
         loss_reduction: how a scalar output is made of the examples' losses.
         fewer: the outputs without the example.
 
-    Returns None where no gradient reached any output.
-
-    Raises:
-        CrossSampleLeakError: the gradients differ, or a scalar output is not the mean (or sum) of one value for each
-            example.
+    Returns the outcome of the captured run and the comparison, or None where no gradient reached any output. The
+    comparison raises CrossSampleLeakError where the gradients differ, or where a scalar output is not the mean (or sum)
+    of one value for each example.
     """
     call = runner.call
     if not call.reached:
@@ -101,11 +99,15 @@ def require_own_gradient(
 
     with scope.recording_into(pool):
         outcome = runner.run(batch.same(), quiet=quiet, share=3.0, then=run_captured)
-    for path, tensor in tensors_at(outcome.output):
-        if path in call.reached and path not in axes and path in alone and tensor.numel() == 1:
-            _require_sum_of_losses(path, tensor, dict(tensors_at(fewer)).get(path), alone[path], batch.size, weight)
-    _require_equal(pool.take(), own, parameters, example, call.autocast)
-    return outcome
+    uses = pool.take()
+
+    def compare() -> None:
+        for path, tensor in tensors_at(outcome.output):
+            if path in call.reached and path not in axes and path in alone and tensor.numel() == 1:
+                _require_sum_of_losses(path, tensor, dict(tensors_at(fewer)).get(path), alone[path], batch.size, weight)
+        _require_equal(uses, own, parameters, example, call.autocast)
+
+    return outcome, compare
 
 
 def _weights(alone: Tensor, axis: int, size: int) -> Tensor:
@@ -148,6 +150,7 @@ def _called(path: Path) -> str:
     return "its output" if not path else "output " + ".".join(str(part) for part in path)
 
 
+@torch.no_grad()
 def _require_equal(
     uses: Mapping[str, Sequence[Contribution]],
     own: Mapping[str, Tensor],

@@ -7,7 +7,7 @@ the captured gradient of one example must be the one that the example gives alon
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError
 from hushgrad.verification.calls import Call, Outcome, Runner, devices_of, where_raised
-from hushgrad.verification.gradient_probe import require_own_gradient
+from hushgrad.verification.gradient_probe import own_gradient
 from hushgrad.verification.place import called, cure, first_place
 from hushgrad.verification.rows import Batch, batch_axes, grown_axes, others_differ
 from hushgrad.verification.state import State, agree, describe, is_buffer
@@ -52,10 +52,21 @@ class ModelProbe:
             CrossSampleLeakError: an example's output or gradient depends on another example.
             PrivateBufferError: something that the model keeps depends on the data.
         """
-        runner = Runner(self.model, call, State(self.model), devices_of(self.model, call.inputs))
+        now = State(self.model)
+        changed = call.state.changed_parameters()
+        if trained := [name for name in changed if name in self.parameters]:
+            raise PrivateBufferError(
+                f"a forward writes new values into the trained parameter {trained[0]!r}, outside of the optimizer. "
+                f"Initialise and project parameters before or after training steps, from nothing that was computed "
+                f"from data"
+            )
+        call.state.hold(changed)
+        call.state.restore()
+        runner = Runner(call, call.state, devices_of(self.model, call.inputs))
         try:
             _Examination(self, runner, size).run()
         finally:
+            now.restore()
             self.forwards += runner.forwards
 
 
@@ -82,7 +93,7 @@ class _Examination:
         fewer = self._run_with_fewer(candidates, example, base.drew)
         axes = grown_axes(base.output, fewer.output, size)
         others = [row for row in range(size) if row != example]
-        quiet = self._captured(base, fewer, axes, example)
+        quiet, require_own_gradient = self._captured(base, fewer, axes, example)
         if fewer.unknown is None:
             inputs = self._batch.without(example)
             self._compare(quiet, fewer, axes, (others, range(size - 1)), inputs, base.drew, "was left out")
@@ -91,6 +102,7 @@ class _Examination:
         self._require_still_state(base, exchanged, self._grown_state(base, fewer), others)
         if self._batch.is_floating:
             self._poison(base, axes, others, example)
+        require_own_gradient()
         self._probe.example = example
         self._probe.outputs = {"whole": base.output, "exchanged": exchanged.output}
         if not base.drew:
@@ -124,9 +136,11 @@ class _Examination:
         except Exception:  # values out of the range that the model can take
             return self._runner.run(self._batch.exchanged(example, other, away=False), quiet=False)
 
-    def _captured(self, base: Outcome, fewer: Outcome, axes: dict[Path, int], example: int) -> Outcome:
-        """Run forward and backward under capture, compare one example's gradient, and return the outcome."""
-        outcome = require_own_gradient(
+    def _captured(
+        self, base: Outcome, fewer: Outcome, axes: dict[Path, int], example: int
+    ) -> tuple[Outcome, Callable[[], None]]:
+        """Run forward and backward under capture; return the outcome and the comparison of one example's gradient."""
+        gradient = own_gradient(
             self._runner,
             self._batch,
             scope=self._probe.scope,
@@ -137,11 +151,11 @@ class _Examination:
             loss_reduction=self._probe.loss_reduction,
             fewer=fewer.output,
         )
-        if outcome is None:
-            return self._runner.run(self._batch.same(), quiet=True) if base.drew else base
+        if gradient is None:
+            return self._runner.run(self._batch.same(), quiet=True) if base.drew else base, lambda: None
         if not base.drew:
-            self._require_repeatable(base, outcome)
-        return outcome
+            self._require_repeatable(base, gradient[0])
+        return gradient
 
     def _poison(self, base: Outcome, axes: dict[Path, int], others: Sequence[int], example: int) -> None:
         inputs = self._batch.poisoned(example)

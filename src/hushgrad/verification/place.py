@@ -95,7 +95,7 @@ def _differ(
     others: tuple[Sequence[int], Sequence[int]],
     size: tuple[int, int],
 ) -> bool:
-    for path, axis in axes.items():
+    for (path,), axis in axes.items():
         a, b = one[path].movedim(axis, 0), two[path].movedim(axis, 0) if path in two else None
         if b is None or a.ndim != b.ndim:
             return True

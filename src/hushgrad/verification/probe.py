@@ -81,7 +81,7 @@ class Probe:
         signature = _signature_of(self._model)
         if not self._examined.get(signature, False):
             self._signature = signature
-            self._open = Call.begun(module, args, kwargs)
+            self._open = Call.begun(self._model, module, args, kwargs)
 
     def left(self, output: Any) -> None:
         """It has returned."""

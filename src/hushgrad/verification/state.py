@@ -32,10 +32,28 @@ class State:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._held: list[tuple[Tensor, Tensor]] = []
         self._cells = list(_cells(model))
         self._saved = {key: (value, _copy(value)) for key, value, _ in self._cells}
+        self._attributes = [
+            (own, {name: value for name, value in own.items() if name not in INTERNAL and name != "training"})
+            for own in (vars(module) for module in model.modules())
+        ]
         self._lengths = {key: value.copy() for key, value in _containers(model)}
         self._prints = {name: _fingerprint(p) for name, p in model.named_parameters(remove_duplicate=False)}
+
+    def changed_parameters(self) -> list[str]:
+        """Return the names of the parameters with other values now than when the copy was taken."""
+        return [
+            name
+            for name, parameter in self._model.named_parameters(remove_duplicate=False)
+            if _fingerprint(parameter) != self._prints.get(name)
+        ]
+
+    def hold(self, names: Sequence[str]) -> None:
+        """Copy some parameters as they are now; `restore` puts these values back."""
+        chosen = dict(self._model.named_parameters(remove_duplicate=False))
+        self._held = [(chosen[name], chosen[name].detach().clone()) for name in names]
 
     def moved(self) -> dict[Key, Any]:
         """Return copies of what has other values now than when the copy was taken, by place."""
@@ -46,14 +64,19 @@ class State:
             if key not in self._saved or not agree(value, self._saved[key][1])
         }
         found.update({key: None for key in self._saved if key not in now})
-        for name, parameter in self._model.named_parameters(remove_duplicate=False):
-            if (mark := _fingerprint(parameter)) != self._prints.get(name):
-                found[("parameter", name)] = mark
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        for name in self.changed_parameters():
+            found[("parameter", name)] = _fingerprint(parameters[name])
         return found
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back as it was."""
+        for own, attributes in self._attributes:
+            for name in [name for name in own if name not in INTERNAL and name != "training"]:
+                if name not in attributes:
+                    del own[name]
+            own.update(attributes)
         for key, container in _containers(self._model):
             original = self._lengths.get(key)
             if original is not None and not _same_content(container, original):
@@ -66,6 +89,8 @@ class State:
                 _write(original, copied)
             if value is not original:
                 put(original)
+        for parameter, copied in self._held:
+            parameter.data.copy_(copied)
 
 
 def describe(key: Key) -> str:
