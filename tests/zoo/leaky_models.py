@@ -396,21 +396,25 @@ class BalancingTerm(Body):
 
 Make = Callable[[], nn.Module]
 
+MIXES = CrossSampleLeakError
+
 AT_SETUP: list[tuple[str, Make, type[HushgradError]]] = [
     ("batch norm", layer(lambda: nn.BatchNorm1d(WIDTH)), CrossSampleLeakError),
     ("batch norm without affine", layer(lambda: nn.BatchNorm1d(WIDTH, affine=False)), CrossSampleLeakError),
-    ("batch norm, frozen but training", layer(lambda: nn.BatchNorm1d(WIDTH).requires_grad_(False)), CrossSampleLeakError),
-    ("batch norm without statistics", layer(lambda: nn.BatchNorm1d(WIDTH, track_running_stats=False).eval()), CrossSampleLeakError),
+    ("batch norm, frozen but training", layer(lambda: nn.BatchNorm1d(WIDTH).requires_grad_(False)), MIXES),
+    ("batch norm without statistics", layer(lambda: nn.BatchNorm1d(WIDTH, track_running_stats=False).eval()), MIXES),
     ("a subclass of batch norm", layer(lambda: MyNorm(WIDTH)), CrossSampleLeakError),
     ("synchronised batch norm", layer(lambda: nn.SyncBatchNorm(WIDTH)), CrossSampleLeakError),
-    ("instance norm with statistics", layer(lambda: nn.InstanceNorm1d(WIDTH, track_running_stats=True)), PrivateBufferError),
+    ("instance norm with statistics",
+     layer(lambda: nn.InstanceNorm1d(WIDTH, track_running_stats=True)), PrivateBufferError),
 ]  # fmt: skip
 
 CAUGHT: tuple[type[HushgradError], ...] = (CrossSampleLeakError, PrivacyUnitError)
 
 ON_FEATURES: list[tuple[str, Make, str, tuple[type[HushgradError], ...]]] = [
     ("functional batch norm", in_the_middle(lambda h: F.batch_norm(h, None, None, training=True)), "", CAUGHT),
-    ("functional batch norm at the end", at_the_end(lambda h: F.batch_norm(h, None, None, training=True)), "batch_norm", CAUGHT),
+    ("functional batch norm at the end",
+     at_the_end(lambda h: F.batch_norm(h, None, None, training=True)), "batch_norm", CAUGHT),
     ("centred over the batch", last_layer(Centred), "Centred", CAUGHT),
     ("centred in the middle", layer(Centred), "", CAUGHT),
     ("divided by the batch's maximum", at_the_end(lambda h: h / h.abs().max().detach()), "Mixing", CAUGHT),

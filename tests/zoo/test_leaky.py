@@ -1,4 +1,4 @@
-"""Every leaky model and loss is refused at set-up or before its first release, and the message says where and what to do."""
+"""Every leaky model and loss is refused at set-up or before its first release, by a message with place and cure."""
 
 from __future__ import annotations
 
@@ -66,11 +66,15 @@ def refusal(
     """Train one step, check that it is refused with nothing charged and released, and return the message."""
     engine, optimizer, loader = attached(model, data)
     x, y = next(iter(loader))
-    before = [parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad]
-    with pytest.raises(kinds) as raised:
+    before: list[Tensor] = []
+
+    def one_step() -> None:
         step(engine, model, x, y)
-        before = [parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad]
+        before.extend(parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad)
         optimizer.step()
+
+    with pytest.raises(kinds) as raised:
+        one_step()
     assert engine.session.steps == 0
     assert all(
         torch.equal(a, b) for a, b in zip(before, [p for p in model.parameters() if p.requires_grad], strict=True)
