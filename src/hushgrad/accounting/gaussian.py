@@ -18,12 +18,15 @@ from scipy.special import erfcx, log_ndtr
 # (relative error μ²/24). Above the second, ε/μ loses digits, and the tail bound is within 3e-5 of the truth.
 _SMALL_MU = 1e-5
 _LARGE_MU = 1e6
+_FAR = 1e5
 
 
 def log_delta(mu: float, epsilon: float) -> float:
     """Return log δ(ε) of a Gaussian release with μ = 1/noise_multiplier in (0, 1e6], at `epsilon` >= 0."""
     if mu < _SMALL_MU:
         midpoint = epsilon / mu
+        if midpoint > _FAR:  # 1 − x·mills(x) is 1/x² to a relative 3/x²
+            return -((midpoint - mu / 2) ** 2) / 2 - math.log(2 * math.pi) / 2 + math.log(mu) - 2 * math.log(midpoint)
         mills = math.sqrt(math.pi / 2) * float(erfcx(midpoint / math.sqrt(2)))
         log_density = -((midpoint - mu / 2) ** 2) / 2 - math.log(2 * math.pi) / 2
         return log_density + math.log(mu) + math.log1p(-midpoint * mills)

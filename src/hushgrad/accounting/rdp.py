@@ -59,7 +59,7 @@ def _epsilon(sampled: tuple[Sampled, ...], precision: float, delta: float) -> fl
             total += count * divergences(rate, noise, ORDERS)
         return max(0.0, float(compute_epsilon(ORDERS, total, delta)[0]))
     accountant = RdpAccountant()
-    with _without_warnings():
+    with without_warnings():
         if precision:
             accountant.compose(GaussianDpEvent(1 / math.sqrt(precision)))
         for rate, noise, count in sampled:
@@ -87,7 +87,9 @@ def divergences(rate: float, noise_multiplier: float, orders: Sequence[int]) -> 
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
+    """Silence dp_accounting about orders that it leaves out."""
+
     # dp_accounting warns, once for each, of orders whose series does not converge and leaves them out: a looser bound
     # and still a bound.
     def refuse(record: logging.LogRecord) -> bool:

@@ -1,0 +1,171 @@
+"""What an ε at one δ leaves out: δ at any ε, what an attacker can achieve, and other definitions of privacy.
+
+Everything is read from upper bounds on δ(ε) by the saddle-point accountant, so each figure is on the private side, and
+the direction of each bound is in its name: an attacker's *advantage* and *true-positive rate* are at most what is said,
+his *false-negative rate* at least.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import brentq, minimize_scalar
+
+from hushgrad.accounting.bounds import DeltaBounds
+from hushgrad.accounting.composition import Composition, NormalForm, normal_form
+from hushgrad.accounting.gaussian import log_delta
+from hushgrad.arguments import non_negative_number, open_unit_interval, real_number
+from hushgrad.errors import AccountingError, InvalidArgumentError
+
+SMALLEST_DELTA_OF_MU = 1e-10
+
+_POINTS_OF_MU = 24
+_LARGEST_EPSILON = 50.0  # beyond it, e^{−ε}(1 − δ(ε) − α) is nothing
+_FINENESS = 3e-4  # the maximum is flat, and any ε gives a bound
+
+
+def delta_bounds(composition: Composition, epsilon: float) -> DeltaBounds:
+    """Return bounds on the smallest δ at which `composition` is (`epsilon`, δ)-private, `epsilon` >= 0.
+
+    Guarantee: δ(ε) lies between them. Raises as `hushgrad.accounting.epsilon` does.
+    """
+    from hushgrad.accounting.saddle_point import delta_bounds as of_form
+
+    return of_form(normal_form(composition), non_negative_number("epsilon", epsilon))
+
+
+def delta(composition: Composition, epsilon: float) -> float:
+    """Return a δ at which `composition` is (`epsilon`, δ)-private: the upper one of `delta_bounds`."""
+    return delta_bounds(composition, epsilon).upper
+
+
+def membership_advantage(composition: Composition) -> float:
+    """Return the most by which an attacker's true-positive rate exceeds his false-positive rate: δ(0).
+
+    The attacker knows everything but whether one record took part, and sees every released step.
+
+    Guarantee: an upper bound on the advantage of every membership attack, in [0, 1].
+    """
+    return delta(composition, 0.0)
+
+
+def false_negative_rate(composition: Composition, false_positive_rate: float) -> float:
+    """Return the least false-negative rate of a membership attack with this false-positive rate in (0, 1).
+
+    The trade-off curve of Dong, Roth & Su (2019, arXiv:1905.02383), from δ(ε) by their proposition 2.12:
+
+        f(α) = sup_{ε >= 0} max(0, 1 − δ(ε) − e^ε·α, e^{−ε}(1 − δ(ε) − α)).
+
+    Guarantee: a lower bound on the error of every attack (any ε gives one; the best ε found is used).
+    """
+    alpha = open_unit_interval("false_positive_rate", false_positive_rate)
+    form = normal_form(composition)
+    if form.noiseless:
+        return 0.0
+    if form.empty:
+        return 1 - alpha
+
+    def first(epsilon: float) -> float:
+        return 1 - _delta(form, epsilon) - math.exp(epsilon) * alpha
+
+    def second(epsilon: float) -> float:
+        return math.exp(-epsilon) * (1 - _delta(form, epsilon) - alpha)
+
+    best = max(0.0, first(0.0), second(0.0))
+    # Both have one maximum: the first is concave in e^ε, the second in e^{−ε}, because δ is convex in each.
+    for function, limit in ((first, -math.log(alpha)), (second, _LARGEST_EPSILON)):
+        found = minimize_scalar(
+            lambda e, f=function: -f(e), bounds=(0.0, limit), method="bounded", options={"xatol": 1e-5}
+        )
+        best = max(best, float(function(float(found.x))))
+    return best
+
+
+def true_positive_rate(composition: Composition, false_positive_rate: float) -> float:
+    """Return the largest true-positive rate of a membership attack with this false-positive rate.
+
+    Guarantee: an upper bound on the power of every attack.
+    """
+    return 1 - false_negative_rate(composition, false_positive_rate)
+
+
+def trade_off_curve(composition: Composition, rates: Sequence[float]) -> list[float]:
+    """Return `false_negative_rate` at each false-positive rate."""
+    return [false_negative_rate(composition, rate) for rate in rates]
+
+
+def gaussian_mu(composition: Composition, smallest_delta: float = SMALLEST_DELTA_OF_MU) -> float:
+    """Return a μ such that `composition` is at least as private as μ-GDP at every δ >= `smallest_delta`.
+
+    For unsampled Gaussian releases it is sqrt(Σ 1/σ²), at every δ. A sampled Gaussian has heavier tails than any
+    Gaussian until far out, so that one μ for all δ would be that without sampling; hence the floor.
+
+    Guarantee: an upper bound: at every ε with δ(ε) >= smallest_delta the curve of μ-GDP lies above δ(ε), also between
+    the points of the grid (δ falls in ε, so each interval compares its left end with the right end of μ-GDP).
+    """
+    least = open_unit_interval("smallest_delta", smallest_delta)
+    form = normal_form(composition)
+    if form.noiseless:
+        return math.inf
+    if form.empty:
+        return 0.0
+    if not form.sampled:
+        return math.sqrt(form.gaussian_precision)
+    from hushgrad.accounting.saddle_point import epsilon_bounds
+
+    end = epsilon_bounds(form, least).upper
+    unsampled = math.sqrt(form.gaussian_precision + math.fsum(count / noise**2 for _, noise, count in form.sampled))
+    if end == 0.0:
+        return min(_mu_through(0.0, _delta(form, 0.0)), unsampled)
+    grid = np.concatenate(([0.0], end * np.linspace(1 / _POINTS_OF_MU, 1, _POINTS_OF_MU)))
+    deltas = [_delta(form, float(epsilon)) for epsilon in grid]
+    largest = max(_mu_through(float(right), at) for right, at in zip(grid[1:], deltas[:-1], strict=True))
+    return min(largest, unsampled)
+
+
+def zero_concentrated(composition: Composition) -> float:
+    """Return the ρ of zero-concentrated privacy: D_α <= ρα for every order α > 1 (Bun & Steinke, 2016).
+
+    Sampling does not lower it: at large orders the Rényi divergence of a sampled step approaches that of an unsampled
+    one, so ρ = Σ 1/(2σ²). It is infinite without noise.
+    """
+    form = normal_form(composition)
+    if form.noiseless:
+        return math.inf
+    return form.gaussian_precision / 2 + math.fsum(count / (2 * noise * noise) for _, noise, count in form.sampled)
+
+
+def renyi_divergence(composition: Composition, order: int) -> float:
+    """Return an upper bound on the Rényi divergence of a whole order >= 2 (Mironov, Talwar & Zhang, 2019)."""
+    number = real_number("order", order)
+    if number != int(number) or number < 2:
+        raise InvalidArgumentError(f"order must be a whole number >= 2, got {number:g}")
+    from hushgrad.accounting.rdp import divergences
+
+    form = normal_form(composition)
+    if form.noiseless:
+        return math.inf
+    sampled = (count * float(divergences(rate, noise, (int(number),))[0]) for rate, noise, count in form.sampled)
+    return form.gaussian_precision * number / 2 + math.fsum(sampled)
+
+
+def _delta(form: NormalForm, epsilon: float) -> float:
+    from hushgrad.accounting.saddle_point import delta_bounds as of_form
+
+    return of_form(form, epsilon).upper
+
+
+def _mu_through(epsilon: float, delta: float) -> float:
+    """Return the μ with δ_μ(`epsilon`) = `delta`."""
+    target = math.log(delta)
+    high = 1.0
+    while log_delta(high, epsilon) < target:
+        high *= 2
+        if high > 1e6:
+            raise AccountingError("no mu up to 1e6 is as private as this composition; take more noise")
+    low = 1e-12
+    if log_delta(low, epsilon) >= target:
+        return low
+    return float(brentq(lambda mu: max(log_delta(mu, epsilon), -1e6) - target, low, high, rtol=1e-10)) * (1 + 1e-9)
