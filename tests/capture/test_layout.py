@@ -228,7 +228,6 @@ LOST: dict[str, Transform] = {
     "vstack": lambda x: torch.vstack([x, x]),
     "unfold 0": lambda x: x.unfold(0, B, 1),
     "as_strided": lambda x: x.as_strided((B, B, B), (1, B, B * B)),
-    "reshape after transpose": lambda x: x.transpose(0, 1).reshape(B * B, B).reshape(B, B, B),
     "flatten after transpose": lambda x: x.transpose(0, 1).flatten(),
     "two rows for three": lambda x: torch.cat([x, x], 1).reshape(2, -1),
     "broadcast onto time": lambda x: x + x[:, 0],

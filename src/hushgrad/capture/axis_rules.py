@@ -126,6 +126,8 @@ def reshaped(seen: Seen, out: Tensor, place: int) -> Axis:
     axis = seen.axis_of(x)
     if axis is None or out.ndim == 0 or out.numel() == 0 or out.numel() != x.numel():
         return None
+    if seen.batch_size == 1:  # every place belongs to the one example; keep to the axis as long as it is there
+        return axis if axis < out.ndim and out.shape[axis] == x.shape[axis] else 0
     before = math.prod(x.shape[:axis])
     for dim in range(out.ndim):
         if out.shape[dim] % seen.batch_size == 0 and math.prod(out.shape[:dim]) == before:

@@ -65,7 +65,7 @@ VIEWS = """
     T mT H mH
 """
 RESHAPES = "reshape view reshape_as view_as flatten unflatten ravel"
-CREATED = "new_zeros new_ones new_full new_empty new_tensor"
+CREATED = "new_zeros new_ones new_full new_empty new_tensor zeros ones empty rand randn"
 
 REDUCTIONS = """
     sum mean amax amin aminmax max min prod std var std_mean var_mean nansum nanmean logsumexp argmax argmin all any

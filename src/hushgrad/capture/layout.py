@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from hushgrad.capture.axis_rules import Axis, Seen, changes_in_place
 from hushgrad.capture.axis_table import AXIS_RULES, CONSTANTS
+from hushgrad.capture.owners import Owners, Place, follow_rows, packed_owners
 from hushgrad.capture.source_line import calling_forward
 from hushgrad.errors import PrivacyUnitError
 
@@ -35,13 +37,14 @@ class BatchAxes:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[int, tuple[weakref.ref[Tensor], Axis]] = {}
+        self._entries: dict[int, tuple[weakref.ref[Tensor], Place]] = {}
+        self._inputs: set[int] = set()
         self.batch_size: int | None = None
         self.lost_by: str | None = None
 
-    def set(self, tensor: Tensor, axis: Axis) -> None:
+    def set(self, tensor: Tensor, place: Place) -> None:
         """Record that `tensor` descends from the batch."""
-        self._entries[id(tensor)] = (weakref.ref(tensor), axis)
+        self._entries[id(tensor)] = (weakref.ref(tensor), place)
 
     def descends(self, tensor: Tensor) -> bool:
         """Return whether `tensor` descends from the batch."""
@@ -50,12 +53,22 @@ class BatchAxes:
 
     def get(self, tensor: Any) -> Axis:
         """Return the batch axis of `tensor`; None if it has none."""
+        place = self.place(tensor)
+        return None if isinstance(place, Owners) else place
+
+    def place(self, tensor: Any) -> Place:
+        """Return where the batch lies in `tensor`: on an axis, or in rows with owners; None if it is not known."""
         entry = self._entries.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def is_input(self, tensor: Any) -> bool:
+        """Return whether `tensor` is one of the forward's inputs as it was given."""
+        return isinstance(tensor, Tensor) and self.descends(tensor) and id(tensor) in self._inputs
 
     def clear(self) -> None:
         """Forget everything: the forward is over."""
         self._entries.clear()
+        self._inputs.clear()
 
     def seed(self, inputs: Any, batch_size: int | None) -> int | None:
         """Record the tensors among a model's inputs and return the number of examples they hold.
@@ -64,16 +77,23 @@ class BatchAxes:
         constant; one whose first dimension is something else has lost its batch.
         """
         tensors = [tensor for tensor in tensors_in(inputs) if tensor.ndim > 0]
-        sizes = [tensor.shape[0] for tensor in tensors]
+        packed = list(packed_in(inputs))
+        sizes = [tensor.shape[0] for tensor in tensors] + [int(part.batch_sizes[0]) for part in packed]
         if batch_size is None or batch_size not in sizes:
             batch_size = next((size for size in sizes if size != 1), 1 if sizes else None)
         for tensor in tensors:
+            self._inputs.add(id(tensor))
             if tensor.shape[0] == batch_size:
                 self.set(tensor, 0)
             elif tensor.shape[0] != 1:
                 self._lose(tensor, "the model's inputs")
-        for packed in packed_in(inputs):
-            self._lose(packed.data, "pack_padded_sequence")
+        for part in packed:
+            if int(part.batch_sizes[0]) != batch_size:
+                self._lose(part.data, "the model's inputs")
+                continue
+            sequences = part.sorted_indices
+            sequences = torch.arange(batch_size, device=part.data.device) if sequences is None else sequences
+            self.set(part.data, Owners(0, packed_owners(part.batch_sizes, sequences)))
         self.batch_size = batch_size
         return batch_size
 
@@ -98,12 +118,17 @@ class BatchAxes:
         if not outputs or func in CONSTANTS:
             return
         name = func.__name__
-        axes = [self.get(source) for source in sources]
-        known = self.batch_size is not None and all(axis is not None for axis in axes)
-        seen = Seen(func, args, kwargs, sources, [axis or 0 for axis in axes], self.batch_size or 0)
-        rule = AXIS_RULES.get(func) if known else None
+        places = [self.place(source) for source in sources]
+        axes = [place for place in places if isinstance(place, int)]
+        known = self.batch_size is not None and len(axes) == len(places)
+        seen = Seen(func, args, kwargs, sources, axes if known else [0] * len(places), self.batch_size or 0)
+        rule = AXIS_RULES.get(func)
         for place, out in outputs:
-            axis = rule(seen, out, place) if rule is not None else None
+            axis: Place = rule(seen, out, place) if rule is not None and known else None
+            if axis is None and self.batch_size and any(part is not None for part in places):
+                axis = follow_rows(seen, places, out, place, rule)
+            if axis is None and known and self.batch_size == 1 and out.ndim:
+                axis = 0  # there is no other example to be mixed with
             if changes_in_place(func) and out is args[0]:
                 self._overwritten(out, axis, name)
             elif axis is None:
@@ -145,7 +170,7 @@ class BatchAxes:
         seen = Seen(get, (target, index), {}, [target, *rows], places, self.batch_size or 0)
         return part, AXIS_RULES[get](seen, part, 0)
 
-    def _overwritten(self, tensor: Tensor, axis: Axis, name: str) -> None:
+    def _overwritten(self, tensor: Tensor, axis: Place, name: str) -> None:
         if axis is None and self.get(tensor) is not None:
             raise PrivacyUnitError(
                 f"{name}: changes a tensor of shape {list(tensor.shape)} in place so that the examples of the batch "

@@ -14,7 +14,7 @@ from hushgrad.capture.axis_table import LIKE_ANOTHER
 from hushgrad.capture.leaves import Leaf, distinct_parameters
 from hushgrad.capture.operators.generic import generic
 from hushgrad.capture.operators.operator import Forward, first_order_only
-from hushgrad.capture.operators.table import REFUSALS, RULES
+from hushgrad.capture.operators.table import COMPOSITES, REFUSALS, RULES
 from hushgrad.errors import UncoveredParameterUseError
 
 # Attribute reads that return a tensor made of the parameter's values; all others say something about it.
@@ -74,6 +74,11 @@ class CaptureMode(TorchFunctionMode):
     ) -> Any:
         call = self.call
         if sources:
+            if func in COMPOSITES:
+                with self:  # torch takes the mode off while it runs a call; the parts must be seen
+                    result = COMPOSITES[func](call, func, args, kwargs)
+                if result is not NotImplemented:
+                    return result
             rule = RULES.get(func)
             result = NotImplemented if rule is None else rule(call, func, args, kwargs)
             if result is NotImplemented:

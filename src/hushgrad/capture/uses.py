@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 
+from hushgrad.capture.owners import Owners, Place
 from hushgrad.errors import PrivacyUnitError
 from hushgrad.gradients.contribution import Contribution, accumulation_dtype
 
@@ -48,10 +49,11 @@ class UsePool:
         """Drop everything that was recorded."""
         self._finished, self._running, self.backwards = {}, {}, 0
 
-    def examples(self, tensor: Tensor, axis: int | None, where: str) -> Tensor:
+    def examples(self, tensor: Tensor, axis: Place, where: str) -> Tensor:
         """Return `tensor` as `[B, ...]` with the batch first, in at least float32 if it is floating.
 
-        Positions that are folded into the batch come out as one further dimension: `[B·k, ...]` gives `[B, k, ...]`.
+        Positions that are folded into the batch come out as one further dimension: `[B·k, ...]` gives `[B, k, ...]`,
+        with zeros where an example has fewer than k rows.
 
         Raises:
             PrivacyUnitError: the tensor's rows cannot be assigned to the B examples.
@@ -67,6 +69,9 @@ class UsePool:
                 f"{where}: got a tensor of shape {list(tensor.shape)} in which the examples of the batch cannot be "
                 f"told apart any more. Keep the batch on an axis of its own up to this operator"
             )
+        if isinstance(axis, Owners):
+            tensor = axis.blocks(tensor, batch)
+            return tensor.to(accumulation_dtype(tensor.dtype)) if tensor.is_floating_point() else tensor
         tensor = tensor.movedim(axis, 0)
         if tensor.shape[0] != batch:
             if batch == 0 or tensor.shape[0] % batch:

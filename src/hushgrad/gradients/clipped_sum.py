@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from hushgrad.gradients.combine import combine
-from hushgrad.gradients.contribution import Contribution, Plan
+from hushgrad.gradients.contribution import Contribution, Plan, full_precision
 
 
+@full_precision()
 def clipped_sums(
     contributions: Mapping[str, Sequence[Contribution]],
     *,

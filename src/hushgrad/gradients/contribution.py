@@ -7,7 +7,8 @@ over examples, and, when asked, the gradients themselves. All are exact; they di
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,6 +79,19 @@ def _zero(operand: Tensor, drop_B: Tensor) -> Tensor:
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which norms and sums of values of `dtype` are formed: at least float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Run without autocast: norms and sums of 16-bit values are formed in at least float32."""
+    devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    if not devices:
+        yield
+        return
+    with ExitStack() as stack:
+        for device in devices:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def chunks_of_examples(batch_size: int, bytes_per_example: int, budget: int) -> list[slice]:

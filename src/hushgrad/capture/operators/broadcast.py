@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rule, Rules, capture
+from hushgrad.capture.owners import Place
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.gradients.dense import Dense
@@ -26,7 +27,7 @@ class Expand(Operator):
 
     name: str
     leaf: Leaf
-    axis: int
+    axis: Place
     shape: tuple[int, ...]
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:

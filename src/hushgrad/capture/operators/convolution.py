@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rule, Rules, capture
+from hushgrad.capture.owners import Place
 from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.convolution import Convolution, Geometry
 from hushgrad.gradients.dense import Dense
@@ -21,10 +22,11 @@ from hushgrad.gradients.dense import Dense
 class Convolve(Operator):
     """A convolution with symmetric padding given as numbers."""
 
+    autocasts: ClassVar[bool] = True
     name: str
     weight: Leaf | None
     bias: Leaf | None
-    axis: int | None
+    axis: Place
     geometry: Geometry
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
+from hushgrad.capture.owners import Place
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError, SparseGradientError, UnsupportedModelError
 from hushgrad.gradients.rows import Rows
@@ -22,7 +23,7 @@ class Embedding(Operator):
 
     name: str
     weight: Leaf
-    axis: int | None
+    axis: Place
     padding_idx: int | None
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -74,7 +75,7 @@ def embedding(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kw
         return NotImplemented
     if padding_idx is not None and padding_idx < 0:
         padding_idx += weight.shape[0]
-    operator = Embedding(f"embedding({leaf.name})", leaf, call.axes.get(ids), padding_idx)
+    operator = Embedding(f"embedding({leaf.name})", leaf, call.axes.place(ids), padding_idx)
     return capture(operator, call, ids, leaf.value)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
+from hushgrad.capture.owners import Owners, Place
 from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.outer import OuterProducts
@@ -21,10 +22,11 @@ from hushgrad.gradients.outer import OuterProducts
 class Linear(Operator):
     """`x Wᵀ + b`, W `[p, d]`; with `swapped`, `x W`, W `[d, p]`."""
 
+    autocasts: ClassVar[bool] = True
     name: str
     weight: Leaf | None
     bias: Leaf | None
-    axis: int | None
+    axis: Place
     swapped: bool
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -64,6 +66,12 @@ def _positions(tensor: Tensor) -> Tensor:
     return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
 
 
+def _on_last_dimension(call: Forward, x: Tensor) -> bool:
+    """Whether the batch lies on the dimension that the product sums over."""
+    place = call.axes.place(x)
+    return (place.dim if isinstance(place, Owners) else place) == x.ndim - 1
+
+
 def _is_constant(tensor: Tensor | None) -> bool:
     return tensor is None or not tensor.requires_grad
 
@@ -72,14 +80,14 @@ def linear(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwarg
     """Capture `F.linear(input, weight, bias=None)`."""
     x, weight, bias = _linear_arguments(*args, **kwargs)
     weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
-    if not call.axes.descends(x) or weight.ndim != 2 or call.axes.get(x) == x.ndim - 1:
+    if not call.axes.descends(x) or weight.ndim != 2 or _on_last_dimension(call, x):
         return NotImplemented
     if call.axes.descends(weight) or (bias is not None and call.axes.descends(bias)):
         return NotImplemented
     if not (weight_leaf or _is_constant(weight)) or not (bias_leaf or _is_constant(bias)):
         return NotImplemented
     name = f"linear({_first_name(weight_leaf, bias_leaf)})"
-    operator = Linear(name, weight_leaf, bias_leaf, call.axes.get(x), swapped=False)
+    operator = Linear(name, weight_leaf, bias_leaf, call.axes.place(x), swapped=False)
     return capture(operator, call, x, _value(weight_leaf, weight), _value(bias_leaf, bias))
 
 
@@ -91,9 +99,9 @@ def matmul(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwarg
     leaf = call.leaf(weight)
     if leaf is None or not call.axes.descends(x) or weight.ndim != 2 or x.ndim < 2:
         return NotImplemented
-    if call.axes.get(x) == x.ndim - 1:
+    if _on_last_dimension(call, x):
         return NotImplemented
-    operator = Linear(f"matmul({leaf.name})", leaf, None, call.axes.get(x), swapped=True)
+    operator = Linear(f"matmul({leaf.name})", leaf, None, call.axes.place(x), swapped=True)
     return capture(operator, call, x, leaf.value, None)
 
 

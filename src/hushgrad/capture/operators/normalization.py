@@ -13,6 +13,7 @@ from torch import Tensor
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.operators.broadcast import broadcast
 from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
+from hushgrad.capture.owners import Place
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError, PrivateBufferError
 from hushgrad.gradients.dense import Dense
@@ -25,7 +26,7 @@ class LayerNorm(Operator):
     name: str
     weight: Leaf | None
     bias: Leaf | None
-    axis: int | None
+    axis: Place
     shape: tuple[int, ...]
     eps: float
 
@@ -74,7 +75,7 @@ class GroupNorm(Operator):
     name: str
     weight: Leaf | None
     bias: Leaf | None
-    axis: int | None
+    axis: Place
     groups: int
     eps: float
 

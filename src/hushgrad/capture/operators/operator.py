@@ -6,15 +6,17 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from hushgrad.capture.layout import BatchAxes
 from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.owners import Place
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError
+from hushgrad.gradients.contribution import full_precision
 
 SECOND_ORDER = (
     b"DP305 create_graph=True: the gradient of a gradient through a private model (a gradient penalty, say) has no "
@@ -59,7 +61,7 @@ class Forward:
         """Return whether a value is a tensor that descends from the batch."""
         return isinstance(value, Tensor) and self.axes.descends(value)
 
-    def check_batch(self, where: str, axes: Sequence[int | None]) -> None:
+    def check_batch(self, where: str, axes: Sequence[Place]) -> None:
         """Refuse a backward whose examples cannot be told apart, or whose forward saw another number of records."""
         if None in axes:
             raise PrivacyUnitError(
@@ -74,10 +76,14 @@ class Forward:
 
 
 class Operator(ABC):
-    """One captured call: static facts as fields, tensors as arguments."""
+    """One captured call: static facts as fields, tensors as arguments.
+
+    `autocasts` says whether autocast runs the operator in its 16-bit dtype.
+    """
 
     name: str
-    axis: int | None
+    axis: Place
+    autocasts: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -106,7 +112,7 @@ def first_order_only(backward: Backward) -> Backward:
 
     @functools.wraps(backward)
     def run(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        with torch.no_grad():
+        with torch.no_grad(), full_precision():
             outputs = backward(ctx, *gradients)
         if not torch.is_grad_enabled() or all(out is None for out in outputs):
             return outputs
@@ -142,10 +148,30 @@ class _Captured(torch.autograd.Function):
 
 def capture(operator: Operator, call: Forward, *inputs: Tensor | None) -> Tensor:
     """Run an operator so that its backward records the use of its leaves."""
+    if operator.autocasts:
+        inputs = tuple(in_autocast_dtype(inputs))
     return _Captured.apply(operator, call, call.anchor.tensor, *inputs)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def in_autocast_dtype(inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Return the tensors as autocast would hand them to an operator that it runs in 16 bits.
+
+    Cast here, what is kept for the backward has one dtype, and the gradient of the data is cast back by autograd.
+    """
+    device = next(value.device.type for value in inputs if value is not None)
+    if not torch.is_autocast_enabled(device):
+        return list(inputs)
+    dtype = torch.get_autocast_dtype(device)
+    return [
+        value.to(dtype) if value is not None and value.is_floating_point() and value.dtype != torch.float64 else value
+        for value in inputs
+    ]
 
 
 Rule = Callable[[Forward, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """A rule runs one call that uses a leaf, or returns NotImplemented when the call is not of the form it knows."""
 
 Rules = Mapping[Callable[..., Any], Rule]
+
+Composite = Rule
+"""A rule of an operator made of others; it runs with the mode on, so that its parts are captured."""

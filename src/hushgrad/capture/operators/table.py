@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hushgrad.capture.operators import broadcast, convolution, embedding, linear, normalization
+from hushgrad.capture.operators import broadcast, composite, convolution, embedding, linear, normalization
 from hushgrad.capture.operators.operator import Rules
 
 RULES: Rules = {
@@ -13,3 +13,4 @@ RULES: Rules = {
     **broadcast.RULES,
 }
 REFUSALS = normalization.REFUSALS
+COMPOSITES = composite.COMPOSITES

@@ -1,0 +1,133 @@
+"""Operators that are made of others: they run opened, so that each part is captured by its own rule.
+
+These rules run with the mode on. A composite returns NotImplemented for calls of a form that it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hushgrad.capture.operators import recurrent
+from hushgrad.capture.operators.operator import Composite, Forward
+
+
+def _opened(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a copy of a function of torch that does not hand itself over to the mode as a whole."""
+    assert isinstance(func, FunctionType)
+    names = {**func.__globals__, "has_torch_function": lambda _: False}
+    copy = FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+_multi_head = _opened(F.multi_head_attention_forward)
+
+
+def multi_head(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run `multi_head_attention_forward` as torch writes it, its parts captured one by one."""
+    return _multi_head(*args, **kwargs)
+
+
+def prelu(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Capture `F.prelu(input, weight)`: the slope meets what is not above 0."""
+    x, weight = _prelu_arguments(*args, **kwargs)
+    if not call.is_data(x) or call.leaf(weight) is None:
+        return NotImplemented
+    above = x > 0
+    slope = weight.reshape([-1, *[1] * (x.ndim - 2)]) if weight.numel() > 1 and x.ndim > 2 else weight
+    negative = x.masked_fill(above, 0) * slope
+    return x.masked_fill(~above, 0) + negative
+
+
+def _prelu_arguments(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return input, weight
+
+
+def embedding_bag(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Capture `F.embedding_bag` as a lookup of each bag's rows, then their sum, mean or largest values."""
+    arguments = _Bags(*args, **kwargs)
+    ids, weight = arguments.ids, arguments.weight
+    if call.leaf(weight) is None or not call.is_data(ids) or call.leaf(arguments.sample_weights) is not None:
+        return NotImplemented
+    counted = None
+    scales = arguments.sample_weights
+    if arguments.offsets is not None:
+        ids, scales, counted = _padded(call, arguments)
+    rows = F.embedding(ids, weight, None, arguments.max_norm, 2.0, arguments.by_frequency, arguments.sparse)
+    if arguments.padding_idx is not None:
+        real = ids != arguments.padding_idx % weight.shape[0]
+        counted = real if counted is None else counted & real
+    if scales is not None:
+        rows = rows * scales.unsqueeze(-1)
+    if counted is None:
+        if arguments.mode == "max":
+            return rows.max(1)[0]
+        return rows.sum(1) if arguments.mode == "sum" else rows.mean(1)
+    left_out = ~counted.unsqueeze(-1)
+    if arguments.mode == "max":
+        largest = rows.masked_fill(left_out, -torch.inf).max(1)[0]
+        return largest.masked_fill(~counted.any(1, keepdim=True), 0)
+    total = rows.masked_fill(left_out, 0).sum(1)
+    return total if arguments.mode == "sum" else total / counted.sum(1, keepdim=True).clamp(min=1)
+
+
+class _Bags:
+    """The arguments of `F.embedding_bag`."""
+
+    def __init__(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        offsets: Tensor | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        per_sample_weights: Tensor | None = None,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+    ) -> None:
+        self.ids, self.weight = (weight, input) if weight.dtype in (torch.int32, torch.int64) else (input, weight)
+        self.offsets = offsets[:-1] if offsets is not None and include_last_offset else offsets
+        self.max_norm, self.by_frequency, self.sparse = max_norm, scale_grad_by_freq, sparse
+        self.mode, self.sample_weights, self.padding_idx = mode, per_sample_weights, padding_idx
+
+
+def _padded(call: Forward, bags: _Bags) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return the ids and their weights as `[bags, longest]`, and which of them are there.
+
+    The bags are told apart by the offsets. Flat ids and weights are the model's own inputs, or their batch is lost.
+    """
+    offsets, ids = bags.offsets, bags.ids
+    assert offsets is not None
+    place = call.axes.place(offsets)
+    flat = [value for value in (ids, bags.sample_weights) if value is not None and call.is_data(value)]
+    known = place if place == 0 and all(call.axes.is_input(value) for value in flat) else None
+    ends = torch.cat([offsets[1:], offsets.new_tensor([ids.shape[0]])])
+    places = torch.arange(max(int((ends - offsets).max()), 1), device=ids.device)
+    positions = offsets.unsqueeze(1) + places
+    counted = positions < ends.unsqueeze(1)
+    positions = positions.where(counted, 0) if ids.shape[0] else positions
+    padded = ids[positions]
+    scales = None if bags.sample_weights is None else bags.sample_weights[positions]
+    for value in (padded, scales, counted):
+        if value is not None:
+            call.axes.set(value, known)
+    return padded, scales, counted
+
+
+COMPOSITES: dict[Callable[..., Any], Composite] = {
+    F.multi_head_attention_forward: multi_head,
+    F.prelu: prelu,
+    torch.prelu: prelu,
+    Tensor.prelu: prelu,
+    F.embedding_bag: embedding_bag,
+    **recurrent.COMPOSITES,
+}

@@ -1,0 +1,320 @@
+"""`lstm`, `gru` and plain RNNs by their own unrolled form: layers, directions, projections, dropout, packed sequences.
+
+Each layer and direction is one captured operator. Its backward keeps the derivatives by all gates, `[T, N, G·H]`, so
+the per-example gradients of both weights are outer products over time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.operators.cells import Cell, GRUCell, LSTMCell, ReluCell, TanhCell
+from hushgrad.capture.operators.operator import Composite, Forward, Recorded, first_order_only, in_autocast_dtype
+from hushgrad.capture.owners import PACK, PAD_PACKED, Owners, Place
+from hushgrad.capture.uses import UsePool
+from hushgrad.gradients.contribution import accumulation_dtype
+from hushgrad.gradients.dense import Dense
+from hushgrad.gradients.outer import OuterProducts
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One layer in one direction, and how it runs.
+
+    `leaves` are those of w_ih, w_hh, b_ih, b_hh and the projection w_hr, None where frozen or absent.
+    """
+
+    name: str
+    cell: Cell
+    leaves: tuple[Leaf | None, ...]
+    place: Place
+    reverse: bool
+
+    def times(self, steps: int) -> Sequence[int]:
+        """Return the time steps in the order in which the layer takes them."""
+        return range(steps - 1, -1, -1) if self.reverse else range(steps)
+
+
+Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+class _Unrolled(torch.autograd.Function):
+    """Runs a layer over time: `x [T, N, D]`, `h [N, P]`, `c [N, H]` to all states, the last state and cell.
+
+    `mask [T, N, 1]` is False behind the end of a sequence, where the state stays what it was.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        layer: Layer,
+        call: Forward,
+        anchor: Tensor,
+        mask: Tensor | None,
+        x: Tensor,
+        h: Tensor,
+        c: Tensor,
+        *weights: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        w_ih, w_hh, b_ih, b_hh, w_hr = weights
+        wide = accumulation_dtype(x.dtype)
+        assert w_hh is not None
+        from_input = F.linear(x, w_ih, b_ih)  # type: ignore[arg-type]
+        states: list[Tensor] = [h] * x.shape[0]
+        before: list[Tensor] = [h] * x.shape[0]
+        kept: list[tuple[Tensor, ...]] = [()] * x.shape[0]
+        h, c = h.to(x.dtype), c.to(wide)
+        for t in layer.times(x.shape[0]):
+            before[t] = h
+            from_state = F.linear(h, w_hh, b_hh)
+            step = layer.cell.step(from_input[t].to(wide), from_state.to(wide), h.to(wide), c)
+            new_h, new_c, kept[t] = step.h.to(x.dtype), step.c, step.kept
+            if w_hr is not None:
+                kept[t] = (*kept[t], new_h)
+                new_h = F.linear(new_h, w_hr)
+            h = new_h if mask is None else torch.where(mask[t], new_h, h)
+            c = new_c if mask is None else torch.where(mask[t], new_c, c)
+            states[t] = h
+        ctx.layer, ctx.call, ctx.count = layer, call, len(kept[0])
+        ctx.save_for_backward(mask, x, torch.stack(before), w_ih, w_hh, w_hr, *(part for step in kept for part in step))
+        return torch.stack(states), h, c.to(x.dtype)
+
+    @staticmethod
+    @first_order_only
+    def backward(ctx: Any, d_states: Tensor, dh: Tensor, dc: Tensor) -> tuple[Any, ...]:
+        layer, call = ctx.layer, ctx.call
+        mask, x, before, w_ih, w_hh, w_hr, *kept = ctx.saved_tensors
+        wide = accumulation_dtype(x.dtype)
+        steps, count = x.shape[0], ctx.count
+        dh, dc = dh.to(wide), dc.to(wide)
+        w_state = w_hh.to(wide)
+        w_projection = None if w_hr is None else w_hr.to(wide)
+        by_input: list[Tensor] = [dh] * steps
+        by_state: list[Tensor] = [dh] * steps
+        projected: list[Tensor] = [dh] * steps
+        for t in reversed(layer.times(steps)):
+            dh = dh + d_states[t]
+            own = kept[t * count : (t + 1) * count]
+            active_h, active_c = (dh, dc) if mask is None else (_where(mask[t], dh), _where(mask[t], dc))
+            raw = active_h if w_projection is None else active_h @ w_projection
+            projected[t] = active_h
+            slopes = layer.cell.back(tuple(own if w_hr is None else own[:-1]), raw, active_c)
+            by_input[t], by_state[t] = slopes.from_input, slopes.from_state
+            if mask is not None:  # what is kept of a step behind the end may not be finite
+                by_input[t], by_state[t] = _where(mask[t], by_input[t]), _where(mask[t], by_state[t])
+            back = by_state[t] @ w_state
+            back = back if slopes.h is None else back + slopes.h
+            dh = back if mask is None else torch.where(mask[t], back, dh)
+            dc = slopes.c if mask is None else torch.where(mask[t], slopes.c, dc)
+        gates = torch.stack(by_input)
+        if call.anchor.is_accumulating():
+            call.check_batch(layer.name, [layer.place])
+            raw_states = None if w_hr is None else torch.stack(kept[count - 1 :: count])
+            uses = _uses(layer, call.pool, x, before, gates, by_state, projected, raw_states)
+            for leaf, contribution in uses:
+                for name, part in leaf.to_parameters(contribution):
+                    call.pool.add(name, part)
+        dx = (gates @ w_ih.to(wide)).to(x.dtype) if ctx.needs_input_grad[4] else None
+        nothing = [None] * 5
+        return (None, None, None, None, dx, dh.to(x.dtype), dc.to(x.dtype), *nothing)
+
+
+def _where(mask: Tensor, value: Tensor) -> Tensor:
+    return torch.where(mask, value, torch.zeros_like(value))
+
+
+def _uses(
+    layer: Layer,
+    pool: UsePool,
+    x: Tensor,
+    before: Tensor,
+    gates: Tensor,
+    by_state: list[Tensor],
+    projected: list[Tensor],
+    raw_states: Tensor | None,
+) -> Recorded:
+    def examples(tensor: Tensor) -> Tensor:
+        found = pool.examples(tensor, layer.place, layer.name)  # [B, T, d], or [B, k, T, d] with rows folded in
+        return found.flatten(1, -2)
+
+    w_ih, w_hh, b_ih, b_hh, w_hr = layer.leaves
+    uses: list[tuple[Leaf, Any]] = []
+    gates_BTg, states_BTg = examples(gates), examples(torch.stack(by_state))
+    if w_ih is not None:
+        uses.append((w_ih, OuterProducts(gates_BTg, examples(x))))
+    if b_ih is not None:
+        uses.append((b_ih, Dense(gates_BTg.sum(1))))
+    if w_hh is not None:
+        uses.append((w_hh, OuterProducts(states_BTg, examples(before))))
+    if b_hh is not None:
+        uses.append((b_hh, Dense(states_BTg.sum(1))))
+    if w_hr is not None:
+        assert raw_states is not None
+        uses.append((w_hr, OuterProducts(examples(torch.stack(projected)), examples(raw_states))))
+    return uses
+
+
+# The calls as torch makes them ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One call of a recurrent operator."""
+
+    kind: str
+    cell: Cell
+    weights: list[Tensor]
+    has_biases: bool
+    layers: int
+    dropout: float
+    training: bool
+    bidirectional: bool
+
+    def parts(self) -> Iterator[Weights]:
+        """Yield the weights of each layer and direction."""
+        directions = 2 if self.bidirectional else 1
+        each = len(self.weights) // (self.layers * directions)
+        for start in range(0, len(self.weights), each):
+            part = self.weights[start : start + each]
+            biases = part[2:4] if self.has_biases else [None, None]
+            projection = part[-1] if each % 2 else None
+            yield (part[0], part[1], biases[0], biases[1], projection)
+
+
+def _rule(kind: str, cell: Cell) -> Composite:
+    def recurrent(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kwargs or len(args) != 9:
+            return NotImplemented
+        is_packed = isinstance(args[1], Tensor) and isinstance(args[3], (tuple, list))
+        if is_packed:
+            data, batch_sizes, state, weights, *rest, bidirectional = args
+            batch_first = False
+        else:
+            data, state, weights, *rest, bidirectional, batch_first = args
+            batch_sizes = None
+        has_biases, layers, dropout, training = rest
+        run = Run(kind, cell, list(weights), has_biases, layers, dropout, training, bidirectional)
+        hidden, cells = state if isinstance(state, (tuple, list)) else (state, None)
+        if not call.is_data(data) or not all(_is_parameter(call, weight) for weight in run.weights):
+            return NotImplemented
+        if batch_sizes is not None:
+            lengths = (batch_sizes.unsqueeze(1) > torch.arange(int(batch_sizes[0]))).sum(0)
+            out, last = _packed(call, run, data, batch_sizes, lengths, hidden, cells)
+        else:
+            x = data.transpose(0, 1) if batch_first else data
+            out, last = _layers(call, run, x, hidden, cells, None, None)
+            out = out.transpose(0, 1) if batch_first else out
+        return (out, *last)
+
+    return recurrent
+
+
+def _is_parameter(call: Forward, weight: Tensor) -> bool:
+    return call.leaf(weight) is not None or not (weight.requires_grad or call.axes.descends(weight))
+
+
+def _packed(
+    call: Forward,
+    run: Run,
+    data: Tensor,
+    batch_sizes: Tensor,
+    lengths: Tensor,
+    hidden: Tensor,
+    cells: Tensor | None,
+) -> tuple[Tensor, list[Tensor]]:
+    steps = batch_sizes.shape[0]
+
+    def padded(packed: Tensor) -> Tensor:
+        return PAD_PACKED(packed, batch_sizes, False, 0.0, steps)[0]
+
+    def packed(value: Tensor) -> Tensor:
+        return PACK(value, lengths, False)[0]
+
+    mask = (torch.arange(int(batch_sizes[0])) < batch_sizes.unsqueeze(1)).unsqueeze(-1).to(data.device)
+
+    def dropped(value: Tensor) -> Tensor:  # as torch does it: on the packed rows
+        return padded(F.dropout(packed(value), run.dropout, run.training))
+
+    out, last = _layers(call, run, padded(data), hidden, cells, mask, dropped)
+    return packed(out), last
+
+
+def _layers(
+    call: Forward,
+    run: Run,
+    x: Tensor,
+    hidden: Tensor,
+    cells: Tensor | None,
+    mask: Tensor | None,
+    dropped: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Run all layers on padded data `[T, N, D]`; return the outputs `[T, N, *]` and the last states `[L, N, *]`."""
+    place = _same_place(call, x, [value for value in (hidden, cells) if value is not None])
+    hidden = _per_example(call, x, hidden)
+    cells = torch.zeros_like(hidden) if cells is None else _per_example(call, x, cells)
+    directions = 2 if run.bidirectional else 1
+    last_h: list[Tensor] = []
+    last_c: list[Tensor] = []
+    outs: list[Tensor] = []
+    for number, weights in enumerate(run.parts()):
+        layer = _layer(call, run, weights, place, reverse=number % directions == 1)
+        values = [weight if (leaf := call.leaf(weight)) is None else leaf.value for weight in weights]
+        inputs = in_autocast_dtype([x, hidden[number], *values])
+        with torch._C.DisableTorchFunction():  # the mode needs not see each step
+            out, h, c = _Unrolled.apply(  # type: ignore[no-untyped-call]
+                layer, call, call.anchor.tensor, mask, *inputs[:2], cells[number], *inputs[2:]
+            )
+        outs.append(out.to(x.dtype))
+        last_h.append(h.to(x.dtype))
+        last_c.append(c.to(x.dtype))
+        if len(outs) == directions:
+            x = torch.cat(outs, -1) if directions > 1 else outs[0]
+            call.axes.set(x, place)
+            outs = []
+            if number + 1 < run.layers * directions and run.dropout and run.training:
+                x = F.dropout(x, run.dropout, True) if dropped is None else dropped(x)
+    states = [torch.stack(last_h)] + ([torch.stack(last_c)] if run.kind == "lstm" else [])
+    for value in states:
+        call.axes.set(value, place)
+    return x, states
+
+
+def _layer(call: Forward, run: Run, weights: Weights, place: Place, *, reverse: bool) -> Layer:
+    leaves = tuple(call.leaf(weight) for weight in weights)
+    name = f"{run.kind}({', '.join(leaf.name for leaf in leaves if leaf is not None)})"
+    return Layer(name, run.cell, leaves, place, reverse)
+
+
+def _same_place(call: Forward, x: Tensor, states: list[Tensor]) -> Place:
+    """Where the batch lies: on dimension 1 of the data and of each state that descends from it, in one order."""
+    place = call.axes.place(x)
+    if (place.dim if isinstance(place, Owners) else place) != 1:
+        return None
+    for state in states:
+        if not call.is_data(state):
+            continue
+        other = call.axes.place(state)
+        if isinstance(place, Owners) and isinstance(other, Owners):
+            if other.dim != 1 or not place.same_rows(other):
+                return None
+        elif isinstance(place, Owners) or other != place:
+            return None
+    return place
+
+
+def _per_example(call: Forward, x: Tensor, state: Tensor) -> Tensor:
+    """Return a first state that is a parameter as one with a row for each example, so that its use is captured."""
+    return state + torch.zeros_like(x[:1, :, :1]) if call.leaf(state) is not None else state
+
+
+CELLS: dict[str, Cell] = {"lstm": LSTMCell(), "gru": GRUCell(), "rnn_tanh": TanhCell(), "rnn_relu": ReluCell()}
+COMPOSITES: dict[Callable[..., Any], Composite] = {
+    getattr(torch._C._VariableFunctions, kind): _rule(kind, cell) for kind, cell in CELLS.items()
+}
