@@ -23,7 +23,7 @@ SMALLEST_DELTA_OF_MU = 1e-10
 
 _POINTS_OF_MU = 24
 _LARGEST_EPSILON = 50.0  # beyond it, e^{−ε}(1 − δ(ε) − α) is nothing
-_FINENESS = 3e-4  # the maximum is flat, and any ε gives a bound
+_FINENESS = 1e-3  # the maximum is flat, and any ε gives a bound
 
 
 def delta_bounds(composition: Composition, epsilon: float) -> DeltaBounds:
@@ -73,14 +73,14 @@ def false_negative_rate(composition: Composition, false_positive_rate: float) ->
     def second(epsilon: float) -> float:
         return math.exp(-epsilon) * (1 - _delta(form, epsilon) - alpha)
 
-    best = max(0.0, first(0.0), second(0.0))
-    # Both have one maximum: the first is concave in e^ε, the second in e^{−ε}, because δ is convex in each.
-    for function, limit in ((first, -math.log(alpha)), (second, _LARGEST_EPSILON)):
-        found = minimize_scalar(
-            lambda e, f=function: -f(e), bounds=(0.0, limit), method="bounded", options={"xatol": 1e-5}
-        )
-        best = max(best, float(function(float(found.x))))
-    return best
+    at_zero = first(0.0)
+    # The curve is its own mirror image; below the diagonal point α = (1 − δ(0))/2 only the first form is needed, above
+    # it the second. Each has one maximum: δ is convex in e^ε and in e^{−ε}.
+    function, limit = (first, -math.log(alpha)) if at_zero >= alpha else (second, _LARGEST_EPSILON)
+    found = minimize_scalar(
+        lambda epsilon: -function(epsilon), bounds=(0.0, limit), method="bounded", options={"xatol": _FINENESS}
+    )
+    return max(0.0, at_zero, float(function(float(found.x))))
 
 
 def true_positive_rate(composition: Composition, false_positive_rate: float) -> float:
@@ -154,7 +154,7 @@ def renyi_divergence(composition: Composition, order: int) -> float:
 def _delta(form: NormalForm, epsilon: float) -> float:
     from hushgrad.accounting.saddle_point import delta_bounds as of_form
 
-    return of_form(form, epsilon).upper
+    return of_form(form, float(epsilon)).upper
 
 
 def _mu_through(epsilon: float, delta: float) -> float:
