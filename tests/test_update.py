@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 import hushgrad.update
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, privatize
-from hushgrad.noise.gaussian import CHUNK_VALUES
 from hushgrad.randomness import KeyStream
-from hushgrad.update import Update
+from hushgrad.update import SMALL_VALUES, Update
 
 MECHANISM = DPSGD(
     noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.5), expected_batch_size=8
@@ -111,7 +110,7 @@ def test_clear_takes_back_what_was_written_and_nothing_else() -> None:
 
 def test_an_update_that_somebody_kept_is_not_written_over() -> None:
     """The next update has memory of its own: in the old one, its sums would be readable before their noise."""
-    large = CHUNK_VALUES + 1
+    large = SMALL_VALUES + 1
     parameters = shapes(large=(large,), small=(3,), also=(2, 2))
     update, kept = updated(parameters), []
     for _ in range(2):
@@ -127,7 +126,7 @@ def test_an_update_that_somebody_kept_is_not_written_over() -> None:
 
 def test_parameters_with_one_sum_in_one_memory_get_noise_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large sums are overwritten with their noise; not those that share memory, with each other or with a view."""
-    size = CHUNK_VALUES + 1
+    size = SMALL_VALUES + 1
     shared, wider = torch.full((size,), 5.0), torch.full((size + 1,), 5.0)
     sums = {"a": shared, "b": shared, "view": wider[:size], "alone": torch.full((size,), 5.0)}
     monkeypatch.setattr(hushgrad.update, "clipped_sums", lambda *_, **__: dict(sums))

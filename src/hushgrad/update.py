@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.mechanism import DPSGD
-from hushgrad.noise.gaussian import CHUNK_VALUES, noisy_update
+from hushgrad.noise.gaussian import noisy_update
 from hushgrad.randomness import Address, KeyStream
+
+# Sums up to here are cheaper to copy into one draw of noise than to give a draw of their own.
+SMALL_VALUES = 1 << 16
 
 
 class Update:
@@ -110,13 +113,12 @@ def _laid_out_as(parameter: Tensor, update: Tensor) -> Tensor:
 def _draws(totals: Sequence[Tensor]) -> tuple[list[list[int]], list[int]]:
     """Return the places of the totals that share a draw of noise, the small ones of a kind, and of those drawn alone.
 
-    A draw has a fixed cost that is larger than that of a small parameter's noise, and larger parameters can use
-    several threads.
+    A draw has a fixed cost that is larger than that of a small parameter's noise.
     """
     alone: list[int] = []
     together: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for place, total in enumerate(totals):
-        if total.numel() > CHUNK_VALUES:
+        if total.numel() > SMALL_VALUES:
             alone.append(place)
         else:
             together.setdefault((total.device, total.dtype), []).append(place)

@@ -3,6 +3,8 @@
 import itertools
 import math
 import random
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -88,6 +90,7 @@ def test_values_depend_on_key_address_count_and_dtype_only(dtype, monkeypatch):
         torch.set_num_threads(count)
         draws.append(draw(7 * CHUNK_VALUES + 12_345, dtype))
     monkeypatch.setattr(gaussian, "CHUNK_VALUES", 10_000)
+    monkeypatch.setattr(gaussian, "_idle", {word: deque() for word in gaussian._idle})
     draws.append(draw(7 * CHUNK_VALUES + 12_345, dtype))
     for other in draws[1:]:
         assert torch.equal(draws[0], other)
@@ -119,6 +122,21 @@ def test_a_failure_in_any_thread_is_raised():
     torch.set_num_threads(2)
     with pytest.raises(MemoryError):
         standard_normal((4 * CHUNK_VALUES,), dtype=torch.float32, device="cpu", stream=Failing(), address=Address(0))
+
+
+def test_draws_at_the_same_time_do_not_disturb_each_other():
+    """Eight draws in four threads, each with threads of its own, give what they give one after the other."""
+    torch.set_num_threads(2)
+    stream = KeyStream.fixed_for_tests(3)
+
+    def one(step):
+        shape = (CHUNK_VALUES + 1000 * step,)
+        return standard_normal(shape, dtype=torch.float32, device="cpu", stream=stream, address=Address(step))
+
+    expected = [one(step) for step in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for z, wanted in zip(pool.map(one, range(8)), expected, strict=True):
+            assert torch.equal(z, wanted)
 
 
 def test_chunks_do_not_repeat_one_another():

@@ -13,9 +13,11 @@ Guarantee: values beyond |z| = 8 occur with their true probability; the largest 
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,8 +30,9 @@ from hushgrad.errors import InvalidArgumentError
 from hushgrad.noise.strips import PICKS, Float64s, pick_table, remainder, strips
 from hushgrad.randomness import Address, KeyStream
 
-# Values that one thread works on at a time: few enough to stay in its cache, many enough for Python to cost little.
-CHUNK_VALUES = 1 << 16
+# Values that one thread works on at a time, at most. Its scratch memory leaves the fast caches, which costs less than
+# more frequent changes between Python and the array operations: threads wait for one another there.
+CHUNK_VALUES = 1 << 18
 
 _REMAINDER_OFFSET = 1 << 60  # bytes into an address; no draw has that many values
 
@@ -135,33 +138,43 @@ def _draw(
     Returns:
         The places of the values that the remainder stands for, rising, and these values; `consume` got 0 for them.
     """
-    starts = deque(range(0, count, CHUNK_VALUES))
-    threads = min(torch.get_num_threads(), len(starts))
+    threads = max(1, min(torch.get_num_threads(), -(-count // CHUNK_VALUES)))
+    size = _chunk_size(count, threads)
+    starts = deque(range(0, count, size))
     places: list[Places] = []
+    rest = _Remainder(stream, address)
 
     def work() -> None:
-        chunks = _Chunks(min(count, CHUNK_VALUES), word)
-        while True:
-            try:
-                start = starts.popleft()
-            except IndexError:
-                return
-            values, missing = chunks.draw(start, min(CHUNK_VALUES, count - start), stream, address)
-            consume(start, values)
-            if len(missing):
-                places.append(missing + start)
+        with _chunks(word) as chunks:
+            while True:
+                try:
+                    start = starts.popleft()
+                except IndexError:
+                    return
+                values, missing = chunks.draw(start, min(size, count - start), stream, address)
+                consume(start, values)
+                if len(missing):
+                    places.append(missing + start)
 
     if threads < 2:
         work()
     else:
         pick_table(8 * word.itemsize)  # made once, before the threads ask for it
+        expected = count * (PICKS - 2 * strips().count) / PICKS
         with ThreadPoolExecutor(threads - 1) as pool:  # ends with the draw: no thread outlives it, none is forked
-            others = [pool.submit(work) for _ in range(threads - 1)]
+            others = [pool.submit(rest.read_ahead, int(expected + 3 * math.sqrt(expected)))]
+            others += [pool.submit(work) for _ in range(threads - 1)]
             work()
             for other in others:
                 other.result()
     ordered = np.sort(np.concatenate([*places, np.empty(0, np.intp)]))
-    return ordered, _from_remainder(len(ordered), stream, address)
+    return ordered, rest.first(len(ordered))
+
+
+def _chunk_size(count: int, threads: int) -> int:
+    """Return the size of the fewest chunks that give all threads as much to do; the cipher's blocks stay whole."""
+    chunks = max(1, threads * -(-count // (threads * CHUNK_VALUES)))
+    return max(4, -(-count // (4 * chunks)) * 4)
 
 
 class _Chunks:
@@ -172,33 +185,61 @@ class _Chunks:
         real = table.dtype["middle"]
         self._words = np.empty(size, word)
         self._positions, self._is_missing = np.empty(size, real), np.empty(size, np.bool_)
-        # Middle and slope are fetched as one number of twice the width; torch looks up faster than NumPy.
-        pair = torch.complex64 if real == np.float32 else torch.complex128
-        self._table = torch.from_numpy(table.view(np.complex64 if real == np.float32 else np.complex128))
-        self._pairs = torch.empty(size, dtype=pair, device="cpu")
+        # Middle and slope are fetched as one item of twice the width; torch looks such up faster than NumPy does.
+        pair = np.dtype(np.float64 if real == np.float32 else np.complex128)
+        self._pairs = np.empty(size, table.dtype)
+        self._table, self._found = torch.from_numpy(table.view(pair)), torch.from_numpy(self._pairs.view(pair))
 
     def draw(self, start: int, size: int, stream: KeyStream, address: Address) -> tuple[Floats, Places]:
         """Return the values from `start` on, in memory that the next call uses again, and which are missing."""
         words, values, missing = self._words[:size], self._positions[:size], self._is_missing[:size]
-        pairs = self._pairs[:size]
+        pairs, found = self._pairs[:size], self._found[:size]
         stream.fill(words, address, offset=start * words.itemsize)
         np.copyto(values, words, casting="unsafe")
         np.bitwise_and(words, PICKS - 1, out=words)
-        torch.index_select(self._table, 0, torch.from_numpy(words), out=pairs)
-        middle_and_slope = pairs.numpy()
-        np.multiply(values, middle_and_slope.imag, out=values)
-        np.add(values, middle_and_slope.real, out=values)
+        torch.index_select(self._table, 0, torch.from_numpy(words), out=found)
+        np.multiply(values, pairs["slope"], out=values)
+        np.add(values, pairs["middle"], out=values)
         np.greater_equal(words, 2 * strips().count, out=missing)
         return values, np.flatnonzero(missing)
 
 
-def _from_remainder(count: int, stream: KeyStream, address: Address) -> Float64s:
-    """Return `count` values of the remainder, from candidates that are read one after the other."""
-    accepted = np.empty(0)
-    offset = _REMAINDER_OFFSET
-    while len(accepted) < count:
-        candidates = np.empty((2 * (count - len(accepted)) + 8, 3), np.uint64)
-        stream.fill(candidates, address, offset=offset)
-        offset += candidates.nbytes
-        accepted = np.concatenate([accepted, remainder(candidates)])
-    return accepted[:count]
+# Fresh memory costs a page fault for every 4 KiB, which is more time than the values take, so scratch memory is kept.
+# What the last draw left in it is no more open to others than the sums that it was added to.
+_idle: dict[np.dtype[Any], deque[_Chunks]] = {word: deque() for word in _WORDS.values()}
+
+
+@contextmanager
+def _chunks(word: np.dtype[Any]) -> Iterator[_Chunks]:
+    """Lend scratch memory to one thread."""
+    try:
+        chunks = _idle[word].pop()
+    except IndexError:
+        chunks = _Chunks(CHUNK_VALUES, word)
+    try:
+        yield chunks
+    finally:
+        _idle[word].append(chunks)
+
+
+class _Remainder:
+    """The values of the remainder that belong to one address, from candidates that are read one after the other."""
+
+    def __init__(self, stream: KeyStream, address: Address) -> None:
+        self._stream, self._address = stream, address
+        self._offset = _REMAINDER_OFFSET
+        self._accepted: Float64s = np.empty(0)
+
+    def first(self, count: int) -> Float64s:
+        """Return the first `count` values, which are the same however many were asked for before."""
+        self.read_ahead(count)
+        return self._accepted[:count]
+
+    def read_ahead(self, count: int) -> None:
+        """Make at least `count` values ready."""
+        while (lacking := count - len(self._accepted)) > 0:
+            # Three in four candidates are accepted. Their number is even, so that offsets stay multiples of a block.
+            candidates = np.empty((2 * (3 * lacking // 4 + 6), 3), np.uint64)
+            self._stream.fill(candidates, self._address, offset=self._offset)
+            self._offset += candidates.nbytes
+            self._accepted = np.concatenate([self._accepted, remainder(candidates)])
