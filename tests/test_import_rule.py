@@ -14,7 +14,11 @@ GRADIENT_HALF = {"capture", "gradients", "clipping", "noise"}
 ACCOUNTING_HALF = {"accounting", "sampling"}
 SHARED = {"errors", "arguments", "randomness", "_version"}
 SESSION = {"session", "step_hooks", "protocol", "frozen_setup", "update", "spending"}
-JOINING = SESSION | {"mechanism", "engine", "losses", "compatibility", "verification", "study", "cli"}
+JOINING = (
+    SESSION
+    | {"mechanism", "engine", "losses", "compatibility", "verification", "study", "cli"}
+    | {"diagnosis", "readiness"}
+)
 FACADE = {"__init__", "integrations"}
 
 

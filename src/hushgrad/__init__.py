@@ -10,8 +10,10 @@ from hushgrad._version import __version__
 
 if TYPE_CHECKING:
     from hushgrad.clipping import FlatClipping
+    from hushgrad.diagnosis.examination import doctor
     from hushgrad.engine import PrivacyEngine
     from hushgrad.mechanism import DPSGD
+    from hushgrad.readiness import make_private_ready
     from hushgrad.sampling.specs import DisjointBatches, PoissonSampling
     from hushgrad.session import Session, privatize
 
@@ -23,6 +25,8 @@ __all__ = [
     "PrivacyEngine",
     "Session",
     "__version__",
+    "doctor",
+    "make_private_ready",
     "privatize",
 ]
 
@@ -33,6 +37,8 @@ _HOMES = {
     "PoissonSampling": "hushgrad.sampling.specs",
     "PrivacyEngine": "hushgrad.engine",
     "Session": "hushgrad.session",
+    "doctor": "hushgrad.diagnosis.examination",
+    "make_private_ready": "hushgrad.readiness",
     "privatize": "hushgrad.session",
 }
 

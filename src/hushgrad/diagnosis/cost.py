@@ -1,0 +1,146 @@
+"""What a use costs in a private step, by the counts of operations that also choose the way of its norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hushgrad.gradients.combine import combine
+from hushgrad.gradients.contribution import Contribution, Plan
+from hushgrad.gradients.convolution import Convolution
+from hushgrad.gradients.dense import Dense
+from hushgrad.gradients.outer import OuterProducts
+from hushgrad.gradients.rows import Rows
+
+SLICES_COST = 2
+"""An operator run again on every example's slice at once costs its forward and backward a second time."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """The shape of a use: T positions of a `[p, d]` weight, whose parts are None where it has no such form."""
+
+    positions: int | None
+    outputs: int | None
+    inputs: int | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """How one use of one parameter is handled, and what that takes."""
+
+    way: str
+    form: Form
+    ordinary_flops: int
+    private_flops: int
+    memory_bytes: int
+
+
+def without_values(contribution: Contribution) -> tuple[Contribution, int]:
+    """Return a contribution of the same shapes without memory, and the bytes that the real one holds."""
+    held = 0
+
+    def measure(operand: Tensor) -> Tensor:
+        nonlocal held
+        held += operand.nbytes
+        return operand.to("meta")
+
+    return contribution.map_examples(measure), held
+
+
+def together(parts: Sequence[Contribution]) -> Contribution:
+    """Return all uses of one parameter as the contribution whose norm is taken."""
+    return combine(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What the cost of a use depends on beside its own shape.
+
+    Attributes:
+        whole: all uses of the parameter in one physical batch, `together`.
+        count: how many they are.
+        held_bytes: what the use holds.
+        output_values: the number of values of the operator's output gradient.
+        input_needed: whether the ordinary backward forms the gradient of the operator's input as well.
+    """
+
+    whole: Contribution
+    count: int
+    held_bytes: int
+    output_values: int
+    input_needed: bool
+
+
+def cost_of(part: Contribution, setting: Setting, plan: Plan) -> Cost:
+    """Return the cost of one use of a parameter, given as shapes."""
+    whole, held = setting.whole, setting.held_bytes
+    form = form_of(part)
+    products = 3 if setting.input_needed else 2  # forward, weight gradient, and perhaps input gradient
+    if isinstance(part, (OuterProducts, Convolution)):
+        gemm = _gemm(part)
+        if isinstance(whole, (OuterProducts, Convolution)):
+            way, extra, kept = _of_matrix(whole, form, plan)
+        else:
+            way, extra, kept = "instantiate", *_added_up(setting)
+        return Cost(way, form, products * gemm, products * gemm + extra, held + kept)
+    if isinstance(part, Rows):
+        values = part.gradients.numel()
+        way, extra, kept = ("rows", 0, 0) if isinstance(whole, Rows) else ("instantiate", *_added_up(setting))
+        return Cost(way, form, products * values, (products + 3) * values + extra, held + kept)
+    values = _values(part)
+    ordinary = products * max(values, setting.output_values)
+    extra, kept = (0, 0) if setting.count == 1 else _added_up(setting)
+    return Cost("per example", form, ordinary, ordinary + 4 * values + extra, held + kept)
+
+
+def form_of(part: Contribution) -> Form:
+    """Return T, p and d of a use."""
+    if isinstance(part, OuterProducts):
+        return Form(part.left.shape[1], part.left.shape[2], part.right.shape[2])
+    if isinstance(part, Convolution):
+        return Form(
+            torch.Size(part.grad_outputs.shape[2:]).numel(), part.geometry.weight_shape[0], part.geometry.columns
+        )
+    if isinstance(part, Rows):
+        return Form(part.ids.shape[1], part.num_rows, part.gradients.shape[-1])
+    return Form(None, None, None)
+
+
+def _gemm(part: OuterProducts | Convolution) -> int:
+    form = form_of(part)
+    return 2 * part.batch_size * (form.positions or 0) * (form.outputs or 0) * (form.inputs or 0)
+
+
+def _of_matrix(whole: OuterProducts | Convolution, own: Form, plan: Plan) -> tuple[str, int, int]:
+    """Return the way, the operations beyond an ordinary weight gradient, and the bytes of gradients that are kept."""
+    form = form_of(whole)
+    positions, all_positions = own.positions or 0, form.positions or 0
+    p, d, batch = form.outputs or 0, form.inputs or 0, whole.batch_size
+    way = whole.way(plan)
+    if way == "product":
+        return way, 2 * batch * (p + d), 0
+    if way == "gram":
+        return way, 2 * batch * positions * all_positions * (p + d), 0
+    share = positions / max(1, all_positions)
+    values = batch * p * d
+    kept = values * 4
+    if kept <= plan.keep_bytes:  # the sum is then a matrix-vector product with the gradients that the norm was taken of
+        return way, int(share * 4 * values), int(share * kept)
+    return way, int(share * 2 * values) + 2 * values * positions, 0
+
+
+def _added_up(setting: Setting) -> tuple[int, int]:
+    """Return one use's share where uses are added as per-example gradients of the whole parameter."""
+    values = _values(setting.whole)
+    return 5 * values // setting.count, 4 * values // setting.count
+
+
+def _values(part: Contribution) -> int:
+    """Return B times the size of the parameter."""
+    if isinstance(part, Dense):
+        return part.gradients.numel()
+    return part.per_example().numel()
