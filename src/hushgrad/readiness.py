@@ -23,9 +23,7 @@ FEWEST_FEATURES = 3
 
 STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 
-PLAIN_FORWARDS = frozenset(
-    vars(kind).get("forward") for base in (_BatchNorm, _InstanceNorm) for kind in (base, *base.__subclasses__())
-)
+PLAIN_FORWARDS = frozenset(kind.forward for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm))
 
 
 @dataclass(frozen=True)
