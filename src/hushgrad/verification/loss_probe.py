@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.verification.calls import SEED, where_raised
-from hushgrad.verification.rows import Batch, batch_axes, rows_agree
+from hushgrad.verification.rows import Batch, batch_axes, halves, rows_agree
 from hushgrad.verification.state import Key, State, agree, describe, forked_randomness
 from hushgrad.verification.trees import Path, tensors_at
 
@@ -74,6 +75,25 @@ def _is_separate(gradients: Sequence[Tensor | None], axis: int, size: int, examp
     return True
 
 
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """What a model returned for a batch and for altered ones.
+
+    Attributes:
+        whole: for the batch itself.
+        exchanged: for the batch in which the `chosen` examples were exchanged.
+        chosen: their numbers.
+        fewer: for the batch without the example `left_out`; None where random numbers forbid to compare.
+        left_out: its number.
+    """
+
+    whole: Any
+    exchanged: Any
+    chosen: Sequence[int]
+    fewer: Any
+    left_out: int
+
+
 class CriterionProbe:
     """Evaluates a criterion again on altered outputs and targets."""
 
@@ -82,15 +102,13 @@ class CriterionProbe:
         module = criterion.watched
         self._state = None if module is None else State(module)
 
-    def examine(self, output: Any, target: Any, size: int, runs: Mapping[str, Any], example: int) -> None:
+    def examine(self, output: Any, target: Any, size: int, runs: Runs | None) -> None:
         """Refuse a criterion that gives an example another loss when the others change.
 
         Args:
             output, target: what the criterion was given for a batch of `size` examples.
             size: B, at least 2.
-            runs: what the model gave for this batch ("whole"), for the one without `example` ("fewer") and for the one
-                where `example` was exchanged ("exchanged"), if `output` is what it returned; else empty.
-            example: the altered one in `runs`.
+            runs: what the model gave for this batch and for altered ones, if `output` is what it returned.
 
         Raises:
             CrossSampleLeakError: naming the criterion.
@@ -104,17 +122,17 @@ class CriterionProbe:
             )
         axes = self._require_fewer(output, target, size, base)
         batch = Batch((output, target), axes, size)
-        for first in (0, size - 1):
-            changed, moved = self._run(*batch.exchanged(first, (first + 1) % size, away=False))
-            self._require_equal(base, changed, first, "was exchanged for another one")
+        for chosen in halves(size):
+            changed, moved = self._run(*batch.exchanged(chosen, away=False))
+            self._require_equal(base, changed, chosen, "were exchanged")
             for key in {**still, **moved}:
                 if not agree(still.get(key), moved.get(key)):
                     raise CrossSampleLeakError(
                         f"criterion {self._criterion.name} keeps {describe(key)!r}, which follows the data and may "
                         f"enter later losses. {CURE}"
                     )
-        if runs:
-            self._require_separate_through_model(target, size, runs, example)
+        if runs is not None:
+            self._require_separate_through_model(target, size, runs)
 
     def _run(self, output: Any, target: Any) -> tuple[Tensor, dict[Key, Any]]:
         devices = [tensor.device for _, tensor in tensors_at((output, target))]
@@ -138,7 +156,7 @@ class CriterionProbe:
                 failure = failure or error
                 continue
             if fewer.shape == (size - 1,):
-                self._require_equal(base, fewer, example, "was left out")
+                self._require_equal(base, fewer, [example], "were left out")
                 return axes
         came = "" if failure is None else f" ({where_raised(failure)})"
         raise CrossSampleLeakError(
@@ -147,24 +165,25 @@ class CriterionProbe:
             f"tuples or dictionaries. {CURE}"
         ) from None
 
-    def _require_separate_through_model(self, target: Any, size: int, runs: Mapping[str, Any], example: int) -> None:
+    def _require_separate_through_model(self, target: Any, size: int, runs: Runs) -> None:
         """The same with the values that the model itself gave: scalars among its outputs may carry the batch."""
-        base, _ = self._run(runs["whole"], target)
+        base, _ = self._run(runs.whole, target)
         try:
-            changed, _ = self._run(runs["exchanged"], target)
+            changed, _ = self._run(runs.exchanged, target)
         except Exception:
-            return  # the exchanged example's own values are out of the criterion's range
-        self._require_equal(base, changed, example, "was exchanged for another one")
-        if "fewer" in runs and (axes := batch_axes(target, size)):
-            fewer, _ = self._run(runs["fewer"], Batch(target, axes[0], size).without(example))
-            self._require_equal(base, fewer, example, "was left out")
+            return  # the exchanged examples' own values are out of the criterion's range
+        self._require_equal(base, changed, runs.chosen, "were exchanged")
+        if runs.fewer is not None and (axes := batch_axes(target, size)):
+            fewer, _ = self._run(runs.fewer, Batch(target, axes[0], size).without(runs.left_out))
+            self._require_equal(base, fewer, [runs.left_out], "were left out")
 
-    def _require_equal(self, base: Tensor, changed: Tensor, example: int, what: str) -> None:
-        others = torch.cat([base[:example], base[example + 1 :]])
+    def _require_equal(self, base: Tensor, changed: Tensor, altered: Sequence[int], what: str) -> None:
+        kept = [row for row in range(base.shape[0]) if row not in altered]
+        others = base[kept]
         if changed.shape == base.shape:
-            changed = torch.cat([changed[:example], changed[example + 1 :]])
+            changed = changed[kept]
         if changed.shape != others.shape or not rows_agree(others, changed):
             raise CrossSampleLeakError(
-                f"criterion {self._criterion.name} makes the loss of one example depend on the others: when one of "
+                f"criterion {self._criterion.name} makes the loss of one example depend on the others: when some of "
                 f"them {what}, the losses of others changed. {CURE}"
             )

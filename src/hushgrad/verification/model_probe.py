@@ -17,8 +17,9 @@ from hushgrad.capture.scope import Scope
 from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError
 from hushgrad.verification.calls import Call, Outcome, Runner, devices_of, where_raised
 from hushgrad.verification.gradient_probe import own_gradient
+from hushgrad.verification.loss_probe import Runs
 from hushgrad.verification.place import called, cure, first_place
-from hushgrad.verification.rows import Batch, batch_axes, grown_axes, others_differ
+from hushgrad.verification.rows import Batch, batch_axes, grown_axes, halves, others_differ
 from hushgrad.verification.state import State, agree, describe, is_buffer
 from hushgrad.verification.trees import Path, tensors_at
 
@@ -33,7 +34,8 @@ class ModelProbe:
         parameters: the trainable parameters, by name.
         loss_reduction: how a scalar that the model returns is a loss, "mean" or "sum".
         forwards: the cost so far, in forwards of a batch; a backward counts as two.
-        outputs: the outputs of the batch, of the batch without `example`, and of the one where it was exchanged.
+        runs: what the last examined call returned for altered batches.
+        skipped: what could not be examined, and why.
     """
 
     model: nn.Module
@@ -41,8 +43,7 @@ class ModelProbe:
     parameters: Mapping[str, nn.Parameter]
     loss_reduction: str
     forwards: float = 0.0
-    outputs: dict[str, Any] = field(default_factory=dict)
-    example: int = 0
+    runs: Runs | None = None
     skipped: list[str] = field(default_factory=list)
 
     def examine(self, call: Call, size: int) -> None:
@@ -76,6 +77,8 @@ class _Examination:
         self._runner = runner
         self._size = size
         self._batch = Batch(runner.call.inputs, {}, size)
+        self._quiet: Outcome | None = None
+        self._is_comparable = True  # whether equal seeds give equal random numbers to the unaltered examples
 
     def run(self) -> None:
         size, runner = self._size, self._runner
@@ -87,26 +90,24 @@ class _Examination:
         if base.drew:
             self._require_repeatable(base, runner.run(self._batch.same(), quiet=False))
         if size == 1:
-            self._require_still_state(base, self._exchanged(0, 0), {}, [])
+            self._require_still_state(base, self._exchanged([0]), {}, [])
             return
         example = self._batch.largest()
         fewer = self._run_with_fewer(candidates, example, base.drew)
         axes = grown_axes(base.output, fewer.output, size)
         others = [row for row in range(size) if row != example]
-        quiet, require_own_gradient = self._captured(base, fewer, axes, example)
+        self._quiet, require_own_gradient = self._captured(base, fewer, axes, example)
         if fewer.unknown is None:
             inputs = self._batch.without(example)
-            self._compare(quiet, fewer, axes, (others, range(size - 1)), inputs, base.drew, "was left out")
-        exchanged = self._exchanged(example, (example + 1) % size)
-        self._compare(base, exchanged, axes, (others, others), None, False, "was exchanged for another one")
-        self._require_still_state(base, exchanged, self._grown_state(base, fewer), others)
-        if self._batch.is_floating:
-            self._poison(base, axes, others, example)
+            self._compare(self._quiet, fewer, axes, (others, range(size - 1)), inputs, base.drew, "were left out")
+        some, rest = halves(size)
+        exchanged = self._exchanged(some)
+        self._compare(base, exchanged, axes, (rest, rest), None, False, "were exchanged")
+        self._require_still_state(base, exchanged, self._grown_state(base, fewer), rest)
+        self._poison(base, axes, rest, some)
         require_own_gradient()
-        self._probe.example = example
-        self._probe.outputs = {"whole": base.output, "exchanged": exchanged.output}
-        if not base.drew:
-            self._probe.outputs["fewer"] = fewer.output
+        if self._is_comparable:
+            self._probe.runs = Runs(base.output, exchanged.output, some, None if base.drew else fewer.output, example)
 
     # The runs ------------------------------------------------------------------------------------------------------
 
@@ -128,13 +129,13 @@ class _Examination:
             f"into tensors of a fixed number of rows"
         ) from None
 
-    def _exchanged(self, example: int, other: int) -> Outcome:
+    def _exchanged(self, chosen: Sequence[int]) -> Outcome:
         try:
-            return self._runner.run(self._batch.exchanged(example, other, away=True), quiet=False)
+            return self._runner.run(self._batch.exchanged(chosen, away=True), quiet=False)
         except HushgradError:
             raise
         except Exception:  # values out of the range that the model can take
-            return self._runner.run(self._batch.exchanged(example, other, away=False), quiet=False)
+            return self._runner.run(self._batch.exchanged(chosen, away=False), quiet=False)
 
     def _captured(
         self, base: Outcome, fewer: Outcome, axes: dict[Path, int], example: int
@@ -157,16 +158,17 @@ class _Examination:
             self._require_repeatable(base, gradient[0])
         return gradient
 
-    def _poison(self, base: Outcome, axes: dict[Path, int], others: Sequence[int], example: int) -> None:
-        inputs = self._batch.poisoned(example)
+    def _poison(self, base: Outcome, axes: dict[Path, int], chosen: Sequence[int], others: Sequence[int]) -> None:
+        inputs, what = self._batch.poisoned(chosen), "were NaN" if self._batch.is_floating else "were exchanged"
         try:
             poisoned = self._runner.run(inputs, quiet=False)
         except HushgradError:
             raise
-        except Exception:
-            self._probe.skipped.append("a NaN example stops the model, so it cannot reach the others")
-            return
-        self._compare(base, poisoned, axes, (others, others), inputs, False, "was not a number")
+        except Exception:  # NaN stops the model; the other half is still exchanged
+            self._probe.skipped.append("examples of NaN stop the model, so that they could not be tried")
+            inputs, what = self._batch.exchanged(chosen, away=False), "were exchanged"
+            poisoned = self._runner.run(inputs, quiet=False)
+        self._compare(base, poisoned, axes, (others, others), inputs, False, what)
         self._require_still_state(base, poisoned, None, others, poisoned=True)
 
     # The comparisons -----------------------------------------------------------------------------------------------
@@ -191,29 +193,41 @@ class _Examination:
         quiet: bool,
         what: str,
     ) -> None:
-        size = (self._size, len(others[1]) + (1 if len(others[1]) == len(others[0]) and others[1] == others[0] else 0))
+        size = (self._size, self._size if others[0] == others[1] else len(others[1]))
         if not others_differ(base.output, changed.output, axes, others, size):
+            return
+        if base.drew and not quiet and self._agree_quietly(axes, others, inputs):
             return
         name = self._place(others, size, inputs, quiet)
         raise CrossSampleLeakError(
-            f"{called(self._probe.model, name)} mixes the examples of a batch: when one of them {what}, the outputs of "
-            f"others changed. {cure(self._probe.model, name)}"
+            f"{called(self._probe.model, name)} mixes the examples of a batch: when some of them {what}, the outputs "
+            f"of others changed. {cure(self._probe.model, name)}"
         )
+
+    def _agree_quietly(self, axes: dict[Path, int], others: tuple[Sequence[int], Sequence[int]], inputs: Any) -> bool:
+        """Whether others differ by their random numbers only: an operator may draw as many as the values decide."""
+        chosen = [row for row in range(self._size) if row not in others[0]]
+        again = self._batch.exchanged(chosen, away=False) if inputs is None else inputs
+        assert self._quiet is not None
+        quiet = self._runner.run(again, quiet=True)
+        same = not others_differ(self._quiet.output, quiet.output, axes, others, (self._size, self._size))
+        self._is_comparable = False
+        return same and quiet.unknown is None
 
     def _place(
         self, others: tuple[Sequence[int], Sequence[int]], size: tuple[int, int], inputs: Any, quiet: bool
     ) -> str | None:
-        example = next(row for row in range(self._size) if row not in others[0])
-        if inputs is None:
-            other = lambda: self._exchanged(example, (example + 1) % self._size)  # noqa: E731
-        else:
-            other = lambda: self._runner.run(inputs, quiet=quiet)  # noqa: E731
+        changed = [row for row in range(self._size) if row not in others[0]]
+
+        def other() -> Outcome:
+            return self._exchanged(changed) if inputs is None else self._runner.run(inputs, quiet=quiet)
+
         before = self._runner.forwards
         try:
             return first_place(
                 self._probe.model,
                 lambda: self._runner.run(self._batch.same(), quiet=quiet),
-                lambda: self._runner.run(self._batch.without(example), quiet=quiet),
+                lambda: self._runner.run(self._batch.without(changed[0]), quiet=quiet),
                 other,
                 others,
                 size,
@@ -255,8 +269,7 @@ class _Examination:
 
     def _require_overwritten(self, base: Outcome, key: Any) -> None:
         runner = self._runner
-        example = self._batch.largest()
-        earlier = self._batch.exchanged(example, (example + 1) % self._size, away=False)
+        earlier = self._batch.exchanged(halves(self._size)[0], away=False)
 
         class _After(State):
             def restore(self) -> None:

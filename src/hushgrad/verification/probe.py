@@ -154,10 +154,9 @@ class Probe:
         self._notes.extend(probe.skipped)
         if size > 1:
             for evaluation in self._evaluations:
-                runs = probe.outputs if len(self._calls) == 1 else {}
-                whole = bool(runs) and self._calls[0].output is evaluation.output
+                is_output = len(self._calls) == 1 and self._calls[0].output is evaluation.output
                 CriterionProbe(evaluation.criterion).examine(
-                    evaluation.output, evaluation.target, size, runs if whole else {}, probe.example
+                    evaluation.output, evaluation.target, size, probe.runs if is_output else None
                 )
                 self._criteria.add(evaluation.criterion)
                 self._criterion_count += 1

@@ -96,7 +96,7 @@ def _bernoulli(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _permutation(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     drawn = func(*args, **kwargs)
-    return drawn.copy_(torch.arange(drawn.numel(), device=drawn.device))
+    return drawn.copy_(torch.arange(drawn.numel() - 1, -1, -1, device=drawn.device))  # moves all, unlike the identity
 
 
 def _likeliest(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

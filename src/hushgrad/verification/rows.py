@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,26 +40,27 @@ class Batch:
         """Return the batch of one example."""
         return self._rows([example])
 
-    def exchanged(self, example: int, other: int, *, away: bool) -> Any:
-        """Return the batch with one example's content replaced by another's, carried `away` where it is floating.
+    def exchanged(self, chosen: Sequence[int], *, away: bool) -> Any:
+        """Return the batch with the content of some examples replaced by that of their neighbours.
 
-        With `other` the example itself, its ids are put in another order.
+        What is floating is carried `away` as well. The ids of a batch of one are put in another order.
         """
 
-        def change(row: Tensor, source: Tensor) -> Tensor:
-            if away and source.is_floating_point():
-                return source * AWAY + 1
-            return source.flip(-1) if example == other and source.ndim else source
+        def change(row: Tensor, neighbour: Tensor) -> Tensor:
+            if away and row.is_floating_point():
+                return neighbour * AWAY + 1
+            return neighbour.flip(-1) if self.size == 1 and row.ndim else neighbour
 
-        return self._altered(example, other, change)
+        return self._altered(chosen, change)
 
-    def poisoned(self, example: int) -> Any:
-        """Return the batch with one example made of NaN wherever it is floating."""
+    def poisoned(self, chosen: Sequence[int]) -> Any:
+        """Return the batch with some examples made of NaN wherever they are floating, and exchanged elsewhere."""
 
-        def change(row: Tensor, source: Tensor) -> Tensor:
-            return torch.full_like(row, float("nan")) if row.is_floating_point() or row.is_complex() else row
+        def change(row: Tensor, neighbour: Tensor) -> Tensor:
+            is_floating = row.is_floating_point() or row.is_complex()
+            return torch.full_like(row, float("nan")) if is_floating else neighbour
 
-        return self._altered(example, example, change)
+        return self._altered(chosen, change)
 
     @property
     def is_floating(self) -> bool:
@@ -84,13 +85,15 @@ class Batch:
 
         return with_tensors(self.value, change)
 
-    def _altered(self, example: int, other: int, alter: Any) -> Any:
+    def _altered(self, chosen: Sequence[int], change_row: Callable[[Tensor, Tensor], Tensor]) -> Any:
         def change(path: Path, tensor: Tensor) -> Tensor:
-            copied = tensor.detach().clone(memory_format=torch.contiguous_format)
+            tensor = tensor.detach()
+            copied = tensor.clone(memory_format=torch.contiguous_format)
             if path in self.axes:
                 axis = self.axes[path]
-                row = copied.select(axis, example)
-                row.copy_(alter(row, tensor.detach().select(axis, other)))
+                for example in chosen:
+                    row, neighbour = (tensor.select(axis, i) for i in (example, (example + 1) % self.size))
+                    copied.select(axis, example).copy_(change_row(row, neighbour))
             return copied
 
         return with_tensors(self.value, change)
@@ -100,20 +103,31 @@ class Batch:
         return with_tensors(self.value, lambda path, tensor: tensor.detach().clone())
 
 
+def halves(size: int) -> tuple[list[int], list[int]]:
+    """Return two parts of the examples, drawn once and for all; both have at least one example.
+
+    When one part is altered the other must not notice, and the reverse. Examples may influence each other in one
+    direction only (a sum along the batch, a shift by one), so neither the first nor the last will do.
+    """
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(2)).tolist()
+    return sorted(order[: (size + 1) // 2]), sorted(order[(size + 1) // 2 :])
+
+
 def batch_axes(value: Any, size: int) -> list[dict[Path, int]]:
     """Return the ways in which nested inputs may hold `size` examples, the likeliest first.
 
-    A tensor without an entry is a constant. Usually the examples lie on axis 0. A square mask over positions has as
-    many rows as there are examples by chance only, and a state of a recurrent layer holds its examples on axis 1.
+    A tensor without an entry is a constant. Usually the examples lie on axis 0. A mask over positions, or a list of
+    positions, has as many rows as there are examples by chance only, and a state of a recurrent layer holds its
+    examples on axis 1: the likelier ways then fail when an example is left out.
     """
     tensors = list(tensors_at(value))
     front = {path: 0 for path, tensor in tensors if tensor.ndim and tensor.shape[0] == size}
     second = {path: 1 for path, tensor in tensors if tensor.ndim > 1 and tensor.shape[1] == size}
-    masks = {path for path, tensor in tensors if path in front and path in second and _is_mask(tensor)}
+    constants = {path for path, tensor in tensors if path in front and _is_about_positions(tensor)}
     candidates = [
-        {path: axis for path, axis in front.items() if path not in masks} if len(masks) < len(front) else front,
-        {**second, **front},
         front,
+        {path: axis for path, axis in front.items() if path not in constants},
+        {**second, **front},
         second,
     ]
     distinct: list[dict[Path, int]] = []
@@ -123,8 +137,11 @@ def batch_axes(value: Any, size: int) -> list[dict[Path, int]]:
     return distinct
 
 
-def _is_mask(tensor: Tensor) -> bool:
-    return tensor.ndim == 2 and not bool(((tensor != tensor[0, 0]) & (tensor != tensor[-1, 0])).any())
+def _is_about_positions(tensor: Tensor) -> bool:
+    """Whether a tensor may be a square mask or the numbers of the positions."""
+    if tensor.ndim == 1:
+        return torch.equal(tensor, torch.arange(tensor.shape[0], device=tensor.device, dtype=tensor.dtype))
+    return tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1] and torch.unique(tensor).numel() <= 2
 
 
 def grown_axes(many: Any, fewer: Any, size: int) -> dict[Path, int]:
