@@ -16,7 +16,6 @@ from hushgrad.compatibility import require_trainable_privately
 from hushgrad.errors import InvalidArgumentError, ProtocolError, UnsupportedModelError
 from hushgrad.readiness import Edit
 
-
 Uninitialized = (nn.UninitializedParameter, nn.UninitializedBuffer)
 
 

@@ -13,6 +13,7 @@ from hushgrad.errors import HushgradError
 COMMANDS = {
     "calibrate": ("hushgrad.cli.calibrate", "calibrate", "Find the noise multiplier for a target epsilon."),
     "demo": ("hushgrad.cli.demo", "demo", "Train on digits with and without privacy, side by side."),
+    "doctor": ("hushgrad.cli.doctor", "doctor", "Examine a model: what private training costs, what is refused."),
     "epsilon": ("hushgrad.cli.epsilon", "epsilon", "Compute the epsilon of a plan or of a ledger."),
     "train": ("hushgrad.cli.train", "train", "Train a model with differential privacy."),
 }
