@@ -81,6 +81,7 @@ class Ledger:
 
     Guarantee: `charge` returns after the charge is on disk; nothing lowers what was charged; a second writer, a damaged
     file and a changed contract are refused.
+    Guarantee: with leases, a crash leaves the file with at most lease − 1 steps more than were taken, never fewer.
 
     `Ledger(contract=...)` is kept in memory. With a `path`, a missing file is created (mode 0600) and an existing one
     is verified and continued. The file is locked until `close()`, also by `with`. Not for use from several processes.
@@ -95,6 +96,7 @@ class Ledger:
         self._seq = -1
         self._hash = NO_HASH
         self._state = "open"
+        self._leased = 0
         self._file = None if path is None else LedgerFile.open(Path(path))
         self._run = os.urandom(16).hex()
         try:
@@ -103,10 +105,12 @@ class Ledger:
             else:
                 header = {"format": FORMAT, "hushgrad": __version__, "run": self._run, "contract": asdict(contract)}
                 self._append("header", header)
+                if self._file is not None:
+                    self._file.publish()
         except BaseException:
-            if self._file is not None and self._file.created and self._seq < 0:
-                self._file.remove_if_empty()
-            self.close()
+            if self._file is not None:
+                self._file.remove_unpublished()
+            self._release_file()
             raise
 
     @property
@@ -128,8 +132,11 @@ class Ledger:
         """Return what was charged, in order, as `(event, count)` with equal neighbours merged; a new list."""
         return list(self._events)
 
-    def charge(self, event: Event, count: int = 1) -> None:
+    def charge(self, event: Event, count: int = 1, *, lease: int = 1) -> None:
         """Charge `count` steps of `event`; return when they are on disk. Draw noise only after that.
+
+        With a `lease` of more steps, that many of this event are put on disk at once, and the following charges of it
+        need no disk. `close()`, and a charge of another event, return what was not taken; a crash does not.
 
         Raises `LedgerError` where the charge could not be made durable: then no noise may be drawn, the charge counts
         in this object (the file may or may not hold it), and the ledger takes no further charge until it is opened
@@ -138,14 +145,41 @@ class Ledger:
         count = whole_number("count", count, minimum=1)
         if self._state != "open":
             raise LedgerError(f"the ledger is {self._state} and takes no further charge; open it again by its path")
+        lease = whole_number("lease", lease, minimum=1)
         adjacency_of([event, *(last for last, _ in self._events[-1:])])
+        if self._leased >= count and self._events[-1][0] == event:
+            if self._file is not None:
+                self._file.require_owner()
+            self._leased -= count
+            _accumulate(self._events, event, count)
+            self._steps += count
+            return
+        self._return_lease()
         # In memory first: whatever happens while writing, ε never says less than the file.
         _accumulate(self._events, event, count)
         self._steps += count
-        self._append("charge", {"event": event.to_json(), "count": count})
+        reserved = max(count, lease) if self._file is not None else count
+        self._append("charge", {"event": event.to_json(), "count": reserved})
+        self._leased = reserved - count
+
+    def _return_lease(self) -> None:
+        """Give back the steps that were put on disk and not taken."""
+        if self._leased:
+            unused, self._leased = self._leased, 0
+            self._append("returned", {"count": unused})
 
     def close(self) -> None:
-        """Unlock and close the file. What was charged can still be read from this object."""
+        """Return what is left of a lease, unlock and close the file. What was charged can still be read."""
+        try:
+            if self._state == "open":
+                self._return_lease()
+        except LedgerError:
+            # What cannot be returned stays charged in the file: more than was taken, never less.
+            return
+        finally:
+            self._release_file()
+
+    def _release_file(self) -> None:
         self._state = "closed"
         if self._file is not None:
             self._file.close()
@@ -196,16 +230,26 @@ def read_ledger(path: str | os.PathLike[str], anchor: Anchor | None = None) -> L
 def _view(data: bytes, anchor: Anchor | None = None) -> LedgerView:
     events: list[tuple[Event, int]] = []
     contract, run, last, anchored = None, "", Anchor(-1, NO_HASH), anchor is None
+    returnable = 0  # a lease can be returned only by the record that follows it, and never whole
     for record in decode(data):
         last = Anchor(record["seq"], record["hash"])
         anchored = anchored or last == anchor
+        limit, returnable = returnable, 0
         try:
             if last.seq == 0:
                 contract, run = _read_header(record)
             elif record["kind"] == "charge":
                 event = event_from_json(record["event"])
                 adjacency_of([event, *(earlier for earlier, _ in events[-1:])])
-                _accumulate(events, event, whole_number("count", record["count"], minimum=1))
+                count = whole_number("count", record["count"], minimum=1)
+                _accumulate(events, event, count)
+                returnable = count - 1
+            elif record["kind"] == "returned":
+                unused = whole_number("count", record["count"], minimum=1)
+                if unused > limit:
+                    raise LedgerError("it returns steps that the record before it did not reserve")
+                event, count = events.pop()
+                events.append((event, count - unused))
             elif record["kind"] != "resumed":
                 raise LedgerError("its kind is unknown to this version of hushgrad; a newer one may read it")
         except (HushgradError, KeyError, TypeError) as error:

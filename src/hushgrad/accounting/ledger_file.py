@@ -19,33 +19,52 @@ class LedgerFile:
     def __init__(self, path: Path, descriptor: int, created: bool) -> None:
         self.path = path
         self.created = created
+        self._final = path
         self._descriptor = descriptor
         self._owner = os.getpid()
         self._size = 0
 
     @classmethod
     def open(cls, path: Path) -> LedgerFile:
-        """Create `path` (mode 0600), or open it if it exists, and lock it. A symbolic link is refused.
+        """Open `path` and lock it, or create it (mode 0600) if it does not exist. A symbolic link is refused.
+
+        A new file has another name until `publish`, so that a process killed in between leaves no ledger without a
+        header.
 
         Raises `LedgerError` where that is impossible or another writer has it.
         """
         try:
-            try:
-                descriptor, created = os.open(path, _APPEND | os.O_CREAT | os.O_EXCL, 0o600), True
-            except FileExistsError:
-                descriptor, created = os.open(path, _APPEND), False
+            created = not os.path.lexists(path)
+            at = path.with_name(f".{path.name}.{os.urandom(8).hex()}.new") if created else path
+            descriptor = os.open(at, _APPEND | (os.O_CREAT | os.O_EXCL if created else 0), 0o600)
         except OSError as error:
             raise _failed("cannot be opened", error) from None
-        file = cls(path, descriptor, created)
+        file = cls(at, descriptor, created)
+        file._final = path
         try:
             file._lock()
             file._size = os.fstat(descriptor).st_size
-            if created:
-                _sync_folder(path)
         except BaseException:
             file.close()
             raise
         return file
+
+    def publish(self) -> None:
+        """Give a new file its name, and return when that is on disk.
+
+        Raises `LedgerError` where another ledger has taken the name meanwhile.
+        """
+        try:
+            os.link(self.path, self._final)  # unlike a rename, this never replaces a file
+        except FileExistsError:
+            raise LedgerError(
+                "the ledger was created by another writer just now; wait for it or use another path"
+            ) from None
+        except OSError as error:
+            raise _failed("cannot be created on this file system; use a local one", error) from None
+        os.unlink(self.path)
+        self.path = self._final
+        _sync_folder(self.path)
 
     def _lock(self) -> None:
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
@@ -83,9 +102,13 @@ class LedgerFile:
             raise _failed("could not be extended, so no noise was drawn and no step made", error) from None
         self._size += len(line)
 
-    def _check_untouched(self) -> None:
+    def require_owner(self) -> None:
+        """Refuse a forked process."""
         if os.getpid() != self._owner:
             raise LedgerError("the ledger belongs to the process that opened it; a forked process cannot charge")
+
+    def _check_untouched(self) -> None:
+        self.require_owner()
         try:
             here, there = os.fstat(self._descriptor), os.stat(self.path, follow_symlinks=False)
         except OSError as error:
@@ -103,9 +126,9 @@ class LedgerFile:
             # The reader names the incomplete record.
             return
 
-    def remove_if_empty(self) -> None:
-        """Remove a file that was created and never got its header, so that the next attempt is not refused."""
-        if os.fstat(self._descriptor).st_size == 0:
+    def remove_unpublished(self) -> None:
+        """Remove a file that was created and never published."""
+        if self.created and self.path != self._final:
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
