@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shlex
 import sys
@@ -23,11 +22,13 @@ from benchmarks.profile import profile
 from benchmarks.report import full_markdown, print_results, short_markdown, write_between_markers
 from benchmarks.results import Results, WorkloadResult, contestant_results
 from benchmarks.timing import FEWEST_ROUNDS, interleave
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import WORKLOADS, Workload
 
 # Whether glibc gives memory that a step freed back to the system depends on what else lies on the heap, so that in an
 # interleaved run it is chance which contestant pays for mapping it in again. "steady" keeps it, for all of them.
 STEADY_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+
+WIDTH_OF_FILES = 150
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,18 +77,16 @@ def main(
     if allocator == "steady" and any(os.environ.get(name) != value for name, value in STEADY_ALLOCATOR.items()):
         # glibc reads its settings when a process starts.
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **STEADY_ALLOCATOR})
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
     # Opacus hooks the first layer, whose input requires no gradient; torch remarks on it in every run.
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     torch.set_num_threads(threads)
     chosen = [name for name in CONTESTANTS if name in {*(contestants or CONTESTANTS), ORDINARY, HUSHGRAD}]
-    packages = list(dict.fromkeys(CONTESTANTS[name].package for name in chosen))
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise click.UsageError(
-                f"{package} is not installed: pip install 'hushgrad[dev]', or choose others with --contestant"
-            )
-    machine = this_machine(packages)
+    missing = {name: why for name in chosen if (why := CONTESTANTS[name].missing()) is not None}
+    for name, why in missing.items():
+        console.print(f"[yellow]{CONTESTANTS[name].title} takes no part: {why}[/yellow]")
+    present = [name for name in chosen if name not in missing]
+    machine = this_machine(list(dict.fromkeys(CONTESTANTS[name].package for name in present)))
     if not machine.is_quiet:
         console.print(
             f"[yellow]load {machine.load_per_core:.2f} per core: other programs are running, and these times are "
@@ -98,7 +97,7 @@ def main(
     measured = {}
     for name in workloads or tuple(WORKLOADS):
         with console.status(f"{name}: {pairs} pairs"):
-            measured[name] = _measure(name, chosen, pairs, warm_up, threads if memory else None)
+            measured[name] = _measure(name, present, missing, pairs, warm_up, threads if memory else None)
         if with_profile:
             with console.status(f"{name}: profile"):
                 found = profile(WORKLOADS[name], rounds=pairs, warm_up=warm_up)
@@ -132,17 +131,47 @@ def command_line(arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "benchmarks", *kept])
 
 
-def _measure(name: str, chosen: list[str], pairs: int, warm_up: int, memory_threads: int | None) -> WorkloadResult:
+def _measure(
+    name: str, present: list[str], missing: dict[str, str], pairs: int, warm_up: int, memory_threads: int | None
+) -> WorkloadResult:
     workload = WORKLOADS[name]
-    runners = {contestant: CONTESTANTS[contestant].build(workload, 1.0) for contestant in chosen}
+    failed = {contestant: why for contestant in present if (why := failure(workload, contestant)) is not None}
+    able = [contestant for contestant in present if contestant not in failed]
+    runners = {contestant: CONTESTANTS[contestant].build(workload, 1.0) for contestant in able}
     parameters = sum(parameter.numel() for parameter in runners[ORDINARY].parameters)
     timings = interleave(runners, rounds=pairs, warm_up=warm_up)
     del runners  # their memory is the children's to use
     peaks = {
-        contestant: None if memory_threads is None else peak_in_own_process(name, contestant, memory_threads)
-        for contestant in chosen
+        contestant: peak_in_own_process(name, contestant, memory_threads)
+        if memory_threads is not None and CONTESTANTS[contestant].has_peak
+        else None
+        for contestant in able
     }
-    return WorkloadResult(workload.title, workload.batch_size, parameters, contestant_results(timings, peaks))
+    return WorkloadResult(
+        workload.title,
+        workload.batch_size,
+        parameters,
+        contestant_results(timings, peaks),
+        absent={**missing, **failed},
+        target_time=workload.target_time,
+        target_memory=workload.target_memory,
+    )
+
+
+def failure(workload: Workload, contestant: str) -> str | None:
+    """Return why a peer cannot train a workload, found by two steps, or None.
+
+    The ordinary step and hushgrad have no such way out: their errors end the benchmark.
+    """
+    if contestant in (ORDINARY, HUSHGRAD, "hushgrad-engine"):
+        return None
+    try:
+        runner = CONTESTANTS[contestant].build(workload, 1.0)
+        for _ in range(2):
+            runner.step(runner.prepare())
+    except Exception as error:  # whatever a peer raises is its answer
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'without a message'}"
+    return None
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from typing import Any, ParamSpec, TypeVar
 from unittest.mock import patch
 
 import torch
-from torch import nn
 from torch.profiler import ProfilerActivity
 
 import hushgrad
-from benchmarks.contestants import CONTESTANTS, HUSHGRAD, LEARNING_RATE, MAX_GRAD_NORM, ORDINARY, Runner
+from benchmarks.contestants import CONTESTANTS, HUSHGRAD, ORDINARY
+from benchmarks.runner import MAX_GRAD_NORM, Runner, runner_of, sgd
 from benchmarks.timing import interleave
 from benchmarks.workloads import Batch, Workload
 from hushgrad.gradients.clipped_sum import clipped_sums
@@ -137,7 +137,7 @@ def callers_of(function: Callable[..., Any]) -> list[str]:
 
 def _ordinary(workload: Workload, watch: Stopwatch) -> Runner:
     model = workload.model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    optimizer = sgd(model)
     criterion = workload.criterion()
 
     def step(batch: Batch) -> None:
@@ -149,12 +149,12 @@ def _ordinary(workload: Workload, watch: Stopwatch) -> Runner:
         with watch.span(OPTIMIZER):
             optimizer.step()
 
-    return _of(workload, model, step)
+    return runner_of(workload, model, step)
 
 
 def _private(workload: Workload, watch: Stopwatch) -> Runner:
     model = workload.model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    optimizer = sgd(model)
     criterion = workload.criterion(reduction="none")
     mechanism = hushgrad.DPSGD(
         noise_multiplier=1.0,
@@ -173,12 +173,7 @@ def _private(workload: Workload, watch: Stopwatch) -> Runner:
         with watch.span(OPTIMIZER):
             optimizer.step()
 
-    return _of(workload, model, step)
-
-
-def _of(workload: Workload, model: nn.Module, step: Callable[[Batch], None]) -> Runner:
-    batch = workload.batch()
-    return Runner(lambda: batch, step, tuple(model.parameters()))
+    return runner_of(workload, model, step)
 
 
 def _operators(workload: Workload, steps: int) -> dict[str, dict[str, float]]:

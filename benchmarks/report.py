@@ -15,6 +15,8 @@ from benchmarks.timing import Interval
 BEGIN = "<!-- benchmark:begin -->"
 END = "<!-- benchmark:end -->"
 
+FUNC = "torch-func"
+
 Rows = list[list[str]]
 
 
@@ -32,21 +34,31 @@ def print_results(results: Results, console: Console) -> None:
 
 
 def short_markdown(results: Results) -> str:
-    """Return one table with a row for each workload, as a README shows it."""
-    names = list(dict.fromkeys(name for work in results.workloads.values() for name in work.contestants))
-    rows = [["step time", *[_heading(name) for name in names]]]
+    """Return one table with a row for each workload, as a README shows it. Of Opacus it shows the fastest mode."""
+    heads = ["ordinary", "hushgrad", "best Opacus mode", "`vmap(grad)`", "hushgrad's peak memory", "best Opacus peak"]
+    rows = [["step", *heads]]
     for work in results.workloads.values():
-        cells = []
-        for name in names:
-            found = work.contestants.get(name)
-            if found is None:
-                cells.append("")
-            elif name == ORDINARY:
-                cells.append(f"{found.step_ms.median:.2f} ms")
-            else:
-                cells.append(_times(found.to_ordinary))
-        rows.append([f"{work.title}, B={work.batch_size}", *cells])
+        opacus = [name for name in work.contestants if name.startswith("opacus")]
+        fastest = min(opacus, key=lambda name: work.contestants[name].to_ordinary.median, default=None)
+        peaks = {name: ratio for name in opacus if (ratio := _peak_ratio(work, name)) is not None}
+        smallest = min(peaks, key=lambda name: peaks[name], default=None)
+        hushgrad_peak = _peak_ratio(work, HUSHGRAD)
+        rows.append(
+            [
+                f"{work.title}, B={work.batch_size}",
+                f"{work.contestants[ORDINARY].step_ms.median:.2f} ms",
+                _times(work.contestants[HUSHGRAD].to_ordinary),
+                "" if fastest is None else f"{_times(work.contestants[fastest].to_ordinary)} {_mode(fastest)}",
+                _times(work.contestants[FUNC].to_ordinary) if FUNC in work.contestants else "",
+                "" if hushgrad_peak is None else f"{hushgrad_peak:.2f}×",
+                "" if smallest is None else f"{peaks[smallest]:.2f}× {_mode(smallest)}",
+            ]
+        )
     return "\n\n".join([_markdown(rows), f"{results.machine}. {_procedure(results)} `{results.command}`"])
+
+
+def _mode(name: str) -> str:
+    return name.removeprefix("opacus-")
 
 
 def full_markdown(results: Results) -> str:
@@ -84,7 +96,10 @@ def _procedure(results: Results) -> str:
 
 def _tables(results: Results) -> Iterator[tuple[str, Rows]]:
     for work in results.workloads.values():
-        yield f"{work.title}, B={work.batch_size}, {work.parameters:,} parameters", _step_rows(work)
+        yield (
+            f"{work.title}, B={work.batch_size}, {work.parameters:,} trained parameters{_target(work)}",
+            _step_rows(work),
+        )
         if work.profile is not None:
             title = f"{work.title}: milliseconds of a step"
             yield f"{title}, by phase", _profile_rows("phase", work.profile.phases_ms, with_sum=True)
@@ -102,18 +117,33 @@ def _tables(results: Results) -> Iterator[tuple[str, Rows]]:
 
 
 def _step_rows(work: WorkloadResult) -> Rows:
-    rows = [["", "step, ms", "× ordinary", "× hushgrad", "peak, MiB"]]
+    rows = [["", "step, ms", "× ordinary", "beyond it, ms", "× hushgrad", "peak, MiB", "peak, × ordinary"]]
+    unmeasured = ["-"] * (len(rows[0]) - 1)
     for name, found in work.contestants.items():
         rows.append(
             [
                 _heading(name),
                 f"{found.step_ms.median:.2f}",
                 "1" if name == ORDINARY else _plain(found.to_ordinary),
+                "0" if name == ORDINARY else _plain(found.beyond_ordinary_ms),
                 "1" if name == HUSHGRAD else _plain(found.to_hushgrad),
                 "-" if found.peak_bytes is None else f"{found.peak_bytes / 2**20:.1f}",
+                "-" if (ratio := _peak_ratio(work, name)) is None else f"{ratio:.2f}",
             ]
         )
+    rows += [[f"{_heading(name)}: {why}", *unmeasured] for name, why in work.absent.items()]
     return rows
+
+
+def _target(work: WorkloadResult) -> str:
+    if work.target_time is None or work.target_memory is None:
+        return ""
+    return f"; target: time ≤ {work.target_time:.2f}×, memory ≤ {work.target_memory:.2f}×"
+
+
+def _peak_ratio(work: WorkloadResult, name: str) -> float | None:
+    peak, ordinary = work.contestants[name].peak_bytes, work.contestants[ORDINARY].peak_bytes
+    return None if peak is None or ordinary is None else peak / ordinary
 
 
 def _profile_rows(label: str, times: dict[str, dict[str, float]], *, with_sum: bool) -> Rows:

@@ -13,28 +13,36 @@ from benchmarks.noise import NoiseTimes
 from benchmarks.profile import Profile
 from benchmarks.timing import Interval, Timings
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
 class ContestantResult:
-    """One contestant on one workload; ratios are medians of paired ratios of step times."""
+    """One contestant on one workload; ratios and differences to others are medians over pairs of steps."""
 
     step_ms: Interval
     to_ordinary: Interval
     to_hushgrad: Interval
+    beyond_ordinary_ms: Interval
     peak_bytes: int | None
 
 
 @dataclass(frozen=True)
 class WorkloadResult:
-    """All contestants on one workload."""
+    """All contestants on one workload.
+
+    Attributes:
+        absent: who could not take part, and why.
+    """
 
     title: str
     batch_size: int
     parameters: int
     contestants: dict[str, ContestantResult]
     profile: Profile | None = None
+    absent: dict[str, str] = field(default_factory=dict)
+    target_time: float | None = None
+    target_memory: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,11 @@ def contestant_results(timings: Timings, peaks: dict[str, int | None]) -> dict[s
     """Return the figures of all contestants from their interleaved timings and their peaks of memory."""
     return {
         name: ContestantResult(
-            timings.median_ms(name), timings.ratio(name, ORDINARY), timings.ratio(name, HUSHGRAD), peaks[name]
+            timings.median_ms(name),
+            timings.ratio(name, ORDINARY),
+            timings.ratio(name, HUSHGRAD),
+            timings.beyond_ms(name, ORDINARY),
+            peaks[name],
         )
         for name in timings.seconds
     }

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from scipy.stats import binom
 
-from benchmarks.contestants import Runner
+from benchmarks.runner import Runner
 
 FEWEST_ROUNDS = 6  # with fewer, no order statistic encloses the median with 95%
 
@@ -69,6 +69,10 @@ class Timings:
     def ratio(self, name: str, to: str) -> Interval:
         """Return the median of the paired ratios of two contestants' step times."""
         return median_interval([a / b for a, b in zip(self.seconds[name], self.seconds[to], strict=True)])
+
+    def beyond_ms(self, name: str, to: str) -> Interval:
+        """Return the median of the paired differences of two contestants' step times in milliseconds."""
+        return median_interval([1e3 * (a - b) for a, b in zip(self.seconds[name], self.seconds[to], strict=True)])
 
 
 def interleave(runners: Mapping[str, Runner], *, rounds: int, warm_up: int) -> Timings:

@@ -30,20 +30,23 @@ def results():
     profile = Profile({"backward": row}, {"aten::mm": row}, {"page faults": row})
     machine = Machine("Some CPU", "x86_64", "AVX2", 2, 2, 0.1, {"torch": "9.9"})
     noise = NoiseTimes(100, *[Interval(value, value, value, 0.95) for value in (4.0, 2.0, 2.0)])
-    work = WorkloadResult("A network", 256, 1234, contestants, profile)
+    absent = {"compiled": "no compiler"}
+    work = WorkloadResult("A network", 256, 1234, contestants, profile, absent, target_time=1.2, target_memory=1.1)
     return Results("python -m benchmarks --pairs 6", machine, 6, 1, "steady", {"net": work}, noise)
 
 
 def test_ratios_are_to_the_ordinary_step_and_to_hushgrad():
     found = results().workloads["net"].contestants
-    assert found["hushgrad"].to_ordinary.median == pytest.approx(2.0)
-    assert found["opacus-ghost"].to_ordinary.median == pytest.approx(5.0)
-    assert found["opacus-ghost"].to_hushgrad.median == pytest.approx(2.5)
+    assert found["hushgrad"].to_ordinary.median == pytest.approx(3.0)
+    assert found["opacus-ghost"].to_ordinary.median == pytest.approx(6.0)
+    assert found["opacus-ghost"].to_hushgrad.median == pytest.approx(2.0)
+    assert found["opacus-ghost"].beyond_ordinary_ms.median == pytest.approx(50.0)
 
 
 def test_the_short_table_has_a_row_for_each_workload_with_machine_and_command():
     text = short_markdown(results())
-    assert "| A network, B=256 | 10.00 ms | 2.00× [2.00, 2.00] |" in text
+    assert "| A network, B=256 | 10.00 ms | 3.00× [3.00, 3.00] | 5.00× [5.00, 5.00] hooks |" in text
+    assert "| 1.00× | 1.00× ghost |" in text
     assert "2 cores (Some CPU, AVX2), 2 threads, torch 9.9" in text
     assert "`python -m benchmarks --pairs 6`" in text
 
@@ -51,7 +54,9 @@ def test_the_short_table_has_a_row_for_each_workload_with_machine_and_command():
 def test_the_full_tables_hold_memory_profile_and_noise_and_a_dash_for_what_was_not_measured():
     text = full_markdown(results())
     for part in (
-        "3.0 |",
+        "3.0 | 1.00 |",
+        "ordinary, compiled: no compiler",
+        "target: time ≤ 1.20×, memory ≤ 1.10×",
         "| - |",
         "| backward | 1.000 | 1.500 | +0.500 |",
         "aten::mm",
@@ -63,7 +68,7 @@ def test_the_full_tables_hold_memory_profile_and_noise_and_a_dash_for_what_was_n
 
 def test_the_terminal_shows_every_table():
     output = io.StringIO()
-    print_results(results(), Console(file=output, width=120))
+    print_results(results(), Console(file=output, width=150))
     for part in ("A network", "Opacus ghost", "backward", "aten::mm", "page faults", "ns/value"):
         assert part in output.getvalue()
 
@@ -71,10 +76,11 @@ def test_the_terminal_shows_every_table():
 def test_the_json_holds_every_ratio_with_its_interval():
     fields = json.loads(results().to_json())
     ratio = fields["workloads"]["net"]["contestants"]["hushgrad"]["to_ordinary"]
-    assert ratio["median"] == pytest.approx(2.0)
+    assert ratio["median"] == pytest.approx(3.0)
     assert set(ratio) == {"median", "low", "high", "coverage"}
     assert fields["machine"]["versions"] == {"torch": "9.9"}
-    assert fields["schema"] == 1
+    assert fields["workloads"]["net"]["absent"] == {"compiled": "no compiler"}
+    assert fields["schema"] == 2
 
 
 def test_only_what_is_between_the_markers_changes_and_writing_twice_is_writing_once(tmp_path):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from benchmarks.contestants import Runner
+from benchmarks.runner import Runner
 from benchmarks.timing import FEWEST_ROUNDS, Timings, balanced_orders, interleave, median_interval
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,6 +62,14 @@ def test_ratios_are_paired_so_a_drift_of_the_machine_cancels(drift, ratio):
     found = timings.ratio("slow", "fast")
     assert found.low == pytest.approx(ratio)
     assert found.high == pytest.approx(ratio)
+
+
+def test_differences_are_paired_and_in_milliseconds():
+    timings = Timings(
+        {"slow": tuple(t + 0.002 for t in (1.0, 5.0, 2.0, 9.0, 4.0, 7.0)), "fast": (1.0, 5.0, 2.0, 9.0, 4.0, 7.0)}
+    )
+    found = timings.beyond_ms("slow", "fast")
+    assert (found.low, found.high) == (pytest.approx(2.0), pytest.approx(2.0))
 
 
 def test_interleaving_steps_every_contestant_in_every_round_on_a_batch_prepared_for_that_step():
