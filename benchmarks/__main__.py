@@ -15,11 +15,12 @@ import torch
 from rich.console import Console
 
 from benchmarks.contestants import CONTESTANTS, HUSHGRAD, ORDINARY
-from benchmarks.machine import this_machine
+from benchmarks.growth import AXES, GrowthResults, draw, grow, growth_table
+from benchmarks.machine import Machine, this_machine
 from benchmarks.memory import is_supported, peak_in_own_process
 from benchmarks.noise import noise_times
 from benchmarks.profile import profile
-from benchmarks.report import full_markdown, print_results, short_markdown, write_between_markers
+from benchmarks.report import full_markdown, print_results, print_table, short_markdown, write_between_markers
 from benchmarks.results import Results, WorkloadResult, contestant_results
 from benchmarks.timing import FEWEST_ROUNDS, interleave
 from benchmarks.workloads import WORKLOADS, Workload
@@ -29,6 +30,8 @@ from benchmarks.workloads import WORKLOADS, Workload
 STEADY_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 WIDTH_OF_FILES = 150
+
+FILE_OPTIONS = ("--json", "--growth")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,6 +57,15 @@ ROOT = Path(__file__).resolve().parent.parent
 @click.option("--memory/--no-memory", default=True, help="Peak memory, in a process for each contestant (Linux).")
 @click.option("--noise", "with_noise", is_flag=True, help="Time noise alone, against torch's.")
 @click.option("--profile", "with_profile", is_flag=True, help="Where hushgrad's step spends its time.")
+@click.option(
+    "--growth",
+    "growth_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="NAME.png",
+    help="Instead of the workloads: step time against batch, positions, width and depth. Writes a plot here, and its "
+    "figures beside it as NAME.json.",
+)
+@click.option("--axis", "axes", type=click.Choice(list(AXES)), multiple=True, help="Of --growth. Default: all.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
 @click.option(
     "--write-readme",
@@ -70,6 +82,8 @@ def main(
     memory: bool,
     with_noise: bool,
     with_profile: bool,
+    growth_path: Path | None,
+    axes: tuple[str, ...],
     json_path: Path | None,
     write_readme: bool,
 ) -> None:
@@ -92,6 +106,9 @@ def main(
             f"[yellow]load {machine.load_per_core:.2f} per core: other programs are running, and these times are "
             f"not to be trusted[/yellow]"
         )
+    if growth_path is not None:
+        _growth(axes or tuple(AXES), growth_path, machine, pairs, warm_up, console)
+        return
     if memory and not is_supported():
         raise click.UsageError("peak memory is measured on Linux only; pass --no-memory")
     measured = {}
@@ -124,11 +141,23 @@ def command_line(arguments: Sequence[str]) -> str:
     kept = []
     remaining = iter(arguments)
     for argument in remaining:
-        if argument == "--json":
+        if argument in FILE_OPTIONS:
             next(remaining, None)
+            kept += [argument, "FILE"] if argument == "--growth" else []
         elif not argument.startswith("--json="):
             kept.append(argument)
     return shlex.join(["python", "-m", "benchmarks", *kept])
+
+
+def _growth(axes: tuple[str, ...], path: Path, machine: Machine, pairs: int, warm_up: int, console: Console) -> None:
+    found = {}
+    for name in axes:
+        with console.status(f"growth with {AXES[name].title}"):
+            found[name] = grow(AXES[name], pairs=pairs, warm_up=warm_up)
+    results = GrowthResults(command_line(sys.argv[1:]), machine, pairs, warm_up, found)
+    path.with_suffix(".json").write_text(results.to_json(), encoding="utf-8")
+    draw(results, path)
+    print_table("Growth of step time, encoder", growth_table(results), console)
 
 
 def _measure(

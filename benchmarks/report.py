@@ -24,13 +24,18 @@ def print_results(results: Results, console: Console) -> None:
     """Print every table of the results."""
     console.print(f"{results.machine}. {_procedure(results)}")
     for title, rows in _tables(results):
-        table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-        for index, heading in enumerate(rows[0]):
-            table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
-        for row in rows[1:]:
-            table.add_row(*row)
-        console.print()
-        console.print(table)
+        print_table(title, rows, console)
+
+
+def print_table(title: str, rows: Rows, console: Console) -> None:
+    """Print rows, of which the first are the headings."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for index, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print()
+    console.print(table)
 
 
 def short_markdown(results: Results) -> str:

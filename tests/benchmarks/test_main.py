@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.__main__ import command_line
+from benchmarks.__main__ import command_line, failure
+from benchmarks.contestants import CONTESTANTS
 from benchmarks.memory import is_supported, peak_in_own_process
+from benchmarks.runner import Contestant
+from benchmarks.workloads import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,3 +45,14 @@ def test_a_failing_child_is_an_error_and_not_a_missing_figure(monkeypatch):
 def test_the_command_that_is_reported_names_no_file():
     assert command_line(["--json", "/a/b.json", "--pairs", "9"]) == "python -m benchmarks --pairs 9"
     assert command_line(["--json=/a/b.json", "--noise"]) == "python -m benchmarks --noise"
+    assert command_line(["--growth", "/a/b.png"]) == "python -m benchmarks --growth FILE"
+
+
+def test_a_peer_that_cannot_train_a_workload_is_named_with_its_error_and_hushgrad_has_no_way_out(monkeypatch):
+    def broken(workload, noise_multiplier):
+        raise NotImplementedError("no rule for this layer\nmore of the same")
+
+    for name in ("torch-func", "hushgrad"):
+        monkeypatch.setitem(CONTESTANTS, name, Contestant(name, broken))
+    assert failure(SMALL["mlp"], "torch-func") == "NotImplementedError: no rule for this layer"
+    assert failure(SMALL["mlp"], "hushgrad") is None

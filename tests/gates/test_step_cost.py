@@ -1,8 +1,9 @@
 """Ceilings for what a private step costs beyond the ordinary one, in figures that no clock and no load can change.
 
 Widths, positions and vocabulary are the measured workloads', because the choice of way depends on them. Batch and depth
-are cut: the ratio of operations does not depend on them, and that of memory only falls with them. Where the code does not
-reach its target yet, the ceiling is what it does reach, rounded up, with the target beside it: lower it with every gain.
+are cut: the ratio of operations does not depend on them, and that of memory only falls with them. Where the code does
+not reach its target yet, the ceiling is what it reaches, rounded up, with the target beside it: lower it with every
+gain.
 """
 
 from dataclasses import dataclass, replace
