@@ -113,8 +113,8 @@ def _tables(results: Results) -> Iterator[tuple[str, Rows]]:
     if results.noise is not None:
         noise = results.noise
         rows = [
-            ["noise, addition and division", "ns/value"],
-            ["hushgrad (AES-CTR, Box-Muller)", _plain(noise.hushgrad_ns)],
+            ["drawing noise", "ns/value"],
+            ["hushgrad (AES-CTR, strips of equal area)", _plain(noise.hushgrad_ns)],
             ["torch `normal_`", _plain(noise.torch_ns)],
             ["ratio, paired", _plain(noise.ratio)],
         ]
