@@ -92,8 +92,10 @@ def main(
         # glibc reads its settings when a process starts.
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **STEADY_ALLOCATOR})
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
-    # Opacus hooks the first layer, whose input requires no gradient; torch remarks on it in every run.
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    # torch's remarks on peers: Opacus hooks the first layer, whose input requires no gradient, and asks for autocast in
+    # float32; vmap has no batched rule for the fused attention of a CPU.
+    for message in ("Full backward hook is firing", "In CPU autocast", "There is a performance drop"):
+        warnings.filterwarnings("ignore", message=message)
     torch.set_num_threads(threads)
     chosen = [name for name in CONTESTANTS if name in {*(contestants or CONTESTANTS), ORDINARY, HUSHGRAD}]
     missing = {name: why for name in chosen if (why := CONTESTANTS[name].missing()) is not None}

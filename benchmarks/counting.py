@@ -6,6 +6,7 @@ Both are the same on every run and every machine, so that a test can hold them.
 from __future__ import annotations
 
 import math
+import re
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,10 +27,10 @@ Shape = list[int]
 WARM_UP = 2
 """Steps before the counted one: the first step of a session examines the model once."""
 
-ARITHMETIC = ("mm", "mv", "dot", "ger", "outer", "conv", "bilinear", "einsum", "attention", "matmul", "addr", "cdist")
-"""Parts of names of operators that multiply and add over an axis."""
-
-WITHOUT_ARITHMETIC = ("comm",)
+ARITHMETIC = re.compile(
+    r"[a-z]*mm|(add)?mv|v?dot|ger|addr|outer|[a-z]*linear|conv(olution|\dd)?|einsum|attention|matmul|cdist|rnn|lstm|gru"
+)
+"""Words in names of operators that multiply and add over an axis."""
 
 
 def convolution_backward_flops(
@@ -92,7 +93,7 @@ FORMULAS: dict[Any, Callable[..., int]] = {
 """Operators that torch's counter leaves out or counts wrongly."""
 
 
-class Flops(TorchDispatchMode):
+class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the operations of matrix products, convolutions and attention, by torch's formulas and `FORMULAS`.
 
     `FlopCounterMode` itself also hangs hooks on the tensors that go into modules, to count for each module. That makes
@@ -101,7 +102,7 @@ class Flops(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
         self.unknown: set[str] = set()
 
@@ -125,7 +126,10 @@ class Flops(TorchDispatchMode):
 
 _FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
-    **{operator: shape_wrapper(formula) for operator, formula in FORMULAS.items()},
+    **{
+        operator: shape_wrapper(formula)  # type: ignore[no-untyped-call]
+        for operator, formula in FORMULAS.items()
+    },
 }
 
 
@@ -139,23 +143,23 @@ def flops(action: Callable[[], None]) -> int:
         action()
     if counter.unknown:
         raise LookupError(f"no formula for the operations of {', '.join(sorted(counter.unknown))}")
-    return counter.total
+    return int(counter.total)
 
 
 def is_arithmetic(operator: str) -> bool:
-    """Return whether the name of an operator says that it multiplies and adds over an axis."""
-    name = operator.rpartition(".")[2]
-    return any(part in name for part in ARITHMETIC) and not any(part in name for part in WITHOUT_ARITHMETIC)
+    """Return whether the name of an operator, such as "aten.addmm", says that it multiplies and adds over an axis."""
+    words = operator.rpartition(".")[2].split("_")
+    return "upsample" not in words and any(ARITHMETIC.fullmatch(word) for word in words)
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages of all tensors that an operator has taken or returned and that are still alive.
 
     Not seen: what an operator holds while it runs, and memory that no torch operator touches.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._sizes: dict[int, tuple[int, weakref.ref[Any]]] = {}
         self.now = 0
         self.peak = 0

@@ -127,7 +127,7 @@ def compiled(workload: Workload, noise_multiplier: float) -> Runner:
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
-        compiled_loss(*batch).backward()
+        compiled_loss(*batch).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return runner_of(workload, model, step)

@@ -9,7 +9,10 @@ from benchmarks.runner import LEARNING_RATE
 from benchmarks.workloads import SMALL, WORKLOADS
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:Full backward hook is firing", "ignore::hushgrad.errors.HushgradWarning"
+    "ignore:Full backward hook is firing",
+    "ignore::hushgrad.errors.HushgradWarning",
+    "ignore:There is a performance drop",  # vmap has no batched rule for the CPU's fused attention
+    "ignore:In CPU autocast",  # Opacus' functorch mode asks for autocast in float32
 )
 
 # Compiling takes seconds for each network, so the compiled step has a test of its own.

@@ -52,8 +52,21 @@ def test_attention_counts_two_products_forward_and_five_backward():
 def test_an_operation_without_a_formula_is_an_error_and_not_nothing():
     with pytest.raises(LookupError, match="cdist"):
         flops(lambda: torch.cdist(torch.ones(3, 2), torch.ones(3, 2)))
-    assert is_arithmetic("aten.mkldnn_convolution")
-    assert not is_arithmetic("aten.add")
+
+
+@pytest.mark.parametrize(
+    "operator",
+    ["mkldnn_convolution", "addmm", "_int_mm", "addmv_", "mkldnn_rnn_layer", "_conv_depthwise2d", "_trilinear"],
+)
+def test_operators_that_multiply_and_add_are_known_by_their_names(operator):
+    assert is_arithmetic(f"aten.{operator}")
+
+
+@pytest.mark.parametrize(
+    "operator", ["add", "lgamma", "hamming_window", "upsample_bilinear2d", "_convert_indices", "norm"]
+)
+def test_other_operators_are_not(operator):
+    assert not is_arithmetic(f"aten.{operator}")
 
 
 def test_live_bytes_are_those_of_storages_that_something_still_holds():
