@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ import torch
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.workloads import WORKLOADS, Workload
 
-STEPS = 3
+LATER_STEPS = 3
 FIXED_THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
 STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")
@@ -43,6 +43,12 @@ def status_bytes(status: str, field: str) -> int:
     raise ValueError(f"no field {field} in the process status")
 
 
+def resident_bytes() -> int:
+    """Return the memory of this process that is resident now."""
+    gc.collect()
+    return status_bytes(STATUS.read_text(), "VmRSS")
+
+
 def peak_bytes(action: Callable[[], None]) -> int:
     """Return by how much resident memory rose above its present level while `action` ran."""
     gc.collect()
@@ -52,22 +58,38 @@ def peak_bytes(action: Callable[[], None]) -> int:
     return status_bytes(STATUS.read_text(), "VmHWM") - before
 
 
-def peak_of(workload: Workload, contestant: str) -> int:
-    """Return the peak bytes of a contestant's steps above its model, optimizer and batch, in this process."""
+@dataclass(frozen=True)
+class Peak:
+    """Peak bytes above model, optimizer and batch.
+
+    Attributes:
+        first_step: of the first step, in which a private contestant may examine the model.
+        later_steps: of the steps after it; what the first one left is part of it.
+    """
+
+    first_step: int
+    later_steps: int
+
+
+def peak_of(workload: Workload, contestant: str) -> Peak:
+    """Return the peaks of a contestant's steps in this process."""
     build = CONTESTANTS[contestant].build
     throw_away = build(replace(workload, batch_size=2), 1.0)
     throw_away.step(throw_away.prepare())
     del throw_away
     runner = build(workload, 1.0)
 
-    def steps() -> None:
-        for _ in range(STEPS):
+    def steps(count: int) -> None:
+        for _ in range(count):
             runner.step(runner.prepare())
 
-    return peak_bytes(steps)
+    start = resident_bytes()
+    first = peak_bytes(lambda: steps(1))
+    left = resident_bytes() - start
+    return Peak(first, left + peak_bytes(lambda: steps(LATER_STEPS)))
 
 
-def peak_in_own_process(workload: str, contestant: str, threads: int) -> int:
+def peak_in_own_process(workload: str, contestant: str, threads: int) -> Peak:
     """Return `peak_of` the named workload and contestant, measured in a child process."""
     child = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", workload, contestant, str(threads)],
@@ -78,7 +100,7 @@ def peak_in_own_process(workload: str, contestant: str, threads: int) -> int:
     )
     if child.returncode:
         raise RuntimeError(f"measuring the memory of {contestant} on {workload} failed:\n{child.stderr}")
-    return int(json.loads(child.stdout.splitlines()[-1])["peak_bytes"])
+    return Peak(**json.loads(child.stdout.splitlines()[-1]))
 
 
 def is_supported() -> bool:
@@ -90,7 +112,7 @@ def main(arguments: list[str]) -> None:
     """Measure one contestant in this process and print the result as JSON."""
     workload, contestant, threads = arguments
     torch.set_num_threads(int(threads))
-    print(json.dumps({"peak_bytes": peak_of(WORKLOADS[workload], contestant)}))
+    print(json.dumps(asdict(peak_of(WORKLOADS[workload], contestant))))
 
 
 if __name__ == "__main__":

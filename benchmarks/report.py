@@ -122,7 +122,7 @@ def _tables(results: Results) -> Iterator[tuple[str, Rows]]:
 
 
 def _step_rows(work: WorkloadResult) -> Rows:
-    rows = [["", "step, ms", "× ordinary", "beyond it, ms", "× hushgrad", "peak, MiB", "peak, × ordinary"]]
+    rows = [["", "step, ms", "× ordinary", "beyond it, ms", "× hushgrad", "peak, MiB", "× ordinary", "first step"]]
     unmeasured = ["-"] * (len(rows[0]) - 1)
     for name, found in work.contestants.items():
         rows.append(
@@ -132,8 +132,9 @@ def _step_rows(work: WorkloadResult) -> Rows:
                 "1" if name == ORDINARY else _plain(found.to_ordinary),
                 "0" if name == ORDINARY else _plain(found.beyond_ordinary_ms),
                 "1" if name == HUSHGRAD else _plain(found.to_hushgrad),
-                "-" if found.peak_bytes is None else f"{found.peak_bytes / 2**20:.1f}",
+                "-" if found.peak is None else f"{found.peak.later_steps / 2**20:.1f}",
                 "-" if (ratio := _peak_ratio(work, name)) is None else f"{ratio:.2f}",
+                "-" if found.peak is None else f"{found.peak.first_step / 2**20:.1f}",
             ]
         )
     rows += [[f"{_heading(name)}: {why}", *unmeasured] for name, why in work.absent.items()]
@@ -147,8 +148,8 @@ def _target(work: WorkloadResult) -> str:
 
 
 def _peak_ratio(work: WorkloadResult, name: str) -> float | None:
-    peak, ordinary = work.contestants[name].peak_bytes, work.contestants[ORDINARY].peak_bytes
-    return None if peak is None or ordinary is None else peak / ordinary
+    peak, ordinary = work.contestants[name].peak, work.contestants[ORDINARY].peak
+    return None if peak is None or ordinary is None else peak.later_steps / ordinary.later_steps
 
 
 def _profile_rows(label: str, times: dict[str, dict[str, float]], *, with_sum: bool) -> Rows:

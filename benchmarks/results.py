@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.contestants import HUSHGRAD, ORDINARY
 from benchmarks.machine import Machine
+from benchmarks.memory import Peak
 from benchmarks.noise import NoiseTimes
 from benchmarks.profile import Profile
 from benchmarks.timing import Interval, Timings
@@ -24,7 +25,7 @@ class ContestantResult:
     to_ordinary: Interval
     to_hushgrad: Interval
     beyond_ordinary_ms: Interval
-    peak_bytes: int | None
+    peak: Peak | None
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Results:
         return json.dumps(fields, indent=2) + "\n"
 
 
-def contestant_results(timings: Timings, peaks: dict[str, int | None]) -> dict[str, ContestantResult]:
+def contestant_results(timings: Timings, peaks: dict[str, Peak | None]) -> dict[str, ContestantResult]:
     """Return the figures of all contestants from their interleaved timings and their peaks of memory."""
     return {
         name: ContestantResult(

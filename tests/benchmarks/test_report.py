@@ -6,6 +6,7 @@ import json
 import pytest
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.machine import Machine
+from benchmarks.memory import Peak
 from benchmarks.noise import NoiseTimes
 from benchmarks.profile import Profile
 from benchmarks.report import (
@@ -24,7 +25,7 @@ from rich.console import Console
 
 def results():
     seconds = {name: (0.010 * (place + 1),) * 6 for place, name in enumerate(CONTESTANTS)}
-    peaks = dict.fromkeys(CONTESTANTS, 3 << 20)
+    peaks = dict.fromkeys(CONTESTANTS, Peak(first_step=7 << 20, later_steps=3 << 20))
     contestants = contestant_results(Timings(seconds), {**peaks, "opacus-hooks": None})
     row = {"ordinary": 1.0, "hushgrad": 1.5}
     profile = Profile({"backward": row}, {"aten::mm": row}, {"page faults": row})
@@ -54,7 +55,7 @@ def test_the_short_table_has_a_row_for_each_workload_with_machine_and_command():
 def test_the_full_tables_hold_memory_profile_and_noise_and_a_dash_for_what_was_not_measured():
     text = full_markdown(results())
     for part in (
-        "3.0 | 1.00 |",
+        "3.0 | 1.00 | 7.0 |",
         "ordinary, compiled: no compiler",
         "target: time ≤ 1.20×, memory ≤ 1.10×",
         "| - |",
