@@ -107,7 +107,8 @@ class Probe:
         Raises:
             CrossSampleLeakError: the loss of one example depends on another's outputs.
         """
-        outputs = [tensor for call in self._calls for _, tensor in tensors_at(call.output)]
+        calls = [call for call in self._calls if _holds(call.inputs, losses.shape[0])]
+        outputs = [tensor for call in calls for _, tensor in tensors_at(call.output)]
         require_separate_losses(losses, outputs)
 
     def forget(self) -> None:
@@ -161,6 +162,12 @@ class Probe:
                 self._criteria.add(evaluation.criterion)
                 self._criterion_count += 1
         self._examined[self._signature] = size > 1
+
+
+def _holds(inputs: Any, size: int) -> bool:
+    """Whether inputs hold as many examples as there are losses; capture says what is wrong where they do not."""
+    shapes = [tensor.shape for _, tensor in tensors_at(inputs) if tensor.ndim]
+    return any(shape[0] == size or (len(shape) > 2 and shape[1] == size) for shape in shapes)
 
 
 def _signature_of(model: nn.Module) -> Signature:
