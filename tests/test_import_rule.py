@@ -16,7 +16,7 @@ SHARED = {"errors", "arguments", "randomness", "_version"}
 SESSION = {"session", "step_hooks", "protocol", "frozen_setup", "update", "spending"}
 JOINING = (
     SESSION
-    | {"mechanism", "engine", "losses", "compatibility", "verification", "study", "cli"}
+    | {"mechanism", "engine", "losses", "compatibility", "probing", "verification", "study", "cli"}
     | {"diagnosis", "readiness"}
 )
 FACADE = {"__init__", "integrations"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -28,6 +29,8 @@ class FrozenSetup:
         self._updated = [id(tensor) for tensor in _updated(optimizer)]
         self._values: list[dict[str, Any]] | None = None
         self._versions: list[int] | None = None
+        self._has_moved = False
+        self._unmoved: list[tuple[int, Tensor]] | None = None
 
     def require_same_parameters(self) -> None:
         """Refuse to go on with other trainable parameters than at set-up.
@@ -101,6 +104,33 @@ class FrozenSetup:
                 "gradient, as all of torch.optim do, or max_physical_batch_size=None"
             )
 
+    def expect_moved_weights(self) -> None:
+        """An update is about to be written; the first one is watched."""
+        if not self._has_moved:
+            self._unmoved = [(parameter._version, _sample(parameter)) for parameter in self._trained()]
+
+    def require_moved_weights(self) -> None:
+        """The step has ended: refuse an optimizer that did nothing with the first update.
+
+        Raises:
+            UnsupportedOptimizerError: no trained parameter was written to.
+        """
+        before, self._unmoved = self._unmoved, None
+        if before is None:
+            return
+        self._has_moved = any(
+            parameter._version != version or not torch.equal(_sample(parameter), values)
+            for parameter, (version, values) in zip(self._trained(), before, strict=True)
+        )
+        if not self._has_moved:
+            raise UnsupportedOptimizerError(
+                "optimizer.step() was charged and left every parameter of the model as it was. Use an optimizer whose "
+                "step writes to the parameters of its param_groups each time that they hold a gradient"
+            )
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in _parameters(modules_of(self._model)) if id(parameter) in self._trainable]
+
     def _parameter_versions(self) -> list[int]:
         return [parameter._version for parameter in _parameters(modules_of(self._model))]
 
@@ -120,6 +150,11 @@ class FrozenSetup:
         gone = [name for key, name in self._trainable.items() if key not in now]
         parts = [f"became trainable or took another one's place: {', '.join(new)}"] if new else []
         return "; ".join([*parts, *([f"no longer trainable: {', '.join(gone)}"] if gone else [])])
+
+
+def _sample(parameter: Tensor) -> Tensor:
+    """Some values of a parameter: an optimizer that writes to `parameter.data` leaves no mark but these."""
+    return parameter.detach().reshape(-1)[:64].clone()
 
 
 # This runs in every step, where torch's own modules() and parameters() would take several times as long.

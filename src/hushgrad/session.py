@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ from hushgrad.errors import (
 from hushgrad.frozen_setup import FrozenSetup
 from hushgrad.gradients.contribution import Plan
 from hushgrad.mechanism import DPSGD
+from hushgrad.probing.probe import Probe, ProbeReport
 from hushgrad.protocol import DeclaredLoop, ObservedLoop
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
@@ -40,7 +41,6 @@ from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_
 from hushgrad.spending import Spending
 from hushgrad.step_hooks import StepHooks
 from hushgrad.update import Update
-from hushgrad.verification.probe import Probe, ProbeReport
 
 _in_use = WeakIdKeyDictionary()
 """The modules and optimizers of all open sessions."""
@@ -200,7 +200,7 @@ class Session:
             max_physical_batch_size=max_physical_batch_size,
             observer=self,
         )
-        return self._attach_loader(loader, count)
+        return self._attach_loader(loader, count, None if options is None else options.collate_fn)
 
     def batches_of(self, data_loader: Any, *, max_physical_batch_size: int | None = None) -> PrivateLoader:
         """Return a loader with the dataset, workers and `collate_fn` of a DataLoader (see `PrivateLoader`)."""
@@ -217,7 +217,7 @@ class Session:
                 f"the data loader has batch_size {loader.batch_size:g} of {reading.count} records, the mechanism "
                 f"{self._mechanism.sampling} and expected_batch_size {self._mechanism.expected_batch_size:g}"
             )
-        return self._attach_loader(loader, reading.count)
+        return self._attach_loader(loader, reading.count, reading.options.collate_fn)
 
     def discard(self) -> None:
         """Drop what was summed since the last update and end the logical batch. What was charged stays charged."""
@@ -307,6 +307,8 @@ class Session:
         self._update.clear()
         self._frozen.require_same_parameters()
         self._spending.require_pass(batch.pass_index)
+        if self._loader is not None:
+            self._probe.examine_collate(self._loader.dataset, batch.indices)
         self._observed.begin(batch)
         if batch.first:
             self._update.drop()  # of a logical batch whose step was interrupted before its release
@@ -327,6 +329,7 @@ class Session:
     def _finish_step(self) -> None:
         self._update.clear()
         self._frozen.require_expected_update()
+        self._frozen.require_moved_weights()
 
     def _end_physical_batch(self) -> None:
         """Close the physical batch, and at the end of its logical batch release the noised update."""
@@ -369,6 +372,7 @@ class Session:
         except BaseException:
             self._update.drop()
             raise
+        self._frozen.expect_moved_weights()
         self._update.write()
         self.last_step_updated = True
 
@@ -384,7 +388,10 @@ class Session:
             raise ProtocolError("a session has one loader, made before its first backward")
         return self._stream.fork("loader")
 
-    def _attach_loader(self, loader: PrivateLoader, population: int) -> PrivateLoader:
+    def _attach_loader(
+        self, loader: PrivateLoader, population: int, collate_fn: Callable[[list[Any]], Any] | None
+    ) -> PrivateLoader:
         self._spending.open(OBSERVED, population)
+        self._probe.collate_fn = collate_fn
         self._loader = loader
         return loader

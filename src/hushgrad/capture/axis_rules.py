@@ -139,7 +139,7 @@ def indexed(seen: Seen, out: Tensor, place: int) -> Axis:
     """`x[...]`: views by their strides; index tensors only behind the batch, or beside `arange(B)` on it."""
     x = seen.first
     index = seen.args[1] if isinstance(seen.args[1], tuple) else (seen.args[1],)
-    if all(part is None or part is Ellipsis or _is_basic(part) for part in index):
+    if all(part is None or part is Ellipsis or is_basic(part) for part in index):
         return viewed(seen, out, place) if seen.axis_of(x) is not None else None
     axis = seen.axis_of(x)
     if axis is None or any(isinstance(part, bool) or part is None for part in index):
@@ -152,14 +152,15 @@ def indexed(seen: Seen, out: Tensor, place: int) -> Axis:
     return _picked_per_example(seen, parts, out) if axis == 0 else None
 
 
-def _is_basic(part: Any) -> bool:
+def is_basic(part: Any) -> bool:
+    """Return whether a part of an index is a number or a slice."""
     return isinstance(part, slice) or (isinstance(part, Integral) and not isinstance(part, bool))
 
 
 def _without_ellipsis(index: tuple[Any, ...], ndim: int) -> list[Any] | None:
     used = sum(part.ndim if isinstance(part, Tensor) and part.dtype == torch.bool else 1 for part in index)
     positions = [position for position, part in enumerate(index) if part is Ellipsis]
-    known = all(part is Ellipsis or isinstance(part, (Tensor, list)) or _is_basic(part) for part in index)
+    known = all(part is Ellipsis or isinstance(part, (Tensor, list)) or is_basic(part) for part in index)
     if len(positions) > 1 or not known:
         return None
     if not positions:

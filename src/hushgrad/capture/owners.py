@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture import axis_products as products
-from hushgrad.capture.axis_rules import AxisRule, Seen, dims_of, elementwise, like_first, viewed
+from hushgrad.capture.axis_rules import AxisRule, Seen, dims_of, elementwise, is_basic, like_first, viewed
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,10 @@ def follow_rows(seen: Seen, places: list[Place], out: Tensor, place: int, rule: 
         rule: the operator's ordinary rule.
     """
     if seen.func in SELECTIONS:
-        return _selected(seen, places, out)
+        selected = _selected(seen, places, out)
+        if selected is not None or not _is_view(seen):
+            return selected
+        rule = viewed
     if seen.func is PACK:
         return _packed(seen, places) if place == 0 else None
     if seen.func is PAD_PACKED:
@@ -155,6 +158,14 @@ def _folded(seen: Seen, axis: Place, out: Tensor) -> Place:
                 own = owners_of_axis(seen.batch_size * inner, seen.batch_size, x.device)
                 return placed(dim, own.repeat(outer // seen.batch_size), seen.batch_size)
     return None
+
+
+def _is_view(seen: Seen) -> bool:
+    """Whether an index consists of numbers and slices only."""
+    if seen.func is not Tensor.__getitem__:
+        return False
+    index = seen.args[1] if isinstance(seen.args[1], tuple) else (seen.args[1],)
+    return all(part is None or part is Ellipsis or is_basic(part) for part in index)
 
 
 def _selected(seen: Seen, places: list[Place], out: Tensor) -> Place:

@@ -26,10 +26,10 @@ from hushgrad.errors import (
     UnsupportedModelError,
 )
 from hushgrad.losses import PerExampleLoss
-from hushgrad.verification.calls import SEED, devices_of, where_raised
-from hushgrad.verification.probe import Probe
-from hushgrad.verification.state import State, forked_randomness
-from hushgrad.verification.trees import with_tensors
+from hushgrad.probing.calls import SEED, devices_of, where_raised
+from hushgrad.probing.probe import Probe
+from hushgrad.probing.state import State, forked_randomness
+from hushgrad.probing.trees import with_tensors
 
 Criterion = nn.Module | Callable[[Any, Any], Tensor]
 

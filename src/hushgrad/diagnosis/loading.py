@@ -15,8 +15,8 @@ from typing import Any
 from torch import nn
 
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.probing.calls import where_raised
 from hushgrad.study.printable import printable
-from hushgrad.verification.calls import where_raised
 
 PREFIX = "hushgrad_examined_"
 """Begins the name of a module that was given as a file, so that it takes no other one's place."""

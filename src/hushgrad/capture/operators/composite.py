@@ -95,6 +95,7 @@ class _Bags:
         padding_idx: int | None = None,
     ) -> None:
         self.ids, self.weight = (weight, input) if weight.dtype in (torch.int32, torch.int64) else (input, weight)
+        self.given_offsets = offsets
         self.offsets = offsets[:-1] if offsets is not None and include_last_offset else offsets
         self.max_norm, self.by_frequency, self.sparse = max_norm, scale_grad_by_freq, sparse
         self.mode, self.sample_weights, self.padding_idx = mode, per_sample_weights, padding_idx
@@ -103,13 +104,13 @@ class _Bags:
 def _padded(call: Forward, bags: _Bags) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return the ids and their weights as `[bags, longest]`, and which of them are there.
 
-    The bags are told apart by the offsets. Flat ids and weights are the model's own inputs, or their batch is lost.
+    The bags are told apart by the offsets. All three are the model's own inputs, or the batch is lost.
     """
     offsets, ids = bags.offsets, bags.ids
     assert offsets is not None
-    place = call.axes.place(offsets)
-    flat = [value for value in (ids, bags.sample_weights) if value is not None and call.is_data(value)]
-    known = place if place == 0 and all(call.axes.is_input(value) for value in flat) else None
+    flat = [value for value in (bags.given_offsets, ids, bags.sample_weights) if call.is_data(value)]
+    whole = bool(call.batch_size) and offsets.shape[0] % (call.batch_size or 1) == 0
+    known = 0 if whole and all(call.axes.is_input(value) for value in flat) else None
     ends = torch.cat([offsets[1:], offsets.new_tensor([ids.shape[0]])])
     places = torch.arange(max(int((ends - offsets).max()), 1), device=ids.device)
     positions = offsets.unsqueeze(1) + places
@@ -123,11 +124,25 @@ def _padded(call: Forward, bags: _Bags) -> tuple[Tensor, Tensor | None, Tensor]:
     return padded, scales, counted
 
 
+def _cell_rule(kind: str) -> Composite:
+    def cell(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kwargs or len(args) not in (4, 6):
+            return NotImplemented
+        x, state, w_ih, w_hh, *biases = args
+        h, c = state if isinstance(state, (tuple, list)) else (state, state)
+        b_ih, b_hh = biases or (None, None)
+        step = recurrent.CELLS[kind].step(F.linear(x, w_ih, b_ih), F.linear(h, w_hh, b_hh), h, c)
+        return (step.h, step.c) if kind == "lstm" else step.h
+
+    return cell
+
+
 COMPOSITES: dict[Callable[..., Any], Composite] = {
     F.multi_head_attention_forward: multi_head,
     F.prelu: prelu,
     torch.prelu: prelu,
     Tensor.prelu: prelu,
     F.embedding_bag: embedding_bag,
+    **{getattr(torch._C._VariableFunctions, f"{kind}_cell"): _cell_rule(kind) for kind in recurrent.CELLS},
     **recurrent.COMPOSITES,
 }

@@ -1,9 +1,9 @@
-"""`F.conv1d`, `F.conv2d` and `F.conv3d`; other padding modes arrive as an ordinary pad before them."""
+"""Convolutions and transposed ones; other padding modes arrive as an ordinary pad before them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -78,6 +78,85 @@ class Convolve(Operator):
         return uses
 
 
+@dataclass(frozen=True, eq=False)
+class ConvolveTransposed(Operator):
+    """A transposed convolution, weight `[d, p/groups, *kernel]`.
+
+    It is the input gradient of a convolution from its outputs to its inputs, so its weight gradient is that of this
+    convolution, with inputs and output gradients in each other's place.
+    """
+
+    autocasts: ClassVar[bool] = True
+    name: str
+    weight: Leaf | None
+    bias: Leaf | None
+    axis: Place
+    geometry: Geometry
+    output_padding: tuple[int, ...]
+
+    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Return the ordinary transposed convolution."""
+        x, weight, bias = inputs
+        assert x is not None
+        assert weight is not None
+        g = self.geometry
+        output = torch.convolution(
+            x, weight, bias, g.stride, g.padding, g.dilation, True, self.output_padding, g.groups
+        )
+        return output, (x, weight)
+
+    def input_gradients(
+        self, saved: tuple[Tensor | None, ...], gradient: Tensor, needed: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """Return the gradient of the input."""
+        x, weight = saved
+        if not needed[0]:
+            return (None, None, None)
+        g = self.geometry
+        found = torch.ops.aten.convolution_backward(
+            gradient,
+            x,
+            weight,
+            None,
+            g.stride,
+            g.padding,
+            g.dilation,
+            True,
+            self.output_padding,
+            g.groups,
+            [True, False, False],
+        )
+        return (found[0], None, None)
+
+    def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
+        """Record the convolution for the weight and the sum over space for the bias."""
+        space = len(self.geometry.stride)
+        gradients = pool.examples(gradient, self.axis, self.name)
+        uses: list[tuple[Leaf, Any]] = []
+        if self.weight is not None:
+            x = saved[0]
+            assert x is not None
+            inputs = pool.examples(x, self.axis, self.name)
+            windows, geometry = self._windows(gradients)
+            uses.append((self.weight, _contribution(windows, inputs, geometry)))
+        if self.bias is not None:
+            bias_gradients = gradients.flatten(-space).sum(-1)
+            uses.append((self.bias, Dense(bias_gradients.sum(1) if bias_gradients.ndim == 3 else bias_gradients)))
+        return uses
+
+    def _windows(self, gradients: Tensor) -> tuple[Tensor, Geometry]:
+        """Return output gradients and a geometry under which they hold one window for each input place, no more.
+
+        What output padding adds at the end makes a window too many where it is as long as a step.
+        """
+        g = self.geometry
+        if all(extra < step for extra, step in zip(self.output_padding, g.stride, strict=True)):
+            return gradients, g
+        pads = [(pad, pad - extra) for pad, extra in zip(g.padding, self.output_padding, strict=True)]
+        flat = [amount for pair in reversed(pads) for amount in pair]
+        return F.pad(gradients, flat), replace(g, padding=(0,) * len(g.padding))
+
+
 def _contribution(inputs: Tensor, gradients: Tensor, geometry: Geometry) -> Convolution | Dense:
     if inputs.ndim == len(geometry.stride) + 2:
         return Convolution(inputs, gradients, geometry)
@@ -91,13 +170,7 @@ def _rule(space: int) -> Rule:
     def convolve(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x, weight, bias, stride, padding, dilation, groups = _arguments(*args, **kwargs)
         weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
-        if not call.axes.descends(x) or call.axes.descends(weight) or x.ndim != space + 2:
-            return NotImplemented
-        if call.axes.get(x) not in (0, None):
-            return NotImplemented
-        if weight_leaf is None and weight.requires_grad:
-            return NotImplemented
-        if bias is not None and bias_leaf is None and bias.requires_grad:
+        if not _is_known(call, x, weight, bias, space):
             return NotImplemented
         if isinstance(padding, str):
             x, padding = _padded(x, weight, padding, _tuple(dilation, space))
@@ -111,6 +184,50 @@ def _rule(space: int) -> Rule:
         return capture(operator, call, x, weight_value, bias_leaf.value if bias_leaf else bias)
 
     return convolve
+
+
+def _transposed_rule(space: int) -> Rule:
+    def convolve(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x, weight, bias, stride, padding, output_padding, groups, dilation = _transposed_arguments(*args, **kwargs)
+        weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
+        if not _is_known(call, x, weight, bias, space):
+            return NotImplemented
+        geometry = Geometry(
+            tuple(weight.shape), _tuple(stride, space), _tuple(padding, space), _tuple(dilation, space), groups
+        )
+        operator = ConvolveTransposed(
+            f"conv_transpose{space}d({(weight_leaf or bias_leaf).name})",  # type: ignore[union-attr]
+            weight_leaf,
+            bias_leaf,
+            call.axes.get(x),
+            geometry,
+            _tuple(output_padding, space),
+        )
+        weight_value = weight_leaf.value if weight_leaf else weight
+        return capture(operator, call, x, weight_value, bias_leaf.value if bias_leaf else bias)
+
+    return convolve
+
+
+def _is_known(call: Forward, x: Tensor, weight: Tensor, bias: Tensor | None, space: int) -> bool:
+    """Whether x is a batch of images with the batch first, and weight and bias are leaves or constants."""
+    if not call.axes.descends(x) or x.ndim != space + 2 or call.axes.get(x) not in (0, None):
+        return False
+    parts = [part for part in (weight, bias) if part is not None and call.leaf(part) is None]
+    return not any(part.requires_grad or call.axes.descends(part) for part in parts)
+
+
+def _transposed_arguments(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> tuple[Any, ...]:
+    return input, weight, bias, stride, padding, output_padding, groups, dilation
 
 
 def _arguments(
@@ -146,4 +263,7 @@ RULES: Rules = {
     torch.conv1d: _rule(1),
     torch.conv2d: _rule(2),
     torch.conv3d: _rule(3),
+    F.conv_transpose1d: _transposed_rule(1),
+    F.conv_transpose2d: _transposed_rule(2),
+    F.conv_transpose3d: _transposed_rule(3),
 }

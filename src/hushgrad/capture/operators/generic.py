@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hushgrad.capture.axis_rules import changes_in_place
 from hushgrad.capture.axis_table import AXIS_RULES
-from hushgrad.capture.operators.operator import Forward, first_order_only
+from hushgrad.capture.operators.operator import Forward, autocast_dtype, first_order_only
 from hushgrad.capture.operators.replay import LocalGraph, RandomState, Replay, measured_axis, per_example_gradients
 from hushgrad.errors import UncoveredParameterUseError
 
@@ -31,7 +31,8 @@ def generic(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwar
             f"form of the operator that returns a new tensor"
         )
     data = {place: value for place, value in enumerate(flat) if place not in leaves and call.is_data(value)}
-    replay = Replay(func, flat, spec, leaves, data, {place: call.axes.get(value) for place, value in data.items()})
+    axes_of_data = {place: call.axes.get(value) for place, value in data.items()}
+    replay = Replay(func, flat, spec, leaves, data, axes_of_data, autocast_dtype(next(iter(data.values()))))
     local = [value.detach().requires_grad_(value.requires_grad) for value in data.values()]
     random_state = RandomState.of(local)
     with torch.enable_grad():

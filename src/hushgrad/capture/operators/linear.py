@@ -1,4 +1,4 @@
-"""`F.linear` and `x @ W`: the leaf is a matrix, the data has any number of middle dimensions."""
+"""`F.linear`, `x @ W` and `addmm`: the leaf is a matrix, the data has any number of middle dimensions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hushgrad.gradients.outer import OuterProducts
 
 @dataclass(frozen=True, eq=False)
 class Linear(Operator):
-    """`x Wᵀ + b`, W `[p, d]`; with `swapped`, `x W`, W `[d, p]`."""
+    """`x Wᵀ + b`, W `[p, d]`; with `swapped`, `x W + b`, W `[d, p]`."""
 
     autocasts: ClassVar[bool] = True
     name: str
@@ -34,7 +34,10 @@ class Linear(Operator):
         x, weight, bias = inputs
         assert x is not None
         assert weight is not None
-        output = torch.matmul(x, weight) if self.swapped else F.linear(x, weight, bias)
+        if not self.swapped:
+            output = F.linear(x, weight, bias)
+        else:
+            output = torch.matmul(x, weight) if bias is None else torch.addmm(bias, x, weight)
         return output, (x if self.weight is not None else None, weight)
 
     def input_gradients(
@@ -105,6 +108,22 @@ def matmul(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwarg
     return capture(operator, call, x, leaf.value, None)
 
 
+def addmm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Capture `torch.addmm(b, x, W)` with a vector b, as `Conv1D` layers of language models call it."""
+    if kwargs or len(args) != 3:
+        return NotImplemented
+    bias, x, weight = args
+    leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
+    if not call.axes.descends(x) or call.axes.descends(weight) or call.axes.descends(bias):
+        return NotImplemented
+    if bias.ndim != 1 or bias.shape[0] != weight.shape[1] or _on_last_dimension(call, x):
+        return NotImplemented
+    if not (leaf or _is_constant(weight)) or not (bias_leaf or _is_constant(bias)):
+        return NotImplemented
+    operator = Linear(f"addmm({_first_name(leaf, bias_leaf)})", leaf, bias_leaf, call.axes.place(x), swapped=True)
+    return capture(operator, call, x, _value(leaf, weight), _value(bias_leaf, bias))
+
+
 def _linear_arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Any, Any, Any]:
     return input, weight, bias
 
@@ -124,4 +143,6 @@ RULES: Rules = {
     Tensor.__matmul__: matmul,
     torch.mm: matmul,
     Tensor.mm: matmul,
+    torch.addmm: addmm,
+    Tensor.addmm: addmm,
 }

@@ -153,15 +153,20 @@ def capture(operator: Operator, call: Forward, *inputs: Tensor | None) -> Tensor
     return _Captured.apply(operator, call, call.anchor.tensor, *inputs)  # type: ignore[no-any-return,no-untyped-call]
 
 
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """Return the dtype of the autocast that is on for the tensor's device, or None."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
 def in_autocast_dtype(inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Return the tensors as autocast would hand them to an operator that it runs in 16 bits.
 
     Cast here, what is kept for the backward has one dtype, and the gradient of the data is cast back by autograd.
     """
-    device = next(value.device.type for value in inputs if value is not None)
-    if not torch.is_autocast_enabled(device):
+    dtype = autocast_dtype(next(value for value in inputs if value is not None))
+    if dtype is None:
         return list(inputs)
-    dtype = torch.get_autocast_dtype(device)
     return [
         value.to(dtype) if value is not None and value.is_floating_point() and value.dtype != torch.float64 else value
         for value in inputs

@@ -26,7 +26,10 @@ NOT_VECTORISABLE = (RuntimeError, ValueError, NotImplementedError, TypeError, In
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """A call with its leaves and data taken out, so that it can be run again on other values."""
+    """A call with its leaves and data taken out, so that it can be run again on other values.
+
+    `autocast` is the dtype of the autocast that the call ran under, if any.
+    """
 
     func: Callable[..., Any]
     flat: list[Any]
@@ -34,6 +37,7 @@ class Replay:
     leaves: dict[int, Leaf]
     data: dict[int, Tensor]
     data_axes: dict[int, int | None]
+    autocast: torch.dtype | None
 
     def run(self, leaf_values: Sequence[Tensor], data_values: Sequence[Tensor]) -> Any:
         """Run the call with other values in the places of the leaves and of the data."""
@@ -43,7 +47,9 @@ class Replay:
         for place, value in zip(self.data, data_values, strict=True):
             flat[place] = value
         args, kwargs = tree_unflatten(flat, self.spec)
-        return self.func(*args, **kwargs)
+        device = next(value.device.type for value in self.data.values())
+        with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
+            return self.func(*args, **kwargs)
 
     def known_axes(self) -> list[int] | None:
         """Return the batch axes of the data; None if one of them is unknown."""

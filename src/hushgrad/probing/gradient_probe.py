@@ -13,9 +13,9 @@ from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution
-from hushgrad.verification.calls import Outcome, Runner
-from hushgrad.verification.rows import Batch
-from hushgrad.verification.trees import Path, tensors_at
+from hushgrad.probing.calls import Outcome, Runner
+from hushgrad.probing.rows import Batch
+from hushgrad.probing.trees import Path, tensors_at
 
 LOOSENESS = {torch.float64: 1e-6, torch.float32: 1e-2}
 LOW_LOOSENESS = 0.2

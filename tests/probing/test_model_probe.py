@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivacyUnitError, PrivateBufferError
-from hushgrad.verification.calls import Call
-from hushgrad.verification.model_probe import ModelProbe
+from hushgrad.probing.calls import Call
+from hushgrad.probing.model_probe import ModelProbe
 
 SEEN_IN_GRADIENTS_ONLY = {"gradients normalised over the batch", "gradients centred by a hook"}
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.errors import CrossSampleLeakError
-from hushgrad.verification.calls import SEED, where_raised
-from hushgrad.verification.rows import Batch, batch_axes, halves, rows_agree
-from hushgrad.verification.state import Key, State, agree, describe, forked_randomness
-from hushgrad.verification.trees import Path, tensors_at
+from hushgrad.probing.calls import SEED, where_raised
+from hushgrad.probing.rows import Batch, batch_axes, halves, rows_agree
+from hushgrad.probing.state import Key, State, agree, describe, forked_randomness
+from hushgrad.probing.trees import Path, tensors_at
 
 CURE = (
     "Give each example a loss of its own: average over its own elements or tokens and divide by nothing that the batch "

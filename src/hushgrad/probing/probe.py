@@ -6,20 +6,22 @@ While nothing is pending it costs one look at the list of modules for each forwa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data.dataloader import default_collate
 
 from hushgrad.capture.scope import Scope
 from hushgrad.frozen_setup import modules_of
-from hushgrad.verification.calls import Call
-from hushgrad.verification.loss_probe import Criterion, CriterionProbe, require_separate_losses
-from hushgrad.verification.model_probe import ModelProbe
-from hushgrad.verification.trees import tensors_at
+from hushgrad.probing.calls import Call
+from hushgrad.probing.collate_probe import RECORDS, require_separate_rows
+from hushgrad.probing.loss_probe import Criterion, CriterionProbe, require_separate_losses
+from hushgrad.probing.model_probe import ModelProbe
+from hushgrad.probing.trees import tensors_at
 
 Signature = tuple[tuple[nn.Module, bool, int], ...]
 
@@ -70,6 +72,8 @@ class Probe:
         self._is_busy = False
         self._forwards, self._call_count, self._criterion_count = 0.0, 0, 0
         self._notes: list[str] = []
+        self.collate_fn: Callable[[list[Any]], Any] | None = None
+        """The caller's own way to make a batch of records, until it was examined; torch's default needs no look."""
 
     # What the session and the losses tell ------------------------------------------------------------------------
 
@@ -127,6 +131,17 @@ class Probe:
         if self._calls and (known is None or (size > 1 and not known)):
             self._busily(lambda: self._examine(scope, size))
         self.forget()
+
+    def examine_collate(self, dataset: Any, indices: Sequence[int]) -> None:
+        """Probe the caller's `collate_fn` on the first records drawn, at least two; they are read once more.
+
+        Raises:
+            CrossSampleLeakError: it mixes records.
+        """
+        if self.collate_fn is None or self.collate_fn is default_collate or len(indices) < 2:
+            return
+        require_separate_rows(self.collate_fn, [dataset[index] for index in indices[:RECORDS]])
+        self.collate_fn = None
 
     @property
     def report(self) -> ProbeReport:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hushgrad.verification.rows import grown_axes, rows_agree
-from hushgrad.verification.trees import tensors_at
+from hushgrad.probing.rows import grown_axes, rows_agree
+from hushgrad.probing.trees import tensors_at
 
 Digest = dict[tuple[Any, ...], tuple[torch.Size, Tensor]]
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hushgrad.verification.quiet import Quiet
-from hushgrad.verification.state import Key, State, forked_randomness, randomness_used
-from hushgrad.verification.trees import Path, tensors_at
+from hushgrad.probing.quiet import Quiet
+from hushgrad.probing.state import Key, State, forked_randomness, randomness_used
+from hushgrad.probing.trees import Path, tensors_at
 
 SEED = 20_260_101
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError
-from hushgrad.verification.calls import Call, Outcome, Runner, devices_of, where_raised
-from hushgrad.verification.gradient_probe import own_gradient
-from hushgrad.verification.loss_probe import Runs
-from hushgrad.verification.place import called, cure, first_place
-from hushgrad.verification.rows import Batch, batch_axes, grown_axes, halves, others_differ
-from hushgrad.verification.state import State, agree, describe, is_buffer
-from hushgrad.verification.trees import Path, tensors_at
+from hushgrad.probing.calls import Call, Outcome, Runner, devices_of, where_raised
+from hushgrad.probing.gradient_probe import own_gradient
+from hushgrad.probing.loss_probe import Runs
+from hushgrad.probing.place import called, cure, first_place
+from hushgrad.probing.rows import Batch, batch_axes, grown_axes, halves, others_differ
+from hushgrad.probing.state import State, agree, describe, is_buffer
+from hushgrad.probing.trees import Path, tensors_at
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hushgrad.verification.trees import Path, tensors_at, with_tensors
+from hushgrad.probing.trees import Path, tensors_at, with_tensors
 
 AWAY = 100.0
 """The factor by which the values of an exchanged example leave those of the batch: thresholds are crossed."""

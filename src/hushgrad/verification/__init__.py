@@ -1,1 +1,0 @@
-"""Does what runs agree with what is claimed? Checks by running, where reading cannot tell."""

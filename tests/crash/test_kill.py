@@ -1,0 +1,32 @@
+"""A training loop killed at random moments never released a step that its ledger lacks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("kills", "lease"),
+    [(60, 1), (60, 8), pytest.param(1000, 1, marks=pytest.mark.slow), pytest.param(1000, 32, marks=pytest.mark.slow)],
+)
+def test_no_killed_process_released_a_step_that_the_ledger_lacks(tmp_path: Path, kills: int, lease: int) -> None:
+    """Guarantee: never a step released that the ledger lacks; each kill over-charges by at most one lease."""
+    script = Path(__file__).with_name("kill_loop.py")
+    result = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), str(kills), str(lease), "5"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["kills"] == kills
+    assert found["failed"] == 0, result.stderr
+    assert found["uncharged"] == 0
+    assert found["worst_over_charge"] <= lease

@@ -1,0 +1,99 @@
+"""Sixteen bits: autocast and bf16 parameters, within the error of the oracle run in the same precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASES, losses
+from measure import captured, clipped, distance, norm_of, reference
+from torch import Tensor, nn
+
+from hushgrad.gradients.oracle import clipped_sum_of
+
+HALF = torch.bfloat16
+NAMES = [name for name in CASES if name != "bilinear"]  # torch's bilinear takes no mixed dtypes, autocast or not
+
+
+class Autocast(nn.Module):
+    """A model whose forward runs under autocast."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the model in bf16 where autocast says so."""
+        with torch.autocast("cpu", dtype=HALF):
+            return self.model(x)
+
+
+def widened(out: Tensor) -> Tensor:
+    return losses(out.float())
+
+
+def assert_as_good_as_the_oracle(exact: dict[str, Tensor], half: nn.Module, x: Tensor, limit: float) -> None:
+    """The error against float32 is at most that of the oracle in bf16, up to chance in the last bit."""
+    prefix = "model." if isinstance(half, Autocast) else ""
+    exact = {prefix + name: value for name, value in exact.items()}
+    oracle = {name: value.float() for name, value in reference(half, x, widened).items()}
+    allowed = distance(clipped_sum_of(oracle, limit), exact)
+    found = clipped(captured(half, x, widened), limit)
+    assert all(value.dtype == torch.float32 for value in found.values())
+    assert distance(found, exact) <= 1.5 * allowed + 2e-3
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("form", ["autocast", "parameters"])
+@pytest.mark.parametrize("name", NAMES)
+def test_sums_in_bf16_are_as_good_as_those_of_the_oracle_in_bf16(name: str, form: str) -> None:
+    case = CASES[name]
+    model, x = case.model(), case.batch(6, torch.float32)
+    per_example = reference(model, x, losses)
+    limit = float(norm_of(per_example).median())
+    exact = clipped_sum_of(per_example, limit)
+    if form == "autocast":
+        assert_as_good_as_the_oracle(exact, Autocast(model), x, limit)
+    else:
+        assert_as_good_as_the_oracle(exact, model.to(HALF), x if case.vocabulary else x.to(HALF), limit)
+
+
+def test_a_backward_under_autocast_still_sums_in_float32() -> None:
+    model, x = CASES["mlp"].model(), CASES["mlp"].batch(6, torch.float32)
+    plain = clipped(captured(model, x, losses), 0.5)
+    with torch.autocast("cpu", dtype=HALF):
+        uses = captured(model, x, losses)
+        norms = {name: clipped({name: parts}, 1e9)[name].dtype for name, parts in uses.items()}
+    assert set(norms.values()) == {torch.float32}
+    assert distance(clipped(uses, 0.5), plain) <= 0.05
+
+
+DTYPES = ["float64", "float32", "bf16 parameters", "bf16 autocast"]
+EXTREMES = [name for name in NAMES if not CASES[name].vocabulary]
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", EXTREMES)
+def test_one_extreme_example_changes_the_sum_by_at_most_the_clip_norm_in_every_dtype(name: str, dtype: str) -> None:
+    """Guarantee: adding or removing one example changes the clipped sum by at most `sensitivity`."""
+    case = CASES[name]
+    model, limit = case.model(), 0.7
+    x = case.batch(4, torch.float32)
+    if dtype == "bf16 autocast":
+        model = Autocast(model)
+    elif dtype != "float32":
+        to = torch.float64 if dtype == "float64" else HALF
+        model, x = model.to(to), x.to(to)
+    rest = clipped(captured(model, x[[0, 1, 3]], _summed), limit)
+    original = x[2].clone()
+    for scale in (1.0, 0.0, 1e6, 1e20, torch.inf, torch.nan):
+        x[2] = original * scale
+        whole = clipped(captured(model, x, _summed), limit)
+        assert all(torch.isfinite(value).all() for value in whole.values())
+        # Rows of 16-bit products may round otherwise in a batch of another size; the rest is then compared likewise.
+        slack = 0.05 if dtype.startswith("bf16") else 1e-5
+        assert distance(whole, rest, relative=False) <= limit * (1 + slack), f"example times {scale}"
+
+
+def _summed(out: Tensor) -> Tensor:
+    return out.float().flatten(1).sum(1) if out.dtype == HALF else out.flatten(1).sum(1)
