@@ -1,1 +1,1 @@
-"""The leak probe: does one example's loss or gradient depend on another's? Found by running, where reading cannot tell."""
+"""The leak probe: does one example's loss or gradient depend on another's? Found by running."""
