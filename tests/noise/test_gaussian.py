@@ -84,7 +84,7 @@ def test_different_addresses_give_uncorrelated_noise(other):
 
 @pytest.mark.parametrize("dtype", WIDE)
 def test_values_depend_on_key_address_count_and_dtype_only(dtype, monkeypatch):
-    """The values depend on the key, the address, the number of values and the dtype only."""
+    """Guarantee: the values depend on the key, the address, the number of values and the dtype only."""
     draws = []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
@@ -202,7 +202,7 @@ FAR_TAIL = np.array([(1 << 64) - 2, 0, 0], dtype=np.uint64)  # a candidate: the 
 
 @pytest.mark.parametrize(("dtype", "word_type"), [(torch.float32, np.int32), (torch.float64, np.int64)])
 def test_values_beyond_8_are_reached(dtype, word_type):
-    """Values beyond |z| = 8 occur with their true probability; the largest possible |z| is 10.1."""
+    """Guarantee: values beyond `abs(z)` = 8 occur with their true probability; the largest possible `abs(z)` is 10.1."""
     stream = CraftedStream(np.array([REMAINDER, 0], dtype=word_type), FAR_TAIL)
     z = standard_normal((2,), dtype=dtype, device="cpu", stream=stream, address=Address(0))
     assert 10.1 < float(z[0]) < 10.11

@@ -97,7 +97,7 @@ def test_extreme_candidates_give_finite_values_or_none(first, across, up):
 
 
 def test_the_tail_reaches_beyond_8_and_up_to_10():
-    """The tail is drawn from 64 bits of its own; the largest possible |z| is 10.1."""
+    """Guarantee: the tail is drawn from 64 bits of its own; the largest possible `abs(z)` is 10.1."""
     assert 10.1 < remainder(words_for(2**64 - 2, 0, 0))[0] < 10.11
     assert -10.11 < remainder(words_for(2**64 - 1, 0, 0))[0] < -10.1
     for across in (2**10, 2**20, 2**63):

@@ -113,7 +113,7 @@ def remainder(candidates: NDArray[np.uint64]) -> Float64s:
     Returns:
         The accepted values, in order; a little more than half as many as candidates.
 
-    Guarantee: the tail is drawn from 64 bits of its own; the largest possible |z| is 10.1.
+    Guarantee: the tail is drawn from 64 bits of its own; the largest possible `abs(z)` is 10.1.
     """
     right = strips()
     first, across, up = candidates[:, 0], *_open_unit_interval(candidates[:, 1:]).T
