@@ -202,7 +202,10 @@ FAR_TAIL = np.array([(1 << 64) - 2, 0, 0], dtype=np.uint64)  # a candidate: the 
 
 @pytest.mark.parametrize(("dtype", "word_type"), [(torch.float32, np.int32), (torch.float64, np.int64)])
 def test_values_beyond_8_are_reached(dtype, word_type):
-    """Guarantee: values beyond `abs(z)` = 8 occur with their true probability; the largest possible `abs(z)` is 10.1."""
+    """Guarantee: values beyond `abs(z)` = 8 occur with their true probability.
+
+    Guarantee: the largest possible `abs(z)` is 10.1.
+    """
     stream = CraftedStream(np.array([REMAINDER, 0], dtype=word_type), FAR_TAIL)
     z = standard_normal((2,), dtype=dtype, device="cpu", stream=stream, address=Address(0))
     assert 10.1 < float(z[0]) < 10.11

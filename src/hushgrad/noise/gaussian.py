@@ -6,7 +6,8 @@ words never reach, in the order of their places in the draw. So the values depen
 of values and the dtype, and not on threads, chunks or memory at hand.
 
 Rounding. In float32 a value is within two units in the last place of its exact mixture, and the positions in a strip
-are spaced by 2**-16 of its width: below 2e-9 for `abs(z)` < 1 and below 7e-7 everywhere. In float64 2**-48 of its width.
+are spaced by 2**-16 of its width: below 2e-9 for `abs(z)` < 1 and below 7e-7 everywhere. In float64, 2**-48 of its
+width.
 
 Guarantee: values beyond `abs(z)` = 8 occur with their true probability; the largest possible `abs(z)` is 10.1.
 """
