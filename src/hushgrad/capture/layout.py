@@ -74,12 +74,14 @@ class BatchAxes:
         """Record the tensors among a model's inputs and return the number of examples they hold.
 
         Without a declared `batch_size` the first tensor decides. A tensor with one row beside inputs of several is a
-        constant; one whose first dimension is something else has lost its batch.
+        constant; one whose first dimension is something else has lost its batch, as have the flat ids of bags with
+        their offsets (from which an embedding bag tells the examples apart again).
         """
         tensors = [tensor for tensor in tensors_in(inputs) if tensor.ndim > 0]
         packed = list(packed_in(inputs))
         sizes = [tensor.shape[0] for tensor in tensors] + [int(part.batch_sizes[0]) for part in packed]
-        if batch_size is None or batch_size not in sizes:
+        is_known = batch_size in sizes or any(_bounds_bags(tensor, batch_size) for tensor in tensors)
+        if batch_size is None or not is_known:
             batch_size = next((size for size in sizes if size != 1), 1 if sizes else None)
         for tensor in tensors:
             self._inputs.add(id(tensor))
@@ -188,6 +190,11 @@ class BatchAxes:
         if self.lost_by is None:
             self.lost_by = name + calling_forward()
         self.set(tensor, None)
+
+
+def _bounds_bags(tensor: Tensor, batch_size: int | None) -> bool:
+    """Whether a tensor may hold where each of B bags begins, and where the last one ends."""
+    return batch_size is not None and tensor.shape == (batch_size + 1,) and tensor.dtype in (torch.int32, torch.int64)
 
 
 def _tensors_at_top(result: Any) -> list[tuple[int, Tensor]]:

@@ -57,6 +57,11 @@ Place = int | Owners | None
 """Where the batch lies in a tensor: on an axis, in rows with owners, or nowhere that is known."""
 
 
+def dim_of(place: Place) -> int | None:
+    """Return the dimension along which the examples lie, whether in their own order or not."""
+    return place.dim if isinstance(place, Owners) else place
+
+
 def owners_of_axis(size: int, batch_size: int, device: torch.device) -> Tensor:
     """Return the owner of each place along an ordinary batch axis of the given size."""
     return torch.arange(batch_size, device=device).repeat_interleave(size // batch_size)

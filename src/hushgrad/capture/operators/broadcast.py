@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rule, Rules, capture
-from hushgrad.capture.owners import Place
+from hushgrad.capture.owners import Owners, Place, dim_of
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.gradients.dense import Dense
@@ -80,20 +80,22 @@ class OwnRows(Operator):
 
 def with_batch(call: Forward, leaf: Leaf, data: Tensor, func_name: str) -> Any:
     """Return a tensor that broadcasts like the leaf against `data` and records per example; or NotImplemented."""
-    axis = call.axes.get(data)
+    place = call.axes.place(data)
+    axis = dim_of(place)
     if axis is None:
         return NotImplemented
     rows, from_right = data.shape[axis], data.ndim - axis
     shape = list(leaf.value.shape)
     shape = [1] * (from_right - len(shape)) + shape
-    place = len(shape) - from_right
+    dim = len(shape) - from_right
     name = f"{func_name}({leaf.name})"
-    if shape[place] == rows and leaf.value.ndim >= from_right and rows > 1:
-        return capture(OwnRows(name, leaf, place), call)
-    if shape[place] != 1:
+    if shape[dim] == rows and leaf.value.ndim >= from_right and rows > 1:
+        return NotImplemented if isinstance(place, Owners) else capture(OwnRows(name, leaf, dim), call)
+    if shape[dim] != 1:
         return NotImplemented
-    shape[place] = rows
-    return capture(Expand(name, leaf, place, tuple(shape)), call)
+    shape[dim] = rows
+    own = Owners(dim, place.rows) if isinstance(place, Owners) else dim
+    return capture(Expand(name, leaf, own, tuple(shape)), call)
 
 
 def broadcast(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -117,6 +119,13 @@ def broadcast(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kw
 
 def _aligned(call: Forward, data: list[Tensor]) -> bool:
     """Whether broadcasting lets row i of the batch meet row i only."""
+    places = [call.axes.place(value) for value in data]
+    first = places[0]
+    if isinstance(first, Owners):
+        return all(
+            isinstance(place, Owners) and first.same_rows(place) and value.ndim - place.dim == data[0].ndim - first.dim
+            for value, place in zip(data, places, strict=True)
+        )
     axes = [call.axes.get(value) for value in data]
     return len({None if axis is None else value.ndim - axis for value, axis in zip(data, axes, strict=True)}) == 1
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
-from hushgrad.capture.owners import Owners, Place
+from hushgrad.capture.owners import Place, dim_of
 from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.outer import OuterProducts
@@ -71,8 +71,7 @@ def _positions(tensor: Tensor) -> Tensor:
 
 def _on_last_dimension(call: Forward, x: Tensor) -> bool:
     """Whether the batch lies on the dimension that the product sums over."""
-    place = call.axes.place(x)
-    return (place.dim if isinstance(place, Owners) else place) == x.ndim - 1
+    return dim_of(call.axes.place(x)) == x.ndim - 1
 
 
 def _is_constant(tensor: Tensor | None) -> bool:

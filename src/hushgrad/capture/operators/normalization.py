@@ -13,7 +13,7 @@ from torch import Tensor
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.operators.broadcast import broadcast
 from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
-from hushgrad.capture.owners import Place
+from hushgrad.capture.owners import Place, dim_of
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError, PrivateBufferError
 from hushgrad.gradients.dense import Dense
@@ -128,11 +128,12 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 def layer_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.layer_norm`."""
     x, shape, weight, bias, eps = _layer_arguments(*args, **kwargs)
-    axis = call.axes.get(x)
+    place = call.axes.place(x)
+    axis = dim_of(place)
     if not _plain_data(call, x, weight, bias) or (axis is not None and axis >= x.ndim - len(shape)):
         return NotImplemented
     weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
-    operator = LayerNorm(_name("layer_norm", weight_leaf, bias_leaf), weight_leaf, bias_leaf, axis, tuple(shape), eps)
+    operator = LayerNorm(_name("layer_norm", weight_leaf, bias_leaf), weight_leaf, bias_leaf, place, tuple(shape), eps)
     return capture(operator, call, x, _value(call, weight), _value(call, bias))
 
 
@@ -165,11 +166,12 @@ def _grouped(
 def rms_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.rms_norm` as the plain normalisation followed by a captured product."""
     x, shape, weight, eps = _rms_arguments(*args, **kwargs)
-    axis = call.axes.get(x)
+    place = call.axes.place(x)
+    axis = dim_of(place)
     if not call.axes.descends(x) or axis is None or axis >= x.ndim - len(shape):
         return NotImplemented
     plain = F.rms_norm(x, shape, None, eps)
-    call.axes.set(plain, axis)
+    call.axes.set(plain, place)
     return broadcast(call, Tensor.mul, (plain, weight), {})
 
 
