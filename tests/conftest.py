@@ -9,6 +9,19 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --slow."""
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what is marked slow, visibly, unless --slow is given."""
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow") is not None:
+                item.add_marker(pytest.mark.skip(reason="slow: run it with --slow"))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Tests run side by side in several processes; one thread each keeps them from fighting over the cores."""

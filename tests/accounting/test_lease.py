@@ -24,7 +24,10 @@ def _records(path: Path) -> list[dict]:  # type: ignore[type-arg]
 
 
 def test_a_lease_is_on_disk_before_its_first_step_and_returned_when_closed(path: Path) -> None:
-    """Guarantee: with leases the file has at most lease − 1 steps more than were taken, never fewer."""
+    """Guarantee: with leases, a crash leaves the file with at most lease − 1 steps more than were taken, never fewer.
+
+    What a crash at that moment would leave is what another reader finds on disk.
+    """
     with Ledger(path, contract=CONTRACT) as ledger:
         for taken in range(1, 8):
             ledger.charge(STEP, lease=5)

@@ -24,7 +24,7 @@ GAUSS = [(Gaussian(2.0), 4)]
 
 @pytest.mark.parametrize("at", [1e-12, 1e-5, 0.01])
 def test_delta_and_epsilon_are_inverse(at: float) -> None:
-    """Guarantee: δ(ε) lies between the bounds."""
+    """Guarantee: δ(ε) lies between them (the bounds); ε was found from this δ."""
     bounds = delta_bounds(PLAN, epsilon(PLAN, at))
     assert bounds.lower <= at * (1 + 1e-6)
     assert bounds.upper == pytest.approx(at, rel=1e-5)
@@ -78,6 +78,21 @@ def test_nothing_and_no_noise() -> None:
     bare = [(Gaussian(0.0), 1)]
     assert (membership_advantage(bare), false_negative_rate(bare, 0.2)) == (1, 0)
     assert gaussian_mu(bare) == zero_concentrated(bare) == renyi_divergence(bare, 2) == math.inf
+
+
+@pytest.mark.parametrize("threshold", [-0.5, 0.1, 1.0, 2.0, 3.0])
+def test_no_threshold_attack_has_more_power_than_is_said(threshold: float) -> None:
+    """Guarantee: an upper bound on the power of every attack.
+
+    The attacker sees the sum of one sampled step and says "present" above a threshold: the best test there is.
+    """
+    rate, noise = 0.2, 0.8
+    false_positive = float(norm.sf(threshold / noise))
+    power = (1 - rate) * false_positive + rate * float(norm.sf((threshold - 1) / noise))
+    bound = true_positive_rate([(PoissonSampled(rate, noise), 1)], false_positive)
+    assert power <= bound
+    if threshold >= 1:  # below, the attack in the other direction is the stronger one
+        assert bound <= power * 1.01
 
 
 @pytest.mark.parametrize("bad", [-1, math.nan, math.inf, "1", True])

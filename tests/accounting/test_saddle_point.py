@@ -135,7 +135,7 @@ def test_simulation_confirms_delta_where_others_lose_the_tail(
     ],
 )
 def test_forty_digits_agree(rate: float, noise: float, steps: int, direction: str, epsilon: str, c: int) -> None:
-    """Guarantee: δ(ε) lies between the bounds."""
+    """Guarantee: δ(ε) lies between them, the bounds, and they are close."""
     exact = _mpmath_delta(rate, noise, steps, direction, [epsilon], c)[0]
     found = delta_bounds(normal_form([(PoissonSampled(rate, noise), steps)]), float(epsilon), direction)
     assert found.lower <= exact <= found.upper
@@ -145,6 +145,7 @@ def test_forty_digits_agree(rate: float, noise: float, steps: int, direction: st
 @pytest.mark.parametrize("mu", [0.01, 1.0, 8.0])
 @pytest.mark.parametrize("delta", [1e-3, 1e-9, 1e-40])
 def test_the_contour_of_a_gaussian_release_is_its_exact_curve(mu: float, delta: float) -> None:
+    """Guarantee: δ(ε) lies between them, up to what `LossSum.log_decay` and `quadrature_error` name as sampled."""
     epsilon = gaussian_epsilon(mu * mu, delta)
     total = LossSum((), mu * mu, 0.0)
     found = Contour(total, saddle_point(total, epsilon), epsilon, delta).bounds(epsilon)
@@ -197,7 +198,10 @@ def test_a_larger_group_is_protected_less() -> None:
     ("rate", "noise", "steps", "delta"), [(0.01, 1.0, 300, 1e-6), (0.2, 4.0, 100, 1e-8), (0.001, 0.6, 500, 1e-5)]
 )
 def test_dp_accounting_brackets_the_bounds(rate: float, noise: float, steps: int, delta: float) -> None:
-    """Its pessimistic estimate lies above our lower bound, its optimistic one below our upper bound."""
+    """Guarantee: the upper bound holds.
+
+    dp-accounting's pessimistic estimate lies above our lower bound, its optimistic one below our upper bound.
+    """
     bounds = _bounds(rate, noise, steps, delta)
 
     def theirs(pessimistic: bool) -> float:

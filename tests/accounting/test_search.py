@@ -1,6 +1,8 @@
+import math
+
 import pytest
 
-from hushgrad.accounting import Composition, PoissonSampled, epsilon
+from hushgrad.accounting import Composition, Gaussian, PoissonSampled, epsilon
 from hushgrad.accounting.risk import gaussian_mu, true_positive_rate
 from hushgrad.accounting.search import TOLERANCE, elasticities, largest, smallest
 from hushgrad.accounting.selection import POISSON, all_runs, selection_epsilon
@@ -60,6 +62,30 @@ def test_elasticities_say_what_one_percent_buys() -> None:
     plan = elasticities(lambda p: epsilon(_plan(p["sigma"], p["rate"]), 1e-5), {"sigma": 1.0, "rate": 0.01})
     assert plan[0].percent < -1
     assert plan[1].percent > 0.5
+
+
+def test_a_random_number_of_runs_costs_no_less_than_its_published_formula() -> None:
+    """Guarantee: an upper bound (theorems 2 and 6 of Papernot & Steinke, from Rényi divergences).
+
+    Against theorem 2 written out for an unsampled Gaussian release at the same orders: D_α of one run is α/(2σ²).
+    """
+    noise, at, mean = 4.0, 1e-6, 20.0
+    found = selection_epsilon([(Gaussian(noise), 1)], at, mean_runs=mean, shape=1.0)
+    orders = [1 + i / 100 for i in range(2, 12_000)]
+
+    def selected(order: float) -> float:
+        eta = 1.0
+        other = min(
+            (1 + eta) * (1 - 1 / another) * another / (2 * noise**2) + (1 + eta) * math.log(mean) / another
+            for another in (2.0, 5.0, 10.0, 15.0, 20.0, 30.0)
+        )
+        return order / (2 * noise**2) + other + math.log(mean) / (order - 1)
+
+    def converted(order: float) -> float:
+        return selected(order) + math.log1p(-1 / order) - math.log(at * order) / (order - 1)
+
+    assert found >= epsilon([(Gaussian(noise), 1)], at)
+    assert found <= min(converted(order) for order in orders) * 1.01
 
 
 def test_a_search_costs_more_than_a_run_and_a_random_number_less_than_all_of_many() -> None:
