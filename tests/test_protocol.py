@@ -744,15 +744,26 @@ def test_examples_mixed_after_the_last_parameter_are_refused(name: str) -> None:
     assert training.session.steps == 0
 
 
-def test_an_output_that_mixes_examples_may_be_looked_at() -> None:
-    """Only a backward through it is refused: a batch's statistics beside the output harm nobody in themselves."""
-    training = Training(model=Mixes(lambda h: (h, {"centred": h - h.mean(0)})), physical=None)
+def test_a_statistic_of_the_batch_beside_the_output_may_be_looked_at() -> None:
+    """Only a backward through it is refused: what has no row for each example harms nobody in itself."""
+    training = Training(model=Mixes(lambda h: (h, {"mean": h.mean(0)})), physical=None)
     for x, y in training.loader:
         output, others = training.model(x)
-        torch.autograd.grad(others["centred"].sum(), others["centred"], retain_graph=True)
+        torch.autograd.grad(others["mean"].sum(), others["mean"], retain_graph=True)
         nn.functional.mse_loss(output, y).backward()
         training.optimizer.step()
     assert training.session.steps == 3
+
+
+def test_an_output_that_mixes_examples_is_refused_also_where_no_gradient_comes_back_through_it() -> None:
+    """Its values may reach the loss as a target or a weight, where nobody sees it (a teacher's centred outputs)."""
+    training = Training(model=Mixes(lambda h: (h, {"centred": (h - h.mean(0)).detach()})), physical=None)
+    x, y = next(iter(training.loader))
+    output, others = training.model(x)
+    nn.functional.mse_loss(output, y + others["centred"]).backward()
+    with pytest.raises(CrossSampleLeakError, match="mixes the examples"):
+        training.optimizer.step()
+    assert training.session.steps == 0
 
 
 def test_a_model_that_returns_its_scalar_loss_is_trained() -> None:

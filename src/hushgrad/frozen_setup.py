@@ -104,6 +104,10 @@ class FrozenSetup:
                 "gradient, as all of torch.optim do, or max_physical_batch_size=None"
             )
 
+    def expect_nothing(self) -> None:
+        """The step was left before its end: nothing can be said of what it changed."""
+        self._versions, self._unmoved = None, None
+
     def expect_moved_weights(self) -> None:
         """An update is about to be written; the first one is watched."""
         if not self._has_moved:

@@ -113,8 +113,13 @@ class Session:
         self._closed = False
         self._probe = Probe(model, self._parameters, mechanism.loss_reduction)
         self._scope = Scope(model, self._pool, self._probe)
+        self._probe.join(self._scope)
         self._hooks = StepHooks(
-            optimizer, start=self._start_step, prepare=self._end_physical_batch, finish=self._finish_step
+            optimizer,
+            start=self._start_step,
+            prepare=self._end_physical_batch,
+            finish=self._finish_step,
+            abandon=self._abandon_step,
         )
         _in_use.update(dict.fromkeys(self._objects))
 
@@ -227,6 +232,7 @@ class Session:
         self._observed.discard()
         self._declared.discard()
         self._probe.forget()
+        self._probe.is_waiting = self._loader is None
         for parameter in self._parameters.values():
             parameter.grad = None
 
@@ -319,6 +325,7 @@ class Session:
         self._pool.batch_size = batch.size
         self._scope.record_into(self._pool)
         self._probe.forget()
+        self._probe.is_waiting = True
 
     # The step ------------------------------------------------------------------------------------------------------
 
@@ -330,6 +337,11 @@ class Session:
         self._update.clear()
         self._frozen.require_expected_update()
         self._frozen.require_moved_weights()
+
+    def _abandon_step(self) -> None:
+        """The step is refused in its middle: take the update away again. The charge stands."""
+        self._update.clear()
+        self._frozen.expect_nothing()
 
     def _end_physical_batch(self) -> None:
         """Close the physical batch, and at the end of its logical batch release the noised update."""
@@ -351,6 +363,7 @@ class Session:
         )
         self._pool.batch_size = None
         self._observed.end_item()
+        self._probe.is_waiting = False
         if item.last:
             self._release(item.pass_index)
         else:
@@ -359,7 +372,7 @@ class Session:
     def _close_physical_batch(self, *, scale: float, weight: float, size: int) -> None:
         self._scope.leave_if_stale()
         if weight > 0:
-            self._probe.examine(self._scope, size)
+            self._probe.examine(size)
         uses = self._pool.take()
         if weight > 0:  # the record that stands in for an empty draw contributes exactly nothing
             self._update.add(uses, scale)
@@ -393,5 +406,6 @@ class Session:
     ) -> PrivateLoader:
         self._spending.open(OBSERVED, population)
         self._probe.collate_fn = collate_fn
+        self._probe.is_waiting = False
         self._loader = loader
         return loader

@@ -16,7 +16,7 @@ from hushgrad.errors import UnsupportedOptimizerError
 
 
 class StepHooks:
-    """Calls `start` when a step begins, `prepare` once before its update, `finish` after it.
+    """Calls `start` when a step begins, `prepare` once before its update, `finish` after it or `abandon` instead.
 
     With `optimizer.step(closure)`, `prepare` comes after the closure, which may be evaluated once.
 
@@ -30,8 +30,9 @@ class StepHooks:
         start: Callable[[], None],
         prepare: Callable[[], None],
         finish: Callable[[], None],
+        abandon: Callable[[], None],
     ) -> None:
-        self._start, self._prepare, self._finish = start, prepare, finish
+        self._start, self._prepare, self._finish, self._abandon = start, prepare, finish, abandon
         self._step_frame: FrameType | None = None
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -65,7 +66,7 @@ class StepHooks:
             nonlocal calls
             calls += 1
             if calls > 1:
-                self._finish()
+                self._abandon()
                 raise UnsupportedOptimizerError(
                     "the optimizer evaluated its closure more than once in one step, and each time would be a release. "
                     "Use an optimizer that evaluates it once, such as SGD or Adam"

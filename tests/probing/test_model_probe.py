@@ -30,7 +30,7 @@ def probed(model: nn.Module, *inputs: Tensor, reached: bool = False) -> ModelPro
     try:
         call = Call.begun(model, model, inputs, {})
         scope.paused = True
-        call.returned(model(*inputs))
+        call.returned(model(*inputs), lambda: True)
         scope.paused = False
         if reached:
             call.reached.add(())
@@ -80,7 +80,7 @@ def test_a_probe_leaves_nothing_behind(name: str, make: Callable[[], nn.Module],
     scope = Scope(model, UsePool())
     try:
         call = Call.begun(model, model, (x,), {})
-        call.returned(model(x))
+        call.returned(model(x), lambda: True)
         before = {name: value.detach().clone() for name, value in model.state_dict().items()}
         attributes = [
             {key: value for key, value in vars(part).items() if not key.startswith("_")} for part in model.modules()
@@ -181,7 +181,7 @@ def test_a_model_that_cannot_run_on_one_example_fewer_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(x.view(BATCH, WIDTH))
 
-    with pytest.raises(CrossSampleLeakError, match=r"without one of its examples \(RuntimeError in forward"):
+    with pytest.raises(CrossSampleLeakError, match=r"fails without one of them \(RuntimeError in forward"):
         probed(Fixed(), features())
 
 
@@ -216,8 +216,8 @@ def test_autocast_around_the_call_is_kept() -> None:
     x, scope = features(), Scope(model, UsePool())
     with torch.autocast("cpu", torch.bfloat16):
         call = Call.begun(model, model, (x,), {})
-        call.returned(model(x))
-    probe = ModelProbe(model, scope, dict(model.named_parameters()), "mean")
+        call.returned(model(x), lambda: True)
+    probe = ModelProbe(model, scope, dict(model.named_parameters()), "mean", keeps_runs=True)
     probe.examine(call, BATCH)
     scope.detach()
     assert probe.runs is not None

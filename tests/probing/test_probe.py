@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import leaky_models
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, PrivacyEngine, privatize
 from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError, UnsupportedOptimizerError
+from hushgrad.probing.probe import KEPT_CALLS
 from hushgrad.session import Session
 
 
@@ -243,3 +245,63 @@ def test_a_criterion_that_comes_later_is_examined_too() -> None:
     with pytest.raises(CrossSampleLeakError, match="left out"):
         optimizer.step()
     assert engine.session.steps == 1
+
+
+def test_a_model_that_cannot_run_on_one_example_alone_is_refused_with_the_cure() -> None:
+    class Squeezes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(WIDTH, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x).unsqueeze(1).squeeze().softmax(1)
+
+    model = Squeezes()
+    session, _ = attached(model)
+    with pytest.raises(HushgradError, match="squeeze"):
+        backward(session, model, 4)
+
+
+def test_an_evaluation_with_gradients_between_two_batches_is_not_kept() -> None:
+    """A loop that forgets no_grad() in its evaluation holds no graph of it, and has nothing of it examined."""
+    model = classifier()
+    engine = PrivacyEngine(test_key=1)
+    _, optimizer, loader = engine.make_private(
+        module=model,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        data_loader=DataLoader(TensorDataset(torch.randn(8, WIDTH), torch.arange(8) % CLASSES), batch_size=4),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        poisson_sampling=False,
+    )
+    criterion = engine.per_example(nn.CrossEntropyLoss())
+    outputs = []
+    for x, y in loader:
+        criterion(model(x), y).backward()
+        optimizer.step()
+        model.eval()
+        outputs.append(weakref.ref(model(torch.randn(7, WIDTH))))
+        model.train()
+    assert all(reference() is None for reference in outputs)
+    assert engine.session.probe_report.calls == 1
+
+
+def test_a_session_without_a_loader_keeps_one_evaluation_at_most() -> None:
+    model = classifier()
+    session, optimizer = attached(model)
+    model.eval()
+    outputs = [weakref.ref(model(torch.randn(7, WIDTH))) for _ in range(5)]
+    model.train()
+    assert sum(reference() is not None for reference in outputs) <= 1
+    backward(session, model, 4)
+    optimizer.step()
+    assert session.probe_report.calls == 1
+
+
+def test_many_calls_of_one_module_are_probed_by_a_few_of_them() -> None:
+    model = classifier()
+    session, optimizer = attached(model)
+    out = torch.stack([model(torch.randn(4, WIDTH)) for _ in range(9)]).sum(0)
+    session.backward(out.square().mean(1))
+    optimizer.step()
+    assert session.probe_report.calls == KEPT_CALLS

@@ -124,12 +124,13 @@ class _Examination:
                 if isinstance(module, nn.GroupNorm):
                     stack.callback(module.register_forward_pre_hook(self._look_at_groups(name)).remove)
             scope = Scope(model, pool, probe)
+            probe.join(scope)
             stack.callback(scope.detach)
             stack.callback(pool.clear)
             stack.callback(probe.forget)
             if self._attempt(lambda: self._forward_and_backward(probe, args, kwargs, target)):
                 self._look_at_gradients()
-            self._attempt(lambda: self._probe(probe, scope))  # it tells more of a backward that was refused
+            self._attempt(lambda: self._probe(probe))  # it tells more of a backward that was refused
 
     def _look_at_groups(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -185,10 +186,10 @@ class _Examination:
             if name not in used and name not in stray:
                 self._note("not used on this batch; every update adds noise to it all the same", name)
 
-    def _probe(self, probe: Probe, scope: Scope) -> None:
+    def _probe(self, probe: Probe) -> None:
         size = self.pool.batch_size
         assert size is not None
-        probe.examine(scope, size)
+        probe.examine(size)
         for text in probe.report.notes:
             self._note(text)
 

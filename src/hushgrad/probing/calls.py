@@ -30,14 +30,16 @@ class Call:
         state: what the model kept before the call.
         inputs: `(args, kwargs)`.
         autocast: device, whether autocast was on there, and its dtype.
+        is_training: whether the model was in train().
         output: what it returned; None once it was forgotten.
-        reached: the paths of the outputs that a backward came back through.
+        reached: the paths of the outputs that a backward of a loss came back through.
     """
 
     module: nn.Module
     state: State
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
     autocast: list[tuple[str, bool, torch.dtype]]
+    is_training: bool
     output: Any = None
     reached: set[Path] = field(default_factory=set)
 
@@ -47,18 +49,24 @@ class Call:
         autocast = [
             (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in AUTOCAST_DEVICES
         ]
-        return cls(module, State(model), (args, kwargs), autocast)
+        return cls(module, State(model), (args, kwargs), autocast, model.training)
 
-    def returned(self, output: Any) -> None:
-        """Take note of the output, and of the parts of it that gradients will come back through."""
+    def returned(self, output: Any, is_accumulating: Callable[[], bool]) -> None:
+        """Take note of the output, and of the parts of it that gradients will come back through.
+
+        `is_accumulating`: whether the backward that is running accumulates gradients, or only asks for some.
+        """
         self.output = output
         for path, tensor in tensors_at(output):
             if tensor.requires_grad:
-                tensor.register_hook(self._mark(path))  # type: ignore[no-untyped-call]
+                tensor.register_hook(self._mark(path, is_accumulating))  # type: ignore[no-untyped-call]
 
-    def _mark(self, path: Path) -> Callable[[Tensor], None]:
+    def _mark(self, path: Path, is_accumulating: Callable[[], bool]) -> Callable[[Tensor], None]:
+        reached = self.reached  # and not the call, which holds the tensor that this hook hangs on
+
         def hook(gradient: Tensor) -> None:
-            self.reached.add(path)
+            if is_accumulating():
+                reached.add(path)
 
         return hook
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,19 +22,21 @@ LOW_LOOSENESS = 0.2
 """How far ‖captured − alone‖ / ‖alone‖ may be from 0; below float32 rounding is large."""
 
 
-def own_gradient(
+def require_own_gradient(
     runner: Runner,
     batch: Batch,
     *,
     scope: Scope,
     parameters: Mapping[str, nn.Parameter],
     axes: Mapping[Path, int],
+    rows: Sequence[int],
     example: int,
     quiet: bool,
     loss_reduction: str,
+    whole: Any,
     fewer: Any,
-) -> tuple[Outcome, Callable[[], None]] | None:
-    """Run forward and backward under capture, and one example alone without.
+) -> Outcome | None:
+    """Run some examples forward and backward under capture, and one of them alone without; compare its gradient.
 
     The loss is a fixed random sum of the outputs that the loop's own backward came through, so nothing is recorded
     that the loop would not record.
@@ -44,19 +46,22 @@ def own_gradient(
         scope: gives way to a pool of its own, and is off for the example alone.
         parameters: the trainable ones.
         axes: the axis of the examples in each output; others that gradients reach are scalars.
-        example: the one that is compared.
+        rows: the examples that are run under capture.
+        example: the one of them that is compared.
         quiet: run without randomness.
         loss_reduction: how a scalar output is made of the examples' losses.
-        fewer: the outputs without the example.
+        whole, fewer: the outputs for the batch, and for it without the example.
 
-    Returns the outcome of the captured run and the comparison, or None where no gradient reached any output. The
-    comparison raises CrossSampleLeakError where the gradients differ, or where a scalar output is not the mean (or sum)
-    of one value for each example.
+    Returns the outcome of the captured run, or None where no gradient reached any output.
+
+    Raises:
+        CrossSampleLeakError: the gradients differ, or a scalar output is not the mean (or sum) of one value for each
+            example.
     """
     call = runner.call
     if not call.reached:
         return None
-    weight = float(batch.size) if loss_reduction == "mean" else 1.0
+    count, place = len(rows), rows.index(example)
     own: dict[str, Tensor] = {}
     alone: dict[Path, Tensor] = {}
 
@@ -66,7 +71,7 @@ def own_gradient(
         alone.update({path: outputs[path].detach() for path in outputs})
         if taken:
             cotangents = [
-                _weights(outputs[path], axes[path], batch.size)[example].movedim(0, axes[path])
+                _weights(outputs[path], axes[path], count)[place].movedim(0, axes[path])
                 if path in axes
                 else torch.ones_like(outputs[path])
                 for path in taken
@@ -78,12 +83,13 @@ def own_gradient(
 
     paused, scope.paused = scope.paused, True
     try:
-        runner.run(batch.alone(example), quiet=quiet, share=3 / batch.size, then=run_alone)
+        runner.run(batch.only([example]), quiet=quiet, share=3 / batch.size, then=run_alone)
     finally:
         scope.paused = paused
 
+    weight = float(count) if loss_reduction == "mean" else 1.0
     pool = UsePool()
-    pool.batch_size = batch.size
+    pool.batch_size = count
 
     def run_captured(output: Any) -> None:
         pairs = []
@@ -91,23 +97,21 @@ def own_gradient(
             if path not in call.reached or not tensor.requires_grad or path not in alone:
                 continue
             if path in axes:
-                pairs.append((tensor, _spread(alone[path], tensor, axes[path], batch.size)))
+                pairs.append((tensor, _spread(alone[path], tensor, axes[path], count)))
             else:
                 pairs.append((tensor, torch.full_like(tensor, weight)))
         if pairs:
             torch.autograd.backward([tensor for tensor, _ in pairs], [c for _, c in pairs], inputs=[scope.anchor])
 
     with scope.recording_into(pool):
-        outcome = runner.run(batch.same(), quiet=quiet, share=3.0, then=run_captured)
-    uses = pool.take()
-
-    def compare() -> None:
-        for path, tensor in tensors_at(outcome.output):
-            if path in call.reached and path not in axes and path in alone and tensor.numel() == 1:
-                _require_sum_of_losses(path, tensor, dict(tensors_at(fewer)).get(path), alone[path], batch.size, weight)
-        _require_equal(uses, own, parameters, example, call.autocast)
-
-    return outcome, compare
+        outcome = runner.run(batch.only(rows), quiet=quiet, share=3 * count / batch.size, then=run_captured)
+    less = dict(tensors_at(fewer))
+    for path, tensor in tensors_at(whole):
+        if path in call.reached and path not in axes and path in alone and tensor.numel() == 1:
+            mean = loss_reduction == "mean"
+            _require_sum_of_losses(path, tensor, less.get(path), alone[path], batch.size, mean)
+    _require_equal(pool.take(), own, parameters, place, call.autocast)
+    return outcome
 
 
 def _weights(alone: Tensor, axis: int, size: int) -> Tensor:
@@ -128,11 +132,10 @@ def _spread(alone: Tensor, output: Tensor, axis: int, size: int) -> Tensor:
 
 
 def _require_sum_of_losses(
-    path: Path, whole: Tensor, fewer: Tensor | None, alone: Tensor, size: int, weight: float
+    path: Path, whole: Tensor, fewer: Tensor | None, alone: Tensor, size: int, mean: bool
 ) -> None:
     if fewer is None or fewer.numel() != 1 or alone.numel() != 1:
         return
-    mean = weight != 1.0
     all_of_it, rest, one = (float(value.detach().double()) for value in (whole, fewer, alone))
     terms = (size * all_of_it, (size - 1) * rest, one) if mean else (all_of_it, rest, one)
     difference = abs(terms[0] - terms[1] - terms[2])

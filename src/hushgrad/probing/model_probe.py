@@ -7,7 +7,7 @@ the captured gradient of one example must be the one that the example gives alon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError
 from hushgrad.probing.calls import Call, Outcome, Runner, devices_of, where_raised
-from hushgrad.probing.gradient_probe import own_gradient
+from hushgrad.probing.gradient_probe import require_own_gradient
 from hushgrad.probing.loss_probe import Runs
 from hushgrad.probing.place import called, cure, first_place
 from hushgrad.probing.rows import Batch, batch_axes, grown_axes, halves, others_differ
 from hushgrad.probing.state import State, agree, describe, is_buffer
 from hushgrad.probing.trees import Path, tensors_at
+
+FEW = 4
+"""How many examples are run backward: what a backward keeps must be small beside what the first step holds."""
 
 
 @dataclass
@@ -34,6 +37,7 @@ class ModelProbe:
         parameters: the trainable parameters, by name.
         loss_reduction: how a scalar that the model returns is a loss, "mean" or "sum".
         forwards: the cost so far, in forwards of a batch; a backward counts as two.
+        keeps_runs: whether `runs` is wanted.
         runs: what the last examined call returned for altered batches.
         skipped: what could not be examined, and why.
     """
@@ -43,6 +47,7 @@ class ModelProbe:
     parameters: Mapping[str, nn.Parameter]
     loss_reduction: str
     forwards: float = 0.0
+    keeps_runs: bool = False
     runs: Runs | None = None
     skipped: list[str] = field(default_factory=list)
 
@@ -87,27 +92,32 @@ class _Examination:
             return  # nothing of the batch went in; an output made of constants is the same for every example
         self._batch = Batch(runner.call.inputs, candidates[0], size)
         base = runner.run(self._batch.same(), quiet=False)
-        if base.drew:
-            self._require_repeatable(base, runner.run(self._batch.same(), quiet=False))
+        self._require_repeatable(base, runner.run(self._batch.same(), quiet=False))
         if size == 1:
             self._require_still_state(base, self._exchanged([0]), {}, [])
             return
         example = self._batch.largest()
         fewer = self._run_with_fewer(candidates, example, base.drew)
         axes = grown_axes(base.output, fewer.output, size)
-        others = [row for row in range(size) if row != example]
-        self._quiet, require_own_gradient = self._captured(base, fewer, axes, example)
+        self._quiet = runner.run(self._batch.same(), quiet=True) if base.drew else base
         if fewer.unknown is None:
+            others = [row for row in range(size) if row != example]
             inputs = self._batch.without(example)
             self._compare(self._quiet, fewer, axes, (others, range(size - 1)), inputs, base.drew, "were left out")
+        grown_state = self._grown_state(base, fewer)
+        self._require_own_gradient(fewer, axes, example, base.drew)
+        less = fewer.output if self._probe.keeps_runs and not base.drew else None
+        del fewer  # outputs may be as large as a step's memory
         some, rest = halves(size)
         exchanged = self._exchanged(some)
         self._compare(base, exchanged, axes, (rest, rest), None, False, "were exchanged")
-        self._require_still_state(base, exchanged, self._grown_state(base, fewer), rest)
+        self._require_still_state(base, exchanged, grown_state, rest)
+        if self._probe.keeps_runs and self._is_comparable:
+            self._probe.runs = Runs(base.output, exchanged.output, some, less, example)
+        del exchanged
         self._poison(base, axes, rest, some)
-        require_own_gradient()
-        if self._is_comparable:
-            self._probe.runs = Runs(base.output, exchanged.output, some, None if base.drew else fewer.output, example)
+        if not self._is_comparable:
+            self._probe.runs = None
 
     # The runs ------------------------------------------------------------------------------------------------------
 
@@ -123,11 +133,14 @@ class _Examination:
             except Exception as error:
                 failure = failure or error
         assert failure is not None
-        raise CrossSampleLeakError(
-            f"{self._name(None)} fails on the batch without one of its examples ({where_raised(failure)}), so it "
-            f"depends on how many there are. Take the batch size from the input's shape, and write no example's values "
-            f"into tensors of a fixed number of rows"
-        ) from None
+        raise self._depends_on_number(failure, "without one of them") from None
+
+    def _depends_on_number(self, failure: Exception, on_what: str) -> CrossSampleLeakError:
+        return CrossSampleLeakError(
+            f"{self._name(None)} runs on the examples of the batch and fails {on_what} ({where_raised(failure)}), so "
+            f"it depends on how many there are. Take the batch size from the input's shape, write no example's values "
+            f"into tensors of a fixed number of rows, and let no squeeze() take the batch's own axis away"
+        )
 
     def _exchanged(self, chosen: Sequence[int]) -> Outcome:
         try:
@@ -137,26 +150,32 @@ class _Examination:
         except Exception:  # values out of the range that the model can take
             return self._runner.run(self._batch.exchanged(chosen, away=False), quiet=False)
 
-    def _captured(
-        self, base: Outcome, fewer: Outcome, axes: dict[Path, int], example: int
-    ) -> tuple[Outcome, Callable[[], None]]:
-        """Run forward and backward under capture; return the outcome and the comparison of one example's gradient."""
-        gradient = own_gradient(
-            self._runner,
-            self._batch,
-            scope=self._probe.scope,
-            parameters=self._probe.parameters,
-            axes=axes,
-            example=example,
-            quiet=base.drew,
-            loss_reduction=self._probe.loss_reduction,
-            fewer=fewer.output,
-        )
-        if gradient is None:
-            return self._runner.run(self._batch.same(), quiet=True) if base.drew else base, lambda: None
-        if not base.drew:
-            self._require_repeatable(base, gradient[0])
-        return gradient
+    def _require_own_gradient(self, fewer: Outcome, axes: dict[Path, int], example: int, drew: bool) -> None:
+        """Run a few examples forward and backward under capture, and compare the gradient of one of them."""
+        assert self._quiet is not None
+        rows = sorted({example, *(row for row in (0, *halves(self._size)[0]) if row != example)})
+        rows = sorted([example, *[row for row in rows if row != example][: FEW - 1]])
+        try:
+            captured = require_own_gradient(
+                self._runner,
+                self._batch,
+                scope=self._probe.scope,
+                parameters=self._probe.parameters,
+                axes=axes,
+                rows=rows,
+                example=example,
+                quiet=drew,
+                loss_reduction=self._probe.loss_reduction,
+                whole=self._quiet.output,
+                fewer=fewer.output,
+            )
+        except HushgradError:
+            raise
+        except Exception as error:
+            raise self._depends_on_number(error, "on a few of them") from None
+        if captured is not None and captured.unknown is None:
+            kept, inputs = (rows, range(len(rows))), self._batch.only(rows)
+            self._compare(self._quiet, captured, axes, kept, inputs, drew, "were left out")
 
     def _poison(self, base: Outcome, axes: dict[Path, int], chosen: Sequence[int], others: Sequence[int]) -> None:
         inputs, what = self._batch.poisoned(chosen), "were NaN" if self._batch.is_floating else "were exchanged"

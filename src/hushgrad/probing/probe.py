@@ -13,6 +13,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.utils.data.dataloader import default_collate
 
 from hushgrad.capture.scope import Scope
@@ -45,11 +46,22 @@ class ProbeReport:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, eq=False)
+KEPT_CALLS = 4
+"""How many calls of one module in one batch are kept to be examined; the others run the same code."""
+
+
+@dataclass(eq=False)
+class _Pending:
+    call: Call
+    signature: Signature
+
+
+@dataclass(eq=False)
 class _Evaluation:
     criterion: Criterion
     output: Any
     target: Any
+    is_reached: bool = False
 
 
 class Probe:
@@ -63,36 +75,47 @@ class Probe:
         self._model = model
         self._parameters = parameters
         self._loss_reduction = loss_reduction
+        self._scope: Scope | None = None
+        self._anchor: Node | None = None
         self._examined: dict[Signature, bool] = {}  # whether on more than one example
         self._criteria: WeakSet[Any] = WeakSet()
-        self._calls: list[Call] = []
-        self._evaluations: list[_Evaluation] = []
-        self._open: Call | None = None
-        self._signature: Signature = ()
+        self._pending: list[_Pending] = []
+        self._evaluations: dict[Criterion, _Evaluation] = {}
+        self._open: _Pending | None = None
         self._is_busy = False
         self._forwards, self._call_count, self._criterion_count = 0.0, 0, 0
         self._notes: list[str] = []
+        self.is_waiting = True
+        """Whether forwards may belong to a batch that is trained on; between two items of a loader they do not."""
         self.collate_fn: Callable[[list[Any]], Any] | None = None
         """The caller's own way to make a batch of records, until it was examined; torch's default needs no look."""
+
+    def join(self, scope: Scope) -> None:
+        """Take the scope of the model, whose observer this probe is."""
+        self._scope = scope
+        self._anchor = torch.autograd.graph.get_gradient_edge(scope.anchor).node
 
     # What the session and the losses tell ------------------------------------------------------------------------
 
     def entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """An outermost forward begins."""
         self._open = None
-        if self._is_busy or torch._C._current_graph_task_id() != -1:  # a block that checkpointing computes again
+        if self._is_busy or not self.is_waiting:
             return
+        if torch._C._current_graph_task_id() != -1:  # a block that checkpointing computes again
+            return
+        if not any(parameter.requires_grad for parameter in self._parameters.values()):
+            return  # in session.paused()
         signature = _signature_of(self._model)
-        if not self._examined.get(signature, False):
-            self._signature = signature
-            self._open = Call.begun(self._model, module, args, kwargs)
+        if not self._examined.get(signature, False) and self._has_room(module, signature):
+            self._open = _Pending(Call.begun(self._model, module, args, kwargs), signature)
 
     def left(self, output: Any) -> None:
         """It has returned."""
-        call, self._open = self._open, None
-        if call is not None and output is not None:
-            call.returned(output)
-            self._calls.append(call)
+        pending, self._open = self._open, None
+        if pending is not None and output is not None:
+            pending.call.returned(output, self._is_accumulating)
+            self._pending.append(pending)
 
     def evaluated(self, criterion: Criterion, output: Any, target: Any, losses: Tensor) -> None:
         """A criterion gave these losses; it is examined at the end of the batch unless it was before.
@@ -100,9 +123,12 @@ class Probe:
         Raises:
             CrossSampleLeakError: what the graph of the losses shows already.
         """
-        if self._is_busy or criterion in self._criteria or not losses.requires_grad:
+        if self._is_busy or not self.is_waiting or criterion in self._criteria or not losses.requires_grad:
             return
-        self._evaluations.append(_Evaluation(criterion, output, target))
+        if criterion not in self._evaluations or not self._evaluations[criterion].is_reached:
+            evaluation = _Evaluation(criterion, output, target)
+            self._evaluations[criterion] = evaluation
+            losses.register_hook(self._mark(evaluation))  # type: ignore[no-untyped-call]
         self.losses(losses)
 
     def losses(self, losses: Tensor) -> None:
@@ -111,25 +137,30 @@ class Probe:
         Raises:
             CrossSampleLeakError: the loss of one example depends on another's outputs.
         """
-        calls = [call for call in self._calls if _holds(call.inputs, losses.shape[0])]
+        calls = [part.call for part in self._pending if _holds(part.call.inputs, losses.shape[0])]
         outputs = [tensor for call in calls for _, tensor in tensors_at(call.output)]
         require_separate_losses(losses, outputs)
 
     def forget(self) -> None:
         """Drop what the current batch has run: it was discarded, or has no examples."""
-        self._calls.clear()
+        self._pending.clear()
         self._evaluations.clear()
         self._open = None
 
-    def examine(self, scope: Scope, size: int) -> None:
+    def examine(self, size: int) -> None:
         """Probe what ran on a physical batch of `size` examples, unless it was probed before.
 
         Raises:
             CrossSampleLeakError, PrivateBufferError: naming the place and the cure.
         """
-        known = self._examined.get(self._signature)
-        if self._calls and (known is None or (size > 1 and not known)):
-            self._busily(lambda: self._examine(scope, size))
+        pending = [part for part in self._pending if self._is_due(part, size)]
+        evaluations = [part for part in self._evaluations.values() if part.is_reached and size > 1]
+        if pending or evaluations:
+            self._is_busy = True
+            try:
+                self._examine(pending, evaluations, size)
+            finally:
+                self._is_busy = False
         self.forget()
 
     def examine_collate(self, dataset: Any, indices: Sequence[int]) -> None:
@@ -154,29 +185,54 @@ class Probe:
             notes=tuple(dict.fromkeys(self._notes)),
         )
 
-    def _busily(self, work: Callable[[], None]) -> None:
-        self._is_busy = True
-        try:
-            work()
-        finally:
-            self._is_busy = False
+    def _has_room(self, module: nn.Module, signature: Signature) -> bool:
+        """Keep few calls of one module: the first ones of a batch, the last one in eval(), where most train nothing."""
+        alike = [part for part in self._pending if part.call.module is module and part.signature == signature]
+        if not self._model.training:
+            for part in alike:
+                if not part.call.reached:
+                    self._pending.remove(part)
+            return True
+        return len(alike) < KEPT_CALLS
 
-    def _examine(self, scope: Scope, size: int) -> None:
-        probe = ModelProbe(self._model, scope, self._parameters, self._loss_reduction)
-        for call in self._calls:
-            probe.examine(call, size)
-        self._forwards = probe.forwards / len(self._calls)
-        self._call_count += len(self._calls)
+    def _is_due(self, pending: _Pending, size: int) -> bool:
+        if not pending.call.is_training and not pending.call.reached:
+            return False  # an evaluation between two batches
+        known = self._examined.get(pending.signature)
+        return known is None or (size > 1 and not known)
+
+    def _is_accumulating(self) -> bool:
+        assert self._anchor is not None
+        return bool(torch._C._will_engine_execute_node(self._anchor))
+
+    def _mark(self, evaluation: _Evaluation) -> Callable[[Tensor], None]:
+        def hook(gradient: Tensor) -> None:
+            if self._is_accumulating():
+                evaluation.is_reached = True
+
+        return hook
+
+    def _examine(self, pending: Sequence[_Pending], evaluations: Sequence[_Evaluation], size: int) -> None:
+        assert self._scope is not None
+        probe = ModelProbe(self._model, self._scope, self._parameters, self._loss_reduction)
+        probe.keeps_runs = len(pending) == 1 and bool(evaluations)
+        for part in pending:
+            if not evaluations:
+                part.call.output = None  # its memory is needed now
+            probe.examine(part.call, size)
+        if pending:
+            self._forwards = max(self._forwards, probe.forwards / len(pending))
+        self._call_count += len(pending)
         self._notes.extend(probe.skipped)
-        if size > 1:
-            for evaluation in self._evaluations:
-                is_output = len(self._calls) == 1 and self._calls[0].output is evaluation.output
-                CriterionProbe(evaluation.criterion).examine(
-                    evaluation.output, evaluation.target, size, probe.runs if is_output else None
-                )
-                self._criteria.add(evaluation.criterion)
-                self._criterion_count += 1
-        self._examined[self._signature] = size > 1
+        for evaluation in evaluations:
+            is_output = len(pending) == 1 and pending[0].call.output is evaluation.output
+            CriterionProbe(evaluation.criterion).examine(
+                evaluation.output, evaluation.target, size, probe.runs if is_output else None
+            )
+            self._criteria.add(evaluation.criterion)
+            self._criterion_count += 1
+        for part in pending:
+            self._examined[part.signature] = size > 1
 
 
 def _holds(inputs: Any, size: int) -> bool:

@@ -17,6 +17,9 @@ AWAY = 100.0
 LOOSENESS = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 6e-2}
 """How far rounding may carry a value, relative to the largest of its tensor: other shapes take other kernels."""
 
+VALUES = 1 << 21
+"""How many values are compared at a time, which is done in double precision."""
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -36,9 +39,9 @@ class Batch:
         """Return the batch of the B − 1 other examples."""
         return self._rows([row for row in range(self.size) if row != example])
 
-    def alone(self, example: int) -> Any:
-        """Return the batch of one example."""
-        return self._rows([example])
+    def only(self, examples: Sequence[int]) -> Any:
+        """Return the batch of some of the examples."""
+        return self._rows(examples)
 
     def exchanged(self, chosen: Sequence[int], *, away: bool) -> Any:
         """Return the batch with the content of some examples replaced by that of their neighbours.
@@ -181,37 +184,58 @@ def others_differ(
         second = there.get(path)
         if second is None or first.ndim != second.ndim or first.dtype != second.dtype:
             return True
-        if not rows_agree(
-            _rows_of(first, axes[path], kept[0], size[0]), _rows_of(second, axes[path], kept[1], size[1])
-        ):
+        before, after = _blocks(first, axes[path], size[0]), _blocks(second, axes[path], size[1])
+        if before.ndim != after.ndim or not _agree(before, after, *kept):
             return True
     return False
 
 
-def _rows_of(tensor: Tensor, axis: int, kept: Sequence[int], size: int) -> Tensor:
-    """Return `[rows, k, ...]`: the k positions of each kept example that lie folded into the batch axis."""
+def _blocks(tensor: Tensor, axis: int, size: int) -> Tensor:
+    """Return `[B, k, ...]`: the k positions of each example that lie folded into the batch axis."""
     front = tensor.detach().movedim(axis, 0)
-    blocks = front.reshape(size, front.shape[0] // size, *front.shape[1:]) if front.shape[0] % size == 0 else front
-    return blocks[torch.tensor(kept, device=tensor.device)]
+    return front.reshape(size, front.shape[0] // size, *front.shape[1:]) if front.shape[0] % size == 0 else front
 
 
-def rows_agree(one: Tensor, two: Tensor, looseness: float = 1.0) -> bool:
+def rows_agree(one: Tensor, two: Tensor) -> bool:
     """Return whether two tensors agree up to rounding where both have values; NaN agrees with NaN.
 
     Where one is longer than the other (the batch was cut to its longest example), the common part is compared.
     """
-    if one.shape != two.shape:
-        common = tuple(slice(0, min(a, b)) for a, b in zip(one.shape, two.shape, strict=True))
-        one, two = one[common], two[common]
-    if one.numel() == 0:
+    if one.ndim == 0 or two.ndim == 0:
+        one, two = one.reshape(1, -1), two.reshape(1, -1)
+    rows = range(min(one.shape[0], two.shape[0]))
+    return _agree(one, two, rows, rows)
+
+
+def _agree(one: Tensor, two: Tensor, rows_one: Sequence[int], rows_two: Sequence[int]) -> bool:
+    """As `rows_agree`, for the rows with these numbers. Few at a time: outputs may be as large as a step's memory."""
+    shape = [min(a, b) for a, b in zip(one.shape[1:], two.shape[1:], strict=True)]
+    common = (slice(None), *(slice(0, length) for length in shape))
+    one, two = one[common], two[common]
+    values = torch.Size(shape).numel()
+    if not values or not rows_one:
         return True
+    together = max(1, VALUES // values)
+    places = [
+        (
+            torch.tensor(rows_one[at : at + together], device=one.device),
+            torch.tensor(rows_two[at : at + together], device=two.device),
+        )
+        for at in range(0, len(rows_one), together)
+    ]
     if not (one.is_floating_point() or one.is_complex()):
-        return bool(torch.equal(one, two))
-    if bool((one.isnan() != two.isnan()).any()):
-        return False
-    low = one.real.dtype if one.is_complex() else one.dtype
+        return all(torch.equal(one.index_select(0, a), two.index_select(0, b)) for a, b in places)
+    loose = LOOSENESS[one.real.dtype if one.is_complex() else one.dtype]
+    scale = max(_largest(one.index_select(0, a)) for a, _ in places)
+    return all(_is_close(one.index_select(0, a), two.index_select(0, b), loose * scale) for a, b in places)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().nan_to_num(0.0, 0.0, 0.0).max())
+
+
+def _is_close(one: Tensor, two: Tensor, tolerance: float) -> bool:
     wide = torch.complex128 if one.is_complex() else torch.float64
     a, b = one.to(wide), two.to(wide)
-    difference = torch.where(a == b, torch.zeros_like(a), a - b).nan_to_num(0.0, float("inf"), float("inf")).abs()
-    scale = a.abs().nan_to_num(0.0, 0.0, 0.0).max()
-    return bool((difference <= LOOSENESS[low] * looseness * scale).all())
+    same = (a == b) | (a.isnan() & b.isnan())
+    return bool((same | ((a - b).abs() <= tolerance)).all())
