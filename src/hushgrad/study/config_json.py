@@ -1,0 +1,43 @@
+"""A run's settings as JSON, for plans on disk and for processes that are started with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hushgrad.errors import InvalidArgumentError
+from hushgrad.study.configuration import Privacy, RunConfig
+from hushgrad.study.tasks import TaskOptions
+
+
+def config_to_json(config: RunConfig) -> dict[str, Any]:
+    """Return the settings as JSON values; `config_from_json` gives them back.
+
+    Guarantee: settings survive the way to JSON and back unchanged.
+    """
+    value = asdict(config)
+    data = config.options.data
+    value["options"]["data"] = None if data is None else str(data)
+    return value
+
+
+def config_from_json(value: Mapping[str, Any]) -> RunConfig:
+    """Return the settings that `config_to_json` wrote. Raises InvalidArgumentError for anything else."""
+    try:
+        options = {name: _tuples(inner) for name, inner in value["options"].items()}
+        options["data"] = None if options["data"] is None else Path(options["data"])
+        privacy = value["privacy"]
+        rest = {name: _tuples(inner) for name, inner in value.items() if name not in ("options", "privacy")}
+        return RunConfig(
+            options=TaskOptions(**options), privacy=None if privacy is None else Privacy(**privacy), **rest
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidArgumentError("settings must be as this version of hushgrad writes them; plan the run anew") from (
+            error
+        )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(inner) for inner in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,127 @@
+"""A sweep as a TOML file, and the sweeps that come with hushgrad.
+
+name = "Noise on my table"
+noise_multipliers = [0, 1, 4]       # or target_epsilons = [1, 3, 8]
+seeds = [0, 1, 2]
+max_grad_norms = [0.5, 1]           # optional, like batch_sizes and learning_rates
+
+[settings]                          # optional, for all subjects: fields of a run
+epochs = 20
+
+[[subjects]]
+label = "people"
+task = "csv"                        # or function = "module:function"
+data = "people.csv"                 # or --data
+target = "income"
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hushgrad.errors import InvalidArgumentError
+from hushgrad.study.configuration import RunConfig
+from hushgrad.study.printable import printable
+from hushgrad.study.sweep.plan import Grid, Subject, SweepPlan, make_plan
+from hushgrad.study.tasks import TaskOptions
+
+MAX_BYTES = 1 << 20
+# What a sweep itself sets, and therefore a file's [settings] cannot.
+OWNED = frozenset({"task", "options", "privacy", "seed"})
+SETTINGS = frozenset(RunConfig.__dataclass_fields__) - OWNED | {"max_grad_norm"}
+OPTIONS = frozenset(TaskOptions.__dataclass_fields__)
+GRID = frozenset(Grid.__dataclass_fields__)
+
+
+def shipped() -> tuple[str, ...]:
+    """Return the names of the sweeps that come with hushgrad."""
+    files = resources.files("hushgrad.study.sweep") / "files"
+    return tuple(sorted(Path(file.name).stem for file in files.iterdir() if file.name.endswith(".toml")))
+
+
+def read_sweep(source: str, data: Path | None = None) -> SweepPlan:
+    """Return the plan in the file `source`, or in the shipped sweep of that name. `data` goes to subjects without data.
+
+    Raises InvalidArgumentError for a file that is missing, is not TOML, or holds anything that means nothing here.
+    """
+    path = Path(source)
+    if path.is_file():
+        content = path.read_bytes()[: MAX_BYTES + 1]
+        if len(content) > MAX_BYTES:
+            raise InvalidArgumentError(f"a sweep file must hold at most {MAX_BYTES} bytes")
+    elif source in shipped():
+        content = (resources.files("hushgrad.study.sweep") / "files" / f"{source}.toml").read_bytes()
+    else:
+        raise InvalidArgumentError(
+            f"sweep {printable(source)!r} is neither a file nor one of {', '.join(shipped())}; check the name"
+        )
+    try:
+        value = tomllib.loads(content.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(f"the sweep file is not valid TOML: {error}") from error
+    return plan_from(value, data)
+
+
+def plan_from(value: Mapping[str, Any], data: Path | None = None) -> SweepPlan:
+    """Return the plan that a sweep file's content describes."""
+    _refuse_unknown("the sweep file", value, GRID | {"name", "settings", "subjects"})
+    settings = _table("settings", value.get("settings", {}))
+    _refuse_unknown("[settings]", settings, SETTINGS)
+    entries = value.get("subjects")
+    if not isinstance(entries, list) or not entries:
+        raise InvalidArgumentError("the sweep file must have at least one [[subjects]]")
+    subjects = tuple(_subject(_table("subjects", entry), settings, data) for entry in entries)
+    name = value.get("name", "sweep")
+    if not isinstance(name, str):
+        raise InvalidArgumentError("name of the sweep must be text")
+    axes = {key: _values(key, inner) for key, inner in value.items() if key in GRID}
+    return make_plan(name, subjects, Grid(**axes))
+
+
+def _subject(entry: Mapping[str, Any], shared: Mapping[str, Any], data: Path | None) -> Subject:
+    own = {"label", "task", "function"}
+    _refuse_unknown("[[subjects]]", entry, OPTIONS | SETTINGS | own)
+    label = entry.get("label", entry.get("task", entry.get("function", "")))
+    if not isinstance(label, str):
+        raise InvalidArgumentError("label of a subject must be text")
+    if "function" in entry:
+        mine = {key: inner for key, inner in entry.items() if key in SETTINGS | OPTIONS}
+        return Subject(label, task=entry.get("task"), function=str(entry["function"]), settings=mine)
+    options = {key: _frozen(inner) for key, inner in entry.items() if key in OPTIONS}
+    place = options.get("data", data)
+    options["data"] = Path(place).resolve() if place is not None else None
+    settings = {key: _frozen(inner) for key, inner in {**shared, **entry}.items() if key in SETTINGS}
+    return Subject(label, task=entry.get("task"), options=TaskOptions(**options), settings=settings)
+
+
+def _values(name: str, value: Any) -> Any:
+    """Return a grid's value: lists become tuples; "seeds = 3" means 0, 1, 2."""
+    if name == "seeds" and isinstance(value, int) and not isinstance(value, bool):
+        return tuple(range(value))
+    if name in ("delta", "baseline"):
+        return value
+    if not isinstance(value, list):
+        raise InvalidArgumentError(f"{name} of a sweep must be a list, got {type(value).__name__}")
+    return tuple(value)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value
+
+
+def _table(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidArgumentError(f"{name} of a sweep file must be a table, got {type(value).__name__}")
+    return value
+
+
+def _refuse_unknown(where: str, value: Mapping[str, Any], known: frozenset[str] | set[str]) -> None:
+    unknown = sorted(set(value) - known)
+    if unknown:
+        raise InvalidArgumentError(
+            f"{where} has unknown names: {', '.join(map(printable, unknown))}; known are {', '.join(sorted(known))}"
+        )
