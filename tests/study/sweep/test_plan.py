@@ -76,7 +76,7 @@ def test_a_bad_sweep_is_refused_before_anything_runs(value, said):
 
 
 def test_a_sweep_file_that_is_not_there_or_not_toml_is_refused(tmp_path):
-    with pytest.raises(InvalidArgumentError, match="neither a file nor one of .*mnist"):
+    with pytest.raises(InvalidArgumentError, match=r"neither a file nor one of .*mnist"):
         read_sweep("absent")
     (tmp_path / "bad.toml").write_text("a = ")
     with pytest.raises(InvalidArgumentError, match="not valid TOML"):
