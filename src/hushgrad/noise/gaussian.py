@@ -14,10 +14,8 @@ Guarantee: values beyond `abs(z)` = 8 occur with their true probability; the lar
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +27,7 @@ from torch import Tensor
 from hushgrad.arguments import non_negative_number, positive_number
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.noise.strips import PICKS, Float64s, pick_table, remainder, strips
+from hushgrad.noise.threads import on_all_threads
 from hushgrad.randomness import Address, KeyStream
 
 # Values that one thread works on at a time, at most. Its scratch memory leaves the fast caches, which costs less than
@@ -143,7 +142,6 @@ def _draw(
     size = _chunk_size(count, threads)
     starts = deque(range(0, count, size))
     places: list[Places] = []
-    rest = _Remainder(stream, address)
 
     def work() -> None:
         with _chunks(word) as chunks:
@@ -157,19 +155,11 @@ def _draw(
                 if len(missing):
                     places.append(missing + start)
 
-    if threads < 2:
-        work()
-    else:
+    if threads > 1:
         pick_table(8 * word.itemsize)  # made once, before the threads ask for it
-        expected = count * (PICKS - 2 * strips().count) / PICKS
-        with ThreadPoolExecutor(threads - 1) as pool:  # ends with the draw: no thread outlives it, none is forked
-            others = [pool.submit(rest.read_ahead, int(expected + 3 * math.sqrt(expected)))]
-            others += [pool.submit(work) for _ in range(threads - 1)]
-            work()
-            for other in others:
-                other.result()
+    on_all_threads(work, threads)
     ordered = np.sort(np.concatenate([*places, np.empty(0, np.intp)]))
-    return ordered, rest.first(len(ordered))
+    return ordered, _remainder(len(ordered), stream, address)
 
 
 def _chunk_size(count: int, threads: int) -> int:
@@ -223,24 +213,13 @@ def _chunks(word: np.dtype[Any]) -> Iterator[_Chunks]:
         _idle[word].append(chunks)
 
 
-class _Remainder:
-    """The values of the remainder that belong to one address, from candidates that are read one after the other."""
-
-    def __init__(self, stream: KeyStream, address: Address) -> None:
-        self._stream, self._address = stream, address
-        self._offset = _REMAINDER_OFFSET
-        self._accepted: Float64s = np.empty(0)
-
-    def first(self, count: int) -> Float64s:
-        """Return the first `count` values, which are the same however many were asked for before."""
-        self.read_ahead(count)
-        return self._accepted[:count]
-
-    def read_ahead(self, count: int) -> None:
-        """Make at least `count` values ready."""
-        while (lacking := count - len(self._accepted)) > 0:
-            # Three in four candidates are accepted. Their number is even, so that offsets stay multiples of a block.
-            candidates = np.empty((2 * (3 * lacking // 4 + 6), 3), np.uint64)
-            self._stream.fill(candidates, self._address, offset=self._offset)
-            self._offset += candidates.nbytes
-            self._accepted = np.concatenate([self._accepted, remainder(candidates)])
+def _remainder(count: int, stream: KeyStream, address: Address) -> Float64s:
+    """Return the first `count` values of the remainder that belong to an address; they are the same for any count."""
+    offset, accepted = _REMAINDER_OFFSET, np.empty(0)
+    while (lacking := count - len(accepted)) > 0:
+        # Three in four candidates are accepted. Their number is even, so that offsets stay multiples of a block.
+        candidates = np.empty((2 * (3 * lacking // 4 + 6), 3), np.uint64)
+        stream.fill(candidates, address, offset=offset)
+        offset += candidates.nbytes
+        accepted = np.concatenate([accepted, remainder(candidates)])
+    return accepted[:count]
