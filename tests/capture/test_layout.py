@@ -69,6 +69,10 @@ KEPT: dict[str, tuple[Transform, int]] = {
     "1 - x": (lambda x: 1 - x, 0),
     "+=": (lambda x: x.clone().__iadd__(CONSTANT), 0),
     "where": (lambda x: torch.where(CONSTANT > 0, x, 0.0), 0),
+    "fft": (lambda x: torch.fft.fft(x).real, 0),
+    "fft2": (lambda x: torch.fft.fft2(x).abs(), 0),
+    "rfftn": (lambda x: torch.fft.irfftn(torch.fft.rfftn(x, dim=(1, 2)), dim=(1, 2), s=(3, 3)), 0),
+    "stft": (lambda x: torch.stft(x.flatten(1), 4, return_complex=True, window=torch.ones(4)).abs(), 0),
     "transpose": (lambda x: x.transpose(0, 1), 1),
     "transpose by name": (lambda x: x.transpose(dim0=2, dim1=0), 2),
     "mT of transpose": (lambda x: x.transpose(0, 1).mT, 2),
@@ -170,6 +174,7 @@ def _assigned(target: Tensor, index: object, value: object) -> Tensor:
 
 # On x of shape [B, B, B]: operators that mix, reorder or hide examples. The batch must be lost.
 LOST: dict[str, Transform] = {
+    "fftn over everything": lambda x: torch.fft.fftn(x).real,
     "flip": lambda x: x.flip(0),
     "flip all": lambda x: torch.flip(x, (0, 1)),
     "fliplr of transpose": lambda x: torch.fliplr(x.transpose(0, 1)),

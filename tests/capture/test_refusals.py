@@ -279,3 +279,37 @@ def test_a_broken_example_in_the_fallback_by_masks_reaches_no_other_example() ->
 def assert_close_float32(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=1e-5, atol=1e-6)
+
+
+class Squared(torch.autograd.Function):
+    """A custom function of a weight, as some adapters have it."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return weight * weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
+def test_a_custom_autograd_function_of_a_parameter_is_refused_and_named() -> None:
+    weight = nn.Parameter(torch.randn(4, 4))
+    refused(
+        UncoveredParameterUseError,
+        "weight: is used in the forward by Squared",
+        lambda m, x: F.linear(x, Squared.apply(m.weight) * 2),
+        torch.randn(B, 4),
+        weight=weight,
+    )
+
+
+def test_a_tensor_that_was_changed_through_another_one_is_refused() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        doubled = m.weight * 2
+        view = doubled.view(-1)
+        view /= 3
+        return F.linear(x, doubled)
+
+    refused(UncoveredParameterUseError, "in place", forward, torch.randn(B, 4), weight=nn.Parameter(torch.randn(4, 4)))

@@ -151,6 +151,14 @@ def _scale(x: Tensor, s: Tensor, *rest: Tensor) -> Tensor:
     return x
 
 
+def _rescaled(x: Tensor, p: Tensor) -> Tensor:
+    w = (p * 2).view(2, 2, 4).transpose(0, 1)
+    w /= 3
+    w[0] = 1.0
+    w.mul_(p.sum())
+    return F.linear(x, w.flatten(0, 1).contiguous())
+
+
 def _first_row(x: Tensor, p: Tensor) -> Tensor:
     x = x * 2
     x[:, 0] = p
@@ -281,6 +289,10 @@ CASES: dict[str, Case] = {
     "gradient through a view of a parameter": Case(
         lambda: Parameters(lambda x, p: x @ p[:, :2] + x[..., :2] * p[0, 1:3], p=(4, 3)), SEQUENCE
     ),
+    "derived, then changed in place": Case(lambda: Parameters(_rescaled, p=(4, 4)), SEQUENCE),
+    "fourier": Case(
+        lambda: Parameters(lambda x, p: torch.fft.fftn(torch.fft.rfft(x * p), dim=(1, 2)).real, p=(4,)), SEQUENCE
+    ),
     "rows of a parameter by iteration": Case(
         lambda: Parameters(lambda x, p: sum((x * row).sin() for row in p), p=(3, 4)), SEQUENCE
     ),
@@ -321,6 +333,10 @@ CASES: dict[str, Case] = {
     "einsum": Case(lambda: Parameters(lambda x, p: torch.einsum("btd,dhk->bhtk", x, p), p=(4, 2, 3)), SEQUENCE),
     "tensordot": Case(
         lambda: Parameters(lambda x, p, q: torch.tensordot(x, p, dims=1).tanh() * q, p=(4, 3), q=(3,)), SEQUENCE
+    ),
+    "baddbmm": Case(
+        lambda: Parameters(lambda x, p: (x * p).baddbmm(batch1=x @ x.mT, batch2=x * p, beta=0.5, alpha=2.0), p=(4,)),
+        SEQUENCE,
     ),
     "bmm": Case(lambda: Parameters(lambda x, p: torch.bmm(x, p.expand(x.shape[0], -1, -1)), p=(4, 3)), SEQUENCE),
     "conv transpose": Case(

@@ -43,9 +43,11 @@ def reflected_product(seen: Seen, out: Tensor, place: int) -> Axis:
 
 def added_product(seen: Seen, out: Tensor, place: int) -> Axis:
     """`addmm` and `baddbmm`: a product plus a term that broadcasts against it."""
-    if len(seen.args) < 3:
+    term = seen.first
+    left = seen.argument(1, "mat1", seen.kwargs.get("batch1"))
+    right = seen.argument(2, "mat2", seen.kwargs.get("batch2"))
+    if not all(isinstance(value, Tensor) for value in (term, left, right)):
         return None
-    term, left, right = seen.args[:3]
     own = seen.axis_of(term)
     if all(source is term for source in seen.sources) and own is not None:
         return _checked(seen, out, out.ndim - (term.ndim - own))

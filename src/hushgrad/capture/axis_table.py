@@ -32,7 +32,7 @@ from hushgrad.capture.axis_rules import (
 
 Space = ModuleType | type
 
-SPACES: tuple[Space, ...] = (torch, Tensor, F, torch.special, torch.linalg)
+SPACES: tuple[Space, ...] = (torch, Tensor, F, torch.special, torch.linalg, torch.fft)
 
 ARITHMETIC = """
     add sub subtract rsub mul multiply div divide true_divide floor_divide pow float_power fmod remainder neg negative
@@ -80,6 +80,10 @@ ALONG: dict[str, AxisRule] = {
     **dict.fromkeys(["sort", "argsort"], along(1, default=-1)),
     **dict.fromkeys(["topk", "kthvalue", "diff"], along(2, default=-1)),
     "roll": along(2, "dims"),
+    **dict.fromkeys(["fft", "ifft", "rfft", "irfft", "hfft", "ihfft"], along(2, default=-1)),
+    **dict.fromkeys(["fft2", "ifft2", "rfft2", "irfft2", "hfft2", "ihfft2"], along(2, default=(-2, -1))),
+    **dict.fromkeys(["fftn", "ifftn", "rfftn", "irfftn", "hfftn", "ihfftn"], along(2)),
+    **dict.fromkeys(["fftshift", "ifftshift"], along(1)),
     "glu": along(1, default=-1),
     "normalize": along(2, default=1),
     "gumbel_softmax": along(4, default=-1),
@@ -109,6 +113,7 @@ OTHERS: dict[str, AxisRule] = {
     **dict.fromkeys(["interpolate", "upsample"], batch_first()),
     **dict.fromkeys(["pixel_shuffle", "pixel_unshuffle"], before_last(3)),
     "unfold": along(1, "dimension"),
+    "stft": batch_first(2),
 }
 
 

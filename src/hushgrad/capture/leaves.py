@@ -28,12 +28,14 @@ class Leaf:
         value: the tensor without a graph, for the operator to compute with.
         graph: the same values with a local graph down to the `graph` of each root.
         roots: the parameters it depends on; a parameter is its own only root (an empty tuple).
+        overwritten_by: the operator that changed it through another tensor with the same memory; "" while it is whole.
     """
 
     name: str
     value: Tensor
     graph: Tensor
     roots: tuple[Leaf, ...] = ()
+    overwritten_by: str = ""
 
     @property
     def is_parameter(self) -> bool:
@@ -53,6 +55,14 @@ class Leaf:
     def parameters(self) -> tuple[Leaf, ...]:
         """Return the parameters this leaf depends on."""
         return self.roots or (self,)
+
+    def require_unchanged(self) -> None:
+        """Refuse the use of a tensor that was changed through another one."""
+        if self.overwritten_by:
+            raise UncoveredParameterUseError(
+                f"{self.name}: {self.overwritten_by} changed it in place through another tensor with the same memory. "
+                f"Use the form of {self.overwritten_by} that returns a new tensor"
+            )
 
     def to_parameters(self, contribution: Contribution) -> list[tuple[str, Contribution]]:
         """Return the contribution as contributions to parameters, by name."""

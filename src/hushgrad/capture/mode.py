@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from hushgrad.errors import UncoveredParameterUseError
 
 # Attribute reads that return a tensor made of the parameter's values; all others say something about it.
 TENSOR_ATTRIBUTES = {getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "real", "imag", "data")}
+
+NODES_TO_LOOK_AT = 100
 
 
 class CaptureMode(TorchFunctionMode):
@@ -53,6 +56,8 @@ class CaptureMode(TorchFunctionMode):
         if leaves and not self._is_running():
             self._over = True
             return func(*args, **kwargs)
+        for leaf in leaves:
+            leaf.require_unchanged()
         if sources and func in REFUSALS and torch.is_grad_enabled():
             REFUSALS[func](args, kwargs)
         if leaves and torch.is_grad_enabled() and not _only_describes(func):
@@ -106,10 +111,33 @@ def _sort(call: Forward, values: Any, leaves: list[Leaf], sources: list[Tensor])
             elif call.axes.descends(value):
                 sources.append(value)
             elif value.requires_grad:
+                _require_known_graph(call, value)
                 call.axes.adopt(value)
                 sources.append(value)
         elif isinstance(value, (tuple, list)):
             _sort(call, value, leaves, sources)
+
+
+def _require_known_graph(call: Forward, value: Tensor) -> None:
+    """Refuse a tensor made from a parameter by what the mode cannot see: a custom autograd function, say.
+
+    Looks at the nearest part of the graph only. A use that is further away leaves an ordinary gradient behind, which
+    is refused when the physical batch ends; here it gets its name.
+    """
+    nodes = [] if value.grad_fn is None else [value.grad_fn]
+    for _ in range(NODES_TO_LOOK_AT):
+        if not nodes:
+            return
+        node = nodes.pop(0)
+        if node.name() == "torch::autograd::AccumulateGrad":
+            leaf = call.leaf(node.variable)  # type: ignore[attr-defined]
+            if leaf is not None:
+                raise UncoveredParameterUseError(
+                    f"{leaf.name}: is used in the forward by {value.grad_fn.name()}, a custom autograd function or "  # type: ignore[union-attr]
+                    f"compiled code, in which its use cannot be followed. Write it with torch's own operators, or "
+                    f"freeze the parameter (requires_grad_(False))"
+                )
+        nodes.extend(following for following, _ in node.next_functions if following is not None)
 
 
 def derive(
@@ -126,14 +154,50 @@ def derive(
         return value
 
     if changes_in_place(func) or kwargs.get("out") is not None:
-        raise UncoveredParameterUseError(
-            f"{func.__name__}: changes parameter {leaves[0].name!r} in place, or writes it into another tensor, inside "
-            f"the forward. Compute a new tensor instead (torch.cat, torch.stack, torch.where)"
-        )
+        return _changed(call, func, args, kwargs, leaves, on_graph)
     result = func(*[on_graph(value) for value in args], **{key: on_graph(value) for key, value in kwargs.items()})
     roots = distinct_parameters(leaves)
     name = f"{func.__name__.strip('_')}({', '.join(root.name for root in roots)})"
     return _as_leaves(call, result, name, roots)
+
+
+def _changed(
+    call: Forward,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    leaves: list[Leaf],
+    on_graph: Callable[[Any], Any],
+) -> Any:
+    """Run a call that changes a derived parameter in place: the tensor stands for a new leaf from then on.
+
+    Tensors that share its memory are changed with it; what they stand for is not known any more.
+    """
+    target = args[0] if args else None
+    leaf = call.leaf(target)
+    if (
+        target is None
+        or leaf is None
+        or kwargs.get("out") is not None
+        or any(_share(leaf, root) for root in leaf.parameters())
+    ):
+        raise UncoveredParameterUseError(
+            f"{func.__name__}: changes parameter {leaves[0].name!r} in place, or writes it into another tensor, inside "
+            f"the forward. Compute a new tensor instead (torch.cat, torch.stack, torch.where)"
+        )
+    graph = leaf.graph.clone()
+    func(graph, *[on_graph(value) for value in args[1:]], **{key: on_graph(value) for key, value in kwargs.items()})
+    for key, other in call.leaves.items():
+        if other is not leaf and _share(leaf, other):
+            call.leaves[key] = replace(other, overwritten_by=func.__name__)
+    with torch.no_grad():
+        target.copy_(graph)
+    call.leaves[id(target)] = Leaf(leaf.name, graph.detach(), graph, distinct_parameters(leaves))
+    return None if func is Tensor.__setitem__ else target
+
+
+def _share(leaf: Leaf, other: Leaf) -> bool:
+    return leaf.value.untyped_storage().data_ptr() == other.value.untyped_storage().data_ptr()
 
 
 def _as_leaves(call: Forward, result: Any, name: str, roots: tuple[Leaf, ...]) -> Any:
