@@ -70,6 +70,19 @@ def test_a_backward_under_autocast_still_sums_in_float32() -> None:
 
 DTYPES = ["float64", "float32", "bf16 parameters", "bf16 autocast"]
 EXTREMES = [name for name in NAMES if not CASES[name].vocabulary]
+SCALES = (1.0, 0.0, 1e6, 1e20, torch.inf, torch.nan)
+LIMIT = 0.7
+
+
+def in_dtype(name: str, dtype: str, size: int) -> tuple[nn.Module, Tensor]:
+    case = CASES[name]
+    model, x = case.model(), case.batch(size, torch.float32)
+    if dtype == "bf16 autocast":
+        return Autocast(model), x
+    if dtype == "float32":
+        return model, x
+    to = torch.float64 if dtype == "float64" else HALF
+    return model.to(to), x if case.vocabulary else x.to(to)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -77,23 +90,29 @@ EXTREMES = [name for name in NAMES if not CASES[name].vocabulary]
 @pytest.mark.parametrize("name", EXTREMES)
 def test_one_extreme_example_changes_the_sum_by_at_most_the_clip_norm_in_every_dtype(name: str, dtype: str) -> None:
     """Guarantee: adding or removing one example changes the clipped sum by at most `sensitivity`."""
-    case = CASES[name]
-    model, limit = case.model(), 0.7
-    x = case.batch(4, torch.float32)
-    if dtype == "bf16 autocast":
-        model = Autocast(model)
-    elif dtype != "float32":
-        to = torch.float64 if dtype == "float64" else HALF
-        model, x = model.to(to), x.to(to)
-    rest = clipped(captured(model, x[[0, 1, 3]], _summed), limit)
+    model, x = in_dtype(name, dtype, 4)
+    rest = clipped(captured(model, x[[0, 1, 3]], _summed), LIMIT)
     original = x[2].clone()
-    for scale in (1.0, 0.0, 1e6, 1e20, torch.inf, torch.nan):
+    for scale in SCALES:
         x[2] = original * scale
-        whole = clipped(captured(model, x, _summed), limit)
+        whole = clipped(captured(model, x, _summed), LIMIT)
         assert all(torch.isfinite(value).all() for value in whole.values())
-        # Rows of 16-bit products may round otherwise in a batch of another size; the rest is then compared likewise.
-        slack = 0.05 if dtype.startswith("bf16") else 1e-5
-        assert distance(whole, rest, relative=False) <= limit * (1 + slack), f"example times {scale}"
+        assert distance(whole, rest, relative=False) <= LIMIT * (1 + 1e-5), f"example times {scale}"
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_one_extreme_loss_changes_the_sum_by_at_most_the_clip_norm_in_every_dtype(name: str, dtype: str) -> None:
+    """Guarantee: adding or removing one example changes the clipped sum by at most `sensitivity`."""
+    model, x = in_dtype(name, dtype, 4)
+    rest = clipped(captured(model, x[[0, 1, 3]], _summed), LIMIT)
+    for scale in SCALES:
+        factors = torch.ones(4)
+        factors[2] = scale
+        whole = clipped(captured(model, x, lambda out, factors=factors: _summed(out) * factors), LIMIT)
+        assert all(torch.isfinite(value).all() for value in whole.values())
+        assert distance(whole, rest, relative=False) <= LIMIT * (1 + 1e-5), f"loss times {scale}"
 
 
 def _summed(out: Tensor) -> Tensor:
