@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hushgrad._version import __version__
 
 if TYPE_CHECKING:
+    from hushgrad.accounting.budget import Budget
     from hushgrad.clipping import FlatClipping
     from hushgrad.diagnosis.examination import doctor
     from hushgrad.engine import PrivacyEngine
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from hushgrad.sampling.specs import DisjointBatches, PoissonSampling
     from hushgrad.session import Session, privatize
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - in plain order
+    "Budget",
     "DPSGD",
     "DisjointBatches",
     "FlatClipping",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Budget": "hushgrad.accounting.budget",
     "DPSGD": "hushgrad.mechanism",
     "DisjointBatches": "hushgrad.sampling.specs",
     "FlatClipping": "hushgrad.clipping",

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.accountants import epsilon as epsilon_of
+from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.arguments import one_of, open_unit_interval, positive_number, whole_number
 from hushgrad.clipping import FlatClipping
@@ -40,16 +41,19 @@ class PrivacyEngine:
         accountant: str = DEFAULT_ACCOUNTANT,
         ledger: str | os.PathLike[str] | None = None,
         test_key: int | None = None,
+        lease: int = 1,
     ) -> None:
         """Make an engine for one training run.
 
         Args:
             accountant: "saddle-point" (sharp, with an error bound), "pld" or "rdp" (an upper bound).
             ledger: a path makes the record of what ran durable; an existing file is verified and continued.
+            lease: how many steps are put on disk at once; a crash over-charges fewer than that many.
             test_key: a fixed key for noise and sampling, for tests only: every ε then says NOT PRIVATE.
         """
         self._accountant = one_of("accountant", accountant, tuple(ACCOUNTANTS))
         self._ledger = ledger
+        self._lease = whole_number("lease", lease, minimum=1)
         self._key = (
             None if test_key is None else KeyStream.fixed_for_tests(whole_number("test_key", test_key, minimum=0))
         )
@@ -67,6 +71,8 @@ class PrivacyEngine:
         poisson_sampling: bool = True,
         clipping: str = "flat",
         max_physical_batch_size: int | None = None,
+        target_epsilon: float | None = None,
+        target_delta: float | None = None,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
         """Return the same module and optimizer, and a loader that draws private batches.
 
@@ -82,13 +88,21 @@ class PrivacyEngine:
                 the loader's own batches, charged without amplification under zero-out adjacency.
             clipping: "flat".
             max_physical_batch_size: the most records to be in memory at once; larger draws come in several items.
+            target_epsilon: a budget, with target_delta: the first `optimizer.step()` that would spend more raises
+                `BudgetExhaustedError` and updates nothing; the same step also after a crash and a resume.
+            target_delta: the δ of that budget; usual: less than 1 / len(dataset).
 
         Raises a typed error with the cure for whatever cannot be trained privately, before data is read.
         """
         mechanism = _plan(
             data_loader, max_grad_norm, loss_reduction, poisson_sampling, clipping, noise_multiplier=noise_multiplier
         )
-        return self._attach(module, optimizer, data_loader, mechanism, max_physical_batch_size)
+        if (target_epsilon is None) != (target_delta is None):
+            raise InvalidArgumentError("target_epsilon and target_delta are one budget: give both or neither")
+        budget = None
+        if target_epsilon is not None and target_delta is not None:
+            budget = Budget(target_epsilon, target_delta, self._accountant)
+        return self._attach(module, optimizer, data_loader, mechanism, max_physical_batch_size, budget)
 
     def make_private_with_epsilon(
         self,
@@ -173,10 +187,13 @@ class PrivacyEngine:
         data_loader: Any,
         mechanism: DPSGD,
         max_physical_batch_size: int | None,
+        budget: Budget | None = None,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
         if self._session is not None:
             raise ProtocolError("this engine is in use. Make a new PrivacyEngine for another model")
-        session = privatize(module, optimizer, mechanism, ledger=self._ledger, key=self._key)
+        session = privatize(
+            module, optimizer, mechanism, ledger=self._ledger, key=self._key, budget=budget, lease=self._lease
+        )
         try:
             loader = session.batches_of(data_loader, max_physical_batch_size=max_physical_batch_size)
         except BaseException:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
+from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger import DECLARED, OBSERVED
 from hushgrad.capture.scope import Scope
@@ -54,6 +55,8 @@ def privatize(
     ledger: str | os.PathLike[str] | None = None,
     key: KeyStream | None = None,
     plan: Plan | None = None,
+    budget: Budget | None = None,
+    lease: int = 1,
 ) -> Session:
     """Attach a mechanism to a model and its optimizer; both stay the caller's own objects.
 
@@ -64,11 +67,15 @@ def privatize(
         ledger: a path makes the record of what ran durable; an existing file is verified and continued.
         key: for tests only, `KeyStream.fixed_for_tests(seed)`; marks the ledger "NOT PRIVATE".
         plan: how norms are computed; every plan gives the same numbers.
+        budget: an ε that training must not pass. `optimizer.step()` raises `BudgetExhaustedError` at the first step
+            that does not fit, and updates nothing; the same step after a crash and a resume of the ledger. In passes over
+            the data, for `DisjointBatches`.
+        lease: how many steps are put on disk at once, which saves time; a crash over-charges fewer than that many.
 
     Raises what `require_trainable_privately` raises, before any data is read, and `ProtocolError` where the model or
     the optimizer belongs to another open session.
     """
-    return Session(model, optimizer, mechanism, ledger=ledger, key=key, plan=plan)
+    return Session(model, optimizer, mechanism, ledger=ledger, key=key, plan=plan, budget=budget, lease=lease)
 
 
 class Session:
@@ -86,6 +93,8 @@ class Session:
         ledger: str | os.PathLike[str] | None,
         key: KeyStream | None,
         plan: Plan | None,
+        budget: Budget | None = None,
+        lease: int = 1,
     ) -> None:
         if not isinstance(mechanism, DPSGD):
             raise InvalidArgumentError(f"mechanism must be a DPSGD, got {type(mechanism).__name__}")
@@ -104,7 +113,7 @@ class Session:
         self.last_step_updated = False
         """Whether the last `optimizer.step()` ended a logical batch; learning-rate schedules step only then."""
         self._stream = key if key is not None else KeyStream.from_operating_system()
-        self._spending = Spending(mechanism, ledger, noise_is_secret=self._stream.is_secret)
+        self._spending = Spending(mechanism, ledger, noise_is_secret=self._stream.is_secret, budget=budget, lease=lease)
         self._frozen = FrozenSetup(model, optimizer, self._parameters)
         self._update = Update(self._parameters, mechanism, self._stream.fork("noise"), plan)
         self._pool = UsePool()
@@ -263,6 +272,15 @@ class Session:
         """The number of steps charged, those of earlier sessions with the same ledger included."""
         return self._spending.steps
 
+    @property
+    def steps_left(self) -> int | None:
+        """How many more steps are planned and fit into the budget; None where nothing limits them.
+
+        For `DisjointBatches` the limit is in passes over the data, and this is None. Before the first batch is drawn
+        the budget is not counted yet.
+        """
+        return self._spending.steps_left
+
     def epsilon(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> float:
         """Return ε at `delta` for everything that was charged; 0 before the first step, inf without noise."""
         return self._spending.epsilon(delta, accountant)
@@ -375,12 +393,18 @@ class Session:
             self._probe.examine(size)
         uses = self._pool.take()
         if weight > 0:  # the record that stands in for an empty draw contributes exactly nothing
+            self._follow_schedule()
             self._update.add(uses, scale)
+
+    def _follow_schedule(self) -> None:
+        if self._mechanism.is_scheduled:
+            self._update.follow(self._spending.current())
 
     def _release(self, loader_pass: int = 0) -> None:
         """Charge, then draw noise and hand the update to the optimizer."""
         try:
             self._spending.require_step()
+            self._follow_schedule()
             self._spending.charge(loader_pass)
         except BaseException:
             self._update.drop()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 
 from hushgrad.accounting.accountants import epsilon as epsilon_of
-from hushgrad.accounting.composition import adjacency_of
+from hushgrad.accounting.budget import MOST, Budget
+from hushgrad.accounting.composition import Composition, adjacency_of
 from hushgrad.accounting.events import DisjointPass, Event
 from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract, Ledger, read_ledger
-from hushgrad.errors import BudgetExhaustedError, ContractChangedError, ProtocolError
+from hushgrad.arguments import whole_number
+from hushgrad.errors import BudgetExhaustedError, ContractChangedError, InvalidArgumentError, ProtocolError
 from hushgrad.mechanism import DPSGD
 from hushgrad.sampling.specs import DisjointBatches
+
+MOST_PASSES = 10**5
 
 
 class Spending:
@@ -19,11 +23,29 @@ class Spending:
 
     Guarantee: a mechanism with a limit of steps or passes spends no more than it plans, also over several sessions
     with one ledger.
+    Guarantee: a budget ends training at exactly the last step that fits into it, the same step every time, also after a
+    crash and a resume.
+
+    `lease` steps are put on disk at once (see `Ledger.charge`); a crash over-charges at most lease − 1 of them.
     """
 
-    def __init__(self, mechanism: DPSGD, path: str | os.PathLike[str] | None, *, noise_is_secret: bool) -> None:
+    def __init__(
+        self,
+        mechanism: DPSGD,
+        path: str | os.PathLike[str] | None,
+        *,
+        noise_is_secret: bool,
+        budget: Budget | None = None,
+        lease: int = 1,
+    ) -> None:
+        if budget is not None and not isinstance(budget, Budget):
+            raise InvalidArgumentError(f"budget must be a Budget(epsilon, delta), got {type(budget).__name__}")
         self._mechanism = mechanism
         self._path = path
+        self._budget = budget
+        self._lease = whole_number("lease", lease, minimum=1)
+        self._last_step = mechanism.steps
+        self._last_pass = mechanism.passes
         self._noise_source = OPERATING_SYSTEM if noise_is_secret else FIXED_KEY
         self._ledger: Ledger | None = None
         self._first_pass = 0
@@ -51,8 +73,10 @@ class Spending:
         ledger = Ledger(self._path, contract=self._contract(sampling, population))
         earlier = [event for event, _ in ledger.events()]
         try:
-            adjacency_of([self._mechanism.event(), *earlier])  # of different neighbours no total can be told
-            self._require_planned(earlier)
+            adjacency_of([self._mechanism.at(0).event(), *earlier])  # of different neighbours no total can be told
+            self._require_planned(ledger.events())
+            if self._budget is not None:
+                self._limit_to(self._budget, ledger.events())
         except BaseException:
             ledger.close()
             raise
@@ -60,32 +84,81 @@ class Spending:
         self._first_pass = max(passes, default=-1) + 1
         self._ledger = ledger
 
+    def _limit_to(self, budget: Budget, earlier: list[tuple[Event, int]]) -> None:
+        """Set how many steps or passes fit, those that the ledger holds of this plan included.
+
+        What a run before this one left is part of the plan, not of the question, so that the answer stays the same.
+        """
+        mechanism = self._mechanism
+        if isinstance(mechanism.sampling, DisjointBatches):
+            foreign = [
+                (event, count)
+                for event, count in earlier
+                if not (isinstance(event, DisjointPass) and event == mechanism.event(event.pass_index))
+            ]
+            indices = {event.pass_index for event, _ in foreign if isinstance(event, DisjointPass)}
+            beyond = max(indices, default=-1) + 1
+
+            def passes(count: int) -> Composition:
+                return [*foreign, *((mechanism.event(beyond + i), 1) for i in range(count))]
+
+            self._last_pass = len(indices) + budget.most(passes, mechanism.passes or MOST_PASSES)
+            return
+        # With a schedule (which limits the steps) the ledger holds nothing else: `_require_planned` has seen to it.
+        foreign = [] if mechanism.is_scheduled else [part for part in earlier if part[0] != mechanism.event()]
+
+        def steps(count: int) -> Composition:
+            return [*foreign, *mechanism.first(count)]
+
+        before = sum(count for _, count in foreign)
+        self._last_step = before + budget.most(steps, mechanism.steps or MOST)
+
     def require_pass(self, loader_pass: int) -> None:
-        """Refuse a pass over the data beyond the planned ones; `loader_pass` counts this session's from 0."""
-        passes = self._mechanism.passes
+        """Refuse a pass over the data beyond those that are planned or fit; `loader_pass` counts this session's."""
+        passes = self._last_pass
         if passes is not None and self._first_pass + loader_pass >= passes:
             raise BudgetExhaustedError(
-                f"all {passes} planned passes over the data are spent; the model was not updated"
+                f"all {passes} passes over the data that {self._reason()} are spent; the model was not updated"
             )
 
     def require_step(self) -> None:
-        """Refuse a step beyond the planned ones."""
-        steps = self._mechanism.steps
+        """Refuse a step beyond those that are planned or fit."""
+        steps = self._last_step
         if steps is not None and self.steps >= steps:
             raise BudgetExhaustedError(
-                f"all {steps} planned steps are spent; the model was not updated. Stop here, or plan more steps"
+                f"all {steps} steps that {self._reason()} are spent; the model was not updated. Stop here, or plan more"
             )
+
+    def _reason(self) -> str:
+        if self._budget is None:
+            return "were planned"
+        return f"fit into epsilon = {self._budget.epsilon:g} at delta = {self._budget.delta:g}"
+
+    @property
+    def steps_left(self) -> int | None:
+        """How many more steps are planned and fit into the budget; None where nothing limits them."""
+        return None if self._last_step is None else max(self._last_step - self.steps, 0)
+
+    def current(self) -> DPSGD:
+        """Return the mechanism of the next step to be charged (of the last one, where all are)."""
+        if not self._mechanism.is_scheduled or self._mechanism.steps is None:
+            return self._mechanism
+        return self._mechanism.at(min(self.steps, self._mechanism.steps - 1))
 
     def charge(self, loader_pass: int = 0) -> None:
         """Charge one step; return when the charge is as durable as the ledger."""
         if self._ledger is None:
             raise ProtocolError("nothing can be charged before it is known how batches are drawn")
-        self._ledger.charge(self._mechanism.event(self._first_pass + loader_pass))
+        lease = self._lease
+        if self._last_step is not None:
+            lease = max(1, min(lease, self._last_step - self.steps))
+        lease = self._mechanism.equal_steps(self.steps, lease)
+        self._ledger.charge(self.current().event(self._first_pass + loader_pass), lease=lease)
 
     @property
     def steps(self) -> int:
         """The number of steps charged, those of earlier sessions with this ledger included."""
-        return sum(count for _, count in self.events())
+        return sum(count for _, count in self.events()) if self._ledger is None else self._ledger.steps
 
     def events(self) -> list[tuple[Event, int]]:
         """Return what was charged, in order, as `(event, count)`."""
@@ -120,19 +193,28 @@ class Spending:
             population=population,
         )
 
-    def _require_planned(self, earlier: list[Event]) -> None:
+    def _require_planned(self, earlier: list[tuple[Event, int]]) -> None:
         """The ε of a plan holds only if all that its ledger holds is of that plan."""
-        if self._mechanism.steps is None and self._mechanism.passes is None:
+        mechanism = self._mechanism
+        if mechanism.steps is None and mechanism.passes is None:
             return
+        if mechanism.is_scheduled:
+            total = sum(count for _, count in earlier)
+            if not total or (total <= (mechanism.steps or 0) and list(mechanism.first(total)) == earlier):
+                return
+            raise ContractChangedError(
+                "the ledger holds other steps than the first ones of the mechanism's schedule; together they would "
+                "spend more than was planned. Continue with the old values, or begin a new ledger for a new run"
+            )
         foreign = [
             event
-            for event in earlier
-            if event != self._mechanism.event(event.pass_index if isinstance(event, DisjointPass) else 0)
+            for event, _ in earlier
+            if event != mechanism.event(event.pass_index if isinstance(event, DisjointPass) else 0)
         ]
         if foreign:
             raise ContractChangedError(
-                f"the ledger holds {foreign[0]}, the mechanism plans {self._mechanism.event()}; together they would "
-                f"spend more than was planned. Continue with the old values, or begin a new ledger for a new run"
+                f"the ledger holds {foreign[0]}, the mechanism plans {mechanism.event()}; together they would spend "
+                f"more than was planned. Continue with the old values, or begin a new ledger for a new run"
             )
 
 

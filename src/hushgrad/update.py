@@ -46,6 +46,10 @@ class Update:
             else:
                 self._sums[name] = part
 
+    def follow(self, mechanism: DPSGD) -> None:
+        """Clip and add noise as `mechanism` says from here on: the next step of a schedule."""
+        self._mechanism = mechanism
+
     def drop(self) -> None:
         """Forget the sums."""
         self._sums = {}

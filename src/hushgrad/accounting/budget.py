@@ -1,0 +1,93 @@
+"""A budget: an ε that a run must not pass, and how many planned steps fit into it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, epsilon
+from hushgrad.accounting.composition import Composition, normal_form
+from hushgrad.arguments import one_of, open_unit_interval, positive_number, whole_number
+from hushgrad.errors import UnreachableTargetError
+
+MOST = 10**9
+"""A run of more steps is not planned for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """At most `epsilon` > 0 at `delta` in (0, 1), as `accountant` computes it."""
+
+    epsilon: float
+    delta: float
+    accountant: str = DEFAULT_ACCOUNTANT
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epsilon", positive_number("epsilon", self.epsilon))
+        usual = "usual: less than 1 / the number of records"
+        object.__setattr__(self, "delta", open_unit_interval("delta", self.delta, usual))
+        one_of("accountant", self.accountant, tuple(ACCOUNTANTS))
+
+    def most(self, plan: Callable[[int], Composition], limit: int = MOST) -> int:
+        """Return the largest count <= `limit` for which `plan(count)` is within the budget.
+
+        Guarantee: the count fits and one more does not (or is beyond `limit`), and it depends on nothing but the
+        budget, the plan and the limit: asked again, after a crash say, the answer is the same.
+
+        `plan` maps a count of steps (or passes) to everything that will have been released after them, what a ledger
+        held before included; ε must not fall with the count. Raises `UnreachableTargetError` where not one fits.
+        """
+        limit = whole_number("limit", limit, minimum=1)
+        seen: dict[int, float] = {}
+
+        def cost(count: int) -> float:
+            if count not in seen:
+                seen[count] = epsilon(plan(count), self.delta, self.accountant)
+            return seen[count]
+
+        if cost(1) > self.epsilon:
+            raise UnreachableTargetError(
+                f"the budget of epsilon = {self.epsilon:g} at delta = {self.delta:g} does not hold one more step: it "
+                f"would spend {cost(1):.4g}; take more noise, a smaller sampling rate or a larger budget"
+            )
+        good, bad = 1, _first_guess(plan, self.epsilon, self.delta, limit)
+        while cost(bad) <= self.epsilon:
+            if bad == limit:
+                return limit
+            good, bad = bad, min(limit, max(bad + 1, math.ceil(bad * 1.1) if good > 1 else 2 * bad))
+        while bad - good > 1:
+            for middle in _between(good, cost(good), bad, cost(bad), self.epsilon):
+                if good < middle < bad:
+                    good, bad = (middle, bad) if cost(middle) <= self.epsilon else (good, middle)
+        return good
+
+
+def _between(good: int, below: float, bad: int, above: float, target: float) -> tuple[int, int, int]:
+    """Return three counts to try: where a line through both ends meets the target, next to it, and the middle."""
+    middle = round(math.sqrt(good * bad))
+    if not 0 < below < above < math.inf:
+        return middle, middle, middle
+    fraction = math.log(target / below) / math.log(above / below)
+    met = math.floor(good * (bad / good) ** fraction)
+    margin = max(1, round(0.02 * (bad - good)))
+    # The line tends to end on one side: a point a little beyond it closes the bracket from the other.
+    return met, met + (margin if met - good < bad - met else -margin), middle
+
+
+def _first_guess(plan: Callable[[int], Composition], target: float, delta: float, limit: int) -> int:
+    """Return about how many steps the central limit of the privacy loss allows; only a first guess, at least 2."""
+    from hushgrad.accounting.gaussian import gaussian_epsilon
+
+    def rough(count: int) -> float:
+        form = normal_form(plan(count))
+        precision = form.gaussian_precision
+        for rate, noise, number in form.sampled:
+            precision += number * rate**2 * math.expm1(min(noise**-2, 500.0))
+        return gaussian_epsilon(precision, delta)
+
+    low, high = 1, limit
+    while high > low * 1.01 + 1:
+        middle = max(low + 1, round(math.sqrt(low * high)))
+        low, high = (middle, high) if rough(middle) <= target else (low, middle)
+    return min(max(high, 2), limit) if limit > 1 else 1
