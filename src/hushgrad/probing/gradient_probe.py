@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution
 from hushgrad.probing.calls import Outcome, Runner
 from hushgrad.probing.rows import Batch
+from hushgrad.probing.state import PART
 from hushgrad.probing.trees import Path, tensors_at
 
 LOOSENESS = {torch.float64: 1e-6, torch.float32: 1e-2}
@@ -156,7 +158,7 @@ def _called(path: Path) -> str:
 @torch.no_grad()
 def _require_equal(
     uses: Mapping[str, Sequence[Contribution]],
-    own: Mapping[str, Tensor],
+    own: dict[str, Tensor],
     parameters: Mapping[str, nn.Parameter],
     example: int,
     autocast: Sequence[tuple[str, bool, torch.dtype]],
@@ -165,19 +167,14 @@ def _require_equal(
     low = any(enabled for _, enabled, _ in autocast)
     looseness = 0.0
     for name, parameter in parameters.items():
-        parts = uses.get(name)
-        wanted = own.get(name)
-        wanted_square = 0.0 if wanted is None else float(wanted.double().square().sum())
-        if not parts:
-            off = wanted_square
-        else:
-            whole = combine(parts)
+        parts, wanted = uses.get(name), own.pop(name, None)
+        found = None
+        if parts:
             row = torch.tensor([example], device=parameter.device)
-            found = whole.select(row).per_example()[0].reshape(parameter.shape).double()
-            off = float((found if wanted is None else found - wanted.double()).square().sum())
-            if wanted is None:
-                wanted_square = off
-        difference, size = difference + off, size + wanted_square
+            found = combine(parts).select(row).per_example()[0].reshape(parameter.shape)
+        wanted_square = _square(wanted)
+        off = _distance(found, wanted)
+        difference, size = difference + off, size + (off if wanted is None else wanted_square)
         looseness = max(looseness, LOW_LOOSENESS if low else LOOSENESS.get(parameter.dtype, LOW_LOOSENESS))
         if off > worst:
             worst, culprit = off, name
@@ -189,3 +186,16 @@ def _require_equal(
             f"the gradient that the example gives alone (most of all for parameter {culprit!r}). Detach, replace and "
             f"normalise gradients within one example only, never by values of the batch"
         )
+
+
+def _distance(one: Tensor | None, two: Tensor | None) -> float:
+    """Return the squared norm of the difference; None is 0."""
+    return _square(one) + _square(two) if one is None or two is None else _square(one - two)
+
+
+def _square(values: Tensor | None) -> float:
+    """Return the squared norm; None is 0."""
+    if values is None:
+        return 0.0
+    parts: list[Tensor] = values.reshape(-1).split(PART)  # type: ignore[no-untyped-call]
+    return math.fsum(float(part.double().square().sum()) for part in parts)

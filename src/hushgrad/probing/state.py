@@ -16,6 +16,9 @@ from torch import Tensor, nn
 DEPTH = 4
 """How deep into nested attributes state is looked for."""
 
+PART = 1 << 18
+"""How many values of a parameter are summed at a time, in double precision."""
+
 INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 """What torch keeps on every module: its dictionaries of parameters, submodules and hooks."""
 
@@ -223,9 +226,15 @@ def _fingerprint(parameter: Tensor) -> tuple[float, ...]:
     if parameter.is_meta or parameter.numel() == 0 or isinstance(parameter, nn.UninitializedParameter):
         return ()
     flat = parameter.detach().reshape(-1)
-    if not flat.is_floating_point():
-        return (float(flat.double().sum()) if not flat.is_complex() else 0.0,)
-    return float(flat.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(flat, dtype=torch.float64))
+    if flat.is_complex():
+        return ()
+    sums = [0.0, 0.0]
+    parts: list[Tensor] = flat.split(PART)  # type: ignore[no-untyped-call]
+    for part in parts:
+        values = part.double()
+        sums[0] += float(values.sum())
+        sums[1] += float(values.dot(values))
+    return tuple(sums)
 
 
 @contextmanager
