@@ -68,8 +68,8 @@ def privatize(
         key: for tests only, `KeyStream.fixed_for_tests(seed)`; marks the ledger "NOT PRIVATE".
         plan: how norms are computed; every plan gives the same numbers.
         budget: an ε that training must not pass. `optimizer.step()` raises `BudgetExhaustedError` at the first step
-            that does not fit, and updates nothing; the same step after a crash and a resume of the ledger. In passes over
-            the data, for `DisjointBatches`.
+            that does not fit, and updates nothing; the same step after a crash and a resume of the ledger. In passes
+            over the data, for `DisjointBatches`.
         lease: how many steps are put on disk at once, which saves time; a crash over-charges fewer than that many.
 
     Raises what `require_trainable_privately` raises, before any data is read, and `ProtocolError` where the model or
