@@ -15,6 +15,8 @@ COMMANDS = {
     "demo": ("hushgrad.cli.demo", "demo", "Train on digits with and without privacy, side by side."),
     "doctor": ("hushgrad.cli.doctor", "doctor", "Examine a model: what private training costs, what is refused."),
     "epsilon": ("hushgrad.cli.epsilon", "epsilon", "Compute the epsilon of a plan or of a ledger."),
+    "report": ("hushgrad.cli.report", "report", "Make a page, JSON and a model card of a run or a sweep; check them."),
+    "sweep": ("hushgrad.cli.sweep", "sweep", "See what noise does: many runs, a table, pictures."),
     "train": ("hushgrad.cli.train", "train", "Train a model with differential privacy."),
 }
 

@@ -36,7 +36,7 @@ def accuracy_picture(groups: Sequence[Group], *, title: str, delta: float) -> Pi
                 panel.axhline(ordinary.mean, color=look(index)["color"], lw=1, ls=":", alpha=0.8)
     _noise_axis(against_noise, groups)
     against_epsilon.set(title=f"… against ε (δ = {delta:g}; left is more private)", xscale="log", xlabel="ε")
-    against_epsilon.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    _plain_logarithm(against_epsilon.xaxis)
     from matplotlib.ticker import PercentFormatter
 
     against_noise.set(title="Test accuracy against noise", ylabel="test accuracy")
@@ -55,6 +55,15 @@ def accuracy_picture(groups: Sequence[Group], *, title: str, delta: float) -> Pi
         f"{plain_text(title)}\n{points}; band: lowest to highest; dotted line: without privacy", fontsize=11
     )
     return rendered(figure)
+
+
+def _plain_logarithm(axis: Any) -> None:
+    """Label a logarithmic axis with plain numbers, 1, 2 and 5 of each decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _line(panel: Any, groups: Sequence[Group], place: Callable[[Group], float], index: int, name: str) -> None:
@@ -88,33 +97,41 @@ def _noise_axis(panel: Any, groups: Sequence[Group]) -> None:
 def curves_picture(runs: Sequence[tuple[str, Measured]], *, title: str, delta: float) -> Picture:
     """Return loss, accuracy and ε over steps; `runs` are (aim, measurements), aims in the order of their colours.
 
-    Lines are means over the runs of one aim, bands reach from the lowest to the highest.
+    Measurements without a loss give a picture without one. Lines are means over the runs of one aim, bands reach from
+    the lowest to the highest.
     """
-    figure = new_figure(13, 4.2)
-    loss, accuracy, epsilon = figure.subplots(1, 3, sharex=True)
+    with_loss = any("loss" in row for _, measured in runs for row in measured)
+    figure = new_figure(13 if with_loss else 10, 4.2)
+    panels = list(figure.subplots(1, 3 if with_loss else 2, sharex=True))
+    accuracy, epsilon = panels[-2:]
     aims = list(dict.fromkeys(aim for aim, _ in runs))
     for index, aim in enumerate(aims):
         members = [measured for name, measured in runs if name == aim]
         style = {**look(index), "ms": 3, "lw": 1.5}
-        _curve(loss, members, "loss", {**style, "marker": None}, plain_text(aim))
+        if with_loss:
+            _curve(panels[0], members, "loss", {**style, "marker": None}, plain_text(aim))
         _curve(accuracy, members, "test_accuracy", style, plain_text(aim))
         _epsilon_curve(epsilon, members, style)
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    loss.set(title="Loss on training batches (outside ε)", ylabel="cross-entropy")
-    highest = _usual_ceiling([row["loss"] for _, measured in runs for row in measured])
-    loss.set_ylim(0, highest)
+    if with_loss:
+        panels[0].set(title="Loss on training batches (outside ε)", ylabel="cross-entropy")
+        panels[0].set_ylim(0, _usual_ceiling([row["loss"] for _, measured in runs for row in measured]))
     accuracy.set(title="Test accuracy", ylim=(0, 1.02))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     epsilon.set(title=f"Privacy spent (δ = {delta:g})", ylabel="ε (logarithmic)", yscale="log")
-    epsilon.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    for panel in (loss, accuracy, epsilon):
+    _plain_logarithm(epsilon.yaxis)
+    for panel in panels:
         panel.set_xlabel("step")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         panel.set_xlim(left=0)
         tidy(panel)
-    if aims:
-        loss.legend(loc="upper right", frameon=False, fontsize=8, ncols=2)
+    if not epsilon.lines:
+        epsilon.set_yticks([])
+        epsilon.minorticks_off()
+        epsilon.text(0.5, 0.5, "NOT PRIVATE\nε = ∞", transform=epsilon.transAxes, ha="center", va="center", fontsize=16)
+    if len(aims) > 1:
+        accuracy.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none", fontsize=8, ncols=2)
     figure.suptitle(plain_text(title), fontsize=11)
     return rendered(figure)
 

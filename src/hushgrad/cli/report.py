@@ -1,0 +1,37 @@
+"""`hushgrad report`: a page, JSON and a model card of a run or a sweep; `--check` recomputes every number."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from hushgrad.report.files import CARD, DATA, PAGE, check_report, write_report
+from hushgrad.study.printable import printable
+
+
+@click.command(name="report")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--out", type=click.Path(path_type=Path), help="Where the report goes; default: beside the run's files.")
+@click.option("--title", help="What to call the run; default: its folder's or the sweep's name.")
+@click.option("--with-uncovered", is_flag=True, help="Show training loss too, which ε does not cover: for you alone.")
+@click.option("--check", is_flag=True, help="Recompute every number of a report that is there, from the run's files.")
+def report(folder: Path, out: Path | None, title: str | None, with_uncovered: bool, check: bool) -> None:
+    """Report on the run or the sweep in FOLDER: what it guarantees, what that rests on, what it reached.
+
+    Writes report.html (one page, no scripts, no network), report.json and model-card.md.
+    """
+    place = out or folder
+    if not check:
+        write_report(folder.resolve(), place, name=title, uncovered=with_uncovered)
+        for file in (PAGE, DATA, CARD):
+            click.echo(place / file)
+        return
+    checks = check_report(folder.resolve(), place)
+    wrong = [found for found in checks if not found.held]
+    for found in wrong:
+        click.echo(f"WRONG  {printable(found.what, limit=200)}")
+    click.echo(f"{len(checks) - len(wrong)} of {len(checks)} checks hold.")
+    if wrong:
+        sys.exit(1)

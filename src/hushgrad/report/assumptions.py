@@ -1,0 +1,80 @@
+"""What a guarantee rests on, and whether it held: seen in the files, enforced while the run went on, or not known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hushgrad.accounting.ledger import OBSERVED, LedgerView
+
+HELD, BROKEN, UNKNOWN = "held", "did not hold", "not checked"
+
+
+def assumptions_of(ledger: LedgerView | None, summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return {"assumption", "status", "evidence"} for each condition of the ε; none for a run without privacy."""
+    if ledger is None:
+        return []
+    contract = ledger.contract
+    distinct = {(type(event), event.noise_multiplier) for event, _ in ledger.events}
+    delta, population = summary.get("delta"), contract.population
+    rows = [
+        (
+            "Records were drawn as is charged",
+            HELD if contract.sampling == OBSERVED else UNKNOWN,
+            "hushgrad's own loader drew every batch"
+            if contract.sampling == OBSERVED
+            else "the caller drew the batches and declared how",
+        ),
+        (
+            "Nobody can predict the noise",
+            HELD if contract.noise_is_secret else BROKEN,
+            f"key of noise: {contract.noise_source}",
+        ),
+        (
+            "Noise was drawn after its step was charged, once for each step",
+            HELD,
+            "enforced while the run went on; the ledger's chain of hashes is whole",
+        ),
+        (
+            "Every step had the same noise multiplier",
+            HELD if len(distinct) <= 1 else UNKNOWN,
+            "read from the ledger; steps that differ would be charged as they were",
+        ),
+        (
+            "One record's gradient depends on that record alone, and its norm is at most C",
+            HELD,
+            "enforced: per-example gradients are clipped before they are added; model and loss were examined on the "
+            "first batch, and a parameter that was used out of sight stops the run",
+        ),
+        _delta_row(delta, population),
+        (
+            "One person has one record",
+            UNKNOWN,
+            "only the owner of the data can know; where one person has several records, ε holds for each record and "
+            "not for the person",
+        ),
+        (
+            "N, the batch size and all other settings are public",
+            UNKNOWN,
+            "declared; a setting that was derived from the records is outside ε",
+        ),
+        (
+            "Real numbers",
+            UNKNOWN,
+            "the mathematics is for real numbers; noise is added in floating point, and an attack on its last bits is "
+            "outside ε",
+        ),
+        (
+            "The ledger has not been cut short",
+            UNKNOWN,
+            "compare the hash of its last record with a copy kept elsewhere",
+        ),
+    ]
+    return [{"assumption": said, "status": status, "evidence": evidence} for said, status, evidence in rows]
+
+
+def _delta_row(delta: float | None, population: int | None) -> tuple[str, str, str]:
+    said = "δ is below 1/N"
+    if delta is None or population is None:
+        return said, UNKNOWN, "N was not declared"
+    return said, HELD if delta < 1 / population else BROKEN, f"δ = {delta:g}, 1/N = {1 / population:.3g}"

@@ -1,0 +1,76 @@
+"""A report as a document: sections of sentences, facts, tables and pictures, for any form of page."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from hushgrad.accounting.guarantee import round_up
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table: its columns and its rows of text."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture as SVG, with the words that stand for it."""
+
+    svg: bytes
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading with what is under it, in this order: text, facts (name, value), table, list, pictures."""
+
+    heading: str
+    text: tuple[str, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
+    table: Grid | None = None
+    points: tuple[str, ...] = ()
+    images: tuple[Image, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A whole report. `figures` are the few numbers that come first, as (value, what it is)."""
+
+    title: str
+    private: bool
+    figures: tuple[tuple[str, str], ...]
+    sections: tuple[Section, ...]
+
+
+def up(value: Any) -> str:
+    """Return a figure of privacy rounded up to four digits; "∞" for infinity, "–" for none."""
+    if value is None:
+        return "–"
+    number = float(value)
+    return "∞" if math.isinf(number) else round_up(number)
+
+
+def percent(value: Any) -> str:
+    """Return a fraction as a percentage."""
+    return "–" if value is None else f"{float(value):.1%}"
+
+
+def percent_up(value: float) -> str:
+    """Return what an attacker achieves at most, as a percentage that is rounded up."""
+    return f"{round_up(100 * value, 3)}%"
+
+
+def plain(value: Any) -> str:
+    """Return any other value as text."""
+    if value is None:
+        return "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
