@@ -25,8 +25,8 @@ STEPS_OF_A_LEDGER = 10**6
 KILLS_OF_A_LEDGER = 25
 
 
-def train(ledger: Path, witness: Path, lease: int, ready: int) -> None:
-    """Train without end."""
+def train(ledger: Path | None, witness: Path, lease: int, ready: int, steps: int) -> None:
+    """Train for so many steps; write a byte to `ready` after the first."""
     model = nn.Linear(3, 1)
     mechanism = DPSGD(
         noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.1), expected_batch_size=4,
@@ -36,18 +36,22 @@ def train(ledger: Path, witness: Path, lease: int, ready: int) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     session = privatize(model, optimizer, mechanism, ledger=ledger, lease=lease)
     x = torch.randn(4, 3)
-    os.write(ready, b"1")
-    while True:
+    for step in range(steps):
         session.backward(model(x).squeeze(1))
         optimizer.step()
         os.write(released, b".")
+        if step == 0:
+            os.write(ready, b"1")
+    session.close()
 
 
 def main(folder: str, kills: int, lease: int, seed: int) -> None:
     """Kill `kills` times and print what was found."""
     torch.set_num_threads(1)
+    # Once here, so that the forked processes find everything imported and spend their lives training.
+    train(None, Path(folder, "warm.witness"), 1, os.open(os.devnull, os.O_WRONLY), 3)
     chance = random.Random(seed)
-    uncharged, worst, total, died_early = 0, 0, 0, 0
+    uncharged, worst, total, died_early, excess = 0, 0, 0, 0, 0
     for kill in range(kills):
         number, turn = divmod(kill, KILLS_OF_A_LEDGER)
         ledger, witness = Path(folder, f"{number}.jsonl"), Path(folder, f"{number}.witness")
@@ -55,7 +59,7 @@ def main(folder: str, kills: int, lease: int, seed: int) -> None:
         child = os.fork()
         if child == 0:
             try:
-                train(ledger, witness, lease, writable)
+                train(ledger, witness, lease, writable, STEPS_OF_A_LEDGER)
             except BaseException as error:
                 print(error, file=sys.stderr, flush=True)
             os._exit(1)
@@ -69,8 +73,11 @@ def main(folder: str, kills: int, lease: int, seed: int) -> None:
         charged = read_ledger(ledger).steps if ledger.exists() else 0
         released = witness.stat().st_size if witness.exists() else 0
         uncharged += released > charged
-        worst = max(worst, (charged - released) / (turn + 1))
-        total = total + released if turn == KILLS_OF_A_LEDGER - 1 else total
+        # What this kill over-charged: what earlier ones did stays in the ledger.
+        excess_before = excess if turn else 0
+        excess = charged - released
+        worst = max(worst, excess - excess_before)
+        total += released if turn == KILLS_OF_A_LEDGER - 1 or kill == kills - 1 else 0
     found = {"kills": kills, "uncharged": uncharged, "worst_over_charge": worst, "steps": total, "failed": died_early}
     print(json.dumps(found))
 
