@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hushgrad.readiness import make_private_ready
     from hushgrad.sampling.specs import DisjointBatches, PoissonSampling
     from hushgrad.session import Session, privatize
+    from hushgrad.verification.hand_written import verify_update
 
 __all__ = [  # noqa: RUF022 - in plain order
     "Budget",
@@ -30,6 +31,7 @@ __all__ = [  # noqa: RUF022 - in plain order
     "doctor",
     "make_private_ready",
     "privatize",
+    "verify_update",
 ]
 
 _HOMES = {
@@ -43,6 +45,7 @@ _HOMES = {
     "doctor": "hushgrad.diagnosis.examination",
     "make_private_ready": "hushgrad.readiness",
     "privatize": "hushgrad.session",
+    "verify_update": "hushgrad.verification.hand_written",
 }
 
 

@@ -1,0 +1,1 @@
+"""Measures whether what runs is what is claimed: contributions, noise, sampling, ledger and replay."""
