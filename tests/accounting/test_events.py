@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hushgrad.accounting.events import DisjointPass, Event, Gaussian, PoissonSampled, event_from_json
+from hushgrad.accounting.events import (
+    BallsInBins,
+    DisjointPass,
+    Event,
+    FixedSizeSampled,
+    Gaussian,
+    PoissonSampled,
+    TruncatedPoisson,
+    event_from_json,
+)
 from hushgrad.errors import InvalidArgumentError
 
 noise = st.floats(0, 1e300, allow_nan=False)
@@ -12,6 +21,9 @@ events = st.one_of(
     st.builds(Gaussian, noise),
     st.builds(PoissonSampled, st.floats(0, 1), noise),
     st.builds(DisjointPass, noise, st.integers(0, 2**40)),
+    st.builds(BallsInBins, st.integers(1, 2**40), noise, st.integers(0, 2**40)),
+    st.builds(TruncatedPoisson, st.floats(0, 1), noise, st.integers(1, 2**40), st.integers(1, 2**40)),
+    st.builds(FixedSizeSampled, st.integers(1, 2**20), st.integers(2**20, 2**40), noise),
 )
 
 

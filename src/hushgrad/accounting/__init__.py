@@ -2,9 +2,19 @@
 
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, Accountant, epsilon, epsilon_bounds
 from hushgrad.accounting.bounds import DeltaBounds, EpsilonBounds
+from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.calibration import calibrate_noise_multiplier, disjoint_passes, poisson_steps
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.events import DisjointPass, Event, Gaussian, PoissonSampled, event_from_json
+from hushgrad.accounting.events import (
+    BallsInBins,
+    DisjointPass,
+    Event,
+    FixedSizeSampled,
+    Gaussian,
+    PoissonSampled,
+    TruncatedPoisson,
+    event_from_json,
+)
 from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger import Contract, Ledger, LedgerView, read_ledger
 from hushgrad.accounting.records import Anchor
@@ -14,17 +24,21 @@ __all__ = [
     "DEFAULT_ACCOUNTANT",
     "Accountant",
     "Anchor",
+    "BallsInBins",
+    "Budget",
     "Composition",
     "Contract",
     "DeltaBounds",
     "DisjointPass",
     "EpsilonBounds",
     "Event",
+    "FixedSizeSampled",
     "Gaussian",
     "Guarantee",
     "Ledger",
     "LedgerView",
     "PoissonSampled",
+    "TruncatedPoisson",
     "calibrate_noise_multiplier",
     "disjoint_passes",
     "epsilon",

@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, NormalForm, normal_form
+from hushgrad.accounting.truncation import as_if_never_cut, without_truncation
 from hushgrad.arguments import one_of, open_unit_interval
 from hushgrad.errors import AccountingError
 
@@ -95,13 +96,18 @@ def epsilon_bounds(composition: Composition, delta: float, accountant: str = DEF
         return EpsilonBounds(0.0, 0.0)
     if form.noiseless:
         return EpsilonBounds(math.inf, math.inf)
-    if delta < chosen.smallest_delta and (form.sampled or not chosen.exact_without_sampling):
+    if delta < chosen.smallest_delta and (form.is_sampled or not chosen.exact_without_sampling):
         raise AccountingError(
             f"accountant {chosen.name!r} is true for delta >= {chosen.smallest_delta:g} (its rounding hides smaller "
             f"tails), got delta = {delta:g}; use accountant='{'rdp' if chosen.states_error else DEFAULT_ACCOUNTANT}', "
             f"or a larger delta"
         )
-    result = chosen.bounds(form, delta)
+    if form.truncated:
+        plain, remaining = without_truncation(form, delta)
+        least = chosen.bounds(as_if_never_cut(form), delta).lower if chosen.states_error else 0.0
+        result = EpsilonBounds(least, max(chosen.bounds(plain, remaining).upper, least))
+    else:
+        result = chosen.bounds(form, delta)
     if math.isnan(result.upper) or result.upper < 0:
         raise AccountingError(
             f"accountant {chosen.name!r} found no number for this composition; use another of {', '.join(ACCOUNTANTS)}"

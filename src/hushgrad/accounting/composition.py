@@ -12,7 +12,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from hushgrad.accounting.events import ADD_REMOVE_ONE, DisjointPass, Event, Gaussian, PoissonSampled
+from hushgrad.accounting.events import (
+    ADD_REMOVE_ONE,
+    BallsInBins,
+    DisjointPass,
+    Event,
+    FixedSizeSampled,
+    Gaussian,
+    PoissonSampled,
+    TruncatedPoisson,
+)
 from hushgrad.arguments import whole_number
 from hushgrad.errors import AccountingError
 
@@ -22,6 +31,9 @@ Composition: TypeAlias = Sequence[tuple[Event, int]]
 
 Sampled: TypeAlias = tuple[float, float, int]
 """`(sampling_rate, noise_multiplier, count)`."""
+
+Truncated: TypeAlias = tuple[float, float, float, int]
+"""`(sampling_rate, noise_multiplier, probability that a step is truncated, count)`."""
 
 _LEAST_SAMPLED_NOISE = 1e-3
 _ALMOST_ONE = 1 - 1e-9
@@ -34,18 +46,35 @@ class NormalForm:
     `gaussian_precision` (no unit) is the sum of 1/noise_multiplier² over all unsampled Gaussian releases. `sampled`
     holds `(sampling_rate, noise_multiplier, count)`, sorted, with rates strictly between 0 and 1 and noise multipliers
     of at least 1e-3; steps with less noise (an ε beyond 10⁵) or with a rate within 1e-9 of 1 count as unsampled, which
-    is an upper bound. `noiseless` says that some release had no noise at all.
+    is an upper bound. `noiseless` says that some release had no noise at all. `truncated` holds Poisson-sampled steps
+    that may be cut to a size, and `fixed_size` steps of a fixed size (batch_size / population, the noise multiplier
+    over the *replace-one* sensitivity 2C, count); only what `hushgrad.accounting.truncation` and the accountants that
+    know them have seen to may be read from a form that has some.
     """
 
     adjacency: str
     gaussian_precision: float
     sampled: tuple[Sampled, ...]
     noiseless: bool
+    truncated: tuple[Truncated, ...] = ()
+    fixed_size: tuple[Sampled, ...] = ()
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether any step drew its records by chance."""
+        return bool(self.sampled or self.truncated or self.fixed_size)
+
+    def require_plain(self, what: str) -> None:
+        """Refuse steps of truncated or of fixed size, for which `what` is not computed."""
+        if self.truncated or self.fixed_size:
+            raise AccountingError(
+                f"{what} is not computed for truncated Poisson or fixed-size sampling; ask for epsilon"
+            )
 
     @property
     def empty(self) -> bool:
         """Whether nothing was released."""
-        return not (self.noiseless or self.sampled or self.gaussian_precision)
+        return not (self.noiseless or self.is_sampled or self.gaussian_precision)
 
 
 def adjacency_of(events: Iterable[Event]) -> str:
@@ -78,7 +107,9 @@ def normal_form(composition: Composition) -> NormalForm:
 
     releases: Counter[float] = Counter()
     sampled: Counter[tuple[float, float]] = Counter()
-    weakest_of_pass: dict[int, float] = {}
+    truncated: Counter[tuple[float, float, float]] = Counter()
+    fixed: Counter[tuple[float, float]] = Counter()
+    weakest_of_pass: dict[tuple[str, int], float] = {}
     for event, count in live.items():
         match event:
             case Gaussian(noise_multiplier):
@@ -88,8 +119,22 @@ def normal_form(composition: Composition) -> NormalForm:
                     releases[noise_multiplier] += count
                 elif rate > 0:
                     sampled[rate, noise_multiplier] += count
+            case TruncatedPoisson(rate, noise_multiplier):
+                if rate > 0 and (rate > _ALMOST_ONE or noise_multiplier < _LEAST_SAMPLED_NOISE):
+                    releases[noise_multiplier / 2] += count
+                elif rate > 0:
+                    truncated[rate, noise_multiplier, _truncation_probability(event)] += count
+            case FixedSizeSampled(size, population, noise_multiplier):
+                if size == population or noise_multiplier < _LEAST_SAMPLED_NOISE:
+                    releases[noise_multiplier / 2] += count
+                else:
+                    fixed[size / population, noise_multiplier / 2] += count
             case DisjointPass(noise_multiplier, index):
-                weakest_of_pass[index] = min(noise_multiplier, weakest_of_pass.get(index, math.inf))
+                key = (event.type, index)
+                weakest_of_pass[key] = min(noise_multiplier, weakest_of_pass.get(key, math.inf))
+            case BallsInBins(_, noise_multiplier, index):
+                key = (event.type, index)
+                weakest_of_pass[key] = min(noise_multiplier, weakest_of_pass.get(key, math.inf))
     releases.update(weakest_of_pass.values())
 
     noiseless = 0.0 in releases or any(noise_multiplier == 0 for _, noise_multiplier in sampled)
@@ -97,8 +142,20 @@ def normal_form(composition: Composition) -> NormalForm:
         return NormalForm(adjacency, 0.0, (), True)
     precision = math.fsum(_precision(noise_multiplier, count) for noise_multiplier, count in releases.items())
     return NormalForm(
-        adjacency, precision, tuple(sorted((rate, noise, count) for (rate, noise), count in sampled.items())), False
+        adjacency,
+        precision,
+        tuple(sorted((rate, noise, count) for (rate, noise), count in sampled.items())),
+        False,
+        tuple(sorted((*key, count) for key, count in truncated.items())),
+        tuple(sorted((rate, noise, count) for (rate, noise), count in fixed.items())),
     )
+
+
+def _truncation_probability(event: TruncatedPoisson) -> float:
+    """Return an upper bound on the probability that a step draws at least `max_batch_size` of the other records."""
+    from scipy.stats import binom
+
+    return min(1.0, float(binom.sf(event.max_batch_size - 1, event.population, event.sampling_rate)) * (1 + 1e-9))
 
 
 def _precision(noise_multiplier: float, count: int) -> float:

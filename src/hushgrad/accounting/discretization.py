@@ -58,6 +58,32 @@ def one_step(rate: float, noise_multiplier: float, interval: float) -> PrivacyLo
     return PrivacyLossDistribution(remove, _connect_dots(-grid[::-1], without[::-1], given[::-1], interval))
 
 
+def one_step_of_fixed_size(rate: float, noise_multiplier: float, interval: float) -> PrivacyLossDistribution:
+    """Return the distribution of one step that draws a fixed fraction `rate` of the records without replacement.
+
+    Under replace-one, `noise_multiplier` over the sensitivity to that, 2C. The pair is that of Zhu, Dong & Wang (2022,
+    arXiv:2106.08567, theorem 11): positive losses are those of P against Q above, and, as either data set may be the
+    first, negative ones are their mirror image; the rest of the probability has no loss.
+
+    Guarantee: an upper bound on δ(ε) at every ε, and exact to rounding where ε is a multiple of `interval`.
+
+    `rate` in (0, 1), `noise_multiplier` > 0, `interval` > 0 in units of privacy loss.
+    """
+    highest = privacy_loss(np.array([1 + REACH * noise_multiplier]), rate, noise_multiplier)[0]
+    positive = np.arange(0, max(2, math.ceil(highest / interval) + 1))
+    z0 = _position(positive * interval, rate, noise_multiplier) / noise_multiplier
+    z0[0] = 0.5 / noise_multiplier  # where the loss is 0, exactly
+    without = _cell_masses(z0)[1:]
+    given = (1 - rate) * without + rate * _cell_masses(z0 - 1 / noise_multiplier)[1:]
+    grid = np.concatenate((-positive[:0:-1], positive))
+    upper, lower = np.concatenate((without[::-1], given)), np.concatenate((given[::-1], without))
+    result = _connect_dots(grid, upper, lower, interval)
+    no_loss = (1 - rate) * float(ndtr(0.5 / noise_multiplier) - ndtr(-0.5 / noise_multiplier))
+    probabilities = np.array(result._probs)
+    probabilities[len(positive) - 1] += no_loss
+    return PrivacyLossDistribution(DensePLDPmf(interval, int(grid[0]), probabilities, result._infinity_mass, True))
+
+
 def _position(loss: Array, rate: float, noise_multiplier: float) -> Array:
     """Return the x at which L(x) = `loss`; −infinity for losses that do not occur."""
     if rate == 1:

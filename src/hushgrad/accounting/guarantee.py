@@ -10,7 +10,14 @@ from typing import Any
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, epsilon_bounds
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, normal_form
-from hushgrad.accounting.events import DisjointPass, Gaussian, PoissonSampled
+from hushgrad.accounting.events import (
+    BallsInBins,
+    DisjointPass,
+    FixedSizeSampled,
+    Gaussian,
+    PoissonSampled,
+    TruncatedPoisson,
+)
 from hushgrad.accounting.ledger import Contract
 
 _DIGITS = 4
@@ -126,7 +133,7 @@ def guarantee(
         steps=sum(count for _, count in composition),
         noise_is_secret=contract is None or contract.noise_is_secret,
         notes=tuple(notes),
-        numerics="" if form.noiseless else _numerics(accountant, bool(form.sampled), bounds),
+        numerics="" if form.noiseless else _numerics(accountant, form.is_sampled, bounds),
         numerical_error=bounds.error if ACCOUNTANTS[accountant].states_error else None,
     )
 
@@ -139,6 +146,23 @@ def _sampling(composition: Composition) -> str:
         kinds.append(f"Poisson, every record independently with {span} in every step")
     if any(isinstance(event, Gaussian) for event, count in composition if count):
         kinds.append("full batch, every record in every step")
+    cut = [event for event, count in composition if count and isinstance(event, TruncatedPoisson)]
+    if cut:
+        kinds.append(
+            f"Poisson with rate {max(event.sampling_rate for event in cut):.6g}, cut at random to at most "
+            f"{min(event.max_batch_size for event in cut)} of {cut[0].population} records"
+        )
+    fixed = [event for event, count in composition if count and isinstance(event, FixedSizeSampled)]
+    if fixed:
+        kinds.append(
+            f"exactly {fixed[0].batch_size} of {fixed[0].population} records in every step, without replacement"
+        )
+    bins = {event.pass_index for event, count in composition if count and isinstance(event, BallsInBins)}
+    if bins:
+        kinds.append(
+            f"every record in one random batch of each of {len(bins)} pass{'' if len(bins) == 1 else 'es'} (balls in "
+            f"bins), charged without amplification: no bound for it is known that holds with certainty and is sharp"
+        )
     passes = {event.pass_index for event, count in composition if count and isinstance(event, DisjointPass)}
     if passes:
         kinds.append(

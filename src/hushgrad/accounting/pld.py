@@ -16,7 +16,7 @@ import numpy as np
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 from hushgrad.accounting.composition import NormalForm, Sampled, pooled
-from hushgrad.accounting.discretization import REACH, one_step, privacy_loss
+from hushgrad.accounting.discretization import REACH, one_step, one_step_of_fixed_size, privacy_loss
 from hushgrad.accounting.gaussian import gaussian_epsilon
 from hushgrad.errors import AccountingError
 
@@ -45,12 +45,13 @@ def pld_epsilon(form: NormalForm, delta: float) -> float:
     """
     if form.noiseless:
         return math.inf
-    if not form.sampled:
+    if not form.sampled and not form.fixed_size:
         return gaussian_epsilon(form.gaussian_precision, delta)
-    if form.gaussian_precision == 0 and math.fsum(rate * count for rate, _, count in form.sampled) <= delta:
+    drawn = math.fsum(rate * count for rate, _, count in (*form.sampled, *form.fixed_size))
+    if form.gaussian_precision == 0 and drawn <= delta:
         # The record is never drawn, except with this probability.
         return 0.0
-    allowance = FFT_ERROR_OF_A_STEP * sum(count for _, _, count in form.sampled)
+    allowance = FFT_ERROR_OF_A_STEP * sum(count for _, _, count in (*form.sampled, *form.fixed_size))
     if allowance > delta / 2:
         raise AccountingError(
             f"accountant 'pld' is true for steps <= {delta / 2 / FFT_ERROR_OF_A_STEP:.3g} at delta = {delta:g} (its "
@@ -60,16 +61,28 @@ def pld_epsilon(form: NormalForm, delta: float) -> float:
     sampled = tuple((rate, min(noise, _LARGEST_NOISE_MULTIPLIER), count) for rate, noise, count in form.sampled)
     # Losses beyond 709 overflow in exp, in places where infinity is the right limit.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        value = _sampled_epsilon(pooled(sampled, MOST_GROUPS), form.gaussian_precision, delta - allowance)
+        value = _sampled_epsilon(
+            pooled(sampled, MOST_GROUPS),
+            form.gaussian_precision,
+            delta - allowance,
+            pooled(form.fixed_size, MOST_GROUPS),
+        )
     # Sampling never costs more than no sampling; near ε = 709 the overflow can lose that.
-    unsampled = form.gaussian_precision + math.fsum(count / noise**2 for _, noise, count in sampled)
+    unsampled = form.gaussian_precision + math.fsum(
+        count / noise**2 for _, noise, count in (*sampled, *form.fixed_size)
+    )
     return min(value, gaussian_epsilon(unsampled, delta))
 
 
 @lru_cache(maxsize=256)
-def _sampled_epsilon(sampled: tuple[Sampled, ...], precision: float, delta: float) -> float:
-    interval = grid_interval(sampled, precision)
+def _sampled_epsilon(
+    sampled: tuple[Sampled, ...], precision: float, delta: float, fixed_size: tuple[Sampled, ...]
+) -> float:
+    interval = grid_interval((*sampled, *fixed_size), precision)
     parts = [_composed(rate, noise, count, interval) for rate, noise, count in sampled]
+    for rate, noise, count in fixed_size:
+        step = one_step_of_fixed_size(rate, noise, interval)
+        parts.append(step if count == 1 else step.self_compose(count))
     if precision:
         parts.append(_one_step(1.0, 1 / math.sqrt(precision), interval))
     total = parts[0]

@@ -19,7 +19,12 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting import (
+    GaussianDpEvent,
+    NeighboringRelation,
+    PoissonSampledDpEvent,
+    SampledWithoutReplacementDpEvent,
+)
 from dp_accounting.rdp import RdpAccountant
 from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 from scipy.special import gammaln, logsumexp
@@ -44,6 +49,9 @@ def rdp_epsilon(form: NormalForm, delta: float) -> float:
         return math.inf
     if form.empty:
         return 0.0
+
+    if form.fixed_size:
+        return _epsilon_of_fixed_size(form, delta)
     # Less noise than was drawn is an upper bound; beyond this range no digit that matters changes.
     sampled = tuple((rate, min(noise, _LARGEST_NOISE_MULTIPLIER), count) for rate, noise, count in form.sampled)
     precision = max(form.gaussian_precision, _LARGEST_NOISE_MULTIPLIER**-2) if form.gaussian_precision else 0.0
@@ -64,6 +72,19 @@ def _epsilon(sampled: tuple[Sampled, ...], precision: float, delta: float) -> fl
             accountant.compose(GaussianDpEvent(1 / math.sqrt(precision)))
         for rate, noise, count in sampled:
             accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(noise)), count)
+        return max(0.0, float(accountant.get_epsilon(delta)))
+
+
+def _epsilon_of_fixed_size(form: NormalForm, delta: float) -> float:
+    """By Wang, Balle & Kasiviswanathan (2019, arXiv:1808.00087), as `dp_accounting` has it."""
+    accountant = RdpAccountant(neighboring_relation=NeighboringRelation.REPLACE_ONE)
+    with without_warnings():
+        if form.gaussian_precision:
+            accountant.compose(GaussianDpEvent(1 / math.sqrt(form.gaussian_precision)))
+        for rate, noise, count in pooled(form.fixed_size, MOST_GROUPS):
+            # Only the ratio of the two sizes matters; the rate is rounded up.
+            drawn = SampledWithoutReplacementDpEvent(10**12, math.ceil(rate * 10**12), GaussianDpEvent(noise))
+            accountant.compose(drawn, count)
         return max(0.0, float(accountant.get_epsilon(delta)))
 
 

@@ -33,7 +33,7 @@ def delta_bounds(composition: Composition, epsilon: float) -> DeltaBounds:
     """
     from hushgrad.accounting.saddle_point import delta_bounds as of_form
 
-    return of_form(normal_form(composition), non_negative_number("epsilon", epsilon))
+    return of_form(_plain(composition), non_negative_number("epsilon", epsilon))
 
 
 def delta(composition: Composition, epsilon: float) -> float:
@@ -61,7 +61,7 @@ def false_negative_rate(composition: Composition, false_positive_rate: float) ->
     Guarantee: a lower bound on the error of every attack (any ε gives one; the best ε found is used).
     """
     alpha = open_unit_interval("false_positive_rate", false_positive_rate)
-    form = normal_form(composition)
+    form = _plain(composition)
     if form.noiseless:
         return 0.0
     if form.empty:
@@ -106,7 +106,7 @@ def gaussian_mu(composition: Composition, smallest_delta: float = SMALLEST_DELTA
     the points of the grid (δ falls in ε, so each interval compares its left end with the right end of μ-GDP).
     """
     least = open_unit_interval("smallest_delta", smallest_delta)
-    form = normal_form(composition)
+    form = _plain(composition)
     if form.noiseless:
         return math.inf
     if form.empty:
@@ -131,7 +131,7 @@ def zero_concentrated(composition: Composition) -> float:
     Sampling does not lower it: at large orders the Rényi divergence of a sampled step approaches that of an unsampled
     one, so ρ = Σ 1/(2σ²). It is infinite without noise.
     """
-    form = normal_form(composition)
+    form = _plain(composition)
     if form.noiseless:
         return math.inf
     return form.gaussian_precision / 2 + math.fsum(count / (2 * noise * noise) for _, noise, count in form.sampled)
@@ -144,11 +144,17 @@ def renyi_divergence(composition: Composition, order: int) -> float:
         raise InvalidArgumentError(f"order must be a whole number >= 2, got {number:g}")
     from hushgrad.accounting.rdp import divergences
 
-    form = normal_form(composition)
+    form = _plain(composition)
     if form.noiseless:
         return math.inf
     sampled = (count * float(divergences(rate, noise, (int(number),))[0]) for rate, noise, count in form.sampled)
     return form.gaussian_precision * number / 2 + math.fsum(sampled)
+
+
+def _plain(composition: Composition) -> NormalForm:
+    form = normal_form(composition)
+    form.require_plain("this figure")
+    return form
 
 
 def _delta(form: NormalForm, epsilon: float) -> float:

@@ -94,6 +94,12 @@ def delta_bounds(form: NormalForm, epsilon: float, direction: str | None = None,
 
 
 def _require_in_range(form: NormalForm, delta: float) -> None:
+    if form.fixed_size:
+        raise AccountingError(
+            "accountant 'saddle-point' has no transform for batches of a fixed size; use accountant='pld' "
+            "(delta >= 1e-8) or 'rdp', an upper bound"
+        )
+    form.require_plain("this figure")
     if delta < SMALLEST_DELTA:
         raise AccountingError(
             f"accountant 'saddle-point' computes delta >= {SMALLEST_DELTA:g}, got delta = {delta:g}; use "

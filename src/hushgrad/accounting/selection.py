@@ -48,6 +48,7 @@ def selection_epsilon(composition: Composition, delta: float, mean_runs: float, 
         if mean < 1:
             raise InvalidArgumentError(f"mean_runs must be >= 1, got {mean}")
     form = normal_form(composition)
+    form.require_plain("the cost of a search")
     if form.noiseless:
         return math.inf
     if form.empty:
