@@ -6,7 +6,7 @@ train() would mix examples. Neither is visible from the sums.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class FrozenSetup:
         Raises:
             ContractChangedError: parameters became trainable or frozen, were replaced, or entered the optimizer.
         """
-        self._require_same_parameters(modules_of(self._model))
+        self._require_same_parameters(_parameters(modules_of(self._model)))
 
     def require_no_surprises(self) -> None:
         """Refuse to end a physical batch where anything happened that the clipped sums do not show.
@@ -50,22 +50,23 @@ class FrozenSetup:
             StrayGradientError: something wrote a gradient that was not clipped and noised.
         """
         modules = modules_of(self._model)
-        self._require_same_parameters(modules)
+        parameters = _parameters(modules)
+        self._require_same_parameters(parameters)
         require_separate_examples(self._model, modules)
         if "grad_scale" in vars(self._optimizer):
             raise UnsupportedOptimizerError(
                 "a GradScaler calls the optimizer: it skips steps by looking at gradients without noise, and scales "
                 "losses that are clipped. Call loss.backward() and optimizer.step() yourself, with bfloat16 autocast"
             )
-        if any(parameter.grad is not None for parameter in _parameters(modules)):
+        if [True for parameter in parameters if parameter.grad is not None]:
             stray = [name for name, parameter in self._model.named_parameters() if parameter.grad is not None]
             raise StrayGradientError(
                 f"got an ordinary gradient, without clipping and noise: {', '.join(stray)}. Use each parameter inside "
                 f"the model's own forward only, write nothing to .grad, and call optimizer.zero_grad() before going on"
             )
 
-    def _require_same_parameters(self, modules: Sequence[nn.Module]) -> None:
-        now = {id(parameter) for parameter in _parameters(modules) if parameter.requires_grad}
+    def _require_same_parameters(self, parameters: Sequence[nn.Parameter]) -> None:
+        now = {id(parameter) for parameter in parameters if parameter.requires_grad}
         if now != self._trainable.keys():
             raise ContractChangedError(
                 f"{self._difference(now)}. What is trained is fixed by make_private: close the session and make the "
@@ -175,8 +176,8 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
-def _parameters(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
-    return (value for module in modules for value in module._parameters.values() if value is not None)
+def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    return [value for module in modules for value in module._parameters.values() if value is not None]
 
 
 def _updated(optimizer: Optimizer) -> list[Tensor]:

@@ -107,11 +107,17 @@ class Runner:
     forwards: float = 0.0
 
     def run(
-        self, inputs: Any, *, quiet: bool, share: float = 1.0, then: Callable[[Any], None] | None = None
+        self,
+        inputs: Any,
+        *,
+        quiet: bool,
+        share: float = 1.0,
+        parameters: bool = False,
+        then: Callable[[Any], None] | None = None,
     ) -> Outcome:
         """Run the call without gradients, or with them if `then` is given, which gets the output.
 
-        `share` is the cost, in forwards of the whole batch.
+        `share` is the cost, in forwards of the whole batch; `parameters`: whether those are looked at for changes.
         """
         args, kwargs = inputs
         self.forwards += share
@@ -127,7 +133,7 @@ class Runner:
                 drew = randomness_used(self.devices, SEED)
                 if then is not None:
                     then(output)
-            moved = self.state.moved()
+            moved = self.state.moved(parameters=parameters)
         finally:
             self.state.restore()
         return Outcome(output, moved, drew, silence.unknown)

@@ -58,7 +58,7 @@ class ModelProbe:
             CrossSampleLeakError: an example's output or gradient depends on another example.
             PrivateBufferError: something that the model keeps depends on the data.
         """
-        now = State(self.model)
+        now = State(self.model, parameters=False)
         changed = call.state.changed_parameters()
         if trained := [name for name in changed if name in self.parameters]:
             raise PrivateBufferError(
@@ -91,7 +91,7 @@ class _Examination:
         if not candidates:
             return  # nothing of the batch went in; an output made of constants is the same for every example
         self._batch = Batch(runner.call.inputs, candidates[0], size)
-        base = runner.run(self._batch.same(), quiet=False)
+        base = runner.run(self._batch.same(), quiet=False, parameters=True)
         self._require_repeatable(base, runner.run(self._batch.same(), quiet=False))
         if size == 1:
             self._require_still_state(base, self._exchanged([0]), {}, [])
@@ -144,11 +144,11 @@ class _Examination:
 
     def _exchanged(self, chosen: Sequence[int]) -> Outcome:
         try:
-            return self._runner.run(self._batch.exchanged(chosen, away=True), quiet=False)
+            return self._runner.run(self._batch.exchanged(chosen, away=True), quiet=False, parameters=True)
         except HushgradError:
             raise
         except Exception:  # values out of the range that the model can take
-            return self._runner.run(self._batch.exchanged(chosen, away=False), quiet=False)
+            return self._runner.run(self._batch.exchanged(chosen, away=False), quiet=False, parameters=True)
 
     def _require_own_gradient(self, fewer: Outcome, axes: dict[Path, int], example: int, drew: bool) -> None:
         """Run a few examples forward and backward under capture, and compare the gradient of one of them."""
@@ -180,13 +180,13 @@ class _Examination:
     def _poison(self, base: Outcome, axes: dict[Path, int], chosen: Sequence[int], others: Sequence[int]) -> None:
         inputs, what = self._batch.poisoned(chosen), "were NaN" if self._batch.is_floating else "were exchanged"
         try:
-            poisoned = self._runner.run(inputs, quiet=False)
+            poisoned = self._runner.run(inputs, quiet=False, parameters=True)
         except HushgradError:
             raise
         except Exception:  # NaN stops the model; the other half is still exchanged
             self._probe.skipped.append("examples of NaN stop the model, so that they could not be tried")
             inputs, what = self._batch.exchanged(chosen, away=False), "were exchanged"
-            poisoned = self._runner.run(inputs, quiet=False)
+            poisoned = self._runner.run(inputs, quiet=False, parameters=True)
         self._compare(base, poisoned, axes, (others, others), inputs, False, what)
         self._require_still_state(base, poisoned, None, others, poisoned=True)
 

@@ -24,7 +24,8 @@ from hushgrad.probing.loss_probe import Criterion, CriterionProbe, require_separ
 from hushgrad.probing.model_probe import ModelProbe
 from hushgrad.probing.trees import tensors_at
 
-Signature = tuple[tuple[nn.Module, bool, int], ...]
+Signature = tuple[tuple[nn.Module, ...], tuple[bool, ...], tuple[int, ...]]
+"""What a change of the model shows in: its modules, their modes and the number of their hooks."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,6 @@ def _holds(inputs: Any, size: int) -> bool:
 
 
 def _signature_of(model: nn.Module) -> Signature:
-    return tuple(
-        (module, module.training, len(module._forward_hooks) + len(module._forward_pre_hooks))
-        for module in modules_of(model)
-    )
+    modules = modules_of(model)
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules]
+    return tuple(modules), tuple([module.training for module in modules]), tuple(hooks)

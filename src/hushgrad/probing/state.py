@@ -33,7 +33,8 @@ class State:
     Parameters are not copied: forwards that change them are told by fingerprints.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, parameters: bool = True) -> None:
+        """Take the copy; without `parameters` whether those change is not to be told from it."""
         self._model = model
         self._held: list[tuple[Tensor, Tensor]] = []
         self._cells = list(_cells(model))
@@ -43,7 +44,8 @@ class State:
             for own in (vars(module) for module in model.modules())
         ]
         self._lengths = {key: value.copy() for key, value in _containers(model)}
-        self._prints = {name: _fingerprint(p) for name, p in model.named_parameters(remove_duplicate=False)}
+        named = model.named_parameters(remove_duplicate=False) if parameters else ()
+        self._prints = {name: _fingerprint(p) for name, p in named}
 
     def changed_parameters(self) -> list[str]:
         """Return the names of the parameters with other values now than when the copy was taken."""
@@ -58,7 +60,7 @@ class State:
         chosen = dict(self._model.named_parameters(remove_duplicate=False))
         self._held = [(chosen[name], chosen[name].detach().clone()) for name in names]
 
-    def moved(self) -> dict[Key, Any]:
+    def moved(self, *, parameters: bool = True) -> dict[Key, Any]:
         """Return copies of what has other values now than when the copy was taken, by place."""
         now = {key: value for key, value, _ in _cells(self._model)}
         found = {
@@ -67,9 +69,10 @@ class State:
             if key not in self._saved or not agree(value, self._saved[key][1])
         }
         found.update({key: None for key in self._saved if key not in now})
-        parameters = dict(self._model.named_parameters(remove_duplicate=False))
-        for name in self.changed_parameters():
-            found[("parameter", name)] = _fingerprint(parameters[name])
+        if parameters:
+            named = dict(self._model.named_parameters(remove_duplicate=False))
+            for name in self.changed_parameters():
+                found[("parameter", name)] = _fingerprint(named[name])
         return found
 
     @torch.no_grad()
