@@ -25,7 +25,7 @@ from benchmarks.runner import MAX_GRAD_NORM, Runner, runner_of, sgd
 from benchmarks.timing import interleave
 from benchmarks.workloads import Batch, Workload
 from hushgrad.gradients.clipped_sum import clipped_sums
-from hushgrad.noise.gaussian import noisy_update
+from hushgrad.noise.gaussian import noisy_updates
 
 PHASES = ("forward and loss", "backward", "norms and clipped sums", "noise and division", "optimizer and charge")
 FORWARD, BACKWARD, SUMS, NOISE, OPTIMIZER = PHASES
@@ -106,7 +106,7 @@ def profile(workload: Workload, *, rounds: int, warm_up: int) -> Profile:
         return Runner(runner.prepare, step, runner.parameters)
 
     with ExitStack() as patches:
-        for phase, function in ((SUMS, clipped_sums), (NOISE, noisy_update)):
+        for phase, function in ((SUMS, clipped_sums), (NOISE, noisy_updates)):
             for place in callers_of(function):
                 patches.enter_context(patch(place, watch.wrapped(phase, function)))
         interleave({name: noted(name, runner) for name, runner in runners.items()}, rounds=rounds, warm_up=warm_up)

@@ -304,9 +304,9 @@ def test_the_charge_is_on_disk_before_noise_is_drawn_and_a_failure_there_updates
     before = values(model)
     drawn = 0
     on_disk = []
-    real = hushgrad.update.noisy_update
+    real = hushgrad.update.noisy_updates
 
-    def interrupted(*args: Any, **options: Any) -> Tensor:
+    def interrupted(*args: Any, **options: Any) -> list[Tensor]:
         nonlocal drawn
         drawn += 1
         on_disk.append(read_ledger(tmp_path / "ledger").steps)
@@ -314,7 +314,7 @@ def test_the_charge_is_on_disk_before_noise_is_drawn_and_a_failure_there_updates
             raise failure
         return real(*args, **options)
 
-    monkeypatch.setattr(hushgrad.update, "noisy_update", interrupted)
+    monkeypatch.setattr(hushgrad.update, "noisy_updates", interrupted)
     session.backward(losses(model, torch.randn(4, 3).double()))
     with pytest.raises(failure):
         optimizer.step()

@@ -80,15 +80,16 @@ def test_a_failed_update_uses_its_number_up(monkeypatch: pytest.MonkeyPatch, fai
     Noise that was drawn and dropped is not drawn again: whoever saw it could take it off the next update."""
     parameters = shapes(a=(64,)) | {"b": nn.Parameter(torch.zeros(64, dtype=torch.float64))}
     update, addresses = updated(parameters), []
-    real = hushgrad.update.noisy_update
+    real = hushgrad.update.noisy_updates
 
-    def failing(*args: Any, address: Any, **options: Any) -> Tensor:
-        addresses.append(address)
+    def failing(parts: Any, **options: Any) -> list[Tensor]:
+        addresses.extend(part.address for part in parts)
+        updates = real(parts, **options)
         if len(addresses) == 2:
             raise failure
-        return real(*args, address=address, **options)
+        return updates
 
-    monkeypatch.setattr(hushgrad.update, "noisy_update", failing)
+    monkeypatch.setattr(hushgrad.update, "noisy_updates", failing)
     with pytest.raises(failure):
         update.write()
     assert all(parameter.grad is None for parameter in parameters.values())

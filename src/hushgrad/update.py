@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.mechanism import DPSGD
-from hushgrad.noise.gaussian import noisy_update
+from hushgrad.noise.gaussian import Noised, noisy_updates
 from hushgrad.randomness import Address, KeyStream
 
 # Sums up to here are cheaper to copy into one draw of noise than to give a draw of their own.
@@ -76,26 +76,24 @@ class Update:
     def _hand_out(self, totals: list[Tensor], number: int) -> None:
         parameters = list(self._parameters.values())
         together, alone = _draws(totals)
-        for item, places in enumerate(together):
-            parts = [totals[place] for place in places]
-            flat = torch.cat([part if part.dim() == 1 else part.flatten() for part in parts])
-            flat = self._noised(flat, Address(number, item), overwrite=True)
-            for place, update in zip(places, _unflattened(flat, parts), strict=True):
-                parameters[place].grad = _laid_out_as(parameters[place], update)
-        owners = _sole_owners_of_their_memory([totals[place] for place in alone])
-        for item, (place, is_owner) in enumerate(zip(alone, owners, strict=True), start=len(together)):
-            update = self._noised(totals[place], Address(number, item), overwrite=is_owner)
-            parameters[place].grad = _laid_out_as(parameters[place], update)
-
-    def _noised(self, total: Tensor, address: Address, *, overwrite: bool) -> Tensor:
-        return noisy_update(
-            total,
+        shared = [[totals[place] for place in places] for places in together]
+        flats = [torch.cat([part if part.dim() == 1 else part.flatten() for part in parts]) for parts in shared]
+        owners = [True] * len(flats) + _sole_owners_of_their_memory([totals[place] for place in alone])
+        sums = [*flats, *(totals[place] for place in alone)]
+        updates = noisy_updates(
+            [
+                Noised(total, Address(number, item), overwrite=is_owner)
+                for item, (total, is_owner) in enumerate(zip(sums, owners, strict=True))
+            ],
             noise_std=self._mechanism.noise_std,
             divisor=self._mechanism.divisor,
             stream=self._noise,
-            address=address,
-            overwrite=overwrite,
         )
+        for places, parts, flat in zip(together, shared, updates, strict=False):
+            for place, update in zip(places, _unflattened(flat, parts), strict=True):
+                parameters[place].grad = _laid_out_as(parameters[place], update)
+        for place, update in zip(alone, updates[len(flats) :], strict=True):
+            parameters[place].grad = _laid_out_as(parameters[place], update)
 
     def _total(self, sums: Mapping[str, Tensor], name: str) -> Tensor:
         total = sums.get(name)

@@ -7,7 +7,7 @@ from benchmarks.profile import NOISE, PHASES, SUMS, Stopwatch, callers_of, profi
 from benchmarks.workloads import WORKLOADS
 
 from hushgrad.gradients.clipped_sum import clipped_sums
-from hushgrad.noise.gaussian import noisy_update
+from hushgrad.noise.gaussian import noisy_updates
 
 
 def clock(*ticks):
@@ -41,7 +41,7 @@ def test_a_span_ends_when_its_block_raises():
 
 def test_the_sums_and_the_noise_are_found_where_a_step_calls_them():
     assert callers_of(clipped_sums)
-    assert callers_of(noisy_update)
+    assert callers_of(noisy_updates)
 
 
 def test_a_function_that_no_module_calls_is_an_error_and_not_a_phase_without_time():

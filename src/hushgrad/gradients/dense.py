@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan
@@ -24,7 +25,7 @@ class Dense(Contribution):
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]` and itself."""
         flat_BK = self.gradients.reshape(self.batch_size, -1)
-        return (flat_BK * flat_BK).sum(1), self
+        return torch.linalg.vector_norm(flat_BK, dim=1).square(), self
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """Return Σ_i weights_B[i] · G_i as one matrix-vector product."""

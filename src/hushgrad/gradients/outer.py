@@ -14,6 +14,9 @@ from hushgrad.gradients.dense import Dense
 # Below this share of Σ_t ‖left_t‖²‖right_t‖², a norm from the Gram matrices has lost too many digits to cancellation.
 CANCELLATION = 0.02
 
+# Positions in a block of a Gram matrix: below this, products of blocks are too small to be fast.
+SMALLEST_BLOCK = 32
+
 
 @dataclass(frozen=True, eq=False)
 class OuterProducts(Contribution):
@@ -55,10 +58,7 @@ class OuterProducts(Contribution):
 
     def _gram_norms(self) -> Tensor:
         """‖G_i‖² = ⟨L Lᵀ, R Rᵀ⟩; examples in which the terms cancel are computed again from their gradient."""
-        left_BTT = torch.bmm(self.left, self.left.mT)
-        right_BTT = torch.bmm(self.right, self.right.mT)
-        norms_B = (left_BTT * right_BTT).sum((1, 2))
-        diagonal_B = (left_BTT.diagonal(dim1=1, dim2=2) * right_BTT.diagonal(dim1=1, dim2=2)).sum(1)
+        norms_B, diagonal_B = _gram(self.left, self.right)
         cancelled = (norms_B < CANCELLATION * diagonal_B).nonzero().squeeze(1)
         for row in cancelled.tolist():
             gradient = self.left[row].mT @ self.right[row]
@@ -87,3 +87,29 @@ class OuterProducts(Contribution):
     def transposed(self) -> OuterProducts:
         """The same gradients for the transposed matrix."""
         return OuterProducts(self.right, self.left)
+
+
+def _gram(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ⟨L Lᵀ, R Rᵀ⟩ and the part of it on the diagonals, `[B]` both.
+
+    Gram matrices are symmetric, so blocks above the diagonal count twice and those below are not computed: halves of
+    the positions against each other, then halves of the halves, down to blocks of a few positions.
+    """
+    batch, positions = left.shape[:2]
+    norms_B, blocks = left.new_zeros(batch), 1
+    can_cut = left.is_contiguous() and right.is_contiguous()  # else the blocks would be copied
+    while can_cut and positions % (2 * blocks) == 0 and positions // (2 * blocks) >= SMALLEST_BLOCK:
+        halves = [(part[:, :, 0].flatten(0, 1), part[:, :, 1].flatten(0, 1)) for part in _cut(left, right, blocks, 2)]
+        above, across = (torch.bmm(first, second.mT) for first, second in halves)
+        norms_B += 2 * above.mul_(across).view(batch, -1).sum(1)
+        blocks *= 2
+    left_btp, right_btd = (part.flatten(0, 2) for part in _cut(left, right, blocks, 1))
+    products = torch.bmm(left_btp, left_btp.mT).mul_(torch.bmm(right_btd, right_btd.mT))
+    diagonal_B = products.diagonal(dim1=1, dim2=2).reshape(batch, -1).sum(1)
+    return norms_B + products.view(batch, -1).sum(1), diagonal_B
+
+
+def _cut(left: Tensor, right: Tensor, blocks: int, parts: int) -> tuple[Tensor, Tensor]:
+    """Return both with their positions cut, `[B, blocks, parts, t, ...]`."""
+    shape = (left.shape[0], blocks, parts, left.shape[1] // (blocks * parts))
+    return left.reshape(*shape, left.shape[2]), right.reshape(*shape, right.shape[2])

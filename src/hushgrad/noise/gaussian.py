@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,10 @@ from hushgrad.noise.strips import PICKS, Float64s, pick_table, remainder, strips
 from hushgrad.noise.threads import on_all_threads
 from hushgrad.randomness import Address, KeyStream
 
-# Values that one thread works on at a time, at most. Its scratch memory leaves the fast caches, which costs less than
-# more frequent changes between Python and the array operations: threads wait for one another there.
-CHUNK_VALUES = 1 << 18
+# Values that one thread works on at a time. Its scratch memory (17 bytes a value) leaves the fast caches, which costs
+# less than more frequent changes between Python and the array operations: threads wait for one another there.
+CHUNK_VALUES = 1 << 17
+WORTH_A_THREAD = 1 << 15  # values for which one more thread is worth its start
 
 _REMAINDER_OFFSET = 1 << 60  # bytes into an address; no draw has that many values
 
@@ -64,12 +66,13 @@ def standard_normal(
     def store(start: int, chunk: Floats) -> None:
         flat[start : start + len(chunk)] = chunk
 
-    places, further = _draw(len(flat), _WORDS[dtype], stream, address, store)
-    flat[places] = further
+    def complete(places: Places, further: Float64s) -> None:
+        flat[places] = further
+
+    _run([_Draw(len(flat), _WORDS[dtype], address, store, complete)], stream)
     return values.to(device)
 
 
-@torch.no_grad()
 def noisy_update(
     total: Tensor,
     *,
@@ -95,19 +98,48 @@ def noisy_update(
 
     Guarantee: the noise of the result has standard deviation noise_std / divisor.
     """
-    _require_wide(total.dtype, "total")
+    part = Noised(total, address, overwrite)
+    return noisy_updates([part], noise_std=noise_std, divisor=divisor, stream=stream)[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Noised:
+    """One of several totals that get noise together: what `noisy_update` says of `total`, `address`, `overwrite`."""
+
+    total: Tensor
+    address: Address
+    overwrite: bool = False
+
+
+@torch.no_grad()
+def noisy_updates(parts: Sequence[Noised], *, noise_std: float, divisor: float, stream: KeyStream) -> list[Tensor]:
+    """Return the `noisy_update` of each total; all are drawn at once, so that threads do not wait for one another."""
     std = non_negative_number("noise_std", noise_std)
     denominator = positive_number("divisor", divisor)
-    if overwrite and not total.is_contiguous():
-        raise InvalidArgumentError("a total that is overwritten must be contiguous; pass total.contiguous()")
-    total = total.detach()
-    if std == 0:
-        return total.div_(denominator) if overwrite else (total / denominator).contiguous()
-    if total.device.type != "cpu":
-        noise = standard_normal(total.shape, dtype=total.dtype, device=total.device, stream=stream, address=address)
-        noise = noise.mul_(std).add_(total).div_(denominator)
-        return total.copy_(noise) if overwrite else noise
-    update = total if overwrite else torch.empty(total.shape, dtype=total.dtype, device="cpu")
+    updates: list[Tensor] = []
+    draws: list[_Draw] = []
+    for part in parts:
+        total = part.total.detach()
+        _require_wide(total.dtype, "total")
+        if part.overwrite and not total.is_contiguous():
+            raise InvalidArgumentError("a total that is overwritten must be contiguous; pass total.contiguous()")
+        if std == 0:
+            updates.append(total.div_(denominator) if part.overwrite else (total / denominator).contiguous())
+        elif total.device.type != "cpu":
+            noise = standard_normal(
+                total.shape, dtype=total.dtype, device=total.device, stream=stream, address=part.address
+            )
+            noise = noise.mul_(std).add_(total).div_(denominator)
+            updates.append(total.copy_(noise) if part.overwrite else noise)
+        else:
+            updates.append(total if part.overwrite else torch.empty(total.shape, dtype=total.dtype, device="cpu"))
+            draws.append(_adding(total, updates[-1], std, denominator, part.address))
+    _run(draws, stream)
+    return updates
+
+
+def _adding(total: Tensor, update: Tensor, std: float, denominator: float, address: Address) -> _Draw:
+    """Return the draw that writes (total + std · z) / denominator into `update`, contiguous."""
     into: Floats = update.view(-1).numpy()
     summed: Floats = total.reshape(-1).numpy()
 
@@ -117,10 +149,11 @@ def noisy_update(
         np.add(chunk, summed[span], out=chunk)
         np.divide(chunk, denominator, out=into[span])
 
-    # The strips give 0 for what the remainder stands for, so there the sum is divided already.
-    places, further = _draw(len(into), _WORDS[total.dtype], stream, address, add)
-    into[places] += further * (std / denominator)
-    return update
+    def complete(places: Places, further: Float64s) -> None:
+        # The strips give 0 for what the remainder stands for, so there the sum is divided already.
+        into[places] += further * (std / denominator)
+
+    return _Draw(len(into), _WORDS[total.dtype], address, add, complete)
 
 
 def _require_wide(dtype: torch.dtype, name: str) -> None:
@@ -130,42 +163,47 @@ def _require_wide(dtype: torch.dtype, name: str) -> None:
         )
 
 
-def _draw(
-    count: int, word: np.dtype[Any], stream: KeyStream, address: Address, consume: Callable[[int, Floats], None]
-) -> tuple[Places, Float64s]:
-    """Hand `count` values to `consume(start, values)`, chunk by chunk, in any order and from several threads.
-
-    Returns:
-        The places of the values that the remainder stands for, rising, and these values; `consume` got 0 for them.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Draw:
+    """`count` values at an address. `consume(start, values)` gets them in chunks, in any order and from any thread,
+    with 0 for those that the remainder stands for; then `complete(places, values)` gets these, in rising places.
     """
-    threads = max(1, min(torch.get_num_threads(), -(-count // CHUNK_VALUES)))
-    size = _chunk_size(count, threads)
-    starts = deque(range(0, count, size))
-    places: list[Places] = []
+
+    count: int
+    word: np.dtype[Any]
+    address: Address
+    consume: Callable[[int, Floats], None]
+    complete: Callable[[Places, Float64s], None]
+
+
+def _run(draws: Sequence[_Draw], stream: KeyStream) -> None:
+    """Draw, on as many of torch's threads as there is work for."""
+    jobs = deque((draw, start) for draw in draws for start in range(0, draw.count, CHUNK_VALUES))
+    places: dict[Address, list[Places]] = {draw.address: [] for draw in draws}
+    threads = max(1, min(torch.get_num_threads(), sum(draw.count for draw in draws) // WORTH_A_THREAD))
+    for word in {draw.word for draw in draws}:
+        pick_table(8 * word.itemsize)  # made once, before the threads ask for it
 
     def work() -> None:
-        with _chunks(word) as chunks:
+        with ExitStack() as lent:
+            scratch: dict[np.dtype[Any], _Chunks] = {}
             while True:
                 try:
-                    start = starts.popleft()
+                    draw, start = jobs.popleft()
                 except IndexError:
                     return
-                values, missing = chunks.draw(start, min(size, count - start), stream, address)
-                consume(start, values)
+                if draw.word not in scratch:
+                    scratch[draw.word] = lent.enter_context(_chunks(draw.word))
+                size = min(CHUNK_VALUES, draw.count - start)
+                values, missing = scratch[draw.word].draw(start, size, stream, draw.address)
+                draw.consume(start, values)
                 if len(missing):
-                    places.append(missing + start)
+                    places[draw.address].append(missing + start)
 
-    if threads > 1:
-        pick_table(8 * word.itemsize)  # made once, before the threads ask for it
     on_all_threads(work, threads)
-    ordered = np.sort(np.concatenate([*places, np.empty(0, np.intp)]))
-    return ordered, _remainder(len(ordered), stream, address)
-
-
-def _chunk_size(count: int, threads: int) -> int:
-    """Return the size of the fewest chunks that give all threads as much to do; the cipher's blocks stay whole."""
-    chunks = max(1, threads * -(-count // (threads * CHUNK_VALUES)))
-    return max(4, -(-count // (4 * chunks)) * 4)
+    for draw in draws:
+        found = np.sort(np.concatenate([*places[draw.address], np.empty(0, np.intp)]))
+        draw.complete(found, _remainder(len(found), stream, draw.address))
 
 
 class _Chunks:

@@ -102,22 +102,25 @@ class GroupNorm(Operator):
 
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record Σ_space g·x̂ for the scale and Σ_space g for the shift."""
-        x, _, mean, rstd = saved
+        x, weight, mean, rstd = saved
         assert x is not None
         assert mean is not None
         assert rstd is not None
-        uses: list[tuple[Leaf, Any]] = []
-        if self.weight is not None:
-            grouped = x.to(mean.dtype).reshape(x.shape[0], self.groups, -1)
-            normalized = ((grouped - mean.unsqueeze(-1)) * rstd.unsqueeze(-1)).reshape(x.shape)
-            uses.append((self.weight, self._summed(pool, gradient * normalized)))
-        if self.bias is not None:
-            uses.append((self.bias, self._summed(pool, gradient)))
-        return uses
+        # The examples' channels side by side are the channels of one example, so that nothing is summed over examples.
+        batch, channels, space = _sizes(x)
+        scale = None if weight is None else weight.repeat(batch)
+        flat = (1, batch * channels, space, batch * self.groups)
+        found = torch.ops.aten.native_group_norm_backward(
+            gradient.contiguous(), x, mean.view(1, -1), rstd.view(1, -1), scale, *flat, [False, True, True]
+        )
+        return [
+            (leaf, self._summed(pool, values.view(batch, channels)))
+            for leaf, values in ((self.weight, found[1]), (self.bias, found[2]))
+            if leaf is not None
+        ]
 
-    def _summed(self, pool: UsePool, values: Tensor) -> Dense:
-        per_channel = values.flatten(2).sum(2) if values.ndim > 2 else values
-        examples = pool.examples(per_channel, self.axis, self.name)
+    def _summed(self, pool: UsePool, values_BC: Tensor) -> Dense:
+        examples = pool.examples(values_BC, self.axis, self.name)
         return Dense(examples.sum(1) if examples.ndim > 2 else examples)
 
 
