@@ -128,3 +128,21 @@ def test_version_and_help() -> None:
     listed = runner.invoke(main, ["--help"]).output
     assert all(name in listed for name in ("calibrate", "demo", "epsilon", "train"))
     assert runner.invoke(main, ["unknown"]).exit_code == 2
+
+
+def test_arguments_of_opacus_are_understood() -> None:
+    value = _json(
+        _run("--noise-multiplier", "1", "--sample-rate", "0.01", "--epochs", "3", "--delta", "1e-5", "--json")
+    )
+    assert (value["sampling_rate"], value["steps"]) == (0.01, 300)
+    uneven = _json(
+        _run("--noise-multiplier", "1", "--sample-rate", "0.3", "--epochs", "2", "--delta", "1e-5", "--json")
+    )
+    assert uneven["steps"] == 7  # 6.67, rounded up: never fewer than run
+
+
+def test_a_cross_check_prints_all_accountants() -> None:
+    value = _json(_run(*PLAN, "--json", "--cross-check"))
+    assert value["epsilon"] == value["epsilon_by_saddle_point"]
+    assert value["epsilon"] < value["epsilon_by_pld"] * 1.0001 < value["epsilon_by_rdp"]
+    assert "epsilon by rdp" in _run(*PLAN, "--cross-check").output

@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
+from hushgrad.accounting.composition import Composition
+from hushgrad.accounting.cross_check import cross_check as check_all
 from hushgrad.accounting.guarantee import guarantee, round_up
 from hushgrad.accounting.ledger import read_ledger
 from hushgrad.arguments import non_negative_number
@@ -22,12 +24,14 @@ from hushgrad.cli.plan import plan_from, plan_options
 @click.option("--ledger", type=click.Path(dir_okay=False), help="Read what ran from a ledger, in place of a plan.")
 @click.option("--delta", type=float, required=True, help="In (0, 1); usual: less than 1 / the number of records.")
 @click.option("--accountant", type=click.Choice(sorted(ACCOUNTANTS)), default=DEFAULT_ACCOUNTANT, show_default=True)
+@click.option("--cross-check", is_flag=True, help="Also ask the other accountants; exit code 1 where they disagree.")
 @click.option("--json", "as_json", is_flag=True, help='Print one JSON object; an infinite epsilon is the string "inf".')
 def epsilon(
     noise_multiplier: float | None,
     ledger: str | None,
     delta: float,
     accountant: str,
+    cross_check: bool,
     as_json: bool,
     **plan: Any,
 ) -> None:
@@ -44,18 +48,26 @@ def epsilon(
         if noise_multiplier is not None or any(value is not None for name, value in plan.items() if name != "sampling"):
             raise click.UsageError("--ledger says what ran; give no plan beside it")
         view = read_ledger(ledger)
-        result = guarantee(view.events, delta, accountant, view.contract)
+        composition: Composition = view.events
+        result = guarantee(composition, delta, accountant, view.contract)
         facts = {"ledger": ledger, "steps": view.steps}
     else:
         if noise_multiplier is None:
             raise click.UsageError("give --noise-multiplier and a plan, or --ledger")
         sigma = non_negative_number("noise_multiplier", noise_multiplier)
         planned = plan_from(**plan)
-        result = guarantee(planned.composition(sigma), delta, accountant)
+        composition = planned.composition(sigma)
+        result = guarantee(composition, delta, accountant)
         facts = {"noise_multiplier": sigma, **planned.facts}
+    others = {}
+    if cross_check:
+        checked = check_all(composition, delta)
+        others = {f"epsilon_by_{name}".replace("-", "_"): bounds.upper for name, bounds in checked.items()}
     if as_json:
-        print_json({**facts, **result.as_json()})
+        print_json({**facts, **others, **result.as_json()})
     else:
+        shown = {name: round_up(value, 6) for name, value in others.items()}
         print_facts(
-            {"epsilon": round_up(result.epsilon), "delta": delta, **facts, "accountant": accountant}, str(result)
+            {"epsilon": round_up(result.epsilon), "delta": delta, **facts, "accountant": accountant, **shown},
+            str(result),
         )

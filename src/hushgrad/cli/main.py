@@ -12,11 +12,14 @@ from hushgrad.errors import HushgradError
 
 COMMANDS = {
     "calibrate": ("hushgrad.cli.calibrate", "calibrate", "Find the noise multiplier for a target epsilon."),
+    "compare": ("hushgrad.cli.compare", "compare", "Compare samplers and accountants for one plan."),
+    "curve": ("hushgrad.cli.curve", "curve", "Print or draw epsilon over delta, and the power of attacks."),
     "demo": ("hushgrad.cli.demo", "demo", "Train on digits with and without privacy, side by side."),
     "doctor": ("hushgrad.cli.doctor", "doctor", "Examine a model: what private training costs, what is refused."),
     "epsilon": ("hushgrad.cli.epsilon", "epsilon", "Compute the epsilon of a plan or of a ledger."),
     "report": ("hushgrad.cli.report", "report", "Make a page, JSON and a model card of a run or a sweep; check them."),
     "sweep": ("hushgrad.cli.sweep", "sweep", "See what noise does: many runs, a table, pictures."),
+    "ledger": ("hushgrad.cli.ledger", "ledger", "Show or verify the record of what a run spent."),
     "train": ("hushgrad.cli.train", "train", "Train a model with differential privacy."),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -22,5 +22,13 @@ def print_facts(facts: Mapping[str, object], sentence: str) -> None:
     for name, value in facts.items():
         shown = f"{value:.6g}" if isinstance(value, float) else str(value)
         click.echo(f"{name.replace('_', ' '):<{width}}  {shown}")
-    click.echo()
-    click.echo(click.wrap_text(sentence, width=100))
+    if sentence:
+        click.echo()
+        click.echo(click.wrap_text(sentence, width=100))
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print `rows` under `heads`, each column as wide as its widest cell; the last column is not padded."""
+    widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
+    for row in (heads, ["-" * width for width in widths], *rows):
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -30,12 +31,14 @@ def plan_options(command: Command) -> Command:
             click.option("--sampling", type=click.Choice(["poisson", "none"]), default="poisson", show_default=True,
                          help="poisson: every record independently, in every step. none: disjoint batches, --passes "
                               "times over the data, charged without amplification."),
-            click.option("--sampling-rate", type=float, help="Probability of a record to take part in a step."),
+            click.option("--sampling-rate", "--sample-rate", type=float,
+                         help="Probability of a record to take part in a step."),
             click.option("--steps", type=int, help="Number of steps (logical batches)."),
             click.option("--batch-size", type=int, help="With --dataset-size: in place of --sampling-rate."),
             click.option("--dataset-size", type=int, help="Number of records."),
             click.option("--epochs", type=int,
-                         help="In place of --steps: this many times the batches in the data, the last one included."),
+                         help="In place of --steps: this many times the batches in the data, the last one included; "
+                              "with --sampling-rate q, this many times 1/q steps, rounded up."),
             click.option("--passes", type=int, help="With --sampling none: number of passes over the data."),
         )
     ):  # fmt: skip
@@ -66,10 +69,13 @@ def plan_from(
         return Plan(disjoint_passes(passes), {"sampling": "none", "passes": passes})
     _refuse("--sampling poisson", passes=passes)
     if sampling_rate is not None:
-        _refuse("--sampling-rate", batch_size=batch_size, dataset_size=dataset_size, epochs=epochs)
+        _refuse("--sampling-rate", batch_size=batch_size, dataset_size=dataset_size)
         rate = probability("sampling_rate", sampling_rate)
+        if (steps is None) == (epochs is None):
+            raise click.UsageError("--sampling-rate needs one of --steps and --epochs")
         if steps is None:
-            raise click.UsageError("--sampling-rate needs --steps")
+            # 1/q of a rate such as 1/49 comes out a hair above 49: that is rounding, not a further step.
+            steps = math.ceil(whole_number("epochs", epochs, minimum=1) / rate * (1 - 1e-12))
         return Plan(poisson_steps(rate, steps), {"sampling": "poisson", "sampling_rate": rate, "steps": steps})
     if batch_size is None or dataset_size is None:
         raise click.UsageError("give --sampling-rate, or --batch-size and --dataset-size, or --sampling none")

@@ -1,0 +1,95 @@
+"""`hushgrad compare`: one plan under every way to draw batches, and by every accountant."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import click
+
+from hushgrad.accounting.accountants import epsilon_bounds
+from hushgrad.accounting.composition import Composition, adjacency_of
+from hushgrad.accounting.events import BallsInBins, FixedSizeSampled, Gaussian, PoissonSampled, TruncatedPoisson
+from hushgrad.accounting.guarantee import round_up
+from hushgrad.arguments import non_negative_number, probability, whole_number
+from hushgrad.cli.output import print_json, print_table
+from hushgrad.errors import AccountingError
+
+Row = dict[str, Any]
+
+
+@click.command()
+@click.option("--noise-multiplier", type=float, required=True, help="Standard deviation of the noise over clip norm.")
+@click.option("--batch-size", type=int, required=True, help="Records in a step, or expected.")
+@click.option("--dataset-size", type=int, required=True, help="Number of records.")
+@click.option("--epochs", type=int, required=True, help="Passes over the data.")
+@click.option("--delta", type=float, required=True, help="In (0, 1); usual: less than 1 / the number of records.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def compare(
+    noise_multiplier: float, batch_size: int, dataset_size: int, epochs: int, delta: float, as_json: bool
+) -> None:
+    """Compare what one plan costs, by the way batches are drawn and by accountant.
+
+    \b
+    hushgrad compare --noise-multiplier 1.1 --batch-size 256 --dataset-size 60000 --epochs 15 --delta 1e-5
+
+    Numbers under different neighbouring relations answer different questions; the relation is in the table.
+    """
+    sigma = non_negative_number("noise_multiplier", noise_multiplier)
+    records = whole_number("dataset_size", dataset_size, minimum=1)
+    size = whole_number("batch_size", batch_size, minimum=1)
+    passes = whole_number("epochs", epochs, minimum=1)
+    rate = probability("batch_size / dataset_size", size / records)
+    per_pass = -(-records // size)
+    steps = passes * per_pass
+    room = math.ceil(size + 8 * math.sqrt(size))
+    plans: list[tuple[str, Composition, str]] = [
+        ("Poisson", [(PoissonSampled(rate, sigma), steps)], "saddle-point"),
+        ("Poisson", [(PoissonSampled(rate, sigma), steps)], "pld"),
+        ("Poisson", [(PoissonSampled(rate, sigma), steps)], "rdp"),
+        (f"Poisson, at most {room}", [(TruncatedPoisson(rate, sigma, records, room), steps)], "saddle-point"),
+        ("fixed size", [(FixedSizeSampled(size, records, sigma), steps)], "pld"),
+        ("shuffled batches", [(BallsInBins(per_pass, sigma, index), per_pass) for index in range(passes)],
+         "saddle-point"),
+        ("full batch, every step", [(Gaussian(sigma), steps)], "saddle-point"),
+    ]  # fmt: skip
+    rows = [_row(name, plan, accountant, delta) for name, plan, accountant in plans]
+    if as_json:
+        facts = {"noise_multiplier": sigma, "sampling_rate": rate, "steps": steps, "delta": delta}
+        print_json({**facts, "rows": rows})
+        return
+    table = [
+        [row["sampling"], row["adjacency"], row["accountant"], _shown(row["epsilon"]), _error(row), row["reason"]]
+        for row in rows
+    ]
+    print_table(["sampling", "neighbours", "accountant", "epsilon", "error at most", "note"], table)
+
+
+def _row(name: str, plan: Composition, accountant: str, delta: float) -> Row:
+    row: Row = {
+        "sampling": name,
+        "adjacency": adjacency_of(event for event, _ in plan),
+        "accountant": accountant,
+        "epsilon": None,
+        "error": None,
+        "reason": "charged without amplification" if isinstance(plan[0][0], BallsInBins) else "",
+    }
+    try:
+        bounds = epsilon_bounds(plan, delta, accountant)
+    except AccountingError as error:
+        row["reason"] = f"refused: {error}"
+        return row
+    row["epsilon"] = bounds.upper if math.isfinite(bounds.upper) else "inf"
+    if bounds.lower > 0 and math.isfinite(bounds.upper):
+        row["error"] = bounds.error
+    return row
+
+
+def _shown(value: float | str | None) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else round_up(value)
+
+
+def _error(row: Row) -> str:
+    return "-" if row["error"] is None else f"{row['error']:.1e}"

@@ -1,0 +1,99 @@
+"""`hushgrad ledger`: what a ledger file says, and whether it can be trusted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
+from hushgrad.accounting.guarantee import guarantee, round_up
+from hushgrad.accounting.ledger import LedgerView, read_ledger
+from hushgrad.accounting.records import Anchor
+from hushgrad.arguments import whole_number
+from hushgrad.cli.output import print_facts, print_json, print_table
+
+PATH = click.argument("path", type=click.Path(dir_okay=False))
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group()
+def ledger() -> None:
+    """Read and verify the record of what a run spent."""
+
+
+@ledger.command()
+@PATH
+@click.option("--delta", type=float, help="Also print the epsilon at this delta, and the guarantee in full.")
+@click.option("--accountant", type=click.Choice(sorted(ACCOUNTANTS)), default=DEFAULT_ACCOUNTANT, show_default=True)
+@JSON
+def show(path: str, delta: float | None, accountant: str, as_json: bool) -> None:
+    """Print the contract and the steps of a ledger, after verifying it.
+
+    \b
+    hushgrad ledger show run/ledger.jsonl --delta 1e-5
+    """
+    view = read_ledger(path)
+    result = None if delta is None else guarantee(view.events, delta, accountant, view.contract)
+    if as_json:
+        value: dict[str, Any] = {
+            **_facts(path, view),
+            "events": [{**event.to_json(), "count": count} for event, count in view.events],
+        }
+        print_json(value if result is None else {**value, **result.as_json()})
+        return
+    facts = _facts(path, view)
+    if result is not None:
+        facts = {"epsilon": round_up(result.epsilon), "delta": delta, **facts}
+    print_facts(facts, "" if result is None else str(result))
+    rows = []
+    for event, count in view.events:
+        fields = {key: value for key, value in event.to_json().items() if key not in ("type", "version")}
+        rows.append([f"{count}", event.type, ", ".join(f"{key} {_plain(value)}" for key, value in fields.items())])
+    if rows:
+        click.echo()
+        print_table(["steps", "event", "with"], rows)
+
+
+@ledger.command()
+@PATH
+@click.option("--anchor-record", type=int, help="With --anchor-hash: a record that the ledger once ended with.")
+@click.option("--anchor-hash", help="The hash of that record, as this command printed it then.")
+@JSON
+def verify(path: str, anchor_record: int | None, anchor_hash: str | None, as_json: bool) -> None:
+    """Verify every byte of a ledger; exit code 1 and the first bad record where it was damaged or edited.
+
+    The last record's number and hash are printed. Kept elsewhere, and given back as --anchor-record and --anchor-hash,
+    they also show whether records were cut off at the end since.
+    """
+    if (anchor_record is None) != (anchor_hash is None):
+        raise click.UsageError("give --anchor-record and --anchor-hash together")
+    anchor = None
+    if anchor_record is not None and anchor_hash is not None:
+        anchor = Anchor(whole_number("anchor_record", anchor_record, minimum=0), anchor_hash)
+    view = read_ledger(path, anchor)
+    facts = {"verified": True, **_facts(path, view)}
+    if as_json:
+        print_json(facts)
+    else:
+        print_facts(facts, "Every record matches its hash and the one before it.")
+
+
+def _facts(path: str, view: LedgerView) -> dict[str, Any]:
+    contract = view.contract
+    return {
+        "ledger": path,
+        "run": view.run,
+        "steps": view.steps,
+        "sampling": contract.sampling,
+        "noise_source": contract.noise_source,
+        "max_grad_norm": contract.max_grad_norm,
+        "expected_batch_size": contract.expected_batch_size,
+        "population": contract.population,
+        "last_record": view.anchor.seq,
+        "last_hash": view.anchor.hash,
+    }
+
+
+def _plain(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
