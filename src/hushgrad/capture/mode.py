@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from hushgrad.errors import UncoveredParameterUseError
 TENSOR_ATTRIBUTES = {getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "real", "imag", "data")}
 
 NODES_TO_LOOK_AT = 100
+
+
+HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 
 
 class CaptureMode(TorchFunctionMode):
@@ -90,7 +94,23 @@ class CaptureMode(TorchFunctionMode):
                 return generic(call, func, args, kwargs)  # which follows the batch itself
             call.axes.follow(func, sources, args, kwargs, result)
             return result
+        if func in HOOKS:
+            return _hooked(func, args, kwargs, leaves)
         return derive(call, func, args, kwargs, leaves)
+
+
+def _hooked(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Leaf]) -> Any:
+    """Hooks of `register_multi_grad_hook` only look, as torch's FlopCounterMode does, and here there is nothing to see.
+
+    No gradient comes back through a parameter, or through what was made of parameters alone.
+    """
+    hook = args[1] if len(args) > 1 else kwargs.get("hook")
+    if isinstance(hook, FunctionType) and hook.__code__.co_filename == torch.autograd.graph.__file__:
+        return func(*args, **kwargs)
+    raise UncoveredParameterUseError(
+        f"{func.__name__}: a hook on {leaves[0].name!r}, a parameter or a tensor made of parameters alone, would see "
+        f"or change a gradient without noise. Remove the hook"
+    )
 
 
 def _only_describes(func: Callable[..., Any]) -> bool:
