@@ -18,7 +18,7 @@ from hushgrad.gradients.outer import OuterProducts
 UNFOLDING, HOLDING = 50, 40
 
 # Bytes of gradients that one convolution forms: with more of them it takes several times as long for each.
-AT_ONCE = 1 << 22
+AT_ONCE = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,12 @@ def _instantiate(inputs: Tensor, grad_outputs: Tensor, geometry: Geometry) -> Te
     if geometry.weight_shape[1] == geometry.groups == 1:
         return _instantiate_one_channel(inputs, grad_outputs, geometry)
     batch = inputs.shape[0]
-    parts = chunks_of_examples(batch, geometry.columns * geometry.weight_shape[0] * inputs.element_size(), AT_ONCE)
-    if len(parts) == 1:
+    bytes_per_example = geometry.columns * geometry.weight_shape[0] * inputs.element_size()
+    portions = -(-batch * bytes_per_example // AT_ONCE)
+    if portions <= 1:
         return _instantiate_at_once(inputs, grad_outputs, geometry)
     gradients = inputs.new_empty(batch, *geometry.weight_shape)
-    for part in parts:
+    for part in chunks_of_examples(batch, 1, -(-batch // portions)):
         gradients[part] = _instantiate_at_once(inputs[part], grad_outputs[part], geometry)
     return gradients
 
