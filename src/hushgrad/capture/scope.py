@@ -20,6 +20,8 @@ from hushgrad.capture.operators.operator import Anchor, Forward
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError
 
+_MODULE_CALL = nn.Module._call_impl.__code__.co_filename
+
 
 class CallObserver(Protocol):
     """Is told of every outermost forward that is captured."""
@@ -112,7 +114,7 @@ class Scope:
         held: list[Tensor] = []
         call = Forward(self._pool, self._anchor, axes, self._leaves(held), batch_size, held)
         self._mode = CaptureMode(call, self._is_running)
-        self._owner = sys._getframe(2)  # the frame of torch's module call, which ends with the forward
+        self._owner = _frame_of_module_call()
         self._depth = 1
         self._mode.__enter__()  # type: ignore[no-untyped-call]
 
@@ -153,6 +155,17 @@ class Scope:
         mode.call.leaves.clear()
         mode.call.axes.clear()
         mode.call.held.clear()
+
+
+def _frame_of_module_call() -> FrameType | None:
+    """Return the frame of torch's module call that runs this hook; it ends with the forward.
+
+    Compiled code may have put frames of its own in between.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != _MODULE_CALL:
+        frame = frame.f_back
+    return frame
 
 
 def guard_outputs(call: Forward, output: Any) -> None:
