@@ -17,7 +17,7 @@ def test_rows_have_every_sampler_with_its_relation() -> None:
     assert result.exit_code == 0
     rows = json.loads(result.output)["rows"]
     assert rows[0]["epsilon"] == epsilon([(PoissonSampled(0.01, 1.1), 200)], 1e-5)
-    assert {row["adjacency"] for row in rows} == {"add/remove-one", "replace-one", "zero-out"}
+    assert {"add/remove-one", "replace-one", "zero-out"} < {row["adjacency"] for row in rows}
     assert all(row["epsilon"] is not None for row in rows)
 
 

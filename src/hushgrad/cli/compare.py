@@ -9,8 +9,18 @@ import click
 
 from hushgrad.accounting.accountants import epsilon_bounds
 from hushgrad.accounting.composition import Composition, adjacency_of
-from hushgrad.accounting.events import BallsInBins, FixedSizeSampled, Gaussian, PoissonSampled, TruncatedPoisson
+from hushgrad.accounting.events import (
+    ADD_REMOVE_ONE,
+    REPLACE_ONE,
+    ZERO_OUT,
+    BallsInBins,
+    FixedSizeSampled,
+    Gaussian,
+    PoissonSampled,
+    TruncatedPoisson,
+)
 from hushgrad.accounting.guarantee import round_up
+from hushgrad.accounting.neighbours import epsilon_under
 from hushgrad.arguments import non_negative_number, probability, whole_number
 from hushgrad.cli.output import print_json, print_table
 from hushgrad.errors import AccountingError
@@ -54,6 +64,8 @@ def compare(
         ("full batch, every step", [(Gaussian(sigma), steps)], "saddle-point"),
     ]  # fmt: skip
     rows = [_row(name, plan, accountant, delta) for name, plan, accountant in plans]
+    for relation, group in ((ZERO_OUT, 1), (REPLACE_ONE, 1), (ADD_REMOVE_ONE, 2), (ADD_REMOVE_ONE, 8)):
+        rows.insert(len(rows) - 4, _row("Poisson", plans[0][1], "saddle-point", delta, relation, group))
     if as_json:
         facts = {"noise_multiplier": sigma, "sampling_rate": rate, "steps": steps, "delta": delta}
         print_json({**facts, "rows": rows})
@@ -65,17 +77,24 @@ def compare(
     print_table(["sampling", "neighbours", "accountant", "epsilon", "error at most", "note"], table)
 
 
-def _row(name: str, plan: Composition, accountant: str, delta: float) -> Row:
+def _row(
+    name: str, plan: Composition, accountant: str, delta: float, relation: str | None = None, group_size: int = 1
+) -> Row:
+    adjacency = relation or adjacency_of(event for event, _ in plan)
     row: Row = {
         "sampling": name,
-        "adjacency": adjacency_of(event for event, _ in plan),
+        "adjacency": adjacency if group_size == 1 else f"{adjacency}, groups of {group_size}",
         "accountant": accountant,
         "epsilon": None,
         "error": None,
         "reason": "charged without amplification" if isinstance(plan[0][0], BallsInBins) else "",
     }
     try:
-        bounds = epsilon_bounds(plan, delta, accountant)
+        if relation is None:
+            bounds = epsilon_bounds(plan, delta, accountant)
+        else:
+            bounds = epsilon_under(plan, delta, relation, group_size)
+            row["accountant"] = "pld" if relation == REPLACE_ONE else accountant
     except AccountingError as error:
         row["reason"] = f"refused: {error}"
         return row

@@ -1,0 +1,242 @@
+"""`python -m benchmarks.accountants`: times of the accountants, a second method on random plans, and the small deltas.
+
+    python -m benchmarks.accountants times      the reference table, beside dp-accounting and Opacus
+    python -m benchmarks.accountants random     random plans, the saddle-point accountant against the other two
+    python -m benchmarks.accountants tails      delta <= 1e-9: who reports too little, and simulation as a witness
+
+Each figure of another library is computed in a process of its own with a limit of time. All run on one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from scipy.special import logsumexp
+
+from hushgrad.accounting import Budget, PoissonSampled, calibrate_noise_multiplier, epsilon_bounds, poisson_steps
+from hushgrad.accounting.contour import saddle_point
+from hushgrad.accounting.loss_sum import LossSum
+from hushgrad.accounting.step_measure import REMOVE, Step
+from hushgrad.errors import AccountingError
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 60.0
+TAILS = (
+    (0.001, 0.7, 100_000, 1e-11),
+    (0.01, 1.0, 1000, 1e-12),
+    (0.01, 1.0, 1000, 1e-15),
+    (0.001, 1.0, 1_000_000, 1e-10),
+    (0.004266666666666667, 1.1, 14_062, 1e-12),
+    (0.05, 2.0, 2000, 1e-13),
+)
+
+Plan = tuple[float, float, int, float]
+"""Sampling rate, noise multiplier, steps, delta."""
+
+
+def dp_accounting_pld(plan: Plan) -> float:
+    """Return the epsilon of dp-accounting's PLDAccountant with its defaults."""
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    from dp_accounting.pld import PLDAccountant
+
+    rate, noise, steps, delta = plan
+    accountant = PLDAccountant()
+    accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(noise)), steps)
+    return float(accountant.get_epsilon(delta))
+
+
+def opacus_prv(plan: Plan) -> float:
+    """Return the epsilon of Opacus' PRVAccountant with its defaults."""
+    from opacus.accountants import PRVAccountant
+
+    rate, noise, steps, delta = plan
+    accountant = PRVAccountant()
+    accountant.history = [(noise, rate, steps)]
+    return float(accountant.get_epsilon(delta))
+
+
+def _answer(method: Callable[[Plan], float], plan: Plan, pipe: Any) -> None:
+    try:
+        before = time.process_time()
+        value = method(plan)
+        pipe.send((value, time.process_time() - before))
+    except Exception as error:  # a foreign library's failure is its answer
+        pipe.send((type(error).__name__, math.nan))
+
+
+def limited(method: Callable[[Plan], float], plan: Plan) -> tuple[float | str, float]:
+    """Return the value and the CPU seconds of a method, or why there is none."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=_answer, args=(method, plan, theirs))
+    process.start()
+    try:
+        return ours.recv() if ours.poll(LIMIT + 15) else (f"> {LIMIT:g} s", math.nan)
+    finally:
+        process.kill()
+        process.join()
+
+
+def ours(plan: Plan) -> tuple[float, float, float]:
+    """Return the upper bound, the error bound and the CPU seconds; nothing is remembered from earlier."""
+    from hushgrad.accounting import saddle_point as module
+    from hushgrad.accounting import step_measure
+
+    for cached in (module._of_direction, module._delta_of_direction, step_measure.measure, step_measure._interval):
+        cached.cache_clear()
+    rate, noise, steps, delta = plan
+    before = time.process_time()
+    bounds = epsilon_bounds([(PoissonSampled(rate, noise), steps)], delta)
+    return bounds.upper, bounds.error, time.process_time() - before
+
+
+def simulated(plan: Plan, epsilon: float, draws: int) -> tuple[float, float]:
+    """Return δ(`epsilon`) in the direction "remove" by importance sampling, and its standard error.
+
+    Each step's loss is drawn under the tilt e^{c·L} at the saddle point, from a table of 4,000 cells per standard
+    deviation; the weight of a run of steps is e^{T·K(c) − c·ΣL}. Nothing of the accountant enters but the choice of c.
+    """
+    rate, noise, steps, delta = plan
+    tilt = saddle_point(LossSum(((Step(rate, noise, REMOVE), steps),), 0.0, 1e-8 * delta), epsilon)
+    chance = np.random.default_rng(20240611)
+    x = np.arange(-10 * noise, 1 + 10 * noise, noise / 4000)
+    loss = np.logaddexp(math.log1p(-rate), math.log(rate) + (2 * x - 1) / (2 * noise**2))
+    log_weights = -((x / noise) ** 2) / 2 - math.log(4000 * math.sqrt(2 * math.pi)) + loss + tilt * loss
+    cumulant = float(logsumexp(log_weights))
+    cells = np.exp(log_weights - cumulant)
+    cells /= cells.sum()
+    values = np.empty(draws)
+    for i in range(draws):
+        total = float(chance.multinomial(steps, cells) @ loss)
+        values[i] = max(-math.expm1(min(epsilon - total, 1.0)), 0.0) * math.exp(steps * cumulant - tilt * total)
+    return float(values.mean()), float(values.std() / math.sqrt(draws))
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> None:
+    click.echo("| " + " | ".join(heads) + " |")
+    click.echo("|" + "---|" * len(heads))
+    for row in rows:
+        click.echo("| " + " | ".join(row) + " |")
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.6g}"
+
+
+@click.group()
+def main() -> None:
+    """Measure the accountants."""
+
+
+@main.command()
+@click.option("--ours-only", is_flag=True, help="Leave the other libraries out.")
+def times(ours_only: bool) -> None:
+    """Print CPU seconds on the reference table."""
+    table = json.loads((ROOT / "tests" / "accounting" / "golden" / "accounting.json").read_text())["rows"]
+    rows, seconds = [], []
+    for row in table:
+        plan = (row["sampling_rate"], row["noise_multiplier"], row["steps"], row["delta"])
+        value, error, spent = ours(plan)
+        seconds.append(spent)
+        cells = [row["name"], f"{value:.7g}", f"{error:.1e}", f"{spent:.2f}"]
+        for method in () if ours_only else (dp_accounting_pld, opacus_prv):
+            other, spent = limited(method, plan)
+            cells += [_shown(other), f"{spent:.2f}"]
+        rows.append(cells)
+    heads = ["row", "ε", "error at most", "s"]
+    _table(heads if ours_only else [*heads, "dp-accounting PLD", "s", "Opacus PRV", "s"], rows)
+    click.echo(f"\nmedian {statistics.median(seconds):.2f} s, worst {max(seconds):.2f} s")
+    before = time.process_time()
+    epsilon_bounds([(PoissonSampled(0.01, 1 + i / 1000), 1) for i in range(1000)], 1e-5)
+    click.echo(f"1,000 different noise levels {time.process_time() - before:.2f} s")
+    for rate, steps, target, delta in ((0.01, 1000, 3.0, 1e-5), (0.004, 14_000, 1.0, 1e-6), (0.001, 10**6, 8.0, 1e-10)):
+        before = time.process_time()
+        calibrate_noise_multiplier(target_epsilon=target, target_delta=delta, composition=poisson_steps(rate, steps))
+        click.echo(f"calibration to ({target:g}, {delta:g}), {steps} steps {time.process_time() - before:.2f} s")
+    before = time.process_time()
+    most = Budget(3.0, 1e-6).most(lambda count: [(PoissonSampled(0.004, 1.1), count)])
+    click.echo(f"budget of ({3.0:g}, 1e-06): {most} steps {time.process_time() - before:.2f} s")
+
+
+@main.command(name="random")
+@click.option("--plans", default=1000, show_default=True)
+@click.option("--seed", default=5, show_default=True)
+def random_plans(plans: int, seed: int) -> None:
+    """Compare with privacy loss distributions (delta >= 1e-8) and Rényi bounds (all) on random plans."""
+    chance = random.Random(seed)
+    seconds: list[float] = []
+    errors: list[float] = []
+    beyond: list[float] = []
+    wrong, refused, against_pld = 0, 0, 0
+    for number in range(plans):
+        least = -8 if number % 2 else -15
+        plan = (
+            10 ** chance.uniform(-6, 0), 10 ** chance.uniform(math.log10(0.3), math.log10(50)),
+            int(10 ** chance.uniform(0, 6)), 10 ** chance.uniform(least, -3),
+        )  # fmt: skip
+        value, error, spent = ours(plan)
+        seconds.append(spent)
+        errors.append(error / value if value else 0.0)
+        if not (0 <= error <= value < math.inf):
+            wrong += 1
+            click.echo(f"not a bound: {plan} {value} {error}")
+        composition = [(PoissonSampled(plan[0], plan[1]), plan[2])]
+        for name in ("pld", "rdp"):
+            try:
+                other = epsilon_bounds(composition, plan[3], name).upper
+            except AccountingError:
+                refused += 1
+                continue
+            if other < (value - error) * (1 - 1e-9):
+                wrong += 1
+                click.echo(f"{name} {other} below the lower bound {value - error}: {plan}")
+            if name == "pld":
+                against_pld += 1
+                beyond.append(other / value - 1 if value > 1e-6 else 0.0)
+    ordered = sorted(seconds)
+    click.echo(
+        f"{plans} plans, {against_pld} of them also by pld, {refused} answers refused by pld or rdp; contradictions: "
+        f"{wrong}\nseconds: median {ordered[plans // 2]:.3f}, 99% {ordered[int(plans * 0.99)]:.2f}, worst "
+        f"{ordered[-1]:.2f}\nstated error / ε: median {statistics.median(errors):.1e}, worst {max(errors):.1e}\n"
+        f"pld over saddle-point: median {statistics.median(beyond):.1e}, least {min(beyond):.1e}, most {max(beyond):.1e}"
+    )
+
+
+@main.command()
+@click.option("--draws", default=20_000, show_default=True)
+def tails(draws: int) -> None:
+    """Print what everybody says at small deltas, and δ at that ε by simulation: above δ, the ε is too small."""
+    rows = []
+    for plan in TAILS:
+        rate, noise, steps, delta = plan
+        value, error, _ = ours(plan)
+        count = max(200, min(draws, 20_000_000 // steps * 100))
+        for name, (said, _) in (
+            ("hushgrad", (value, 0.0)),
+            ("dp-accounting PLD", limited(dp_accounting_pld, plan)),
+            ("Opacus PRV", limited(opacus_prv, plan)),
+        ):
+            if isinstance(said, str) or not math.isfinite(said):
+                rows.append([f"q={rate:.4g}, σ={noise:g}, T={steps}, δ={delta:g}", name, _shown(said), "", ""])
+                continue
+            found, deviation = simulated(plan, said, count)
+            verdict = "too small" if found - 5 * deviation > delta else "holds" if found <= delta * 1.1 else ""
+            rows.append([
+                f"q={rate:.4g}, σ={noise:g}, T={steps}, δ={delta:g}", name, f"{said:.6g}",
+                f"{found:.3g} ± {deviation:.1g}", verdict,
+            ])  # fmt: skip
+        click.echo(f"{plan}: ours ± {error:.1e}", err=True)
+    _table(["plan", "accountant", "ε", "δ at that ε, simulated", ""], rows)
+
+
+if __name__ == "__main__":
+    main()

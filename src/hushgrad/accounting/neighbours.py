@@ -1,0 +1,75 @@
+"""ε of one composition under other neighbouring relations than its own, and for groups of records.
+
+What a ledger's events say is add/remove-one for Poisson sampling and full batches, and zero-out for the caller's own
+batches. From the same events follows, for one sampled or unsampled Gaussian step:
+
+- *zero-out* of a Poisson-sampled or unsampled step is the same pair of distributions as add/remove-one: the record is
+  drawn and contributes, or is drawn and contributes nothing. The same ε.
+- *replace-one* of an unsampled step changes the sum by up to 2C: half the noise multiplier. Of a Poisson-sampled step,
+  with the same coin for both records, it compares (1−q)R + qP₀ with (1−q)R + qQ₀, where P₀ and Q₀ differ from R by a
+  shift of at most C and from each other by at most 2C. By advanced joint convexity (Balle, Barthe & Gaboardi, 2018,
+  arXiv:1807.01647, theorem 2) and ε₀ = log(1 + (e^ε − 1)/q), it has δ(ε) <= q·δ_G(ε₀) with δ_G that of the shift 2C: the
+  bound of fixed-size sampling with the same rate (`one_step_of_fixed_size`), true and not sharp.
+- *groups* of k records added or removed together: Ganesh (2024, arXiv:2401.10294), sharp, by the saddle-point
+  accountant. Groups under replace-one: refused.
+"""
+
+from __future__ import annotations
+
+from hushgrad.accounting.accountants import epsilon_bounds
+from hushgrad.accounting.bounds import EpsilonBounds
+from hushgrad.accounting.composition import Composition, NormalForm, normal_form
+from hushgrad.accounting.events import ADD_REMOVE_ONE, REPLACE_ONE, ZERO_OUT
+from hushgrad.arguments import one_of, open_unit_interval, whole_number
+from hushgrad.errors import AccountingError
+
+RELATIONS = (ADD_REMOVE_ONE, ZERO_OUT, REPLACE_ONE)
+
+
+def epsilon_under(composition: Composition, delta: float, relation: str, group_size: int = 1) -> EpsilonBounds:
+    """Return bounds on ε at `delta` where neighbours differ by `group_size` records, changed as `relation` says.
+
+    Guarantee: the upper bound holds for that relation; the lower one is 0 where the bound is not known to be sharp.
+
+    Raises `AccountingError` with the reason where nothing true is known: add/remove-one of events that are charged under
+    zero-out (a record's absence would shift the later batches), groups under replace-one, groups of steps of truncated
+    or of fixed size.
+    """
+    delta = open_unit_interval("delta", delta)
+    one_of("relation", relation, RELATIONS)
+    size = whole_number("group_size", group_size, minimum=1)
+    form = normal_form(composition)
+    if form.empty:
+        return EpsilonBounds(0.0, 0.0)
+    if form.adjacency == relation and size == 1:
+        return epsilon_bounds(composition, delta, "pld" if form.fixed_size else "saddle-point")
+    if relation == REPLACE_ONE and size > 1:
+        raise AccountingError(
+            "groups under replace-one are not computed: no sharp bound is known; ask for add/remove-one"
+        )
+    if relation == ADD_REMOVE_ONE and form.adjacency == ZERO_OUT:
+        raise AccountingError(
+            "the caller's own batches are charged under zero-out: a record's absence would shift every later batch, so "
+            "that add/remove-one has no bound; use Poisson sampling"
+        )
+    form.require_plain(f"another relation than {form.adjacency}")
+    if form.noiseless:
+        return epsilon_bounds(composition, delta)
+    from hushgrad.accounting.saddle_point import epsilon_bounds as of_form
+
+    if relation != REPLACE_ONE:
+        return of_form(form, delta, size)
+    replaced = NormalForm(
+        REPLACE_ONE,
+        4 * form.gaussian_precision,
+        (),
+        False,
+        fixed_size=tuple((rate, noise / 2, count) for rate, noise, count in form.sampled),
+    )
+    if not replaced.fixed_size:
+        return of_form(replaced, delta)
+    from hushgrad.accounting.pld import pld_epsilon
+    from hushgrad.accounting.rdp import rdp_epsilon
+
+    # Below what the grid can hold, Rényi divergences remain an upper bound.
+    return EpsilonBounds(0.0, pld_epsilon(replaced, delta) if delta >= 1e-8 else rdp_epsilon(replaced, delta))

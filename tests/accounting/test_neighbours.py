@@ -1,0 +1,76 @@
+import math
+
+import numpy as np
+import pytest
+
+from hushgrad.accounting import DisjointPass, FixedSizeSampled, Gaussian, PoissonSampled, epsilon
+from hushgrad.accounting.neighbours import RELATIONS, epsilon_under
+from hushgrad.errors import AccountingError, InvalidArgumentError
+
+PLAN = [(PoissonSampled(0.02, 1.2), 300)]
+GAUSS = [(Gaussian(3.0), 5)]
+PASSES = [(DisjointPass(3.0, 0), 4), (DisjointPass(3.0, 1), 4)]
+
+
+def test_zero_out_of_poisson_sampling_is_add_remove_one() -> None:
+    assert epsilon_under(PLAN, 1e-6, "zero-out").upper == epsilon(PLAN, 1e-6)
+    assert epsilon_under(PLAN, 1e-6, "add/remove-one").upper == epsilon(PLAN, 1e-6)
+
+
+def test_replacing_in_full_batches_is_twice_the_sensitivity() -> None:
+    assert epsilon_under(GAUSS, 1e-6, "replace-one").upper == epsilon([(Gaussian(1.5), 5)], 1e-6)
+    assert epsilon_under(PASSES, 1e-6, "replace-one").upper == epsilon([(Gaussian(1.5), 2)], 1e-6)
+
+
+@pytest.mark.parametrize("delta", [1e-6, 1e-10])
+def test_replacing_costs_more_than_adding_and_less_than_without_sampling(delta: float) -> None:
+    replaced = epsilon_under(PLAN, delta, "replace-one")
+    assert epsilon(PLAN, delta) < replaced.upper < epsilon([(Gaussian(0.6), 300)], delta)
+    assert replaced.lower == 0
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.4])
+def test_one_replaced_record_is_dominated_by_the_bound(rate: float) -> None:
+    """Guarantee: the upper bound holds for that relation.
+
+    The gradient +C of a Poisson-sampled record becomes −C (and 0, and +C/2): δ of two steps, integrated on a grid.
+    """
+    noise, x = 1.0, np.linspace(-9, 9, 721)
+    cell = x[1] - x[0]
+
+    def density(shift: float) -> np.ndarray:  # type: ignore[type-arg]
+        return ((1 - rate) * np.exp(-(x**2) / 2) + rate * np.exp(-((x - shift) ** 2) / 2)) / math.sqrt(2 * math.pi)
+
+    for at in (1e-4, 1e-2):
+        bound = epsilon_under([(PoissonSampled(rate, noise), 2)], at, "replace-one").upper
+        for other in (-1.0, 0.0, 0.5):
+            p, q = np.outer(density(1.0), density(1.0)), np.outer(density(other), density(other))
+            for a, b in ((p, q), (q, p)):
+                assert float(np.maximum(a - math.exp(bound) * b, 0).sum()) * cell**2 <= at
+
+
+def test_groups_cost_more_and_of_gaussians_k_times_the_sensitivity() -> None:
+    values = [epsilon_under(PLAN, 1e-6, "add/remove-one", k).upper for k in (1, 2, 4)]
+    assert values == sorted(values)
+    assert epsilon_under(GAUSS, 1e-6, "zero-out", 3).upper == pytest.approx(epsilon([(Gaussian(1.0), 5)], 1e-6))
+    assert epsilon_under(PASSES, 1e-6, "zero-out", 3).upper == pytest.approx(epsilon([(Gaussian(1.0), 2)], 1e-6))
+
+
+def test_what_is_not_known_is_refused_with_the_reason() -> None:
+    with pytest.raises(AccountingError, match="later batch"):
+        epsilon_under(PASSES, 1e-6, "add/remove-one")
+    with pytest.raises(AccountingError, match="groups"):
+        epsilon_under(PLAN, 1e-6, "replace-one", 2)
+    with pytest.raises(AccountingError, match="fixed-size"):
+        epsilon_under([(FixedSizeSampled(5, 100, 1.0), 10)], 1e-6, "zero-out")
+    with pytest.raises(InvalidArgumentError):
+        epsilon_under(PLAN, 1e-6, "edit")
+    with pytest.raises(InvalidArgumentError):
+        epsilon_under(PLAN, 1e-6, "zero-out", 0)
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_nothing_costs_nothing_and_no_noise_everything(relation: str) -> None:
+    assert epsilon_under([], 1e-6, relation).upper == 0
+    assert epsilon_under([(Gaussian(0.0), 1)], 1e-6, relation).upper == math.inf
+    assert epsilon_under([(PoissonSampled(0.1, 0.0), 1)], 1e-6, relation).upper == math.inf
