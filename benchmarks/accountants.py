@@ -207,7 +207,8 @@ def random_plans(plans: int, seed: int) -> None:
         f"{plans} plans, {against_pld} of them also by pld, {refused} answers refused by pld or rdp; contradictions: "
         f"{wrong}\nseconds: median {ordered[plans // 2]:.3f}, 99% {ordered[int(plans * 0.99)]:.2f}, worst "
         f"{ordered[-1]:.2f}\nstated error / ε: median {statistics.median(errors):.1e}, worst {max(errors):.1e}\n"
-        f"pld over saddle-point: median {statistics.median(beyond):.1e}, least {min(beyond):.1e}, most {max(beyond):.1e}"
+        f"pld over saddle-point: median {statistics.median(beyond):.1e}, least {min(beyond):.1e}, most "
+        f"{max(beyond):.1e}"
     )
 
 

@@ -8,8 +8,8 @@ batches. From the same events follows, for one sampled or unsampled Gaussian ste
 - *replace-one* of an unsampled step changes the sum by up to 2C: half the noise multiplier. Of a Poisson-sampled step,
   with the same coin for both records, it compares (1−q)R + qP₀ with (1−q)R + qQ₀, where P₀ and Q₀ differ from R by a
   shift of at most C and from each other by at most 2C. By advanced joint convexity (Balle, Barthe & Gaboardi, 2018,
-  arXiv:1807.01647, theorem 2) and ε₀ = log(1 + (e^ε − 1)/q), it has δ(ε) <= q·δ_G(ε₀) with δ_G that of the shift 2C: the
-  bound of fixed-size sampling with the same rate (`one_step_of_fixed_size`), true and not sharp.
+  arXiv:1807.01647, theorem 2) and ε₀ = log(1 + (e^ε − 1)/q), it has δ(ε) <= q·δ_G(ε₀) with δ_G that of the shift 2C:
+  the bound of fixed-size sampling with the same rate (`one_step_of_fixed_size`), true and not sharp.
 - *groups* of k records added or removed together: Ganesh (2024, arXiv:2401.10294), sharp, by the saddle-point
   accountant. Groups under replace-one: refused.
 """
@@ -31,9 +31,9 @@ def epsilon_under(composition: Composition, delta: float, relation: str, group_s
 
     Guarantee: the upper bound holds for that relation; the lower one is 0 where the bound is not known to be sharp.
 
-    Raises `AccountingError` with the reason where nothing true is known: add/remove-one of events that are charged under
-    zero-out (a record's absence would shift the later batches), groups under replace-one, groups of steps of truncated
-    or of fixed size.
+    Raises `AccountingError` with the reason where nothing true is known: add/remove-one of events that are charged
+    under zero-out (a record's absence would shift the later batches), groups under replace-one, groups of steps of
+    truncated or of fixed size.
     """
     delta = open_unit_interval("delta", delta)
     one_of("relation", relation, RELATIONS)
