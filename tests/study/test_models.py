@@ -4,18 +4,20 @@ import torch
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.models import MODELS, build_model
 
+ON_IMAGES = tuple(name for name in MODELS if name != "transformer")
+
 
 def build(name="mlp", input_shape=(1, 8, 8), num_classes=3, seed=0, **options):
     return build_model(name, input_shape=input_shape, num_classes=num_classes, seed=seed, **options)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ON_IMAGES)
 @pytest.mark.parametrize("input_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 19, 23)])
 def test_every_model_gives_one_logit_per_class_for_every_image_size(name, input_shape):
     assert build(name, input_shape)(torch.zeros(5, *input_shape)).shape == (5, 3)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ON_IMAGES)
 def test_an_example_does_not_influence_another_ones_output(name):
     model, images = build(name), torch.randn(4, 1, 8, 8)
     changed = images.clone()
@@ -23,7 +25,7 @@ def test_an_example_does_not_influence_another_ones_output(name):
     torch.testing.assert_close(model(images)[[0, 2, 3]], model(changed)[[0, 2, 3]])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ON_IMAGES)
 def test_the_seed_fixes_the_parameters_and_the_global_generator_is_left_alone(name):
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -54,3 +56,29 @@ def test_unknown_names_are_refused():
         build("vit")
     with pytest.raises(InvalidArgumentError, match="activation must be one of"):
         build(activation="gelu")
+
+
+def test_the_transformer_reads_sentences_and_an_example_does_not_influence_another_ones_output():
+    model = build("transformer", (6,), vocabulary_size=20)
+    numbers = torch.tensor([[1, 2, 0, 0, 0, 0], [0] * 6, [3] * 6])
+    logits = model(numbers)
+    assert logits.shape == (3, 3)
+    assert bool(torch.isfinite(logits).all())
+    changed = numbers.clone()
+    changed[2] = 7
+    torch.testing.assert_close(model(changed)[:2], logits[:2])
+
+
+def test_padding_is_not_read():
+    model = build("transformer", (6,), vocabulary_size=20)
+    before = model(torch.tensor([[1, 2, 0, 0, 0, 0]]))
+    with torch.no_grad():
+        model.words.weight[0] += 5.0
+    torch.testing.assert_close(model(torch.tensor([[1, 2, 0, 0, 0, 0]])), before)
+
+
+def test_sentences_need_the_transformer_and_it_needs_sentences():
+    with pytest.raises(InvalidArgumentError, match="is for sentences"):
+        build("transformer", (6,))
+    with pytest.raises(InvalidArgumentError, match="is for sentences"):
+        build("mlp", (6,), vocabulary_size=20)

@@ -22,12 +22,16 @@ INTERRUPTED = 130
 
 @click.command(name="train")
 @click.option("--task", type=click.Choice(tuple(TASKS)), default="digits", show_default=True, help="What to train on.")
-@click.option("--data", type=click.Path(path_type=Path), help="Folder (mnist, csv) or file (csv) with the data.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Folder (mnist, csv, text, images) or file (csv) with the data."
+)
 @click.option("--classes", metavar="A,B,…", help="Only these classes, in this order.")
 @click.option("--target", metavar="COLUMN", help="csv: the column to predict.")
 @click.option("--categorical", metavar="COLUMN,…", help="csv: columns whose numbers are names, such as postcodes.")
 @click.option("--bounds", metavar="COLUMN:LOW:HIGH", multiple=True, help="csv: public bounds of a numeric column.")
 @click.option("--drop", metavar="COLUMN,…", help="csv: columns to leave out.")
+@click.option("--vocabulary", metavar="KIND", help="text: 'hashed' [default], a public file of words, or 'train'.")
+@click.option("--subgroup", metavar="COLUMN", help="csv: report accuracy on test rows by this column.")
 @click.option("--model", type=click.Choice(MODELS), help="Default: what suits the task.")
 @click.option("--hidden", metavar="N,N,…", help="Widths of the mlp's hidden layers; 'none' for a linear model.")
 @click.option("--activation", type=click.Choice(tuple(ACTIVATIONS)), help="Default: what suits the task.")
@@ -54,6 +58,8 @@ def train(
     categorical: str | None,
     bounds: tuple[str, ...],
     drop: str | None,
+    vocabulary: str | None,
+    subgroup: str | None,
     model: str | None,
     hidden: str | None,
     activation: str | None,
@@ -85,6 +91,8 @@ def train(
         categorical=_names(categorical) or (),
         bounds=tuple(_bounds(text) for text in bounds),
         drop=_names(drop) or (),
+        vocabulary=vocabulary,
+        subgroup=subgroup,
     )
     privacy = Privacy(
         noise_multiplier=noise_multiplier,

@@ -28,10 +28,10 @@ DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 RELATIVE_DIFFERENCE = 1e-6
 SETTINGS = (
-    "task", "description", "target", "classes", "model", "hidden_sizes", "activation", "optimizer", "learning_rate",
-    "momentum", "epochs", "expected_batch_size", "max_physical_batch_size", "loss_reduction", "max_grad_norm",
-    "noise_multiplier", "sampling_rate", "target_epsilon", "delta", "seed", "device", "training_examples",
-    "test_examples",
+    "task", "description", "target", "vocabulary", "classes", "model", "hidden_sizes", "activation", "optimizer",
+    "learning_rate", "momentum", "epochs", "expected_batch_size", "max_physical_batch_size", "loss_reduction",
+    "max_grad_norm", "noise_multiplier", "sampling_rate", "target_epsilon", "delta", "seed", "device",
+    "training_examples", "test_examples",
 )  # fmt: skip
 
 

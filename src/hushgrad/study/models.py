@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from hushgrad.arguments import one_of
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.study.transformer import Transformer
 
-MODELS = ("mlp", "cnn", "resnet")
+MODELS = ("mlp", "cnn", "resnet", "transformer")
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 LARGE_SIDE = 20
 RESNET_WIDTHS = (16, 32, 64)
@@ -30,21 +31,27 @@ def build_model(
     seed: int,
     hidden_sizes: tuple[int, ...] = (64,),
     activation: str = "tanh",
+    vocabulary_size: int | None = None,
 ) -> nn.Module:
     """Return the model `name` for inputs [B, *input_shape] and logits [B, num_classes].
 
-    `hidden_sizes` are the widths of the mlp's hidden layers (none: a linear model); the other models ignore them.
+    `vocabulary_size` is given for inputs that are word numbers, which only the transformer takes. `hidden_sizes` are
+    the widths of the mlp's hidden layers (none: a linear model); the other models ignore them.
     The global generator is left as it was. Raises InvalidArgumentError for an unknown name or a shape that the model
     cannot take.
     """
     one_of("model", name, MODELS)
     act = ACTIVATIONS[one_of("activation", activation, tuple(ACTIVATIONS))]
-    if name != "mlp" and (len(input_shape) != 3 or min(input_shape[1:]) < 8):
+    if (name == "transformer") != (vocabulary_size is not None):
+        raise InvalidArgumentError("model 'transformer' is for sentences (task 'text'), and sentences need it")
+    if name in ("cnn", "resnet") and (len(input_shape) != 3 or min(input_shape[1:]) < 8):
         raise InvalidArgumentError(
             f"model {name!r} needs images of at least 8×8, got inputs of shape {input_shape}; use model 'mlp'"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if vocabulary_size is not None:
+            return Transformer(vocabulary_size, input_shape[0], num_classes)
         if name == "mlp":
             return mlp(math.prod(input_shape), num_classes, hidden_sizes, act)
         if name == "cnn":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,10 @@ from hushgrad.study.curves import draw_curves, require_matplotlib
 from hushgrad.study.directory import RunDirectory, replace_file, require_unused
 from hushgrad.study.interruption import finish_step_on_interrupt
 from hushgrad.study.outcome import Measurement, Outcome, Watchers
+from hushgrad.study.printable import printable
 from hushgrad.study.tasks import Task, load_task
-from hushgrad.study.training import check_against_data, train
+from hushgrad.study.tasks.words import FROM_TRAINING, HASHED
+from hushgrad.study.training import check_against_data, right_on, train
 
 ORDINARY = "NOT PRIVATE: ordinary training, without clipping and without noise. No epsilon holds."
 
@@ -121,6 +124,25 @@ def outside_the_guarantee(task: Task, outcome: Outcome) -> tuple[str, ...]:
     return (*task.outside_the_guarantee, *ALWAYS_OUTSIDE)
 
 
+def vocabulary_kind(config: RunConfig) -> str | None:
+    """Return where the words' numbers come from: "hashed", "train" or "public file"; None without words."""
+    if config.task != "text":
+        return None
+    kind = config.options.vocabulary or HASHED
+    return kind if kind in (HASHED, FROM_TRAINING) else "public file"
+
+
+def subgroups(model: nn.Module, task: Task, column: str | None, device: str) -> dict[str, Any] | None:
+    """Return how many test examples of each subgroup there are and are classified rightly; None without a column."""
+    if task.test_groups is None:
+        return None
+    right = right_on(model, task.test, device).tolist()
+    counts = Counter(task.test_groups)
+    hits = Counter(group for group, hit in zip(task.test_groups, right, strict=True) if hit)
+    groups = [{"name": name, "count": counts[name], "right": hits[name]} for name in sorted(counts)]
+    return {"column": printable(column or ""), "groups": groups}
+
+
 def summarise(config: RunConfig, task: Task, model: nn.Module, outcome: Outcome) -> dict[str, Any]:
     """Return all that a reader needs to judge a run, as JSON values. An infinite epsilon is written as "inf"."""
     spent = outcome.spent
@@ -158,6 +180,8 @@ def summarise(config: RunConfig, task: Task, model: nn.Module, outcome: Outcome)
         "bounds": config.options.bounds,
         "dropped": config.options.drop,
         "classes": task.class_names,
+        "vocabulary": vocabulary_kind(config),
+        "subgroups": subgroups(model, task, config.options.subgroup, config.device),
         "training_examples": len(task.train),
         "test_examples": len(task.test),
         "input_shape": task.input_shape,

@@ -61,6 +61,7 @@ def _train(config: RunConfig, task: Task, watchers: Watchers, ledger: Path | Non
         seed=config.seed,
         hidden_sizes=config.hidden_sizes,
         activation=config.activation,
+        vocabulary_size=task.vocabulary_size,
     ).to(config.device)
     optimizer = OPTIMIZERS[config.optimizer](model.parameters(), config.learning_rate, config.momentum)
     loader: DataLoader[tuple[Tensor, ...]] = DataLoader(
@@ -95,16 +96,20 @@ def check_against_data(config: RunConfig, task: Task) -> None:
 
 
 @torch.no_grad()
+def right_on(model: nn.Module, examples: TensorDataset, device: str) -> Tensor:
+    """Return for each example whether the model classifies it rightly, [N] bool on the CPU."""
+    was_training = model.training
+    model.eval()
+    inputs, labels = examples.tensors
+    chunks = [slice(first, first + EVALUATION_BATCH) for first in range(0, len(labels), EVALUATION_BATCH)]
+    right = [model(inputs[chunk].to(device)).argmax(1).cpu() == labels[chunk] for chunk in chunks]
+    model.train(was_training)
+    return torch.cat(right)
+
+
 def accuracy(model: nn.Module, examples: TensorDataset, device: str) -> float:
     """Return the share of examples that the model classifies rightly."""
-    model.eval()
-    right = 0
-    inputs, labels = examples.tensors
-    for first in range(0, len(labels), EVALUATION_BATCH):
-        chunk = slice(first, first + EVALUATION_BATCH)
-        right += int((model(inputs[chunk].to(device)).argmax(1) == labels[chunk].to(device)).sum())
-    model.train()
-    return right / len(labels)
+    return float(right_on(model, examples, device).double().mean())
 
 
 def _make_private(

@@ -142,3 +142,12 @@ def test_bounds_must_be_ordered():
         TaskOptions(bounds=(("a", 1.0, 1.0),))
     with pytest.raises(InvalidArgumentError, match="finite"):
         TaskOptions(bounds=(("a", float("nan"), 1.0),))
+
+
+def test_subgroups_are_the_named_columns_cells_of_the_test_rows(tmp_path):
+    rows = [f"{'a' if n % 3 else 'b'},{n},{'yes' if n % 2 else 'no' if n % 5 else 'other'}" for n in range(60)]
+    (tmp_path / "data.csv").write_text("\n".join(["kind,size,y", *rows]))
+    options = TaskOptions(data=tmp_path / "data.csv", target="y", classes=("yes", "no"), subgroup="kind")
+    task = load_task("csv", options)
+    assert len(task.test_groups) == len(task.test)
+    assert set(task.test_groups) == {"a", "b"}

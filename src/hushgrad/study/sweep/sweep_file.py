@@ -11,7 +11,7 @@ epochs = 20
 [[subjects]]
 label = "people"
 task = "csv"                        # or function = "module:function"
-data = "people.csv"                 # or --data
+data = "people.csv"                 # inside the folder of --data, where that is given
 target = "income"
 """
 
@@ -34,6 +34,8 @@ MAX_BYTES = 1 << 20
 OWNED = frozenset({"task", "options", "privacy", "seed"})
 SETTINGS = frozenset(RunConfig.__dataclass_fields__) - OWNED | {"max_grad_norm"}
 OPTIONS = frozenset(TaskOptions.__dataclass_fields__)
+# These bring their data and refuse any other.
+TASKS_WITHOUT_DATA = ("digits",)
 GRID = frozenset(Grid.__dataclass_fields__)
 
 
@@ -92,8 +94,11 @@ def _subject(entry: Mapping[str, Any], shared: Mapping[str, Any], data: Path | N
         mine = {key: inner for key, inner in entry.items() if key in SETTINGS | OPTIONS}
         return Subject(label, task=entry.get("task"), function=str(entry["function"]), settings=mine)
     options = {key: _frozen(inner) for key, inner in entry.items() if key in OPTIONS}
-    place = options.get("data", data)
-    options["data"] = Path(place).resolve() if place is not None else None
+    own_data = options.get("data")
+    place = Path(data or ".", own_data) if own_data is not None else data
+    if entry.get("task") in TASKS_WITHOUT_DATA:
+        place = None
+    options["data"] = place.resolve() if place is not None else None
     settings = {key: _frozen(inner) for key, inner in {**shared, **entry}.items() if key in SETTINGS}
     return Subject(label, task=entry.get("task"), options=TaskOptions(**options), settings=settings)
 

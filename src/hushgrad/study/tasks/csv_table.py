@@ -21,6 +21,7 @@ RECIPE = Recipe(
 )
 
 MAX_CLASSES = 1000
+MAX_SUBGROUPS = 50
 CLASSES_WERE_READ = "the list of classes was read from the target column (name them with --classes to avoid this)"
 
 
@@ -37,11 +38,13 @@ class Source:
 
 
 def load(options: TaskOptions) -> Task:
-    """Return the task; takes `data`, `target`, `classes`, `categorical`, `bounds` and `drop`.
+    """Return the task; takes `data`, `target`, `classes`, `categorical`, `bounds`, `drop` and
+    `subgroup`, the column by which accuracy on test rows is reported.
 
     Features are made by a fixed rule (see `encoding`); nothing is fitted. Cells that spell a number count as numbers
     except in the columns named `categorical`. Raises TaskDataError for a column or class that is not there.
     """
+    options.refuse("csv", "vocabulary")
     source = _source(options)
     bounds = {name: (low, high) for name, low, high in options.bounds}
     features_of = tuple(name for name in source.train.columns if name != source.target and name not in options.drop)
@@ -72,7 +75,21 @@ def load(options: TaskOptions) -> Task:
         return TensorDataset(inputs[target >= 0], target[target >= 0])
 
     train, test, names = choose_classes(examples(source.train), examples(source.test), known, options.classes)
-    return Task("csv", source.description, train, test, tuple(printable(name) for name in names), outside)
+    shown = tuple(printable(name) for name in names)
+    groups = _groups(source, options.subgroup, names) if options.subgroup is not None else None
+    return Task("csv", source.description, train, test, shown, outside, test_groups=groups)
+
+
+def _groups(source: Source, column: str, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the subgroup of each test row that is of one of the classes, in the rows' order."""
+    labels, cells = source.test.column(source.target), source.test.column(column)
+    groups = tuple(printable(cell) for label, cell in zip(labels, cells, strict=True) if label in classes)
+    if len(set(groups)) > MAX_SUBGROUPS:
+        raise TaskDataError(
+            f"column {printable(column)!r} must have at most {MAX_SUBGROUPS} different values to report by, "
+            f"got {len(set(groups))}"
+        )
+    return groups
 
 
 def _source(options: TaskOptions) -> Source:

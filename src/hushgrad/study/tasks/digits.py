@@ -18,7 +18,7 @@ LARGEST_PIXEL = 16.0  # public: the data set's documentation says 0 … 16
 
 def load(options: TaskOptions) -> Task:
     """Return the task; takes `classes` ("0" … "9"). Needs scikit-learn."""
-    options.refuse("digits", "data", "target", "categorical", "bounds", "drop")
+    options.refuse("digits", "data", "target", "categorical", "bounds", "drop", "vocabulary", "subgroup")
     require_known_classes(options.classes, CLASS_NAMES)
     try:
         from sklearn.datasets import load_digits

@@ -24,7 +24,7 @@ def load(options: TaskOptions) -> Task:
     A folder with `train-*` and `t10k-*` keeps that division. A folder with one pair is split 80 to 20 first, always in
     the same way, and the classes are chosen afterwards: whatever classes are asked for, the same images are held out.
     """
-    options.refuse("mnist", "target", "categorical", "bounds", "drop")
+    options.refuse("mnist", "target", "categorical", "bounds", "drop", "vocabulary", "subgroup")
     require_known_classes(options.classes, CLASS_NAMES)
     if options.data is None:
         raise InvalidArgumentError("task 'mnist' needs a folder of IDX files; give --data DIR")

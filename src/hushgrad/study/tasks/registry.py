@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hushgrad.arguments import one_of
-from hushgrad.study.tasks import csv_table, digits, mnist
+from hushgrad.study.tasks import csv_table, digits, images, mnist, text
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions
 
 
@@ -22,6 +22,8 @@ TASKS: dict[str, Entry] = {
     "digits": Entry(digits.load, digits.RECIPE),
     "mnist": Entry(mnist.load, mnist.RECIPE),
     "csv": Entry(csv_table.load, csv_table.RECIPE),
+    "text": Entry(text.load, text.RECIPE),
+    "images": Entry(images.load, images.RECIPE),
 }
 
 

@@ -47,6 +47,8 @@ class TaskOptions:
     categorical: tuple[str, ...] = ()
     bounds: tuple[tuple[str, float, float], ...] = ()
     drop: tuple[str, ...] = ()
+    vocabulary: str | None = None
+    subgroup: str | None = None
 
     def __post_init__(self) -> None:
         if self.classes is not None:
@@ -68,6 +70,8 @@ class TaskOptions:
             "categorical": bool(self.categorical),
             "bounds": bool(self.bounds),
             "drop": bool(self.drop),
+            "vocabulary": self.vocabulary is not None,
+            "subgroup": self.subgroup is not None,
         }
         unwanted = [name for name in names if given[name]]
         if unwanted:
@@ -78,7 +82,8 @@ class TaskOptions:
 class Task:
     """Examples to train and to test on.
 
-    `train` and `test` hold inputs [N, *input_shape] (float32) and labels [N] (int64, 0 … num_classes−1).
+    `train` and `test` hold inputs [N, *input_shape] (float32, or int64 word numbers below `vocabulary_size`) and labels
+    [N] (int64, 0 … num_classes−1). `test_groups` names the subgroup of each test example, where a column was named.
     `outside_the_guarantee` names each thing that was derived from the data without noise: ε does not cover it.
     """
 
@@ -88,6 +93,8 @@ class Task:
     test: TensorDataset
     class_names: tuple[str, ...]
     outside_the_guarantee: tuple[str, ...] = ()
+    vocabulary_size: int | None = None
+    test_groups: tuple[str, ...] | None = None
 
     @property
     def num_classes(self) -> int:

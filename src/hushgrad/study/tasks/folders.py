@@ -1,0 +1,59 @@
+"""Files in folders that are named after their classes: `CLASS/*`, or `train/CLASS/*` and `test/CLASS/*`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hushgrad.errors import TaskDataError
+from hushgrad.study.printable import printable
+from hushgrad.study.tasks.task import fixed_split
+
+MOST_FILES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Filed:
+    """Paths with the positions of their classes in `classes`."""
+
+    train: tuple[tuple[Path, int], ...]
+    test: tuple[tuple[Path, int], ...]
+    classes: tuple[str, ...]
+
+
+def read_folders(folder: Path, suffixes: tuple[str, ...]) -> Filed:
+    """Return the files with one of the `suffixes` (lower case, with the dot) under each class's folder.
+
+    Without `train` and `test` the files are split 80 to 20, always in the same way. Links are not followed. Raises
+    TaskDataError where there are fewer than two classes or too few files.
+    """
+    divided = (folder / "train").is_dir() and (folder / "test").is_dir()
+    parts = [folder / "train", folder / "test"] if divided else [folder]
+    classes = tuple(sorted({child.name for part in parts for child in part.iterdir() if child.is_dir()}))
+    if len(classes) < 2:
+        raise TaskDataError("the data folder must hold one folder for each class, two at least")
+    found = [_files(part, classes, suffixes) for part in parts]
+    if divided:
+        train, test = found
+    else:
+        kept, held_out = fixed_split(len(found[0]))
+        train, test = ([found[0][int(place)] for place in places] for places in (kept, held_out))
+    if not train or not test:
+        raise TaskDataError(f"the data folder must hold training and test files ({', '.join(suffixes)})")
+    absent = [name for label, name in enumerate(classes) if all(label != of for _, of in train)]
+    if absent:
+        raise TaskDataError(f"no training file is of class {', '.join(map(printable, absent))}; remove its folder")
+    return Filed(tuple(train), tuple(test), classes)
+
+
+def _files(part: Path, classes: tuple[str, ...], suffixes: tuple[str, ...]) -> list[tuple[Path, int]]:
+    found = [
+        (path, label)
+        for label, name in enumerate(classes)
+        if (part / name).is_dir()
+        for path in sorted((part / name).iterdir())
+        if path.suffix.lower() in suffixes and path.is_file() and not path.is_symlink()
+    ]
+    if len(found) > MOST_FILES:
+        raise TaskDataError(f"at most {MOST_FILES} files are read, this folder has more")
+    return found

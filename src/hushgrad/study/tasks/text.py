@@ -1,0 +1,95 @@
+"""Sentences to classify: train.tsv and dev.tsv as in SST-2, or text files in folders named after their classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import TensorDataset
+
+from hushgrad.errors import InvalidArgumentError, TaskDataError
+from hushgrad.study.tasks.files import first_existing, read_bytes
+from hushgrad.study.tasks.folders import read_folders
+from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes
+from hushgrad.study.tasks.words import LENGTH, make_vocabulary
+
+RECIPE = Recipe(
+    model="transformer", batch_size=2048, epochs=10, learning_rate=0.002, max_grad_norm=1.0, optimizer="adam", threads=1
+)
+
+MAX_CLASSES = 1000
+MAX_SENTENCE_BYTES = 1 << 20
+CLASSES_WERE_READ = "the list of classes was read from the labels or folders (name them with --classes to avoid this)"
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Sentences and their labels."""
+
+    sentences: list[str]
+    labels: list[str]
+
+
+def load(options: TaskOptions) -> Task:
+    """Return the task from the folder `data`; takes `classes` and `vocabulary`. See `words` for what that costs.
+
+    The folder holds train.tsv and dev.tsv or test.tsv (.gz accepted) with a header line, the label in the first column
+    and the sentence in the second; or folders of .txt files named after their classes.
+    """
+    options.refuse("text", "target", "categorical", "bounds", "drop", "subgroup")
+    if options.data is None:
+        raise InvalidArgumentError(
+            "task 'text' needs a folder with train.tsv and dev.tsv, or of text files; give --data"
+        )
+    if not options.data.is_dir():
+        raise TaskDataError("data of task 'text' must be an existing folder; check --data")
+    train, test = _read(options.data)
+    known = options.classes or tuple(sorted(set(train.labels) | set(test.labels)))
+    if not 2 <= len(known) <= MAX_CLASSES:
+        raise TaskDataError(f"the sentences must have 2 to {MAX_CLASSES} different labels, got {len(known)}")
+    vocabulary = make_vocabulary(options.vocabulary, train.sentences)
+
+    def examples(part: Labelled) -> TensorDataset:
+        place = {name: number for number, name in enumerate(known)}
+        chosen = [row for row, label in enumerate(part.labels) if label in place]
+        inputs = vocabulary.encode([part.sentences[row] for row in chosen])
+        return TensorDataset(inputs, torch.tensor([place[part.labels[row]] for row in chosen], dtype=torch.int64))
+
+    kept, held_out, names = choose_classes(examples(train), examples(test), known, known)
+    outside = (*vocabulary.outside_the_guarantee, *(() if options.classes else (CLASSES_WERE_READ,)))
+    return Task(
+        "text", f"sentences, the first {LENGTH} words", kept, held_out, names, outside, vocabulary_size=vocabulary.size
+    )
+
+
+def _read(folder: Path) -> tuple[Labelled, Labelled]:
+    train, test = first_existing(folder, ("train.tsv",)), first_existing(folder, ("test.tsv", "dev.tsv"))
+    if train is not None and test is not None:
+        return _read_table(train), _read_table(test)
+    filed = read_folders(folder, (".txt",))
+    parts = [
+        Labelled(
+            [read_bytes(path, limit=MAX_SENTENCE_BYTES).decode("utf-8", errors="replace") for path, _ in files],
+            [filed.classes[label] for _, label in files],
+        )
+        for files in (filed.train, filed.test)
+    ]
+    return parts[0], parts[1]
+
+
+def _read_table(path: Path) -> Labelled:
+    """Return a table of two columns, label and sentence, under a header line. Messages hold line numbers only."""
+    lines = read_bytes(path).decode("utf-8", errors="replace").split("\n")[1:]
+    sentences, labels = [], []
+    for number, line in enumerate(lines, start=2):
+        if not line.strip():
+            continue
+        label, separator, sentence = line.rstrip("\r").partition("\t")
+        if not separator or not label.strip():
+            raise TaskDataError(f"line {number} of {path.name!r} must be a label, a tab and a sentence")
+        labels.append(label.strip())
+        sentences.append(sentence)
+    if not labels:
+        raise TaskDataError(f"{path.name!r} must hold sentences after its header; it has none")
+    return Labelled(sentences, labels)

@@ -1,0 +1,61 @@
+"""A small transformer that reads sentences of word numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+WIDTH = 32
+HEADS = 2
+LAYERS = 1
+
+
+class Block(nn.Module):
+    """Attention and a two-layer perceptron, each after layer normalisation and added to its input."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before_attention = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.joined = nn.Linear(width, width)
+        self.perceptron = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, words_BTd: Tensor, present_BT: Tensor) -> Tensor:
+        """Return [B, T, width]; positions that are not present are attended to by nobody."""
+        parts = self.query_key_value(self.before_attention(words_BTd)).chunk(3, dim=-1)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        allowed = present_BT[:, None, None, :]
+        seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        words_BTd = words_BTd + self.joined(seen.transpose(1, 2).flatten(2))
+        changed: Tensor = words_BTd + self.perceptron(words_BTd)
+        return changed
+
+
+class Transformer(nn.Module):
+    """Word and position embeddings, blocks, the mean over the words that are there, logits."""
+
+    def __init__(self, vocabulary_size: int, length: int, num_classes: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocabulary_size, WIDTH)
+        self.positions = nn.Embedding(length, WIDTH)
+        self.blocks = nn.ModuleList(Block(WIDTH, HEADS) for _ in range(LAYERS))
+        self.last = nn.LayerNorm(WIDTH)
+        self.logits = nn.Linear(WIDTH, num_classes)
+        nn.init.normal_(self.words.weight, std=0.3)
+        nn.init.normal_(self.positions.weight, std=0.1)
+
+    def forward(self, numbers_BT: Tensor) -> Tensor:
+        """Return logits [B, K] for word numbers [B, T]; 0 is padding. A sentence without words reads its padding."""
+        present_BT = numbers_BT != 0
+        present_BT = present_BT | ~present_BT.any(dim=1, keepdim=True)
+        places = torch.arange(numbers_BT.shape[1], device=numbers_BT.device)
+        hidden_BTd = self.words(numbers_BT) + self.positions(places)
+        for block in self.blocks:
+            hidden_BTd = block(hidden_BTd, present_BT)
+        weight_BT1 = (present_BT / present_BT.sum(dim=1, keepdim=True)).unsqueeze(-1)
+        logits: Tensor = self.logits((self.last(hidden_BTd) * weight_BT1).sum(dim=1))
+        return logits
