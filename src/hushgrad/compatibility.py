@@ -45,16 +45,24 @@ def require_trainable_privately(model: nn.Module, optimizer: Optimizer) -> dict[
 
 
 def _require_one_process(model: nn.Module) -> None:
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    if isinstance(model, wrappers):
+    wrappers = [part for part in model.modules() if _is_replica_or_shard(type(part))]
+    if wrappers:
+        kinds = ", ".join(dict.fromkeys(type(part).__name__ for part in wrappers))
         raise UnsupportedModelError(
-            f"{type(model).__name__} is not supported: replicas would drift apart. Train the plain module in one "
-            f"process"
+            f"{kinds} is not supported: replicas would drift apart, and shards hold parts of what is clipped as one. "
+            f"Train the plain module in one process"
         )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         world = torch.distributed.get_world_size()
         if world > 1:
             raise UnsupportedModelError(f"a world size of {world} is not supported. Train in one process")
+
+
+def _is_replica_or_shard(kind: type) -> bool:
+    """Whether a class is one of torch's wrappers, or one that `fully_shard` made."""
+    if issubclass(kind, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return True
+    return any(base.__module__.startswith("torch.distributed.fsdp") for base in kind.__mro__)
 
 
 def require_separate_examples(model: nn.Module, modules: Sequence[nn.Module]) -> None:
