@@ -93,3 +93,7 @@ def test_a_harmless_criterion_trains(name: str, make: Callable[[], Any]) -> None
         criterion[0](model(x), y).backward()
 
     assert train(nn.Linear(WIDTH, CLASSES), features(), loss).session.probe_report.criteria == 1
+
+
+def test_the_zoo_holds_at_least_twenty_look_alikes() -> None:
+    assert len(ON_FEATURES) + len(ON_TOKENS) + len(CRITERIA) >= 20

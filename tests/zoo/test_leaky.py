@@ -185,3 +185,7 @@ def test_the_message_of_a_refusal_holds_no_value_of_the_data() -> None:
     data = TensorDataset(torch.full((2 * BATCH, WIDTH), 123.25), torch.arange(2 * BATCH) % CLASSES)
     for _, make, _, kinds in ON_FEATURES[:12]:
         assert "123" not in refusal(make(), data, with_losses(plain), kinds)
+
+
+def test_the_zoo_holds_at_least_forty_leaks() -> None:
+    assert len(AT_SETUP) + len(ON_FEATURES) + len(ON_TOKENS) + len(CRITERIA) >= 40
