@@ -11,14 +11,16 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
+from hushgrad.accounting.guarantee import round_up
 from hushgrad.arguments import whole_number
 from hushgrad.cli.train import INTERRUPTED
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.sweep.folder import SweepFolder
-from hushgrad.study.sweep.plan import SweepPlan
+from hushgrad.study.sweep.plan import ORDINARY, SweepPlan, config_of
 from hushgrad.study.sweep.results import write_results
 from hushgrad.study.sweep.scheduler import Budget, run_sweep
 from hushgrad.study.sweep.screen import SweepScreen, show_results
+from hushgrad.study.sweep.search import search
 from hushgrad.study.sweep.sweep_file import plan_from, read_sweep, shipped
 from hushgrad.study.tasks import TASKS
 
@@ -44,6 +46,10 @@ DEFAULT_NOISE = "0,0.5,1,2,5,10"
 @click.option("--delta", type=float, help="δ of every run [1e-05].")
 @click.option("--model", help="As for train.")
 @click.option("--epochs", type=int, help="As for train.")
+@click.option(
+    "--search", "trials", type=int, metavar="N", help="Search N trials of settings at one ε (Optuna)."
+)
+@click.option("--storage", metavar="URL", help="With --search: Optuna's storage, shared by processes [a file in OUT].")
 @click.option("--cores", type=int, help="CPU threads for all runs together [all].")
 @click.option("--threads-per-run", type=int, default=1, show_default=True, help="CPU threads of each run.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder; one with this sweep resumes it.")
@@ -64,6 +70,8 @@ def sweep(
     delta: float | None,
     model: str | None,
     epochs: int | None,
+    trials: int | None,
+    storage: str | None,
     cores: int | None,
     threads_per_run: int,
     out: Path,
@@ -106,7 +114,32 @@ def sweep(
         if delta is not None:
             value["delta"] = delta
         plan = plan_from(value, data)
+    if trials is not None:
+        _search(plan, out, trials, storage)
+        return
+    if storage is not None:
+        raise click.UsageError("--storage goes with --search")
     _sweep(plan, out, Budget(cores or os.cpu_count() or 1, threads_per_run))
+
+
+def _search(plan: SweepPlan, out: Path, trials: int, storage: str | None) -> None:
+    """Search around the settings of the plan's only private run, and show the best trial and what the search cost."""
+    configs = {run.aim: config_of(run) for run in plan.runs if run.aim != ORDINARY}
+    if len(configs) != 1 or len({run.series for run in plan.runs}) != 1 or None in configs.values():
+        raise click.UsageError("--search goes with one task, one --epsilons value and no other lists")
+    (config,) = (found for found in configs.values() if found is not None)
+    found = search(
+        config,
+        out,
+        trials=trials,
+        storage=storage,
+        on_trial=lambda number, accuracy: click.echo(f"trial {number}: test accuracy {accuracy:.1%}"),
+    )
+    click.echo(f"Best of {found.trials} trials: number {found.number}, test accuracy {found.test_accuracy:.1%}")
+    for name, value in found.settings.items():
+        click.echo(f"  {name} {value:.4g}")
+    click.echo(f"Its ε alone {round_up(found.epsilon)}; all trials together {round_up(found.together)}; an honest")
+    click.echo(f"choice (a random number of trials, drawn beforehand) {round_up(found.drawn_number)}.")
 
 
 def _sweep(plan: SweepPlan, out: Path, budget: Budget) -> None:

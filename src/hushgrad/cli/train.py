@@ -12,6 +12,8 @@ from rich.console import Console
 
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.configuration import DEFAULT_DELTA, OPTIMIZERS, Privacy, RunConfig, suggested_run
+from hushgrad.study.directory import require_unused
+from hushgrad.study.loggers import TensorBoard
 from hushgrad.study.models import ACTIVATIONS, MODELS
 from hushgrad.study.progress import Screen, show_end
 from hushgrad.study.run import run
@@ -49,6 +51,7 @@ INTERRUPTED = 130
 @click.option("--seed", type=int, default=0, show_default=True, help="Initial parameters; never noise or sampling.")
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda:0.")
 @click.option("--threads", type=int, help="CPU threads; default: what suits the task.")
+@click.option("--tensorboard", "event_files", is_flag=True, help="Write TensorBoard's files to OUT/tensorboard too.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New or empty folder for the results.")
 def train(
     task: str,
@@ -77,6 +80,7 @@ def train(
     seed: int,
     device: str,
     threads: int | None,
+    event_files: bool,
     out: Path,
 ) -> None:
     """Train a model with differential privacy and write it, its curves and its guarantee to a folder.
@@ -119,15 +123,17 @@ def train(
         suggested_run(task, privacy=privacy, options=options),
         **{name: value for name, value in named.items() if value is not None},
     )
-    if _run_on_screen(config, out):
+    if _run_on_screen(config, out, event_files):
         sys.exit(INTERRUPTED)
 
 
-def _run_on_screen(config: RunConfig, out: Path) -> bool:
+def _run_on_screen(config: RunConfig, out: Path, event_files: bool) -> bool:
     """Run, showing progress and the end; return whether the run was interrupted."""
     console = Console()
+    require_unused(out)
+    loggers = [TensorBoard(out / "tensorboard")] if event_files else []
     with Screen(console, config) as screen:
-        finished = run(config, out, screen.reporter())
+        finished = run(config, out, screen.reporter(), loggers=loggers)
     show_end(console, finished)
     return finished.outcome.status == "interrupted"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from hushgrad.study.configuration import RunConfig
 from hushgrad.study.curves import draw_curves, require_matplotlib
 from hushgrad.study.directory import RunDirectory, replace_file, require_unused
 from hushgrad.study.interruption import finish_step_on_interrupt
+from hushgrad.study.loggers import MetricLogger, hand_over, metrics_of
 from hushgrad.study.outcome import Measurement, Outcome, Watchers
 from hushgrad.study.printable import printable
 from hushgrad.study.tasks import Task, load_task
@@ -63,8 +64,17 @@ class Reporter:
 SILENT = Reporter()
 
 
-def run(config: RunConfig, out: Path, reporter: Reporter = SILENT) -> Finished:
+def run(
+    config: RunConfig,
+    out: Path,
+    reporter: Reporter = SILENT,
+    *,
+    loggers: Sequence[MetricLogger] = (),
+    share_uncovered: bool = False,
+) -> Finished:
     """Load the task, train, and leave the results in the folder `out`.
+
+    `loggers` get every measurement as well; those that are not local get what ε covers, unless `share_uncovered`.
 
     The folder is checked before data is read and made once the data is known to suit the settings. Summary and model
     are written at every epoch's end. Ctrl-C or SIGTERM ends the run after the running step; all files are then written
@@ -80,6 +90,8 @@ def run(config: RunConfig, out: Path, reporter: Reporter = SILENT) -> Finished:
 
     def record(measurement: Measurement) -> None:
         directory.append_measurement(measurement)
+        for logger in loggers:
+            hand_over(logger, measurement.step, metrics_of(measurement), share_uncovered=share_uncovered)
         reporter.on_measurement(measurement)
 
     def write(model: nn.Module, outcome: Outcome) -> None:
@@ -101,6 +113,8 @@ def run(config: RunConfig, out: Path, reporter: Reporter = SILENT) -> Finished:
         delta = config.privacy.delta if config.privacy else None
         picture = draw_curves(outcome.measurements, title=title_of(config), delta=delta)
         replace_file(directory.curves, picture)
+    for logger in loggers:
+        logger.close()
     return Finished(directory, task, outcome, summarise(config, task, model, outcome))
 
 

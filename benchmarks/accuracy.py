@@ -1,0 +1,136 @@
+"""The same model, data and settings trained with hushgrad and with Opacus, at the same ε and δ.
+
+    python -m benchmarks.accuracy --data DIR --out results.json
+
+Both libraries draw Poisson batches, clip to the same norm and are calibrated to the same target; Opacus by its default
+accountant, hushgrad by its own. Each run starts from the parameters that its seed gives; noise is never the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from hushgrad.study.configuration import OPTIMIZERS, Privacy, RunConfig, suggested_run
+from hushgrad.study.models import build_model
+from hushgrad.study.outcome import Watchers
+from hushgrad.study.tasks import TASKS, Task, TaskOptions, load_task
+from hushgrad.study.training import accuracy, train
+
+DELTA = 1e-5
+SUBJECTS = {
+    "digits": ("digits", None, None),
+    "MNIST": ("mnist", "mnist", None),
+    "Adult": ("csv", "adult", None),
+    "SST-2": ("text", "sst2", ("0", "1")),
+}
+
+
+def config_of(label: str, data: Path, epsilon: float | None, seed: int) -> RunConfig:
+    """Return the task's shipped settings at an ε (None: without privacy)."""
+    task, folder, classes = SUBJECTS[label]
+    clip = TASKS[task].recipe.max_grad_norm
+    privacy = None if epsilon is None else Privacy(target_epsilon=epsilon, delta=DELTA, max_grad_norm=clip)
+    options = TaskOptions(data=data / folder if folder else None, classes=classes)
+    return replace(suggested_run(task, privacy=privacy, options=options), seed=seed, threads=1)
+
+
+def with_hushgrad(config: RunConfig, task: Task) -> dict[str, Any]:
+    """Train by `hushgrad.study` and return accuracy, ε, σ and steps."""
+    _, outcome = train(config, task, Watchers())
+    spent = outcome.spent
+    return {
+        "test_accuracy": outcome.test_accuracy,
+        "epsilon": spent.guarantee.epsilon if spent else None,
+        "noise_multiplier": spent.noise_multiplier if spent else None,
+        "steps": outcome.steps,
+        "seconds": outcome.seconds,
+    }
+
+
+def with_opacus(config: RunConfig, task: Task) -> dict[str, Any]:
+    """Train the same with Opacus and return accuracy, ε, σ and steps."""
+    import time
+
+    from opacus import PrivacyEngine
+
+    assert config.privacy is not None
+    assert config.privacy.target_epsilon is not None
+    model = build_model(
+        config.model,
+        input_shape=task.input_shape,
+        num_classes=task.num_classes,
+        seed=config.seed,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        vocabulary_size=task.vocabulary_size,
+    )
+    optimizer = OPTIMIZERS[config.optimizer](model.parameters(), config.learning_rate, config.momentum)
+    loader = DataLoader(task.train, batch_size=config.batch_size)
+    began = time.perf_counter()
+    engine = PrivacyEngine()
+    private, optimizer, batches = engine.make_private_with_epsilon(
+        module=model,
+        optimizer=optimizer,
+        data_loader=loader,
+        target_epsilon=config.privacy.target_epsilon,
+        target_delta=config.privacy.delta,
+        epochs=config.epochs,
+        max_grad_norm=config.privacy.max_grad_norm,
+    )
+    criterion, steps = nn.CrossEntropyLoss(), 0
+    for _ in range(config.epochs):
+        for inputs, labels in batches:
+            steps += 1
+            optimizer.zero_grad()
+            # An empty draw is a step of noise alone; Opacus' hooks take the empty batch.
+            criterion(private(inputs), labels).backward()
+            optimizer.step()
+    return {
+        "test_accuracy": accuracy(private, task.test, "cpu"),
+        "epsilon": engine.get_epsilon(config.privacy.delta),
+        "noise_multiplier": optimizer.noise_multiplier,
+        "steps": steps,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def main() -> None:
+    """Compare on every task and write the results after each run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epsilon", type=float, default=3.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=list(SUBJECTS), choices=list(SUBJECTS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", module="opacus")
+    results: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    for label in arguments.only:
+        found: dict[str, list[dict[str, Any]]] = {"ordinary": [], "hushgrad": [], "opacus": []}
+        for seed in range(arguments.seeds):
+            config = config_of(label, arguments.data, arguments.epsilon, seed)
+            task = load_task(config.task, config.options)
+            found["ordinary"].append(with_hushgrad(replace(config, privacy=None), task))
+            found["hushgrad"].append(with_hushgrad(config, task))
+            found["opacus"].append(with_opacus(config, task))
+            results[label] = found
+            arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+        for name, runs in found.items():
+            reached = [run["test_accuracy"] for run in runs]
+            spread = statistics.stdev(reached) if len(reached) > 1 else 0.0
+            print(f"{label:8} {name:9} {statistics.fmean(reached):.1%} ± {100 * spread:.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
