@@ -46,9 +46,7 @@ DEFAULT_NOISE = "0,0.5,1,2,5,10"
 @click.option("--delta", type=float, help="δ of every run [1e-05].")
 @click.option("--model", help="As for train.")
 @click.option("--epochs", type=int, help="As for train.")
-@click.option(
-    "--search", "trials", type=int, metavar="N", help="Search N trials of settings at one ε (Optuna)."
-)
+@click.option("--search", "trials", type=int, metavar="N", help="Search N trials of settings at one ε (Optuna).")
 @click.option("--storage", metavar="URL", help="With --search: Optuna's storage, shared by processes [a file in OUT].")
 @click.option("--cores", type=int, help="CPU threads for all runs together [all].")
 @click.option("--threads-per-run", type=int, default=1, show_default=True, help="CPU threads of each run.")
