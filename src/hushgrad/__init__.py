@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hushgrad.sampling.specs import DisjointBatches, PoissonSampling
     from hushgrad.session import Session, privatize
     from hushgrad.verification.hand_written import verify_update
+    from hushgrad.verification.training import verify
 
 __all__ = [  # noqa: RUF022 - in plain order
     "Budget",
@@ -31,6 +32,7 @@ __all__ = [  # noqa: RUF022 - in plain order
     "doctor",
     "make_private_ready",
     "privatize",
+    "verify",
     "verify_update",
 ]
 
@@ -45,6 +47,7 @@ _HOMES = {
     "doctor": "hushgrad.diagnosis.examination",
     "make_private_ready": "hushgrad.readiness",
     "privatize": "hushgrad.session",
+    "verify": "hushgrad.verification.training",
     "verify_update": "hushgrad.verification.hand_written",
 }
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "sweep": ("hushgrad.cli.sweep", "sweep", "See what noise does: many runs, a table, pictures."),
     "ledger": ("hushgrad.cli.ledger", "ledger", "Show or verify the record of what a run spent."),
     "train": ("hushgrad.cli.train", "train", "Train a model with differential privacy."),
+    "verify": ("hushgrad.cli.verify", "verify", "Measure whether training does what its epsilon claims."),
 }
 
 

@@ -42,6 +42,7 @@ class PrivateLoader:
         sampling: how records are drawn.
         batch_size: the expected number of records in a logical batch.
         max_physical_batch_size: the most records in one item; None for all.
+        options: how records are fetched.
     """
 
     def __init__(
@@ -103,7 +104,8 @@ class PrivateLoader:
         self.batch_size = positive_number("batch_size", expected)
         stand_in = partial(_uniform_index, self._count, stream.fork("stand-in"))
         self._planner = _Planner(one_pass, stand_in, self.max_physical_batch_size)
-        self._items = _torch_loader(dataset, self._planner, options or LoadingOptions())
+        self.options = options or LoadingOptions()
+        self._items = _torch_loader(dataset, self._planner, self.options)
         self._current_pass: object = None
 
     @classmethod

@@ -93,31 +93,56 @@ def verify_batch_update(
             "hushgrad loop is verified by hushgrad.verify), and keep nothing from call to call"
         )
     noise = _noise(loop, batch, rows, belief, resolution, false_alarm / 2)
-    base, empty = _base(loop, batch, belief, false_alarm / 4)
+    reading = measure(loop, batch, rows, belief, noise, false_alarm / 4)
+    effective = noise.std / reading.sensitivity if reading.sensitivity > 0 else math.inf
+    reach = float(-st.ndtri(false_alarm / 8)) / math.sqrt(2 * noise.count)
+    checks = (
+        *reading.checks,
+        *noise.checks.values(),
+        _charge(charged, effective, noise, reach, false_alarm / 4, reading),
+    )
+    passed = all(check.passed for check in checks)
+    return Verdict(
+        "the loop",
+        tuple(check for check in checks if check.sample_size),
+        () if passed else tuple(find_causes(reading, belief, charged, noise)),
+        Measured(belief.max_grad_norm, belief.noise_multiplier * belief.max_grad_norm, charged),
+        Measured(reading.sensitivity * belief.divisor, noise.std * belief.divisor, effective),
+        notes=reading.notes,
+        seconds=time.perf_counter() - started,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReading:
+    """What parts of a batch add to an update: the lab, each example's part, the largest part, and the checks."""
+
+    lab: _Lab
+    alone: dict[int, Output]
+    sensitivity: float
+    unit: float
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]
+
+
+def measure(
+    loop: Loop, batch: Any, rows: list[int], belief: Belief, noise: NoiseReading, false_alarm: float
+) -> GroupReading:
+    """Measure what the examples of a batch add to an update of a paired loop, alone and in groups."""
+    base, empty = _base(loop, batch, belief, false_alarm)
     lab = _Lab(loop, batch, rows, base)
     unit = belief.max_grad_norm / belief.divisor
     room = loop.error_of_difference(noise.std) * math.sqrt(sum(v.numel() for v in base.values())) * 3 + 1e-4 * unit
     alone = {row: lab.signal([row]) for row in rows}
     sensitivity, removals = _sensitivity(lab, alone, unit, room)
     additive = _additivity(lab, alone, unit, room)
-    effective = noise.std / sensitivity if sensitivity > 0 else math.inf
-    reach = float(-st.ndtri(false_alarm / 8)) / math.sqrt(2 * noise.count)
-    checks = (
-        removals,
-        additive,
-        *([empty] if empty is not None else []),
-        *noise.checks.values(),
-        _charge(charged, effective, noise, reach, false_alarm / 4, unit, sensitivity),
-    )
-    passed = all(check.passed for check in checks)
-    return Verdict(
-        "the loop",
-        tuple(check for check in checks if check.sample_size),
-        () if passed else tuple(_causes(lab, alone, belief, charged, noise, unit, checks)),
-        Measured(belief.max_grad_norm, belief.noise_multiplier * belief.max_grad_norm, charged),
-        Measured(sensitivity * belief.divisor, noise.std * belief.divisor, effective),
-        notes=() if empty is not None else ("An empty draw was not tested: the loop raises an error for it",),
-        seconds=time.perf_counter() - started,
+    return GroupReading(
+        lab,
+        alone,
+        sensitivity,
+        unit,
+        (removals, additive, *([] if empty is None else [empty])),
+        () if empty is not None else ("An empty draw was not tested: the loop raises an error for it",),
     )
 
 
@@ -219,15 +244,16 @@ def _additivity(lab: _Lab, alone: dict[int, Output], unit: float, room: float) -
 
 
 def _charge(
-    charged: float, effective: float, noise: NoiseReading, reach: float, alpha: float, unit: float, sensitivity: float
+    charged: float, effective: float, noise: NoiseReading, reach: float, alpha: float, reading: GroupReading
 ) -> Check:
     """Noise over the largest contribution seen. Where all are far below C only C itself can be compared."""
-    seen = max(sensitivity, unit)
+    seen = max(reading.sensitivity, reading.unit)
     found = noise.std / seen
     return Check(
         "ledger",
         "what is charged is the noise over the sensitivity that were measured",
-        f"{found:.5g} measured, {charged:.5g} charged (the largest contribution seen: {sensitivity / unit:.4g} C)",
+        f"{found:.5g} measured, {charged:.5g} charged; the largest contribution seen is "
+        f"{reading.sensitivity / reading.unit:.4g} C",
         abs(found / charged - 1) <= 2e-3 + reach,
         noise.count,
         effective / charged,
@@ -237,15 +263,9 @@ def _charge(
     )
 
 
-def _causes(
-    lab: _Lab,
-    alone: dict[int, Output],
-    belief: Belief,
-    charged: float,
-    noise: NoiseReading,
-    unit: float,
-    checks: Sequence[Check],
-) -> list[Cause]:
+def find_causes(reading: GroupReading, belief: Belief, charged: float, noise: NoiseReading) -> list[Cause]:
+    """Return the mistakes that fit, the likeliest first."""
+    lab, alone, unit, checks = reading.lab, reading.alone, reading.unit, reading.checks
     causes: list[Cause] = []
     sensitivity, additive = checks[0], checks[1]
     if not additive.passed:
@@ -266,7 +286,7 @@ def _causes(
                 "take a step of noise alone for an empty draw, and charge it.",
             )
         )
-    if not causes and not checks[-1].passed:
+    if not causes and abs(charged / belief.noise_multiplier - 1) > 1e-9:
         causes += charge_causes(belief, charged, noise.std / unit)
     return causes
 

@@ -17,6 +17,7 @@ from hushgrad.verification.verdict import Check
 
 _STEPS_BESIDE = 24
 _LEAST_VALUES = 20_000
+_MOST_VALUES = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +89,8 @@ def _formula(
             worst = max(worst, distance(found, expected) / allowed)
         return worst
 
-    gaps = {place: off_by(signal) for place, signal in enumerate(SIGNALS)}
-    fits = tuple(SIGNALS[place] for place in sorted(gaps) if gaps[place] <= 1)
-    right = gaps[0]
+    right = off_by(SIGNALS[0])
+    fits = SIGNALS[:1] if right <= 1 else tuple(signal for signal in SIGNALS[1:] if off_by(signal) <= 1)
     return (
         Check(
             "sensitivity",
@@ -219,13 +219,13 @@ def _noise_beside(
 ) -> tuple[dict[str, Check], dict[int, float], tuple[str, ...]]:
     """Measure the noise for other numbers of examples, beside huge gradients, and on an empty draw."""
     claimed = belief.noise_multiplier * belief.max_grad_norm / belief.divisor
-    count = min(48, max(3, round(belief.expected_batch_size)))
     huge = stimuli.huge_on_top()
-    cases = [(f"{n} examples", stimuli.zeros(n), n) for n in dict.fromkeys((1, count, 2 * count))]
     found: dict[str, tuple[float, int]] = {}
     by_count: dict[int, float] = {}
     size = sum(value.numel() for value in huge.gradients.values()) // huge.count
-    steps = min(400, max(_STEPS_BESIDE, math.ceil(_LEAST_VALUES / size)))
+    count = min(48, max(3, round(belief.expected_batch_size)), max(3, _MOST_VALUES // size))
+    cases = [(f"{n} examples", stimuli.zeros(n), n) for n in dict.fromkeys((1, count, 2 * count))]
+    steps = min(400, max(2 if size > _LEAST_VALUES else _STEPS_BESIDE, math.ceil(_LEAST_VALUES / size)))
     for what, stimulus, rows in cases:
         squares, values = _squares(loop.draw(stimulus, steps))
         found[what], by_count[rows] = (squares / claimed**2, values), math.sqrt(squares / values)

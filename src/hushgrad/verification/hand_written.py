@@ -29,6 +29,7 @@ DEFAULT_FALSE_ALARM = 1e-6
 DEFAULT_RESOLUTION = 0.01
 _EXAMPLES = 8
 _FEWEST_STEPS, _MOST_STEPS = 8, 2000
+_LARGE = 100_000
 
 
 def verify_update(
@@ -92,6 +93,7 @@ def verify_update(
     form = Form.of(parameters, dtype)
     loop = Loop(lambda stimulus: form.read(update(form.hand_over(stimulus))))
     count = _EXAMPLES if round(belief.expected_batch_size) not in (_EXAMPLES, 2 * _EXAMPLES) else _EXAMPLES - 1
+    count = count if form.size <= _LARGE else 3
     stimuli = Stimuli(form.shapes, belief.max_grad_norm, count)
     claimed_std = belief.noise_multiplier * belief.max_grad_norm / belief.divisor
     steps = steps_needed(form.size, resolution, alpha)
@@ -123,7 +125,7 @@ def verify_update(
 def steps_needed(size: int, resolution: float, false_alarm: float) -> int:
     """Return how many draws of `size` values show a relative error `resolution` of the noise."""
     values = st.values_needed_for_std(resolution, false_alarm / 2 / 9)
-    return min(_MOST_STEPS, max(_FEWEST_STEPS, math.ceil(values / size)))
+    return min(_MOST_STEPS, max(_FEWEST_STEPS if size <= _LARGE else 2, math.ceil(values / size)))
 
 
 def charge_check(charged: float, effective: float, noise: NoiseReading, exact: bool, alpha: float) -> Check:

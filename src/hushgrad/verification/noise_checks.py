@@ -330,7 +330,8 @@ def _low_bits(draws: Sequence[Draw], names: Sequence[str], word_bits: int) -> Ch
     if not len(values):
         return Check("noise", claim, "no noise", False, 0)
     found = int((values.view(np.uint32) & 0xFFF == 0).sum())
-    distinct = len(np.unique(values.view(np.uint32)))
+    ordered = np.sort(values.view(np.uint32))
+    distinct = 1 + int((ordered[1:] != ordered[:-1]).sum())
     passed = found < 0.05 * len(values) + 10 and distinct > 0.5 * len(values)
     return Check(
         "noise",

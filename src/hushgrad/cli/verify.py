@@ -1,0 +1,103 @@
+"""`hushgrad verify`: measures whether private training does what its ε claims."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from torch import nn
+from torch.utils.data import DataLoader
+
+from hushgrad.clipping import FlatClipping
+from hushgrad.diagnosis.loading import load, made_by
+from hushgrad.errors import InvalidArgumentError
+from hushgrad.mechanism import DPSGD
+from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.study.configuration import suggested_run
+from hushgrad.study.models import build_model
+from hushgrad.study.tasks import TaskOptions, load_task
+from hushgrad.verification.hand_written import DEFAULT_FALSE_ALARM, DEFAULT_RESOLUTION
+from hushgrad.verification.training import verify as measure
+
+DEMO_NOISE_MULTIPLIER = 1.5
+
+
+@click.command()
+@click.argument("setup", metavar="[MODULE:SETUP]", required=False)
+@click.option(
+    "--resolution",
+    type=float,
+    default=DEFAULT_RESOLUTION,
+    show_default=True,
+    help="Relative error of noise and sampling rate that must be found.",
+)
+@click.option(
+    "--false-alarm",
+    type=float,
+    default=DEFAULT_FALSE_ALARM,
+    show_default=True,
+    help="Probability that correct training fails.",
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the verdict as JSON, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(setup: str | None, resolution: float, false_alarm: float, out: Path | None, as_json: bool) -> None:
+    """Measure sensitivity, noise, sampling, ledger and replay of private training.
+
+    SETUP is a function without arguments that returns (model, data loader, loss, engine or mechanism): what you give to
+    make_private, and the PrivacyEngine or DPSGD that says what is claimed. In place of a module's name the path of a
+    file may be given. The code you name is run. Without SETUP the demo's training is measured.
+
+    \b
+    hushgrad verify
+    hushgrad verify train.py:setup --out run/verdict.json
+
+    Exits with 1 if training does not do what it claims.
+    """  # fmt: skip
+    if setup is None:
+        made: Any = _demo()
+    else:
+        made = made_by(load(setup, "SETUP", _announce), setup, "SETUP", tell_text=True)
+    if not isinstance(made, tuple) or len(made) != 4 or not isinstance(made[0], nn.Module):
+        raise InvalidArgumentError("SETUP must return (model, data loader, loss, engine or mechanism)")
+    model, loader, criterion, mechanism = made
+    with redirect_stdout(sys.stderr):  # what the model prints
+        verdict = measure(
+            model, loader, criterion, mechanism, report=out, resolution=resolution, false_alarm=false_alarm
+        )
+    if as_json:
+        click.echo(verdict.to_text())
+    else:
+        Console(soft_wrap=False).print(verdict)
+    sys.exit(verdict.exit_status)
+
+
+def _announce(file: str) -> None:
+    click.echo(f"running {file}", err=True)
+
+
+def _demo() -> tuple[nn.Module, Any, nn.Module, DPSGD]:
+    """Return what the demo trains, with its clip norm and batch size."""
+    config = suggested_run("digits", privacy=None)
+    task = load_task("digits", TaskOptions())
+    model = build_model(
+        config.model,
+        input_shape=task.input_shape,
+        num_classes=task.num_classes,
+        seed=0,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+    )
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    count = len(task.train)
+    mechanism = DPSGD(
+        noise_multiplier=DEMO_NOISE_MULTIPLIER,
+        clipping=FlatClipping(1.0),
+        sampling=PoissonSampling(config.batch_size / count),
+        expected_batch_size=config.batch_size,
+    )
+    return model, DataLoader(task.train, batch_size=config.batch_size, shuffle=True), nn.CrossEntropyLoss(), mechanism
