@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hushgrad.accounting import Gaussian, PoissonSampled, cross_check
 from hushgrad.accounting.bounds import EpsilonBounds
@@ -32,3 +34,10 @@ def test_a_figure_that_contradicts_another_one_is_an_error(
     monkeypatch.setattr(cross_check, "epsilon_bounds", altered)
     with pytest.raises(AccountingError, match="disagree"):
         cross_check.cross_check(PLAN, 1e-6)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.floats(-4, -0.3), st.floats(-0.4, 1.3), st.floats(1.5, 4), st.floats(-8, -3))
+def test_accountants_agree_on_random_plans(rate: float, noise: float, steps: float, delta: float) -> None:
+    """`python -m benchmarks.accountants random` does the same for a thousand plans of the whole range."""
+    cross_check.cross_check([(PoissonSampled(10**rate, 10**noise), int(10**steps))], 10**delta)

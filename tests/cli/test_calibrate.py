@@ -4,6 +4,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hushgrad.accounting import PoissonSampled, epsilon
+from hushgrad.accounting.risk import gaussian_mu, true_positive_rate
 from hushgrad.cli.main import main
 
 
@@ -50,3 +51,51 @@ def test_an_unreachable_target_says_so() -> None:
 def test_wrong_usage_exits_2() -> None:
     assert _run("--epsilon", "3", "--delta", "1e-5").exit_code == 2
     assert _run("--delta", "1e-5", "--sampling-rate", "0.01", "--steps", "10").exit_code == 2
+
+
+def _json(*arguments: str) -> dict:  # type: ignore[type-arg]
+    result = _run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)  # type: ignore[no-any-return]
+
+
+def test_steps_are_found_to_the_last_one_that_fits() -> None:
+    value = _json(
+        "--epsilon", "3", "--delta", "1e-5", "--find", "steps", "--sampling-rate", "0.01", "--noise-multiplier", "1.1"
+    )
+    spent, beyond = (epsilon([(PoissonSampled(0.01, 1.1), value["steps"] + i)], 1e-5) for i in (0, 1))
+    assert spent <= 3 < beyond
+
+
+@pytest.mark.slow
+def test_a_rate_is_found_for_a_target_mu() -> None:
+    value = _json(
+        "--mu", "0.5", "--delta", "1e-5", "--find", "sampling-rate", "--steps", "1000", "--noise-multiplier", "1.1"
+    )
+    plan = [(PoissonSampled(value["sampling_rate"], 1.1), 1000)]
+    assert 0.499 < gaussian_mu(plan) <= 0.5
+
+
+@pytest.mark.slow
+def test_noise_is_found_for_an_attackers_power() -> None:
+    value = _json(
+        "--true-positive-rate", "0.05", "--false-positive-rate", "0.01", "--delta", "1e-5", "--sampling-rate", "0.01",
+        "--steps", "500",
+    )  # fmt: skip
+    assert 0.0499 < true_positive_rate([(PoissonSampled(0.01, value["noise_multiplier"]), 500)], 0.01) <= 0.05
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--epsilon", "3", "--mu", "1", "--sampling-rate", "0.1", "--steps", "10"),
+        ("--true-positive-rate", "0.1", "--sampling-rate", "0.1", "--steps", "10"),
+        ("--epsilon", "3", "--find", "steps", "--sampling-rate", "0.1"),
+        ("--epsilon", "3", "--find", "steps", "--noise-multiplier", "1"),
+        ("--epsilon", "3", "--find", "steps", "--noise-multiplier", "1", "--sampling-rate", "0.1", "--steps", "5"),
+        ("--epsilon", "3", "--find", "sampling-rate", "--noise-multiplier", "1"),
+        ("--epsilon", "3", "--noise-multiplier", "1", "--sampling-rate", "0.1", "--steps", "10"),
+    ],
+)
+def test_too_few_or_contradicting_options_exit_2(arguments: tuple[str, ...]) -> None:
+    assert _run(*arguments, "--delta", "1e-5").exit_code == 2
