@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,14 +27,14 @@ class Leaf:
     Attributes:
         name: the parameter's name in the model, or a description of how it was derived.
         value: the tensor without a graph, for the operator to compute with.
-        graph: the same values with a local graph down to the `graph` of each root.
+        derivation: for a derived tensor, the same values with a local graph down to the `graph` of each root.
         roots: the parameters it depends on; a parameter is its own only root (an empty tuple).
         overwritten_by: the operator that changed it through another tensor with the same memory; "" while it is whole.
     """
 
     name: str
     value: Tensor
-    graph: Tensor
+    derivation: Tensor | None = None
     roots: tuple[Leaf, ...] = ()
     overwritten_by: str = ""
 
@@ -45,12 +46,18 @@ class Leaf:
     @classmethod
     def of_parameter(cls, name: str, parameter: Tensor) -> Leaf:
         """Return the leaf of a parameter; its values are shared, its graph is new."""
-        value = parameter.detach()
-        graph = value.detach().requires_grad_()
+        return cls(name, parameter.detach())
+
+    @cached_property
+    def graph(self) -> Tensor:
+        """The values with a local graph; that of a parameter begins here, and most parameters never need it."""
+        if self.derivation is not None:
+            return self.derivation
+        graph, name = self.value.detach().requires_grad_(), self.name
         graph.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
             lambda _: _refuse_ordinary_gradient(name)
         )
-        return cls(name, value, graph)
+        return graph
 
     def parameters(self) -> tuple[Leaf, ...]:
         """Return the parameters this leaf depends on."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from hushgrad.gradients.alike import Alike, alike
 from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution, Plan, full_precision
 
@@ -34,11 +35,15 @@ def clipped_sums(
     combined = {name: combine(parts) for name, parts in contributions.items() if parts}
     if not combined:
         return {}
-    squared_B, measured = _measure(combined, plan)
+    groups, alone = alike(combined, plan)
+    squared_B, measured = _measure(alone, groups, plan)
     weights_B = factors(squared_B.sqrt() * scale) * scale
     overflowed_B = ~torch.isfinite(squared_B)
     if not overflowed_B.any():
-        return {name: part.weighted_sum(weights_B) for name, part in measured.items()}
+        sums = {name: part.weighted_sum(weights_B) for name, part in measured.items()}
+        for group in groups:
+            sums.update(zip(group.names, group.weighted_sums(weights_B).unbind(), strict=True))
+        return sums
     sums = {
         name: part.zeroed(overflowed_B).weighted_sum(weights_B.masked_fill(overflowed_B, 0))
         for name, part in combined.items()
@@ -49,14 +54,18 @@ def clipped_sums(
     return sums
 
 
-def _measure(combined: Mapping[str, Contribution], plan: Plan) -> tuple[Tensor, dict[str, Contribution]]:
-    """Return squared norms `[B]` over all parameters, and what is left to sum."""
-    total: Tensor | None = None
+def _measure(
+    alone: Mapping[str, Contribution], groups: Sequence[Alike], plan: Plan
+) -> tuple[Tensor, dict[str, Contribution]]:
+    """Return squared norms `[B]` over all parameters, and what is left to sum of those that are alone."""
+    squares: list[Tensor] = [group.measure() for group in groups]
     measured = {}
-    for name, part in combined.items():
+    for name, part in alone.items():
         squared_B, measured[name] = part.measure(plan)
-        total = squared_B if total is None else total + squared_B.to(total.device)
-    assert total is not None
+        squares.append(squared_B)
+    total = squares[0]
+    for squared_B in squares[1:]:
+        total = total + squared_B.to(total.device)
     return total, measured
 
 
@@ -69,7 +78,7 @@ def _sums_in_float64(
 ) -> dict[str, Tensor]:
     """The clipped sum of a few examples with huge gradients; those that are not finite are left out."""
     chosen = {name: part.select(rows) for name, part in combined.items()}
-    squared_R, measured = _measure(chosen, plan)
+    squared_R, measured = _measure(chosen, [], plan)
     broken_R = ~torch.isfinite(squared_R)
     weights_R = (factors(squared_R.sqrt() * scale) * scale).masked_fill(broken_R, 0)
     return {name: part.zeroed(broken_R).weighted_sum(weights_R) for name, part in measured.items()}

@@ -1,0 +1,120 @@
+"""Small contributions of one shape, measured and summed together: one call for many parameters.
+
+A model with hundreds of small layers spends its time in calls and not in arithmetic.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hushgrad.gradients.contribution import Contribution, Plan
+from hushgrad.gradients.dense import Dense
+from hushgrad.gradients.outer import OuterProducts
+
+# Values of an operand up to which copying it is cheaper than a few calls of its own, and how many make a group.
+SMALL_OPERAND, SMALLEST_GROUP = 1 << 14, 3
+
+
+class Alike(ABC):
+    """Contributions of n parameters, stacked."""
+
+    names: tuple[str, ...]
+
+    @abstractmethod
+    def measure(self) -> Tensor:
+        """Return the squared norms over all of the parameters, `[B]`."""
+
+    @abstractmethod
+    def weighted_sums(self, weights_B: Tensor) -> Tensor:
+        """Return Σ_i weights_B[i] · G_i for each parameter, `[n, *shape]`."""
+
+
+@dataclass(frozen=True, eq=False)
+class AlikeProducts(Alike):
+    """Outer products at one position, `left [n, B, p]` and `right [n, B, d]`."""
+
+    names: tuple[str, ...]
+    left: Tensor
+    right: Tensor
+
+    def measure(self) -> Tensor:
+        """Return Σ_n ‖left‖²‖right‖²."""
+        return (_squares(self.left) * _squares(self.right)).sum(0)
+
+    def weighted_sums(self, weights_B: Tensor) -> Tensor:
+        """Return one batched product, the weights in the narrower operand."""
+        weights_B1 = weights_B.to(self.left.dtype).unsqueeze(1)
+        if self.left.shape[2] <= self.right.shape[2]:
+            return torch.bmm((self.left * weights_B1).mT, self.right)
+        return torch.bmm(self.left.mT, self.right * weights_B1)
+
+
+@dataclass(frozen=True, eq=False)
+class AlikeDense(Alike):
+    """Gradients themselves, `[n, B, *shape]`."""
+
+    names: tuple[str, ...]
+    gradients: Tensor
+
+    def measure(self) -> Tensor:
+        """Return the sum of squares."""
+        return _squares(self.gradients.flatten(2)).sum(0)
+
+    def weighted_sums(self, weights_B: Tensor) -> Tensor:
+        """Return one product of a vector with matrices."""
+        flat_nBK = self.gradients.flatten(2)
+        sums_nK = torch.matmul(weights_B.to(flat_nBK.dtype), flat_nBK)
+        return sums_nK.reshape(len(self.names), *self.gradients.shape[2:])
+
+
+def _squares(values_nBK: Tensor) -> Tensor:
+    norms_nB: Tensor = torch.linalg.vector_norm(values_nBK, dim=2)
+    return norms_nB.square()
+
+
+def alike(contributions: Mapping[str, Contribution], plan: Plan) -> tuple[list[Alike], dict[str, Contribution]]:
+    """Return groups of small contributions of one shape, and those that stay alone."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    alone: dict[str, Contribution] = {}
+    for name, part in contributions.items():
+        operands = _small_operands(part, plan)
+        if operands is None:
+            alone[name] = part
+        else:
+            first = operands[0]
+            kind = (type(part), *(operand.shape for operand in operands), first.dtype, first.device)
+            groups.setdefault(kind, []).append(name)
+    found: list[Alike] = []
+    for names in groups.values():
+        if len(names) < SMALLEST_GROUP:
+            alone.update((name, contributions[name]) for name in names)
+        else:
+            found.append(_stacked(names, [contributions[name] for name in names]))
+    return found, alone
+
+
+def _small_operands(part: Contribution, plan: Plan) -> tuple[Tensor, ...] | None:
+    """Return the operands that would be stacked; None where it does not pay or the plan wants another way."""
+    operands: tuple[Tensor, ...]
+    if isinstance(part, OuterProducts) and part.way(plan) == "product":
+        operands = (part.left, part.right)
+    elif isinstance(part, Dense) and part.gradients.ndim > 1:
+        operands = (part.gradients,)
+    else:
+        return None
+    return operands if all(operand.numel() <= SMALL_OPERAND for operand in operands) else None
+
+
+def _stacked(names: Sequence[str], parts: Sequence[Contribution]) -> Alike:
+    dense = [part.gradients for part in parts if isinstance(part, Dense)]
+    if dense:
+        return AlikeDense(tuple(names), torch.stack(dense))
+    products = [part for part in parts if isinstance(part, OuterProducts)]
+    left = torch.cat([part.left for part in products], 1).transpose(0, 1)
+    right = torch.cat([part.right for part in products], 1).transpose(0, 1)
+    return AlikeProducts(tuple(names), left, right)
