@@ -247,7 +247,9 @@ def _causes(
         return (_cause("sampling-fixed-size"),)
     if (counts == 0).sum() > 0.005 * count and "inclusion" in failed:
         return (_cause("sampling-left-out"),)
-    if "neighbours" in failed:
+    together = checks["neighbours"]
+    by_chance = together.sample_size * (sizes.sum() / (len(sets) * count)) ** 2
+    if "neighbours" in failed and abs((together.statistic or 0.0) - by_chance) > 0.2 * by_chance + 6 * by_chance**0.5:
         return (_cause("sampling-blocks"),)
     if expected_empty >= _LEAST_EXPECTED and not (sizes == 0).any():
         return (_cause("sampling-empty-skipped"),)
