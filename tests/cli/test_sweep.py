@@ -1,0 +1,67 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from hushgrad.cli.main import main
+
+
+def sweep(*arguments):
+    return CliRunner().invoke(main, ["sweep", *arguments])
+
+
+def test_a_sweep_of_digits_leaves_runs_table_and_pictures_and_starts_nothing_twice(tmp_path):
+    words = ("--noise-multipliers", "4", "--seeds", "1", "--epochs", "1", "--batch-sizes", "400", "--cores", "1")
+    result = sweep(*words, "--no-baseline", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert "digits, B=400" in result.output
+    table = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [run["status"] for run in table["runs"]] == ["completed"]
+    for name in ("accuracy.png", "accuracy.svg", "curves-1.png", "curves-1.svg", "table.csv"):
+        assert (tmp_path / "out" / name).stat().st_size
+    again = sweep(*words, "--no-baseline", "--out", str(tmp_path / "out"))
+    assert again.exit_code == 0
+    assert "1 of 1 runs were finished before" in again.output
+    other = sweep(*words, "--out", str(tmp_path / "out"))
+    assert other.exit_code == 1
+    assert "DP404 this folder holds a sweep with another plan" in other.output
+    reported = CliRunner().invoke(main, ["report", str(tmp_path / "out")])
+    assert reported.exit_code == 0, reported.output
+    assert CliRunner().invoke(main, ["report", "--check", str(tmp_path / "out")]).exit_code == 0
+
+
+def test_a_sweep_with_a_failing_run_says_so_and_exits_with_1(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_sweep.py").write_text("def f(trial):\n    raise RuntimeError('x')\n")
+    result = sweep(
+        "--function", "own_sweep:f", "--noise-multipliers", "1", "--seeds", "1", "--no-baseline", "--out", "o"
+    )
+    assert result.exit_code == 1
+    assert "FAILED" in result.output
+    assert "1 of 1 runs failed" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("mnist", "--epochs", "3"), 2, "--epochs cannot be combined with a sweep file"),
+        (("absent",), 1, "DP101 sweep 'absent' is neither a file nor one of mnist, tasks"),
+        (("--noise-multipliers", "1,x"), 1, "DP101 noise-multipliers must be numbers"),
+        (("--noise-multipliers", "1", "--epsilons", "1"), 1, "and not both"),
+        (("--function", "m:f", "--task", "digits"), 2, "--function goes without --task"),
+        (("--cores", "1", "--threads-per-run", "2"), 1, "DP101 cores must be >= 2"),
+        (("--storage", "sqlite:///x"), 2, "--storage goes with --search"),
+        (("--search", "2"), 2, "--search goes with one task"),
+        (("--search", "2", "--noise-multipliers", "1"), 1, "needs a target epsilon"),
+        (("--seeds", "0"), 1, "DP101 seeds must be >= 1"),
+    ],
+)
+def test_bad_input_is_said_before_anything_runs(tmp_path, words, status, said):
+    result = sweep(*words, "--out", str(tmp_path / "out"))
+    assert result.exit_code == status, result.output
+    assert said in " ".join(result.output.replace("│", " ").split())
+    assert not (tmp_path / "out" / "runs").exists() or not list((tmp_path / "out" / "runs").iterdir())
+
+
+def test_the_help_names_the_shipped_sweeps():
+    assert "mnist, tasks" in " ".join(sweep("--help").output.split())
