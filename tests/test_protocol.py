@@ -410,11 +410,25 @@ def test_a_parameter_unfrozen_after_make_private_is_refused() -> None:
     assert training.is_as(before)
 
 
-def test_a_parameter_frozen_after_make_private_is_refused() -> None:
+def test_a_parameter_frozen_for_a_while_keeps_its_value_and_is_trained_again_afterwards() -> None:
     training = Training()
-    training.model[0].bias.requires_grad_(False)
-    with pytest.raises(ContractChangedError, match=r"no longer trainable: 0\.bias"):
-        training.work(next(iter(training.loader)))
+    bias = training.model[0].bias
+    values = []
+    for trainable, item in zip((True, False, True), training.loader, strict=False):
+        bias.requires_grad_(trainable)
+        training.work(item)
+        values.append(bias.detach().clone())
+    assert torch.equal(values[0], values[1])
+    assert not torch.equal(values[1], values[2])
+
+
+def test_a_model_that_is_frozen_altogether_takes_no_step() -> None:
+    training = Training()
+    item = next(iter(training.loader))
+    training.loss(item).backward()
+    training.model.requires_grad_(False)
+    with pytest.raises(ContractChangedError, match="no longer trainable"):
+        training.optimizer.step()
 
 
 def test_a_layer_replaced_after_make_private_is_refused() -> None:

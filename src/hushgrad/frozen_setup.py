@@ -36,7 +36,7 @@ class FrozenSetup:
         """Refuse to go on with other trainable parameters than at set-up.
 
         Raises:
-            ContractChangedError: parameters became trainable or frozen, were replaced, or entered the optimizer.
+            ContractChangedError: parameters became trainable, were replaced, are all frozen, or entered the optimizer.
         """
         self._require_same_parameters(_parameters(modules_of(self._model)))
 
@@ -67,7 +67,7 @@ class FrozenSetup:
 
     def _require_same_parameters(self, parameters: Sequence[nn.Parameter]) -> None:
         now = {id(parameter) for parameter in parameters if parameter.requires_grad}
-        if now != self._trainable.keys():
+        if now != self._trainable.keys() and not self._are_only_frozen(now, parameters):
             raise ContractChangedError(
                 f"{self._difference(now)}. What is trained is fixed by make_private: close the session and make the "
                 f"model private again to train other parameters, and step outside of session.paused()"
@@ -148,6 +148,10 @@ class FrozenSetup:
             }
             for group in self._optimizer.param_groups
         ]
+
+    def _are_only_frozen(self, now: set[int], parameters: Sequence[nn.Parameter]) -> bool:
+        """Whether some of the parameters are frozen for a while, and nothing else has changed."""
+        return bool(now) and now <= self._trainable.keys() <= {id(parameter) for parameter in parameters}
 
     def _difference(self, now: set[int]) -> str:
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}

@@ -56,12 +56,16 @@ class Update:
 
     @torch.no_grad()
     def write(self) -> None:
-        """Hand (sum + noise) / divisor to the optimizer, in `p.grad`, and forget the sums. Charge before."""
+        """Hand (sum + noise) / divisor to the optimizer, in `p.grad`, and forget the sums. Charge before.
+
+        Parameters that are frozen now get nothing, so that the optimizer leaves them alone; their sums are dropped.
+        """
         sums, self._sums = self._sums, {}
         number, self._number = self._number, self._number + 1
         self._is_written = True
         try:
-            self._hand_out([self._total(sums, name) for name in self._parameters], number)
+            trained = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
+            self._hand_out(list(trained.values()), [self._total(sums, name) for name in trained], number)
         except BaseException:
             self.clear()  # no partial update; the charge stands
             raise
@@ -73,8 +77,7 @@ class Update:
                 parameter.grad = None
             self._is_written = False
 
-    def _hand_out(self, totals: list[Tensor], number: int) -> None:
-        parameters = list(self._parameters.values())
+    def _hand_out(self, parameters: list[nn.Parameter], totals: list[Tensor], number: int) -> None:
         together, alone = _draws(totals)
         shared = [[totals[place] for place in places] for places in together]
         flats = [torch.cat([part if part.dim() == 1 else part.flatten() for part in parts]) for parts in shared]
