@@ -25,6 +25,7 @@ from hushgrad.study.models import build_model
 from hushgrad.study.outcome import Watchers
 from hushgrad.study.tasks import TASKS, Task, TaskOptions, load_task
 from hushgrad.study.training import accuracy, train
+from hushgrad.study.transformer import Transformer
 
 DELTA = 1e-5
 SUBJECTS = {
@@ -74,6 +75,9 @@ def with_opacus(config: RunConfig, task: Task) -> dict[str, Any]:
         activation=config.activation,
         vocabulary_size=task.vocabulary_size,
     )
+    if isinstance(model, Transformer):
+        # The same network and parameters; Opacus' rule for embeddings needs the positions once per example.
+        model.places = lambda numbers: torch.arange(numbers.shape[1]).expand_as(numbers)  # type: ignore[method-assign]
     optimizer = OPTIMIZERS[config.optimizer](model.parameters(), config.learning_rate, config.momentum)
     loader = DataLoader(task.train, batch_size=config.batch_size)
     began = time.perf_counter()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-WIDTH = 32
+WIDTH = 16
 HEADS = 2
 LAYERS = 1
 
@@ -52,10 +52,13 @@ class Transformer(nn.Module):
         """Return logits [B, K] for word numbers [B, T]; 0 is padding. A sentence without words reads its padding."""
         present_BT = numbers_BT != 0
         present_BT = present_BT | ~present_BT.any(dim=1, keepdim=True)
-        places = torch.arange(numbers_BT.shape[1], device=numbers_BT.device)
-        hidden_BTd = self.words(numbers_BT) + self.positions(places)
+        hidden_BTd = self.words(numbers_BT) + self.positions(self.places(numbers_BT))
         for block in self.blocks:
             hidden_BTd = block(hidden_BTd, present_BT)
         weight_BT1 = (present_BT / present_BT.sum(dim=1, keepdim=True)).unsqueeze(-1)
         logits: Tensor = self.logits((self.last(hidden_BTd) * weight_BT1).sum(dim=1))
         return logits
+
+    def places(self, numbers_BT: Tensor) -> Tensor:
+        """Return the numbers of the positions, [T]: the same for every example, so they are looked up once."""
+        return torch.arange(numbers_BT.shape[1], device=numbers_BT.device)

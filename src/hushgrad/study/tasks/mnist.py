@@ -12,7 +12,7 @@ from hushgrad.study.tasks.files import first_existing
 from hushgrad.study.tasks.idx import read_idx
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes, fixed_split, require_known_classes
 
-RECIPE = Recipe(model="cnn", batch_size=256, epochs=15, learning_rate=0.05, max_grad_norm=1.0)
+RECIPE = Recipe(model="cnn", batch_size=256, epochs=30, learning_rate=0.1, max_grad_norm=1.0)
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 LARGEST_PIXEL = 255.0

@@ -15,7 +15,7 @@ from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes
 from hushgrad.study.tasks.words import LENGTH, make_vocabulary
 
 RECIPE = Recipe(
-    model="transformer", batch_size=2048, epochs=10, learning_rate=0.002, max_grad_norm=1.0, optimizer="adam", threads=1
+    model="transformer", batch_size=2048, epochs=10, learning_rate=0.005, max_grad_norm=1.0, optimizer="adam", threads=1
 )
 
 MAX_CLASSES = 1000

@@ -28,7 +28,7 @@ from hushgrad.errors import TaskDataError
 from hushgrad.study.tasks.files import read_bytes
 
 HASHED, FROM_TRAINING = "hashed", "train"
-BUCKETS = 1 << 13
+BUCKETS = 1 << 12
 MOST_WORDS = 1 << 13
 MAX_VOCABULARY_BYTES = 1 << 24
 PADDING, UNKNOWN = 0, 1
