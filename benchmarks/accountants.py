@@ -170,22 +170,26 @@ def times(ours_only: bool) -> None:
 @main.command(name="random")
 @click.option("--plans", default=1000, show_default=True)
 @click.option("--pld-every", default=1, show_default=True, help="Ask pld, which is slow, only on every so many plans.")
+@click.option("--seconds", default=math.inf, help="Stop after this time, and say how many plans were tried.")
 @click.option("--seed", default=5, show_default=True)
-def random_plans(plans: int, pld_every: int, seed: int) -> None:
+def random_plans(plans: int, pld_every: int, seconds: float, seed: int) -> None:
     """Compare with privacy loss distributions (delta >= 1e-8) and Rényi bounds (all) on random plans."""
     chance = random.Random(seed)
-    seconds: list[float] = []
+    spent_on: list[float] = []
     errors: list[float] = []
     beyond: list[float] = []
     wrong, refused, against_pld = 0, 0, 0
+    end = time.monotonic() + seconds
     for number in range(plans):
+        if time.monotonic() > end:
+            break
         least = -8 if number % 3 else -15
         plan = (
             10 ** chance.uniform(-6, 0), 10 ** chance.uniform(math.log10(0.3), math.log10(50)),
             int(10 ** chance.uniform(0, 6)), 10 ** chance.uniform(least, -3),
         )  # fmt: skip
         value, error, spent = ours(plan)
-        seconds.append(spent)
+        spent_on.append(spent)
         errors.append(error / value if value else 0.0)
         if not (0 <= error <= value < math.inf):
             wrong += 1
@@ -203,7 +207,8 @@ def random_plans(plans: int, pld_every: int, seed: int) -> None:
             if name == "pld":
                 against_pld += 1
                 beyond.append(other / value - 1 if value > 1e-6 else 0.0)
-    ordered = sorted(seconds)
+    ordered = sorted(spent_on)
+    plans = len(ordered)
     click.echo(
         f"{plans} plans, {against_pld} of them also by pld, {refused} answers refused by pld or rdp; contradictions: "
         f"{wrong}\nseconds: median {ordered[plans // 2]:.3f}, 99% {ordered[int(plans * 0.99)]:.2f}, worst "
