@@ -11,6 +11,7 @@ from hushgrad._version import __version__
 from hushgrad.errors import HushgradError
 
 COMMANDS = {
+    "audit": ("hushgrad.cli.audit", "audit", "Bound epsilon from below by an attack, beside the claim."),
     "calibrate": ("hushgrad.cli.calibrate", "calibrate", "Find the noise multiplier for a target epsilon."),
     "compare": ("hushgrad.cli.compare", "compare", "Compare samplers and accountants for one plan."),
     "curve": ("hushgrad.cli.curve", "curve", "Print or draw epsilon over delta, and the power of attacks."),

@@ -1,0 +1,49 @@
+"""`hushgrad audit`: a lower bound on ε from an attack, beside the ε that is claimed."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from hushgrad.auditing.audit import audit as run_audit
+from hushgrad.clipping import FlatClipping
+from hushgrad.mechanism import DPSGD
+from hushgrad.sampling.specs import PoissonSampling
+
+
+@click.command()
+@click.option("--noise-multiplier", type=float, required=True, help="Standard deviation of the noise over C.")
+@click.option("--sampling-rate", type=float, default=1.0, show_default=True, help="Of the canaries, in each step.")
+@click.option("--steps", type=int, default=20, show_default=True)
+@click.option("--canaries", type=int, default=2000, show_default=True)
+@click.option("--delta", type=float, required=True, help="In (0, 1).")
+@click.option("--confidence", type=float, default=0.99, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def audit(
+    noise_multiplier: float,
+    sampling_rate: float,
+    steps: int,
+    canaries: int,
+    delta: float,
+    confidence: float,
+    as_json: bool,
+) -> None:
+    """Attack a private session with canaries and print lower bounds on epsilon beside the claim.
+
+    \b
+    hushgrad audit --noise-multiplier 1 --delta 1e-5
+    hushgrad audit --noise-multiplier 1 --sampling-rate 0.1 --steps 50 --delta 1e-5
+
+    Exits with 1 if a bound is above the claim.
+    """
+    mechanism = DPSGD(
+        noise_multiplier=noise_multiplier,
+        clipping=FlatClipping(1.0),
+        sampling=PoissonSampling(sampling_rate),
+        expected_batch_size=max(1.0, sampling_rate * canaries / 2),
+    )
+    report = run_audit(mechanism, delta=delta, confidence=confidence, canaries=canaries, steps=steps)
+    click.echo(json.dumps(report.as_json(), allow_nan=False) if as_json else str(report))
+    sys.exit(0 if report.passed else 1)
