@@ -29,6 +29,7 @@ class Leaf:
         value: the tensor without a graph, for the operator to compute with.
         derivation: for a derived tensor, the same values with a local graph down to the `graph` of each root.
         roots: the parameters it depends on; a parameter is its own only root (an empty tuple).
+        ids: of a derived tensor that holds rows of its only root, looked up by ids that are no data: the ids.
         overwritten_by: the operator that changed it through another tensor with the same memory; "" while it is whole.
     """
 
@@ -36,6 +37,7 @@ class Leaf:
     value: Tensor
     derivation: Tensor | None = None
     roots: tuple[Leaf, ...] = ()
+    ids: Tensor | None = None
     overwritten_by: str = ""
 
     @property

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from hushgrad.capture.axis_rules import changes_in_place
 from hushgrad.capture.axis_table import LIKE_ANOTHER
 from hushgrad.capture.leaves import Leaf, distinct_parameters
+from hushgrad.capture.operators.embedding import constant_ids
 from hushgrad.capture.operators.generic import generic
 from hushgrad.capture.operators.operator import Forward, first_order_only
 from hushgrad.capture.operators.table import COMPOSITES, REFUSALS, RULES
@@ -178,7 +179,7 @@ def derive(
     result = func(*[on_graph(value) for value in args], **{key: on_graph(value) for key, value in kwargs.items()})
     roots = distinct_parameters(leaves)
     name = f"{func.__name__.strip('_')}({', '.join(root.name for root in roots)})"
-    return _as_leaves(call, result, name, roots)
+    return _as_leaves(call, result, name, roots, constant_ids(call, func, args, kwargs))
 
 
 def _changed(
@@ -220,13 +221,13 @@ def _share(leaf: Leaf, other: Leaf) -> bool:
     return leaf.value.untyped_storage().data_ptr() == other.value.untyped_storage().data_ptr()
 
 
-def _as_leaves(call: Forward, result: Any, name: str, roots: tuple[Leaf, ...]) -> Any:
+def _as_leaves(call: Forward, result: Any, name: str, roots: tuple[Leaf, ...], ids: Tensor | None = None) -> Any:
     if isinstance(result, Tensor):
         if not result.requires_grad:
             return result
         value = result.detach()
         public = _Guard.apply(value, call.anchor.tensor, name)  # type: ignore[no-untyped-call]
-        call.leaves[id(public)] = Leaf(name, value, result, roots)
+        call.leaves[id(public)] = Leaf(name, value, result, roots, ids)
         call.held.append(public)
         return public
     if isinstance(result, (tuple, list)):

@@ -19,6 +19,7 @@ from hushgrad.capture.owners import Owners, Place, dim_of
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.gradients.dense import Dense
+from hushgrad.gradients.rows import Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,17 @@ class Expand(Operator):
         examples = pool.examples(gradient, self.axis, self.name)
         if examples.ndim > gradient.ndim:  # positions folded into the batch
             examples = examples.sum(1)
+        ids = self.leaf.ids
+        if ids is not None:
+            return _looked_up(self.leaf, ids.reshape(1, -1).expand(examples.shape[0], -1), examples)
         return [(self.leaf, Dense(examples.reshape(examples.shape[0], *self.leaf.value.shape)))]
+
+
+def _looked_up(leaf: Leaf, ids: Tensor, gradients: Tensor) -> Recorded:
+    """Record gradients of looked-up rows for the table itself: `ids [B, ...]`, `gradients [B, ..., d]`."""
+    (table,) = leaf.roots
+    ids_BT = ids.reshape(ids.shape[0], -1).long()
+    return [(table, Rows(ids_BT, gradients.reshape(*ids_BT.shape, -1), table.value.shape[0]))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +81,8 @@ class OwnRows(Operator):
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record a gradient per example that is zero outside the example's own rows."""
         examples = pool.examples(gradient, self.axis, self.name)
+        if self.leaf.ids is not None and self.axis < self.leaf.ids.ndim:
+            return _looked_up(self.leaf, pool.examples(self.leaf.ids, self.axis, self.name), examples)
         if examples.ndim == gradient.ndim:
             examples = examples.unsqueeze(1)
         batch, rows = examples.shape[:2]

@@ -79,6 +79,18 @@ def embedding(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kw
     return capture(operator, call, ids, leaf.value)
 
 
+def constant_ids(
+    call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | None:
+    """Return the ids of a plain lookup in a parameter by ids that are no data, as positions are; else None."""
+    if func is not F.embedding:
+        return None
+    ids, weight, padding_idx, max_norm, by_frequency, sparse = _arguments(*args, **kwargs)
+    leaf = call.leaf(weight)
+    is_plain = padding_idx is None and max_norm is None and not by_frequency and not sparse
+    return ids if is_plain and leaf is not None and leaf.is_parameter and call.leaf(ids) is None else None
+
+
 def _arguments(
     input: Tensor,
     weight: Tensor,
