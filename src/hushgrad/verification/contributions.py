@@ -41,6 +41,12 @@ class Contributions:
         least = min([noise_std, *(std for std in self.noise_by_count.values() if std < 0.9 * noise_std)])
         return least / self.sensitivity if self.sensitivity > 0 else math.inf
 
+    @property
+    def noise_varies(self) -> bool:
+        """Whether the noise depends on how many examples there are, so that no one noise multiplier describes it."""
+        levels = list(self.noise_by_count.values())
+        return max(levels) > 1.2 * min(levels)
+
 
 def read_contributions(
     loop: Loop, stimuli: Stimuli, belief: Belief, noise: NoiseReading, false_alarm: float

@@ -116,7 +116,11 @@ def verify_update(
         tuple(check for check in checks if check.sample_size),
         tuple(causes),
         Measured(belief.max_grad_norm, belief.noise_multiplier * belief.max_grad_norm, charged),
-        Measured(contributions.sensitivity * belief.divisor, noise.std * belief.divisor, effective),
+        Measured(
+            contributions.sensitivity * belief.divisor,
+            noise.std * belief.divisor,
+            None if contributions.noise_varies else effective,
+        ),
         notes=contributions.notes,
         seconds=time.perf_counter() - started,
     )

@@ -60,7 +60,8 @@ class Measured:
     """What the program does, as measured. None where a part was not measured.
 
     `sensitivity` is the largest contribution of one example to the sum that is noised, and `noise_std` the noise on
-    that sum, both in gradient units; `noise_multiplier` is the second over the first (no unit).
+    that sum, both in gradient units; `noise_multiplier` is the second over the first (no unit), None also where the
+    noise depends on the number of examples, so that no one number describes it.
     """
 
     sensitivity: float | None = None
