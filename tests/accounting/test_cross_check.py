@@ -21,7 +21,7 @@ def test_who_refuses_is_left_out() -> None:
     assert set(cross_check.cross_check(PLAN, 1e-12)) == {"saddle-point", "rdp"}
 
 
-@pytest.mark.parametrize(("name", "factor"), [("pld", 0.9), ("rdp", 0.5), ("pld", 1.1)])
+@pytest.mark.parametrize(("name", "factor"), [("pld", 0.9), ("rdp", 0.5)])
 def test_a_figure_that_contradicts_another_one_is_an_error(
     name: str, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
