@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 
@@ -11,26 +10,38 @@ from hushgrad.gradients.contribution import Contribution
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.outer import OuterProducts
 from hushgrad.gradients.rows import Rows
+from hushgrad.gradients.tied import Tied
 
 
 def combine(contributions: Sequence[Contribution]) -> Contribution:
     """Return one contribution whose gradients are the sums of the given ones, example by example.
 
-    Uses of one form are joined along their positions; different forms are added as `[B, *shape]` gradients.
+    Uses of one form are joined along their positions; lookups and products of one table stay apart (`Tied`); others
+    are added as `[B, *shape]` gradients.
     """
     first = contributions[0]
     if len(contributions) == 1:
         return first
-    if all(isinstance(part, OuterProducts) for part in contributions):
-        outers = cast("Sequence[OuterProducts]", contributions)
-        return OuterProducts(
-            torch.cat([part.left for part in outers], 1), torch.cat([part.right for part in outers], 1)
-        )
-    if all(isinstance(part, Rows) for part in contributions):
-        tables = cast("Sequence[Rows]", contributions)
-        ids_BT = torch.cat([part.ids for part in tables], 1)
-        return Rows(ids_BT, torch.cat([part.gradients for part in tables], 1), tables[0].num_rows)
+    outers = [part for part in contributions if isinstance(part, OuterProducts)]
+    tables = [part for part in contributions if isinstance(part, Rows)]
+    if len(outers) + len(tables) == len(contributions):
+        if not tables:
+            return _outer_products(outers)
+        return Tied(_rows(tables), _outer_products(outers)) if outers else _rows(tables)
     total = first.per_example()
     for part in contributions[1:]:
         total = total + part.per_example()
     return Dense(total)
+
+
+def _outer_products(parts: Sequence[OuterProducts]) -> OuterProducts:
+    if len(parts) == 1:
+        return parts[0]
+    return OuterProducts(torch.cat([part.left for part in parts], 1), torch.cat([part.right for part in parts], 1))
+
+
+def _rows(parts: Sequence[Rows]) -> Rows:
+    if len(parts) == 1:
+        return parts[0]
+    ids_BT = torch.cat([part.ids for part in parts], 1)
+    return Rows(ids_BT, torch.cat([part.gradients for part in parts], 1), parts[0].num_rows)
