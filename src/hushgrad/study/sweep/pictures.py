@@ -11,6 +11,8 @@ from hushgrad.accounting.guarantee import round_up
 from hushgrad.study.sweep.style import GREY, Picture, look, new_figure, plain_text, rendered, tidy
 from hushgrad.study.sweep.table import Group, is_ordinary
 
+MANY_DECADES = 1e4
+
 # One run's measurements: the lines of its metrics.jsonl.
 Measured = Sequence[dict[str, Any]]
 
@@ -58,10 +60,12 @@ def accuracy_picture(groups: Sequence[Group], *, title: str, delta: float) -> Pi
 
 
 def _plain_logarithm(axis: Any) -> None:
-    """Label a logarithmic axis with plain numbers, 1, 2 and 5 of each decade."""
+    """Label a logarithmic axis, once everything is drawn, with plain numbers: 1, 2 and 5 of each of a few decades."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
+    low, high = axis.get_view_interval()
+    few = high / low < MANY_DECADES
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=20 if few else 8))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(NullFormatter())
 
@@ -131,7 +135,8 @@ def curves_picture(runs: Sequence[tuple[str, Measured]], *, title: str, delta: f
         epsilon.minorticks_off()
         epsilon.text(0.5, 0.5, "NOT PRIVATE\nε = ∞", transform=epsilon.transAxes, ha="center", va="center", fontsize=16)
     if len(aims) > 1:
-        accuracy.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none", fontsize=8, ncols=2)
+        handles, labels = accuracy.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=9, ncols=8)
     figure.suptitle(plain_text(title), fontsize=11)
     return rendered(figure)
 
