@@ -16,8 +16,8 @@ SHARED = {"errors", "arguments", "randomness", "_version"}
 SESSION = {"session", "step_hooks", "protocol", "frozen_setup", "update", "spending"}
 JOINING = (
     SESSION
-    | {"mechanism", "engine", "losses", "compatibility", "probing", "verification", "study", "cli"}
-    | {"diagnosis", "readiness"}
+    | {"mechanism", "engine", "losses", "compatibility", "probing", "verification", "auditing", "study", "cli"}
+    | {"diagnosis", "readiness", "report"}
 )
 FACADE = {"__init__", "integrations"}
 

@@ -152,6 +152,12 @@ class ClosedSessionError(HushgradError, RuntimeError):
     code = "DP405"
 
 
+class NoiseMismatchError(HushgradError, RuntimeError):
+    """The noise that ran is not the noise that is charged."""
+
+    code = "DP406"
+
+
 # 5xx: accounting -----------------------------------------------------------------------------------------------------
 
 

@@ -42,6 +42,7 @@ from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_
 from hushgrad.spending import Spending
 from hushgrad.step_hooks import StepHooks
 from hushgrad.update import Update
+from hushgrad.verification.monitor import NoiseMonitor
 
 _in_use = WeakIdKeyDictionary()
 """The modules and optimizers of all open sessions."""
@@ -303,6 +304,11 @@ class Session:
         self._update.drop()
         self._probe.forget()
         self._spending.close()
+
+    @property
+    def noise_monitor(self) -> NoiseMonitor:
+        """What was measured of the noise of the steps so far."""
+        return self._update.monitor
 
     @property
     def probe_report(self) -> ProbeReport:

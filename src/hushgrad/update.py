@@ -13,6 +13,7 @@ from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dty
 from hushgrad.mechanism import DPSGD
 from hushgrad.noise.gaussian import Noised, noisy_updates
 from hushgrad.randomness import Address, KeyStream
+from hushgrad.verification.monitor import NoiseMonitor
 
 # Sums up to here are cheaper to copy into one draw of noise than to give a draw of their own.
 SMALL_VALUES = 1 << 16
@@ -35,6 +36,7 @@ class Update:
         self._sums: dict[str, Tensor] = {}
         self._number = 0
         self._is_written = False
+        self.monitor = NoiseMonitor()
 
     @torch.no_grad()  # what was recorded may still hang on the graph of the forward
     def add(self, uses: Mapping[str, Sequence[Contribution]], scale: float) -> None:
@@ -83,6 +85,7 @@ class Update:
         flats = [torch.cat([part if part.dim() == 1 else part.flatten() for part in parts]) for parts in shared]
         owners = [True] * len(flats) + _sole_owners_of_their_memory([totals[place] for place in alone])
         sums = [*flats, *(totals[place] for place in alone)]
+        sample = self.monitor.before(sums)
         updates = noisy_updates(
             [
                 Noised(total, Address(number, item), overwrite=is_owner)
@@ -92,6 +95,7 @@ class Update:
             divisor=self._mechanism.divisor,
             stream=self._noise,
         )
+        self.monitor.after(sample, updates, self._mechanism.noise_std, self._mechanism.divisor)
         for places, parts, flat in zip(together, shared, updates, strict=False):
             for place, update in zip(places, _unflattened(flat, parts), strict=True):
                 parameters[place].grad = _laid_out_as(parameters[place], update)

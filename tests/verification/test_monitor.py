@@ -1,0 +1,87 @@
+"""The monitor that stays on: it is silent in correct training, and ends training where the noise is wrong."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import hushgrad
+from hushgrad.errors import NoiseMismatchError
+from hushgrad.mechanism import DPSGD
+from hushgrad.session import Session
+from hushgrad.verification.monitor import NoiseMonitor
+
+
+def session(model: nn.Module) -> tuple[Session, torch.optim.Optimizer]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    mechanism = DPSGD(
+        noise_multiplier=1.0,
+        clipping=hushgrad.FlatClipping(0.3),
+        sampling=hushgrad.PoissonSampling(0.1),
+        expected_batch_size=16,
+    )
+    return hushgrad.privatize(model, optimizer, mechanism), optimizer
+
+
+def steps(count: int) -> Session:
+    model = nn.Sequential(nn.Linear(10, 300), nn.Tanh(), nn.Linear(300, 3))
+    running, optimizer = session(model)
+    for _ in range(count):
+        running.backward(model(torch.randn(16, 10)).square().sum(1))
+        optimizer.step()
+    running.close()
+    return running
+
+
+@pytest.mark.statistical
+def test_correct_training_raises_no_alarm() -> None:
+    """False-alarm probability 1e-12; the ratio is within nine standard errors."""
+    monitor = steps(80).noise_monitor
+    assert monitor.values == 80 * 64
+    assert monitor.ratio == pytest.approx(1, abs=9 / math.sqrt(2 * monitor.values))
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("factor", [0.0, 0.5, 0.8, 2.0])
+def test_noise_of_another_level_ends_training(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Guarantee: noise that comes a second time, and noise of another level than is charged, end training with an
+    error.
+    """
+    import hushgrad.update
+
+    right = hushgrad.update.noisy_updates
+    monkeypatch.setattr(
+        hushgrad.update,
+        "noisy_updates",
+        lambda totals, *, noise_std, divisor, stream: right(
+            totals, noise_std=factor * noise_std, divisor=divisor, stream=stream
+        ),
+    )
+    with pytest.raises(NoiseMismatchError, match=r"times what is charged|already"):
+        steps(80)
+
+
+def test_noise_that_comes_a_second_time_ends_training() -> None:
+    monitor, total = NoiseMonitor(), torch.zeros(100)
+    noise = torch.randn(100)
+    monitor.after(monitor.before([total]), [noise], 1.0, 1.0)
+    with pytest.raises(NoiseMismatchError, match="already"):
+        monitor.after(monitor.before([total]), [noise], 1.0, 1.0)
+
+
+def test_no_noise_on_purpose_is_not_an_alarm() -> None:
+    monitor = NoiseMonitor()
+    monitor.after(monitor.before([torch.zeros(9)]), [torch.zeros(9)], 0.0, 1.0)
+    assert monitor.values == 0
+    assert math.isnan(monitor.ratio)
+
+
+def test_the_cost_of_a_step_does_not_grow_with_the_parameters() -> None:
+    """64 values are looked at, of a sum of any size: no test of time, but of what is copied."""
+    monitor = NoiseMonitor()
+    sample = monitor.before([torch.zeros(1_000_000)])
+    assert sample is not None
+    assert sample[1].untyped_storage().nbytes() == 64 * 4
