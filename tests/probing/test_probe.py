@@ -105,6 +105,22 @@ def test_a_changed_model_is_probed_again() -> None:
         backward(session, model, 4)
 
 
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_a_backward_hook_that_comes_later_is_examined_too(register: str) -> None:
+    """It mixes gradients and no outputs, so nothing but the probe can see it."""
+    model = classifier()
+    session, optimizer = attached(model)
+    backward(session, model, 4)
+    optimizer.step()
+    if register == "register_full_backward_hook":
+        model[2].register_full_backward_hook(lambda _, inner, outer: (inner[0] / inner[0].norm(),))
+    else:
+        model[2].register_full_backward_pre_hook(lambda _, outer: (outer[0] / outer[0].norm(),))
+    with pytest.raises(CrossSampleLeakError):
+        backward(session, model, 4)
+    assert session.steps == 1
+
+
 def test_a_model_that_went_to_eval_and_back_is_not_probed_again() -> None:
     model = classifier()
     session, optimizer = attached(model)

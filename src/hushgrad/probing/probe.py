@@ -244,5 +244,11 @@ def _holds(inputs: Any, size: int) -> bool:
 
 def _signature_of(model: nn.Module) -> Signature:
     modules = modules_of(model)
-    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules]
+    hooks = [
+        len(part._forward_hooks)
+        + len(part._forward_pre_hooks)
+        + len(part._backward_hooks)
+        + len(part._backward_pre_hooks)
+        for part in modules
+    ]
     return tuple(modules), tuple([module.training for module in modules]), tuple(hooks)
