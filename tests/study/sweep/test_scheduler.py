@@ -125,7 +125,10 @@ def test_a_process_that_dies_without_a_word_is_a_failed_run(own):
     [("forgets_the_ledger", "LedgerError: DP502"), ("other_noise", "ContractChangedError: DP404"), ("absent", "DP101")],
 )
 def test_the_epsilon_of_an_own_functions_run_is_computed_from_its_ledger(own, function, error):
-    """A private call that leaves no ledger, or one with other noise than was asked for, is an error."""
+    """Guarantee: the epsilon of an own function's run is computed from its ledger.
+
+    A private call that leaves no ledger, or one with other noise than was asked for, is an error.
+    """
     _, _, rows = swept(planned(function, Grid(noise_multipliers=(1,), seeds=(0,), baseline=False)), own / "out")
     assert error in rows[0].error
     assert rows[0].epsilon is None
