@@ -91,7 +91,9 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
             raise InvalidArgumentError("TensorBoard is not installed; pip install 'hushgrad[tensorboard]'") from error
-        self._writer: Any = SummaryWriter(str(folder))
+        # The file is made with the first metric: a run's folder must be empty until the run claims it.
+        self._make = lambda: SummaryWriter(str(folder))
+        self._writer: Any = None
 
     @property
     def local(self) -> bool:
@@ -100,6 +102,7 @@ class TensorBoard:
 
     def log(self, step: int, metrics: Mapping[str, Metric]) -> None:
         """Add one scalar per metric; what is not finite is left out, as TensorBoard cannot draw it."""
+        self._writer = self._writer or self._make()
         for name, metric in metrics.items():
             if math.isfinite(metric.value):
                 group = "covered" if metric.covered else "not_covered"
@@ -107,7 +110,8 @@ class TensorBoard:
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 @dataclass(frozen=True, slots=True)
