@@ -92,7 +92,8 @@ class TensorBoard:
         except ModuleNotFoundError as error:
             raise InvalidArgumentError("TensorBoard is not installed; pip install 'hushgrad[tensorboard]'") from error
         # The file is made with the first metric: a run's folder must be empty until the run claims it.
-        self._make = lambda: SummaryWriter(str(folder))
+        writer: Any = SummaryWriter
+        self._make = lambda: writer(str(folder))
         self._writer: Any = None
 
     @property
