@@ -266,6 +266,33 @@ def test_an_interrupt_between_a_logical_batch_and_its_release_carries_no_sum_ove
     assert interrupted.is_as(calm.values())
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_an_item_whose_step_was_interrupted_while_it_was_added_is_never_added_twice(
+    before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training()
+    add = training.session._update.add
+    x = next(iter(training.loader))
+
+    def interrupted(*arguments: Any) -> None:
+        if not before:
+            add(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.session._update, "add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            training.work(x)
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match="twice"):
+            training.work(x)
+    with pytest.raises(ProtocolError):
+        next(iter(training.loader))
+    training.session.discard()
+    training.work(next(iter(training.loader)))
+    assert training.session.steps == 0
+
+
 def test_discard_keeps_the_charge_and_an_iterator_in_the_middle_ends() -> None:
     training = Training()
     items = iter(training.loader)

@@ -15,6 +15,7 @@ class ObservedLoop:
     def __init__(self) -> None:
         self.item: PhysicalBatch | None = None
         self._open_step: int | None = None
+        self._is_adding = False
 
     def before_draw(self) -> None:
         """Refuse to read on before the loop has finished with the last item."""
@@ -46,17 +47,27 @@ class ObservedLoop:
                 "there is no batch to work on: every backward and optimizer.step() belongs to one item of the private "
                 "loader, and this item was stepped already or none was read yet"
             )
+        if self._is_adding:
+            raise ProtocolError(
+                "optimizer.step() was interrupted while this item was added to its logical batch, and a second time "
+                "would count its records twice. Call session.discard() and iterate the loader anew"
+            )
         return self.item
+
+    def start_adding(self) -> None:
+        """The item's sum is about to be added; until `end_item` nobody knows whether it was."""
+        self.require_item()
+        self._is_adding = True
 
     def end_item(self) -> None:
         """The item was stepped; the last one ends its logical batch."""
-        if self.require_item().last:
+        if self.item is not None and self.item.last:
             self._open_step = None
-        self.item = None
+        self.item, self._is_adding = None, False
 
     def discard(self) -> None:
         """Forget the item and the open logical batch."""
-        self.item, self._open_step = None, None
+        self.item, self._open_step, self._is_adding = None, None, False
 
 
 class DeclaredLoop:

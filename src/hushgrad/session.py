@@ -397,6 +397,8 @@ class Session:
         self._scope.leave_if_stale()
         if weight > 0:
             self._probe.examine(size)
+        if self._loader is not None:
+            self._observed.start_adding()
         uses = self._pool.take()
         if weight > 0:  # the record that stands in for an empty draw contributes exactly nothing
             self._follow_schedule()
