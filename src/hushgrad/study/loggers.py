@@ -93,7 +93,7 @@ class TensorBoard:
             raise InvalidArgumentError("TensorBoard is not installed; pip install 'hushgrad[tensorboard]'") from error
         # The file is made with the first metric: a run's folder must be empty until the run claims it.
         writer: Any = SummaryWriter
-        self._make = lambda: writer(str(folder))
+        self._make: Callable[[], Any] = lambda: writer(str(folder))
         self._writer: Any = None
 
     @property
