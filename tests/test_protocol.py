@@ -66,6 +66,10 @@ class Training:
         for item in self.loader:
             body(item)
 
+    def run_rest(self, items: Iterator[Any]) -> None:
+        for item in items:
+            self.work(item)
+
     def values(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.model.parameters()]
 
@@ -291,6 +295,31 @@ def test_an_item_whose_step_was_interrupted_while_it_was_added_is_never_added_tw
     training.session.discard()
     training.work(next(iter(training.loader)))
     assert training.session.steps == 0
+
+
+def test_a_discarded_logical_batch_is_told_beside_epsilon() -> None:
+    training = Training(noise_multiplier=1.0)
+    training.session.discard()  # nothing was drawn
+    assert "discarded" not in str(training.engine.guarantee(1e-5))
+    for _ in range(2):
+        next(iter(training.loader))
+        training.session.discard()
+    assert "2 logical batches were discarded" in str(training.engine.guarantee(1e-5))
+
+
+def test_an_interrupt_after_an_items_step_blames_no_later_step() -> None:
+    training = Training()
+    items = iter(training.loader)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = training.optimizer.register_step_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        training.work(next(items))
+    handle.remove()
+    training.run_rest(items)
+    assert training.session.steps == 3
 
 
 def test_discard_keeps_the_charge_and_an_iterator_in_the_middle_ends() -> None:

@@ -17,12 +17,17 @@ class ObservedLoop:
         self._open_step: int | None = None
         self._is_adding = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a logical batch was begun and has not ended."""
+        return self._open_step is not None
+
     def before_draw(self) -> None:
         """Refuse to read on before the loop has finished with the last item."""
         if self.item is not None:
             raise ProtocolError(
                 "the next batch was asked for before optimizer.step() was called for the last one. For every item of "
-                "the loader: backward, then optimizer.step(); to drop a batch call session.discard()"
+                "the loader: backward, then optimizer.step(). After an interrupt call session.discard()"
             )
 
     def begin(self, batch: PhysicalBatch) -> None:

@@ -235,7 +235,14 @@ class Session:
         return self._attach_loader(loader, reading.count, reading.options.collate_fn)
 
     def discard(self) -> None:
-        """Drop what was summed since the last update and end the logical batch. What was charged stays charged."""
+        """Drop what was summed since the last update and end the logical batch. What was charged stays charged.
+
+        For a loop that was interrupted, never for batches that are not liked: whether a batch is dropped must not
+        depend on its examples (their loss, their number, memory that ran out), because ε holds for the batches that
+        were drawn and not for a choice of them. `guarantee` says how many were dropped.
+        """
+        if not self._closed and (self._observed.is_open or not self._declared.is_new):
+            self._spending.discarded += 1
         self._pool.clear()
         self._pool.batch_size = None
         self._update.drop()
@@ -356,6 +363,7 @@ class Session:
     def _start_step(self) -> None:
         self._require_open()
         self.last_step_updated = False
+        self._frozen.expect_nothing()  # of a step that was interrupted
 
     def _finish_step(self) -> None:
         self._update.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.budget import MOST, Budget
@@ -49,6 +50,8 @@ class Spending:
         self._noise_source = OPERATING_SYSTEM if noise_is_secret else FIXED_KEY
         self._ledger: Ledger | None = None
         self._first_pass = 0
+        self.discarded = 0
+        """How many logical batches of this session were drawn and dropped before their release."""
 
     @property
     def is_open(self) -> bool:
@@ -171,6 +174,16 @@ class Spending:
 
     def guarantee(self, delta: float, accountant: str) -> Guarantee:
         """Return the guarantee at `delta` for everything that was charged."""
+        found = self._guarantee(delta, accountant)
+        if not self.discarded:
+            return found
+        note = (
+            f"{self.discarded} logical {'batch was' if self.discarded == 1 else 'batches were'} discarded, which this "
+            f"holds for if it did not depend on their examples"
+        )
+        return replace(found, notes=(*found.notes, note))
+
+    def _guarantee(self, delta: float, accountant: str) -> Guarantee:
         if self._ledger is not None:
             return guarantee(self._ledger.events(), delta, accountant, self._ledger.contract)
         if self._path is not None and os.path.lexists(self._path):
