@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,7 +26,9 @@ from hushgrad.compatibility import require_trainable_privately
 from hushgrad.errors import (
     ClosedSessionError,
     InvalidArgumentError,
+    LedgerError,
     LossShapeError,
+    NoiseMismatchError,
     ProtocolError,
 )
 from hushgrad.frozen_setup import FrozenSetup
@@ -43,6 +45,8 @@ from hushgrad.spending import Spending
 from hushgrad.step_hooks import StepHooks
 from hushgrad.update import Update
 from hushgrad.verification.monitor import NoiseMonitor
+
+NOISE = "noise monitor"
 
 _in_use = WeakIdKeyDictionary()
 """The modules and optimizers of all open sessions."""
@@ -310,6 +314,8 @@ class Session:
         self._pool.clear()
         self._update.drop()
         self._probe.forget()
+        with suppress(LedgerError):  # no ε depends on a note, and what was charged is on disk
+            self._spending.note(NOISE, self._update.monitor.finding())
         self._spending.close()
 
     @property
@@ -421,12 +427,18 @@ class Session:
         try:
             self._spending.require_step()
             self._follow_schedule()
+            self._spending.note(NOISE, self._update.monitor.finding_due())
             self._spending.charge(loader_pass)
         except BaseException:
             self._update.drop()
             raise
         self._frozen.expect_moved_weights()
-        self._update.write()
+        try:
+            self._update.write()
+        except NoiseMismatchError:
+            with suppress(LedgerError):  # the alarm is what must be heard
+                self._spending.note(NOISE, self._update.monitor.finding())
+            raise
         self.last_step_updated = True
 
     # Set-up --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 
 from hushgrad.accounting.accountants import epsilon as epsilon_of
@@ -190,6 +191,14 @@ class Spending:
             earlier = read_ledger(self._path)
             return guarantee(earlier.events, delta, accountant, earlier.contract)
         return guarantee([], delta, accountant, self._contract(DECLARED, None))
+
+    def note(self, about: str, finding: Mapping[str, str | int | float] | None) -> None:
+        """Leave a finding of a monitor in the ledger, if there is one and the ledger takes it.
+
+        Raises `LedgerError` where it could not be made durable.
+        """
+        if finding is not None and self._ledger is not None and self._ledger.is_open:
+            self._ledger.note(about, finding)
 
     def close(self) -> None:
         """Unlock the file. What was charged can still be read."""

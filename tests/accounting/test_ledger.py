@@ -8,11 +8,12 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hushgrad.accounting import Contract, DisjointPass, Gaussian, Ledger, PoissonSampled, read_ledger
-from hushgrad.accounting.records import Anchor
+from hushgrad.accounting.records import Anchor, encode
 from hushgrad.errors import AccountingError, ContractChangedError, InvalidArgumentError, LedgerError
 
 CONTRACT = Contract("observed", "operating system", expected_batch_size=10, max_grad_norm=1.0, population=100)
@@ -360,3 +361,55 @@ def test_every_line_is_one_json_object_with_its_kind(path: Path) -> None:
     assert [record["seq"] for record in records] == [0, 1, 2, 3]
     assert records[0]["format"] == 1
     assert records[2]["previous"] == records[1]["hash"]
+
+
+def test_a_note_changes_no_event_and_no_number_of_steps_and_is_in_the_chain(path: Path) -> None:
+    with Ledger(path, contract=CONTRACT) as ledger:
+        ledger.charge(STEP, 2)
+        ledger.note("noise monitor", {"steps_watched": 2, "standard_errors": -0.5, "verdict": "as charged"})
+        ledger.charge(STEP, 1)
+        assert (ledger.steps, ledger.events()) == (3, [(STEP, 3)])
+    view = read_ledger(path)
+    assert (view.steps, view.events) == (3, [(STEP, 3)])
+    (note,) = view.notes
+    assert (note.about, note.steps, note.values["standard_errors"]) == ("noise monitor", 2, -0.5)
+    path.write_text(path.read_text().replace('"standard_errors":-0.5', '"standard_errors":0.5'))
+    with pytest.raises(LedgerError, match="record 2 of the ledger does not match its hash"):
+        read_ledger(path)
+
+
+def test_a_note_returns_what_is_left_of_a_lease(path: Path) -> None:
+    with Ledger(path, contract=CONTRACT) as ledger:
+        ledger.charge(STEP, lease=5)
+        ledger.note("noise monitor", {"steps_watched": 1})
+        assert read_ledger(path).steps == 1
+        ledger.charge(STEP, lease=5)
+        assert read_ledger(path).steps == 6
+    assert read_ledger(path).steps == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), True, None, [1]])
+def test_a_note_holds_text_and_finite_numbers_only(path: Path, value: Any) -> None:
+    with Ledger(path, contract=CONTRACT) as ledger:
+        before = ledger.anchor
+        with pytest.raises(LedgerError, match="text or a finite number"):
+            ledger.note("noise monitor", {"value": value})
+        assert ledger.anchor == before
+        ledger.charge(STEP)
+
+
+def test_a_note_of_another_version_is_refused(path: Path) -> None:
+    with Ledger(path, contract=CONTRACT) as ledger:
+        anchor = ledger.anchor
+    with path.open("ab") as file:
+        body = {"version": 2, "about": "noise monitor", "values": {}}
+        file.write(encode("note", anchor.seq + 1, anchor.hash, body)[0])
+    with pytest.raises(LedgerError, match="note of version 1"):
+        read_ledger(path)
+
+
+def test_a_closed_ledger_takes_no_note() -> None:
+    ledger = Ledger(contract=CONTRACT)
+    ledger.close()
+    with pytest.raises(LedgerError, match="closed"):
+        ledger.note("noise monitor", {})

@@ -59,3 +59,20 @@ def test_every_changed_byte_of_a_ledger_is_one_clean_line_and_exit_1(path: Path)
 def test_a_missing_file_and_half_an_anchor_are_refused(tmp_path: Path, path: Path) -> None:
     assert _run("verify", tmp_path / "none").exit_code == 1
     assert _run("verify", path, "--anchor-record", "1").exit_code == 2
+
+
+def test_show_prints_what_the_monitors_found(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    with Ledger(path, contract=Contract("observed", "operating system")) as ledger:
+        ledger.charge(PoissonSampled(0.1, 1.0))
+        ledger.note("noise monitor", {"steps_watched": 1, "standard_errors": 0.25, "verdict": "as charged"})
+    shown = _run("show", path).stdout
+    assert "noise monitor" in shown
+    assert "standard errors 0.25, steps watched 1, verdict as charged" in shown
+    (note,) = json.loads(_run("show", path, "--json").stdout)["notes"]
+    assert note == {
+        "about": "noise monitor",
+        "steps": 1,
+        "values": {"steps_watched": 1, "standard_errors": 0.25, "verdict": "as charged"},
+    }
+    assert json.loads(_run("verify", path, "--json").stdout)["verified"]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import hushgrad
+from hushgrad.accounting import read_ledger
 from hushgrad.errors import NoiseMismatchError
 from hushgrad.mechanism import DPSGD
 from hushgrad.session import Session
 from hushgrad.verification.monitor import NoiseMonitor
 
 
-def session(model: nn.Module) -> tuple[Session, torch.optim.Optimizer]:
+def session(model: nn.Module, path: Path | None = None) -> tuple[Session, torch.optim.Optimizer]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     mechanism = DPSGD(
         noise_multiplier=1.0,
@@ -23,16 +25,18 @@ def session(model: nn.Module) -> tuple[Session, torch.optim.Optimizer]:
         sampling=hushgrad.PoissonSampling(0.1),
         expected_batch_size=16,
     )
-    return hushgrad.privatize(model, optimizer, mechanism), optimizer
+    return hushgrad.privatize(model, optimizer, mechanism, ledger=path, lease=5), optimizer
 
 
-def steps(count: int) -> Session:
+def steps(count: int, path: Path | None = None) -> Session:
     model = nn.Sequential(nn.Linear(10, 300), nn.Tanh(), nn.Linear(300, 3))
-    running, optimizer = session(model)
-    for _ in range(count):
-        running.backward(model(torch.randn(16, 10)).square().sum(1))
-        optimizer.step()
-    running.close()
+    running, optimizer = session(model, path)
+    try:
+        for _ in range(count):
+            running.backward(model(torch.randn(16, 10)).square().sum(1))
+            optimizer.step()
+    finally:
+        running.close()
     return running
 
 
@@ -85,3 +89,35 @@ def test_the_cost_of_a_step_does_not_grow_with_the_parameters() -> None:
     sample = monitor.before([torch.zeros(1_000_000)])
     assert sample is not None
     assert sample[1].untyped_storage().nbytes() == 64 * 4
+
+
+@pytest.mark.statistical
+def test_the_ledger_says_what_was_found_and_how_many_steps_were_looked_at(tmp_path: Path) -> None:
+    """Notes after 16, 32 and 64 steps and at the end; the statistic is beyond 9 with a probability below 1e-12."""
+    steps(80, tmp_path / "ledger.jsonl")
+    view = read_ledger(tmp_path / "ledger.jsonl")
+    assert view.steps == 80
+    assert [note.values["steps_watched"] for note in view.notes] == [16, 32, 64, 80]
+    for note in view.notes:
+        assert set(note.values) == {"steps_watched", "standard_errors", "verdict"}
+        assert note.steps == note.values["steps_watched"]
+        assert note.values["verdict"] == "as charged"
+        assert abs(float(note.values["standard_errors"])) < 9
+
+
+def test_an_alarm_is_in_the_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import hushgrad.update
+
+    right = hushgrad.update.noisy_updates
+    monkeypatch.setattr(
+        hushgrad.update,
+        "noisy_updates",
+        lambda totals, *, noise_std, divisor, stream: right(
+            totals, noise_std=0.5 * noise_std, divisor=divisor, stream=stream
+        ),
+    )
+    with pytest.raises(NoiseMismatchError):
+        steps(80, tmp_path / "ledger.jsonl")
+    note = read_ledger(tmp_path / "ledger.jsonl").notes[-1]
+    assert note.values["verdict"] == "not what is charged"
+    assert float(note.values["standard_errors"]) < -9

@@ -6,8 +6,10 @@ noise, then update. A crash can therefore leave a charge for a step that never h
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from hushgrad.arguments import non_negative_number, one_of, positive_number, who
 from hushgrad.errors import ContractChangedError, HushgradError, LedgerError
 
 FORMAT = 1
+NOTE_VERSION = 1
 
 OBSERVED = "observed"
 DECLARED = "declared by the caller"
@@ -65,15 +68,31 @@ class Contract:
         return self.noise_source == OPERATING_SYSTEM
 
 
+NoteValue = str | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A finding of a monitor, which costs nothing: what it is about, after how many steps, and what was found."""
+
+    about: str
+    steps: int
+    values: Mapping[str, NoteValue]
+
+
 @dataclass(frozen=True, slots=True)
 class LedgerView:
-    """What a ledger says: its contract, its events in order as `(event, count)`, its number of steps and its end."""
+    """What a ledger says: its contract, its events in order as `(event, count)`, its number of steps and its end.
+
+    `notes` are what monitors found meanwhile. No ε depends on them.
+    """
 
     contract: Contract
     events: list[tuple[Event, int]]
     steps: int
     anchor: Anchor
     run: str
+    notes: list[Note] = field(default_factory=list)
 
 
 class Ledger:
@@ -124,6 +143,11 @@ class Ledger:
         return self._steps
 
     @property
+    def is_open(self) -> bool:
+        """Whether it takes further charges: not after `close()`, nor after a write that failed."""
+        return self._state == "open"
+
+    @property
     def anchor(self) -> Anchor:
         """The last record. Kept elsewhere, it proves later that this ledger has lost no records."""
         return Anchor(self._seq, self._hash)
@@ -161,6 +185,20 @@ class Ledger:
         reserved = max(count, lease) if self._file is not None else count
         self._append("charge", {"event": event.to_json(), "count": reserved})
         self._leased = reserved - count
+
+    def note(self, about: str, values: Mapping[str, NoteValue]) -> None:
+        """Record what a monitor found; return when it is on disk. It is no step, and changes no ε.
+
+        What is noted must not depend on data: it is covered by no ε. What is left of a lease is returned.
+
+        Raises `LedgerError` where it could not be made durable, and for a value that is no number or text.
+        """
+        if self._state != "open":
+            raise LedgerError(f"the ledger is {self._state} and takes no further note; open it again by its path")
+        body = {"version": NOTE_VERSION, "about": about, "values": dict(values)}
+        _read_note(body, self._steps)
+        self._return_lease()
+        self._append("note", body)
 
     def _return_lease(self) -> None:
         """Give back the steps that were put on disk and not taken."""
@@ -229,6 +267,7 @@ def read_ledger(path: str | os.PathLike[str], anchor: Anchor | None = None) -> L
 
 def _view(data: bytes, anchor: Anchor | None = None) -> LedgerView:
     events: list[tuple[Event, int]] = []
+    notes: list[Note] = []
     contract, run, last, anchored = None, "", Anchor(-1, NO_HASH), anchor is None
     returnable = 0  # a lease can be returned only by the record that follows it, and never whole
     for record in decode(data):
@@ -250,6 +289,8 @@ def _view(data: bytes, anchor: Anchor | None = None) -> LedgerView:
                     raise LedgerError("it returns steps that the record before it did not reserve")
                 event, count = events.pop()
                 events.append((event, count - unused))
+            elif record["kind"] == "note":
+                notes.append(_read_note(record, sum(count for _, count in events)))
             elif record["kind"] != "resumed":
                 raise LedgerError("its kind is unknown to this version of hushgrad; a newer one may read it")
         except (HushgradError, KeyError, TypeError) as error:
@@ -260,13 +301,25 @@ def _view(data: bytes, anchor: Anchor | None = None) -> LedgerView:
         raise LedgerError(
             "the ledger lacks a record that it once had: it was cut short, or is the ledger of another run"
         )
-    return LedgerView(contract, events, sum(count for _, count in events), last, run)
+    return LedgerView(contract, events, sum(count for _, count in events), last, run, notes)
 
 
 def _read_header(record: dict[str, Any]) -> tuple[Contract, str]:
     if record["kind"] != "header" or record["format"] != FORMAT:
         raise LedgerError(f"it is not a header of format {FORMAT}; another version of hushgrad may read it")
     return Contract(**record["contract"]), str(record["run"])
+
+
+def _read_note(record: Mapping[str, Any], steps: int) -> Note:
+    about, values = record["about"], record["values"]
+    if type(record["version"]) is not int or record["version"] != NOTE_VERSION:
+        raise LedgerError(f"it is not a note of version {NOTE_VERSION}; a newer version of hushgrad may read it")
+    if not isinstance(about, str) or not isinstance(values, dict):
+        raise LedgerError("a note must be about something and have values")
+    for name, value in values.items():
+        if type(value) not in (str, int, float) or (isinstance(value, float) and not math.isfinite(value)):
+            raise LedgerError(f"the value {name!r} of a note must be text or a finite number")
+    return Note(about, steps, values)
 
 
 def _accumulate(events: list[tuple[Event, int]], event: Event, count: int) -> None:

@@ -39,6 +39,7 @@ def show(path: str, delta: float | None, accountant: str, as_json: bool) -> None
         value: dict[str, Any] = {
             **_facts(path, view),
             "events": [{**event.to_json(), "count": count} for event, count in view.events],
+            "notes": [{"about": note.about, "steps": note.steps, "values": dict(note.values)} for note in view.notes],
         }
         print_json(value if result is None else {**value, **result.as_json()})
         return
@@ -53,6 +54,17 @@ def show(path: str, delta: float | None, accountant: str, as_json: bool) -> None
     if rows:
         click.echo()
         print_table(["steps", "event", "with"], rows)
+    if view.notes:
+        click.echo()
+        found = [
+            [
+                f"{note.steps}",
+                note.about,
+                ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in note.values.items()),
+            ]
+            for note in view.notes
+        ]
+        print_table(["after steps", "note of", "found"], found)
 
 
 @ledger.command()

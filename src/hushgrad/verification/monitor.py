@@ -17,7 +17,8 @@ from hushgrad.errors import NoiseMismatchError
 VALUES = 64
 _FIRST_LOOK = 1024
 _LIMIT = 9.0
-_LARGEST_SUM = 100.0
+_LARGEST_SUM = 1e5
+_FIRST_NOTE = 16
 _FINGERPRINT = 4
 _MOST_FINGERPRINTS = 1 << 20
 
@@ -28,13 +29,18 @@ class NoiseMonitor:
 
     `values` noise values were looked at, and `ratio` is their standard deviation over the claimed one. The level is
     judged each time the number of values has doubled, from 1024 on, at nine standard errors: false alarms have a
-    probability below 1e-12 in all. Values beside sums 100 times larger than the noise are left out, because rounding
+    probability below 1e-12 in all. Values beside sums 1e5 times larger than the noise are left out, because rounding
     would be taken for noise.
+
+    `verdict` and `finding()` are for the ledger.
 
     Guarantee: noise that comes a second time, and noise of another level than is charged, end training with an error.
     """
 
     values: int = 0
+    verdict: str = "as charged"
+    _watched: int = 0
+    _next_note: int = _FIRST_NOTE
     _squares: float = 0.0
     _next_look: int = _FIRST_LOOK
     _steps: int = 0
@@ -44,6 +50,32 @@ class NoiseMonitor:
     def ratio(self) -> float:
         """The measured standard deviation of the noise over the claimed one; NaN before the first value."""
         return math.sqrt(self._squares / self.values) if self.values else math.nan
+
+    @property
+    def standard_errors(self) -> float:
+        """By how many standard errors the sum of squares (chi-square under the claim) is off; 0 before any value."""
+        return (self._squares - self.values) / math.sqrt(2 * self.values) if self.values else 0.0
+
+    def finding(self) -> dict[str, str | int | float] | None:
+        """Return what the ledger should say of the steps so far; None where none was watched.
+
+        It is a function of noise and of the number of steps. To a tenth of a standard error the sums that were taken
+        away leave no trace in it.
+        """
+        if not self._watched:
+            return None
+        return {
+            "steps_watched": self._watched,
+            "standard_errors": round(self.standard_errors, 1),
+            "verdict": self.verdict,
+        }
+
+    def finding_due(self) -> dict[str, str | int | float] | None:
+        """Return the finding after 16 steps and each time their number has doubled, otherwise None."""
+        if self._watched < self._next_note:
+            return None
+        self._next_note = 2 * self._watched
+        return self.finding()
 
     def before(self, sums: Sequence[Tensor]) -> tuple[int, Tensor] | None:
         """Take a sample of one of the sums, another one in every step."""
@@ -61,12 +93,13 @@ class NoiseMonitor:
         """
         if sample is None or std == 0:
             return
+        self._watched += 1
         place, before = sample
         noise = _first(updates[place]).double() * divisor - before.double()
         standard = (noise / std).cpu().numpy()
         if len(standard) >= _FINGERPRINT:
             self._require_new(standard[:_FINGERPRINT].astype("float32").tobytes())
-        if float(before.abs().max()) > _LARGEST_SUM * std:
+        if not float(before.abs().max()) <= _LARGEST_SUM * std:
             return
         self.values += len(standard)
         self._squares += float(standard @ standard)
@@ -76,6 +109,7 @@ class NoiseMonitor:
 
     def _require_new(self, fingerprint: bytes) -> None:
         if fingerprint in self._seen:
+            self.verdict = "drawn a second time"
             raise NoiseMismatchError(
                 "noise was drawn that an earlier step had already: it would cancel. Report this with the version of "
                 "hushgrad, and do not release the model"
@@ -84,8 +118,8 @@ class NoiseMonitor:
             self._seen.add(fingerprint)
 
     def _require_level(self) -> None:
-        error = (self._squares - self.values) / math.sqrt(2 * self.values)
-        if abs(error) > _LIMIT:
+        if abs(self.standard_errors) > _LIMIT:
+            self.verdict = "not what is charged"
             raise NoiseMismatchError(
                 f"the noise was measured as {self.ratio:.3g} times what is charged, over {self.values} values. Do not "
                 f"release the model: its epsilon is not the one in the ledger"
