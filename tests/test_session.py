@@ -544,6 +544,28 @@ def test_a_deepcopy_and_a_saved_copy_of_a_private_model_are_ordinary_models() ->
         assert not any(name.startswith("_hush") for name in vars(other))
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_model_made_private_again_says_which_of_its_steps_epsilon_does_not_count(
+    shared: bool, tmp_path: Path
+) -> None:
+    model = nn.Linear(3, 2)
+    sentences = []
+    for number in range(3):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        mechanism = DPSGD(
+            noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.1), expected_batch_size=4
+        )
+        session = privatize(model, optimizer, mechanism, ledger=tmp_path / ("one" if shared else f"{number}"))
+        session.backward(model(torch.randn(4, 3)).square().sum(1))
+        optimizer.step()
+        sentences.append(str(session.guarantee(1e-5)))
+        session.close()
+    assert all("not counted" not in sentence for sentence in (sentences if shared else sentences[:1]))
+    if not shared:
+        assert "1 earlier step of this model" in sentences[1]
+        assert "2 earlier steps of this model" in sentences[2]
+
+
 def test_a_model_or_optimizer_has_one_open_session() -> None:
     model, optimizer, session = attach()
     for part in (model, nn.Sequential(model), model[0]):

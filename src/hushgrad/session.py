@@ -51,6 +51,9 @@ NOISE = "noise monitor"
 _in_use = WeakIdKeyDictionary()
 """The modules and optimizers of all open sessions."""
 
+_left_by_earlier = WeakIdKeyDictionary()
+"""For those of closed sessions: the path of the ledger, its steps, and the steps that were not in it either."""
+
 
 def privatize(
     model: nn.Module,
@@ -119,6 +122,12 @@ class Session:
         """Whether the last `optimizer.step()` ended a logical batch; learning-rate schedules step only then."""
         self._stream = key if key is not None else KeyStream.from_operating_system()
         self._spending = Spending(mechanism, ledger, noise_is_secret=self._stream.is_secret, budget=budget, lease=lease)
+        self._ledger_path = None if ledger is None else os.path.realpath(ledger)
+        left = [_left_by_earlier[part] for part in self._objects if part in _left_by_earlier]
+        self._spending.uncounted = max(
+            (other + (0 if path is not None and path == self._ledger_path else steps) for path, steps, other in left),
+            default=0,
+        )
         self._frozen = FrozenSetup(model, optimizer, self._parameters)
         self._update = Update(self._parameters, mechanism, self._stream.fork("noise"), plan)
         self._pool = UsePool()
@@ -310,6 +319,9 @@ class Session:
         self._hooks.remove()
         for part in self._objects:
             _in_use.pop(part, None)  # type: ignore[no-untyped-call]
+        if self._spending.is_open:
+            left = (self._ledger_path, self._spending.steps, self._spending.uncounted)
+            _left_by_earlier.update(dict.fromkeys(self._objects, left))
         self._update.clear()
         self._pool.clear()
         self._update.drop()

@@ -53,6 +53,8 @@ class Spending:
         self._first_pass = 0
         self.discarded = 0
         """How many logical batches of this session were drawn and dropped before their release."""
+        self.uncounted = 0
+        """How many steps the same model took in earlier sessions of this process that this ledger does not hold."""
 
     @property
     def is_open(self) -> bool:
@@ -176,13 +178,18 @@ class Spending:
     def guarantee(self, delta: float, accountant: str) -> Guarantee:
         """Return the guarantee at `delta` for everything that was charged."""
         found = self._guarantee(delta, accountant)
-        if not self.discarded:
-            return found
-        note = (
-            f"{self.discarded} logical {'batch was' if self.discarded == 1 else 'batches were'} discarded, which this "
-            f"holds for if it did not depend on their examples"
-        )
-        return replace(found, notes=(*found.notes, note))
+        notes = []
+        if self.uncounted:
+            notes.append(
+                f"{self.uncounted} earlier step{'' if self.uncounted == 1 else 's'} of this model, in sessions with "
+                f"other ledgers, are not counted here: one ledger for all of them counts them"
+            )
+        if self.discarded:
+            notes.append(
+                f"{self.discarded} logical {'batch was' if self.discarded == 1 else 'batches were'} discarded, which "
+                f"this holds for if it did not depend on their examples"
+            )
+        return replace(found, notes=(*found.notes, *notes)) if notes else found
 
     def _guarantee(self, delta: float, accountant: str) -> Guarantee:
         if self._ledger is not None:
