@@ -18,6 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
 from hushgrad.accounting.budget import Budget
+from hushgrad.accounting.events import Event
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger import DECLARED, OBSERVED
 from hushgrad.capture.scope import Scope
@@ -301,6 +302,11 @@ class Session:
         the budget is not counted yet.
         """
         return self._spending.steps_left
+
+    @property
+    def charged(self) -> list[tuple[Event, int]]:
+        """What was charged, in order, as `(event, count)`; a new list."""
+        return self._spending.events()
 
     def epsilon(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> float:
         """Return ε at `delta` for everything that was charged; 0 before the first step, inf without noise."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from hushgrad.auditing.audit import audit
+from hushgrad.auditing.audit import audit, recomputed
 from hushgrad.cli.main import main
 from hushgrad.clipping import FlatClipping
 from hushgrad.errors import InvalidArgumentError
@@ -64,3 +66,19 @@ def test_what_cannot_be_audited_is_a_typed_error() -> None:
     )
     with pytest.raises(InvalidArgumentError):
         audit(disjoint, delta=1e-5)
+
+
+def test_a_written_result_gives_its_bounds_again_and_shows_a_changed_one(tmp_path: Path) -> None:
+    path = tmp_path / "audit.json"
+    arguments = ["audit", "--noise-multiplier", "1", "--delta", "1e-5", "--canaries", "200", "--steps", "5"]
+    CliRunner().invoke(main, [*arguments, "--sampling-rate", "0.5", "--out", str(path)])
+    stored = json.loads(path.read_text())
+    assert recomputed(stored).as_json() == stored
+    stored["bounds"][0]["epsilon_at_least"] += 0.1
+    assert recomputed(stored).as_json() != stored
+
+
+@pytest.mark.parametrize("value", [{}, [], {"delta": 1e-5, "canaries": 9, "present": 2, "absent": 2, "releases": []}])
+def test_anything_else_is_refused_as_a_result(value: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="not the result of an audit"):
+        recomputed(value)

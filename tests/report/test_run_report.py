@@ -6,10 +6,14 @@ import pytest
 from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.ledger import read_ledger
 from hushgrad.accounting.risk import gaussian_mu, true_positive_rate
+from hushgrad.auditing.audit import audit
+from hushgrad.clipping import FlatClipping
 from hushgrad.errors import InvalidArgumentError, LedgerError
+from hushgrad.mechanism import DPSGD
 from hushgrad.report import files
 from hushgrad.report.files import CARD, DATA, PAGE, check_report, write_report
 from hushgrad.report.run_facts import same
+from hushgrad.sampling.specs import PoissonSampling
 from hushgrad.study.configuration import suggested_run
 from hushgrad.study.directory import json_text
 from hushgrad.study.run import run
@@ -163,3 +167,44 @@ def test_numbers_are_the_same_to_six_digits_and_nothing_else_is_stretched():
     assert not same(True, 1)
     assert not same([1], [1, 2])
     assert not same({"a": 1}, {"b": 1})
+
+
+def audited(folder, sigma):
+    mechanism = DPSGD(
+        noise_multiplier=sigma, clipping=FlatClipping(1.0), sampling=PoissonSampling(1.0), expected_batch_size=50
+    )
+    report = audit(mechanism, delta=1e-5, canaries=100, steps=3)
+    (folder / "audit.json").write_text(json.dumps(report.as_json()))
+    return report
+
+
+def test_the_bounds_of_an_audit_stand_beside_their_claims_and_are_checked(run_folder, tmp_path):
+    report = audited(run_folder, 3.0)
+    facts = write_report(run_folder, tmp_path / "out")["facts"]
+    found = {bound["method"]: bound for bound in facts["audit"]["bounds"]}
+    for bound in report.bounds:
+        assert found[bound.method]["epsilon_at_least"] == bound.epsilon
+        assert found[bound.method]["epsilon_claimed"] == report.claimed[bound.method]
+    assert "What an audit reached" in (tmp_path / "out" / PAGE).read_text()
+    assert "audit.json" in facts["files"]
+    assert not wrong(run_folder, tmp_path / "out")
+    text = json.loads((run_folder / "audit.json").read_text())
+    text["bounds"][0]["epsilon_claimed"] = 99.0
+    (run_folder / "audit.json").write_text(json.dumps(text))
+    assert wrong(run_folder, tmp_path / "out") == [
+        f"{DATA}: agreement[{len(facts['agreement']) - 2}].held",
+        f"{DATA}: files.audit.json",
+        "the files agree: bounds in audit.json and from what it observed",
+    ]
+
+
+def test_an_audit_of_other_noise_does_not_agree(run_folder, tmp_path):
+    audited(run_folder, 1.0)
+    write_report(run_folder, tmp_path / "out")
+    assert wrong(run_folder, tmp_path / "out") == ["the files agree: σ in audit.json and in the ledger"]
+
+
+def test_a_damaged_audit_is_refused(run_folder, tmp_path):
+    (run_folder / "audit.json").write_text("{")
+    with pytest.raises(InvalidArgumentError, match="damaged"):
+        write_report(run_folder, tmp_path / "out")

@@ -16,9 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hushgrad.accounting.accountants import epsilon as epsilon_of
-from hushgrad.accounting.events import Gaussian
+from hushgrad.accounting.composition import Composition
+from hushgrad.accounting.events import Gaussian, event_from_json
 from hushgrad.arguments import whole_number
-from hushgrad.auditing.bounds import AuditBound, one_run_bound, one_run_gaussian_bound, white_box_bound
+from hushgrad.auditing.bounds import (
+    AuditBound,
+    one_run_bound,
+    one_run_gaussian_bound,
+    white_box_bound,
+    white_box_bound_of,
+)
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
 from hushgrad.sampling.specs import PoissonSampling
@@ -31,11 +38,18 @@ _HUGE = 1e4
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """Lower bounds beside the ε that is claimed, at one δ. `claimed` is that of what each bound looks at."""
+    """Lower bounds beside the ε that is claimed, at one δ. `claimed` is that of what each bound looks at.
+
+    `releases` are the events of the audited run, `present` and `absent` the numbers of scores of the per-step bound.
+    """
 
     bounds: tuple[AuditBound, ...]
     claimed: Mapping[str, float]
     delta: float
+    canaries: int
+    present: int
+    absent: int
+    releases: Composition
 
     @property
     def passed(self) -> bool:
@@ -52,10 +66,14 @@ class AuditReport:
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as a JSON object."""
+        """Return the report as a JSON object, with all that its bounds can be computed from again."""
         return {
             "passed": self.passed,
             "delta": self.delta,
+            "canaries": self.canaries,
+            "present": self.present,
+            "absent": self.absent,
+            "releases": [{**event.to_json(), "count": count} for event, count in self.releases],
             "bounds": [
                 {
                     "method": bound.method,
@@ -64,10 +82,46 @@ class AuditReport:
                     "rejected": bound.rejects(self.claimed[bound.method]),
                     "confidence": bound.confidence,
                     "observations": bound.trials,
+                    "statistic": bound.statistic,
                 }
                 for bound in self.bounds
             ],
         }
+
+
+def recomputed(value: Mapping[str, Any]) -> AuditReport:
+    """Return the audit that `AuditReport.as_json` gave, with bounds and claims computed anew from what was observed.
+
+    Raises `InvalidArgumentError` for anything else.
+    """
+    try:
+        delta, count = value["delta"], value["canaries"]
+        present, absent = value["present"], value["absent"]
+        releases = []
+        for release in value["releases"]:
+            event = {name: item for name, item in release.items() if name != "count"}
+            releases.append((event_from_json(event), whole_number("count", release["count"], minimum=1)))
+        bounds = []
+        for bound in value["bounds"]:
+            statistic, made, confidence = bound["statistic"], bound["observations"], bound["confidence"]
+            if bound["method"] == "per-step white-box":
+                bounds.append(white_box_bound_of(statistic, present, absent, delta=delta, confidence=confidence))
+            elif bound["method"] == "one run":
+                bounds.append(one_run_bound(made, statistic, count, delta=delta, confidence=confidence))
+            elif bound["method"] == "one run, f-DP":
+                bounds.append(one_run_gaussian_bound(made, statistic, count, delta=delta, confidence=confidence))
+            else:
+                raise InvalidArgumentError("the result of an audit has a bound by a method that is not known")
+        return AuditReport(tuple(bounds), _claims(releases, delta), delta, count, present, absent, releases)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise InvalidArgumentError("this is not the result of an audit, or it was damaged; audit anew") from error
+
+
+def _claims(releases: Composition, delta: float) -> dict[str, float]:
+    """Return what is claimed of a step in which a canary takes part, and of the whole run."""
+    step = epsilon_of([(Gaussian(releases[0][0].noise_multiplier), 1)], delta)
+    whole = epsilon_of(releases, delta)
+    return {"per-step white-box": step, "one run": whole, "one run, f-DP": whole}
 
 
 class DiracCanaries(nn.Module):
@@ -136,8 +190,7 @@ def audit(
             present.append(releases[-1][drawn])
             absent.append(releases[-1][~drawn])
             total += releases[-1]
-        whole_run = session.epsilon(delta)
-        mu_claim = epsilon_of([(Gaussian(mechanism.at(0).noise_multiplier), 1)], delta)
+        charged = session.charged
     finally:
         handle.remove()
         session.close()
@@ -150,8 +203,15 @@ def audit(
     right, made = guess(total, members, chosen)
     bounds.append(one_run_bound(made, right, count, delta=delta, confidence=confidence))
     bounds.append(one_run_gaussian_bound(made, right, count, delta=delta, confidence=confidence))
-    claimed = {"per-step white-box": mu_claim, "one run": whole_run, "one run, f-DP": whole_run}
-    return AuditReport(tuple(bounds), claimed, delta)
+    return AuditReport(
+        tuple(bounds),
+        _claims(charged, delta),
+        delta,
+        count,
+        sum(map(len, present)),
+        sum(map(len, absent)),
+        charged,
+    )
 
 
 def guess(scores: Scores, members: Members, guesses: int) -> tuple[int, int]:

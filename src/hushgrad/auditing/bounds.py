@@ -31,7 +31,8 @@ class AuditBound:
 
     `epsilon` holds at `delta` with probability `confidence`: a mechanism whose true ε were smaller would have given
     such results with a probability of at most 1 − confidence. `method` says which audit, `trials` on how many
-    observations. `mu` is the bound in Gaussian differential privacy, where the method gives one.
+    observations. `mu` is the bound in Gaussian differential privacy, where the method gives one; `statistic` what it
+    was computed from: the t statistic, or the number of right guesses.
     """
 
     method: str
@@ -40,6 +41,7 @@ class AuditBound:
     confidence: float
     trials: int
     mu: float | None = None
+    statistic: float | None = None
 
     def rejects(self, claimed_epsilon: float) -> bool:
         """Whether the claim cannot be true, at this confidence."""
@@ -80,9 +82,21 @@ def white_box_bound(present: Scores, absent: Scores, *, delta: float, confidence
         return AuditBound("per-step white-box", mu, delta, confidence, n + m, mu)
     weight = math.sqrt(n * m / (n + m))
     statistic = abs(float(one.mean() - other.mean())) / pooled * weight
+    return white_box_bound_of(statistic, n, m, delta=delta, confidence=confidence)
+
+
+def white_box_bound_of(
+    statistic: float, present: int, absent: int, *, delta: float, confidence: float = 0.99
+) -> AuditBound:
+    """Return `white_box_bound` from the t statistic of the scores and their two numbers."""
+    _confidence(confidence)
+    open_unit_interval("delta", delta)
+    n = whole_number("present", present, minimum=2)
+    m = whole_number("absent", absent, minimum=2)
+    freedom, weight = n + m - 2, math.sqrt(n * m / (n + m))
     mu = _least_noncentrality(statistic, freedom, 1 - confidence) / weight
     epsilon = gaussian_epsilon(mu * mu, delta) if mu > 0 else 0.0
-    return AuditBound("per-step white-box", epsilon, delta, confidence, n + m, mu)
+    return AuditBound("per-step white-box", epsilon, delta, confidence, n + m, mu, statistic)
 
 
 def _least_noncentrality(statistic: float, freedom: int, alpha: float) -> float:
@@ -140,7 +154,7 @@ def one_run_bound(guesses: int, right: int, canaries: int, *, delta: float, conf
         worst = float((mass / i).max()) if len(i) else 0.0
         return base + 2 * m * delta * worst
 
-    return AuditBound("one run", _largest_rejected(p_value, 1 - confidence), delta, confidence, r)
+    return AuditBound("one run", _largest_rejected(p_value, 1 - confidence), delta, confidence, r, None, v)
 
 
 def one_run_gaussian_bound(
@@ -164,13 +178,13 @@ def one_run_gaussian_bound(
 
     low, high = 0.0, 1.0
     if not is_rejected(1e-9):
-        return AuditBound("one run, f-DP", 0.0, delta, confidence, r, 0.0)
+        return AuditBound("one run, f-DP", 0.0, delta, confidence, r, 0.0, v)
     while is_rejected(high) and high < 64:
         low, high = high, 2 * high
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if is_rejected(middle) else (low, middle)
-    return AuditBound("one run, f-DP", gaussian_epsilon(low * low, delta), delta, confidence, r, low)
+    return AuditBound("one run, f-DP", gaussian_epsilon(low * low, delta), delta, confidence, r, low, v)
 
 
 def _rejects(mu: float, guesses: int, right: int, canaries: int, alpha: float) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import click
 
@@ -20,6 +21,7 @@ from hushgrad.sampling.specs import PoissonSampling
 @click.option("--canaries", type=int, default=2000, show_default=True)
 @click.option("--delta", type=float, required=True, help="In (0, 1).")
 @click.option("--confidence", type=float, default=0.99, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the result as JSON, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def audit(
     noise_multiplier: float,
@@ -28,13 +30,16 @@ def audit(
     canaries: int,
     delta: float,
     confidence: float,
+    out: Path | None,
     as_json: bool,
 ) -> None:
     """Attack a private session with canaries and print lower bounds on epsilon beside the claim.
 
     \b
     hushgrad audit --noise-multiplier 1 --delta 1e-5
-    hushgrad audit --noise-multiplier 1 --sampling-rate 0.1 --steps 50 --delta 1e-5
+    hushgrad audit --noise-multiplier 1 --sampling-rate 0.1 --steps 50 --delta 1e-5 --out run/audit.json
+
+    As audit.json in a run's folder the bounds stand in its report.
 
     Exits with 1 if a bound is above the claim.
     """
@@ -45,5 +50,7 @@ def audit(
         expected_batch_size=max(1.0, sampling_rate * canaries / 2),
     )
     report = run_audit(mechanism, delta=delta, confidence=confidence, canaries=canaries, steps=steps)
+    if out is not None:
+        out.write_text(json.dumps(report.as_json(), allow_nan=False, indent=2) + "\n", encoding="utf-8")
     click.echo(json.dumps(report.as_json(), allow_nan=False) if as_json else str(report))
     sys.exit(0 if report.passed else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +44,7 @@ def run_document(facts: Facts) -> Document:
         _mechanism(facts),
         _levels(facts),
         _attack(facts),
+        _audit(facts),
         _assumptions(facts),
         _settings(facts),
         _recompute(facts),
@@ -182,6 +184,35 @@ def _attack(facts: Facts) -> Section | None:
         ),
         facts=(("advantage (true minus false positives)", percent_up(attack["advantage"])),),
         table=Grid(("false alarms", "members found at most"), rows),
+    )
+
+
+def _audit(facts: Facts) -> Section | None:
+    """Lower bounds, rounded down, beside the claims, rounded up."""
+    audit = facts["audit"]
+    if audit is None:
+        return None
+    steps = sum(release["count"] for release in audit["releases"])
+    rows = tuple(
+        (
+            bound["method"],
+            f"{math.floor(1e4 * float(bound['epsilon_at_least'])) / 1e4:g}",
+            up(bound["epsilon_claimed"]),
+            "REJECTED" if bound["rejected"] else "not contradicted",
+            f"{bound['confidence']:g}",
+            str(bound["observations"]),
+        )
+        for bound in audit["bounds"]
+    )
+    return Section(
+        "What an audit reached",
+        (
+            f"A session with this noise was attacked with {audit['canaries']} canaries over {steps} steps. Each bound "
+            f"is a lower one on the ε of what it looked at, at δ = {audit['delta']:g}: one step without amplification, "
+            f"or the audited steps together. A bound above the claim would prove the claim false; one below proves "
+            f"nothing.",
+        ),
+        table=Grid(("audit", "ε at least", "ε claimed", "the claim is", "confidence", "observations"), rows),
     )
 
 

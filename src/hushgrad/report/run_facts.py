@@ -19,11 +19,13 @@ from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.guarantee import guarantee
 from hushgrad.accounting.ledger import OBSERVED, LedgerView, read_ledger
 from hushgrad.accounting.risk import gaussian_mu, membership_advantage, true_positive_rate, zero_concentrated
+from hushgrad.auditing.audit import recomputed
 from hushgrad.errors import AccountingError, InvalidArgumentError
 from hushgrad.report.assumptions import assumptions_of
 from hushgrad.study.sweep.folder import read_summary
 from hushgrad.study.sweep.results import read_measurements
 
+AUDIT = "audit.json"
 DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 RELATIVE_DIFFERENCE = 1e-6
@@ -63,7 +65,8 @@ def run_facts(folder: Path, *, name: str | None = None, uncovered: bool = False)
         "parameters": _parameters(folder / "model.safetensors"),
     }
     facts["assumptions"] = assumptions_of(ledger, summary)
-    facts["agreement"] = agreement(facts, summary, ledger, measurements)
+    facts["audit"], audit_agrees = audit_facts(folder / AUDIT, ledger)
+    facts["agreement"] = agreement(facts, summary, ledger, measurements) + audit_agrees
     return dict(finite(facts))
 
 
@@ -97,6 +100,27 @@ def privacy_facts(ledger: LedgerView | None, delta: float) -> dict[str, Any]:
     if math.isfinite(held.epsilon) and held.epsilon > 0:
         facts |= _figures(events, delta)
     return facts
+
+
+def audit_facts(path: Path, ledger: LedgerView | None) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Return the audit in `audit.json`, its bounds and claims computed anew, and whether the files agree.
+
+    None and nothing where there is no such file. Raises `InvalidArgumentError` where it is damaged.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None, []
+    except ValueError as error:
+        raise InvalidArgumentError(f"{AUDIT} is damaged; audit anew") from error
+    audit = recomputed(stored)
+    fresh = audit.as_json()
+    agrees = [{"what": f"bounds in {AUDIT} and from what it observed", "held": same(stored, fresh)}]
+    if ledger is not None:
+        audited = sorted({event.noise_multiplier for event, _ in audit.releases})
+        charged = sorted({event.noise_multiplier for event, _ in ledger.events})
+        agrees.append({"what": f"σ in {AUDIT} and in the ledger", "held": same(audited, charged)})
+    return fresh, agrees
 
 
 def _figures(events: Composition, delta: float) -> dict[str, Any]:
@@ -160,7 +184,7 @@ def _curves(measurements: list[dict[str, Any]], uncovered: bool) -> list[dict[st
 
 
 def _files(folder: Path) -> list[Path]:
-    names = ("ledger.jsonl", "model.safetensors", "summary.json", "metrics.jsonl")
+    names = ("ledger.jsonl", "model.safetensors", "summary.json", "metrics.jsonl", AUDIT)
     return [folder / name for name in names if (folder / name).is_file()]
 
 
