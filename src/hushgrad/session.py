@@ -31,6 +31,7 @@ from hushgrad.errors import (
     LossShapeError,
     NoiseMismatchError,
     ProtocolError,
+    UnsupportedModelError,
 )
 from hushgrad.frozen_setup import FrozenSetup
 from hushgrad.gradients.contribution import Plan
@@ -172,8 +173,10 @@ class Session:
             if losses.shape[0] != item.size:
                 raise LossShapeError(f"losses must have shape [{item.size}], one per record, got {list(losses.shape)}")
             self._probe.losses(losses)
-            total = losses.mean() if self._mechanism.loss_reduction == "mean" else losses.sum()
-            total.backward()  # type: ignore[no-untyped-call]
+            divides = self._mechanism.loss_reduction == "mean" and not self._pool.is_narrow
+            before = self._pool.backwards
+            (losses.mean() if divides else losses.sum()).backward()  # type: ignore[no-untyped-call]
+            self._pool.undivided += 0 if divides else self._pool.backwards - before
             return
         self._spending.open(DECLARED, None)
         self._update.clear()
@@ -413,7 +416,7 @@ class Session:
             raise ProtocolError("optimizer.step() without a finished backward for this item of the loader")
         self._frozen.require_steady_groups(item)
         self._close_physical_batch(
-            scale=float(item.size) if self._mechanism.loss_reduction == "mean" else 1.0,
+            scale=self._scale(item.size),
             weight=item.weight,
             size=item.size,
         )
@@ -424,6 +427,24 @@ class Session:
             self._release(item.pass_index)
         else:
             self._frozen.expect_no_update()
+
+    def _scale(self, size: int) -> float:
+        """Return what undoes the division of the mean loss of an item by its number of records.
+
+        Raises:
+            UnsupportedModelError: gradients were rounded to 16 bits after that division. One record more or less would
+                change the rounding of all others' gradients, and so the sum by more than the clip norm.
+        """
+        if self._mechanism.loss_reduction == "sum" or self._pool.undivided == self._pool.backwards:
+            return 1.0
+        if self._pool.is_narrow:
+            raise UnsupportedModelError(
+                "a mean loss divides gradients by the number of records before they are rounded to 16 bits, so that "
+                "one record changes how all others' gradients are rounded, by more than the clip norm in sum. Call "
+                "session.backward(losses) with one loss per record, which divides nothing (engine.session), or use "
+                'loss_reduction="sum" and divide the learning rate by the expected batch size'
+            )
+        return float(size)
 
     def _close_physical_batch(self, *, scale: float, weight: float, size: int) -> None:
         self._scope.leave_if_stale()

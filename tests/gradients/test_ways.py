@@ -200,3 +200,17 @@ def test_chunks_cover_every_example_once_and_fit_the_budget(batch: int, size: in
     chunks = chunks_of_examples(batch, size, budget)
     assert [i for chunk in chunks for i in range(batch)[chunk]] == list(range(batch))
     assert all(chunk.stop - chunk.start == 1 or (chunk.stop - chunk.start) * size <= budget for chunk in chunks)
+
+
+@pytest.mark.parametrize("positions", [1, 2, 64])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("way", [None, "gram"])
+def test_a_gradient_of_a_tiny_and_a_huge_factor_is_clipped(positions: int, count: int, way: Way | None) -> None:
+    """The square of one factor is 0 in float32, that of the other 1e36; their product is a gradient of about 1e-5."""
+    torch.manual_seed(positions)
+    left, right = torch.rand(2, positions, 3) * 1e-23, torch.rand(2, positions, 4) * 1.7e18
+    parts = {str(number): [OuterProducts(left, right)] for number in range(count)}
+    bound = 1e-6
+    sums = clipped_sums(parts, factors=FlatClipping(bound).factors, plan=Plan(way=way))
+    norm = torch.sqrt(sum(total.double().square().sum() for total in sums.values()))
+    assert bound * 0.5 <= norm <= 2 * bound * (1 + 1e-5)

@@ -7,6 +7,14 @@ import pytest
 from hushgrad.study.interruption import finish_step_on_interrupt
 
 
+@pytest.fixture(autouse=True)
+def _interrupts_are_heard():
+    """A process that a shell starts in the background is told to ignore SIGINT, and Python then leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_the_first_interrupt_is_a_request_and_the_second_acts():
     before = signal.getsignal(signal.SIGINT)
     seen = []

@@ -27,6 +27,8 @@ from hushgrad.capture.owners import Owners, Place, follow_rows, packed_owners
 from hushgrad.capture.source_line import calling_forward
 from hushgrad.errors import PrivacyUnitError
 
+NARROW = (torch.bfloat16, torch.float16)
+
 
 class BatchAxes:
     """The batch axis of each tensor that descends from the batch, for the length of one forward.
@@ -34,6 +36,7 @@ class BatchAxes:
     Attributes:
         batch_size: the number of examples that the forward's inputs hold; None when it has no inputs.
         lost_by: the first operator after which examples could not be told apart any more, for messages.
+        is_narrow: whether a gradient passes through 16 bits on its way to a parameter.
     """
 
     def __init__(self) -> None:
@@ -41,9 +44,12 @@ class BatchAxes:
         self._inputs: set[int] = set()
         self.batch_size: int | None = None
         self.lost_by: str | None = None
+        self.is_narrow = False
 
     def set(self, tensor: Tensor, place: Place) -> None:
         """Record that `tensor` descends from the batch."""
+        if tensor.dtype in NARROW and tensor.requires_grad:
+            self.is_narrow = True
         self._entries[id(tensor)] = (weakref.ref(tensor), place)
 
     def descends(self, tensor: Tensor) -> bool:

@@ -124,6 +124,7 @@ class Scope:
         self._depth -= 1
         if self._depth == 0:
             guard_outputs(self._mode.call, output)
+            self._pool.is_narrow |= self._mode.call.axes.is_narrow
             self._exit()
             if self._observer is not None:
                 self._observer.left(output)

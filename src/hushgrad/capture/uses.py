@@ -18,13 +18,17 @@ class UsePool:
 
     `batch_size` is the number of examples of the physical batch: public to the pool's owner, declared before the
     backward runs. Uses of a backward that raises are dropped: they only count once their graph task has finished.
+    `backwards` counts those of the physical batch; `undivided` those whose losses were not divided by its size.
+    `is_narrow` is set once gradients passed through 16 bits, where they are rounded after what they were divided by.
     """
 
     def __init__(self) -> None:
         self.batch_size: int | None = None
+        self.is_narrow = False
         self._finished: dict[str, list[Contribution]] = {}
         self._running: dict[int, list[tuple[str, Contribution]]] = {}
         self.backwards = 0
+        self.undivided = 0
 
     def add(self, name: str, contribution: Contribution) -> None:
         """Record one use, from inside the backward that produced it."""
@@ -47,7 +51,7 @@ class UsePool:
 
     def clear(self) -> None:
         """Drop everything that was recorded."""
-        self._finished, self._running, self.backwards = {}, {}, 0
+        self._finished, self._running, self.backwards, self.undivided = {}, {}, 0, 0
 
     def examples(self, tensor: Tensor, axis: Place, where: str) -> Tensor:
         """Return `tensor` as `[B, ...]` with the batch first, in at least float32 if it is floating.

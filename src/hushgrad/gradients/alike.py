@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan
 from hushgrad.gradients.dense import Dense
-from hushgrad.gradients.outer import OuterProducts
+from hushgrad.gradients.outer import OuterProducts, product_of_squares
 
 # Values of an operand up to which copying it is cheaper than a few calls of its own, and how many make a group.
 SMALL_OPERAND, SMALLEST_GROUP = 1 << 14, 3
@@ -44,7 +44,7 @@ class AlikeProducts(Alike):
 
     def measure(self) -> Tensor:
         """Return Σ_n ‖left‖²‖right‖²."""
-        return (_squares(self.left) * _squares(self.right)).sum(0)
+        return product_of_squares(_squares(self.left), _squares(self.right)).sum(0)
 
     def weighted_sums(self, weights_B: Tensor) -> Tensor:
         """Return one batched product, the weights in the narrower operand."""

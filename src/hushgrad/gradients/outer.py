@@ -17,6 +17,9 @@ CANCELLATION = 0.02
 # Positions in a block of a Gram matrix: below this, products of blocks are too small to be fast.
 SMALLEST_BLOCK = 32
 
+# Squares beside which squares that underflow float32 (1e-38) would still count: 1e-38 · 2⁶⁴ is a norm of 4e-10.
+HUGE = 2.0**64
+
 
 @dataclass(frozen=True, eq=False)
 class OuterProducts(Contribution):
@@ -44,7 +47,7 @@ class OuterProducts(Contribution):
         way = self.way(plan)
         if way == "product":
             left_Bp, right_Bd = self.left.squeeze(1), self.right.squeeze(1)
-            return (left_Bp * left_Bp).sum(1) * (right_Bd * right_Bd).sum(1), self
+            return product_of_squares((left_Bp * left_Bp).sum(1), (right_Bd * right_Bd).sum(1)), self
         if way == "gram":
             return self._gram_norms(), self
         bytes_per_example = self.left.shape[2] * self.right.shape[2] * self.left.element_size()
@@ -89,6 +92,16 @@ class OuterProducts(Contribution):
         return OuterProducts(self.right, self.left)
 
 
+def product_of_squares(left: Tensor, right: Tensor) -> Tensor:
+    """Return the product of squared norms, infinite where one factor is so large that the other's digits may be lost.
+
+    A square below 1e-38 is rounded to few digits or none in float32, and beside a huge one it would still count.
+    Infinite squares are computed again in float64.
+    """
+    product = left * right
+    return product if product.dtype == torch.float64 else product.masked_fill((left > HUGE) | (right > HUGE), torch.inf)
+
+
 def _gram(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Return ⟨L Lᵀ, R Rᵀ⟩ and the part of it on the diagonals, `[B]` both.
 
@@ -104,9 +117,11 @@ def _gram(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         norms_B += 2 * above.mul_(across).view(batch, -1).sum(1)
         blocks *= 2
     left_btp, right_btd = (part.flatten(0, 2) for part in _cut(left, right, blocks, 1))
-    products = torch.bmm(left_btp, left_btp.mT).mul_(torch.bmm(right_btd, right_btd.mT))
-    diagonal_B = products.diagonal(dim1=1, dim2=2).reshape(batch, -1).sum(1)
-    return norms_B + products.view(batch, -1).sum(1), diagonal_B
+    products, others = torch.bmm(left_btp, left_btp.mT), torch.bmm(right_btd, right_btd.mT)
+    squares = (matrix.diagonal(dim1=1, dim2=2).reshape(batch, -1) for matrix in (products, others))
+    diagonal_B = product_of_squares(*squares).sum(1)
+    norms_B = norms_B + products.mul_(others).view(batch, -1).sum(1)
+    return norms_B.masked_fill(diagonal_B.isinf(), torch.inf), diagonal_B
 
 
 def _cut(left: Tensor, right: Tensor, blocks: int, parts: int) -> tuple[Tensor, Tensor]:
