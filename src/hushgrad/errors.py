@@ -158,6 +158,12 @@ class NoiseMismatchError(HushgradError, RuntimeError):
     code = "DP406"
 
 
+class SensitivityMismatchError(HushgradError, RuntimeError):
+    """An example would add more to a sum than the clip norm that the noise was chosen for."""
+
+    code = "DP407"
+
+
 # 5xx: accounting -----------------------------------------------------------------------------------------------------
 
 

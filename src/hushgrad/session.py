@@ -31,6 +31,7 @@ from hushgrad.errors import (
     LossShapeError,
     NoiseMismatchError,
     ProtocolError,
+    SensitivityMismatchError,
     UnsupportedModelError,
 )
 from hushgrad.frozen_setup import FrozenSetup
@@ -47,8 +48,9 @@ from hushgrad.spending import Spending
 from hushgrad.step_hooks import StepHooks
 from hushgrad.update import Update
 from hushgrad.verification.monitor import NoiseMonitor
+from hushgrad.verification.sensitivity_monitor import SensitivityMonitor
 
-NOISE = "noise monitor"
+NOISE, SENSITIVITY = "noise monitor", "sensitivity monitor"
 
 _in_use = WeakIdKeyDictionary()
 """The modules and optimizers of all open sessions."""
@@ -337,12 +339,19 @@ class Session:
         self._probe.forget()
         with suppress(LedgerError):  # no ε depends on a note, and what was charged is on disk
             self._spending.note(NOISE, self._update.monitor.finding())
+            if self._update.number:
+                self._note_sensitivity()
         self._spending.close()
 
     @property
     def noise_monitor(self) -> NoiseMonitor:
         """What was measured of the noise of the steps so far."""
         return self._update.monitor
+
+    @property
+    def sensitivity_monitor(self) -> SensitivityMonitor:
+        """What looks at one example of every hundredth update."""
+        return self._update.sensitivity_monitor
 
     @property
     def probe_report(self) -> ProbeReport:
@@ -455,7 +464,15 @@ class Session:
         uses = self._pool.take()
         if weight > 0:  # the record that stands in for an empty draw contributes exactly nothing
             self._follow_schedule()
-            self._update.add(uses, scale)
+            try:
+                self._update.add(uses, scale)
+            except SensitivityMismatchError:
+                with suppress(LedgerError):
+                    self._note_sensitivity()
+                raise
+
+    def _note_sensitivity(self) -> None:
+        self._spending.note(SENSITIVITY, self._update.sensitivity_monitor.finding(self._update.number))
 
     def _follow_schedule(self) -> None:
         if self._mechanism.is_scheduled:

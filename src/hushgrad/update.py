@@ -14,6 +14,7 @@ from hushgrad.mechanism import DPSGD
 from hushgrad.noise.gaussian import Noised, noisy_updates
 from hushgrad.randomness import Address, KeyStream
 from hushgrad.verification.monitor import NoiseMonitor
+from hushgrad.verification.sensitivity_monitor import SensitivityMonitor
 
 # Sums up to here are cheaper to copy into one draw of noise than to give a draw of their own.
 SMALL_VALUES = 1 << 16
@@ -37,16 +38,26 @@ class Update:
         self._number = 0
         self._is_written = False
         self.monitor = NoiseMonitor()
+        self.sensitivity_monitor = SensitivityMonitor()
 
     @torch.no_grad()  # what was recorded may still hang on the graph of the forward
     def add(self, uses: Mapping[str, Sequence[Contribution]], scale: float) -> None:
         """Add the clipped sum of one physical batch; `scale` undoes the division of its mean loss."""
         factors = self._mechanism.clipping.factors
-        for name, part in clipped_sums(uses, factors=factors, scale=scale, plan=self._plan).items():
+        watch = self._look if not self._sums and self.sensitivity_monitor.is_due(self._number) else None
+        for name, part in clipped_sums(uses, factors=factors, scale=scale, plan=self._plan, watch=watch).items():
             if name in self._sums:
                 self._sums[name] += part
             else:
                 self._sums[name] = part
+
+    def _look(self, uses: Mapping[str, Contribution], weights_B: Tensor) -> None:
+        self.sensitivity_monitor.check(self._number, uses, weights_B, self._mechanism.clipping.sensitivity)
+
+    @property
+    def number(self) -> int:
+        """How many updates were written."""
+        return self._number
 
     def follow(self, mechanism: DPSGD) -> None:
         """Clip and add noise as `mechanism` says from here on: the next step of a schedule."""

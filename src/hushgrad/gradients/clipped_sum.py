@@ -19,6 +19,7 @@ def clipped_sums(
     factors: Callable[[Tensor], Tensor],
     scale: float = 1.0,
     plan: Plan | None = None,
+    watch: Callable[[Mapping[str, Contribution], Tensor], None] | None = None,
 ) -> dict[str, Tensor]:
     """Return Σ_i f(‖s·g_i‖) · s · g_i for each parameter, where the norm runs over all parameters together.
 
@@ -27,6 +28,7 @@ def clipped_sums(
         factors: norms `[B]` to clip factors `[B]`, for instance `FlatClipping(1.0).factors`.
         scale: s, a public constant that undoes the division of a mean loss by the physical batch size.
         plan: how norms are computed.
+        watch: is shown the contributions of each parameter and the weights `[B]` that they are summed with.
 
     Guarantee: an example whose gradient is not finite contributes exactly 0, and a finite one never more than its
     factor allows, also where its squared norm overflows float32.
@@ -38,6 +40,8 @@ def clipped_sums(
     groups, alone = alike(combined, plan)
     squared_B, measured = _measure(alone, groups, plan)
     weights_B = factors(squared_B.sqrt() * scale) * scale
+    if watch is not None:
+        watch(combined, weights_B)
     overflowed_B = ~torch.isfinite(squared_B)
     if not overflowed_B.any():
         sums = {name: part.weighted_sum(weights_B) for name, part in measured.items()}
