@@ -76,6 +76,20 @@ def test_noise_that_comes_a_second_time_ends_training() -> None:
         monitor.after(monitor.before([total]), [noise], 1.0, 1.0)
 
 
+def test_noise_that_rounding_swallows_is_not_taken_for_repeated_noise() -> None:
+    monitor, total = NoiseMonitor(), torch.ones(100)
+    for _ in range(3):  # beside a sum of 1, noise of 1e-8 is nothing in float32
+        monitor.after(monitor.before([total]), [total.clone()], 1e-8, 1.0)
+    assert monitor.verdict == "as charged"
+
+
+def test_with_raises_off_a_mismatch_is_noted_and_training_goes_on() -> None:
+    monitor, total, noise = NoiseMonitor(raises=False), torch.zeros(100), torch.randn(100)
+    for _ in range(2):
+        monitor.after(monitor.before([total]), [noise], 1.0, 1.0)
+    assert monitor.verdict == "drawn a second time"
+
+
 def test_no_noise_on_purpose_is_not_an_alarm() -> None:
     monitor = NoiseMonitor()
     monitor.after(monitor.before([torch.zeros(9)]), [torch.zeros(9)], 0.0, 1.0)

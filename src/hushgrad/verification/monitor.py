@@ -19,7 +19,7 @@ _FIRST_LOOK = 1024
 _LIMIT = 9.0
 _LARGEST_SUM = 1e5
 _FIRST_NOTE = 16
-_FINGERPRINT = 4
+_FINGERPRINT = 8
 _MOST_FINGERPRINTS = 1 << 20
 
 
@@ -32,13 +32,14 @@ class NoiseMonitor:
     probability below 1e-12 in all. Values beside sums 1e5 times larger than the noise are left out, because rounding
     would be taken for noise.
 
-    `verdict` and `finding()` are for the ledger.
+    `verdict` and `finding()` are for the ledger. With `raises` off a mismatch is noted and training goes on.
 
     Guarantee: noise that comes a second time, and noise of another level than is charged, end training with an error.
     """
 
     values: int = 0
     verdict: str = "as charged"
+    raises: bool = True
     _watched: int = 0
     _next_note: int = _FIRST_NOTE
     _squares: float = 0.0
@@ -97,10 +98,10 @@ class NoiseMonitor:
         place, before = sample
         noise = _first(updates[place]).double() * divisor - before.double()
         standard = (noise / std).cpu().numpy()
-        if len(standard) >= _FINGERPRINT:
-            self._require_new(standard[:_FINGERPRINT].astype("float32").tobytes())
         if not float(before.abs().max()) <= _LARGEST_SUM * std:
             return
+        if len(standard) >= _FINGERPRINT:
+            self._require_new(standard[:_FINGERPRINT].astype("float32").tobytes())
         self.values += len(standard)
         self._squares += float(standard @ standard)
         if self.values >= self._next_look:
@@ -109,21 +110,26 @@ class NoiseMonitor:
 
     def _require_new(self, fingerprint: bytes) -> None:
         if fingerprint in self._seen:
-            self.verdict = "drawn a second time"
-            raise NoiseMismatchError(
+            self._mismatch(
+                "drawn a second time",
                 "noise was drawn that an earlier step had already: it would cancel. Report this with the version of "
-                "hushgrad, and do not release the model"
+                "hushgrad, and do not release the model",
             )
         if len(self._seen) < _MOST_FINGERPRINTS:
             self._seen.add(fingerprint)
 
     def _require_level(self) -> None:
         if abs(self.standard_errors) > _LIMIT:
-            self.verdict = "not what is charged"
-            raise NoiseMismatchError(
+            self._mismatch(
+                "not what is charged",
                 f"the noise was measured as {self.ratio:.3g} times what is charged, over {self.values} values. Do not "
-                f"release the model: its epsilon is not the one in the ledger"
+                f"release the model: its epsilon is not the one in the ledger",
             )
+
+    def _mismatch(self, verdict: str, message: str) -> None:
+        self.verdict = verdict
+        if self.raises:
+            raise NoiseMismatchError(message)
 
 
 def _first(values: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ class Rig:
         # Before the session's own hook, which ends the item.
         optimizer.register_step_pre_hook(lambda *_: stepped.append(session.current_batch))
         session = privatize(model, optimizer, mechanism, ledger=ledger, key=key)
-        session.sensitivity_monitor.raises = False
+        session.sensitivity_monitor.raises = session.noise_monitor.raises = False
         return Running(model, optimizer, session, self.criterion, stepped)
 
     def item(self, rows: Sequence[int]) -> Any:
