@@ -43,24 +43,7 @@ class Convolve(Operator):
         self, saved: tuple[Tensor | None, ...], gradient: Tensor, needed: Sequence[bool]
     ) -> Sequence[Tensor | None]:
         """Return the gradient of the input."""
-        x, weight = saved
-        if not needed[0]:
-            return (None, None, None)
-        g = self.geometry
-        found = torch.ops.aten.convolution_backward(
-            gradient,
-            x,
-            weight,
-            None,
-            g.stride,
-            g.padding,
-            g.dilation,
-            False,
-            [0] * len(g.stride),
-            g.groups,
-            [True, False, False],
-        )
-        return (found[0], None, None)
+        return _input_gradient(saved, gradient, needed, self.geometry, None)
 
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record the convolution for the weight and the sum over space for the bias."""
@@ -109,24 +92,7 @@ class ConvolveTransposed(Operator):
         self, saved: tuple[Tensor | None, ...], gradient: Tensor, needed: Sequence[bool]
     ) -> Sequence[Tensor | None]:
         """Return the gradient of the input."""
-        x, weight = saved
-        if not needed[0]:
-            return (None, None, None)
-        g = self.geometry
-        found = torch.ops.aten.convolution_backward(
-            gradient,
-            x,
-            weight,
-            None,
-            g.stride,
-            g.padding,
-            g.dilation,
-            True,
-            self.output_padding,
-            g.groups,
-            [True, False, False],
-        )
-        return (found[0], None, None)
+        return _input_gradient(saved, gradient, needed, self.geometry, self.output_padding)
 
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record the convolution for the weight and the sum over space for the bias."""
@@ -155,6 +121,37 @@ class ConvolveTransposed(Operator):
         pads = [(pad, pad - extra) for pad, extra in zip(g.padding, self.output_padding, strict=True)]
         flat = [amount for pair in reversed(pads) for amount in pair]
         return F.pad(gradients, flat), replace(g, padding=(0,) * len(g.padding))
+
+
+def _input_gradient(
+    saved: tuple[Tensor | None, ...],
+    gradient: Tensor,
+    needed: Sequence[bool],
+    geometry: Geometry,
+    output_padding: Sequence[int] | None,
+) -> Sequence[Tensor | None]:
+    """Return the gradients of x, weight and bias, of which only the first is ever formed.
+
+    `output_padding` is that of a transposed convolution, None for an ordinary one.
+    """
+    x, weight = saved
+    if not needed[0]:
+        return (None, None, None)
+    g = geometry
+    found = torch.ops.aten.convolution_backward(
+        gradient,
+        x,
+        weight,
+        None,
+        g.stride,
+        g.padding,
+        g.dilation,
+        output_padding is not None,
+        output_padding or [0] * len(g.stride),
+        g.groups,
+        [True, False, False],
+    )
+    return (found[0], None, None)
 
 
 def _contribution(inputs: Tensor, gradients: Tensor, geometry: Geometry) -> Convolution | Dense:
