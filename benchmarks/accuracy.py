@@ -39,7 +39,7 @@ SUBJECTS = {
 def config_of(label: str, data: Path, epsilon: float | None, seed: int) -> RunConfig:
     """Return the task's shipped settings at an ε (None: without privacy)."""
     task, folder, classes = SUBJECTS[label]
-    clip = TASKS[task].recipe.max_grad_norm
+    clip = TASKS[task].recipe_at(epsilon).max_grad_norm
     privacy = None if epsilon is None else Privacy(target_epsilon=epsilon, delta=DELTA, max_grad_norm=clip)
     options = TaskOptions(data=data / folder if folder else None, classes=classes)
     return replace(suggested_run(task, privacy=privacy, options=options), seed=seed, threads=1)

@@ -11,11 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from hushgrad.cli.train import INTERRUPTED
-from hushgrad.study.configuration import Privacy, RunConfig, suggested_run
+from hushgrad.study.configuration import Privacy, RunConfig, max_grad_norm_for, suggested_run
 from hushgrad.study.directory import require_unused
 from hushgrad.study.progress import Screen, epsilon_text, show_end
 from hushgrad.study.run import Finished, run
-from hushgrad.study.tasks import TASKS
 
 TARGET_EPSILON = 3.0
 DEFAULT_FOLDER = "hushgrad-demo"
@@ -29,7 +28,7 @@ def demo(out: Path | None, epochs: int | None) -> None:
     console = Console()
     folder = out or _first_free(Path(DEFAULT_FOLDER))
     require_unused(folder)
-    privacy = Privacy(target_epsilon=TARGET_EPSILON, max_grad_norm=TASKS["digits"].recipe.max_grad_norm)
+    privacy = Privacy(target_epsilon=TARGET_EPSILON, max_grad_norm=max_grad_norm_for("digits", TARGET_EPSILON))
     private_config = suggested_run("digits", privacy=privacy)
     if epochs is not None:
         private_config = replace(private_config, epochs=epochs)

@@ -11,7 +11,14 @@ import click
 from rich.console import Console
 
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.study.configuration import DEFAULT_DELTA, OPTIMIZERS, Privacy, RunConfig, suggested_run
+from hushgrad.study.configuration import (
+    DEFAULT_DELTA,
+    OPTIMIZERS,
+    Privacy,
+    RunConfig,
+    max_grad_norm_for,
+    suggested_run,
+)
 from hushgrad.study.directory import require_unused
 from hushgrad.study.loggers import TensorBoard
 from hushgrad.study.models import ACTIVATIONS, MODELS
@@ -102,7 +109,7 @@ def train(
         noise_multiplier=noise_multiplier,
         target_epsilon=epsilon,
         delta=delta,
-        max_grad_norm=TASKS[task].recipe.max_grad_norm if max_grad_norm is None else max_grad_norm,
+        max_grad_norm=max_grad_norm_for(task, epsilon) if max_grad_norm is None else max_grad_norm,
     )
     named: dict[str, Any] = {
         "model": model,
@@ -131,11 +138,18 @@ def _run_on_screen(config: RunConfig, out: Path, event_files: bool) -> bool:
     """Run, showing progress and the end; return whether the run was interrupted."""
     console = Console()
     require_unused(out)
+    console.print(_where_settings_are_from(config), markup=False, highlight=False, soft_wrap=True)
     loggers = [TensorBoard(out / "tensorboard")] if event_files else []
     with Screen(console, config) as screen:
         finished = run(config, out, screen.reporter(), loggers=loggers)
     show_end(console, finished)
     return finished.outcome.status == "interrupted"
+
+
+def _where_settings_are_from(config: RunConfig) -> str:
+    aim = config.privacy.target_epsilon if config.privacy else None
+    found = f" at ε = {TASKS[config.task].nearest(aim):g}" if aim is not None else ""
+    return f"What the command does not name is as found for task {config.task!r}{found}."
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

@@ -105,8 +105,12 @@ class RunConfig:
 
 
 def suggested_run(task: str, *, privacy: Privacy | None, options: TaskOptions | None = None) -> RunConfig:
-    """Return the settings that suit a task; change them with `dataclasses.replace`."""
-    recipe = TASKS[one_of("task", task, tuple(TASKS))].recipe
+    """Return the settings that suit a task; change them with `dataclasses.replace`.
+
+    They are those found for the ε nearest to the target ε of `privacy`; a run with a noise multiplier, or without
+    privacy, gets those of ε = 3. The clipping norm is part of `privacy`: `max_grad_norm_for` gives the one that suits.
+    """
+    recipe = TASKS[one_of("task", task, tuple(TASKS))].recipe_at(privacy.target_epsilon if privacy else None)
     return RunConfig(
         task=task,
         model=recipe.model,
@@ -121,6 +125,11 @@ def suggested_run(task: str, *, privacy: Privacy | None, options: TaskOptions | 
         momentum=recipe.momentum,
         threads=recipe.threads,
     )
+
+
+def max_grad_norm_for(task: str, target_epsilon: float | None) -> float:
+    """Return the clipping norm that suits a task at a target ε (None: a run with a noise multiplier)."""
+    return TASKS[one_of("task", task, tuple(TASKS))].recipe_at(target_epsilon).max_grad_norm
 
 
 def _check_device(name: str) -> None:

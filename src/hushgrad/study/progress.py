@@ -41,6 +41,13 @@ def model_text(config: RunConfig) -> str:
     return f"mlp (hidden layers: {widths})" if widths else "mlp (no hidden layer: linear)"
 
 
+def settings_text(config: RunConfig) -> str:
+    """Return how the model is trained, beside noise, clipping and batches, as one line."""
+    epochs = f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}"
+    first = "first β" if config.optimizer.startswith("adam") else "momentum"
+    return f"{epochs}, {config.optimizer}, learning rate {config.learning_rate:g}, {first} {config.momentum:g}"
+
+
 class Screen:
     """Shows one run; use as a context manager around `run(..., reporter=screen.reporter())`."""
 
@@ -94,6 +101,8 @@ class Screen:
         else:
             noise = f"noise multiplier {noise_multiplier:.4g}, clipping at {privacy.max_grad_norm:g}"
             self.say(f"private training: {noise}, δ = {privacy.delta:g}; {batches}")
+
+        self.say(f"settings: {settings_text(config)}")
 
     def _step(self, step: int) -> None:
         self._progress.update(self._bar, completed=step)

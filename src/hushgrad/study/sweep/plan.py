@@ -13,8 +13,8 @@ from typing import Any
 from hushgrad.arguments import non_negative_number, positive_number, whole_number
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.config_json import config_from_json, config_to_json
-from hushgrad.study.configuration import DEFAULT_DELTA, Privacy, RunConfig, suggested_run
-from hushgrad.study.tasks import TASKS, TaskOptions
+from hushgrad.study.configuration import DEFAULT_DELTA, Privacy, RunConfig, max_grad_norm_for, suggested_run
+from hushgrad.study.tasks import TaskOptions
 
 ORDINARY = "ordinary"
 MOST_RUNS = 10_000
@@ -202,8 +202,8 @@ def _function_job(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int,
 def _task_job(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int, grid: Grid) -> dict[str, Any]:
     assert subject.task is not None  # checked by Subject
     settings = {**subject.settings, **point, "seed": seed}
-    recipe = TASKS[subject.task].recipe if subject.task in TASKS else None
-    clip = settings.pop("max_grad_norm", recipe.max_grad_norm if recipe else 1.0)
+    suited = max_grad_norm_for(subject.task, aim.target_epsilon)
+    clip = settings.pop("max_grad_norm", suited)
     privacy = (
         Privacy(
             max_grad_norm=clip,

@@ -19,6 +19,7 @@ from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes,
 RECIPE = Recipe(
     model="mlp", batch_size=1024, epochs=12, learning_rate=1.0, max_grad_norm=1.0, hidden_sizes=(), threads=1
 )
+RECIPES = {3.0: RECIPE}
 
 MAX_CLASSES = 1000
 MAX_SUBGROUPS = 50

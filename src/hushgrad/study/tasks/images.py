@@ -15,6 +15,7 @@ from hushgrad.study.tasks.folders import read_folders
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes
 
 RECIPE = Recipe(model="cnn", batch_size=256, epochs=30, learning_rate=0.1, max_grad_norm=1.0)
+RECIPES = {3.0: RECIPE}
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 SIDE = 32

@@ -13,6 +13,7 @@ from hushgrad.study.tasks.idx import read_idx
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes, fixed_split, require_known_classes
 
 RECIPE = Recipe(model="cnn", batch_size=256, epochs=30, learning_rate=0.1, max_grad_norm=1.0)
+RECIPES = {3.0: RECIPE}
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 LARGEST_PIXEL = 255.0

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hushgrad.arguments import one_of
+from hushgrad.arguments import one_of, positive_number
 from hushgrad.study.tasks import csv_table, digits, images, mnist, text
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """How a task is loaded, and the settings that suit it."""
+    """How a task is loaded, and the settings that suit it, by the ε for which they were found."""
 
     load: Callable[[TaskOptions], Task]
-    recipe: Recipe
+    recipes: Mapping[float, Recipe]
 
+    def nearest(self, epsilon: float | None) -> float:
+        """Return the ε among those of `recipes` that is nearest to `epsilon` by ratio; the smaller of two as near.
+
+        None stands for a run that aims at no ε, by a noise multiplier or without privacy: it counts as
+        STANDARD_EPSILON. Raises InvalidArgumentError unless `epsilon` is greater than 0.
+        """
+        wanted = math.log(STANDARD_EPSILON if epsilon is None else positive_number("target epsilon", epsilon))
+        return min(sorted(self.recipes), key=lambda known: abs(math.log(known) - wanted))
+
+    def recipe_at(self, epsilon: float | None) -> Recipe:
+        """Return the settings found for the ε nearest to `epsilon`, as `nearest` chooses it."""
+        return self.recipes[self.nearest(epsilon)]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings at ε = STANDARD_EPSILON."""
+        return self.recipe_at(None)
+
+
+STANDARD_EPSILON = 3.0
 
 TASKS: dict[str, Entry] = {
-    "digits": Entry(digits.load, digits.RECIPE),
-    "mnist": Entry(mnist.load, mnist.RECIPE),
-    "csv": Entry(csv_table.load, csv_table.RECIPE),
-    "text": Entry(text.load, text.RECIPE),
-    "images": Entry(images.load, images.RECIPE),
+    "digits": Entry(digits.load, digits.RECIPES),
+    "mnist": Entry(mnist.load, mnist.RECIPES),
+    "csv": Entry(csv_table.load, csv_table.RECIPES),
+    "text": Entry(text.load, text.RECIPES),
+    "images": Entry(images.load, images.RECIPES),
 }
 
 

@@ -17,6 +17,7 @@ from hushgrad.study.tasks.words import LENGTH, make_vocabulary
 RECIPE = Recipe(
     model="transformer", batch_size=2048, epochs=10, learning_rate=0.005, max_grad_norm=1.0, optimizer="adam", threads=1
 )
+RECIPES = {3.0: RECIPE}
 
 MAX_CLASSES = 1000
 MAX_SENTENCE_BYTES = 1 << 20
