@@ -144,8 +144,11 @@ def _sampling(composition: Composition) -> str:
     if rates:
         span = f"rate {rates[0]:.6g}" if len(rates) == 1 else f"rates {rates[0]:.6g} to {rates[-1]:.6g}"
         kinds.append(f"Poisson, every record independently with {span} in every step")
-    if any(isinstance(event, Gaussian) for event, count in composition if count):
+    full = sum(count for event, count in composition if isinstance(event, Gaussian))
+    if full and all(isinstance(event, Gaussian) for event, count in composition if count):
         kinds.append("full batch, every record in every step")
+    elif full:
+        kinds.append(f"every record in {full} of all steps")
     cut = [event for event, count in composition if count and isinstance(event, TruncatedPoisson)]
     if cut:
         kinds.append(

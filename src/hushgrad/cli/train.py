@@ -39,7 +39,10 @@ INTERRUPTED = 130
 @click.option("--categorical", metavar="COLUMN,…", help="csv: columns whose numbers are names, such as postcodes.")
 @click.option("--bounds", metavar="COLUMN:LOW:HIGH", multiple=True, help="csv: public bounds of a numeric column.")
 @click.option("--drop", metavar="COLUMN,…", help="csv: columns to leave out.")
-@click.option("--vocabulary", metavar="KIND", help="text: 'hashed' [default], a public file of words, or 'train'.")
+@click.option(
+    "--vocabulary", metavar="KIND", help="text: 'hashed' [default], a public file of words, 'counted', 'train'."
+)
+@click.option("--vocabulary-epsilon", type=float, help="text: what a 'counted' vocabulary may cost of the total ε.")
 @click.option("--subgroup", metavar="COLUMN", help="csv: report accuracy on test rows by this column.")
 @click.option("--model", type=click.Choice(MODELS), help="Default: what suits the task.")
 @click.option("--hidden", metavar="N,N,…", help="Widths of the mlp's hidden layers; 'none' for a linear model.")
@@ -69,6 +72,7 @@ def train(
     bounds: tuple[str, ...],
     drop: str | None,
     vocabulary: str | None,
+    vocabulary_epsilon: float | None,
     subgroup: str | None,
     model: str | None,
     hidden: str | None,
@@ -103,6 +107,7 @@ def train(
         bounds=tuple(_bounds(text) for text in bounds),
         drop=_names(drop) or (),
         vocabulary=vocabulary,
+        vocabulary_epsilon=vocabulary_epsilon,
         subgroup=subgroup,
     )
     privacy = Privacy(

@@ -121,6 +121,8 @@ def _accesses(facts: Facts) -> Section:
             ("gradients of training records in every step", "covered"),
             ("the parameters, and anything computed from them alone", "covered"),
         )
+        if facts["settings"].get("vocabulary_noise_multiplier") is not None:
+            covered = (*covered, ("words of training records, counted with noise before training", "covered"))
     tuned = (
         ("tuning: settings chosen after other runs on these records", "not covered"),
         ("early stopping or choosing a checkpoint by results on these records", "not covered"),

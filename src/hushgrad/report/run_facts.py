@@ -30,7 +30,8 @@ DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 RELATIVE_DIFFERENCE = 1e-6
 SETTINGS = (
-    "task", "description", "target", "vocabulary", "classes", "model", "hidden_sizes", "activation", "optimizer",
+    "task", "description", "target", "vocabulary", "vocabulary_epsilon",
+    "vocabulary_noise_multiplier", "classes", "model", "hidden_sizes", "activation", "optimizer",
     "learning_rate", "momentum", "epochs", "expected_batch_size", "max_physical_batch_size", "loss_reduction",
     "max_grad_norm", "noise_multiplier", "sampling_rate", "target_epsilon", "delta", "seed", "device",
     "training_examples", "test_examples",
@@ -56,7 +57,7 @@ def run_facts(folder: Path, *, name: str | None = None, uncovered: bool = False)
         "settings": {key: summary.get(key) for key in SETTINGS},
         "versions": summary.get("versions", {}),
         "privacy": privacy_facts(ledger, summary.get("delta") or 1e-5),
-        "steps": {"planned": summary.get("planned_steps"), "executed": _steps(ledger, measurements)},
+        "steps": {"planned": summary.get("planned_steps"), "executed": _steps(ledger, summary, measurements)},
         "result": _result(summary, measurements),
         "subgroups": _subgroups(summary),
         "outside_the_guarantee": list(summary.get("outside_the_guarantee", [])),
@@ -149,9 +150,10 @@ def _by(events: Composition, delta: float, accountant: str) -> float | None:
         return None
 
 
-def _steps(ledger: LedgerView | None, measurements: list[dict[str, Any]]) -> int | None:
+def _steps(ledger: LedgerView | None, summary: Mapping[str, Any], measurements: list[dict[str, Any]]) -> int | None:
+    """Return the steps of training; a vocabulary that was counted with noise is one more in the ledger."""
     if ledger is not None:
-        return ledger.steps
+        return ledger.steps - (summary.get("vocabulary_noise_multiplier") is not None)
     return measurements[-1]["step"] if measurements else None
 
 
@@ -217,12 +219,14 @@ def agreement(
         ("ε in summary.json and from the ledger", summary.get("epsilon"), facts["privacy"]["epsilon"]),
     ]
     if ledger is not None:
+        noises = {summary["noise_multiplier"], summary.get("vocabulary_noise_multiplier")} - {None}
+        executed = facts["steps"]["executed"]
         pairs += [
-            ("steps in summary.json and in the ledger", summary.get("steps"), ledger.steps),
+            ("steps in summary.json and in the ledger", summary.get("steps"), executed),
             ("the statement in summary.json and from the ledger", summary["guarantee"], facts["privacy"]["statement"]),
             (
                 "σ in summary.json and in the ledger",
-                [summary["noise_multiplier"]],
+                sorted(noises),
                 facts["privacy"]["noise_multipliers"],
             ),
         ]

@@ -101,6 +101,12 @@ class RunConfig:
         positive_number("learning_rate", self.learning_rate)
         if not 0 <= real_number("momentum", self.momentum) < 1:
             raise InvalidArgumentError(f"momentum must be in [0, 1), got {self.momentum}")
+        own, target = self.options.vocabulary_epsilon, self.privacy.target_epsilon if self.privacy else None
+        if own is not None and target is not None and own >= target:
+            raise InvalidArgumentError(
+                f"vocabulary_epsilon must be below the target epsilon {target:g}, which covers vocabulary and training "
+                f"together, got {own:g}"
+            )
         _check_device(self.device)
 
 

@@ -67,6 +67,11 @@ class RunDirectory:
         """The engine's record of what was released, which epsilon is computed from."""
         return self.path / "ledger.jsonl"
 
+    @property
+    def vocabulary(self) -> Path:
+        """The hash buckets of the words that have a number of their own, where they were counted."""
+        return self.path / "vocabulary.json"
+
     def append_measurement(self, measurement: Measurement) -> None:
         """Add one line to the metrics, in a single write."""
         line = json_text({**asdict(measurement), "not_covered": NOT_COVERED}, indent=None) + "\n"

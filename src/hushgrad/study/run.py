@@ -17,12 +17,15 @@ from torch import nn
 from hushgrad._version import __version__
 from hushgrad.study.configuration import RunConfig
 from hushgrad.study.curves import draw_curves, require_matplotlib
-from hushgrad.study.directory import RunDirectory, replace_file, require_unused
+from hushgrad.study.directory import RunDirectory, json_text, replace_file, require_unused
 from hushgrad.study.interruption import finish_step_on_interrupt
 from hushgrad.study.loggers import MetricLogger, hand_over, metrics_of
 from hushgrad.study.outcome import Measurement, Outcome, Watchers
+from hushgrad.study.preparation import Prepared, prepare
 from hushgrad.study.printable import printable
 from hushgrad.study.tasks import Task, load_task
+from hushgrad.study.tasks.counted import COUNTED_BUCKETS, HASH
+from hushgrad.study.tasks.task import COUNTED
 from hushgrad.study.tasks.words import FROM_TRAINING, HASHED
 from hushgrad.study.training import check_against_data, right_on, train
 
@@ -88,6 +91,13 @@ def run(
     check_against_data(config, task)
     directory = RunDirectory.claim(out)
 
+    ledger = directory.ledger if config.privacy else None
+    prepared = prepare(config, task, ledger)
+    task = prepared.task
+    if task.vocabulary_buckets is not None:
+        words = {"hash": HASH, "buckets": COUNTED_BUCKETS, "kept": task.vocabulary_buckets}
+        replace_file(directory.vocabulary, (json_text(words, indent=None) + "\n").encode())
+
     def record(measurement: Measurement) -> None:
         directory.append_measurement(measurement)
         for logger in loggers:
@@ -95,7 +105,7 @@ def run(
         reporter.on_measurement(measurement)
 
     def write(model: nn.Module, outcome: Outcome) -> None:
-        summary = summarise(config, task, model, outcome)
+        summary = summarise(config, prepared, model, outcome)
         directory.write_summary(summary)
         facts = {"task": config.task, "model": config.model, "steps": str(outcome.steps)}
         directory.write_model(model, {**facts, "guarantee": summary["guarantee"]})
@@ -108,14 +118,14 @@ def run(
             on_epoch=write,
             stop_requested=stop_requested,
         )
-        model, outcome = train(config, task, watchers, ledger=directory.ledger if config.privacy else None)
+        model, outcome = train(config, task, watchers, ledger=ledger)
         write(model, outcome)
         delta = config.privacy.delta if config.privacy else None
         picture = draw_curves(outcome.measurements, title=title_of(config), delta=delta)
         replace_file(directory.curves, picture)
     for logger in loggers:
         logger.close()
-    return Finished(directory, task, outcome, summarise(config, task, model, outcome))
+    return Finished(directory, task, outcome, summarise(config, prepared, model, outcome))
 
 
 def title_of(config: RunConfig) -> str:
@@ -139,11 +149,11 @@ def outside_the_guarantee(task: Task, outcome: Outcome) -> tuple[str, ...]:
 
 
 def vocabulary_kind(config: RunConfig) -> str | None:
-    """Return where the words' numbers come from: "hashed", "train" or "public file"; None without words."""
+    """Return where the words' numbers come from: "hashed", "counted", "train" or "public file"; None without words."""
     if config.task != "text":
         return None
     kind = config.options.vocabulary or HASHED
-    return kind if kind in (HASHED, FROM_TRAINING) else "public file"
+    return kind if kind in (HASHED, COUNTED, FROM_TRAINING) else "public file"
 
 
 def subgroups(model: nn.Module, task: Task, column: str | None, device: str) -> dict[str, Any] | None:
@@ -157,9 +167,9 @@ def subgroups(model: nn.Module, task: Task, column: str | None, device: str) -> 
     return {"column": printable(column or ""), "groups": groups}
 
 
-def summarise(config: RunConfig, task: Task, model: nn.Module, outcome: Outcome) -> dict[str, Any]:
+def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: Outcome) -> dict[str, Any]:
     """Return all that a reader needs to judge a run, as JSON values. An infinite epsilon is written as "inf"."""
-    spent = outcome.spent
+    task, spent = prepared.task, outcome.spent
     held = spent.guarantee if spent else None
     return {
         "status": outcome.status,
@@ -195,6 +205,8 @@ def summarise(config: RunConfig, task: Task, model: nn.Module, outcome: Outcome)
         "dropped": config.options.drop,
         "classes": task.class_names,
         "vocabulary": vocabulary_kind(config),
+        "vocabulary_epsilon": config.options.vocabulary_epsilon,
+        "vocabulary_noise_multiplier": prepared.noise_multiplier,
         "subgroups": subgroups(model, task, config.options.subgroup, config.device),
         "training_examples": len(task.train),
         "test_examples": len(task.test),

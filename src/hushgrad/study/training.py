@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import PrivacyEngine
+from hushgrad.accounting.calibration import calibrate_noise_multiplier, poisson_steps
+from hushgrad.accounting.composition import Composition
 from hushgrad.errors import DatasetError, InvalidArgumentError
 from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.spending import events_at
 from hushgrad.study.configuration import OPTIMIZERS, Privacy, RunConfig
 from hushgrad.study.models import build_model
 from hushgrad.study.outcome import Measurement, Outcome, Spent, Watchers
@@ -35,9 +38,14 @@ def train(
     """Train a model on a task and return it with the outcome.
 
     A requested stop takes effect at the end of the running step; the outcome is then "interrupted" and exact for the
-    steps done. Raises DatasetError for a batch larger than the training set and InvalidArgumentError for δ ≥ 1/N.
+    steps done. A ledger that holds the preparation of the task is continued: ε covers both.
+
+    Raises DatasetError for a batch larger than the training set and InvalidArgumentError for δ ≥ 1/N, or for a task
+    that is still to be prepared.
     """
     check_against_data(config, task)
+    if task.preparation is not None:
+        raise InvalidArgumentError("the task must be prepared first; call hushgrad.study.preparation.prepare")
     with _cpu_threads(config.threads):
         return _train(config, task, watchers, ledger)
 
@@ -73,7 +81,9 @@ def _train(config: RunConfig, task: Task, watchers: Watchers, ledger: Path | Non
         outcome = _loop(config, task, model, optimizer, loader, plain_criterion, None, planned_steps, watchers)
         return model, outcome
     engine = PrivacyEngine(ledger=ledger)
-    batches = _make_private(engine, config, config.privacy, model, optimizer, loader)
+    batches = _make_private(
+        engine, config, config.privacy, model, optimizer, loader, len(task.train), events_at(ledger)
+    )
     criterion = engine.per_example(nn.CrossEntropyLoss())
     try:
         private = _Private(engine, config.privacy)
@@ -119,9 +129,11 @@ def _make_private(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loader: DataLoader[tuple[Tensor, ...]],
+    count: int,
+    paid: Composition,
 ) -> Iterable[tuple[Tensor, ...]]:
-    """Make model and optimizer private in place and return the private loader."""
-    if privacy.target_epsilon is not None:
+    """Make model and optimizer private in place and return the private loader; `paid` is in the ledger already."""
+    if privacy.target_epsilon is not None and not paid:
         _, _, batches = engine.make_private_with_epsilon(
             module=model,
             optimizer=optimizer,
@@ -134,17 +146,32 @@ def _make_private(
             max_physical_batch_size=config.max_physical_batch_size,
         )
     else:
-        assert privacy.noise_multiplier is not None  # Privacy checks that one of the two is given
+        noise_multiplier = privacy.noise_multiplier
+        if noise_multiplier is None:
+            noise_multiplier = _noise_on_top(config, privacy, paid, count, len(loader))
         _, _, batches = engine.make_private(
             module=model,
             optimizer=optimizer,
             data_loader=loader,
-            noise_multiplier=privacy.noise_multiplier,
+            noise_multiplier=noise_multiplier,
             max_grad_norm=privacy.max_grad_norm,
             loss_reduction=config.loss_reduction,
             max_physical_batch_size=config.max_physical_batch_size,
+            target_epsilon=privacy.target_epsilon,
+            target_delta=None if privacy.target_epsilon is None else privacy.delta,
         )
     return batches
+
+
+def _noise_on_top(config: RunConfig, privacy: Privacy, paid: Composition, count: int, steps: int) -> float:
+    """Return the noise multiplier at which all epochs, `steps` steps each, and what is paid meet the target ε."""
+    assert privacy.target_epsilon is not None  # Privacy checks that this or a noise multiplier is given
+    training = poisson_steps(config.batch_size / count, config.epochs * steps)
+    return calibrate_noise_multiplier(
+        target_epsilon=privacy.target_epsilon,
+        target_delta=privacy.delta,
+        composition=lambda noise_multiplier: [*paid, *training(noise_multiplier)],
+    )
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from hushgrad.arguments import real_number
+from hushgrad.arguments import positive_number, real_number
 from hushgrad.errors import InvalidArgumentError, TaskDataError
+from hushgrad.randomness import KeyStream
 from hushgrad.study.printable import printable
 
 PUBLIC_SPLIT_SEED = 20240607
 TEST_SHARE = 0.2
+COUNTED = "counted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class TaskOptions:
     drop: tuple[str, ...] = ()
     vocabulary: str | None = None
     subgroup: str | None = None
+    vocabulary_epsilon: float | None = None
 
     def __post_init__(self) -> None:
         if self.classes is not None:
@@ -61,6 +65,13 @@ class TaskOptions:
                 raise InvalidArgumentError(
                     f"the bounds of {printable(column)!r} must be LOW < HIGH, got {low} and {high}"
                 )
+        if (self.vocabulary == COUNTED) != (self.vocabulary_epsilon is not None):
+            raise InvalidArgumentError(
+                "vocabulary 'counted' and vocabulary_epsilon go together: the one is counted with noise, the other "
+                "says how much of the total epsilon that may cost by itself"
+            )
+        if self.vocabulary_epsilon is not None:
+            positive_number("vocabulary_epsilon", self.vocabulary_epsilon)
 
     def refuse(self, task: str, *names: str) -> None:
         """Raise InvalidArgumentError if one of the options `names` is set, which `task` does not take."""
@@ -79,12 +90,28 @@ class TaskOptions:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Preparation:
+    """What a task still has to learn from its training records, with noise, before a model can be trained on it.
+
+    `apply(noise_multiplier, stream)` learns it by one release of a sum of sensitivity 1 over all records, with Gaussian
+    noise of that standard deviation from `stream`, and returns the task ready. `epsilon` is what it may cost by itself
+    at the run's δ. It must be charged before it is applied: `study.preparation.prepare` does both.
+    """
+
+    epsilon: float
+    apply: Callable[[float, KeyStream], Task]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Task:
     """Examples to train and to test on.
 
     `train` and `test` hold inputs [N, *input_shape] (float32, or int64 word numbers below `vocabulary_size`) and labels
     [N] (int64, 0 … num_classes−1). `test_groups` names the subgroup of each test example, where a column was named.
     `outside_the_guarantee` names each thing that was derived from the data without noise: ε does not cover it.
+
+    `preparation` is None for a task that is ready; until then its training and test inputs are all padding.
+    `vocabulary_buckets` are the hash buckets of a counted vocabulary, which its release has paid for.
     """
 
     name: str
@@ -95,6 +122,8 @@ class Task:
     outside_the_guarantee: tuple[str, ...] = ()
     vocabulary_size: int | None = None
     test_groups: tuple[str, ...] | None = None
+    preparation: Preparation | None = None
+    vocabulary_buckets: tuple[int, ...] | None = None
 
     @property
     def num_classes(self) -> int:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch.utils.data import TensorDataset
 
 from hushgrad.errors import InvalidArgumentError, TaskDataError
+from hushgrad.randomness import KeyStream
+from hushgrad.study.tasks.counted import counts_of, frequent, noisy_counts
 from hushgrad.study.tasks.files import first_existing, read_bytes
 from hushgrad.study.tasks.folders import read_folders
-from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes
-from hushgrad.study.tasks.words import LENGTH, make_vocabulary
+from hushgrad.study.tasks.task import Preparation, Recipe, Task, TaskOptions, choose_classes
+from hushgrad.study.tasks.words import LENGTH, PADDING, Vocabulary, counted_vocabulary, make_vocabulary, words_of
 
 RECIPE = Recipe(
     model="transformer", batch_size=2048, epochs=10, learning_rate=0.005, max_grad_norm=1.0, optimizer="adam", threads=1
@@ -31,9 +33,14 @@ class Labelled:
     sentences: list[str]
     labels: list[str]
 
+    def only(self, known: tuple[str, ...]) -> Labelled:
+        """Return those whose label is in `known`."""
+        kept = [row for row, label in enumerate(self.labels) if label in known]
+        return Labelled([self.sentences[row] for row in kept], [self.labels[row] for row in kept])
+
 
 def load(options: TaskOptions) -> Task:
-    """Return the task from the folder `data`; takes `classes` and `vocabulary`. See `words` for what that costs.
+    """Return the task from the folder `data`; takes `classes` and a `vocabulary`. See `words` for what that costs.
 
     The folder holds train.tsv and dev.tsv or test.tsv (.gz accepted) with a header line, the label in the first column
     and the sentence in the second; or folders of .txt files named after their classes.
@@ -49,16 +56,34 @@ def load(options: TaskOptions) -> Task:
     known = options.classes or tuple(sorted(set(train.labels) | set(test.labels)))
     if not 2 <= len(known) <= MAX_CLASSES:
         raise TaskDataError(f"the sentences must have 2 to {MAX_CLASSES} different labels, got {len(known)}")
-    vocabulary = make_vocabulary(options.vocabulary, train.sentences)
+    train, test = train.only(known), test.only(known)
+    outside = () if options.classes else (CLASSES_WERE_READ,)
+    if options.vocabulary_epsilon is None:  # TaskOptions sees to it that vocabulary is then not "counted"
+        return _encoded(train, test, known, make_vocabulary(options.vocabulary, train.sentences), outside)
 
+    def count(noise_multiplier: float, stream: KeyStream) -> Task:
+        counts = counts_of(words_of(sentence)[:LENGTH] for sentence in train.sentences)
+        buckets = frequent(noisy_counts(counts, noise_multiplier, stream), noise_multiplier)
+        task = _encoded(train, test, known, counted_vocabulary(buckets), outside)
+        described = f"{task.description}, of which {len(buckets)} kinds have a number of their own"
+        return replace(task, description=described, vocabulary_buckets=buckets)
+
+    unread = Vocabulary(lambda word: PADDING, 1)
+    return replace(
+        _encoded(train, test, known, unread, outside), preparation=Preparation(options.vocabulary_epsilon, count)
+    )
+
+
+def _encoded(
+    train: Labelled, test: Labelled, known: tuple[str, ...], vocabulary: Vocabulary, outside: tuple[str, ...]
+) -> Task:
     def examples(part: Labelled) -> TensorDataset:
         place = {name: number for number, name in enumerate(known)}
-        chosen = [row for row, label in enumerate(part.labels) if label in place]
-        inputs = vocabulary.encode([part.sentences[row] for row in chosen])
-        return TensorDataset(inputs, torch.tensor([place[part.labels[row]] for row in chosen], dtype=torch.int64))
+        labels = torch.tensor([place[label] for label in part.labels], dtype=torch.int64)
+        return TensorDataset(vocabulary.encode(part.sentences), labels)
 
     kept, held_out, names = choose_classes(examples(train), examples(test), known, known)
-    outside = (*vocabulary.outside_the_guarantee, *(() if options.classes else (CLASSES_WERE_READ,)))
+    outside = (*vocabulary.outside_the_guarantee, *outside)
     return Task(
         "text", f"sentences, the first {LENGTH} words", kept, held_out, names, outside, vocabulary_size=vocabulary.size
     )

@@ -1,11 +1,13 @@
 """Sentences as rows of word numbers, and where the vocabulary comes from.
 
 A vocabulary that is counted on private records is part of what is released, and no ε covers it: its presence alone
-tells that somebody used a rare word. Three ways:
+tells that somebody used a rare word. Four ways:
 
 - "hashed" (the default): a word's number is a hash of its letters. Nothing is read from the records; different words
   may share a number.
 - a file of words, one a line, which must be public: unknown words share the number 1.
+- "counted": the most frequent words of the training records, counted with noise at an ε of its own, which is charged
+  together with training (`counted`). All other words share the number 1.
 - "train": the most frequent words of the training records. Only for comparison; the report says that ε does not cover
   it.
 
@@ -25,11 +27,11 @@ import torch
 from torch import Tensor
 
 from hushgrad.errors import TaskDataError
+from hushgrad.study.tasks.counted import MOST_WORDS, bucket_of
 from hushgrad.study.tasks.files import read_bytes
 
 HASHED, FROM_TRAINING = "hashed", "train"
 BUCKETS = 1 << 12
-MOST_WORDS = 1 << 13
 MAX_VOCABULARY_BYTES = 1 << 24
 PADDING, UNKNOWN = 0, 1
 LENGTH = 32
@@ -82,6 +84,12 @@ def make_vocabulary(kind: str | None, training_sentences: Sequence[str]) -> Voca
     if not words:
         raise TaskDataError("the vocabulary file must hold words, one a line; it has none")
     return _listed(words, ())
+
+
+def counted_vocabulary(buckets: Sequence[int]) -> Vocabulary:
+    """Return the vocabulary of these buckets of `counted`, in their order."""
+    place = {bucket: number for number, bucket in enumerate(buckets, start=UNKNOWN + 1)}
+    return Vocabulary(lambda word: place.get(bucket_of(word), UNKNOWN), len(place) + UNKNOWN + 1)
 
 
 def _hashed(word: str) -> int:
