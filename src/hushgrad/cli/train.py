@@ -57,6 +57,8 @@ INTERRUPTED = 130
 @click.option("--optimizer", type=click.Choice(tuple(OPTIMIZERS)))
 @click.option("--lr", "learning_rate", type=float, help="Learning rate.")
 @click.option("--momentum", type=float, help="Momentum (Adam: the first β).")
+@click.option("--augmentations", type=int, metavar="K", help="Images: K random views make one gradient; 0: none.")
+@click.option("--average", "average_decay", type=float, metavar="DECAY", help="Release the parameters' average.")
 @click.option("--loss-reduction", type=click.Choice(("mean", "sum")), help="sum: the update is not divided.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Initial parameters; never noise or sampling.")
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda:0.")
@@ -87,6 +89,8 @@ def train(
     optimizer: str | None,
     learning_rate: float | None,
     momentum: float | None,
+    augmentations: int | None,
+    average_decay: float | None,
     loss_reduction: str | None,
     seed: int,
     device: str,
@@ -126,6 +130,8 @@ def train(
         "optimizer": optimizer,
         "learning_rate": learning_rate,
         "momentum": momentum,
+        "augmentations": augmentations,
+        "average_decay": average_decay,
         "loss_reduction": loss_reduction,
         "seed": seed,
         "device": device,

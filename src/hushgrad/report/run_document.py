@@ -12,6 +12,8 @@ from hushgrad.study.sweep.pictures import curves_picture
 Facts = Mapping[str, Any]
 
 READABLE = {
+    "augmentations": "random views of each record (their mean loss makes one gradient)",
+    "average_decay": "decay of the average of parameters that was tested and released",
     "expected_batch_size": "expected batch size B",
     "max_grad_norm": "clipping norm C",
     "noise_multiplier": "noise multiplier σ",

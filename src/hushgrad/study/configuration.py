@@ -63,6 +63,10 @@ class RunConfig:
     `momentum` is the first β for Adam; `threads` is for the CPU, None leaves the number to torch. `seed` fixes initial
     parameters and an ordinary run's order of examples, never noise or private sampling.
 
+    `augmentations` is the number of random views of each image whose mean loss is the image's loss (0: the image as it
+    is). `average_decay` has the average of the parameters over the steps tested and released (see `averaging`), None
+    the last ones.
+
     Raises InvalidArgumentError for every bad value, before data is read.
     """
 
@@ -78,6 +82,8 @@ class RunConfig:
     max_physical_batch_size: int | None = None
     optimizer: str = "sgd"
     momentum: float = 0.9
+    augmentations: int = 0
+    average_decay: float | None = None
     loss_reduction: str = "mean"
     seed: int = 0
     device: str = "cpu"
@@ -92,6 +98,10 @@ class RunConfig:
         whole_number("batch_size", self.batch_size, minimum=1)
         whole_number("epochs", self.epochs, minimum=1)
         whole_number("seed", self.seed, minimum=0)
+        if whole_number("augmentations", self.augmentations, minimum=0) and TASKS[self.task].shifts is None:
+            raise InvalidArgumentError(f"task {self.task!r} has no images to augment; leave augmentations out")
+        if self.average_decay is not None:
+            open_unit_interval("average_decay", self.average_decay)
         if self.max_physical_batch_size is not None:
             whole_number("max_physical_batch_size", self.max_physical_batch_size, minimum=1)
         if self.threads is not None:
@@ -129,6 +139,9 @@ def suggested_run(task: str, *, privacy: Privacy | None, options: TaskOptions | 
         activation=recipe.activation,
         optimizer=recipe.optimizer,
         momentum=recipe.momentum,
+        augmentations=recipe.augmentations,
+        average_decay=recipe.average_decay,
+        max_physical_batch_size=recipe.max_physical_batch_size,
         threads=recipe.threads,
     )
 

@@ -45,7 +45,12 @@ def settings_text(config: RunConfig) -> str:
     """Return how the model is trained, beside noise, clipping and batches, as one line."""
     epochs = f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}"
     first = "first β" if config.optimizer.startswith("adam") else "momentum"
-    return f"{epochs}, {config.optimizer}, learning rate {config.learning_rate:g}, {first} {config.momentum:g}"
+    parts = [epochs, config.optimizer, f"learning rate {config.learning_rate:g}", f"{first} {config.momentum:g}"]
+    if config.augmentations:
+        parts.append(f"{config.augmentations} views of each image")
+    if config.average_decay is not None:
+        parts.append(f"parameters averaged with decay {config.average_decay:g}")
+    return ", ".join(parts)
 
 
 class Screen:

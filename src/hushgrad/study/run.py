@@ -195,6 +195,8 @@ def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: 
         "optimizer": config.optimizer,
         "learning_rate": config.learning_rate,
         "momentum": config.momentum,
+        "augmentations": config.augmentations,
+        "average_decay": config.average_decay,
         "seed": config.seed,
         "device": config.device,
         "task": config.task,

@@ -6,11 +6,12 @@ Both kinds of run go through the same few lines, so that a comparison between th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -21,10 +22,12 @@ from hushgrad.accounting.composition import Composition
 from hushgrad.errors import DatasetError, InvalidArgumentError
 from hushgrad.sampling.specs import PoissonSampling
 from hushgrad.spending import events_at
+from hushgrad.study.augmentation import OverViews, mean_over_views
+from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.configuration import OPTIMIZERS, Privacy, RunConfig
 from hushgrad.study.models import build_model
 from hushgrad.study.outcome import Measurement, Outcome, Spent, Watchers
-from hushgrad.study.tasks import Task
+from hushgrad.study.tasks import TASKS, Task
 
 EVALUATION_BATCH = 2048
 # An accurate epsilon takes up to a second, so it is computed this often at most.
@@ -35,7 +38,7 @@ MOST_TESTS = 100
 def train(
     config: RunConfig, task: Task, watchers: Watchers, *, ledger: Path | None = None
 ) -> tuple[nn.Module, Outcome]:
-    """Train a model on a task and return it with the outcome.
+    """Train a model on a task and return it with the outcome; with `average_decay`, the average of its steps.
 
     A requested stop takes effect at the end of the running step; the outcome is then "interrupted" and exact for the
     steps done. A ledger that holds the preparation of the task is continued: ε covers both.
@@ -76,21 +79,59 @@ def _train(config: RunConfig, task: Task, watchers: Watchers, ledger: Path | Non
         task.train, batch_size=config.batch_size, shuffle=True, generator=torch.Generator().manual_seed(config.seed)
     )
     planned_steps = config.epochs * len(loader)
+    average = ParameterAverage(model, config.average_decay) if config.average_decay is not None else None
+    trained = OverViews(model) if config.augmentations else model
+    parts = _Parts(model, trained, optimizer, loader, _plain_criterion(config), _views(config), average)
     if config.privacy is None:
-        plain_criterion = nn.CrossEntropyLoss(reduction=config.loss_reduction)
-        outcome = _loop(config, task, model, optimizer, loader, plain_criterion, None, planned_steps, watchers)
-        return model, outcome
+        return parts.released, _loop(config, task, parts, None, planned_steps, watchers)
     engine = PrivacyEngine(ledger=ledger)
-    batches = _make_private(
-        engine, config, config.privacy, model, optimizer, loader, len(task.train), events_at(ledger)
+    parts.batches = _make_private(
+        engine, config, config.privacy, trained, optimizer, loader, len(task.train), events_at(ledger)
     )
-    criterion = engine.per_example(nn.CrossEntropyLoss())
+    parts.criterion = engine.per_example(mean_over_views if config.augmentations else nn.CrossEntropyLoss())
     try:
-        private = _Private(engine, config.privacy)
-        outcome = _loop(config, task, model, optimizer, batches, criterion, private, planned_steps, watchers)
+        outcome = _loop(config, task, parts, _Private(engine, config.privacy), planned_steps, watchers)
     finally:
         engine.session.close()
-    return model, outcome
+    return parts.released, outcome
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What a loop works with; `trained` is the model in the form that takes batches as `views` leaves them."""
+
+    model: nn.Module
+    trained: nn.Module
+    optimizer: torch.optim.Optimizer
+    batches: Iterable[tuple[Tensor, ...]]
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    views: Callable[[Tensor], Tensor]
+    average: ParameterAverage | None
+
+    @property
+    def released(self) -> nn.Module:
+        """What is tested and given back."""
+        return self.model if self.average is None else self.average.model
+
+
+def _plain_criterion(config: RunConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the criterion of ordinary training: the mean or the sum of the records' losses."""
+    if not config.augmentations:
+        return nn.CrossEntropyLoss(reduction=config.loss_reduction)
+    reduce = torch.mean if config.loss_reduction == "mean" else torch.sum
+    return lambda logits, labels: reduce(mean_over_views(logits, labels))
+
+
+def _views(config: RunConfig) -> Callable[[Tensor], Tensor]:
+    """Return what makes [B, K, …] of a batch [B, …], or leaves it as it is where no views are asked for.
+
+    An ordinary run's views follow from its seed. A private run's are secret: see `augmentation`.
+    """
+    shifts = TASKS[config.task].shifts
+    if not config.augmentations or shifts is None:
+        return lambda inputs: inputs
+    generator = np.random.default_rng(config.seed if config.privacy is None else None)
+    return lambda inputs: shifts.views(inputs, config.augmentations, generator)
 
 
 def check_against_data(config: RunConfig, task: Task) -> None:
@@ -211,9 +252,11 @@ class _Window:
     def on(cls, device: str) -> _Window:
         return cls(torch.zeros((), device=device), torch.zeros((), device=device))
 
-    def add(self, loss_sum: Tensor, logits_BK: Tensor, labels_B: Tensor) -> None:
+    def add(self, loss_sum: Tensor, logits: Tensor, labels_B: Tensor) -> None:
+        """Add a batch: `logits` [B, classes], or [B, K, classes] over views, which are averaged."""
         self.loss += loss_sum.detach()
-        self.right += (logits_BK.detach().argmax(1) == labels_B).sum()
+        logits_BL = logits.detach() if logits.ndim == 2 else logits.detach().mean(1)
+        self.right += (logits_BL.argmax(1) == labels_B).sum()
         self.examples += len(labels_B)
 
     def measurement(
@@ -235,10 +278,7 @@ class _Window:
 def _loop(
     config: RunConfig,
     task: Task,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterable[tuple[Tensor, ...]],
-    criterion: nn.Module,
+    parts: _Parts,
     private: _Private | None,
     planned_steps: int,
     watchers: Watchers,
@@ -259,7 +299,7 @@ def _loop(
     def measure(window: _Window, epoch: int, *, with_test: bool) -> None:
         trained = time.perf_counter()
         epsilon = private.spent(step).guarantee.epsilon if private is not None else None
-        tested = accuracy(model, task.test, config.device) if with_test else None
+        tested = accuracy(parts.released, task.test, config.device) if with_test else None
         measurement = window.measurement(
             step=step, epoch=epoch, test_accuracy=tested, epsilon=epsilon, began=began, trained=trained
         )
@@ -270,17 +310,19 @@ def _loop(
     window = _Window.on(config.device)
     for epoch in range(1, config.epochs + 1):
         tested_at = epoch * steps_per_epoch if epoch % test_every == 0 or epoch == config.epochs else None
-        for inputs, labels in batches:
-            inputs, labels = inputs.to(config.device), labels.to(config.device)
-            optimizer.zero_grad()
-            logits = model(inputs)
-            loss = criterion(logits, labels)
-            loss.backward()
-            optimizer.step()
+        for inputs, labels in parts.batches:
+            inputs, labels = parts.views(inputs.to(config.device)), labels.to(config.device)
+            parts.optimizer.zero_grad()
+            logits = parts.trained(inputs)
+            loss = parts.criterion(logits, labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            parts.optimizer.step()
             window.add(loss * len(labels) if config.loss_reduction == "mean" else loss, logits, labels)
             if private is not None and not private.engine.last_step_updated:
                 continue
             step += 1
+            if parts.average is not None:
+                parts.average.update(parts.model)
             watchers.on_step(step)
             if step < planned_steps and watchers.stop_requested():
                 status = "interrupted"
@@ -293,7 +335,7 @@ def _loop(
         measure(window, epoch, with_test=True)
         if step == planned_steps:
             status = "completed"
-        watchers.on_epoch(model, outcome_now())
+        watchers.on_epoch(parts.released, outcome_now())
         if status != "running":
             break
         window = _Window.on(config.device)

@@ -7,16 +7,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hushgrad.arguments import one_of, positive_number
+from hushgrad.study.augmentation import Shifts
 from hushgrad.study.tasks import csv_table, digits, images, mnist, text
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """How a task is loaded, and the settings that suit it, by the ε for which they were found."""
+    """How a task is loaded, and the settings that suit it, by the ε for which they were found.
+
+    `shifts` says what random views its images have; None for what is no image.
+    """
 
     load: Callable[[TaskOptions], Task]
     recipes: Mapping[float, Recipe]
+    shifts: Shifts | None = None
 
     def nearest(self, epsilon: float | None) -> float:
         """Return the ε among those of `recipes` that is nearest to `epsilon` by ratio; the smaller of two as near.
@@ -40,11 +45,11 @@ class Entry:
 STANDARD_EPSILON = 3.0
 
 TASKS: dict[str, Entry] = {
-    "digits": Entry(digits.load, digits.RECIPES),
-    "mnist": Entry(mnist.load, mnist.RECIPES),
+    "digits": Entry(digits.load, digits.RECIPES, Shifts(1)),
+    "mnist": Entry(mnist.load, mnist.RECIPES, Shifts(2)),
     "csv": Entry(csv_table.load, csv_table.RECIPES),
     "text": Entry(text.load, text.RECIPES),
-    "images": Entry(images.load, images.RECIPES),
+    "images": Entry(images.load, images.RECIPES, Shifts(4, mirrored=True)),
 }
 
 

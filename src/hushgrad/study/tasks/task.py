@@ -37,6 +37,9 @@ class Recipe:
     momentum: float = 0.9
     hidden_sizes: tuple[int, ...] = (64,)
     activation: str = "tanh"
+    augmentations: int = 0
+    average_decay: float | None = None
+    max_physical_batch_size: int | None = None
     threads: int | None = None
 
 

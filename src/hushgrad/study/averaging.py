@@ -1,0 +1,38 @@
+"""The running average of a model's parameters: what is tested and released in place of the last ones.
+
+It is computed from noised parameters alone, so it costs no privacy. Noise that pulls successive steps apart cancels in
+it (De et al. 2022, "Unlocking high-accuracy differentially private image classification through scale", §3.3).
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from hushgrad.arguments import open_unit_interval
+
+
+class ParameterAverage:
+    """The exponential average of a model's parameters over its steps.
+
+    At step t the average keeps the share min(decay, (1 + t) / (10 + t)) of itself: early steps, far from where training
+    ends, are forgotten soon.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Begin with the model's parameters as they are. Raises InvalidArgumentError unless 0 < decay < 1."""
+        self.model = copy.deepcopy(model)
+        self._decay = open_unit_interval("average_decay", decay)
+        self._steps = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take the parameters and buffers of `model` in, after a step."""
+        self._steps += 1
+        kept = min(self._decay, (1 + self._steps) / (10 + self._steps))
+        for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
+            mine.lerp_(theirs, 1 - kept)
+        for held, now in zip(self.model.buffers(), model.buffers(), strict=True):
+            held.copy_(now)
