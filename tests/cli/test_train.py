@@ -105,6 +105,22 @@ def test_a_csv_file_trains(tmp_path):
     assert (summary["target"], summary["bounds"], summary["classes"]) == ("kind", [["size", 0.0, 7.0]], ["no", "yes"])
 
 
+def test_tensorboard_shows_every_metric_in_the_group_that_says_whether_epsilon_covers_it(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = train(*QUICK, "--noise-multiplier", "3", "--tensorboard", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
+    covered = {"covered/epoch", "covered/epsilon", "covered/test_accuracy"}
+    not_covered = {"loss", "train_accuracy", "examples_per_second", "seconds"}
+    assert set(events.Tags()["scalars"]) == covered | {f"not_covered/{name}" for name in not_covered}
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    for tag, name in (("covered/epsilon", "epsilon"), ("not_covered/loss", "loss")):
+        shown = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert shown == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in rows]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
