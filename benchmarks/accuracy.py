@@ -26,8 +26,9 @@ from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.configuration import OPTIMIZERS, Privacy, RunConfig, suggested_run
 from hushgrad.study.models import build_model
 from hushgrad.study.outcome import Watchers
+from hushgrad.study.scoring import accuracy
 from hushgrad.study.tasks import TASKS, Task, TaskOptions, load_task
-from hushgrad.study.training import accuracy, train
+from hushgrad.study.training import train
 from hushgrad.study.transformer import Transformer
 
 DELTA = 1e-5

@@ -8,8 +8,9 @@ from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.outcome import Watchers
+from hushgrad.study.scoring import accuracy
 from hushgrad.study.tasks import TaskOptions, load_task
-from hushgrad.study.training import accuracy, train
+from hushgrad.study.training import train
 
 
 def test_the_average_forgets_early_steps_soon_and_late_ones_by_its_decay():

@@ -11,8 +11,9 @@ from hushgrad.errors import DatasetError, InvalidArgumentError
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.outcome import Watchers
 from hushgrad.study.run import run
+from hushgrad.study.scoring import accuracy
 from hushgrad.study.tasks import Task, TaskOptions
-from hushgrad.study.training import accuracy, train
+from hushgrad.study.training import train
 
 
 @pytest.fixture(scope="module")

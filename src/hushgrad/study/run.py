@@ -23,11 +23,12 @@ from hushgrad.study.loggers import MetricLogger, hand_over, metrics_of
 from hushgrad.study.outcome import Measurement, Outcome, Watchers
 from hushgrad.study.preparation import Prepared, prepare
 from hushgrad.study.printable import printable
+from hushgrad.study.scoring import right_on
 from hushgrad.study.tasks import Task, load_task
 from hushgrad.study.tasks.counted import COUNTED_BUCKETS, HASH
 from hushgrad.study.tasks.task import COUNTED
 from hushgrad.study.tasks.words import FROM_TRAINING, HASHED
-from hushgrad.study.training import check_against_data, right_on, train
+from hushgrad.study.training import check_against_data, train
 
 ORDINARY = "NOT PRIVATE: ordinary training, without clipping and without noise. No epsilon holds."
 
