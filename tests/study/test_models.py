@@ -82,3 +82,10 @@ def test_sentences_need_the_transformer_and_it_needs_sentences():
         build("transformer", (6,))
     with pytest.raises(InvalidArgumentError, match="is for sentences"):
         build("mlp", (6,), vocabulary_size=20)
+
+
+def test_the_transformer_begins_as_the_sum_of_its_words_over_the_root_of_their_number():
+    model = build("transformer", (6,), vocabulary_size=20)
+    numbers = torch.tensor([[3, 1, 4, 0, 0, 0]])
+    vectors = model.words(numbers[:, :3]) + model.positions(torch.arange(3))
+    torch.testing.assert_close(model(numbers), model.logits(vectors.sum(dim=1) / 3**0.5))
