@@ -1,4 +1,10 @@
-"""A small transformer that reads sentences of word numbers."""
+"""A small transformer that reads sentences of word numbers, made to be trained with noise from nothing.
+
+- What a block adds begins at zero, and words begin small: the network begins as the sum of its words' vectors, and what
+  the first steps learn about a word is not drowned in where it happened to begin.
+- Words are added and divided by the root of their number, without a normalisation that would make noise as large as
+  what was learned: a word that is seldom seen keeps a short vector and says little.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +15,12 @@ from torch.nn import functional
 WIDTH = 16
 HEADS = 2
 LAYERS = 1
+WORD_STD = 0.05
+POSITION_STD = 0.02
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron, each after layer normalisation and added to its input."""
+    """Attention and a two-layer perceptron, each after layer normalisation and added to its input; zero at first."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -20,9 +28,11 @@ class Block(nn.Module):
         self.before_attention = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.joined = nn.Linear(width, width)
-        self.perceptron = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
+        narrowing = nn.Linear(2 * width, width)
+        self.perceptron = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), narrowing)
+        for added in (self.joined, narrowing):
+            nn.init.zeros_(added.weight)
+            nn.init.zeros_(added.bias)
 
     def forward(self, words_BTd: Tensor, present_BT: Tensor) -> Tensor:
         """Return [B, T, width]; positions that are not present are attended to by nobody."""
@@ -36,17 +46,16 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Word and position embeddings, blocks, the mean over the words that are there, logits."""
+    """Word and position embeddings, blocks, logits from the sum of all words over the root of their number."""
 
     def __init__(self, vocabulary_size: int, length: int, num_classes: int) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary_size, WIDTH)
         self.positions = nn.Embedding(length, WIDTH)
         self.blocks = nn.ModuleList(Block(WIDTH, HEADS) for _ in range(LAYERS))
-        self.last = nn.LayerNorm(WIDTH)
         self.logits = nn.Linear(WIDTH, num_classes)
-        nn.init.normal_(self.words.weight, std=0.3)
-        nn.init.normal_(self.positions.weight, std=0.1)
+        nn.init.normal_(self.words.weight, std=WORD_STD)
+        nn.init.normal_(self.positions.weight, std=POSITION_STD)
 
     def forward(self, numbers_BT: Tensor) -> Tensor:
         """Return logits [B, K] for word numbers [B, T]; 0 is padding. A sentence without words reads its padding."""
@@ -55,8 +64,8 @@ class Transformer(nn.Module):
         hidden_BTd = self.words(numbers_BT) + self.positions(self.places(numbers_BT))
         for block in self.blocks:
             hidden_BTd = block(hidden_BTd, present_BT)
-        weight_BT1 = (present_BT / present_BT.sum(dim=1, keepdim=True)).unsqueeze(-1)
-        logits: Tensor = self.logits((self.last(hidden_BTd) * weight_BT1).sum(dim=1))
+        weight_BT1 = (present_BT / present_BT.sum(dim=1, keepdim=True).sqrt()).unsqueeze(-1)
+        logits: Tensor = self.logits((hidden_BTd * weight_BT1).sum(dim=1))
         return logits
 
     def places(self, numbers_BT: Tensor) -> Tensor:

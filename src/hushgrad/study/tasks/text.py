@@ -17,7 +17,14 @@ from hushgrad.study.tasks.task import Preparation, Recipe, Task, TaskOptions, ch
 from hushgrad.study.tasks.words import LENGTH, PADDING, Vocabulary, counted_vocabulary, make_vocabulary, words_of
 
 RECIPE = Recipe(
-    model="transformer", batch_size=2048, epochs=10, learning_rate=0.005, max_grad_norm=1.0, optimizer="adam", threads=1
+    model="transformer",
+    batch_size=2048,
+    epochs=5,
+    learning_rate=0.005,
+    max_grad_norm=1.0,
+    optimizer="adam",
+    threads=1,
+    average_decay=0.95,
 )
 RECIPES = {3.0: RECIPE}
 
