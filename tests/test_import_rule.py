@@ -10,7 +10,7 @@ import pytest
 import hushgrad
 
 ROOT = Path(hushgrad.__file__).parent
-GRADIENT_HALF = {"capture", "gradients", "clipping", "noise"}
+GRADIENT_HALF = {"capture", "gradients", "clipping", "noise", "kernels"}
 ACCOUNTING_HALF = {"accounting", "sampling"}
 SHARED = {"errors", "arguments", "randomness", "_version"}
 SESSION = {"session", "step_hooks", "protocol", "frozen_setup", "update", "spending"}

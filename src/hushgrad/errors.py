@@ -164,6 +164,12 @@ class SensitivityMismatchError(HushgradError, RuntimeError):
     code = "DP407"
 
 
+class KernelMismatchError(HushgradError, RuntimeError):
+    """A kernel does not compute on this device what it is defined to compute."""
+
+    code = "DP408"
+
+
 # 5xx: accounting -----------------------------------------------------------------------------------------------------
 
 

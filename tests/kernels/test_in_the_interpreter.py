@@ -1,0 +1,29 @@
+"""The kernels on the CPU, in Triton's interpreter: each file of `interpreted/` in a process of its own."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent / "interpreted"
+FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("name", FILES)
+def test_kernels_compute_their_definitions_in_the_interpreter(name):
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "HUSHGRAD_KERNELS"))}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / name)]
+    environment = {**kept, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=FOLDER, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def test_every_family_of_kernels_has_a_file_here():
+    source = Path(__file__).parents[2] / "src" / "hushgrad" / "kernels"
+    families = {path.stem.removesuffix("_triton") for path in source.glob("*_triton.py")}
+    assert families == {"draws", "gram", "instantiate"}
+    assert {name.removeprefix("test_").removesuffix(".py") for name in FILES} >= families
