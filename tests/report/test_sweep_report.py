@@ -3,7 +3,9 @@ import math
 from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.ledger import read_ledger
 from hushgrad.report.files import CARD, PAGE, check_report, write_report
+from hushgrad.study.run import run
 from hushgrad.study.sweep.folder import SweepFolder
+from hushgrad.study.sweep.plan import Grid, Subject, config_of, make_plan
 
 
 def test_the_sweeps_report_counts_every_attempt_in_what_choosing_costs(sweep_folder, tmp_path):
@@ -47,3 +49,22 @@ def test_the_sweeps_page_compares_runs_and_states_what_choosing_costs(sweep_fold
         assert "σ=3" in text
     assert page.count("data:image/svg+xml") == 2
     assert math.isclose(facts["over_seeds"][2]["epsilon"], facts["runs"][2]["ledger_epsilon"])
+
+
+def test_the_report_of_a_sweep_at_target_epsilons_names_each_ones_settings_and_holds(tmp_path):
+    settings = {"epochs": 1, "batch_size": 400, "augmentations": 2, "average_decay": 0.9}
+    subject = Subject("digits", task="digits", settings=settings)
+    plan = make_plan("s", (subject,), Grid(target_epsilons=(1, 8), baseline=False, seeds=(0,)))
+    folder = SweepFolder.open(tmp_path / "sweep", plan)
+    for planned in plan.runs:
+        run(config_of(planned), folder.finished(planned.name))
+    facts = write_report(folder.path, tmp_path / "out")["facts"]
+    assert [one["settings"]["augmentations"] for one in facts["runs"]] == [2, 2]
+    page = (tmp_path / "out" / PAGE).read_text()
+    for planned in plan.runs:
+        rate = config_of(planned).learning_rate
+        assert f"epochs 1, optimizer sgd, learning rate {rate:g}" in page
+    assert "augmentations 2, average decay 0.9" in page
+    assert all(check.held for check in check_report(folder.path, tmp_path / "out"))
+    write_report(folder.finished(plan.runs[0].name), tmp_path / "one")
+    assert "2 random ones; their mean loss makes one gradient" in (tmp_path / "one" / PAGE).read_text()

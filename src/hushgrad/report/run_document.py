@@ -149,8 +149,11 @@ def _mechanism(facts: Facts) -> Section | None:
         ("accountant", privacy["accountant"]),
         ("numerical error", privacy["numerics"] or "none: nothing to compute"),
     ]
+    views = facts["settings"]["augmentations"]
+    if views:
+        told.insert(1, ("views of a record", f"{plain(views)} random ones; their mean loss makes one gradient"))
     if len(noise) == 1 and clip is not None:
-        told.insert(3, ("standard deviation of the noise on the sum, σ·C", plain(noise[0] * clip)))
+        told.insert(len(told) - 5, ("standard deviation of the noise on the sum, σ·C", plain(noise[0] * clip)))
     return Section("Mechanism and accountant", facts=tuple(told))
 
 

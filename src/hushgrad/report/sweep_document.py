@@ -23,7 +23,15 @@ def sweep_document(facts: Facts) -> Document:
         (up(choosing["everything"]), f"ε of publishing everything, δ = {facts['delta']:g}"),
         (up(choosing["all_private_attempts"]), f"ε of all {choosing['private_attempts']} private attempts together"),
     )
-    sections = (_accuracy(facts), _choosing(facts), _curves(facts), _runs(facts), _outside(facts), _recompute(facts))
+    sections = (
+        _accuracy(facts),
+        _choosing(facts),
+        _curves(facts),
+        _settings(facts),
+        _runs(facts),
+        _outside(facts),
+        _recompute(facts),
+    )
     return Document(
         title=facts["name"],
         private=not math.isinf(float(choosing["everything"])),
@@ -112,6 +120,19 @@ def _curves(facts: Facts) -> Section | None:
             picture = curves_picture(members, title=series, delta=facts["delta"])
             images.append(Image(picture.svg, f"Accuracy and epsilon over steps: {series}"))
     return Section("Curves", images=tuple(images)) if images else None
+
+
+def _settings(facts: Facts) -> Section | None:
+    """Return what each kind of run was trained with, once for all seeds; None where no run says it."""
+    told: dict[tuple[str, str, str], None] = {}
+    for run in facts["runs"]:
+        if run["settings"]:
+            words = [f"{key.replace('_', ' ')} {plain(value)}" for key, value in run["settings"].items()]
+            told[run["series"], run["aim"], ", ".join(words)] = None
+    if not told:
+        return None
+    text = "A task has settings of its own for each ε: runs of one series at different ε may differ in more than noise."
+    return Section("Settings", (text,), table=Grid(("series", "noise", "settings"), tuple(told)))
 
 
 def _runs(facts: Facts) -> Section:

@@ -18,6 +18,11 @@ from hushgrad.study.sweep.plan import ORDINARY
 from hushgrad.study.sweep.results import delta_of, read_measurements
 from hushgrad.study.sweep.table import Row, gather, read_rows
 
+SETTINGS = (
+    "expected_batch_size", "epochs", "optimizer", "learning_rate", "momentum", "max_grad_norm", "augmentations",
+    "average_decay",
+)  # fmt: skip
+
 
 def sweep_facts(path: Path, *, name: str | None = None, uncovered: bool = False) -> dict[str, Any]:
     """Return the facts of the sweep in `path` as JSON values; see `run_facts` for `name` and `uncovered`."""
@@ -56,8 +61,11 @@ def _run(folder: SweepFolder, row: Row, delta: float) -> dict[str, Any]:
     """Return a row of the table with ε recomputed. Of a failure only the kind is told: its message may hold data."""
     failure = folder.failure(row.name) if row.status == "failed" else None
     facts = {**asdict(row), "error": failure["kind"] if failure else None, "ledger": None, "ledger_epsilon": None}
+    facts["settings"] = {}
     if row.status != "completed":
         return facts
+    summary = read_summary(folder.finished(row.name)) or {}
+    facts["settings"] = {key: summary[key] for key in SETTINGS if summary.get(key) is not None}
     ledger = folder.finished(row.name) / "ledger.jsonl"
     if not ledger.exists():
         return {**facts, "ledger_epsilon": math.inf}
