@@ -101,7 +101,7 @@ def with_opacus(config: RunConfig, task: Task) -> dict[str, Any]:
         grad_sample_mode="ghost" if ghost else "hooks",
     )
     criterion, batches = others if ghost else (criterion, others[0])
-    average = ParameterAverage(model, config.average_decay) if config.average_decay is not None else None
+    average = ParameterAverage(model, config.average_decay) if config.average_decay else None
     for _ in range(config.epochs):
         for inputs, labels in batches:
             steps += 1

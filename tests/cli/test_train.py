@@ -141,7 +141,7 @@ def test_tensorboard_shows_every_metric_in_the_group_that_says_whether_epsilon_c
         ("--noise-multiplier 1 --momentum 1", "DP101 momentum must be in [0, 1)"),
         ("--noise-multiplier 1 --seed -1", "DP101 seed must be >= 0"),
         ("--noise-multiplier 1 --augmentations -1", "DP101 augmentations must be >= 0"),
-        ("--noise-multiplier 1 --average 1", "DP101 average_decay must be in (0, 1)"),
+        ("--noise-multiplier 1 --average 1", "DP101 average_decay must be in [0, 1)"),
         ("--noise-multiplier 1 --hidden many", "DP101 hidden must be whole numbers"),
         ("--noise-multiplier 1 --device abacus", "DP101 device must be one that is here"),
         ("--noise-multiplier 1 --classes 1,x", "DP104 classes must be among 0, 1"),

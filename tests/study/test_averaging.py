@@ -50,7 +50,7 @@ def test_what_is_tested_and_given_back_is_the_average(privacy):
     model, outcome = train(config, task, Watchers())
     assert outcome.test_accuracy == accuracy(model, task.test, "cpu")
     if privacy is None:
-        last, _ = train(replace(config, average_decay=None), task, Watchers())
+        last, _ = train(replace(config, average_decay=0.0), task, Watchers())
         difference = nn.utils.parameters_to_vector(model.parameters()) - nn.utils.parameters_to_vector(
             last.parameters()
         )

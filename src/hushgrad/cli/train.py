@@ -58,7 +58,9 @@ INTERRUPTED = 130
 @click.option("--lr", "learning_rate", type=float, help="Learning rate.")
 @click.option("--momentum", type=float, help="Momentum (Adam: the first β).")
 @click.option("--augmentations", type=int, metavar="K", help="Images: K random views make one gradient; 0: none.")
-@click.option("--average", "average_decay", type=float, metavar="DECAY", help="Release the parameters' average.")
+@click.option(
+    "--average", "average_decay", type=float, metavar="DECAY", help="Release the parameters' average; 0: the last."
+)
 @click.option("--loss-reduction", type=click.Choice(("mean", "sum")), help="sum: the update is not divided.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Initial parameters; never noise or sampling.")
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda:0.")

@@ -64,8 +64,8 @@ class RunConfig:
     parameters and an ordinary run's order of examples, never noise or private sampling.
 
     `augmentations` is the number of random views of each image whose mean loss is the image's loss (0: the image as it
-    is). `average_decay` has the average of the parameters over the steps tested and released (see `averaging`), None
-    the last ones.
+    is). With an `average_decay` above 0 the average of the parameters over the steps is tested and released (see
+    `averaging`), in place of the last ones.
 
     Raises InvalidArgumentError for every bad value, before data is read.
     """
@@ -83,7 +83,7 @@ class RunConfig:
     optimizer: str = "sgd"
     momentum: float = 0.9
     augmentations: int = 0
-    average_decay: float | None = None
+    average_decay: float = 0.0
     loss_reduction: str = "mean"
     seed: int = 0
     device: str = "cpu"
@@ -100,8 +100,8 @@ class RunConfig:
         whole_number("seed", self.seed, minimum=0)
         if whole_number("augmentations", self.augmentations, minimum=0) and TASKS[self.task].shifts is None:
             raise InvalidArgumentError(f"task {self.task!r} has no images to augment; leave augmentations out")
-        if self.average_decay is not None:
-            open_unit_interval("average_decay", self.average_decay)
+        if not 0 <= real_number("average_decay", self.average_decay) < 1:
+            raise InvalidArgumentError(f"average_decay must be in [0, 1), got {self.average_decay}")
         if self.max_physical_batch_size is not None:
             whole_number("max_physical_batch_size", self.max_physical_batch_size, minimum=1)
         if self.threads is not None:

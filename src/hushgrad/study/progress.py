@@ -48,7 +48,7 @@ def settings_text(config: RunConfig) -> str:
     parts = [epochs, config.optimizer, f"learning rate {config.learning_rate:g}", f"{first} {config.momentum:g}"]
     if config.augmentations:
         parts.append(f"{config.augmentations} views of each image")
-    if config.average_decay is not None:
+    if config.average_decay:
         parts.append(f"parameters averaged with decay {config.average_decay:g}")
     return ", ".join(parts)
 

@@ -42,6 +42,8 @@ def train(
     check_against_data(config, task)
     if task.preparation is not None:
         raise InvalidArgumentError("the task must be prepared first; call hushgrad.study.preparation.prepare")
+    if config.privacy is not None and task.vocabulary_buckets is not None and not events_at(ledger):
+        raise InvalidArgumentError("the ledger must be the one in which the task's preparation was paid for; pass that")
     with _cpu_threads(config.threads):
         return _train(config, task, watchers, ledger)
 
@@ -72,7 +74,7 @@ def _train(config: RunConfig, task: Task, watchers: Watchers, ledger: Path | Non
         task.train, batch_size=config.batch_size, shuffle=True, generator=torch.Generator().manual_seed(config.seed)
     )
     planned_steps = config.epochs * len(loader)
-    average = ParameterAverage(model, config.average_decay) if config.average_decay is not None else None
+    average = ParameterAverage(model, config.average_decay) if config.average_decay else None
     trained = OverViews(model) if config.augmentations else model
     parts = Parts(model, trained, optimizer, loader, _plain_criterion(config), _views(config), average)
     if config.privacy is None:

@@ -38,7 +38,7 @@ class Recipe:
     hidden_sizes: tuple[int, ...] = (64,)
     activation: str = "tanh"
     augmentations: int = 0
-    average_decay: float | None = None
+    average_decay: float = 0.0
     max_physical_batch_size: int | None = None
     threads: int | None = None
 
