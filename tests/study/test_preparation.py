@@ -130,3 +130,14 @@ def test_an_epsilon_of_the_vocabulary_must_be_a_number_above_zero(own):
 def test_the_vocabulary_must_leave_something_for_training(folder):
     with pytest.raises(InvalidArgumentError, match="vocabulary_epsilon must be below the target epsilon 1,"):
         config(folder, target_epsilon=1.0)
+
+
+def test_what_a_private_run_prepares_is_paid_for_in_the_ledger_of_training(folder, tmp_path):
+    aim = config(folder, target_epsilon=4.0)
+    task = load_task("text", aim.options)
+    with pytest.raises(InvalidArgumentError, match="must be paid for"):
+        prepare(aim, task, None)
+    ready = prepare(aim, task, tmp_path / "ledger.jsonl").task
+    for other in (None, tmp_path / "other.jsonl"):
+        with pytest.raises(InvalidArgumentError, match="in which the task's preparation was paid for"):
+            train(aim, ready, Watchers(), ledger=other)

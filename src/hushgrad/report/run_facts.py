@@ -67,7 +67,9 @@ def run_facts(folder: Path, *, name: str | None = None, uncovered: bool = False)
         "parameters": _parameters(folder / "model.safetensors"),
     }
     facts["assumptions"] = assumptions_of(ledger, summary)
-    facts["audit"], audit_agrees = audit_facts(folder / AUDIT, ledger)
+    facts["audit"], audit_agrees = audit_facts(
+        folder / AUDIT, ledger, besides=summary.get("vocabulary_noise_multiplier")
+    )
     facts["agreement"] = agreement(facts, summary, ledger, measurements) + audit_agrees
     return dict(finite(facts))
 
@@ -104,8 +106,12 @@ def privacy_facts(ledger: LedgerView | None, delta: float) -> dict[str, Any]:
     return facts
 
 
-def audit_facts(path: Path, ledger: LedgerView | None) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+def audit_facts(
+    path: Path, ledger: LedgerView | None, *, besides: float | None
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """Return the audit in `audit.json`, its bounds and claims computed anew, and whether the files agree.
+
+    `besides` is the noise multiplier of what was released before training, which is not what was audited.
 
     None and nothing where there is no such file. Raises `InvalidArgumentError` where it is damaged.
     """
@@ -120,7 +126,7 @@ def audit_facts(path: Path, ledger: LedgerView | None) -> tuple[dict[str, Any] |
     agrees = [{"what": f"bounds in {AUDIT} and from what it observed", "held": same(stored, fresh)}]
     if ledger is not None:
         audited = sorted({event.noise_multiplier for event, _ in audit.releases})
-        charged = sorted({event.noise_multiplier for event, _ in ledger.events})
+        charged = sorted({event.noise_multiplier for event, _ in ledger.events} - {besides})
         agrees.append({"what": f"σ in {AUDIT} and in the ledger", "held": same(audited, charged)})
     return fresh, agrees
 

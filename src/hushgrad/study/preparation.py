@@ -12,6 +12,7 @@ from pathlib import Path
 from hushgrad.accounting.calibration import calibrate_noise_multiplier
 from hushgrad.accounting.events import Gaussian
 from hushgrad.accounting.ledger import OBSERVED, OPERATING_SYSTEM, Contract, Ledger
+from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream
 from hushgrad.study.configuration import DEFAULT_DELTA, RunConfig
 from hushgrad.study.tasks import Task
@@ -32,6 +33,8 @@ def prepare(config: RunConfig, task: Task, ledger: Path | None) -> Prepared:
     noise without paying for it. The noise is what keeps the preparation alone at its ε at the run's δ.
 
     Guarantee: the preparation is charged in the ledger of training, before anything is learned from the records.
+
+    Raises InvalidArgumentError for a private run without a ledger, and what `Ledger` and the calibration raise.
     """
     preparation = task.preparation
     if preparation is None:
@@ -43,6 +46,8 @@ def prepare(config: RunConfig, task: Task, ledger: Path | None) -> Prepared:
         composition=lambda noise: [(Gaussian(noise), 1)],
     )
     if privacy is not None:
+        if ledger is None:
+            raise InvalidArgumentError("the preparation of a private run must be paid for; pass the ledger of training")
         # What the session will find when it continues this ledger: anything else in it would be refused.
         contract = Contract(
             OBSERVED,
