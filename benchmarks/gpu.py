@@ -25,6 +25,7 @@ from benchmarks.runner import Runner
 from benchmarks.timing import Interval, interleave, paired
 from benchmarks.workloads import Batch, Workload, sequences
 from hushgrad.kernels import dispatch
+from hushgrad.kernels.chacha import CipherKey
 from hushgrad.randomness import Address, KeyStream
 
 WARM_UP = 3
@@ -148,12 +149,12 @@ def _peak_mib(runner: Runner) -> float:
 def kernel_results(device: str, rounds: int, *, values: int = 1 << 28, size: int = 2048) -> list[KernelResult]:
     """Time the kernels beside a copy of `values` values and a product of matrices `[4·size, 4·size]`, float32 both."""
     total, other = torch.zeros(values, device=device), torch.zeros(values, device=device)
-    stream, step = KeyStream.from_operating_system(), 0
+    key, step = CipherKey.of(KeyStream.from_operating_system()), 0
 
     def noise() -> None:
         nonlocal step
         step += 1
-        dispatch.noisy_update(total, noise_std=1.0, divisor=1.0, stream=stream, address=Address(step), overwrite=True)
+        dispatch.noisy_update(total, noise_std=1.0, divisor=1.0, key=key, address=Address(step), overwrite=True)
 
     square = torch.randn(4 * size, 4 * size, device=device)
     left, right = torch.randn(4, 512, size, device=device), torch.randn(4, 512, size, device=device)

@@ -1,6 +1,8 @@
 """The cipher against RFC 8439 and the `cryptography` package, and its key against everything else that is drawn."""
 
+import copy
 import os
+import pickle
 import struct
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hushgrad.errors import ProtocolError
-from hushgrad.kernels.chacha import chacha20, cipher_key, signed
+from hushgrad.kernels.chacha import CipherKey, chacha20, signed
 from hushgrad.randomness import Address, KeyStream
 
 WORDS = st.integers(0, 2**32 - 1)
@@ -25,7 +27,7 @@ def reference(key, counter, nonce, blocks=1):
 
 def ours(key, counters, nonce):
     counter = torch.tensor([signed(word) for word in counters], dtype=torch.int32)
-    return chacha20(tuple(signed(word) for word in key), counter, tuple(signed(word) for word in nonce))
+    return chacha20(CipherKey(tuple(signed(word) for word in key)), counter, tuple(signed(word) for word in nonce))
 
 
 def test_the_block_of_rfc_8439_section_2_3_2():
@@ -49,16 +51,18 @@ def test_every_block_is_that_of_the_cryptography_package(key, counter, nonce):
 
 def test_the_first_word_of_the_nonce_may_differ_from_block_to_block():
     key, firsts = tuple(range(100, 108)), [0, 16, 2**31 - 1]
-    blocks = chacha20(key, torch.full((3,), 7, dtype=torch.int32), (torch.tensor(firsts, dtype=torch.int32), 3, 4))
+    blocks = chacha20(
+        CipherKey(key), torch.full((3,), 7, dtype=torch.int32), (torch.tensor(firsts, dtype=torch.int32), 3, 4)
+    )
     for place, first in enumerate(firsts):
         assert np.array_equal(blocks[:, place : place + 1].numpy(), reference(key, 7, (first, 3, 4)))
 
 
 def test_the_key_belongs_to_the_stream_and_is_none_of_its_bits():
     stream = KeyStream.fixed_for_tests(4)
-    key = struct.pack("<8i", *cipher_key(stream))
-    assert key == struct.pack("<8i", *cipher_key(stream))
-    assert key != struct.pack("<8i", *cipher_key(KeyStream.fixed_for_tests(5)))
+    key = struct.pack("<8i", *CipherKey.of(stream).words)
+    assert key == struct.pack("<8i", *CipherKey.of(stream).words)
+    assert key != struct.pack("<8i", *CipherKey.of(KeyStream.fixed_for_tests(5)).words)
     assert key != stream._key
     assert key not in bytes(stream.read(Address(0), 1 << 16))
 
@@ -66,4 +70,12 @@ def test_the_key_belongs_to_the_stream_and_is_none_of_its_bits():
 def test_a_forked_process_gets_no_key():
     stream = KeyStream(bytes(32), False, os.getpid() + 1)
     with pytest.raises(ProtocolError):
-        cipher_key(stream)
+        CipherKey.of(stream)
+
+
+def test_a_key_is_not_shown_and_not_copied():
+    key = CipherKey.of(KeyStream.fixed_for_tests(4))
+    assert not any(str(word) in repr(key) for word in key.words)
+    for copying in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            copying(key)

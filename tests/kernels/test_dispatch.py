@@ -10,11 +10,12 @@ import torch
 
 from hushgrad.errors import InvalidArgumentError, KernelMismatchError, ProtocolError
 from hushgrad.kernels import dispatch, draws, self_test
+from hushgrad.kernels.chacha import CipherKey
 from hushgrad.kernels.dispatch import draws_noise, has_kernels, measures
 from hushgrad.randomness import Address, KeyStream
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
-NOISE = {"noise_std": 1.5, "divisor": 3.0, "stream": KeyStream.fixed_for_tests(1), "address": Address(0)}
+NOISE = {"noise_std": 1.5, "divisor": 3.0, "key": CipherKey.of(KeyStream.fixed_for_tests(1)), "address": Address(0)}
 
 
 def operand(device=GPU, dtype=torch.float32):
@@ -124,6 +125,6 @@ def test_the_self_test_of_noise_meets_the_remainder_and_the_tail_and_runs_once(m
     self_test.noise.cache_clear()
     monkeypatch.undo()
     z = draws.standard_normal(
-        self_test.VALUES, device="cpu", stream=KeyStream.fixed_for_tests(8439), address=Address(3, 2, 1)
+        self_test.VALUES, device="cpu", key=CipherKey.of(KeyStream.fixed_for_tests(8439)), address=Address(3, 2, 1)
     )
     assert (z.abs() > 3.75).sum() >= 2

@@ -9,7 +9,7 @@ from scipy import stats
 
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.kernels import draws
-from hushgrad.kernels.chacha import chacha20, cipher_key, signed
+from hushgrad.kernels.chacha import CipherKey, chacha20, signed
 from hushgrad.kernels.draws import LANES, TILE, noisy_update, standard_normal, tables
 from hushgrad.noise.strips import PICKS, density, pick_table, strips
 from hushgrad.randomness import Address, KeyStream
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def draw(count, address=ORIGIN, seed=11):
-    return standard_normal(count, device="cpu", stream=KeyStream.fixed_for_tests(seed), address=address)
+    return standard_normal(count, device="cpu", key=CipherKey.of(KeyStream.fixed_for_tests(seed)), address=address)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_different_addresses_give_uncorrelated_noise(other):
 @pytest.mark.statistical
 def test_the_remainder_is_what_the_strips_leave_of_the_normal_distribution():
     """The places that go to the remainder, 10**5 of them: Kolmogorov-Smirnov; false alarm 1e-6."""
-    table, key = tables(CPU), cipher_key(KeyStream.fixed_for_tests(6))
+    table, key = tables(CPU), CipherKey.of(KeyStream.fixed_for_tests(6))
     found = draws._remainder(key, (3, 4), torch.arange(100_000) * 2**17, table).numpy()
     right = strips()
     assert 0.5 - 5e-3 * 2 < (found > 0).mean() < 0.5 + 5e-3 * 2  # 6 standard errors
@@ -115,13 +115,13 @@ def test_the_tail_is_exact_and_reaches_beyond_eight():
 
 def test_a_value_is_that_of_its_word_by_the_strips_of_the_cpu():
     """The documented place of a value's word, and middle + slope · word with two roundings, one value at a time."""
-    stream, address, table = KeyStream.fixed_for_tests(12), Address(7, 3, 2), pick_table(32)
+    key, address, table = CipherKey.of(KeyStream.fixed_for_tests(12)), Address(7, 3, 2), pick_table(32)
     values = draw(3 * TILE, address, seed=12).numpy()
     packed = address.packed()
     nonce = (0, signed(packed & 0xFFFFFFFF), signed(packed >> 32))
     for i in (0, 1, 31, 32, 511, 512, 513, 1000, 1535):
         counter = torch.tensor([32 * (i // 512) + i % 32], dtype=torch.int32)
-        word = chacha20(cipher_key(stream), counter, nonce)[(i % 512) // 32].numpy()[0]
+        word = chacha20(key, counter, nonce)[(i % 512) // 32].numpy()[0]
         middle, slope = table[word & (PICKS - 1)]
         assert word & (PICKS - 1) < 2 * strips().count
         assert values[i] == np.float32(middle + np.float32(slope * np.float32(word)))
@@ -139,7 +139,7 @@ def test_values_depend_on_key_address_and_place_only(monkeypatch):
 
 def test_places_beyond_two_to_the_32_have_blocks_of_their_own():
     """Words and candidates far out in a large draw are not those at its begin."""
-    key, table = cipher_key(KeyStream.fixed_for_tests(6)), tables(CPU)
+    key, table = CipherKey.of(KeyStream.fixed_for_tests(6)), tables(CPU)
     near, far = (draws._values(key, ORIGIN, start, 2000, CPU) for start in (0, 1 << 35))
     assert len(set(near.tolist()) & set(far.tolist())) < 10
     places = torch.tensor([5, 5 + (1 << 32), 5 + (3 << 32)])
@@ -150,9 +150,9 @@ def test_places_beyond_two_to_the_32_have_blocks_of_their_own():
 def test_an_update_is_the_sum_then_noise_then_the_division(shape):
     """Guarantee: the noise of the result has standard deviation noise_std / divisor."""
     total, count = torch.randn(shape), math.prod(shape)
-    stream = KeyStream.fixed_for_tests(2)
-    update = noisy_update(total, noise_std=3.0, divisor=7.0, stream=stream, address=Address(4))
-    z = standard_normal(count, device="cpu", stream=stream, address=Address(4)).view(shape)
+    key = CipherKey.of(KeyStream.fixed_for_tests(2))
+    update = noisy_update(total, noise_std=3.0, divisor=7.0, key=key, address=Address(4))
+    z = standard_normal(count, device="cpu", key=key, address=Address(4)).view(shape)
     assert update.shape == total.shape
     assert torch.equal(update, (total + 3.0 * z) / torch.tensor(7.0))
 
@@ -160,22 +160,22 @@ def test_an_update_is_the_sum_then_noise_then_the_division(shape):
 def test_an_update_may_overwrite_its_total_and_else_leaves_it_alone():
     total = torch.randn(1000).view(10, 100).t()
     kept = total.clone()
-    stream = KeyStream.fixed_for_tests(2)
-    fresh = noisy_update(total, noise_std=1.0, divisor=2.0, stream=stream, address=ORIGIN)
+    key = CipherKey.of(KeyStream.fixed_for_tests(2))
+    fresh = noisy_update(total, noise_std=1.0, divisor=2.0, key=key, address=ORIGIN)
     assert torch.equal(total, kept)
     assert fresh.is_contiguous()
     written = total.contiguous()
-    result = noisy_update(written, noise_std=1.0, divisor=2.0, stream=stream, address=ORIGIN, overwrite=True)
+    result = noisy_update(written, noise_std=1.0, divisor=2.0, key=key, address=ORIGIN, overwrite=True)
     assert result.data_ptr() == written.data_ptr()
     assert torch.equal(result, fresh)
     with pytest.raises(InvalidArgumentError, match="contiguous"):
-        noisy_update(total, noise_std=1.0, divisor=2.0, stream=stream, address=ORIGIN, overwrite=True)
+        noisy_update(total, noise_std=1.0, divisor=2.0, key=key, address=ORIGIN, overwrite=True)
 
 
 def test_totals_that_are_not_float32_and_bad_numbers_are_refused():
-    stream = KeyStream.fixed_for_tests(2)
+    key = CipherKey.of(KeyStream.fixed_for_tests(2))
     with pytest.raises(InvalidArgumentError, match="float32"):
-        noisy_update(torch.zeros(3).double(), noise_std=1.0, divisor=2.0, stream=stream, address=ORIGIN)
+        noisy_update(torch.zeros(3).double(), noise_std=1.0, divisor=2.0, key=key, address=ORIGIN)
     for std, divisor in ((-1.0, 1.0), (math.nan, 1.0), (1.0, 0.0)):
         with pytest.raises(InvalidArgumentError):
-            noisy_update(torch.zeros(3), noise_std=std, divisor=divisor, stream=stream, address=ORIGIN)
+            noisy_update(torch.zeros(3), noise_std=std, divisor=divisor, key=key, address=ORIGIN)

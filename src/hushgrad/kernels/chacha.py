@@ -9,6 +9,9 @@ This file is the definition; `hushgrad.kernels.draws_triton` computes the same w
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import NoReturn
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,21 +24,29 @@ BLOCK_WORDS = 16
 # "expand 32-byte k", as four little-endian words.
 CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)
 
-Key = tuple[int, int, int, int, int, int, int, int]
 Nonce = tuple[int | Tensor, int, int]
 
 _PURPOSE = "noise by ChaCha20 on a device"
 
 
-def cipher_key(stream: KeyStream) -> Key:
-    """Return the 256-bit key that belongs to a stream, as eight signed 32-bit numbers.
+@dataclass(frozen=True, slots=True, eq=False)
+class CipherKey:
+    """A secret key of 256 bits, as eight signed 32-bit numbers; `repr` does not show them, and it is never saved."""
 
-    It is read from a fork of the stream that serves this purpose alone, so it says nothing about any other bit that
-    is drawn from the stream, and none of them about it. Raises `ProtocolError` in a forked process.
-    """
-    words = np.frombuffer(stream.fork(_PURPOSE).read(Address(0), KEY_BYTES), "<i4")
-    a, b, c, d, e, f, g, h = (int(word) for word in words)
-    return a, b, c, d, e, f, g, h
+    words: tuple[int, ...] = field(repr=False)
+
+    @classmethod
+    def of(cls, stream: KeyStream) -> CipherKey:
+        """Return the key that belongs to a stream (some 30 µs).
+
+        It is read from a fork of the stream that serves this purpose alone, so it says nothing about any other bit
+        that is drawn from the stream, and none of them about it. Raises `ProtocolError` in a forked process.
+        """
+        bits = stream.fork(_PURPOSE).read(Address(0), KEY_BYTES)
+        return cls(tuple(int(word) for word in np.frombuffer(bits, "<i4")))
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a CipherKey cannot be pickled or copied: noise drawn twice cancels exactly")
 
 
 def signed(word: int) -> int:
@@ -43,18 +54,18 @@ def signed(word: int) -> int:
     return word - (1 << 32) if word >= 1 << 31 else word
 
 
-def chacha20(key: Key, counter: Tensor, nonce: Nonce) -> Tensor:
+def chacha20(key: CipherKey, counter: Tensor, nonce: Nonce) -> Tensor:
     """Return the blocks of many counters, `[16, n]` words in int32.
 
     Args:
-        key: eight words; all words are signed 32-bit numbers.
+        key: all words, of key, nonce and result, are signed 32-bit numbers.
         counter: `[n]`, int32, the counters of the blocks.
         nonce: three words; the first may be `[n]`, int32, one for each block.
 
     Guarantee: blocks are those of RFC 8439 (ChaCha20 with a 32-bit counter and a 96-bit nonce).
     """
     start = torch.empty(BLOCK_WORDS, len(counter), dtype=torch.int32, device=counter.device)
-    for place, word in enumerate((*(signed(word) for word in CONSTANTS), *key, counter, *nonce)):
+    for place, word in enumerate((*(signed(word) for word in CONSTANTS), *key.words, counter, *nonce)):
         start[place] = word
     # Four quarter rounds at a time: row i of the 4 × 4 state is state[i], and diagonals are columns of turned rows.
     a, b, c, d = start.view(4, 4, -1).clone().unbind()

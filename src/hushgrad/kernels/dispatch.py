@@ -20,7 +20,8 @@ from torch import Tensor
 from hushgrad.arguments import one_of
 from hushgrad.errors import ProtocolError
 from hushgrad.kernels import draws, self_test
-from hushgrad.randomness import Address, KeyStream
+from hushgrad.kernels.chacha import CipherKey
+from hushgrad.randomness import Address
 
 VARIABLE = "HUSHGRAD_KERNELS"
 
@@ -67,7 +68,7 @@ def is_captured(total: Tensor) -> bool:
 
 
 def noisy_update(
-    total: Tensor, *, noise_std: float, divisor: float, stream: KeyStream, address: Address, overwrite: bool = False
+    total: Tensor, *, noise_std: float, divisor: float, key: CipherKey, address: Address, overwrite: bool = False
 ) -> Tensor:
     """Return `(total + noise_std · z) / divisor`, as `hushgrad.kernels.draws` defines z, by a kernel if there is one.
 
@@ -84,4 +85,4 @@ def noisy_update(
         from hushgrad.kernels import draws_triton
 
         draw = draws_triton.noisy_update
-    return draw(total, noise_std=noise_std, divisor=divisor, stream=stream, address=address, overwrite=overwrite)
+    return draw(total, noise_std=noise_std, divisor=divisor, key=key, address=address, overwrite=overwrite)

@@ -11,7 +11,7 @@ value = middle + slope · word, in float32, rounded after the product and after 
   (16 · (a + 1) + i // 2**32, item and shard, step). It is a place in one of the boxes above the strips, or a value of
   the tail, by Marsaglia's rejection (1964): sqrt(r² - 2 ln u) for u uniform, accepted with probability r / value.
 
-The key is `chacha.cipher_key` of the stream. Nothing depends on how a draw is cut into pieces.
+The key is `CipherKey.of` the stream. Nothing depends on how a draw is cut into pieces.
 
 Rounding. As on the CPU: float32 within two units in the last place of the exact mixture, the remainder in float64.
 
@@ -30,9 +30,9 @@ from torch import Tensor
 
 from hushgrad.arguments import non_negative_number, positive_number
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.kernels.chacha import BLOCK_WORDS, Key, Nonce, chacha20, cipher_key, signed
+from hushgrad.kernels.chacha import BLOCK_WORDS, CipherKey, Nonce, chacha20, signed
 from hushgrad.noise.strips import PICKS, density, pick_table, strips
-from hushgrad.randomness import Address, KeyStream
+from hushgrad.randomness import Address
 
 LANES = 32  # blocks that are interleaved
 TILE = LANES * BLOCK_WORDS  # values that they make
@@ -80,7 +80,7 @@ def tables(device: torch.device) -> Tables:
 
 @torch.no_grad()
 def noisy_update(
-    total: Tensor, *, noise_std: float, divisor: float, stream: KeyStream, address: Address, overwrite: bool = False
+    total: Tensor, *, noise_std: float, divisor: float, key: CipherKey, address: Address, overwrite: bool = False
 ) -> Tensor:
     """Return `(total + noise_std · z) / divisor`, z the draw at `address` as defined above; on the device of `total`.
 
@@ -88,7 +88,7 @@ def noisy_update(
         total: the clipped sum, float32, any shape; it is not modified unless `overwrite` says so.
         noise_std: standard deviation of the noise on the sum, in units of the gradient.
         divisor: a public constant.
-        stream: the source of the key.
+        key: the key of the stream that noise is drawn from.
         address: where the noise lies; one address serves one call.
         overwrite: write the result into the memory of `total`, which must be contiguous and have no other reader.
 
@@ -99,7 +99,6 @@ def noisy_update(
     """
     std, denominator, update = prepared(total, noise_std, divisor, overwrite)
     summed, into = total.detach().reshape(-1), update.view(-1)
-    key = cipher_key(stream)
     # On the device, because torch would multiply by the reciprocal of a number, which rounds differently.
     dividing = torch.full((), denominator, dtype=total.dtype, device=total.device)
     for start in range(0, len(into), CHUNK_TILES * TILE):
@@ -109,10 +108,10 @@ def noisy_update(
     return update
 
 
-def standard_normal(count: int, *, device: torch.device | str, stream: KeyStream, address: Address) -> Tensor:
+def standard_normal(count: int, *, device: torch.device | str, key: CipherKey, address: Address) -> Tensor:
     """Return the `count` values at an address, float32."""
     zeros = torch.zeros(count, device=device)
-    return noisy_update(zeros, noise_std=1.0, divisor=1.0, stream=stream, address=address, overwrite=True)
+    return noisy_update(zeros, noise_std=1.0, divisor=1.0, key=key, address=address, overwrite=True)
 
 
 def prepared(total: Tensor, noise_std: float, divisor: float, overwrite: bool) -> tuple[float, float, Tensor]:
@@ -135,7 +134,7 @@ def nonce_of(address: Address) -> tuple[int, int]:
     return signed(packed & 0xFFFFFFFF), signed(packed >> 32)
 
 
-def _values(key: Key, address: Address, start: int, count: int, device: torch.device) -> Tensor:
+def _values(key: CipherKey, address: Address, start: int, count: int, device: torch.device) -> Tensor:
     """Return the values from place `start` (a multiple of TILE) on."""
     nonce, table = nonce_of(address), tables(device)
     tiles = -(-count // TILE)
@@ -149,7 +148,7 @@ def _values(key: Key, address: Address, start: int, count: int, device: torch.de
     return values
 
 
-def _remainder(key: Key, nonce: tuple[int, int], places: Tensor, table: Tables) -> Tensor:
+def _remainder(key: CipherKey, nonce: tuple[int, int], places: Tensor, table: Tables) -> Tensor:
     """Return the values of the remainder at the given places of a draw, `[n]` float32."""
     values = torch.empty(len(places), dtype=torch.float32, device=places.device)
     pending, attempt = torch.arange(len(places), device=places.device), 0

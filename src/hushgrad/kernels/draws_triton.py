@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from hushgrad.kernels import draws
-from hushgrad.kernels.chacha import CONSTANTS, DOUBLE_ROUNDS, cipher_key, signed
+from hushgrad.kernels.chacha import CONSTANTS, DOUBLE_ROUNDS, CipherKey, signed
 from hushgrad.kernels.draws import DENSITY_AT_0, LANES, TILE
 from hushgrad.kernels.launching import on_device_of
-from hushgrad.randomness import Address, KeyStream
+from hushgrad.randomness import Address
 
 _LANES: tl.constexpr = tl.constexpr(LANES)
 _TILE: tl.constexpr = tl.constexpr(TILE)
@@ -34,7 +34,7 @@ def noisy_update(
     *,
     noise_std: float,
     divisor: float,
-    stream: KeyStream,
+    key: CipherKey,
     address: Address,
     overwrite: bool = False,
     lanes: int = LANES,
@@ -56,7 +56,7 @@ def noisy_update(
             count,
             std,
             denominator,
-            *cipher_key(stream),
+            *key.words,
             *draws.nonce_of(address),
             table.picks,
             table.edges,

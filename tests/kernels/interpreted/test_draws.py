@@ -7,18 +7,19 @@ import torch
 
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.kernels import draws, draws_triton
+from hushgrad.kernels.chacha import CipherKey
 from hushgrad.kernels.draws import TILE
 from hushgrad.randomness import Address, KeyStream
 
 PLACE = Address(1, 2, 3)
-KEY = {"stream": KeyStream.fixed_for_tests(11), "address": PLACE}
+KEY = {"key": CipherKey.of(KeyStream.fixed_for_tests(11)), "address": PLACE}
 ADDRESSES = [Address(0), Address(1), Address(2**32 - 1), Address(0, 2**20 - 1), Address(0, 0, 2**12 - 1)]
 
 
 def both(count, *, lanes=8192, seed=11, address=PLACE, std=1.0, divisor=1.0):
     """Return what the kernel and the definition make of the same total."""
-    total, stream = torch.linspace(-2, 2, count), KeyStream.fixed_for_tests(seed)
-    arguments = {"noise_std": std, "divisor": divisor, "stream": stream, "address": address}
+    total, key = torch.linspace(-2, 2, count), CipherKey.of(KeyStream.fixed_for_tests(seed))
+    arguments = {"noise_std": std, "divisor": divisor, "key": key, "address": address}
     return (
         draws_triton.noisy_update(total, lanes=lanes, **arguments),
         draws.noisy_update(total, **arguments),

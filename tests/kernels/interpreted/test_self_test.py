@@ -5,6 +5,7 @@ import torch
 
 from hushgrad.errors import KernelMismatchError
 from hushgrad.kernels import dispatch, draws, draws_triton, gram_triton, instantiate_triton, self_test
+from hushgrad.kernels.chacha import CipherKey
 from hushgrad.randomness import Address, KeyStream
 
 CPU = torch.device("cpu")
@@ -73,7 +74,7 @@ def test_the_dispatch_hands_operands_to_the_kernels(monkeypatch):
     norms_B, gradients = dispatch.instantiated_norms(left, right, keep=True)
     assert torch.allclose(gradients, torch.bmm(left.mT, right), atol=1e-5)
     assert torch.equal(norms_B, dispatch.instantiated_norms(left, right, keep=False)[0])
-    noise = {"noise_std": 1.5, "divisor": 3.0, "stream": KeyStream.fixed_for_tests(1), "address": Address(0)}
+    noise = {"noise_std": 1.5, "divisor": 3.0, "key": CipherKey.of(KeyStream.fixed_for_tests(1)), "address": Address(0)}
     used = []
     true = draws_triton.noisy_update
     monkeypatch.setattr(draws_triton, "noisy_update", lambda total, **options: used.append(0) or true(total, **options))
