@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan, Way, chunks_of_examples
 from hushgrad.gradients.dense import Dense
+from hushgrad.kernels import dispatch
 
 # Below this share of Σ_t ‖left_t‖²‖right_t‖², a norm from the Gram matrices has lost too many digits to cancellation.
 CANCELLATION = 0.02
@@ -51,7 +52,11 @@ class OuterProducts(Contribution):
         if way == "gram":
             return self._gram_norms(), self
         bytes_per_example = self.left.shape[2] * self.right.shape[2] * self.left.element_size()
-        if bytes_per_example * self.batch_size <= plan.keep_bytes:
+        is_kept = bytes_per_example * self.batch_size <= plan.keep_bytes
+        if dispatch.measures(self.left, self.right):
+            norms_B, gradients = dispatch.instantiated_norms(self.left, self.right, keep=is_kept)
+            return norms_B, self if gradients is None else Dense(gradients)
+        if is_kept:
             return Dense(self.per_example()).measure(plan)
         norms = [
             Dense(torch.bmm(self.left[part].mT, self.right[part])).measure(plan)[0]
@@ -61,7 +66,8 @@ class OuterProducts(Contribution):
 
     def _gram_norms(self) -> Tensor:
         """‖G_i‖² = ⟨L Lᵀ, R Rᵀ⟩; examples in which the terms cancel are computed again from their gradient."""
-        norms_B, diagonal_B = _gram(self.left, self.right)
+        by_kernel = dispatch.measures(self.left, self.right)
+        norms_B, diagonal_B = (dispatch.gram_norms if by_kernel else _gram)(self.left, self.right)
         cancelled = (norms_B < CANCELLATION * diagonal_B).nonzero().squeeze(1)
         for row in cancelled.tolist():
             gradient = self.left[row].mT @ self.right[row]

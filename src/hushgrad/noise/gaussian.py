@@ -5,6 +5,8 @@ value = middle + slope · word. The few words that pick the remainder get their 
 words never reach, in the order of their places in the draw. So the values depend on the key, the address, the number
 of values and the dtype, and not on threads, chunks or memory at hand.
 
+On a CUDA device the noise of an update is drawn there (`hushgrad.kernels.draws`): other values, distributed alike.
+
 Rounding. In float32 a value is within two units in the last place of its exact mixture, and the positions in a strip
 are spaced by 2**-16 of its width: below 2e-9 for `abs(z)` < 1 and below 7e-7 everywhere. In float64, 2**-48 of its
 width.
@@ -27,6 +29,8 @@ from torch import Tensor
 
 from hushgrad.arguments import non_negative_number, positive_number
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.kernels import dispatch
+from hushgrad.kernels.chacha import CipherKey
 from hushgrad.noise.strips import PICKS, Float64s, pick_table, remainder, strips
 from hushgrad.noise.threads import on_all_threads
 from hushgrad.randomness import Address, KeyStream
@@ -118,6 +122,7 @@ def noisy_updates(parts: Sequence[Noised], *, noise_std: float, divisor: float, 
     denominator = positive_number("divisor", divisor)
     updates: list[Tensor] = []
     draws: list[_Draw] = []
+    key: CipherKey | None = None
     for part in parts:
         total = part.total.detach()
         _require_wide(total.dtype, "total")
@@ -125,6 +130,12 @@ def noisy_updates(parts: Sequence[Noised], *, noise_std: float, divisor: float, 
             raise InvalidArgumentError("a total that is overwritten must be contiguous; pass total.contiguous()")
         if std == 0:
             updates.append(total.div_(denominator) if part.overwrite else (total / denominator).contiguous())
+        elif dispatch.draws_noise(total):
+            key = key or CipherKey.of(stream)
+            noised = dispatch.noisy_update(
+                total, noise_std=std, divisor=denominator, key=key, address=part.address, overwrite=part.overwrite
+            )
+            updates.append(noised)
         elif total.device.type != "cpu":
             noise = standard_normal(
                 total.shape, dtype=total.dtype, device=total.device, stream=stream, address=part.address
