@@ -10,7 +10,7 @@ import pytest
 import hushgrad
 
 ROOT = Path(hushgrad.__file__).parent
-GRADIENT_HALF = {"capture", "gradients", "clipping", "noise", "kernels"}
+GRADIENT_HALF = {"capture", "gradients", "clipping", "noise", "kernels", "padding"}
 ACCOUNTING_HALF = {"accounting", "sampling"}
 SHARED = {"errors", "arguments", "randomness", "_version"}
 SESSION = {"session", "step_hooks", "protocol", "frozen_setup", "update", "spending"}

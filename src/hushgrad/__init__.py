@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hushgrad.engine import PrivacyEngine
     from hushgrad.mechanism import DPSGD
     from hushgrad.readiness import make_private_ready
-    from hushgrad.sampling.specs import DisjointBatches, PoissonSampling
+    from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, TruncatedPoissonSampling
     from hushgrad.session import Session, privatize
     from hushgrad.verification.hand_written import verify_update
     from hushgrad.verification.training import verify
@@ -28,6 +28,7 @@ __all__ = [  # noqa: RUF022 - in plain order
     "PoissonSampling",
     "PrivacyEngine",
     "Session",
+    "TruncatedPoissonSampling",
     "__version__",
     "doctor",
     "make_private_ready",
@@ -44,6 +45,7 @@ _HOMES = {
     "PoissonSampling": "hushgrad.sampling.specs",
     "PrivacyEngine": "hushgrad.engine",
     "Session": "hushgrad.session",
+    "TruncatedPoissonSampling": "hushgrad.sampling.specs",
     "doctor": "hushgrad.diagnosis.examination",
     "make_private_ready": "hushgrad.readiness",
     "privatize": "hushgrad.session",

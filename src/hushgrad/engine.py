@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,8 +20,8 @@ from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
-from hushgrad.sampling.specs import DisjointBatches, PoissonSampling
-from hushgrad.sampling.torch_loader import read_data_loader
+from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, Sampling, TruncatedPoissonSampling
+from hushgrad.sampling.torch_loader import DataLoaderReading, read_data_loader
 from hushgrad.session import Session, privatize
 from hushgrad.spending import events_at
 
@@ -71,6 +71,8 @@ class PrivacyEngine:
         poisson_sampling: bool = True,
         clipping: str = "flat",
         max_physical_batch_size: int | None = None,
+        constant_shapes: bool = False,
+        max_batch_size: int | Literal["auto"] | None = None,
         target_epsilon: float | None = None,
         target_delta: float | None = None,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
@@ -88,6 +90,13 @@ class PrivacyEngine:
                 the loader's own batches, charged without amplification under zero-out adjacency.
             clipping: "flat".
             max_physical_batch_size: the most records to be in memory at once; larger draws come in several items.
+            constant_shapes: True gives every item exactly `max_physical_batch_size` rows, for compilers and graphs that
+                want one shape. Rows that no record was drawn for are padding: other records, which contribute exactly 0
+                and come last. So rows must stay in the loader's order, from the item to the losses.
+            max_batch_size: the most records in a logical batch: larger draws are cut at random, and every step is
+                charged as truncated Poisson sampling. With `constant_shapes` every logical batch then has the same
+                number of items (one, if `max_physical_batch_size` is None). "auto" leaves room of five standard
+                deviations above the batch size, which hardly costs anything. None cuts nothing.
             target_epsilon: a budget, with target_delta: the first `optimizer.step()` that would spend more raises
                 `BudgetExhaustedError` and updates nothing; the same step also after a crash and a resume.
             target_delta: the δ of that budget; usual: less than 1 / len(dataset).
@@ -95,14 +104,21 @@ class PrivacyEngine:
         Raises a typed error with the cure for whatever cannot be trained privately, before data is read.
         """
         mechanism = _plan(
-            data_loader, max_grad_norm, loss_reduction, poisson_sampling, clipping, noise_multiplier=noise_multiplier
+            data_loader,
+            max_grad_norm,
+            loss_reduction,
+            clipping,
+            noise_multiplier=noise_multiplier,
+            poisson_sampling=poisson_sampling,
+            max_batch_size=max_batch_size,
+            max_physical_batch_size=max_physical_batch_size,
         )
         if (target_epsilon is None) != (target_delta is None):
             raise InvalidArgumentError("target_epsilon and target_delta are one budget: give both or neither")
         budget = None
         if target_epsilon is not None and target_delta is not None:
             budget = Budget(target_epsilon, target_delta, self._accountant)
-        return self._attach(module, optimizer, data_loader, mechanism, max_physical_batch_size, budget)
+        return self._attach(module, optimizer, data_loader, mechanism, max_physical_batch_size, constant_shapes, budget)
 
     def make_private_with_epsilon(
         self,
@@ -118,6 +134,8 @@ class PrivacyEngine:
         poisson_sampling: bool = True,
         clipping: str = "flat",
         max_physical_batch_size: int | None = None,
+        constant_shapes: bool = False,
+        max_batch_size: int | Literal["auto"] | None = None,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
         """As `make_private`, with the smallest noise multiplier that keeps `epochs` epochs within `target_epsilon`.
 
@@ -133,10 +151,18 @@ class PrivacyEngine:
         positive_number("target_epsilon", target_epsilon)
         open_unit_interval("target_delta", target_delta, "usual: less than 1 / len(dataset)")
         mechanism = _plan(
-            data_loader, max_grad_norm, loss_reduction, poisson_sampling, clipping, noise_multiplier=1.0, epochs=epochs
+            data_loader,
+            max_grad_norm,
+            loss_reduction,
+            clipping,
+            noise_multiplier=1.0,
+            poisson_sampling=poisson_sampling,
+            max_batch_size=max_batch_size,
+            max_physical_batch_size=max_physical_batch_size,
+            epochs=epochs,
         )
         calibrated = mechanism.calibrate(epsilon=target_epsilon, delta=target_delta, accountant=self._accountant)
-        return self._attach(module, optimizer, data_loader, calibrated, max_physical_batch_size)
+        return self._attach(module, optimizer, data_loader, calibrated, max_physical_batch_size, constant_shapes)
 
     def per_example(self, criterion: nn.Module | Callable[[Any, Any], Tensor]) -> PerExampleLoss:
         """Return a criterion that is checked to give one loss per example.
@@ -187,6 +213,7 @@ class PrivacyEngine:
         data_loader: Any,
         mechanism: DPSGD,
         max_physical_batch_size: int | None,
+        constant_shapes: bool,
         budget: Budget | None = None,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
         if self._session is not None:
@@ -195,7 +222,9 @@ class PrivacyEngine:
             module, optimizer, mechanism, ledger=self._ledger, key=self._key, budget=budget, lease=self._lease
         )
         try:
-            loader = session.batches_of(data_loader, max_physical_batch_size=max_physical_batch_size)
+            loader = session.batches_of(
+                data_loader, max_physical_batch_size=max_physical_batch_size, constant_shapes=constant_shapes
+            )
         except BaseException:
             session.close()
             raise
@@ -207,10 +236,12 @@ def _plan(
     data_loader: Any,
     max_grad_norm: float,
     loss_reduction: str,
-    poisson_sampling: bool,
     clipping: str,
     *,
     noise_multiplier: float,
+    poisson_sampling: bool,
+    max_batch_size: int | Literal["auto"] | None,
+    max_physical_batch_size: int | None,
     epochs: int | None = None,
 ) -> DPSGD:
     """Return the mechanism for a data loader: q = batch_size / N exactly, steps = epochs · len(data_loader)."""
@@ -223,9 +254,31 @@ def _plan(
     return DPSGD(
         noise_multiplier=noise_multiplier,
         clipping=clip,
-        sampling=PoissonSampling(reading.batch_size / reading.count) if poisson_sampling else DisjointBatches(),
+        sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
         expected_batch_size=reading.batch_size,
         steps=None if count is None else count * reading.steps,
         passes=None if poisson_sampling else count,
         loss_reduction=loss_reduction,
     )
+
+
+def _sampling(
+    reading: DataLoaderReading,
+    poisson_sampling: bool,
+    max_batch_size: int | Literal["auto"] | None,
+    max_physical_batch_size: int | None,
+) -> Sampling:
+    rate, count = reading.batch_size / reading.count, reading.count
+    if not poisson_sampling:
+        if max_batch_size is not None:
+            raise InvalidArgumentError(
+                "max_batch_size truncates Poisson draws, and poisson_sampling=False keeps the loader's own batches; "
+                "leave one of them out"
+            )
+        return DisjointBatches()
+    if max_batch_size is None:
+        return PoissonSampling(rate)
+    if max_batch_size == "auto":
+        rows = whole_number("max_physical_batch_size", max_physical_batch_size or 1, minimum=1)
+        return TruncatedPoissonSampling.with_room(rate, count, multiple_of=rows)
+    return TruncatedPoissonSampling(rate, count, max_batch_size)

@@ -11,13 +11,18 @@ from itertools import groupby
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
 from hushgrad.accounting.accountants import epsilon as epsilon_of
-from hushgrad.accounting.calibration import calibrate_noise_multiplier, disjoint_passes, poisson_steps
+from hushgrad.accounting.calibration import calibrate_noise_multiplier, disjoint_passes
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.events import DisjointPass, Event, PoissonSampled
+from hushgrad.accounting.events import DisjointPass, Event, PoissonSampled, TruncatedPoisson
 from hushgrad.arguments import non_negative_number, one_of, positive_number, whole_number
 from hushgrad.clipping import FlatClipping
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, Sampling
+from hushgrad.sampling.specs import (
+    DisjointBatches,
+    PoissonSampling,
+    RandomSampling,
+    Sampling,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +59,10 @@ class DPSGD:
         object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", self.noise_multiplier))
         if not isinstance(self.clipping, FlatClipping):
             raise InvalidArgumentError(f"clipping must be FlatClipping(C), got {type(self.clipping).__name__}")
-        if not isinstance(self.sampling, (PoissonSampling, DisjointBatches)):
+        if not isinstance(self.sampling, Sampling):
             raise InvalidArgumentError(
-                f"sampling must be PoissonSampling(rate) or DisjointBatches(), got {type(self.sampling).__name__}"
+                f"sampling must be PoissonSampling(rate), TruncatedPoissonSampling(rate, population, max_batch_size) "
+                f"or DisjointBatches(), got {type(self.sampling).__name__}"
             )
         size = positive_number("expected_batch_size", self.expected_batch_size)
         object.__setattr__(self, "expected_batch_size", size)
@@ -74,7 +80,7 @@ class DPSGD:
             factors: Sequence[float] | None = self.noise_schedule if name == "noise_schedule" else self.clip_schedule
             if factors is None:
                 continue
-            if not isinstance(self.sampling, PoissonSampling):
+            if not isinstance(self.sampling, RandomSampling):
                 raise InvalidArgumentError(f"{name} goes with PoissonSampling: passes have no fixed number of steps")
             if isinstance(factors, str) or not isinstance(factors, Sequence) or not factors:
                 raise InvalidArgumentError(f"{name} must be a sequence of one factor for each step")
@@ -134,24 +140,30 @@ class DPSGD:
     def event(self, pass_index: int = 0) -> Event:
         """Return what one step is charged as; `pass_index` numbers the passes over disjoint batches."""
         self._require_one_step()
-        if isinstance(self.sampling, PoissonSampling):
-            return PoissonSampled(self.sampling.rate, self.noise_multiplier)
+        if isinstance(self.sampling, RandomSampling):
+            return self._random_step(self.sampling, self.noise_multiplier)
         return DisjointPass(self.noise_multiplier, pass_index)
+
+    @staticmethod
+    def _random_step(sampling: RandomSampling, noise_multiplier: float) -> Event:
+        if isinstance(sampling, PoissonSampling):
+            return PoissonSampled(sampling.rate, noise_multiplier)
+        return TruncatedPoisson(sampling.rate, noise_multiplier, sampling.population, sampling.max_batch_size)
 
     def composition(self) -> Composition:
         """Return all that the mechanism plans to release: `steps` steps, or `passes` passes over disjoint batches."""
-        poisson = isinstance(self.sampling, PoissonSampling)
+        poisson = isinstance(self.sampling, RandomSampling)
         return self.first(self._planned("steps", self.steps) if poisson else self._planned("passes", self.passes))
 
     def first(self, count: int) -> Composition:
         """Return what the first `count` steps release, or the first `count` passes over disjoint batches."""
-        if not isinstance(self.sampling, PoissonSampling):
+        if not isinstance(self.sampling, RandomSampling):
             return disjoint_passes(count)(self.noise_multiplier)
-        rate = self.sampling.rate
+        steps = whole_number("count", count, minimum=1)
         if self.noise_schedule is None:
-            return poisson_steps(rate, count)(self.noise_multiplier)
-        runs = groupby(self._noise_at(step) for step in range(whole_number("count", count, minimum=1)))
-        return [(PoissonSampled(rate, noise_multiplier), len(list(run))) for noise_multiplier, run in runs]
+            return [(self._random_step(self.sampling, self.noise_multiplier), steps)]
+        runs = groupby(self._noise_at(step) for step in range(steps))
+        return [(self._random_step(self.sampling, noise_multiplier), len(list(run))) for noise_multiplier, run in runs]
 
     def equal_steps(self, step: int, most: int) -> int:
         """Return how many steps from `step` on are charged alike, at most `most`."""

@@ -37,12 +37,13 @@ from hushgrad.errors import (
 from hushgrad.frozen_setup import FrozenSetup
 from hushgrad.gradients.contribution import Plan
 from hushgrad.mechanism import DPSGD
+from hushgrad.padding import without_padding
 from hushgrad.probing.probe import Probe, ProbeReport
 from hushgrad.protocol import DeclaredLoop, ObservedLoop
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.sampling.specs import RandomSampling, TruncatedPoissonSampling
 from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader
 from hushgrad.spending import Spending
 from hushgrad.step_hooks import StepHooks
@@ -190,7 +191,7 @@ class Session:
             if losses.shape[0] > 0:
                 self._probe.losses(losses)
                 losses.sum().backward()  # type: ignore[no-untyped-call]
-                self._close_physical_batch(scale=1.0, weight=1.0, size=losses.shape[0])
+                self._close_physical_batch(scale=1.0, size=losses.shape[0], drawn=losses.shape[0])
         finally:
             self._pool.clear()
             self._pool.batch_size = None
@@ -204,6 +205,7 @@ class Session:
         batches: Sequence[Sequence[int]] | None = None,
         options: LoadingOptions | None = None,
         max_physical_batch_size: int | None = None,
+        constant_shapes: bool = False,
     ) -> PrivateLoader:
         """Return a loader that draws from `dataset` as the mechanism says; the sampling is then observed.
 
@@ -213,10 +215,12 @@ class Session:
             batches: for `DisjointBatches`, the batches of indices.
             options: workers, pinning and `collate_fn`.
             max_physical_batch_size: the most records in one item; None for all.
+            constant_shapes: whether every item has exactly that many rows, padding of weight 0 included (see
+                `PrivateLoader`).
         """
         count = dataset_length(dataset)
         sampling, size = self._mechanism.sampling, self._mechanism.expected_batch_size
-        if isinstance(sampling, PoissonSampling) and not math.isclose(sampling.rate * count, size, rel_tol=1e-9):
+        if isinstance(sampling, RandomSampling) and not math.isclose(sampling.rate * count, size, rel_tol=1e-9):
             raise InvalidArgumentError(
                 f"expected_batch_size must be rate x len(dataset) = {sampling.rate * count:g}, the mechanism has "
                 f"{size:g}"
@@ -232,18 +236,24 @@ class Session:
             batches=batches,
             options=options,
             max_physical_batch_size=max_physical_batch_size,
+            constant_shapes=constant_shapes,
             observer=self,
         )
         return self._attach_loader(loader, count, None if options is None else options.collate_fn)
 
-    def batches_of(self, data_loader: Any, *, max_physical_batch_size: int | None = None) -> PrivateLoader:
+    def batches_of(
+        self, data_loader: Any, *, max_physical_batch_size: int | None = None, constant_shapes: bool = False
+    ) -> PrivateLoader:
         """Return a loader with the dataset, workers and `collate_fn` of a DataLoader (see `PrivateLoader`)."""
         reading = read_data_loader(data_loader)
+        sampling = self._mechanism.sampling
         loader = PrivateLoader.from_data_loader(
             data_loader,
-            poisson_sampling=isinstance(self._mechanism.sampling, PoissonSampling),
+            poisson_sampling=isinstance(sampling, RandomSampling),
             stream=self._loader_stream(),
+            max_batch_size=sampling.max_batch_size if isinstance(sampling, TruncatedPoissonSampling) else None,
             max_physical_batch_size=max_physical_batch_size,
+            constant_shapes=constant_shapes,
             observer=self,
         )
         if loader.sampling != self._mechanism.sampling or loader.batch_size != self._mechanism.expected_batch_size:
@@ -424,11 +434,7 @@ class Session:
         if self._pool.backwards == 0:
             raise ProtocolError("optimizer.step() without a finished backward for this item of the loader")
         self._frozen.require_steady_groups(item)
-        self._close_physical_batch(
-            scale=self._scale(item.size),
-            weight=item.weight,
-            size=item.size,
-        )
+        self._close_physical_batch(scale=self._scale(item.size), size=item.size, drawn=len(item.indices))
         self._pool.batch_size = None
         self._observed.end_item()
         self._probe.is_waiting = False
@@ -438,7 +444,7 @@ class Session:
             self._frozen.expect_no_update()
 
     def _scale(self, size: int) -> float:
-        """Return what undoes the division of the mean loss of an item by its number of records.
+        """Return what undoes the division of the mean loss of an item by its number of rows, padding included.
 
         Raises:
             UnsupportedModelError: gradients were rounded to 16 bits after that division. One record more or less would
@@ -455,14 +461,15 @@ class Session:
             )
         return float(size)
 
-    def _close_physical_batch(self, *, scale: float, weight: float, size: int) -> None:
+    def _close_physical_batch(self, *, scale: float, size: int, drawn: int) -> None:
+        """Add the clipped sum of the first `drawn` of `size` examples; those after them are padding."""
         self._scope.leave_if_stale()
-        if weight > 0:
+        if drawn:
             self._probe.examine(size)
         if self._loader is not None:
             self._observed.start_adding()
-        uses = self._pool.take()
-        if weight > 0:  # the record that stands in for an empty draw contributes exactly nothing
+        uses = without_padding(self._pool.take(), drawn, size)
+        if drawn:  # the record that stands in for an empty draw contributes exactly nothing
             self._follow_schedule()
             try:
                 self._update.add(uses, scale)

@@ -10,22 +10,33 @@ from scipy.stats import binom
 
 from hushgrad.accounting import (
     BallsInBins,
+    Budget,
     DisjointPass,
     FixedSizeSampled,
     Gaussian,
     PoissonSampled,
     TruncatedPoisson,
+    calibrate_noise_multiplier,
     epsilon,
     epsilon_bounds,
     guarantee,
 )
-from hushgrad.accounting.composition import normal_form
+from hushgrad.accounting.composition import NormalForm, normal_form
 from hushgrad.accounting.discretization import one_step_of_fixed_size
 from hushgrad.accounting.gaussian import log_delta
 from hushgrad.accounting.risk import membership_advantage
 from hushgrad.accounting.selection import selection_epsilon
-from hushgrad.accounting.truncation import without_truncation
+from hushgrad.accounting.truncation import (
+    Rung,
+    crowded,
+    displaced,
+    epsilon_with_truncation,
+    ladder,
+    second_kinds,
+    shares_of_delta,
+)
 from hushgrad.errors import AccountingError, InvalidArgumentError
+from hushgrad.sampling import TruncatedPoissonSampling
 
 # Truncated Poisson ------------------------------------------------------------------------------------------
 
@@ -33,10 +44,40 @@ from hushgrad.errors import AccountingError, InvalidArgumentError
 def test_room_for_every_draw_costs_nothing_and_no_room_what_half_the_noise_costs() -> None:
     plain = epsilon([(PoissonSampled(0.01, 1.0), 1000)], 1e-6)
     roomy = epsilon([(TruncatedPoisson(0.01, 1.0, 10_000, 200), 1000)], 1e-6)
-    assert plain <= roomy <= plain * 1.0005
+    assert plain <= roomy <= plain * 1.0001
     tight = epsilon([(TruncatedPoisson(0.01, 1.0, 10_000, 1), 1000)], 1e-6)
-    halved = epsilon([(PoissonSampled(0.01, 0.5), 1000)], 1e-6 * (1 - 1e-3))
-    assert tight == pytest.approx(halved, rel=1e-3)
+    halved = epsilon([(PoissonSampled(0.01, 0.5), 1000)], 1e-6)
+    assert halved <= tight <= halved * 1.0001
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "population", "steps", "delta"),
+    [
+        (0.01, 1.0, 10_000, 1000, 1e-5),
+        (256 / 60_000, 1.1, 60_000, 3500, 1e-5),
+        (0.05, 2.0, 2000, 500, 1e-6),
+        (0.1, 3.0, 500, 2000, 1e-5),
+        (0.01, 1.0, 10_000, 1000, 1e-9),
+    ],
+)
+def test_room_of_five_standard_deviations_costs_less_than_a_thousandth_of_epsilon(
+    rate: float, noise: float, population: int, steps: int, delta: float
+) -> None:
+    most = TruncatedPoissonSampling.with_room(rate, population).max_batch_size
+    plain = epsilon([(PoissonSampled(rate, noise), steps)], delta)
+    truncated = epsilon([(TruncatedPoisson(rate, noise, population, most), steps)], delta)
+    assert plain <= truncated <= plain * 1.001
+
+
+def test_calibration_and_budgets_end_on_the_private_side_of_truncated_steps() -> None:
+    def plan(sigma: float, steps: int) -> list[tuple[TruncatedPoisson, int]]:
+        return [(TruncatedPoisson(0.01, sigma, 60_000, 723), steps)]
+
+    sigma = calibrate_noise_multiplier(target_epsilon=3.0, target_delta=1e-5, composition=lambda s: plan(s, 2000))
+    assert 2.999 < epsilon(plan(sigma, 2000), 1e-5) <= 3.0
+    steps = Budget(3.0, 1e-5).most(lambda count: plan(sigma, count))
+    assert steps >= 2000
+    assert epsilon(plan(sigma, steps + 1), 1e-5) > 3.0
 
 
 def test_epsilon_falls_with_the_room() -> None:
@@ -46,30 +87,65 @@ def test_epsilon_falls_with_the_room() -> None:
 
 @pytest.mark.parametrize("accountant", ["saddle-point", "pld", "rdp"])
 def test_every_accountant_charges_the_truncated_steps(accountant: str) -> None:
-    plan = [(TruncatedPoisson(0.01, 1.0, 10_000, 130), 500)]
+    plan = [(TruncatedPoisson(0.05, 2.0, 2000, 140), 50)]
     bounds = epsilon_bounds(plan, 1e-6, accountant)
-    assert bounds.upper > epsilon([(PoissonSampled(0.01, 1.0), 500)], 1e-6, accountant)
+    assert bounds.upper > epsilon([(PoissonSampled(0.05, 2.0), 50)], 1e-6, accountant)
     assert bounds.lower <= bounds.upper
 
 
-def test_more_truncated_steps_than_are_counted_are_less_likely_than_the_slack() -> None:
-    """Guarantee: an upper bound: truncated steps are counted so that more of them are less likely than a thousandth of
-    `delta`, which is taken from it."""
-    form = normal_form([(TruncatedPoisson(0.01, 1.0, 10_000, 130), 500)])
-    plain, remaining = without_truncation(form, 1e-6)
-    steps = {noise: count for _, noise, count in plain.sampled}
-    assert sum(steps.values()) == 500
-    assert binom.sf(steps[0.5], 500, binom.sf(129, 10_000, 0.01)) <= 1e-9
-    assert remaining == pytest.approx(1e-6 * (1 - 1e-3))
+@pytest.mark.parametrize("most", [125, 140, 150])
+def test_shares_of_delta_and_the_chance_to_pass_the_last_rung_sum_to_delta(most: int) -> None:
+    """Guarantee: an upper bound, as `epsilon` is one: the rungs' shares of δ, weighted by their probabilities, and the
+    chance to pass the last rung sum to at most `delta`.
 
-
-def test_one_truncated_step_is_dominated_by_the_bound() -> None:
-    """The step itself, simulated exactly: 6 records of gradient −1 in D, and one of +1 more in D'; B = 2, q = 0.3.
-
-    The density of the sum under each is a mixture over how many were drawn; δ is integrated on a grid.
+    Guarantee: the probabilities are upper bounds.
     """
-    rate, noise, others, most = 0.3, 1.0, 6, 2
-    x = np.linspace(-14, 12, 26_001)
+    delta = 1e-6
+    form = normal_form([(TruncatedPoisson(0.01, 1.0, 10_000, most), 500)])
+    kinds = second_kinds(form)
+    rungs, beyond = ladder(form, kinds, delta)
+    probability = kinds[0].probability
+    assert beyond <= 1e-4 * delta
+    passed = 0
+    for rung in rungs:
+        steps = {(rate, noise): count for rate, noise, count in rung.form.sampled}
+        second = steps.get((kinds[0].rate, kinds[0].noise_multiplier), 0)
+        assert sum(steps.values()) == 500
+        assert rung.pure == second * kinds[0].pure
+        exactly = binom.sf(passed - 1, 500, probability) - binom.sf(second, 500, probability)
+        assert exactly <= rung.probability <= exactly * (1 + 1e-6)
+        passed = second + 1
+    assert binom.sf(passed - 1, 500, probability) <= beyond
+
+    asked: list[tuple[NormalForm, float]] = []
+
+    def saddle_point(form: NormalForm, at: float) -> float:
+        asked.append((form, at))
+        return epsilon_bounds([(PoissonSampled(rate, noise), n) for rate, noise, n in form.sampled], at).upper
+
+    shares = shares_of_delta(rungs, delta - beyond, saddle_point)
+    assert sum(rung.probability * share for rung, share in zip(rungs, shares, strict=True)) <= delta - beyond
+    asked.clear()
+    found = epsilon_with_truncation(form, delta, saddle_point)
+    assert found == epsilon([(TruncatedPoisson(0.01, 1.0, 10_000, most), 500)], delta)
+    assert {(rung.form, share) for rung, share in zip(rungs, shares, strict=True)} <= set(asked)
+
+
+def test_different_events_are_charged_as_their_dearest() -> None:
+    steps = [(TruncatedPoisson(0.01, sigma, 10_000, 150), 250) for sigma in (0.9, 1.0, 1.1, 1.2)]
+    mixed = epsilon(steps, 1e-6)
+    assert mixed >= epsilon([(PoissonSampled(0.01, event.noise_multiplier), 250) for event, _ in steps], 1e-6)
+    assert mixed <= epsilon([(TruncatedPoisson(0.01, 0.9, 10_000, 150), 1000)], 1e-6)
+    rungs, _ = ladder(form := normal_form(steps), second_kinds(form), 1e-6)
+    assert all(isinstance(rung, Rung) and rung.form.truncated == () for rung in rungs)
+    numbers = [sum(count for *_, count in rung.form.sampled) for rung in rungs]
+    assert numbers[0] == 1000
+    assert numbers == sorted(set(numbers))
+
+
+def _step(rate: float, noise: float, others: int, most: int, other: float) -> tuple[np.ndarray, np.ndarray, float]:  # type: ignore[type-arg]
+    """The densities of one step's sum with and without a record of gradient +1; the others' gradients are `other`."""
+    x = np.linspace(-8 - others * abs(other), 9 + others * abs(other), 20_001)
 
     def density(sums: dict[float, float]) -> np.ndarray:  # type: ignore[type-arg]
         return sum(w * np.exp(-(((x - s) / noise) ** 2) / 2) for s, w in sums.items()) / (
@@ -78,22 +154,59 @@ def test_one_truncated_step_is_dominated_by_the_bound() -> None:
 
     without: dict[float, float] = {}
     present: dict[float, float] = {}
+
+    def add(to: dict[float, float], at: float, weight: float) -> None:
+        to[at] = to.get(at, 0) + weight
+
     for drawn in range(others + 1):
         weight = float(binom.pmf(drawn, others, rate))
         kept = min(drawn, most)
-        without[-kept] = without.get(-kept, 0) + weight
-        present[-kept] = present.get(-kept, 0) + weight * (1 - rate)
+        add(without, other * kept, weight)
+        add(present, other * kept, weight * (1 - rate))
         stays = 1.0 if drawn < most else most / (drawn + 1)
-        with_it = 1 - (drawn if drawn < most else most - 1)
-        present[with_it] = present.get(with_it, 0) + weight * rate * stays
-        present[-kept] += weight * rate * (1 - stays)
-    p, q = density(present), density(without)
-    plan = [(TruncatedPoisson(rate, noise, others, most), 1)]
-    for at in (1e-3, 1e-2, 0.05):
-        bound = epsilon(plan, at)
-        for a, b in ((p, q), (q, p)):
-            delta = float(np.maximum(a - math.exp(bound) * b, 0).sum() * (x[1] - x[0]))
-            assert delta <= at
+        add(present, 1 + other * (drawn if drawn < most else most - 1), weight * rate * stays)
+        add(present, other * kept, weight * rate * (1 - stays))
+    return density(present), density(without), float(x[1] - x[0])
+
+
+@pytest.mark.parametrize("other", [-1.0, 0.0, 1.0, 0.4])
+@pytest.mark.parametrize(
+    ("rate", "others", "most"), [(0.3, 6, 2), (0.1, 12, 3), (0.5, 8, 6), (0.05, 20, 1), (0.2, 5, 5)]
+)
+def test_one_truncated_step_is_dominated_by_both_bounds(rate: float, others: int, most: int, other: float) -> None:
+    """The step itself, exactly: the density of the sum under each neighbour is a mixture over how many were drawn.
+
+    δ of it lies below the mean of δ of the two kinds of step, at every ε and in both directions; so it does for the
+    accountant's ε.
+    """
+    noise = 0.8
+    present, without, width = _step(rate, noise, others, most, other)
+
+    def delta(p: np.ndarray, q: np.ndarray, at: float) -> float:  # type: ignore[type-arg]
+        return float(np.maximum(p - math.exp(at) * q, 0).sum() * width)
+
+    def plain(r: float, sigma: float, at: float, remove: bool) -> float:
+        x = np.linspace(-12, 13, 20_001)
+        zero, one = (np.exp(-(((x - s) / sigma) ** 2) / 2) / (sigma * math.sqrt(2 * math.pi)) for s in (0, 1))
+        mixed = (1 - r) * zero + r * one
+        pair = (mixed, zero) if remove else (zero, mixed)
+        return float(np.maximum(pair[0] - math.exp(at) * pair[1], 0).sum() * (x[1] - x[0]))
+
+    kinds = [displaced(rate, noise, others, most), crowded(rate, noise, others, most)]
+    assert kinds[1] is not None or most == 1
+    for at in (-1.0, -0.2, 0.0, 0.05, 0.3, 1.0, 2.0):
+        for remove, (p, q) in ((True, (present, without)), (False, (without, present))):
+            exact = delta(p, q, at)
+            for kind in kinds:
+                if kind is None:
+                    continue
+                second = plain(kind.rate, kind.noise_multiplier, at - kind.pure, remove)
+                bound = (1 - kind.probability) * plain(rate, noise, at, remove) + kind.probability * second
+                assert exact <= bound + 1e-9
+    event = TruncatedPoisson(rate, noise, others, most)
+    for share in (1e-4, 1e-2, 0.05):
+        at = epsilon([(event, 1)], share)
+        assert max(delta(present, without, at), delta(without, present, at)) <= share * (1 + 1e-6)
 
 
 # Fixed size -------------------------------------------------------------------------------------------------

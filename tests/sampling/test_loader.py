@@ -21,9 +21,15 @@ from hushgrad.errors import (
     ProtocolError,
 )
 from hushgrad.randomness import KeyStream
-from hushgrad.sampling import DisjointBatches, LoadingOptions, PoissonSampling, PrivateLoader
+from hushgrad.sampling import (
+    DisjointBatches,
+    LoadingOptions,
+    PoissonSampling,
+    PrivateLoader,
+    TruncatedPoissonSampling,
+)
 from hushgrad.sampling.poisson import PoissonSampler
-from hushgrad.sampling.records import cut
+from hushgrad.sampling.records import Cutting, cut
 
 
 class Recorder:
@@ -68,7 +74,7 @@ def loader(length=40, rate=0.2, steps=10, dataset=None, recorder=None, seed=0, l
 @given(st.lists(st.integers(0, 99), unique=True, max_size=30), st.none() | st.integers(1, 40))
 def test_physical_batches_partition_the_logical_batch(indices, limit):
     """The physical batches partition the logical batch, and the last one alone is marked `last`."""
-    parts = cut(tuple(indices), limit, step=3, pass_index=1)
+    parts = cut(tuple(indices), Cutting(limit), step=3, pass_index=1)
     assert [index for part in parts for index in part.indices] == indices
     assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
     assert [part.first for part in parts] == [True] + [False] * (len(parts) - 1)
@@ -437,3 +443,98 @@ def test_an_empty_dataset_is_refused():
 
 def test_options_are_a_frozen_value():
     assert replace(LoadingOptions(), num_workers=2).num_workers == 2
+
+
+# Constant shapes ------------------------------------------------------------------------------------------------------
+
+
+def constant(sampling, length=40, steps=12, rows=None, recorder=None, seed=0, **options):
+    return PrivateLoader(
+        Numbers(length),
+        sampling,
+        steps_per_pass=steps,
+        stream=KeyStream.fixed_for_tests(seed),
+        max_physical_batch_size=rows,
+        constant_shapes=True,
+        options=LoadingOptions(**options),
+        observer=recorder,
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2, "multiprocessing_context": "fork"}])
+@pytest.mark.parametrize("rate", [1e-9, 0.2, 0.6])
+def test_every_item_has_the_same_number_of_rows_and_begins_with_the_records_drawn(rate, options):
+    recorder = Recorder()
+    items = list(constant(PoissonSampling(rate), rows=5, recorder=recorder, **options))
+    assert {item.shape for item in items} == {(5,)}
+    drawn = PoissonSampler(40, PoissonSampling(rate), KeyStream.fixed_for_tests(0).fork("sampling"))
+    found = {}
+    for item, batch in zip(items, recorder.batches, strict=True):
+        assert batch.size == 5
+        assert tuple(item.tolist()[: len(batch.indices)]) == batch.indices
+        found.setdefault(batch.step, []).extend(batch.indices)
+    assert found == {step: drawn.draw(step).tolist() for step in range(12)}
+
+
+@pytest.mark.parametrize(("rows", "items"), [(None, 1), (5, 3), (4, 4), (12, 1), (15, 1)])
+def test_truncated_logical_batches_have_the_same_number_of_items(rows, items):
+    recorder = Recorder()
+    found = list(constant(TruncatedPoissonSampling(0.2, 40, 12 + (rows in (4, 5, 15))), rows=rows, recorder=recorder))
+    assert len(found) == 12 * items
+    assert {item.shape for item in found} == {(rows or 12,)}
+    assert [batch.last for batch in recorder.batches] == ([False] * (items - 1) + [True]) * 12
+    assert {batch.weight for batch in recorder.batches} <= {0.0, 1.0}
+
+
+def test_padding_is_drawn_anew_in_every_item():
+    recorder = Recorder()
+    items = list(constant(PoissonSampling(1e-9), length=1000, rows=30, steps=40, recorder=recorder))
+    rows = torch.stack(items)
+    assert len(rows.unique()) > 600
+    assert abs(rows.float().mean() - 499.5) < 6 * 289 / rows.numel() ** 0.5
+    assert all(batch.indices == () and batch.weight == 0 for batch in recorder.batches)
+
+
+def test_disjoint_batches_are_padded_and_no_record_counts_twice():
+    recorder = Recorder()
+    batches = PrivateLoader(
+        Numbers(10),
+        DisjointBatches(),
+        steps_per_pass=3,
+        stream=KeyStream.fixed_for_tests(0),
+        batch_size=4,
+        batches=[[3, 1, 2, 0], [5, 4, 7, 6], [9, 8]],
+        max_physical_batch_size=4,
+        constant_shapes=True,
+        observer=recorder,
+    )
+    assert {item.shape for item in batches} == {(4,)}
+    assert [batch.indices for batch in recorder.batches] == [(3, 1, 2, 0), (5, 4, 7, 6), (9, 8)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"constant_shapes": True}, "needs max_physical_batch_size"),
+        ({"constant_shapes": "yes", "max_physical_batch_size": 2}, "True or False"),
+        ({"sampling": TruncatedPoissonSampling(0.5, 5, 2)}, "population of 5 records"),
+        ({"sampling": TruncatedPoissonSampling(0.5, 4, 2), "batches": [[0]]}, "draws its own"),
+    ],
+)
+def test_shapes_that_cannot_be_constant_are_refused(arguments, message):
+    base = {"sampling": PoissonSampling(0.5), "steps_per_pass": 1, "stream": KeyStream.fixed_for_tests(0)}
+    with pytest.raises(InvalidArgumentError, match=message):
+        PrivateLoader(Numbers(4), **{**base, **arguments})
+
+
+def test_a_data_loader_is_truncated_only_where_draws_are_random():
+    data = DataLoader(TensorDataset(torch.arange(50)), batch_size=10)
+    stream = KeyStream.fixed_for_tests(0)
+    own = PrivateLoader.from_data_loader(
+        data, poisson_sampling=True, stream=stream, max_batch_size=20, max_physical_batch_size=7, constant_shapes=True
+    )
+    assert own.sampling == TruncatedPoissonSampling(0.2, 50, 20)
+    assert (own.max_physical_batch_size, own.constant_shapes, own.batch_size) == (7, True, 10)
+    assert len([item for (item,) in own]) == 5 * 3
+    with pytest.raises(InvalidArgumentError, match="truncates Poisson draws"):
+        PrivateLoader.from_data_loader(data, poisson_sampling=False, stream=stream, max_batch_size=20)

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, NormalForm, normal_form
-from hushgrad.accounting.truncation import as_if_never_cut, without_truncation
+from hushgrad.accounting.truncation import as_if_never_cut, epsilon_with_truncation
 from hushgrad.arguments import one_of, open_unit_interval
 from hushgrad.errors import AccountingError
 
@@ -103,9 +103,9 @@ def epsilon_bounds(composition: Composition, delta: float, accountant: str = DEF
             f"or a larger delta"
         )
     if form.truncated:
-        plain, remaining = without_truncation(form, delta)
+        most = epsilon_with_truncation(form, delta, lambda plain, share: chosen.bounds(plain, share).upper)
         least = chosen.bounds(as_if_never_cut(form), delta).lower if chosen.states_error else 0.0
-        result = EpsilonBounds(least, max(chosen.bounds(plain, remaining).upper, least))
+        result = EpsilonBounds(least, max(most, least))
     else:
         result = chosen.bounds(form, delta)
     if math.isnan(result.upper) or result.upper < 0:

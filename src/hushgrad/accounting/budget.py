@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, epsilon
 from hushgrad.accounting.composition import Composition, normal_form
+from hushgrad.accounting.truncation import as_if_never_cut
 from hushgrad.arguments import one_of, open_unit_interval, positive_number, whole_number
 from hushgrad.errors import UnreachableTargetError
 
@@ -80,7 +81,7 @@ def _first_guess(plan: Callable[[int], Composition], target: float, delta: float
     from hushgrad.accounting.gaussian import gaussian_epsilon
 
     def rough(count: int) -> float:
-        form = normal_form(plan(count))
+        form = as_if_never_cut(normal_form(plan(count)))
         precision = form.gaussian_precision
         for rate, noise, number in form.sampled:
             precision += number * rate**2 * math.expm1(min(noise**-2, 500.0))

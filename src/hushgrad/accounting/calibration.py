@@ -10,6 +10,7 @@ from functools import partial
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT, epsilon
 from hushgrad.accounting.composition import Composition, normal_form
 from hushgrad.accounting.events import DisjointPass, PoissonSampled
+from hushgrad.accounting.truncation import as_if_never_cut
 from hushgrad.arguments import open_unit_interval, positive_number, probability, whole_number
 from hushgrad.errors import UnreachableTargetError
 
@@ -133,7 +134,7 @@ def _gaussian_limit(composition: Callable[[float], Composition], delta: float, n
     """Return roughly ε at `noise_multiplier`, by the central limit of the privacy loss; only a first guess."""
     from hushgrad.accounting.gaussian import gaussian_epsilon
 
-    form = normal_form(composition(noise_multiplier))
+    form = as_if_never_cut(normal_form(composition(noise_multiplier)))
     precision = form.gaussian_precision
     for rate, noise, count in form.sampled:
         precision += count * rate**2 * math.expm1(min(noise**-2, 500.0))

@@ -32,8 +32,8 @@ Composition: TypeAlias = Sequence[tuple[Event, int]]
 Sampled: TypeAlias = tuple[float, float, int]
 """`(sampling_rate, noise_multiplier, count)`."""
 
-Truncated: TypeAlias = tuple[float, float, float, int]
-"""`(sampling_rate, noise_multiplier, probability that a step is truncated, count)`."""
+Truncated: TypeAlias = tuple[float, float, int, int, int]
+"""`(sampling_rate, noise_multiplier, population, max_batch_size, count)`."""
 
 _LEAST_SAMPLED_NOISE = 1e-3
 _ALMOST_ONE = 1 - 1e-9
@@ -107,7 +107,7 @@ def normal_form(composition: Composition) -> NormalForm:
 
     releases: Counter[float] = Counter()
     sampled: Counter[tuple[float, float]] = Counter()
-    truncated: Counter[tuple[float, float, float]] = Counter()
+    truncated: Counter[tuple[float, float, int, int]] = Counter()
     fixed: Counter[tuple[float, float]] = Counter()
     weakest_of_pass: dict[tuple[str, int], float] = {}
     for event, count in live.items():
@@ -119,11 +119,11 @@ def normal_form(composition: Composition) -> NormalForm:
                     releases[noise_multiplier] += count
                 elif rate > 0:
                     sampled[rate, noise_multiplier] += count
-            case TruncatedPoisson(rate, noise_multiplier):
+            case TruncatedPoisson(rate, noise_multiplier, population, most):
                 if rate > 0 and (rate > _ALMOST_ONE or noise_multiplier < _LEAST_SAMPLED_NOISE):
                     releases[noise_multiplier / 2] += count
                 elif rate > 0:
-                    truncated[rate, noise_multiplier, _truncation_probability(event)] += count
+                    truncated[rate, noise_multiplier, population, most] += count
             case FixedSizeSampled(size, population, noise_multiplier):
                 if size == population or noise_multiplier < _LEAST_SAMPLED_NOISE:
                     releases[noise_multiplier / 2] += count
@@ -149,13 +149,6 @@ def normal_form(composition: Composition) -> NormalForm:
         tuple(sorted((*key, count) for key, count in truncated.items())),
         tuple(sorted((rate, noise, count) for (rate, noise), count in fixed.items())),
     )
-
-
-def _truncation_probability(event: TruncatedPoisson) -> float:
-    """Return an upper bound on the probability that a step draws at least `max_batch_size` of the other records."""
-    from scipy.stats import binom
-
-    return min(1.0, float(binom.sf(event.max_batch_size - 1, event.population, event.sampling_rate)) * (1 + 1e-9))
 
 
 def _precision(noise_multiplier: float, count: int) -> float:

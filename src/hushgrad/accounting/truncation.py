@@ -1,59 +1,212 @@
-"""Poisson sampling that is cut to a largest batch, as a composition of plain Poisson-sampled steps.
+"""Poisson sampling that is cut to a largest batch, as compositions of plain Poisson-sampled steps.
 
 A step draws each record with probability q, and keeps a uniformly random B of them where more were drawn. Let S be what
-is drawn of the records that both neighbours have, and let S, and the order in which it would be cut, be known to the
-attacker, which can only help him. Where |S| < B, the differing record shifts the sum by at most C with probability q:
-an ordinary Poisson-sampled step. Where |S| >= B, it is kept with a probability of at most q, and then takes another
-record's place: a shift of at most 2C, so a Poisson-sampled step with half the noise multiplier. Which of the two it is
-does not depend on the differing record, so that the step is dominated by a mixture of both in which the coin is seen;
-its second part has the probability τ = P(Binomial(N, q) >= B).
+is drawn of the n <= N records that both neighbours have; its law is the same for both. As long as |S| < B nothing is
+cut, with or without the differing record x: an ordinary Poisson-sampled step. For the rest there are two bounds.
 
-Of T steps a number K ~ Binomial(T, τ) is of the second kind. δ grows with K, so for every k
+*Displaced.* Let S, and the order in which it would be cut, be known to the attacker, which can only help him. Where
+|S| >= B, x is kept with a probability of at most q, and then takes another record's place: a shift of at most 2C, so
+a Poisson-sampled step with half the noise multiplier. Sharp where most steps are cut.
 
-    δ(ε) <= δ(ε; T − k steps of the first kind, k of the second) + P(K > k).
+*Crowded.* Let only the fact that |S| >= B − 1 be known, and a = P(|S| = B − 1 | |S| >= B − 1). By symmetry what is kept
+is a uniform set R of B − 1 of the n records, with or without x, or a uniform set T of B of them:
+
+                 R, without x        R, with x         T
+    without x    a                   0                 1 − a
+    with x       a(1 − q)            c <= q            the rest, at least (1 − a)(1 − q)
+
+Let R or T, whichever it is, be known. Which it is has a likelihood ratio of at least 1 − q and at most 1 − q + q/a: a
+pure loss. Given R, x shifts the sum by at most C, with a probability of at most q / (a(1 − q) + q): a Poisson-sampled
+step with that rate and all of the noise. Given T nothing is lost. Sharp where cuts are rare: a record that comes where
+a step is full then hides behind the many more draws that were one record short of it.
+
+Whether a step is of this second kind does not depend on x, so that it is dominated by a mixture in which the coin is
+seen. Of T steps a number K ~ Binomial(T, p) is of the second kind, and δ(ε) is the mean over K of δ_K(ε), that of T − K
+steps of the first kind and K of the second. δ_k grows with k, so K may be rounded up to the rungs k_0 < k_1 < … of a
+ladder whose last one it passes with a negligible probability:
+
+    δ(ε) <= P(K <= k_0) δ_{k_0}(ε) + P(k_0 < K <= k_1) δ_{k_1}(ε) + … + P(K > last).
+
+An accountant gives ε at a δ and not the reverse. So δ is shared out, Σ P_i δ_i + P(K > last) = δ, and the largest of
+the rungs' ε(δ_i) holds. How it is shared out makes the result sharper or looser, never wrong.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from hushgrad.accounting.composition import NormalForm, Sampled
 
-_SLACK = 1e-3
-"""What part of δ the chance of more truncated steps may take."""
+_NEGLIGIBLE = 1e-4
+"""What part of δ the chance of passing the last rung may take."""
+
+_FIRST, _NEXT = 0.02, 1e-3
+"""How likely it may be to pass the first rung, and each later one once the one before it was passed."""
+
+_FREE, _AMPLE = 1e-4, 100.0
+"""What part of δ a rung may take in any case; and a share, in units of δ, that needs no search for a better one."""
+
+_LARGEST_DELTA = 0.5
+_MARGIN = 1 + 1e-8  # for the rounding of tails of the binomial distribution
 
 
-def without_truncation(form: NormalForm, delta: float) -> tuple[NormalForm, float]:
-    """Return a form of plain Poisson-sampled steps, and a δ: ε of that at this δ is true for `form` at `delta`.
+@dataclass(frozen=True, slots=True)
+class SecondKind:
+    """A step that may be cut: how likely it is, and what it costs.
 
-    Guarantee: an upper bound: truncated steps are counted so that more of them are less likely than a thousandth of
-    `delta`, which is taken from it.
+    It costs what a Poisson-sampled step with `rate` and `noise_multiplier` costs, and a loss of at most `pure` with it.
     """
-    if not form.truncated:
-        return form, delta
+
+    probability: float
+    rate: float
+    noise_multiplier: float
+    pure: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """What is released where K is at most that of the rung and above the one before, and how likely that is.
+
+    ε of the rung is ε of `form` and `pure` together.
+    """
+
+    form: NormalForm
+    pure: float
+    probability: float
+
+
+@lru_cache(maxsize=256)
+def displaced(rate: float, noise_multiplier: float, population: int, max_batch_size: int) -> SecondKind:
+    """Return the steps of the second kind if a record takes another one's place."""
     from scipy.stats import binom
 
-    slack = _SLACK * delta / len(form.truncated)
+    probability = float(binom.sf(max_batch_size - 1, population, rate)) * _MARGIN
+    return SecondKind(min(1.0, probability), rate, noise_multiplier / 2, 0.0)
+
+
+@lru_cache(maxsize=256)
+def crowded(rate: float, noise_multiplier: float, population: int, max_batch_size: int) -> SecondKind | None:
+    """Return the steps of the second kind if a full step is compared with those one record short; None if none is."""
+    from scipy.stats import binom
+
+    probability = float(binom.sf(max_batch_size - 2, population, rate))
+    if probability == 0:
+        return SecondKind(0.0, rate, noise_multiplier, 0.0)
+    # With more records in common there are more draws beyond any size: N stands for n < N.
+    one_short = float(binom.pmf(max_batch_size - 1, population, rate)) / probability / _MARGIN**2
+    if one_short < rate:
+        return None
+    pure = max(math.log1p(rate / one_short - rate), -math.log1p(-rate))
+    crowded_rate = rate / (one_short * (1 - rate) + rate)
+    return SecondKind(min(1.0, probability * _MARGIN), crowded_rate, noise_multiplier, pure)
+
+
+def epsilon_with_truncation(form: NormalForm, delta: float, epsilon: Callable[[NormalForm, float], float]) -> float:
+    """Return an ε that holds for `form` at `delta`, from `epsilon`, which computes it for plain Poisson-sampled steps.
+
+    Guarantee: an upper bound, as `epsilon` is one: the rungs' shares of δ, weighted by their probabilities, and the
+    chance to pass the last rung sum to at most `delta`.
+    """
+    rungs, beyond = ladder(form, second_kinds(form), delta)
+    shares = shares_of_delta(rungs, delta - beyond, epsilon)
+    return max(_epsilon_of(rung, share, epsilon) for rung, share in zip(rungs, shares, strict=True))
+
+
+def second_kinds(form: NormalForm) -> list[SecondKind]:
+    """Return the second kind of each truncated step, all by the bound that is likely to be the sharper one."""
+    rare, steps = [crowded(*part[:4]) for part in form.truncated], [count for *_, count in form.truncated]
+    found = [kind for kind in rare if kind is not None]
+    expected = sum(kind.probability * count for kind, count in zip(found, steps, strict=False))
+    if len(found) == len(rare) and expected < 1 and max(kind.pure for kind in found) < 1:
+        return found
+    return [displaced(*part[:4]) for part in form.truncated]
+
+
+def ladder(form: NormalForm, kinds: Sequence[SecondKind], delta: float) -> tuple[list[Rung], float]:
+    """Return the rungs, in order, and the probability to pass the last one, at most a ten-thousandth of `delta`.
+
+    `kinds` holds the second kind of each of the form's truncated steps.
+
+    Guarantee: the probabilities are upper bounds.
+    """
+    from scipy.stats import binom
+
+    total = sum(count for *_, count in form.truncated)
+    # Of different events the likeliest to be cut stands for all: K is then only larger.
+    likeliest = max(kind.probability for kind in kinds)
+
+    def passes(k: int) -> float:
+        return min(1.0, float(binom.sf(k, total, likeliest)) * _MARGIN) if k < total else 0.0
+
+    rungs: list[Rung] = []
+    before, allowed = 1.0, _FIRST
+    while before > _NEGLIGIBLE * delta:
+        k = _smallest(total, passes, max(allowed, 0.5 * _NEGLIGIBLE * delta))
+        after = passes(k)
+        pure = k * max(kind.pure for kind in kinds)
+        rungs.append(Rung(_with_second_kind(form, kinds, k), pure, before - after / _MARGIN**2))
+        before, allowed = after, after * _NEXT
+    return rungs, before
+
+
+def _smallest(total: int, passes: Callable[[int], float], most: float) -> int:
+    """Return the smallest k that is passed with a probability of at most `most`; `total` is not passed at all."""
+    low, high = -1, total
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if passes(middle) <= most else (middle, high)
+    return high
+
+
+def _with_second_kind(form: NormalForm, kinds: Sequence[SecondKind], number: int) -> NormalForm:
+    """Return `form` with `number` of its truncated steps of the second kind and the others plain."""
     steps: dict[tuple[float, float], int] = {(rate, noise): count for rate, noise, count in form.sampled}
 
     def add(rate: float, noise: float, count: int) -> None:
-        steps[rate, noise] = steps.get((rate, noise), 0) + count
+        if count:
+            steps[rate, noise] = steps.get((rate, noise), 0) + count
 
-    for rate, noise, probability, count in form.truncated:
-        cut = 0
-        while cut < count and float(binom.sf(cut, count, probability)) * (1 + 1e-9) > slack:
-            cut = min(count, max(cut + 1, round(cut * 1.02)))
-        if count > cut:
-            add(rate, noise, count - cut)
-        if cut:
-            add(rate, noise / 2, cut)
+    is_one_event = len(form.truncated) == 1
+    for rate, noise, _, _, count in form.truncated:
+        add(rate, noise, count - number if is_one_event else count)
+    # Which of different events were of the second kind is not known: the dearest that there are come on top of all.
+    add(max(kind.rate for kind in kinds), min(kind.noise_multiplier for kind in kinds), number)
     sampled: tuple[Sampled, ...] = tuple(sorted((*key, count) for key, count in steps.items()))
-    return replace(form, sampled=sampled, truncated=()), delta * (1 - _SLACK)
+    return replace(form, sampled=sampled, truncated=())
+
+
+def shares_of_delta(rungs: Sequence[Rung], delta: float, epsilon: Callable[[NormalForm, float], float]) -> list[float]:
+    """Return a δ for each rung, Σ probability · share <= `delta`, so that all rungs have about the same ε.
+
+    Near an ε the logarithm of δ is almost linear, with a slope that is read from two values of the first rung.
+    """
+    if len(rungs) == 1:
+        return [min(delta / rungs[0].probability, _LARGEST_DELTA)]
+    shares, left, slope, first = [], delta, 0.0, 0.0
+    for rung in rungs[1:]:
+        share = _FREE * delta / rung.probability
+        if share < _AMPLE * delta:
+            if not slope:
+                first = _epsilon_of(rungs[0], delta, epsilon)
+                slope = math.log(2) / max(first - _epsilon_of(rungs[0], min(2 * delta, 0.9), epsilon), 1e-12)
+            above = slope * (_epsilon_of(rung, delta, epsilon) - first)
+            share = max(share, 1.01 * delta * math.exp(min(above, 300.0)))
+        share = min(share, 0.25 * left / rung.probability, _LARGEST_DELTA)
+        shares.append(share)
+        left -= rung.probability * share
+    return [min(left / rungs[0].probability, _LARGEST_DELTA), *shares]
+
+
+def _epsilon_of(rung: Rung, delta: float, epsilon: Callable[[NormalForm, float], float]) -> float:
+    return epsilon(rung.form, delta) + rung.pure
 
 
 def as_if_never_cut(form: NormalForm) -> NormalForm:
     """Return `form` with truncated steps as plain ones: for lower bounds, as a truncated step costs no less."""
     steps: dict[tuple[float, float], int] = {(rate, noise): count for rate, noise, count in form.sampled}
-    for rate, noise, _, count in form.truncated:
+    for rate, noise, _, _, count in form.truncated:
         steps[rate, noise] = steps.get((rate, noise), 0) + count
     return replace(form, sampled=tuple(sorted((*key, count) for key, count in steps.items())), truncated=())

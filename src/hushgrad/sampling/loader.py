@@ -16,9 +16,15 @@ from hushgrad.arguments import positive_number, whole_number
 from hushgrad.errors import BatchStructureError, ContractChangedError, InvalidArgumentError, ProtocolError
 from hushgrad.randomness import Address, KeyStream
 from hushgrad.sampling.disjoint import CheckedBatches
-from hushgrad.sampling.poisson import PoissonSampler, uniform_subset
-from hushgrad.sampling.records import BatchObserver, PhysicalBatch, cut
-from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, Sampling
+from hushgrad.sampling.poisson import PoissonSampler, uniform_indices
+from hushgrad.sampling.records import BatchObserver, Cutting, PhysicalBatch, cut
+from hushgrad.sampling.specs import (
+    DisjointBatches,
+    PoissonSampling,
+    RandomSampling,
+    Sampling,
+    TruncatedPoissonSampling,
+)
 from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader
 
 
@@ -29,6 +35,10 @@ class PrivateLoader:
     and an item is what `collate_fn` returned, untouched. An empty draw is handed out as one real record, drawn
     uniformly, with weight 0, because many models cannot run on no rows. A logical batch is drawn once: what workers
     fetched ahead of a `break` is dropped, and the next pass draws afresh.
+
+    With `constant_shapes` every item has `max_physical_batch_size` rows: the records drawn, and after them others,
+    drawn uniformly, as padding of weight 0. Under Poisson sampling the number of items of a logical batch still follows
+    the draw; under truncated Poisson sampling it is constant, too. What an item holds is secret either way.
 
     The loader counts the records that reach `collate_fn`. Whether the collated item has one row for each of them
     cannot be told from its tensors (time may come first, sequences may be packed), so it is checked where rows are
@@ -42,6 +52,7 @@ class PrivateLoader:
         sampling: how records are drawn.
         batch_size: the expected number of records in a logical batch.
         max_physical_batch_size: the most records in one item; None for all.
+        constant_shapes: whether every item has exactly `max_physical_batch_size` rows.
         options: how records are fetched.
     """
 
@@ -56,37 +67,39 @@ class PrivateLoader:
         batches: Iterable[Sequence[int]] | None = None,
         options: LoadingOptions | None = None,
         max_physical_batch_size: int | None = None,
+        constant_shapes: bool = False,
         observer: BatchObserver | None = None,
     ) -> None:
         """Make a loader over a dataset, for loops without a DataLoader of their own.
 
         Args:
             dataset: map-style, with `__len__` and `__getitem__`.
-            sampling: `PoissonSampling(rate)`, or `DisjointBatches()` together with `batches`.
+            sampling: `PoissonSampling(rate)`, `TruncatedPoissonSampling`, or `DisjointBatches()` together with
+                `batches`.
             steps_per_pass: logical batches in one pass.
             stream: bits for this loader alone; two loaders with one stream would draw the same records.
             batch_size: the expected size of a logical batch; by default rate · len(dataset). Required with `batches`.
             batches: for `DisjointBatches`, the caller's batches of indices, iterated anew in every pass.
             options: workers, pinning and `collate_fn`, in torch's words.
             max_physical_batch_size: the most records in one item; None for all.
+            constant_shapes: whether every item has exactly that many rows, with padding of weight 0; None for it is
+                then the largest batch of truncated Poisson sampling.
             observer: told before each read and of each item.
 
         Raises:
             DatasetError: an iterable or empty dataset, or one without a length.
-            InvalidArgumentError: an argument out of range, or `batches` without `DisjointBatches` and the reverse.
+            InvalidArgumentError: an argument out of range, `batches` without `DisjointBatches` and the reverse, a
+                sampling for another number of records, or constant shapes of unknown size.
         """
         self.dataset = dataset
         self.sampling = sampling
-        self.max_physical_batch_size = (
-            None
-            if max_physical_batch_size is None
-            else whole_number("max_physical_batch_size", max_physical_batch_size, minimum=1)
-        )
+        cutting = _cutting(sampling, max_physical_batch_size, constant_shapes)
+        self.max_physical_batch_size, self.constant_shapes = cutting.max_rows, cutting.constant_rows
         self._count = dataset_length(dataset)
         self._steps_per_pass = whole_number("steps_per_pass", steps_per_pass, minimum=1)
         self._observer = observer
         one_pass: Callable[[int], Iterator[tuple[int, ...]]]
-        if isinstance(sampling, PoissonSampling):
+        if isinstance(sampling, RandomSampling):
             if batches is not None:
                 raise InvalidArgumentError("batches goes with DisjointBatches; Poisson sampling draws its own")
             sampler = PoissonSampler(self._count, sampling, stream.fork("sampling"))
@@ -99,11 +112,11 @@ class PrivateLoader:
             expected = batch_size
         else:
             raise InvalidArgumentError(
-                f"sampling must be PoissonSampling or DisjointBatches, got {type(sampling).__name__}"
+                f"sampling must be PoissonSampling, TruncatedPoissonSampling or DisjointBatches, got "
+                f"{type(sampling).__name__}"
             )
         self.batch_size = positive_number("batch_size", expected)
-        stand_in = partial(_uniform_index, self._count, stream.fork("stand-in"))
-        self._planner = _Planner(one_pass, stand_in, self.max_physical_batch_size)
+        self._planner = _Planner(one_pass, cutting, self._count, stream.fork("padding"))
         self.options = options or LoadingOptions()
         self._items = _torch_loader(dataset, self._planner, self.options)
         self._current_pass: object = None
@@ -115,18 +128,30 @@ class PrivateLoader:
         *,
         poisson_sampling: bool,
         stream: KeyStream,
+        max_batch_size: int | None = None,
         max_physical_batch_size: int | None = None,
+        constant_shapes: bool = False,
         observer: BatchObserver | None = None,
     ) -> PrivateLoader:
         """Make a loader with the dataset, batch size, `collate_fn` and workers of a torch DataLoader.
 
         With `poisson_sampling` the draw replaces the DataLoader's: rate batch_size / len(dataset), as many steps in a
-        pass as the DataLoader has batches. Without it the DataLoader's own batches are kept and checked.
+        pass as the DataLoader has batches, truncated to `max_batch_size` if that is given. Without it the DataLoader's
+        own batches are kept and checked.
 
         Raises what `read_data_loader` raises, before data is read.
         """
         reading = read_data_loader(data_loader)
-        sampling = PoissonSampling(reading.batch_size / reading.count) if poisson_sampling else DisjointBatches()
+        rate = reading.batch_size / reading.count
+        sampling: Sampling
+        if not poisson_sampling:
+            if max_batch_size is not None:
+                raise InvalidArgumentError("max_batch_size truncates Poisson draws; the caller's own batches are kept")
+            sampling = DisjointBatches()
+        elif max_batch_size is None:
+            sampling = PoissonSampling(rate)
+        else:
+            sampling = TruncatedPoissonSampling(rate, reading.count, max_batch_size)
         return cls(
             reading.dataset,
             sampling,
@@ -136,6 +161,7 @@ class PrivateLoader:
             batches=None if poisson_sampling else reading.batches,
             options=reading.options,
             max_physical_batch_size=max_physical_batch_size,
+            constant_shapes=constant_shapes,
             observer=observer,
         )
 
@@ -196,12 +222,14 @@ class _Planner:
     def __init__(
         self,
         one_pass: Callable[[int], Iterator[tuple[int, ...]]],
-        stand_in: Callable[[int], int],
-        max_physical_batch_size: int | None,
+        cutting: Cutting,
+        count: int,
+        padding: KeyStream,
     ) -> None:
         self._one_pass = one_pass
-        self._stand_in = stand_in
-        self._max_physical_batch_size = max_physical_batch_size
+        self._cutting = cutting
+        self._count = count
+        self._padding = padding
         self._planned: deque[PhysicalBatch] = deque()
         self._next_step = 0
         self._next_pass = 0
@@ -218,13 +246,36 @@ class _Planner:
         for indices in self._one_pass(self._next_step):
             step = self._next_step
             self._next_step += 1
-            for batch in cut(indices, self._max_physical_batch_size, step, pass_index):
+            for item, batch in enumerate(cut(indices, self._cutting, step, pass_index)):
                 planned.append(batch)
-                yield list(batch.indices) or [self._stand_in(step)]
+                missing = batch.size - len(batch.indices)
+                yield [*batch.indices, *self._draw_padding(step, item, missing)]
+
+    def _draw_padding(self, step: int, item: int, missing: int) -> list[int]:
+        if not missing:
+            return []
+        indices: list[int] = uniform_indices(self._count, missing, self._padding, Address(step, item)).tolist()
+        return indices
 
 
-def _uniform_index(count: int, stream: KeyStream, step: int) -> int:
-    return int(uniform_subset(count, 1, stream, Address(step))[0])
+def _cutting(sampling: Sampling, max_physical_batch_size: int | None, constant_shapes: bool) -> Cutting:
+    """Return how logical batches are cut, from checked arguments."""
+    rows = max_physical_batch_size
+    if rows is not None:
+        rows = whole_number("max_physical_batch_size", rows, minimum=1)
+    if not isinstance(constant_shapes, bool):
+        raise InvalidArgumentError(f"constant_shapes must be True or False, got {type(constant_shapes).__name__}")
+    if not constant_shapes:
+        return Cutting(rows)
+    if isinstance(sampling, TruncatedPoissonSampling):
+        rows = rows or sampling.max_batch_size
+        return Cutting(rows, True, -(-sampling.max_batch_size // rows))
+    if rows is None:
+        raise InvalidArgumentError(
+            "constant_shapes needs max_physical_batch_size, the rows of every item; or truncate draws to a "
+            "max_batch_size, so that a logical batch is one item"
+        )
+    return Cutting(rows, True)
 
 
 class _CountingCollate:

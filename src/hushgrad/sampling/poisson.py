@@ -1,4 +1,8 @@
-"""Poisson subsampling in O(qN): a size from the binomial table, then a uniform subset of that size."""
+"""Poisson subsampling in O(qN): a size from the binomial table, then a uniform subset of that size.
+
+Truncation is done to the size: a uniformly random part of a uniform subset is a uniform subset of the part's size. So a
+draw never holds what would be cut from it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from hushgrad.arguments import whole_number
+from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import BLOCK_BYTES, Address, KeyStream
 from hushgrad.sampling.binomial import BinomialTable
-from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.sampling.specs import RandomSampling, TruncatedPoissonSampling
 
 # The items of a step's address: one draw each.
 _SIZE, _SUBSET = 0, 1
@@ -24,19 +29,32 @@ class PoissonSampler:
 
     Guarantee: for uniform random bits, the total variation distance between a draw and exact Poisson sampling is below
     2**-64. (That of the size, see `BinomialTable`; given the size the subset is exactly uniform.)
+    Guarantee: truncated, a draw is one of exact Poisson sampling, or a uniformly random `max_batch_size` of it where it
+    is larger, up to the same distance.
     """
 
-    def __init__(self, count: int, sampling: PoissonSampling, stream: KeyStream) -> None:
+    def __init__(self, count: int, sampling: RandomSampling, stream: KeyStream) -> None:
         self.count = whole_number("count", count, minimum=1)
         self.sampling = sampling
+        self._most = self.count
+        if isinstance(sampling, TruncatedPoissonSampling):
+            if sampling.population != self.count:
+                raise InvalidArgumentError(
+                    f"the sampling is for a population of {sampling.population} records, and there are {self.count}; "
+                    f"give TruncatedPoissonSampling the number of records"
+                )
+            self._most = min(self.count, sampling.max_batch_size)
         self._stream = stream
         self._table = BinomialTable(self.count, sampling.rate) if sampling.rate < 1 else None
 
     def draw(self, step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the indices that take part in `step`, ascending, int64; possibly none."""
-        if self._table is None:
+        size = self.count
+        if self._table is not None:
+            size = self._table.size_at(int.from_bytes(self._stream.read(Address(step, _SIZE), 16), "little"))
+        size = min(size, self._most)
+        if size == self.count:
             return np.arange(self.count)
-        size = self._table.size_at(int.from_bytes(self._stream.read(Address(step, _SIZE), 16), "little"))
         address = Address(step, _SUBSET)
         if 2 * size <= self.count:
             return uniform_subset(self.count, size, self._stream, address)
@@ -59,13 +77,30 @@ def uniform_subset(count: int, size: int, stream: KeyStream, address: Address) -
     chosen = np.empty(0, dtype=np.int64)
     offset = 0
     while chosen.size < size:
-        words = np.empty(size - chosen.size, dtype=np.uint64)
-        stream.fill(words, address, offset)
-        offset += -(-words.nbytes // BLOCK_BYTES) * BLOCK_BYTES
-        # Words of the last, incomplete run of `count` are rejected: the remainder of the others is uniform.
-        words = words[words <= np.uint64((1 << 64) - 1 - (1 << 64) % count)]
-        chosen = _without_repetition(np.concatenate([chosen, (words % np.uint64(count)).astype(np.int64)]))
+        more, offset = _some_indices(count, size - chosen.size, stream, address, offset)
+        chosen = _without_repetition(np.concatenate([chosen, more]))
     return chosen
+
+
+def uniform_indices(count: int, size: int, stream: KeyStream, address: Address) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return `size` indices of range(count), each of them uniform and independent of the others."""
+    drawn = np.empty(0, dtype=np.int64)
+    offset = 0
+    while drawn.size < size:
+        more, offset = _some_indices(count, size - drawn.size, stream, address, offset)
+        drawn = np.concatenate([drawn, more])
+    return drawn
+
+
+def _some_indices(
+    count: int, most: int, stream: KeyStream, address: Address, offset: int
+) -> tuple[np.ndarray[Any, np.dtype[np.int64]], int]:
+    """Return at most `most` uniform, independent indices from the bits at `offset`, and the offset after them."""
+    words = np.empty(most, dtype=np.uint64)
+    stream.fill(words, address, offset)
+    # Words of the last, incomplete run of `count` are rejected: the remainder of the others is uniform.
+    kept = words[words <= np.uint64((1 << 64) - 1 - (1 << 64) % count)]
+    return (kept % np.uint64(count)).astype(np.int64), offset + -(-words.nbytes // BLOCK_BYTES) * BLOCK_BYTES
 
 
 def _without_repetition(indices: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:

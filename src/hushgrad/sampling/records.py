@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from hushgrad.errors import InvalidArgumentError
+
 
 @dataclass(frozen=True, slots=True)
 class PhysicalBatch:
     """One item of the loader: a physical batch, all of a logical batch or a part of it.
 
-    Which records were drawn is secret: `indices` is not part of `repr`.
+    The first len(indices) rows of an item are the records drawn. Any rows after them are padding: real records, drawn
+    uniformly, that contribute nothing. Which records were drawn, and how many, is secret: `indices` is not part of
+    `repr`.
 
     Attributes:
-        indices: the records drawn, ascending under Poisson sampling; empty for an empty draw.
-        size: the rows of the item, max(1, len(indices)): an empty draw is handed out as one record of weight 0.
-        weight: 0.0 for an empty draw, else 1.0; the factor on every row's contribution.
+        indices: the records drawn, ascending under Poisson sampling; empty where the item holds padding alone.
+        size: the rows of the item, padding included; at least 1, because many models cannot run on no rows.
+        weight: 0.0 where the item holds padding alone, else 1.0: whether the item contributes anything.
         step: the number of the logical batch. It grows over the life of the loader and is never used twice; numbers
             of logical batches that were drawn but never handed out are missing.
         pass_index: the number of the pass over the loader, from 0.
@@ -45,26 +49,46 @@ class BatchObserver(Protocol):
         """Called just before the item described by `batch` is handed to the loop."""
 
 
-def cut(
-    indices: tuple[int, ...], max_physical_batch_size: int | None, step: int, pass_index: int
-) -> list[PhysicalBatch]:
+@dataclass(frozen=True, slots=True)
+class Cutting:
+    """How a logical batch is cut into items, in public numbers.
+
+    Attributes:
+        max_rows: the most rows in one item; None for all records in one item.
+        constant_rows: whether every item has exactly `max_rows` rows, the missing ones filled with padding.
+        items: how many items every logical batch has (those that no record is left for hold padding alone); None for
+            as many as its records need, at least one.
+    """
+
+    max_rows: int | None = None
+    constant_rows: bool = False
+    items: int | None = None
+
+
+def cut(indices: tuple[int, ...], cutting: Cutting, step: int, pass_index: int) -> list[PhysicalBatch]:
     """Return the physical batches of a logical batch, in order.
 
     Guarantee: the physical batches partition the logical batch, and the last one alone is marked `last`.
+    Guarantee: with `constant_rows` every item has `max_rows` rows, and with `items` every logical batch as many items,
+    whatever was drawn.
     """
-    if not indices:
-        return [PhysicalBatch((), 1, 0.0, step, pass_index, first=True, last=True)]
-    size = max_physical_batch_size or len(indices)
-    starts = range(0, len(indices), size)
+    rows = cutting.max_rows or max(1, len(indices))
+    needed = max(1, -(-len(indices) // rows))
+    count = cutting.items or needed
+    if count < needed:
+        raise InvalidArgumentError(
+            f"a logical batch must have at most {count} x {rows} records; cut it into more items"
+        )
+    parts = [indices[place * rows : (place + 1) * rows] for place in range(count)]
     return [
         PhysicalBatch(
-            indices=(part := indices[start : start + size]),
-            size=len(part),
-            weight=1.0,
+            indices=part,
+            size=rows if cutting.constant_rows else max(1, len(part)),
+            weight=1.0 if part else 0.0,
             step=step,
             pass_index=pass_index,
-            first=start == 0,
-            last=start == starts[-1],
+            first=place == 0,
+            last=place == count - 1,
         )
-        for start in starts
+        for place, part in enumerate(parts)
     ]
