@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from hushgrad.clipping import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
 from hushgrad.sampling.poisson import PoissonSampler
-from hushgrad.sampling.specs import DisjointBatches, PoissonSampling
+from hushgrad.sampling.records import Cutting
+from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, TruncatedPoissonSampling
 from hushgrad.verification.verdict import Verdict
 
 N, B, SIGMA, C = 400, 40, 1.1, 0.5
@@ -222,3 +224,34 @@ def test_the_checked_loss_is_refused_with_the_cure() -> None:
     )
     with pytest.raises(InvalidArgumentError, match="given to per_example"):
         hushgrad.verify(model, loader, engine.per_example(nn.CrossEntropyLoss()), engine)
+
+
+# Constant shapes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("most", [None, 64, 42])
+def test_training_in_constant_shapes_does_what_it_claims(most: int | None) -> None:
+    """Padded Poisson draws, truncated ones with room, and with little (a third of steps is cut); false alarm 3e-6."""
+    claimed = claim()
+    if most is not None:
+        claimed = replace(claimed, sampling=TruncatedPoissonSampling(B / N, N, most))
+    verdict = verified(mechanism=claimed, max_physical_batch_size=16, constant_shapes=True)
+    assert verdict.passed, verdict.to_text()
+    events = {"ledger": 0, "sampling": 0, "replay": 0}
+    for check in verdict.checks:
+        events[check.part] = events.get(check.part, 0) + 1
+    assert events["ledger"] == 4
+    assert events["sampling"] >= 6
+    assert events["replay"] == 2
+
+
+@pytest.mark.statistical
+def test_a_draw_that_is_not_cut_as_charged_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The truncated sampler leaves larger draws as they are; nothing but the sampling is wrong."""
+    claimed = replace(claim(), sampling=TruncatedPoissonSampling(B / N, N, 42))
+    monkeypatch.setattr(PoissonSampler, "_cut_size", lambda self, size: size)
+    monkeypatch.setattr("hushgrad.sampling.loader.Cutting", lambda *_: Cutting(64, True))
+    verdict = verified(mechanism=claimed, max_physical_batch_size=64, constant_shapes=True)
+    assert not verdict.passed
+    assert {check.part for check in verdict.checks if not check.passed} <= {"sampling", "ledger"}

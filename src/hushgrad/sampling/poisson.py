@@ -52,7 +52,7 @@ class PoissonSampler:
         size = self.count
         if self._table is not None:
             size = self._table.size_at(int.from_bytes(self._stream.read(Address(step, _SIZE), 16), "little"))
-        size = min(size, self._most)
+        size = self._cut_size(size)
         if size == self.count:
             return np.arange(self.count)
         address = Address(step, _SUBSET)
@@ -60,6 +60,9 @@ class PoissonSampler:
             return uniform_subset(self.count, size, self._stream, address)
         left_out = uniform_subset(self.count, self.count - size, self._stream, address)
         return np.delete(np.arange(self.count), left_out)
+
+    def _cut_size(self, size: int) -> int:
+        return min(size, self._most)
 
     def one_pass(self, steps: int, first_step: int) -> Iterator[tuple[int, ...]]:
         """Yield the draws of `steps` consecutive steps."""

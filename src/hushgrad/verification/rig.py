@@ -27,7 +27,7 @@ from hushgrad.mechanism import DPSGD
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.sampling.specs import PoissonSampling, RandomSampling
 from hushgrad.sampling.torch_loader import DataLoaderReading, read_data_loader
 from hushgrad.session import Session, privatize
 from hushgrad.verification.loop import Loop, Output, seeded
@@ -81,6 +81,7 @@ class Rig:
     data_loader: Any
     optimizer: OptimizerFactory
     max_physical_batch_size: int | None
+    constant_shapes: bool
 
     @classmethod
     def of(
@@ -91,6 +92,7 @@ class Rig:
         mechanism: DPSGD,
         optimizer: OptimizerFactory,
         max_physical_batch_size: int | None,
+        constant_shapes: bool = False,
     ) -> Rig:
         """Take an ordinary or a private loader; `mechanism` is what is claimed."""
         if isinstance(criterion, PerExampleLoss):
@@ -104,7 +106,8 @@ class Rig:
             )
         reading = read_data_loader(data_loader)
         one_step = replace(mechanism.at(0), steps=None, passes=None)
-        return cls(copy.deepcopy(model), criterion, one_step, reading, data_loader, optimizer, max_physical_batch_size)
+        rows = max_physical_batch_size
+        return cls(copy.deepcopy(model), criterion, one_step, reading, data_loader, optimizer, rows, constant_shapes)
 
     def session(self, *, seed: int | None, ledger: Path | None = None) -> Running:
         """Return a session on a fresh copy, under a fixed key (`seed`) or a secret one."""
@@ -112,7 +115,7 @@ class Rig:
         optimizer = self.optimizer(model.parameters())
         key = None if seed is None else KeyStream.fixed_for_tests(seed)
         mechanism = self.mechanism
-        if ledger is None and not isinstance(mechanism.sampling, PoissonSampling):
+        if ledger is None and not isinstance(mechanism.sampling, RandomSampling):
             mechanism = replace(mechanism, sampling=PoissonSampling(1.0))  # batches of the verification's own choice
         stepped: list[PhysicalBatch | None] = []
         # Before the session's own hook, which ends the item.
@@ -143,7 +146,9 @@ class Rig:
                 loader: Any = self.data_loader
                 if dataset is not None:
                     loader = _with_dataset(loader, dataset)
-                private = running.session.batches_of(loader, max_physical_batch_size=self.max_physical_batch_size)
+                private = running.session.batches_of(
+                    loader, max_physical_batch_size=self.max_physical_batch_size, constant_shapes=self.constant_shapes
+                )
                 try:
                     while recorder.updates < updates:
                         before = recorder.updates

@@ -35,8 +35,30 @@ class SamplingReading:
     causes: tuple[Cause, ...]
 
 
+def inclusion_rate(population: int, rate: float, max_batch_size: int | None = None) -> float:
+    """Return the probability of a record to take part in a step: E min(Binomial(N, q), B) / N."""
+    if max_batch_size is None or max_batch_size >= population:
+        return rate
+    beyond = np.arange(max_batch_size, population)
+    return rate - float(stats.binom.sf(beyond, population, rate).sum()) / population
+
+
+def _pair_rate(population: int, rate: float, max_batch_size: int | None) -> float:
+    """Return the probability of two given records to take part together: E K(K − 1) / (N(N − 1)), K the size."""
+    if max_batch_size is None or max_batch_size >= population or population < 2:
+        return rate * rate
+    beyond = np.arange(max_batch_size, population)  # Σ over k of P(K > k) times the increment of k(k − 1), which is 2k
+    lost = float((2 * beyond * stats.binom.sf(beyond, population, rate)).sum())
+    return rate * rate - lost / (population * (population - 1))
+
+
 def read_sampling(
-    draws: Sequence[Sequence[int]], *, population: int, rate: float, false_alarm: float
+    draws: Sequence[Sequence[int]],
+    *,
+    population: int,
+    rate: float,
+    false_alarm: float,
+    max_batch_size: int | None = None,
 ) -> SamplingReading:
     """Test whether `draws` are independent Poisson draws from range(population) with this rate.
 
@@ -45,6 +67,7 @@ def read_sampling(
         population: N, the number of records.
         rate: q, the claimed probability of each record to take part in each step.
         false_alarm: the probability that true Poisson sampling fails any of the checks.
+        max_batch_size: of truncated Poisson sampling, to which larger draws are cut at random; None for none.
     """
     count = whole_number("population", population, minimum=1)
     q = probability("rate", rate)
@@ -54,13 +77,16 @@ def read_sampling(
     sets = [np.asarray(draw, dtype=np.int64).reshape(-1) for draw in draws]
     sizes = np.array([len(draw) for draw in sets])
     measured = float(sizes.sum()) / (len(sets) * count)
+    sizes_check = _sizes(sizes, count, q, each, max_batch_size)
+    pair = _pair_rate(count, q, max_batch_size)
+    q = inclusion_rate(count, q, max_batch_size)
     checks = {
         "range": _range(sets, count),
         "rate": _rate(sizes, count, q, each),
-        "sizes": _sizes(sizes, count, q, each),
+        "sizes": sizes_check,
         "inclusion": _inclusion(sets, count, q, each),
         "overlaps": _overlaps(sets, count, q, each),
-        "neighbours": _neighbours(sets, count, q, each),
+        "neighbours": _neighbours(sets, count, pair, each),
         "repeats": _repeats(sets, count, q, each),
     }
     return SamplingReading(measured, checks, _causes(sets, sizes, count, q, checks))
@@ -103,14 +129,20 @@ def _rate(sizes: Indices, count: int, q: float, alpha: float) -> Check:
     )
 
 
-def _sizes(sizes: Indices, count: int, q: float, alpha: float) -> Check:
+def _sizes(sizes: Indices, count: int, q: float, alpha: float, most: int | None) -> Check:
     """Sizes of logical batches against the binomial distribution, in bins; empty draws are a bin where expected."""
     claim = "sizes of logical batches vary as those of Poisson draws do, empty ones included"
     if q == 1:
-        return Check("sampling", claim, "full batches", bool((sizes == count).all()), len(sizes), power="every case")
+        full = min(count, most or count)
+        return Check("sampling", claim, "full batches", bool((sizes == full).all()), len(sizes), power="every case")
+    if most is not None and int(sizes.max()) > most:
+        said = f"one of {int(sizes.max())} records, at most {most} are charged"
+        return Check("sampling", claim, said, False, len(sizes), power="every case")
     bins = int(min(12, max(2, len(sizes) // 40)))
     edges = np.unique(stats.binom.ppf(np.arange(1, bins) / bins, count, q).astype(np.int64))
     edges = np.unique(np.concatenate([[0], edges])) if (1 - q) ** count * len(sizes) >= _LEAST_EXPECTED else edges
+    if most is not None:  # what is cut lies in the last bin, where it would have been
+        edges = np.unique(np.minimum(edges, most - 1))
     cumulative = np.concatenate([[0.0], stats.binom.cdf(edges, count, q), [1.0]])
     chances = np.diff(cumulative)
     found = np.bincount(np.searchsorted(edges, sizes, side="left"), minlength=len(chances))
@@ -187,7 +219,7 @@ def _overlaps(sets: Sequence[Indices], count: int, q: float, alpha: float) -> Ch
     )
 
 
-def _neighbours(sets: Sequence[Indices], count: int, q: float, alpha: float) -> Check:
+def _neighbours(sets: Sequence[Indices], count: int, pair: float, alpha: float) -> Check:
     """Records 2k and 2k + 1 in one draw, and records k and k + N/2: binomial. Blocks come together."""
     half = count // 2
     near = far = 0
@@ -197,11 +229,11 @@ def _neighbours(sets: Sequence[Indices], count: int, q: float, alpha: float) -> 
         near += int((member[0 : 2 * half : 2] & member[1 : 2 * half : 2]).sum())
         far += int((member[:half] & member[half : 2 * half]).sum())
     trials = len(sets) * half
-    p = min(1.0, 2 * min(st.count_p(near, trials, q * q), st.count_p(far, trials, q * q))) if trials else 1.0
+    p = min(1.0, 2 * min(st.count_p(near, trials, pair), st.count_p(far, trials, pair))) if trials else 1.0
     return Check(
         "sampling",
         "records enter a draw independently of each other",
-        f"{near} neighbours drawn together, {far} far apart, {trials * q * q:.0f} of each expected",
+        f"{near} neighbours drawn together, {far} far apart, {trials * pair:.0f} of each expected",
         p >= alpha,
         trials,
         float(near),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from hushgrad.accounting.events import PoissonSampled
+from hushgrad.accounting.events import PoissonSampled, TruncatedPoisson
 from hushgrad.arguments import open_unit_interval, positive_number
 from hushgrad.engine import PrivacyEngine
 from hushgrad.errors import InvalidArgumentError
@@ -24,14 +24,14 @@ from hushgrad.mechanism import DPSGD
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.sampling.specs import RandomSampling, TruncatedPoissonSampling
 from hushgrad.verification import statistics as st
 from hushgrad.verification.batch_loop import find_causes, measure, rows_of
 from hushgrad.verification.hand_written import DEFAULT_FALSE_ALARM, DEFAULT_RESOLUTION, steps_needed
 from hushgrad.verification.loop import arrays, norm
 from hushgrad.verification.noise_checks import NoiseReading, read_noise
 from hushgrad.verification.rig import Indices, OptimizerFactory, Rig, SessionLoop, Trace, TrainingLoop, ordinary_loop
-from hushgrad.verification.sampling_checks import SamplingReading, draws_needed, read_sampling
+from hushgrad.verification.sampling_checks import SamplingReading, draws_needed, inclusion_rate, read_sampling
 from hushgrad.verification.signals import Belief
 from hushgrad.verification.verdict import Cause, Check, Measured, Verdict
 
@@ -55,6 +55,7 @@ def verify(
     loop: TrainingLoop = ordinary_loop,
     optimizer: OptimizerFactory = small_steps,
     max_physical_batch_size: int | None = None,
+    constant_shapes: bool = False,
     report: str | os.PathLike[str] | None = None,
     resolution: float = DEFAULT_RESOLUTION,
     false_alarm: float = DEFAULT_FALSE_ALARM,
@@ -68,7 +69,7 @@ def verify(
         mechanism: the claim: a `PrivacyEngine` after `make_private`, or a `DPSGD`. Of a schedule the first step counts.
         loop: `(model, optimizer, loader, criterion)`, one pass of training; by default the ordinary loop.
         optimizer: makes the optimizer of a copy from its parameters; by default SGD with a learning rate of 0.01.
-        max_physical_batch_size: as in `make_private`.
+        max_physical_batch_size, constant_shapes: as in `make_private`.
         report: a path for the verdict as JSON, such as `verdict.json` beside the ledger.
         resolution: the relative error of noise and sampling rate that must be found with probability 0.999, as far as
             400 steps of noise and four million drawn indices can show it; each check states what it shows.
@@ -87,7 +88,7 @@ def verify(
         raise InvalidArgumentError("a noise multiplier of 0 is not private, so there is nothing to verify")
     alpha = open_unit_interval("false_alarm", false_alarm)
     positive_number("resolution", resolution)
-    rig = Rig.of(model, data_loader, criterion, claimed, optimizer, max_physical_batch_size)
+    rig = Rig.of(model, data_loader, criterion, claimed, optimizer, max_physical_batch_size, constant_shapes)
     belief = Belief(
         rig.mechanism.noise_multiplier,
         rig.mechanism.clipping.sensitivity,
@@ -126,7 +127,7 @@ def verify(
             belief.max_grad_norm,
             belief.noise_multiplier * belief.max_grad_norm,
             belief.noise_multiplier,
-            claimed.sampling.rate if isinstance(claimed.sampling, PoissonSampling) else None,
+            claimed.sampling.rate if isinstance(claimed.sampling, RandomSampling) else None,
         ),
         Measured(
             contributions.sensitivity * belief.divisor,
@@ -171,7 +172,7 @@ def _sampling(rig: Rig, resolution: float, alpha: float) -> tuple[SamplingReadin
     stream = KeyStream.from_operating_system()
     count, sampling = rig.reading.count, rig.mechanism.sampling
     observer = _Draws()
-    if not isinstance(sampling, PoissonSampling):
+    if not isinstance(sampling, RandomSampling):
         loader = PrivateLoader(
             Indices(count),
             sampling,
@@ -191,7 +192,11 @@ def _sampling(rig: Rig, resolution: float, alpha: float) -> tuple[SamplingReadin
     for _item in loader:
         pass
     reading = read_sampling(
-        [batch.indices for batch in observer.batches], population=count, rate=sampling.rate, false_alarm=alpha
+        [batch.indices for batch in observer.batches],
+        population=count,
+        rate=sampling.rate,
+        false_alarm=alpha,
+        max_batch_size=sampling.max_batch_size if isinstance(sampling, TruncatedPoissonSampling) else None,
     )
     return reading, tuple(reading.checks.values())
 
@@ -244,6 +249,11 @@ def _ledger(
     events = [event for event, _ in view.events]
     charged = max((event.noise_multiplier for event in events), default=math.inf)
     rates = [event.sampling_rate for event in events if isinstance(event, PoissonSampled)]
+    rates += [
+        inclusion_rate(event.population, event.sampling_rate, event.max_batch_size)
+        for event in events
+        if isinstance(event, TruncatedPoisson)
+    ]
     rate_right = True
     said = "no amplification charged"
     if sampling is not None:
