@@ -11,13 +11,16 @@ from pathlib import Path
 
 import torch
 
+from hushgrad.noise.compiled import CompiledPasses
+from hushgrad.noise.gaussian import PASSES
+
 # Above this load per core at the start, other programs take a visible part of the time.
 QUIET_LOAD = 0.3
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine and the versions that decide how fast a step is."""
+    """The machine and the versions that decide how fast a step is; numba's where it draws the noise."""
 
     processor: str
     architecture: str
@@ -46,6 +49,8 @@ def this_machine(packages: Sequence[str]) -> Machine:
     versions = {"Python": platform.python_version()}
     for package in packages:
         versions[package] = importlib.metadata.version(package)
+    if PASSES is CompiledPasses:
+        versions["numba"] = importlib.metadata.version("numba")
     return Machine(
         processor=_processor(),
         architecture=platform.machine(),

@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import pickle
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -125,18 +126,26 @@ def test_equality_does_not_compare_keys():
     assert KeyStream(bytes(32), True) != KeyStream(bytes(32), True)
 
 
-def _draw_in_child(stream, queue):
+def test_the_key_is_handed_out_as_a_copy():
+    stream = KeyStream.fixed_for_tests(0)
+    before = stream.read(Address(0), 32)
+    stream.key()[:] = bytes(32)
+    assert stream.read(Address(0), 32) == before
+
+
+def _draw_in_child(draw, queue):
     try:
-        queue.put(bytes(stream.read(Address(0), 4)))
+        queue.put(bytes(draw()))
     except ProtocolError as error:
         queue.put(str(error))
 
 
-def test_a_forked_process_cannot_draw_from_its_parents_stream():
+@pytest.mark.parametrize("draw", [lambda stream: stream.read(Address(0), 4), lambda stream: stream.key()])
+def test_a_forked_process_cannot_draw_from_its_parents_stream(draw):
     """A stream cannot be pickled, copied or drawn from in a forked process."""
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
-    child = context.Process(target=_draw_in_child, args=(KeyStream.fixed_for_tests(0), queue))
+    child = context.Process(target=_draw_in_child, args=(partial(draw, KeyStream.fixed_for_tests(0)), queue))
     child.start()
     answer = queue.get()
     child.join()

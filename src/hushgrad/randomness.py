@@ -124,6 +124,15 @@ class KeyStream:
         self.fill(bits, address, offset)
         return bits
 
+    def key(self) -> bytearray:
+        """Return the key, for compiled code that runs the cipher itself (`hushgrad.noise.aes`); a copy.
+
+        Raises:
+            ProtocolError: the stream was made in another process.
+        """
+        self._require_own_process()
+        return bytearray(self._key)
+
     def _require_own_process(self) -> None:
         if self._process != os.getpid():
             raise ProtocolError(

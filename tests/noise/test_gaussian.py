@@ -15,11 +15,11 @@ from scipy import stats
 
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.noise import gaussian, noisy_update, standard_normal
-from hushgrad.noise.gaussian import CHUNK_VALUES
 from hushgrad.noise.strips import PICKS, pick_table, remainder, strips
 from hushgrad.randomness import Address, KeyStream
 
 WIDE = (torch.float32, torch.float64)
+CHUNK_VALUES = gaussian.PASSES.size
 
 
 ORIGIN = Address(0)
@@ -89,7 +89,7 @@ def test_values_depend_on_key_address_count_and_dtype_only(dtype, monkeypatch):
     for count in (1, 2, 5):
         torch.set_num_threads(count)
         draws.append(draw(7 * CHUNK_VALUES + 12_345, dtype))
-    monkeypatch.setattr(gaussian, "CHUNK_VALUES", 10_000)
+    monkeypatch.setattr(gaussian.PASSES, "size", 10_000)
     monkeypatch.setattr(gaussian, "_idle", {word: deque() for word in gaussian._idle})
     draws.append(draw(7 * CHUNK_VALUES + 12_345, dtype))
     for other in draws[1:]:

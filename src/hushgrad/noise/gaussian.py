@@ -17,35 +17,33 @@ Guarantee: values beyond `abs(z)` = 8 occur with their true probability; the lar
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hushgrad.arguments import non_negative_number, positive_number
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.kernels import dispatch
 from hushgrad.kernels.chacha import CipherKey
-from hushgrad.noise.strips import PICKS, Float64s, pick_table, remainder, strips
+from hushgrad.noise.compiled import fastest_passes
+from hushgrad.noise.passes import Bits, Floats, Passes, Places
+from hushgrad.noise.strips import Float64s, judged, pick_table
 from hushgrad.noise.threads import on_all_threads
 from hushgrad.randomness import Address, KeyStream
 
-# Values that one thread works on at a time. Its scratch memory (17 bytes a value) leaves the fast caches, which costs
-# less than more frequent changes between Python and the array operations: threads wait for one another there.
-CHUNK_VALUES = 1 << 17
+PASSES = fastest_passes()
+
 WORTH_A_THREAD = 1 << 15  # values for which one more thread is worth its start
 
 _REMAINDER_OFFSET = 1 << 60  # bytes into an address; no draw has that many values
 
 _WORDS: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.int32), torch.float64: np.dtype(np.int64)}
-
-Floats = NDArray[np.floating[Any]]
-Places = NDArray[np.intp]
 
 
 def standard_normal(
@@ -65,15 +63,7 @@ def standard_normal(
     """
     _require_wide(dtype, "dtype")
     values = torch.empty(torch.Size(shape), dtype=dtype, device="cpu")
-    flat: Floats = values.view(-1).numpy()
-
-    def store(start: int, chunk: Floats) -> None:
-        flat[start : start + len(chunk)] = chunk
-
-    def complete(places: Places, further: Float64s) -> None:
-        flat[places] = further
-
-    _run([_Draw(len(flat), _WORDS[dtype], address, store, complete)], stream)
+    _run([_Draw(values.view(-1).numpy(), address)], stream)
     return values.to(device)
 
 
@@ -144,27 +134,11 @@ def noisy_updates(parts: Sequence[Noised], *, noise_std: float, divisor: float, 
             updates.append(total.copy_(noise) if part.overwrite else noise)
         else:
             updates.append(total if part.overwrite else torch.empty(total.shape, dtype=total.dtype, device="cpu"))
-            draws.append(_adding(total, updates[-1], std, denominator, part.address))
+            into = updates[-1].view(-1).numpy()
+            summed = None if part.overwrite else total.reshape(-1).numpy()
+            draws.append(_Draw(into, part.address, summed, std, denominator))
     _run(draws, stream)
     return updates
-
-
-def _adding(total: Tensor, update: Tensor, std: float, denominator: float, address: Address) -> _Draw:
-    """Return the draw that writes (total + std · z) / denominator into `update`, contiguous."""
-    into: Floats = update.view(-1).numpy()
-    summed: Floats = total.reshape(-1).numpy()
-
-    def add(start: int, chunk: Floats) -> None:
-        span = slice(start, start + len(chunk))
-        np.multiply(chunk, std, out=chunk)
-        np.add(chunk, summed[span], out=chunk)
-        np.divide(chunk, denominator, out=into[span])
-
-    def complete(places: Places, further: Float64s) -> None:
-        # The strips give 0 for what the remainder stands for, so there the sum is divided already.
-        into[places] += further * (std / denominator)
-
-    return _Draw(len(into), _WORDS[total.dtype], address, add, complete)
 
 
 def _require_wide(dtype: torch.dtype, name: str) -> None:
@@ -176,99 +150,103 @@ def _require_wide(dtype: torch.dtype, name: str) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Draw:
-    """`count` values at an address. `consume(start, values)` gets them in chunks, in any order and from any thread,
-    with 0 for those that the remainder stands for; then `complete(places, values)` gets these, in rising places.
+    """Values at an address: written into `into` as they are, or as (total + std · z) / divisor if a std is given.
+
+    Without a total, `into` holds it. All arrays are flat.
     """
 
-    count: int
-    word: np.dtype[Any]
+    into: Floats
     address: Address
-    consume: Callable[[int, Floats], None]
-    complete: Callable[[Places, Float64s], None]
+    total: Floats | None = None
+    std: float | None = None
+    divisor: float = 1.0
+
+    @property
+    def word(self) -> np.dtype[Any]:
+        return np.dtype(f"i{self.into.itemsize}")
+
+    def chunk(self, start: int, stop: int, passes: Passes, stream: KeyStream) -> Places:
+        """Write the values in [start, stop) and return which of them the remainder stands for."""
+        bits, into = Bits(stream, self.address, start), self.into[start:stop]
+        if self.std is None:
+            return passes.normal(bits, into)
+        total = None if self.total is None else self.total[start:stop]
+        return passes.noised(bits, total, into, self.std, self.divisor)
+
+    def complete(self, places: Places, values: Float64s) -> None:
+        """Write the values of the remainder; the passes took them for 0."""
+        if self.std is None:
+            self.into[places] = values
+        else:
+            self.into[places] += values * (self.std / self.divisor)
 
 
 def _run(draws: Sequence[_Draw], stream: KeyStream) -> None:
     """Draw, on as many of torch's threads as there is work for."""
-    jobs = deque((draw, start) for draw in draws for start in range(0, draw.count, CHUNK_VALUES))
+    jobs = deque((draw, start) for draw in draws for start in range(0, len(draw.into), PASSES.size))
     places: dict[Address, list[Places]] = {draw.address: [] for draw in draws}
-    threads = max(1, min(torch.get_num_threads(), sum(draw.count for draw in draws) // WORTH_A_THREAD))
+    threads = max(1, min(torch.get_num_threads(), sum(len(draw.into) for draw in draws) // WORTH_A_THREAD))
     for word in {draw.word for draw in draws}:
         pick_table(8 * word.itemsize)  # made once, before the threads ask for it
 
     def work() -> None:
         with ExitStack() as lent:
-            scratch: dict[np.dtype[Any], _Chunks] = {}
+            scratch: dict[np.dtype[Any], Passes] = {}
             while True:
                 try:
                     draw, start = jobs.popleft()
                 except IndexError:
                     return
                 if draw.word not in scratch:
-                    scratch[draw.word] = lent.enter_context(_chunks(draw.word))
-                size = min(CHUNK_VALUES, draw.count - start)
-                values, missing = scratch[draw.word].draw(start, size, stream, draw.address)
-                draw.consume(start, values)
+                    scratch[draw.word] = lent.enter_context(_passes(draw.word))
+                passes = scratch[draw.word]
+                missing = draw.chunk(start, min(start + passes.size, len(draw.into)), passes, stream)
                 if len(missing):
                     places[draw.address].append(missing + start)
 
     on_all_threads(work, threads)
-    for draw in draws:
-        found = np.sort(np.concatenate([*places[draw.address], np.empty(0, np.intp)]))
-        draw.complete(found, _remainder(len(found), stream, draw.address))
-
-
-class _Chunks:
-    """The scratch memory of one thread, and what it computes there."""
-
-    def __init__(self, size: int, word: np.dtype[Any]) -> None:
-        table = pick_table(8 * word.itemsize)
-        real = table.dtype["middle"]
-        self._words = np.empty(size, word)
-        self._positions, self._is_missing = np.empty(size, real), np.empty(size, np.bool_)
-        # Middle and slope are fetched as one item of twice the width; torch looks such up faster than NumPy does.
-        pair = np.dtype(np.float64 if real == np.float32 else np.complex128)
-        self._pairs = np.empty(size, table.dtype)
-        self._table, self._found = torch.from_numpy(table.view(pair)), torch.from_numpy(self._pairs.view(pair))
-
-    def draw(self, start: int, size: int, stream: KeyStream, address: Address) -> tuple[Floats, Places]:
-        """Return the values from `start` on, in memory that the next call uses again, and which are missing."""
-        words, values, missing = self._words[:size], self._positions[:size], self._is_missing[:size]
-        pairs, found = self._pairs[:size], self._found[:size]
-        stream.fill(words, address, offset=start * words.itemsize)
-        np.copyto(values, words, casting="unsafe")
-        np.bitwise_and(words, PICKS - 1, out=words)
-        torch.index_select(self._table, 0, torch.from_numpy(words), out=found)
-        np.multiply(values, pairs["slope"], out=values)
-        np.add(values, pairs["middle"], out=values)
-        np.greater_equal(words, 2 * strips().count, out=missing)
-        return values, np.flatnonzero(missing)
+    found = [np.sort(np.concatenate([*places[draw.address], np.empty(0, np.intp)])) for draw in draws]
+    values = _remainders([len(part) for part in found], [draw.address for draw in draws], stream)
+    for draw, part, further in zip(draws, found, values, strict=True):
+        draw.complete(part, further)
 
 
 # Fresh memory costs a page fault for every 4 KiB, which is more time than the values take, so scratch memory is kept.
 # What the last draw left in it is no more open to others than the sums that it was added to.
-_idle: dict[np.dtype[Any], deque[_Chunks]] = {word: deque() for word in _WORDS.values()}
+_idle: dict[np.dtype[Any], deque[Passes]] = {word: deque() for word in _WORDS.values()}
 
 
 @contextmanager
-def _chunks(word: np.dtype[Any]) -> Iterator[_Chunks]:
-    """Lend scratch memory to one thread."""
+def _passes(word: np.dtype[Any]) -> Iterator[Passes]:
+    """Lend the passes, with their scratch memory, to one thread."""
     try:
-        chunks = _idle[word].pop()
+        passes = _idle[word].pop()
     except IndexError:
-        chunks = _Chunks(CHUNK_VALUES, word)
+        passes = PASSES(word)
     try:
-        yield chunks
+        yield passes
     finally:
-        _idle[word].append(chunks)
+        _idle[word].append(passes)
 
 
-def _remainder(count: int, stream: KeyStream, address: Address) -> Float64s:
-    """Return the first `count` values of the remainder that belong to an address; they are the same for any count."""
-    offset, accepted = _REMAINDER_OFFSET, np.empty(0)
-    while (lacking := count - len(accepted)) > 0:
+def _remainders(counts: Sequence[int], addresses: Sequence[Address], stream: KeyStream) -> list[Float64s]:
+    """Return the first `count` values of the remainder that belong to each address; the same for any count.
+
+    The candidates of all addresses are judged together: a call costs more than a value.
+    """
+    accepted = [np.empty(0) for _ in counts]
+    offsets = [_REMAINDER_OFFSET] * len(counts)
+    while short := [draw for draw, count in enumerate(counts) if len(accepted[draw]) < count]:
         # Three in four candidates are accepted. Their number is even, so that offsets stay multiples of a block.
-        candidates = np.empty((2 * (3 * lacking // 4 + 6), 3), np.uint64)
-        stream.fill(candidates, address, offset=offset)
-        offset += candidates.nbytes
-        accepted = np.concatenate([accepted, remainder(candidates)])
-    return accepted[:count]
+        sizes = [2 * (3 * (counts[draw] - len(accepted[draw])) // 4 + 6) for draw in short]
+        candidates = np.empty((sum(sizes), 3), np.uint64)
+        ends = list(accumulate(sizes))
+        for draw, size, end in zip(short, sizes, ends, strict=True):
+            part = candidates[end - size : end]
+            stream.fill(part, addresses[draw], offset=offsets[draw])
+            offsets[draw] += part.nbytes
+        values, is_accepted = judged(candidates)
+        for draw, size, end in zip(short, sizes, ends, strict=True):
+            mine = slice(end - size, end)
+            accepted[draw] = np.concatenate([accepted[draw], values[mine][is_accepted[mine]]])
+    return [part[:count] for part, count in zip(accepted, counts, strict=True)]

@@ -111,10 +111,16 @@ def remainder(candidates: NDArray[np.uint64]) -> Float64s:
         candidates: [n, 3] independent uniform 64-bit words. The first chooses box and sign, the others a point in it.
 
     Returns:
-        The accepted values, in order; a little more than half as many as candidates.
+        The accepted values, in order; about three in four candidates.
 
     Guarantee: the tail is drawn from 64 bits of its own; the largest possible `abs(z)` is 10.1.
     """
+    values, is_accepted = judged(candidates)
+    return values[is_accepted]
+
+
+def judged(candidates: NDArray[np.uint64]) -> tuple[Float64s, NDArray[np.bool_]]:
+    """Return what each candidate of `remainder` stands for, and which of them are accepted."""
     right = strips()
     first, across, up = candidates[:, 0], *_open_unit_interval(candidates[:, 1:]).T
     sign = np.where(first & np.uint64(1), -1.0, 1.0)
@@ -126,8 +132,7 @@ def remainder(candidates: NDArray[np.uint64]) -> Float64s:
     x = left + across * (right.edges[strip + 1] - left)
     accepted = up * (density(left) - height) < density(x) - height
     x[is_tail] = -ndtri(across[is_tail] * ndtr(-right.edges[-1]))
-    result: Float64s = (sign * x)[accepted | is_tail]
-    return result
+    return sign * x, accepted | is_tail
 
 
 def _open_unit_interval(words: NDArray[np.uint64]) -> Float64s:
