@@ -111,7 +111,7 @@ def _products(
     products = tl.zeros([BLOCK, BLOCK], tl.float32)
     squares = tl.zeros([BLOCK], tl.float32)
     for start in range(0, width, WIDTH):
-        columns = start + tl.arange(0, WIDTH)
+        columns = (start + tl.arange(0, WIDTH)).to(tl.int64)
         is_row, is_column = (s < positions)[:, None], (columns < width)[None, :]
         one = tl.load(matrix + s[:, None] * stride_t + columns[None, :] * stride_w, mask=is_row & is_column, other=0.0)
         is_other = (columns < width)[:, None] & (t < positions)[None, :]

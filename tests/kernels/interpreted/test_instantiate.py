@@ -11,7 +11,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("batch", "positions", "p", "d"),
-    [(1, 1, 1, 1), (2, 1, 7, 3), (1, 16, 16, 16), (3, 17, 5, 33), (2, 64, 70, 3), (2, 50, 33, 17), (1, 9, 1, 130)],
+    [(1, 1, 1, 1), (2, 1, 7, 3), (3, 17, 5, 33), (2, 50, 33, 17), (1, 9, 1, 70)],
 )
 def test_gradients_and_norms_are_those_of_float64(batch, positions, p, d, dtype):
     left, right = torch.randn(batch, positions, p).to(dtype), torch.randn(batch, positions, d).to(dtype)
