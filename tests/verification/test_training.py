@@ -22,6 +22,7 @@ from hushgrad.mechanism import DPSGD
 from hushgrad.sampling.poisson import PoissonSampler
 from hushgrad.sampling.records import Cutting
 from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, TruncatedPoissonSampling
+from hushgrad.verification.rig import Rig
 from hushgrad.verification.verdict import Verdict
 
 N, B, SIGMA, C = 400, 40, 1.1, 0.5
@@ -244,6 +245,24 @@ def test_training_in_constant_shapes_does_what_it_claims(most: int | None) -> No
     assert events["ledger"] == 4
     assert events["sampling"] >= 6
     assert events["replay"] == 2
+
+
+def test_a_private_loader_is_measured_in_its_own_shapes() -> None:
+    data = DataLoader(TensorDataset(torch.randn(N, 20), torch.randint(0, 4, (N,))), batch_size=B)
+    model = mlp()
+    _, _, loader = hushgrad.PrivacyEngine().make_private(
+        module=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        data_loader=data,
+        noise_multiplier=SIGMA,
+        max_grad_norm=C,
+        max_physical_batch_size=16,
+        constant_shapes=True,
+    )
+    rig = Rig.of(mlp(), loader, nn.CrossEntropyLoss(), claim(), torch.optim.SGD, None)
+    assert (rig.max_physical_batch_size, rig.constant_shapes) == (16, True)
+    rig = Rig.of(mlp(), data, nn.CrossEntropyLoss(), claim(), torch.optim.SGD, None)
+    assert (rig.max_physical_batch_size, rig.constant_shapes) == (None, False)
 
 
 @pytest.mark.statistical

@@ -97,7 +97,10 @@ class Rig:
         """Take an ordinary or a private loader; `mechanism` is what is claimed."""
         if isinstance(criterion, PerExampleLoss):
             raise InvalidArgumentError("criterion must be the loss that was given to per_example, not what it returned")
+        rows = max_physical_batch_size
         if isinstance(data_loader, PrivateLoader):
+            rows = rows or data_loader.max_physical_batch_size
+            constant_shapes = constant_shapes or data_loader.constant_shapes
             data_loader = DataLoader(
                 data_loader.dataset,
                 batch_size=max(1, round(data_loader.batch_size)),
@@ -106,7 +109,6 @@ class Rig:
             )
         reading = read_data_loader(data_loader)
         one_step = replace(mechanism.at(0), steps=None, passes=None)
-        rows = max_physical_batch_size
         return cls(copy.deepcopy(model), criterion, one_step, reading, data_loader, optimizer, rows, constant_shapes)
 
     def session(self, *, seed: int | None, ledger: Path | None = None) -> Running:

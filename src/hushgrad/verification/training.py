@@ -69,7 +69,7 @@ def verify(
         mechanism: the claim: a `PrivacyEngine` after `make_private`, or a `DPSGD`. Of a schedule the first step counts.
         loop: `(model, optimizer, loader, criterion)`, one pass of training; by default the ordinary loop.
         optimizer: makes the optimizer of a copy from its parameters; by default SGD with a learning rate of 0.01.
-        max_physical_batch_size, constant_shapes: as in `make_private`.
+        max_physical_batch_size, constant_shapes: as in `make_private`; by default those of a private loader.
         report: a path for the verdict as JSON, such as `verdict.json` beside the ledger.
         resolution: the relative error of noise and sampling rate that must be found with probability 0.999, as far as
             400 steps of noise and four million drawn indices can show it; each check states what it shows.
