@@ -17,9 +17,11 @@ from benchmarks.runner import (
     whole_batch_loader,
 )
 from benchmarks.workloads import Batch, Workload
+from hushgrad.gradients.contribution import Plan
 
 ORDINARY = "ordinary"
 HUSHGRAD = "hushgrad"
+LEAN = "hushgrad-lean"
 
 
 def ordinary(workload: Workload, noise_multiplier: float) -> Runner:
@@ -35,7 +37,7 @@ def ordinary(workload: Workload, noise_multiplier: float) -> Runner:
     return runner_of(workload, model, step)
 
 
-def hushgrad_session(workload: Workload, noise_multiplier: float) -> Runner:
+def hushgrad_session(workload: Workload, noise_multiplier: float, plan: Plan | None = None) -> Runner:
     """`privatize` and `session.backward(losses)`, without a loader."""
     model = workload.model()
     optimizer, criterion = sgd(model), workload.criterion(reduction="none")
@@ -45,7 +47,7 @@ def hushgrad_session(workload: Workload, noise_multiplier: float) -> Runner:
         sampling=hushgrad.PoissonSampling(rate=0.01),
         expected_batch_size=workload.batch_size,
     )
-    session = hushgrad.privatize(model, optimizer, mechanism)
+    session = hushgrad.privatize(model, optimizer, mechanism, plan=plan)
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
@@ -86,6 +88,7 @@ CONTESTANTS: dict[str, Contestant] = {
     ORDINARY: Contestant("ordinary", ordinary),
     "compiled": Contestant("ordinary, compiled", peers.compiled, missing=peers.no_compiler, has_peak=False),
     HUSHGRAD: Contestant("hushgrad session", hushgrad_session),
+    LEAN: Contestant("hushgrad, lean", partial(hushgrad_session, plan=Plan(keep_bytes=0))),
     "hushgrad-engine": Contestant("hushgrad engine", hushgrad_engine),
     "opacus-hooks": _opacus("Opacus hooks", peers.opacus_hooks),
     "opacus-ghost": _opacus("Opacus ghost", peers.opacus_ghost),

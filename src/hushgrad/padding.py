@@ -6,8 +6,6 @@ are taken, so that it is never read: nothing is multiplied by 0, which would let
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
 
 from hushgrad.errors import PrivacyUnitError
@@ -15,9 +13,7 @@ from hushgrad.gradients.contribution import Contribution
 
 
 @torch.no_grad()  # what was recorded may still hang on the graph of the forward
-def without_padding(
-    uses: Mapping[str, Sequence[Contribution]], drawn: int, rows: int
-) -> Mapping[str, Sequence[Contribution]]:
+def without_padding(uses: dict[str, list[Contribution]], drawn: int, rows: int) -> dict[str, list[Contribution]]:
     """Return the uses of the first `drawn` of `rows` examples, as views.
 
     Guarantee: padding rows contribute exactly 0, whatever they hold.

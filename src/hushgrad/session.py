@@ -134,8 +134,9 @@ class Session:
             default=0,
         )
         self._frozen = FrozenSetup(model, optimizer, self._parameters)
-        self._update = Update(self._parameters, mechanism, self._stream.fork("noise"), plan)
-        self._pool = UsePool()
+        self._plan = plan or Plan.of_device(next(iter(self._parameters.values())).device)
+        self._update = Update(self._parameters, mechanism, self._stream.fork("noise"), self._plan)
+        self._pool = UsePool(self._plan)
         self._loader: PrivateLoader | None = None
         self._observed, self._declared = ObservedLoop(), DeclaredLoop()
         self._closed = False
@@ -398,7 +399,7 @@ class Session:
         # A graph of an earlier item keeps the old pool, where a backward is refused: its examples were not drawn now.
         self._pool.clear()
         self._pool.batch_size = None
-        self._pool = UsePool()
+        self._pool = UsePool(self._plan)
         self._pool.batch_size = batch.size
         self._scope.record_into(self._pool)
         self._probe.forget()

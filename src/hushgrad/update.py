@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,8 @@ class Update:
         self.sensitivity_monitor = SensitivityMonitor()
 
     @torch.no_grad()  # what was recorded may still hang on the graph of the forward
-    def add(self, uses: Mapping[str, Sequence[Contribution]], scale: float) -> None:
-        """Add the clipped sum of one physical batch; `scale` undoes the division of its mean loss."""
+    def add(self, uses: MutableMapping[str, list[Contribution]], scale: float) -> None:
+        """Add the clipped sum of one physical batch, and empty it; `scale` undoes the division of its mean loss."""
         factors = self._mechanism.clipping.factors
         watch = self._look if not self._sums and self.sensitivity_monitor.is_due(self._number) else None
         for name, part in clipped_sums(uses, factors=factors, scale=scale, plan=self._plan, watch=watch).items():

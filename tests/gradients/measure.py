@@ -19,9 +19,9 @@ Losses = Callable[[Tensor], Tensor]
 Uses = Mapping[str, Sequence[Contribution]]
 
 
-def captured(model: nn.Module, batch: Tensor, losses: Losses) -> Uses:
+def captured(model: nn.Module, batch: Tensor, losses: Losses, plan: Plan | None = None) -> Uses:
     """Run forward and backward under capture and return what was recorded. No ordinary gradient may be formed."""
-    pool = UsePool()
+    pool = UsePool(plan)
     pool.batch_size = batch.shape[0]
     scope = Scope(model, pool)
     try:
@@ -34,7 +34,9 @@ def captured(model: nn.Module, batch: Tensor, losses: Losses) -> Uses:
 
 def clipped(uses: Uses, max_grad_norm: float, plan: Plan | None = None) -> dict[str, Tensor]:
     """Return the clipped sums of recorded uses."""
-    return clipped_sums(uses, factors=FlatClipping(max_grad_norm).factors, plan=plan)
+    return clipped_sums(
+        {name: list(parts) for name, parts in uses.items()}, factors=FlatClipping(max_grad_norm).factors, plan=plan
+    )
 
 
 def reference(model: nn.Module, batch: Tensor, losses: Losses) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,7 +10,34 @@ from torch.autograd import Variable
 
 from hushgrad.capture.owners import Owners, Place
 from hushgrad.errors import PrivacyUnitError
-from hushgrad.gradients.contribution import Contribution, accumulation_dtype
+from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
+from hushgrad.gradients.dense import Dense
+from hushgrad.gradients.rows import Rows
+
+
+@dataclass(slots=True)
+class _Uses:
+    """The uses of one parameter: in factored form, and the sum of those whose gradients were formed, if any was."""
+
+    factored: list[Contribution] = field(default_factory=list)
+    kept: Tensor | None = None
+
+    def keep(self, gradients: Tensor) -> None:
+        """Add gradients `[B, *shape]`, into memory that is nobody else's."""
+        self.kept = gradients if self.kept is None else self.kept.add_(gradients)
+
+    def join(self, more: _Uses) -> None:
+        self.factored += more.factored
+        if more.kept is not None:
+            self.keep(more.kept)
+
+    def contributions(self) -> list[Contribution]:
+        """Return what is to be combined; rows that were looked up are put into kept gradients."""
+        if self.kept is None:
+            return self.factored
+        for rows in (part for part in self.factored if isinstance(part, Rows)):
+            rows.add_to(self.kept)
+        return [Dense(self.kept), *(part for part in self.factored if not isinstance(part, Rows))]
 
 
 class UsePool:
@@ -20,13 +47,17 @@ class UsePool:
     backward runs. Uses of a backward that raises are dropped: they only count once their graph task has finished.
     `backwards` counts those of the physical batch; `undivided` those whose losses were not divided by its size.
     `is_narrow` is set once gradients passed through 16 bits, where they are rounded after what they were divided by.
+
+    Per-example gradients that are to be formed, and take no more memory than what they are made of, are formed at
+    once: what they are made of can then go while the backward still runs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plan: Plan | None = None) -> None:
+        self._plan = plan or Plan()
         self.batch_size: int | None = None
         self.is_narrow = False
-        self._finished: dict[str, list[Contribution]] = {}
-        self._running: dict[int, list[tuple[str, Contribution]]] = {}
+        self._finished: dict[str, _Uses] = {}
+        self._running: dict[int, dict[str, _Uses]] = {}
         self.backwards = 0
         self.undivided = 0
 
@@ -34,18 +65,23 @@ class UsePool:
         """Record one use, from inside the backward that produced it."""
         task = torch._C._current_graph_task_id()
         if task not in self._running:
-            self._running[task] = []
+            self._running[task] = {}
             Variable._execution_engine.queue_callback(lambda: self._finish(task))
-        self._running[task].append((name, contribution))
+        uses = self._running[task].setdefault(name, _Uses())
+        gradients = contribution.formed(self._plan)
+        if gradients is None:
+            uses.factored.append(contribution)
+        else:
+            uses.keep(gradients)
 
     def _finish(self, task: int) -> None:
-        for name, contribution in self._running.pop(task, []):
-            self._finished.setdefault(name, []).append(contribution)
+        for name, uses in self._running.pop(task, {}).items():
+            self._finished.setdefault(name, _Uses()).join(uses)
         self.backwards += 1
 
-    def take(self) -> Mapping[str, list[Contribution]]:
+    def take(self) -> dict[str, list[Contribution]]:
         """Return the uses of all finished backwards and empty the pool."""
-        uses = self._finished
+        uses = {name: found.contributions() for name, found in self._finished.items()}
         self.clear()
         return uses
 

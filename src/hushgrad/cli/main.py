@@ -21,6 +21,7 @@ COMMANDS = {
     "report": ("hushgrad.cli.report", "report", "Make a page, JSON and a model card of a run or a sweep; check them."),
     "sweep": ("hushgrad.cli.sweep", "sweep", "See what noise does: many runs, a table, pictures."),
     "ledger": ("hushgrad.cli.ledger", "ledger", "Show or verify the record of what a run spent."),
+    "machine": ("hushgrad.cli.machine", "machine", "Show or measure the constants by which costs are estimated."),
     "train": ("hushgrad.cli.train", "train", "Train a model with differential privacy."),
     "verify": ("hushgrad.cli.verify", "verify", "Measure whether training does what its epsilon claims."),
 }

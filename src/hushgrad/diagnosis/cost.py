@@ -83,18 +83,25 @@ def cost_of(part: Contribution, setting: Setting, plan: Plan) -> Cost:
     if isinstance(part, (OuterProducts, Convolution)):
         gemm = _gemm(part)
         if isinstance(whole, (OuterProducts, Convolution)):
-            way, extra, kept = _of_matrix(whole, form, plan)
-        else:
-            way, extra, kept = "instantiate", *_added_up(setting)
-        return Cost(way, form, products * gemm, products * gemm + extra, held + kept)
+            way, extra, kept = _of_matrix(setting, whole, form, plan)
+            return Cost(way, form, products * gemm, products * gemm + extra, kept)
+        extra, kept = _added_up(setting)
+        return Cost("instantiate, keep", form, products * gemm, products * gemm + extra, held + kept)
     if isinstance(part, Rows):
         values = part.gradients.numel()
-        way, extra, kept = ("rows", 0, 0) if isinstance(whole, Rows) else ("instantiate", *_added_up(setting))
+        way, extra, kept = ("rows", 0, 0) if isinstance(whole, Rows) else ("instantiate, keep", *_added_up(setting))
         return Cost(way, form, products * values, (products + 3) * values + extra, held + kept)
     values = _values(part)
     ordinary = products * max(values, setting.output_values)
     extra, kept = (0, 0) if setting.count == 1 else _added_up(setting)
     return Cost("per example", form, ordinary, ordinary + 4 * values + extra, held + kept)
+
+
+def taken_by(whole: Contribution, plan: Plan) -> int:
+    """Return what the gradients of a parameter with one use take of the budget."""
+    if isinstance(whole, (OuterProducts, Convolution)) and whole.way(plan) == "instantiate":
+        return whole.grows_by if whole.grows_by <= plan.keep_bytes else 0
+    return 0
 
 
 def form_of(part: Contribution) -> Form:
@@ -115,22 +122,20 @@ def _gemm(part: OuterProducts | Convolution) -> int:
     return 2 * part.batch_size * (form.positions or 0) * (form.outputs or 0) * (form.inputs or 0)
 
 
-def _of_matrix(whole: OuterProducts | Convolution, own: Form, plan: Plan) -> tuple[str, int, int]:
-    """Return the way, the operations beyond an ordinary weight gradient, and the bytes of gradients that are kept."""
+def _of_matrix(setting: Setting, whole: OuterProducts | Convolution, own: Form, plan: Plan) -> tuple[str, int, int]:
+    """Return the way, the operations beyond an ordinary weight gradient, and the bytes held until sums are formed."""
     form = form_of(whole)
-    positions, all_positions = own.positions or 0, form.positions or 0
-    p, d, batch = form.outputs or 0, form.inputs or 0, whole.batch_size
+    share = (own.positions or 0) / max(1, form.positions or 0)
     way = whole.way(plan)
     if way == "product":
-        return way, 2 * batch * (p + d), 0
+        return way, 2 * whole.batch_size * ((form.outputs or 0) + (form.inputs or 0)), setting.held_bytes
     if way == "gram":
-        return way, 2 * batch * positions * all_positions * (p + d), 0
-    share = positions / max(1, all_positions)
-    values = batch * p * d
-    kept = values * 4
-    if kept <= plan.keep_bytes:  # the sum is then a matrix-vector product with the gradients that the norm was taken of
-        return way, int(share * 4 * values), int(share * kept)
-    return way, int(share * 2 * values) + 2 * values * positions, 0
+        return way, int(share * 2 * whole.batch_size * whole.gram_products(plan)), setting.held_bytes
+    values, kept = whole.gradient_bytes // 4, int(share * whole.gradient_bytes)
+    if whole.grows_by <= plan.keep_bytes:  # the sum is then a product of a vector with the gradients themselves
+        # Formed at once, they stand in the place of the operands; of several uses they are formed at the end.
+        return f"{way}, keep", int(share * 4 * values), kept if setting.count == 1 else setting.held_bytes + kept
+    return f"{way}, drop", int(share * 2 * values) + _gemm(whole), setting.held_bytes
 
 
 def _added_up(setting: Setting) -> tuple[int, int]:

@@ -75,6 +75,8 @@ class Diagnosis:
         problems: what would be refused, all of it.
         notes: what is good to know.
         parameters: the number of trainable values, each of which gets noise in every update.
+        budget_bytes: what per-example gradients may take beyond what they replace.
+        machine: where the constants that ways are chosen by come from, "measured" or "as shipped".
     """
 
     model: str
@@ -83,6 +85,8 @@ class Diagnosis:
     problems: tuple[Finding, ...]
     notes: tuple[Finding, ...]
     parameters: int
+    budget_bytes: int
+    machine: str
 
     @property
     def is_ready(self) -> bool:

@@ -25,6 +25,8 @@ from hushgrad.errors import (
     UncoveredParameterUseError,
     UnsupportedModelError,
 )
+from hushgrad.gradients.contribution import Plan
+from hushgrad.gradients.machine import is_measured
 from hushgrad.losses import PerExampleLoss
 from hushgrad.probing.calls import SEED, devices_of, where_raised
 from hushgrad.probing.probe import Probe
@@ -75,13 +77,17 @@ def doctor(
         examination.run(*_arguments(model, batch, criterion))
     elif batch is not None:
         notes.append(Finding("", "", "the model was not run: it cannot be, before the problems above are solved"))
+    device = next((p.device for p in trainable.values()), torch.device("cpu"))
+    plan = Plan.of_device(device)
     return Diagnosis(
         model=type(model).__name__,
         batch_size=None if examination is None else examination.pool.batch_size,
-        uses=() if examination is None else uses_of(examination.pool.recorded),
+        uses=() if examination is None else uses_of(examination.pool.recorded, plan),
         problems=tuple(problems),
         notes=tuple(notes),
         parameters=sum(p.numel() for p in trainable.values() if not isinstance(p, nn.UninitializedParameter)),
+        budget_bytes=plan.keep_bytes,
+        machine="measured" if is_measured(device) else "as shipped",
     )
 
 

@@ -139,7 +139,8 @@ def _sums(diagnosis: Diagnosis) -> list[Text]:
         Text(
             f"A private step takes {cost:.2f}× the operations of an ordinary one in these uses (extra, estimated), "
             f"draws {diagnosis.parameters:,} values of noise, and keeps {_bytes(diagnosis.memory_bytes)} until the "
-            f"clipped sums are formed. T: positions in each example."
+            f"clipped sums are formed. T: positions in each example. Ways are chosen by the constants of this machine "
+            f"({diagnosis.machine}; `hushgrad machine`) under a budget of {_bytes(diagnosis.budget_bytes)}."
         )
     ]
 

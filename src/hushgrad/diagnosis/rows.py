@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hushgrad.diagnosis.cost import SLICES_COST, Cost, Setting, cost_of, together
+from hushgrad.diagnosis.cost import SLICES_COST, Cost, Setting, cost_of, taken_by, together
 from hushgrad.diagnosis.diagnosis import Use
 from hushgrad.diagnosis.recording import Recorded
 from hushgrad.gradients.contribution import Plan
@@ -12,9 +12,8 @@ from hushgrad.gradients.contribution import Plan
 Key = tuple[str, str, tuple[str, ...], str]
 
 
-def uses_of(recorded: Sequence[Recorded]) -> tuple[Use, ...]:
+def uses_of(recorded: Sequence[Recorded], plan: Plan) -> tuple[Use, ...]:
     """Return the uses in the order of the forward; calls of one operator on the same parameters are one row."""
-    plan = Plan()
     by_parameter: dict[str, list[Recorded]] = {}
     for part in recorded:
         by_parameter.setdefault(part.parameter, []).append(part)
@@ -29,6 +28,8 @@ def uses_of(recorded: Sequence[Recorded]) -> tuple[Use, ...]:
             whole, count = wholes[part.parameter], len(by_parameter[part.parameter])
             setting = Setting(whole, count, part.held_bytes, part.output_values, part.input_needed)
             costs.append((part, cost_of(part.contribution, setting, plan)))
+            if count == 1:  # its gradients are formed at once, in this order
+                plan = plan.after(taken_by(whole, plan))
         rows.setdefault(_key(parts), []).append(costs)
     return tuple(reversed([_use(key, calls) for key, calls in rows.items()]))
 

@@ -77,14 +77,14 @@ def _squares(values_nBK: Tensor) -> Tensor:
     return norms_nB.square()
 
 
-def alike(contributions: Mapping[str, Contribution], plan: Plan) -> tuple[list[Alike], dict[str, Contribution]]:
-    """Return groups of small contributions of one shape, and those that stay alone."""
+def alike(contributions: Mapping[str, Contribution], plan: Plan) -> tuple[list[Alike], list[str]]:
+    """Return groups of small contributions of one shape, and the names of those that stay alone."""
     groups: dict[tuple[object, ...], list[str]] = {}
-    alone: dict[str, Contribution] = {}
+    alone: list[str] = []
     for name, part in contributions.items():
         operands = _small_operands(part, plan)
         if operands is None:
-            alone[name] = part
+            alone.append(name)
         else:
             first = operands[0]
             kind = (type(part), *(operand.shape for operand in operands), first.dtype, first.device)
@@ -92,7 +92,7 @@ def alike(contributions: Mapping[str, Contribution], plan: Plan) -> tuple[list[A
     found: list[Alike] = []
     for names in groups.values():
         if len(names) < SMALLEST_GROUP:
-            alone.update((name, contributions[name]) for name in names)
+            alone += names
         else:
             found.append(_stacked(names, [contributions[name] for name in names]))
     return found, alone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from hushgrad.gradients.contribution import Contribution, Plan, full_precision
 
 @full_precision()
 def clipped_sums(
-    contributions: Mapping[str, Sequence[Contribution]],
+    contributions: MutableMapping[str, list[Contribution]],
     *,
     factors: Callable[[Tensor], Tensor],
     scale: float = 1.0,
@@ -24,7 +24,8 @@ def clipped_sums(
     """Return Σ_i f(‖s·g_i‖) · s · g_i for each parameter, where the norm runs over all parameters together.
 
     Args:
-        contributions: for each parameter the uses that were recorded for one physical batch of B examples.
+        contributions: for each parameter the uses that were recorded for one physical batch of B examples. The mapping
+            is emptied, so that what they hold can go as soon as its sum is formed.
         factors: norms `[B]` to clip factors `[B]`, for instance `FlatClipping(1.0).factors`.
         scale: s, a public constant that undoes the division of a mean loss by the physical batch size.
         plan: how norms are computed.
@@ -35,16 +36,17 @@ def clipped_sums(
     """
     plan = plan or Plan()
     combined = {name: combine(parts) for name, parts in contributions.items() if parts}
+    contributions.clear()
     if not combined:
         return {}
     groups, alone = alike(combined, plan)
-    squared_B, measured = _measure(alone, groups, plan)
+    squared_B = _measure(combined, alone, groups, plan)
     weights_B = factors(squared_B.sqrt() * scale) * scale
     if watch is not None:
         watch(combined, weights_B)
     overflowed_B = ~torch.isfinite(squared_B)
     if not overflowed_B.any():
-        sums = {name: part.weighted_sum(weights_B) for name, part in measured.items()}
+        sums = {name: combined.pop(name).weighted_sum(weights_B) for name in alone}
         for group in groups:
             sums.update(zip(group.names, group.weighted_sums(weights_B).unbind(), strict=True))
         return sums
@@ -58,19 +60,23 @@ def clipped_sums(
     return sums
 
 
-def _measure(
-    alone: Mapping[str, Contribution], groups: Sequence[Alike], plan: Plan
-) -> tuple[Tensor, dict[str, Contribution]]:
-    """Return squared norms `[B]` over all parameters, and what is left to sum of those that are alone."""
+def _measure(combined: dict[str, Contribution], alone: Sequence[str], groups: Sequence[Alike], plan: Plan) -> Tensor:
+    """Return squared norms `[B]` over all parameters.
+
+    Contributions that stand alone are replaced one by one by what is cheapest to sum: where gradients are formed and
+    kept, their operands can go.
+    """
     squares: list[Tensor] = [group.measure() for group in groups]
-    measured = {}
-    for name, part in alone.items():
-        squared_B, measured[name] = part.measure(plan)
+    for name in alone:
+        part = combined[name]
+        squared_B, combined[name] = part.measure(plan)
+        if combined[name] is not part:
+            plan = plan.after(combined[name].nbytes - part.nbytes)
         squares.append(squared_B)
     total = squares[0]
     for squared_B in squares[1:]:
         total = total + squared_B.to(total.device)
-    return total, measured
+    return total
 
 
 def _sums_in_float64(
@@ -82,7 +88,7 @@ def _sums_in_float64(
 ) -> dict[str, Tensor]:
     """The clipped sum of a few examples with huge gradients; those that are not finite are left out."""
     chosen = {name: part.select(rows) for name, part in combined.items()}
-    squared_R, measured = _measure(chosen, [], plan)
+    squared_R = _measure(chosen, list(chosen), [], plan)
     broken_R = ~torch.isfinite(squared_R)
     weights_R = (factors(squared_R.sqrt() * scale) * scale).masked_fill(broken_R, 0)
-    return {name: part.zeroed(broken_R).weighted_sum(weights_R) for name, part in measured.items()}
+    return {name: part.zeroed(broken_R).weighted_sum(weights_R) for name, part in chosen.items()}

@@ -7,26 +7,47 @@ over examples, and, when asked, the gradients themselves. All are exact; they di
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from hushgrad.gradients.machine import CPU, Machine, machine_of
 
 Way = Literal["product", "gram", "instantiate"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How norms are computed: the choice of way, and how many bytes of per-example gradients one use may keep.
+    """How norms are computed: the choice of way, and the memory that per-example gradients may take.
 
-    `way` forces a way wherever the form of the gradient admits it; every way gives the same numbers.
+    `way` forces a way wherever the form of the gradient admits it; else it is the fastest by the constants of
+    `machine`. `keep_bytes` is a budget for all parameters in one physical batch, beyond the operands in whose place
+    gradients are kept. Every plan gives the same numbers.
     """
 
     way: Way | None = None
-    keep_bytes: int = 1 << 28
+    keep_bytes: int = CPU.keep_bytes
+    machine: Machine = CPU
+
+    @classmethod
+    def of_device(cls, device: torch.device, way: Way | None = None, keep_bytes: int | None = None) -> Plan:
+        """Return the plan for a device: its machine's constants and, unless given, its machine's budget."""
+        machine = machine_of(device)
+        return cls(way, machine.keep_bytes if keep_bytes is None else keep_bytes, machine)
+
+    def choose(self, times: Mapping[Way, float]) -> Way:
+        """Return the way that is forced if it is one of those timed, else the fastest, of equal ones the first."""
+        if self.way is not None and self.way in times:
+            return self.way
+        return min(times, key=lambda way: times[way])
+
+    def after(self, taken_bytes: int) -> Plan:
+        """Return the plan for what comes after gradients that take so much of the budget."""
+        return replace(self, keep_bytes=max(0, self.keep_bytes - taken_bytes))
 
 
 class Contribution(ABC):
@@ -41,6 +62,13 @@ class Contribution(ABC):
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]` and a contribution that is the cheapest to sum afterwards."""
 
+    def formed(self, plan: Plan) -> Tensor | None:
+        """Return the gradients `[B, *shape]` where forming them is the way, and takes no more memory than operands do.
+
+        They are then best formed at once, in place of the operands; else None.
+        """
+        return None
+
     @abstractmethod
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """Return Σ_i weights_B[i] · G_i in the parameter's shape."""
@@ -52,6 +80,18 @@ class Contribution(ABC):
     @abstractmethod
     def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
         """Return this contribution with `change` applied to each floating operand and, if it only indexes, to all."""
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the operands hold."""
+        sizes: list[int] = []
+
+        def count(operand: Tensor) -> Tensor:
+            sizes.append(operand.nbytes)
+            return operand
+
+        self.map_examples(count)
+        return sum(sizes)
 
     def select(self, rows: Tensor) -> Contribution:
         """Return the contribution of the examples at the given indices, in float64.

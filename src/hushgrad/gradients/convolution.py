@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +13,12 @@ from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan, Way, chunks_of_examples
 from hushgrad.gradients.dense import Dense
-from hushgrad.gradients.outer import OuterProducts
+from hushgrad.gradients.machine import Machine
+from hushgrad.gradients.outer import CANCELLATION, OuterProducts, inner_product
+from hushgrad.gradients.windows import Axis, window_gram, window_gram_cost
 
-# What moving one value costs in multiply-adds, on the machines that this was measured on: in unfolding inputs, and in
-# writing, squaring and summing a gradient that is formed.
-UNFOLDING, HOLDING = 50, 40
+# Gram matrices from windows take the inputs apart modulo the stride; above so many parts, calls cost more than copies.
+MOST_PHASES = 16
 
 # Bytes of gradients that one convolution forms: with more of them it takes several times as long for each.
 AT_ONCE = 1 << 23
@@ -38,8 +41,7 @@ class Geometry:
 
     def weight_gradient(self, inputs: Tensor, grad_outputs: Tensor, repeat: int = 1) -> Tensor:
         """Return the weight gradient of a batch, or of `repeat` convolutions side by side in the channels."""
-        shape = (self.weight_shape[0] * repeat, *self.weight_shape[1:])
-        weight = inputs.new_empty(1).expand(shape)  # only its shape is read
+        weight = inputs.new_empty(self.weight_shape[0] * repeat, *self.weight_shape[1:])  # only its shape is read
         output_padding = [0] * len(self.stride)
         gradients = torch.ops.aten.convolution_backward(
             grad_outputs,
@@ -71,37 +73,84 @@ class Convolution(Contribution):
         return self.inputs.shape[0]
 
     def way(self, plan: Plan) -> Way:
-        """Return the way in which norms are computed: by its cost, unless the plan forces one."""
-        if self.geometry.groups != 1:
-            return "instantiate"
-        if plan.way in ("gram", "instantiate"):
-            return plan.way
-        positions = self.grad_outputs[0, 0].numel()
-        p, d = self.geometry.weight_shape[0], self.geometry.columns
-        # Gradients that are formed and kept spare the sum that ends the way by Gram matrices, position by position as
-        # much work as forming them. So what is compared is the rest of either way.
-        gram = positions * positions * (p + d) + UNFOLDING * positions * d
-        forming = HOLDING * p * d if self._fits(plan) else (HOLDING + positions) * p * d
-        return "gram" if gram <= forming else "instantiate"
+        """Return the way in which norms are computed: the fastest, unless the plan forces one."""
+        return plan.choose(self.times(plan))
 
-    def _fits(self, plan: Plan) -> bool:
-        return self._bytes_per_example * self.batch_size <= plan.keep_bytes
+    def times(self, plan: Plan) -> Mapping[Way, float]:
+        """Return what each way takes for one example beyond the sum by a convolution, in nanoseconds.
+
+        Gradients that are formed and kept spare that sum, which is as much work as forming them.
+        """
+        machine, p, d = plan.machine, self.geometry.weight_shape[0], self.geometry.columns
+        positions = self.grad_outputs[0, 0].numel()
+        forming = machine.convolved * p * d
+        if self.grows_by > plan.keep_bytes:
+            forming += machine.multiply_add * positions * p * d
+        if self.geometry.groups != 1:
+            return {"instantiate": forming}
+        grams = machine.multiply_add * positions**2 * p + min(self._gram_times(machine).values())
+        return {"gram": grams, "instantiate": forming}
+
+    def _gram_times(self, machine: Machine) -> Mapping[str, float]:
+        return _times_of_window_grams(machine, self.inputs.shape[1], self._axes)
 
     @property
-    def _bytes_per_example(self) -> int:
-        return torch.Size(self.geometry.weight_shape).numel() * self.inputs.element_size()
+    def _axes(self) -> tuple[Axis, ...]:
+        return _axes(self.geometry, tuple(self.grad_outputs.shape[2:]))
+
+    def gram_products(self, plan: Plan) -> int:
+        """Return the multiplications that Gram matrices of one example take."""
+        positions = self.grad_outputs[0, 0].numel()
+        if self._is_unfolded(plan):
+            return positions**2 * (self.geometry.weight_shape[0] + self.geometry.columns)
+        return positions**2 * self.geometry.weight_shape[0] + window_gram_cost(self.inputs.shape[1], self._axes)[0]
+
+    def _is_unfolded(self, plan: Plan) -> bool:
+        times = self._gram_times(plan.machine)
+        return min(times, key=lambda name: times[name]) == "unfolded"
+
+    @property
+    def gradient_bytes(self) -> int:
+        """How many bytes the gradients of all examples take."""
+        return self.batch_size * self._example_bytes
+
+    @property
+    def _example_bytes(self) -> int:
+        return prod(self.geometry.weight_shape) * self.inputs.element_size()
+
+    @property
+    def grows_by(self) -> int:
+        """How many bytes the gradients of all examples take beyond the operands."""
+        return max(0, self.gradient_bytes - self.inputs.nbytes - self.grad_outputs.nbytes)
+
+    def formed(self, plan: Plan) -> Tensor | None:
+        """Return the gradients where that is the way and takes no more memory."""
+        return self.per_example() if self.grows_by == 0 and self.way(plan) == "instantiate" else None
 
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]`, and `Dense` gradients where they were formed and may be kept."""
         if self.way(plan) == "gram":
-            return self.unfolded().measure(replace(plan, way="gram"))[0], self
-        if self._fits(plan):
+            return self._gram_norms(plan), self
+        if self.grows_by <= plan.keep_bytes:
             return Dense(self.per_example()).measure(plan)
         norms = [
             Dense(_instantiate(self.inputs[part], self.grad_outputs[part], self.geometry)).measure(plan)[0]
-            for part in chunks_of_examples(self.batch_size, self._bytes_per_example, plan.keep_bytes)
+            for part in chunks_of_examples(self.batch_size, self._example_bytes, plan.keep_bytes)
         ]
         return torch.cat(norms), self
+
+    def _gram_norms(self, plan: Plan) -> Tensor:
+        """‖G_i‖² = ⟨L Lᵀ, R Rᵀ⟩ as for outer products, R what positions see, which need not be written out."""
+        if self._is_unfolded(plan):
+            return self.unfolded().measure(replace(plan, way="gram"))[0]
+        left_BpT = self.grad_outputs.flatten(2)
+        gram_BTT, batch = torch.bmm(left_BpT.mT, left_BpT), self.batch_size
+        norms_B, diagonal_B = inner_product(gram_BTT, window_gram(self.inputs, self._axes), batch)
+        for row in (norms_B < CANCELLATION * diagonal_B).nonzero().squeeze(1).tolist():
+            one = slice(row, row + 1)
+            gradient = _instantiate(self.inputs[one], self.grad_outputs[one], self.geometry)
+            norms_B[row] = (gradient * gradient).sum()
+        return norms_B
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """Return Σ_i weights_B[i] · G_i as one ordinary convolution weight gradient."""
@@ -122,6 +171,23 @@ class Convolution(Contribution):
         """Return the same gradients as outer products over output positions (one group only)."""
         right_BTd = unfold(self.inputs, self.geometry, self.grad_outputs.shape[2:])
         return OuterProducts(self.grad_outputs.flatten(2).mT, right_BTd)
+
+
+@lru_cache(maxsize=1024)
+def _axes(geometry: Geometry, positions: tuple[int, ...]) -> tuple[Axis, ...]:
+    numbers = (positions, geometry.weight_shape[2:], geometry.stride, geometry.padding, geometry.dilation)
+    return tuple(Axis(*of_axis) for of_axis in zip(*numbers, strict=True))
+
+
+@lru_cache(maxsize=1024)
+def _times_of_window_grams(machine: Machine, channels: int, axes: tuple[Axis, ...]) -> Mapping[str, float]:
+    """Return what the Gram matrix of what positions see takes, in nanoseconds, from windows and unfolded."""
+    positions, columns = prod(axis.positions for axis in axes), channels * prod(axis.kernel for axis in axes)
+    times = {"unfolded": machine.unfolded * positions * columns + machine.multiply_add * positions**2 * columns}
+    if prod(axis.stride for axis in axes) <= MOST_PHASES:
+        products, moved = window_gram_cost(channels, axes)
+        times["windows"] = machine.multiply_add * products + machine.moved * moved
+    return times
 
 
 def _instantiate(inputs: Tensor, grad_outputs: Tensor, geometry: Geometry) -> Tensor:

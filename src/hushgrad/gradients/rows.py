@@ -44,11 +44,15 @@ class Rows(Contribution):
 
     def per_example(self) -> Tensor:
         """Return the gradients, `[B, num_rows, d]`."""
+        return self.add_to(self.gradients.new_zeros(self.batch_size, self.num_rows, self.gradients.shape[-1]))
+
+    def add_to(self, tables: Tensor) -> Tensor:
+        """Add the gradients to others, `[B, num_rows, d]` and contiguous, in place."""
         width = self.gradients.shape[-1]
         examples_B1 = torch.arange(self.batch_size, device=self.ids.device).unsqueeze(1)
-        table = self.gradients.new_zeros(self.batch_size * self.num_rows, width)
-        table.index_add_(0, (examples_B1 * self.num_rows + self.ids).flatten(), self.gradients.reshape(-1, width))
-        return table.reshape(self.batch_size, self.num_rows, width)
+        places = (examples_B1 * self.num_rows + self.ids).flatten()
+        tables.view(-1, width).index_add_(0, places, self.gradients.reshape(-1, width))
+        return tables
 
     def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
         """Return the rows with changed operands."""

@@ -1,0 +1,69 @@
+"""`hushgrad machine`: the constants by which the cheapest way to norms and sums is chosen, and measuring them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from hushgrad.diagnosis.measuring import measure_machine
+from hushgrad.errors import InvalidArgumentError
+from hushgrad.gradients.machine import Machine, is_measured, machine_file, machine_of, write_machine
+
+MEANINGS = {
+    "multiply_add": "ns for one multiplication and addition in a matrix product",
+    "gram_multiply_add": "ns for one in Gram matrices",
+    "formed": "ns for one value of a per-example gradient that is formed and kept",
+    "convolved": "ns for the same by convolutions",
+    "unfolded": "ns for one value that is unfolded",
+    "moved": "ns for one value in an element-wise operation",
+    "keep_bytes": "bytes that per-example gradients may take beyond what they replace",
+}
+
+
+@click.command()
+@click.option("--measure", is_flag=True, help="Measure this machine and keep the constants; a few seconds.")
+@click.option("--device", "device_name", default="cpu", show_default=True, help="The device: cpu, cuda, ...")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def machine(measure: bool, device_name: str, as_json: bool) -> None:
+    """Show the constants by which ways to norms and clipped sums are chosen, or measure them.
+
+    All ways are exact, so these change times and memory, never a result beyond rounding. Without --measure the ones
+    that were measured here are shown, or those that come with the package. The file is named by HUSHGRAD_MACHINE, or
+    lies in the cache folder; to go back to what comes with the package, delete it.
+
+    \b
+    hushgrad machine
+    hushgrad machine --measure
+    """
+    try:
+        device = torch.empty(0, device=device_name).device
+    except (RuntimeError, AssertionError):
+        raise InvalidArgumentError(
+            f"torch has no device {device_name!r} here; leave --device out for the CPU"
+        ) from None
+    if measure:
+        constants = measure_machine(device)
+        write_machine(device.type, constants)
+    else:
+        constants = machine_of(device)
+    if as_json:
+        click.echo(json.dumps({"device": device.type, "is_measured": is_measured(device), **asdict(constants)}))
+        return
+    _print(constants, device)
+
+
+def _print(constants: Machine, device: torch.device) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("constant", "value", "meaning"):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for name, value in asdict(constants).items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.3g}", MEANINGS[name])
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    where = f"measured, in {machine_file()}" if is_measured(device) else "as they come with the package"
+    console.print(f"{device.type}: {where}")
