@@ -404,6 +404,8 @@ class Session:
         self._scope.record_into(self._pool)
         self._probe.forget()
         self._probe.is_waiting = True
+        if self._loader is not None and 0 < len(batch.indices) < batch.size:
+            self._probe.expect_order(self._loader.arriving, batch.size)
 
     # The step ------------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from hushgrad.probing.calls import Call
 from hushgrad.probing.collate_probe import RECORDS, require_separate_rows
 from hushgrad.probing.loss_probe import Criterion, CriterionProbe, require_separate_losses
 from hushgrad.probing.model_probe import ModelProbe
+from hushgrad.probing.row_order import rows_are_in_order
 from hushgrad.probing.trees import tensors_at
 
 Signature = tuple[tuple[nn.Module, ...], tuple[bool, ...], tuple[int, ...]]
@@ -46,6 +47,9 @@ class ProbeReport:
     examined: bool
     notes: tuple[str, ...]
 
+
+MOST_LOOKS_AT_ORDER = 3
+"""How many items are looked at for the order of their rows, where it cannot be told."""
 
 KEPT_CALLS = 4
 """How many calls of one module in one batch are kept to be examined; the others run the same code."""
@@ -88,6 +92,8 @@ class Probe:
         self._notes: list[str] = []
         self.is_waiting = True
         """Whether forwards may belong to a batch that is trained on; between two items of a loader they do not."""
+        self._padded: tuple[Any, int] | None = None
+        self._looks_at_order = 0
         self.collate_fn: Callable[[list[Any]], Any] | None = None
         """The caller's own way to make a batch of records, until it was examined; torch's default needs no look."""
 
@@ -107,6 +113,8 @@ class Probe:
             return
         if not any(parameter.requires_grad for parameter in self._parameters.values()):
             return  # in session.paused()
+        if self._padded is not None:
+            self._look_at_order(args, kwargs)
         signature = _signature_of(self._model)
         if not self._examined.get(signature, False) and self._has_room(module, signature):
             self._open = _Pending(Call.begun(self._model, module, args, kwargs), signature)
@@ -146,7 +154,18 @@ class Probe:
         """Drop what the current batch has run: it was discarded, or has no examples."""
         self._pending.clear()
         self._evaluations.clear()
-        self._open = None
+        self._open = self._padded = None
+
+    def expect_order(self, item: Any, rows: int) -> None:
+        """The item that comes now has padding, which is known by its place: look once whether rows keep their order."""
+        if self._looks_at_order < MOST_LOOKS_AT_ORDER:
+            self._padded = (item, rows)
+
+    def _look_at_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert self._padded is not None
+        in_order = rows_are_in_order(self._padded[0], (args, kwargs), self._padded[1])
+        self._looks_at_order += MOST_LOOKS_AT_ORDER if in_order else 1
+        self._padded = None
 
     def examine(self, size: int) -> None:
         """Probe what ran on a physical batch of `size` examples, unless it was probed before.

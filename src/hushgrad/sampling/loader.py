@@ -54,6 +54,7 @@ class PrivateLoader:
         max_physical_batch_size: the most records in one item; None for all.
         constant_shapes: whether every item has exactly `max_physical_batch_size` rows.
         options: how records are fetched.
+        arriving: the item that the observer is being told of; None at any other time.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class PrivateLoader:
         self.options = options or LoadingOptions()
         self._items = _torch_loader(dataset, self._planner, self.options)
         self._current_pass: object = None
+        self.arriving: Any = None
 
     @classmethod
     def from_data_loader(
@@ -194,7 +196,11 @@ class PrivateLoader:
                     "the dataset's __getitems__ must return one record for each index"
                 )
             if self._observer is not None:
-                self._observer.begin(batch)
+                self.arriving = item
+                try:
+                    self._observer.begin(batch)
+                finally:
+                    self.arriving = None
             yield item
             if this_pass is not self._current_pass:
                 raise ProtocolError(
