@@ -165,3 +165,13 @@ def test_small_parameters_get_their_own_parts_of_a_shared_draw(monkeypatch: pyte
     assert (together.abs() < 10 / 8).all()
     assert (together.abs() > 0).all()
     assert together.unique().numel() == together.numel()
+
+
+def test_one_small_parameter_alone_leaves_memory_that_others_read_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sum may be a part of a larger tensor: noise goes into a copy."""
+    memory = torch.full((6,), 1e3)
+    monkeypatch.setattr(hushgrad.update, "clipped_sums", lambda *_, **__: {"a": memory[:3]})
+    update = updated(shapes(a=(3,)))
+    update.add({}, 1.0)
+    update.write()
+    assert torch.equal(memory, torch.full((6,), 1e3))

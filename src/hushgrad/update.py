@@ -7,6 +7,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
@@ -93,7 +94,7 @@ class Update:
     def _hand_out(self, parameters: list[nn.Parameter], totals: list[Tensor], number: int) -> None:
         together, alone = _draws(totals)
         shared = [[totals[place] for place in places] for places in together]
-        flats = [torch.cat([part if part.dim() == 1 else part.flatten() for part in parts]) for parts in shared]
+        flats = [_flattened(parts) for parts in shared]
         owners = [True] * len(flats) + _sole_owners_of_their_memory([totals[place] for place in alone])
         sums = [*flats, *(totals[place] for place in alone)]
         sample = self.monitor.before(sums)
@@ -145,10 +146,19 @@ def _draws(totals: Sequence[Tensor]) -> tuple[list[list[int]], list[int]]:
     return list(together.values()), alone
 
 
-def _unflattened(flat: Tensor, totals: Sequence[Tensor]) -> list[Tensor]:
+def _flattened(totals: Sequence[Tensor]) -> Tensor:
+    """Return the values of all totals in memory of their own, which noise may overwrite."""
+    if len(totals) == 1:
+        return totals[0].flatten().clone()
+    flat: Tensor = _flatten_dense_tensors(totals)  # type: ignore[no-untyped-call]
+    return flat
+
+
+def _unflattened(flat: Tensor, totals: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return consecutive parts of `flat` in the shapes of the totals."""
-    parts = torch.split(flat, [total.numel() for total in totals])
-    return [part if total.dim() == 1 else part.view_as(total) for part, total in zip(parts, totals, strict=True)]
+    parts: Sequence[Tensor] = _unflatten_dense_tensors(flat, totals)  # type: ignore[no-untyped-call]
+    # An empty one comes back without its shape.
+    return [part if part.numel() else part.view_as(total) for part, total in zip(parts, totals, strict=True)]
 
 
 def _sole_owners_of_their_memory(totals: Sequence[Tensor]) -> list[bool]:

@@ -62,7 +62,8 @@ class CaptureMode(TorchFunctionMode):
             self._over = True
             return func(*args, **kwargs)
         for leaf in leaves:
-            leaf.require_unchanged()
+            if leaf.overwritten_by:
+                leaf.require_unchanged()
         if sources and func in REFUSALS and torch.is_grad_enabled():
             REFUSALS[func](args, kwargs)
         if leaves and torch.is_grad_enabled() and not _only_describes(func):
@@ -124,16 +125,17 @@ def _sort(call: Forward, values: Any, leaves: list[Leaf], sources: list[Tensor])
     A tensor that requires gradients but is neither counts as data whose examples cannot be told apart: to take it for a
     constant would lose the gradient of whatever it came from.
     """
+    known, axes = call.leaves, call.axes
     for value in values:
         if isinstance(value, Tensor):
-            leaf = call.leaves.get(id(value))
+            leaf = known.get(id(value))
             if leaf is not None:
                 leaves.append(leaf)
-            elif call.axes.descends(value):
+            elif axes.descends(value):
                 sources.append(value)
             elif value.requires_grad:
                 _require_known_graph(call, value)
-                call.axes.adopt(value)
+                axes.adopt(value)
                 sources.append(value)
         elif isinstance(value, (tuple, list)):
             _sort(call, value, leaves, sources)

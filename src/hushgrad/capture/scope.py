@@ -53,7 +53,7 @@ class Scope:
         self._handles: list[RemovableHandle] = []
         for module in model.modules():
             if any(parameter.requires_grad for parameter in module.parameters()):
-                before, after = _Hook(self._enter), _Hook(self._leave)
+                before, after = _Entering(self), _Leaving(self)
                 self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(after, always_call=True))
 
@@ -101,10 +101,12 @@ class Scope:
             frame = frame.f_back
         return False
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._mode is not None and not self.leave_if_stale():
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module is called: begin to capture if it is the outermost one."""
+        if self._mode is not None and self._is_running():
             self._depth += 1
             return
+        self.leave_if_stale()
         if self.paused or not torch.is_grad_enabled():
             return
         if self._observer is not None:
@@ -118,7 +120,8 @@ class Scope:
         self._depth = 1
         self._mode.__enter__()  # type: ignore[no-untyped-call]
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def leave(self, output: Any) -> None:
+        """A module's call has ended: stop if it is the outermost one."""
         if self._mode is None:
             return
         self._depth -= 1
@@ -205,12 +208,19 @@ def _top_mode() -> TorchFunctionMode | None:
 class _Hook:
     """A hook that copies and pickles to one that does nothing: a copy of the model is an ordinary model."""
 
-    def __init__(self, action: Callable[..., None]) -> None:
-        self._action = action
-
-    def __call__(self, *arguments: Any) -> None:
-        self._action(*arguments)
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A method of the standard library that takes anything and returns None: a saved model loads without hushgrad.
         return getattr, (nullcontext(), "__exit__")
+
+
+class _Entering(_Hook):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._scope.enter(module, args, kwargs)
+
+
+class _Leaving(_Hook):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._scope.leave(output)
