@@ -3,6 +3,7 @@
     python -m benchmarks.accountants times      the reference table, beside dp-accounting and Opacus
     python -m benchmarks.accountants random     random plans, the saddle-point accountant against the other two
     python -m benchmarks.accountants tails      delta <= 1e-9: who reports too little, and simulation as a witness
+    python -m benchmarks.accountants rooms      what truncation costs with how much room
 
 Each figure of another library is computed in a process of its own with a limit of time. All run on one thread.
 """
@@ -23,14 +24,31 @@ import click
 import numpy as np
 from scipy.special import logsumexp
 
-from hushgrad.accounting import Budget, PoissonSampled, calibrate_noise_multiplier, epsilon_bounds, poisson_steps
+from hushgrad.accounting import (
+    Budget,
+    PoissonSampled,
+    TruncatedPoisson,
+    calibrate_noise_multiplier,
+    epsilon,
+    epsilon_bounds,
+    poisson_steps,
+)
 from hushgrad.accounting.contour import saddle_point
 from hushgrad.accounting.loss_sum import LossSum
 from hushgrad.accounting.step_measure import REMOVE, Step
 from hushgrad.errors import AccountingError
+from hushgrad.sampling import TruncatedPoissonSampling
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 60.0
+ROOMS = (
+    (0.01, 10_000, 1.0, 1000, 1e-5),
+    (256 / 60_000, 60_000, 1.1, 3500, 1e-5),
+    (0.05, 2000, 2.0, 500, 1e-5),
+    (0.01, 10_000, 1.0, 1000, 1e-9),
+    (0.01, 1_000_000, 1.0, 1000, 1e-5),
+    (1e-4, 10_000_000, 1.0, 10_000, 1e-8),
+)
 TAILS = (
     (0.001, 0.7, 100_000, 1e-11),
     (0.01, 1.0, 1000, 1e-12),
@@ -243,6 +261,21 @@ def tails(draws: int) -> None:
             ])  # fmt: skip
         click.echo(f"{plan}: ours ± {error:.1e}", err=True)
     _table(["plan", "accountant", "ε", "δ at that ε, simulated", ""], rows)
+
+
+@main.command()
+def rooms() -> None:
+    """Print by how much truncation raises ε, with room of so many standard deviations above the expected size."""
+    widths, rows = (4, 5, 6, 8), []
+    for rate, population, noise, steps, delta in ROOMS:
+        plain = epsilon([(PoissonSampled(rate, noise), steps)], delta)
+        row = [f"q={rate:.4g}, N={population}, σ={noise:g}, T={steps}, δ={delta:g}", f"{plain:.5g}"]
+        for width in widths:
+            most = TruncatedPoissonSampling.with_room(rate, population, standard_deviations=width).max_batch_size
+            truncated = epsilon([(TruncatedPoisson(rate, noise, population, most), steps)], delta)
+            row.append(f"{most}: +{truncated / plain - 1:.1e}")
+        rows.append(row)
+    _table(["plan", "ε of Poisson sampling", *(f"{width} standard deviations" for width in widths)], rows)
 
 
 if __name__ == "__main__":
