@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -23,6 +25,7 @@ from hushgrad.sampling.poisson import PoissonSampler
 from hushgrad.sampling.records import Cutting
 from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, TruncatedPoissonSampling
 from hushgrad.verification.rig import Rig
+from hushgrad.verification.sampling_checks import _pair_rate, inclusion_rate
 from hushgrad.verification.verdict import Verdict
 
 N, B, SIGMA, C = 400, 40, 1.1, 0.5
@@ -274,3 +277,14 @@ def test_a_draw_that_is_not_cut_as_charged_is_found(monkeypatch: pytest.MonkeyPa
     verdict = verified(mechanism=claimed, max_physical_batch_size=64, constant_shapes=True)
     assert not verdict.passed
     assert {check.part for check in verdict.checks if not check.passed} <= {"sampling", "ledger"}
+
+
+def test_the_rates_of_truncated_draws_are_those_of_the_law_of_sizes() -> None:
+    for count, rate, most in ((30, 0.3, 8), (30, 0.3, 30), (12, 1.0, 5), (50, 0.02, 1)):
+        sizes = np.arange(count + 1)
+        law = stats.binom.pmf(sizes, count, rate)
+        kept = np.minimum(sizes, most)
+        assert inclusion_rate(count, rate, most) == pytest.approx((law * kept).sum() / count, rel=1e-9)
+        pairs = (law * kept * (kept - 1)).sum() / (count * (count - 1))
+        assert _pair_rate(count, rate, most) == pytest.approx(pairs, rel=1e-9, abs=1e-12)
+    assert inclusion_rate(10**9, 1e-5, 10_500) == pytest.approx(1e-5, rel=1e-6)

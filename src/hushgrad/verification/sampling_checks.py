@@ -39,15 +39,21 @@ def inclusion_rate(population: int, rate: float, max_batch_size: int | None = No
     """Return the probability of a record to take part in a step: E min(Binomial(N, q), B) / N."""
     if max_batch_size is None or max_batch_size >= population:
         return rate
-    beyond = np.arange(max_batch_size, population)
+    beyond = _sizes_beyond(population, rate, max_batch_size)
     return rate - float(stats.binom.sf(beyond, population, rate).sum()) / population
+
+
+def _sizes_beyond(population: int, rate: float, most: int) -> Indices:
+    """Return the sizes k >= `most` with a P(K > k) that counts."""
+    mean = population * rate
+    return np.arange(most, min(population, max(most + 1, math.ceil(mean + 40 * math.sqrt(mean + 1) + 100))))
 
 
 def _pair_rate(population: int, rate: float, max_batch_size: int | None) -> float:
     """Return the probability of two given records to take part together: E K(K − 1) / (N(N − 1)), K the size."""
     if max_batch_size is None or max_batch_size >= population or population < 2:
         return rate * rate
-    beyond = np.arange(max_batch_size, population)  # Σ over k of P(K > k) times the increment of k(k − 1), which is 2k
+    beyond = _sizes_beyond(population, rate, max_batch_size)  # k(k − 1) grows by 2k from k to k + 1
     lost = float((2 * beyond * stats.binom.sf(beyond, population, rate)).sum())
     return rate * rate - lost / (population * (population - 1))
 
