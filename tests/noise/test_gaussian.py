@@ -25,6 +25,12 @@ CHUNK_VALUES = gaussian.PASSES.size
 ORIGIN = Address(0)
 
 
+@pytest.fixture(autouse=True)
+def threads_are_cheap(monkeypatch):
+    """Draws as small as those here go to all threads."""
+    monkeypatch.setattr(gaussian.PASSES, "worth_a_thread", 1 << 15)
+
+
 def draw(count, dtype=torch.float32, address=ORIGIN, seed=11):
     return standard_normal((count,), dtype=dtype, device="cpu", stream=KeyStream.fixed_for_tests(seed), address=address)
 

@@ -39,8 +39,6 @@ from hushgrad.randomness import Address, KeyStream
 
 PASSES = fastest_passes()
 
-WORTH_A_THREAD = 1 << 15  # values for which one more thread is worth its start
-
 _REMAINDER_OFFSET = 1 << 60  # bytes into an address; no draw has that many values
 
 _WORDS: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.int32), torch.float64: np.dtype(np.int64)}
@@ -185,7 +183,7 @@ def _run(draws: Sequence[_Draw], stream: KeyStream) -> None:
     """Draw, on as many of torch's threads as there is work for."""
     jobs = deque((draw, start) for draw in draws for start in range(0, len(draw.into), PASSES.size))
     places: dict[Address, list[Places]] = {draw.address: [] for draw in draws}
-    threads = max(1, min(torch.get_num_threads(), sum(len(draw.into) for draw in draws) // WORTH_A_THREAD))
+    threads = max(1, min(torch.get_num_threads(), sum(len(draw.into) for draw in draws) // PASSES.worth_a_thread))
     for word in {draw.word for draw in draws}:
         pick_table(8 * word.itemsize)  # made once, before the threads ask for it
 

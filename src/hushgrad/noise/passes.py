@@ -45,10 +45,11 @@ class Passes(Protocol):
     """The passes over a chunk of `size` values at the most, with the scratch memory of one thread.
 
     Both methods return the places of the values that the remainder stands for, in rising order, in memory that the
-    next call uses again.
+    next call uses again. One more thread is worth its start for `worth_a_thread` values.
     """
 
     size: int
+    worth_a_thread: int
 
     def normal(self, bits: Bits, values: Floats) -> Places:
         """Write standard normal values, 0 for those that the remainder stands for."""
@@ -66,6 +67,7 @@ class ArrayPasses:
     # Scratch memory (17 bytes a value) leaves the fast caches, which costs less than more frequent changes between
     # Python and the array operations: threads wait for one another there.
     size = 1 << 17
+    worth_a_thread = 1 << 15
 
     def __init__(self, word: np.dtype[Any]) -> None:
         size = self.size
