@@ -1,3 +1,6 @@
+import csv
+from pathlib import Path
+
 import pytest
 
 from hushgrad.errors import InvalidArgumentError
@@ -7,6 +10,7 @@ from hushgrad.study.sweep.plan import Grid, Subject, SweepPlan, config_of, make_
 from hushgrad.study.sweep.sweep_file import plan_from, read_sweep, shipped
 from hushgrad.study.tasks import TASKS, TaskOptions
 
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
 DIGITS = Subject("digits", task="digits")
 
 
@@ -86,6 +90,22 @@ def test_a_sweep_file_that_is_not_there_or_not_toml_is_refused(tmp_path):
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_sweeps_are_plans(name, tmp_path):
     assert read_sweep(name, tmp_path).runs
+
+
+@pytest.mark.parametrize(
+    ("table", "sources"),
+    [
+        ("digits-settings", [RESULTS / "digits-settings.toml"]),
+        ("adult-settings", [RESULTS / "adult-settings.toml"]),
+        ("mnist-settings", [RESULTS / "mnist-settings-1-and-3.toml", RESULTS / "mnist-settings-8.toml"]),
+        ("mnist-views", [RESULTS / "mnist-views.toml"]),
+        ("mnist", ["mnist"]),
+    ],
+)
+def test_the_documented_tables_are_those_of_their_sweep_files(table, sources, tmp_path):
+    planned = [run.name for source in sources for run in read_sweep(str(source), tmp_path).runs]
+    with (RESULTS / f"{table}.csv").open(encoding="utf-8") as lines:
+        assert sorted(row["name"] for row in csv.DictReader(lines)) == sorted(planned)
 
 
 def test_the_mnist_sweep_is_three_tasks_at_seven_noises_three_seeds_and_ordinary_training(tmp_path):

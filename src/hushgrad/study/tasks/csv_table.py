@@ -19,7 +19,8 @@ from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes,
 RECIPE = Recipe(
     model="mlp", batch_size=1024, epochs=12, learning_rate=1.0, max_grad_norm=1.0, hidden_sizes=(), threads=1
 )
-RECIPES = {3.0: RECIPE}
+# On Adult accuracy is the same within 0.3 points at every rate from 0.5 to 2 and every ε from 1 to 8.
+RECIPES = {1.0: RECIPE, 3.0: RECIPE, 8.0: RECIPE}
 
 MAX_CLASSES = 1000
 MAX_SUBGROUPS = 50

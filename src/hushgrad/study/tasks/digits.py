@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch.utils.data import TensorDataset
 
@@ -11,7 +13,11 @@ from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes,
 RECIPE = Recipe(
     model="mlp", batch_size=256, epochs=40, learning_rate=0.1, max_grad_norm=1.0, activation="relu", threads=1
 )
-RECIPES = {3.0: RECIPE}
+RECIPES = {
+    1.0: replace(RECIPE, learning_rate=0.05, average_decay=0.97),
+    3.0: RECIPE,
+    8.0: replace(RECIPE, learning_rate=0.2),
+}
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 LARGEST_PIXEL = 16.0  # public: the data set's documentation says 0 … 16

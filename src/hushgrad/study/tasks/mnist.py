@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -12,8 +13,17 @@ from hushgrad.study.tasks.files import first_existing
 from hushgrad.study.tasks.idx import read_idx
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes, fixed_split, require_known_classes
 
-RECIPE = Recipe(model="cnn", batch_size=256, epochs=30, learning_rate=0.1, max_grad_norm=1.0)
-RECIPES = {3.0: RECIPE}
+RECIPE = Recipe(
+    model="cnn",
+    batch_size=250,
+    epochs=15,
+    learning_rate=0.1,
+    max_grad_norm=1.0,
+    augmentations=4,
+    average_decay=0.98,
+    max_physical_batch_size=64,
+)
+RECIPES = {1.0: replace(RECIPE, learning_rate=0.05), 3.0: RECIPE, 8.0: replace(RECIPE, learning_rate=0.2)}
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 LARGEST_PIXEL = 255.0
