@@ -26,7 +26,8 @@ RECIPE = Recipe(
     threads=1,
     average_decay=0.95,
 )
-RECIPES = {3.0: RECIPE}
+_SLOWER = replace(RECIPE, learning_rate=0.002)
+RECIPES = {1.0: _SLOWER, 3.0: RECIPE, 8.0: _SLOWER}
 
 MAX_CLASSES = 1000
 MAX_SENTENCE_BYTES = 1 << 20
