@@ -283,6 +283,33 @@ def test_calibrated_truncated_training_ends_within_its_target_also_after_a_resum
     engine.session.close()
 
 
+def test_the_callers_own_batches_are_padded_to_one_shape_and_train_alike() -> None:
+    def run(constant_shapes: bool) -> tuple[list[Tensor], set[tuple[int, ...]]]:
+        engine = PrivacyEngine(test_key=4)
+        model = networks()["mlp"].double()
+        _, optimizer, loader = engine.make_private(
+            module=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            data_loader=DataLoader(data(), batch_size=7),
+            noise_multiplier=1.0,
+            max_grad_norm=0.5,
+            poisson_sampling=False,
+            max_physical_batch_size=7,
+            constant_shapes=constant_shapes,
+        )
+        shapes = set(one_pass(engine, model, optimizer, loader))
+        assert engine.session.steps == 6
+        engine.session.close()
+        return [parameter.detach() for parameter in model.parameters()], shapes
+
+    plain, sizes = run(constant_shapes=False)
+    padded, one_size = run(constant_shapes=True)
+    assert sizes == {(7, 8), (5, 8)}
+    assert one_size == {(7, 8)}
+    for one, other in zip(plain, padded, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
 def test_schedules_are_charged_as_truncated_steps() -> None:
     how = mechanism(12, noise_schedule=(2.0, 2.0, 4.0))
     assert how.composition() == [
