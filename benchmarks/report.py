@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contestants import CONTESTANTS, HUSHGRAD, ORDINARY
+from benchmarks.contestants import CONTESTANTS, HUSHGRAD, LEAN, ORDINARY
 from benchmarks.results import Results, WorkloadResult
 from benchmarks.timing import Interval
 
@@ -41,6 +41,7 @@ def print_table(title: str, rows: Rows, console: Console) -> None:
 def short_markdown(results: Results) -> str:
     """Return one table with a row for each workload, as a README shows it. Of Opacus it shows the fastest mode."""
     heads = ["ordinary", "hushgrad", "best Opacus mode", "`vmap(grad)`", "hushgrad's peak memory", "best Opacus peak"]
+    heads += ["hushgrad lean: time, peak"]
     rows = [["step", *heads]]
     for work in results.workloads.values():
         opacus = [name for name in work.contestants if name.startswith("opacus")]
@@ -57,9 +58,18 @@ def short_markdown(results: Results) -> str:
                 _times(work.contestants[FUNC].to_ordinary) if FUNC in work.contestants else "",
                 "" if hushgrad_peak is None else f"{hushgrad_peak:.2f}×",
                 "" if smallest is None else f"{peaks[smallest]:.2f}× {_mode(smallest)}",
+                _lean(work),
             ]
         )
     return "\n\n".join([_markdown(rows), f"{results.machine}. {_procedure(results)} `{results.command}`"])
+
+
+def _lean(work: WorkloadResult) -> str:
+    """Return time and memory of the session that keeps no gradients beyond the memory of what they replace."""
+    if LEAN not in work.contestants:
+        return ""
+    peak = _peak_ratio(work, LEAN)
+    return f"{work.contestants[LEAN].to_ordinary.median:.2f}×" + ("" if peak is None else f", {peak:.2f}×")
 
 
 def _mode(name: str) -> str:

@@ -76,8 +76,8 @@ class OuterProducts(Contribution):
         """Return the squared norms `[B]`, and `Dense` gradients where they were formed and may be kept."""
         way = self.way(plan)
         if way == "product":
-            left_Bp, right_Bd = self.left.squeeze(1), self.right.squeeze(1)
-            return product_of_squares((left_Bp * left_Bp).sum(1), (right_Bd * right_Bd).sum(1)), self
+            squares = (torch.linalg.vector_norm(side.squeeze(1), dim=1).square() for side in (self.left, self.right))
+            return product_of_squares(*squares), self
         if way == "gram":
             return self._gram_norms(), self
         is_kept = self.grows_by <= plan.keep_bytes
