@@ -112,7 +112,8 @@ class UsePool:
         if isinstance(axis, Owners):
             tensor = axis.blocks(tensor, batch)
             return tensor.to(accumulation_dtype(tensor.dtype)) if tensor.is_floating_point() else tensor
-        tensor = tensor.movedim(axis, 0)
+        if axis != 0:
+            tensor = tensor.movedim(axis, 0)
         if tensor.shape[0] != batch:
             if batch == 0 or tensor.shape[0] % batch:
                 raise PrivacyUnitError(

@@ -19,6 +19,8 @@ from hushgrad.gradients.machine import CPU, Machine, machine_of
 
 Way = Literal["product", "gram", "instantiate"]
 
+AUTOCAST_DEVICES = ("cpu", "cuda")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -121,10 +123,15 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def is_autocast_on() -> bool:
+    """Return whether `full_precision` would change anything."""
+    return any(map(torch.is_autocast_enabled, AUTOCAST_DEVICES))
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Run without autocast: norms and sums of 16-bit values are formed in at least float32."""
-    devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    devices = [device for device in AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
     if not devices:
         yield
         return

@@ -125,7 +125,7 @@ class Convolution(Contribution):
 
     def formed(self, plan: Plan) -> Tensor | None:
         """Return the gradients where that is the way and takes no more memory."""
-        return self.per_example() if self.grows_by == 0 and self.way(plan) == "instantiate" else None
+        return self.per_example() if self.way(plan) == "instantiate" and self.grows_by == 0 else None
 
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]`, and `Dense` gradients where they were formed and may be kept."""

@@ -36,6 +36,8 @@ class OuterProducts(Contribution):
 
     def way(self, plan: Plan) -> Way:
         """Return the way in which norms are computed: the fastest, unless the plan forces one."""
+        if plan.way is None and self.left.shape[1] == 1:
+            return "product"  # next to nothing to do, and of many layers the choice itself would cost more
         return plan.choose(self.times(plan))
 
     def times(self, plan: Plan) -> Mapping[Way, float]:
@@ -43,7 +45,6 @@ class OuterProducts(Contribution):
         machine, positions, p, d = plan.machine, self.left.shape[1], self.left.shape[2], self.right.shape[2]
         product = machine.multiply_add * positions * p * d
         forming = product if self.grows_by <= plan.keep_bytes else 2 * product
-        # At one position the squares of p + d values are all there is to do: next to nothing.
         ways: dict[Way, float] = {"product": product} if positions == 1 else {}
         return ways | {
             "gram": machine.gram_multiply_add * self.gram_products(plan) + product,
@@ -70,7 +71,7 @@ class OuterProducts(Contribution):
 
     def formed(self, plan: Plan) -> Tensor | None:
         """Return the gradients `[B, p, d]` where that is the way and takes no more memory."""
-        return self.per_example() if self.grows_by == 0 and self.way(plan) == "instantiate" else None
+        return self.per_example() if self.way(plan) == "instantiate" and self.grows_by == 0 else None
 
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]`, and `Dense` gradients where they were formed and may be kept."""
