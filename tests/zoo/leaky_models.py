@@ -247,6 +247,14 @@ class GlobalMemory(nn.Module):
         return out
 
 
+class GlobalCount(nn.Module):
+    """Counts its calls in a variable of the module's file."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        STORE.append(torch.zeros(()))
+        return h + len(STORE)
+
+
 class EarlyExit(nn.Module):
     """Skips work when the batch is easy."""
 
@@ -451,7 +459,8 @@ ON_FEATURES: list[tuple[str, Make, str, tuple[type[HushgradError], ...]]] = [
     ("a moving codebook in a frozen parameter", last_layer(CodebookParameter), "'3.codes'", (PrivateBufferError,)),
     ("a scale set by the first batch", last_layer(ActNorm), "'3.scale'", (PrivateBufferError,)),
     ("a buffer set by the first batch", last_layer(FirstBatchMean), "FirstBatchMean", CAUGHT),
-    ("memory outside of the model", last_layer(GlobalMemory), "run again", CAUGHT),
+    ("memory outside of the model", last_layer(GlobalMemory), "GlobalMemory", CAUGHT),
+    ("a count of calls outside of the model", last_layer(GlobalCount), "run again", CAUGHT),
     ("a balancing term left on the model", BalancingTerm, "'balance'", (PrivateBufferError,)),
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from leaky_losses import CRITERIA, contrastive
-from leaky_models import AT_SETUP, BATCH, CLASSES, ON_FEATURES, ON_TOKENS, WIDTH, OwnLoss, SharedTemperature
+from leaky_models import AT_SETUP, BATCH, CLASSES, ON_FEATURES, ON_TOKENS, STORE, WIDTH, OwnLoss, SharedTemperature
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -106,6 +106,12 @@ def test_a_layer_that_mixes_examples_is_refused_at_set_up(
     with pytest.raises(kind, match="'1'") as raised:
         attached(make(), features())
     assert any(cure in str(raised.value) for cure in CURES)
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> None:
+    """What a model of another test has put into the variable of the module's file is gone."""
+    STORE.clear()
 
 
 @pytest.mark.parametrize("path", ["criterion", "losses", "scalar"])
