@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -189,4 +190,4 @@ def _numbers(name: str, text: str | None, kind: Callable[[str], Number]) -> list
         raise InvalidArgumentError(f"{name} must be numbers with commas between them, such as 1,2,4") from None
 
 
-sweep.help = f"{sweep.help}\n\nSweeps that come with hushgrad: {', '.join(shipped())}."
+sweep.help = cleandoc(sweep.help or "") + f"\n\nSweeps that come with hushgrad: {', '.join(shipped())}."
