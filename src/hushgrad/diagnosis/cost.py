@@ -12,6 +12,7 @@ from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution, Plan
 from hushgrad.gradients.convolution import Convolution
 from hushgrad.gradients.dense import Dense
+from hushgrad.gradients.factored import Factored
 from hushgrad.gradients.outer import OuterProducts
 from hushgrad.gradients.rows import Rows
 
@@ -80,9 +81,9 @@ def cost_of(part: Contribution, setting: Setting, plan: Plan) -> Cost:
     whole, held = setting.whole, setting.held_bytes
     form = form_of(part)
     products = 3 if setting.input_needed else 2  # forward, weight gradient, and perhaps input gradient
-    if isinstance(part, (OuterProducts, Convolution)):
+    if isinstance(part, Factored):
         gemm = _gemm(part)
-        if isinstance(whole, (OuterProducts, Convolution)):
+        if isinstance(whole, Factored):
             way, extra, kept = _of_matrix(setting, whole, form, plan)
             return Cost(way, form, products * gemm, products * gemm + extra, kept)
         extra, kept = _added_up(setting)
@@ -99,7 +100,7 @@ def cost_of(part: Contribution, setting: Setting, plan: Plan) -> Cost:
 
 def taken_by(whole: Contribution, plan: Plan) -> int:
     """Return what the gradients of a parameter with one use take of the budget."""
-    if isinstance(whole, (OuterProducts, Convolution)) and whole.way(plan) == "instantiate":
+    if isinstance(whole, Factored) and whole.way(plan) == "instantiate":
         return whole.grows_by if whole.grows_by <= plan.keep_bytes else 0
     return 0
 
@@ -117,12 +118,12 @@ def form_of(part: Contribution) -> Form:
     return Form(None, None, None)
 
 
-def _gemm(part: OuterProducts | Convolution) -> int:
+def _gemm(part: Factored) -> int:
     form = form_of(part)
     return 2 * part.batch_size * (form.positions or 0) * (form.outputs or 0) * (form.inputs or 0)
 
 
-def _of_matrix(setting: Setting, whole: OuterProducts | Convolution, own: Form, plan: Plan) -> tuple[str, int, int]:
+def _of_matrix(setting: Setting, whole: Factored, own: Form, plan: Plan) -> tuple[str, int, int]:
     """Return the way, the operations beyond an ordinary weight gradient, and the bytes held until sums are formed."""
     form = form_of(whole)
     share = (own.positions or 0) / max(1, form.positions or 0)

@@ -12,7 +12,6 @@ from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution, Plan, full_precision
 
 
-@full_precision()
 def clipped_sums(
     contributions: MutableMapping[str, list[Contribution]],
     *,
@@ -34,7 +33,17 @@ def clipped_sums(
     Guarantee: an example whose gradient is not finite contributes exactly 0, and a finite one never more than its
     factor allows, also where its squared norm overflows float32.
     """
-    plan = plan or Plan()
+    with full_precision():
+        return _clipped_sums(contributions, factors, scale, plan or Plan(), watch)
+
+
+def _clipped_sums(
+    contributions: MutableMapping[str, list[Contribution]],
+    factors: Callable[[Tensor], Tensor],
+    scale: float,
+    plan: Plan,
+    watch: Callable[[Mapping[str, Contribution], Tensor], None] | None,
+) -> dict[str, Tensor]:
     combined = {name: combine(parts) for name, parts in contributions.items() if parts}
     contributions.clear()
     if not combined:

@@ -7,8 +7,8 @@ over examples, and, when asked, the gradients themselves. All are exact; they di
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -123,18 +123,14 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def is_autocast_on() -> bool:
-    """Return whether `full_precision` would change anything."""
-    return any(map(torch.is_autocast_enabled, AUTOCAST_DEVICES))
+def full_precision() -> AbstractContextManager[None]:
+    """Run without autocast: norms and sums of 16-bit values are formed in at least float32."""
+    devices = [device for device in AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
+    return _without_autocast(devices) if devices else nullcontext()
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """Run without autocast: norms and sums of 16-bit values are formed in at least float32."""
-    devices = [device for device in AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
-    if not devices:
-        yield
-        return
+def _without_autocast(devices: Sequence[str]) -> Iterator[None]:
     with ExitStack() as stack:
         for device in devices:
             stack.enter_context(torch.autocast(device, enabled=False))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan, Way, chunks_of_examples
-from hushgrad.gradients.dense import Dense
+from hushgrad.gradients.factored import Factored
 from hushgrad.gradients.machine import Machine
 from hushgrad.gradients.outer import CANCELLATION, OuterProducts, inner_product
 from hushgrad.gradients.windows import Axis, window_gram, window_gram_cost
@@ -60,7 +60,7 @@ class Geometry:
 
 
 @dataclass(frozen=True, eq=False)
-class Convolution(Contribution):
+class Convolution(Factored):
     """Gradients of a convolution from its inputs `[B, d, *space]` and output gradients `[B, p, *space']`."""
 
     inputs: Tensor
@@ -68,13 +68,14 @@ class Convolution(Contribution):
     geometry: Geometry
 
     @property
-    def batch_size(self) -> int:
-        """B, the number of examples."""
-        return self.inputs.shape[0]
+    def operands(self) -> tuple[Tensor, Tensor]:
+        """Inputs and output gradients."""
+        return self.inputs, self.grad_outputs
 
-    def way(self, plan: Plan) -> Way:
-        """Return the way in which norms are computed: the fastest, unless the plan forces one."""
-        return plan.choose(self.times(plan))
+    @property
+    def example_bytes(self) -> int:
+        """How many bytes the gradient of one example takes."""
+        return prod(self.geometry.weight_shape) * self.inputs.element_size()
 
     def times(self, plan: Plan) -> Mapping[Way, float]:
         """Return what each way takes for one example beyond the sum by a convolution, in nanoseconds.
@@ -109,35 +110,11 @@ class Convolution(Contribution):
         times = self._gram_times(plan.machine)
         return min(times, key=lambda name: times[name]) == "unfolded"
 
-    @property
-    def gradient_bytes(self) -> int:
-        """How many bytes the gradients of all examples take."""
-        return self.batch_size * self._example_bytes
-
-    @property
-    def _example_bytes(self) -> int:
-        return prod(self.geometry.weight_shape) * self.inputs.element_size()
-
-    @property
-    def grows_by(self) -> int:
-        """How many bytes the gradients of all examples take beyond the operands."""
-        return max(0, self.gradient_bytes - self.inputs.nbytes - self.grad_outputs.nbytes)
-
-    def formed(self, plan: Plan) -> Tensor | None:
-        """Return the gradients where that is the way and takes no more memory."""
-        return self.per_example() if self.way(plan) == "instantiate" and self.grows_by == 0 else None
-
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]`, and `Dense` gradients where they were formed and may be kept."""
         if self.way(plan) == "gram":
             return self._gram_norms(plan), self
-        if self.grows_by <= plan.keep_bytes:
-            return Dense(self.per_example()).measure(plan)
-        norms = [
-            Dense(_instantiate(self.inputs[part], self.grad_outputs[part], self.geometry)).measure(plan)[0]
-            for part in chunks_of_examples(self.batch_size, self._example_bytes, plan.keep_bytes)
-        ]
-        return torch.cat(norms), self
+        return self.measure_formed(plan)
 
     def _gram_norms(self, plan: Plan) -> Tensor:
         """‖G_i‖² = ⟨L Lᵀ, R Rᵀ⟩ as for outer products, R what positions see, which need not be written out."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hushgrad.gradients.contribution import Contribution, Plan, Way, chunks_of_examples
+from hushgrad.gradients.contribution import Contribution, Plan, Way
 from hushgrad.gradients.dense import Dense
+from hushgrad.gradients.factored import Factored
 from hushgrad.kernels import dispatch
 
 # Below this share of Σ_t ‖left_t‖²‖right_t‖², a norm from the Gram matrices has lost too many digits to cancellation.
@@ -23,22 +24,27 @@ HUGE = 2.0**64
 
 
 @dataclass(frozen=True, eq=False)
-class OuterProducts(Contribution):
+class OuterProducts(Factored):
     """`G_i = Σ_t left[i, t] ⊗ right[i, t]`, a `[p, d]` matrix per example; left `[B, T, p]`, right `[B, T, d]`."""
 
     left: Tensor
     right: Tensor
 
     @property
-    def batch_size(self) -> int:
-        """B, the number of examples."""
-        return self.left.shape[0]
+    def operands(self) -> tuple[Tensor, Tensor]:
+        """Left and right."""
+        return self.left, self.right
+
+    @property
+    def example_bytes(self) -> int:
+        """How many bytes the gradient of one example takes."""
+        return self.left.shape[2] * self.right.shape[2] * self.left.element_size()
 
     def way(self, plan: Plan) -> Way:
         """Return the way in which norms are computed: the fastest, unless the plan forces one."""
         if plan.way is None and self.left.shape[1] == 1:
             return "product"  # next to nothing to do, and of many layers the choice itself would cost more
-        return plan.choose(self.times(plan))
+        return super().way(plan)
 
     def times(self, plan: Plan) -> Mapping[Way, float]:
         """Return what each way takes for one example, its part in the sum included, in nanoseconds."""
@@ -55,24 +61,6 @@ class OuterProducts(Contribution):
         """Return the multiplications that Gram matrices of one example take, as if none of their halves were spared."""
         return self.left.shape[1] ** 2 * (self.left.shape[2] + self.right.shape[2])
 
-    @property
-    def gradient_bytes(self) -> int:
-        """How many bytes the gradients of all examples take."""
-        return self.batch_size * self._example_bytes
-
-    @property
-    def _example_bytes(self) -> int:
-        return self.left.shape[2] * self.right.shape[2] * self.left.element_size()
-
-    @property
-    def grows_by(self) -> int:
-        """How many bytes the gradients of all examples take beyond the operands."""
-        return max(0, self.gradient_bytes - self.left.nbytes - self.right.nbytes)
-
-    def formed(self, plan: Plan) -> Tensor | None:
-        """Return the gradients `[B, p, d]` where that is the way and takes no more memory."""
-        return self.per_example() if self.way(plan) == "instantiate" and self.grows_by == 0 else None
-
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]`, and `Dense` gradients where they were formed and may be kept."""
         way = self.way(plan)
@@ -81,17 +69,11 @@ class OuterProducts(Contribution):
             return product_of_squares(*squares), self
         if way == "gram":
             return self._gram_norms(), self
-        is_kept = self.grows_by <= plan.keep_bytes
         if dispatch.measures(self.left, self.right):
+            is_kept = self.grows_by <= plan.keep_bytes
             norms_B, gradients = dispatch.instantiated_norms(self.left, self.right, keep=is_kept)
             return norms_B, self if gradients is None else Dense(gradients)
-        if is_kept:
-            return Dense(self.per_example()).measure(plan)
-        norms = [
-            Dense(torch.bmm(self.left[part].mT, self.right[part])).measure(plan)[0]
-            for part in chunks_of_examples(self.batch_size, self._example_bytes, plan.keep_bytes)
-        ]
-        return torch.cat(norms), self
+        return self.measure_formed(plan)
 
     def _gram_norms(self) -> Tensor:
         """‖G_i‖² = ⟨L Lᵀ, R Rᵀ⟩; examples in which the terms cancel are computed again from their gradient."""

@@ -16,7 +16,7 @@ from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.owners import Place
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError
-from hushgrad.gradients.contribution import full_precision, is_autocast_on
+from hushgrad.gradients.contribution import full_precision
 
 SECOND_ORDER = (
     b"DP305 create_graph=True: the gradient of a gradient through a private model (a gradient penalty, say) has no "
@@ -112,12 +112,8 @@ def first_order_only(backward: Backward) -> Backward:
 
     @functools.wraps(backward)
     def run(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        with torch.no_grad():
-            if is_autocast_on():  # seldom in a backward, and a context costs as much as a small operator
-                with full_precision():
-                    outputs = backward(ctx, *gradients)
-            else:
-                outputs = backward(ctx, *gradients)
+        with torch.no_grad(), full_precision():
+            outputs = backward(ctx, *gradients)
         if not torch.is_grad_enabled() or all(out is None for out in outputs):
             return outputs
         refuse: Any = torch._C._functions.DelayedError(SECOND_ORDER, len(outputs))
