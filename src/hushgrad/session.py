@@ -1,7 +1,7 @@
 """Joins a mechanism to a model and an optimizer: sums while the loop runs backward, noise when it steps.
 
-Between backward and step the clipped sums live here and `p.grad` is None, so that nobody can log, rescale or clip again
-a gradient without noise. The order of a step is: charge, then noise, then the user's own update.
+Between backward and step the clipped sums live here and `p.grad` shows nothing of them, so that nobody can log, rescale
+or clip again a gradient without noise. The order of a step is: charge, then noise, then the user's own update.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from hushgrad.errors import (
     UnsupportedModelError,
 )
 from hushgrad.frozen_setup import FrozenSetup
+from hushgrad.gradient_marks import GradientMarks
 from hushgrad.gradients.contribution import Plan
 from hushgrad.mechanism import DPSGD
 from hushgrad.padding import without_padding
@@ -136,7 +137,8 @@ class Session:
         self._frozen = FrozenSetup(model, optimizer, self._parameters)
         self._plan = plan or Plan.of_device(next(iter(self._parameters.values())).device)
         self._update = Update(self._parameters, mechanism, self._stream.fork("noise"), self._plan)
-        self._pool = UsePool(self._plan)
+        self._marks = GradientMarks(model, self._parameters)
+        self._pool = UsePool(self._plan, on_backward=self._marks.put, outlasts_backward=False)
         self._loader: PrivateLoader | None = None
         self._observed, self._declared = ObservedLoop(), DeclaredLoop()
         self._closed = False
@@ -184,6 +186,7 @@ class Session:
             return
         self._spending.open(DECLARED, None)
         self._update.clear()
+        self._marks.require_untouched()
         self._declared.start_backward()
         if self._declared.is_new:
             self._update.drop()  # of a logical batch whose step was interrupted before its release
@@ -280,6 +283,7 @@ class Session:
         self._declared.discard()
         self._probe.forget()
         self._probe.is_waiting = self._loader is None
+        self._marks.take_away()
         for parameter in self._parameters.values():
             parameter.grad = None
 
@@ -345,6 +349,7 @@ class Session:
             left = (self._ledger_path, self._spending.steps, self._spending.uncounted)
             _left_by_earlier.update(dict.fromkeys(self._objects, left))
         self._update.clear()
+        self._marks.take_away()
         self._pool.clear()
         self._update.drop()
         self._probe.forget()
@@ -389,6 +394,7 @@ class Session:
     def begin(self, batch: PhysicalBatch) -> None:
         """Take note of the item that the loop is about to get."""
         self._update.clear()
+        self._marks.take_away()
         self._frozen.require_same_parameters()
         self._spending.require_pass(batch.pass_index)
         if self._loader is not None:
@@ -399,7 +405,7 @@ class Session:
         # A graph of an earlier item keeps the old pool, where a backward is refused: its examples were not drawn now.
         self._pool.clear()
         self._pool.batch_size = None
-        self._pool = UsePool(self._plan)
+        self._pool = UsePool(self._plan, on_backward=self._marks.put)
         self._pool.batch_size = batch.size
         self._scope.record_into(self._pool)
         self._probe.forget()
@@ -427,6 +433,8 @@ class Session:
     def _end_physical_batch(self) -> None:
         """Close the physical batch, and at the end of its logical batch release the noised update."""
         self._update.clear()
+        self._marks.require_untouched()
+        self._marks.take_away()
         if self._loader is None:
             self._frozen.require_no_surprises()
             self._declared.end_logical_batch()

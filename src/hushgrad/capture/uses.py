@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,7 @@ from hushgrad.capture.owners import Owners, Place
 from hushgrad.errors import PrivacyUnitError
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.gradients.dense import Dense
+from hushgrad.gradients.ownership import own
 from hushgrad.gradients.rows import Rows
 
 
@@ -52,8 +54,20 @@ class UsePool:
     once: what they are made of can then go while the backward still runs.
     """
 
-    def __init__(self, plan: Plan | None = None) -> None:
+    def __init__(
+        self, plan: Plan | None = None, *, on_backward: Callable[[], None] | None = None, outlasts_backward: bool = True
+    ) -> None:
+        """Make an empty pool.
+
+        Args:
+            plan: how norms are computed.
+            on_backward: called each time that a backward with uses has ended.
+            outlasts_backward: whether other code runs between a backward and `take`. It could overwrite what was
+                recorded, so that is made the pool's own.
+        """
         self._plan = plan or Plan()
+        self._on_backward = on_backward
+        self._outlasts_backward = outlasts_backward
         self.batch_size: int | None = None
         self.is_narrow = False
         self._finished: dict[str, _Uses] = {}
@@ -75,9 +89,14 @@ class UsePool:
             uses.keep(gradients)
 
     def _finish(self, task: int) -> None:
-        for name, uses in self._running.pop(task, {}).items():
+        recorded = self._running.pop(task, {})
+        if self._outlasts_backward:
+            own(uses.factored for uses in recorded.values())
+        for name, uses in recorded.items():
             self._finished.setdefault(name, _Uses()).join(uses)
         self.backwards += 1
+        if self._on_backward is not None:
+            self._on_backward()
 
     def take(self) -> dict[str, list[Contribution]]:
         """Return the uses of all finished backwards and empty the pool."""
@@ -111,7 +130,7 @@ class UsePool:
             )
         if isinstance(axis, Owners):
             tensor = axis.blocks(tensor, batch)
-            return tensor.to(accumulation_dtype(tensor.dtype)) if tensor.is_floating_point() else tensor
+            return _widened(tensor)
         if axis != 0:
             tensor = tensor.movedim(axis, 0)
         if tensor.shape[0] != batch:
@@ -121,4 +140,11 @@ class UsePool:
                     f"and let one row of the model's inputs be one record"
                 )
             tensor = tensor.reshape(batch, tensor.shape[0] // batch, *tensor.shape[1:])
-        return tensor.to(accumulation_dtype(tensor.dtype)) if tensor.is_floating_point() else tensor
+        return _widened(tensor)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """Return a floating tensor in at least float32. Most are so already, and a `to` that does nothing has its price."""
+    if tensor.dtype is torch.float32 or not tensor.is_floating_point():
+        return tensor
+    return tensor.to(accumulation_dtype(tensor.dtype))

@@ -60,6 +60,11 @@ class Contribution(ABC):
     def batch_size(self) -> int:
         """B, the number of examples."""
 
+    @property
+    @abstractmethod
+    def operands(self) -> tuple[Tensor, ...]:
+        """The tensors that it is made of, the examples first."""
+
     @abstractmethod
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]` and a contribution that is the cheapest to sum afterwards."""
@@ -86,14 +91,7 @@ class Contribution(ABC):
     @property
     def nbytes(self) -> int:
         """How many bytes the operands hold."""
-        sizes: list[int] = []
-
-        def count(operand: Tensor) -> Tensor:
-            sizes.append(operand.nbytes)
-            return operand
-
-        self.map_examples(count)
-        return sum(sizes)
+        return sum(operand.nbytes for operand in self.operands)
 
     def select(self, rows: Tensor) -> Contribution:
         """Return the contribution of the examples at the given indices, in float64.

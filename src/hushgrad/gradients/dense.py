@@ -22,6 +22,11 @@ class Dense(Contribution):
         """B, the number of examples."""
         return self.gradients.shape[0]
 
+    @property
+    def operands(self) -> tuple[Tensor]:
+        """The gradients."""
+        return (self.gradients,)
+
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]` and itself."""
         flat_BK = self.gradients.reshape(self.batch_size, -1)

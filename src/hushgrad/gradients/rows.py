@@ -24,6 +24,11 @@ class Rows(Contribution):
         """B, the number of examples."""
         return self.ids.shape[0]
 
+    @property
+    def operands(self) -> tuple[Tensor, Tensor]:
+        """Ids and gradients."""
+        return self.ids, self.gradients
+
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]`: rows looked up more than once are added before they are squared."""
         examples_B1 = torch.arange(self.batch_size, device=self.ids.device).unsqueeze(1)

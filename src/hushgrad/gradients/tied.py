@@ -29,6 +29,11 @@ class Tied(Contribution):
         """B, the number of examples."""
         return self.rows.batch_size
 
+    @property
+    def operands(self) -> tuple[Tensor, ...]:
+        """Those of both uses."""
+        return *self.rows.operands, *self.outer.operands
+
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]`; where both uses all but cancel, they are taken of the gradient itself."""
         rows_B, outer_B = self.rows.measure(plan)[0], self.outer.measure(plan)[0]
