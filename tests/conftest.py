@@ -30,7 +30,6 @@ WITH_OTHER_PACKAGES = (
     "study",  # scikit-learn, matplotlib, optuna, tensorboard, safetensors
     "verification",  # scipy, Opacus
     "zoo",  # transformers, peft, Opacus
-    "test_any_loop.py",  # loops as other packages write them
     "test_randomness.py",  # cryptography
     "test_readme.py",  # scikit-learn
 )

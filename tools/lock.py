@@ -1,6 +1,6 @@
 """The locked versions: `make lock` writes them; `--compare` lists an environment's versions beside them.
 
-The lock is `constraints.txt`, one exact version for every package of the development environment, which pip takes by `-c`.
+The lock is `constraints.txt`, which pip takes by `-c`: an exact version for every package that development needs.
 What is held back from its newest version, and why, stands in `pyproject.toml` under `[tool.lock]`.
 """
 
@@ -24,8 +24,9 @@ HEAD = """\
 # Every package of the development environment, at versions with which the whole suite passes.
 # Python: {pythons}
 #
-# Written by `make lock` ({platform}); not edited by hand. `make demo`, `test`, `lint`, `docs` and `bench` install from it, by
-# pip's -c. On another Python they say so in one line and take the newest versions that pyproject.toml allows.
+# Written by `make lock`; not edited by hand. It was resolved by {platform}. Whatever the Makefile sets up is
+# installed from it, by pip's -c; another Python gets one line that says so, and the newest versions that pyproject.toml
+# allows.
 #
 # No hashes: a torch of one version is published in several builds (for CPUs, for CUDA), and which one pip takes is the
 # machine's own configuration; a hash would fix one. What torch's CUDA builds bring (nvidia-*, cuda-*) is left to torch,
@@ -56,7 +57,9 @@ def write(pythons: list[str]) -> None:
     """Write the lock from a new environment with the newest versions that work together."""
     here = "{}.{}".format(*sys.version_info)
     if here not in pythons:
-        sys.exit(f"The lock covers Python {', '.join(pythons)}; this is {here}. Try: make PYTHON=python{pythons[0]} lock")
+        sys.exit(
+            f"The lock covers Python {', '.join(pythons)}; this is {here}. Try: make PYTHON=python{pythons[0]} lock"
+        )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = [*project["build-system"]["requires"], "editables", *project["tool"]["lock"]["held"]]
     venv.create(ENVIRONMENT, clear=True, with_pip=True)
@@ -83,6 +86,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     choice = parser.add_mutually_exclusive_group(required=True)
     choice.add_argument("--write", nargs="+", metavar="PYTHON", help="write the lock, for these minors of Python")
-    choice.add_argument("--compare", action="store_true", help="list this environment's versions beside the locked ones")
+    choice.add_argument(
+        "--compare", action="store_true", help="list this environment's versions beside the locked ones"
+    )
     given = parser.parse_args()
     compare() if given.compare else write(given.write)

@@ -154,7 +154,7 @@ def _adapted(config: Callable[[], Any]) -> Callable[[], nn.Module]:
 
 
 def _prefixed_bert() -> nn.Module:
-    """BERT with a prefix. peft is asked first, with a model that hushgrad never sees; what it refuses itself is skipped.
+    """BERT with a prefix. peft is asked first, without hushgrad: what it refuses itself is skipped.
 
     It finds out from names of arguments whether a model takes a prefix, and transformers 5.24 has renamed BERT's.
     """
