@@ -1,20 +1,42 @@
-# Everything runs in a virtual environment of this folder, made on first use and kept while pyproject.toml and
-# constraints.txt stay as they are. Needs Python 3.11 or newer: `make PYTHON=python3.12 ...` chooses one.
+# Everything runs in a virtual environment of this folder, made on first use and kept while pyproject.toml and the lock stay as
+# they are. Needs Python 3.11 or newer: `make PYTHON=python3.12 ...` chooses one. The lock, constraints.txt, covers the minors
+# named in LOCKED; another one gets a line that says so, and the newest versions that pyproject.toml allows.
 
 PYTHON ?= python3
+LOCKED := 3.11
+LOCK := constraints.txt
+# What `make test-latest` takes of torch: the locked version, because others bring gigabytes on many machines. `TORCH=torch`
+# takes the newest.
+TORCH ?= $(shell sed -n '/^torch==/p' $(LOCK))
+# More for pytest: PYTEST_ARGS=tests/noise, or PYTEST_ARGS='-k lstm --durations=20'.
+PYTEST_ARGS ?=
+
 VENV := .venv
 BIN := $(VENV)/bin
-REQUIREMENTS := pyproject.toml constraints.txt
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+LATEST := .venv-latest/bin
+PIP := -m pip install --quiet --disable-pip-version-check
+SUPPORTED = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "hushgrad needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test test-slow test-latest lint bench docs lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready-study  ## train on the embedded data, with privacy and without
 	$(BIN)/hushgrad demo
 
-test: $(VENV)/.ready-dev  ## run the test suite
-	$(BIN)/python -m pytest -n auto
+test: $(VENV)/.ready-dev  ## run the test suite, but for what takes long
+	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.ready-dev  ## run the tests that take long, and no others
+	$(BIN)/python -m pytest -n auto -m slow --slow $(PYTEST_ARGS)
+
+test-latest:  ## run the tests that touch other packages against the newest of everything but torch
+	@$(SUPPORTED)
+	$(PYTHON) -m venv --clear .venv-latest
+	$(LATEST)/python $(PIP) -e '.[dev]' '$(TORCH)'
+	@echo "These versions, each beside the locked one where they differ:"
+	@$(LATEST)/python tools/lock.py --compare
+	$(LATEST)/python -m pytest -n auto -m packages $(PYTEST_ARGS)
 
 lint: $(VENV)/.ready-dev  ## check style and types
 	$(BIN)/ruff check .
@@ -27,14 +49,24 @@ bench: $(VENV)/.ready-dev  ## measure step time and memory against the ordinary 
 docs: $(VENV)/.ready-docs  ## build the pages under docs/_build/html
 	$(BIN)/python -m sphinx -q -W -b html docs docs/_build/html
 
-clean:  ## remove the environment and everything that was built
-	rm -rf $(VENV) docs/_build build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+lock:  ## resolve the newest versions that work together, and write them to the lock
+	$(PYTHON) tools/lock.py --write $(LOCKED)
+
+clean:  ## remove the environments and everything that was built
+	rm -rf $(VENV) .venv-latest .venv-lock docs/_build build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "hushgrad needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
+	@$(SUPPORTED)
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.ready-%: $(REQUIREMENTS) | $(VENV)/bin/python
-	$(INSTALL) -e '.[$*]'
+# What builds the project is locked, too: pip would otherwise resolve it anew, in an environment of its own.
+$(VENV)/.ready-%: pyproject.toml $(LOCK) | $(VENV)/bin/python
+	@minor=$$($(BIN)/python -c 'import sys; print("{}.{}".format(*sys.version_info))'); \
+	case " $(LOCKED) " in \
+	*" $$minor "*) lock="-c $(LOCK)" ;; \
+	*) lock=; echo "$(LOCK) covers Python $(LOCKED), not $$minor: taking the newest versions that pyproject.toml allows." ;; \
+	esac; \
+	set -x; \
+	$(BIN)/python $(PIP) $$lock hatchling editables && \
+	$(BIN)/python $(PIP) $$lock --no-build-isolation -e '.[$*]'
 	@touch $@

@@ -13,6 +13,27 @@ import torch
 hypothesis.settings.register_profile("fixed", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
+TESTS = Path(__file__).parent
+# What touches packages other than torch and NumPy, which `make test-latest` runs against their newest versions.
+# tests/test_lock.py looks for imports elsewhere.
+WITH_OTHER_PACKAGES = (
+    "accounting",  # dp-accounting, scipy
+    "auditing",  # scipy, click
+    "benchmarks",  # Opacus, matplotlib, rich
+    "cli",  # click, rich
+    "diagnosis",  # rich
+    "kernels",  # Triton
+    "noise",  # numba, cryptography, scipy
+    "opacus_cases",
+    "report",  # Jinja, matplotlib
+    "sampling",  # scipy
+    "study",  # scikit-learn, matplotlib, optuna, tensorboard, safetensors
+    "verification",  # scipy, Opacus
+    "zoo",  # transformers, peft, Opacus
+    "test_randomness.py",  # cryptography
+    "test_readme.py",  # scikit-learn
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --slow."""
@@ -20,7 +41,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what is marked slow, visibly, unless --slow is given."""
+    """Mark what touches other packages; skip what is marked slow, visibly, unless --slow is given."""
+    for item in items:
+        if item.path.relative_to(TESTS).parts[0] in WITH_OTHER_PACKAGES:
+            item.add_marker(pytest.mark.packages)
     if not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow") is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from cases import CASES, losses
@@ -43,6 +45,16 @@ def assert_as_good_as_the_oracle(exact: dict[str, Tensor], half: nn.Module, x: T
     assert distance(found, exact) <= 1.5 * allowed + 2e-3
 
 
+def skip_what_this_processor_lacks(half: nn.Module, x: Tensor) -> None:
+    """Ask torch, without hushgrad: the oracle is an ordinary run, and oneDNN has no 16-bit LSTM for some processors."""
+    try:
+        widened(copy.deepcopy(half)(x)).sum().backward()
+    except RuntimeError as refusal:
+        if "primitive" not in str(refusal):
+            raise
+        pytest.skip(f"torch itself cannot run this model on this processor: {refusal}")
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("form", ["autocast", "parameters"])
 @pytest.mark.parametrize("name", NAMES)
@@ -52,10 +64,11 @@ def test_sums_in_bf16_are_as_good_as_those_of_the_oracle_in_bf16(name: str, form
     per_example = reference(model, x, losses)
     limit = float(norm_of(per_example).median())
     exact = clipped_sum_of(per_example, limit)
-    if form == "autocast":
-        assert_as_good_as_the_oracle(exact, Autocast(model), x, limit)
-    else:
-        assert_as_good_as_the_oracle(exact, model.to(HALF), x if case.vocabulary else x.to(HALF), limit)
+    half = Autocast(model) if form == "autocast" else model.to(HALF)
+    if form == "parameters" and not case.vocabulary:
+        x = x.to(HALF)
+    skip_what_this_processor_lacks(half, x)
+    assert_as_good_as_the_oracle(exact, half, x, limit)
 
 
 def test_a_backward_under_autocast_still_sums_in_float32() -> None:

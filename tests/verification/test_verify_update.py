@@ -53,7 +53,7 @@ def test_every_check_states_its_sample_size_false_alarm_probability_and_power() 
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize(("error", "resolution"), [(0.01, 0.01), (0.005, 0.005)])
+@pytest.mark.parametrize(("error", "resolution"), [(0.01, 0.01), pytest.param(0.005, 0.005, marks=pytest.mark.slow)])
 def test_a_small_error_of_the_noise_is_found_at_a_million_parameters(error: float, resolution: float) -> None:
     """Each is missed with a probability of 1e-3 by design, here with a fixed seed."""
     for sign in (-1, 1):

@@ -39,28 +39,38 @@ def test_the_correct_loop_from_which_the_bugs_are_copied_passes() -> None:
     assert verdict.false_alarm <= 1e-6
 
 
-SETTINGS = list(
-    itertools.product(
-        (0.5, 1.0, 4.0),  # σ
-        (1e-3, 1.0, 30.0),  # C
-        (1, 8, 300),  # B
-        ("tensor", "list", "dict"),
-        (torch.float32, torch.float64),
-    )
-)
+SIGMAS, CLIPS, SIZES = (0.5, 1.0, 4.0), (1e-3, 1.0, 30.0), (1, 8, 300)
+FORMS = {"tensor": (40, 10), "list": [(20, 10), (7,)], "dict": {"a": (3, 5, 8), "b": (10,)}}
+SETTINGS = list(itertools.product(SIGMAS, CLIPS, SIZES, FORMS, (torch.float32, torch.float64)))
+# An orthogonal array: among these 18, every two values of σ, C, B and the form occur together.
+FEW = [
+    (SIGMAS[i], CLIPS[j], SIZES[(i + j) % 3], list(FORMS)[(i + 2 * j) % 3], dtype)
+    for i, j, dtype in itertools.product(range(3), range(3), (torch.float32, torch.float64))
+]
 
 
 @pytest.mark.statistical
-def test_correct_updates_of_many_settings_raise_no_alarm() -> None:
-    """162 of the 200 correct runs (the others: verification/test_session_runs). False alarms: 162 · 1e-6 in all."""
-    for sigma, clip, size, form, dtype in SETTINGS:
-        parameters = {"tensor": (40, 10), "list": [(20, 10), (7,)], "dict": {"a": (3, 5, 8), "b": (10,)}}[form]
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(FEW, id="few"),
+        *(
+            pytest.param([s for s in SETTINGS if s[0] == sigma], id=f"sigma={sigma}", marks=pytest.mark.slow)
+            for sigma in SIGMAS
+        ),
+    ],
+)
+def test_correct_updates_of_many_settings_raise_no_alarm(
+    settings: list[tuple[float, float, int, str, torch.dtype]],
+) -> None:
+    """162 of the 200 correct runs (the others: verification/test_training). False alarms: 162 · 1e-6 in all."""
+    for sigma, clip, size, form, dtype in settings:
         verdict = hushgrad.verify_update(
             _correct(sigma, clip, size),
             noise_multiplier=sigma,
             max_grad_norm=clip,
             expected_batch_size=size,
-            parameters=parameters,
+            parameters=FORMS[form],
             dtype=dtype,
             resolution=0.05,
         )

@@ -17,6 +17,7 @@ from hushgrad.study.sweep.plan import Grid, Subject, make_plan
 from hushgrad.study.sweep.results import write_results
 from hushgrad.study.sweep.scheduler import Budget, run_sweep
 
+PATIENCE = 600  # seconds, against a hang alone: a busy machine takes minutes for what takes seconds
 GRID = Grid(noise_multipliers=(1, 2), seeds=(0, 1))
 
 
@@ -48,7 +49,7 @@ def test_a_sweep_killed_half_way_and_resumed_gives_the_table_of_one_that_was_nev
     SweepFolder.open(own / "cut", plan)
     process = subprocess.Popen([sys.executable, "-c", script])
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         ledger = own / "cut" / "working" / "own-sigma=1-seed=1" / "ledger.jsonl"
         while not ledger.exists() or not read_ledger(ledger).steps:
             assert process.poll() is None
@@ -85,7 +86,7 @@ def test_the_workers_of_a_killed_sweep_end_with_it(own):
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     worker = int(process.stdout.readline())
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (own / "reached").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
