@@ -21,6 +21,7 @@ from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.events import Event
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger import DECLARED, OBSERVED
+from hushgrad.accounting.records import Anchor
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.compatibility import require_trainable_privately
@@ -323,6 +324,11 @@ class Session:
     def charged(self) -> list[tuple[Event, int]]:
         """What was charged, in order, as `(event, count)`; a new list."""
         return self._spending.events()
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """The ledger's last record: kept elsewhere, it shows later whether records were lost. None until it opens."""
+        return self._spending.anchor
 
     def epsilon(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> float:
         """Return ε at `delta` for everything that was charged; 0 before the first step, inf without noise."""

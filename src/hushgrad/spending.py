@@ -12,6 +12,7 @@ from hushgrad.accounting.composition import Composition, adjacency_of
 from hushgrad.accounting.events import DisjointPass, Event
 from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract, Ledger, read_ledger
+from hushgrad.accounting.records import Anchor
 from hushgrad.arguments import whole_number
 from hushgrad.errors import BudgetExhaustedError, ContractChangedError, InvalidArgumentError, ProtocolError
 from hushgrad.mechanism import DPSGD
@@ -165,6 +166,11 @@ class Spending:
     def steps(self) -> int:
         """The number of steps charged, those of earlier sessions with this ledger included."""
         return sum(count for _, count in self.events()) if self._ledger is None else self._ledger.steps
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """The last record of the ledger; None while it is not open."""
+        return None if self._ledger is None else self._ledger.anchor
 
     def events(self) -> list[tuple[Event, int]]:
         """Return what was charged, in order, as `(event, count)`."""

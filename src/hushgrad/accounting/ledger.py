@@ -265,6 +265,18 @@ def read_ledger(path: str | os.PathLike[str], anchor: Anchor | None = None) -> L
     return _view(read_bytes(Path(path)), anchor)
 
 
+def view_when(path: str | os.PathLike[str], anchor: Anchor) -> LedgerView | None:
+    """Return what the ledger at `path` said when `anchor` was its last record; None where it never was.
+
+    Raises `LedgerError` for a ledger that is damaged before that record.
+    """
+    lines = read_bytes(Path(path)).split(b"\n")
+    if not 0 <= anchor.seq < len(lines) - 1:
+        return None
+    view = _view(b"\n".join([*lines[: anchor.seq + 1], b""]))
+    return view if view.anchor == anchor else None
+
+
 def _view(data: bytes, anchor: Anchor | None = None) -> LedgerView:
     events: list[tuple[Event, int]] = []
     notes: list[Note] = []

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hushgrad.report.agreement import contradictions
 from hushgrad.report.document import Document, Grid, Image, Section, percent, plain, up
 from hushgrad.study.sweep.pictures import accuracy_picture, curves_picture
 from hushgrad.study.sweep.plan import ORDINARY
@@ -34,7 +35,8 @@ def sweep_document(facts: Facts) -> Document:
     )
     return Document(
         title=facts["name"],
-        private=not math.isinf(float(choosing["everything"])),
+        private=not math.isinf(float(choosing["everything"])) and not contradictions(facts),
+        contradictions=contradictions(facts),
         figures=figures,
         sections=tuple(section for section in sections if section is not None),
     )
@@ -142,11 +144,7 @@ def _runs(facts: Facts) -> Section:
             run["aim"],
             str(run["seed"]),
             run["status"] if run["error"] is None else f"failed: {run['error']}",
-            ""
-            if run["status"] != "completed"
-            else "NOT PRIVATE"
-            if run["aim"] == ORDINARY
-            else up(run["ledger_epsilon"]),
+            "" if run["status"] != "completed" else "NOT PRIVATE" if run["aim"] == ORDINARY else up(run["epsilon"]),
             "" if run["test_accuracy"] is None else percent(run["test_accuracy"]),
             (run["ledger"] or "–")[:12],
         )
