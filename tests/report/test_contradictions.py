@@ -1,4 +1,4 @@
-"""Files of a run that contradict each other, and files that differ because a run was killed, goes on or was continued."""
+"""Files of a run that contradict each other, and files that differ because a run was killed, goes on or continued."""
 
 import json
 import re
@@ -120,7 +120,7 @@ def epsilon_of(folder):
 
 TAMPERED = {
     "a cut ledger": (lambda f: cut(f, charges=3), "ledger", "summary.json", "ledger.jsonl"),
-    "a ledger without its last note": (cut, "last record", "summary.json", "ledger.jsonl"),
+    "a ledger without its last note": (cut, "the end of the ledger", "summary.json", "ledger.jsonl"),
     "forged noise": (lambda f: forge(f, other_noise), "σ", "summary.json", "ledger.jsonl"),
     "forged C": (lambda f: forge(f, other_contract(max_grad_norm=0.5)), "C", "summary.json", "ledger.jsonl"),
     "forged B": (lambda f: forge(f, other_contract(expected_batch_size=40.0)), "B", "summary.json", "ledger.jsonl"),
@@ -147,17 +147,17 @@ TAMPERED = {
         "summary.json", "ledger.jsonl",
     ),
     "another accuracy": (lambda f: edit(f, test_accuracy=0.999), "test accuracy", "summary.json", "metrics.jsonl"),
-    "another number of parameters": (lambda f: edit(f, parameters=7), "parameters", "summary.json", "model.safetensors"),
+    "other parameters": (lambda f: edit(f, parameters=7), "parameters", "summary.json", "model.safetensors"),
     "lines of the metrics cut off": (
         lambda f: (f / "metrics.jsonl").write_text("".join((f / "metrics.jsonl").read_text().splitlines(True)[:-2])),
         "steps", "summary.json", "metrics.jsonl",
     ),
     "a smaller ε in the metrics": (
-        lambda f: edit_metrics(f, -1, epsilon=lambda value: value / 2), "ε in metrics.jsonl", "metrics.jsonl",
+        lambda f: edit_metrics(f, -1, epsilon=lambda value: value / 2), "ε", "metrics.jsonl",
         "ledger.jsonl",
     ),
     "a larger ε in the metrics": (
-        lambda f: edit_metrics(f, -1, epsilon=lambda value: 2 * value), "ε in metrics.jsonl", "metrics.jsonl",
+        lambda f: edit_metrics(f, -1, epsilon=lambda value: 2 * value), "ε", "metrics.jsonl",
         "ledger.jsonl",
     ),
     "a larger ε in the middle of the metrics": (
@@ -191,7 +191,8 @@ def test_every_contradiction_is_named_with_its_files_and_the_largest_epsilon_is_
     tamper(folder)
     facts = run_facts(folder)
     found = contradictions(facts)
-    assert any(what in sentence and all(file in sentence for file in files) for sentence in found), found
+    assert any(what in sentence and all(f"{file} says" in sentence for file in files if file) for sentence in found)
+    assert facts["steps"]["executed"] >= 8
     assert float(facts["privacy"]["epsilon"]) >= before * 0.9999
     assert not facts["privacy"]["private"]
     assert not {"epsilon_at", "mu", "rho", "attack", "other_accountants"} & facts["privacy"].keys()
@@ -205,7 +206,7 @@ def test_the_ledger_of_another_run_with_the_same_settings_is_found_by_the_hash(f
     shutil.copy(of_another_run, folder / "ledger.jsonl")
     found = contradictions(run_facts(folder))
     assert len(found) == 1
-    assert "has another one there: it was cut short or is another run's" in found[0]
+    assert "has another: it was cut short, or is another run's" in found[0]
 
 
 def test_page_json_card_and_terminal_begin_with_the_contradiction_and_never_show_the_smaller_epsilon(folder, tmp_path):
@@ -360,5 +361,53 @@ def test_a_line_of_the_metrics_that_is_no_measurement_is_refused(folder, line):
 @pytest.mark.parametrize("end", [1, [], {"records": "8", "hash": "a"}, {"records": 8}])
 def test_what_cannot_be_the_end_of_a_ledger_is_refused(folder, end):
     edit(folder, ledger=end)
-    with pytest.raises(InvalidArgumentError, match="summary.json is damaged"):
+    with pytest.raises(InvalidArgumentError, match=r"summary\.json is damaged"):
         run_facts(folder)
+
+
+def runs_folder(sweep_folder, aim):
+    return next(sweep_folder.glob(f"runs/*{aim}*"))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "what"),
+    [
+        (lambda f: cut(f, charges=2), "steps: summary.json says 4; ledger.jsonl says 2"),
+        (lambda f: edit(f, epsilon=0.01), "ε: summary.json says 0.01; ledger.jsonl says "),
+        (lambda f: (f / "ledger.jsonl").unlink(), "the ledger of a run that states an ε"),
+    ],
+    ids=["cut ledger", "smaller ε", "no ledger"],
+)
+def test_a_contradicting_run_makes_the_sweeps_report_red_by_its_name(sweep_folder, tmp_path, tamper, what):
+    folder = runs_folder(sweep_folder, "sigma=3")
+    larger = epsilon_of(folder)
+    tamper(folder)
+    result = CliRunner().invoke(main, ["report", str(sweep_folder), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(ALARM)
+    report = json.loads((tmp_path / "out" / DATA).read_text())
+    assert any(sentence.startswith(f"runs/{folder.name}: {what}") for sentence in report["contradictions"])
+    facts = report["facts"]
+    row = next(row for row in facts["runs"] if row["name"] == folder.name)
+    assert float(row["epsilon"]) >= larger * 0.9999
+    assert float(facts["choosing"]["all_private_attempts"]) >= larger * 0.9999
+    assert all(float(best["alone"] or 9) >= larger * 0.9999 for best in facts["choosing"]["best"])
+    assert all(float(best["drawn_number"] or 9) >= larger for best in facts["choosing"]["best"])
+    page = (tmp_path / "out" / PAGE).read_text()
+    assert page.index(ALARM) < page.index('<ul class="figures">')
+    assert f"**{ALARM}**" in (tmp_path / "out" / CARD).read_text()
+
+
+def test_an_attempt_that_was_given_up_is_compared_too_and_a_killed_one_is_no_contradiction(
+    sweep_folder, left_behind, tmp_path
+):
+    attempt = shutil.copytree(left_behind / "killed", sweep_folder / "abandoned" / "x-1")
+    honest = write_report(sweep_folder, tmp_path / "a")
+    assert honest["contradictions"] == []
+    cut(attempt, charges=4)
+    report = write_report(sweep_folder, tmp_path / "b")
+    assert any(sentence.startswith("abandoned/x-1: ") for sentence in report["contradictions"])
+    assert report["facts"]["choosing"]["all_private_attempts"] == "inf"
+    shutil.rmtree(attempt)
+    (sweep_folder / "abandoned" / "y-1").mkdir()  # cut off before its ledger was made
+    assert write_report(sweep_folder, tmp_path / "c")["contradictions"] == []

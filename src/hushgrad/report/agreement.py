@@ -47,7 +47,12 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """Return the row as JSON values."""
-        return {"what": self.what, "held": self.held, "said": dict(self.said)}
+        return {"what": self.what, "about": self.about, "held": self.held, "said": dict(self.said)}
+
+    @property
+    def about(self) -> str:
+        """What it is about, without the names of the files."""
+        return self.what.partition(" in ")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,9 @@ def _held_by(events: tuple[tuple[Event, int], ...], delta: float, contract: Cont
 def contradictions(facts: Mapping[str, Any]) -> tuple[str, ...]:
     """Return a sentence for each row of a report's facts that does not hold: what it is about, and who says what."""
     return tuple(
-        f"{row['what']}: " + ("; ".join(f"{file} says {value}" for file, value in row["said"].items()) or "not so")
+        f"{row['about']}: " + "; ".join(f"{file} says {value}" for file, value in row["said"].items())
+        if row["said"]
+        else f"{row['what']}: they do not"
         for row in facts["agreement"]
         if not row["held"]
     )
@@ -110,14 +117,15 @@ def agreement(files: RunFiles, delta: float) -> list[Row]:
 
 def largest_epsilon(files: RunFiles, delta: float) -> float:
     """Return the largest ε that any file of a run says; infinity where one is missing or says no number."""
-    claims = [Claim.of(files.said("guarantee")), Claim.of(files.model.words.get("guarantee") if files.model else None)]
-    found = [claim.epsilon for claim in claims if claim is not None]
-    found += [stated_epsilon(row["epsilon"]) for row in files.measurements if row["epsilon"] is not None]
+    found = [stated_epsilon(row["epsilon"]) for row in files.measurements if row["epsilon"] is not None]
     if files.summary is not None:
         found.append(stated_epsilon(files.said("epsilon")))
     ledger = files.ledger
     found.append(math.inf if ledger is None else held_by(ledger.events, delta, ledger.contract).epsilon)
-    return max(found)
+    largest = max(found)
+    words = [files.said("guarantee"), files.model.words.get("guarantee") if files.model else None]
+    claims = [claim.epsilon for claim in map(Claim.of, words) if claim is not None]
+    return max([largest, *(claim for claim in claims if claim > largest * (1 + _ROUNDING))])
 
 
 def notices(files: RunFiles) -> list[str]:
@@ -142,13 +150,14 @@ def notices(files: RunFiles) -> list[str]:
 def _end_of_the_ledger(files: RunFiles, ledger: LedgerView) -> Iterator[Row]:
     anchor = anchor_in(files.summary)
     if anchor is not None:
-        there = f"ends with number {ledger.anchor.seq}" if anchor.seq > ledger.anchor.seq else "has another one there"
+        short = anchor.seq > ledger.anchor.seq
+        there = f"record {ledger.anchor.seq} is the last" if short else f"record {anchor.seq} has another"
         yield Row(
-            "the ledger's last record in summary.json and in the ledger",
+            "the end of the ledger in summary.json and in the ledger",
             files.known is not None,
             {
-                SUMMARY: f"number {anchor.seq} has the hash {anchor.hash[:12]}…",
-                LEDGER: "has it" if files.known is not None else f"{there}: it was cut short or is another run's",
+                SUMMARY: f"record {anchor.seq} has the hash {anchor.hash[:12]}…",
+                LEDGER: "so, too" if files.known is not None else f"{there}: it was cut short, or is another run's",
             },
         )
 

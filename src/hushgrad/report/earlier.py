@@ -18,12 +18,12 @@ from hushgrad.accounting.records import Anchor
 from hushgrad.report.agreement import Row
 from hushgrad.report.document import up
 from hushgrad.report.run_files import LEDGER, RunFiles
-from hushgrad.report.values import same, stated_epsilon
+from hushgrad.report.values import stated_epsilon
 
 DATA, CARD = "report.json", "model-card.md"
 _CARDS_EPSILON = re.compile(r"^- \*\*ε = (?P<epsilon>[0-9.e\\+-]+|∞)\*\*", re.MULTILINE)
 _ROUNDING = 2e-3
-"""Relative: a card rounds ε up to four digits."""
+"""Relative: a card rounds ε up to four digits, and a report may have ε from a card."""
 
 
 def earlier_claims(out: Path, files: RunFiles, epsilon: float) -> tuple[list[Row], list[float]]:
@@ -47,7 +47,7 @@ def earlier_claims(out: Path, files: RunFiles, epsilon: float) -> tuple[list[Row
                 )
             )
             stated.append(before)
-        elif privacy.get("made_with") == __version__ and before > epsilon and not same(before, epsilon):
+        elif privacy.get("made_with") == __version__ and before > epsilon * (1 + _ROUNDING):
             rows.append(
                 Row(
                     f"ε in the {DATA} that was here and from the run's files",

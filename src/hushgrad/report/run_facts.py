@@ -210,10 +210,10 @@ def _by(events: Composition, delta: float, accountant: str) -> float | None:
 
 
 def _steps(files: RunFiles) -> int | None:
-    """Return the steps of training; a vocabulary that was counted with noise is one more in the ledger."""
-    if files.ledger is not None:
-        return files.steps(files.ledger)
-    return files.measurements[-1]["step"] if files.measurements else None
+    """Return the steps of training, the most that any file says: the ledger's, where the files agree."""
+    said = [] if files.ledger is None else [files.steps(files.ledger)]
+    said += [row["step"] for row in files.measurements]
+    return max(said, default=None)
 
 
 def _result(files: RunFiles, summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.selection import GEOMETRIC, selection_epsilon
 from hushgrad.report.agreement import Row as Compared
 from hushgrad.report.agreement import agreement, held_by, largest_epsilon
-from hushgrad.report.run_files import LEDGER, RunFiles, file_digest
+from hushgrad.report.run_files import LEDGER, RunFiles, anchor_in, file_digest
 from hushgrad.report.values import finite
 from hushgrad.study.configuration import DEFAULT_DELTA
 from hushgrad.study.sweep.folder import SweepFolder
@@ -55,8 +55,11 @@ class Attempt:
         return all(row.held for row in self.compared)
 
     def is_understated(self, delta: float) -> bool:
-        """Does another file say a larger ε than the ledger does, so that the ledger cannot be trusted to be whole?"""
-        return not self.agrees and self.epsilon > _charged(self.files, self.files.said("delta") or delta)
+        """Is the run's own ledger missing, or does another file say a larger ε than it does?"""
+        missing = self.files.ledger is None or (anchor_in(self.files.summary) is not None and self.files.known is None)
+        if self.agrees or missing:
+            return not self.agrees
+        return self.epsilon > _charged(self.files, self.files.said("delta") or delta)
 
 
 def sweep_facts(path: Path, *, name: str | None = None, uncovered: bool = False) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def sweep_facts(path: Path, *, name: str | None = None, uncovered: bool = False)
         ],
         "outside_the_guarantee": _outside(rows, done),
         "agreement": [
-            {**row.as_json(), "what": f"{attempt.place}: {row.what}"}
+            {**row.as_json(), "what": f"{attempt.place}: {row.what}", "about": f"{attempt.place}: {row.about}"}
             for attempt in attempts
             for row in attempt.compared
         ],
