@@ -413,6 +413,11 @@ class Session:
         if self._loader is not None and 0 < len(batch.indices) < batch.size:
             self._probe.expect_order(self._loader.arriving, batch.size)
 
+    def lost(self, batch: PhysicalBatch) -> None:
+        """Count a logical batch that was drawn and could not be read: which ones fail may depend on their examples."""
+        if batch.first:  # a later item's is open, and `discard` counts it
+            self._spending.discarded += 1
+
     # The step ------------------------------------------------------------------------------------------------------
 
     def _start_step(self) -> None:

@@ -13,7 +13,7 @@ from hushgrad.accounting.events import PoissonSampled
 from hushgrad.accounting.ledger import Ledger, read_ledger
 from hushgrad.accounting.records import encode
 from hushgrad.cli.main import main
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.errors import HushgradError, InvalidArgumentError
 from hushgrad.report.agreement import contradictions
 from hushgrad.report.files import CARD, DATA, PAGE, write_report
 from hushgrad.report.run_facts import run_facts
@@ -379,6 +379,8 @@ def runs_folder(sweep_folder, aim):
     ids=["cut ledger", "smaller ε", "no ledger"],
 )
 def test_a_contradicting_run_makes_the_sweeps_report_red_by_its_name(sweep_folder, tmp_path, tamper, what):
+    """Guarantee: where the files of any run or attempt contradict each other, each contradiction is named with the
+    folder, the run's ε is the largest that any of its files says, and a total that may be too small is infinite."""
     folder = runs_folder(sweep_folder, "sigma=3")
     larger = epsilon_of(folder)
     tamper(folder)
@@ -411,3 +413,14 @@ def test_an_attempt_that_was_given_up_is_compared_too_and_a_killed_one_is_no_con
     shutil.rmtree(attempt)
     (sweep_folder / "abandoned" / "y-1").mkdir()  # cut off before its ledger was made
     assert write_report(sweep_folder, tmp_path / "c")["contradictions"] == []
+
+
+@pytest.mark.parametrize("key", ["epsilon", "steps", "delta", "test_accuracy", "noise_multiplier"])
+@pytest.mark.parametrize("value", [10**400, 10**30, float("nan"), "x", [], {}, True, -1])
+def test_no_value_in_a_summary_ends_in_anything_but_an_alarm_or_an_error_of_hushgrads_own(folder, key, value):
+    edit(folder, **{key: value})
+    try:
+        facts = run_facts(folder)
+    except HushgradError:
+        return
+    assert contradictions(facts)

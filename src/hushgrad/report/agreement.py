@@ -24,7 +24,7 @@ from typing import Any
 from hushgrad._version import __version__
 from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.events import Event, PoissonSampled, TruncatedPoisson
-from hushgrad.accounting.guarantee import Guarantee, guarantee
+from hushgrad.accounting.guarantee import Guarantee, delta_text, guarantee
 from hushgrad.accounting.ledger import OBSERVED, Contract, LedgerView
 from hushgrad.report.document import plain, up
 from hushgrad.report.run_files import LEDGER, METRICS, MODEL, SUMMARY, RunFiles, anchor_in, first
@@ -33,6 +33,7 @@ from hushgrad.report.values import same, stated_epsilon
 _CLAIM = re.compile(
     r"\((?P<epsilon>[^\s,()]+), (?P<delta>[^\s,()]+)\)-differential privacy.*?after (?P<steps>\d+) step"
 )
+_FIGURES = re.compile(r"\([^\s,()]+, [^\s,()]+\)(?=-differential privacy)|(?<=at most )\S+(?= above the exact value)")
 _ROUNDING = 2e-3
 """Relative: statements round ε up to four digits."""
 
@@ -79,6 +80,15 @@ class Claim:
             and math.isclose(self.delta, held.delta, rel_tol=1e-5)
             and self.steps == held.steps
         )
+
+
+def beyond(stated: Any, statement: str) -> str | None:
+    """Return what a statement says after the words of another one; None where it does not begin with them.
+
+    Figures are left out: their last digits may differ between machines.
+    """
+    words = [_FIGURES.sub("…", text) for text in (str(stated), statement)]
+    return words[0].removeprefix(words[1]).strip() if words[0].startswith(words[1]) else None
 
 
 def held_by(composition: Composition, delta: float, contract: Contract) -> Guarantee:
@@ -199,9 +209,9 @@ def _statement(files: RunFiles, held: Guarantee) -> Row:
     versions = files.said("versions")
     alike = isinstance(versions, dict) and versions.get("hushgrad") == __version__ and files.said("ledger") is not None
     # The words of another version may differ; what they claim may not.
-    fits = str(stated).startswith(str(held)) if alike else claim is not None and claim.is_of(held)
-    said = f"({up(claim.epsilon)}, {claim.delta:g}) after {claim.steps} steps" if claim else "no (ε, δ)"
-    given = f"({up(held.epsilon)}, {held.delta:g}) after {held.steps} steps"
+    fits = claim is not None and claim.is_of(held) and (not alike or beyond(stated, str(held)) is not None)
+    said = f"({up(claim.epsilon)}, {delta_text(claim.delta)}) after {claim.steps} steps" if claim else "no (ε, δ)"
+    given = f"({up(held.epsilon)}, {delta_text(held.delta)}) after {held.steps} steps"
     if not fits and said == given:
         said = "the same figures in other words"
     return Row("the statement in summary.json and from the ledger", fits, {SUMMARY: said, LEDGER: given})
@@ -306,7 +316,9 @@ def _model_steps(files: RunFiles) -> int | None:
 
 def _claimed(statement: Any) -> str:
     claim = Claim.of(statement)
-    return "no (ε, δ)" if claim is None else f"({up(claim.epsilon)}, {claim.delta:g}) after {claim.steps} steps"
+    if claim is None:
+        return "no (ε, δ)"
+    return f"({up(claim.epsilon)}, {delta_text(claim.delta)}) after {claim.steps} steps"
 
 
 def _compared(what: str, stated: Any, given: Any, *, held: bool | None = None) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hushgrad.accounting.guarantee import delta_text
 from hushgrad.accounting.ledger import OBSERVED
 from hushgrad.report.run_files import RunFiles, anchor_in
 
@@ -92,4 +93,4 @@ def _delta_row(delta: float | None, population: int | None) -> tuple[str, str, s
     said = "δ is below 1/N"
     if delta is None or population is None:
         return said, UNKNOWN, "N was not declared"
-    return said, HELD if delta < 1 / population else BROKEN, f"δ = {delta:g}, 1/N = {1 / population:.3g}"
+    return said, HELD if delta < 1 / population else BROKEN, f"δ = {delta_text(delta)}, 1/N = {1 / population:.3g}"

@@ -6,7 +6,6 @@ there: the ledger's last record, and no larger ε. ε by another version of hush
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -19,6 +18,7 @@ from hushgrad.report.agreement import Row
 from hushgrad.report.document import up
 from hushgrad.report.run_files import LEDGER, RunFiles
 from hushgrad.report.values import stated_epsilon
+from hushgrad.study.directory import from_json
 
 DATA, CARD = "report.json", "model-card.md"
 _CARDS_EPSILON = re.compile(r"^- \*\*ε = (?P<epsilon>[0-9.e\\+-]+|∞)\*\*", re.MULTILINE)
@@ -68,7 +68,7 @@ def earlier_claims(out: Path, files: RunFiles, epsilon: float) -> tuple[list[Row
 def _privacy(path: Path) -> dict[str, Any] | None:
     """Return what an earlier report of a run says of privacy; None where there is none that can be read."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = from_json(path.read_text(encoding="utf-8"))
         facts = report["facts"]
         return {**facts["privacy"], "made_with": report["made_with"]["hushgrad"]} if facts["kind"] == "run" else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from hushgrad.report.run_facts import run_facts
 from hushgrad.report.sweep_document import sweep_document
 from hushgrad.report.sweep_facts import sweep_facts
 from hushgrad.report.values import same
-from hushgrad.study.directory import json_text, replace_file
+from hushgrad.study.directory import from_json, json_text, replace_file
 
 PAGE, DATA, CARD = "report.html", earlier.DATA, earlier.CARD
 
@@ -73,7 +72,7 @@ def check_report(folder: Path, out: Path) -> list[Check]:
     Guarantee: a number that was changed in the JSON, on the page or in the model card is found.
     """
     try:
-        report = json.loads((out / DATA).read_text(encoding="utf-8"))
+        report = from_json((out / DATA).read_text(encoding="utf-8"))
         stored, made_with = report["facts"], report["made_with"]
         name, uncovered = str(stored["name"]), bool(report["shows_uncovered"])
     except FileNotFoundError as error:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hushgrad.accounting.guarantee import delta_text
 from hushgrad.report.agreement import contradictions
 from hushgrad.report.document import Document, Grid, Image, Section, percent, percent_up, plain, up
 from hushgrad.study.sweep.pictures import curves_picture
@@ -28,7 +29,7 @@ READABLE = {
 def run_document(facts: Facts) -> Document:
     """Return the document of a run's facts."""
     privacy, result = facts["privacy"], facts["result"]
-    said = f"at δ = {privacy['delta']:g}" if privacy["delta"] else "no guarantee"
+    said = f"at δ = {delta_text(privacy['delta'])}" if privacy["delta"] else "no guarantee"
     if contradictions(facts):
         said = f"{said}: the largest that any file says"
     figures = [
@@ -167,10 +168,9 @@ def _levels(facts: Facts) -> Section | None:
     privacy = facts["privacy"]
     if "epsilon_at" not in privacy:
         return None
-    others = [
-        (f"ε by {name} at δ = {privacy['delta']:g}", up(value)) for name, value in privacy["other_accountants"].items()
-    ]
-    rows = tuple((f"{row['delta']:g}", up(row["epsilon"])) for row in privacy["epsilon_at"])
+    delta = delta_text(privacy["delta"])
+    others = [(f"ε by {name} at δ = {delta}", up(value)) for name, value in privacy["other_accountants"].items()]
+    rows = tuple((delta_text(row["delta"]), up(row["epsilon"])) for row in privacy["epsilon_at"])
     told = (("μ (Gaussian privacy, for δ ≥ 1e-10)", up(privacy["mu"])), ("ρ (zero-concentrated)", up(privacy["rho"])))
     return Section(
         "ε at other δ, other accountants, other definitions",

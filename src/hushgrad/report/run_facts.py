@@ -14,12 +14,12 @@ from typing import Any
 
 from hushgrad.accounting.accountants import ACCOUNTANTS, epsilon_bounds
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.guarantee import Guarantee
+from hushgrad.accounting.guarantee import Guarantee, delta_text
 from hushgrad.accounting.ledger import LedgerView
 from hushgrad.accounting.risk import gaussian_mu, membership_advantage, true_positive_rate, zero_concentrated
 from hushgrad.auditing.audit import recomputed
 from hushgrad.errors import AccountingError, InvalidArgumentError
-from hushgrad.report.agreement import Row, agreement, held_by, largest_epsilon, notices
+from hushgrad.report.agreement import Row, agreement, beyond, held_by, largest_epsilon, notices
 from hushgrad.report.assumptions import assumptions_of
 from hushgrad.report.document import plain, up
 from hushgrad.report.earlier import earlier_claims
@@ -92,8 +92,8 @@ def _summary(files: RunFiles) -> Mapping[str, Any]:
     spent = held_by(files.ledger.events, DEFAULT_DELTA, files.ledger.contract).epsilon
     raise InvalidArgumentError(
         f"summary.json is missing, and {LEDGER} holds {files.ledger.steps} steps, ε = {up(spent)} at δ = "
-        f"{DEFAULT_DELTA:g}: the run was stopped before its first epoch ended, or the summary was removed. What was "
-        f"spent stays spent; hushgrad epsilon --ledger computes it at any δ"
+        f"{delta_text(DEFAULT_DELTA)}: the run was stopped before its first epoch ended, or the summary was removed. "
+        f"What was spent stays spent; hushgrad epsilon --ledger computes it at any δ"
     )
 
 
@@ -122,7 +122,7 @@ def doubted(files: RunFiles, largest: float, delta: float) -> dict[str, Any]:
     told = "infinite" if math.isinf(largest) else up(largest)
     statement = (
         f"NOTHING IS GUARANTEED while the files of this run contradict each other. The largest epsilon that they give "
-        f"is {told}, at delta {delta:g}; find out which of them was changed before you rely on any."
+        f"is {told}, at delta {delta_text(delta)}; find out which of them was changed before you rely on any."
     )
     facts = {"private": False, "epsilon": largest, "delta": delta, "statement": statement, "conditions": ""}
     ledger = files.ledger
@@ -153,10 +153,7 @@ def _charged(ledger: LedgerView, held: Guarantee) -> dict[str, Any]:
 
 def _conditions(files: RunFiles, statement: str) -> str:
     """Return what the run's own statement says beyond that of its ledger: conditions that only the session knew."""
-    stated = files.said("guarantee")
-    if not isinstance(stated, str) or not stated.startswith(statement):
-        return ""
-    return stated.removeprefix(statement).strip()
+    return beyond(files.said("guarantee"), statement) or ""
 
 
 def audit_facts(path: Path, files: RunFiles, *, besides: float | None) -> tuple[dict[str, Any] | None, list[Row]]:

@@ -21,6 +21,7 @@ from hushgrad.accounting.records import Anchor
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.outcome import Measurement
 
+MOST_DIGITS = 300
 # Times show how many records were drawn.
 NOT_COVERED = ("loss", "train_accuracy", "examples_per_second", "seconds")
 
@@ -126,6 +127,17 @@ def replace_file(path: Path, content: bytes) -> None:
 def json_text(value: Any, *, indent: int | None) -> str:
     """Return strict JSON. JSON has no infinity and no NaN: they become the strings "inf", "-inf" and "nan"."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def from_json(text: str | bytes) -> Any:
+    """Return what a JSON text says. Raises ValueError also for a whole number that no float can hold."""
+    return json.loads(text, parse_int=_whole)
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number has more than {MOST_DIGITS} digits")
+    return int(digits)
 
 
 def _finite(value: Any) -> Any:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.configuration import DEFAULT_DELTA
-from hushgrad.study.directory import replace_file
+from hushgrad.study.directory import from_json, replace_file
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.pictures import accuracy_picture, curves_picture
 from hushgrad.study.sweep.plan import SweepPlan
@@ -27,7 +26,7 @@ def read_measurements(run_folder: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            row = json.loads(line)
+            row = from_json(line)
         except ValueError:
             row = None
         if not _is_measurement(row):
