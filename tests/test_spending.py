@@ -20,6 +20,8 @@ from hushgrad.errors import (
     InvalidArgumentError,
     UnreachableTargetError,
 )
+from hushgrad.randomness import KeyStream
+from hushgrad.sampling.torch_loader import LoadingOptions
 
 PLAN = DPSGD(
     noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.1), expected_batch_size=4.0
@@ -287,3 +289,42 @@ def test_a_schedule_needs_a_factor_for_every_step_and_an_asked_step() -> None:
         with pytest.raises(InvalidArgumentError):
             ask()
     assert PLAN.at(3) is PLAN
+
+
+class Breaking(TensorDataset):
+    """Record 3 cannot be read."""
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if index == 3:
+            raise OSError("unreadable")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("dataset", [TensorDataset, Breaking])
+def test_batches_that_were_drawn_and_could_not_be_read_are_told_of(dataset: type[TensorDataset], workers: int) -> None:
+    """A loop that catches the error and goes on makes a number of steps that depends on one record."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plan = replace(PLAN, sampling=PoissonSampling(0.25), expected_batch_size=10.0)
+    session = privatize(model, optimizer, plan, key=KeyStream.fixed_for_tests(1))
+    options = LoadingOptions(num_workers=workers, multiprocessing_context="fork" if workers else None)
+    loader = session.batches(dataset(torch.randn(40, 2)), options=options)
+    drawn, failed = 0, 0
+    for _ in range(4):
+        try:
+            for (x,) in loader:
+                optimizer.zero_grad()
+                session.backward(model(x).square().sum(1))
+                optimizer.step()
+                drawn += 1
+        except OSError:
+            failed += 1
+    said = str(session.guarantee(1e-5))
+    assert session.steps == drawn
+    assert (failed > 0) == (dataset is Breaking)
+    if failed:
+        assert f"{failed} logical batch{' was' if failed == 1 else 'es were'} discarded" in said
+    else:
+        assert "discarded" not in said

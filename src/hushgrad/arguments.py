@@ -13,7 +13,10 @@ def real_number(name: str, value: Any) -> float:
     """Return `value` as a float, or refuse what is not a finite real number (bool, str and complex included)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidArgumentError(f"{name} must be a real number, got {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise InvalidArgumentError(f"{name} must be finite, got {number}")
     return number
@@ -58,6 +61,18 @@ def whole_number(name: str, value: Any, *, minimum: int) -> int:
     number = int(value)
     if number < minimum:
         raise InvalidArgumentError(f"{name} must be >= {minimum}, got {number}")
+    return number
+
+
+LARGEST_COUNT = 2**53
+"""The largest whole number up to which floating point holds every one: no count of steps or records is larger."""
+
+
+def count_of(name: str, value: Any, *, minimum: int) -> int:
+    """Return a number of steps or records, an int from `minimum` to 2^53."""
+    number = whole_number(name, value, minimum=minimum)
+    if number > LARGEST_COUNT:
+        raise InvalidArgumentError(f"{name} must be at most 2^53, got a number of {number.bit_length()} bits")
     return number
 
 

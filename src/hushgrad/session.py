@@ -21,6 +21,7 @@ from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.events import Event
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger import DECLARED, OBSERVED
+from hushgrad.accounting.records import Anchor
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.compatibility import require_trainable_privately
@@ -328,6 +329,11 @@ class Session:
         """What was charged, in order, as `(event, count)`; a new list."""
         return self._spending.events()
 
+    @property
+    def anchor(self) -> Anchor | None:
+        """The ledger's last record: kept elsewhere, it shows later whether records were lost. None until it opens."""
+        return self._spending.anchor
+
     def epsilon(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> float:
         """Return ε at `delta` for everything that was charged; 0 before the first step, inf without noise."""
         return self._spending.epsilon(delta, accountant)
@@ -412,6 +418,11 @@ class Session:
         self._probe.is_waiting = True
         if self._loader is not None and 0 < len(batch.indices) < batch.size:
             self._probe.expect_order(self._loader.arriving, batch.size)
+
+    def lost(self, batch: PhysicalBatch) -> None:
+        """Count a logical batch that was drawn and could not be read: which ones fail may depend on their examples."""
+        if batch.first:  # a later item's is open, and `discard` counts it
+            self._spending.discarded += 1
 
     # The step ------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from hushgrad.accounting.composition import Composition, adjacency_of
 from hushgrad.accounting.events import DisjointPass, Event
 from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract, Ledger, read_ledger
+from hushgrad.accounting.ledger_file import ledger_path
+from hushgrad.accounting.records import Anchor
 from hushgrad.arguments import whole_number
 from hushgrad.errors import BudgetExhaustedError, ContractChangedError, InvalidArgumentError, ProtocolError
 from hushgrad.mechanism import DPSGD
@@ -43,7 +45,7 @@ class Spending:
         if budget is not None and not isinstance(budget, Budget):
             raise InvalidArgumentError(f"budget must be a Budget(epsilon, delta), got {type(budget).__name__}")
         self._mechanism = mechanism
-        self._path = path
+        self._path = None if path is None else ledger_path(path)
         self._budget = budget
         self._lease = whole_number("lease", lease, minimum=1)
         self._last_step = mechanism.steps
@@ -52,7 +54,7 @@ class Spending:
         self._ledger: Ledger | None = None
         self._first_pass = 0
         self.discarded = 0
-        """How many logical batches of this session were drawn and dropped before their release."""
+        """How many logical batches of this session were drawn and then dropped, or could not be read."""
         self.uncounted = 0
         """How many steps the same model took in earlier sessions of this process that this ledger does not hold."""
 
@@ -165,6 +167,11 @@ class Spending:
     def steps(self) -> int:
         """The number of steps charged, those of earlier sessions with this ledger included."""
         return sum(count for _, count in self.events()) if self._ledger is None else self._ledger.steps
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """The last record of the ledger; None while it is not open."""
+        return None if self._ledger is None else self._ledger.anchor
 
     def events(self) -> list[tuple[Event, int]]:
         """Return what was charged, in order, as `(event, count)`."""

@@ -4,11 +4,15 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hushgrad.accounting import ACCOUNTANTS, DisjointPass, Gaussian, PoissonSampled, epsilon
+from hushgrad.accounting.events import TruncatedPoisson
+from hushgrad.accounting.risk import gaussian_mu, true_positive_rate
+from hushgrad.accounting.selection import selection_epsilon
 from hushgrad.errors import AccountingError, InvalidArgumentError
 
 ROWS = json.loads((Path(__file__).parent / "golden" / "accounting.json").read_text())["rows"]
@@ -115,3 +119,15 @@ def test_compositions_without_sampling_are_exact_at_any_delta() -> None:
     assert epsilon([(Gaussian(10.0), 100)], 1e-5) == pytest.approx(4.377178095681137, rel=1e-9)
     assert epsilon([(Gaussian(1.0), 1)], 1e-30) == pytest.approx(epsilon([(Gaussian(2.0), 4)], 1e-30), rel=1e-12)
     assert epsilon([(DisjointPass(10.0, i), 7) for i in range(100)], 1e-5) == pytest.approx(4.377178095681137, rel=1e-9)
+
+
+@BOTH
+def test_a_program_that_makes_numpy_raise_gets_the_same_epsilon(accountant: str) -> None:
+    plans = [[(PoissonSampled(0.01, noise), 200)] for noise in (0.6, 1.0, 4.0)]
+    plans += [[(TruncatedPoisson(0.01, 1.0, 10_000, 150), 200)], [(Gaussian(2.0), 3)]]
+    before = [epsilon(plan, 1e-6, accountant) for plan in plans]
+    with np.errstate(all="raise"):
+        assert [epsilon(plan, 1e-6, accountant) for plan in plans] == before
+        assert true_positive_rate(plans[1], 0.01) > 0.01
+        assert gaussian_mu(plans[1]) > 0
+        assert selection_epsilon(plans[1], 1e-6, 10) > before[1]

@@ -1,13 +1,14 @@
 import json
 import math
+import re
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hushgrad.accounting import Contract, DisjointPass, Gaussian, PoissonSampled, epsilon, guarantee
-from hushgrad.accounting.guarantee import round_up
+from hushgrad.accounting.guarantee import delta_text, round_up
 
 CONTRACT = Contract("observed", "operating system", expected_batch_size=80, population=8000)
 RUN = [(PoissonSampled(0.01, 1.0), 1000)]
@@ -75,3 +76,29 @@ def test_the_json_form_is_valid_json_and_infinity_is_a_string(noise: float) -> N
     value = json.loads(json.dumps(guarantee([(PoissonSampled(0.01, noise), 5)], 1e-5).as_json(), allow_nan=False))
     assert (value["epsilon"] == "inf") == (noise == 0)
     assert value["private"] == (noise > 0)
+
+
+@given(st.floats(1e-150, 1, exclude_max=True))
+@example(1 / 300_001)
+def test_a_delta_in_text_is_never_rounded_down(delta: float) -> None:
+    text = delta_text(delta)
+    assert delta <= float(text) <= delta * (1 + 1e-5)
+    assert len(text) <= 12
+
+
+@pytest.mark.parametrize("delta", [1e-5, 1e-9, 0.5, 0.001, 3e-7])
+def test_a_delta_that_text_holds_exactly_stays_as_it_is_usually_written(delta: float) -> None:
+    assert delta_text(delta) == f"{delta:g}"
+
+
+@pytest.mark.parametrize("noise", [0.7, 1.0, 1.3, 2.0, 5.0])
+@pytest.mark.parametrize("steps", [3, 40, 500, 6000])
+@pytest.mark.parametrize("delta", [1e-5, 1 / 300_001])
+def test_the_error_that_is_printed_is_not_below_the_error_that_is_stated(
+    noise: float, steps: int, delta: float
+) -> None:
+    result = guarantee([(PoissonSampled(0.01, noise), steps)], delta)
+    assert result.numerical_error is not None
+    found = re.search(r"at most (\S+) above the exact value", str(result))
+    assert found is None if result.epsilon == 0 else found is not None and float(found[1]) >= result.numerical_error
+    assert f", {delta_text(delta)})-differential privacy" in str(result)

@@ -7,17 +7,21 @@ import resource
 import stat
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hushgrad.accounting import Contract, DisjointPass, Gaussian, Ledger, PoissonSampled, read_ledger
+from hushgrad.accounting.events import TruncatedPoisson
+from hushgrad.accounting.ledger import view_when
 from hushgrad.accounting.records import Anchor, encode
 from hushgrad.errors import AccountingError, ContractChangedError, InvalidArgumentError, LedgerError
 
 CONTRACT = Contract("observed", "operating system", expected_batch_size=10, max_grad_norm=1.0, population=100)
 STEP = PoissonSampled(0.1, 1.0)
+TRUNCATED = TruncatedPoisson(0.1, 1.0, 100, 20)
 
 
 @pytest.fixture
@@ -413,3 +417,99 @@ def test_a_closed_ledger_takes_no_note() -> None:
     ledger.close()
     with pytest.raises(LedgerError, match="closed"):
         ledger.note("noise monitor", {})
+
+
+def test_a_program_that_changes_its_folder_keeps_its_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with Ledger("ledger.jsonl", contract=CONTRACT) as ledger:
+        ledger.charge(STEP)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        ledger.charge(STEP)
+    assert read_ledger(tmp_path / "ledger.jsonl").steps == 2
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_what_is_no_ordinary_file_is_refused_and_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path, Path("/dev/null")):
+        with pytest.raises(LedgerError, match="not an ordinary file"):
+            read_ledger(path)
+        with pytest.raises(LedgerError):
+            Ledger(path, contract=CONTRACT)
+    for use in (read_ledger, lambda path: Ledger(path, contract=CONTRACT)):
+        with pytest.raises(LedgerError, match="null character"):
+            use(f"{tmp_path}/a\0b")
+
+
+@pytest.mark.parametrize(
+    ("contract", "charge"),
+    [
+        ({"population": 10**30}, {}),
+        ({"population": 10**400}, {}),
+        ({"expected_batch_size": 10**400}, {}),
+        ({"max_grad_norm": 10**400}, {}),
+        ({}, {"count": 10**400}),
+        ({}, {"count": 2**53 + 1}),
+        ({}, {"event": {**STEP.to_json(), "noise_multiplier": 10**400}}),
+        ({}, {"event": {**STEP.to_json(), "sampling_rate": 10**400}}),
+        ({}, {"event": {**TRUNCATED.to_json(), "population": 10**30}}),
+        ({}, {"event": {**TRUNCATED.to_json(), "max_batch_size": 10**400}}),
+        ({}, {"event": {**DisjointPass(1.0, 0).to_json(), "pass_index": 10**400}}),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused_though_the_chain_is_right(
+    path: Path, contract: Any, charge: Any
+) -> None:
+    first, header = encode("header", 0, "0" * 64, {"format": 1, "run": "x", "contract": asdict(CONTRACT) | contract})
+    second, _ = encode("charge", 1, header, {"event": STEP.to_json(), "count": 1} | charge)
+    path.write_bytes(first + second)
+    with pytest.raises(LedgerError, match="cannot be understood"):
+        read_ledger(path)
+
+
+def test_a_number_of_five_thousand_digits_is_refused(path: Path) -> None:
+    line = _small(path).splitlines(keepends=True)[-1]
+    path.write_bytes(_small(path).replace(line, line.replace(b'"count":1', b'"count":' + b"1" * 5000)))
+    with pytest.raises(LedgerError, match="record 3"):
+        read_ledger(path)
+
+
+def test_an_interrupted_charge_in_memory_counts_and_the_ledger_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(contract=CONTRACT)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hushgrad.accounting.ledger.encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.charge(STEP)
+    ledger.charge(STEP)
+    assert ledger.steps == 2
+
+
+def test_the_view_at_an_anchor_is_what_the_ledger_said_then_and_none_where_it_never_was(path: Path) -> None:
+    with Ledger(path, contract=CONTRACT) as ledger:
+        ledger.charge(STEP, 3)
+        then = ledger.anchor
+        ledger.charge(PoissonSampled(0.1, 2.0), 4)
+        last = ledger.anchor
+    view = view_when(path, then)
+    assert view is not None
+    assert (view.steps, view.events, view.anchor) == (3, [(STEP, 3)], then)
+    assert view_when(path, last) is not None
+    for never in (
+        Anchor(then.seq, last.hash),
+        Anchor(last.seq + 1, last.hash),
+        Anchor(-1, "0" * 64),
+        Anchor(10**30, ""),
+    ):
+        assert view_when(path, never) is None
+
+
+def test_the_cure_for_a_damaged_ledger_warns_of_an_older_copy(path: Path) -> None:
+    path.write_bytes(_small(path).replace(b'"noise_multiplier":2.0', b'"noise_multiplier":9.0'))
+    with pytest.raises(LedgerError, match="holds every step since.*an older copy forgets steps"):
+        read_ledger(path)

@@ -5,7 +5,7 @@ import pytest
 from hushgrad.accounting import Composition, Gaussian, PoissonSampled, epsilon
 from hushgrad.accounting.risk import gaussian_mu, true_positive_rate
 from hushgrad.accounting.search import TOLERANCE, elasticities, largest, smallest
-from hushgrad.accounting.selection import POISSON, all_runs, selection_epsilon
+from hushgrad.accounting.selection import GEOMETRIC, POISSON, all_runs, selection_epsilon
 from hushgrad.errors import InvalidArgumentError, UnreachableTargetError
 
 
@@ -99,3 +99,10 @@ def test_a_search_costs_more_than_a_run_and_a_random_number_less_than_all_of_man
     for mean, shape in ((0.5, 1.0), (10, -1.0), (0, POISSON)):
         with pytest.raises(InvalidArgumentError):
             selection_epsilon(run, 1e-6, mean, shape)
+
+
+@pytest.mark.parametrize("mean", [0.01, 0.999])
+@pytest.mark.parametrize("shape", [POISSON, GEOMETRIC, 0.0])
+def test_a_mean_of_less_than_one_run_is_refused_for_every_distribution(mean: float, shape: float) -> None:
+    with pytest.raises(InvalidArgumentError, match="mean_runs must be >= 1"):
+        selection_epsilon(_plan(steps=300), 1e-6, mean, shape)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, NormalForm, normal_form
+from hushgrad.accounting.floating_point import usual_floating_point
 from hushgrad.accounting.truncation import as_if_never_cut, epsilon_with_truncation
 from hushgrad.arguments import one_of, open_unit_interval
 from hushgrad.errors import AccountingError
@@ -83,6 +84,7 @@ def epsilon(composition: Composition, delta: float, accountant: str = DEFAULT_AC
     return epsilon_bounds(composition, delta, accountant).upper
 
 
+@usual_floating_point()
 def epsilon_bounds(composition: Composition, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> EpsilonBounds:
     """Return bounds on the smallest ε that holds at `delta`; the upper one is what `epsilon` returns.
 

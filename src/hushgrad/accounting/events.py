@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeAlias
 
-from hushgrad.arguments import non_negative_number, real_number, whole_number
+from hushgrad.arguments import count_of, non_negative_number, real_number
 from hushgrad.errors import InvalidArgumentError
 
 ADD_REMOVE_ONE = "add/remove-one"
@@ -91,7 +91,7 @@ class DisjointPass:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", self.noise_multiplier))
-        object.__setattr__(self, "pass_index", whole_number("pass_index", self.pass_index, minimum=0))
+        object.__setattr__(self, "pass_index", count_of("pass_index", self.pass_index, minimum=0))
 
     def to_json(self) -> JSON:
         """Return the event as a JSON object with its type and version."""
@@ -118,8 +118,8 @@ class TruncatedPoisson:
         plain = PoissonSampled(self.sampling_rate, self.noise_multiplier)
         object.__setattr__(self, "sampling_rate", plain.sampling_rate)
         object.__setattr__(self, "noise_multiplier", plain.noise_multiplier)
-        object.__setattr__(self, "population", whole_number("population", self.population, minimum=1))
-        object.__setattr__(self, "max_batch_size", whole_number("max_batch_size", self.max_batch_size, minimum=1))
+        object.__setattr__(self, "population", count_of("population", self.population, minimum=1))
+        object.__setattr__(self, "max_batch_size", count_of("max_batch_size", self.max_batch_size, minimum=1))
 
     def to_json(self) -> JSON:
         """Return the event as a JSON object with its type and version."""
@@ -143,8 +143,8 @@ class FixedSizeSampled:
     adjacency: ClassVar[str] = REPLACE_ONE
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "population", whole_number("population", self.population, minimum=1))
-        object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, minimum=1))
+        object.__setattr__(self, "population", count_of("population", self.population, minimum=1))
+        object.__setattr__(self, "batch_size", count_of("batch_size", self.batch_size, minimum=1))
         if self.batch_size > self.population:
             raise InvalidArgumentError(
                 f"batch_size must be at most population = {self.population}, got {self.batch_size}"
@@ -174,9 +174,9 @@ class BallsInBins:
     adjacency: ClassVar[str] = ZERO_OUT
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bins", whole_number("bins", self.bins, minimum=1))
+        object.__setattr__(self, "bins", count_of("bins", self.bins, minimum=1))
         object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", self.noise_multiplier))
-        object.__setattr__(self, "pass_index", whole_number("pass_index", self.pass_index, minimum=0))
+        object.__setattr__(self, "pass_index", count_of("pass_index", self.pass_index, minimum=0))
 
     def to_json(self) -> JSON:
         """Return the event as a JSON object with its type and version."""

@@ -34,6 +34,15 @@ def round_up(value: float, digits: int = _DIGITS) -> str:
     return f"{rounded.normalize():f}" if -5 < exact.adjusted() < 15 else f"{rounded.normalize():e}"
 
 
+def delta_text(delta: float) -> str:
+    """Return δ as short text that reads as no smaller a number: an ε at a smaller δ would be another claim."""
+    text = f"{delta:g}"
+    if float(text) >= delta:
+        return text
+    exact = Decimal(delta)
+    return f"{float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - 5), ROUND_CEILING)):g}"
+
+
 @dataclass(frozen=True, slots=True)
 class Guarantee:
     """What is guaranteed, about whom, and under which conditions.
@@ -64,9 +73,10 @@ class Guarantee:
 
     def __str__(self) -> str:
         """Return the guarantee in sentences, ε rounded up; "NOT PRIVATE" comes first where it is not."""
+        figures = f"({round_up(self.epsilon)}, {delta_text(self.delta)})"
         claim = (
-            f"({round_up(self.epsilon)}, {self.delta:g})-differential privacy (epsilon, delta) for {self.unit} under "
-            f"{self.adjacency} neighbours, after {self.steps} step{'' if self.steps == 1 else 's'}."
+            f"{figures}-differential privacy (epsilon, delta) for {self.unit} under {self.adjacency} neighbours, after "
+            f"{self.steps} step{'' if self.steps == 1 else 's'}."
         )
         sentences = [*self._warnings(), claim, f"Sampling: {self.sampling}."]
         sentences.append(f"Accountant: {self.accountant}" + (f" ({self.numerics})." if self.numerics else "."))
@@ -181,4 +191,4 @@ def _numerics(accountant: str, sampled: bool, bounds: EpsilonBounds) -> str:
         return "exact formula for Gaussian noise without sampling"
     if not chosen.states_error or bounds.upper == 0:
         return chosen.description
-    return f"{chosen.description}: at most {float(f'{bounds.error:.1e}') * 1.1:.1g} above the exact value"
+    return f"{chosen.description}: at most {round_up(bounds.error, 1)} above the exact value"

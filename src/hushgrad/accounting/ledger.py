@@ -10,15 +10,14 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from hushgrad._version import __version__
 from hushgrad.accounting.composition import adjacency_of
 from hushgrad.accounting.events import Event, event_from_json
-from hushgrad.accounting.ledger_file import LedgerFile, read_bytes
+from hushgrad.accounting.ledger_file import LedgerFile, ledger_path, read_bytes
 from hushgrad.accounting.records import NO_HASH, Anchor, decode, encode
-from hushgrad.arguments import non_negative_number, one_of, positive_number, whole_number
+from hushgrad.arguments import count_of, non_negative_number, one_of, positive_number
 from hushgrad.errors import ContractChangedError, HushgradError, LedgerError
 
 FORMAT = 1
@@ -60,7 +59,7 @@ class Contract:
         if self.max_grad_norm is not None:
             object.__setattr__(self, "max_grad_norm", non_negative_number("max_grad_norm", self.max_grad_norm))
         if self.population is not None:
-            object.__setattr__(self, "population", whole_number("population", self.population, minimum=1))
+            object.__setattr__(self, "population", count_of("population", self.population, minimum=1))
 
     @property
     def noise_is_secret(self) -> bool:
@@ -116,7 +115,7 @@ class Ledger:
         self._hash = NO_HASH
         self._state = "open"
         self._leased = 0
-        self._file = None if path is None else LedgerFile.open(Path(path))
+        self._file = None if path is None else LedgerFile.open(ledger_path(path))
         self._run = os.urandom(16).hex()
         try:
             if self._file is not None and not self._file.created:
@@ -166,10 +165,10 @@ class Ledger:
         in this object (the file may or may not hold it), and the ledger takes no further charge until it is opened
         again. `AccountingError` for an event under another neighbouring relation than those before.
         """
-        count = whole_number("count", count, minimum=1)
+        count = count_of("count", count, minimum=1)
         if self._state != "open":
             raise LedgerError(f"the ledger is {self._state} and takes no further charge; open it again by its path")
-        lease = whole_number("lease", lease, minimum=1)
+        lease = count_of("lease", lease, minimum=1)
         adjacency_of([event, *(last for last, _ in self._events[-1:])])
         if self._leased >= count and self._events[-1][0] == event:
             if self._file is not None:
@@ -233,8 +232,8 @@ class Ledger:
 
     def _append(self, kind: str, body: dict[str, Any]) -> None:
         line, own = encode(kind, self._seq + 1, self._hash, body)
-        self._state = "in doubt after a failed write"
         if self._file is not None:
+            self._state = "in doubt after a failed write"
             self._file.append(line)
         self._seq, self._hash, self._state = self._seq + 1, own, "open"
 
@@ -262,7 +261,19 @@ def read_ledger(path: str | os.PathLike[str], anchor: Anchor | None = None) -> L
 
     Guarantee: a damaged or edited file is refused, naming the first bad record. Raises `LedgerError`.
     """
-    return _view(read_bytes(Path(path)), anchor)
+    return _view(read_bytes(ledger_path(path)), anchor)
+
+
+def view_when(path: str | os.PathLike[str], anchor: Anchor) -> LedgerView | None:
+    """Return what the ledger at `path` said when `anchor` was its last record; None where it never was.
+
+    Raises `LedgerError` for a ledger that is damaged before that record.
+    """
+    lines = read_bytes(ledger_path(path)).split(b"\n")
+    if not 0 <= anchor.seq < len(lines) - 1:
+        return None
+    view = _view(b"\n".join([*lines[: anchor.seq + 1], b""]))
+    return view if view.anchor == anchor else None
 
 
 def _view(data: bytes, anchor: Anchor | None = None) -> LedgerView:
@@ -280,11 +291,11 @@ def _view(data: bytes, anchor: Anchor | None = None) -> LedgerView:
             elif record["kind"] == "charge":
                 event = event_from_json(record["event"])
                 adjacency_of([event, *(earlier for earlier, _ in events[-1:])])
-                count = whole_number("count", record["count"], minimum=1)
+                count = count_of("count", record["count"], minimum=1)
                 _accumulate(events, event, count)
                 returnable = count - 1
             elif record["kind"] == "returned":
-                unused = whole_number("count", record["count"], minimum=1)
+                unused = count_of("count", record["count"], minimum=1)
                 if unused > limit:
                     raise LedgerError("it returns steps that the record before it did not reserve")
                 event, count = events.pop()

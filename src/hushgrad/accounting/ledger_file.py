@@ -9,8 +9,19 @@ from pathlib import Path
 
 from hushgrad.errors import LedgerError
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-_APPEND = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+# O_NONBLOCK: opening a named pipe must not wait for somebody at its other end. It changes nothing for ordinary files.
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_APPEND = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+def ledger_path(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a ledger: a program that changes its folder later keeps the same ledger.
+
+    Raises `LedgerError` for what can be no path.
+    """
+    if "\0" in os.fsdecode(path):
+        raise LedgerError("the ledger's path must not hold a null character; choose another path")
+    return Path(path).absolute()
 
 
 class LedgerFile:
@@ -67,8 +78,7 @@ class LedgerFile:
         _sync_folder(self.path)
 
     def _lock(self) -> None:
-        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-            raise LedgerError("the ledger's path is not an ordinary file; choose another path")
+        _require_ordinary(self._descriptor)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -142,13 +152,22 @@ class LedgerFile:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of the ledger file at `path`, without locking it; a symbolic link is refused."""
+    """Return the content of the ledger file at `path`, without locking it; anything but an ordinary file is refused."""
     try:
         descriptor = os.open(path, _READ)
     except OSError as error:
         raise _failed("cannot be opened", error) from None
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read()
+    try:
+        _require_ordinary(descriptor)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
+def _require_ordinary(descriptor: int) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise LedgerError("the ledger's path is not an ordinary file; choose another path")
 
 
 def _sync_folder(path: Path) -> None:

@@ -19,6 +19,10 @@ from typing import Any
 from hushgrad.errors import LedgerError
 
 NO_HASH = "0" * 64
+_RESTORE = (
+    "Restore it only from a copy that holds every step since, which an anchor or the run's summary.json shows: an "
+    "older copy forgets steps, and epsilon would come out too small"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ def decode(data: bytes) -> Iterator[dict[str, Any]]:
     Raises `LedgerError` naming the first bad record.
     """
     if not data:
-        raise LedgerError("the ledger is empty, and a ledger always begins with a header; restore it from a copy")
+        raise LedgerError(f"the ledger is empty, and a ledger always begins with a header. {_RESTORE}")
     previous = NO_HASH
     lines = data.split(b"\n")
     tail = lines.pop()
@@ -75,7 +79,7 @@ def decode(data: bytes) -> Iterator[dict[str, Any]]:
     if tail:
         raise LedgerError(
             f"record {len(lines)} of the ledger is incomplete: the file was cut off there, or the machine stopped "
-            f"while it was written. Restore the file from a copy, or account for that step separately in a new ledger"
+            f"while it was written. {_RESTORE}. Without one, account for that step and those before it in a new ledger"
         )
 
 
@@ -94,4 +98,4 @@ def _refuse_constant(name: str) -> None:
 
 
 def _bad(seq: int, what: str) -> LedgerError:
-    return LedgerError(f"record {seq} of the ledger {what}: the file was damaged or edited; restore it from a copy")
+    return LedgerError(f"record {seq} of the ledger {what}: the file was damaged or edited. {_RESTORE}")

@@ -15,6 +15,7 @@ from scipy.optimize import brentq, minimize_scalar
 
 from hushgrad.accounting.bounds import DeltaBounds
 from hushgrad.accounting.composition import Composition, NormalForm, normal_form
+from hushgrad.accounting.floating_point import usual_floating_point
 from hushgrad.accounting.gaussian import log_delta
 from hushgrad.arguments import non_negative_number, open_unit_interval, real_number
 from hushgrad.errors import AccountingError, InvalidArgumentError
@@ -26,6 +27,7 @@ _LARGEST_EPSILON = 50.0  # beyond it, e^{−ε}(1 − δ(ε) − α) is nothing
 _FINENESS = 1e-3  # the maximum is flat, and any ε gives a bound
 
 
+@usual_floating_point()
 def delta_bounds(composition: Composition, epsilon: float) -> DeltaBounds:
     """Return bounds on the smallest δ at which `composition` is (`epsilon`, δ)-private, `epsilon` >= 0.
 
@@ -51,6 +53,7 @@ def membership_advantage(composition: Composition) -> float:
     return delta(composition, 0.0)
 
 
+@usual_floating_point()
 def false_negative_rate(composition: Composition, false_positive_rate: float) -> float:
     """Return the least false-negative rate of a membership attack with this false-positive rate in (0, 1).
 
@@ -96,6 +99,7 @@ def trade_off_curve(composition: Composition, rates: Sequence[float]) -> list[fl
     return [false_negative_rate(composition, rate) for rate in rates]
 
 
+@usual_floating_point()
 def gaussian_mu(composition: Composition, smallest_delta: float = SMALLEST_DELTA_OF_MU) -> float:
     """Return a μ such that `composition` is at least as private as μ-GDP at every δ >= `smallest_delta`.
 
@@ -137,6 +141,7 @@ def zero_concentrated(composition: Composition) -> float:
     return form.gaussian_precision / 2 + math.fsum(count / (2 * noise * noise) for _, noise, count in form.sampled)
 
 
+@usual_floating_point()
 def renyi_divergence(composition: Composition, order: int) -> float:
     """Return an upper bound on the Rényi divergence of a whole order >= 2 (Mironov, Talwar & Zhang, 2019)."""
     number = real_number("order", order)

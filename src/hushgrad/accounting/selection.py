@@ -17,6 +17,7 @@ from dp_accounting.dp_event import ComposedDpEvent, DpEvent, RepeatAndSelectDpEv
 from dp_accounting.rdp import RdpAccountant
 
 from hushgrad.accounting.composition import Composition, normal_form
+from hushgrad.accounting.floating_point import usual_floating_point
 from hushgrad.accounting.rdp import without_warnings
 from hushgrad.arguments import open_unit_interval, positive_number, real_number, whole_number
 from hushgrad.errors import InvalidArgumentError
@@ -32,21 +33,21 @@ def all_runs(composition: Composition, runs: int) -> Composition:
     return [(event, count * number) for event, count in composition]
 
 
+@usual_floating_point()
 def selection_epsilon(composition: Composition, delta: float, mean_runs: float, shape: float = GEOMETRIC) -> float:
     """Return ε of publishing the best of a random number of runs of `composition`, `mean_runs` on average.
 
-    `mean_runs` >= 1 (> 0 for Poisson); `shape` is η, or `POISSON`. The number of runs must be drawn from exactly that
+    `mean_runs` >= 1; `shape` is η, or `POISSON`. The number of runs must be drawn from exactly that
     distribution; for Poisson it may be 0, and then nothing is published.
 
     Guarantee: an upper bound (theorems 2 and 6 of Papernot & Steinke, from Rényi divergences).
     """
     delta = open_unit_interval("delta", delta)
     mean = positive_number("mean_runs", mean_runs)
-    if shape != POISSON:
-        if real_number("shape", shape) < 0:
-            raise InvalidArgumentError(f"shape must be >= 0 or POISSON, got {shape}")
-        if mean < 1:
-            raise InvalidArgumentError(f"mean_runs must be >= 1, got {mean}")
+    if mean < 1:
+        raise InvalidArgumentError(f"mean_runs must be >= 1, got {mean}; with less on average mostly nothing is run")
+    if shape != POISSON and real_number("shape", shape) < 0:
+        raise InvalidArgumentError(f"shape must be >= 0 or POISSON, got {shape}")
     form = normal_form(composition)
     form.require_plain("the cost of a search")
     if form.noiseless:

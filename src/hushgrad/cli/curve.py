@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from hushgrad.accounting.accountants import epsilon_bounds
-from hushgrad.accounting.guarantee import round_up
+from hushgrad.accounting.guarantee import delta_text, round_up
 from hushgrad.accounting.ledger import read_ledger
 from hushgrad.accounting.risk import gaussian_mu, membership_advantage, true_positive_rate
 from hushgrad.arguments import non_negative_number
@@ -62,7 +62,7 @@ def curve(noise_multiplier: float | None, ledger: str | None, png: str | None, a
         return
     print_table(
         ["delta", "epsilon", "error at most"],
-        [[f"{delta:g}", round_up(bounds.upper), f"{bounds.error:.1e}"] for delta, bounds in epsilons],
+        [[delta_text(delta), round_up(bounds.upper), f"{bounds.error:.1e}"] for delta, bounds in epsilons],
     )
     click.echo()
     print_table(

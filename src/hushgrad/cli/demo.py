@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from hushgrad.accounting.guarantee import delta_text
 from hushgrad.cli.train import INTERRUPTED
 from hushgrad.study.configuration import Privacy, RunConfig, max_grad_norm_for, suggested_run
 from hushgrad.study.directory import require_unused
@@ -60,7 +61,7 @@ def _compare(console: Console, private: Finished, ordinary: Finished) -> None:
         table.add_row(
             name,
             f"{outcome.test_accuracy:.1%}",
-            f"{epsilon_text(spent.guarantee.epsilon)} at δ = {spent.guarantee.delta:g}"
+            f"{epsilon_text(spent.guarantee.epsilon)} at δ = {delta_text(spent.guarantee.delta)}"
             if spent
             else epsilon_text(None),
             f"{spent.noise_multiplier:.3g}" if spent else "none",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from hushgrad.report.document import CONTRADICTION
 from hushgrad.report.files import CARD, DATA, PAGE, check_report, write_report
 from hushgrad.study.printable import printable
 
@@ -20,13 +21,21 @@ from hushgrad.study.printable import printable
 def report(folder: Path, out: Path | None, title: str | None, with_uncovered: bool, check: bool) -> None:
     """Report on the run or the sweep in FOLDER: what it guarantees, what that rests on, what it reached.
 
-    Writes report.html (one page, no scripts, no network), report.json and model-card.md.
+    Writes report.html (one page, no scripts, no network), report.json and model-card.md. Exit code 1 where files of the
+    run contradict each other: the three then say so first, and show the largest ε that any file says.
     """
     place = out or folder
     if not check:
-        write_report(folder.resolve(), place, name=title, uncovered=with_uncovered)
+        made = write_report(folder.resolve(), place, name=title, uncovered=with_uncovered)
+        contradictions = made["contradictions"]
+        if contradictions:
+            click.secho(CONTRADICTION, fg="red", bold=True, err=True)
+            for sentence in contradictions:
+                click.secho(f"  {printable(sentence, limit=400)}", fg="red", err=True)
         for file in (PAGE, DATA, CARD):
             click.echo(place / file)
+        if contradictions:
+            sys.exit(1)
         return
     checks = check_report(folder.resolve(), place)
     wrong = [found for found in checks if not found.held]

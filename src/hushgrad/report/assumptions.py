@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from hushgrad.accounting.ledger import OBSERVED, LedgerView
+from hushgrad.accounting.guarantee import delta_text
+from hushgrad.accounting.ledger import OBSERVED
+from hushgrad.report.run_files import RunFiles, anchor_in
 
 HELD, BROKEN, UNKNOWN = "held", "did not hold", "not checked"
 
 
-def assumptions_of(ledger: LedgerView | None, summary: Mapping[str, Any]) -> list[dict[str, str]]:
+def assumptions_of(files: RunFiles, *, contradictions: int) -> list[dict[str, str]]:
     """Return {"assumption", "status", "evidence"} for each condition of the ε; none for a run without privacy."""
+    ledger, summary = files.ledger, files.summary or {}
     if ledger is None:
         return []
     contract = ledger.contract
     distinct = {(type(event), event.noise_multiplier) for event, _ in ledger.events}
     delta, population = summary.get("delta"), contract.population
     rows = [
+        (
+            "The run's files say the same",
+            BROKEN if contradictions else HELD,
+            f"{contradictions} of them differ, named at the top; what follows is of the ledger as it is now"
+            if contradictions
+            else "ledger, summary, metrics and model were compared",
+        ),
         (
             "Records were drawn as is charged",
             HELD if contract.sampling == OBSERVED else UNKNOWN,
@@ -32,8 +39,10 @@ def assumptions_of(ledger: LedgerView | None, summary: Mapping[str, Any]) -> lis
         ),
         (
             "Noise was drawn after its step was charged, once for each step",
-            HELD,
-            "enforced while the run went on; the ledger's chain of hashes is whole",
+            UNKNOWN if contradictions else HELD,
+            "the files contradict each other"
+            if contradictions
+            else "enforced while the run went on; the ledger's chain of hashes is whole",
         ),
         (
             "Every step had the same noise multiplier",
@@ -64,17 +73,24 @@ def assumptions_of(ledger: LedgerView | None, summary: Mapping[str, Any]) -> lis
             "the mathematics is for real numbers; noise is added in floating point, and an attack on its last bits is "
             "outside ε",
         ),
-        (
-            "The ledger has not been cut short",
-            UNKNOWN,
-            "compare the hash of its last record with a copy kept elsewhere",
-        ),
+        ("The ledger has not been cut short", *_whole(files)),
     ]
     return [{"assumption": said, "status": status, "evidence": evidence} for said, status, evidence in rows]
+
+
+def _whole(files: RunFiles) -> tuple[str, str]:
+    """Return whether the ledger still holds the record that the summary knows, and how that is known."""
+    elsewhere = "who can change both files is found by a copy of the last record's hash kept elsewhere"
+    anchor = anchor_in(files.summary)
+    if anchor is None:
+        return UNKNOWN, f"the summary keeps no hash of it; {elsewhere}"
+    if files.known is None:
+        return BROKEN, f"it lacks record {anchor.seq}, whose hash the summary keeps"
+    return HELD, f"it holds record {anchor.seq}, whose hash the summary keeps; {elsewhere}"
 
 
 def _delta_row(delta: float | None, population: int | None) -> tuple[str, str, str]:
     said = "δ is below 1/N"
     if delta is None or population is None:
         return said, UNKNOWN, "N was not declared"
-    return said, HELD if delta < 1 / population else BROKEN, f"δ = {delta:g}, 1/N = {1 / population:.3g}"
+    return said, HELD if delta < 1 / population else BROKEN, f"δ = {delta_text(delta)}, 1/N = {1 / population:.3g}"

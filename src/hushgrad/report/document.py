@@ -8,6 +8,8 @@ from typing import Any
 
 from hushgrad.accounting.guarantee import round_up
 
+CONTRADICTION = "FILES CONTRADICT EACH OTHER"
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -39,12 +41,17 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A whole report. `figures` are the few numbers that come first, as (value, what it is)."""
+    """A whole report. `figures` are the few numbers that come first, as (value, what it is).
+
+    `contradictions` come before everything, as an alarm, and `notices` after the figures.
+    """
 
     title: str
     private: bool
     figures: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
+    contradictions: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 def up(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,18 @@ import matplotlib
 
 from hushgrad._version import __version__
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.report import earlier
+from hushgrad.report.agreement import contradictions
 from hushgrad.report.document import Document
 from hushgrad.report.render import html, markdown
 from hushgrad.report.run_document import run_document
-from hushgrad.report.run_facts import run_facts, same
+from hushgrad.report.run_facts import run_facts
 from hushgrad.report.sweep_document import sweep_document
 from hushgrad.report.sweep_facts import sweep_facts
-from hushgrad.study.directory import json_text, replace_file
+from hushgrad.report.values import same
+from hushgrad.study.directory import from_json, json_text, replace_file
 
-PAGE, DATA, CARD = "report.html", "report.json", "model-card.md"
+PAGE, DATA, CARD = "report.html", earlier.DATA, earlier.CARD
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +33,27 @@ class Check:
     held: bool
 
 
-def gather_facts(folder: Path, *, name: str | None, uncovered: bool) -> dict[str, Any]:
-    """Return the facts of the run or the sweep in `folder`."""
-    make = sweep_facts if (folder / "plan.json").is_file() else run_facts
-    return make(folder, name=name, uncovered=uncovered)
+def gather_facts(folder: Path, *, name: str | None, uncovered: bool, replaces: Path | None = None) -> dict[str, Any]:
+    """Return the facts of the run or the sweep in `folder`; an earlier report of the run in `replaces` is compared."""
+    if (folder / "plan.json").is_file():
+        return sweep_facts(folder, name=name, uncovered=uncovered)
+    return run_facts(folder, name=name, uncovered=uncovered, replaces=replaces)
 
 
 def write_report(folder: Path, out: Path, *, name: str | None = None, uncovered: bool = False) -> dict[str, Any]:
     """Write page, JSON and model card of the run or sweep in `folder` to `out` and return what the JSON says.
 
-    `uncovered` shows what ε does not cover as well: training loss and training accuracy.
+    `uncovered` shows what ε does not cover as well: training loss and training accuracy. Where files contradict each
+    other, or a report of the run that is in `out` already, "contradictions" in the JSON names each, and page and card
+    begin with them.
     """
-    facts = gather_facts(folder, name=name, uncovered=uncovered)
-    report = {"made_with": _made_with(), "shows_uncovered": uncovered, "facts": facts}
+    facts = gather_facts(folder, name=name, uncovered=uncovered, replaces=out)
+    report = {
+        "contradictions": list(contradictions(facts)),
+        "made_with": _made_with(),
+        "shows_uncovered": uncovered,
+        "facts": facts,
+    }
     document = document_of(facts)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     replace_file(out / DATA, (json_text(report, indent=2) + "\n").encode())
@@ -62,7 +72,7 @@ def check_report(folder: Path, out: Path) -> list[Check]:
     Guarantee: a number that was changed in the JSON, on the page or in the model card is found.
     """
     try:
-        report = json.loads((out / DATA).read_text(encoding="utf-8"))
+        report = from_json((out / DATA).read_text(encoding="utf-8"))
         stored, made_with = report["facts"], report["made_with"]
         name, uncovered = str(stored["name"]), bool(report["shows_uncovered"])
     except FileNotFoundError as error:
@@ -71,6 +81,7 @@ def check_report(folder: Path, out: Path) -> list[Check]:
         raise InvalidArgumentError(f"{DATA} is damaged; make the report anew") from error
     facts = gather_facts(folder, name=name, uncovered=uncovered)
     checks = [Check(f"{DATA}: {place}", held) for place, held in _compare(stored, facts)]
+    checks.append(Check(f"{DATA}: contradictions", report.get("contradictions", []) == list(contradictions(stored))))
     checks += [Check(f"the files agree: {row['what']}", row["held"]) for row in facts["agreement"]]
     document = document_of(stored)
     if made_with != _made_with():

@@ -15,7 +15,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from hushgrad.report.document import Document, Grid
+from hushgrad.report.document import CONTRADICTION, Document, Grid
 from hushgrad.study.printable import printable
 
 LONGEST = 2000
@@ -50,15 +50,18 @@ def html(document: Document) -> str:
     """
     template = _environment().get_template("page.html")
     # The style sheet is the package's own file; everything else is escaped.
-    return template.render(document=document, style=Markup(_style()), policy=policy())
+    return template.render(document=document, contradiction=CONTRADICTION, style=Markup(_style()), policy=policy())
 
 
 def markdown(document: Document) -> str:
     """Return a section for a model card, without pictures. Every text is escaped."""
     lines = [f"## Privacy: {_text(document.title)}", ""]
-    if not document.private:
+    if document.contradictions:
+        lines += [f"**{CONTRADICTION}**", "", *(f"- {_text(sentence)}" for sentence in document.contradictions), ""]
+    elif not document.private:
         lines += ["**NOT PRIVATE**", ""]
     lines += [f"- **{_text(value)}** {_text(what)}" for value, what in document.figures]
+    lines += [line for sentence in document.notices for line in ("", f"{_text(sentence)}.")]
     for section in document.sections:
         lines += ["", f"### {_text(section.heading)}", ""]
         for paragraph in section.text:

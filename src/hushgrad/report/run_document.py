@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hushgrad.accounting.guarantee import delta_text
+from hushgrad.report.agreement import contradictions
 from hushgrad.report.document import Document, Grid, Image, Section, percent, percent_up, plain, up
 from hushgrad.study.sweep.pictures import curves_picture
 
@@ -27,8 +29,11 @@ READABLE = {
 def run_document(facts: Facts) -> Document:
     """Return the document of a run's facts."""
     privacy, result = facts["privacy"], facts["result"]
+    said = f"at δ = {delta_text(privacy['delta'])}" if privacy["delta"] else "no guarantee"
+    if contradictions(facts):
+        said = f"{said}: the largest that any file says"
     figures = [
-        (f"ε = {up(privacy['epsilon'])}", f"at δ = {privacy['delta']:g}" if privacy["delta"] else "no guarantee"),
+        (f"ε = {up(privacy['epsilon'])}", said),
         (percent(result["test_accuracy"]), "test accuracy"),
     ]
     if "mu" in privacy:
@@ -54,6 +59,8 @@ def run_document(facts: Facts) -> Document:
     return Document(
         title=facts["name"],
         private=privacy["private"],
+        contradictions=contradictions(facts),
+        notices=tuple(facts["notices"]),
         figures=tuple(figures),
         sections=tuple(section for section in sections if section is not None),
     )
@@ -63,7 +70,7 @@ def _statement(facts: Facts) -> Section:
     privacy = facts["privacy"]
     if privacy["statement"] is None:
         return Section("Statement", ("NOT PRIVATE: ordinary training, without clipping and without noise.",))
-    return Section("Statement", (privacy["statement"],))
+    return Section("Statement", tuple(text for text in (privacy["statement"], privacy.get("conditions")) if text))
 
 
 def _result(facts: Facts) -> Section:
@@ -105,7 +112,7 @@ def _subgroups(facts: Facts) -> Section | None:
 def _setting(facts: Facts) -> Section:
     privacy = facts["privacy"]
     told = [("setting", "central: whoever trains sees the records; what is released is protected")]
-    if privacy["statement"] is not None:
+    if "unit" in privacy:
         told += [
             ("what is released", "the parameters after every step, the last ones included"),
             ("unit of privacy", privacy["unit"]),
@@ -136,7 +143,7 @@ def _accesses(facts: Facts) -> Section:
 
 def _mechanism(facts: Facts) -> Section | None:
     privacy = facts["privacy"]
-    if privacy["statement"] is None:
+    if "unit" not in privacy:  # nothing was charged that the files show
         return None
     noise, clip, batch = privacy["noise_multipliers"], privacy["max_grad_norm"], privacy["expected_batch_size"]
     told = [
@@ -161,10 +168,9 @@ def _levels(facts: Facts) -> Section | None:
     privacy = facts["privacy"]
     if "epsilon_at" not in privacy:
         return None
-    others = [
-        (f"ε by {name} at δ = {privacy['delta']:g}", up(value)) for name, value in privacy["other_accountants"].items()
-    ]
-    rows = tuple((f"{row['delta']:g}", up(row["epsilon"])) for row in privacy["epsilon_at"])
+    delta = delta_text(privacy["delta"])
+    others = [(f"ε by {name} at δ = {delta}", up(value)) for name, value in privacy["other_accountants"].items()]
+    rows = tuple((delta_text(row["delta"]), up(row["epsilon"])) for row in privacy["epsilon_at"])
     told = (("μ (Gaussian privacy, for δ ≥ 1e-10)", up(privacy["mu"])), ("ρ (zero-concentrated)", up(privacy["rho"])))
     return Section(
         "ε at other δ, other accountants, other definitions",

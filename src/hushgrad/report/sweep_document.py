@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hushgrad.accounting.guarantee import delta_text
+from hushgrad.report.agreement import contradictions
 from hushgrad.report.document import Document, Grid, Image, Section, percent, plain, up
 from hushgrad.study.sweep.pictures import accuracy_picture, curves_picture
 from hushgrad.study.sweep.plan import ORDINARY
@@ -20,7 +22,7 @@ def sweep_document(facts: Facts) -> Document:
     done = [run for run in runs if run["status"] == "completed"]
     figures = (
         (f"{len(done)} of {len(runs)}", "runs completed"),
-        (up(choosing["everything"]), f"ε of publishing everything, δ = {facts['delta']:g}"),
+        (up(choosing["everything"]), f"ε of publishing everything, δ = {delta_text(facts['delta'])}"),
         (up(choosing["all_private_attempts"]), f"ε of all {choosing['private_attempts']} private attempts together"),
     )
     sections = (
@@ -34,7 +36,8 @@ def sweep_document(facts: Facts) -> Document:
     )
     return Document(
         title=facts["name"],
-        private=not math.isinf(float(choosing["everything"])),
+        private=not math.isinf(float(choosing["everything"])) and not contradictions(facts),
+        contradictions=contradictions(facts),
         figures=figures,
         sections=tuple(section for section in sections if section is not None),
     )
@@ -60,7 +63,7 @@ def _accuracy(facts: Facts) -> Section:
     )
     picture = accuracy_picture(groups, title="", delta=facts["delta"])
     images = (Image(picture.svg, "Test accuracy against the noise multiplier and against epsilon"),) if groups else ()
-    columns = ("series", "noise", f"ε at δ = {facts['delta']:g}", "runs", "test accuracy", "lowest – highest")
+    columns = ("series", "noise", f"ε at δ = {delta_text(facts['delta'])}", "runs", "test accuracy", "lowest – highest")
     return Section(
         "What noise does",
         ("ε is that of one run alone. Accuracy is the mean over seeds ± the standard deviation between runs.",),
@@ -71,7 +74,7 @@ def _accuracy(facts: Facts) -> Section:
 
 def _choosing(facts: Facts) -> Section:
     choosing = facts["choosing"]
-    delta = f"δ = {facts['delta']:g}"
+    delta = f"δ = {delta_text(facts['delta'])}"
     text = [
         "Each ε in the table is true for its run alone. Whoever looks at all runs and publishes one of them, or these "
         "curves, has released more: all runs together, attempts that failed or were cut off included."
@@ -142,11 +145,7 @@ def _runs(facts: Facts) -> Section:
             run["aim"],
             str(run["seed"]),
             run["status"] if run["error"] is None else f"failed: {run['error']}",
-            ""
-            if run["status"] != "completed"
-            else "NOT PRIVATE"
-            if run["aim"] == ORDINARY
-            else up(run["ledger_epsilon"]),
+            "" if run["status"] != "completed" else "NOT PRIVATE" if run["aim"] == ORDINARY else up(run["epsilon"]),
             "" if run["test_accuracy"] is None else percent(run["test_accuracy"]),
             (run["ledger"] or "–")[:12],
         )

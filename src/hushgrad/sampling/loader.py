@@ -189,8 +189,12 @@ class PrivateLoader:
                 records, item = next(items)
             except StopIteration:
                 return
+            except BaseException:
+                self._lose(planned)
+                raise
             batch = planned.popleft()
             if records != batch.size:
+                self._lose([batch])
                 raise BatchStructureError(
                     "collate_fn got another number of records than were drawn; "
                     "the dataset's __getitems__ must return one record for each index"
@@ -208,6 +212,11 @@ class PrivateLoader:
                     "iterate over a private loader one pass at a time"
                 )
             self._before_draw()
+
+    def _lose(self, planned: Sequence[PhysicalBatch]) -> None:
+        """Tell the observer of the batch that was to come; those behind it were fetched ahead, and nobody saw them."""
+        if self._observer is not None and planned:
+            self._observer.lost(planned[0])
 
     def _before_draw(self) -> None:
         if self._observer is not None:

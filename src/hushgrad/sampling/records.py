@@ -48,6 +48,9 @@ class BatchObserver(Protocol):
     def begin(self, batch: PhysicalBatch) -> None:
         """Called just before the item described by `batch` is handed to the loop."""
 
+    def lost(self, batch: PhysicalBatch) -> None:
+        """Called when the records of `batch` were drawn and cannot be handed out: reading them failed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cutting:

@@ -17,9 +17,11 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
+from hushgrad.accounting.records import Anchor
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.outcome import Measurement
 
+MOST_DIGITS = 300
 # Times show how many records were drawn.
 NOT_COVERED = ("loss", "train_accuracy", "examples_per_second", "seconds")
 
@@ -73,11 +75,12 @@ class RunDirectory:
         return self.path / "vocabulary.json"
 
     def append_measurement(self, measurement: Measurement) -> None:
-        """Add one line to the metrics, in a single write."""
+        """Add one line to the metrics, in a single write, and return when it is on disk: no summary is ahead of it."""
         line = json_text({**asdict(measurement), "not_covered": NOT_COVERED}, indent=None) + "\n"
         descriptor = os.open(self.metrics, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         try:
             os.write(descriptor, line.encode())
+            os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
@@ -89,6 +92,11 @@ class RunDirectory:
         """Replace the model: parameters and buffers in safetensors format, with `description` in its header."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         replace_file(self.model, safetensors.torch.save(tensors, metadata=description))
+
+
+def ledger_end(anchor: Anchor | None) -> dict[str, Any] | None:
+    """Return how many records a ledger has and its last one's hash, as a summary keeps them; None without a ledger."""
+    return None if anchor is None else {"records": anchor.seq + 1, "hash": anchor.hash}
 
 
 def require_unused(path: Path) -> None:
@@ -119,6 +127,17 @@ def replace_file(path: Path, content: bytes) -> None:
 def json_text(value: Any, *, indent: int | None) -> str:
     """Return strict JSON. JSON has no infinity and no NaN: they become the strings "inf", "-inf" and "nan"."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def from_json(text: str | bytes) -> Any:
+    """Return what a JSON text says. Raises ValueError also for a whole number that no float can hold."""
+    return json.loads(text, parse_int=_whole)
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number has more than {MOST_DIGITS} digits")
+    return int(digits)
 
 
 def _finite(value: Any) -> Any:

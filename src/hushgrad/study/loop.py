@@ -59,6 +59,7 @@ class Account:
                     noise_multiplier=mechanism.noise_multiplier,
                     max_grad_norm=self.privacy.max_grad_norm,
                     sampling_rate=mechanism.sampling.rate if isinstance(mechanism.sampling, PoissonSampling) else None,
+                    anchor=self.engine.session.anchor,
                 ),
             )
         return self._known[1]

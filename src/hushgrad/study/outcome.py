@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hushgrad.accounting.guarantee import Guarantee
+from hushgrad.accounting.records import Anchor
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,14 @@ class Measurement:
 class Spent:
     """What a private run has given away so far, as the engine states it.
 
-    `sampling_rate` is None unless examples were drawn by Poisson sampling.
+    `sampling_rate` is None unless examples were drawn by Poisson sampling; `anchor` is the ledger's last record.
     """
 
     guarantee: Guarantee
     noise_multiplier: float
     max_grad_norm: float
     sampling_rate: float | None
+    anchor: Anchor | None = None
 
 
 @dataclass(frozen=True, slots=True)

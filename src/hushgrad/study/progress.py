@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hushgrad.accounting.guarantee import round_up
+from hushgrad.accounting.guarantee import delta_text, round_up
 from hushgrad.study.configuration import RunConfig
 from hushgrad.study.outcome import Measurement
 from hushgrad.study.run import Finished, Reporter
@@ -105,7 +105,7 @@ class Screen:
             self.say(f"training without noise, NOT PRIVATE: clipping at {privacy.max_grad_norm:g}; {batches}")
         else:
             noise = f"noise multiplier {noise_multiplier:.4g}, clipping at {privacy.max_grad_norm:g}"
-            self.say(f"private training: {noise}, δ = {privacy.delta:g}; {batches}")
+            self.say(f"private training: {noise}, δ = {delta_text(privacy.delta)}; {batches}")
 
         self.say(f"settings: {settings_text(config)}")
 

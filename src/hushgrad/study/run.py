@@ -17,7 +17,7 @@ from torch import nn
 from hushgrad._version import __version__
 from hushgrad.study.configuration import RunConfig
 from hushgrad.study.curves import draw_curves, require_matplotlib
-from hushgrad.study.directory import RunDirectory, json_text, replace_file, require_unused
+from hushgrad.study.directory import RunDirectory, json_text, ledger_end, replace_file, require_unused
 from hushgrad.study.interruption import finish_step_on_interrupt
 from hushgrad.study.loggers import MetricLogger, hand_over, metrics_of
 from hushgrad.study.outcome import Measurement, Outcome, Watchers
@@ -180,6 +180,7 @@ def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: 
         "delta": held.delta if held else None,
         "guarantee": str(held) if held else ORDINARY,
         "outside_the_guarantee": outside_the_guarantee(task, outcome),
+        "ledger": None if spent is None else ledger_end(spent.anchor),
         "steps": outcome.steps,
         "planned_steps": outcome.planned_steps,
         "noise_multiplier": spent.noise_multiplier if spent else None,

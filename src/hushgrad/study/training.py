@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,9 @@ def _train(config: RunConfig, task: Task, watchers: Watchers, ledger: Path | Non
         outcome = run_loop(config, task, parts, Account(engine, config.privacy), planned_steps, watchers)
     finally:
         engine.session.close()
-    return parts.released, outcome
+    assert outcome.spent is not None  # the loop had an account
+    # Closing leaves what the monitors found: the ledger's last record is known only now.
+    return parts.released, replace(outcome, spent=replace(outcome.spent, anchor=engine.session.anchor))
 
 
 def _plain_criterion(config: RunConfig) -> Callable[[Tensor, Tensor], Tensor]:

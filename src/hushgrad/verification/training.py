@@ -222,6 +222,9 @@ class _Draws:
         """Note an item."""
         self.batches.append(batch)
 
+    def lost(self, batch: PhysicalBatch) -> None:
+        """Nothing is noted: its records were not handed out."""
+
 
 def _each_once(passes: Sequence[Sequence[int]], count: int) -> Check:
     twice = sum(len(set(records)) < len(records) for records in passes)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hushgrad.errors import ContractChangedError, InvalidArgumentError
-from hushgrad.study.directory import json_text, replace_file
+from hushgrad.study.directory import from_json, json_text, replace_file
 from hushgrad.study.sweep.plan import SweepPlan
 
 
@@ -151,7 +151,7 @@ class SweepFolder:
 def read_summary(run_folder: Path) -> dict[str, Any] | None:
     """Return the summary of a run's folder, None where there is none yet. Raises InvalidArgumentError if damaged."""
     try:
-        value = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
+        value = from_json((run_folder / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

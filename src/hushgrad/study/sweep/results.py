@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.configuration import DEFAULT_DELTA
-from hushgrad.study.directory import replace_file
+from hushgrad.study.directory import from_json, replace_file
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.pictures import accuracy_picture, curves_picture
 from hushgrad.study.sweep.plan import SweepPlan
@@ -16,11 +16,33 @@ from hushgrad.study.sweep.table import Row, gather, read_rows, write_tables
 
 
 def read_measurements(run_folder: Path) -> list[dict[str, Any]]:
-    """Return a run's measurements, the lines of its metrics.jsonl; none for a run of an own function."""
+    """Return a run's measurements, the lines of its metrics.jsonl; none for a run of an own function.
+
+    Raises InvalidArgumentError for a line that is no measurement.
+    """
     path = run_folder / "metrics.jsonl"
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = from_json(line)
+        except ValueError:
+            row = None
+        if not _is_measurement(row):
+            raise InvalidArgumentError(f"line {number} of a run's metrics.jsonl is damaged; remove it, or run anew")
+        rows.append(row)
+    return rows
+
+
+def _is_measurement(row: Any) -> bool:
+    """Is this a step with its test accuracy and ε, each a number, null or (ε) "inf"?"""
+    if not isinstance(row, dict) or not {"step", "test_accuracy", "epsilon"} <= row.keys():
+        return False
+    if type(row["step"]) is not int or row["step"] < 0:
+        return False
+    numbers = [row["test_accuracy"], None if row["epsilon"] == "inf" else row["epsilon"]]
+    return all(value is None or type(value) in (int, float) for value in numbers)
 
 
 def delta_of(rows: list[Row]) -> float:

@@ -94,8 +94,15 @@ def _row(folder: SweepFolder, run: PlannedRun, running: frozenset[str]) -> Row:
 
 
 def number(value: Any) -> float | None:
-    """Return a number of a summary: JSON has no infinity, so it may be the string "inf"."""
-    return None if value is None else float(value)
+    """Return a number of a summary: JSON has no infinity, so it may be the string "inf".
+
+    Raises InvalidArgumentError for anything else.
+    """
+    if value is None or (type(value) in (int, float) and not math.isnan(value)):
+        return None if value is None else float(value)
+    if value != "inf":
+        raise InvalidArgumentError("a summary.json is damaged: it holds something else where a number belongs")
+    return math.inf
 
 
 def gather(rows: Sequence[Row]) -> list[Group]:

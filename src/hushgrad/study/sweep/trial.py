@@ -23,7 +23,7 @@ from hushgrad.accounting.guarantee import guarantee
 from hushgrad.accounting.ledger import read_ledger
 from hushgrad.arguments import real_number
 from hushgrad.errors import ContractChangedError, InvalidArgumentError, LedgerError
-from hushgrad.study.directory import RunDirectory
+from hushgrad.study.directory import RunDirectory, ledger_end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +113,7 @@ def _summary(target: str, trial: Trial, numbers: dict[str, float]) -> dict[str, 
         "adjacency": held.adjacency,
         "sampling": held.sampling,
         "accountant": held.accountant,
+        "ledger": ledger_end(ledger.anchor),
         "steps": ledger.steps,
         "outside_the_guarantee": (
             "whatever the function does beside its private steps: preprocessing, selection, early stopping",
