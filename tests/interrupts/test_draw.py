@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from functools import partial
@@ -197,8 +198,10 @@ def test_after_a_failure_the_other_threads_begin_no_further_chunk(small: None, m
             has_failed.set()
             raise Alarm
         has_failed.wait(timeout=30)
-        while not is_cleared():
-            pass
+        for _ in range(3000):
+            if is_cleared():
+                break
+            time.sleep(0.01)
         return chunk(self, start, *rest)
 
     deques: list[deque[int]] = []
@@ -238,7 +241,9 @@ def test_one_thread_where_two_were_asked_for_draws_it_all(small: None, monkeypat
 def test_a_chunk_that_was_begun_and_did_not_end_is_no_update(
     small: None, monkeypatch: pytest.MonkeyPatch, overwrite: bool
 ) -> None:
-    """It is not drawn again: a sum that is written over would get noise twice in a part of it."""
+    """Guarantee: it returns only after every chunk has said that its values are written and which of them are missing.
+
+    It is not drawn again: a sum that is written over would get noise twice in a part of it."""
     places: list[int] = []
     chunk = gaussian._Draw.chunk
 
