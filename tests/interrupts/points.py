@@ -1,7 +1,7 @@
 """Interrupts at points that a test names, so that nothing depends on time.
 
-`Alarm` is what the handler of a signal raises. It is an `Exception`, as that of `signal.alarm` idioms is (and not a
-`KeyboardInterrupt`), so that code that catches too much is found, too.
+`AlarmError` is what the handler of a signal raises. It is an `Exception`, as a timeout by `signal.alarm` is (and a
+`KeyboardInterrupt` is not), so that code that catches too much is found, too.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _GENERATOR = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENE
 _raise = ctypes.CDLL(None)["raise"]
 
 
-class Alarm(Exception):
+class AlarmError(Exception):
     """Raised by the handler of a signal, or at a point where one could have raised it."""
 
 
 def ring(number: int, frame: FrameType | None) -> None:
-    raise Alarm
+    raise AlarmError
 
 
 @contextmanager
 def alarms() -> Iterator[None]:
-    """Let SIGUSR1 raise an Alarm."""
+    """Let SIGUSR1 raise an AlarmError."""
     former = signal.signal(signal.SIGUSR1, ring)
     try:
         yield
@@ -69,14 +69,14 @@ def _lookouts(code: CodeType) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Whether there was such a point (so that an Alarm was raised there), and what came out."""
+    """Whether there was such a point (so that an AlarmError was raised there), and what came out."""
 
     rang: bool
     error: BaseException | None
 
 
 def interrupted_at(point: int, run: Callable[[], object], is_watched: Callable[[str], bool]) -> Outcome:
-    """Run, and raise an Alarm at moment number `point`, from 1, where a handler could, in files that are watched.
+    """Run, and raise an AlarmError at moment number `point`, from 1, where a handler could, in files that are watched.
 
     Moments of the calling thread are counted only: the main thread, where handlers run.
     """
@@ -86,7 +86,7 @@ def interrupted_at(point: int, run: Callable[[], object], is_watched: Callable[[
         nonlocal met
         met += 1
         if met == point:
-            raise Alarm
+            raise AlarmError
 
     def within(frame: FrameType, event: str, arg: Any) -> Any:
         if event == "opcode" and frame.f_lasti in _lookouts(frame.f_code):

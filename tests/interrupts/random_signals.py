@@ -28,7 +28,7 @@ STD = 500.0
 PARTS = 32
 
 
-class Alarm(Exception):
+class AlarmError(Exception):
     """What the handler raises."""
 
 
@@ -50,7 +50,7 @@ def main(signals: int, count: int, runtime: str, seed: int) -> None:
     def ring(number: int, frame: FrameType | None) -> None:
         nonlocal raised
         raised += 1
-        raise Alarm
+        raise AlarmError
 
     signal.signal(signal.SIGALRM, ring)
     chance, span = random.Random(seed), 0.0
@@ -65,7 +65,7 @@ def main(signals: int, count: int, runtime: str, seed: int) -> None:
             optimizer.step()
             is_over = True
             signal.setitimer(signal.ITIMER_REAL, 0)
-        except Alarm as error:
+        except AlarmError as error:
             heard += alarms_in(error)
         if step < 10:
             span = 1.2 * (time.perf_counter() - begun)  # aims the alarms; nothing is judged by it
@@ -96,7 +96,7 @@ def main(signals: int, count: int, runtime: str, seed: int) -> None:
 
 def alarms_in(error: BaseException) -> int:
     """Return how many alarms an exception tells of: itself, and those it came upon."""
-    return isinstance(error, Alarm) + (0 if error.__context__ is None else alarms_in(error.__context__))
+    return isinstance(error, AlarmError) + (0 if error.__context__ is None else alarms_in(error.__context__))
 
 
 def has_its_noise(change: Tensor) -> bool:

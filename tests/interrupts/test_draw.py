@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import truediv
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from points import Alarm, interrupted_at, pending_before
+from points import AlarmError, interrupted_at, pending_before
 from torch import Tensor
 
 from hushgrad.errors import InterruptedDrawError
@@ -93,10 +94,10 @@ def test_what_a_handler_raises_as_openmp_calls_a_share_is_raised(monkeypatch: py
         pytest.skip("torch runs on an OpenMP runtime without GOMP_parallel here")
     monkeypatch.setattr(threads, "_openmp", lambda: partial(pending_before, parallel))
     done: list[bool] = []
-    with pytest.raises(Alarm):
+    with pytest.raises(AlarmError):
         on_all_threads(lambda: done.append(True), 2)
     assert len(done) == 1  # the other thread's
-    with pytest.raises(Alarm):
+    with pytest.raises(AlarmError):
         draw_on_two_threads(monkeypatch)
 
 
@@ -111,25 +112,27 @@ def test_a_function_in_place_of_the_share_would_lose_it(dropped: list[object]) -
     called: list[bool] = []
     pending_before(threads._Body(lambda _: called.append(True)), None)
     assert called == []
-    assert [type(error) for error in dropped] == [Alarm]
+    assert [type(error) for error in dropped] == [AlarmError]
     dropped.clear()
 
 
-@pytest.mark.parametrize("at", ["entry", "work", "join"])
-def test_an_interrupt_on_threads_of_python_is_raised(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+def test_an_interrupt_as_a_thread_of_python_is_started_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What began before has ended then."""
+    begun: list[bool] = []
+    ended: list[bool] = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *args: Any) -> Any:
+            if begun:
+                raise AlarmError
+            begun.append(True)
+            return super().submit(*args)
+
     monkeypatch.setattr(threads, "_openmp", lambda: None)
-
-    def work() -> None:
-        if (threading.current_thread() is threading.main_thread()) == (at == "work"):
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-            meanwhile.wait(timeout=30 if at == "work" else 0.0)
-
-    meanwhile = threading.Event()
-    with pytest.raises(Alarm):
-        if at == "entry":
-            pending_before(on_all_threads, lambda: None, 2)
-        else:
-            on_all_threads(work, 2)
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", Pool)
+    with pytest.raises(AlarmError):
+        on_all_threads(lambda: ended.append(True), 3)
+    assert ended == begun == [True]
 
 
 # In the work ---------------------------------------------------------------------------------------------------------
@@ -138,7 +141,7 @@ def test_an_interrupt_on_threads_of_python_is_raised(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_interrupt_inside_of_a_chunk_is_raised(small: None, runtime: str, overwrite: bool) -> None:
     before = draw()
-    with pytest.raises(Alarm):
+    with pytest.raises(AlarmError):
         draw(Interrupting(partial(signal.raise_signal, signal.SIGUSR1)), overwrite=overwrite)
     assert same(draw(), before)
 
@@ -152,7 +155,7 @@ def test_an_interrupt_while_another_failure_is_noted_is_raised_with_it(runtime: 
 
     with pytest.raises(ZeroDivisionError) as caught:
         on_all_threads(meeting_of_two(work), 2)
-    assert isinstance(caught.value.__context__, Alarm)
+    assert isinstance(caught.value.__context__, AlarmError)
 
 
 def test_an_interrupt_is_raised_also_where_another_thread_failed_first(runtime: str) -> None:
@@ -167,9 +170,9 @@ def test_an_interrupt_is_raised_also_where_another_thread_failed_first(runtime: 
         finally:
             failed.set()
 
-    with pytest.raises((MemoryError, Alarm)) as caught:
+    with pytest.raises((MemoryError, AlarmError)) as caught:
         on_all_threads(meeting_of_two(work), 2)
-    assert {type(caught.value), type(caught.value.__context__)} == {MemoryError, Alarm}
+    assert {type(caught.value), type(caught.value.__context__)} == {MemoryError, AlarmError}
 
 
 def test_an_interrupt_while_the_others_are_waited_for_is_raised(runtime: str) -> None:
@@ -183,7 +186,7 @@ def test_an_interrupt_while_the_others_are_waited_for_is_raised(runtime: str) ->
             is_waiting.wait(timeout=30)
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
-    with pytest.raises(Alarm):
+    with pytest.raises(AlarmError):
         on_all_threads(meeting_of_two(work), 2)
 
 
@@ -196,7 +199,7 @@ def test_after_a_failure_the_other_threads_begin_no_further_chunk(small: None, m
         begun.append(start)
         if threading.current_thread() is threading.main_thread():
             has_failed.set()
-            raise Alarm
+            raise AlarmError
         has_failed.wait(timeout=30)
         for _ in range(3000):
             if is_cleared():
@@ -217,7 +220,7 @@ def test_after_a_failure_the_other_threads_begin_no_further_chunk(small: None, m
     monkeypatch.setattr(gaussian._Draw, "chunk", slow)
     parallel = threads.on_all_threads
     monkeypatch.setattr(gaussian, "on_all_threads", lambda work, count: parallel(meeting_of_two(work), count))
-    with pytest.raises(Alarm):
+    with pytest.raises(AlarmError):
         draw()
     assert len(begun) == 2
 
@@ -251,11 +254,11 @@ def test_a_chunk_that_was_begun_and_did_not_end_is_no_update(
         places.append(start)
         result = chunk(self, start, *rest)
         if len(places) == 2:
-            raise Alarm
+            raise AlarmError
         return result
 
     def deaf(work: Callable[[], None], count: int) -> None:
-        with pytest.raises(Alarm):
+        with pytest.raises(AlarmError):
             work()
 
     monkeypatch.setattr(gaussian._Draw, "chunk", interrupted)
@@ -277,7 +280,7 @@ def test_a_share_that_ended_without_a_word_is_an_error(
             pending_before(int, "1")
 
     monkeypatch.setattr(threads, "_share", careless)
-    with pytest.raises((InterruptedDrawError, Alarm)):
+    with pytest.raises((InterruptedDrawError, AlarmError)):
         on_all_threads(meeting_of_two(work), 2)
     dropped.clear()
 
@@ -291,7 +294,7 @@ def test_an_interrupt_at_any_moment_of_a_draw_is_raised_and_no_update_comes_out(
         outcome = interrupted_at(point, lambda: updates.extend(draw()), _is_of_the_draw)  # noqa: B023
         if not outcome.rang:
             break
-        assert isinstance(outcome.error, Alarm), f"at moment {point}: {outcome.error!r}"
+        assert isinstance(outcome.error, AlarmError), f"at moment {point}: {outcome.error!r}"
         assert updates == []
         idle = [id(passes) for queue in gaussian._idle.values() for passes in queue]
         assert len(idle) == len(set(idle))

@@ -1,4 +1,4 @@
-"""An interrupt at a named point of a step: the charge stands, and no update comes without its noise or above its charge."""
+"""An interrupt at a named point of a step: no update comes without its noise, and none above its charge."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from points import Alarm, interrupted_at, pending_before
+from points import AlarmError, interrupted_at
 from torch import Tensor, nn
 
 import hushgrad.update
@@ -71,7 +71,7 @@ def test_an_interrupt_at_any_moment_of_a_step_leaves_no_update_without_noise_and
         outcome = interrupted_at(point, optimizer.step, is_of_the_step)
         if not outcome.rang:
             break
-        assert isinstance(outcome.error, Alarm), f"at moment {point}: {outcome.error!r}"
+        assert isinstance(outcome.error, AlarmError), f"at moment {point}: {outcome.error!r}"
         moved = [after - former for after, former in zip(values(model), before, strict=True)]
         changes = [change for change in moved if bool(change.any())]
         assert all(0.5 < float(change.std()) / STD < 1.5 for change in changes), f"at moment {point}"
@@ -100,7 +100,7 @@ def test_an_interrupt_at_any_moment_of_a_charge_takes_no_step_away() -> None:
         assert ledger.steps >= 1000
         if not outcome.rang:
             break
-        assert isinstance(outcome.error, Alarm)
+        assert isinstance(outcome.error, AlarmError)
     assert ledger.events() == [(event, 1001)]
     assert point > 5
 
@@ -110,18 +110,18 @@ def test_a_timeout_of_a_handler_is_not_taken_for_a_failing_disk(
 ) -> None:
     """TimeoutError, which handlers of alarms raise, is an OSError. The charge it came upon may be on disk or not."""
 
-    class Late(TimeoutError):
+    class LateError(TimeoutError):
         pass
 
     def late(descriptor: int) -> None:
-        raise Late("the handler's own words")
+        raise LateError("the handler's own words")
 
     model, optimizer, session = attached(ledger=tmp_path / "ledger")
     session.backward(torch.zeros(0))
     before = values(model)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", late)
-        with pytest.raises(Late, match="own words"):
+        with pytest.raises(LateError, match="own words"):
             optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, values(model), strict=True))
     session.close()
@@ -153,7 +153,7 @@ def test_an_interrupt_as_an_update_is_handed_out_leaves_gradients_switched_on() 
         assert torch.is_grad_enabled()
         if not outcome.rang:
             break
-        assert isinstance(outcome.error, Alarm)
+        assert isinstance(outcome.error, AlarmError)
     assert outcome.error is None
     assert all(parameter.grad is not None and not parameter.grad.requires_grad for parameter in parameters.values())
 
@@ -162,7 +162,7 @@ LIMITED = """
 import sys; sys.path.insert(0, sys.argv[1])
 from functools import partial
 import torch
-from points import Alarm, alarms, pending_before
+from points import AlarmError, alarms, pending_before
 from torch import nn
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, privatize
 from hushgrad.noise import gaussian, threads
@@ -176,7 +176,9 @@ if real is None:
     print("no OpenMP"); sys.exit()
 model = nn.Linear(64, 40)
 optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-mechanism = DPSGD(noise_multiplier=1e3, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.5), expected_batch_size=2)
+mechanism = DPSGD(
+    noise_multiplier=1e3, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.5), expected_batch_size=2
+)
 session = privatize(model, optimizer, mechanism)
 heard = 0
 with alarms():
@@ -186,7 +188,7 @@ with alarms():
         session.backward(torch.zeros(0))
         try:
             optimizer.step()
-        except Alarm:
+        except AlarmError:
             heard += 1
         level = float((model.weight.detach() - before).std()) / 500
         assert level == 0 if is_interrupted else 0.5 < level < 1.5, level
