@@ -192,15 +192,15 @@ def test_an_interrupt_while_the_others_are_waited_for_is_raised(runtime: str) ->
 
 def test_after_a_failure_the_other_threads_begin_no_further_chunk(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
-    has_failed = threading.Event()
+    other_has_begun = threading.Event()
     chunk = gaussian._Draw.chunk
 
     def slow(self: Any, start: int, *rest: Any) -> Any:
         begun.append(start)
         if threading.current_thread() is threading.main_thread():
-            has_failed.set()
+            other_has_begun.wait(timeout=30)
             raise AlarmError
-        has_failed.wait(timeout=30)
+        other_has_begun.set()
         for _ in range(3000):
             if is_cleared():
                 break
