@@ -12,7 +12,7 @@ import hushgrad
 ROOT = Path(hushgrad.__file__).parent
 GRADIENT_HALF = {"capture", "gradients", "clipping", "noise", "kernels", "padding"}
 ACCOUNTING_HALF = {"accounting", "sampling"}
-SHARED = {"errors", "arguments", "randomness", "_version"}
+SHARED = {"errors", "arguments", "randomness", "process", "_version"}
 SESSION = {"session", "step_hooks", "protocol", "frozen_setup", "update", "spending"}
 JOINING = (
     SESSION

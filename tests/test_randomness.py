@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+import os
 import pickle
 import random
 from functools import partial
@@ -150,6 +151,21 @@ def test_a_forked_process_cannot_draw_from_its_parents_stream(draw):
     answer = queue.get()
     child.join()
     assert "forked process" in answer
+
+
+def test_a_forked_process_with_its_parents_id_cannot_draw_either(monkeypatch):
+    """Process 1 of a container may fork into a namespace of its own, where its child is process 1, too."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    stream = KeyStream.fixed_for_tests(0)
+    child = os.fork()
+    if child == 0:
+        try:
+            stream.read(Address(0), 4)
+        except ProtocolError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert len(stream.read(Address(0), 4)) == 4
 
 
 @pytest.mark.statistical

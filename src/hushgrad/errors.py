@@ -170,6 +170,12 @@ class KernelMismatchError(HushgradError, RuntimeError):
     code = "DP408"
 
 
+class InterruptedDrawError(HushgradError, RuntimeError):
+    """Noise was not drawn to its end, so the update was not handed out."""
+
+    code = "DP409"
+
+
 # 5xx: accounting -----------------------------------------------------------------------------------------------------
 
 

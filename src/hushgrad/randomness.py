@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from hushgrad.arguments import whole_number
 from hushgrad.errors import InvalidArgumentError, ProtocolError
+from hushgrad.process import Process, this_process
 
 KEY_BYTES = 32
 BLOCK_BYTES = 16
@@ -63,7 +64,8 @@ class KeyStream:
     """A stream of uniform random bits under a secret key.
 
     The stream belongs to the process that made it. A forked child holds the same key, so its draws would repeat the
-    parent's; it gets a `ProtocolError` instead. Equality is identity, and `repr` does not show the key.
+    parent's; it gets a `ProtocolError` instead. A snapshot of the process or of its machine that is restored cannot be
+    told from the original: it must not go on training. Equality is identity, and `repr` does not show the key.
 
     Guarantee: draws at different addresses never share a block of the cipher; forks for different purposes have
     unrelated keys.
@@ -72,7 +74,7 @@ class KeyStream:
 
     _key: bytes = field(repr=False)
     is_secret: bool
-    _process: int = field(repr=False, default_factory=os.getpid)
+    _process: Process = field(repr=False, default_factory=this_process)
 
     @classmethod
     def from_operating_system(cls) -> KeyStream:
@@ -134,7 +136,7 @@ class KeyStream:
         return bytearray(self._key)
 
     def _require_own_process(self) -> None:
-        if self._process != os.getpid():
+        if self._process != this_process():
             raise ProtocolError(
                 "a KeyStream was drawn from in a forked process, where it would repeat its parent's bits; "
                 "make the stream (and what holds it) in the process that uses it"

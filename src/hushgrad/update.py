@@ -68,12 +68,13 @@ class Update:
         """Forget the sums."""
         self._sums = {}
 
-    @torch.no_grad()
     def write(self) -> None:
         """Hand (sum + noise) / divisor to the optimizer, in `p.grad`, and forget the sums. Charge before.
 
         Parameters that are frozen now get nothing, so that the optimizer leaves them alone; their sums are dropped.
         """
+        # Without torch.no_grad, which no operation here needs: sums have no graph, and an interrupt inside of its exit
+        # would leave gradients switched off in the whole process.
         sums, self._sums = self._sums, {}
         number, self._number = self._number, self._number + 1
         self._is_written = True

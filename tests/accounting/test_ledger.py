@@ -194,6 +194,28 @@ def test_a_forked_process_cannot_charge_and_does_not_keep_the_lock(path: Path) -
     assert read_ledger(path).steps == 1
 
 
+def test_a_forked_process_with_its_parents_id_can_neither_charge_nor_unlock(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Process 1 of a container may fork into a namespace of its own, where its child is process 1, too."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    ledger = Ledger(path, contract=CONTRACT)
+    child = os.fork()
+    if child == 0:
+        try:
+            ledger.charge(STEP)
+        except LedgerError:
+            ledger.close()
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    with pytest.raises(LedgerError, match="in use by another writer"):
+        Ledger(path, contract=CONTRACT)
+    ledger.charge(STEP)
+    ledger.close()
+    assert read_ledger(path).steps == 1
+
+
 CHANGES = {
     "sampling": "declared by the caller",
     "noise_source": "fixed key: NOT PRIVATE",

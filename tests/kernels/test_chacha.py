@@ -68,7 +68,7 @@ def test_the_key_belongs_to_the_stream_and_is_none_of_its_bits():
 
 
 def test_a_forked_process_gets_no_key():
-    stream = KeyStream(bytes(32), False, os.getpid() + 1)
+    stream = KeyStream(bytes(32), False, (os.getpid() + 1, 0))
     with pytest.raises(ProtocolError):
         CipherKey.of(stream)
 

@@ -335,5 +335,6 @@ def _read_note(record: Mapping[str, Any], steps: int) -> Note:
 
 def _accumulate(events: list[tuple[Event, int]], event: Event, count: int) -> None:
     if events and events[-1][0] == event:
-        count += events.pop()[1]
-    events.append((event, count))
+        events[-1] = (event, events[-1][1] + count)  # in one piece: an interrupt must not find what was charged gone
+    else:
+        events.append((event, count))

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from hushgrad.errors import LedgerError
+from hushgrad.process import this_process
 
 # O_NONBLOCK: opening a named pipe must not wait for somebody at its other end. It changes nothing for ordinary files.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -32,7 +33,7 @@ class LedgerFile:
         self.created = created
         self._final = path
         self._descriptor = descriptor
-        self._owner = os.getpid()
+        self._owner = this_process()
         self._size = 0
 
     @classmethod
@@ -114,7 +115,7 @@ class LedgerFile:
 
     def require_owner(self) -> None:
         """Refuse a forked process."""
-        if os.getpid() != self._owner:
+        if this_process() != self._owner:
             raise LedgerError("the ledger belongs to the process that opened it; a forked process cannot charge")
 
     def _check_untouched(self) -> None:
@@ -146,7 +147,7 @@ class LedgerFile:
         if self._descriptor < 0:
             return
         descriptor, self._descriptor = self._descriptor, -1
-        if os.getpid() == self._owner:
+        if this_process() == self._owner:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
@@ -181,5 +182,7 @@ def _sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def _failed(what: str, error: OSError) -> LedgerError:
-    return LedgerError(f"the ledger {what}: {os.strerror(error.errno or 0)}")
+def _failed(what: str, error: OSError) -> Exception:
+    if error.errno is None:
+        return error  # not the system's: a signal's handler raised it meanwhile (TimeoutError is an OSError)
+    return LedgerError(f"the ledger {what}: {os.strerror(error.errno)}")

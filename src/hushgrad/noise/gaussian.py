@@ -17,8 +17,7 @@ Guarantee: values beyond `abs(z)` = 8 occur with their true probability; the lar
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.arguments import non_negative_number, positive_number
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.errors import InterruptedDrawError, InvalidArgumentError
 from hushgrad.kernels import dispatch
 from hushgrad.kernels.chacha import CipherKey
 from hushgrad.noise.compiled import fastest_passes
@@ -103,7 +102,6 @@ class Noised:
     overwrite: bool = False
 
 
-@torch.no_grad()
 def noisy_updates(parts: Sequence[Noised], *, noise_std: float, divisor: float, stream: KeyStream) -> list[Tensor]:
     """Return the `noisy_update` of each total; all are drawn at once, so that threads do not wait for one another."""
     std = non_negative_number("noise_std", noise_std)
@@ -180,33 +178,59 @@ class _Draw:
 
 
 def _run(draws: Sequence[_Draw], stream: KeyStream) -> None:
-    """Draw, on as many of torch's threads as there is work for."""
-    jobs = deque((draw, start) for draw in draws for start in range(0, len(draw.into), PASSES.size))
-    places: dict[Address, list[Places]] = {draw.address: [] for draw in draws}
+    """Draw, on as many of torch's threads as there is work for.
+
+    Guarantee: it returns only after every chunk has said that its values are written and which of them are missing.
+    """
+    chunks = [(item, start) for item, draw in enumerate(draws) for start in range(0, len(draw.into), PASSES.size)]
+    left = deque(range(len(chunks)))
+    missing: list[Places | None] = [None] * len(chunks)  # set by a chunk as the last thing it does
     threads = max(1, min(torch.get_num_threads(), sum(len(draw.into) for draw in draws) // PASSES.worth_a_thread))
     for word in {draw.word for draw in draws}:
         pick_table(8 * word.itemsize)  # made once, before the threads ask for it
 
     def work() -> None:
-        with ExitStack() as lent:
-            scratch: dict[np.dtype[Any], Passes] = {}
+        scratch: dict[np.dtype[Any], Passes] = {}
+        try:
             while True:
                 try:
-                    draw, start = jobs.popleft()
+                    chunk = left.popleft()
                 except IndexError:
                     return
+                item, start = chunks[chunk]
+                draw = draws[item]
                 if draw.word not in scratch:
-                    scratch[draw.word] = lent.enter_context(_passes(draw.word))
+                    scratch[draw.word] = _lent(draw.word)
                 passes = scratch[draw.word]
-                missing = draw.chunk(start, min(start + passes.size, len(draw.into)), passes, stream)
-                if len(missing):
-                    places[draw.address].append(missing + start)
+                missing[chunk] = start + draw.chunk(start, min(start + passes.size, len(draw.into)), passes, stream)
+        except BaseException:
+            left.clear()  # nobody needs the rest
+            raise
+        finally:
+            for word, passes in scratch.items():
+                _idle[word].append(passes)
 
     on_all_threads(work, threads)
-    found = [np.sort(np.concatenate([*places[draw.address], np.empty(0, np.intp)])) for draw in draws]
+    work()  # what is left where no thread came for it
+    found = _places(chunks, missing, len(draws))
     values = _remainders([len(part) for part in found], [draw.address for draw in draws], stream)
     for draw, part, further in zip(draws, found, values, strict=True):
         draw.complete(part, further)
+
+
+def _places(chunks: Sequence[tuple[int, int]], missing: Sequence[Places | None], draws: int) -> list[Places]:
+    """Return the places of the missing values of each draw, in rising order, from those of its chunks."""
+    found: list[list[Places]] = [[np.empty(0, np.intp)] for _ in range(draws)]
+    for (item, _), places in zip(chunks, missing, strict=True):
+        if places is None:  # begun, and its sum may be written over in part, so it cannot be done again
+            undone = sum(places is None for places in missing)
+            raise InterruptedDrawError(
+                f"{undone} of the {len(chunks)} parts of a draw of noise were begun and did not end, so the update was "
+                f"not handed out. What was charged for it stands; go on with the next batch. If no interrupt came, "
+                f"report it with the versions of hushgrad and Python"
+            )
+        found[item].append(places)
+    return [np.concatenate(parts) for parts in found]
 
 
 # Fresh memory costs a page fault for every 4 KiB, which is more time than the values take, so scratch memory is kept.
@@ -214,17 +238,12 @@ def _run(draws: Sequence[_Draw], stream: KeyStream) -> None:
 _idle: dict[np.dtype[Any], deque[Passes]] = {word: deque() for word in _WORDS.values()}
 
 
-@contextmanager
-def _passes(word: np.dtype[Any]) -> Iterator[Passes]:
-    """Lend the passes, with their scratch memory, to one thread."""
+def _lent(word: np.dtype[Any]) -> Passes:
+    """Return passes, with their scratch memory, for one thread; it puts them back among the idle ones."""
     try:
-        passes = _idle[word].pop()
+        return _idle[word].pop()
     except IndexError:
-        passes = PASSES(word)
-    try:
-        yield passes
-    finally:
-        _idle[word].append(passes)
+        return PASSES(word)
 
 
 def _remainders(counts: Sequence[int], addresses: Sequence[Address], stream: KeyStream) -> list[Float64s]:

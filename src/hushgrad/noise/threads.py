@@ -4,15 +4,21 @@ Between two parallel operations torch's OpenMP threads wait by spinning: for mil
 Python beside them get half of a core each, and a draw of noise in a training step took three times as long as one
 alone. So the spinning threads themselves are put to work, through the entry that compiled OpenMP programs call. GCC's
 runtime has it, and so do LLVM's and Intel's; where torch runs on another one, threads of Python do the work.
+
+A signal's handler (Ctrl-C, an alarm) may raise on the main thread wherever Python begins a function, so also where
+OpenMP calls one, and there ctypes prints the exception and drops it. So what is called is no function: it is a
+generator that waits inside its own `try`, so that whatever comes as it wakes up is caught there.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from inspect import GEN_CLOSED, getgeneratorstate
+
+from hushgrad.errors import InterruptedDrawError
 
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -20,35 +26,64 @@ _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def on_all_threads(work: Callable[[], None], threads: int) -> None:
     """Call `work()` once on each of `threads` threads, at the same time, and return when all have ended.
 
+    An OpenMP runtime may give fewer threads than it is asked for, so `work` must not count on their number.
+
     Args:
         work: what each thread does. It takes its share from something common, and releases the interpreter's lock
             while it computes; operations of torch inside of it run on one thread.
         threads: how many, the calling one included; usually `torch.get_num_threads()`.
 
     Raises:
-        BaseException: what the first of the calls to fail raised, after all have ended.
+        BaseException: what the first of the calls to fail raised, after all have ended; what others raised is its
+            context.
+        InterruptedDrawError: a call ended and did not say how.
+
+    Guarantee: what a call raises is raised here, also what a signal's handler raises as the call begins.
     """
     if threads < 2:
         work()
         return
-    failures: list[BaseException] = []
-
-    def body(_: Any = None) -> None:
-        try:
-            work()
-        except BaseException as error:  # must not pass through code that is not Python
-            failures.append(error)
-
+    ends: dict[int, BaseException | None] = {}
+    shares = [_share(work, place, ends) for place in range(threads)]
+    for share in shares:
+        next(share)  # to its yield, inside its try
+    # Called with None for `data`: next(next(shares), None). From here to the yield no function of Python's begins.
+    enter = partial(next, map(next, shares))
     parallel = _openmp()
-    if parallel is not None:
-        parallel(_Body(body), None, threads, 0)
-    else:
-        with ThreadPoolExecutor(threads - 1) as pool:  # ends with the work: no thread outlives it, none is forked
-            for _ in range(threads - 1):
-                pool.submit(body)
-            body()
-    if failures:
-        raise failures[0]
+    try:
+        if parallel is not None:
+            parallel(_Body(enter), None, threads, 0)
+        else:
+            with ThreadPoolExecutor(threads - 1) as pool:  # ends with the work: no thread outlives it, none is forked
+                for _ in range(threads - 1):
+                    pool.submit(enter, None)
+                enter(None)
+    finally:
+        _raise([end for end in ends.values() if end is not None])
+    if any(getgeneratorstate(share) == GEN_CLOSED and place not in ends for place, share in enumerate(shares)):
+        raise InterruptedDrawError("a thread left the draw of noise and did not say how")
+
+
+def _share(work: Callable[[], None], place: int, ends: dict[int, BaseException | None]) -> Generator[None, None, None]:
+    """Do the work when asked a second time, and note how it ended: None, or what was raised.
+
+    Signals are looked at where a function begins, after calls and in loops, so not between `except` and the end.
+    """
+    try:
+        yield
+        work()
+        ends[place] = None
+    except BaseException as error:  # must not pass through code that is not Python
+        ends[place] = error
+
+
+def _raise(errors: list[BaseException]) -> None:
+    """Raise the first, with the others as its context; nothing if there are none."""
+    if errors:
+        try:
+            _raise(errors[1:])
+        finally:
+            raise errors[0]
 
 
 @cache

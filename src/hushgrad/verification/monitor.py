@@ -102,8 +102,8 @@ class NoiseMonitor:
             return
         if len(standard) >= _FINGERPRINT:
             self._require_new(standard[:_FINGERPRINT].astype("float32").tobytes())
-        self.values += len(standard)
-        self._squares += float(standard @ standard)
+        squares = float(standard @ standard)
+        self.values, self._squares = self.values + len(standard), self._squares + squares  # both or, interrupted, none
         if self.values >= self._next_look:
             self._next_look = 2 * self.values
             self._require_level()
