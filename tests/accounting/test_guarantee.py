@@ -92,11 +92,9 @@ def test_a_delta_that_text_holds_exactly_stays_as_it_is_usually_written(delta: f
 
 
 @pytest.mark.parametrize("noise", [0.7, 1.0, 1.3, 2.0, 5.0])
-@pytest.mark.parametrize("steps", [3, 40, 500, 6000])
-@pytest.mark.parametrize("delta", [1e-5, 1 / 300_001])
-def test_the_error_that_is_printed_is_not_below_the_error_that_is_stated(
-    noise: float, steps: int, delta: float
-) -> None:
+@pytest.mark.parametrize("steps", [60, 300, 900, 6000])
+def test_the_error_that_is_printed_is_not_below_the_error_that_is_stated(noise: float, steps: int) -> None:
+    delta = 1 / 300_001
     result = guarantee([(PoissonSampled(0.01, noise), steps)], delta)
     assert result.numerical_error is not None
     found = re.search(r"at most (\S+) above the exact value", str(result))

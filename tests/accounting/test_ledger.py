@@ -481,9 +481,7 @@ def test_what_is_no_ordinary_file_is_refused_and_a_named_pipe_is_not_waited_for(
         ({}, {"event": {**DisjointPass(1.0, 0).to_json(), "pass_index": 10**400}}),
     ],
 )
-def test_numbers_that_no_run_can_have_are_refused_though_the_chain_is_right(
-    path: Path, contract: Any, charge: Any
-) -> None:
+def test_numbers_that_no_run_can_have_are_refused_with_right_hashes(path: Path, contract: Any, charge: Any) -> None:
     first, header = encode("header", 0, "0" * 64, {"format": 1, "run": "x", "contract": asdict(CONTRACT) | contract})
     second, _ = encode("charge", 1, header, {"event": STEP.to_json(), "count": 1} | charge)
     path.write_bytes(first + second)
@@ -533,5 +531,5 @@ def test_the_view_at_an_anchor_is_what_the_ledger_said_then_and_none_where_it_ne
 
 def test_the_cure_for_a_damaged_ledger_warns_of_an_older_copy(path: Path) -> None:
     path.write_bytes(_small(path).replace(b'"noise_multiplier":2.0', b'"noise_multiplier":9.0'))
-    with pytest.raises(LedgerError, match="holds every step since.*an older copy forgets steps"):
+    with pytest.raises(LedgerError, match=r"holds every step since.*an older copy forgets steps"):
         read_ledger(path)

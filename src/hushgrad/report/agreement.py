@@ -188,7 +188,8 @@ def _summary(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[Row]
     )
     yield _compared("ε in summary.json and from its ledger", files.said("epsilon"), held.epsilon)
     yield _statement(files, held)
-    noises = sorted({n for n in map(files.said, ("noise_multiplier", "vocabulary_noise_multiplier")) if n is not None})
+    noises = [n for n in map(files.said, ("noise_multiplier", "vocabulary_noise_multiplier")) if n is not None]
+    noises = sorted(set(noises)) if all(isinstance(n, int | float) for n in noises) else noises
     yield _compared("σ in summary.json and in the ledger", noises, sorted({e.noise_multiplier for e, _ in described}))
     rates = {event.sampling_rate for event, _ in described if isinstance(event, PoissonSampled | TruncatedPoisson)}
     declared = [

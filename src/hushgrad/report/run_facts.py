@@ -55,7 +55,7 @@ def run_facts(
     """
     files = RunFiles.read(folder)
     summary = _summary(files)
-    delta = summary.get("delta") or DEFAULT_DELTA
+    delta = files.delta(DEFAULT_DELTA)
     audit, audit_rows = audit_facts(folder / AUDIT, files, besides=summary.get("vocabulary_noise_multiplier"))
     largest = largest_epsilon(files, delta)
     said, stated = ([], []) if replaces is None else earlier_claims(replaces, files, largest)

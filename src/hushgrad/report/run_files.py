@@ -18,6 +18,7 @@ from typing import Any
 from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.ledger import LedgerView, read_ledger, view_when
 from hushgrad.accounting.records import Anchor
+from hushgrad.arguments import open_unit_interval
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.sweep.folder import read_summary
 from hushgrad.study.sweep.results import read_measurements
@@ -64,6 +65,11 @@ class RunFiles:
     def said(self, key: str) -> Any:
         """Return a value of the summary, None where it says nothing."""
         return None if self.summary is None else self.summary.get(key)
+
+    def delta(self, default: float) -> float:
+        """Return the δ of the summary, `default` where it names none. Raises InvalidArgumentError for what is no δ."""
+        stated = self.said("delta")
+        return default if stated is None else open_unit_interval("delta in a summary.json", stated)
 
     @property
     def has_ended(self) -> bool:

@@ -42,7 +42,7 @@ class Attempt:
     def read(cls, folder: SweepFolder, path: Path, delta: float) -> Attempt:
         """Read and compare the files in `path`, a folder inside the sweep's."""
         files = RunFiles.read(path)
-        delta = files.said("delta") or delta
+        delta = files.delta(delta)
         compared = agreement(files, delta)
         epsilon = _charged(files, delta)
         if not all(row.held for row in compared):
@@ -59,7 +59,7 @@ class Attempt:
         missing = self.files.ledger is None or (anchor_in(self.files.summary) is not None and self.files.known is None)
         if self.agrees or missing:
             return not self.agrees
-        return self.epsilon > _charged(self.files, self.files.said("delta") or delta)
+        return self.epsilon > _charged(self.files, self.files.delta(delta))
 
 
 def sweep_facts(path: Path, *, name: str | None = None, uncovered: bool = False) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _run(folder: SweepFolder, row: Row, attempt: Attempt | None) -> dict[str, An
     facts["settings"] = {}
     if attempt is None:
         return facts
-    files, delta = attempt.files, row.delta or DEFAULT_DELTA
+    files, delta = attempt.files, attempt.files.delta(DEFAULT_DELTA)
     facts["settings"] = {key: files.said(key) for key in SETTINGS if files.said(key) is not None}
     facts["ledger_epsilon"] = _charged(files, delta)
     if files.ledger is not None:
