@@ -45,7 +45,7 @@ def main(signals: int, count: int, runtime: str, seed: int) -> None:
     session = privatize(model, optimizer, mechanism, key=KeyStream.fixed_for_tests(seed))
     raised = heard = updates = bare = 0
     dropped: list[str] = []
-    sys.unraisablehook = lambda lost: dropped.append(repr(lost.exc_value))
+    sys.unraisablehook = lambda lost: dropped.append(f"{lost.exc_value!r} in {lost.object!r}")
 
     def ring(number: int, frame: FrameType | None) -> None:
         nonlocal raised
@@ -85,7 +85,7 @@ def main(signals: int, count: int, runtime: str, seed: int) -> None:
         "steps": step + 1,
         "raised": raised,
         "heard": heard,
-        "dropped": len(dropped),
+        "dropped": dropped,
         "updates": updates,
         "charged": charged,
         "bare": bare,

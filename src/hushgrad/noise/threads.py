@@ -13,8 +13,8 @@ generator that waits inside its own `try`, so that whatever comes as it wakes up
 from __future__ import annotations
 
 import ctypes
+from _thread import LockType, allocate_lock, start_new_thread
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from inspect import GEN_CLOSED, getgeneratorstate
 
@@ -54,10 +54,7 @@ def on_all_threads(work: Callable[[], None], threads: int) -> None:
         if parallel is not None:
             parallel(_Body(enter), None, threads, 0)
         else:
-            with ThreadPoolExecutor(threads - 1) as pool:  # ends with the work: no thread outlives it, none is forked
-                for _ in range(threads - 1):
-                    pool.submit(enter, None)
-                enter(None)
+            _on_threads_of_python(enter, threads - 1)
     finally:
         _raise([end for end in ends.values() if end is not None])
     if any(getgeneratorstate(share) == GEN_CLOSED and place not in ends for place, share in enumerate(shares)):
@@ -75,6 +72,43 @@ def _share(work: Callable[[], None], place: int, ends: dict[int, BaseException |
         ends[place] = None
     except BaseException as error:  # must not pass through code that is not Python
         ends[place] = error
+
+
+def _on_threads_of_python(enter: Callable[[None], None], helpers: int) -> None:
+    """Call `enter(None)` on so many new threads and on this one; return when all have ended.
+
+    `threading` and its pools are not made for handlers that raise: as a thread starts or is let go, they lose such an
+    exception or replace it. Of their lowest level only the interrupt at a start can hide that there was one, and then
+    that thread is not waited for: it ends by itself, and what it writes nobody reads.
+    """
+    locks, started, ended = [allocate_lock() for _ in range(helpers)], [], set[LockType]()
+
+    def help_with(lock: LockType) -> None:
+        try:
+            enter(None)
+        finally:
+            ended.add(lock)
+            lock.release()
+
+    try:
+        for lock in locks:
+            lock.acquire()
+            start_new_thread(help_with, (lock,))
+            started.append(lock)
+        enter(None)
+    finally:
+        _wait_for(started, ended)
+
+
+def _wait_for(locks: list[LockType], ended: set[LockType]) -> None:
+    """Return when all have ended; what a handler raises meanwhile is raised after that."""
+    try:
+        for lock in locks:
+            while lock not in ended:  # says it; that the lock is free again only wakes this thread up
+                lock.acquire()
+    except BaseException:
+        _wait_for(locks, ended)
+        raise
 
 
 def _raise(errors: list[BaseException]) -> None:
