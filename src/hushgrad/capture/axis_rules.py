@@ -37,6 +37,17 @@ def _is_name_of_a_change(name: str) -> bool:
     return any(part.endswith("_") for part in name.split("."))
 
 
+MAIN_ARGUMENTS = ("input", "self", "tensor", "x", "a", "x1", "input1")
+"""What torch's operators and initialisers call their first argument; some take NumPy's names, too."""
+
+
+def main_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the argument that an operator is about, which it changes if it works in place; None if there is none."""
+    if args:
+        return args[0]
+    return next((kwargs[name] for name in MAIN_ARGUMENTS if name in kwargs), None)
+
+
 @dataclass(slots=True, eq=False)  # not frozen, which takes three times as long to make: there is one for each call
 class Seen:
     """One call: its arguments, those that descend from the batch with their known axes, and B."""
@@ -51,7 +62,7 @@ class Seen:
     @property
     def first(self) -> Any:
         """The operator's main argument."""
-        return self.args[0] if self.args else self.kwargs.get("input", self.kwargs.get("self"))
+        return self.args[0] if self.args else main_argument(self.args, self.kwargs)
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """Return an argument by its position or its name."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import init
 
 from hushgrad.capture import axis_products as products
 from hushgrad.capture.axis_rules import (
@@ -151,6 +152,9 @@ def _table(rule: AxisRule, names: str, *, in_place: bool = False) -> dict[Callab
     return dict.fromkeys(_found(names), rule)
 
 
+INITIALIZERS: set[Callable[..., Any]] = {init.uniform_, init.normal_, init.constant_, init.kaiming_uniform_}
+"""Those of `nn.init` that show themselves to a mode; they write into a tensor without gradients."""
+
 AXIS_RULES: dict[Callable[..., Any], AxisRule] = {
     **_table(elementwise, ARITHMETIC, in_place=True),
     **_table(elementwise, ACTIVATIONS, in_place=True),
@@ -162,6 +166,7 @@ AXIS_RULES: dict[Callable[..., Any], AxisRule] = {
     **_table(reduced(1), REDUCTIONS),
     **{func: rule for name, rule in ALONG.items() for func in _found(f"{name} {name}_")},
     **{func: rule for name, rule in {**OTHERS, **_spatial()}.items() for func in _found(name)},
+    **dict.fromkeys(INITIALIZERS, like_first),
     Tensor.__getitem__: indexed,
     F.unfold: batch_first(4),
     F.embedding: products.embedding,
