@@ -62,14 +62,20 @@ def _frame_of_module_call() -> FrameType | None:
 
 
 class LivingArguments(dict[str, Any]):
-    """The keyword arguments of a call, handed on to it as they are, which tell when the call's frame lets them go."""
+    """The keyword arguments of a call, handed on to it as they are, which tell when the call's frame lets them go.
+
+    Compiled code builds them anew without a call of `__init__`; such ones tell nobody.
+    """
+
+    _let_go: Callable[[], None] | None = None
 
     def __init__(self, kwargs: dict[str, Any], let_go: Callable[[], None]) -> None:
         super().__init__(kwargs)
         self._let_go = let_go
 
     def __del__(self) -> None:
-        self._let_go()
+        if self._let_go is not None:
+            self._let_go()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)  # a copy is an ordinary dictionary

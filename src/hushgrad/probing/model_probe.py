@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hushgrad.capture.scope import Scope
-from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError
+from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError, UnsupportedModelError
 from hushgrad.probing.calls import Call, Outcome, Runner, devices_of, where_raised
 from hushgrad.probing.gradient_probe import require_own_gradient
 from hushgrad.probing.loss_probe import Runs
@@ -148,7 +148,21 @@ class _Examination:
         except HushgradError:
             raise
         except Exception:  # values out of the range that the model can take
+            return self._run_exchanged(chosen)
+
+    def _run_exchanged(self, chosen: Sequence[int]) -> Outcome:
+        """Run the batch with rows in each other's place, which only a model that counts on their order refuses."""
+        try:
             return self._runner.run(self._batch.exchanged(chosen, away=False), quiet=False, parameters=True)
+        except HushgradError:
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{self._name(None)} runs on the batch as it is and fails when some of its records take each other's "
+                f"place ({where_raised(error)}), so it cannot be examined: it counts on the order in which records "
+                f"come, or on something beside the tensors of its inputs that goes with each of them. Take records in "
+                f"any order (pack_padded_sequence and pack_sequence: enforce_sorted=False)"
+            ) from None
 
     def _require_own_gradient(self, fewer: Outcome, axes: dict[Path, int], example: int, drew: bool) -> None:
         """Run a few examples forward and backward under capture, and compare the gradient of one of them."""
@@ -186,7 +200,7 @@ class _Examination:
         except Exception:  # NaN stops the model; the other half is still exchanged
             self._probe.skipped.append("examples of NaN stop the model, so that they could not be tried")
             inputs, what = self._batch.exchanged(chosen, away=False), "were exchanged"
-            poisoned = self._runner.run(inputs, quiet=False, parameters=True)
+            poisoned = self._run_exchanged(chosen)
         self._compare(base, poisoned, axes, (others, others), inputs, False, what)
         self._require_still_state(base, poisoned, None, others, poisoned=True)
 

@@ -165,6 +165,10 @@ class Probe:
         self._looks_at_order += MOST_LOOKS_AT_ORDER if in_order else 1
         self._padded = None
 
+    def is_due(self, size: int) -> bool:
+        """Return whether `examine` will run the model again."""
+        return any(self._is_due(part, size) for part in self._pending)
+
     def examine(self, size: int) -> None:
         """Probe what ran on a physical batch of `size` examples, unless it was probed before.
 
