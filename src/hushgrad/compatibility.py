@@ -72,8 +72,7 @@ def _require_parts_in_python(model: nn.Module) -> None:
         names = ", ".join(f"{name!r}" if name else "the model itself" for name in parts)
         raise UnsupportedModelError(
             f"{names}: a scripted or traced part (torch.jit) runs outside of Python, so that the use of the trainable "
-            f"parameters in it cannot be seen. Use the module that it was made from, or freeze its parameters "
-            f"(requires_grad_(False))"
+            f"parameters in it cannot be seen. Use the module that it was made from"
         )
 
 

@@ -138,6 +138,27 @@ def viewed(seen: Seen, out: Tensor, place: int) -> Axis:
     return found[-1] if found else None
 
 
+def unsqueezed(seen: Seen, out: Tensor, place: int) -> Axis:
+    """`unsqueeze_`: seen when it has happened, a new dimension before or behind the batch's."""
+    axis, dims = seen.axis_of(seen.first), dims_of(seen.argument(1, "dim"), out.ndim)
+    return None if axis is None or dims is None else axis + (min(dims) <= axis)
+
+
+def exchanged(first: str, second: str) -> AxisRule:
+    """`transpose_` and its kin: seen when it has happened, two dimensions in each other's place."""
+
+    def rule(seen: Seen, out: Tensor, place: int) -> Axis:
+        axis = seen.axis_of(seen.first)
+        one = dims_of(seen.argument(1, first, 0), out.ndim)
+        two = dims_of(seen.argument(2, second, 1), out.ndim)
+        if axis is None or one is None or two is None:
+            return None
+        swapped = {min(one): min(two), min(two): min(one)}
+        return swapped.get(axis, axis)
+
+    return rule
+
+
 def reshaped(seen: Seen, out: Tensor, place: int) -> Axis:
     """Same values in the same row-major order; positions behind the batch may be folded into it or out of it."""
     x = seen.first

@@ -19,6 +19,7 @@ from hushgrad.capture.axis_rules import (
     before_last,
     concatenated,
     elementwise,
+    exchanged,
     flipped,
     frozen_batch_norm,
     indexed,
@@ -28,6 +29,7 @@ from hushgrad.capture.axis_rules import (
     repeated,
     reshaped,
     stacked,
+    unsqueezed,
     viewed,
 )
 
@@ -167,6 +169,10 @@ AXIS_RULES: dict[Callable[..., Any], AxisRule] = {
     **{func: rule for name, rule in ALONG.items() for func in _found(f"{name} {name}_")},
     **{func: rule for name, rule in {**OTHERS, **_spatial()}.items() for func in _found(name)},
     **dict.fromkeys(INITIALIZERS, like_first),
+    Tensor.unsqueeze_: unsqueezed,
+    Tensor.transpose_: exchanged("dim0", "dim1"),
+    Tensor.swapaxes_: exchanged("axis0", "axis1"),
+    Tensor.swapdims_: exchanged("dim0", "dim1"),
     Tensor.__getitem__: indexed,
     F.unfold: batch_first(4),
     F.embedding: products.embedding,

@@ -18,8 +18,9 @@ from hushgrad.capture.operators.embedding import constant_ids
 from hushgrad.capture.operators.generic import generic
 from hushgrad.capture.operators.operator import Forward, first_order_only
 from hushgrad.capture.operators.table import COMPOSITES, REFUSALS, RULES
+from hushgrad.capture.source_line import calling_forward
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
-from hushgrad.errors import UncoveredParameterUseError
+from hushgrad.errors import HushgradError, UncoveredParameterUseError
 
 # Attribute reads that return a tensor made of the parameter's values; all others say something about it.
 TENSOR_ATTRIBUTES = {getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "real", "imag", "data")}
@@ -28,6 +29,9 @@ NODES_TO_LOOK_AT = 100
 
 NUMPY_NAMES = frozenset({"x", "a", "x1", "x2", "axis", "keepdims"})
 """Names that many of torch's operators take in the place of their own, which are not in their signatures."""
+
+MADE_HERE = {"_CapturedBackward", "_GenericBackward", "_GuardBackward", "_UnrolledBackward"}
+"""What torch calls the nodes of operators that run as functions of this package."""
 
 HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 
@@ -74,9 +78,14 @@ class CaptureMode(TorchFunctionMode):
                 leaf.require_unchanged()
         if sources and func in REFUSALS and torch.is_grad_enabled():
             REFUSALS[func](args, kwargs)
-        if leaves and torch.is_grad_enabled() and not _only_describes(func):
-            return self._captured(func, args, kwargs, leaves, sources)
-        result = func(*args, **kwargs)
+        try:
+            if leaves and torch.is_grad_enabled() and not _only_describes(func):
+                return self._captured(func, args, kwargs, leaves, sources)
+            result = func(*args, **kwargs)
+        except RuntimeError as error:
+            if not isinstance(error, HushgradError) and changes_in_place(func):
+                _refuse_change_of_output(func, main_argument(args, kwargs))
+            raise
         if func is Tensor.__setitem__:
             call.axes.wrote(*args)
         elif sources:
@@ -111,6 +120,16 @@ class CaptureMode(TorchFunctionMode):
         if func in HOOKS:
             return _hooked(func, args, kwargs, leaves)
         return derive(call, func, args, kwargs, leaves)
+
+
+def _refuse_change_of_output(func: Callable[..., Any], target: Any) -> None:
+    """Say why torch refused to change a tensor in place, if it is because an operator captured here made it."""
+    for made in (target, target._base) if isinstance(target, Tensor) else ():
+        if made is not None and made.grad_fn is not None and _name_of(made.grad_fn) in MADE_HERE:
+            raise UncoveredParameterUseError(
+                f"{func.__name__}: cannot change in place what was computed with a parameter, or a part of it"
+                f"{calling_forward()}. Use the form of {func.__name__} that returns a new tensor"
+            ) from None
 
 
 def _hooked(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Leaf]) -> Any:
@@ -277,7 +296,9 @@ class _Guard(torch.autograd.Function):
     @first_order_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         raise UncoveredParameterUseError(
-            f"{ctx.leaf_name}: a tensor computed from parameters alone reached the loss outside the model's forward, or "
-            f"without ever meeting the batch (a weight penalty, say), so it has no per-example gradient. Use it inside "
-            f"the forward together with data, or replace a penalty by the optimizer's weight_decay"
+            f"{ctx.leaf_name}: a tensor computed from parameters alone reached the loss outside the model's forward, "
+            f"or without ever meeting the batch (a weight penalty, say), so it has no per-example gradient. Use it inside "
+            f"the forward together with data, or replace a penalty by the optimizer's weight_decay. Where it did meet "
+            f"the batch, hand that to the model as tensors (in tuples, dictionaries or dataclasses), and compute from "
+            f"it by torch's own operators, in no scripted or traced part"
         )

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hushgrad.capture.scope import Scope
@@ -71,6 +72,14 @@ class ModelProbe:
         runner = Runner(call, call.state, devices_of(self.model, call.inputs))
         try:
             _Examination(self, runner, size).run()
+        except (HushgradError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"the model runs on the batch and fails ({where_raised(error)}) when it is run again on the same "
+                f"records or altered ones, so it cannot be examined. Take nothing in the forward that a second run "
+                f"cannot have, and no values, order or number of records for granted"
+            ) from None
         finally:
             now.restore()
             self.forwards += runner.forwards

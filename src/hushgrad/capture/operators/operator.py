@@ -78,8 +78,8 @@ class Forward:
 class Operator(ABC):
     """One captured call: static facts as fields, tensors as arguments.
 
-    `autocasts` says whether autocast runs the operator in its 16-bit dtype; `shows_leaf` whether the result is a view of
-    a leaf's own memory.
+    `autocasts` says whether autocast runs the operator in its 16-bit dtype; `shows_leaf` whether the result is a view
+    of a leaf's own memory.
     """
 
     name: str
