@@ -297,8 +297,8 @@ class _Guard(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         raise UncoveredParameterUseError(
             f"{ctx.leaf_name}: a tensor computed from parameters alone reached the loss outside the model's forward, "
-            f"or without ever meeting the batch (a weight penalty, say), so it has no per-example gradient. Use it inside "
-            f"the forward together with data, or replace a penalty by the optimizer's weight_decay. Where it did meet "
-            f"the batch, hand that to the model as tensors (in tuples, dictionaries or dataclasses), and compute from "
-            f"it by torch's own operators, in no scripted or traced part"
+            f"or without ever meeting the batch (a weight penalty, say), so it has no per-example gradient. Use it "
+            f"inside the forward together with data, or replace a penalty by the optimizer's weight_decay. Where it "
+            f"did meet the batch, hand that to the model as tensors (in tuples, dictionaries or dataclasses), and "
+            f"compute from it by torch's own operators, in no scripted or traced part"
         )

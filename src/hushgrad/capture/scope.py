@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -111,8 +112,7 @@ class Scope:
         begun = self._here.open
         if begun is None or begun.call.is_running():
             return False
-        self._exit(begun)
-        begun.left(None)
+        self._abandon(begun)
         return True
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -167,10 +167,15 @@ class Scope:
             self._exit(begun)
         begun.left(output)
 
-    def _let_go(self, begun: weakref.ref[_Open]) -> None:
-        """The frame of a call is gone: its hooks have run, or never will."""
-        if self._here.open is not None and self._here.open is begun():
-            self.leave_if_stale()
+    def _let_go(self, reference: weakref.ref[_Open], frame: FrameType) -> None:
+        """The arguments of a call are gone, as `frame` ran: its hooks have run, or never will."""
+        begun = self._here.open
+        if begun is not None and begun is reference() and begun.call.is_over(frame):
+            self._abandon(begun)
+
+    def _abandon(self, begun: _Open) -> None:
+        self._exit(begun)
+        begun.left(None)
 
     def _leaves(self, held: list[Tensor]) -> dict[int, Leaf]:
         """Resolve the parameters by name now: their tensors may have been swapped since the session began.
