@@ -446,6 +446,35 @@ def test_a_part_in_torchscript_with_trainable_parameters_is_refused_at_set_up(pa
         Training(whole)
 
 
+@pytest.mark.parametrize("between", [False, True])
+def test_a_parameter_that_is_frozen_for_a_while_is_no_leak(between: bool) -> None:
+    data = TensorDataset(torch.stack([batch(seed)[0] for seed in range(8)]))
+    model = Net()
+    engine = PrivacyEngine()
+    model, optimizer, loader = engine.make_private(
+        module=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+        data_loader=DataLoader(data, batch_size=8),
+        noise_multiplier=0.0,
+        max_grad_norm=C,
+        poisson_sampling=False,
+    )
+    before = copy.deepcopy(model)
+    for (x,) in loader:
+        model.b.bias.requires_grad_(between)
+        loss = losses(model(x)).mean()
+        loss.backward()
+        model.b.bias.requires_grad_(False)
+        optimizer.step()
+    before.b.bias.requires_grad_(between)
+    runs = [lambda i=i: losses(before(data.tensors[0][i : i + 1])).sum() for i in range(8)]
+    expected = clipped_sum_of(one_at_a_time(before, runs), C)
+    for name, parameter in before.named_parameters():
+        found = dict(model.named_parameters())[name]
+        update = torch.zeros_like(parameter) if name == "b.bias" else expected[name] / 8
+        torch.testing.assert_close(parameter - found, update, rtol=1e-9, atol=1e-11)
+
+
 def test_a_criterion_of_three_arguments_is_told_of_two_ways_that_work() -> None:
     data = TensorDataset(torch.randn(16, 4).double(), torch.zeros(16))
     model = Net()
@@ -541,6 +570,7 @@ def _shown(model: nn.Module, *, no_grad: bool) -> Tensor:
 @pytest.mark.parametrize("no_grad", [True, False])
 @pytest.mark.parametrize("times", [1, 3])
 def test_another_thread_may_run_the_model_in_the_middle_of_a_forward(no_grad: bool, times: int) -> None:
+    """Guarantee: threads that run one model at the same time do not see each other's modes."""
     results: list[list[Any]] = []
 
     def between(m: Net, h: Tensor) -> Tensor:
