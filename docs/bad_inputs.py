@@ -218,6 +218,7 @@ SETUP: dict[str, Callable[[], Any]] = {
     ),
     "a gradient left from before": lambda: _make(module=_changed(_with_gradient)),
     "`DataParallel`": lambda: _make(module=nn.DataParallel(_network())),
+    "a part in TorchScript": lambda: _make(module=nn.Sequential(torch.jit.script(nn.Linear(2, 3)), nn.Linear(3, 1))),
     "a model that is private already": _same_model_twice,
     "an engine that is in use": _same_engine_twice,
     "`LBFGS`": lambda: _make(optimizer=lambda model: torch.optim.LBFGS(model.parameters())),
@@ -288,6 +289,17 @@ def _scaled(run: _Run) -> None:
     scaler.step(run.optimizer)
 
 
+def _penalized(run: _Run) -> None:
+    x = run.x.requires_grad_()
+    (gradient,) = torch.autograd.grad(run.model(x).sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+
+
+def _second_reader(run: _Run) -> None:
+    with run.loader._one_reader():
+        next(iter(run.loader))
+
+
 LOOP: dict[str, Callable[[], Any]] = {
     "the next batch without `optimizer.step()`": lambda: next(_Run().backward().items),
     "`optimizer.step()` without a backward": lambda: _Run().step(),
@@ -333,6 +345,15 @@ LOOP: dict[str, Callable[[], Any]] = {
     ),
     "`h - h.mean(0)` at the end of the model": lambda: _Run(module=_Centred(4, 2)).backward(),
     "an output `[B, 1]` against a target `[B]`": lambda: _criterion(nn.MSELoss())(torch.zeros(8, 1), torch.zeros(8)),
+    "a gradient penalty": lambda: _penalized(_Run()),
+    "`torch.func.vmap` of the model": lambda: _Run().after(lambda run: torch.func.vmap(run.model)(run.x)),
+    "a generator's step through the model": lambda: (
+        _Run().backward().step().after(lambda run: run.model(run.x).sum().backward())
+    ),
+    "`per_example(TripletMarginLoss())` of three outputs": lambda: _Run().after(
+        lambda run: run.engine.per_example(nn.TripletMarginLoss())(*[run.model(run.x)] * 3)
+    ),
+    "two threads that read one loader": lambda: _Run().after(_second_reader),
     "`GradScaler` with a fused optimizer": lambda: _scaled(
         _Run(optimizer=lambda model: torch.optim.Adam(model.parameters(), fused=True))
     ),

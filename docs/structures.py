@@ -34,6 +34,17 @@ recompilations without it. Compile the parts of a model that have no trainable p
 A record's gradient may be exact and training still not private: the two `Embedding` options that are refused here move
 weights without noise, or divide a record's gradient by what other records looked up.
 
+Parts made by `torch.jit` run outside of Python: with trainable parameters they are refused at set-up, and without any
+the batch is lost in what they return. Under the transforms of `torch.func` (`vmap`, `grad`, `jvp`) and forward-mode
+differentiation trainable parameters are refused: call the model on the whole batch, or transform a copy of it.
+
+Threads: each has a capture of its own, so that a model may run in several at once. An evaluation under `no_grad()`
+beside training is an ordinary one; training may run in any thread, a backward in another one than its forward. Whatever
+the thread, a backward that reaches parameters between a loader item and its `optimizer.step()` counts for that item, so
+evaluate under `no_grad()`. Read a private loader in one thread. While the first batch is examined, forwards of other
+threads that draw random numbers, or change what the model keeps, would be taken for its own: begin them after the first
+step.
+
 The page is written by `python docs/structures.py`, and a test checks that it is current. Whole architectures, by hand
 and from `transformers` and `peft`, are tested in the same way: there are about a hundred under `tests/zoo`.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -36,6 +36,7 @@ def require_trainable_privately(model: nn.Module, optimizer: Optimizer) -> dict[
     if not isinstance(optimizer, Optimizer):
         raise InvalidArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     _require_one_process(model)
+    _require_parts_in_python(model)
     require_separate_examples(model, list(model.modules()))
     _require_dense_gradients(model)
     trainable = _trainable_parameters(model)
@@ -63,6 +64,28 @@ def _is_replica_or_shard(kind: type) -> bool:
     if issubclass(kind, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return True
     return any(base.__module__.startswith("torch.distributed.fsdp") for base in kind.__mro__)
+
+
+def _require_parts_in_python(model: nn.Module) -> None:
+    parts = dict(scripted_parts(model))
+    if parts:
+        names = ", ".join(f"{name!r}" if name else "the model itself" for name in parts)
+        raise UnsupportedModelError(
+            f"{names}: a scripted or traced part (torch.jit) runs outside of Python, so that the use of the trainable "
+            f"parameters in it cannot be seen. Use the module that it was made from"
+        )
+
+
+def scripted_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the outermost parts that `torch.jit` made and that hold trainable parameters, with their names."""
+    last = None
+    for name, part in model.named_modules():
+        inside = last is not None and (not last or name.startswith(f"{last}."))
+        if inside or not isinstance(part, torch.jit.ScriptModule):
+            continue
+        last = name
+        if any(parameter.requires_grad for parameter in part.parameters()):
+            yield name, part
 
 
 def require_separate_examples(model: nn.Module, modules: Sequence[nn.Module]) -> None:

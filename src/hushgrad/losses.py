@@ -99,17 +99,26 @@ class PerExampleLoss(nn.Module):
         self._unreduced = self._function = unreduced
         self._elements_are_summed = self._elements_are_summed or reduction == "batchmean"
 
-    def forward(self, output: Any, target: Any) -> Tensor:
+    def forward(self, output: Any, target: Any, *others: Any, **named: Any) -> Tensor:
         """Return the scalar loss of a batch.
 
         Args:
             output: what the model returned, the batch on its first dimension.
             target: what the criterion compares it with.
+            others, named: none; a criterion of more arguments is refused with the cure.
 
         Raises:
+            InvalidArgumentError: more than two arguments.
             PrivacyUnitError: the first dimension of the output is not the batch.
             LossShapeError: the criterion does not give one loss per example.
         """
+        if others or named:
+            raise InvalidArgumentError(
+                f"a criterion of engine.per_example gets (output, target), and {self.name} was called with "
+                f"{2 + len(others) + len(named)} arguments. Call it without reduction and hand its losses [B] to "
+                f"engine.session.backward(losses), which takes those of any criterion; or give per_example a function "
+                f"of two arguments that are tuples"
+            )
         losses = self.losses(output, target)
         if self._observer is not None and torch.is_grad_enabled():
             self._observer.evaluated(self, output, target, losses)

@@ -487,6 +487,8 @@ class Session:
         """Add the clipped sum of the first `drawn` of `size` examples; those after them are padding."""
         self._scope.leave_if_stale()
         if drawn:
+            if self._probe.is_due(size):  # an ordinary gradient is told by its own name, not as a leak
+                self._frozen.require_no_surprises()
             self._probe.examine(size)
         if self._loader is not None:
             self._observed.start_adding()

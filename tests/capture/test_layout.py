@@ -331,7 +331,28 @@ def test_a_write_that_mixes_examples_in_place_is_refused() -> None:
     with pytest.raises(PrivacyUnitError, match="in place"):
         tracked_axis(lambda x: _assigned(x.clone(), PERMUTATION, x.clone()), x)
     with pytest.raises(PrivacyUnitError, match="in place"):
-        tracked_axis(lambda x: x.clone().transpose_(0, 1), x)
+        tracked_axis(lambda x: x.clone().unsqueeze(0).squeeze_(0), x)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda x: x.clone().transpose_(0, 1),
+        lambda x: x.clone().transpose_(-1, 0).swapaxes_(0, 1).tanh(),
+        lambda x: x.clone().swapdims_(1, 2),
+        lambda x: x.clone().unsqueeze_(0),
+        lambda x: x.clone().unsqueeze_(-1).transpose_(-1, 0),
+        lambda x: x.clone().unsqueeze_(dim=1).swapaxes_(axis0=0, axis1=2),
+        lambda x: x.clone().transpose_(dim0=0, dim1=2),
+    ],
+)
+@pytest.mark.parametrize("shape", [(B, B, B), (B, 3, 2)])
+def test_the_batch_is_followed_where_a_tensor_is_turned_in_place(
+    move: Callable[[Tensor], Tensor], shape: tuple[int, ...]
+) -> None:
+    x = torch.randn(shape, dtype=torch.float64)
+    assert tracked_axis(move, x)[1] is not None
+    assert_axis_is_true(move, x)
 
 
 def test_a_buffer_written_through_a_view_is_not_taken_for_a_constant() -> None:

@@ -1,6 +1,7 @@
 """The loader: every drawn record once, in physical batches, whatever the workers and the items."""
 
 import random
+import threading
 from collections import namedtuple
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -538,3 +539,61 @@ def test_a_data_loader_is_truncated_only_where_draws_are_random():
     assert len([item for (item,) in own]) == 5 * 3
     with pytest.raises(InvalidArgumentError, match="truncates Poisson draws"):
         PrivateLoader.from_data_loader(data, poisson_sampling=False, stream=stream, max_batch_size=20)
+
+
+# Threads --------------------------------------------------------------------------------------------------------------
+
+
+class Slow(Numbers):
+    """Waits for a word before it gives its first record to another thread than the main one."""
+
+    def __init__(self, length):
+        super().__init__(length)
+        self.is_reading, self.go_on = threading.Event(), threading.Event()
+
+    def __getitem__(self, index):
+        if threading.current_thread() is not threading.main_thread():
+            self.is_reading.set()
+            assert self.go_on.wait(60)
+        return index
+
+
+def test_a_second_thread_that_reads_at_the_same_time_is_refused_and_the_first_one_gets_every_record():
+    dataset, recorder = Slow(12), Recorder()
+    loader = PrivateLoader(
+        dataset,
+        PoissonSampling(0.5),
+        steps_per_pass=6,
+        stream=KeyStream.fixed_for_tests(3),
+        observer=recorder,
+    )
+    items = []
+    thread = threading.Thread(target=lambda: items.extend(item.tolist() for item in loader))
+    thread.start()
+    assert dataset.is_reading.wait(60)
+    with pytest.raises(ProtocolError, match="two threads"):
+        next(iter(loader))
+    dataset.go_on.set()
+    thread.join()
+    assert len(recorder.batches) == 6
+    assert [list(batch.indices) or item for batch, item in zip(recorder.batches, items, strict=True)] == items
+
+
+def test_a_pass_that_was_refused_its_first_item_ends_no_other_pass():
+    class Strict(Recorder):
+        def before_draw(self):
+            if self.is_refusing:
+                raise ProtocolError("an item is in work")
+
+    recorder = Strict()
+    recorder.is_refusing = False
+    loader = PrivateLoader(
+        Numbers(12), PoissonSampling(0.5), steps_per_pass=3, stream=KeyStream.fixed_for_tests(3), observer=recorder
+    )
+    first = iter(loader)
+    next(first)
+    recorder.is_refusing = True
+    with pytest.raises(ProtocolError, match="in work"):
+        next(iter(loader))
+    recorder.is_refusing = False
+    assert len(list(first)) == 2

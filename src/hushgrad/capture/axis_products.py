@@ -32,8 +32,12 @@ def _checked(seen: Seen, out: Tensor, axis: Axis) -> Axis:
 
 def product(seen: Seen, out: Tensor, place: int) -> Axis:
     """`matmul`, `mm`, `bmm`, `mv`."""
-    right = seen.argument(1, "other", seen.kwargs.get("mat2", seen.kwargs.get("vec")))
-    return _checked(seen, out, _product(seen, seen.first, right, out))
+    left, right = seen.first, seen.args[1] if len(seen.args) > 1 else None
+    if right is None:
+        right = next((seen.kwargs[name] for name in ("other", "mat2", "vec", "x2") if name in seen.kwargs), None)
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return None
+    return _checked(seen, out, _product(seen, left, right, out))
 
 
 def reflected_product(seen: Seen, out: Tensor, place: int) -> Axis:
@@ -67,7 +71,8 @@ def linear(seen: Seen, out: Tensor, place: int) -> Axis:
 def bilinear(seen: Seen, out: Tensor, place: int) -> Axis:
     """`F.bilinear` of one or two inputs."""
     axis, x = seen.same_place(), seen.first
-    if axis is None or axis == x.ndim - 1 or any(seen.axis_of(value) is not None for value in seen.args[2:]):
+    constants = (seen.argument(2, "weight"), seen.argument(3, "bias"))
+    if axis is None or axis == x.ndim - 1 or any(seen.axis_of(value) is not None for value in constants):
         return None
     return _checked(seen, out, axis)
 

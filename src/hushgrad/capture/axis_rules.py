@@ -37,6 +37,17 @@ def _is_name_of_a_change(name: str) -> bool:
     return any(part.endswith("_") for part in name.split("."))
 
 
+MAIN_ARGUMENTS = ("input", "self", "tensor", "x", "a", "x1", "input1")
+"""What torch's operators and initialisers call their first argument; some take NumPy's names, too."""
+
+
+def main_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the argument that an operator is about, which it changes if it works in place; None if there is none."""
+    if args:
+        return args[0]
+    return next((kwargs[name] for name in MAIN_ARGUMENTS if name in kwargs), None)
+
+
 @dataclass(slots=True, eq=False)  # not frozen, which takes three times as long to make: there is one for each call
 class Seen:
     """One call: its arguments, those that descend from the batch with their known axes, and B."""
@@ -51,7 +62,7 @@ class Seen:
     @property
     def first(self) -> Any:
         """The operator's main argument."""
-        return self.args[0] if self.args else self.kwargs.get("input", self.kwargs.get("self"))
+        return self.args[0] if self.args else main_argument(self.args, self.kwargs)
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """Return an argument by its position or its name."""
@@ -125,6 +136,27 @@ def viewed(seen: Seen, out: Tensor, place: int) -> Axis:
         return None
     found = [dim for dim in range(image.ndim) if image.stride(dim) == MARK and image.shape[dim] == x.shape[axis]]
     return found[-1] if found else None
+
+
+def unsqueezed(seen: Seen, out: Tensor, place: int) -> Axis:
+    """`unsqueeze_`: seen when it has happened, a new dimension before or behind the batch's."""
+    axis, dims = seen.axis_of(seen.first), dims_of(seen.argument(1, "dim"), out.ndim)
+    return None if axis is None or dims is None else axis + (min(dims) <= axis)
+
+
+def exchanged(first: str, second: str) -> AxisRule:
+    """`transpose_` and its kin: seen when it has happened, two dimensions in each other's place."""
+
+    def rule(seen: Seen, out: Tensor, place: int) -> Axis:
+        axis = seen.axis_of(seen.first)
+        one = dims_of(seen.argument(1, first, 0), out.ndim)
+        two = dims_of(seen.argument(2, second, 1), out.ndim)
+        if axis is None or one is None or two is None:
+            return None
+        swapped = {min(one): min(two), min(two): min(one)}
+        return swapped.get(axis, axis)
+
+    return rule
 
 
 def reshaped(seen: Seen, out: Tensor, place: int) -> Axis:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import init
 
 from hushgrad.capture import axis_products as products
 from hushgrad.capture.axis_rules import (
@@ -18,6 +19,7 @@ from hushgrad.capture.axis_rules import (
     before_last,
     concatenated,
     elementwise,
+    exchanged,
     flipped,
     frozen_batch_norm,
     indexed,
@@ -27,6 +29,7 @@ from hushgrad.capture.axis_rules import (
     repeated,
     reshaped,
     stacked,
+    unsqueezed,
     viewed,
 )
 
@@ -151,6 +154,9 @@ def _table(rule: AxisRule, names: str, *, in_place: bool = False) -> dict[Callab
     return dict.fromkeys(_found(names), rule)
 
 
+INITIALIZERS: set[Callable[..., Any]] = {init.uniform_, init.normal_, init.constant_, init.kaiming_uniform_}
+"""Those of `nn.init` that show themselves to a mode; they write into a tensor without gradients."""
+
 AXIS_RULES: dict[Callable[..., Any], AxisRule] = {
     **_table(elementwise, ARITHMETIC, in_place=True),
     **_table(elementwise, ACTIVATIONS, in_place=True),
@@ -162,6 +168,11 @@ AXIS_RULES: dict[Callable[..., Any], AxisRule] = {
     **_table(reduced(1), REDUCTIONS),
     **{func: rule for name, rule in ALONG.items() for func in _found(f"{name} {name}_")},
     **{func: rule for name, rule in {**OTHERS, **_spatial()}.items() for func in _found(name)},
+    **dict.fromkeys(INITIALIZERS, like_first),
+    Tensor.unsqueeze_: unsqueezed,
+    Tensor.transpose_: exchanged("dim0", "dim1"),
+    Tensor.swapaxes_: exchanged("axis0", "axis1"),
+    Tensor.swapdims_: exchanged("dim0", "dim1"),
     Tensor.__getitem__: indexed,
     F.unfold: batch_first(4),
     F.embedding: products.embedding,

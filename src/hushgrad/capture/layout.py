@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from hushgrad.capture.axis_rules import Axis, Seen, changes_in_place
+from hushgrad.capture.axis_rules import Axis, Seen, changes_in_place, main_argument
 from hushgrad.capture.axis_table import AXIS_RULES, CONSTANTS
 from hushgrad.capture.owners import Owners, Place, follow_rows, packed_owners
 from hushgrad.capture.source_line import calling_forward
@@ -107,7 +107,9 @@ class BatchAxes:
 
     def adopt(self, tensor: Tensor) -> None:
         """Record a tensor that requires gradients and came from nowhere the forward saw: data without an axis."""
-        self._lose(tensor, "a custom autograd function, or a tensor made outside this forward")
+        self._lose(
+            tensor, "a custom autograd function, a scripted or traced part, or a tensor made outside this forward"
+        )
 
     def follow(
         self,
@@ -133,13 +135,14 @@ class BatchAxes:
         known = self.batch_size is not None and len(axes) == len(places)
         seen = Seen(func, args, kwargs, sources, axes if known else [0] * len(places), self.batch_size or 0)
         rule = AXIS_RULES.get(func)
+        written = main_argument(args, kwargs) if changes_in_place(func) else kwargs.get("out")
         for place, out in outputs:
             axis: Place = rule(seen, out, place) if rule is not None and known else None
             if axis is None and self.batch_size and any(part is not None for part in places):
                 axis = follow_rows(seen, places, out, place, rule)
             if axis is None and known and self.batch_size == 1 and out.ndim:
                 axis = 0  # there is no other example to be mixed with
-            if changes_in_place(func) and out is args[0]:
+            if out is written:
                 self._overwritten(out, axis, name)
             elif axis is None:
                 self._lose(out, name)
@@ -162,6 +165,8 @@ class BatchAxes:
             return False
         place, rule = self.place(sources[0]), AXIS_RULES.get(func)
         if rule is None or not isinstance(place, int) or func in CONSTANTS or changes_in_place(func):
+            return False
+        if kwargs and kwargs.get("out") is not None:
             return False
         axis = rule(Seen(func, args, kwargs, sources, [place], self.batch_size), result, 0)
         if axis is None:

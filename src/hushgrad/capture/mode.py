@@ -11,20 +11,27 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hushgrad.capture.axis_rules import changes_in_place
-from hushgrad.capture.axis_table import LIKE_ANOTHER
+from hushgrad.capture.axis_rules import changes_in_place, main_argument
+from hushgrad.capture.axis_table import INITIALIZERS, LIKE_ANOTHER
 from hushgrad.capture.leaves import Leaf, distinct_parameters
 from hushgrad.capture.operators.embedding import constant_ids
 from hushgrad.capture.operators.generic import generic
 from hushgrad.capture.operators.operator import Forward, first_order_only
 from hushgrad.capture.operators.table import COMPOSITES, REFUSALS, RULES
-from hushgrad.errors import UncoveredParameterUseError
+from hushgrad.capture.source_line import calling_forward
+from hushgrad.capture.transforms import refuse_transforms, transform_in_force
+from hushgrad.errors import HushgradError, UncoveredParameterUseError
 
 # Attribute reads that return a tensor made of the parameter's values; all others say something about it.
 TENSOR_ATTRIBUTES = {getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "real", "imag", "data")}
 
 NODES_TO_LOOK_AT = 100
 
+NUMPY_NAMES = frozenset({"x", "a", "x1", "x2", "axis", "keepdims"})
+"""Names that many of torch's operators take in the place of their own, which are not in their signatures."""
+
+MADE_HERE = {"_CapturedBackward", "_GenericBackward", "_GuardBackward", "_UnrolledBackward"}
+"""What torch calls the nodes of operators that run as functions of this package."""
 
 HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 
@@ -32,8 +39,8 @@ HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 class CaptureMode(TorchFunctionMode):
     """Sees each call of one outermost forward.
 
-    `is_running` tells whether that forward is still on the stack. A forward left by KeyboardInterrupt leaves the mode
-    behind; the first call that uses a parameter notices, and from then on calls pass through untouched.
+    `is_running` tells whether that forward is still on the stack. Where it is not, and nobody has taken the mode away
+    yet, calls pass through untouched.
     """
 
     def __init__(self, call: Forward, is_running: Callable[[], bool]) -> None:
@@ -42,12 +49,20 @@ class CaptureMode(TorchFunctionMode):
         self._is_running = is_running
         self._over = False
 
+    def end(self) -> None:
+        """The forward is over: forget its tensors."""
+        self._over = True
+        self.call.leaves.clear()
+        self.call.axes.clear()
+        self.call.held.clear()
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one call."""
         kwargs = kwargs or {}
-        if self._over:
+        if self._over or not self._is_running():
+            self._over = True
             return func(*args, **kwargs)
         call = self.call
         leaves: list[Leaf] = []
@@ -58,17 +73,19 @@ class CaptureMode(TorchFunctionMode):
         if func in LIKE_ANOTHER and args:  # the other argument lends its shape or dtype, no values
             leaves = [leaf for leaf in leaves if leaf is call.leaf(args[0])]
             sources = [source for source in sources if source is args[0]]
-        if leaves and not self._is_running():
-            self._over = True
-            return func(*args, **kwargs)
         for leaf in leaves:
             if leaf.overwritten_by:
                 leaf.require_unchanged()
         if sources and func in REFUSALS and torch.is_grad_enabled():
             REFUSALS[func](args, kwargs)
-        if leaves and torch.is_grad_enabled() and not _only_describes(func):
-            return self._captured(func, args, kwargs, leaves, sources)
-        result = func(*args, **kwargs)
+        try:
+            if leaves and torch.is_grad_enabled() and not _only_describes(func):
+                return self._captured(func, args, kwargs, leaves, sources)
+            result = func(*args, **kwargs)
+        except RuntimeError as error:
+            if not isinstance(error, HushgradError) and changes_in_place(func):
+                _refuse_change_of_output(func, main_argument(args, kwargs))
+            raise
         if func is Tensor.__setitem__:
             call.axes.wrote(*args)
         elif sources:
@@ -84,7 +101,11 @@ class CaptureMode(TorchFunctionMode):
         sources: list[Tensor],
     ) -> Any:
         call = self.call
+        if (transform := transform_in_force()) is not None:
+            refuse_transforms(transform, leaves[0].name)
         if sources:
+            if kwargs and not NUMPY_NAMES.isdisjoint(kwargs):
+                return generic(call, func, args, kwargs)  # rules know torch's own names
             if func in COMPOSITES:
                 with self:  # torch takes the mode off while it runs a call; the parts must be seen
                     result = COMPOSITES[func](call, func, args, kwargs)
@@ -99,6 +120,16 @@ class CaptureMode(TorchFunctionMode):
         if func in HOOKS:
             return _hooked(func, args, kwargs, leaves)
         return derive(call, func, args, kwargs, leaves)
+
+
+def _refuse_change_of_output(func: Callable[..., Any], target: Any) -> None:
+    """Say why torch refused to change a tensor in place, if it is because an operator captured here made it."""
+    for made in (target, target._base) if isinstance(target, Tensor) else ():
+        if made is not None and made.grad_fn is not None and _name_of(made.grad_fn) in MADE_HERE:
+            raise UncoveredParameterUseError(
+                f"{func.__name__}: cannot change in place what was computed with a parameter, or a part of it"
+                f"{calling_forward()}. Use the form of {func.__name__} that returns a new tensor"
+            ) from None
 
 
 def _hooked(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Leaf]) -> Any:
@@ -152,15 +183,20 @@ def _require_known_graph(call: Forward, value: Tensor) -> None:
         if not nodes:
             return
         node = nodes.pop(0)
-        if node.name() == "torch::autograd::AccumulateGrad":
+        if _name_of(node) == "torch::autograd::AccumulateGrad":
             leaf = call.leaf(node.variable)  # type: ignore[attr-defined]
             if leaf is not None:
                 raise UncoveredParameterUseError(
-                    f"{leaf.name}: is used in the forward by {value.grad_fn.name()}, a custom autograd function or "  # type: ignore[union-attr]
+                    f"{leaf.name}: is used in the forward by {_name_of(value.grad_fn)}, a custom autograd function or "
                     f"compiled code, in which its use cannot be followed. Write it with torch's own operators, or "
                     f"freeze the parameter (requires_grad_(False))"
                 )
         nodes.extend(following for following, _ in node.next_functions if following is not None)
+
+
+def _name_of(node: Any) -> str:
+    """Return what torch calls a node; a custom function may keep a `name` of its own on it, which hides torch's."""
+    return type(node).name(node)  # type: ignore[no-any-return]
 
 
 def derive(
@@ -196,12 +232,12 @@ def _changed(
 
     Tensors that share its memory are changed with it; what they stand for is not known any more.
     """
-    target = args[0] if args else None
+    target = main_argument(args, kwargs)
     leaf = call.leaf(target)
     if (
-        target is None
-        or leaf is None
+        leaf is None
         or kwargs.get("out") is not None
+        or func in INITIALIZERS  # whose writing no graph shows
         or any(_share(leaf, root) for root in leaf.parameters())
     ):
         raise UncoveredParameterUseError(
@@ -209,7 +245,11 @@ def _changed(
             f"the forward. Compute a new tensor instead (torch.cat, torch.stack, torch.where)"
         )
     graph = leaf.graph.clone()
-    func(graph, *[on_graph(value) for value in args[1:]], **{key: on_graph(value) for key, value in kwargs.items()})
+    if args:
+        args, others = (graph, *[on_graph(value) for value in args[1:]]), kwargs
+    else:
+        others = {key: graph if value is target else value for key, value in kwargs.items()}
+    func(*args, **{key: on_graph(value) for key, value in others.items()})
     for key, other in call.leaves.items():
         if other is not leaf and _share(leaf, other):
             call.leaves[key] = replace(other, overwritten_by=func.__name__)
@@ -227,6 +267,11 @@ def _as_leaves(call: Forward, result: Any, name: str, roots: tuple[Leaf, ...], i
     if isinstance(result, Tensor):
         if not result.requires_grad:
             return result
+        if result.layout != torch.strided:
+            raise UncoveredParameterUseError(
+                f"{name}: makes a sparse tensor of a parameter, in which its use cannot be followed. Write the values "
+                f"into a dense tensor (torch.zeros(...).index_put(indices, values)), or freeze the parameter"
+            )
         value = result.detach()
         public = _Guard.apply(value, call.anchor.tensor, name)  # type: ignore[no-untyped-call]
         call.leaves[id(public)] = Leaf(name, value, result, roots, ids)
@@ -244,14 +289,16 @@ class _Guard(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, anchor: Tensor, name: str) -> Tensor:
-        ctx.name = name
+        ctx.leaf_name = name
         return value.view_as(value)
 
     @staticmethod
     @first_order_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         raise UncoveredParameterUseError(
-            f"{ctx.name}: a tensor computed from parameters alone reached the loss outside the model's forward, or "
-            f"without ever meeting the batch (a weight penalty, say), so it has no per-example gradient. Use it inside "
-            f"the forward together with data, or replace a penalty by the optimizer's weight_decay"
+            f"{ctx.leaf_name}: a tensor computed from parameters alone reached the loss outside the model's forward, "
+            f"or without ever meeting the batch (a weight penalty, say), so it has no per-example gradient. Use it "
+            f"inside the forward together with data, or replace a penalty by the optimizer's weight_decay. Where it "
+            f"did meet the batch, hand that to the model as tensors (in tuples, dictionaries or dataclasses), and "
+            f"compute from it by torch's own operators, in no scripted or traced part"
         )

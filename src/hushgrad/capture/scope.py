@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 from typing import Any, Protocol
 
@@ -17,24 +20,46 @@ from hushgrad.capture.layout import BatchAxes, tensors_in
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.mode import CaptureMode
 from hushgrad.capture.operators.operator import Anchor, Forward
+from hushgrad.capture.running import LivingArguments, RunningCall
+from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError
-
-_MODULE_CALL = nn.Module._call_impl.__code__.co_filename
 
 
 class CallObserver(Protocol):
     """Is told of every outermost forward that is captured."""
 
-    def entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Called before the forward runs."""
+    def entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Called before the forward runs; what it returns comes back when the forward is left."""
 
-    def left(self, output: Any) -> None:
-        """Called with what it returned, None if it raised."""
+    def left(self, token: Any, output: Any) -> None:
+        """Called with what `entering` returned and what the forward returned, None if it was left by an exception."""
+
+
+@dataclass(eq=False)
+class _Open:
+    """An outermost forward that is being captured, in the thread that runs it.
+
+    `entered` are the modules whose calls have begun and not ended, as far as hooks tell.
+    """
+
+    mode: CaptureMode
+    call: RunningCall
+    left: Callable[[Any], None]
+    entered: list[nn.Module] = field(default_factory=list)
+
+
+class _Here(threading.local):
+    """What a thread is in the middle of: torch's stack of modes is the thread's own, and so is this."""
+
+    open: _Open | None = None
 
 
 class Scope:
-    """Enters the capture mode when the outermost of a model's modules is called, and leaves it afterwards."""
+    """Enters the capture mode when the outermost of a model's modules is called, and leaves it afterwards.
+
+    Guarantee: threads that run one model at the same time do not see each other's modes.
+    """
 
     def __init__(self, model: nn.Module, pool: UsePool, observer: CallObserver | None = None) -> None:
         self._pool = pool
@@ -46,9 +71,7 @@ class Scope:
             for key, parameter in module._parameters.items()
             if parameter is not None and parameter.requires_grad
         ]
-        self._mode: CaptureMode | None = None
-        self._owner: FrameType | None = None
-        self._depth = 0
+        self._here = _Here()
         self.paused = False
         self._handles: list[RemovableHandle] = []
         for module in model.modules():
@@ -59,6 +82,7 @@ class Scope:
 
     def record_into(self, pool: UsePool) -> None:
         """Send the uses of coming forwards to `pool`; a graph of an earlier forward keeps the pool it began with."""
+        self.leave_if_stale()
         self._pool = pool
 
     @contextmanager
@@ -84,53 +108,74 @@ class Scope:
         self.leave_if_stale()
 
     def leave_if_stale(self) -> bool:
-        """Leave a mode whose forward is no longer running; return whether there was one.
-
-        Forward hooks do not run when a forward is left by KeyboardInterrupt or another BaseException.
-        """
-        if self._mode is None or self._is_running():
+        """Leave a mode of this thread whose forward is no longer running; return whether there was one."""
+        begun = self._here.open
+        if begun is None or begun.call.is_running():
             return False
-        self._exit()
+        self._abandon(begun)
         return True
 
-    def _is_running(self) -> bool:
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            if frame is self._owner:
-                return True
-            frame = frame.f_back
-        return False
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A module is called: begin to capture if it is the outermost one.
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A module is called: begin to capture if it is the outermost one."""
-        if self._mode is not None and self._is_running():
-            self._depth += 1
-            return
-        self.leave_if_stale()
+        Returns what the module is called with instead: the same arguments, which tell of the end of the call.
+        """
+        begun = self._here.open
+        if begun is not None:
+            if begun.call.is_running():
+                begun.entered.append(module)
+                return None
+            self.leave_if_stale()
         if self.paused or not torch.is_grad_enabled():
-            return
-        if self._observer is not None:
-            self._observer.entering(module, args, kwargs)
+            return None
+        held: list[Tensor] = []
+        leaves = self._leaves(held)
+        if (transform := transform_in_force()) is not None:
+            if leaves:
+                refuse_transforms(transform, next(iter(leaves.values())).name)
+            return None
+        observer = self._observer
+        token = None if observer is None else observer.entering(module, args, kwargs)
         axes = BatchAxes()
         batch_size = axes.seed((args, kwargs), self._pool.batch_size)
-        held: list[Tensor] = []
-        call = Forward(self._pool, self._anchor, axes, self._leaves(held), batch_size, held)
-        self._mode = CaptureMode(call, self._is_running)
-        self._owner = _frame_of_module_call()
-        self._depth = 1
-        self._mode.__enter__()  # type: ignore[no-untyped-call]
+        call = RunningCall()
+        mode = CaptureMode(Forward(self._pool, self._anchor, axes, leaves, batch_size, held), call.is_running)
+        begun = _Open(mode, call, _nobody if observer is None else partial(observer.left, token), [module])
+        self._here.open = begun
+        mode.__enter__()  # type: ignore[no-untyped-call]
+        return args, LivingArguments(kwargs, partial(self._let_go, weakref.ref(begun)))
 
-    def leave(self, output: Any) -> None:
-        """A module's call has ended: stop if it is the outermost one."""
-        if self._mode is None:
+    def leave(self, module: nn.Module, output: Any) -> None:
+        """A module's call has ended: stop if it is the outermost one.
+
+        The calls inside it have then ended too, whether their own hooks ran or not.
+        """
+        begun = self._here.open
+        if begun is None:
             return
-        self._depth -= 1
-        if self._depth == 0:
-            guard_outputs(self._mode.call, output)
-            self._pool.is_narrow |= self._mode.call.axes.is_narrow
-            self._exit()
-            if self._observer is not None:
-                self._observer.left(output)
+        entered = begun.entered
+        if entered[-1] is module:
+            entered.pop()
+        elif not _forget_from(entered, module):
+            return
+        if entered:
+            return
+        try:
+            guard_outputs(begun.mode.call, output)
+            begun.mode.call.pool.is_narrow |= begun.mode.call.axes.is_narrow
+        finally:
+            self._exit(begun)
+        begun.left(output)
+
+    def _let_go(self, reference: weakref.ref[_Open], frame: FrameType) -> None:
+        """The arguments of a call are gone, as `frame` ran: its hooks have run, or never will."""
+        begun = self._here.open
+        if begun is not None and begun is reference() and begun.call.is_over(frame):
+            self._abandon(begun)
+
+    def _abandon(self, begun: _Open) -> None:
+        self._exit(begun)
+        begun.left(None)
 
     def _leaves(self, held: list[Tensor]) -> dict[int, Leaf]:
         """Resolve the parameters by name now: their tensors may have been swapped since the session began.
@@ -145,9 +190,9 @@ class Scope:
                 held.append(parameter)
         return leaves
 
-    def _exit(self) -> None:
-        mode, self._mode, self._owner, self._depth = self._mode, None, None, 0
-        assert mode is not None
+    def _exit(self, begun: _Open) -> None:
+        self._here.open = None
+        mode = begun.mode
         above = []
         while (top := _top_mode()) is not None:
             top.__exit__(None, None, None)  # type: ignore[no-untyped-call]
@@ -156,20 +201,23 @@ class Scope:
             above.append(top)
         for other in reversed(above):
             other.__enter__()  # type: ignore[no-untyped-call]
-        mode.call.leaves.clear()
-        mode.call.axes.clear()
-        mode.call.held.clear()
+        mode.end()
 
 
-def _frame_of_module_call() -> FrameType | None:
-    """Return the frame of torch's module call that runs this hook; it ends with the forward.
+def _forget_from(entered: list[nn.Module], module: nn.Module) -> bool:
+    """Take the last call of a module off the list, with those after it: they have ended, and their hooks did not run.
 
-    Compiled code may have put frames of its own in between.
+    A module is not on the list where a pre-hook before ours raised; then nothing has begun.
     """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename != _MODULE_CALL:
-        frame = frame.f_back
-    return frame
+    for place in range(len(entered) - 1, -1, -1):
+        if entered[place] is module:
+            del entered[place:]
+            return True
+    return False
+
+
+def _nobody(output: Any) -> None:
+    """Is told that a forward was left."""
 
 
 def guard_outputs(call: Forward, output: Any) -> None:
@@ -217,10 +265,10 @@ class _Hook:
 
 
 class _Entering(_Hook):
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._scope.enter(module, args, kwargs)
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._scope.enter(module, args, kwargs)
 
 
 class _Leaving(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._scope.leave(output)
+        self._scope.leave(module, output)

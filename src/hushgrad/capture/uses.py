@@ -120,8 +120,10 @@ class UsePool:
         batch = self.batch_size
         if batch is None:
             raise PrivacyUnitError(
-                f"{where}: a backward ran outside `session.backward` and outside the private loader, so the number of "
-                f"examples is unknown. Call session.backward(losses), or iterate the loader that make_private returned"
+                f"{where}: a backward ran outside `session.backward` and outside of an item of the private loader, so "
+                f"the number of examples is unknown. For the model's own update run it between a loader item and its "
+                f"optimizer.step(), or call session.backward(losses); where another network is updated through this "
+                f"one (a generator's step, say), run forward and backward in session.paused()"
             )
         if axis is None:
             raise PrivacyUnitError(

@@ -21,6 +21,7 @@ from hushgrad.compatibility import (
     TRAINABLE_DTYPES,
     require_separate_examples,
     require_trainable_privately,
+    scripted_parts,
 )
 from hushgrad.diagnosis.diagnosis import Finding
 from hushgrad.errors import (
@@ -98,7 +99,9 @@ def can_run(model: nn.Module) -> bool:
     """Whether a forward and backward can be tried on the model at all."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return bool(trained) and not isinstance(model, wrappers) and not any(map(_is_unready, model.parameters()))
+    if not trained or isinstance(model, wrappers) or any(scripted_parts(model)):
+        return False
+    return not any(map(_is_unready, model.parameters()))
 
 
 def _is_unready(parameter: nn.Parameter) -> bool:

@@ -63,6 +63,7 @@ def require_own_gradient(
     call = runner.call
     if not call.reached:
         return None
+    parameters = {name: value for name, value in parameters.items() if value.requires_grad}  # some may be frozen now
     count, place = len(rows), rows.index(example)
     own: dict[str, Tensor] = {}
     alone: dict[Path, Tensor] = {}

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hushgrad.capture.scope import Scope
-from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError
+from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError, UnsupportedModelError
 from hushgrad.probing.calls import Call, Outcome, Runner, devices_of, where_raised
 from hushgrad.probing.gradient_probe import require_own_gradient
 from hushgrad.probing.loss_probe import Runs
@@ -71,6 +72,14 @@ class ModelProbe:
         runner = Runner(call, call.state, devices_of(self.model, call.inputs))
         try:
             _Examination(self, runner, size).run()
+        except (HushgradError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"the model runs on the batch and fails ({where_raised(error)}) when it is run again on the same "
+                f"records or altered ones, so it cannot be examined. Take nothing in the forward that a second run "
+                f"cannot have, and no values, order or number of records for granted"
+            ) from None
         finally:
             now.restore()
             self.forwards += runner.forwards
@@ -148,7 +157,21 @@ class _Examination:
         except HushgradError:
             raise
         except Exception:  # values out of the range that the model can take
+            return self._run_exchanged(chosen)
+
+    def _run_exchanged(self, chosen: Sequence[int]) -> Outcome:
+        """Run the batch with rows in each other's place, which only a model that counts on their order refuses."""
+        try:
             return self._runner.run(self._batch.exchanged(chosen, away=False), quiet=False, parameters=True)
+        except HushgradError:
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{self._name(None)} runs on the batch as it is and fails when some of its records take each other's "
+                f"place ({where_raised(error)}), so it cannot be examined: it counts on the order in which records "
+                f"come, or on something beside the tensors of its inputs that goes with each of them. Take records in "
+                f"any order (pack_padded_sequence and pack_sequence: enforce_sorted=False)"
+            ) from None
 
     def _require_own_gradient(self, fewer: Outcome, axes: dict[Path, int], example: int, drew: bool) -> None:
         """Run a few examples forward and backward under capture, and compare the gradient of one of them."""
@@ -186,7 +209,7 @@ class _Examination:
         except Exception:  # NaN stops the model; the other half is still exchanged
             self._probe.skipped.append("examples of NaN stop the model, so that they could not be tried")
             inputs, what = self._batch.exchanged(chosen, away=False), "were exchanged"
-            poisoned = self._runner.run(inputs, quiet=False, parameters=True)
+            poisoned = self._run_exchanged(chosen)
         self._compare(base, poisoned, axes, (others, others), inputs, False, what)
         self._require_still_state(base, poisoned, None, others, poisoned=True)
 

@@ -86,7 +86,6 @@ class Probe:
         self._criteria: WeakSet[Any] = WeakSet()
         self._pending: list[_Pending] = []
         self._evaluations: dict[Criterion, _Evaluation] = {}
-        self._open: _Pending | None = None
         self._is_busy = False
         self._forwards, self._call_count, self._criterion_count = 0.0, 0, 0
         self._notes: list[str] = []
@@ -104,24 +103,23 @@ class Probe:
 
     # What the session and the losses tell ------------------------------------------------------------------------
 
-    def entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """An outermost forward begins."""
-        self._open = None
+    def entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Pending | None:
+        """An outermost forward begins; return what is kept of it, if it may have to be examined."""
         if self._is_busy or not self.is_waiting:
-            return
+            return None
         if torch._C._current_graph_task_id() != -1:  # a block that checkpointing computes again
-            return
+            return None
         if not any(parameter.requires_grad for parameter in self._parameters.values()):
-            return  # in session.paused()
+            return None  # in session.paused()
         if self._padded is not None:
             self._look_at_order(args, kwargs)
         signature = _signature_of(self._model)
         if not self._examined.get(signature, False) and self._has_room(module, signature):
-            self._open = _Pending(Call.begun(self._model, module, args, kwargs), signature)
+            return _Pending(Call.begun(self._model, module, args, kwargs), signature)
+        return None
 
-    def left(self, output: Any) -> None:
+    def left(self, pending: _Pending | None, output: Any) -> None:
         """It has returned."""
-        pending, self._open = self._open, None
         if pending is not None and output is not None:
             pending.call.returned(output, self._is_accumulating)
             self._pending.append(pending)
@@ -154,7 +152,7 @@ class Probe:
         """Drop what the current batch has run: it was discarded, or has no examples."""
         self._pending.clear()
         self._evaluations.clear()
-        self._open = self._padded = None
+        self._padded = None
 
     def expect_order(self, item: Any, rows: int) -> None:
         """The item that comes now has padding, which is known by its place: look once whether rows keep their order."""
@@ -166,6 +164,10 @@ class Probe:
         in_order = rows_are_in_order(self._padded[0], (args, kwargs), self._padded[1])
         self._looks_at_order += MOST_LOOKS_AT_ORDER if in_order else 1
         self._padded = None
+
+    def is_due(self, size: int) -> bool:
+        """Return whether `examine` will run the model again."""
+        return any(self._is_due(part, size) for part in self._pending)
 
     def examine(self, size: int) -> None:
         """Probe what ran on a physical batch of `size` examples, unless it was probed before.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import PurePath
 from typing import Any
@@ -121,6 +123,7 @@ class PrivateLoader:
         self.options = options or LoadingOptions()
         self._items = _torch_loader(dataset, self._planner, self.options)
         self._current_pass: object = None
+        self._reading = threading.Lock()
         self.arriving: Any = None
 
     @classmethod
@@ -179,39 +182,61 @@ class PrivateLoader:
             BatchStructureError: `collate_fn` failed, or did not get the records that were drawn.
             DuplicateRecordError: the caller's own batches hold a record twice in this pass.
         """
-        this_pass = self._current_pass = object()
-        self._before_draw()
-        self._require_same_length()
-        planned = self._planner.new_pass()
-        items = iter(self._items)
-        while True:
-            try:
-                records, item = next(items)
-            except StopIteration:
-                return
-            except BaseException:
-                self._lose(planned)
-                raise
-            batch = planned.popleft()
-            if records != batch.size:
-                self._lose([batch])
-                raise BatchStructureError(
-                    "collate_fn got another number of records than were drawn; "
-                    "the dataset's __getitems__ must return one record for each index"
-                )
-            if self._observer is not None:
-                self.arriving = item
-                try:
-                    self._observer.begin(batch)
-                finally:
-                    self.arriving = None
-            yield item
-            if this_pass is not self._current_pass:
-                raise ProtocolError(
-                    "another iteration over this loader was begun before this one ended; "
-                    "iterate over a private loader one pass at a time"
-                )
+        this_pass = object()
+        with self._one_reader():
             self._before_draw()
+            self._current_pass = this_pass
+            self._require_same_length()
+            planned = self._planner.new_pass()
+            items = iter(self._items)
+            found = self._read(items, planned)
+        while found is not None:
+            yield found[0]
+            with self._one_reader():
+                if this_pass is not self._current_pass:
+                    raise ProtocolError(
+                        "another iteration over this loader was begun before this one ended; "
+                        "iterate over a private loader one pass at a time"
+                    )
+                self._before_draw()
+                found = self._read(items, planned)
+
+    @contextmanager
+    def _one_reader(self) -> Iterator[None]:
+        """Refuse a second thread while one reads: who gets which records would be left to chance."""
+        if not self._reading.acquire(blocking=False):
+            raise ProtocolError(
+                "two threads read from this loader at once. Read a private loader in one thread, that of the training "
+                "loop; its DataLoader may have workers (num_workers)"
+            )
+        try:
+            yield
+        finally:
+            self._reading.release()
+
+    def _read(self, items: Iterator[Any], planned: deque[PhysicalBatch]) -> tuple[Any] | None:
+        """Return the next item, which the observer has been told of; None at the end of the pass."""
+        try:
+            records, item = next(items)
+        except StopIteration:
+            return None
+        except BaseException:
+            self._lose(planned)
+            raise
+        batch = planned.popleft()
+        if records != batch.size:
+            self._lose([batch])
+            raise BatchStructureError(
+                "collate_fn got another number of records than were drawn; "
+                "the dataset's __getitems__ must return one record for each index"
+            )
+        if self._observer is not None:
+            self.arriving = item
+            try:
+                self._observer.begin(batch)
+            finally:
+                self.arriving = None
+        return (item,)
 
     def _lose(self, planned: Sequence[PhysicalBatch]) -> None:
         """Tell the observer of the batch that was to come; those behind it were fetched ahead, and nobody saw them."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from hushgrad.capture.axis_rules import main_argument
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rule, Rules, capture
 from hushgrad.capture.owners import Owners, Place, dim_of
@@ -26,6 +27,7 @@ from hushgrad.gradients.rows import Rows
 class Expand(Operator):
     """A leaf seen as `[..., n, ...]` with n rows of the batch on `axis`; every row is the leaf itself."""
 
+    shows_leaf: ClassVar[bool] = True
     name: str
     leaf: Leaf
     axis: Place
@@ -64,6 +66,7 @@ def _looked_up(leaf: Leaf, ids: Tensor, gradients: Tensor) -> Recorded:
 class OwnRows(Operator):
     """A leaf that has a row for each example already: row i of `axis` meets example i only."""
 
+    shows_leaf: ClassVar[bool] = True
     name: str
     leaf: Leaf
     axis: int
@@ -144,7 +147,7 @@ def _aligned(call: Forward, data: list[Tensor]) -> bool:
 
 
 def _in_place(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    leaf = call.leaf(args[0]) if args else None
+    leaf = call.leaf(main_argument(args, kwargs))
     if leaf is not None:
         raise UncoveredParameterUseError(
             f"{func.__name__}: changes parameter {leaf.name!r} in place inside the forward. Compute a new tensor "
@@ -182,7 +185,7 @@ def _joined(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwar
     if not data or any(call.axes.get(part) != call.axes.get(data[0]) for part in data):
         return NotImplemented
     axis = call.axes.get(data[0])
-    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
     if axis is None or (func is not torch.stack and dim % data[0].ndim == axis):
         return NotImplemented
     joined = []

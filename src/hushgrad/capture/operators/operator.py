@@ -15,12 +15,12 @@ from hushgrad.capture.layout import BatchAxes
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.owners import Place
 from hushgrad.capture.uses import UsePool
-from hushgrad.errors import PrivacyUnitError
+from hushgrad.errors import PrivacyUnitError, UncoveredParameterUseError
 from hushgrad.gradients.contribution import full_precision
 
 SECOND_ORDER = (
-    b"DP305 create_graph=True: the gradient of a gradient through a private model (a gradient penalty, say) has no "
-    b"per-example form here. Leave the penalty out, or take it through a model that is not trained privately"
+    "create_graph=True: the gradient of a gradient through a private model (a gradient penalty, say) has no "
+    "per-example form here. Leave the penalty out, or take it through a model that is not trained privately"
 )
 
 Recorded = Sequence[tuple[Leaf, "Any"]]
@@ -78,12 +78,14 @@ class Forward:
 class Operator(ABC):
     """One captured call: static facts as fields, tensors as arguments.
 
-    `autocasts` says whether autocast runs the operator in its 16-bit dtype.
+    `autocasts` says whether autocast runs the operator in its 16-bit dtype; `shows_leaf` whether the result is a view
+    of a leaf's own memory.
     """
 
     name: str
     axis: Place
     autocasts: ClassVar[bool] = False
+    shows_leaf: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -116,11 +118,23 @@ def first_order_only(backward: Backward) -> Backward:
             outputs = backward(ctx, *gradients)
         if not torch.is_grad_enabled() or all(out is None for out in outputs):
             return outputs
-        refuse: Any = torch._C._functions.DelayedError(SECOND_ORDER, len(outputs))
-        marked: tuple[Any, ...] = refuse(*[out if out is None else out.detach().requires_grad_() for out in outputs])
-        return marked
+        found = [out.detach().requires_grad_() for out in outputs if out is not None]
+        marked = iter(_FirstOrder.apply(*found))  # type: ignore[no-untyped-call]
+        return tuple(None if out is None else next(marked) for out in outputs)
 
     return run
+
+
+class _FirstOrder(torch.autograd.Function):
+    """Hands on gradients that must not be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(gradient.view_as(gradient) for gradient in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        raise UncoveredParameterUseError(SECOND_ORDER)
 
 
 class _Captured(torch.autograd.Function):
@@ -129,6 +143,9 @@ class _Captured(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, operator: Operator, call: Forward, anchor: Tensor, *inputs: Tensor | None) -> Tensor:
         output, saved = operator.forward(*inputs)
+        if output._is_view() and not operator.shows_leaf:
+            # A result that an ordinary call would have made; as a view it could not be changed in place.
+            output = torch.ops.aten._unsafe_view(output, output.shape)
         ctx.operator, ctx.call = operator, call
         ctx.save_for_backward(*saved)
         return output

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from hushgrad.capture.operators import broadcast, composite, convolution, embedding, linear, normalization
+from hushgrad.capture.operators import (
+    broadcast,
+    composite,
+    convolution,
+    differentiation,
+    embedding,
+    linear,
+    normalization,
+)
 from hushgrad.capture.operators.operator import Rules
 
 RULES: Rules = {
@@ -11,6 +19,7 @@ RULES: Rules = {
     **embedding.RULES,
     **normalization.RULES,
     **broadcast.RULES,
+    **differentiation.RULES,
 }
 REFUSALS = normalization.REFUSALS
 COMPOSITES = composite.COMPOSITES

@@ -1,0 +1,28 @@
+"""Gradients by parameters that are taken inside the forward: an inner step, as in meta-learning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hushgrad.capture.operators.operator import Forward, Rules
+from hushgrad.errors import UncoveredParameterUseError
+
+
+def differentiate(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Refuse `torch.autograd.grad` and `backward` that ask for the gradient by a parameter or a tensor made of some."""
+    raise UncoveredParameterUseError(
+        f"{func.__name__}: asks inside the forward for a gradient by a parameter, which would be one of the whole "
+        f"batch and not of an example. Leave the inner gradient step out, or take it before the forward, on a copy of "
+        f"the model (copy.deepcopy(model)) and on data that is not private"
+    )
+
+
+RULES: Rules = {
+    torch.autograd.grad: differentiate,
+    torch.autograd.backward: differentiate,
+    Tensor.backward: differentiate,
+}
