@@ -89,12 +89,14 @@ class Outcome:
         moved: the state that the run changed, before it was put back.
         drew: whether random numbers were drawn.
         unknown: a random operator that could not be made quiet.
+        structure: how many parts and hooks the run left behind, where it changed them.
     """
 
     output: Any
     moved: dict[Key, Any]
     drew: bool
     unknown: str | None
+    structure: dict[str, list[int]] | None
 
 
 @dataclass(eq=False)
@@ -133,10 +135,10 @@ class Runner:
                 drew = randomness_used(self.devices, SEED)
                 if then is not None:
                     then(output)
-            moved = self.state.moved(parameters=parameters)
+            moved, structure = self.state.moved(parameters=parameters), self.state.other_structure()
         finally:
             self.state.restore()
-        return Outcome(output, moved, drew, silence.unknown)
+        return Outcome(output, moved, drew, silence.unknown, structure)
 
 
 def devices_of(model: nn.Module, inputs: Any) -> list[torch.device]:

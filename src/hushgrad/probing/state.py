@@ -1,10 +1,16 @@
-"""What a model keeps between two forwards beside its parameters: buffers, attributes, random generators."""
+"""What a model keeps between two forwards: parts, hooks, buffers, attributes, and what its classes keep.
+
+A forward may change any of these in its first call: set a flag and install hooks, register a buffer, make a part of its
+own. A run of the probe starts from what was there before the call, whole, and the model is given back as the call left
+it, whole: half of either is another model.
+"""
 
 from __future__ import annotations
 
+import inspect
 import random
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -12,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 DEPTH = 4
 """How deep into nested attributes state is looked for."""
@@ -22,28 +29,43 @@ PART = 1 << 18
 INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 """What torch keeps on every module: its dictionaries of parameters, submodules and hooks."""
 
-OPAQUE = (nn.Module, nn.Parameter, type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, str, bytes)
+STRUCTURE = INTERNAL - {"_buffers", "_non_persistent_buffers_set"}
+"""Those of them that say what runs in a forward."""
+
+OPAQUE = (
+    nn.Module,
+    nn.Parameter,
+    DataLoader,  # the loop's own, as are its workers and queues
+    type,
+    FunctionType,
+    BuiltinFunctionType,
+    MethodType,
+    ModuleType,
+    str,
+    bytes,
+)
+
+OWN, TORCH = __name__.partition(".")[0], torch.__name__
 
 Key = tuple[Any, ...]
+Cell = tuple[Key, Any]
 
 
 class State:
-    """A copy of a model's buffers and attributes, to compare with and to go back to.
+    """A copy of what a model keeps, to compare with and to go back to.
 
-    Parameters are not copied: forwards that change them are told by fingerprints.
+    Values of parameters are not copied: forwards that change them are told by fingerprints.
     """
 
     def __init__(self, model: nn.Module, *, parameters: bool = True) -> None:
         """Take the copy; without `parameters` whether those change is not to be told from it."""
         self._model = model
         self._held: list[tuple[Tensor, Tensor]] = []
-        self._cells = list(_cells(model))
-        self._saved = {key: (value, _copy(value)) for key, value, _ in self._cells}
-        self._attributes = [
-            (own, {name: value for name, value in own.items() if name not in INTERNAL and name != "training"})
-            for own in (vars(module) for module in model.modules())
-        ]
-        self._lengths = {key: value.copy() for key, value in _containers(model)}
+        cells, holders = _kept_by(model)
+        self._saved = {key: (value, _copy(value)) for key, value in cells}
+        self._holders = [(holder, _content(holder)) for holder in holders]
+        self._structure = [(holder, _content(holder)) for holder in _structure_of(model.modules())]
+        self._uses = [(p, p.requires_grad, p.grad) for p in model.parameters()]
         named = model.named_parameters(remove_duplicate=False) if parameters else ()
         self._prints = {name: _fingerprint(p) for name, p in named}
 
@@ -62,7 +84,7 @@ class State:
 
     def moved(self, *, parameters: bool = True) -> dict[Key, Any]:
         """Return copies of what has other values now than when the copy was taken, by place."""
-        now = {key: value for key, value, _ in _cells(self._model)}
+        now = dict(_kept_by(self._model)[0])
         found = {
             key: _copy(value)
             for key, value in now.items()
@@ -75,33 +97,37 @@ class State:
                 found[("parameter", name)] = _fingerprint(named[name])
         return found
 
+    def other_structure(self) -> dict[str, list[int]] | None:
+        """Return how many parts, parameters and hooks modules have now; None where they are those of the copy."""
+        if all(_is_same(holder, content) for holder, content in self._structure):
+            return None
+        return {name: [len(holder) for holder in _structure_of([part])] for name, part in self._model.named_modules()}
+
+    def take_structure(self, other: State) -> None:
+        """Go back to the parts, parameters and hooks of another copy from now on, and to everything else of this."""
+        self._structure = other._structure
+
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back as it was."""
-        for own, attributes in self._attributes:
-            for name in [name for name in own if name not in INTERNAL and name != "training"]:
-                if name not in attributes:
-                    del own[name]
-            own.update(attributes)
-        for key, container in _containers(self._model):
-            original = self._lengths.get(key)
-            if original is not None and not _same_content(container, original):
-                _refill(container, original)
-        for key, value, put in _cells(self._model):
-            if key not in self._saved:
-                continue
-            original, copied = self._saved[key]
+        for holder, content in (*self._holders, *self._structure):
+            if not _is_same(holder, content):
+                _refill(holder, content)
+        for original, copied in self._saved.values():
             if not agree(original, copied):
                 _write(original, copied)
-            if value is not original:
-                put(original)
+        for parameter, requires_grad, gradient in self._uses:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
         for parameter, copied in self._held:
             parameter.data.copy_(copied)
 
 
 def describe(key: Key) -> str:
     """Return the name of a place of state: a buffer's or attribute's dotted name."""
-    return ".".join(str(part) for part in key[1:])
+    return ".".join(part.__qualname__ if isinstance(part, type) else str(part) for part in key[1:])
 
 
 def is_buffer(key: Key) -> bool:
@@ -109,70 +135,139 @@ def is_buffer(key: Key) -> bool:
     return key[0] in ("buffer", "parameter")
 
 
-def _cells(model: nn.Module) -> Iterator[tuple[Key, Any, Callable[[Any], None]]]:
-    """Yield `(place, value, setter)` for each tensor, number or generator that the model keeps."""
+# What is kept --------------------------------------------------------------------------------------------------------
+
+
+def _kept_by(model: nn.Module) -> tuple[list[Cell], list[Any]]:
+    """Return `(place, value)` of each tensor, number or generator that a model keeps, and what holds them.
+
+    Holders are dictionaries (those of objects included), lists, deques, sets and classes. Each is looked into once, the
+    nearest first. Objects of this library, which a model may keep as an attribute, are no state of the model.
+    """
+    cells: list[Cell] = []
+    holders: list[Any] = []
+    seen: set[int] = set()
+    waiting: deque[tuple[Key, Any, int]] = deque()
+    classes: dict[type, None] = {}
     for prefix, module in model.named_modules():
         names = tuple(prefix.split(".")) if prefix else ()
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                yield ("buffer", *names, name), buffer, _setter(module._buffers, name)
         own = vars(module)
-        for name in list(own):
-            if name not in INTERNAL and name != "training":
-                yield from _inside(("attribute", *names, name), own[name], _setter(own, name), DEPTH)
+        holders += [own, module._buffers, module._non_persistent_buffers_set]
+        cells += [(("buffer", *names, name), buffer) for name, buffer in module._buffers.items() if buffer is not None]
+        waiting += [
+            (("attribute", *names, name), value, DEPTH)
+            for name, value in own.items()
+            if name not in INTERNAL and name != "training"
+        ]
+        classes.update(dict.fromkeys(type(module).__mro__))
+    for cls in classes:
+        if cls is not object and cls.__module__.partition(".")[0] not in (OWN, TORCH):
+            holders.append(cls)
+            waiting += [(("class", cls, name), value, DEPTH) for name, value in _content(cls).items()]
+    while waiting:
+        key, value, depth = waiting.popleft()
+        if isinstance(value, (bool, int, float, complex)):
+            cells.append((key, value))
+        elif id(value) in seen:
+            continue
+        elif isinstance(value, (Tensor, np.ndarray, torch.Generator)) and not isinstance(value, nn.Parameter):
+            seen.add(id(value))
+            cells.append((key, value))
+        elif depth and not isinstance(value, (*OPAQUE, Tensor)) and not _is_own(value):
+            seen.add(id(value))
+            holder, parts = _inside(value)
+            if holder is not None:
+                holders.append(holder)
+            waiting += [((*key, name), part, depth - 1) for name, part in parts]
+    return cells, holders
 
 
-def _inside(key: Key, value: Any, put: Callable[[Any], None], depth: int) -> Iterator[tuple[Key, Any, Any]]:
-    if isinstance(value, (Tensor, bool, int, float, complex, np.ndarray, torch.Generator)) and not isinstance(
-        value, nn.Parameter
-    ):
-        yield key, value, put
-    elif depth and not isinstance(value, (*OPAQUE, Tensor)):
-        for name, part, setter in _parts(value):
-            yield from _inside((*key, name), part, setter, depth - 1)
+def _is_own(value: Any) -> bool:
+    """Whether an object is one of this library's: a session, an engine, a criterion. One of a subclass is not."""
+    return type(value).__module__.partition(".")[0] == OWN
 
 
-def _parts(value: Any) -> list[tuple[Any, Any, Callable[[Any], None]]]:
+def _inside(value: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+    """Return what can be written to of a value, and its parts by name."""
     if isinstance(value, dict):
-        return [(name, part, _setter(value, name)) for name, part in list(value.items())]
+        return value, list(_content(value).items())
     if isinstance(value, (list, deque)):
-        return [(place, part, _setter(value, place)) for place, part in enumerate(list(value))]
+        return value, list(enumerate(value))
+    if isinstance(value, set):
+        return value, []
     if isinstance(value, tuple):
-        return [(place, part, _ignore) for place, part in enumerate(value)]
+        return None, list(enumerate(value))
     try:
         own = vars(value)
     except TypeError:
-        return []
-    return [(name, part, _setter(own, name)) for name, part in list(own.items())] if isinstance(own, dict) else []
+        return None, []
+    return (own, list(own.items())) if isinstance(own, dict) else (None, [])
 
 
-def _containers(model: nn.Module) -> Iterator[tuple[Key, Any]]:
-    """Yield the lists, deques and dictionaries among the attributes, which may gain or lose entries."""
-
-    def walk(key: Key, value: Any, depth: int) -> Iterator[tuple[Key, Any]]:
-        if isinstance(value, (*OPAQUE, Tensor)) or not depth:
-            return
-        if isinstance(value, (list, deque, dict)):
-            yield key, value
-        for name, part, _ in _parts(value):
-            yield from walk((*key, name), part, depth - 1)
-
-    for prefix, module in model.named_modules():
+def _structure_of(modules: Iterable[nn.Module]) -> Iterator[Any]:
+    for module in modules:
         own = vars(module)
-        for name in list(own):
-            if name not in INTERNAL:
-                yield from walk((prefix, name), own[name], DEPTH)
+        for name in sorted(STRUCTURE & own.keys()):
+            if isinstance(own[name], (dict, set)):
+                yield own[name]
 
 
-def _setter(holder: Any, name: Any) -> Callable[[Any], None]:
-    def put(value: Any) -> None:
-        holder[name] = value
+def _content(holder: Any) -> Any:
+    if isinstance(holder, type):
+        return {name: value for name, value in vars(holder).items() if not _is_code(name, value)}
+    if isinstance(holder, dict):
+        return dict(_base(holder).items(holder))
+    return list(holder)
 
-    return put
+
+def _is_code(name: str, value: Any) -> bool:
+    """Whether an entry of a class says what it does, and not what it keeps."""
+    return (
+        name.startswith("__")
+        or isinstance(value, (type, staticmethod, classmethod))
+        or inspect.isroutine(value)
+        or inspect.isdatadescriptor(value)
+        or inspect.ismethoddescriptor(value)
+    )
 
 
-def _ignore(value: Any) -> None:
-    """Tuples cannot be written; the tensors in them are."""
+def _base(holder: dict[Any, Any]) -> Any:
+    """Return the class whose methods are used: those of subclasses may refuse (an output of `transformers`)."""
+    return OrderedDict if isinstance(holder, OrderedDict) else dict
+
+
+def _is_same(holder: Any, content: Any) -> bool:
+    now = _content(holder)
+    if len(now) != len(content):
+        return False
+    if isinstance(now, dict):
+        return all(a is b for a, b in zip(now, content, strict=True)) and all(
+            a is b for a, b in zip(now.values(), content.values(), strict=True)
+        )
+    return all(a is b for a, b in zip(now, content, strict=True))
+
+
+def _refill(holder: Any, content: Any) -> None:
+    """Give a holder its content back; it stays the same object, which handles of hooks know."""
+    if isinstance(holder, type):
+        for name in _content(holder).keys() - content.keys():
+            delattr(holder, name)
+        for name, value in content.items():
+            if vars(holder).get(name) is not value:
+                setattr(holder, name, value)
+    elif isinstance(holder, dict):
+        base = _base(holder)
+        for name in [name for name in _content(holder) if name not in content]:
+            base.__delitem__(holder, name)
+        if not all(a is b for a, b in zip(_content(holder), content, strict=False)):
+            base.clear(holder)  # their order counts, for hooks
+        for name, value in content.items():
+            base.__setitem__(holder, name, value)
+    elif isinstance(holder, list):
+        list.__setitem__(holder, slice(None), content)
+    else:
+        holder.clear()
+        holder.extend(content) if isinstance(holder, deque) else holder.update(content)
 
 
 def _copy(value: Any) -> Any:
@@ -205,22 +300,6 @@ def agree(value: Any, copied: Any) -> bool:
     if isinstance(value, np.ndarray) or isinstance(copied, np.ndarray):
         return isinstance(value, np.ndarray) and isinstance(copied, np.ndarray) and np.array_equal(value, copied)
     return bool(value == copied or (value != value and copied != copied))
-
-
-def _same_content(container: Any, original: Any) -> bool:
-    if len(container) != len(original):
-        return False
-    if isinstance(container, dict):
-        return all(key in container and container[key] is part for key, part in original.items())
-    return all(a is b for a, b in zip(container, original, strict=True))
-
-
-def _refill(container: Any, original: Any) -> None:
-    container.clear()
-    if isinstance(container, dict):
-        container.update(original)
-    else:
-        container.extend(original)
 
 
 @torch.no_grad()
