@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.probing.quiet import Quiet
-from hushgrad.probing.state import Key, State, forked_randomness, randomness_used
+from hushgrad.probing.state import Key, State, Structure, forked_randomness, randomness_used
 from hushgrad.probing.trees import Path, tensors_at
 
 SEED = 20_260_101
@@ -89,14 +89,14 @@ class Outcome:
         moved: the state that the run changed, before it was put back.
         drew: whether random numbers were drawn.
         unknown: a random operator that could not be made quiet.
-        structure: how many parts and hooks the run left behind, where it changed them.
+        structure: what the run left behind, where it made or took away parts or hooks.
     """
 
     output: Any
     moved: dict[Key, Any]
     drew: bool
     unknown: str | None
-    structure: dict[str, list[int]] | None
+    structure: Structure | None
 
 
 @dataclass(eq=False)

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError
 from hushgrad.probing.calls import Call, Outcome, Runner, devices_of, where_raised
+from hushgrad.probing.finite import repairs, spoiled_rows
 from hushgrad.probing.gradient_probe import require_own_gradient
 from hushgrad.probing.loss_probe import Runs
 from hushgrad.probing.place import called, cure, first_place
-from hushgrad.probing.rows import Batch, batch_axes, grown_axes, halves, others_differ
-from hushgrad.probing.state import State, agree, describe, is_buffer
+from hushgrad.probing.rows import Batch, all_agree, batch_axes, grown_axes, halves, others_differ
+from hushgrad.probing.state import State, Structure, agree, describe, is_buffer
 from hushgrad.probing.trees import Path, tensors_at
 
 FEW = 4
@@ -51,8 +52,8 @@ class ModelProbe:
     runs: Runs | None = None
     skipped: list[str] = field(default_factory=list)
 
-    def examine(self, call: Call, size: int) -> None:
-        """Probe one call on a batch of `size` examples.
+    def examine(self, call: Call, size: int) -> bool:
+        """Probe one call on a batch of `size` examples; return whether there was enough that is finite to tell.
 
         Raises:
             CrossSampleLeakError: an example's output or gradient depends on another example.
@@ -67,35 +68,41 @@ class ModelProbe:
                 f"from data"
             )
         call.state.hold(changed)
+        left = call.state.other_structure()
         call.state.restore()
         runner = Runner(call, call.state, devices_of(self.model, call.inputs))
         try:
-            _Examination(self, runner, size).run()
+            return _Examination(self, runner, size, now, left).run()
         finally:
             now.restore()
             self.forwards += runner.forwards
 
 
 class _Examination:
-    def __init__(self, probe: ModelProbe, runner: Runner, size: int) -> None:
+    def __init__(self, probe: ModelProbe, runner: Runner, size: int, now: State, left: Structure | None) -> None:
         self._probe = probe
+        self._now = now
+        self._left_structure = left
         self._runner = runner
         self._size = size
         self._batch = Batch(runner.call.inputs, {}, size)
         self._quiet: Outcome | None = None
         self._is_comparable = True  # whether equal seeds give equal random numbers to the unaltered examples
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Run and compare; return whether it was possible to tell."""
         size, runner = self._size, self._runner
         candidates = batch_axes(runner.call.inputs, size)
         if not candidates:
-            return  # nothing of the batch went in; an output made of constants is the same for every example
+            return True  # nothing of the batch went in; an output made of constants is the same for every example
         self._batch = Batch(runner.call.inputs, candidates[0], size)
-        base = runner.run(self._batch.same(), quiet=False, parameters=True)
+        base = self._run_finite(self._run_as_it_was())
         self._require_repeatable(base, runner.run(self._batch.same(), quiet=False))
+        if base.structure is not None:
+            self._require_nothing_handed_on()
         if size == 1:
             self._require_still_state(base, self._exchanged([0]), {}, [])
-            return
+            return True
         example = self._batch.largest()
         fewer = self._run_with_fewer(candidates, example, base.drew)
         axes = grown_axes(base.output, fewer.output, size)
@@ -105,7 +112,7 @@ class _Examination:
             inputs = self._batch.without(example)
             self._compare(self._quiet, fewer, axes, (others, range(size - 1)), inputs, base.drew, "were left out")
         grown_state = self._grown_state(base, fewer)
-        self._require_own_gradient(fewer, axes, example, base.drew)
+        is_told = self._require_own_gradient(fewer, axes, example, base.drew)
         less = fewer.output if self._probe.keeps_runs and not base.drew else None
         del fewer  # outputs may be as large as a step's memory
         some, rest = halves(size)
@@ -118,14 +125,69 @@ class _Examination:
         self._poison(base, axes, rest, some)
         if not self._is_comparable:
             self._probe.runs = None
+        spoiled = spoiled_rows(base.output, size)
+        if not is_told or (spoiled is not None and size - len(spoiled) < 2):
+            self._probe.skipped.append("a batch has no two examples with finite values and gradients, so that the next one is looked at")
+            return False
+        return True
 
     # The runs ------------------------------------------------------------------------------------------------------
+
+    def _run_as_it_was(self) -> Outcome:
+        """Run the batch itself, from what was there before the call; it must leave behind what the call has left.
+
+        A first call may note somewhere out of reach (a registry of the library) that it has made parts or hooks. Those
+        it made are kept then.
+        """
+        failure: Exception | None = None
+        try:
+            base = self._run_base()
+            if base.structure == self._left_structure:
+                return base
+        except HushgradError:
+            raise
+        except Exception as error:
+            failure = error
+        self._runner.state.take_structure(self._now)
+        self._runner.state.restore()
+        try:
+            return self._run_base()
+        except HushgradError:
+            raise
+        except Exception as error:
+            raise CrossSampleLeakError(
+                f"{self._name(None)} fails when it is run again on the same batch ({where_raised(failure or error)}): it "
+                f"keeps something from one call to the next, outside of its buffers and attributes. Keep no values of "
+                f"a batch between calls; where a first forward makes parts of the model, run one on inputs of your own "
+                f"making before make_private"
+            ) from None
+
+    def _run_base(self) -> Outcome:
+        return self._runner.run(self._batch.same(), quiet=False, parameters=True)
+
+    def _run_finite(self, base: Outcome) -> Outcome:
+        """Go over to a batch without the examples that give NaN, and run it; the given run where there are none."""
+        spoiled = spoiled_rows(base.output, self._size)
+        if spoiled is None:
+            return base
+        for batch in repairs(self._batch, spoiled):
+            kept, self._batch = self._batch, batch
+            try:
+                base = self._run_base()
+            except HushgradError:
+                raise
+            except Exception:  # content that the model cannot take
+                self._batch = kept
+                continue
+            if spoiled_rows(base.output, self._size) is None:
+                break
+        return base
 
     def _run_with_fewer(self, candidates: Sequence[dict[Path, int]], example: int, quiet: bool) -> Outcome:
         """Leave one example out, and learn on the way which of the inputs hold the batch, and where."""
         failure: Exception | None = None
         for axes in candidates:
-            self._batch = Batch(self._runner.call.inputs, axes, self._size)
+            self._batch = Batch(self._batch.value, axes, self._size)
             try:
                 return self._runner.run(self._batch.without(example), quiet=quiet)
             except HushgradError:
@@ -150,32 +212,39 @@ class _Examination:
         except Exception:  # values out of the range that the model can take
             return self._runner.run(self._batch.exchanged(chosen, away=False), quiet=False, parameters=True)
 
-    def _require_own_gradient(self, fewer: Outcome, axes: dict[Path, int], example: int, drew: bool) -> None:
-        """Run a few examples forward and backward under capture, and compare the gradient of one of them."""
+    def _require_own_gradient(self, fewer: Outcome, axes: dict[Path, int], left_out: int, drew: bool) -> bool:
+        """Run a few examples forward and backward under capture, and compare the gradient of one of them.
+
+        Return whether one was found whose gradient is finite, or no gradient reached anything.
+        """
         assert self._quiet is not None
-        rows = sorted({example, *(row for row in (0, *halves(self._size)[0]) if row != example)})
-        rows = sorted([example, *[row for row in rows if row != example][: FEW - 1]])
-        try:
-            captured = require_own_gradient(
-                self._runner,
-                self._batch,
-                scope=self._probe.scope,
-                parameters=self._probe.parameters,
-                axes=axes,
-                rows=rows,
-                example=example,
-                quiet=drew,
-                loss_reduction=self._probe.loss_reduction,
-                whole=self._quiet.output,
-                fewer=fewer.output,
-            )
-        except HushgradError:
-            raise
-        except Exception as error:
-            raise self._depends_on_number(error, "on a few of them") from None
-        if captured is not None and captured.unknown is None:
-            kept, inputs = (rows, range(len(rows))), self._batch.only(rows)
-            self._compare(self._quiet, captured, axes, kept, inputs, drew, "were left out")
+        order = [left_out, *(row for row in (0, *halves(self._size)[0], *range(self._size)) if row != left_out)]
+        for example in list(dict.fromkeys(order))[:FEW]:
+            rows = sorted([example, *[row for row in dict.fromkeys(order) if row != example][: FEW - 1]])
+            try:
+                captured, is_told = require_own_gradient(
+                    self._runner,
+                    self._batch,
+                    scope=self._probe.scope,
+                    parameters=self._probe.parameters,
+                    axes=axes,
+                    rows=rows,
+                    example=example,
+                    quiet=drew,
+                    loss_reduction=self._probe.loss_reduction,
+                    whole=self._quiet.output,
+                    fewer=fewer.output if example == left_out else None,
+                )
+            except HushgradError:
+                raise
+            except Exception as error:
+                raise self._depends_on_number(error, "on a few of them") from None
+            if captured is not None and captured.unknown is None:
+                kept, inputs = (rows, range(len(rows))), self._batch.only(rows)
+                self._compare(self._quiet, captured, axes, kept, inputs, drew, "were left out")
+            if is_told:
+                return True
+        return False
 
     def _poison(self, base: Outcome, axes: dict[Path, int], chosen: Sequence[int], others: Sequence[int]) -> None:
         inputs, what = self._batch.poisoned(chosen), "were NaN" if self._batch.is_floating else "were exchanged"
@@ -287,8 +356,23 @@ class _Examination:
         return key in base.moved and key in changed.moved and agree(base.moved[key], changed.moved[key])
 
     def _require_overwritten(self, base: Outcome, key: Any) -> None:
-        runner = self._runner
+        after = self._run_after(self._batch.exchanged(halves(self._size)[0], away=False))
+        if not all_agree(base.output, after.output) or not agree(after.moved.get(key), base.moved.get(key)):
+            self._refuse_state(key)
+
+    def _require_nothing_handed_on(self) -> None:
+        """Refuse parts or hooks that a forward has made of its batch: the next call must not notice which it was."""
         earlier = self._batch.exchanged(halves(self._size)[0], away=False)
+        if not all_agree(self._run_after(self._batch.same()).output, self._run_after(earlier).output):
+            raise PrivateBufferError(
+                f"a forward of {self._name(None)} gives the model parts or hooks that hold what it was run on: a later "
+                f"forward gives other outputs after another batch. Make parts and hooks of constants alone, or make "
+                f"them before training"
+            )
+
+    def _run_after(self, earlier: Any) -> Outcome:
+        """Run the batch from what a run on another one left behind."""
+        runner = self._runner
 
         class _After(State):
             def restore(self) -> None:
@@ -297,15 +381,10 @@ class _Examination:
         state, runner.state = runner.state, _After(self._probe.model)
         try:
             runner.run(earlier, quiet=False)
-            after = runner.run(self._batch.same(), quiet=False)
+            return runner.run(self._batch.same(), quiet=False)
         finally:
             runner.state = state
             state.restore()
-        axes = {path: 0 for path, tensor in tensors_at(base.output) if tensor.ndim}
-        everyone = range(self._size)
-        same = not others_differ(base.output, after.output, axes, (everyone, everyone), (self._size, self._size))
-        if not same or not agree(after.moved.get(key), base.moved.get(key)):
-            self._refuse_state(key)
 
     def _refuse_state(self, key: Any) -> None:
         kind = {"buffer": "buffer", "parameter": "parameter"}.get(key[0], "attribute")

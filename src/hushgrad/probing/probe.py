@@ -88,6 +88,7 @@ class Probe:
         self._evaluations: dict[Criterion, _Evaluation] = {}
         self._open: _Pending | None = None
         self._is_busy = False
+        self._is_told = True  # what the graph of the losses of this batch was asked
         self._forwards, self._call_count, self._criterion_count = 0.0, 0, 0
         self._notes: list[str] = []
         self.is_waiting = True
@@ -138,7 +139,7 @@ class Probe:
             evaluation = _Evaluation(criterion, output, target)
             self._evaluations[criterion] = evaluation
             losses.register_hook(self._mark(evaluation))  # type: ignore[no-untyped-call]
-        self.losses(losses)
+        self._look_at_graph(losses)  # values that are not finite are seen to when the criterion is examined
 
     def losses(self, losses: Tensor) -> None:
         """Look at the graph of the losses of a batch, before the backward uses it up.
@@ -146,15 +147,20 @@ class Probe:
         Raises:
             CrossSampleLeakError: the loss of one example depends on another's outputs.
         """
+        if not self._look_at_graph(losses):
+            self._is_told = False
+
+    def _look_at_graph(self, losses: Tensor) -> bool:
         calls = [part.call for part in self._pending if _holds(part.call.inputs, losses.shape[0])]
         outputs = [tensor for call in calls for _, tensor in tensors_at(call.output)]
-        require_separate_losses(losses, outputs)
+        return require_separate_losses(losses, outputs)
 
     def forget(self) -> None:
         """Drop what the current batch has run: it was discarded, or has no examples."""
         self._pending.clear()
         self._evaluations.clear()
         self._open = self._padded = None
+        self._is_told = True
 
     def expect_order(self, item: Any, rows: int) -> None:
         """The item that comes now has padding, which is known by its place: look once whether rows keep their order."""
@@ -239,20 +245,21 @@ class Probe:
         for part in pending:
             if not evaluations:
                 part.call.output = None  # its memory is needed now
-            probe.examine(part.call, size)
+            self._is_told &= probe.examine(part.call, size)
         if pending:
             self._forwards = max(self._forwards, probe.forwards / len(pending))
         self._call_count += len(pending)
         self._notes.extend(probe.skipped)
         for evaluation in evaluations:
             is_output = len(pending) == 1 and pending[0].call.output is evaluation.output
-            CriterionProbe(evaluation.criterion).examine(
+            is_told = CriterionProbe(evaluation.criterion).examine(
                 evaluation.output, evaluation.target, size, probe.runs if is_output else None
             )
-            self._criteria.add(evaluation.criterion)
             self._criterion_count += 1
+            if is_told:
+                self._criteria.add(evaluation.criterion)
         for part in pending:
-            self._examined[part.signature] = size > 1
+            self._examined[part.signature] = size > 1 and self._is_told
 
 
 def _holds(inputs: Any, size: int) -> bool:

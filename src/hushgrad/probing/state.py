@@ -50,6 +50,9 @@ OWN, TORCH = __name__.partition(".")[0], torch.__name__
 Key = tuple[Any, ...]
 Cell = tuple[Key, Any]
 
+Structure = dict[str, list[int]]
+"""How many parts, parameters and hooks of each kind every module has, by its name."""
+
 
 class State:
     """A copy of what a model keeps, to compare with and to go back to.
@@ -97,8 +100,8 @@ class State:
                 found[("parameter", name)] = _fingerprint(named[name])
         return found
 
-    def other_structure(self) -> dict[str, list[int]] | None:
-        """Return how many parts, parameters and hooks modules have now; None where they are those of the copy."""
+    def other_structure(self) -> Structure | None:
+        """Return the structure as it is now; None where it is that of the copy."""
         if all(_is_same(holder, content) for holder, content in self._structure):
             return None
         return {name: [len(holder) for holder in _structure_of([part])] for name, part in self._model.named_modules()}
