@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hushgrad.probing.finite import count_nan
 from hushgrad.probing.quiet import Quiet
 from hushgrad.probing.state import Key, State, Structure, forked_randomness, randomness_used
 from hushgrad.probing.trees import Path, tensors_at
@@ -33,6 +34,7 @@ class Call:
         is_training: whether the model was in train().
         output: what it returned; None once it was forgotten.
         reached: the paths of the outputs that a backward of a loss came back through.
+        missing: how many NaN it returned.
     """
 
     module: nn.Module
@@ -42,6 +44,7 @@ class Call:
     is_training: bool
     output: Any = None
     reached: set[Path] = field(default_factory=set)
+    missing: int = 0
 
     @classmethod
     def begun(cls, model: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -56,7 +59,7 @@ class Call:
 
         `is_accumulating`: whether the backward that is running accumulates gradients, or only asks for some.
         """
-        self.output = output
+        self.output, self.missing = output, count_nan(output)
         for path, tensor in tensors_at(output):
             if tensor.requires_grad:
                 tensor.register_hook(self._mark(path, is_accumulating))  # type: ignore[no-untyped-call]

@@ -18,6 +18,11 @@ from hushgrad.probing.rows import VALUES, Batch
 from hushgrad.probing.trees import Path, tensors_at, with_tensors
 
 
+def count_nan(outputs: Any) -> int:
+    """Return how many NaN there are among nested tensors."""
+    return sum(int(tensor.detach().isnan().sum()) for _, tensor in tensors_at(outputs) if _is_inexact(tensor))
+
+
 def spoiled_rows(outputs: Any, size: int) -> list[int] | None:
     """Return the examples with a NaN among the outputs; None where there is none at all.
 
@@ -27,7 +32,7 @@ def spoiled_rows(outputs: Any, size: int) -> list[int] | None:
     found: set[int] = set()
     is_spoiled = False
     for _, tensor in tensors_at(outputs):
-        if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
+        if not _is_inexact(tensor) or not tensor.numel():
             continue
         axis = next((axis for axis in range(min(tensor.ndim, 2)) if tensor.shape[axis] % size == 0), None)
         if axis is None:
@@ -84,7 +89,7 @@ def _drawn_anew(batch: Batch) -> Batch:
 
     def change(path: Path, tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
-        if path not in batch.axes or not (tensor.is_floating_point() or tensor.is_complex()):
+        if path not in batch.axes or not _is_inexact(tensor):
             return tensor.clone()
         drawn = torch.empty(tensor.shape, dtype=torch.float32).uniform_(0.1, 0.9, generator=generator)
         return torch.where(tensor.isfinite(), tensor, drawn.to(tensor.device, tensor.dtype))
@@ -96,7 +101,11 @@ def _sizes(batch: Batch) -> list[float]:
     """Return the largest absolute value of each example, Inf where one is not finite."""
     sizes_B = torch.zeros(batch.size, dtype=torch.float64)
     for path, tensor in tensors_at(batch.value):
-        if path in batch.axes and (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel():
+        if path in batch.axes and _is_inexact(tensor) and tensor.numel():
             rows = tensor.detach().movedim(batch.axes[path], 0).reshape(batch.size, -1)
             sizes_B = torch.maximum(sizes_B, rows.abs().nan_to_num(torch.inf, torch.inf).amax(1).double().cpu())
     return sizes_B.tolist()
+
+
+def _is_inexact(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError
 from hushgrad.probing.calls import Call, Outcome, Runner, devices_of, where_raised
-from hushgrad.probing.finite import repairs, spoiled_rows
+from hushgrad.probing.finite import count_nan, repairs, spoiled_rows
 from hushgrad.probing.gradient_probe import require_own_gradient
 from hushgrad.probing.loss_probe import Runs
 from hushgrad.probing.place import called, cure, first_place
@@ -72,17 +72,26 @@ class ModelProbe:
         call.state.restore()
         runner = Runner(call, call.state, devices_of(self.model, call.inputs))
         try:
-            return _Examination(self, runner, size, now, left).run()
+            return _Examination(self, runner, size, now, left, bool(changed)).run()
         finally:
             now.restore()
             self.forwards += runner.forwards
 
 
 class _Examination:
-    def __init__(self, probe: ModelProbe, runner: Runner, size: int, now: State, left: Structure | None) -> None:
+    def __init__(
+        self,
+        probe: ModelProbe,
+        runner: Runner,
+        size: int,
+        now: State,
+        left: Structure | None,
+        has_changed_parameters: bool,
+    ) -> None:
         self._probe = probe
-        self._now = now
-        self._left_structure = left
+        self._now = now  # what the model keeps since
+        self._left_structure = left  # by the call
+        self._has_changed_parameters = has_changed_parameters
         self._runner = runner
         self._size = size
         self._batch = Batch(runner.call.inputs, {}, size)
@@ -96,7 +105,10 @@ class _Examination:
         if not candidates:
             return True  # nothing of the batch went in; an output made of constants is the same for every example
         self._batch = Batch(runner.call.inputs, candidates[0], size)
-        base = self._run_finite(self._run_as_it_was())
+        base = self._run_as_it_was()
+        if not base.drew and not self._has_changed_parameters and count_nan(base.output) != runner.call.missing:
+            raise self._other_outputs()  # what it keeps has become NaN, where two runs look alike
+        base = self._run_finite(base)
         self._require_repeatable(base, runner.run(self._batch.same(), quiet=False))
         if base.structure is not None:
             self._require_nothing_handed_on()
@@ -265,11 +277,14 @@ class _Examination:
         everyone = range(self._size)
         axes = {path: 0 for path, tensor in tensors_at(base.output) if tensor.ndim and tensor.shape[0] == self._size}
         if others_differ(base.output, again.output, axes, (everyone, everyone), (self._size, self._size)):
-            raise CrossSampleLeakError(
-                f"{self._name(None)} gives other outputs when it is run again on the same batch with the same random "
-                f"numbers: it keeps something from one call to the next, outside of its buffers and attributes. Keep "
-                f"no values of a batch between calls, and draw random numbers from torch, NumPy or random only"
-            )
+            raise self._other_outputs()
+
+    def _other_outputs(self) -> CrossSampleLeakError:
+        return CrossSampleLeakError(
+            f"{self._name(None)} gives other outputs when it is run again on the same batch with the same random "
+            f"numbers: it keeps something from one call to the next, outside of its buffers and attributes. Keep "
+            f"no values of a batch between calls, and draw random numbers from torch, NumPy or random only"
+        )
 
     def _compare(
         self,
