@@ -53,7 +53,7 @@ def repairs(batch: Batch, spoiled: Sequence[int]) -> Iterator[Batch]:
     """Yield batches to run instead, the nearest to the given one first.
 
     At first the spoiled examples are replaced by the others. If there are none (they spoil each other), it is examples
-    with values that are not finite, or the larger half, that are; at last such values are drawn anew.
+    with values that are not finite, or the larger half, that are. Then such values are drawn anew, and at last all are.
     """
     good = [row for row in range(batch.size) if row not in spoiled]
     if spoiled and good:
@@ -63,11 +63,12 @@ def repairs(batch: Batch, spoiled: Sequence[int]) -> Iterator[Batch]:
     if finite:
         half = finite if len(finite) < batch.size else finite[: (batch.size + 1) // 2]
         yield _with_only(batch, sorted(half))
-    yield _drawn_anew(batch)
+    yield _drawn_anew(batch, everything=False)
+    yield _drawn_anew(batch, everything=True)
 
 
 def _with_only(batch: Batch, good: Sequence[int]) -> Batch:
-    """Put the content of some examples in the place of all others; a single one's ids in the other direction as well."""
+    """Put the content of some examples in the place of all others; the ids of a single one in another order."""
 
     def change(path: Path, tensor: Tensor) -> Tensor:
         copied = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -83,8 +84,8 @@ def _with_only(batch: Batch, good: Sequence[int]) -> Batch:
     return replace(batch, value=with_tensors(batch.value, change))
 
 
-def _drawn_anew(batch: Batch) -> Batch:
-    """Replace every value that is not finite by one between 0 and 1, the same in every run."""
+def _drawn_anew(batch: Batch, *, everything: bool) -> Batch:
+    """Replace every value that is not finite, or `everything`, by one between 0 and 1, the same in every run."""
     generator = torch.Generator().manual_seed(3)
 
     def change(path: Path, tensor: Tensor) -> Tensor:
@@ -92,7 +93,8 @@ def _drawn_anew(batch: Batch) -> Batch:
         if path not in batch.axes or not _is_inexact(tensor):
             return tensor.clone()
         drawn = torch.empty(tensor.shape, dtype=torch.float32).uniform_(0.1, 0.9, generator=generator)
-        return torch.where(tensor.isfinite(), tensor, drawn.to(tensor.device, tensor.dtype))
+        drawn = drawn.to(tensor.device, tensor.dtype)
+        return drawn if everything else torch.where(tensor.isfinite(), tensor, drawn)
 
     return replace(batch, value=with_tensors(batch.value, change))
 

@@ -173,12 +173,12 @@ class CriterionProbe:
             size: B, at least 2.
             runs: what the model gave for this batch and for altered ones, if `output` is what it returned.
 
-        Returns whether there were two examples with finite losses, so that it could be told.
+        Returns whether it could be told. It cannot where the criterion runs on no values that give finite losses.
 
         Raises:
             CrossSampleLeakError: naming the criterion.
         """
-        output, target, base, still = self._finite(output, target, size)
+        output, target, base, still, is_told = self._finite(output, target, size)
         again, _ = self._run(output, target)
         if not rows_agree(base, again):
             raise CrossSampleLeakError(
@@ -198,25 +198,35 @@ class CriterionProbe:
                     )
         if runs is not None:
             self._require_separate_through_model(target, size, runs)
-        return int(base.isfinite().sum()) > 1
+        return is_told
 
-    def _finite(self, output: Any, target: Any, size: int) -> tuple[Any, Any, Tensor, dict[Key, Any]]:
-        """Return arguments whose losses are finite, as far as there are such, with what the criterion gives for them."""
-        found = (output, target, *self._run(output, target))
-        losses = found[2]
-        if bool(losses.isfinite().all()) or losses.shape != (size,):
-            return found
+    def _finite(self, output: Any, target: Any, size: int) -> tuple[Any, Any, Tensor, dict[Key, Any], bool]:
+        """Return arguments whose losses are finite, with what the criterion gives for them, and whether they are.
+
+        Raises:
+            CrossSampleLeakError: not even values between 0 and 1 give finite losses.
+        """
+        losses, moved = self._run(output, target)
+        axes = batch_axes((output, target), size)
+        if bool(losses.isfinite().all()) or losses.shape != (size,) or not axes:
+            return output, target, losses, moved, True
         spoiled = [int(row) for row in losses.isfinite().logical_not().nonzero()]
-        for axes in batch_axes((output, target), size)[:1]:
-            for batch in repairs(Batch((output, target), axes, size), spoiled):
-                try:
-                    repaired = (*batch.value, *self._run(*batch.value))
-                except Exception:
-                    continue  # content that the criterion cannot take
-                found = repaired
-                if bool(repaired[2].isfinite().all()):
-                    break
-        return found
+        failed = False
+        for batch in repairs(Batch((output, target), axes[0], size), spoiled):
+            try:
+                found, left = self._run(*batch.value)
+            except Exception:  # content that the criterion cannot take
+                failed = True
+                continue
+            if bool(found.isfinite().all()):
+                return *batch.value, found, left, True
+        if not failed:
+            raise CrossSampleLeakError(
+                f"criterion {self._criterion.name} gives losses that are not finite even for outputs and targets "
+                f"between 0 and 1, so it keeps something from one call to the next that a record has made NaN or Inf. "
+                f"{CURE}"
+            )
+        return output, target, losses, moved, False
 
     def _run(self, output: Any, target: Any) -> tuple[Tensor, dict[Key, Any]]:
         devices = [tensor.device for _, tensor in tensors_at((output, target))]

@@ -28,6 +28,9 @@ FEW = 4
 """How many examples are run backward: what a backward keeps must be small beside what the first step holds."""
 
 
+NOT_TOLD = "no two examples of a batch had finite values and gradients, so that the next batch is examined as well"
+
+
 @dataclass
 class ModelProbe:
     """Probes one call of a model.
@@ -139,7 +142,7 @@ class _Examination:
             self._probe.runs = None
         spoiled = spoiled_rows(base.output, size)
         if not is_told or (spoiled is not None and size - len(spoiled) < 2):
-            self._probe.skipped.append("a batch has no two examples with finite values and gradients, so that the next one is looked at")
+            self._probe.skipped.append(NOT_TOLD)
             return False
         return True
 
@@ -168,10 +171,10 @@ class _Examination:
             raise
         except Exception as error:
             raise CrossSampleLeakError(
-                f"{self._name(None)} fails when it is run again on the same batch ({where_raised(failure or error)}): it "
-                f"keeps something from one call to the next, outside of its buffers and attributes. Keep no values of "
-                f"a batch between calls; where a first forward makes parts of the model, run one on inputs of your own "
-                f"making before make_private"
+                f"{self._name(None)} fails when it is run again on the same batch ({where_raised(failure or error)}): "
+                f"it keeps something from one call to the next, outside of its buffers and attributes. Keep no values "
+                f"of a batch between calls; where a first forward makes parts of the model, run one on inputs of your "
+                f"own making before make_private"
             ) from None
 
     def _run_base(self) -> Outcome:

@@ -197,8 +197,8 @@ class Probe:
         """
         if self.collate_fn is None or self.collate_fn is default_collate or len(indices) < 2:
             return
-        require_separate_rows(self.collate_fn, [dataset[index] for index in indices[:RECORDS]])
-        self.collate_fn = None
+        if require_separate_rows(self.collate_fn, [dataset[index] for index in indices[:RECORDS]]):
+            self.collate_fn = None
 
     @property
     def report(self) -> ProbeReport:

@@ -64,7 +64,7 @@ class State:
         """Take the copy; without `parameters` whether those change is not to be told from it."""
         self._model = model
         self._held: list[tuple[Tensor, Tensor]] = []
-        cells, holders = _kept_by(model)
+        cells, holders, _ = _kept_by(model)
         self._saved = {key: (value, _copy(value)) for key, value in cells}
         self._holders = [(holder, _content(holder)) for holder in holders]
         self._structure = [(holder, _content(holder)) for holder in _structure_of(model.modules())]
@@ -124,8 +124,13 @@ class State:
                 parameter.requires_grad_(requires_grad)
             if parameter.grad is not gradient:
                 parameter.grad = gradient
-        for parameter, copied in self._held:
-            parameter.data.copy_(copied)
+        for held, copied in self._held:
+            held.data.copy_(copied)
+
+
+def own_objects(model: nn.Module) -> list[Any]:
+    """Return the objects of this library that a model keeps, beside modules: they are shared with a copy of it."""
+    return _kept_by(model)[2]
 
 
 def describe(key: Key) -> str:
@@ -141,14 +146,15 @@ def is_buffer(key: Key) -> bool:
 # What is kept --------------------------------------------------------------------------------------------------------
 
 
-def _kept_by(model: nn.Module) -> tuple[list[Cell], list[Any]]:
-    """Return `(place, value)` of each tensor, number or generator that a model keeps, and what holds them.
+def _kept_by(model: nn.Module) -> tuple[list[Cell], list[Any], list[Any]]:
+    """Return `(place, value)` of each tensor, number or generator that a model keeps, what holds them, and the rest.
 
     Holders are dictionaries (those of objects included), lists, deques, sets and classes. Each is looked into once, the
-    nearest first. Objects of this library, which a model may keep as an attribute, are no state of the model.
+    nearest first. The rest are objects of this library, which are no state of the model.
     """
     cells: list[Cell] = []
     holders: list[Any] = []
+    own_objects: list[Any] = []
     seen: set[int] = set()
     waiting: deque[tuple[Key, Any, int]] = deque()
     classes: dict[type, None] = {}
@@ -176,13 +182,17 @@ def _kept_by(model: nn.Module) -> tuple[list[Cell], list[Any]]:
         elif isinstance(value, (Tensor, np.ndarray, torch.Generator)) and not isinstance(value, nn.Parameter):
             seen.add(id(value))
             cells.append((key, value))
-        elif depth and not isinstance(value, (*OPAQUE, Tensor)) and not _is_own(value):
+        elif isinstance(value, (*OPAQUE, Tensor)):
+            continue
+        elif _is_own(value):
+            own_objects.append(value)
+        elif depth:
             seen.add(id(value))
             holder, parts = _inside(value)
             if holder is not None:
                 holders.append(holder)
             waiting += [((*key, name), part, depth - 1) for name, part in parts]
-    return cells, holders
+    return cells, holders, own_objects
 
 
 def _is_own(value: Any) -> bool:
