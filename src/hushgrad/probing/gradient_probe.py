@@ -71,6 +71,7 @@ def require_own_gradient(
     def run_alone(output: Any) -> None:
         outputs = dict(tensors_at(output))
         taken = [path for path in outputs if path in call.reached and outputs[path].requires_grad]
+        trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         alone.update({path: outputs[path].detach() for path in outputs})
         if taken:
             cotangents = [
@@ -80,9 +81,9 @@ def require_own_gradient(
                 for path in taken
             ]
             found = torch.autograd.grad(
-                [outputs[path] for path in taken], list(parameters.values()), cotangents, allow_unused=True
+                [outputs[path] for path in taken], list(trained.values()), cotangents, allow_unused=True
             )
-            own.update({name: g for name, g in zip(parameters, found, strict=True) if g is not None})
+            own.update({name: g for name, g in zip(trained, found, strict=True) if g is not None})
 
     paused, scope.paused = scope.paused, True
     try:

@@ -59,6 +59,7 @@ KEPT_CALLS = 4
 class _Pending:
     call: Call
     signature: Signature
+    frozen: list[nn.Parameter]  # for a while; their gradients are not examined with this call
 
 
 @dataclass(eq=False)
@@ -83,6 +84,7 @@ class Probe:
         self._scope: Scope | None = None
         self._anchor: Node | None = None
         self._examined: dict[Signature, bool] = {}  # whether on more than one example
+        self._frozen: dict[Signature, list[nn.Parameter]] = {}  # what was frozen then
         self._criteria: WeakSet[Any] = WeakSet()
         self._pending: list[_Pending] = []
         self._evaluations: dict[Criterion, _Evaluation] = {}
@@ -117,8 +119,12 @@ class Probe:
         if self._padded is not None:
             self._look_at_order(args, kwargs)
         signature = _signature_of(self._model)
+        if any(parameter.requires_grad for parameter in self._frozen.get(signature, ())):
+            self._examined.pop(signature)
+            self._frozen.pop(signature)
         if not self._examined.get(signature, False) and self._has_room(module, signature):
-            self._open = _Pending(Call.begun(self._model, module, args, kwargs), signature)
+            frozen = [parameter for parameter in self._parameters.values() if not parameter.requires_grad]
+            self._open = _Pending(Call.begun(self._model, module, args, kwargs), signature, frozen)
 
     def left(self, output: Any) -> None:
         """It has returned."""
@@ -260,6 +266,7 @@ class Probe:
                 self._criteria.add(evaluation.criterion)
         for part in pending:
             self._examined[part.signature] = size > 1 and self._is_told
+            self._frozen[part.signature] = part.frozen
 
 
 def _holds(inputs: Any, size: int) -> bool:
