@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.probing.finite import count_nan
+from hushgrad.probing.kept import Key
 from hushgrad.probing.quiet import Quiet
-from hushgrad.probing.state import Key, State, Structure, forked_randomness, randomness_used
+from hushgrad.probing.state import State, Structure, forked_randomness, randomness_used
 from hushgrad.probing.trees import Path, tensors_at
 
 SEED = 20_260_101

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.probing.calls import SEED, where_raised
 from hushgrad.probing.finite import repairs
+from hushgrad.probing.kept import Key
 from hushgrad.probing.rows import Batch, batch_axes, halves, rows_agree
-from hushgrad.probing.state import Key, State, agree, describe, forked_randomness
+from hushgrad.probing.state import State, agree, describe, forked_randomness
 from hushgrad.probing.trees import Path, tensors_at
 
 CURE = (

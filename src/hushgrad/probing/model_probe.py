@@ -11,17 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError
+from hushgrad.probing.base_run import Left, base_run, other_outputs
 from hushgrad.probing.calls import Call, Outcome, Runner, devices_of, where_raised
-from hushgrad.probing.finite import count_nan, repairs, spoiled_rows
+from hushgrad.probing.finite import spoiled_rows
 from hushgrad.probing.gradient_probe import require_own_gradient
 from hushgrad.probing.loss_probe import Runs
 from hushgrad.probing.place import called, cure, first_place
-from hushgrad.probing.rows import Batch, all_agree, batch_axes, grown_axes, halves, others_differ
-from hushgrad.probing.state import State, Structure, agree, describe, is_buffer
+from hushgrad.probing.rows import Batch, batch_axes, grown_axes, halves, others_differ
+from hushgrad.probing.state import State
+from hushgrad.probing.state_probe import StateProbe
 from hushgrad.probing.trees import Path, tensors_at
 
 FEW = 4
@@ -71,33 +73,25 @@ class ModelProbe:
                 f"from data"
             )
         call.state.hold(changed)
-        left = call.state.other_structure()
+        left = Left(now, call.state.other_structure(), bool(changed))
         call.state.restore()
         runner = Runner(call, call.state, devices_of(self.model, call.inputs))
         try:
-            return _Examination(self, runner, size, now, left, bool(changed)).run()
+            return _Examination(self, runner, size, left).run()
         finally:
             now.restore()
             self.forwards += runner.forwards
 
 
 class _Examination:
-    def __init__(
-        self,
-        probe: ModelProbe,
-        runner: Runner,
-        size: int,
-        now: State,
-        left: Structure | None,
-        has_changed_parameters: bool,
-    ) -> None:
+    def __init__(self, probe: ModelProbe, runner: Runner, size: int, left: Left) -> None:
         self._probe = probe
-        self._now = now  # what the model keeps since
-        self._left_structure = left  # by the call
-        self._has_changed_parameters = has_changed_parameters
+        self._left = left
         self._runner = runner
         self._size = size
+        self._kept = StateProbe(probe.model, runner, size)
         self._batch = Batch(runner.call.inputs, {}, size)
+        self._can_go_away = True
         self._quiet: Outcome | None = None
         self._is_comparable = True  # whether equal seeds give equal random numbers to the unaltered examples
 
@@ -108,15 +102,12 @@ class _Examination:
         if not candidates:
             return True  # nothing of the batch went in; an output made of constants is the same for every example
         self._batch = Batch(runner.call.inputs, candidates[0], size)
-        base = self._run_as_it_was()
-        if not base.drew and not self._has_changed_parameters and count_nan(base.output) != runner.call.missing:
-            raise self._other_outputs()  # what it keeps has become NaN, where two runs look alike
-        base = self._run_finite(base)
+        self._batch, base = base_run(runner, self._batch, self._left, self._name(None))
         self._require_repeatable(base, runner.run(self._batch.same(), quiet=False))
         if base.structure is not None:
-            self._require_nothing_handed_on()
+            self._kept.require_nothing_handed_on(self._batch, self._name(None))
         if size == 1:
-            self._require_still_state(base, self._exchanged([0]), {}, [])
+            self._kept.require_still(self._batch, base, self._exchanged([0]), {}, [])
             return True
         example = self._batch.largest()
         fewer = self._run_with_fewer(candidates, example, base.drew)
@@ -126,14 +117,14 @@ class _Examination:
             others = [row for row in range(size) if row != example]
             inputs = self._batch.without(example)
             self._compare(self._quiet, fewer, axes, (others, range(size - 1)), inputs, base.drew, "were left out")
-        grown_state = self._grown_state(base, fewer)
+        grown_state = self._kept.grown(base, fewer)
         is_told = self._require_own_gradient(fewer, axes, example, base.drew)
         less = fewer.output if self._probe.keeps_runs and not base.drew else None
         del fewer  # outputs may be as large as a step's memory
         some, rest = halves(size)
         exchanged = self._exchanged(some)
         self._compare(base, exchanged, axes, (rest, rest), None, False, "were exchanged")
-        self._require_still_state(base, exchanged, grown_state, rest)
+        self._kept.require_still(self._batch, base, exchanged, grown_state, rest)
         if self._probe.keeps_runs and self._is_comparable:
             self._probe.runs = Runs(base.output, exchanged.output, some, less, example)
         del exchanged
@@ -147,56 +138,6 @@ class _Examination:
         return True
 
     # The runs ------------------------------------------------------------------------------------------------------
-
-    def _run_as_it_was(self) -> Outcome:
-        """Run the batch itself, from what was there before the call; it must leave behind what the call has left.
-
-        A first call may note somewhere out of reach (a registry of the library) that it has made parts or hooks. Those
-        it made are kept then.
-        """
-        failure: Exception | None = None
-        try:
-            base = self._run_base()
-            if base.structure == self._left_structure:
-                return base
-        except HushgradError:
-            raise
-        except Exception as error:
-            failure = error
-        self._runner.state.take_structure(self._now)
-        self._runner.state.restore()
-        try:
-            return self._run_base()
-        except HushgradError:
-            raise
-        except Exception as error:
-            raise CrossSampleLeakError(
-                f"{self._name(None)} fails when it is run again on the same batch ({where_raised(failure or error)}): "
-                f"it keeps something from one call to the next, outside of its buffers and attributes. Keep no values "
-                f"of a batch between calls; where a first forward makes parts of the model, run one on inputs of your "
-                f"own making before make_private"
-            ) from None
-
-    def _run_base(self) -> Outcome:
-        return self._runner.run(self._batch.same(), quiet=False, parameters=True)
-
-    def _run_finite(self, base: Outcome) -> Outcome:
-        """Go over to a batch without the examples that give NaN, and run it; the given run where there are none."""
-        spoiled = spoiled_rows(base.output, self._size)
-        if spoiled is None:
-            return base
-        for batch in repairs(self._batch, spoiled):
-            kept, self._batch = self._batch, batch
-            try:
-                base = self._run_base()
-            except HushgradError:
-                raise
-            except Exception:  # content that the model cannot take
-                self._batch = kept
-                continue
-            if spoiled_rows(base.output, self._size) is None:
-                break
-        return base
 
     def _run_with_fewer(self, candidates: Sequence[dict[Path, int]], example: int, quiet: bool) -> Outcome:
         """Leave one example out, and learn on the way which of the inputs hold the batch, and where."""
@@ -220,12 +161,14 @@ class _Examination:
         )
 
     def _exchanged(self, chosen: Sequence[int]) -> Outcome:
-        try:
-            return self._runner.run(self._batch.exchanged(chosen, away=True), quiet=False, parameters=True)
-        except HushgradError:
-            raise
-        except Exception:  # values out of the range that the model can take
-            return self._runner.run(self._batch.exchanged(chosen, away=False), quiet=False, parameters=True)
+        if self._can_go_away:
+            try:
+                return self._runner.run(self._batch.exchanged(chosen, away=True), quiet=False, parameters=True)
+            except HushgradError:
+                raise
+            except Exception:  # values out of the range that the model can take
+                self._can_go_away = False
+        return self._runner.run(self._batch.exchanged(chosen, away=False), quiet=False, parameters=True)
 
     def _require_own_gradient(self, fewer: Outcome, axes: dict[Path, int], left_out: int, drew: bool) -> bool:
         """Run a few examples forward and backward under capture, and compare the gradient of one of them.
@@ -272,7 +215,7 @@ class _Examination:
             inputs, what = self._batch.exchanged(chosen, away=False), "were exchanged"
             poisoned = self._runner.run(inputs, quiet=False, parameters=True)
         self._compare(base, poisoned, axes, (others, others), inputs, False, what)
-        self._require_still_state(base, poisoned, None, others, poisoned=True)
+        self._kept.require_still(self._batch, base, poisoned, None, others)
 
     # The comparisons -----------------------------------------------------------------------------------------------
 
@@ -280,14 +223,7 @@ class _Examination:
         everyone = range(self._size)
         axes = {path: 0 for path, tensor in tensors_at(base.output) if tensor.ndim and tensor.shape[0] == self._size}
         if others_differ(base.output, again.output, axes, (everyone, everyone), (self._size, self._size)):
-            raise self._other_outputs()
-
-    def _other_outputs(self) -> CrossSampleLeakError:
-        return CrossSampleLeakError(
-            f"{self._name(None)} gives other outputs when it is run again on the same batch with the same random "
-            f"numbers: it keeps something from one call to the next, outside of its buffers and attributes. Keep "
-            f"no values of a batch between calls, and draw random numbers from torch, NumPy or random only"
-        )
+            raise other_outputs(self._name(None))
 
     def _compare(
         self,
@@ -340,77 +276,6 @@ class _Examination:
             )
         finally:
             self._runner.forwards = before  # to name the culprit is not part of the probe's cost
-
-    def _grown_state(self, base: Outcome, fewer: Outcome) -> dict[Any, int]:
-        kept = {key: value for key, value in base.moved.items() if isinstance(value, Tensor)}
-        less = {key: value for key, value in fewer.moved.items() if isinstance(value, Tensor)}
-        return {path[0]: axis for path, axis in grown_axes(kept, less, self._size).items()}
-
-    def _require_still_state(
-        self,
-        base: Outcome,
-        changed: Outcome,
-        axes: dict[Any, int] | None,
-        others: Sequence[int],
-        poisoned: bool = False,
-    ) -> None:
-        """Refuse state that follows the data; a cache of each example's own values may, if nothing reads it later."""
-        keys = [key for key in {**base.moved, **changed.moved} if not self._same(base, changed, key)]
-        size = (self._size, self._size)
-        cached = []
-        for key in keys:
-            one, two = base.moved.get(key), changed.moved.get(key)
-            own = axes is not None and key in axes and not is_buffer(key)
-            if own and not others_differ(one, two, {(): axes[key]}, (others, others), size):  # type: ignore[index]
-                cached.append(key)
-            elif poisoned and axes is None and not is_buffer(key) and isinstance(one, Tensor) and one.ndim:
-                continue  # looked at with the exchanged example
-            else:
-                self._refuse_state(key)
-        if cached:
-            self._require_overwritten(base, cached[0])
-
-    def _same(self, base: Outcome, changed: Outcome, key: Any) -> bool:
-        return key in base.moved and key in changed.moved and agree(base.moved[key], changed.moved[key])
-
-    def _require_overwritten(self, base: Outcome, key: Any) -> None:
-        after = self._run_after(self._batch.exchanged(halves(self._size)[0], away=False))
-        if not all_agree(base.output, after.output) or not agree(after.moved.get(key), base.moved.get(key)):
-            self._refuse_state(key)
-
-    def _require_nothing_handed_on(self) -> None:
-        """Refuse parts or hooks that a forward has made of its batch: the next call must not notice which it was."""
-        earlier = self._batch.exchanged(halves(self._size)[0], away=False)
-        if not all_agree(self._run_after(self._batch.same()).output, self._run_after(earlier).output):
-            raise PrivateBufferError(
-                f"a forward of {self._name(None)} gives the model parts or hooks that hold what it was run on: a later "
-                f"forward gives other outputs after another batch. Make parts and hooks of constants alone, or make "
-                f"them before training"
-            )
-
-    def _run_after(self, earlier: Any) -> Outcome:
-        """Run the batch from what a run on another one left behind."""
-        runner = self._runner
-
-        class _After(State):
-            def restore(self) -> None:
-                """Leave what the earlier run left behind."""
-
-        state, runner.state = runner.state, _After(self._probe.model)
-        try:
-            runner.run(earlier, quiet=False)
-            return runner.run(self._batch.same(), quiet=False)
-        finally:
-            runner.state = state
-            state.restore()
-
-    def _refuse_state(self, key: Any) -> None:
-        kind = {"buffer": "buffer", "parameter": "parameter"}.get(key[0], "attribute")
-        raise PrivateBufferError(
-            f"{kind} {describe(key)!r} of the model follows the data: a forward writes into it, without noise, what "
-            f"depends on the examples of the batch. Freeze it, put its module into eval(), or compute it anew in every "
-            f"forward without keeping it"
-        )
 
     def _name(self, name: str | None) -> str:
         if name is None:

@@ -7,48 +7,20 @@ it, whole: half of either is another model.
 
 from __future__ import annotations
 
-import inspect
+import math
 import random
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-DEPTH = 4
-"""How deep into nested attributes state is looked for."""
+from hushgrad.probing.kept import Key, content_of, is_same, kept_by, refill, structure_of
 
 PART = 1 << 18
 """How many values of a parameter are summed at a time, in double precision."""
-
-INTERNAL = frozenset(vars(nn.Module())) - {"training"}
-"""What torch keeps on every module: its dictionaries of parameters, submodules and hooks."""
-
-STRUCTURE = INTERNAL - {"_buffers", "_non_persistent_buffers_set"}
-"""Those of them that say what runs in a forward."""
-
-OPAQUE = (
-    nn.Module,
-    nn.Parameter,
-    DataLoader,  # the loop's own, as are its workers and queues
-    type,
-    FunctionType,
-    BuiltinFunctionType,
-    MethodType,
-    ModuleType,
-    str,
-    bytes,
-)
-
-OWN, TORCH = __name__.partition(".")[0], torch.__name__
-
-Key = tuple[Any, ...]
-Cell = tuple[Key, Any]
 
 Structure = dict[str, list[int]]
 """How many parts, parameters and hooks of each kind every module has, by its name."""
@@ -64,10 +36,10 @@ class State:
         """Take the copy; without `parameters` whether those change is not to be told from it."""
         self._model = model
         self._held: list[tuple[Tensor, Tensor]] = []
-        cells, holders, _ = _kept_by(model)
+        cells, holders, _ = kept_by(model)
         self._saved = {key: (value, _copy(value)) for key, value in cells}
-        self._holders = [(holder, _content(holder)) for holder in holders]
-        self._structure = [(holder, _content(holder)) for holder in _structure_of(model.modules())]
+        self._holders = [(holder, content_of(holder)) for holder in holders]
+        self._structure = [(holder, content_of(holder)) for holder in structure_of(model.modules())]
         self._uses = [(p, p.requires_grad, p.grad) for p in model.parameters()]
         named = model.named_parameters(remove_duplicate=False) if parameters else ()
         self._prints = {name: _fingerprint(p) for name, p in named}
@@ -87,7 +59,7 @@ class State:
 
     def moved(self, *, parameters: bool = True) -> dict[Key, Any]:
         """Return copies of what has other values now than when the copy was taken, by place."""
-        now = dict(_kept_by(self._model)[0])
+        now = dict(kept_by(self._model)[0])
         found = {
             key: _copy(value)
             for key, value in now.items()
@@ -102,9 +74,9 @@ class State:
 
     def other_structure(self) -> Structure | None:
         """Return the structure as it is now; None where it is that of the copy."""
-        if all(_is_same(holder, content) for holder, content in self._structure):
+        if all(is_same(holder, content) for holder, content in self._structure):
             return None
-        return {name: [len(holder) for holder in _structure_of([part])] for name, part in self._model.named_modules()}
+        return {name: [len(holder) for holder in structure_of([part])] for name, part in self._model.named_modules()}
 
     def take_structure(self, other: State) -> None:
         """Go back to the parts, parameters and hooks of another copy from now on, and to everything else of this."""
@@ -114,8 +86,8 @@ class State:
     def restore(self) -> None:
         """Put everything back as it was."""
         for holder, content in (*self._holders, *self._structure):
-            if not _is_same(holder, content):
-                _refill(holder, content)
+            if not is_same(holder, content):
+                refill(holder, content)
         for original, copied in self._saved.values():
             if not agree(original, copied):
                 _write(original, copied)
@@ -130,7 +102,7 @@ class State:
 
 def own_objects(model: nn.Module) -> list[Any]:
     """Return the objects of this library that a model keeps, beside modules: they are shared with a copy of it."""
-    return _kept_by(model)[2]
+    return kept_by(model)[2]
 
 
 def describe(key: Key) -> str:
@@ -141,146 +113,6 @@ def describe(key: Key) -> str:
 def is_buffer(key: Key) -> bool:
     """Whether a place is a registered buffer or parameter, which is saved and shared with the model."""
     return key[0] in ("buffer", "parameter")
-
-
-# What is kept --------------------------------------------------------------------------------------------------------
-
-
-def _kept_by(model: nn.Module) -> tuple[list[Cell], list[Any], list[Any]]:
-    """Return `(place, value)` of each tensor, number or generator that a model keeps, what holds them, and the rest.
-
-    Holders are dictionaries (those of objects included), lists, deques, sets and classes. Each is looked into once, the
-    nearest first. The rest are objects of this library, which are no state of the model.
-    """
-    cells: list[Cell] = []
-    holders: list[Any] = []
-    own_objects: list[Any] = []
-    seen: set[int] = set()
-    waiting: deque[tuple[Key, Any, int]] = deque()
-    classes: dict[type, None] = {}
-    for prefix, module in model.named_modules():
-        names = tuple(prefix.split(".")) if prefix else ()
-        own = vars(module)
-        holders += [own, module._buffers, module._non_persistent_buffers_set]
-        cells += [(("buffer", *names, name), buffer) for name, buffer in module._buffers.items() if buffer is not None]
-        waiting += [
-            (("attribute", *names, name), value, DEPTH)
-            for name, value in own.items()
-            if name not in INTERNAL and name != "training"
-        ]
-        classes.update(dict.fromkeys(type(module).__mro__))
-    for cls in classes:
-        if cls is not object and cls.__module__.partition(".")[0] not in (OWN, TORCH):
-            holders.append(cls)
-            waiting += [(("class", cls, name), value, DEPTH) for name, value in _content(cls).items()]
-    while waiting:
-        key, value, depth = waiting.popleft()
-        if isinstance(value, (bool, int, float, complex)):
-            cells.append((key, value))
-        elif id(value) in seen:
-            continue
-        elif isinstance(value, (Tensor, np.ndarray, torch.Generator)) and not isinstance(value, nn.Parameter):
-            seen.add(id(value))
-            cells.append((key, value))
-        elif isinstance(value, (*OPAQUE, Tensor)):
-            continue
-        elif _is_own(value):
-            own_objects.append(value)
-        elif depth:
-            seen.add(id(value))
-            holder, parts = _inside(value)
-            if holder is not None:
-                holders.append(holder)
-            waiting += [((*key, name), part, depth - 1) for name, part in parts]
-    return cells, holders, own_objects
-
-
-def _is_own(value: Any) -> bool:
-    """Whether an object is one of this library's: a session, an engine, a criterion. One of a subclass is not."""
-    return type(value).__module__.partition(".")[0] == OWN
-
-
-def _inside(value: Any) -> tuple[Any, list[tuple[Any, Any]]]:
-    """Return what can be written to of a value, and its parts by name."""
-    if isinstance(value, dict):
-        return value, list(_content(value).items())
-    if isinstance(value, (list, deque)):
-        return value, list(enumerate(value))
-    if isinstance(value, set):
-        return value, []
-    if isinstance(value, tuple):
-        return None, list(enumerate(value))
-    try:
-        own = vars(value)
-    except TypeError:
-        return None, []
-    return (own, list(own.items())) if isinstance(own, dict) else (None, [])
-
-
-def _structure_of(modules: Iterable[nn.Module]) -> Iterator[Any]:
-    for module in modules:
-        own = vars(module)
-        for name in sorted(STRUCTURE & own.keys()):
-            if isinstance(own[name], (dict, set)):
-                yield own[name]
-
-
-def _content(holder: Any) -> Any:
-    if isinstance(holder, type):
-        return {name: value for name, value in vars(holder).items() if not _is_code(name, value)}
-    if isinstance(holder, dict):
-        return dict(_base(holder).items(holder))
-    return list(holder)
-
-
-def _is_code(name: str, value: Any) -> bool:
-    """Whether an entry of a class says what it does, and not what it keeps."""
-    return (
-        name.startswith("__")
-        or isinstance(value, (type, staticmethod, classmethod))
-        or inspect.isroutine(value)
-        or inspect.isdatadescriptor(value)
-        or inspect.ismethoddescriptor(value)
-    )
-
-
-def _base(holder: dict[Any, Any]) -> Any:
-    """Return the class whose methods are used: those of subclasses may refuse (an output of `transformers`)."""
-    return OrderedDict if isinstance(holder, OrderedDict) else dict
-
-
-def _is_same(holder: Any, content: Any) -> bool:
-    now = _content(holder)
-    if len(now) != len(content):
-        return False
-    if isinstance(now, dict):
-        return all(a is b for a, b in zip(now, content, strict=True)) and all(
-            a is b for a, b in zip(now.values(), content.values(), strict=True)
-        )
-    return all(a is b for a, b in zip(now, content, strict=True))
-
-
-def _refill(holder: Any, content: Any) -> None:
-    """Give a holder its content back; it stays the same object, which handles of hooks know."""
-    if isinstance(holder, type):
-        for name in _content(holder).keys() - content.keys():
-            delattr(holder, name)
-        for name, value in content.items():
-            if vars(holder).get(name) is not value:
-                setattr(holder, name, value)
-    elif isinstance(holder, dict):
-        base = _base(holder)
-        for name in [name for name in _content(holder) if name not in content]:
-            base.__delitem__(holder, name)
-        if not all(a is b for a, b in zip(_content(holder), content, strict=False)):
-            base.clear(holder)  # their order counts, for hooks
-        for name, value in content.items():
-            base.__setitem__(holder, name, value)
-    elif isinstance(holder, list):
-        list.__setitem__(holder, slice(None), content)
-    else:
-        holder.clear()
-        holder.extend(content) if isinstance(holder, deque) else holder.update(content)
 
 
 def _copy(value: Any) -> Any:
@@ -323,12 +155,15 @@ def _fingerprint(parameter: Tensor) -> tuple[float, ...]:
     flat = parameter.detach().reshape(-1)
     if flat.is_complex():
         return ()
-    sums = [0.0, 0.0]
+    sums = [0.0, 0.0, 0.0]
     parts: list[Tensor] = flat.split(PART)  # type: ignore[no-untyped-call]
     for part in parts:
         values = part.double()
-        sums[0] += float(values.sum())
-        sums[1] += float(values.dot(values))
+        found = float(values.sum()), float(values.dot(values)), 0.0
+        if not all(map(math.isfinite, found)):
+            values, unusual = values.nan_to_num(0.0, 0.0, 0.0), values.isfinite().logical_not()
+            found = float(values.sum()), float(values.dot(values)), float(unusual.sum())
+        sums = [total + more for total, more in zip(sums, found, strict=True)]
     return tuple(sums)
 
 
