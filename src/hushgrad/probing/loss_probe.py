@@ -42,7 +42,8 @@ def require_separate_losses(losses: Tensor, outputs: Iterable[Tensor]) -> bool:
     """Refuse losses of which one depends, by its graph, on another example's rows of the model's outputs.
 
     What reaches a loss without a gradient (targets, detached values) is not seen here. A loss that is not finite says
-    nothing of others', since 0 times Inf is NaN: where a backward of zeros gives NaN as well, nothing came through.
+    nothing of others', since 0 times Inf is NaN: where a backward of zeros gives NaN as well, nothing came through. It
+    gives NaN at such examples alone, unless they are mixed with others.
 
     Args:
         losses: `[B]`, with their graph, which is kept.
@@ -63,12 +64,14 @@ def require_separate_losses(losses: Tensor, outputs: Iterable[Tensor]) -> bool:
         return True
     silent = found.spoiled()
     telling = [example for example in range(size) if example not in silent]
-    if not found.is_separate(telling[:: max(1, len(telling) - 1)], silent):
+    finite = found.finite()
+    is_spread = bool(silent & finite) and len(finite) < size
+    if is_spread or not found.is_separate(telling[:: max(1, len(telling) - 1)], silent):
         raise CrossSampleLeakError(
             f"the loss of one example depends on the outputs of others in its batch: its gradient with respect to "
             f"them is not 0. {CURE}"
         )
-    return len(telling) > 1
+    return len(telling) > 1 and not silent & finite
 
 
 class _Jacobian:
@@ -98,6 +101,15 @@ class _Jacobian:
             if gradient is not None:
                 rows = [set(_rows_of_nan(gradient, axis, self._size)) for axis in self._axes(tensor)]
                 found |= min(rows, key=len)
+        return frozenset(found)
+
+    def finite(self) -> frozenset[int]:
+        """Return the examples whose loss and outputs are finite."""
+        found = {int(row) for row in self._losses.isfinite().nonzero()}
+        for tensor in self._outputs:
+            for axis in self._axes(tensor)[:1]:
+                rows = _blocks(tensor.detach(), axis, self._size).reshape(self._size, -1).isfinite().all(1)
+                found &= {int(row) for row in rows.nonzero()}
         return frozenset(found)
 
     def _gradients(self, example: int | None) -> Sequence[Tensor | None]:

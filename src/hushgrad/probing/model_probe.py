@@ -23,7 +23,7 @@ from hushgrad.probing.loss_probe import Runs
 from hushgrad.probing.place import called, cure, first_place
 from hushgrad.probing.rows import Batch, batch_axes, grown_axes, halves, others_differ
 from hushgrad.probing.state import State
-from hushgrad.probing.state_probe import StateProbe
+from hushgrad.probing.state_probe import StateProbe, refusal
 from hushgrad.probing.trees import Path, tensors_at
 
 FEW = 4
@@ -72,6 +72,8 @@ class ModelProbe:
                 f"Initialise and project parameters before or after training steps, from nothing that was computed "
                 f"from data"
             )
+        if spoiled := call.state.spoiled_parameters() if changed else []:
+            raise refusal(("parameter", spoiled[0]))  # all that a forward makes of it from now on looks alike
         call.state.hold(changed)
         left = Left(now, call.state.other_structure(), bool(changed))
         call.state.restore()

@@ -1,6 +1,7 @@
 """When a model and its losses are probed: on the first batch, and again when the modules have changed.
 
-A probe stays pending until a physical batch of at least two examples was examined, before its sums can be released.
+A probe stays pending until a physical batch of at least two examples was examined, before its sums can be released, and
+two of them had finite values and gradients: what is not finite contributes nothing, and shows nothing.
 While nothing is pending it costs one look at the list of modules for each forward.
 """
 
@@ -37,7 +38,7 @@ class ProbeReport:
         forwards: its cost in forwards of a physical batch; a backward counts as two.
         calls: how many forwards of the model were examined.
         criteria: how many criteria were examined.
-        examined: whether a batch of at least two examples was examined.
+        examined: whether a batch of at least two examples with finite values and gradients was examined.
         notes: what could not be examined, and why.
     """
 
@@ -74,7 +75,7 @@ class Probe:
     """Watches the forwards of one session and probes those of its first batch.
 
     Guarantee: no update is released before the model was probed on a batch of at least two examples, unless all
-    batches so far held one.
+    batches so far held one. Until two examples of a batch have finite values and gradients, each batch is probed.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], loss_reduction: str) -> None:

@@ -52,6 +52,11 @@ class State:
             if _fingerprint(parameter) != self._prints.get(name)
         ]
 
+    def spoiled_parameters(self) -> list[str]:
+        """Return the names of the parameters with more values that are not finite than when the copy was taken."""
+        named = dict(self._model.named_parameters(remove_duplicate=False))
+        return [name for name, before in self._prints.items() if before and _fingerprint(named[name])[2] > before[2]]
+
     def hold(self, names: Sequence[str]) -> None:
         """Copy some parameters as they are now; `restore` puts these values back."""
         chosen = dict(self._model.named_parameters(remove_duplicate=False))
@@ -149,7 +154,10 @@ def agree(value: Any, copied: Any) -> bool:
 
 @torch.no_grad()
 def _fingerprint(parameter: Tensor) -> tuple[float, ...]:
-    """Two sums that change when values do; a copy of every parameter would double the memory of a model."""
+    """Two sums that change when values do, and how many are not finite.
+
+    A copy of every parameter would double the memory of a model.
+    """
     if parameter.is_meta or parameter.numel() == 0 or isinstance(parameter, nn.UninitializedParameter):
         return ()
     flat = parameter.detach().reshape(-1)

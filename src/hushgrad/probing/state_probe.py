@@ -53,7 +53,7 @@ class StateProbe:
             elif axes is None and not is_buffer(key) and isinstance(one, Tensor) and one.ndim:
                 continue  # looked at with the exchanged example
             else:
-                _refuse(key)
+                raise refusal(key)
         if cached:
             self._require_overwritten(batch, base, cached[0])
 
@@ -78,7 +78,7 @@ class StateProbe:
     def _require_overwritten(self, batch: Batch, base: Outcome, key: Key) -> None:
         after = self._run_after(batch.exchanged(halves(self._size)[0], away=False), batch)
         if not all_agree(base.output, after.output) or not agree(after.moved.get(key), base.moved.get(key)):
-            _refuse(key)
+            raise refusal(key)
 
     def _run_after(self, earlier: Any, batch: Batch) -> Outcome:
         """Run a batch from what a run on an earlier one left behind."""
@@ -97,9 +97,10 @@ class _After(State):
         """Leave what the earlier run left behind."""
 
 
-def _refuse(key: Key) -> None:
+def refusal(key: Key) -> PrivateBufferError:
+    """Return the refusal of state that follows the data, naming its place."""
     kind = {"buffer": "buffer", "parameter": "parameter"}.get(key[0], "attribute")
-    raise PrivateBufferError(
+    return PrivateBufferError(
         f"{kind} {describe(key)!r} of the model follows the data: a forward writes into it, without noise, what "
         f"depends on the examples of the batch. Freeze it, put its module into eval(), or compute it anew in every "
         f"forward without keeping it"
