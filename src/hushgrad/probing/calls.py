@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hushgrad.probing.finite import count_nan
+from hushgrad.probing.kept import Key
 from hushgrad.probing.quiet import Quiet
-from hushgrad.probing.state import Key, State, forked_randomness, randomness_used
+from hushgrad.probing.state import State, Structure, forked_randomness, randomness_used
 from hushgrad.probing.trees import Path, tensors_at
 
 SEED = 20_260_101
@@ -33,6 +35,7 @@ class Call:
         is_training: whether the model was in train().
         output: what it returned; None once it was forgotten.
         reached: the paths of the outputs that a backward of a loss came back through.
+        missing: how many NaN it returned.
     """
 
     module: nn.Module
@@ -42,6 +45,7 @@ class Call:
     is_training: bool
     output: Any = None
     reached: set[Path] = field(default_factory=set)
+    missing: int = 0
 
     @classmethod
     def begun(cls, model: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -56,7 +60,7 @@ class Call:
 
         `is_accumulating`: whether the backward that is running accumulates gradients, or only asks for some.
         """
-        self.output = output
+        self.output, self.missing = output, count_nan(output)
         for path, tensor in tensors_at(output):
             if tensor.requires_grad:
                 tensor.register_hook(self._mark(path, is_accumulating))  # type: ignore[no-untyped-call]
@@ -89,12 +93,14 @@ class Outcome:
         moved: the state that the run changed, before it was put back.
         drew: whether random numbers were drawn.
         unknown: a random operator that could not be made quiet.
+        structure: what the run left behind, where it made or took away parts or hooks.
     """
 
     output: Any
     moved: dict[Key, Any]
     drew: bool
     unknown: str | None
+    structure: Structure | None
 
 
 @dataclass(eq=False)
@@ -133,10 +139,10 @@ class Runner:
                 drew = randomness_used(self.devices, SEED)
                 if then is not None:
                     then(output)
-            moved = self.state.moved(parameters=parameters)
+            moved, structure = self.state.moved(parameters=parameters), self.state.other_structure()
         finally:
             self.state.restore()
-        return Outcome(output, moved, drew, silence.unknown)
+        return Outcome(output, moved, drew, silence.unknown, structure)
 
 
 def devices_of(model: nn.Module, inputs: Any) -> list[torch.device]:

@@ -7,10 +7,12 @@ record's own values must then be one constant.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ RECORDS = 6
 """How many records a probe looks at, at most."""
 
 
-def require_separate_rows(collate_fn: Callable[[list[Any]], Any], records: Sequence[Any]) -> None:
+def require_separate_rows(collate_fn: Callable[[list[Any]], Any], records: Sequence[Any]) -> bool:
     """Refuse a collate function that lets one record change another one's row.
 
     Every other record is replaced by a copy of its neighbour and then left out; the rows of the kept ones must not
@@ -33,11 +35,18 @@ def require_separate_rows(collate_fn: Callable[[list[Any]], Any], records: Seque
 
     Args:
         collate_fn: list of records to batch; it runs four times, eight where it draws random numbers.
-        records: at least two. They are copied, so nothing is done to them.
+        records: at least two. They are copied, so nothing is done to them. Those with values that are not finite are
+            left out, since one of them could make all rows alike; where all have such, they are taken as they are.
+
+    Returns whether it could be told; not of a single record that is finite.
 
     Raises:
         CrossSampleLeakError: naming the part of the batch.
     """
+    finite = [record for record in records if _is_finite(record)]
+    if len(finite) == 1:
+        return False
+    records = finite or records
     size = len(records)
     kept = [row for row in range(size) if row % 2 == 0]
     exchanged = [records[row] if row % 2 == 0 else records[row - 1] for row in range(size)]
@@ -51,6 +60,19 @@ def require_separate_rows(collate_fn: Callable[[list[Any]], Any], records: Seque
                 f"batch when some records were exchanged or left out. Let each row be made of one record alone, padded "
                 f"by a constant; mix, pack and normalise nothing over the batch"
             )
+    return True
+
+
+def _is_finite(record: Any) -> bool:
+    if isinstance(record, Mapping):
+        return all(map(_is_finite, record.values()))
+    if isinstance(record, (tuple, list)):
+        return all(map(_is_finite, record))
+    if isinstance(record, (np.ndarray, np.generic)):
+        return not np.issubdtype(record.dtype, np.inexact) or bool(np.isfinite(record).all())
+    if isinstance(record, Tensor):
+        return bool(record.isfinite().all())
+    return not isinstance(record, float) or math.isfinite(record)
 
 
 def _first_difference(
@@ -99,7 +121,7 @@ def _rows_agree(one: Tensor, two: Tensor) -> bool:
         beyond[common] = False
         paddings.append(tensor[beyond])
     values = torch.cat(paddings)
-    return bool((values == values[:1]).all())
+    return bool(((values == values[:1]) | (values.isnan() & values[:1].isnan())).all())
 
 
 def _called(path: Path) -> str:

@@ -37,7 +37,7 @@ def require_own_gradient(
     loss_reduction: str,
     whole: Any,
     fewer: Any,
-) -> Outcome | None:
+) -> tuple[Outcome | None, bool]:
     """Run some examples forward and backward under capture, and one of them alone without; compare its gradient.
 
     The loss is a fixed random sum of the outputs that the loop's own backward came through, so nothing is recorded
@@ -54,7 +54,8 @@ def require_own_gradient(
         loss_reduction: how a scalar output is made of the examples' losses.
         whole, fewer: the outputs for the batch, and for it without the example.
 
-    Returns the outcome of the captured run, or None where no gradient reached any output.
+    Returns the outcome of the captured run, or None where no gradient reached any output; and whether anything could be
+    told, for which the gradient of the example must be finite.
 
     Raises:
         CrossSampleLeakError: the gradients differ, or a scalar output is not the mean (or sum) of one value for each
@@ -62,8 +63,7 @@ def require_own_gradient(
     """
     call = runner.call
     if not call.reached:
-        return None
-    parameters = {name: value for name, value in parameters.items() if value.requires_grad}  # some may be frozen now
+        return None, True
     count, place = len(rows), rows.index(example)
     own: dict[str, Tensor] = {}
     alone: dict[Path, Tensor] = {}
@@ -71,6 +71,7 @@ def require_own_gradient(
     def run_alone(output: Any) -> None:
         outputs = dict(tensors_at(output))
         taken = [path for path in outputs if path in call.reached and outputs[path].requires_grad]
+        trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         alone.update({path: outputs[path].detach() for path in outputs})
         if taken:
             cotangents = [
@@ -80,9 +81,9 @@ def require_own_gradient(
                 for path in taken
             ]
             found = torch.autograd.grad(
-                [outputs[path] for path in taken], list(parameters.values()), cotangents, allow_unused=True
+                [outputs[path] for path in taken], list(trained.values()), cotangents, allow_unused=True
             )
-            own.update({name: g for name, g in zip(parameters, found, strict=True) if g is not None})
+            own.update({name: g for name, g in zip(trained, found, strict=True) if g is not None})
 
     paused, scope.paused = scope.paused, True
     try:
@@ -109,12 +110,12 @@ def require_own_gradient(
     with scope.recording_into(pool):
         outcome = runner.run(batch.only(rows), quiet=quiet, share=3 * count / batch.size, then=run_captured)
     less = dict(tensors_at(fewer))
+    is_told = True
     for path, tensor in tensors_at(whole):
         if path in call.reached and path not in axes and path in alone and tensor.numel() == 1:
             mean = loss_reduction == "mean"
-            _require_sum_of_losses(path, tensor, less.get(path), alone[path], batch.size, mean)
-    _require_equal(pool.take(), own, parameters, place, call.autocast)
-    return outcome
+            is_told &= _require_sum_of_losses(path, tensor, less.get(path), alone[path], batch.size, mean)
+    return outcome, _require_equal(pool.take(), own, parameters, place, call.autocast) and is_told
 
 
 def _weights(alone: Tensor, axis: int, size: int) -> Tensor:
@@ -136,11 +137,14 @@ def _spread(alone: Tensor, output: Tensor, axis: int, size: int) -> Tensor:
 
 def _require_sum_of_losses(
     path: Path, whole: Tensor, fewer: Tensor | None, alone: Tensor, size: int, mean: bool
-) -> None:
+) -> bool:
+    """Return whether the values are finite, so that it could be told."""
     if fewer is None or fewer.numel() != 1 or alone.numel() != 1:
-        return
+        return True
     all_of_it, rest, one = (float(value.detach().double()) for value in (whole, fewer, alone))
     terms = (size * all_of_it, (size - 1) * rest, one) if mean else (all_of_it, rest, one)
+    if not all(map(math.isfinite, terms)):
+        return False
     difference = abs(terms[0] - terms[1] - terms[2])
     looseness = 1e-5 if whole.dtype in (torch.float32, torch.float64) else 1e-2
     if not difference <= looseness * size * max(abs(term) for term in terms):
@@ -150,6 +154,7 @@ def _require_sum_of_losses(
             f"say, or negatives from it). Take the model's outputs instead, and average within each example: "
             f"engine.per_example(criterion)"
         )
+    return True
 
 
 def _called(path: Path) -> str:
@@ -163,7 +168,8 @@ def _require_equal(
     parameters: Mapping[str, nn.Parameter],
     example: int,
     autocast: Sequence[tuple[str, bool, torch.dtype]],
-) -> None:
+) -> bool:
+    """Return whether the gradient is finite. One that is not contributes nothing, and shows nothing."""
     difference, size, worst, culprit = 0.0, 0.0, 0.0, ""
     low = any(enabled for _, enabled, _ in autocast)
     looseness = 0.0
@@ -180,13 +186,14 @@ def _require_equal(
         if off > worst:
             worst, culprit = off, name
     if not (difference < float("inf") and size < float("inf")):
-        return  # an example whose gradient is not finite contributes nothing
+        return False
     if difference > looseness**2 * size:
         raise CrossSampleLeakError(
             f"the gradient of one example depends on the others of its batch, though its output does not: it is not "
             f"the gradient that the example gives alone (most of all for parameter {culprit!r}). Detach, replace and "
             f"normalise gradients within one example only, never by values of the batch"
         )
+    return True
 
 
 def _distance(one: Tensor | None, two: Tensor | None) -> float:

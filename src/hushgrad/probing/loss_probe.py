@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.probing.calls import SEED, where_raised
+from hushgrad.probing.finite import repairs
+from hushgrad.probing.kept import Key
 from hushgrad.probing.rows import Batch, batch_axes, halves, rows_agree
-from hushgrad.probing.state import Key, State, agree, describe, forked_randomness
+from hushgrad.probing.state import State, agree, describe, forked_randomness
 from hushgrad.probing.trees import Path, tensors_at
 
 CURE = (
@@ -36,14 +38,18 @@ class Criterion(Protocol):
         """Return the losses of the examples, `[B]`."""
 
 
-def require_separate_losses(losses: Tensor, outputs: Iterable[Tensor]) -> None:
+def require_separate_losses(losses: Tensor, outputs: Iterable[Tensor]) -> bool:
     """Refuse losses of which one depends, by its graph, on another example's rows of the model's outputs.
 
-    What reaches a loss without a gradient (targets, detached values) is not seen here.
+    What reaches a loss without a gradient (targets, detached values) is not seen here. A loss that is not finite says
+    nothing of others', since 0 times Inf is NaN: where a backward of zeros gives NaN as well, nothing came through. It
+    gives NaN at such examples alone, unless they are mixed with others.
 
     Args:
         losses: `[B]`, with their graph, which is kept.
         outputs: tensors that the model returned. The examples lie on axis 0 of those with B rows or a multiple.
+
+    Returns whether it could be told: of two examples at least, unless B is 1.
 
     Raises:
         CrossSampleLeakError: with the cure.
@@ -51,26 +57,94 @@ def require_separate_losses(losses: Tensor, outputs: Iterable[Tensor]) -> None:
     size = losses.shape[0]
     held = [tensor for tensor in outputs if tensor.requires_grad and any(n and n % size == 0 for n in tensor.shape)]
     if size < 2 or not losses.requires_grad or not held:
-        return
+        return True
+    found = _Jacobian(losses, held)
     examples = [0, size - 1]
-    found = [torch.autograd.grad(losses[i], held, retain_graph=True, allow_unused=True) for i in examples]
-    for tensor, gradients in zip(held, zip(*found, strict=True), strict=True):
-        # A state of a recurrent layer has its examples on axis 1; a matrix over all pairs of examples has them on both.
-        axes = [0, 1] if tensor.ndim > 2 else [0]
-        if not any(_is_separate(gradients, axis, size, examples) for axis in axes if tensor.shape[axis] % size == 0):
-            raise CrossSampleLeakError(
-                f"the loss of one example depends on the outputs of others in its batch: its gradient with respect to "
-                f"them is not 0. {CURE}"
+    if found.is_separate(examples, frozenset()):
+        return True
+    silent = found.spoiled()
+    telling = [example for example in range(size) if example not in silent]
+    finite = found.finite()
+    is_spread = bool(silent & finite) and len(finite) < size
+    if is_spread or not found.is_separate(telling[:: max(1, len(telling) - 1)], silent):
+        raise CrossSampleLeakError(
+            f"the loss of one example depends on the outputs of others in its batch: its gradient with respect to "
+            f"them is not 0. {CURE}"
+        )
+    return len(telling) > 1 and not silent & finite
+
+
+class _Jacobian:
+    """Gradients of single losses with respect to the model's outputs."""
+
+    def __init__(self, losses: Tensor, outputs: Sequence[Tensor]) -> None:
+        self._losses, self._outputs = losses, outputs
+        self._size = losses.shape[0]
+
+    def is_separate(self, examples: Sequence[int], silent: frozenset[int]) -> bool:
+        """Whether the losses of these examples have no gradient at others; NaN is none at those that are `silent`."""
+        found = [self._gradients(example) for example in examples]
+        return all(
+            all(gradients[place] is None for gradients in found)
+            # A state of a recurrent layer has its examples on axis 1; a matrix over all pairs has them on both.
+            or any(
+                _is_separate([gradients[place] for gradients in found], axis, self._size, examples, silent)
+                for axis in self._axes(tensor)
             )
+            for place, tensor in enumerate(self._outputs)
+        )
+
+    def spoiled(self) -> frozenset[int]:
+        """Return the examples at which even a gradient of zeros becomes NaN."""
+        found: set[int] = set()
+        for tensor, gradient in zip(self._outputs, self._gradients(None), strict=True):
+            if gradient is not None:
+                rows = [set(_rows_of_nan(gradient, axis, self._size)) for axis in self._axes(tensor)]
+                found |= min(rows, key=len)
+        return frozenset(found)
+
+    def finite(self) -> frozenset[int]:
+        """Return the examples whose loss and outputs are finite."""
+        found = {int(row) for row in self._losses.isfinite().nonzero()}
+        for tensor in self._outputs:
+            for axis in self._axes(tensor)[:1]:
+                rows = _blocks(tensor.detach(), axis, self._size).reshape(self._size, -1).isfinite().all(1)
+                found &= {int(row) for row in rows.nonzero()}
+        return frozenset(found)
+
+    def _gradients(self, example: int | None) -> Sequence[Tensor | None]:
+        weights = torch.zeros_like(self._losses)
+        if example is not None:
+            weights[example] = 1
+        return torch.autograd.grad(self._losses, self._outputs, weights, retain_graph=True, allow_unused=True)
+
+    def _axes(self, tensor: Tensor) -> list[int]:
+        return [axis for axis in ([0, 1] if tensor.ndim > 2 else [0]) if tensor.shape[axis] % self._size == 0]
 
 
-def _is_separate(gradients: Sequence[Tensor | None], axis: int, size: int, examples: Sequence[int]) -> bool:
+def _blocks(gradient: Tensor, axis: int, size: int) -> Tensor:
+    """Return `[B, ...]`: what belongs to each example."""
+    front = gradient.movedim(axis, 0)
+    return front.reshape(size, front.shape[0] // size, *front.shape[1:])
+
+
+def _rows_of_nan(gradient: Tensor, axis: int, size: int) -> list[int]:
+    return [int(row) for row in _blocks(gradient, axis, size).reshape(size, -1).isnan().any(1).nonzero()]
+
+
+def _is_separate(
+    gradients: Sequence[Tensor | None], axis: int, size: int, examples: Sequence[int], silent: frozenset[int]
+) -> bool:
     for example, gradient in zip(examples, gradients, strict=True):
         if gradient is None:
             continue
-        front = gradient.movedim(axis, 0)
-        blocks = front.reshape(size, front.shape[0] // size, *front.shape[1:])
-        if bool((torch.cat([blocks[:example], blocks[example + 1 :]]) != 0).any()):
+        blocks = _blocks(gradient, axis, size)
+        reached = (blocks != 0).reshape(size, -1)
+        if silent:
+            rows = torch.tensor(sorted(silent), device=reached.device)
+            reached[rows] &= ~blocks.reshape(size, -1)[rows].isnan()
+        reached[example] = False
+        if bool(reached.any()):
             return False
     return True
 
@@ -102,18 +176,22 @@ class CriterionProbe:
         module = criterion.watched
         self._state = None if module is None else State(module)
 
-    def examine(self, output: Any, target: Any, size: int, runs: Runs | None) -> None:
+    def examine(self, output: Any, target: Any, size: int, runs: Runs | None) -> bool:
         """Refuse a criterion that gives an example another loss when the others change.
+
+        Examples whose losses are not finite are replaced by others, which tell more.
 
         Args:
             output, target: what the criterion was given for a batch of `size` examples.
             size: B, at least 2.
             runs: what the model gave for this batch and for altered ones, if `output` is what it returned.
 
+        Returns whether it could be told. It cannot where the criterion runs on no values that give finite losses.
+
         Raises:
             CrossSampleLeakError: naming the criterion.
         """
-        base, still = self._run(output, target)
+        output, target, base, still, is_told = self._finite(output, target, size)
         again, _ = self._run(output, target)
         if not rows_agree(base, again):
             raise CrossSampleLeakError(
@@ -133,6 +211,35 @@ class CriterionProbe:
                     )
         if runs is not None:
             self._require_separate_through_model(target, size, runs)
+        return is_told
+
+    def _finite(self, output: Any, target: Any, size: int) -> tuple[Any, Any, Tensor, dict[Key, Any], bool]:
+        """Return arguments whose losses are finite, with what the criterion gives for them, and whether they are.
+
+        Raises:
+            CrossSampleLeakError: not even values between 0 and 1 give finite losses.
+        """
+        losses, moved = self._run(output, target)
+        axes = batch_axes((output, target), size)
+        if bool(losses.isfinite().all()) or losses.shape != (size,) or not axes:
+            return output, target, losses, moved, True
+        spoiled = [int(row) for row in losses.isfinite().logical_not().nonzero()]
+        failed = False
+        for batch in repairs(Batch((output, target), axes[0], size), spoiled):
+            try:
+                found, left = self._run(*batch.value)
+            except Exception:  # content that the criterion cannot take
+                failed = True
+                continue
+            if bool(found.isfinite().all()):
+                return *batch.value, found, left, True
+        if not failed:
+            raise CrossSampleLeakError(
+                f"criterion {self._criterion.name} gives losses that are not finite even for outputs and targets "
+                f"between 0 and 1, so it keeps something from one call to the next that a record has made NaN or Inf. "
+                f"{CURE}"
+            )
+        return output, target, losses, moved, False
 
     def _run(self, output: Any, target: Any) -> tuple[Tensor, dict[Key, Any]]:
         devices = [tensor.device for _, tensor in tensors_at((output, target))]

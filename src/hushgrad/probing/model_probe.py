@@ -12,20 +12,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError, UnsupportedModelError
+from hushgrad.probing.base_run import Left, base_run, other_outputs
 from hushgrad.probing.calls import Call, Outcome, Runner, devices_of, where_raised
+from hushgrad.probing.finite import spoiled_rows
 from hushgrad.probing.gradient_probe import require_own_gradient
 from hushgrad.probing.loss_probe import Runs
 from hushgrad.probing.place import called, cure, first_place
 from hushgrad.probing.rows import Batch, batch_axes, grown_axes, halves, others_differ
-from hushgrad.probing.state import State, agree, describe, is_buffer
+from hushgrad.probing.state import State
+from hushgrad.probing.state_probe import StateProbe, refusal
 from hushgrad.probing.trees import Path, tensors_at
 
 FEW = 4
 """How many examples are run backward: what a backward keeps must be small beside what the first step holds."""
+
+
+NOT_TOLD = "no two examples of a batch had finite values and gradients, so that the next batch is examined as well"
 
 
 @dataclass
@@ -52,8 +58,8 @@ class ModelProbe:
     runs: Runs | None = None
     skipped: list[str] = field(default_factory=list)
 
-    def examine(self, call: Call, size: int) -> None:
-        """Probe one call on a batch of `size` examples.
+    def examine(self, call: Call, size: int) -> bool:
+        """Probe one call on a batch of `size` examples; return whether there was enough that is finite to tell.
 
         Raises:
             CrossSampleLeakError: an example's output or gradient depends on another example.
@@ -67,11 +73,14 @@ class ModelProbe:
                 f"Initialise and project parameters before or after training steps, from nothing that was computed "
                 f"from data"
             )
+        if spoiled := call.state.spoiled_parameters() if changed else []:
+            raise refusal(("parameter", spoiled[0]))  # all that a forward makes of it from now on looks alike
         call.state.hold(changed)
+        left = Left(now, call.state.other_structure(), bool(changed))
         call.state.restore()
         runner = Runner(call, call.state, devices_of(self.model, call.inputs))
         try:
-            _Examination(self, runner, size).run()
+            return _Examination(self, runner, size, left).run()
         except (HushgradError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -86,25 +95,31 @@ class ModelProbe:
 
 
 class _Examination:
-    def __init__(self, probe: ModelProbe, runner: Runner, size: int) -> None:
+    def __init__(self, probe: ModelProbe, runner: Runner, size: int, left: Left) -> None:
         self._probe = probe
+        self._left = left
         self._runner = runner
         self._size = size
+        self._kept = StateProbe(probe.model, runner, size)
         self._batch = Batch(runner.call.inputs, {}, size)
+        self._can_go_away = True
         self._quiet: Outcome | None = None
         self._is_comparable = True  # whether equal seeds give equal random numbers to the unaltered examples
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Run and compare; return whether it was possible to tell."""
         size, runner = self._size, self._runner
         candidates = batch_axes(runner.call.inputs, size)
         if not candidates:
-            return  # nothing of the batch went in; an output made of constants is the same for every example
+            return True  # nothing of the batch went in; an output made of constants is the same for every example
         self._batch = Batch(runner.call.inputs, candidates[0], size)
-        base = runner.run(self._batch.same(), quiet=False, parameters=True)
+        self._batch, base = base_run(runner, self._batch, self._left, self._name(None))
         self._require_repeatable(base, runner.run(self._batch.same(), quiet=False))
+        if base.structure is not None:
+            self._kept.require_nothing_handed_on(self._batch, self._name(None))
         if size == 1:
-            self._require_still_state(base, self._exchanged([0]), {}, [])
-            return
+            self._kept.require_still(self._batch, base, self._exchanged([0]), {}, [])
+            return True
         example = self._batch.largest()
         fewer = self._run_with_fewer(candidates, example, base.drew)
         axes = grown_axes(base.output, fewer.output, size)
@@ -113,20 +128,25 @@ class _Examination:
             others = [row for row in range(size) if row != example]
             inputs = self._batch.without(example)
             self._compare(self._quiet, fewer, axes, (others, range(size - 1)), inputs, base.drew, "were left out")
-        grown_state = self._grown_state(base, fewer)
-        self._require_own_gradient(fewer, axes, example, base.drew)
+        grown_state = self._kept.grown(base, fewer)
+        is_told = self._require_own_gradient(fewer, axes, example, base.drew)
         less = fewer.output if self._probe.keeps_runs and not base.drew else None
         del fewer  # outputs may be as large as a step's memory
         some, rest = halves(size)
         exchanged = self._exchanged(some)
         self._compare(base, exchanged, axes, (rest, rest), None, False, "were exchanged")
-        self._require_still_state(base, exchanged, grown_state, rest)
+        self._kept.require_still(self._batch, base, exchanged, grown_state, rest)
         if self._probe.keeps_runs and self._is_comparable:
             self._probe.runs = Runs(base.output, exchanged.output, some, less, example)
         del exchanged
         self._poison(base, axes, rest, some)
         if not self._is_comparable:
             self._probe.runs = None
+        spoiled = spoiled_rows(base.output, size)
+        if not is_told or (spoiled is not None and size - len(spoiled) < 2):
+            self._probe.skipped.append(NOT_TOLD)
+            return False
+        return True
 
     # The runs ------------------------------------------------------------------------------------------------------
 
@@ -134,7 +154,7 @@ class _Examination:
         """Leave one example out, and learn on the way which of the inputs hold the batch, and where."""
         failure: Exception | None = None
         for axes in candidates:
-            self._batch = Batch(self._runner.call.inputs, axes, self._size)
+            self._batch = Batch(self._batch.value, axes, self._size)
             try:
                 return self._runner.run(self._batch.without(example), quiet=quiet)
             except HushgradError:
@@ -152,12 +172,14 @@ class _Examination:
         )
 
     def _exchanged(self, chosen: Sequence[int]) -> Outcome:
-        try:
-            return self._runner.run(self._batch.exchanged(chosen, away=True), quiet=False, parameters=True)
-        except HushgradError:
-            raise
-        except Exception:  # values out of the range that the model can take
-            return self._run_exchanged(chosen)
+        if self._can_go_away:
+            try:
+                return self._runner.run(self._batch.exchanged(chosen, away=True), quiet=False, parameters=True)
+            except HushgradError:
+                raise
+            except Exception:  # values out of the range that the model can take
+                self._can_go_away = False
+        return self._run_exchanged(chosen)
 
     def _run_exchanged(self, chosen: Sequence[int]) -> Outcome:
         """Run the batch with rows in each other's place, which only a model that counts on their order refuses."""
@@ -173,32 +195,39 @@ class _Examination:
                 f"any order (pack_padded_sequence and pack_sequence: enforce_sorted=False)"
             ) from None
 
-    def _require_own_gradient(self, fewer: Outcome, axes: dict[Path, int], example: int, drew: bool) -> None:
-        """Run a few examples forward and backward under capture, and compare the gradient of one of them."""
+    def _require_own_gradient(self, fewer: Outcome, axes: dict[Path, int], left_out: int, drew: bool) -> bool:
+        """Run a few examples forward and backward under capture, and compare the gradient of one of them.
+
+        Return whether one was found whose gradient is finite, or no gradient reached anything.
+        """
         assert self._quiet is not None
-        rows = sorted({example, *(row for row in (0, *halves(self._size)[0]) if row != example)})
-        rows = sorted([example, *[row for row in rows if row != example][: FEW - 1]])
-        try:
-            captured = require_own_gradient(
-                self._runner,
-                self._batch,
-                scope=self._probe.scope,
-                parameters=self._probe.parameters,
-                axes=axes,
-                rows=rows,
-                example=example,
-                quiet=drew,
-                loss_reduction=self._probe.loss_reduction,
-                whole=self._quiet.output,
-                fewer=fewer.output,
-            )
-        except HushgradError:
-            raise
-        except Exception as error:
-            raise self._depends_on_number(error, "on a few of them") from None
-        if captured is not None and captured.unknown is None:
-            kept, inputs = (rows, range(len(rows))), self._batch.only(rows)
-            self._compare(self._quiet, captured, axes, kept, inputs, drew, "were left out")
+        order = [left_out, *(row for row in (0, *halves(self._size)[0], *range(self._size)) if row != left_out)]
+        for example in list(dict.fromkeys(order))[:FEW]:
+            rows = sorted([example, *[row for row in dict.fromkeys(order) if row != example][: FEW - 1]])
+            try:
+                captured, is_told = require_own_gradient(
+                    self._runner,
+                    self._batch,
+                    scope=self._probe.scope,
+                    parameters=self._probe.parameters,
+                    axes=axes,
+                    rows=rows,
+                    example=example,
+                    quiet=drew,
+                    loss_reduction=self._probe.loss_reduction,
+                    whole=self._quiet.output,
+                    fewer=fewer.output if example == left_out else None,
+                )
+            except HushgradError:
+                raise
+            except Exception as error:
+                raise self._depends_on_number(error, "on a few of them") from None
+            if captured is not None and captured.unknown is None:
+                kept, inputs = (rows, range(len(rows))), self._batch.only(rows)
+                self._compare(self._quiet, captured, axes, kept, inputs, drew, "were left out")
+            if is_told:
+                return True
+        return False
 
     def _poison(self, base: Outcome, axes: dict[Path, int], chosen: Sequence[int], others: Sequence[int]) -> None:
         inputs, what = self._batch.poisoned(chosen), "were NaN" if self._batch.is_floating else "were exchanged"
@@ -211,7 +240,7 @@ class _Examination:
             inputs, what = self._batch.exchanged(chosen, away=False), "were exchanged"
             poisoned = self._run_exchanged(chosen)
         self._compare(base, poisoned, axes, (others, others), inputs, False, what)
-        self._require_still_state(base, poisoned, None, others, poisoned=True)
+        self._kept.require_still(self._batch, base, poisoned, None, others)
 
     # The comparisons -----------------------------------------------------------------------------------------------
 
@@ -219,11 +248,7 @@ class _Examination:
         everyone = range(self._size)
         axes = {path: 0 for path, tensor in tensors_at(base.output) if tensor.ndim and tensor.shape[0] == self._size}
         if others_differ(base.output, again.output, axes, (everyone, everyone), (self._size, self._size)):
-            raise CrossSampleLeakError(
-                f"{self._name(None)} gives other outputs when it is run again on the same batch with the same random "
-                f"numbers: it keeps something from one call to the next, outside of its buffers and attributes. Keep "
-                f"no values of a batch between calls, and draw random numbers from torch, NumPy or random only"
-            )
+            raise other_outputs(self._name(None))
 
     def _compare(
         self,
@@ -276,67 +301,6 @@ class _Examination:
             )
         finally:
             self._runner.forwards = before  # to name the culprit is not part of the probe's cost
-
-    def _grown_state(self, base: Outcome, fewer: Outcome) -> dict[Any, int]:
-        kept = {key: value for key, value in base.moved.items() if isinstance(value, Tensor)}
-        less = {key: value for key, value in fewer.moved.items() if isinstance(value, Tensor)}
-        return {path[0]: axis for path, axis in grown_axes(kept, less, self._size).items()}
-
-    def _require_still_state(
-        self,
-        base: Outcome,
-        changed: Outcome,
-        axes: dict[Any, int] | None,
-        others: Sequence[int],
-        poisoned: bool = False,
-    ) -> None:
-        """Refuse state that follows the data; a cache of each example's own values may, if nothing reads it later."""
-        keys = [key for key in {**base.moved, **changed.moved} if not self._same(base, changed, key)]
-        size = (self._size, self._size)
-        cached = []
-        for key in keys:
-            one, two = base.moved.get(key), changed.moved.get(key)
-            own = axes is not None and key in axes and not is_buffer(key)
-            if own and not others_differ(one, two, {(): axes[key]}, (others, others), size):  # type: ignore[index]
-                cached.append(key)
-            elif poisoned and axes is None and not is_buffer(key) and isinstance(one, Tensor) and one.ndim:
-                continue  # looked at with the exchanged example
-            else:
-                self._refuse_state(key)
-        if cached:
-            self._require_overwritten(base, cached[0])
-
-    def _same(self, base: Outcome, changed: Outcome, key: Any) -> bool:
-        return key in base.moved and key in changed.moved and agree(base.moved[key], changed.moved[key])
-
-    def _require_overwritten(self, base: Outcome, key: Any) -> None:
-        runner = self._runner
-        earlier = self._batch.exchanged(halves(self._size)[0], away=False)
-
-        class _After(State):
-            def restore(self) -> None:
-                """Leave what the earlier run left behind."""
-
-        state, runner.state = runner.state, _After(self._probe.model)
-        try:
-            runner.run(earlier, quiet=False)
-            after = runner.run(self._batch.same(), quiet=False)
-        finally:
-            runner.state = state
-            state.restore()
-        axes = {path: 0 for path, tensor in tensors_at(base.output) if tensor.ndim}
-        everyone = range(self._size)
-        same = not others_differ(base.output, after.output, axes, (everyone, everyone), (self._size, self._size))
-        if not same or not agree(after.moved.get(key), base.moved.get(key)):
-            self._refuse_state(key)
-
-    def _refuse_state(self, key: Any) -> None:
-        kind = {"buffer": "buffer", "parameter": "parameter"}.get(key[0], "attribute")
-        raise PrivateBufferError(
-            f"{kind} {describe(key)!r} of the model follows the data: a forward writes into it, without noise, what "
-            f"depends on the examples of the batch. Freeze it, put its module into eval(), or compute it anew in every "
-            f"forward without keeping it"
-        )
 
     def _name(self, name: str | None) -> str:
         if name is None:

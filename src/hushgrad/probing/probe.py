@@ -1,6 +1,7 @@
 """When a model and its losses are probed: on the first batch, and again when the modules have changed.
 
-A probe stays pending until a physical batch of at least two examples was examined, before its sums can be released.
+A probe stays pending until a physical batch of at least two examples was examined, before its sums can be released, and
+two of them had finite values and gradients: what is not finite contributes nothing, and shows nothing.
 While nothing is pending it costs one look at the list of modules for each forward.
 """
 
@@ -37,7 +38,7 @@ class ProbeReport:
         forwards: its cost in forwards of a physical batch; a backward counts as two.
         calls: how many forwards of the model were examined.
         criteria: how many criteria were examined.
-        examined: whether a batch of at least two examples was examined.
+        examined: whether a batch of at least two examples with finite values and gradients was examined.
         notes: what could not be examined, and why.
     """
 
@@ -59,6 +60,7 @@ KEPT_CALLS = 4
 class _Pending:
     call: Call
     signature: Signature
+    frozen: list[nn.Parameter]  # for a while; their gradients are not examined with this call
 
 
 @dataclass(eq=False)
@@ -73,7 +75,7 @@ class Probe:
     """Watches the forwards of one session and probes those of its first batch.
 
     Guarantee: no update is released before the model was probed on a batch of at least two examples, unless all
-    batches so far held one.
+    batches so far held one. Until two examples of a batch have finite values and gradients, each batch is probed.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], loss_reduction: str) -> None:
@@ -83,10 +85,12 @@ class Probe:
         self._scope: Scope | None = None
         self._anchor: Node | None = None
         self._examined: dict[Signature, bool] = {}  # whether on more than one example
+        self._frozen: dict[Signature, list[nn.Parameter]] = {}  # what was frozen then
         self._criteria: WeakSet[Any] = WeakSet()
         self._pending: list[_Pending] = []
         self._evaluations: dict[Criterion, _Evaluation] = {}
         self._is_busy = False
+        self._is_told = True  # what the graph of the losses of this batch was asked
         self._forwards, self._call_count, self._criterion_count = 0.0, 0, 0
         self._notes: list[str] = []
         self.is_waiting = True
@@ -114,8 +118,12 @@ class Probe:
         if self._padded is not None:
             self._look_at_order(args, kwargs)
         signature = _signature_of(self._model)
+        if any(parameter.requires_grad for parameter in self._frozen.get(signature, ())):
+            self._examined.pop(signature)
+            self._frozen.pop(signature)
         if not self._examined.get(signature, False) and self._has_room(module, signature):
-            return _Pending(Call.begun(self._model, module, args, kwargs), signature)
+            frozen = [parameter for parameter in self._parameters.values() if not parameter.requires_grad]
+            return _Pending(Call.begun(self._model, module, args, kwargs), signature, frozen)
         return None
 
     def left(self, pending: _Pending | None, output: Any) -> None:
@@ -136,7 +144,7 @@ class Probe:
             evaluation = _Evaluation(criterion, output, target)
             self._evaluations[criterion] = evaluation
             losses.register_hook(self._mark(evaluation))  # type: ignore[no-untyped-call]
-        self.losses(losses)
+        self._look_at_graph(losses)  # values that are not finite are seen to when the criterion is examined
 
     def losses(self, losses: Tensor) -> None:
         """Look at the graph of the losses of a batch, before the backward uses it up.
@@ -144,15 +152,20 @@ class Probe:
         Raises:
             CrossSampleLeakError: the loss of one example depends on another's outputs.
         """
+        if not self._look_at_graph(losses):
+            self._is_told = False
+
+    def _look_at_graph(self, losses: Tensor) -> bool:
         calls = [part.call for part in self._pending if _holds(part.call.inputs, losses.shape[0])]
         outputs = [tensor for call in calls for _, tensor in tensors_at(call.output)]
-        require_separate_losses(losses, outputs)
+        return require_separate_losses(losses, outputs)
 
     def forget(self) -> None:
         """Drop what the current batch has run: it was discarded, or has no examples."""
         self._pending.clear()
         self._evaluations.clear()
         self._padded = None
+        self._is_told = True
 
     def expect_order(self, item: Any, rows: int) -> None:
         """The item that comes now has padding, which is known by its place: look once whether rows keep their order."""
@@ -193,8 +206,8 @@ class Probe:
         """
         if self.collate_fn is None or self.collate_fn is default_collate or len(indices) < 2:
             return
-        require_separate_rows(self.collate_fn, [dataset[index] for index in indices[:RECORDS]])
-        self.collate_fn = None
+        if require_separate_rows(self.collate_fn, [dataset[index] for index in indices[:RECORDS]]):
+            self.collate_fn = None
 
     @property
     def report(self) -> ProbeReport:
@@ -241,20 +254,22 @@ class Probe:
         for part in pending:
             if not evaluations:
                 part.call.output = None  # its memory is needed now
-            probe.examine(part.call, size)
+            self._is_told &= probe.examine(part.call, size)
         if pending:
             self._forwards = max(self._forwards, probe.forwards / len(pending))
         self._call_count += len(pending)
         self._notes.extend(probe.skipped)
         for evaluation in evaluations:
             is_output = len(pending) == 1 and pending[0].call.output is evaluation.output
-            CriterionProbe(evaluation.criterion).examine(
+            is_told = CriterionProbe(evaluation.criterion).examine(
                 evaluation.output, evaluation.target, size, probe.runs if is_output else None
             )
-            self._criteria.add(evaluation.criterion)
             self._criterion_count += 1
+            if is_told:
+                self._criteria.add(evaluation.criterion)
         for part in pending:
-            self._examined[part.signature] = size > 1
+            self._examined[part.signature] = size > 1 and self._is_told
+            self._frozen[part.signature] = part.frozen
 
 
 def _holds(inputs: Any, size: int) -> bool:

@@ -190,6 +190,17 @@ def others_differ(
     return False
 
 
+def all_agree(one: Any, two: Any) -> bool:
+    """Return whether two runs on the same examples gave the same, up to rounding."""
+    first, second = dict(tensors_at(one)), dict(tensors_at(two))
+    return first.keys() == second.keys() and all(
+        tensor.shape == second[path].shape
+        and tensor.dtype == second[path].dtype
+        and rows_agree(tensor.detach(), second[path].detach())
+        for path, tensor in first.items()
+    )
+
+
 def _blocks(tensor: Tensor, axis: int, size: int) -> Tensor:
     """Return `[B, k, ...]`: the k positions of each example that lie folded into the batch axis."""
     front = tensor.detach().movedim(axis, 0)

@@ -1,49 +1,46 @@
-"""What a model keeps between two forwards beside its parameters: buffers, attributes, random generators."""
+"""What a model keeps between two forwards: parts, hooks, buffers, attributes, and what its classes keep.
+
+A forward may change any of these in its first call: set a flag and install hooks, register a buffer, make a part of its
+own. A run of the probe starts from what was there before the call, whole, and the model is given back as the call left
+it, whole: half of either is another model.
+"""
 
 from __future__ import annotations
 
+import math
 import random
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-DEPTH = 4
-"""How deep into nested attributes state is looked for."""
+from hushgrad.probing.kept import Key, content_of, is_same, kept_by, refill, structure_of
 
 PART = 1 << 18
 """How many values of a parameter are summed at a time, in double precision."""
 
-INTERNAL = frozenset(vars(nn.Module())) - {"training"}
-"""What torch keeps on every module: its dictionaries of parameters, submodules and hooks."""
-
-OPAQUE = (nn.Module, nn.Parameter, type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, str, bytes)
-
-Key = tuple[Any, ...]
+Structure = dict[str, list[int]]
+"""How many parts, parameters and hooks of each kind every module has, by its name."""
 
 
 class State:
-    """A copy of a model's buffers and attributes, to compare with and to go back to.
+    """A copy of what a model keeps, to compare with and to go back to.
 
-    Parameters are not copied: forwards that change them are told by fingerprints.
+    Values of parameters are not copied: forwards that change them are told by fingerprints.
     """
 
     def __init__(self, model: nn.Module, *, parameters: bool = True) -> None:
         """Take the copy; without `parameters` whether those change is not to be told from it."""
         self._model = model
         self._held: list[tuple[Tensor, Tensor]] = []
-        self._cells = list(_cells(model))
-        self._saved = {key: (value, _copy(value)) for key, value, _ in self._cells}
-        self._attributes = [
-            (own, {name: value for name, value in own.items() if name not in INTERNAL and name != "training"})
-            for own in (vars(module) for module in model.modules())
-        ]
-        self._lengths = {key: value.copy() for key, value in _containers(model)}
+        cells, holders, _ = kept_by(model)
+        self._saved = {key: (value, _copy(value)) for key, value in cells}
+        self._holders = [(holder, content_of(holder)) for holder in holders]
+        self._structure = [(holder, content_of(holder)) for holder in structure_of(model.modules())]
+        self._uses = [(p, p.requires_grad, p.grad) for p in model.parameters()]
         named = model.named_parameters(remove_duplicate=False) if parameters else ()
         self._prints = {name: _fingerprint(p) for name, p in named}
 
@@ -55,6 +52,11 @@ class State:
             if _fingerprint(parameter) != self._prints.get(name)
         ]
 
+    def spoiled_parameters(self) -> list[str]:
+        """Return the names of the parameters with more values that are not finite than when the copy was taken."""
+        named = dict(self._model.named_parameters(remove_duplicate=False))
+        return [name for name, before in self._prints.items() if before and _fingerprint(named[name])[2] > before[2]]
+
     def hold(self, names: Sequence[str]) -> None:
         """Copy some parameters as they are now; `restore` puts these values back."""
         chosen = dict(self._model.named_parameters(remove_duplicate=False))
@@ -62,7 +64,7 @@ class State:
 
     def moved(self, *, parameters: bool = True) -> dict[Key, Any]:
         """Return copies of what has other values now than when the copy was taken, by place."""
-        now = {key: value for key, value, _ in _cells(self._model)}
+        now = dict(kept_by(self._model)[0])
         found = {
             key: _copy(value)
             for key, value in now.items()
@@ -75,104 +77,47 @@ class State:
                 found[("parameter", name)] = _fingerprint(named[name])
         return found
 
+    def other_structure(self) -> Structure | None:
+        """Return the structure as it is now; None where it is that of the copy."""
+        if all(is_same(holder, content) for holder, content in self._structure):
+            return None
+        return {name: [len(holder) for holder in structure_of([part])] for name, part in self._model.named_modules()}
+
+    def take_structure(self, other: State) -> None:
+        """Go back to the parts, parameters and hooks of another copy from now on, and to everything else of this."""
+        self._structure = other._structure
+
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back as it was."""
-        for own, attributes in self._attributes:
-            for name in [name for name in own if name not in INTERNAL and name != "training"]:
-                if name not in attributes:
-                    del own[name]
-            own.update(attributes)
-        for key, container in _containers(self._model):
-            original = self._lengths.get(key)
-            if original is not None and not _same_content(container, original):
-                _refill(container, original)
-        for key, value, put in _cells(self._model):
-            if key not in self._saved:
-                continue
-            original, copied = self._saved[key]
+        for holder, content in (*self._holders, *self._structure):
+            if not is_same(holder, content):
+                refill(holder, content)
+        for original, copied in self._saved.values():
             if not agree(original, copied):
                 _write(original, copied)
-            if value is not original:
-                put(original)
-        for parameter, copied in self._held:
-            parameter.data.copy_(copied)
+        for parameter, requires_grad, gradient in self._uses:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
+        for held, copied in self._held:
+            held.data.copy_(copied)
+
+
+def own_objects(model: nn.Module) -> list[Any]:
+    """Return the objects of this library that a model keeps, beside modules: they are shared with a copy of it."""
+    return kept_by(model)[2]
 
 
 def describe(key: Key) -> str:
     """Return the name of a place of state: a buffer's or attribute's dotted name."""
-    return ".".join(str(part) for part in key[1:])
+    return ".".join(part.__qualname__ if isinstance(part, type) else str(part) for part in key[1:])
 
 
 def is_buffer(key: Key) -> bool:
     """Whether a place is a registered buffer or parameter, which is saved and shared with the model."""
     return key[0] in ("buffer", "parameter")
-
-
-def _cells(model: nn.Module) -> Iterator[tuple[Key, Any, Callable[[Any], None]]]:
-    """Yield `(place, value, setter)` for each tensor, number or generator that the model keeps."""
-    for prefix, module in model.named_modules():
-        names = tuple(prefix.split(".")) if prefix else ()
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                yield ("buffer", *names, name), buffer, _setter(module._buffers, name)
-        own = vars(module)
-        for name in list(own):
-            if name not in INTERNAL and name != "training":
-                yield from _inside(("attribute", *names, name), own[name], _setter(own, name), DEPTH)
-
-
-def _inside(key: Key, value: Any, put: Callable[[Any], None], depth: int) -> Iterator[tuple[Key, Any, Any]]:
-    if isinstance(value, (Tensor, bool, int, float, complex, np.ndarray, torch.Generator)) and not isinstance(
-        value, nn.Parameter
-    ):
-        yield key, value, put
-    elif depth and not isinstance(value, (*OPAQUE, Tensor)):
-        for name, part, setter in _parts(value):
-            yield from _inside((*key, name), part, setter, depth - 1)
-
-
-def _parts(value: Any) -> list[tuple[Any, Any, Callable[[Any], None]]]:
-    if isinstance(value, dict):
-        return [(name, part, _setter(value, name)) for name, part in list(value.items())]
-    if isinstance(value, (list, deque)):
-        return [(place, part, _setter(value, place)) for place, part in enumerate(list(value))]
-    if isinstance(value, tuple):
-        return [(place, part, _ignore) for place, part in enumerate(value)]
-    try:
-        own = vars(value)
-    except TypeError:
-        return []
-    return [(name, part, _setter(own, name)) for name, part in list(own.items())] if isinstance(own, dict) else []
-
-
-def _containers(model: nn.Module) -> Iterator[tuple[Key, Any]]:
-    """Yield the lists, deques and dictionaries among the attributes, which may gain or lose entries."""
-
-    def walk(key: Key, value: Any, depth: int) -> Iterator[tuple[Key, Any]]:
-        if isinstance(value, (*OPAQUE, Tensor)) or not depth:
-            return
-        if isinstance(value, (list, deque, dict)):
-            yield key, value
-        for name, part, _ in _parts(value):
-            yield from walk((*key, name), part, depth - 1)
-
-    for prefix, module in model.named_modules():
-        own = vars(module)
-        for name in list(own):
-            if name not in INTERNAL:
-                yield from walk((prefix, name), own[name], DEPTH)
-
-
-def _setter(holder: Any, name: Any) -> Callable[[Any], None]:
-    def put(value: Any) -> None:
-        holder[name] = value
-
-    return put
-
-
-def _ignore(value: Any) -> None:
-    """Tuples cannot be written; the tensors in them are."""
 
 
 def _copy(value: Any) -> Any:
@@ -207,36 +152,26 @@ def agree(value: Any, copied: Any) -> bool:
     return bool(value == copied or (value != value and copied != copied))
 
 
-def _same_content(container: Any, original: Any) -> bool:
-    if len(container) != len(original):
-        return False
-    if isinstance(container, dict):
-        return all(key in container and container[key] is part for key, part in original.items())
-    return all(a is b for a, b in zip(container, original, strict=True))
-
-
-def _refill(container: Any, original: Any) -> None:
-    container.clear()
-    if isinstance(container, dict):
-        container.update(original)
-    else:
-        container.extend(original)
-
-
 @torch.no_grad()
 def _fingerprint(parameter: Tensor) -> tuple[float, ...]:
-    """Two sums that change when values do; a copy of every parameter would double the memory of a model."""
+    """Two sums that change when values do, and how many are not finite.
+
+    A copy of every parameter would double the memory of a model.
+    """
     if parameter.is_meta or parameter.numel() == 0 or isinstance(parameter, nn.UninitializedParameter):
         return ()
     flat = parameter.detach().reshape(-1)
     if flat.is_complex():
         return ()
-    sums = [0.0, 0.0]
+    sums = [0.0, 0.0, 0.0]
     parts: list[Tensor] = flat.split(PART)  # type: ignore[no-untyped-call]
     for part in parts:
         values = part.double()
-        sums[0] += float(values.sum())
-        sums[1] += float(values.dot(values))
+        found = float(values.sum()), float(values.dot(values)), 0.0
+        if not all(map(math.isfinite, found)):
+            values, unusual = values.nan_to_num(0.0, 0.0, 0.0), values.isfinite().logical_not()
+            found = float(values.sum()), float(values.dot(values)), float(unusual.sum())
+        sums = [total + more for total, more in zip(sums, found, strict=True)]
     return tuple(sums)
 
 

@@ -18,21 +18,28 @@ Output = dict[str, Tensor]
 
 
 @contextmanager
+def kept_randomness() -> Iterator[None]:
+    """Give torch's, NumPy's and Python's global generators their state back afterwards."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+@contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
     """Give torch's, NumPy's and Python's global generators a seed for a while, and their state back (None: nothing)."""
     if seed is None:
         yield
         return
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    try:
+    with kept_randomness():
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
         yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
 
 
 def named(values: Any) -> Output:

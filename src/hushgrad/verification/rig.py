@@ -24,6 +24,7 @@ from hushgrad.capture.layout import tensors_in
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD
+from hushgrad.probing.state import own_objects
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
@@ -109,11 +110,11 @@ class Rig:
             )
         reading = read_data_loader(data_loader)
         one_step = replace(mechanism.at(0), steps=None, passes=None)
-        return cls(copy.deepcopy(model), criterion, one_step, reading, data_loader, optimizer, rows, constant_shapes)
+        return cls(_copied(model), criterion, one_step, reading, data_loader, optimizer, rows, constant_shapes)
 
     def session(self, *, seed: int | None, ledger: Path | None = None) -> Running:
         """Return a session on a fresh copy, under a fixed key (`seed`) or a secret one."""
-        model = copy.deepcopy(self.model).train()
+        model = _copied(self.model).train()
         optimizer = self.optimizer(model.parameters())
         key = None if seed is None else KeyStream.fixed_for_tests(seed)
         mechanism = self.mechanism
@@ -169,6 +170,11 @@ class Rig:
                 recorder.first,
                 recorder.drawn,
             )
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """Return a copy that shares the session, the engine or the loader that the module may keep."""
+    return copy.deepcopy(module, {id(value): value for value in own_objects(module)})
 
 
 @dataclass(frozen=True)

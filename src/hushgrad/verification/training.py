@@ -21,6 +21,7 @@ from hushgrad.arguments import open_unit_interval, positive_number
 from hushgrad.engine import PrivacyEngine
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
+from hushgrad.probing.state import State
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
@@ -28,7 +29,7 @@ from hushgrad.sampling.specs import RandomSampling, TruncatedPoissonSampling
 from hushgrad.verification import statistics as st
 from hushgrad.verification.batch_loop import find_causes, measure, rows_of
 from hushgrad.verification.hand_written import DEFAULT_FALSE_ALARM, DEFAULT_RESOLUTION, steps_needed
-from hushgrad.verification.loop import arrays, norm
+from hushgrad.verification.loop import arrays, kept_randomness, norm
 from hushgrad.verification.noise_checks import NoiseReading, read_noise
 from hushgrad.verification.rig import Indices, OptimizerFactory, Rig, SessionLoop, Trace, TrainingLoop, ordinary_loop
 from hushgrad.verification.sampling_checks import SamplingReading, draws_needed, inclusion_rate, read_sampling
@@ -75,6 +76,7 @@ def verify(
             400 steps of noise and four million drawn indices can show it; each check states what it shows.
         false_alarm: the most probability with which correct training may fail.
 
+    Guarantee: model, criterion and global random numbers are afterwards what they were.
     Guarantee: what is charged is compared with what was measured, and any mismatch fails the verdict; correct training
     fails with a probability of at most `false_alarm`.
 
@@ -89,6 +91,20 @@ def verify(
     alpha = open_unit_interval("false_alarm", false_alarm)
     positive_number("resolution", resolution)
     rig = Rig.of(model, data_loader, criterion, claimed, optimizer, max_physical_batch_size, constant_shapes)
+    kept = [State(part, parameters=False) for part in (model, criterion) if isinstance(part, nn.Module)]
+    try:
+        with kept_randomness():
+            verdict = _verdict(rig, loop, claimed, resolution, alpha, started)
+    finally:
+        for state in kept:
+            state.restore()  # what copies share: a class's own counts; the criterion itself
+    if report is not None:
+        with open(report, "w", encoding="utf-8") as file:
+            file.write(verdict.to_text() + "\n")
+    return verdict
+
+
+def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, alpha: float, started: float) -> Verdict:
     belief = Belief(
         rig.mechanism.noise_multiplier,
         rig.mechanism.clipping.sensitivity,
@@ -119,7 +135,7 @@ def verify(
             causes += find_causes(contributions, belief, claimed.at(0).noise_multiplier, noise)
         causes += sampling.causes if sampling is not None else ()
         causes += _run_causes(checks)
-    verdict = Verdict(
+    return Verdict(
         "private training of this model",
         checks,
         tuple(causes),
@@ -139,10 +155,6 @@ def verify(
         notes=contributions.notes,
         seconds=time.perf_counter() - started,
     )
-    if report is not None:
-        with open(report, "w", encoding="utf-8") as file:
-            file.write(verdict.to_text() + "\n")
-    return verdict
 
 
 def _require_pair(batch: Any, rows: int) -> None:
