@@ -18,6 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
 from hushgrad.accounting.budget import Budget
+from hushgrad.accounting.conditions import CLOSED
 from hushgrad.accounting.events import Event
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger import DECLARED, OBSERVED
@@ -272,7 +273,7 @@ class Session:
         were drawn and not for a choice of them. `guarantee` says how many were dropped.
         """
         if not self._closed and (self._observed.is_open or not self._declared.is_new):
-            self._spending.discarded += 1
+            self._spending.discard()
         self._pool.clear()
         self._pool.batch_size = None
         self._update.drop()
@@ -330,7 +331,8 @@ class Session:
 
     def guarantee(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> Guarantee:
         """Return the guarantee at `delta` with its conditions; `str()` of it is the full sentence."""
-        return self._spending.guarantee(delta, accountant)
+        trusted = [*self._probe.conditions, *self._probe.open_conditions, *([CLOSED] if self._closed else [])]
+        return self._spending.guarantee(delta, accountant, trusted)
 
     def close(self) -> None:
         """Give back an ordinary model and optimizer, and close the ledger. What was spent can still be read."""
@@ -352,6 +354,7 @@ class Session:
             self._spending.note(NOISE, self._update.monitor.finding())
             if self._update.number:
                 self._note_sensitivity()
+            self._spending.trust([*self._probe.conditions, *self._probe.open_conditions])
         self._spending.close()
 
     @property
@@ -402,8 +405,7 @@ class Session:
         self._pool = UsePool(self._plan)
         self._pool.batch_size = batch.size
         self._scope.record_into(self._pool)
-        self._probe.forget()
-        self._probe.is_waiting = True
+        self._probe.begin_item(batch.size)
         if self._loader is not None and 0 < len(batch.indices) < batch.size:
             self._probe.expect_order(self._loader.arriving, batch.size)
 
@@ -494,6 +496,7 @@ class Session:
             self._spending.require_step()
             self._follow_schedule()
             self._spending.note(NOISE, self._update.monitor.finding_due())
+            self._spending.trust(self._probe.conditions)
             self._spending.charge(loader_pass)
         except BaseException:
             self._update.drop()

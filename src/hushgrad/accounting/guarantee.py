@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, epsilon_bounds
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, normal_form
+from hushgrad.accounting.conditions import DECLARED_SAMPLING, FIXED_KEY, Condition, joined
 from hushgrad.accounting.events import (
     BallsInBins,
     DisjointPass,
@@ -18,7 +20,7 @@ from hushgrad.accounting.events import (
     PoissonSampled,
     TruncatedPoisson,
 )
-from hushgrad.accounting.ledger import Contract
+from hushgrad.accounting.ledger import DECLARED, Contract
 
 _DIGITS = 4
 
@@ -41,8 +43,8 @@ class Guarantee:
     `epsilon` >= 0 (infinity: nothing is guaranteed) at `delta`; `adjacency`, the neighbouring relation; `sampling`, how
     examples were drawn; `accountant`, who computed it; `steps`, how many were charged; `unit`, whose data is protected;
     `noise_is_secret`, False where the noise came from a fixed key; `notes`, further sentences; `numerics`, how ε was
-    computed; `numerical_error`, how far ε may lie above the exact value, None where the accountant cannot say. `str()`
-    is the whole of it as sentences.
+    computed; `numerical_error`, how far ε may lie above the exact value, None where the accountant cannot say;
+    `conditions`, what the run took on trust. `str()` is the whole of it as sentences.
     """
 
     epsilon: float
@@ -56,6 +58,7 @@ class Guarantee:
     notes: tuple[str, ...] = ()
     numerics: str = ""
     numerical_error: float | None = None
+    conditions: tuple[Condition, ...] = ()
 
     @property
     def private(self) -> bool:
@@ -70,7 +73,8 @@ class Guarantee:
         )
         sentences = [*self._warnings(), claim, f"Sampling: {self.sampling}."]
         sentences.append(f"Accountant: {self.accountant}" + (f" ({self.numerics})." if self.numerics else "."))
-        sentences += [f"{note[0].upper()}{note[1:]}." for note in self.notes if note]
+        told = [*self.notes, *(condition.sentence for condition in self.conditions)]
+        sentences += [f"{note[0].upper()}{note[1:]}." for note in told if note]
         return " ".join(sentences)
 
     def _warnings(self) -> list[str]:
@@ -94,6 +98,7 @@ class Guarantee:
             "unit": self.unit,
             "noise_is_secret": self.noise_is_secret,
             "notes": list(self.notes),
+            "conditions": [condition.as_note() for condition in self.conditions],
             "numerics": self.numerics,
             "numerical_error": self.numerical_error,
             "sentence": str(self),
@@ -101,25 +106,34 @@ class Guarantee:
 
 
 def guarantee(
-    composition: Composition, delta: float, accountant: str = DEFAULT_ACCOUNTANT, contract: Contract | None = None
+    composition: Composition,
+    delta: float,
+    accountant: str = DEFAULT_ACCOUNTANT,
+    contract: Contract | None = None,
+    conditions: Iterable[Condition] = (),
 ) -> Guarantee:
-    """Return what `composition` guarantees at `delta`, with the conditions that `contract` knows of.
+    """Return what `composition` guarantees at `delta`, under the conditions of `contract` and those given besides.
 
     Guarantee: every condition of the ε is in the result's sentence: neighbouring relation, sampling and whether it was
-    observed, declared constants, accountant, noise of 0 or from a fixed key.
+    observed, declared constants, accountant, noise of 0 or from a fixed key, and all that the run took on trust.
 
     Without a contract (a plan, not a run) nothing is said about the source of noise. Raises as `epsilon` does.
     """
     bounds = epsilon_bounds(composition, delta, accountant)
     value = bounds.upper
     form = normal_form(composition)
-    notes = []
+    notes, trusted = [], list(conditions)
     if form.noiseless:
         notes.append("the noise multiplier is 0 in at least one step")
     elif math.isinf(value):
         notes.append("epsilon is too large for the accountant to tell from infinity")
     if contract is not None:
-        notes.append(f"sampling was {contract.sampling}")
+        if contract.sampling == DECLARED:
+            trusted.append(DECLARED_SAMPLING)
+        else:
+            notes.append(f"sampling was {contract.sampling}")
+        if not contract.noise_is_secret:
+            trusted.append(FIXED_KEY)
         if contract.population is not None:
             notes.append(f"N = {contract.population} is declared public")
         if contract.expected_batch_size is not None:
@@ -135,6 +149,7 @@ def guarantee(
         notes=tuple(notes),
         numerics="" if form.noiseless else _numerics(accountant, form.is_sampled, bounds),
         numerical_error=bounds.error if ACCOUNTANTS[accountant].states_error else None,
+        conditions=joined(trusted),
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.data.dataloader import default_collate
 
+from hushgrad.accounting.conditions import NEVER_EXAMINED, ORDER_OF_ROWS, Condition, not_examined
 from hushgrad.capture.scope import Scope
 from hushgrad.frozen_setup import modules_of
 from hushgrad.probing.calls import Call
@@ -23,6 +24,7 @@ from hushgrad.probing.collate_probe import RECORDS, require_separate_rows
 from hushgrad.probing.loss_probe import Criterion, CriterionProbe, require_separate_losses
 from hushgrad.probing.model_probe import ModelProbe
 from hushgrad.probing.row_order import rows_are_in_order
+from hushgrad.probing.scalar_loss import ScalarLoss
 from hushgrad.probing.trees import tensors_at
 
 Signature = tuple[tuple[nn.Module, ...], tuple[bool, ...], tuple[int, ...]]
@@ -80,6 +82,8 @@ class Probe:
         self._model = model
         self._parameters = parameters
         self._loss_reduction = loss_reduction
+        self._scalar_loss = ScalarLoss(model, loss_reduction, self._is_accumulating)
+        self._entered: nn.Module | None = None
         self._scope: Scope | None = None
         self._anchor: Node | None = None
         self._examined: dict[Signature, bool] = {}  # whether on more than one example
@@ -94,6 +98,7 @@ class Probe:
         """Whether forwards may belong to a batch that is trained on; between two items of a loader they do not."""
         self._padded: tuple[Any, int] | None = None
         self._looks_at_order = 0
+        self._is_in_order: bool | None = None  # None while there was no padding
         self.collate_fn: Callable[[list[Any]], Any] | None = None
         """The caller's own way to make a batch of records, until it was examined; torch's default needs no look."""
 
@@ -106,13 +111,14 @@ class Probe:
 
     def entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """An outermost forward begins."""
-        self._open = None
+        self._open = self._entered = None
         if self._is_busy or not self.is_waiting:
             return
         if torch._C._current_graph_task_id() != -1:  # a block that checkpointing computes again
             return
         if not any(parameter.requires_grad for parameter in self._parameters.values()):
             return  # in session.paused()
+        self._entered = module
         if self._padded is not None:
             self._look_at_order(args, kwargs)
         signature = _signature_of(self._model)
@@ -122,6 +128,8 @@ class Probe:
     def left(self, output: Any) -> None:
         """It has returned."""
         pending, self._open = self._open, None
+        if self._entered is not None and output is not None:
+            self._scalar_loss.left(self._entered, output)
         if pending is not None and output is not None:
             pending.call.returned(output, self._is_accumulating)
             self._pending.append(pending)
@@ -132,13 +140,16 @@ class Probe:
         Raises:
             CrossSampleLeakError: what the graph of the losses shows already.
         """
-        if self._is_busy or not self.is_waiting or criterion in self._criteria or not losses.requires_grad:
+        if self._is_busy or not self.is_waiting:
+            return
+        self._scalar_loss.vouch(losses)
+        if criterion in self._criteria or not losses.requires_grad:
             return
         if criterion not in self._evaluations or not self._evaluations[criterion].is_reached:
             evaluation = _Evaluation(criterion, output, target)
             self._evaluations[criterion] = evaluation
             losses.register_hook(self._mark(evaluation))  # type: ignore[no-untyped-call]
-        self.losses(losses)
+        self._require_separate(losses)
 
     def losses(self, losses: Tensor) -> None:
         """Look at the graph of the losses of a batch, before the backward uses it up.
@@ -146,6 +157,10 @@ class Probe:
         Raises:
             CrossSampleLeakError: the loss of one example depends on another's outputs.
         """
+        self._scalar_loss.vouch(losses)
+        self._require_separate(losses)
+
+    def _require_separate(self, losses: Tensor) -> None:
         calls = [part.call for part in self._pending if _holds(part.call.inputs, losses.shape[0])]
         outputs = [tensor for call in calls for _, tensor in tensors_at(call.output)]
         require_separate_losses(losses, outputs)
@@ -155,15 +170,24 @@ class Probe:
         self._pending.clear()
         self._evaluations.clear()
         self._open = self._padded = None
+        self._scalar_loss.forget()
+
+    def begin_item(self, size: int) -> None:
+        """An item of `size` examples is handed out; what ran before it is forgotten."""
+        self.forget()
+        self.is_waiting = True
+        self._scalar_loss.size = size
 
     def expect_order(self, item: Any, rows: int) -> None:
         """The item that comes now has padding, which is known by its place: look once whether rows keep their order."""
+        self._is_in_order = bool(self._is_in_order)
         if self._looks_at_order < MOST_LOOKS_AT_ORDER:
             self._padded = (item, rows)
 
     def _look_at_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self._padded is not None
         in_order = rows_are_in_order(self._padded[0], (args, kwargs), self._padded[1])
+        self._is_in_order = self._is_in_order or in_order
         self._looks_at_order += MOST_LOOKS_AT_ORDER if in_order else 1
         self._padded = None
 
@@ -173,6 +197,7 @@ class Probe:
         Raises:
             CrossSampleLeakError, PrivateBufferError: naming the place and the cure.
         """
+        self._scalar_loss.close()
         pending = [part for part in self._pending if self._is_due(part, size)]
         evaluations = [part for part in self._evaluations.values() if part.is_reached and size > 1]
         if pending or evaluations:
@@ -204,6 +229,17 @@ class Probe:
             examined=any(self._examined.values()),
             notes=tuple(dict.fromkeys(self._notes)),
         )
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What this session took on trust so far, in the order in which it came about."""
+        return (*self._scalar_loss.conditions, *(not_examined(note) for note in dict.fromkeys(self._notes)))
+
+    @property
+    def open_conditions(self) -> tuple[Condition, ...]:
+        """What would be on trust if the session ended now; a later batch may still show it."""
+        never = bool(self._examined) and not any(self._examined.values())
+        return (*([NEVER_EXAMINED] if never else []), *([ORDER_OF_ROWS] if self._is_in_order is False else []))
 
     def _has_room(self, module: nn.Module, signature: Signature) -> bool:
         """Keep few calls of one module: the first ones of a batch, the last one in eval(), where most train nothing."""

@@ -1,0 +1,98 @@
+"""What a value in the graph of a loss is, and how layouts change: values of single examples, or sums over them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+Shape = tuple[int, ...]
+
+
+class Rows(NamedTuple):
+    """Values of single examples. `axis` holds the examples, None where no one axis does.
+
+    `raw`: the output of the model (its key) whose own values these are, only arranged anew, else None. `logits`: that
+    output and the number of classes, where these are log-probabilities of classes, or linear in them. `grown`: the
+    length of an axis that came by broadcasting against something that is no output, and the shape it came in.
+    `picked`: whether values of the batch were chosen, so that examples may have different numbers of them.
+    """
+
+    axis: int | None
+    raw: Any = None
+    logits: tuple[Any, int] | None = None
+    grown: tuple[int, Shape] | None = None
+    picked: bool = False
+
+
+class Term(NamedTuple):
+    """One reduction over the examples of the batch, as it enters the loss.
+
+    `kind`: "mean", "sum", "model" (a scalar that the model returned) or "other". `is_plain`: False where a factor, which
+    the graph does not show, was applied to it. `counts`: whether it is divided by a number of chosen values (of
+    targets that are not ignored, say). `is_weighted`: whether classes have weights. `logits`: see `Rows`.
+    """
+
+    kind: str
+    is_plain: bool = True
+    counts: bool = False
+    is_weighted: bool = False
+    logits: tuple[Any, int] | None = None
+
+
+class Total(NamedTuple):
+    """A linear function of reductions over the examples."""
+
+    terms: tuple[Term, ...]
+
+    def scaled(self) -> Total:
+        """Return it with a factor that is not known."""
+        return Total(tuple(term._replace(is_plain=False) for term in self.terms))
+
+
+class Unread(NamedTuple):
+    """A value of which nothing is known, and why."""
+
+    why: str
+
+
+Value = Rows | Total | Unread | None
+"""None is a constant: it does not come from the model."""
+
+
+def moved_axis(axis: int | None, old: Shape, new: Shape, size: int) -> int | None:
+    """Return where the axis of `size` examples lies after values were laid out in another shape, None if nowhere."""
+    if axis is None:
+        return None
+    before = prefix = 1
+    for length in old[:axis]:
+        before *= length
+    for place, length in enumerate(new):
+        if prefix == before and length and length % size == 0:
+            return place
+        prefix *= length
+    return None
+
+
+def broadcast_axis(axis: int, old: Shape, new: Shape, size: int) -> tuple[int, int | None]:
+    """Return the axis of the examples after broadcasting, and the length that another axis came to have, if any did.
+
+    Of several that of `size` examples is told.
+    """
+    added = len(new) - len(old)
+    axis += added
+    grown = [
+        length
+        for place, length in enumerate(new)
+        if length != 1 and place != axis and (place < added or old[place - added] == 1)
+    ]
+    return axis, size if size in grown else grown[-1] if grown else None
+
+
+def axes_of(dims: Any, rank: int) -> tuple[int, ...]:
+    """Return the axes that a node works along as it saved them; all of them for None and ().
+
+    Graphs keep negative axes as unsigned numbers of 64 bits.
+    """
+    if dims is None or dims == ():
+        return tuple(range(rank))
+    given = dims if isinstance(dims, tuple) else (dims,)
+    return tuple((dim - 2**64 if dim >= 2**63 else dim) % max(rank, 1) for dim in given)
