@@ -69,7 +69,8 @@ CLOSED = Condition("closed session", "the session was closed: how the model was 
 def third_party(part: str, name: str) -> Condition:
     """Return that `part` (say, "clip rule") was a class of somebody else's, called `name`."""
     return Condition(
-        f"third-party {part}", f"the {part} was {name}, which is not hushgrad's: that it does what was charged is on trust"
+        f"third-party {part}",
+        f"the {part} was {name}, which is not hushgrad's: that it does what was charged is on trust",
     )
 
 

@@ -13,7 +13,18 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hushgrad.probing.loss_values import Rows, Shape, Term, Total, Unread, Value, axes_of, broadcast_axis, moved_axis
+from hushgrad.probing.loss_values import (
+    Law,
+    Rows,
+    Shape,
+    Term,
+    Total,
+    Unread,
+    Value,
+    axes_of,
+    broadcast_axis,
+    moved_axis,
+)
 
 MOST_NODES = 400
 """Larger graphs are not read; Python loops over the examples make such."""
@@ -21,6 +32,8 @@ MOST_NODES = 400
 LINEAR = {"Add", "Alias", "Clone", "MaskedFill", "Neg", "Rsub", "Sub", "ToCopy"}
 COPYING = {"Alias", "Clone", "ToCopy"}
 SCALING = {"Div", "Mul"}
+SHIFTING = {"Add", "MaskedFill", "Mul", "Rsub", "Sub"}
+"""Of an output and a constant: its values less a target, or without those that a mask takes out."""
 NONLINEAR = {
     "Abs", "Atan", "Atan2", "Clamp", "ClampMax", "ClampMin", "Cos", "Cosh", "Elu", "Erf", "Erfc", "Exp", "Exp2", "Expm1",
     "Gelu", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyRelu", "Log", "Log10", "Log1P", "Log2", "LogSigmoid",
@@ -52,21 +65,23 @@ class Reading:
     """What was read of one loss.
 
     Attributes:
-        value: the loss itself.
+        value: what the loss is.
+        loss: its number.
         faults: what makes it no mean and no sum of one loss for each example; the first one is told.
         broadcasts: the lengths that came about by broadcasting against something that is no output, and their shapes.
         divisors: for every mean, how many values of one example it is over, in the order of the graph.
         operators: the names of all operators, in that order.
-        outputs: the model's outputs that the loss was made of.
+        outputs: the model's outputs that the loss was made of, and what each is taken for.
         has_own: whether a part of the loss is not from losses that were examined elsewhere.
     """
 
     value: Value = None
+    loss: Any = None
     faults: list[str] = field(default_factory=list)
     broadcasts: list[tuple[int, Shape]] = field(default_factory=list)
     divisors: list[float] = field(default_factory=list)
     operators: list[str] = field(default_factory=list)
-    outputs: set[Any] = field(default_factory=set)
+    outputs: dict[tuple[int, int], Value] = field(default_factory=dict)
     has_own: bool = False
 
 
@@ -106,9 +121,9 @@ class LossGraph:
         if kind == "AccumulateGrad":
             found = None
         elif (number, index) in self._outputs:
-            self._read.outputs.add((number, index))
             self._read.has_own = True
-            found = self.layout((number, index), _shape(node, index))
+            found = self._layout((number, index), _shape(node, index))
+            self._read.outputs[number, index] = found
         elif number in self._vouched:
             found = Rows(0)
         else:
@@ -116,7 +131,7 @@ class LossGraph:
         self._known[key] = found
         return found
 
-    def layout(self, output: tuple[int, int], shape: Shape) -> Value:
+    def _layout(self, output: tuple[int, int], shape: Shape) -> Value:
         """Return what an output of the model of this shape is taken for."""
         if math.prod(shape) == 1:
             return Total((Term("model"),))
@@ -145,15 +160,24 @@ class LossGraph:
 
     # One rule for each kind of operator ------------------------------------------------------------------------------
 
-    def elementwise(
-        self, operator: str, node: Any, shape: Shape, values: list[Value], shapes: list[Shape]
-    ) -> Value:
+    def elementwise(self, operator: str, node: Any, shape: Shape, values: list[Value], shapes: list[Shape]) -> Value:
         totals = [value for value in values if isinstance(value, Total)]
         if totals:
             return self._of_totals(operator, node, values, totals)
-        joined = self._joined(values, shapes, shape, keeps_logits=operator in LINEAR | SCALING)
-        given = values[0]
-        return joined._replace(raw=given.raw) if operator in COPYING and isinstance(given, Rows) else joined
+        joined = self._joined(values, shapes, shape, keeps_law=operator in LINEAR | SCALING | {"Where"})
+        given = [value for value in values if value is not None]
+        if len(given) != 1 or not isinstance(given[0], Rows) or given[0].raw is None:
+            return joined
+        raw, shifted = given[0].raw, given[0].shifted
+        if operator in COPYING:
+            return joined._replace(raw=raw, shifted=shifted)
+        if operator in SHIFTING:
+            return joined._replace(raw=raw, shifted=True)
+        if operator == "Abs":
+            return joined._replace(law=Law("absolute", raw))
+        if operator == "Pow" and node._saved_exponent == 2:
+            return joined._replace(law=Law("square", raw))
+        return joined
 
     def _of_totals(self, operator: str, node: Any, values: list[Value], totals: list[Total]) -> Value:
         alone = sum(value is not None for value in values) == 1
@@ -176,9 +200,7 @@ class LossGraph:
         self._read.divisors.append(node._saved_other / self._size)
         return Total(tuple(term._replace(kind="mean") for term in total.terms))
 
-    def _joined(
-        self, values: list[Value], shapes: list[Shape], shape: Shape, *, keeps_logits: bool = False
-    ) -> Rows:
+    def _joined(self, values: list[Value], shapes: list[Shape], shape: Shape, *, keeps_law: bool = False) -> Rows:
         """Return what an elementwise operator makes of values of single examples."""
         rows = [(value, old) for value, old in zip(values, shapes, strict=True) if isinstance(value, Rows)]
         axes: set[int | None] = set()
@@ -191,14 +213,14 @@ class LossGraph:
             axis, length = broadcast_axis(value.axis, old, shape, self._size)
             axes.add(axis)
             grown.append(value.grown if length is None else (length, shape))
-        logits = {value.logits for value, _ in rows}
-        kept = logits.pop() if keeps_logits and len(logits) == 1 else None
+        laws = {value.law for value, _ in rows}
+        kept = laws.pop() if keeps_law and len(laws) == 1 else None
         known = axes - {None}
         if len(known) > 1:
             self._fault("each example is set against every other one")
         axis_of_all = known.pop() if len(axes) == 1 and known else None
         picked = any(value.picked for value, _ in rows)
-        return Rows(axis_of_all, logits=kept, grown=grown[0] if all(grown) else None, picked=picked)
+        return Rows(axis_of_all, law=kept, grown=grown[0] if all(grown) else None, picked=picked)
 
     def criterion(self, operator: str, node: Any, shape: Shape, values: list[Value], shapes: list[Shape]) -> Value:
         if any(isinstance(value, Total) for value in values):
@@ -208,6 +230,12 @@ class LossGraph:
         if operator in ROW_CRITERIA:
             given = given[:-1]
         joined = self._joined(values, shapes, given)
+        raw = [value for value in values if isinstance(value, Rows)]
+        if len(raw) == 1 and raw[0].raw is not None:
+            if operator == "MseLoss":
+                joined = joined._replace(law=Law("square", raw[0].raw))
+            elif operator == "BinaryCrossEntropyWithLogits" and not raw[0].shifted:
+                joined = joined._replace(law=Law("bernoulli", raw[0].raw))
         return self._reduced(joined, node._saved_reduction, given)
 
     def negative_log_likelihood(
@@ -220,7 +248,7 @@ class LossGraph:
             self._fault("the batch lies on the axis of classes")
             return Unread(operator)
         lengths = (given[0], *given[2:])
-        rows = Rows(None if value.axis is None else max(value.axis - 1, 0), logits=value.logits)
+        rows = Rows(None if value.axis is None else max(value.axis - 1, 0), law=value.law)
         found = self._reduced(rows, node._saved_reduction, lengths)
         if isinstance(found, Total) and node._saved_reduction == MEAN:
             is_weighted = _is_there(node, "_saved_weight")
@@ -243,7 +271,9 @@ class LossGraph:
             return Unread(operator)
         return self._within(operator, value, given, axes)
 
-    def _within(self, operator: str, value: Value, given: Shape, axes: tuple[int, ...], *, keeps: bool = False) -> Value:
+    def _within(
+        self, operator: str, value: Value, given: Shape, axes: tuple[int, ...], *, keeps: bool = False
+    ) -> Value:
         """Return what an operator along some axes makes of the values of single examples."""
         if not isinstance(value, Rows):
             return Unread(operator)
@@ -275,20 +305,21 @@ class LossGraph:
                         f"Average within each example first, and then over all {self._size}"
                     )
             kind = "mean" if is_mean else "sum"
-            return Total((Term(kind, counts=is_mean and value.picked, logits=value.logits),))
+            return Total((Term(kind, counts=is_mean and value.picked, law=value.law),))
         if value.axis is None:
             return Unread("a sum over some axes, where the batch has no axis of its own")
         if is_mean:
             self._read.divisors.append(count)
-        return Rows(_without(value.axis, axes), logits=value.logits)
+        return Rows(_without(value.axis, axes), law=value.law)
 
     def over_classes(self, operator: str, node: Any, shape: Shape, values: list[Value], shapes: list[Shape]) -> Value:
         axes = axes_of(node._saved_dim, len(shapes[0]))
         value = values[0]
         found = self._within(operator, value, shapes[0], axes, keeps=True)
         if isinstance(found, Rows) and isinstance(value, Rows) and operator == "LogSoftmax" and value.raw is not None:
-            return found._replace(logits=(value.raw, shapes[0][axes[0]]))
-        return found._replace(logits=value.logits) if isinstance(found, Rows) and isinstance(value, Rows) else found
+            is_known = not value.shifted
+            return found._replace(law=Law("classes", value.raw, shapes[0][axes[0]]) if is_known else None)
+        return found._replace(law=value.law) if isinstance(found, Rows) and isinstance(value, Rows) else found
 
     def view(self, operator: str, node: Any, shape: Shape, values: list[Value], shapes: list[Shape]) -> Value:
         value = values[0]
@@ -323,22 +354,26 @@ class LossGraph:
         if operator in ("Select", "Slice") and value.axis is not None:
             (axis,) = axes_of(node._saved_dim, len(given))
             if axis == value.axis:
-                return Unread("examples are picked from the batch") if operator == "Select" else value._replace(raw=None)
+                return Unread("examples are picked") if operator == "Select" else value._replace(raw=None, picked=True)
             return value._replace(axis=value.axis - (operator == "Select" and axis < value.axis))
         kept = value.axis == 0 and len(shape) > 0 and shape[0] == given[0]
-        return Rows(0 if kept else None, logits=value.logits, picked=not kept)
+        return Rows(0 if kept else None, law=value.law, picked=not kept)
 
     def product(self, operator: str, node: Any, shape: Shape, values: list[Value], shapes: list[Shape]) -> Value:
+        """Return what a product of matrices, or of stacks of them, is."""
         if any(isinstance(value, Total) for value in values):
             return Unread(f"{operator} of a sum over all examples")
-        rows = [(place, value.axis) for place, value in enumerate(values[-2:]) if isinstance(value, Rows)]
-        if any(axis is None for _, axis in rows) or len(shapes[-1]) != 2 or len(shapes[-2]) != 2:
+        rank = len(max(shapes[-2:], key=len))
+        rows = {place: value.axis for place, value in enumerate(values[-2:]) if isinstance(value, Rows)}
+        outer = {place for place, axis in rows.items() if axis == rank - 2 + place}
+        if None in rows.values() or any(len(shapes[-2:][place]) != rank for place in rows):
             return Unread(operator)
-        outer = [place for place, axis in rows if axis == place]
-        if len(rows) == 2 and len(outer) == 2:
+        if len(outer) == 2:
             self._fault("products of each example with every other one")
-        if len(rows) == 1 and outer:
-            return Rows(outer[0])
+        elif len(outer) == len(rows) == 1:
+            return Rows(next(iter(rows.values())))
+        elif rank == 3 and set(rows.values()) == {0}:
+            return Rows(0)
         return Unread(operator)
 
     def distances(self, operator: str, node: Any, shape: Shape, values: list[Value], shapes: list[Shape]) -> Value:
@@ -383,7 +418,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(VIEWS, LossGraph.view),
     **dict.fromkeys(("Permute", "T", "Transpose"), LossGraph.turned),
     **dict.fromkeys(PICKING, LossGraph.picked),
-    **dict.fromkeys(("Addmm", "Mm"), LossGraph.product),
+    **dict.fromkeys(("Addmm", "Baddbmm", "Bmm", "Mm"), LossGraph.product),
     **dict.fromkeys(("Cat", "Stack"), LossGraph.stacked),
     "Cdist": LossGraph.distances,
     "CtcLoss": LossGraph.connectionist,

@@ -7,18 +7,30 @@ from typing import Any, NamedTuple
 Shape = tuple[int, ...]
 
 
+class Law(NamedTuple):
+    """How values depend on an output of the model, from which a weight on them can be told by a gradient.
+
+    `kind`: "classes" (log-probabilities), "bernoulli", "square" or "absolute"; `output`: its key; `classes`: how many.
+    """
+
+    kind: str
+    output: Any
+    classes: int = 0
+
+
 class Rows(NamedTuple):
     """Values of single examples. `axis` holds the examples, None where no one axis does.
 
-    `raw`: the output of the model (its key) whose own values these are, only arranged anew, else None. `logits`: that
-    output and the number of classes, where these are log-probabilities of classes, or linear in them. `grown`: the
-    length of an axis that came by broadcasting against something that is no output, and the shape it came in.
-    `picked`: whether values of the batch were chosen, so that examples may have different numbers of them.
+    `raw`: the output of the model (its key) whose own values these are, arranged anew, else None; `shifted`: or that
+    output less a constant, or without some of its values. `law`: what is known of these values, or what is linear in
+    them. `grown`: the length of an axis that came by broadcasting against something that is no output, and the shape it
+    came in. `picked`: whether values of the batch were chosen, so that examples may have different numbers of them.
     """
 
     axis: int | None
     raw: Any = None
-    logits: tuple[Any, int] | None = None
+    shifted: bool = False
+    law: Law | None = None
     grown: tuple[int, Shape] | None = None
     picked: bool = False
 
@@ -28,14 +40,14 @@ class Term(NamedTuple):
 
     `kind`: "mean", "sum", "model" (a scalar that the model returned) or "other". `is_plain`: False where a factor, which
     the graph does not show, was applied to it. `counts`: whether it is divided by a number of chosen values (of
-    targets that are not ignored, say). `is_weighted`: whether classes have weights. `logits`: see `Rows`.
+    targets that are not ignored, say). `is_weighted`: whether classes have weights. `law`: see `Rows`.
     """
 
     kind: str
     is_plain: bool = True
     counts: bool = False
     is_weighted: bool = False
-    logits: tuple[Any, int] | None = None
+    law: Law | None = None
 
 
 class Total(NamedTuple):

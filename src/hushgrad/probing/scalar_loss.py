@@ -8,6 +8,7 @@ read is a condition of the guarantee.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -20,15 +21,18 @@ from torch import Tensor, nn
 
 from hushgrad.accounting.conditions import LOSS_OF_MODEL, OUTSIDE_CALL, OWN_LOSS, UNREAD_LOSS, Condition
 from hushgrad.errors import CrossSampleLeakError, LossShapeError
-from hushgrad.probing.counted_rows import CountedRows
+from hushgrad.probing.counted_rows import Counted, CountedRows, counted_values
 from hushgrad.probing.loss_graph import LossGraph, Reading
-from hushgrad.probing.loss_values import Rows, Term, Total, Unread
+from hushgrad.probing.loss_values import Law, Rows, Shape, Term, Total, Unread
 from hushgrad.probing.trees import tensors_at
 
 _BACKWARD = torch.autograd.backward.__code__
 
 KEPT_VALUES = 2**20
 """Outputs of at most so many values are kept until their backward; of larger ones, those that the loop keeps."""
+
+CLOSE = 1e-4
+"""A divisor this near to a number of parts, relative to it, is that number."""
 
 SAME = 2e-3
 """Two divisors are the same if they differ by less than this, relative to the larger."""
@@ -77,6 +81,7 @@ class ScalarLoss:
         self._looked_at: set[int] = set()
         self._conditions: dict[Condition, None] = {}
         self._divisors: dict[tuple[str, ...], tuple[float, ...]] = {}
+        self._cleared: set[tuple[str, ...]] = set()
         self._lengths: dict[tuple[str, ...], set[int]] = {}
 
     # What the probe tells --------------------------------------------------------------------------------------------
@@ -90,6 +95,8 @@ class ScalarLoss:
     def left(self, module: nn.Module, output: Any) -> None:
         """A captured forward that may be trained on returned `output`."""
         self._thread = threading.get_ident()
+        if self.size is None and module is self._model:
+            return  # only `session.backward` is taken, whose losses are examined
         for _, tensor in tensors_at(output):
             node = tensor.grad_fn
             if node is None:
@@ -134,10 +141,12 @@ class ScalarLoss:
         return hook
 
     def _look(self, key: Key, gradient: Tensor, size: int) -> None:
-        for root, is_scaled in self._roots():
+        for loss, is_scaled in self._losses():
+            root = loss.grad_fn
             if self._is_vouched(root):
                 return
             reading = LossGraph(size, self._outputs, self._vouched).read(root)
+            reading.loss = loss.detach()
             if key not in reading.outputs:
                 continue  # a backward inside another one
             if is_scaled and isinstance(reading.value, Total):
@@ -146,8 +155,8 @@ class ScalarLoss:
             return
         self._trust(UNREAD_LOSS)
 
-    def _roots(self) -> Iterator[tuple[Any, bool]]:
-        """Yield the node of each loss that a backward of the loop is at work on, and whether it was given a gradient.
+    def _losses(self) -> Iterator[tuple[Tensor, bool]]:
+        """Yield each loss that a backward of the loop is at work on, and whether it was given a gradient.
 
         The innermost backward comes first. On a GPU this runs in a thread of torch's own, while the loop's waits.
         """
@@ -159,7 +168,7 @@ class ScalarLoss:
                 given = (gradients,) if isinstance(gradients, Tensor) else gradients or ()
                 for tensor in (tensors,) if isinstance(tensors, Tensor) else tensors:
                     if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
-                        yield tensor.grad_fn, any(part is not None for part in given)
+                        yield tensor, any(part is not None for part in given)
             frame = frame.f_back
 
     def _is_vouched(self, root: Any) -> bool:
@@ -191,7 +200,9 @@ class ScalarLoss:
 
     def _refuse_pairs(self, reading: Reading, kind: tuple[str, ...], size: int) -> None:
         """Refuse values that were broadcast to the batch's length, unless this length was met in batches of others."""
-        known = self._lengths.setdefault(kind, set()) if len(self._lengths) < MOST_KINDS else self._lengths.get(kind, set())
+        known = (
+            self._lengths.setdefault(kind, set()) if len(self._lengths) < MOST_KINDS else self._lengths.get(kind, set())
+        )
         for length, shape in reading.broadcasts:
             if length != size:
                 known.add(length)
@@ -210,64 +221,73 @@ class ScalarLoss:
                 f"Pass loss_reduction={other!r}, or make every part of the loss a {self._loss_reduction} over the batch"
             )
 
-    def _divisors_shown(
-        self, reading: Reading, key: Key, gradient: Tensor, size: int
-    ) -> tuple[float, ...] | None:
+    def _divisors_shown(self, reading: Reading, key: Key, gradient: Tensor, size: int) -> tuple[float, ...] | None:
         """Return what the gradient shows of divisors that the graph does not hold; None where it does not show them.
 
         Raises:
             CrossSampleLeakError: not every example counts alike.
         """
         assert isinstance(reading.value, Total)
-        hidden = [term for term in reading.value.terms if _is_hidden(term)]
+        terms = reading.value.terms
+        hidden = [term for term in terms if _is_hidden(term)]
         if not hidden:
             return ()
-        shown = {term.logits for term in hidden}
-        (logits,) = shown if len(shown) == 1 else (None,)
-        if logits is None or logits[0] != key or reading.outputs != {key}:
+        laws = {term.law for term in hidden}
+        (law,) = laws if len(laws) == 1 else (None,)
+        layout = reading.outputs.get(key)
+        if law is None or law.output != key or len(reading.outputs) != 1 or not isinstance(layout, Rows):
             return None
-        layout = LossGraph(size, self._outputs, ()).layout(key, tuple(gradient.shape))
-        if not isinstance(layout, Rows) or layout.axis is None:
+        if layout.axis is None:
             return None
-        rows = CountedRows(gradient, self._values(key), layout.axis, size, logits[1])
-        if not rows.is_known:
+        counted: Counted | None
+        if law.kind == "classes":
+            rows = CountedRows(gradient, self._values(key), layout.axis, size, law.classes)
+            needs_weight = any(term.is_weighted or not term.counts for term in hidden)
+            counted = rows.found(with_weight=needs_weight, smoothed=len(terms) > 1) if rows.is_known else None
+        else:
+            loss = float(reading.loss) if len(terms) == 1 else math.nan
+            counted = counted_values(law.kind, gradient, self._values(key), loss, layout.axis, size)
+        if counted is None:
             return None
-        counts = rows.counts()
-        is_even = min(counts) == max(counts)
-        if any(term.counts for term in hidden) and not is_even:
-            raise CrossSampleLeakError(
-                f"the loss is a mean over the targets that are not ignored, of which the examples have different "
-                f"numbers: one example changes what the others' gradients are divided by. {CURE}"
-            )
-        needs_weights = any(term.is_weighted or not term.counts for term in hidden)
-        if not needs_weights:
-            return (sum(counts) / size,)
-        weights = rows.weights(smoothed=len(reading.value.terms) > 1)
-        if weights is None:
+        self._refuse_uneven(counted, hidden)
+        if all(term.counts for term in hidden):
+            return (counted.total / size,)
+        if counted.weight is None:
             return None
-        return self._judged_weights(weights.tolist(), counts, hidden, size)
+        return self._divisor(counted, law, tuple(gradient.shape), tuple(reading.operators), size)
 
-    def _judged_weights(
-        self, weights: list[float], counts: list[int], hidden: list[Term], size: int
-    ) -> tuple[float, ...] | None:
-        low, high = min(weights), max(weights)
-        is_uniform = 0 < low and high - low < SAME * high
-        if any(term.is_weighted for term in hidden):
-            if is_uniform:
-                return (sum(counts) / size,)
+    def _refuse_uneven(self, counted: Counted, hidden: list[Term]) -> None:
+        """Refuse means over what was chosen of each example, if not of all the same number, or with other weights."""
+        if any(term.counts for term in hidden) and counted.least != counted.most:
+            raise CrossSampleLeakError(
+                f"the loss is a mean over the targets (or values) that are not left out, of which the examples have "
+                f"different numbers: one example changes what the others' gradients are divided by. {CURE}"
+            )
+        if any(term.is_weighted for term in hidden) and counted.weight is None:
             raise CrossSampleLeakError(
                 f"the loss is a mean with class weights, which divides by the sum of the batch's weights: one example "
                 f"changes what the others' gradients are divided by. {CURE}"
             )
-        if not is_uniform:
-            return None
-        divisor = 1 / high
-        if min(counts) != max(counts) and abs(divisor - sum(counts)) < SAME * divisor:
-            raise CrossSampleLeakError(
-                f"the loss is divided by the number of tokens (or elements) in the batch, of which the examples have "
-                f"different numbers: one example changes what the others' gradients are divided by. {CURE}"
-            )
-        return (divisor / size,)
+
+    def _divisor(
+        self, counted: Counted, law: Law, shape: Shape, kind: tuple[str, ...], size: int
+    ) -> tuple[float, ...] | None:
+        """Return what a sum is divided by, for each example of the batch, None where it cannot be compared.
+
+        A sum that is divided by the number of its parts shows in the first batch in which examples have different
+        numbers of them; a loss that was divided by something else there is not suspected again.
+        """
+        assert counted.weight is not None
+        divisor = 1 / counted.weight
+        if counted.least != counted.most and kind not in self._cleared:
+            lengths = [1] if law.kind == "classes" else _products(shape)
+            if any(abs(divisor * length - counted.total) < CLOSE * counted.total for length in lengths):
+                raise CrossSampleLeakError(
+                    f"the loss is divided by the number of tokens (or elements) in the batch, of which the examples "
+                    f"have different numbers: one example changes what the others' gradients are divided by. {CURE}"
+                )
+            self._cleared.add(kind)
+        return None if law.kind == "square" else (divisor / size,)
 
     def _values(self, key: Key) -> Tensor | None:
         output = self._outputs[key]
@@ -293,6 +313,14 @@ class ScalarLoss:
 def _is_hidden(term: Term) -> bool:
     """Whether a reduction divides by a number that its graph does not show."""
     return term.counts or term.kind == "other" or (term.kind == "sum" and not term.is_plain)
+
+
+def _products(shape: Shape) -> set[int]:
+    """Return how many elements a part may have: products of some of the lengths of an output."""
+    found = {1}
+    for length in shape:
+        found |= {length * other for other in found}
+    return found
 
 
 def _kept(tensor: Tensor) -> _Output:
