@@ -10,7 +10,8 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,12 +19,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
 from hushgrad.accounting.budget import Budget
-from hushgrad.accounting.conditions import CLOSED
+from hushgrad.accounting.conditions import CLOSED, Condition, third_party
 from hushgrad.accounting.events import Event
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger import DECLARED, OBSERVED
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
+from hushgrad.clipping import FlatClipping
 from hushgrad.compatibility import require_trainable_privately
 from hushgrad.errors import (
     ClosedSessionError,
@@ -44,7 +46,7 @@ from hushgrad.protocol import DeclaredLoop, ObservedLoop
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.specs import RandomSampling, TruncatedPoissonSampling
+from hushgrad.sampling.specs import RandomSampling, Sampling, TruncatedPoissonSampling
 from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader
 from hushgrad.spending import Spending
 from hushgrad.step_hooks import StepHooks
@@ -128,6 +130,7 @@ class Session:
         """Whether the last `optimizer.step()` ended a logical batch; learning-rate schedules step only then."""
         self._stream = key if key is not None else KeyStream.from_operating_system()
         self._spending = Spending(mechanism, ledger, noise_is_secret=self._stream.is_secret, budget=budget, lease=lease)
+        self._spending.trust(_third_parties(mechanism, plan))
         self._ledger_path = None if ledger is None else os.path.realpath(ledger)
         left = [_left_by_earlier[part] for part in self._objects if part in _left_by_earlier]
         self._spending.uncounted = max(
@@ -530,3 +533,14 @@ class Session:
         self._probe.is_waiting = False
         self._loader = loader
         return loader
+
+
+def _third_parties(mechanism: DPSGD, plan: Plan | None) -> list[Condition]:
+    """Return the parts that are classes of somebody else's: subclasses of ours may compute something else."""
+    own = {
+        "mechanism": (mechanism, (DPSGD,)),
+        "clip rule": (mechanism.clipping, (FlatClipping,)),
+        "sampling": (mechanism.sampling, get_args(Sampling)),
+        "plan of norms": (plan, (Plan, NoneType)),
+    }
+    return [third_party(part, type(value).__name__) for part, (value, kinds) in own.items() if type(value) not in kinds]

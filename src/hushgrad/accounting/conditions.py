@@ -93,8 +93,8 @@ def uncounted(steps: int) -> Condition:
     """Return that the same model took `steps` steps in sessions with other ledgers."""
     return Condition(
         "uncounted steps",
-        f"{steps} earlier step{'' if steps == 1 else 's'} of this model, in sessions with other ledgers, are not counted "
-        f"here: one ledger for all of them counts them",
+        f"{steps} earlier step{'' if steps == 1 else 's'} of this model, in sessions with other ledgers, are not "
+        f"counted here: one ledger for all of them counts them",
     )
 
 

@@ -24,6 +24,9 @@ from hushgrad.accounting.ledger import DECLARED, Contract
 
 _DIGITS = 4
 
+TOLD_OTHERWISE = (DECLARED_SAMPLING, FIXED_KEY)
+"""Conditions that a note or a warning says already."""
+
 
 def round_up(value: float, digits: int = _DIGITS) -> str:
     """Return `value` >= 0 as text with `digits` significant digits, rounded up, never down; "inf" for infinity."""
@@ -73,7 +76,7 @@ class Guarantee:
         )
         sentences = [*self._warnings(), claim, f"Sampling: {self.sampling}."]
         sentences.append(f"Accountant: {self.accountant}" + (f" ({self.numerics})." if self.numerics else "."))
-        told = [*self.notes, *(condition.sentence for condition in self.conditions)]
+        told = [*self.notes, *(part.sentence for part in self.conditions if part not in TOLD_OTHERWISE)]
         sentences += [f"{note[0].upper()}{note[1:]}." for note in told if note]
         return " ".join(sentences)
 
@@ -128,10 +131,9 @@ def guarantee(
     elif math.isinf(value):
         notes.append("epsilon is too large for the accountant to tell from infinity")
     if contract is not None:
+        notes.append(f"sampling was {contract.sampling}")
         if contract.sampling == DECLARED:
             trusted.append(DECLARED_SAMPLING)
-        else:
-            notes.append(f"sampling was {contract.sampling}")
         if not contract.noise_is_secret:
             trusted.append(FIXED_KEY)
         if contract.population is not None:

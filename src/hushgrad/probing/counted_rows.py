@@ -1,7 +1,7 @@
-"""Which parts of a model's output a loss counted, and with which weight: told from the gradient that came back to it.
+"""Which parts of a model's output a loss counted, and with which weight: told from the gradient that came back.
 
-Where a row with logits z and target y enters a cross entropy with weight c, its gradient is c · (softmax(z) − onehot(y));
-a value o with target y gives 2c · (o − y) in a squared error, c or −c in an absolute one, c · (sigmoid(o) − y) in a binary
+Where a row with logits z and target y enters a cross entropy with weight c, its gradient is c·(softmax(z) − onehot(y));
+a value o with target y gives 2c·(o − y) in a squared error, c or −c in an absolute one, c·(sigmoid(o) − y) in a binary
 cross entropy. What was not counted (an ignored target, a mask) has a gradient of exactly 0.
 """
 
@@ -115,7 +115,7 @@ class CountedRows:
         """
         weights = self._weights(smoothed=smoothed) if with_weight else None
         weight = None
-        if weights is not None and 0 < float(weights.min()):
+        if weights is not None and float(weights.min()) > 0:
             low, high = float(weights.min()), float(weights.max())
             weight = float(weights.median()) if high - low < SPREAD * high else None
         if self._counted is None:
@@ -125,7 +125,7 @@ class CountedRows:
         return Counted(min(counts), max(counts), sum(counts), weight)
 
     def _weights(self, *, smoothed: bool) -> Tensor | None:
-        """Return the weights of some of the counted rows, None where the logits are gone or too few classes show them."""
+        """Return the weights of some counted rows, None where the logits are gone or too few classes show them."""
         if self._logits is None or (smoothed and self._gradient.shape[-1] < 3):
             return None
         counted = torch.ones_like(self._gradient[..., 0], dtype=torch.bool) if self._counted is None else self._counted

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 Shape = tuple[int, ...]
+Key = tuple[int, int]
+"""An output of the model: the number of the node that made it, and which of the node's outputs it is."""
 
 
 class Law(NamedTuple):
@@ -14,7 +17,7 @@ class Law(NamedTuple):
     """
 
     kind: str
-    output: Any
+    output: Key
     classes: int = 0
 
 
@@ -28,7 +31,7 @@ class Rows(NamedTuple):
     """
 
     axis: int | None
-    raw: Any = None
+    raw: Key | None = None
     shifted: bool = False
     law: Law | None = None
     grown: tuple[int, Shape] | None = None
@@ -38,9 +41,9 @@ class Rows(NamedTuple):
 class Term(NamedTuple):
     """One reduction over the examples of the batch, as it enters the loss.
 
-    `kind`: "mean", "sum", "model" (a scalar that the model returned) or "other". `is_plain`: False where a factor, which
-    the graph does not show, was applied to it. `counts`: whether it is divided by a number of chosen values (of
-    targets that are not ignored, say). `is_weighted`: whether classes have weights. `law`: see `Rows`.
+    `kind`: "mean", "sum", "model" (a scalar that the model returned) or "other". `is_plain`: False where it has a
+    factor that the graph does not show. `counts`: whether it is divided by a number of chosen values (of targets that
+    are not ignored, say). `is_weighted`: whether classes have weights. `law`: see `Rows`.
     """
 
     kind: str
@@ -68,6 +71,55 @@ class Unread(NamedTuple):
 
 Value = Rows | Total | Unread | None
 """None is a constant: it does not come from the model."""
+
+
+class Operator(NamedTuple):
+    """One operator of a graph: its node and the shape it made, and what it was given, constants as None and ()."""
+
+    name: str
+    node: Any
+    shape: Shape
+    values: list[Value]
+    shapes: list[Shape]
+
+
+@dataclass(eq=False)
+class Reading:
+    """What was read of one loss.
+
+    Attributes:
+        size: B, the number of examples.
+        value: what the loss is.
+        loss: its number.
+        faults: what makes it no mean and no sum of one loss for each example; the first one is told.
+        broadcasts: the lengths that came about by broadcasting against something that is no output, and their shapes.
+        divisors: for every mean, how many values of one example it is over, in the order of the graph.
+        operators: the names of all operators, in that order.
+        outputs: the model's outputs that the loss was made of, and what each is taken for.
+        has_own: whether a part of the loss is not from losses that were examined elsewhere.
+    """
+
+    size: int
+    value: Value = None
+    loss: Any = None
+    faults: list[str] = field(default_factory=list)
+    broadcasts: list[tuple[int, Shape]] = field(default_factory=list)
+    divisors: list[float] = field(default_factory=list)
+    operators: list[str] = field(default_factory=list)
+    outputs: dict[Key, Value] = field(default_factory=dict)
+    has_own: bool = False
+
+    def mixes(self, what: str) -> None:
+        """Note that the loss depends on the batch as a whole."""
+        self.faults.append(
+            f"the loss depends on the batch as a whole ({what}), so that the gradient of one example depends on the "
+            f"others"
+        )
+
+    def note_broadcast(self, value: Rows) -> None:
+        """Take note that values are reduced which were broadcast before."""
+        if value.grown is not None:
+            self.broadcasts.append(value.grown)
 
 
 def moved_axis(axis: int | None, old: Shape, new: Shape, size: int) -> int | None:

@@ -15,6 +15,7 @@ def assumptions_of(ledger: LedgerView | None, summary: Mapping[str, Any]) -> lis
     if ledger is None:
         return []
     contract = ledger.contract
+    trusted = ledger.conditions
     distinct = {(type(event), event.noise_multiplier) for event, _ in ledger.events}
     delta, population = summary.get("delta"), contract.population
     rows = [
@@ -42,9 +43,10 @@ def assumptions_of(ledger: LedgerView | None, summary: Mapping[str, Any]) -> lis
         ),
         (
             "One record's gradient depends on that record alone, and its norm is at most C",
-            HELD,
+            UNKNOWN if trusted else HELD,
             "enforced: per-example gradients are clipped before they are added; model and loss were examined on the "
-            "first batch, and a parameter that was used out of sight stops the run",
+            "first batch, and a parameter that was used out of sight stops the run"
+            + ("; on trust is what stands below by name" if trusted else ""),
         ),
         _delta_row(delta, population),
         (
@@ -69,6 +71,7 @@ def assumptions_of(ledger: LedgerView | None, summary: Mapping[str, Any]) -> lis
             UNKNOWN,
             "compare the hash of its last record with a copy kept elsewhere",
         ),
+        *((f"Taken on trust: {condition.name}", UNKNOWN, condition.sentence) for condition in trusted),
     ]
     return [{"assumption": said, "status": status, "evidence": evidence} for said, status, evidence in rows]
 

@@ -79,12 +79,13 @@ def privacy_facts(ledger: LedgerView | None, delta: float) -> dict[str, Any]:
     if ledger is None:
         return {"private": False, "epsilon": math.inf, "delta": None, "statement": None}
     events: Composition = ledger.events
-    held = guarantee(events, delta, contract=ledger.contract)
+    held = guarantee(events, delta, contract=ledger.contract, conditions=ledger.conditions)
     facts: dict[str, Any] = {
         "private": held.private,
         "epsilon": held.epsilon,
         "delta": delta,
         "statement": str(held),
+        "conditions": [condition.as_note() for condition in held.conditions],
         "unit": held.unit,
         "adjacency": held.adjacency,
         "sampling": held.sampling,

@@ -70,7 +70,7 @@ def _run(folder: SweepFolder, row: Row, delta: float) -> dict[str, Any]:
     if not ledger.exists():
         return {**facts, "ledger_epsilon": math.inf}
     view = read_ledger(ledger)
-    held = guarantee(view.events, row.delta or delta, contract=view.contract)
+    held = guarantee(view.events, row.delta or delta, contract=view.contract, conditions=view.conditions)
     return {**facts, "ledger": file_digest(ledger), "ledger_epsilon": held.epsilon, "private": held.private}
 
 
