@@ -62,7 +62,7 @@ ORDER_OF_ROWS = Condition(
     "order of rows",
     "padding was told from records by its place, and that the loop keeps the order of rows could not be looked at",
 )
-DISCARDED = "discarded batches"
+DISCARDED, UNCOUNTED = "discarded batches", "uncounted steps"
 CLOSED = Condition("closed session", "the session was closed: how the model was trained after that is not covered")
 
 
@@ -92,7 +92,7 @@ def discarded(count: int) -> Condition:
 def uncounted(steps: int) -> Condition:
     """Return that the same model took `steps` steps in sessions with other ledgers."""
     return Condition(
-        "uncounted steps",
+        UNCOUNTED,
         f"{steps} earlier step{'' if steps == 1 else 's'} of this model, in sessions with other ledgers, are not "
         f"counted here: one ledger for all of them counts them",
     )

@@ -29,6 +29,7 @@ CURE = (
     "decides: engine.per_example(criterion), or engine.session.backward(losses) with losses of shape [B]"
 )
 
+Shown = tuple[Key, Tensor, Tensor | None]
 Kind = tuple[str, ...]
 """The operators of a loss, in order: losses of one kind come from the same lines of the loop."""
 
@@ -42,14 +43,13 @@ class LossJudge:
         self._lengths: dict[Kind, set[int]] = {}
         self._cleared: set[Kind] = set()
 
-    def judge(self, reading: Reading, key: Key, gradient: Tensor, values: Tensor | None) -> list[Condition]:
+    def judge(self, reading: Reading, shown: Shown | None) -> list[Condition]:
         """Return what is on trust with a loss.
 
         Args:
             reading: of the loss.
-            key: an output of the model that it was made of.
-            gradient: what came back to that output.
-            values: the output's values, or None where they are gone.
+            shown: an output of the model that it was made of, the gradient that came back to this output and the
+                output's values, or None for those where they are gone. None where other losses gave gradients too.
 
         Raises:
             CrossSampleLeakError: one example changes the gradient of others.
@@ -68,9 +68,9 @@ class LossJudge:
             return [UNREAD_LOSS]
         terms = reading.value.terms
         self._refuse_other_reduction(terms)
-        shown = self._divisors_shown(reading, kind, key, gradient, values)
-        self._require_steady(kind, (*reading.divisors, *(shown or ())))
-        own = [UNREAD_LOSS if shown is None else OWN_LOSS] if any(term.kind != "model" for term in terms) else []
+        divisors = self._divisors_shown(reading, kind, shown)
+        self._require_steady(kind, (*reading.divisors, *(divisors or ())))
+        own = [UNREAD_LOSS if divisors is None else OWN_LOSS] if any(term.kind != "model" for term in terms) else []
         return [*own, *([LOSS_OF_MODEL] if any(term.kind == "model" for term in terms) else [])]
 
     def _refuse_pairs(self, reading: Reading, kind: Kind) -> None:
@@ -97,19 +97,20 @@ class LossJudge:
                 f"loss_reduction={other!r}, or make every part of the loss a {declared} over the batch"
             )
 
-    def _divisors_shown(
-        self, reading: Reading, kind: Kind, key: Key, gradient: Tensor, values: Tensor | None
-    ) -> tuple[float, ...] | None:
+    def _divisors_shown(self, reading: Reading, kind: Kind, shown: Shown | None) -> tuple[float, ...] | None:
         """Return what the gradient shows of divisors that the graph does not hold; None where it does not show them."""
         assert isinstance(reading.value, Total)
         terms, size = reading.value.terms, reading.size
         hidden = [term for term in terms if _is_hidden(term)]
         if not hidden:
             return ()
+        if shown is None or shown[0] not in reading.outputs or len(reading.outputs) > 1:
+            return None
+        key, gradient, values = shown
         laws = {term.law for term in hidden}
         (law,) = laws if len(laws) == 1 else (None,)
         layout = reading.outputs[key]
-        if law is None or law.output != key or len(reading.outputs) > 1 or not isinstance(layout, Rows):
+        if law is None or law.output != key or not isinstance(layout, Rows):
             return None
         if layout.axis is None:
             return None

@@ -97,6 +97,7 @@ class Reading:
         operators: the names of all operators, in that order.
         outputs: the model's outputs that the loss was made of, and what each is taken for.
         has_own: whether a part of the loss is not from losses that were examined elsewhere.
+        has_vouched: whether a part is.
     """
 
     size: int
@@ -108,6 +109,7 @@ class Reading:
     operators: list[str] = field(default_factory=list)
     outputs: dict[Key, Value] = field(default_factory=dict)
     has_own: bool = False
+    has_vouched: bool = False
 
     def mixes(self, what: str) -> None:
         """Note that the loss depends on the batch as a whole."""

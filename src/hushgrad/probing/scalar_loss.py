@@ -115,22 +115,24 @@ class ScalarLoss:
         return hook
 
     def _look(self, key: Key, gradient: Tensor, size: int) -> None:
-        for loss, is_scaled in self._losses():
-            if self._is_vouched(loss.grad_fn):
+        for losses, is_scaled in self._losses():
+            nodes = [loss.grad_fn for loss in losses]
+            if all(self._is_vouched(node) for node in nodes):
                 return
-            reading = LossGraph(size, self._outputs, self._vouched).read(loss.grad_fn)
-            if key not in reading.outputs:
+            readings = [LossGraph(size, self._outputs, self._vouched).read(node) for node in nodes]
+            if not any(key in reading.outputs or reading.has_vouched for reading in readings):
                 continue  # a backward inside another one
-            reading.loss = loss.detach()
-            if is_scaled and isinstance(reading.value, Total):
-                reading.value = reading.value.scaled()
-            found = self._judge.judge(reading, key, gradient, self._values(key))
-            self._conditions.update(dict.fromkeys(found))
+            for loss, reading in zip(losses, readings, strict=True):
+                reading.loss = loss.detach()
+                if isinstance(reading.value, Total) and is_scaled:
+                    reading.value = reading.value.scaled()
+                shown = (key, gradient, self._values(key)) if len(losses) == 1 else None
+                self._conditions.update(dict.fromkeys(self._judge.judge(reading, shown)))
             return
         self._conditions[UNREAD_LOSS] = None
 
-    def _losses(self) -> Iterator[tuple[Tensor, bool]]:
-        """Yield each loss that a backward of the loop is at work on, and whether it was given a gradient of its own.
+    def _losses(self) -> Iterator[tuple[list[Tensor], bool]]:
+        """Yield the losses of each backward of the loop that is at work, and whether they were given gradients.
 
         The innermost backward comes first. On a GPU this runs in a thread of torch's own, while the loop's waits.
         """
@@ -140,9 +142,9 @@ class ScalarLoss:
                 local = frame.f_locals
                 tensors, gradients = local["tensors"], local["grad_tensors"]
                 given = (gradients,) if isinstance(gradients, Tensor) else gradients or ()
-                for tensor in (tensors,) if isinstance(tensors, Tensor) else tensors:
-                    if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
-                        yield tensor, any(part is not None for part in given)
+                roots = [tensors] if isinstance(tensors, Tensor) else tensors
+                losses = [part for part in roots if isinstance(part, Tensor) and part.grad_fn is not None]
+                yield losses, any(part is not None for part in given)
             frame = frame.f_back
 
     def _is_vouched(self, root: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hushgrad.accounting.conditions import DISCARDED, UNCOUNTED
 from hushgrad.accounting.ledger import OBSERVED, LedgerView
 
 HELD, BROKEN, UNKNOWN = "held", "did not hold", "not checked"
@@ -16,6 +17,7 @@ def assumptions_of(ledger: LedgerView | None, summary: Mapping[str, Any]) -> lis
         return []
     contract = ledger.contract
     trusted = ledger.conditions
+    bears_on_gradients = any(condition.name not in (DISCARDED, UNCOUNTED) for condition in trusted)
     distinct = {(type(event), event.noise_multiplier) for event, _ in ledger.events}
     delta, population = summary.get("delta"), contract.population
     rows = [
@@ -43,10 +45,10 @@ def assumptions_of(ledger: LedgerView | None, summary: Mapping[str, Any]) -> lis
         ),
         (
             "One record's gradient depends on that record alone, and its norm is at most C",
-            UNKNOWN if trusted else HELD,
+            UNKNOWN if bears_on_gradients else HELD,
             "enforced: per-example gradients are clipped before they are added; model and loss were examined on the "
             "first batch, and a parameter that was used out of sight stops the run"
-            + ("; on trust is what stands below by name" if trusted else ""),
+            + ("; on trust is what stands below by name" if bears_on_gradients else ""),
         ),
         _delta_row(delta, population),
         (
