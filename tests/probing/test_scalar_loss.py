@@ -198,9 +198,9 @@ MIXING: dict[str, tuple[Callable[[], nn.Module], Any, Loss]] = {
         speaker,
         SPOKEN_CUT,
         lambda o, y: (
-            F.binary_cross_entropy_with_logits(o, torch.ones_like(o), reduction="none") * (y >= 0)[..., None]
-        ).sum()
-        / (y >= 0).sum(),
+            (F.binary_cross_entropy_with_logits(o, torch.ones_like(o), reduction="none") * (y >= 0)[..., None]).sum()
+            / (y >= 0).sum()
+        ),
     ),
     "labels left out": (classifier, TensorDataset(FEATURES, RARE), F.cross_entropy),
     "class weights": (classifier, CLASSIFIED, lambda o, y: F.cross_entropy(o, y, weight=WEIGHTS)),
@@ -362,7 +362,7 @@ def private_loop(model: nn.Module, data: Any, **settings: Any) -> tuple[PrivacyE
 
 def test_each_of_several_backwards_over_one_item_is_looked_at() -> None:
     model = classifier()
-    engine, optimizer, loader = private_loop(model, CLASSIFIED)
+    _, _, loader = private_loop(model, CLASSIFIED)
     inputs, targets = next(iter(loader))
     outputs = model(inputs)
     F.cross_entropy(outputs, targets).backward(retain_graph=True)
@@ -372,7 +372,7 @@ def test_each_of_several_backwards_over_one_item_is_looked_at() -> None:
 
 def test_all_losses_of_one_backward_are_looked_at() -> None:
     model = classifier()
-    engine, optimizer, loader = private_loop(model, CLASSIFIED)
+    _, _, loader = private_loop(model, CLASSIFIED)
     inputs, targets = next(iter(loader))
     outputs = model(inputs)
     fair = F.cross_entropy(outputs, targets)
@@ -410,7 +410,7 @@ def test_losses_that_are_examined_elsewhere_are_no_condition(way: str) -> None:
 
 def test_a_part_of_the_loop_s_own_beside_examined_losses_is_looked_at() -> None:
     model = classifier()
-    engine, optimizer, loader = private_loop(model, CLASSIFIED)
+    engine, _, loader = private_loop(model, CLASSIFIED)
     criterion = engine.per_example(nn.CrossEntropyLoss())
     inputs, targets = next(iter(loader))
     outputs = model(inputs)
