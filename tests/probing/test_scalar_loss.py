@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from hushgrad import PrivacyEngine
 from hushgrad.accounting.conditions import LOSS_OF_MODEL, OUTSIDE_CALL, OWN_LOSS, UNREAD_LOSS
 from hushgrad.errors import CrossSampleLeakError, HushgradError, LossShapeError
+from hushgrad.probing import scalar_loss
 
 COUNT, CLASSES, WORDS, LENGTH = 60, 5, 11, 6
 GENERATOR = torch.Generator().manual_seed(0)
@@ -323,6 +324,36 @@ def test_physical_batches_padding_and_batches_of_one_are_read_too(settings: dict
     if "batch_size" not in settings:
         with pytest.raises(CrossSampleLeakError):
             trained(speaker(), SPOKEN_CUT, rows, **settings)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_large_outputs_are_not_kept_and_what_they_would_have_shown_is_still_refused_or_said(
+    keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scalar_loss, "KEPT_VALUES", 0)
+    words = 120
+    held: list[Tensor] = []
+
+    def call(model: nn.Module, inputs: Tensor) -> Any:
+        held[:] = [model(inputs)]
+        return held[0] if keeps else held.pop()
+
+    def mean(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.reshape(-1, words), targets.reshape(-1))
+
+    def divided(outputs: Tensor, targets: Tensor) -> Tensor:
+        total = F.cross_entropy(outputs.reshape(-1, words), targets.reshape(-1), reduction="sum")
+        return total / (targets >= 0).sum()
+
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Embedding(WORDS, 8), nn.Linear(8, words))
+
+    assert OWN_LOSS.name in conditions(trained(network(), SPOKEN, mean, call=call))
+    with pytest.raises(CrossSampleLeakError):
+        trained(network(), SPOKEN_CUT, mean, call=call)
+    if keeps:
+        with pytest.raises(CrossSampleLeakError):
+            trained(network(), SPOKEN_CUT, divided, call=call)
 
 
 def test_saturated_rows_are_not_taken_for_targets_that_were_left_out() -> None:

@@ -26,8 +26,9 @@ from hushgrad.probing.trees import tensors_at
 
 _BACKWARD = torch.autograd.backward.__code__
 
-KEPT_VALUES = 2**20
-"""Outputs of at most so many values are kept until their backward; of larger ones, those that the loop keeps."""
+KEPT_VALUES, FEW_VALUES = 2**24, 2**20
+"""Outputs of at most so many values are kept until their first backward, few ones until the item is done; of larger
+outputs there are those that the loop keeps. Most loops keep them all."""
 
 
 class _Output(NamedTuple):
@@ -111,6 +112,8 @@ class ScalarLoss:
             if self.size is not None and task not in self._looked_at:
                 self._looked_at.add(task)
                 self._look(key, gradient, self.size)
+                if gradient.numel() > FEW_VALUES:
+                    self._outputs[key] = self._outputs[key]._replace(values=_gone)
 
         return hook
 
@@ -156,6 +159,10 @@ class ScalarLoss:
         output = self._outputs[key]
         values = output.values()
         return values if values is not None and values._version == output.version else None
+
+
+def _gone() -> None:
+    return None
 
 
 def _kept(tensor: Tensor) -> _Output:
