@@ -84,8 +84,8 @@ class PrivacyEngine:
             data_loader: a `torch.utils.data.DataLoader`; read for its dataset, batch size, `collate_fn` and workers.
             noise_multiplier: σ; the noise on the sum of clipped gradients has standard deviation σ · max_grad_norm.
             max_grad_norm: C, the norm to which each example's gradient is clipped.
-            loss_reduction: "mean" if the loss is a mean over the batch, "sum" if it is a sum. A scalar loss does not
-                show which it is, nor whether it mixes examples: `per_example(criterion)` makes sure of both.
+            loss_reduction: "mean" if the loss is a mean over the batch, "sum" if it is a sum. A scalar loss of the
+                loop's own is looked at by its graph, which does not show all: `per_example(criterion)` makes sure.
             poisson_sampling: True draws every record independently with rate batch_size / len(dataset). False keeps
                 the loader's own batches, charged without amplification under zero-out adjacency.
             clipping: "flat".

@@ -78,7 +78,7 @@ class BatchStructureError(HushgradError, ValueError):
 
 
 class CrossSampleLeakError(HushgradError, ValueError):
-    """The model lets one example influence another one's loss."""
+    """The model or the loss lets one example influence another one's loss or gradient."""
 
     code = "DP301"
 
@@ -90,7 +90,7 @@ class PrivateBufferError(HushgradError, ValueError):
 
 
 class LossShapeError(HushgradError, ValueError):
-    """The loss is not one number per example."""
+    """The loss is not one number per example, or not the declared mean or sum of such."""
 
     code = "DP303"
 

@@ -10,7 +10,8 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,12 +19,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
 from hushgrad.accounting.budget import Budget
+from hushgrad.accounting.conditions import CLOSED, Condition, third_party
 from hushgrad.accounting.events import Event
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger import DECLARED, OBSERVED
 from hushgrad.accounting.records import Anchor
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
+from hushgrad.clipping import FlatClipping
 from hushgrad.compatibility import require_trainable_privately
 from hushgrad.errors import (
     ClosedSessionError,
@@ -45,7 +48,7 @@ from hushgrad.protocol import DeclaredLoop, ObservedLoop
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.specs import RandomSampling, TruncatedPoissonSampling
+from hushgrad.sampling.specs import RandomSampling, Sampling, TruncatedPoissonSampling
 from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader
 from hushgrad.spending import Spending
 from hushgrad.step_hooks import StepHooks
@@ -129,6 +132,7 @@ class Session:
         """Whether the last `optimizer.step()` ended a logical batch; learning-rate schedules step only then."""
         self._stream = key if key is not None else KeyStream.from_operating_system()
         self._spending = Spending(mechanism, ledger, noise_is_secret=self._stream.is_secret, budget=budget, lease=lease)
+        self._spending.trust(_third_parties(mechanism, plan))
         self._ledger_path = None if ledger is None else os.path.realpath(ledger)
         left = [_left_by_earlier[part] for part in self._objects if part in _left_by_earlier]
         self._spending.uncounted = max(
@@ -276,7 +280,7 @@ class Session:
         were drawn and not for a choice of them. `guarantee` says how many were dropped.
         """
         if not self._closed and (self._observed.is_open or not self._declared.is_new):
-            self._spending.discarded += 1
+            self._spending.discard()
         self._pool.clear()
         self._pool.batch_size = None
         self._update.drop()
@@ -340,7 +344,8 @@ class Session:
 
     def guarantee(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> Guarantee:
         """Return the guarantee at `delta` with its conditions; `str()` of it is the full sentence."""
-        return self._spending.guarantee(delta, accountant)
+        trusted = [*self._probe.conditions, *self._probe.open_conditions, *([CLOSED] if self._closed else [])]
+        return self._spending.guarantee(delta, accountant, trusted)
 
     def close(self) -> None:
         """Give back an ordinary model and optimizer, and close the ledger. What was spent can still be read."""
@@ -363,6 +368,7 @@ class Session:
             self._spending.note(NOISE, self._update.monitor.finding())
             if self._update.number:
                 self._note_sensitivity()
+            self._spending.trust([*self._probe.conditions, *self._probe.open_conditions])
         self._spending.close()
 
     @property
@@ -414,15 +420,14 @@ class Session:
         self._pool = UsePool(self._plan, on_backward=self._marks.put)
         self._pool.batch_size = batch.size
         self._scope.record_into(self._pool)
-        self._probe.forget()
-        self._probe.is_waiting = True
+        self._probe.begin_item(batch.size)
         if self._loader is not None and 0 < len(batch.indices) < batch.size:
             self._probe.expect_order(self._loader.arriving, batch.size)
 
     def lost(self, batch: PhysicalBatch) -> None:
         """Count a logical batch that was drawn and could not be read: which ones fail may depend on their examples."""
         if batch.first:  # a later item's is open, and `discard` counts it
-            self._spending.discarded += 1
+            self._spending.discard()
 
     # The step ------------------------------------------------------------------------------------------------------
 
@@ -515,6 +520,7 @@ class Session:
             self._spending.require_step()
             self._follow_schedule()
             self._spending.note(NOISE, self._update.monitor.finding_due())
+            self._spending.trust(self._probe.conditions)
             self._spending.charge(loader_pass)
         except BaseException:
             self._update.drop()
@@ -548,3 +554,14 @@ class Session:
         self._probe.is_waiting = False
         self._loader = loader
         return loader
+
+
+def _third_parties(mechanism: DPSGD, plan: Plan | None) -> list[Condition]:
+    """Return the parts that are classes of somebody else's: subclasses of ours may compute something else."""
+    own = {
+        "mechanism": (mechanism, (DPSGD,)),
+        "clip rule": (mechanism.clipping, (FlatClipping,)),
+        "sampling": (mechanism.sampling, get_args(Sampling)),
+        "plan of norms": (plan, (Plan, NoneType)),
+    }
+    return [third_party(part, type(value).__name__) for part, (value, kinds) in own.items() if type(value) not in kinds]

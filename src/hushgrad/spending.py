@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.budget import MOST, Budget
 from hushgrad.accounting.composition import Composition, adjacency_of
+from hushgrad.accounting.conditions import NO_LEDGER_PATH, NOTED_AS, Condition, discarded, uncounted
 from hushgrad.accounting.events import DisjointPass, Event
 from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract, Ledger, read_ledger
 from hushgrad.accounting.ledger_file import ledger_path
 from hushgrad.accounting.records import Anchor
 from hushgrad.arguments import whole_number
-from hushgrad.errors import BudgetExhaustedError, ContractChangedError, InvalidArgumentError, ProtocolError
+from hushgrad.errors import (
+    BudgetExhaustedError,
+    ContractChangedError,
+    InvalidArgumentError,
+    LedgerError,
+    ProtocolError,
+)
 from hushgrad.mechanism import DPSGD
 from hushgrad.sampling.specs import DisjointBatches
 
@@ -53,8 +60,7 @@ class Spending:
         self._noise_source = OPERATING_SYSTEM if noise_is_secret else FIXED_KEY
         self._ledger: Ledger | None = None
         self._first_pass = 0
-        self.discarded = 0
-        """How many logical batches of this session were drawn and then dropped, or could not be read."""
+        self._trusted: list[Condition] = []  # what the ledger does not hold yet
         self.uncounted = 0
         """How many steps the same model took in earlier sessions of this process that this ledger does not hold."""
 
@@ -91,6 +97,8 @@ class Spending:
         passes = [event.pass_index for event in earlier if isinstance(event, DisjointPass)]
         self._first_pass = max(passes, default=-1) + 1
         self._ledger = ledger
+        if self.uncounted:
+            self.trust([uncounted(self.uncounted)])
 
     def _limit_to(self, budget: Budget, earlier: list[tuple[Event, int]]) -> None:
         """Set how many steps or passes fit, those that the ledger holds of this plan included.
@@ -182,29 +190,39 @@ class Spending:
         """Return ε at `delta` for everything that was charged."""
         return epsilon_of(self.events(), delta, accountant)
 
-    def guarantee(self, delta: float, accountant: str) -> Guarantee:
-        """Return the guarantee at `delta` for everything that was charged."""
-        found = self._guarantee(delta, accountant)
-        notes = []
+    def guarantee(self, delta: float, accountant: str, trusted: Iterable[Condition] = ()) -> Guarantee:
+        """Return the guarantee at `delta` for everything that was charged, under `trusted` and what was noted."""
+        events, contract, noted = self._charged()
+        besides = [NO_LEDGER_PATH] if self._path is None else []
         if self.uncounted:
-            notes.append(
-                f"{self.uncounted} earlier step{'' if self.uncounted == 1 else 's'} of this model, in sessions with "
-                f"other ledgers, are not counted here: one ledger for all of them counts them"
-            )
-        if self.discarded:
-            notes.append(
-                f"{self.discarded} logical {'batch was' if self.discarded == 1 else 'batches were'} discarded, which "
-                f"this holds for if it did not depend on their examples"
-            )
-        return replace(found, notes=(*found.notes, *notes)) if notes else found
+            besides.append(uncounted(self.uncounted))
+        return guarantee(events, delta, accountant, contract, [*noted, *self._trusted, *trusted, *besides])
 
-    def _guarantee(self, delta: float, accountant: str) -> Guarantee:
+    def _charged(self) -> tuple[Composition, Contract, tuple[Condition, ...]]:
         if self._ledger is not None:
-            return guarantee(self._ledger.events(), delta, accountant, self._ledger.contract)
+            return self._ledger.events(), self._ledger.contract, self._ledger.conditions
         if self._path is not None and os.path.lexists(self._path):
             earlier = read_ledger(self._path)
-            return guarantee(earlier.events, delta, accountant, earlier.contract)
-        return guarantee([], delta, accountant, self._contract(DECLARED, None))
+            return earlier.events, earlier.contract, earlier.conditions
+        return [], self._contract(DECLARED, None), ()
+
+    def trust(self, conditions: Iterable[Condition]) -> None:
+        """Leave in the ledger what the run takes on trust, each condition once.
+
+        Raises `LedgerError` where it could not be made durable.
+        """
+        given = list(dict.fromkeys(conditions))
+        if given:
+            known = [*self._trusted, *(() if self._ledger is None else self._ledger.conditions)]
+            self._trusted += [condition for condition in given if condition not in known]
+        while self._trusted and self._ledger is not None and self._ledger.is_open:
+            self._ledger.note(NOTED_AS, self._trusted.pop(0).as_note())
+
+    def discard(self) -> None:
+        """Take note that a logical batch was drawn and dropped before its release."""
+        self._trusted.append(discarded(1))
+        with suppress(LedgerError):  # it is told by this object, also where the disk does not hold it
+            self.trust([])
 
     def note(self, about: str, finding: Mapping[str, str | int | float] | None) -> None:
         """Leave a finding of a monitor in the ledger, if there is one and the ledger takes it.

@@ -345,7 +345,7 @@ def test_conditions_that_only_the_run_knew_stay_beside_the_statement(folder):
     edit_model(folder, guarantee=json.loads((folder / "summary.json").read_text())["guarantee"])
     facts = run_facts(folder)
     assert contradictions(facts) == ()
-    assert facts["privacy"]["conditions"] == "2 logical batches were discarded."
+    assert facts["privacy"]["beyond_ledger"] == "2 logical batches were discarded."
     write_report(folder, folder)
     assert "<p>2 logical batches were discarded.</p>" in (folder / PAGE).read_text()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, epsilon_bounds
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, normal_form
+from hushgrad.accounting.conditions import DECLARED_SAMPLING, FIXED_KEY, Condition, joined
 from hushgrad.accounting.events import (
     BallsInBins,
     DisjointPass,
@@ -18,9 +20,12 @@ from hushgrad.accounting.events import (
     PoissonSampled,
     TruncatedPoisson,
 )
-from hushgrad.accounting.ledger import Contract
+from hushgrad.accounting.ledger import DECLARED, Contract
 
 _DIGITS = 4
+
+TOLD_OTHERWISE = (DECLARED_SAMPLING, FIXED_KEY)
+"""Conditions that a note or a warning says already."""
 
 
 def round_up(value: float, digits: int = _DIGITS) -> str:
@@ -43,6 +48,11 @@ def delta_text(delta: float) -> str:
     return f"{float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - 5), ROUND_CEILING)):g}"
 
 
+def as_sentence(note: str) -> str:
+    """Return a note or a condition as it stands among the sentences of a guarantee."""
+    return f"{note[0].upper()}{note[1:]}."
+
+
 @dataclass(frozen=True, slots=True)
 class Guarantee:
     """What is guaranteed, about whom, and under which conditions.
@@ -50,8 +60,8 @@ class Guarantee:
     `epsilon` >= 0 (infinity: nothing is guaranteed) at `delta`; `adjacency`, the neighbouring relation; `sampling`, how
     examples were drawn; `accountant`, who computed it; `steps`, how many were charged; `unit`, whose data is protected;
     `noise_is_secret`, False where the noise came from a fixed key; `notes`, further sentences; `numerics`, how ε was
-    computed; `numerical_error`, how far ε may lie above the exact value, None where the accountant cannot say. `str()`
-    is the whole of it as sentences.
+    computed; `numerical_error`, how far ε may lie above the exact value, None where the accountant cannot say;
+    `conditions`, what the run took on trust. `str()` is the whole of it as sentences.
     """
 
     epsilon: float
@@ -65,6 +75,7 @@ class Guarantee:
     notes: tuple[str, ...] = ()
     numerics: str = ""
     numerical_error: float | None = None
+    conditions: tuple[Condition, ...] = ()
 
     @property
     def private(self) -> bool:
@@ -80,7 +91,8 @@ class Guarantee:
         )
         sentences = [*self._warnings(), claim, f"Sampling: {self.sampling}."]
         sentences.append(f"Accountant: {self.accountant}" + (f" ({self.numerics})." if self.numerics else "."))
-        sentences += [f"{note[0].upper()}{note[1:]}." for note in self.notes if note]
+        told = [*self.notes, *(part.sentence for part in self.conditions if part not in TOLD_OTHERWISE)]
+        sentences += [as_sentence(note) for note in told if note]
         return " ".join(sentences)
 
     def _warnings(self) -> list[str]:
@@ -104,6 +116,7 @@ class Guarantee:
             "unit": self.unit,
             "noise_is_secret": self.noise_is_secret,
             "notes": list(self.notes),
+            "conditions": [condition.as_note() for condition in self.conditions],
             "numerics": self.numerics,
             "numerical_error": self.numerical_error,
             "sentence": str(self),
@@ -111,25 +124,33 @@ class Guarantee:
 
 
 def guarantee(
-    composition: Composition, delta: float, accountant: str = DEFAULT_ACCOUNTANT, contract: Contract | None = None
+    composition: Composition,
+    delta: float,
+    accountant: str = DEFAULT_ACCOUNTANT,
+    contract: Contract | None = None,
+    conditions: Iterable[Condition] = (),
 ) -> Guarantee:
-    """Return what `composition` guarantees at `delta`, with the conditions that `contract` knows of.
+    """Return what `composition` guarantees at `delta`, under the conditions of `contract` and those given besides.
 
     Guarantee: every condition of the ε is in the result's sentence: neighbouring relation, sampling and whether it was
-    observed, declared constants, accountant, noise of 0 or from a fixed key.
+    observed, declared constants, accountant, noise of 0 or from a fixed key, and all that the run took on trust.
 
     Without a contract (a plan, not a run) nothing is said about the source of noise. Raises as `epsilon` does.
     """
     bounds = epsilon_bounds(composition, delta, accountant)
     value = bounds.upper
     form = normal_form(composition)
-    notes = []
+    notes, trusted = [], list(conditions)
     if form.noiseless:
         notes.append("the noise multiplier is 0 in at least one step")
     elif math.isinf(value):
         notes.append("epsilon is too large for the accountant to tell from infinity")
     if contract is not None:
         notes.append(f"sampling was {contract.sampling}")
+        if contract.sampling == DECLARED:
+            trusted.append(DECLARED_SAMPLING)
+        if not contract.noise_is_secret:
+            trusted.append(FIXED_KEY)
         if contract.population is not None:
             notes.append(f"N = {contract.population} is declared public")
         if contract.expected_batch_size is not None:
@@ -145,6 +166,7 @@ def guarantee(
         notes=tuple(notes),
         numerics="" if form.noiseless else _numerics(accountant, form.is_sampled, bounds),
         numerical_error=bounds.error if ACCOUNTANTS[accountant].states_error else None,
+        conditions=joined(trusted),
     )
 
 

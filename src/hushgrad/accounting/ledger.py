@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from hushgrad._version import __version__
 from hushgrad.accounting.composition import adjacency_of
+from hushgrad.accounting.conditions import NOTED_AS, Condition, from_note, joined
 from hushgrad.accounting.events import Event, event_from_json
 from hushgrad.accounting.ledger_file import LedgerFile, ledger_path, read_bytes
 from hushgrad.accounting.records import NO_HASH, Anchor, decode, encode
@@ -93,6 +94,11 @@ class LedgerView:
     run: str
     notes: list[Note] = field(default_factory=list)
 
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What the run took on trust, as its notes say."""
+        return _conditions(self.notes)
+
 
 class Ledger:
     """The record of one training run, to which steps can only be added.
@@ -110,6 +116,7 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str] | None = None, *, contract: Contract) -> None:
         self._contract = contract
         self._events: list[tuple[Event, int]] = []
+        self._notes: list[Note] = []
         self._steps = 0
         self._seq = -1
         self._hash = NO_HASH
@@ -155,6 +162,11 @@ class Ledger:
         """Return what was charged, in order, as `(event, count)` with equal neighbours merged; a new list."""
         return list(self._events)
 
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What the run took on trust so far, in earlier sessions too."""
+        return _conditions(self._notes)
+
     def charge(self, event: Event, count: int = 1, *, lease: int = 1) -> None:
         """Charge `count` steps of `event`; return when they are on disk. Draw noise only after that.
 
@@ -195,7 +207,7 @@ class Ledger:
         if self._state != "open":
             raise LedgerError(f"the ledger is {self._state} and takes no further note; open it again by its path")
         body = {"version": NOTE_VERSION, "about": about, "values": dict(values)}
-        _read_note(body, self._steps)
+        self._notes.append(_read_note(body, self._steps))
         self._return_lease()
         self._append("note", body)
 
@@ -249,7 +261,7 @@ class Ledger:
                 f"the ledger was begun under another contract: {', '.join(changed)}; use the old values, or a new "
                 f"ledger for a new run"
             )
-        self._events, self._steps, self._run = view.events, view.steps, view.run
+        self._events, self._steps, self._run, self._notes = view.events, view.steps, view.run, view.notes
         self._seq, self._hash = view.anchor.seq, view.anchor.hash
         self._append("resumed", {"hushgrad": __version__})
 
@@ -331,6 +343,11 @@ def _read_note(record: Mapping[str, Any], steps: int) -> Note:
         if type(value) not in (str, int, float) or (isinstance(value, float) and not math.isfinite(value)):
             raise LedgerError(f"the value {name!r} of a note must be text or a finite number")
     return Note(about, steps, values)
+
+
+def _conditions(notes: Sequence[Note]) -> tuple[Condition, ...]:
+    found = (from_note(note.values) for note in notes if note.about == NOTED_AS)
+    return joined(condition for condition in found if condition is not None)
 
 
 def _accumulate(events: list[tuple[Event, int]], event: Event, count: int) -> None:

@@ -49,7 +49,7 @@ def epsilon(
             raise click.UsageError("--ledger says what ran; give no plan beside it")
         view = read_ledger(ledger)
         composition: Composition = view.events
-        result = guarantee(composition, delta, accountant, view.contract)
+        result = guarantee(composition, delta, accountant, view.contract, view.conditions)
         facts = {"ledger": ledger, "steps": view.steps}
     else:
         if noise_multiplier is None:

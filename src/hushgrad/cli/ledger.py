@@ -34,7 +34,7 @@ def show(path: str, delta: float | None, accountant: str, as_json: bool) -> None
     hushgrad ledger show run/ledger.jsonl --delta 1e-5
     """
     view = read_ledger(path)
-    result = None if delta is None else guarantee(view.events, delta, accountant, view.contract)
+    result = None if delta is None else guarantee(view.events, delta, accountant, view.contract, view.conditions)
     if as_json:
         value: dict[str, Any] = {
             **_facts(path, view),

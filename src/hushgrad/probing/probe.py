@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.data.dataloader import default_collate
 
+from hushgrad.accounting.conditions import NEVER_EXAMINED, ORDER_OF_ROWS, Condition, not_examined
 from hushgrad.capture.scope import Scope
 from hushgrad.frozen_setup import modules_of
 from hushgrad.probing.calls import Call
@@ -24,6 +25,7 @@ from hushgrad.probing.collate_probe import RECORDS, require_separate_rows
 from hushgrad.probing.loss_probe import Criterion, CriterionProbe, require_separate_losses
 from hushgrad.probing.model_probe import ModelProbe
 from hushgrad.probing.row_order import rows_are_in_order
+from hushgrad.probing.scalar_loss import ScalarLoss
 from hushgrad.probing.trees import tensors_at
 
 Signature = tuple[tuple[nn.Module, ...], tuple[bool, ...], tuple[int, ...]]
@@ -63,6 +65,14 @@ class _Pending:
     frozen: list[nn.Parameter]  # for a while; their gradients are not examined with this call
 
 
+@dataclass(frozen=True, eq=False)
+class _Entered:
+    """An outermost forward that may be trained on, and what is kept of it where it has to be examined."""
+
+    module: nn.Module
+    pending: _Pending | None
+
+
 @dataclass(eq=False)
 class _Evaluation:
     criterion: Criterion
@@ -82,6 +92,7 @@ class Probe:
         self._model = model
         self._parameters = parameters
         self._loss_reduction = loss_reduction
+        self._scalar_loss = ScalarLoss(model, loss_reduction, self._is_accumulating)
         self._scope: Scope | None = None
         self._anchor: Node | None = None
         self._examined: dict[Signature, bool] = {}  # whether on more than one example
@@ -97,6 +108,7 @@ class Probe:
         """Whether forwards may belong to a batch that is trained on; between two items of a loader they do not."""
         self._padded: tuple[Any, int] | None = None
         self._looks_at_order = 0
+        self._is_in_order: bool | None = None  # None while there was no padding
         self.collate_fn: Callable[[list[Any]], Any] | None = None
         """The caller's own way to make a batch of records, until it was examined; torch's default needs no look."""
 
@@ -107,8 +119,8 @@ class Probe:
 
     # What the session and the losses tell ------------------------------------------------------------------------
 
-    def entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Pending | None:
-        """An outermost forward begins; return what is kept of it, if it may have to be examined."""
+    def entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Entered | None:
+        """An outermost forward begins; return what is kept of it until it has returned."""
         if self._is_busy or not self.is_waiting:
             return None
         if torch._C._current_graph_task_id() != -1:  # a block that checkpointing computes again
@@ -123,12 +135,16 @@ class Probe:
             self._frozen.pop(signature)
         if not self._examined.get(signature, False) and self._has_room(module, signature):
             frozen = [parameter for parameter in self._parameters.values() if not parameter.requires_grad]
-            return _Pending(Call.begun(self._model, module, args, kwargs), signature, frozen)
-        return None
+            return _Entered(module, _Pending(Call.begun(self._model, module, args, kwargs), signature, frozen))
+        return _Entered(module, None)
 
-    def left(self, pending: _Pending | None, output: Any) -> None:
+    def left(self, entered: _Entered | None, output: Any) -> None:
         """It has returned."""
-        if pending is not None and output is not None:
+        if entered is None or output is None:
+            return
+        self._scalar_loss.left(entered.module, output)
+        pending = entered.pending
+        if pending is not None:
             pending.call.returned(output, self._is_accumulating)
             self._pending.append(pending)
 
@@ -138,7 +154,10 @@ class Probe:
         Raises:
             CrossSampleLeakError: what the graph of the losses shows already.
         """
-        if self._is_busy or not self.is_waiting or criterion in self._criteria or not losses.requires_grad:
+        if self._is_busy or not self.is_waiting:
+            return
+        self._scalar_loss.vouch(losses)
+        if criterion in self._criteria or not losses.requires_grad:
             return
         if criterion not in self._evaluations or not self._evaluations[criterion].is_reached:
             evaluation = _Evaluation(criterion, output, target)
@@ -152,6 +171,7 @@ class Probe:
         Raises:
             CrossSampleLeakError: the loss of one example depends on another's outputs.
         """
+        self._scalar_loss.vouch(losses)
         if not self._look_at_graph(losses):
             self._is_told = False
 
@@ -166,15 +186,24 @@ class Probe:
         self._evaluations.clear()
         self._padded = None
         self._is_told = True
+        self._scalar_loss.forget()
+
+    def begin_item(self, size: int) -> None:
+        """An item of `size` examples is handed out; what ran before it is forgotten."""
+        self.forget()
+        self.is_waiting = True
+        self._scalar_loss.size = size
 
     def expect_order(self, item: Any, rows: int) -> None:
         """The item that comes now has padding, which is known by its place: look once whether rows keep their order."""
+        self._is_in_order = bool(self._is_in_order)
         if self._looks_at_order < MOST_LOOKS_AT_ORDER:
             self._padded = (item, rows)
 
     def _look_at_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self._padded is not None
         in_order = rows_are_in_order(self._padded[0], (args, kwargs), self._padded[1])
+        self._is_in_order = self._is_in_order or in_order
         self._looks_at_order += MOST_LOOKS_AT_ORDER if in_order else 1
         self._padded = None
 
@@ -188,6 +217,7 @@ class Probe:
         Raises:
             CrossSampleLeakError, PrivateBufferError: naming the place and the cure.
         """
+        self._scalar_loss.close()
         pending = [part for part in self._pending if self._is_due(part, size)]
         evaluations = [part for part in self._evaluations.values() if part.is_reached and size > 1]
         if pending or evaluations:
@@ -219,6 +249,17 @@ class Probe:
             examined=any(self._examined.values()),
             notes=tuple(dict.fromkeys(self._notes)),
         )
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What this session took on trust so far, in the order in which it came about."""
+        return (*self._scalar_loss.conditions, *(not_examined(note) for note in dict.fromkeys(self._notes)))
+
+    @property
+    def open_conditions(self) -> tuple[Condition, ...]:
+        """What would be on trust if the session ended now; a later batch may still show it."""
+        never = bool(self._examined) and not any(self._examined.values())
+        return (*([NEVER_EXAMINED] if never else []), *([ORDER_OF_ROWS] if self._is_in_order is False else []))
 
     def _has_room(self, module: nn.Module, signature: Signature) -> bool:
         """Keep few calls of one module: the first ones of a batch, the last one in eval(), where most train nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hushgrad.accounting.conditions import DISCARDED, UNCOUNTED
 from hushgrad.accounting.guarantee import delta_text
 from hushgrad.accounting.ledger import OBSERVED
 from hushgrad.report.run_files import RunFiles, anchor_in
@@ -15,6 +16,8 @@ def assumptions_of(files: RunFiles, *, contradictions: int) -> list[dict[str, st
     if ledger is None:
         return []
     contract = ledger.contract
+    trusted = ledger.conditions
+    bears_on_gradients = any(condition.name not in (DISCARDED, UNCOUNTED) for condition in trusted)
     distinct = {(type(event), event.noise_multiplier) for event, _ in ledger.events}
     delta, population = summary.get("delta"), contract.population
     rows = [
@@ -51,9 +54,10 @@ def assumptions_of(files: RunFiles, *, contradictions: int) -> list[dict[str, st
         ),
         (
             "One record's gradient depends on that record alone, and its norm is at most C",
-            HELD,
+            UNKNOWN if bears_on_gradients else HELD,
             "enforced: per-example gradients are clipped before they are added; model and loss were examined on the "
-            "first batch, and a parameter that was used out of sight stops the run",
+            "first batch, and a parameter that was used out of sight stops the run"
+            + ("; on trust is what stands below by name" if bears_on_gradients else ""),
         ),
         _delta_row(delta, population),
         (
@@ -74,6 +78,7 @@ def assumptions_of(files: RunFiles, *, contradictions: int) -> list[dict[str, st
             "outside ε",
         ),
         ("The ledger has not been cut short", *_whole(files)),
+        *((f"Taken on trust: {condition.name}", UNKNOWN, condition.sentence) for condition in trusted),
     ]
     return [{"assumption": said, "status": status, "evidence": evidence} for said, status, evidence in rows]
 

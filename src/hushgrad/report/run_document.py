@@ -70,7 +70,7 @@ def _statement(facts: Facts) -> Section:
     privacy = facts["privacy"]
     if privacy["statement"] is None:
         return Section("Statement", ("NOT PRIVATE: ordinary training, without clipping and without noise.",))
-    return Section("Statement", tuple(text for text in (privacy["statement"], privacy.get("conditions")) if text))
+    return Section("Statement", tuple(text for text in (privacy["statement"], privacy.get("beyond_ledger")) if text))
 
 
 def _result(facts: Facts) -> Section:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hushgrad.accounting.accountants import ACCOUNTANTS, epsilon_bounds
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.guarantee import Guarantee, delta_text
+from hushgrad.accounting.guarantee import Guarantee, as_sentence, delta_text, guarantee
 from hushgrad.accounting.ledger import LedgerView
 from hushgrad.accounting.risk import gaussian_mu, membership_advantage, true_positive_rate, zero_concentrated
 from hushgrad.auditing.audit import recomputed
@@ -102,14 +103,14 @@ def privacy_facts(files: RunFiles, delta: float) -> dict[str, Any]:
     ledger = files.ledger
     if ledger is None:
         return {"private": False, "epsilon": math.inf, "delta": None, "statement": None}
-    held = held_by(ledger.events, delta, ledger.contract)
-    statement = str(held)
+    held = guarantee(ledger.events, delta, contract=ledger.contract, conditions=ledger.conditions)
     facts: dict[str, Any] = {
         "private": held.private,
         "epsilon": held.epsilon,
         "delta": delta,
-        "statement": statement,
-        "conditions": _conditions(files, statement),
+        "statement": str(held),
+        "conditions": [condition.as_note() for condition in held.conditions],
+        "beyond_ledger": _beyond_ledger(files, held),
         **_charged(ledger, held),
     }
     if math.isfinite(held.epsilon) and held.epsilon > 0:
@@ -124,7 +125,8 @@ def doubted(files: RunFiles, largest: float, delta: float) -> dict[str, Any]:
         f"NOTHING IS GUARANTEED while the files of this run contradict each other. The largest epsilon that they give "
         f"is {told}, at delta {delta_text(delta)}; find out which of them was changed before you rely on any."
     )
-    facts = {"private": False, "epsilon": largest, "delta": delta, "statement": statement, "conditions": ""}
+    facts = {"private": False, "epsilon": largest, "delta": delta, "statement": statement}
+    facts |= {"conditions": [], "beyond_ledger": ""}
     ledger = files.ledger
     return facts if ledger is None else facts | _charged(ledger, held_by(ledger.events, delta, ledger.contract))
 
@@ -151,9 +153,12 @@ def _charged(ledger: LedgerView, held: Guarantee) -> dict[str, Any]:
     }
 
 
-def _conditions(files: RunFiles, statement: str) -> str:
-    """Return what the run's own statement says beyond that of its ledger: conditions that only the session knew."""
-    return beyond(files.said("guarantee"), statement) or ""
+def _beyond_ledger(files: RunFiles, held: Guarantee) -> str:
+    """Return what the run's own statement says beyond its ledger: conditions that only the session knew."""
+    further = beyond(files.said("guarantee"), str(replace(held, conditions=()))) or ""
+    for condition in held.conditions:
+        further = further.replace(as_sentence(condition.sentence), "")
+    return further.strip()
 
 
 def audit_facts(path: Path, files: RunFiles, *, besides: float | None) -> tuple[dict[str, Any] | None, list[Row]]:

@@ -179,6 +179,7 @@ def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: 
         "epsilon": held.epsilon if held else math.inf,
         "delta": held.delta if held else None,
         "guarantee": str(held) if held else ORDINARY,
+        "taken_on_trust": [condition.name for condition in held.conditions] if held else [],
         "outside_the_guarantee": outside_the_guarantee(task, outcome),
         "ledger": None if spent is None else ledger_end(spent.anchor),
         "steps": outcome.steps,

@@ -104,12 +104,13 @@ def _summary(target: str, trial: Trial, numbers: dict[str, float]) -> dict[str, 
             f"{target} was asked for noise multiplier {trial.noise_multiplier:g}; its ledger holds "
             f"{', '.join(f'{noise:g}' for noise in sorted(noises)) or 'no step'}"
         )
-    held = guarantee(ledger.events, trial.delta, contract=ledger.contract)
+    held = guarantee(ledger.events, trial.delta, contract=ledger.contract, conditions=ledger.conditions)
     return {
         **summary,
         "private": held.private,
         "epsilon": held.epsilon,
         "guarantee": str(held),
+        "taken_on_trust": [condition.name for condition in held.conditions],
         "adjacency": held.adjacency,
         "sampling": held.sampling,
         "accountant": held.accountant,

@@ -1,0 +1,114 @@
+"""Conditions that a run took on trust: what ε holds under and nobody checked, each as a name and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+NOTED_AS = "taken on trust"
+"""What the notes of a ledger that hold conditions are about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Something that a guarantee rests on and that this run did not establish.
+
+    `name` is short and stable; `sentence` says the whole of it; `count`, how often it came about, where that is told.
+    Neither holds a value of the data.
+    """
+
+    name: str
+    sentence: str
+    count: int = 0
+
+    def as_note(self) -> dict[str, str | int | float]:
+        """Return the condition as the values of a ledger's note."""
+        values: dict[str, str | int | float] = {"name": self.name, "sentence": self.sentence}
+        return {**values, "count": self.count} if self.count else values
+
+
+DECLARED_SAMPLING = Condition("declared sampling", "sampling was declared by the caller")
+FIXED_KEY = Condition(
+    "fixed key", "noise and sampling came from a fixed key, for tests: whoever knows it can take the noise away"
+)
+NO_LEDGER_PATH = Condition(
+    "no ledger path", "the ledger was kept in memory: what other processes or an earlier start of this one trained on "
+    "these records is not counted",
+)  # fmt: skip
+OWN_LOSS = Condition(
+    "own scalar loss",
+    "the loop ran backward on a scalar loss of its own: its graph shows one part for each record, and that no part "
+    "holds values of other records (targets, weights and factors, which the graph does not show) is on trust",
+)
+UNREAD_LOSS = Condition(
+    "own scalar loss, not read",
+    "the loop ran backward on a scalar loss of its own whose graph could not be read: that it is the declared mean or "
+    "sum of one loss for each record is on trust",
+)
+LOSS_OF_MODEL = Condition(
+    "scalar loss of the model",
+    "the model returned a scalar loss of its own: that it is the declared mean or sum of one loss for each record was "
+    "examined on the first batch, and is on trust in others",
+)
+OUTSIDE_CALL = Condition(
+    "outside of the model's call",
+    "a part of the model was called by itself, or a method of it in place of the model: what that code does between "
+    "its parts, by value, was not seen",
+)
+NEVER_EXAMINED = Condition(
+    "never examined", "every batch held one record, so that records do not influence each other was not examined"
+)
+ORDER_OF_ROWS = Condition(
+    "order of rows",
+    "padding was told from records by its place, and that the loop keeps the order of rows could not be looked at",
+)
+DISCARDED, UNCOUNTED = "discarded batches", "uncounted steps"
+CLOSED = Condition("closed session", "the session was closed: how the model was trained after that is not covered")
+
+
+def third_party(part: str, name: str) -> Condition:
+    """Return that `part` (say, "clip rule") was a class of somebody else's, called `name`."""
+    return Condition(
+        f"third-party {part}",
+        f"the {part} was {name}, which is not hushgrad's: that it does what was charged is on trust",
+    )
+
+
+def not_examined(note: str) -> Condition:
+    """Return that the probe could not examine something; `note` says what and why."""
+    return Condition("not examined", f"not examined: {note}")
+
+
+def discarded(count: int) -> Condition:
+    """Return that `count` logical batches were drawn and dropped."""
+    return Condition(
+        DISCARDED,
+        f"{count} logical {'batch was' if count == 1 else 'batches were'} discarded, which this holds for if it did "
+        f"not depend on their examples",
+        count,
+    )
+
+
+def uncounted(steps: int) -> Condition:
+    """Return that the same model took `steps` steps in sessions with other ledgers."""
+    return Condition(
+        UNCOUNTED,
+        f"{steps} earlier step{'' if steps == 1 else 's'} of this model, in sessions with other ledgers, are not "
+        f"counted here: one ledger for all of them counts them",
+    )
+
+
+def joined(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
+    """Return each condition once, by name and then as they came; discarded batches are added up."""
+    given = list(conditions)
+    dropped = sum(condition.count for condition in given if condition.name == DISCARDED)
+    once = dict.fromkeys(condition for condition in given if condition.name != DISCARDED)
+    return tuple(sorted([*once, *([discarded(dropped)] if dropped else [])], key=lambda condition: condition.name))
+
+
+def from_note(values: Mapping[str, object]) -> Condition | None:
+    """Return the condition that a note holds, None for a note that holds none."""
+    name, sentence, count = values.get("name"), values.get("sentence"), values.get("count", 0)
+    if not isinstance(name, str) or not isinstance(sentence, str) or not isinstance(count, int) or count < 0:
+        return None
+    return Condition(name, sentence, count)

@@ -1,0 +1,193 @@
+"""What a run takes on trust is said by name: by its guarantee, in its ledger and in its report; by others it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from hushgrad import DPSGD, FlatClipping, PoissonSampling, PrivacyEngine, privatize
+from hushgrad.accounting import conditions
+from hushgrad.accounting.guarantee import guarantee
+from hushgrad.accounting.ledger import read_ledger
+from hushgrad.gradients.contribution import Plan
+from hushgrad.report.assumptions import UNKNOWN, assumptions_of
+from hushgrad.session import Session
+
+DATA = TensorDataset(torch.arange(40.0).reshape(20, 2) / 40, torch.arange(20) % 2)
+
+
+@dataclass(frozen=True)
+class OwnClipping(FlatClipping):
+    """A stranger's clip rule."""
+
+
+class OwnPlan(Plan):
+    """A stranger's plan."""
+
+
+@dataclass(frozen=True)
+class OwnSampling(PoissonSampling):
+    """A stranger's sampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnMechanism(DPSGD):
+    """A stranger's mechanism."""
+
+
+def run(
+    ledger: Path | None,
+    *,
+    loss: str = "per example",
+    batch_size: int = 10,
+    discards: int = 0,
+    test_key: int | None = None,
+    call: Callable[[nn.Module, Tensor], Tensor] = lambda model, inputs: model(inputs),
+    **settings: Any,
+) -> PrivacyEngine:
+    """Run two logical batches through the engine; the session stays open."""
+    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = PrivacyEngine(ledger=ledger, test_key=test_key)
+    _, _, loader = engine.make_private(
+        module=model,
+        optimizer=optimizer,
+        data_loader=DataLoader(DATA, batch_size=batch_size),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        poisson_sampling=settings.pop("poisson_sampling", False),
+        **settings,
+    )
+    criterion = engine.per_example(nn.CrossEntropyLoss()) if loss == "per example" else F.cross_entropy
+    for _ in range(discards):
+        next(iter(loader))
+        engine.session.discard()
+    for inputs, targets in loader:
+        result = criterion(call(model, inputs), targets)
+        if loss == "unread":
+            result = torch.linalg.matrix_exp(torch.diag_embed(call(model, inputs))).mean()
+        result.backward()
+        optimizer.step()
+    return engine
+
+
+def own_session(ledger: Path | None, plan: Plan | None = None, **parts: Any) -> Session:
+    """Take one step in a loop without a loader."""
+    model = nn.Linear(2, 2)
+    kind = parts.pop("mechanism", DPSGD)
+    mechanism = kind(
+        noise_multiplier=1.0,
+        clipping=parts.get("clipping", FlatClipping(1.0)),
+        sampling=parts.get("sampling", PoissonSampling(0.1)),
+        expected_batch_size=2,
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    session = privatize(model, optimizer, mechanism, ledger=ledger, plan=plan)
+    session.backward(model(torch.ones(2, 2)).square().sum(1))
+    optimizer.step()
+    return session
+
+
+def names(source: PrivacyEngine | Session) -> list[str]:
+    return [condition.name for condition in source.guarantee(1e-5).conditions]
+
+
+def test_a_run_of_the_recommended_kind_takes_nothing_on_trust(tmp_path: Path) -> None:
+    assert names(run(tmp_path / "ledger")) == []
+
+
+RUNS: dict[str, tuple[str, Callable[[Path], PrivacyEngine | Session]]] = {
+    "own loss": ("own scalar loss", lambda path: run(path, loss="own")),
+    "unread": ("own scalar loss, not read", lambda path: run(path, loss="unread")),
+    "forward": ("outside of the model's call", lambda path: run(path, call=lambda model, x: model.forward(x))),
+    "one record": ("never examined", lambda path: run(path, batch_size=1)),
+    "discarded": ("discarded batches", lambda path: run(path, discards=2, poisson_sampling=True)),
+    "clip rule": ("third-party clip rule", lambda path: own_session(path, clipping=OwnClipping(1.0))),
+    "plan": ("third-party plan of norms", lambda path: own_session(path, plan=OwnPlan())),
+    "sampling": ("third-party sampling", lambda path: own_session(path, sampling=OwnSampling(0.1))),
+    "mechanism": ("third-party mechanism", lambda path: own_session(path, mechanism=OwnMechanism)),
+    "declared": ("declared sampling", own_session),
+    "fixed key": ("fixed key", lambda path: run(path, test_key=1)),
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_condition_is_told_by_the_guarantee_the_ledger_and_the_report(kind: str, tmp_path: Path) -> None:
+    name, make = RUNS[kind]
+    made = make(tmp_path / "ledger")
+    assert name in names(made)
+    session = made.session if isinstance(made, PrivacyEngine) else made
+    live = session.guarantee(1e-5)
+    session.close()
+    view = read_ledger(tmp_path / "ledger")
+    read = guarantee(view.events, 1e-5, contract=view.contract, conditions=view.conditions)
+    assert read.conditions == live.conditions
+    assert str(read) == str(live)
+    if name not in ("declared sampling", "fixed key"):
+        (row,) = [row for row in assumptions_of(view, {}) if row["assumption"].endswith(name)]
+        assert row["status"] == UNKNOWN
+
+
+def test_a_ledger_in_memory_is_a_condition_and_a_durable_one_is_not(tmp_path: Path) -> None:
+    assert names(run(None)) == ["no ledger path"]
+    assert "is not counted" in str(run(None).guarantee(1e-5))
+
+
+def test_a_closed_session_is_a_condition_of_what_is_asked_later(tmp_path: Path) -> None:
+    engine = run(tmp_path / "ledger")
+    engine.session.close()
+    assert names(engine) == ["closed session"]
+    assert read_ledger(tmp_path / "ledger").conditions == ()
+
+
+def test_steps_in_other_ledgers_are_a_condition_that_the_ledger_keeps(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    for name in ("first", "second"):
+        mechanism = DPSGD(
+            noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.1), expected_batch_size=2
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        session = privatize(model, optimizer, mechanism, ledger=tmp_path / name)
+        session.backward(model(torch.ones(2, 2)).square().sum(1))
+        optimizer.step()
+        session.close()
+    assert conditions.UNCOUNTED not in [part.name for part in read_ledger(tmp_path / "first").conditions]
+    assert conditions.uncounted(1) in read_ledger(tmp_path / "second").conditions
+
+
+def test_a_condition_is_noted_once_also_over_sessions_and_steps(tmp_path: Path) -> None:
+    for _ in range(2):
+        engine = run(tmp_path / "ledger", loss="own")
+        engine.session.close()
+    noted = [note for note in read_ledger(tmp_path / "ledger").notes if note.about == conditions.NOTED_AS]
+    assert len(noted) == 1
+
+
+def test_discards_of_all_sessions_are_added_up(tmp_path: Path) -> None:
+    for _ in range(2):
+        engine = run(tmp_path / "ledger", discards=2, poisson_sampling=True)
+        engine.session.close()
+    assert conditions.discarded(4) in read_ledger(tmp_path / "ledger").conditions
+
+
+def test_padding_whose_place_could_not_be_looked_at_is_a_condition(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"max_physical_batch_size": 8, "constant_shapes": True, "poisson_sampling": True}
+    looked_at = run(tmp_path / "looked at", test_key=1, **settings)
+    assert "order of rows" not in names(looked_at)
+    computed = run(tmp_path / "computed", test_key=1, call=lambda model, inputs: model(inputs * 2), **settings)
+    assert "order of rows" in names(computed)
+
+
+def test_what_the_probe_could_not_examine_is_a_condition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = run(tmp_path / "ledger")
+    engine.session.probe._notes.append("a part: its random numbers could not be silenced")
+    assert names(engine) == ["not examined"]
+    assert "not examined: a part: its random numbers" in str(engine.guarantee(1e-5)).lower()
