@@ -15,7 +15,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 TESTS = Path(__file__).parent
 # What touches packages other than torch and NumPy, which `make test-latest` runs against their newest versions.
-# tests/test_lock.py looks for imports elsewhere.
+# tests/test_rings.py looks for imports elsewhere.
 WITH_OTHER_PACKAGES = (
     "accounting",  # dp-accounting, scipy
     "auditing",  # scipy, click
