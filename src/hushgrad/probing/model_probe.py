@@ -170,7 +170,19 @@ class _Examination:
                 raise
             except Exception:  # values out of the range that the model can take
                 self._can_go_away = False
-        return self._runner.run(self._batch.exchanged(chosen, away=False), quiet=False, parameters=True)
+        return self._exchanged_in_range(chosen)
+
+    def _exchanged_in_range(self, chosen: Sequence[int]) -> Outcome:
+        try:
+            return self._runner.run(self._batch.exchanged(chosen, away=False), quiet=False, parameters=True)
+        except HushgradError:
+            raise
+        except Exception as error:
+            raise CrossSampleLeakError(
+                f"{self._name(None)} runs on the examples of the batch and fails when some of them take each other's "
+                f"place ({where_raised(error)}), so what it can take of one depends on the others. Let it take rows in "
+                f"any order (pack_padded_sequence with enforce_sorted=False, say)"
+            ) from None
 
     def _require_own_gradient(self, fewer: Outcome, axes: dict[Path, int], left_out: int, drew: bool) -> bool:
         """Run a few examples forward and backward under capture, and compare the gradient of one of them.
@@ -215,7 +227,7 @@ class _Examination:
         except Exception:  # NaN stops the model; the other half is still exchanged
             self._probe.skipped.append("examples of NaN stop the model, so that they could not be tried")
             inputs, what = self._batch.exchanged(chosen, away=False), "were exchanged"
-            poisoned = self._runner.run(inputs, quiet=False, parameters=True)
+            poisoned = self._exchanged_in_range(chosen)
         self._compare(base, poisoned, axes, (others, others), inputs, False, what)
         self._kept.require_still(self._batch, base, poisoned, None, others)
 
