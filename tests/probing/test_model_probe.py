@@ -185,6 +185,22 @@ def test_a_model_that_cannot_run_on_one_example_fewer_is_refused() -> None:
         probed(Fixed(), features())
 
 
+def test_a_model_that_wants_its_rows_sorted_is_refused_with_its_cure() -> None:
+    class Packed(nn.Module):
+        def __init__(self, enforce_sorted: bool) -> None:
+            super().__init__()
+            self.body, self.enforce_sorted = nn.GRU(WIDTH, CLASSES, batch_first=True), enforce_sorted
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, True, self.enforce_sorted)
+            return self.body(packed)[1][0]
+
+    x, lengths = torch.randn(BATCH, 9, WIDTH), torch.arange(9, 9 - BATCH, -1)
+    with pytest.raises(CrossSampleLeakError, match=r"take each other's place \(RuntimeError.*enforce_sorted=False"):
+        probed(Packed(True), x, lengths)
+    probed(Packed(False), x, lengths)
+
+
 def test_values_out_of_a_models_range_are_not_put_in() -> None:
     """A model that looks values up cannot take an example far away, nor NaN: the exchanged content is enough."""
 

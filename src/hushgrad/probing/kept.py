@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -21,7 +22,7 @@ INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 
 REGISTERED = ("_buffers", "_non_persistent_buffers_set")
 
-STRUCTURE = INTERNAL - set(REGISTERED)
+STRUCTURE = sorted(INTERNAL - set(REGISTERED))
 """What says which code runs in a forward."""
 
 OPAQUE = (
@@ -118,9 +119,10 @@ def structure_of(modules: Iterable[nn.Module]) -> Iterator[Any]:
     """Yield the dictionaries of parts, parameters and hooks of modules."""
     for module in modules:
         own = vars(module)
-        for name in sorted(STRUCTURE & own.keys()):
-            if isinstance(own[name], (dict, set)):
-                yield own[name]
+        for name in STRUCTURE:
+            holder = own.get(name)
+            if isinstance(holder, (dict, set)):
+                yield holder
 
 
 def content_of(holder: Any) -> Any:
@@ -150,14 +152,13 @@ def _base(holder: dict[Any, Any]) -> Any:
 
 def is_same(holder: Any, content: Any) -> bool:
     """Whether a holder still has the very objects that it had, in the same order."""
-    now = content_of(holder)
-    if len(now) != len(content):
+    if isinstance(holder, type):
+        holder = content_of(holder)
+    if len(holder) != len(content):
         return False
-    if isinstance(now, dict):
-        return all(a is b for a, b in zip(now, content, strict=True)) and all(
-            a is b for a, b in zip(now.values(), content.values(), strict=True)
-        )
-    return all(a is b for a, b in zip(now, content, strict=True))
+    if isinstance(content, dict) and not all(map(operator.is_, holder.values(), content.values())):
+        return False
+    return all(map(operator.is_, holder, content))
 
 
 def refill(holder: Any, content: Any) -> None:

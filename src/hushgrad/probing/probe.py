@@ -130,7 +130,7 @@ class Probe:
         if self._padded is not None:
             self._look_at_order(args, kwargs)
         signature = _signature_of(self._model)
-        if any(parameter.requires_grad for parameter in self._frozen.get(signature, ())):
+        if self._frozen and any(parameter.requires_grad for parameter in self._frozen.get(signature, ())):
             self._examined.pop(signature)
             self._frozen.pop(signature)
         if not self._examined.get(signature, False) and self._has_room(module, signature):
@@ -310,7 +310,8 @@ class Probe:
                 self._criteria.add(evaluation.criterion)
         for part in pending:
             self._examined[part.signature] = size > 1 and self._is_told
-            self._frozen[part.signature] = part.frozen
+            if part.frozen:
+                self._frozen[part.signature] = part.frozen
 
 
 def _holds(inputs: Any, size: int) -> bool:
