@@ -97,7 +97,8 @@ def own_session(ledger: Path | None, plan: Plan | None = None, **parts: Any) -> 
 
 
 def names(source: PrivacyEngine | Session) -> list[str]:
-    return [condition.name for condition in source.guarantee(1e-5).conditions]
+    session = source.session if isinstance(source, PrivacyEngine) else source
+    return [condition.name for condition in session.guarantee(1e-5, "rdp").conditions]
 
 
 def test_a_run_of_the_recommended_kind_takes_nothing_on_trust(tmp_path: Path) -> None:
@@ -125,10 +126,10 @@ def test_a_condition_is_told_by_the_guarantee_the_ledger_and_the_report(kind: st
     made = make(tmp_path / "ledger")
     assert name in names(made)
     session = made.session if isinstance(made, PrivacyEngine) else made
-    live = session.guarantee(1e-5)
+    live = session.guarantee(1e-5, "rdp")
     session.close()
     view = read_ledger(tmp_path / "ledger")
-    read = guarantee(view.events, 1e-5, contract=view.contract, conditions=view.conditions)
+    read = guarantee(view.events, 1e-5, "rdp", contract=view.contract, conditions=view.conditions)
     assert read.conditions == live.conditions
     assert str(read) == str(live)
     if name not in ("declared sampling", "fixed key"):

@@ -56,7 +56,8 @@ OUTSIDE_CALL = Condition(
     "its parts, by value, was not seen",
 )
 NEVER_EXAMINED = Condition(
-    "never examined", "every batch held one record, so that records do not influence each other was not examined"
+    "never examined",
+    "a session had batches of one record only, so that records do not influence each other was not examined",
 )
 ORDER_OF_ROWS = Condition(
     "order of rows",

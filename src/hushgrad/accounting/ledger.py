@@ -116,7 +116,7 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str] | None = None, *, contract: Contract) -> None:
         self._contract = contract
         self._events: list[tuple[Event, int]] = []
-        self._notes: list[Note] = []
+        self._conditions: tuple[Condition, ...] = ()
         self._steps = 0
         self._seq = -1
         self._hash = NO_HASH
@@ -165,7 +165,7 @@ class Ledger:
     @property
     def conditions(self) -> tuple[Condition, ...]:
         """What the run took on trust so far, in earlier sessions too."""
-        return _conditions(self._notes)
+        return self._conditions
 
     def charge(self, event: Event, count: int = 1, *, lease: int = 1) -> None:
         """Charge `count` steps of `event`; return when they are on disk. Draw noise only after that.
@@ -207,7 +207,9 @@ class Ledger:
         if self._state != "open":
             raise LedgerError(f"the ledger is {self._state} and takes no further note; open it again by its path")
         body = {"version": NOTE_VERSION, "about": about, "values": dict(values)}
-        self._notes.append(_read_note(body, self._steps))
+        found = _conditions([_read_note(body, self._steps)])
+        if found:
+            self._conditions = joined([*self._conditions, *found])
         self._return_lease()
         self._append("note", body)
 
@@ -261,7 +263,8 @@ class Ledger:
                 f"the ledger was begun under another contract: {', '.join(changed)}; use the old values, or a new "
                 f"ledger for a new run"
             )
-        self._events, self._steps, self._run, self._notes = view.events, view.steps, view.run, view.notes
+        self._events, self._steps, self._run = view.events, view.steps, view.run
+        self._conditions = view.conditions
         self._seq, self._hash = view.anchor.seq, view.anchor.hash
         self._append("resumed", {"hushgrad": __version__})
 

@@ -18,6 +18,9 @@ from hushgrad.probing.loss_values import Key, Operator, Reading, Rows, Shape, Te
 MOST_NODES = 400
 """Larger graphs are not read; Python loops over the examples make such."""
 
+HOOKED = "BackwardHookFunctionBackward"
+"""The operator that full backward hooks of a module put behind its outputs: each is handed on as it is."""
+
 _SUFFIX = re.compile(r"Backward\d*$")
 _names: dict[str, str] = {}
 
@@ -67,6 +70,8 @@ class LossGraph:
             self._read.has_vouched = True
             return Rows(0)
         edges = node.next_functions
+        if kind == HOOKED and edges[index][0] is not None:
+            return self._value(*edges[index])
         values = [None if part is None else self._value(part, place) for part, place in edges]
         if all(value is None for value in values):
             return None
