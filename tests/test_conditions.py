@@ -19,6 +19,7 @@ from hushgrad.accounting.guarantee import guarantee
 from hushgrad.accounting.ledger import read_ledger
 from hushgrad.gradients.contribution import Plan
 from hushgrad.report.assumptions import UNKNOWN, assumptions_of
+from hushgrad.report.run_files import RunFiles
 from hushgrad.session import Session
 
 DATA = TensorDataset(torch.arange(40.0).reshape(20, 2) / 40, torch.arange(20) % 2)
@@ -133,7 +134,9 @@ def test_a_condition_is_told_by_the_guarantee_the_ledger_and_the_report(kind: st
     assert read.conditions == live.conditions
     assert str(read) == str(live)
     if name not in ("declared sampling", "fixed key"):
-        (row,) = [row for row in assumptions_of(view, {}) if row["assumption"].endswith(name)]
+        files = RunFiles(tmp_path, None, {}, [], view, None)
+        rows = assumptions_of(files, contradictions=0)
+        (row,) = [row for row in rows if row["assumption"].endswith(f": {name}")]
         assert row["status"] == UNKNOWN
 
 

@@ -143,7 +143,7 @@ class Session:
         self._plan = plan or Plan.of_device(next(iter(self._parameters.values())).device)
         self._update = Update(self._parameters, mechanism, self._stream.fork("noise"), self._plan)
         self._marks = GradientMarks(model, self._parameters)
-        self._pool = UsePool(self._plan, on_backward=self._marks.put, outlasts_backward=False)
+        self._pool = UsePool(self._plan, outlasts_backward=False)
         self._loader: PrivateLoader | None = None
         self._observed, self._declared = ObservedLoop(), DeclaredLoop()
         self._closed = False
@@ -192,6 +192,7 @@ class Session:
         self._spending.open(DECLARED, None)
         self._update.clear()
         self._marks.require_untouched()
+        self._marks.take_away()
         self._declared.start_backward()
         if self._declared.is_new:
             self._update.drop()  # of a logical batch whose step was interrupted before its release
@@ -205,6 +206,7 @@ class Session:
             self._pool.clear()
             self._pool.batch_size = None
         self._declared.end_backward()
+        self._marks.put()
 
     def batches(
         self,
