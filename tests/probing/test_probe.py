@@ -321,3 +321,45 @@ def test_many_calls_of_one_module_are_probed_by_a_few_of_them() -> None:
     session.backward(out.square().mean(1))
     optimizer.step()
     assert session.probe_report.calls == KEPT_CALLS
+
+
+class Scaled(nn.Module):
+    """Divides by the largest value of the batch: a leak that no axis shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        return out / max(1.0, float(x.abs().max()))
+
+
+@pytest.mark.parametrize("value", [0.0, 1e30, float("nan")])
+@pytest.mark.parametrize("checked", [True, False], ids=["per_example", "own loss"])
+def test_a_batch_that_is_overwritten_before_the_step_hides_no_leak_and_stops_no_honest_model(
+    value: float, checked: bool
+) -> None:
+    for model in (Scaled(), nn.Linear(3, 2)):
+        engine, data = PrivacyEngine(), TensorDataset(torch.randn(8, 3), torch.randint(0, 2, (8,)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loader = DataLoader(data, batch_size=8)
+        _, _, items = engine.make_private(
+            module=model,
+            optimizer=optimizer,
+            data_loader=loader,
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+            poisson_sampling=False,
+        )
+        criterion = engine.per_example(nn.CrossEntropyLoss()) if checked else nn.CrossEntropyLoss()
+        x, y = next(iter(items))
+        criterion(model(x), y).backward()
+        x.fill_(value)
+        y.fill_(77)
+        if isinstance(model, Scaled):
+            with pytest.raises(CrossSampleLeakError):
+                optimizer.step()
+        else:
+            optimizer.step()
+            assert engine.session.probe_report.examined

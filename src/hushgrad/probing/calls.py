@@ -16,7 +16,7 @@ from hushgrad.probing.finite import count_nan
 from hushgrad.probing.kept import Key
 from hushgrad.probing.quiet import Quiet
 from hushgrad.probing.state import State, Structure, forked_randomness, randomness_used
-from hushgrad.probing.trees import Path, tensors_at
+from hushgrad.probing.trees import Path, copied, tensors_at
 
 SEED = 20_260_101
 
@@ -30,7 +30,7 @@ class Call:
     Attributes:
         module: what was called.
         state: what the model kept before the call.
-        inputs: `(args, kwargs)`.
+        inputs: `(args, kwargs)` as they were, whatever the loop writes into them afterwards.
         autocast: device, whether autocast was on there, and its dtype.
         is_training: whether the model was in train().
         output: what it returned; None once it was forgotten.
@@ -53,7 +53,7 @@ class Call:
         autocast = [
             (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in AUTOCAST_DEVICES
         ]
-        return cls(module, State(model), (args, kwargs), autocast, model.training)
+        return cls(module, State(model), copied((args, kwargs)), autocast, model.training)
 
     def returned(self, output: Any, is_accumulating: Callable[[], bool]) -> None:
         """Take note of the output, and of the parts of it that gradients will come back through.

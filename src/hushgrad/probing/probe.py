@@ -26,7 +26,7 @@ from hushgrad.probing.loss_probe import Criterion, CriterionProbe, require_separ
 from hushgrad.probing.model_probe import ModelProbe
 from hushgrad.probing.row_order import rows_are_in_order
 from hushgrad.probing.scalar_loss import ScalarLoss
-from hushgrad.probing.trees import tensors_at
+from hushgrad.probing.trees import copied, tensors_at
 
 Signature = tuple[tuple[nn.Module, ...], tuple[bool, ...], tuple[int, ...]]
 """What a change of the model shows in: its modules, their modes and the number of their hooks."""
@@ -75,7 +75,10 @@ class _Entered:
 
 @dataclass(eq=False)
 class _Evaluation:
+    """What a criterion was given: the output itself, to know it again, and the values of then."""
+
     criterion: Criterion
+    given: Any
     output: Any
     target: Any
     is_reached: bool = False
@@ -160,7 +163,7 @@ class Probe:
         if criterion in self._criteria or not losses.requires_grad:
             return
         if criterion not in self._evaluations or not self._evaluations[criterion].is_reached:
-            evaluation = _Evaluation(criterion, output, target)
+            evaluation = _Evaluation(criterion, output, *copied((output, target)))
             self._evaluations[criterion] = evaluation
             losses.register_hook(self._mark(evaluation))  # type: ignore[no-untyped-call]
         self._look_at_graph(losses)  # values that are not finite are seen to when the criterion is examined
@@ -301,7 +304,7 @@ class Probe:
         self._call_count += len(pending)
         self._notes.extend(probe.skipped)
         for evaluation in evaluations:
-            is_output = len(pending) == 1 and pending[0].call.output is evaluation.output
+            is_output = len(pending) == 1 and pending[0].call.output is evaluation.given
             is_told = CriterionProbe(evaluation.criterion).examine(
                 evaluation.output, evaluation.target, size, probe.runs if is_output else None
             )

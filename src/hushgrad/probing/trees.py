@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Path = tuple[Any, ...]
 
@@ -41,6 +41,23 @@ def with_tensors(value: Any, change: Callable[[Path, Tensor], Tensor], path: Pat
     if isinstance(value, (tuple, list)):
         return type(value)(parts.values())
     return replace(value, **parts)
+
+
+def copied(value: Any) -> Any:
+    """Return the same nested structure with tensors of its own, which later writes do not reach; one for each tensor.
+
+    Parameters are shared with the original: they change by the optimizer's step alone.
+    """
+    own: dict[int, Tensor] = {}
+
+    def copy_of(_: Path, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, nn.Parameter):
+            return tensor
+        if id(tensor) not in own:
+            own[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        return own[id(tensor)]
+
+    return with_tensors(value, copy_of)
 
 
 def _parts(value: Any) -> list[tuple[Any, Any]]:
