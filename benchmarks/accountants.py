@@ -33,9 +33,9 @@ from hushgrad.accounting import (
     epsilon_bounds,
     poisson_steps,
 )
-from hushgrad.accounting.contour import saddle_point
-from hushgrad.accounting.loss_sum import LossSum
-from hushgrad.accounting.step_measure import REMOVE, Step
+from hushgrad.accounting.saddle_point.contour import saddle_point
+from hushgrad.accounting.saddle_point.loss_sum import LossSum
+from hushgrad.accounting.saddle_point.step_measure import REMOVE, Step
 from hushgrad.errors import AccountingError
 from hushgrad.sampling import TruncatedPoissonSampling
 
@@ -106,8 +106,8 @@ def limited(method: Callable[[Plan], float], plan: Plan) -> tuple[float | str, f
 
 def ours(plan: Plan) -> tuple[float, float, float]:
     """Return the upper bound, the error bound and the CPU seconds; nothing is remembered from earlier."""
-    from hushgrad.accounting import saddle_point as module
-    from hushgrad.accounting import step_measure
+    from hushgrad.accounting.saddle_point.accountant import accountant as module
+    from hushgrad.accounting.saddle_point.accountant import step_measure
 
     for cached in (module._of_direction, module._delta_of_direction, step_measure.measure, step_measure._interval):
         cached.cache_clear()

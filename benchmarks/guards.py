@@ -23,10 +23,10 @@ from benchmarks.contestants import hushgrad_session, ordinary
 from benchmarks.runner import Runner
 from benchmarks.workloads import WORKLOADS, Workload
 from hushgrad.capture.scope import Scope
-from hushgrad.frozen_setup import FrozenSetup
-from hushgrad.probing.probe import Probe
-from hushgrad.protocol import DeclaredLoop, ObservedLoop
-from hushgrad.session import Session
+from hushgrad.guards.frozen_setup import FrozenSetup
+from hushgrad.guards.probing.probe import Probe
+from hushgrad.session.protocol import DeclaredLoop, ObservedLoop
+from hushgrad.session.session import Session
 
 GUARDS: tuple[tuple[type[Any], str], ...] = (
     *((FrozenSetup, name) for name in vars(FrozenSetup) if name.startswith(("require_", "expect_"))),

@@ -18,17 +18,15 @@ TESTS = Path(__file__).parent
 # tests/test_rings.py looks for imports elsewhere.
 WITH_OTHER_PACKAGES = (
     "accounting",  # dp-accounting, scipy
-    "auditing",  # scipy, click
     "benchmarks",  # Opacus, matplotlib, rich
     "cli",  # click, rich
-    "diagnosis",  # rich
+    "checks",  # scipy, Opacus, click, rich
+    "guards",  # scipy
     "kernels",  # Triton
     "noise",  # numba, cryptography, scipy
     "opacus_cases",
-    "report",  # Jinja, matplotlib
     "sampling",  # scipy
-    "study",  # scikit-learn, matplotlib, optuna, tensorboard, safetensors
-    "verification",  # scipy, Opacus
+    "study",  # scikit-learn, matplotlib, Jinja, optuna, tensorboard, safetensors
     "zoo",  # transformers, peft, Opacus
     "test_randomness.py",  # cryptography
     "test_readme.py",  # scikit-learn

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import PrivacyEngine
 from hushgrad.errors import HushgradError
-from hushgrad.gradient_marks import shows_nothing
+from hushgrad.guards.gradient_marks import shows_nothing
 
 RECORDS, BATCH, ITEM = 20, 6, 3
 

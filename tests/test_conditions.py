@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, PrivacyEngine, privatize
 from hushgrad.accounting import conditions
 from hushgrad.accounting.guarantee import guarantee
-from hushgrad.accounting.ledger import read_ledger
+from hushgrad.accounting.ledger.ledger import read_ledger
 from hushgrad.gradients.contribution import Plan
-from hushgrad.report.assumptions import UNKNOWN, assumptions_of
-from hushgrad.report.run_files import RunFiles
-from hushgrad.session import Session
+from hushgrad.session.session import Session
+from hushgrad.study.report.assumptions import UNKNOWN, assumptions_of
+from hushgrad.study.report.run_files import RunFiles
 
 DATA = TensorDataset(torch.arange(40.0).reshape(20, 2) / 40, torch.arange(20) % 2)
 

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, PrivacyEngine, TruncatedPoissonSampling, privatize
 from hushgrad.accounting import PoissonSampled, TruncatedPoisson, epsilon
-from hushgrad.accounting.ledger import read_ledger
+from hushgrad.accounting.ledger.ledger import read_ledger
 from hushgrad.errors import BudgetExhaustedError, ContractChangedError, InvalidArgumentError, PrivacyUnitError
 from hushgrad.gradients.dense import Dense
-from hushgrad.padding import without_padding
 from hushgrad.randomness import KeyStream
+from hushgrad.session.padding import without_padding
 
 COUNT, BATCH = 40, 8
 

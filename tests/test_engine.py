@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import DPSGD, DisjointBatches, FlatClipping, PoissonSampling, PrivacyEngine, privatize
 from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.events import DisjointPass, PoissonSampled
+from hushgrad.accounting.events.event import DisjointPass, PoissonSampled
 from hushgrad.errors import BudgetExhaustedError, ProtocolError
 from hushgrad.randomness import KeyStream
 

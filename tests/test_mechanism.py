@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hushgrad import DPSGD, DisjointBatches, FlatClipping, PoissonSampling
 from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.events import DisjointPass, PoissonSampled
+from hushgrad.accounting.events.event import DisjointPass, PoissonSampled
 from hushgrad.errors import InvalidArgumentError, UnreachableTargetError
 
 POISSON = DPSGD(

@@ -31,7 +31,7 @@ from hushgrad.errors import (
     UnsupportedModelError,
 )
 from hushgrad.gradients.oracle import clipped_sum_of, one_at_a_time
-from hushgrad.session import Session
+from hushgrad.session.session import Session
 
 B, C = 5, 0.7
 MECHANISM = DPSGD(

@@ -10,15 +10,15 @@ from hushgrad._version import __version__
 
 if TYPE_CHECKING:
     from hushgrad.accounting.budget import Budget
-    from hushgrad.clipping import FlatClipping
-    from hushgrad.diagnosis.examination import doctor
+    from hushgrad.checks.doctor.examination import doctor
+    from hushgrad.checks.doctor.readiness import make_private_ready
+    from hushgrad.checks.verification.training.verify import verify
+    from hushgrad.checks.verification.update.verify_update import verify_update
+    from hushgrad.clipping.flat import FlatClipping
     from hushgrad.engine import PrivacyEngine
     from hushgrad.mechanism import DPSGD
-    from hushgrad.readiness import make_private_ready
     from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, TruncatedPoissonSampling
-    from hushgrad.session import Session, privatize
-    from hushgrad.verification.hand_written import verify_update
-    from hushgrad.verification.training import verify
+    from hushgrad.session.session import Session, privatize
 
 __all__ = [  # noqa: RUF022 - in plain order
     "Budget",
@@ -41,16 +41,16 @@ _HOMES = {
     "Budget": "hushgrad.accounting.budget",
     "DPSGD": "hushgrad.mechanism",
     "DisjointBatches": "hushgrad.sampling.specs",
-    "FlatClipping": "hushgrad.clipping",
+    "FlatClipping": "hushgrad.clipping.flat",
     "PoissonSampling": "hushgrad.sampling.specs",
     "PrivacyEngine": "hushgrad.engine",
-    "Session": "hushgrad.session",
+    "Session": "hushgrad.session.session",
     "TruncatedPoissonSampling": "hushgrad.sampling.specs",
-    "doctor": "hushgrad.diagnosis.examination",
-    "make_private_ready": "hushgrad.readiness",
-    "privatize": "hushgrad.session",
-    "verify": "hushgrad.verification.training",
-    "verify_update": "hushgrad.verification.hand_written",
+    "doctor": "hushgrad.checks.doctor.examination",
+    "make_private_ready": "hushgrad.checks.doctor.readiness",
+    "privatize": "hushgrad.session.session",
+    "verify": "hushgrad.checks.verification.training.verify",
+    "verify_update": "hushgrad.checks.verification.update.verify_update",
 }
 
 

@@ -14,7 +14,7 @@ from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.arguments import one_of, open_unit_interval, positive_number, whole_number
-from hushgrad.clipping import FlatClipping
+from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError, ProtocolError
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD
@@ -22,8 +22,8 @@ from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, Sampling, TruncatedPoissonSampling
 from hushgrad.sampling.torch_loader import DataLoaderReading, read_data_loader
-from hushgrad.session import Session, privatize
-from hushgrad.spending import events_at
+from hushgrad.session.session import Session, privatize
+from hushgrad.session.spending import events_at
 
 Module = TypeVar("Module", bound=nn.Module)
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.arguments import one_of
-from hushgrad.capture.layout import tensors_in
+from hushgrad.capture.axes.batch_axes import tensors_in
 from hushgrad.errors import InvalidArgumentError, LossShapeError, PrivacyUnitError
 
 REDUCTIONS = ("none", "mean", "sum", "batchmean")

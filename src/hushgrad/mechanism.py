@@ -13,9 +13,9 @@ from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
 from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.calibration import calibrate_noise_multiplier, disjoint_passes
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.events import DisjointPass, Event, PoissonSampled, TruncatedPoisson
+from hushgrad.accounting.events.event import DisjointPass, Event, PoissonSampled, TruncatedPoisson
 from hushgrad.arguments import non_negative_number, one_of, positive_number, whole_number
-from hushgrad.clipping import FlatClipping
+from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.sampling.specs import (
     DisjointBatches,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hushgrad.accounting.composition import normal_form
-from hushgrad.accounting.events import DisjointPass, Gaussian, PoissonSampled
+from hushgrad.accounting.events.event import DisjointPass, Gaussian, PoissonSampled
 from hushgrad.errors import AccountingError, InvalidArgumentError
 
 pairs = st.lists(

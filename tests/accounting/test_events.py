@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hushgrad.accounting.events import (
+from hushgrad.accounting.events.event import (
     BallsInBins,
     DisjointPass,
     Event,

@@ -22,8 +22,8 @@ from hushgrad.accounting import (
     guarantee,
 )
 from hushgrad.accounting.composition import NormalForm, normal_form
-from hushgrad.accounting.discretization import one_step_of_fixed_size
 from hushgrad.accounting.gaussian import log_delta
+from hushgrad.accounting.pld.discretization import one_step_of_fixed_size
 from hushgrad.accounting.risk import membership_advantage
 from hushgrad.accounting.selection import selection_epsilon
 from hushgrad.accounting.truncation import (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
-from hushgrad.clipping import FlatClipping
+from hushgrad.clipping.flat import FlatClipping
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.oracle import clipped_sum_of, one_at_a_time
 

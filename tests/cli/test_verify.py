@@ -25,7 +25,7 @@ def setup():
     return nn.Linear(5, 3), DataLoader(data, batch_size=20), nn.CrossEntropyLoss(), claim(1.0)
 
 def tampered():
-    from hushgrad.clipping import FlatClipping
+    from hushgrad.clipping.flat import FlatClipping
     FlatClipping.factors = lambda self, norms: (3.0 / norms).clamp(max=1.0)
     return setup()
 
@@ -47,7 +47,7 @@ def test_the_demo_is_verified_and_a_verdict_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.statistical
 def test_training_that_was_tampered_with_exits_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hushgrad.clipping import FlatClipping
+    from hushgrad.clipping.flat import FlatClipping
 
     monkeypatch.setattr(FlatClipping, "factors", FlatClipping.factors)  # given back after the test
     (tmp_path / "setups.py").write_text(SETUP)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
-from hushgrad.clipping import FlatClipping
+from hushgrad.clipping.flat import FlatClipping
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan
 from hushgrad.gradients.oracle import one_at_a_time

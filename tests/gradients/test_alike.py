@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from hushgrad.clipping import FlatClipping
+from hushgrad.clipping.flat import FlatClipping
 from hushgrad.gradients.alike import SMALL_OPERAND, SMALLEST_GROUP, alike
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan

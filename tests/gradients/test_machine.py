@@ -15,7 +15,7 @@ from torch import nn
 
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
-from hushgrad.clipping import FlatClipping
+from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
-from hushgrad.clipping import FlatClipping
+from hushgrad.clipping.flat import FlatClipping
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.contribution import Contribution
 from hushgrad.gradients.convolution import Convolution

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hushgrad.clipping import FlatClipping
+from hushgrad.clipping.flat import FlatClipping
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Plan

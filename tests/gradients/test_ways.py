@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from measure import captured, clipped, distance, norm_of, reference
 from torch import Tensor
 
-from hushgrad.clipping import FlatClipping
+from hushgrad.clipping.flat import FlatClipping
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution, Plan, Way, chunks_of_examples

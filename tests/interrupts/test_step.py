@@ -15,14 +15,14 @@ import torch
 from points import AlarmError, interrupted_at
 from torch import Tensor, nn
 
-import hushgrad.update
+import hushgrad.session.update
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, Session, privatize
-from hushgrad.accounting import ledger as ledger_module
-from hushgrad.accounting.events import PoissonSampled
-from hushgrad.accounting.ledger import DECLARED, OPERATING_SYSTEM, Contract, Ledger, read_ledger
+from hushgrad.accounting.events.event import PoissonSampled
+from hushgrad.accounting.ledger import ledger as ledger_module
+from hushgrad.accounting.ledger.ledger import DECLARED, OPERATING_SYSTEM, Contract, Ledger, read_ledger
+from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.noise import gaussian
 from hushgrad.randomness import KeyStream
-from hushgrad.verification.monitor import NoiseMonitor
 
 MECHANISM = DPSGD(
     noise_multiplier=1e3, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.5), expected_batch_size=2
@@ -147,7 +147,7 @@ def test_an_interrupted_look_at_the_noise_leaves_no_false_alarm() -> None:
 
 def test_an_interrupt_as_an_update_is_handed_out_leaves_gradients_switched_on() -> None:
     parameters = {"a": nn.Parameter(torch.zeros(3)), "b": nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))}
-    update = hushgrad.update.Update(parameters, replace(MECHANISM), KeyStream.fixed_for_tests(1), None)
+    update = hushgrad.session.update.Update(parameters, replace(MECHANISM), KeyStream.fixed_for_tests(1), None)
     for point in range(1, 10_000):
         outcome = interrupted_at(point, update.write, is_of_writing)
         assert torch.is_grad_enabled()

@@ -4,12 +4,12 @@ from dataclasses import replace
 import pytest
 
 from hushgrad.accounting import Gaussian, epsilon
-from hushgrad.accounting.ledger import read_ledger
+from hushgrad.accounting.ledger.ledger import read_ledger
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.report.run_facts import run_facts
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.outcome import Watchers
 from hushgrad.study.preparation import prepare
+from hushgrad.study.report.run_facts import run_facts
 from hushgrad.study.run import run
 from hushgrad.study.tasks import TaskOptions, load_task
 from hushgrad.study.training import train

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
-from hushgrad.compatibility import require_separate_examples
 from hushgrad.errors import HushgradError
 from hushgrad.gradients.combine import combine
+from hushgrad.guards.compatibility import require_separate_examples
 
 Gradients = Mapping[str, Tensor]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hushgrad import PrivacyEngine, doctor
-from hushgrad.probing.trees import tensors_at
+from hushgrad.guards.probing.trees import tensors_at
 
 B = 3
 ZOO: dict[str, Clean] = {**CLEAN, **ARCHITECTURES}

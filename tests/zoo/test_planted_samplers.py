@@ -8,11 +8,11 @@ import numpy as np
 import planted_samplers as zoo
 import pytest
 
+from hushgrad.checks.verification.checks.sampling import draws_needed, read_sampling
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.poisson import PoissonSampler
 from hushgrad.sampling.specs import PoissonSampling
-from hushgrad.verification.sampling_checks import draws_needed, read_sampling
 
 
 @pytest.mark.statistical

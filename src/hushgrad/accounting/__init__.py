@@ -5,7 +5,7 @@ from hushgrad.accounting.bounds import DeltaBounds, EpsilonBounds
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.calibration import calibrate_noise_multiplier, disjoint_passes, poisson_steps
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.events import (
+from hushgrad.accounting.events.event import (
     BallsInBins,
     DisjointPass,
     Event,
@@ -16,8 +16,8 @@ from hushgrad.accounting.events import (
     event_from_json,
 )
 from hushgrad.accounting.guarantee import Guarantee, guarantee
-from hushgrad.accounting.ledger import Contract, Ledger, LedgerView, read_ledger
-from hushgrad.accounting.records import Anchor
+from hushgrad.accounting.ledger.ledger import Contract, Ledger, LedgerView, read_ledger
+from hushgrad.accounting.ledger.records import Anchor
 
 __all__ = [
     "ACCOUNTANTS",

@@ -42,13 +42,13 @@ class Accountant:
 
 def _saddle_point(form: NormalForm, delta: float) -> EpsilonBounds:
     # Imported on use: a help text or a ledger needs neither scipy nor dp_accounting.
-    from hushgrad.accounting.saddle_point import epsilon_bounds as saddle_point_bounds
+    from hushgrad.accounting.saddle_point.accountant import epsilon_bounds as saddle_point_bounds
 
     return saddle_point_bounds(form, delta)
 
 
 def _pld(form: NormalForm, delta: float) -> EpsilonBounds:
-    from hushgrad.accounting.pld import pld_epsilon
+    from hushgrad.accounting.pld.accountant import pld_epsilon
 
     return EpsilonBounds(0.0, pld_epsilon(form, delta))
 

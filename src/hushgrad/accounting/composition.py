@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from hushgrad.accounting.events import (
+from hushgrad.accounting.events.event import (
     ADD_REMOVE_ONE,
     BallsInBins,
     DisjointPass,

@@ -12,7 +12,7 @@ from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, eps
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, normal_form
 from hushgrad.accounting.conditions import DECLARED_SAMPLING, FIXED_KEY, Condition, joined
-from hushgrad.accounting.events import (
+from hushgrad.accounting.events.event import (
     BallsInBins,
     DisjointPass,
     FixedSizeSampled,
@@ -20,7 +20,7 @@ from hushgrad.accounting.events import (
     PoissonSampled,
     TruncatedPoisson,
 )
-from hushgrad.accounting.ledger import DECLARED, Contract
+from hushgrad.accounting.ledger.ledger import DECLARED, Contract
 
 _DIGITS = 4
 

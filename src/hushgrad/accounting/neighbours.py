@@ -19,7 +19,7 @@ from __future__ import annotations
 from hushgrad.accounting.accountants import epsilon_bounds
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, NormalForm, normal_form
-from hushgrad.accounting.events import ADD_REMOVE_ONE, REPLACE_ONE, ZERO_OUT
+from hushgrad.accounting.events.event import ADD_REMOVE_ONE, REPLACE_ONE, ZERO_OUT
 from hushgrad.arguments import one_of, open_unit_interval, whole_number
 from hushgrad.errors import AccountingError
 
@@ -55,7 +55,7 @@ def epsilon_under(composition: Composition, delta: float, relation: str, group_s
     form.require_plain(f"another relation than {form.adjacency}")
     if form.noiseless:
         return epsilon_bounds(composition, delta)
-    from hushgrad.accounting.saddle_point import epsilon_bounds as of_form
+    from hushgrad.accounting.saddle_point.accountant import epsilon_bounds as of_form
 
     if relation != REPLACE_ONE:
         return of_form(form, delta, size)
@@ -68,7 +68,7 @@ def epsilon_under(composition: Composition, delta: float, relation: str, group_s
     )
     if not replaced.fixed_size:
         return of_form(replaced, delta)
-    from hushgrad.accounting.pld import pld_epsilon
+    from hushgrad.accounting.pld.accountant import pld_epsilon
     from hushgrad.accounting.rdp import rdp_epsilon
 
     # Below what the grid can hold, Rényi divergences remain an upper bound.

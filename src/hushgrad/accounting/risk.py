@@ -33,7 +33,7 @@ def delta_bounds(composition: Composition, epsilon: float) -> DeltaBounds:
 
     Guarantee: δ(ε) lies between them. Raises as `hushgrad.accounting.epsilon` does.
     """
-    from hushgrad.accounting.saddle_point import delta_bounds as of_form
+    from hushgrad.accounting.saddle_point.accountant import delta_bounds as of_form
 
     return of_form(_plain(composition), non_negative_number("epsilon", epsilon))
 
@@ -117,7 +117,7 @@ def gaussian_mu(composition: Composition, smallest_delta: float = SMALLEST_DELTA
         return 0.0
     if not form.sampled:
         return math.sqrt(form.gaussian_precision)
-    from hushgrad.accounting.saddle_point import epsilon_bounds
+    from hushgrad.accounting.saddle_point.accountant import epsilon_bounds
 
     end = epsilon_bounds(form, least).upper
     unsampled = math.sqrt(form.gaussian_precision + math.fsum(count / noise**2 for _, noise, count in form.sampled))
@@ -163,7 +163,7 @@ def _plain(composition: Composition) -> NormalForm:
 
 
 def _delta(form: NormalForm, epsilon: float) -> float:
-    from hushgrad.accounting.saddle_point import delta_bounds as of_form
+    from hushgrad.accounting.saddle_point.accountant import delta_bounds as of_form
 
     return of_form(form, float(epsilon)).upper
 

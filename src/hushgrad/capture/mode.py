@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hushgrad.capture.axis_rules import changes_in_place, main_argument
-from hushgrad.capture.axis_table import INITIALIZERS, LIKE_ANOTHER
+from hushgrad.capture.axes.rules import changes_in_place, main_argument
+from hushgrad.capture.axes.table import INITIALIZERS, LIKE_ANOTHER
 from hushgrad.capture.leaves import Leaf, distinct_parameters
 from hushgrad.capture.operators.embedding import constant_ids
 from hushgrad.capture.operators.generic import generic

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.hooks import RemovableHandle
 
-from hushgrad.capture.layout import BatchAxes, tensors_in
+from hushgrad.capture.axes.batch_axes import BatchAxes, tensors_in
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.mode import CaptureMode
 from hushgrad.capture.operators.operator import Anchor, Forward

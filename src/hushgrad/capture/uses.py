@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 
-from hushgrad.capture.owners import Owners, Place
+from hushgrad.capture.axes.row_owners import Owners, Place
 from hushgrad.errors import PrivacyUnitError
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.gradients.dense import Dense

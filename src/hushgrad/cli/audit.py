@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from hushgrad.auditing.audit import audit as run_audit
-from hushgrad.clipping import FlatClipping
+from hushgrad.checks.auditing.audit import audit as run_audit
+from hushgrad.clipping.flat import FlatClipping
 from hushgrad.mechanism import DPSGD
 from hushgrad.sampling.specs import PoissonSampling
 

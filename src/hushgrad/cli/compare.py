@@ -9,7 +9,7 @@ import click
 
 from hushgrad.accounting.accountants import epsilon_bounds
 from hushgrad.accounting.composition import Composition, adjacency_of
-from hushgrad.accounting.events import (
+from hushgrad.accounting.events.event import (
     ADD_REMOVE_ONE,
     REPLACE_ONE,
     ZERO_OUT,

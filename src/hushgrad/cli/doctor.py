@@ -11,8 +11,8 @@ import click
 from rich.console import Console
 from torch import nn
 
-from hushgrad.diagnosis.examination import doctor as examine
-from hushgrad.diagnosis.loading import load, made_by
+from hushgrad.checks.doctor.examination import doctor as examine
+from hushgrad.cli.loading import load, made_by
 from hushgrad.errors import InvalidArgumentError
 
 

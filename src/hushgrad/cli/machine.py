@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from hushgrad.diagnosis.measuring import measure_machine
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.gradients.machine import Machine, is_measured, machine_file, machine_of, write_machine
+from hushgrad.gradients.machine_measurement import measure_machine
 
 MEANINGS = {
     "multiply_add": "ns for one multiplication and addition in a matrix product",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from hushgrad.report.document import CONTRADICTION
-from hushgrad.report.files import CARD, DATA, PAGE, check_report, write_report
-from hushgrad.study.printable import printable
+from hushgrad.printable import printable
+from hushgrad.study.report.document import CONTRADICTION
+from hushgrad.study.report.files import CARD, DATA, PAGE, check_report, write_report
 
 
 @click.command(name="report")

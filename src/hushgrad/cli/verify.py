@@ -13,16 +13,16 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
-from hushgrad.clipping import FlatClipping
-from hushgrad.diagnosis.loading import load, made_by
+from hushgrad.checks.verification.training.verify import verify as measure
+from hushgrad.checks.verification.update.verify_update import DEFAULT_FALSE_ALARM, DEFAULT_RESOLUTION
+from hushgrad.cli.loading import load, made_by
+from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
 from hushgrad.sampling.specs import PoissonSampling
 from hushgrad.study.configuration import suggested_run
 from hushgrad.study.models import build_model
 from hushgrad.study.tasks import TaskOptions, load_task
-from hushgrad.verification.hand_written import DEFAULT_FALSE_ALARM, DEFAULT_RESOLUTION
-from hushgrad.verification.training import verify as measure
 
 DEMO_NOISE_MULTIPLIER = 1.5
 

@@ -17,7 +17,7 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
-from hushgrad.accounting.records import Anchor
+from hushgrad.accounting.ledger.records import Anchor
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.outcome import Measurement
 

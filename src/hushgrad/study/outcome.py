@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hushgrad.accounting.guarantee import Guarantee
-from hushgrad.accounting.records import Anchor
+from hushgrad.accounting.ledger.records import Anchor
 
 
 @dataclass(frozen=True, slots=True)

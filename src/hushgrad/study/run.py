@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from hushgrad._version import __version__
+from hushgrad.printable import printable
 from hushgrad.study.configuration import RunConfig
 from hushgrad.study.curves import draw_curves, require_matplotlib
 from hushgrad.study.directory import RunDirectory, json_text, ledger_end, replace_file, require_unused
@@ -22,7 +23,6 @@ from hushgrad.study.interruption import finish_step_on_interrupt
 from hushgrad.study.loggers import MetricLogger, hand_over, metrics_of
 from hushgrad.study.outcome import Measurement, Outcome, Watchers
 from hushgrad.study.preparation import Prepared, prepare
-from hushgrad.study.printable import printable
 from hushgrad.study.scoring import right_on
 from hushgrad.study.tasks import Task, load_task
 from hushgrad.study.tasks.counted import COUNTED_BUCKETS, HASH

@@ -19,7 +19,7 @@ from hushgrad import PrivacyEngine
 from hushgrad.accounting.calibration import calibrate_noise_multiplier, poisson_steps
 from hushgrad.accounting.composition import Composition
 from hushgrad.errors import DatasetError, InvalidArgumentError
-from hushgrad.spending import events_at
+from hushgrad.session.spending import events_at
 from hushgrad.study.augmentation import OverViews, mean_over_views
 from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.configuration import OPTIMIZERS, Privacy, RunConfig

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hushgrad.capture.axis_rules import main_argument
+from hushgrad.capture.axes.row_owners import Owners, Place, dim_of
+from hushgrad.capture.axes.rules import main_argument
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rule, Rules, capture
-from hushgrad.capture.owners import Owners, Place, dim_of
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.gradients.dense import Dense

@@ -9,9 +9,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from hushgrad.capture.axes.row_owners import Place
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
-from hushgrad.capture.owners import Place
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError, SparseGradientError, UnsupportedModelError
 from hushgrad.gradients.rows import Rows

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from hushgrad.capture.axis_rules import changes_in_place
-from hushgrad.capture.axis_table import AXIS_RULES
+from hushgrad.capture.axes.rules import changes_in_place
+from hushgrad.capture.axes.table import AXIS_RULES
 from hushgrad.capture.operators.operator import Forward, autocast_dtype, first_order_only
 from hushgrad.capture.operators.replay import LocalGraph, RandomState, Replay, measured_axis, per_example_gradients
 from hushgrad.errors import UncoveredParameterUseError

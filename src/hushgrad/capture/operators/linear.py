@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hushgrad.capture.axes.row_owners import Place, dim_of
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
-from hushgrad.capture.owners import Place, dim_of
 from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.outer import OuterProducts

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hushgrad.capture.layout import BatchAxes
+from hushgrad.capture.axes.batch_axes import BatchAxes
+from hushgrad.capture.axes.row_owners import Place
 from hushgrad.capture.leaves import Leaf
-from hushgrad.capture.owners import Place
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError, UncoveredParameterUseError
 from hushgrad.gradients.contribution import full_precision

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hushgrad.capture.axes.row_owners import PACK, PAD_PACKED, Owners, Place
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.operators.cells import Cell, GRUCell, LSTMCell, ReluCell, TanhCell
 from hushgrad.capture.operators.operator import Composite, Forward, Recorded, first_order_only, in_autocast_dtype
-from hushgrad.capture.owners import PACK, PAD_PACKED, Owners, Place
 from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.contribution import accumulation_dtype
 from hushgrad.gradients.dense import Dense

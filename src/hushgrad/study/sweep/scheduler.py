@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hushgrad.arguments import whole_number
+from hushgrad.printable import printable
 from hushgrad.study.interruption import finish_step_on_interrupt
-from hushgrad.study.printable import printable
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import PlannedRun, SweepPlan
 from hushgrad.study.sweep.worker import INTERRUPTED

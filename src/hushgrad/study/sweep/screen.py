@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hushgrad.study.printable import printable
+from hushgrad.printable import printable
 from hushgrad.study.progress import epsilon_text
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import SweepPlan

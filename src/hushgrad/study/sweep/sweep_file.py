@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.printable import printable
 from hushgrad.study.configuration import RunConfig
-from hushgrad.study.printable import printable
 from hushgrad.study.sweep.plan import Grid, Subject, SweepPlan, make_plan
 from hushgrad.study.tasks import TaskOptions
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from hushgrad.errors import InvalidArgumentError, TaskDataError
-from hushgrad.study.printable import printable
+from hushgrad.printable import printable
 from hushgrad.study.tasks import adult
 from hushgrad.study.tasks.encoding import encode, number_of_features
 from hushgrad.study.tasks.files import first_existing

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.errors import TaskDataError
-from hushgrad.study.printable import printable
+from hushgrad.printable import printable
 from hushgrad.study.tasks.table import Table, is_missing
 
 KNOTS_PER_DOUBLING = 4

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hushgrad.errors import TaskDataError
-from hushgrad.study.printable import printable
+from hushgrad.printable import printable
 
 MAX_BYTES = 1 << 28
 CHUNK = 1 << 20

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hushgrad.errors import TaskDataError
-from hushgrad.study.printable import printable
+from hushgrad.printable import printable
 from hushgrad.study.tasks.task import fixed_split
 
 MOST_FILES = 1_000_000

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.errors import TaskDataError
-from hushgrad.study.printable import printable
+from hushgrad.printable import printable
 from hushgrad.study.tasks.files import MAX_BYTES, read_bytes
 
 UNSIGNED_BYTE = 0x08

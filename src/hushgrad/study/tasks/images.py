@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from hushgrad.errors import InvalidArgumentError, TaskDataError
-from hushgrad.study.printable import printable
+from hushgrad.printable import printable
 from hushgrad.study.tasks.folders import read_folders
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes
 

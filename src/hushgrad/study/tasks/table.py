@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hushgrad.errors import TaskDataError
-from hushgrad.study.printable import printable
+from hushgrad.printable import printable
 from hushgrad.study.tasks.files import MAX_BYTES, read_bytes
 
 MAX_COLUMNS = 4096

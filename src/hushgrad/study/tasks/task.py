@@ -13,8 +13,8 @@ from torch.utils.data import TensorDataset
 
 from hushgrad.arguments import positive_number, real_number
 from hushgrad.errors import InvalidArgumentError, TaskDataError
+from hushgrad.printable import printable
 from hushgrad.randomness import KeyStream
-from hushgrad.study.printable import printable
 
 PUBLIC_SPLIT_SEED = 20240607
 TEST_SHARE = 0.2

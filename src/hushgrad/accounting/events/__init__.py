@@ -1,0 +1,1 @@
+"""Events: what was released, as data that accountants interpret."""

@@ -1,0 +1,1 @@
+"""Accounting by privacy loss distributions."""

@@ -1,0 +1,1 @@
+"""Accounting by a contour integral through the saddle point: the default."""

@@ -1,0 +1,274 @@
+"""The saddle-point accountant: ε and δ of compositions of sampled and unsampled Gaussian releases, between two bounds.
+
+`hushgrad.accounting.saddle_point.contour` says how one direction is computed and what its error bound consists of. Here
+both directions are taken, ε is found from δ, and what has a closed form is not integrated at all.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from scipy.optimize import brentq
+
+from hushgrad.accounting import gaussian
+from hushgrad.accounting.bounds import DeltaBounds, EpsilonBounds
+from hushgrad.accounting.composition import NormalForm
+from hushgrad.accounting.gaussian import gaussian_epsilon
+from hushgrad.accounting.saddle_point.contour import Contour, log_delta_estimate, saddle_point, saddle_point_of_delta
+from hushgrad.accounting.saddle_point.loss_sum import LossSum, Steps
+from hushgrad.accounting.saddle_point.step_measure import ADD, REMOVE, Step
+from hushgrad.errors import AccountingError
+
+DIRECTIONS = (REMOVE, ADD)
+LEAST_SAMPLED_NOISE = 0.02
+"""Steps with less noise count as unsampled: an upper bound, at ε of a thousand and more."""
+SMALLEST_DELTA = 1e-150
+MOST_STEPS = 10**9
+
+_DROPPED = (1e-8, 1e-5, 1e-3)
+"""Parts of δ for the outcomes that no node stands for; a later one is tried where the earlier left loose bounds."""
+
+_GOOD_ENOUGH = 3e-5
+_CONTOURS = 8
+_ROUNDING = 2e-8
+"""What both bounds give away, relative to ε, for the rounding of everything outside the integral."""
+
+_LARGEST_NOISE = 1e6
+_NEGLIGIBLE = 1e-280
+
+
+def epsilon_bounds(form: NormalForm, delta: float, group_size: int = 1) -> EpsilonBounds:
+    """Return bounds on the smallest ε >= 0 at which what `form` releases is (ε, δ)-private in both directions.
+
+    Guarantee: `upper` is an ε that holds, and it is at most `error` above the smallest one.
+
+    `delta` in (0, 1); `group_size` is the number of records that neighbours differ by. Raises `AccountingError` for
+    what is out of range: δ below 1e-150, more than 10⁹ sampled steps, or numbers that floating point cannot hold.
+    """
+    if form.noiseless:
+        return EpsilonBounds(math.inf, math.inf)
+    if form.empty:
+        return EpsilonBounds(0.0, 0.0)
+    _require_in_range(form, delta)
+    rounded, exact = _sampled_with_noise(form)
+    precision = rounded.gaussian_precision * group_size**2
+    if not rounded.sampled:
+        value = gaussian_epsilon(precision, delta)
+        return EpsilonBounds(value * (1 - 1e-8) if exact else 0.0, value)
+    if precision == 0 and _probability_of_taking_part(rounded, group_size) <= delta:
+        return EpsilonBounds(0.0, 0.0)
+    if rounded.sampled[0][2] == 1 and len(rounded.sampled) == 1 and precision == 0 and group_size == 1:
+        result = _one_step(rounded.sampled[0][0], rounded.sampled[0][1], delta)
+    else:
+        found = [_of_direction(_steps(rounded, direction, group_size), precision, delta) for direction in DIRECTIONS]
+        low, high = max(part.lower for part in found), max(part.upper for part in found)
+        result = EpsilonBounds(low * (1 - _ROUNDING), high * (1 + _ROUNDING))
+    unsampled = precision + math.fsum((group_size / noise) ** 2 * count for _, noise, count in rounded.sampled)
+    upper = min(result.upper, gaussian_epsilon(unsampled, delta))
+    return EpsilonBounds(min(result.lower, upper) if exact else 0.0, upper)
+
+
+def delta_bounds(form: NormalForm, epsilon: float, direction: str | None = None, group_size: int = 1) -> DeltaBounds:
+    """Return bounds on δ(`epsilon`), `epsilon` >= 0, in one direction ("remove", "add") or in the worse of both.
+
+    Guarantee: δ(ε) lies between them. Raises `AccountingError` as `epsilon_bounds` does.
+    """
+    if form.noiseless:
+        return DeltaBounds(1.0, 1.0)
+    if form.empty:
+        return DeltaBounds(0.0, 0.0)
+    _require_in_range(form, 0.5)
+    rounded, exact = _sampled_with_noise(form)
+    precision = rounded.gaussian_precision * group_size**2
+    if not rounded.sampled:
+        value = _gaussian_delta(precision, epsilon)
+        return DeltaBounds(value * (1 - 1e-8) if exact else 0.0, min(value * (1 + 1e-8), 1.0))
+    parts = []
+    for way in DIRECTIONS if direction is None else (direction,):
+        parts.append(_delta_of_direction(_steps(rounded, way, group_size), precision, epsilon))
+    most = 1.0 if precision else _probability_of_taking_part(rounded, group_size)
+    upper = min(max(part.upper for part in parts), most)
+    return DeltaBounds(min(max(part.lower for part in parts), upper) if exact else 0.0, upper)
+
+
+def _require_in_range(form: NormalForm, delta: float) -> None:
+    if form.fixed_size:
+        raise AccountingError(
+            "accountant 'saddle-point' has no transform for batches of a fixed size; use accountant='pld' "
+            "(delta >= 1e-8) or 'rdp', an upper bound"
+        )
+    form.require_plain("this figure")
+    if delta < SMALLEST_DELTA:
+        raise AccountingError(
+            f"accountant 'saddle-point' computes delta >= {SMALLEST_DELTA:g}, got delta = {delta:g}; use "
+            f"accountant='rdp', an upper bound"
+        )
+    steps = sum(count for _, _, count in form.sampled)
+    if steps > MOST_STEPS:
+        raise AccountingError(
+            f"accountant 'saddle-point' computes up to {MOST_STEPS:g} sampled steps (rounding grows with them), got "
+            f"{steps:g}; use accountant='rdp', an upper bound"
+        )
+    if math.isinf(form.gaussian_precision):
+        raise AccountingError("the noise is too small for an epsilon that floating point can hold; take more noise")
+
+
+def _sampled_with_noise(form: NormalForm) -> tuple[NormalForm, bool]:
+    """Return `form` with extreme noise multipliers replaced by bounds on them, and whether nothing changed."""
+    kept = tuple(
+        (rate, min(noise, _LARGEST_NOISE), count) for rate, noise, count in form.sampled if noise >= LEAST_SAMPLED_NOISE
+    )
+    extra = math.fsum(count / noise**2 for _, noise, count in form.sampled if noise < LEAST_SAMPLED_NOISE)
+    result = NormalForm(form.adjacency, form.gaussian_precision + extra, kept, False)
+    return result, kept == form.sampled
+
+
+def _probability_of_taking_part(form: NormalForm, group_size: int) -> float:
+    return -math.expm1(group_size * math.fsum(count * math.log1p(-rate) for rate, _, count in form.sampled))
+
+
+def _steps(form: NormalForm, direction: str, group_size: int) -> Steps:
+    return tuple((Step(rate, noise, direction, group_size), count) for rate, noise, count in form.sampled)
+
+
+def _one_step(rate: float, noise: float, delta: float) -> EpsilonBounds:
+    """Return ε of one step: amplification by sampling is exact (Balle, Barthe & Gaboardi, 2018, arXiv:1807.01647).
+
+    δ_remove(ε) = q·δ_G(log(1 + (e^ε − 1)/q)) with δ_G of the unsampled release; the other direction is never worse.
+    """
+    if delta >= rate:
+        return EpsilonBounds(0.0, 0.0)
+    unsampled = gaussian_epsilon(noise**-2, delta / rate)
+    value = (
+        unsampled + math.log(rate + (1 - rate) * math.exp(-unsampled))
+        if unsampled > 1
+        else math.log1p(rate * math.expm1(unsampled))
+    )
+    return EpsilonBounds(value * (1 - 1e-8), value)
+
+
+@lru_cache(maxsize=512)
+def _of_direction(steps: Steps, precision: float, delta: float) -> EpsilonBounds:
+    """Return bounds on ε in one direction, leaving out more of a step's outcomes where that makes them closer.
+
+    Where steps are rare and their losses have heavy tails, these tails keep c small and the integral cancels; leaving
+    out a little more probability, which is added to δ, sets c free.
+    """
+    result = EpsilonBounds(0.0, math.inf)
+    for dropped in _DROPPED:
+        found = _search(LossSum(steps, precision, dropped * delta), delta)
+        result = EpsilonBounds(max(result.lower, found.lower), min(result.upper, found.upper))
+        if result.error <= _GOOD_ENOUGH * result.upper:
+            break
+    if math.isinf(result.upper):
+        raise AccountingError(
+            "accountant 'saddle-point' lost too many digits on this composition; use accountant='rdp', an upper bound"
+        )
+    return result
+
+
+def _search(total: LossSum, delta: float) -> EpsilonBounds:
+    c, epsilon = saddle_point_of_delta(total, delta)
+    if epsilon <= 0:
+        epsilon, c = 0.0, saddle_point(total, 0.0)
+    result = EpsilonBounds(0.0, math.inf)
+    for _ in range(_CONTOURS):
+        contour = Contour(total, c, epsilon, delta)
+        if epsilon == 0.0 and contour.upper(0.0) <= delta:
+            return EpsilonBounds(0.0, 0.0)
+        root = _root_on(contour, epsilon, delta)
+        upper = _private_side(contour, root, delta)
+        lower = _other_side(contour, min(upper, max(root, 0.0)), delta)
+        result = EpsilonBounds(max(result.lower, lower), min(result.upper, upper))
+        if result.error <= _GOOD_ENOUGH * result.upper or abs(root - epsilon) * c < 0.5:
+            break
+        epsilon = root
+        c = saddle_point(total, epsilon)
+    return result
+
+
+def _root_on(contour: Contour, epsilon: float, delta: float) -> float:
+    """Return the ε >= 0 at which the contour's upper bound on δ is `delta`; 0 if it is less there."""
+
+    def excess(at: float) -> float:
+        return math.log(max(contour.upper(at), 1e-300) / delta)
+
+    here = excess(epsilon)
+    # log δ falls by about c per unit of ε.
+    step = max(abs(here), 1e-3) / contour.c
+    low = high = epsilon
+    for _ in range(60):
+        if here > 0:
+            low, high = high, high + step
+            if excess(high) <= 0:
+                break
+        else:
+            low, high = max(low - step, 0.0), low
+            if excess(low) > 0:
+                break
+            if low == 0.0:
+                return 0.0
+        step *= 1.5
+    else:
+        return high
+    return float(brentq(excess, low, high, xtol=1e-13 * max(high, 1e-300), rtol=1e-13))
+
+
+def _private_side(contour: Contour, root: float, delta: float) -> float:
+    """Return an ε >= `root` at which the upper bound on δ is at most `delta`; infinity if none is near."""
+    value, step = root, 1e-11 * max(root, 1e-3 / contour.c)
+    for _ in range(60):
+        if contour.upper(value) <= delta:
+            return value
+        value, step = value + step, 2 * step
+    return math.inf
+
+
+def _other_side(contour: Contour, upper: float, delta: float) -> float:
+    """Return an ε below `upper` at which the lower bound on δ is at least `delta`: no smaller ε holds."""
+    step = 1e-10 * max(upper, 1e-3 / contour.c)
+    while step < upper:
+        if contour.bounds(upper - step).lower >= delta:
+            return upper - step
+        step *= 1.5
+    return 0.0
+
+
+@lru_cache(maxsize=1024)
+def _delta_of_direction(steps: Steps, precision: float, epsilon: float) -> DeltaBounds:
+    if steps[0][0].direction == ADD and not precision and epsilon > 0:
+        # The loss of a step without the record never exceeds −k·log(1 − q).
+        most = math.fsum(-count * step.group_size * math.log1p(-step.rate) for step, count in steps)
+        if epsilon >= most:
+            return DeltaBounds(0.0, 0.0)
+    if len(steps) == 1 and steps[0][1] == 1 and not precision and steps[0][0].group_size == 1:
+        value = _one_step_delta(steps[0][0], epsilon)
+        return DeltaBounds(value * (1 - 1e-8), value * (1 + 1e-8))
+    rough = LossSum(steps, precision, 1e-20)
+    c = saddle_point(rough, epsilon)
+    guess = log_delta_estimate(rough, c, epsilon)
+    if guess < math.log(_NEGLIGIBLE):
+        return DeltaBounds(0.0, 1e-250)
+    delta = min(math.exp(guess), 0.9)
+    total = LossSum(steps, precision, _DROPPED[0] * delta)
+    return Contour(total, saddle_point(total, epsilon), epsilon, delta).bounds(epsilon)
+
+
+def _one_step_delta(step: Step, epsilon: float) -> float:
+    q, mu = step.rate, 1 / step.noise_multiplier
+    if step.direction == REMOVE:
+        shifted = epsilon + math.log((-math.expm1(-epsilon) + q * math.exp(-epsilon)) / q)
+        return q * _gaussian_delta(mu * mu, shifted)
+    left = 1 - math.exp(epsilon) * (1 - q) if epsilon < 700 else 0.0
+    if left <= 0:
+        return 0.0
+    return left * _gaussian_delta(mu * mu, epsilon + math.log(q / left))
+
+
+def _gaussian_delta(precision: float, epsilon: float) -> float:
+    if precision == 0:
+        return 0.0
+    mu = math.sqrt(precision)
+    return math.exp(gaussian.log_delta(mu, epsilon)) if mu <= 1e6 else float(np.float64(epsilon < precision))

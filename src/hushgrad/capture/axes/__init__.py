@@ -1,0 +1,1 @@
+"""Where the examples of a batch lie, followed through the operators of a forward."""

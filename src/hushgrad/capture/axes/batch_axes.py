@@ -1,0 +1,271 @@
+"""Where the examples lie in a tensor: the axis of the batch, followed through the operators that move it.
+
+The inputs of a model carry the batch on axis 0. An axis of `None` means that the tensor descends from the batch but
+its examples can no longer be told apart by an axis; a tensor without an entry does not descend from the batch at all.
+
+An axis means that example i owns the i-th of B equal blocks along it, so folding the positions behind the batch into
+it (`[B, T, d]` to `[B·T, d]`) and unfolding them keeps it.
+
+Guarantee: an operator that has no rule loses the batch. A tensor whose axis is known holds, at each place along that
+axis, values computed from that one example alone.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from hushgrad.capture.axes.row_owners import Owners, Place, follow_rows, packed_owners
+from hushgrad.capture.axes.rules import Axis, Seen, changes_in_place, main_argument
+from hushgrad.capture.axes.table import AXIS_RULES, CONSTANTS
+from hushgrad.capture.source_line import calling_forward
+from hushgrad.errors import PrivacyUnitError
+
+NARROW = (torch.bfloat16, torch.float16)
+
+
+class BatchAxes:
+    """The batch axis of each tensor that descends from the batch, for the length of one forward.
+
+    Attributes:
+        batch_size: the number of examples that the forward's inputs hold; None when it has no inputs.
+        lost_by: the first operator after which examples could not be told apart any more, for messages.
+        is_narrow: whether a gradient passes through 16 bits on its way to a parameter.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[weakref.ref[Tensor], Place]] = {}
+        self._inputs: set[int] = set()
+        self.batch_size: int | None = None
+        self.lost_by: str | None = None
+        self.is_narrow = False
+
+    def set(self, tensor: Tensor, place: Place) -> None:
+        """Record that `tensor` descends from the batch."""
+        if tensor.dtype in NARROW and tensor.requires_grad:
+            self.is_narrow = True
+        self._entries[id(tensor)] = (weakref.ref(tensor), place)
+
+    def descends(self, tensor: Tensor) -> bool:
+        """Return whether `tensor` descends from the batch."""
+        entry = self._entries.get(id(tensor))
+        return entry is not None and entry[0]() is tensor
+
+    def get(self, tensor: Any) -> Axis:
+        """Return the batch axis of `tensor`; None if it has none."""
+        place = self.place(tensor)
+        return None if isinstance(place, Owners) else place
+
+    def place(self, tensor: Any) -> Place:
+        """Return where the batch lies in `tensor`: on an axis, or in rows with owners; None if it is not known."""
+        entry = self._entries.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def is_input(self, tensor: Any) -> bool:
+        """Return whether `tensor` is one of the forward's inputs as it was given."""
+        return isinstance(tensor, Tensor) and self.descends(tensor) and id(tensor) in self._inputs
+
+    def clear(self) -> None:
+        """Forget everything: the forward is over."""
+        self._entries.clear()
+        self._inputs.clear()
+
+    def seed(self, inputs: Any, batch_size: int | None) -> int | None:
+        """Record the tensors among a model's inputs and return the number of examples they hold.
+
+        Without a declared `batch_size` the first tensor decides. A tensor with one row beside inputs of several is a
+        constant; one whose first dimension is something else has lost its batch, as have the flat ids of bags with
+        their offsets (from which an embedding bag tells the examples apart again).
+        """
+        tensors = [tensor for tensor in tensors_in(inputs) if tensor.ndim > 0]
+        packed = list(packed_in(inputs))
+        sizes = [tensor.shape[0] for tensor in tensors] + [int(part.batch_sizes[0]) for part in packed]
+        is_known = batch_size in sizes or any(_bounds_bags(tensor, batch_size) for tensor in tensors)
+        if batch_size is None or not is_known:
+            batch_size = next((size for size in sizes if size != 1), 1 if sizes else None)
+        for tensor in tensors:
+            self._inputs.add(id(tensor))
+            if tensor.shape[0] == batch_size:
+                self.set(tensor, 0)
+            elif tensor.shape[0] != 1:
+                self._lose(tensor, "the model's inputs")
+        for part in packed:
+            if int(part.batch_sizes[0]) != batch_size:
+                self._lose(part.data, "the model's inputs")
+                continue
+            sequences = part.sorted_indices
+            sequences = torch.arange(batch_size, device=part.data.device) if sequences is None else sequences
+            self.set(part.data, Owners(0, packed_owners(part.batch_sizes, sequences)))
+        self.batch_size = batch_size
+        return batch_size
+
+    def adopt(self, tensor: Tensor) -> None:
+        """Record a tensor that requires gradients and came from nowhere the forward saw: data without an axis."""
+        self._lose(
+            tensor, "a custom autograd function, a scripted or traced part, or a tensor made outside this forward"
+        )
+
+    def follow(
+        self,
+        func: Callable[..., Any],
+        sources: list[Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Any,
+    ) -> None:
+        """Record the outputs of an operator that took `sources`, tensors that descend from the batch.
+
+        Raises:
+            PrivacyUnitError: a tensor whose examples could be told apart was overwritten so that they no longer can.
+        """
+        if self._follows_alone(func, sources, args, kwargs, result):
+            return
+        outputs = _tensors_at_top(result)
+        if not outputs or func in CONSTANTS:
+            return
+        name = func.__name__
+        places = [self.place(source) for source in sources]
+        axes = [place for place in places if isinstance(place, int)]
+        known = self.batch_size is not None and len(axes) == len(places)
+        seen = Seen(func, args, kwargs, sources, axes if known else [0] * len(places), self.batch_size or 0)
+        rule = AXIS_RULES.get(func)
+        written = main_argument(args, kwargs) if changes_in_place(func) else kwargs.get("out")
+        for place, out in outputs:
+            axis: Place = rule(seen, out, place) if rule is not None and known else None
+            if axis is None and self.batch_size and any(part is not None for part in places):
+                axis = follow_rows(seen, places, out, place, rule)
+            if axis is None and known and self.batch_size == 1 and out.ndim:
+                axis = 0  # there is no other example to be mixed with
+            if out is written:
+                self._overwritten(out, axis, name)
+            elif axis is None:
+                self._lose(out, name)
+            else:
+                self.set(out, axis)
+
+    def _follows_alone(
+        self,
+        func: Callable[..., Any],
+        sources: list[Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Any,
+    ) -> bool:
+        """Do the most common case of `follow`, and say whether this was it: one tensor of the batch gives another one.
+
+        A step of 400 small layers spends 1 ms less this way.
+        """
+        if len(sources) != 1 or not isinstance(result, Tensor) or self.batch_size is None:
+            return False
+        place, rule = self.place(sources[0]), AXIS_RULES.get(func)
+        if rule is None or not isinstance(place, int) or func in CONSTANTS or changes_in_place(func):
+            return False
+        if kwargs and kwargs.get("out") is not None:
+            return False
+        axis = rule(Seen(func, args, kwargs, sources, [place], self.batch_size), result, 0)
+        if axis is None:
+            return False
+        self.set(result, axis)
+        return True
+
+    def wrote(self, target: Tensor, index: Any, value: Any) -> None:
+        """Record `target[index] = value`, by which `target` holds rows of the batch."""
+        if not isinstance(value, Tensor) or not self.descends(value):
+            return
+        axis = self._axis_after_write(target, index, value)
+        self._overwritten(target, axis, "__setitem__")
+
+    def _axis_after_write(self, target: Tensor, index: Any, value: Tensor) -> Axis:
+        value_axis, size = self.get(value), self.batch_size
+        if value_axis is None or size is None:
+            return None
+        if self.descends(target):
+            own = self.get(target)
+            candidates = [] if own is None else [own]
+        else:
+            candidates = [axis for axis in range(target.ndim) if target.shape[axis] == size]
+        for axis in candidates:
+            part, place = self.part(target, axis, index)
+            if place is not None and part.ndim - place == value.ndim - value_axis:
+                return axis
+        return None
+
+    def part(self, target: Tensor, axis: int, index: Any) -> tuple[Tensor, Axis]:
+        """Return `target[index]`, detached, and its batch axis if the one of `target` is `axis`."""
+        part = target.detach()[index]
+        rows = [value for value in tensors_in(index) if self.descends(value)]
+        axes = [self.get(value) for value in rows]
+        if None in axes:
+            return part, None
+        places = [axis, *[own or 0 for own in axes]]
+        get = Tensor.__getitem__
+        seen = Seen(get, (target, index), {}, [target, *rows], places, self.batch_size or 0)
+        return part, AXIS_RULES[get](seen, part, 0)
+
+    def _overwritten(self, tensor: Tensor, axis: Place, name: str) -> None:
+        if axis is None and self.get(tensor) is not None:
+            raise PrivacyUnitError(
+                f"{name}: changes a tensor of shape {list(tensor.shape)} in place so that the examples of the batch "
+                f"can no longer be told apart in it. Make a new tensor, and keep the batch on an axis of its own"
+            )
+        base = tensor._base
+        if base is not None and base is not tensor and not self.descends(base):
+            self._lose(base, f"a write into a view by {name}")
+        if axis is None:
+            self._lose(tensor, name)
+        else:
+            self.set(tensor, axis)
+
+    def _lose(self, tensor: Tensor, name: str) -> None:
+        if self.lost_by is None:
+            self.lost_by = name + calling_forward()
+        self.set(tensor, None)
+
+
+def _bounds_bags(tensor: Tensor, batch_size: int | None) -> bool:
+    """Whether a tensor may hold where each of B bags begins, and where the last one ends."""
+    return batch_size is not None and tensor.shape == (batch_size + 1,) and tensor.dtype in (torch.int32, torch.int64)
+
+
+def _tensors_at_top(result: Any) -> list[tuple[int, Tensor]]:
+    """Return the tensors that an operator returned, with their places among its outputs."""
+    if isinstance(result, Tensor):
+        return [(0, result)]
+    if not isinstance(result, (tuple, list)):
+        return []
+    return [(place, part) for place, part in enumerate(result) if isinstance(part, Tensor)]
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors inside nested tuples, lists, mappings and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, PackedSequence):
+        return
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors_in(part)
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from tensors_in(part)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for entry in fields(value):
+            yield from tensors_in(getattr(value, entry.name))
+
+
+def packed_in(value: Any) -> Iterator[PackedSequence]:
+    """Yield the packed sequences inside nested inputs; their rows belong to examples in no regular order."""
+    if isinstance(value, PackedSequence):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from packed_in(part)
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from packed_in(part)

@@ -1,0 +1,237 @@
+"""Rows that belong to the examples in an irregular order: packed sequences, sorted batches, rows ordered t·B + b.
+
+Such a tensor has no batch axis in the sense of `layout.py`. It has a dimension of rows and, for each row, the example
+that owns it. Only operators that treat every row alike keep the owners; back in the regular order, the tensor has an
+ordinary axis again. Whatever else is done with it loses the batch.
+
+Guarantee: what a row holds was computed from its owner alone, by operations that do not depend on the row's place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hushgrad.capture.axes import products as products
+from hushgrad.capture.axes.rules import AxisRule, Seen, dims_of, elementwise, is_basic, like_first, viewed
+
+
+@dataclass(frozen=True, eq=False)
+class Owners:
+    """Row r on dimension `dim` belongs to example `rows[r]`; `rows` holds numbers below the batch size, int64."""
+
+    dim: int
+    rows: Tensor
+
+    def same_rows(self, other: Owners) -> bool:
+        """Return whether two tensors' rows have the same owners in the same order."""
+        return self.rows is other.rows or torch.equal(self.rows, other.rows)
+
+    def blocks(self, tensor: Tensor, batch_size: int) -> Tensor:
+        """Return `tensor` as `[B, k, ...]` with each example's rows in their order, zeros where it has fewer than k."""
+        tensor = tensor.movedim(self.dim, 0)
+        count = self.rows.shape[0]
+        if count % batch_size == 0 and self._is_interleaved(batch_size):
+            return tensor.reshape(count // batch_size, batch_size, *tensor.shape[1:]).transpose(0, 1)
+        rows = self.rows.to(tensor.device)
+        order = rows.argsort(stable=True)
+        sizes = torch.bincount(rows, minlength=batch_size)
+        starts = sizes.cumsum(0) - sizes
+        owners = rows[order]
+        places = torch.arange(count, device=rows.device) - starts[owners]
+        padded = tensor.new_zeros(batch_size, max(int(sizes.max()), 1), *tensor.shape[1:])
+        padded[owners, places] = tensor[order]
+        return padded
+
+    def _is_interleaved(self, batch_size: int) -> bool:
+        regular = torch.arange(batch_size, device=self.rows.device).expand(self.rows.shape[0] // batch_size, -1)
+        return torch.equal(self.rows.view(-1, batch_size), regular)
+
+
+Place = int | Owners | None
+"""Where the batch lies in a tensor: on an axis, in rows with owners, or nowhere that is known."""
+
+
+def dim_of(place: Place) -> int | None:
+    """Return the dimension along which the examples lie, whether in their own order or not."""
+    return place.dim if isinstance(place, Owners) else place
+
+
+def owners_of_axis(size: int, batch_size: int, device: torch.device) -> Tensor:
+    """Return the owner of each place along an ordinary batch axis of the given size."""
+    return torch.arange(batch_size, device=device).repeat_interleave(size // batch_size)
+
+
+def placed(dim: int, rows: Tensor, batch_size: int) -> Place:
+    """Return an ordinary axis where the rows are in the examples' own order, else their owners."""
+    size = rows.shape[0]
+    if size == 0:
+        return None
+    if size % batch_size == 0 and torch.equal(rows, owners_of_axis(size, batch_size, rows.device)):
+        return dim
+    return Owners(dim, rows)
+
+
+def packed_owners(batch_sizes: Tensor, sequences: Tensor) -> Tensor:
+    """Return the owner of each row of a packed sequence whose j-th longest sequence belongs to `sequences[j]`."""
+    return torch.cat([sequences[:count] for count in batch_sizes.tolist()])
+
+
+# Operators on rows with owners ------------------------------------------------------------------------------------
+
+
+def follow_rows(seen: Seen, places: list[Place], out: Tensor, place: int, rule: AxisRule | None) -> Place:
+    """Return where the batch lies in an output of an operator for which its ordinary rule found no axis.
+
+    Args:
+        seen: the call; the axes in it are not looked at.
+        places: where the batch lies in each of the call's data.
+        out: the output.
+        place: the output's place among the outputs.
+        rule: the operator's ordinary rule.
+    """
+    if seen.func in SELECTIONS:
+        selected = _selected(seen, places, out)
+        if selected is not None or not _is_view(seen):
+            return selected
+        rule = viewed
+    if seen.func is PACK:
+        return _packed(seen, places) if place == 0 else None
+    if seen.func is PAD_PACKED:
+        return _unpacked(seen, places) if place == 0 else None
+    owned = [part for part in places if isinstance(part, Owners)]
+    if seen.func in SPLITS and len(places) == 1:
+        return _split(seen, owned[0], out) if owned else _folded(seen, places[0], out)
+    if rule not in ROW_RULES or not owned or len(owned) != len(places):
+        return None
+    if any(not owned[0].same_rows(part) for part in owned[1:]):
+        return None
+    # Like examples that have one row each: a rule for B examples then looks for as many places as there are rows.
+    row_wise = replace(seen, axes=[part.dim for part in owned], batch_size=owned[0].rows.shape[0])
+    assert rule is not None
+    dim = rule(row_wise, out, place)
+    if dim is None or out.shape[dim] != owned[0].rows.shape[0]:
+        return None
+    if rule is elementwise and _meets_other_rows(row_wise, out.ndim - dim):
+        return None
+    return Owners(dim, owned[0].rows)
+
+
+def _meets_other_rows(seen: Seen, from_right: int) -> bool:
+    """Whether a constant of the call has a value for each row: rows would no longer be treated alike."""
+    constants = [value for value in (*seen.args, *seen.kwargs.values()) if isinstance(value, Tensor)]
+    return any(
+        value.ndim >= from_right and value.shape[-from_right] != 1
+        for value in constants
+        if all(value is not source for source in seen.sources)
+    )
+
+
+def _split(seen: Seen, owned: Owners, out: Tensor) -> Place:
+    """`[..., T·B, ...]` to `[..., T, B, ...]`, or a reshape of the dimensions behind the rows."""
+    x, dim, rows = seen.first, owned.dim, owned.rows
+    if list(out.shape[: dim + 1]) == list(x.shape[: dim + 1]):
+        return owned
+    if out.ndim < dim + 2 or list(out.shape[:dim]) != list(x.shape[:dim]):
+        return None
+    first, second = out.shape[dim : dim + 2]
+    if first * second != rows.shape[0]:
+        return None
+    table = rows.view(first, second)
+    if not bool((table == table[:1]).all()):
+        return None
+    return placed(dim + 1, table[0], seen.batch_size)
+
+
+def _folded(seen: Seen, axis: Place, out: Tensor) -> Place:
+    """`[T, B, ...]` to `[T·B, ...]`: rows ordered t·B + b, where an ordinary axis is lost."""
+    x = seen.first
+    if not isinstance(axis, int) or axis == 0 or not out.numel() or out.numel() != x.numel():
+        return None
+    blocks = x.shape[axis] // seen.batch_size
+    behind = blocks * math.prod(x.shape[axis + 1 :])
+    for dim in range(min(axis, out.ndim)):
+        outer = math.prod(x.shape[dim:axis]) * seen.batch_size
+        if list(out.shape[:dim]) == list(x.shape[:dim]) and out.shape[dim] % outer == 0:
+            inner = out.shape[dim] // outer
+            if behind % inner == 0:
+                own = owners_of_axis(seen.batch_size * inner, seen.batch_size, x.device)
+                return placed(dim, own.repeat(outer // seen.batch_size), seen.batch_size)
+    return None
+
+
+def _is_view(seen: Seen) -> bool:
+    """Whether an index consists of numbers and slices only."""
+    if seen.func is not Tensor.__getitem__:
+        return False
+    index = seen.args[1] if isinstance(seen.args[1], tuple) else (seen.args[1],)
+    return all(part is None or part is Ellipsis or is_basic(part) for part in index)
+
+
+def _selected(seen: Seen, places: list[Place], out: Tensor) -> Place:
+    """`x.index_select(dim, order)` or `x[order]`: rows in another order, some of them left out or repeated."""
+    x = seen.first
+    place = next((part for source, part in zip(seen.sources, places, strict=True) if source is x), None)
+    if place is None:
+        return None
+    if seen.func is Tensor.__getitem__:
+        dim, order = 0, seen.args[1]
+    else:
+        dims = dims_of(seen.argument(1, "dim"), x.ndim)
+        dim, order = (-1 if dims is None else next(iter(dims))), seen.argument(2, "index")
+    if not isinstance(order, Tensor) or order.ndim != 1 or order.dtype not in (torch.int64, torch.int32):
+        return None
+    own = place.dim if isinstance(place, Owners) else place
+    if dim != own:
+        return None
+    rows = place.rows if isinstance(place, Owners) else owners_of_axis(x.shape[dim], seen.batch_size, x.device)
+    return placed(dim, rows[order.to(rows.device)], seen.batch_size)
+
+
+def _unpacked(seen: Seen, places: list[Place]) -> Place:
+    """`pad_packed_sequence`: a row for each sequence, longest first."""
+    data, batch_sizes, batch_first = seen.args[:3]
+    place = next((part for source, part in zip(seen.sources, places, strict=True) if source is data), None)
+    if not isinstance(place, Owners) or not batch_sizes.numel():
+        return None
+    sequences = place.rows[: int(batch_sizes[0])]
+    if not torch.equal(place.rows, packed_owners(batch_sizes, sequences)):
+        return None
+    return placed(0 if batch_first else 1, sequences, seen.batch_size)
+
+
+def _packed(seen: Seen, places: list[Place]) -> Place:
+    """`pack_padded_sequence` of padded data with one sequence for each row."""
+    x, _, batch_first = seen.args[:3]
+    place = next((part for source, part in zip(seen.sources, places, strict=True) if source is x), None)
+    dim = 0 if batch_first else 1
+    if isinstance(place, Owners):
+        sequences = place.rows if place.dim == dim else None
+    else:
+        sequences = owners_of_axis(x.shape[dim], seen.batch_size, x.device) if place == dim else None
+    if sequences is None:
+        return None
+    padded = sequences.reshape([-1, 1] if batch_first else [1, -1]).expand(x.shape[:2]).unsqueeze(-1)
+    rows, _ = PACK(padded.double(), seen.args[1], batch_first)
+    return Owners(0, rows.squeeze(-1).long())
+
+
+PACK = torch._C._VariableFunctions._pack_padded_sequence
+PAD_PACKED = torch._C._VariableFunctions._pad_packed_sequence
+SPLITS: set[Callable[..., Any]] = {torch.reshape, Tensor.reshape, Tensor.view, Tensor.unflatten, Tensor.flatten}
+SPLITS |= {torch.flatten, torch.unflatten}
+SELECTIONS: set[Callable[..., Any]] = {torch.index_select, Tensor.index_select, Tensor.__getitem__}
+ROW_RULES: set[AxisRule] = {
+    elementwise,
+    like_first,
+    viewed,
+    products.linear,
+    products.layer_normalized,
+    products.embedding,
+}
+"""Axis rules of operators that treat all rows alike, whatever their number."""

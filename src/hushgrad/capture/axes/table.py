@@ -1,0 +1,183 @@
+"""Which rule follows the batch through which operator. An operator that is not here loses the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import init
+
+from hushgrad.capture.axes import products as products
+from hushgrad.capture.axes.rules import (
+    AxisRule,
+    along,
+    batch_first,
+    before_last,
+    concatenated,
+    elementwise,
+    exchanged,
+    flipped,
+    frozen_batch_norm,
+    indexed,
+    like_first,
+    padded,
+    reduced,
+    repeated,
+    reshaped,
+    stacked,
+    unsqueezed,
+    viewed,
+)
+
+Space = ModuleType | type
+
+SPACES: tuple[Space, ...] = (torch, Tensor, F, torch.special, torch.linalg, torch.fft)
+
+ARITHMETIC = """
+    add sub subtract rsub mul multiply div divide true_divide floor_divide pow float_power fmod remainder neg negative
+    positive abs absolute sign sgn signbit square sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan
+    asin acos atan arcsin arccos arctan sinh cosh tanh asinh acosh atanh arcsinh arccosh arctanh sinc erf erfc erfinv
+    lgamma digamma polygamma i0 i0e i1 i1e ndtr ndtri log_ndtr entr xlog1py xlogy hypot atan2 arctan2 logaddexp
+    logaddexp2 floor ceil round trunc fix frac clamp clip clamp_min clamp_max nan_to_num maximum minimum fmax fmin
+    lerp addcmul addcdiv copysign ldexp heaviside deg2rad rad2deg logit expit sigmoid angle conj conj_physical
+    resolve_conj resolve_neg real imag masked_fill where tril triu
+    __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __div__ __rdiv__ __floordiv__
+    __rfloordiv__ __mod__ __rmod__ __pow__ __rpow__ __neg__ __pos__ __abs__ __invert__ __and__ __rand__ __or__ __ror__
+    __xor__ __rxor__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__
+    __iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__
+    eq ne not_equal lt less le less_equal gt greater ge greater_equal isnan isinf isfinite isposinf isneginf isreal
+    isclose logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_xor bitwise_not
+"""
+ACTIVATIONS = """
+    relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign softshrink hardshrink hardtanh hardsigmoid
+    hardswish tanhshrink logsigmoid threshold rrelu prelu dropout alpha_dropout feature_alpha_dropout feature_dropout
+    dropout1d dropout2d dropout3d native_dropout bernoulli
+"""
+SAME_VALUES = """
+    clone contiguous detach detach_ requires_grad_ to type type_as float double half bfloat16 int long short char byte
+    bool cpu cuda zeros_like ones_like full_like empty_like rand_like randn_like randint_like data
+"""
+FILLS = "fill_ zero_ normal_ uniform_ bernoulli_ exponential_"
+VIEWS = """
+    transpose swapaxes swapdims t permute movedim moveaxis unsqueeze squeeze select unbind narrow split chunk
+    unsafe_split unsafe_chunk tensor_split diagonal expand expand_as broadcast_to adjoint
+    T mT H mH
+"""
+RESHAPES = "reshape view reshape_as view_as flatten unflatten ravel"
+CREATED = "new_zeros new_ones new_full new_empty new_tensor zeros ones empty rand randn"
+
+REDUCTIONS = """
+    sum mean amax amin aminmax max min prod std var std_mean var_mean nansum nanmean logsumexp argmax argmin all any
+    median nanmedian mode count_nonzero
+"""
+
+ALONG: dict[str, AxisRule] = {
+    **dict.fromkeys(["softmax", "log_softmax", "softmin"], along(1)),
+    **dict.fromkeys(["cumsum", "cumprod", "logcumsumexp", "cummax", "cummin"], along(1)),
+    **dict.fromkeys(["gather", "take_along_dim", "index_select", "index_fill", "index_add", "index_copy"], along(1)),
+    **dict.fromkeys(["scatter", "scatter_add", "scatter_reduce"], along(1)),
+    **dict.fromkeys(["sort", "argsort"], along(1, default=-1)),
+    **dict.fromkeys(["topk", "kthvalue", "diff"], along(2, default=-1)),
+    "roll": along(2, "dims"),
+    **dict.fromkeys(["fft", "ifft", "rfft", "irfft", "hfft", "ihfft"], along(2, default=-1)),
+    **dict.fromkeys(["fft2", "ifft2", "rfft2", "irfft2", "hfft2", "ihfft2"], along(2, default=(-2, -1))),
+    **dict.fromkeys(["fftn", "ifftn", "rfftn", "irfftn", "hfftn", "ihfftn"], along(2)),
+    **dict.fromkeys(["fftshift", "ifftshift"], along(1)),
+    "glu": along(1, default=-1),
+    "normalize": along(2, default=1),
+    "gumbel_softmax": along(4, default=-1),
+    "repeat_interleave": along(2),
+    "flip": flipped,
+}
+
+OTHERS: dict[str, AxisRule] = {
+    **dict.fromkeys(["norm", "vector_norm", "quantile", "cosine_similarity"], reduced(2)),
+    **dict.fromkeys(["cat", "concat", "concatenate"], concatenated),
+    "stack": stacked,
+    **dict.fromkeys(["repeat", "tile"], repeated),
+    "pad": padded,
+    **dict.fromkeys(["matmul", "__matmul__", "mm", "bmm", "mv"], products.product),
+    "__rmatmul__": products.reflected_product,
+    **dict.fromkeys(["addmm", "baddbmm"], products.added_product),
+    "linear": products.linear,
+    "bilinear": products.bilinear,
+    "einsum": products.einsum,
+    "scaled_dot_product_attention": products.attention,
+    "multi_head_attention_forward": products.multi_head,
+    **dict.fromkeys(["lstm", "gru", "rnn_tanh", "rnn_relu"], products.recurrent),
+    **dict.fromkeys(["layer_norm", "rms_norm"], products.layer_normalized),
+    **dict.fromkeys(["group_norm", "instance_norm", "local_response_norm"], batch_first()),
+    "batch_norm": frozen_batch_norm,
+    **dict.fromkeys(["lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"], before_last(1)),
+    **dict.fromkeys(["interpolate", "upsample"], batch_first()),
+    **dict.fromkeys(["pixel_shuffle", "pixel_unshuffle"], before_last(3)),
+    "unfold": along(1, "dimension"),
+    "stft": batch_first(2),
+}
+
+
+def _spatial() -> dict[str, AxisRule]:
+    rules: dict[str, AxisRule] = {}
+    for space in (1, 2, 3):
+        for name in ("conv", "conv_transpose"):
+            rules[f"{name}{space}d"] = batch_first(space + 2)
+        for name in ("max_pool", "adaptive_max_pool"):
+            for form in (f"{name}{space}d", f"{name}{space}d_with_indices"):
+                rules[form] = before_last(space)
+        for name in ("avg_pool", "adaptive_avg_pool", "lp_pool"):
+            rules[f"{name}{space}d"] = before_last(space)
+    return rules
+
+
+def _found(names: str) -> list[Callable[..., Any]]:
+    """Return what torch calls by these names: functions, methods and attribute reads."""
+    found: list[Callable[..., Any]] = []
+    for name in names.split():
+        for space in SPACES:
+            entry: Any = vars(space).get(name)
+            if entry is None and isinstance(space, type):
+                entry = getattr(space, name, None)
+            if type(entry).__name__ == "getset_descriptor" or isinstance(entry, property):
+                found.append(entry.__get__)
+            elif callable(entry):
+                found.append(entry)
+    return found
+
+
+def _table(rule: AxisRule, names: str, *, in_place: bool = False) -> dict[Callable[..., Any], AxisRule]:
+    if in_place:
+        names += " " + " ".join(f"{name}_" for name in names.split() if not name.endswith("_"))
+    return dict.fromkeys(_found(names), rule)
+
+
+INITIALIZERS: set[Callable[..., Any]] = {init.uniform_, init.normal_, init.constant_, init.kaiming_uniform_}
+"""Those of `nn.init` that show themselves to a mode; they write into a tensor without gradients."""
+
+AXIS_RULES: dict[Callable[..., Any], AxisRule] = {
+    **_table(elementwise, ARITHMETIC, in_place=True),
+    **_table(elementwise, ACTIVATIONS, in_place=True),
+    **_table(elementwise, "copy_"),
+    **_table(like_first, SAME_VALUES),
+    **_table(like_first, FILLS),
+    **_table(viewed, VIEWS),
+    **_table(reshaped, RESHAPES),
+    **_table(reduced(1), REDUCTIONS),
+    **{func: rule for name, rule in ALONG.items() for func in _found(f"{name} {name}_")},
+    **{func: rule for name, rule in {**OTHERS, **_spatial()}.items() for func in _found(name)},
+    **dict.fromkeys(INITIALIZERS, like_first),
+    Tensor.unsqueeze_: unsqueezed,
+    Tensor.transpose_: exchanged("dim0", "dim1"),
+    Tensor.swapaxes_: exchanged("axis0", "axis1"),
+    Tensor.swapdims_: exchanged("dim0", "dim1"),
+    Tensor.__getitem__: indexed,
+    F.unfold: batch_first(4),
+    F.embedding: products.embedding,
+    F.one_hot: products.embedding,
+    F.embedding_bag: products.embedding_bag,
+}
+CONSTANTS = set(_found(CREATED))
+LIKE_ANOTHER = set(_found("expand_as view_as reshape_as type_as to"))

@@ -1,0 +1,1 @@
+"""Run on demand, above the session: verify, audits, the doctor."""

@@ -1,0 +1,372 @@
+"""Are examples drawn as charged: every one independently with probability q, in every step?
+
+Shuffling must not pass as Poisson sampling. A draw is the indices of one logical batch. Counts of independent
+inclusions are binomial, so p-values are exact or conservative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from hushgrad.arguments import open_unit_interval, probability, whole_number
+from hushgrad.checks.verification.checks import statistics as st
+from hushgrad.checks.verification.verdict import Cause, Check
+from hushgrad.errors import InvalidArgumentError
+
+Indices = NDArray[np.int64]
+
+_CHECKS = 6
+_LEAST_EXPECTED = 20
+_GROUPS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingReading:
+    """What draws were found to be: the measured rate, the checks by name, and the mistakes that fit."""
+
+    rate: float
+    checks: dict[str, Check]
+    causes: tuple[Cause, ...]
+
+
+def inclusion_rate(population: int, rate: float, max_batch_size: int | None = None) -> float:
+    """Return the probability of a record to take part in a step: E min(Binomial(N, q), B) / N."""
+    if max_batch_size is None or max_batch_size >= population:
+        return rate
+    beyond = _sizes_beyond(population, rate, max_batch_size)
+    return rate - float(stats.binom.sf(beyond, population, rate).sum()) / population
+
+
+def _sizes_beyond(population: int, rate: float, most: int) -> Indices:
+    """Return the sizes k >= `most` with a P(K > k) that counts."""
+    mean = population * rate
+    return np.arange(most, min(population, max(most + 1, math.ceil(mean + 40 * math.sqrt(mean + 1) + 100))))
+
+
+def _pair_rate(population: int, rate: float, max_batch_size: int | None) -> float:
+    """Return the probability of two given records to take part together: E K(K − 1) / (N(N − 1)), K the size."""
+    if max_batch_size is None or max_batch_size >= population or population < 2:
+        return rate * rate
+    beyond = _sizes_beyond(population, rate, max_batch_size)  # k(k − 1) grows by 2k from k to k + 1
+    lost = float((2 * beyond * stats.binom.sf(beyond, population, rate)).sum())
+    return rate * rate - lost / (population * (population - 1))
+
+
+def read_sampling(
+    draws: Sequence[Sequence[int]],
+    *,
+    population: int,
+    rate: float,
+    false_alarm: float,
+    max_batch_size: int | None = None,
+) -> SamplingReading:
+    """Test whether `draws` are independent Poisson draws from range(population) with this rate.
+
+    Args:
+        draws: the indices of each logical batch, in the order drawn, empty ones included; at least 20.
+        population: N, the number of records.
+        rate: q, the claimed probability of each record to take part in each step.
+        false_alarm: the probability that true Poisson sampling fails any of the checks.
+        max_batch_size: of truncated Poisson sampling, to which larger draws are cut at random; None for none.
+    """
+    count = whole_number("population", population, minimum=1)
+    q = probability("rate", rate)
+    each = open_unit_interval("false_alarm", false_alarm) / _CHECKS
+    if len(draws) < _LEAST_EXPECTED:
+        raise InvalidArgumentError(f"draws must be at least {_LEAST_EXPECTED}, got {len(draws)}")
+    sets = [np.asarray(draw, dtype=np.int64).reshape(-1) for draw in draws]
+    sizes = np.array([len(draw) for draw in sets])
+    measured = float(sizes.sum()) / (len(sets) * count)
+    sizes_check = _sizes(sizes, count, q, each, max_batch_size)
+    pair = _pair_rate(count, q, max_batch_size)
+    q = inclusion_rate(count, q, max_batch_size)
+    checks = {
+        "range": _range(sets, count),
+        "rate": _rate(sizes, count, q, each),
+        "sizes": sizes_check,
+        "inclusion": _inclusion(sets, count, q, each),
+        "overlaps": _overlaps(sets, count, q, each),
+        "neighbours": _neighbours(sets, count, pair, each),
+        "repeats": _repeats(sets, count, q, each),
+    }
+    return SamplingReading(measured, checks, _causes(sets, sizes, count, q, checks))
+
+
+def draws_needed(population: int, rate: float, resolution: float, false_alarm: float) -> int:
+    """Return how many draws show a relative error `resolution` of the rate with probability 0.999."""
+    if rate >= 1:
+        return _LEAST_EXPECTED
+    trials = st.trials_needed_for_rate(resolution, rate, false_alarm / _CHECKS)
+    return max(200, math.ceil(trials / population))
+
+
+def _range(sets: Sequence[Indices], count: int) -> Check:
+    strange = sum(int(((draw < 0) | (draw >= count)).any()) for draw in sets)
+    twice = sum(len(np.unique(draw)) < len(draw) for draw in sets)
+    return Check(
+        "sampling",
+        "every draw holds records of the data set, each at most once",
+        f"{twice} draws with a record twice, {strange} with records that are none",
+        not strange and not twice,
+        len(sets),
+        power="every case",
+    )
+
+
+def _rate(sizes: Indices, count: int, q: float, alpha: float) -> Check:
+    total, trials = int(sizes.sum()), len(sizes) * count
+    p = st.count_p(total, trials, q)
+    return Check(
+        "sampling",
+        "records take part with the charged rate",
+        f"{total / trials:.6g} measured, {q:.6g} charged",
+        p >= alpha,
+        trials,
+        float(total),
+        p,
+        alpha,
+        "every error" if q == 1 else f"{st.smallest_rate_error(trials, q, alpha):.2%} error with probability 0.999",
+    )
+
+
+def _sizes(sizes: Indices, count: int, q: float, alpha: float, most: int | None) -> Check:
+    """Sizes of logical batches against the binomial distribution, in bins; empty draws are a bin where expected."""
+    claim = "sizes of logical batches vary as those of Poisson draws do, empty ones included"
+    if q == 1:
+        full = min(count, most or count)
+        return Check("sampling", claim, "full batches", bool((sizes == full).all()), len(sizes), power="every case")
+    if most is not None and int(sizes.max()) > most:
+        said = f"one of {int(sizes.max())} records, at most {most} are charged"
+        return Check("sampling", claim, said, False, len(sizes), power="every case")
+    bins = int(min(12, max(2, len(sizes) // 40)))
+    edges = np.unique(stats.binom.ppf(np.arange(1, bins) / bins, count, q).astype(np.int64))
+    edges = np.unique(np.concatenate([[0], edges])) if (1 - q) ** count * len(sizes) >= _LEAST_EXPECTED else edges
+    if most is not None:  # what is cut lies in the last bin, where it would have been
+        edges = np.unique(np.minimum(edges, most - 1))
+    cumulative = np.concatenate([[0.0], stats.binom.cdf(edges, count, q), [1.0]])
+    chances = np.diff(cumulative)
+    found = np.bincount(np.searchsorted(edges, sizes, side="left"), minlength=len(chances))
+    keep = chances * len(sizes) >= 5
+    found = np.append(found[keep], found[~keep].sum())
+    chances = np.append(chances[keep], chances[~keep].sum())
+    if chances[-1] * len(sizes) < 5:  # what no bin of its own is expected for joins the last one
+        found, chances = np.append(found[:-2], found[-2:].sum()), np.append(chances[:-2], chances[-2:].sum())
+    expected = chances * len(sizes)
+    statistic = float(((found - expected) ** 2 / expected).sum())
+    p = float(stats.chi2.sf(statistic, max(1, len(expected) - 1)))
+    spread = float(np.var(sizes)) / (count * q * (1 - q))
+    return Check(
+        "sampling",
+        claim,
+        f"variance of the sizes {spread:.3g} times that of Poisson draws; {int((sizes == 0).sum())} empty",
+        p >= alpha,
+        len(sizes),
+        statistic,
+        p,
+        alpha,
+        "fixed sizes, caps, dropped empty draws",
+    )
+
+
+def _inclusion(sets: Sequence[Indices], count: int, q: float, alpha: float) -> Check:
+    """How often each record takes part: neither more nor less alike than chance makes it."""
+    claim = "records take part equally often, up to chance"
+    steps = len(sets)
+    joined = np.concatenate(sets)
+    counts = np.bincount(joined[(joined >= 0) & (joined < count)], minlength=count)
+    if q == 1:
+        return Check("sampling", claim, "full batches", bool((counts == steps).all()), count, power="every case")
+    measured = float(joined.size) / (steps * count)
+    rate = min(max(measured, 1e-12), 1 - 1e-12)
+    groups = int(min(_GROUPS, count, max(2, steps * count * q // 50)))
+    pooled = np.array([part.sum() for part in np.array_split(counts, groups)], dtype=np.float64)
+    members = np.array([len(part) for part in np.array_split(counts, groups)], dtype=np.float64)
+    statistic = float(((pooled - members * steps * rate) ** 2 / (members * steps * rate * (1 - rate))).sum())
+    p_groups = st.two_sided(float(stats.chi2.cdf(statistic, groups - 1)), float(stats.chi2.sf(statistic, groups - 1)))
+    most, least = int(counts.max()), int(counts.min())
+    p_most = count * float(stats.binom.sf(most - 1, steps, max(q, rate)))
+    p_least = count * float(stats.binom.cdf(least, steps, min(q, rate)))
+    p = min(1.0, 3 * min(p_groups, p_most, p_least))
+    return Check(
+        "sampling",
+        claim,
+        f"from {least} to {most} of {steps} steps; χ² over {groups} groups {statistic:.1f}",
+        p >= alpha,
+        int(joined.size),
+        statistic,
+        p,
+        alpha,
+        "records left out or preferred; records that take turns (shuffling)",
+    )
+
+
+def _overlaps(sets: Sequence[Indices], count: int, q: float, alpha: float) -> Check:
+    """Records in common of steps 1 and 2, 3 and 4, …: binomial. Steps of one shuffled pass have none."""
+    pairs = list(zip(sets[::2], sets[1::2], strict=False))
+    common = sum(len(np.intersect1d(one, other)) for one, other in pairs)
+    trials = len(pairs) * count
+    p = st.count_p(common, trials, q * q)
+    return Check(
+        "sampling",
+        "draws of different steps are independent",
+        f"{common} records in common of {len(pairs)} pairs of steps, {trials * q * q:.0f} expected",
+        p >= alpha,
+        trials,
+        float(common),
+        p,
+        alpha,
+        "every error" if q == 1 else f"{st.smallest_rate_error(trials, q * q, alpha):.1%} more or fewer in common",
+    )
+
+
+def _neighbours(sets: Sequence[Indices], count: int, pair: float, alpha: float) -> Check:
+    """Records 2k and 2k + 1 in one draw, and records k and k + N/2: binomial. Blocks come together."""
+    half = count // 2
+    near = far = 0
+    for draw in sets:
+        member = np.zeros(count, dtype=np.bool_)
+        member[draw[(draw >= 0) & (draw < count)]] = True
+        near += int((member[0 : 2 * half : 2] & member[1 : 2 * half : 2]).sum())
+        far += int((member[:half] & member[half : 2 * half]).sum())
+    trials = len(sets) * half
+    p = min(1.0, 2 * min(st.count_p(near, trials, pair), st.count_p(far, trials, pair))) if trials else 1.0
+    return Check(
+        "sampling",
+        "records enter a draw independently of each other",
+        f"{near} neighbours drawn together, {far} far apart, {trials * pair:.0f} of each expected",
+        p >= alpha,
+        trials,
+        float(near),
+        p,
+        alpha,
+        "blocks of records that come together",
+    )
+
+
+def _repeats(sets: Sequence[Indices], count: int, q: float, alpha: float) -> Check:
+    """The same draw again. Two Poisson draws are equal with probability (q² + (1 − q)²)^N."""
+    claim = "no draw comes again"
+    chance = math.exp(count * math.log(q * q + (1 - q) ** 2)) * len(sets) ** 2 / 2 if q < 1 else 1.0
+    if chance > alpha / 10:
+        return Check("sampling", claim, "draws are too small to tell", True, 0)
+    found = len(sets) - len({np.sort(draw).tobytes() for draw in sets})
+    return Check(
+        "sampling", claim, f"{found} draws came before", found == 0, len(sets), float(found), None, chance, "every case"
+    )
+
+
+# What the measurements say about the kind of mistake ------------------------------------------------------------------
+
+
+def _causes(
+    sets: Sequence[Indices], sizes: Indices, count: int, q: float, checks: dict[str, Check]
+) -> tuple[Cause, ...]:
+    failed = {name for name, check in checks.items() if not check.passed}
+    if not failed:
+        return ()
+    joined = np.concatenate(sets)
+    counts = np.bincount(joined[(joined >= 0) & (joined < count)], minlength=count)
+    distinct = len({np.sort(draw).tobytes() for draw in sets})
+    expected_empty = (1 - q) ** count * len(sets)
+    if "range" in failed:
+        return (_cause("sampling-with-replacement"),)
+    if "repeats" in failed and distinct < 0.9 * len(sets):
+        return (_cause("sampling-repeated"),)
+    full = sizes == np.median(sizes)
+    if _takes_turns(sets, count):
+        return (_cause("sampling-shuffled"),)
+    if "sizes" in failed and full.mean() > 0.95:
+        return (_cause("sampling-fixed-size"),)
+    if (counts == 0).sum() > 0.005 * count and "inclusion" in failed:
+        return (_cause("sampling-left-out"),)
+    together = checks["neighbours"]
+    by_chance = together.sample_size * (sizes.sum() / (len(sets) * count)) ** 2
+    if "neighbours" in failed and abs((together.statistic or 0.0) - by_chance) > 0.2 * by_chance + 6 * by_chance**0.5:
+        return (_cause("sampling-blocks"),)
+    if expected_empty >= _LEAST_EXPECTED and not (sizes == 0).any():
+        return (_cause("sampling-empty-skipped"),)
+    largest = int(sizes.max())
+    if "sizes" in failed and (sizes == largest).sum() > 5 + 3 * len(sets) * stats.binom.pmf(largest, count, q):
+        return (_cause("sampling-capped"),)
+    if "inclusion" in failed:
+        return (_cause("sampling-unequal"),)
+    if "overlaps" in failed and "rate" not in failed:
+        return (_cause("sampling-dependent"),)
+    return (_cause("sampling-rate"),) if "rate" in failed else (_cause("sampling-not-poisson"),)
+
+
+def _takes_turns(sets: Sequence[Indices], count: int) -> bool:
+    """Whether records come again only after most others have come: the signature of passes over the data.
+
+    Of a shuffled pass the first half of N records has no record twice; of Poisson draws about a fifth of N does.
+    """
+    seen: set[int] = set()
+    total = 0
+    for draw in sets:
+        if total + len(draw) > count // 2:
+            break
+        total += len(draw)
+        seen.update(draw.tolist())
+    return total >= 20 and len(seen) == total and total * total / (2 * count) > 12
+
+
+_WORDS = {
+    "sampling-with-replacement": (
+        "a draw holds a record twice (drawn with replacement, or duplicated by padding or resumed queues).",
+        "draw each record at most once in a logical batch.",
+    ),
+    "sampling-repeated": (
+        "the same batches come again (a sampler seeded anew with a constant, or batches fixed once).",
+        "draw every batch afresh, from a generator that is never reset.",
+    ),
+    "sampling-shuffled": (
+        "batches are parts of a shuffled or ordered pass over the data, which is charged as Poisson sampling.",
+        "draw every record independently in every step, or charge passes over disjoint batches.",
+    ),
+    "sampling-fixed-size": (
+        "every logical batch has the same number of records, which Poisson draws do not.",
+        "draw every record independently; the size is then random and may be 0.",
+    ),
+    "sampling-left-out": (
+        "some records never take part.",
+        "draw from the whole data set, or declare the smaller one.",
+    ),
+    "sampling-blocks": (
+        "records enter a draw together (blocks, groups or one coin for several records).",
+        "throw one coin for each record.",
+    ),
+    "sampling-empty-skipped": (
+        "empty draws are skipped or replaced.",
+        "take and charge a step of noise alone for every empty draw.",
+    ),
+    "sampling-capped": (
+        "the size of a logical batch is capped, and drawn records are dropped.",
+        "process large draws in several physical batches.",
+    ),
+    "sampling-unequal": (
+        "records take part with different probabilities (weights, or an uneven split).",
+        "draw every record with the same rate.",
+    ),
+    "sampling-dependent": (
+        "a draw depends on the one before.",
+        "draw every step independently.",
+    ),
+    "sampling-rate": (
+        "records take part with another rate than is charged.",
+        "charge the rate batch_size / N with which records are drawn.",
+    ),
+    "sampling-not-poisson": (
+        "draws are not those of Poisson sampling.",
+        "draw every record independently with the charged rate.",
+    ),
+}
+
+
+def _cause(code: str) -> Cause:
+    return Cause(code, *_WORDS[code])

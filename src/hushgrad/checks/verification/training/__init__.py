@@ -1,0 +1,1 @@
+"""Verification of a training that hushgrad drives."""

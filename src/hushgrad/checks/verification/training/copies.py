@@ -1,0 +1,294 @@
+"""Runs hushgrad's own training on copies of a model, and records what came out: updates, draws and the ledger.
+
+The copies are trained by the very sessions, loaders and ledgers that a user's run has. A fixed key makes two runs draw
+the same noise and the same records; nothing else distinguishes a run under a fixed key from one under a secret key.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import default_collate
+
+from hushgrad.accounting.ledger.ledger import LedgerView, read_ledger
+from hushgrad.capture.axes.batch_axes import tensors_in
+from hushgrad.checks.verification.update.paired_update import Loop, Output, seeded
+from hushgrad.errors import InvalidArgumentError
+from hushgrad.guards.probing.state import own_objects
+from hushgrad.losses import PerExampleLoss
+from hushgrad.mechanism import DPSGD
+from hushgrad.randomness import KeyStream
+from hushgrad.sampling.loader import PrivateLoader
+from hushgrad.sampling.records import PhysicalBatch
+from hushgrad.sampling.specs import PoissonSampling, RandomSampling
+from hushgrad.sampling.torch_loader import DataLoaderReading, read_data_loader
+from hushgrad.session.session import Session, privatize
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+TrainingLoop = Callable[[nn.Module, Optimizer, Any, PerExampleLoss], None]
+
+
+def ordinary_loop(model: nn.Module, optimizer: Optimizer, loader: Any, criterion: PerExampleLoss) -> None:
+    """One pass: loader item, backward, `optimizer.step()`."""
+    device = next(model.parameters()).device
+    for inputs, target in loader:
+        optimizer.zero_grad()
+        criterion(model(_to(inputs, device)), _to(target, device)).backward()
+        optimizer.step()
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+class _Enough(BaseException):
+    """Ends a training loop after the steps that are needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What one training run did that an observer of its control flow sees, and what it released first.
+
+    `flow` has, for every call of `optimizer.step()`, whether it updated, and the learning rates; `charged_before` says
+    whether every update was in the ledger when it was written; `first` is the first update, and
+    `drawn` the records that took part in it.
+    """
+
+    flow: tuple[tuple[Any, ...], ...]
+    updates: int
+    charged_before: bool
+    ledger: LedgerView
+    first: Output
+    drawn: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A model, its loss, its data and its mechanism, to be run as often as needed."""
+
+    model: nn.Module
+    criterion: Any
+    mechanism: DPSGD
+    reading: DataLoaderReading
+    data_loader: Any
+    optimizer: OptimizerFactory
+    max_physical_batch_size: int | None
+    constant_shapes: bool
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        data_loader: Any,
+        criterion: Any,
+        mechanism: DPSGD,
+        optimizer: OptimizerFactory,
+        max_physical_batch_size: int | None,
+        constant_shapes: bool = False,
+    ) -> Rig:
+        """Take an ordinary or a private loader; `mechanism` is what is claimed."""
+        if isinstance(criterion, PerExampleLoss):
+            raise InvalidArgumentError("criterion must be the loss that was given to per_example, not what it returned")
+        rows = max_physical_batch_size
+        if isinstance(data_loader, PrivateLoader):
+            rows = rows or data_loader.max_physical_batch_size
+            constant_shapes = constant_shapes or data_loader.constant_shapes
+            data_loader = DataLoader(
+                data_loader.dataset,
+                batch_size=max(1, round(data_loader.batch_size)),
+                collate_fn=data_loader.options.collate_fn,
+                shuffle=True,
+            )
+        reading = read_data_loader(data_loader)
+        one_step = replace(mechanism.at(0), steps=None, passes=None)
+        return cls(_copied(model), criterion, one_step, reading, data_loader, optimizer, rows, constant_shapes)
+
+    def session(self, *, seed: int | None, ledger: Path | None = None) -> Running:
+        """Return a session on a fresh copy, under a fixed key (`seed`) or a secret one."""
+        model = _copied(self.model).train()
+        optimizer = self.optimizer(model.parameters())
+        key = None if seed is None else KeyStream.fixed_for_tests(seed)
+        mechanism = self.mechanism
+        if ledger is None and not isinstance(mechanism.sampling, RandomSampling):
+            mechanism = replace(mechanism, sampling=PoissonSampling(1.0))  # batches of the verification's own choice
+        stepped: list[PhysicalBatch | None] = []
+        # Before the session's own hook, which ends the item.
+        optimizer.register_step_pre_hook(lambda *_: stepped.append(session.current_batch))
+        session = privatize(model, optimizer, mechanism, ledger=ledger, key=key)
+        session.sensitivity_monitor.raises = session.noise_monitor.raises = False
+        return Running(model, optimizer, session, self.criterion, stepped)
+
+    def item(self, rows: Sequence[int]) -> Any:
+        """Return these records, collated as the loader does."""
+        collate = self.reading.options.collate_fn or default_collate
+        return collate([self.reading.dataset[row] for row in rows])
+
+    def train(
+        self,
+        loop: TrainingLoop,
+        *,
+        seed: int | None,
+        updates: int,
+        dataset: Any = None,
+    ) -> Trace:
+        """Run a training loop on a copy for a number of updates, with a ledger on disk."""
+        with tempfile.TemporaryDirectory() as folder, seeded(seed):
+            path = Path(folder) / "ledger.jsonl"
+            running = self.session(seed=seed, ledger=path)
+            recorder = _Recorder(running, path, updates)
+            try:
+                loader: Any = self.data_loader
+                if dataset is not None:
+                    loader = _with_dataset(loader, dataset)
+                private = running.session.batches_of(
+                    loader, max_physical_batch_size=self.max_physical_batch_size, constant_shapes=self.constant_shapes
+                )
+                try:
+                    while recorder.updates < updates:
+                        before = recorder.updates
+                        loop(running.model, running.optimizer, private, running.per_example())
+                        if recorder.updates == before:
+                            break
+                except _Enough:
+                    pass
+            finally:
+                running.session.close()
+            return Trace(
+                tuple(recorder.flow),
+                recorder.updates,
+                recorder.charged_before,
+                read_ledger(path),
+                recorder.first,
+                recorder.drawn,
+            )
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """Return a copy that shares the session, the engine or the loader that the module may keep."""
+    return copy.deepcopy(module, {id(value): value for value in own_objects(module)})
+
+
+@dataclass(frozen=True)
+class Running:
+    """One session on one copy; `stepped` holds the loader item of every step."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    session: Session
+    criterion: Any
+    stepped: list[PhysicalBatch | None]
+
+    def per_example(self) -> PerExampleLoss:
+        """Return the checked loss, as `PrivacyEngine.per_example` does."""
+        session = self.session
+        return PerExampleLoss(
+            self.criterion,
+            loss_reduction=session.mechanism.loss_reduction,
+            batch_size=lambda: None if session.current_batch is None else session.current_batch.size,
+            observer=session.probe,
+        )
+
+    def update(self, item: Any) -> Output:
+        """Return the update that one step on an item writes; None stands for an empty draw."""
+        found: Output = {}
+
+        def read(optimizer: Any, args: Any, kwargs: Any) -> None:
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad and parameter.grad is not None:
+                    found[name] = parameter.grad.detach().to("cpu", copy=True)
+
+        handle = self.optimizer.register_step_pre_hook(read)
+        try:
+            self.session.backward(self._losses(item))
+            self.optimizer.step()
+        finally:
+            handle.remove()
+        return found
+
+    def _losses(self, item: Any) -> Tensor:
+        device = next(self.model.parameters()).device
+        if item is None:
+            return torch.zeros(0, device=device)
+        inputs, target = item
+        return self.per_example().losses(self.model(_to(inputs, device)), _to(target, device))
+
+
+class SessionLoop(Loop):
+    """A `Loop` whose seed is the session's key, so that it is paired by construction."""
+
+    def __init__(self, rig: Rig) -> None:
+        super().__init__(lambda stimulus: {})
+        self._rig = rig
+        self.is_paired = True
+
+    def call(self, stimulus: Any, seed: int | None = None) -> Output:
+        """Return the update of one step of a new session; a batch without rows is an empty draw."""
+        running = self._rig.session(seed=seed)
+        try:
+            leaves = list(tensors_in(stimulus))
+            found = running.update(stimulus if leaves and leaves[0].shape[0] else None)
+        finally:
+            running.session.close()
+        self.calls += 1
+        if not self.names:
+            self.names = tuple(found)
+            self.word_bits = min(torch.finfo(value.dtype).bits for value in found.values())
+        return found
+
+
+class _Recorder:
+    """Follows a run from hooks of its optimizer, which come after the session's own."""
+
+    def __init__(self, running: Running, path: Path, updates: int) -> None:
+        self._running, self._path, self._wanted = running, path, updates
+        self.flow: list[tuple[Any, ...]] = []
+        self.updates = 0
+        self.charged_before = True
+        self.first: Output = {}
+        self.drawn: tuple[int, ...] = ()
+        running.optimizer.register_step_pre_hook(self._before)
+        running.optimizer.register_step_post_hook(self._after)
+
+    def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        gradients = {n: p.grad for n, p in self._running.model.named_parameters() if p.grad is not None}
+        rates = tuple(group["lr"] for group in optimizer.param_groups)
+        batch = self._running.stepped[-1]
+        self.flow.append((bool(gradients), rates, None if batch is None else batch.step))
+        if self.updates == 0 and batch is not None:
+            self.drawn += batch.indices
+        if gradients:
+            self.updates += 1
+            self.charged_before &= read_ledger(self._path).steps >= self.updates
+            if not self.first:
+                self.first = {n: g.detach().to("cpu", copy=True) for n, g in gradients.items()}
+
+    def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self.updates >= self._wanted:
+            raise _Enough
+
+
+class Indices(Dataset[int]):
+    """As many records as the data set has, each its own index: draws are observed without reading data."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def _with_dataset(loader: Any, dataset: Any) -> DataLoader[Any]:
+    reading = read_data_loader(loader)
+    return DataLoader(dataset, batch_sampler=reading.batches, collate_fn=reading.options.collate_fn)

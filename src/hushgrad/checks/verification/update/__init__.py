@@ -1,0 +1,1 @@
+"""Verification of somebody's own update."""

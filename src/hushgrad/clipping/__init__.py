@@ -1,0 +1,1 @@
+"""Clip rules: from norms to factors, and the sensitivity that follows."""

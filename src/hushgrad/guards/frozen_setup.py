@@ -1,0 +1,188 @@
+"""What was fixed when training was made private, and is looked at again in every step.
+
+A parameter that became trainable afterwards would be updated without clipping and noise; a BatchNorm that went back to
+train() would mix examples. Neither is visible from the sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hushgrad.errors import ContractChangedError, StrayGradientError, UnsupportedOptimizerError
+from hushgrad.guards.compatibility import require_separate_examples
+from hushgrad.sampling.records import PhysicalBatch
+
+
+class FrozenSetup:
+    """The model's parameters, the optimizer's groups and the layers' modes, as they were at set-up."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, trainable: dict[str, nn.Parameter]) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._trainable = {id(parameter): name for name, parameter in trainable.items()}
+        self._held = [*trainable.values(), *_updated(optimizer)]  # while they live no other tensor can have their ids
+        self._updated = [id(tensor) for tensor in _updated(optimizer)]
+        self._values: list[dict[str, Any]] | None = None
+        self._versions: list[int] | None = None
+        self._has_moved = False
+        self._unmoved: list[tuple[int, Tensor]] | None = None
+
+    def require_same_parameters(self) -> None:
+        """Refuse to go on with other trainable parameters than at set-up.
+
+        Raises:
+            ContractChangedError: parameters became trainable, were replaced, are all frozen, or entered the optimizer.
+        """
+        self._require_same_parameters(_parameters(modules_of(self._model)))
+
+    def require_no_surprises(self) -> None:
+        """Refuse to end a physical batch where anything happened that the clipped sums do not show.
+
+        Raises:
+            ContractChangedError: as `require_same_parameters`.
+            CrossSampleLeakError, PrivateBufferError: a normalization layer is in a mode that set-up would have refused.
+            UnsupportedOptimizerError: a GradScaler drives the optimizer.
+            StrayGradientError: something wrote a gradient that was not clipped and noised.
+        """
+        modules = modules_of(self._model)
+        parameters = _parameters(modules)
+        self._require_same_parameters(parameters)
+        require_separate_examples(self._model, modules)
+        if "grad_scale" in vars(self._optimizer):
+            raise UnsupportedOptimizerError(
+                "a GradScaler calls the optimizer: it skips steps by looking at gradients without noise, and scales "
+                "losses that are clipped. Call loss.backward() and optimizer.step() yourself, with bfloat16 autocast"
+            )
+        if [True for parameter in parameters if parameter.grad is not None]:
+            stray = [name for name, parameter in self._model.named_parameters() if parameter.grad is not None]
+            raise StrayGradientError(
+                f"got an ordinary gradient, without clipping and noise: {', '.join(stray)}. Use each parameter inside "
+                f"the model's own forward only, write nothing to .grad, and call optimizer.zero_grad() before going on"
+            )
+
+    def _require_same_parameters(self, parameters: Sequence[nn.Parameter]) -> None:
+        now = {id(parameter) for parameter in parameters if parameter.requires_grad}
+        if now != self._trainable.keys() and not self._are_only_frozen(now, parameters):
+            raise ContractChangedError(
+                f"{self._difference(now)}. What is trained is fixed by make_private: close the session and make the "
+                f"model private again to train other parameters, and step outside of session.paused()"
+            )
+        if [id(tensor) for tensor in _updated(self._optimizer)] != self._updated:
+            raise ContractChangedError(
+                "the optimizer's param_groups hold other tensors than when it was made private. Close the session and "
+                "make the model private again after changing them"
+            )
+
+    def require_steady_groups(self, item: PhysicalBatch) -> None:
+        """Refuse values that change inside a logical batch: its number of physical batches is secret."""
+        if item.first:
+            self._values = None if item.last else self._group_values()
+        elif self._values != self._group_values():
+            raise ContractChangedError(
+                "a value of the optimizer's param_groups (the learning rate, say) changed inside a logical batch, "
+                "whose number of physical batches is secret. Step schedulers only when last_step_updated is True"
+            )
+
+    def expect_no_update(self) -> None:
+        """A step begins that does not end a logical batch, so there is no gradient to update with."""
+        self._versions = self._parameter_versions()
+
+    def require_expected_update(self) -> None:
+        """The step has ended: refuse an optimizer that changes parameters without gradients.
+
+        It would do so once per physical batch, whose number is secret.
+        """
+        expected, self._versions = self._versions, None
+        if expected is not None and expected != self._parameter_versions():
+            raise UnsupportedOptimizerError(
+                "the optimizer changed parameters in a step without gradients, so the model would show how many "
+                "physical batches there were, which is secret. Use an optimizer that skips parameters without a "
+                "gradient, as all of torch.optim do, or max_physical_batch_size=None"
+            )
+
+    def expect_nothing(self) -> None:
+        """The step was left before its end: nothing can be said of what it changed."""
+        self._versions, self._unmoved = None, None
+
+    def expect_moved_weights(self) -> None:
+        """An update is about to be written; the first one is watched."""
+        if not self._has_moved:
+            self._unmoved = [(parameter._version, _sample(parameter)) for parameter in self._trained()]
+
+    def require_moved_weights(self) -> None:
+        """The step has ended: refuse an optimizer that did nothing with the first update.
+
+        Raises:
+            UnsupportedOptimizerError: no trained parameter was written to.
+        """
+        before, self._unmoved = self._unmoved, None
+        if before is None:
+            return
+        self._has_moved = any(
+            parameter._version != version or not torch.equal(_sample(parameter), values)
+            for parameter, (version, values) in zip(self._trained(), before, strict=True)
+        )
+        if not self._has_moved:
+            raise UnsupportedOptimizerError(
+                "optimizer.step() was charged and left every parameter of the model as it was. Use an optimizer whose "
+                "step writes to the parameters of its param_groups each time that they hold a gradient"
+            )
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in _parameters(modules_of(self._model)) if id(parameter) in self._trainable]
+
+    def _parameter_versions(self) -> list[int]:
+        return [parameter._version for parameter in _parameters(modules_of(self._model))]
+
+    def _group_values(self) -> list[dict[str, Any]]:
+        return [
+            {
+                key: value.tolist() if isinstance(value, Tensor) else value
+                for key, value in group.items()
+                if key != "params"
+            }
+            for group in self._optimizer.param_groups
+        ]
+
+    def _are_only_frozen(self, now: set[int], parameters: Sequence[nn.Parameter]) -> bool:
+        """Whether some of the parameters are frozen for a while, and nothing else has changed."""
+        return bool(now) and now <= self._trainable.keys() <= {id(parameter) for parameter in parameters}
+
+    def _difference(self, now: set[int]) -> str:
+        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
+        new = [names[key] for key in names if key in now - self._trainable.keys()]
+        gone = [name for key, name in self._trainable.items() if key not in now]
+        parts = [f"became trainable or took another one's place: {', '.join(new)}"] if new else []
+        return "; ".join([*parts, *([f"no longer trainable: {', '.join(gone)}"] if gone else [])])
+
+
+def _sample(parameter: Tensor) -> Tensor:
+    """Some values of a parameter: an optimizer that writes to `parameter.data` leaves no mark but these."""
+    return parameter.detach().reshape(-1)[:64].clone()
+
+
+# This runs in every step, where torch's own modules() and parameters() would take several times as long.
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Return all modules of a model, each once, in any order."""
+    found, waiting = {id(model): model}, [model]
+    while waiting:
+        for module in waiting.pop()._modules.values():
+            if module is not None and id(module) not in found:
+                found[id(module)] = module
+                waiting.append(module)
+    return list(found.values())
+
+
+def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    return [value for module in modules for value in module._parameters.values() if value is not None]
+
+
+def _updated(optimizer: Optimizer) -> list[Tensor]:
+    return [tensor for group in optimizer.param_groups for tensor in group["params"]]

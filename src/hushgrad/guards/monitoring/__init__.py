@@ -1,0 +1,1 @@
+"""Monitors: the noise and the sensitivity of the steps that run."""

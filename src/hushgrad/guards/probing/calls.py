@@ -1,0 +1,157 @@
+"""The forwards that a batch made, kept until they are probed, and run again."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hushgrad.guards.probing.finite import count_nan
+from hushgrad.guards.probing.kept import Key
+from hushgrad.guards.probing.quiet import Quiet
+from hushgrad.guards.probing.state import State, Structure, forked_randomness, randomness_used
+from hushgrad.guards.probing.trees import Path, copied, tensors_at
+
+SEED = 20_260_101
+
+AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+@dataclass(eq=False)
+class Call:
+    """One outermost call of a module of the model.
+
+    Attributes:
+        module: what was called.
+        state: what the model kept before the call.
+        inputs: `(args, kwargs)` as they were, whatever the loop writes into them afterwards.
+        autocast: device, whether autocast was on there, and its dtype.
+        is_training: whether the model was in train().
+        output: what it returned; None once it was forgotten.
+        reached: the paths of the outputs that a backward of a loss came back through.
+        missing: how many NaN it returned.
+    """
+
+    module: nn.Module
+    state: State
+    inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    autocast: list[tuple[str, bool, torch.dtype]]
+    is_training: bool
+    output: Any = None
+    reached: set[Path] = field(default_factory=set)
+    missing: int = 0
+
+    @classmethod
+    def begun(cls, model: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Return the call that is beginning, with the settings around it."""
+        autocast = [
+            (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in AUTOCAST_DEVICES
+        ]
+        return cls(module, State(model), copied((args, kwargs)), autocast, model.training)
+
+    def returned(self, output: Any, is_accumulating: Callable[[], bool]) -> None:
+        """Take note of the output, and of the parts of it that gradients will come back through.
+
+        `is_accumulating`: whether the backward that is running accumulates gradients, or only asks for some.
+        """
+        self.output, self.missing = output, count_nan(output)
+        for path, tensor in tensors_at(output):
+            if tensor.requires_grad:
+                tensor.register_hook(self._mark(path, is_accumulating))  # type: ignore[no-untyped-call]
+
+    def _mark(self, path: Path, is_accumulating: Callable[[], bool]) -> Callable[[Tensor], None]:
+        reached = self.reached  # and not the call, which holds the tensor that this hook hangs on
+
+        def hook(gradient: Tensor) -> None:
+            if is_accumulating():
+                reached.add(path)
+
+        return hook
+
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """Autocast as it was around the call."""
+        with ExitStack() as stack:
+            for device, enabled, dtype in self.autocast:
+                if enabled or torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
+            yield
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run gave.
+
+    Attributes:
+        output: the module's output.
+        moved: the state that the run changed, before it was put back.
+        drew: whether random numbers were drawn.
+        unknown: a random operator that could not be made quiet.
+        structure: what the run left behind, where it made or took away parts or hooks.
+    """
+
+    output: Any
+    moved: dict[Key, Any]
+    drew: bool
+    unknown: str | None
+    structure: Structure | None
+
+
+@dataclass(eq=False)
+class Runner:
+    """Runs a call on other inputs, each time from the same state and the same randomness, and counts."""
+
+    call: Call
+    state: State
+    devices: list[torch.device]
+    forwards: float = 0.0
+
+    def run(
+        self,
+        inputs: Any,
+        *,
+        quiet: bool,
+        share: float = 1.0,
+        parameters: bool = False,
+        then: Callable[[Any], None] | None = None,
+    ) -> Outcome:
+        """Run the call without gradients, or with them if `then` is given, which gets the output.
+
+        `share` is the cost, in forwards of the whole batch; `parameters`: whether those are looked at for changes.
+        """
+        args, kwargs = inputs
+        self.forwards += share
+        silence = Quiet()
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(forked_randomness(self.devices, SEED))
+                stack.enter_context(torch.set_grad_enabled(then is not None))
+                if quiet:
+                    stack.enter_context(silence)
+                with self.call.settings():
+                    output = self.call.module(*args, **kwargs)
+                drew = randomness_used(self.devices, SEED)
+                if then is not None:
+                    then(output)
+            moved, structure = self.state.moved(parameters=parameters), self.state.other_structure()
+        finally:
+            self.state.restore()
+        return Outcome(output, moved, drew, silence.unknown, structure)
+
+
+def devices_of(model: nn.Module, inputs: Any) -> list[torch.device]:
+    """Return the devices of a model and its inputs, each once."""
+    found = {parameter.device for parameter in model.parameters()}
+    return [*(found | {tensor.device for _, tensor in tensors_at(inputs)})]
+
+
+def where_raised(error: BaseException) -> str:
+    """Return the type of an exception and the place it comes from; its text may hold data."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {place.name} ({PurePath(place.filename).name}, line {place.lineno})"

@@ -1,0 +1,209 @@
+"""Is the captured gradient of one example the gradient that this example gives alone?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hushgrad.capture.scope import Scope
+from hushgrad.capture.uses import UsePool
+from hushgrad.errors import CrossSampleLeakError
+from hushgrad.gradients.combine import combine
+from hushgrad.gradients.contribution import Contribution
+from hushgrad.guards.probing.calls import Outcome, Runner
+from hushgrad.guards.probing.rows import Batch
+from hushgrad.guards.probing.state import PART
+from hushgrad.guards.probing.trees import Path, tensors_at
+
+LOOSENESS = {torch.float64: 1e-6, torch.float32: 1e-2}
+LOW_LOOSENESS = 0.2
+"""How far ‖captured − alone‖ / ‖alone‖ may be from 0; below float32 rounding is large."""
+
+
+def require_own_gradient(
+    runner: Runner,
+    batch: Batch,
+    *,
+    scope: Scope,
+    parameters: Mapping[str, nn.Parameter],
+    axes: Mapping[Path, int],
+    rows: Sequence[int],
+    example: int,
+    quiet: bool,
+    loss_reduction: str,
+    whole: Any,
+    fewer: Any,
+) -> tuple[Outcome | None, bool]:
+    """Run some examples forward and backward under capture, and one of them alone without; compare its gradient.
+
+    The loss is a fixed random sum of the outputs that the loop's own backward came through, so nothing is recorded
+    that the loop would not record.
+
+    Args:
+        runner, batch: what is run.
+        scope: gives way to a pool of its own, and is off for the example alone.
+        parameters: the trainable ones.
+        axes: the axis of the examples in each output; others that gradients reach are scalars.
+        rows: the examples that are run under capture.
+        example: the one of them that is compared.
+        quiet: run without randomness.
+        loss_reduction: how a scalar output is made of the examples' losses.
+        whole, fewer: the outputs for the batch, and for it without the example.
+
+    Returns the outcome of the captured run, or None where no gradient reached any output; and whether anything could be
+    told, for which the gradient of the example must be finite.
+
+    Raises:
+        CrossSampleLeakError: the gradients differ, or a scalar output is not the mean (or sum) of one value for each
+            example.
+    """
+    call = runner.call
+    if not call.reached:
+        return None, True
+    count, place = len(rows), rows.index(example)
+    own: dict[str, Tensor] = {}
+    alone: dict[Path, Tensor] = {}
+
+    def run_alone(output: Any) -> None:
+        outputs = dict(tensors_at(output))
+        taken = [path for path in outputs if path in call.reached and outputs[path].requires_grad]
+        trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        alone.update({path: outputs[path].detach() for path in outputs})
+        if taken:
+            cotangents = [
+                _weights(outputs[path], axes[path], count)[place].movedim(0, axes[path])
+                if path in axes
+                else torch.ones_like(outputs[path])
+                for path in taken
+            ]
+            found = torch.autograd.grad(
+                [outputs[path] for path in taken], list(trained.values()), cotangents, allow_unused=True
+            )
+            own.update({name: g for name, g in zip(trained, found, strict=True) if g is not None})
+
+    paused, scope.paused = scope.paused, True
+    try:
+        runner.run(batch.only([example]), quiet=quiet, share=3 / batch.size, then=run_alone)
+    finally:
+        scope.paused = paused
+
+    weight = float(count) if loss_reduction == "mean" else 1.0
+    pool = UsePool()
+    pool.batch_size = count
+
+    def run_captured(output: Any) -> None:
+        pairs = []
+        for path, tensor in tensors_at(output):
+            if path not in call.reached or not tensor.requires_grad or path not in alone:
+                continue
+            if path in axes:
+                pairs.append((tensor, _spread(alone[path], tensor, axes[path], count)))
+            else:
+                pairs.append((tensor, torch.full_like(tensor, weight)))
+        if pairs:
+            torch.autograd.backward([tensor for tensor, _ in pairs], [c for _, c in pairs], inputs=[scope.anchor])
+
+    with scope.recording_into(pool):
+        outcome = runner.run(batch.only(rows), quiet=quiet, share=3 * count / batch.size, then=run_captured)
+    less = dict(tensors_at(fewer))
+    is_told = True
+    for path, tensor in tensors_at(whole):
+        if path in call.reached and path not in axes and path in alone and tensor.numel() == 1:
+            mean = loss_reduction == "mean"
+            is_told &= _require_sum_of_losses(path, tensor, less.get(path), alone[path], batch.size, mean)
+    return outcome, _require_equal(pool.take(), own, parameters, place, call.autocast) and is_told
+
+
+def _weights(alone: Tensor, axis: int, size: int) -> Tensor:
+    """Return fixed random weights `[B, k, ...]` for the outputs of every example, other ones for each."""
+    shape = (size, *alone.movedim(axis, 0).shape)
+    drawn = torch.empty(shape, dtype=torch.float32).uniform_(-1, 1, generator=torch.Generator().manual_seed(1))
+    return drawn.to(alone.device, alone.dtype)
+
+
+def _spread(alone: Tensor, output: Tensor, axis: int, size: int) -> Tensor:
+    """Return the weights laid out as the output of the whole batch; 0 beyond the length of the example alone."""
+    front = output.detach().movedim(axis, 0)
+    blocks = front.new_zeros(size, front.shape[0] // size, *front.shape[1:])
+    weights = _weights(alone, axis, size)
+    part = tuple(slice(0, min(a, b)) for a, b in zip(weights.shape, blocks.shape, strict=True))
+    blocks[part] = weights[part].to(blocks.dtype)
+    return blocks.reshape(front.shape).movedim(0, axis)
+
+
+def _require_sum_of_losses(
+    path: Path, whole: Tensor, fewer: Tensor | None, alone: Tensor, size: int, mean: bool
+) -> bool:
+    """Return whether the values are finite, so that it could be told."""
+    if fewer is None or fewer.numel() != 1 or alone.numel() != 1:
+        return True
+    all_of_it, rest, one = (float(value.detach().double()) for value in (whole, fewer, alone))
+    terms = (size * all_of_it, (size - 1) * rest, one) if mean else (all_of_it, rest, one)
+    if not all(map(math.isfinite, terms)):
+        return False
+    difference = abs(terms[0] - terms[1] - terms[2])
+    looseness = 1e-5 if whole.dtype in (torch.float32, torch.float64) else 1e-2
+    if not difference <= looseness * size * max(abs(term) for term in terms):
+        raise CrossSampleLeakError(
+            f"the loss that the model returns ({_called(path)}) is not the {'mean' if mean else 'sum'} of one loss for "
+            f"each example: an example's part in it depends on the others (a mean over the tokens of the whole batch, "
+            f"say, or negatives from it). Take the model's outputs instead, and average within each example: "
+            f"engine.per_example(criterion)"
+        )
+    return True
+
+
+def _called(path: Path) -> str:
+    return "its output" if not path else "output " + ".".join(str(part) for part in path)
+
+
+@torch.no_grad()
+def _require_equal(
+    uses: Mapping[str, Sequence[Contribution]],
+    own: dict[str, Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    example: int,
+    autocast: Sequence[tuple[str, bool, torch.dtype]],
+) -> bool:
+    """Return whether the gradient is finite. One that is not contributes nothing, and shows nothing."""
+    difference, size, worst, culprit = 0.0, 0.0, 0.0, ""
+    low = any(enabled for _, enabled, _ in autocast)
+    looseness = 0.0
+    for name, parameter in parameters.items():
+        parts, wanted = uses.get(name), own.pop(name, None)
+        found = None
+        if parts:
+            row = torch.tensor([example], device=parameter.device)
+            found = combine(parts).select(row).per_example()[0].reshape(parameter.shape)
+        wanted_square = _square(wanted)
+        off = _distance(found, wanted)
+        difference, size = difference + off, size + (off if wanted is None else wanted_square)
+        looseness = max(looseness, LOW_LOOSENESS if low else LOOSENESS.get(parameter.dtype, LOW_LOOSENESS))
+        if off > worst:
+            worst, culprit = off, name
+    if not (difference < float("inf") and size < float("inf")):
+        return False
+    if difference > looseness**2 * size:
+        raise CrossSampleLeakError(
+            f"the gradient of one example depends on the others of its batch, though its output does not: it is not "
+            f"the gradient that the example gives alone (most of all for parameter {culprit!r}). Detach, replace and "
+            f"normalise gradients within one example only, never by values of the batch"
+        )
+    return True
+
+
+def _distance(one: Tensor | None, two: Tensor | None) -> float:
+    """Return the squared norm of the difference; None is 0."""
+    return _square(one) + _square(two) if one is None or two is None else _square(one - two)
+
+
+def _square(values: Tensor | None) -> float:
+    """Return the squared norm; None is 0."""
+    if values is None:
+        return 0.0
+    parts: list[Tensor] = values.reshape(-1).split(PART)  # type: ignore[no-untyped-call]
+    return math.fsum(float(part.double().square().sum()) for part in parts)

@@ -1,0 +1,103 @@
+"""The graph of a loop's own loss, read from the loss down to the model's outputs while a backward runs through it.
+
+By then torch has let go of most tensors in it; operators, shapes and whole-number settings are still there. That is
+enough to see which reductions a loss is made of and what each mean divides by, and not enough to see factors that the
+loop multiplied or divided by.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Container, Sequence
+from typing import Any
+
+from hushgrad.guards.probing.loss_rules import RULES
+from hushgrad.guards.probing.loss_values import Key, Operator, Reading, Rows, Shape, Term, Total, Unread, Value
+
+MOST_NODES = 400
+"""Larger graphs are not read; Python loops over the examples make such."""
+
+HOOKED = "BackwardHookFunctionBackward"
+"""The operator that full backward hooks of a module put behind its outputs: each is handed on as it is."""
+
+_SUFFIX = re.compile(r"Backward\d*$")
+_names: dict[str, str] = {}
+
+
+class LossGraph:
+    """Reads the graphs of losses for a batch of `size` examples.
+
+    Args:
+        size: B.
+        outputs: the model's outputs.
+        vouched: the numbers of nodes that made losses `[B]` which were examined elsewhere.
+    """
+
+    def __init__(self, size: int, outputs: Container[Key], vouched: Sequence[int]) -> None:
+        self._size = size
+        self._outputs = outputs
+        self._vouched = vouched
+        self._known: dict[tuple[Any, int], Value] = {}
+        self._read = Reading(size)
+
+    def read(self, root: Any) -> Reading:
+        """Return what the loss whose node is `root` is made of."""
+        self._read = Reading(self._size)
+        self._read.value = self._value(root, 0)
+        self._known.clear()
+        return self._read
+
+    def _value(self, node: Any, index: int) -> Value:
+        key = (node, index)
+        if key in self._known:
+            return self._known[key]
+        if len(self._read.operators) >= MOST_NODES:
+            return Unread("it is made of too many operators")
+        kind = type(node).__name__
+        self._read.operators.append(kind)
+        found = None if kind == "AccumulateGrad" else self._made(node, index, kind, node._sequence_nr())
+        self._known[key] = found
+        return found
+
+    def _made(self, node: Any, index: int, kind: str, number: int) -> Value:
+        if (number, index) in self._outputs:
+            self._read.has_own = True
+            found = self._output((number, index), _shape(node, index))
+            self._read.outputs[number, index] = found
+            return found
+        if number in self._vouched:
+            self._read.has_vouched = True
+            return Rows(0)
+        edges = node.next_functions
+        if kind == HOOKED and edges[index][0] is not None:
+            return self._value(*edges[index])
+        values = [None if part is None else self._value(part, place) for part, place in edges]
+        if all(value is None for value in values):
+            return None
+        for value in values:
+            if isinstance(value, Unread):
+                return value
+        name = _names.get(kind) or _names.setdefault(kind, _SUFFIX.sub("", kind))
+        rule = RULES.get(name)
+        if rule is None:
+            return Unread(f"{name} is not known to be for each example alone")
+        shapes = [() if part is None else _shape(part, place) for part, place in edges]
+        return rule(self._read, Operator(name, node, _shape(node, index), values, shapes))
+
+    def _output(self, output: Key, shape: Shape) -> Value:
+        """Return what an output of the model of this shape is taken for."""
+        if math.prod(shape) == 1:
+            return Total((Term("model"),))
+        if len(shape) > 2 and shape[0] == shape[1] == self._size:
+            return Rows(None, raw=output)  # examples or positions first: not to be told
+        for axis in (0, 1):
+            if axis < len(shape) and shape[axis] == self._size:
+                return Rows(axis, raw=output)
+        if shape[0] % self._size == 0:
+            return Rows(0, raw=output)
+        return Unread("an output of the model has no axis with the batch")
+
+
+def _shape(node: Any, index: int) -> Shape:
+    return tuple(node._input_metadata[index].shape)

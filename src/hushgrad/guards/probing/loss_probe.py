@@ -1,0 +1,296 @@
+"""Does one example's loss depend on another's output or target? Asked of the losses, and of the criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hushgrad.errors import CrossSampleLeakError
+from hushgrad.guards.probing.calls import SEED, where_raised
+from hushgrad.guards.probing.finite import repairs
+from hushgrad.guards.probing.kept import Key
+from hushgrad.guards.probing.rows import Batch, batch_axes, halves, rows_agree
+from hushgrad.guards.probing.state import State, agree, describe, forked_randomness
+from hushgrad.guards.probing.trees import Path, tensors_at
+
+CURE = (
+    "Give each example a loss of its own: average over its own elements or tokens and divide by nothing that the batch "
+    "decides (its size, its number of tokens, its class counts); contrast with no other example of the batch"
+)
+
+
+class Criterion(Protocol):
+    """A criterion as the probe sees it; `engine.per_example` makes one."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def watched(self) -> nn.Module | None:
+        """The loss module whose state is watched, if there is one."""
+
+    def losses(self, output: Any, target: Any) -> Tensor:
+        """Return the losses of the examples, `[B]`."""
+
+
+def require_separate_losses(losses: Tensor, outputs: Iterable[Tensor]) -> bool:
+    """Refuse losses of which one depends, by its graph, on another example's rows of the model's outputs.
+
+    What reaches a loss without a gradient (targets, detached values) is not seen here. A loss that is not finite says
+    nothing of others', since 0 times Inf is NaN: where a backward of zeros gives NaN as well, nothing came through. It
+    gives NaN at such examples alone, unless they are mixed with others.
+
+    Args:
+        losses: `[B]`, with their graph, which is kept.
+        outputs: tensors that the model returned. The examples lie on axis 0 of those with B rows or a multiple.
+
+    Returns whether it could be told: of two examples at least, unless B is 1.
+
+    Raises:
+        CrossSampleLeakError: with the cure.
+    """
+    size = losses.shape[0]
+    held = [tensor for tensor in outputs if tensor.requires_grad and any(n and n % size == 0 for n in tensor.shape)]
+    if size < 2 or not losses.requires_grad or not held:
+        return True
+    found = _Jacobian(losses, held)
+    examples = [0, size - 1]
+    if found.is_separate(examples, frozenset()):
+        return True
+    silent = found.spoiled()
+    telling = [example for example in range(size) if example not in silent]
+    finite = found.finite()
+    is_spread = bool(silent & finite) and len(finite) < size
+    if is_spread or not found.is_separate(telling[:: max(1, len(telling) - 1)], silent):
+        raise CrossSampleLeakError(
+            f"the loss of one example depends on the outputs of others in its batch: its gradient with respect to "
+            f"them is not 0. {CURE}"
+        )
+    return len(telling) > 1 and not silent & finite
+
+
+class _Jacobian:
+    """Gradients of single losses with respect to the model's outputs."""
+
+    def __init__(self, losses: Tensor, outputs: Sequence[Tensor]) -> None:
+        self._losses, self._outputs = losses, outputs
+        self._size = losses.shape[0]
+
+    def is_separate(self, examples: Sequence[int], silent: frozenset[int]) -> bool:
+        """Whether the losses of these examples have no gradient at others; NaN is none at those that are `silent`."""
+        found = [self._gradients(example) for example in examples]
+        return all(
+            all(gradients[place] is None for gradients in found)
+            # A state of a recurrent layer has its examples on axis 1; a matrix over all pairs has them on both.
+            or any(
+                _is_separate([gradients[place] for gradients in found], axis, self._size, examples, silent)
+                for axis in self._axes(tensor)
+            )
+            for place, tensor in enumerate(self._outputs)
+        )
+
+    def spoiled(self) -> frozenset[int]:
+        """Return the examples at which even a gradient of zeros becomes NaN."""
+        found: set[int] = set()
+        for tensor, gradient in zip(self._outputs, self._gradients(None), strict=True):
+            if gradient is not None:
+                rows = [set(_rows_of_nan(gradient, axis, self._size)) for axis in self._axes(tensor)]
+                found |= min(rows, key=len)
+        return frozenset(found)
+
+    def finite(self) -> frozenset[int]:
+        """Return the examples whose loss and outputs are finite."""
+        found = {int(row) for row in self._losses.isfinite().nonzero()}
+        for tensor in self._outputs:
+            for axis in self._axes(tensor)[:1]:
+                rows = _blocks(tensor.detach(), axis, self._size).reshape(self._size, -1).isfinite().all(1)
+                found &= {int(row) for row in rows.nonzero()}
+        return frozenset(found)
+
+    def _gradients(self, example: int | None) -> Sequence[Tensor | None]:
+        weights = torch.zeros_like(self._losses)
+        if example is not None:
+            weights[example] = 1
+        return torch.autograd.grad(self._losses, self._outputs, weights, retain_graph=True, allow_unused=True)
+
+    def _axes(self, tensor: Tensor) -> list[int]:
+        return [axis for axis in ([0, 1] if tensor.ndim > 2 else [0]) if tensor.shape[axis] % self._size == 0]
+
+
+def _blocks(gradient: Tensor, axis: int, size: int) -> Tensor:
+    """Return `[B, ...]`: what belongs to each example."""
+    front = gradient.movedim(axis, 0)
+    return front.reshape(size, front.shape[0] // size, *front.shape[1:])
+
+
+def _rows_of_nan(gradient: Tensor, axis: int, size: int) -> list[int]:
+    return [int(row) for row in _blocks(gradient, axis, size).reshape(size, -1).isnan().any(1).nonzero()]
+
+
+def _is_separate(
+    gradients: Sequence[Tensor | None], axis: int, size: int, examples: Sequence[int], silent: frozenset[int]
+) -> bool:
+    for example, gradient in zip(examples, gradients, strict=True):
+        if gradient is None:
+            continue
+        blocks = _blocks(gradient, axis, size)
+        reached = (blocks != 0).reshape(size, -1)
+        if silent:
+            rows = torch.tensor(sorted(silent), device=reached.device)
+            reached[rows] &= ~blocks.reshape(size, -1)[rows].isnan()
+        reached[example] = False
+        if bool(reached.any()):
+            return False
+    return True
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """What a model returned for a batch and for altered ones.
+
+    Attributes:
+        whole: for the batch itself.
+        exchanged: for the batch in which the `chosen` examples were exchanged.
+        chosen: their numbers.
+        fewer: for the batch without the example `left_out`; None where random numbers forbid to compare.
+        left_out: its number.
+    """
+
+    whole: Any
+    exchanged: Any
+    chosen: Sequence[int]
+    fewer: Any
+    left_out: int
+
+
+class CriterionProbe:
+    """Evaluates a criterion again on altered outputs and targets."""
+
+    def __init__(self, criterion: Criterion) -> None:
+        self._criterion = criterion
+        module = criterion.watched
+        self._state = None if module is None else State(module)
+
+    def examine(self, output: Any, target: Any, size: int, runs: Runs | None) -> bool:
+        """Refuse a criterion that gives an example another loss when the others change.
+
+        Examples whose losses are not finite are replaced by others, which tell more.
+
+        Args:
+            output, target: what the criterion was given for a batch of `size` examples.
+            size: B, at least 2.
+            runs: what the model gave for this batch and for altered ones, if `output` is what it returned.
+
+        Returns whether it could be told. It cannot where the criterion runs on no values that give finite losses.
+
+        Raises:
+            CrossSampleLeakError: naming the criterion.
+        """
+        output, target, base, still, is_told = self._finite(output, target, size)
+        again, _ = self._run(output, target)
+        if not rows_agree(base, again):
+            raise CrossSampleLeakError(
+                f"criterion {self._criterion.name} gives other losses when it is run again on the same values, so it "
+                f"keeps something from one call to the next. {CURE}"
+            )
+        axes = self._require_fewer(output, target, size, base)
+        batch = Batch((output, target), axes, size)
+        for chosen in halves(size):
+            changed, moved = self._run(*batch.exchanged(chosen, away=False))
+            self._require_equal(base, changed, chosen, "were exchanged")
+            for key in {**still, **moved}:
+                if not agree(still.get(key), moved.get(key)):
+                    raise CrossSampleLeakError(
+                        f"criterion {self._criterion.name} keeps {describe(key)!r}, which follows the data and may "
+                        f"enter later losses. {CURE}"
+                    )
+        if runs is not None:
+            self._require_separate_through_model(target, size, runs)
+        return is_told
+
+    def _finite(self, output: Any, target: Any, size: int) -> tuple[Any, Any, Tensor, dict[Key, Any], bool]:
+        """Return arguments whose losses are finite, with what the criterion gives for them, and whether they are.
+
+        Raises:
+            CrossSampleLeakError: not even values between 0 and 1 give finite losses.
+        """
+        losses, moved = self._run(output, target)
+        axes = batch_axes((output, target), size)
+        if bool(losses.isfinite().all()) or losses.shape != (size,) or not axes:
+            return output, target, losses, moved, True
+        spoiled = [int(row) for row in losses.isfinite().logical_not().nonzero()]
+        failed = False
+        for batch in repairs(Batch((output, target), axes[0], size), spoiled):
+            try:
+                found, left = self._run(*batch.value)
+            except Exception:  # content that the criterion cannot take
+                failed = True
+                continue
+            if bool(found.isfinite().all()):
+                return *batch.value, found, left, True
+        if not failed:
+            raise CrossSampleLeakError(
+                f"criterion {self._criterion.name} gives losses that are not finite even for outputs and targets "
+                f"between 0 and 1, so it keeps something from one call to the next that a record has made NaN or Inf. "
+                f"{CURE}"
+            )
+        return output, target, losses, moved, False
+
+    def _run(self, output: Any, target: Any) -> tuple[Tensor, dict[Key, Any]]:
+        devices = [tensor.device for _, tensor in tensors_at((output, target))]
+        try:
+            with torch.no_grad(), forked_randomness(devices, SEED):
+                found = self._criterion.losses(output, target).detach()
+            return found, {} if self._state is None else self._state.moved()
+        finally:
+            if self._state is not None:
+                self._state.restore()
+
+    def _require_fewer(self, output: Any, target: Any, size: int, base: Tensor) -> dict[Path, int]:
+        """Leave one example out, and return which of the arguments hold the batch, and where."""
+        example = size - 1
+        failure: Exception | None = None
+        for axes in batch_axes((output, target), size):
+            batch = Batch((output, target), axes, size)
+            try:
+                fewer, _ = self._run(*batch.without(example))
+            except Exception as error:
+                failure = failure or error
+                continue
+            if fewer.shape == (size - 1,):
+                self._require_equal(base, fewer, [example], "were left out")
+                return axes
+        came = "" if failure is None else f" ({where_raised(failure)})"
+        raise CrossSampleLeakError(
+            f"criterion {self._criterion.name} cannot be evaluated without one of the examples{came}, so it depends on "
+            f"how many there are. Give it everything that belongs to an example in its two arguments, which may be "
+            f"tuples or dictionaries. {CURE}"
+        ) from None
+
+    def _require_separate_through_model(self, target: Any, size: int, runs: Runs) -> None:
+        """The same with the values that the model itself gave: scalars among its outputs may carry the batch."""
+        base, _ = self._run(runs.whole, target)
+        try:
+            changed, _ = self._run(runs.exchanged, target)
+        except Exception:
+            return  # the exchanged examples' own values are out of the criterion's range
+        self._require_equal(base, changed, runs.chosen, "were exchanged")
+        if runs.fewer is not None and (axes := batch_axes(target, size)):
+            fewer, _ = self._run(runs.fewer, Batch(target, axes[0], size).without(runs.left_out))
+            self._require_equal(base, fewer, [runs.left_out], "were left out")
+
+    def _require_equal(self, base: Tensor, changed: Tensor, altered: Sequence[int], what: str) -> None:
+        kept = [row for row in range(base.shape[0]) if row not in altered]
+        others = base[kept]
+        if changed.shape == base.shape:
+            changed = changed[kept]
+        if changed.shape != others.shape or not rows_agree(others, changed):
+            raise CrossSampleLeakError(
+                f"criterion {self._criterion.name} makes the loss of one example depend on the others: when some of "
+                f"them {what}, the losses of others changed. {CURE}"
+            )

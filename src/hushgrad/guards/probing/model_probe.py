@@ -1,0 +1,309 @@
+"""Does one example's output depend on another's? The model is run again on the batch with one example altered.
+
+One example is left out, exchanged and poisoned; the others' outputs must stay as they were, and so must everything
+the model keeps between forwards. What values do not show (a stop-gradient, a straight-through estimator), gradients do:
+the captured gradient of one example must be the one that the example gives alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from hushgrad.capture.scope import Scope
+from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError, UnsupportedModelError
+from hushgrad.guards.probing.base_run import Left, base_run, other_outputs
+from hushgrad.guards.probing.calls import Call, Outcome, Runner, devices_of, where_raised
+from hushgrad.guards.probing.finite import spoiled_rows
+from hushgrad.guards.probing.gradient_probe import require_own_gradient
+from hushgrad.guards.probing.loss_probe import Runs
+from hushgrad.guards.probing.place import called, cure, first_place
+from hushgrad.guards.probing.rows import Batch, batch_axes, grown_axes, halves, others_differ
+from hushgrad.guards.probing.state import State
+from hushgrad.guards.probing.state_probe import StateProbe, refusal
+from hushgrad.guards.probing.trees import Path, tensors_at
+
+FEW = 4
+"""How many examples are run backward: what a backward keeps must be small beside what the first step holds."""
+
+
+NOT_TOLD = "no two examples of a batch had finite values and gradients, so that the next batch is examined as well"
+
+
+@dataclass
+class ModelProbe:
+    """Probes one call of a model.
+
+    Attributes:
+        model: the root module that was made private.
+        scope: where capture is on, for the gradient.
+        parameters: the trainable parameters, by name.
+        loss_reduction: how a scalar that the model returns is a loss, "mean" or "sum".
+        forwards: the cost so far, in forwards of a batch; a backward counts as two.
+        keeps_runs: whether `runs` is wanted.
+        runs: what the last examined call returned for altered batches.
+        skipped: what could not be examined, and why.
+    """
+
+    model: nn.Module
+    scope: Scope
+    parameters: Mapping[str, nn.Parameter]
+    loss_reduction: str
+    forwards: float = 0.0
+    keeps_runs: bool = False
+    runs: Runs | None = None
+    skipped: list[str] = field(default_factory=list)
+
+    def examine(self, call: Call, size: int) -> bool:
+        """Probe one call on a batch of `size` examples; return whether there was enough that is finite to tell.
+
+        Raises:
+            CrossSampleLeakError: an example's output or gradient depends on another example.
+            PrivateBufferError: something that the model keeps depends on the data.
+        """
+        now = State(self.model, parameters=False)
+        changed = call.state.changed_parameters()
+        if trained := [name for name in changed if name in self.parameters]:
+            raise PrivateBufferError(
+                f"a forward writes new values into the trained parameter {trained[0]!r}, outside of the optimizer. "
+                f"Initialise and project parameters before or after training steps, from nothing that was computed "
+                f"from data"
+            )
+        if spoiled := call.state.spoiled_parameters() if changed else []:
+            raise refusal(("parameter", spoiled[0]))  # all that a forward makes of it from now on looks alike
+        call.state.hold(changed)
+        left = Left(now, call.state.other_structure(), bool(changed))
+        call.state.restore()
+        runner = Runner(call, call.state, devices_of(self.model, call.inputs))
+        try:
+            return _Examination(self, runner, size, left).run()
+        except (HushgradError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"the model runs on the batch and fails ({where_raised(error)}) when it is run again on the same "
+                f"records or altered ones, so it cannot be examined. Take nothing in the forward that a second run "
+                f"cannot have, and no values, order or number of records for granted"
+            ) from None
+        finally:
+            now.restore()
+            self.forwards += runner.forwards
+
+
+class _Examination:
+    def __init__(self, probe: ModelProbe, runner: Runner, size: int, left: Left) -> None:
+        self._probe = probe
+        self._left = left
+        self._runner = runner
+        self._size = size
+        self._kept = StateProbe(probe.model, runner, size)
+        self._batch = Batch(runner.call.inputs, {}, size)
+        self._can_go_away = True
+        self._quiet: Outcome | None = None
+        self._is_comparable = True  # whether equal seeds give equal random numbers to the unaltered examples
+
+    def run(self) -> bool:
+        """Run and compare; return whether it was possible to tell."""
+        size, runner = self._size, self._runner
+        candidates = batch_axes(runner.call.inputs, size)
+        if not candidates:
+            return True  # nothing of the batch went in; an output made of constants is the same for every example
+        self._batch = Batch(runner.call.inputs, candidates[0], size)
+        self._batch, base = base_run(runner, self._batch, self._left, self._name(None))
+        self._require_repeatable(base, runner.run(self._batch.same(), quiet=False))
+        if base.structure is not None:
+            self._kept.require_nothing_handed_on(self._batch, self._name(None))
+        if size == 1:
+            self._kept.require_still(self._batch, base, self._exchanged([0]), {}, [])
+            return True
+        example = self._batch.largest()
+        fewer = self._run_with_fewer(candidates, example, base.drew)
+        axes = grown_axes(base.output, fewer.output, size)
+        self._quiet = runner.run(self._batch.same(), quiet=True) if base.drew else base
+        if fewer.unknown is None:
+            others = [row for row in range(size) if row != example]
+            inputs = self._batch.without(example)
+            self._compare(self._quiet, fewer, axes, (others, range(size - 1)), inputs, base.drew, "were left out")
+        grown_state = self._kept.grown(base, fewer)
+        is_told = self._require_own_gradient(fewer, axes, example, base.drew)
+        less = fewer.output if self._probe.keeps_runs and not base.drew else None
+        del fewer  # outputs may be as large as a step's memory
+        some, rest = halves(size)
+        exchanged = self._exchanged(some)
+        self._compare(base, exchanged, axes, (rest, rest), None, False, "were exchanged")
+        self._kept.require_still(self._batch, base, exchanged, grown_state, rest)
+        if self._probe.keeps_runs and self._is_comparable:
+            self._probe.runs = Runs(base.output, exchanged.output, some, less, example)
+        del exchanged
+        self._poison(base, axes, rest, some)
+        if not self._is_comparable:
+            self._probe.runs = None
+        spoiled = spoiled_rows(base.output, size)
+        if not is_told or (spoiled is not None and size - len(spoiled) < 2):
+            self._probe.skipped.append(NOT_TOLD)
+            return False
+        return True
+
+    # The runs ------------------------------------------------------------------------------------------------------
+
+    def _run_with_fewer(self, candidates: Sequence[dict[Path, int]], example: int, quiet: bool) -> Outcome:
+        """Leave one example out, and learn on the way which of the inputs hold the batch, and where."""
+        failure: Exception | None = None
+        for axes in candidates:
+            self._batch = Batch(self._batch.value, axes, self._size)
+            try:
+                return self._runner.run(self._batch.without(example), quiet=quiet)
+            except HushgradError:
+                raise
+            except Exception as error:
+                failure = failure or error
+        assert failure is not None
+        raise self._depends_on_number(failure, "without one of them") from None
+
+    def _depends_on_number(self, failure: Exception, on_what: str) -> CrossSampleLeakError:
+        return CrossSampleLeakError(
+            f"{self._name(None)} runs on the examples of the batch and fails {on_what} ({where_raised(failure)}), so "
+            f"it depends on how many there are. Take the batch size from the input's shape, write no example's values "
+            f"into tensors of a fixed number of rows, and let no squeeze() take the batch's own axis away"
+        )
+
+    def _exchanged(self, chosen: Sequence[int]) -> Outcome:
+        if self._can_go_away:
+            try:
+                return self._runner.run(self._batch.exchanged(chosen, away=True), quiet=False, parameters=True)
+            except HushgradError:
+                raise
+            except Exception:  # values out of the range that the model can take
+                self._can_go_away = False
+        return self._run_exchanged(chosen)
+
+    def _run_exchanged(self, chosen: Sequence[int]) -> Outcome:
+        """Run the batch with rows in each other's place, which only a model that counts on their order refuses."""
+        try:
+            return self._runner.run(self._batch.exchanged(chosen, away=False), quiet=False, parameters=True)
+        except HushgradError:
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{self._name(None)} runs on the batch as it is and fails when some of its records take each other's "
+                f"place ({where_raised(error)}), so it cannot be examined: it counts on the order in which records "
+                f"come, or on something beside the tensors of its inputs that goes with each of them. Take records in "
+                f"any order (pack_padded_sequence and pack_sequence: enforce_sorted=False)"
+            ) from None
+
+    def _require_own_gradient(self, fewer: Outcome, axes: dict[Path, int], left_out: int, drew: bool) -> bool:
+        """Run a few examples forward and backward under capture, and compare the gradient of one of them.
+
+        Return whether one was found whose gradient is finite, or no gradient reached anything.
+        """
+        assert self._quiet is not None
+        order = [left_out, *(row for row in (0, *halves(self._size)[0], *range(self._size)) if row != left_out)]
+        for example in list(dict.fromkeys(order))[:FEW]:
+            rows = sorted([example, *[row for row in dict.fromkeys(order) if row != example][: FEW - 1]])
+            try:
+                captured, is_told = require_own_gradient(
+                    self._runner,
+                    self._batch,
+                    scope=self._probe.scope,
+                    parameters=self._probe.parameters,
+                    axes=axes,
+                    rows=rows,
+                    example=example,
+                    quiet=drew,
+                    loss_reduction=self._probe.loss_reduction,
+                    whole=self._quiet.output,
+                    fewer=fewer.output if example == left_out else None,
+                )
+            except HushgradError:
+                raise
+            except Exception as error:
+                raise self._depends_on_number(error, "on a few of them") from None
+            if captured is not None and captured.unknown is None:
+                kept, inputs = (rows, range(len(rows))), self._batch.only(rows)
+                self._compare(self._quiet, captured, axes, kept, inputs, drew, "were left out")
+            if is_told:
+                return True
+        return False
+
+    def _poison(self, base: Outcome, axes: dict[Path, int], chosen: Sequence[int], others: Sequence[int]) -> None:
+        inputs, what = self._batch.poisoned(chosen), "were NaN" if self._batch.is_floating else "were exchanged"
+        try:
+            poisoned = self._runner.run(inputs, quiet=False, parameters=True)
+        except HushgradError:
+            raise
+        except Exception:  # NaN stops the model; the other half is still exchanged
+            self._probe.skipped.append("examples of NaN stop the model, so that they could not be tried")
+            inputs, what = self._batch.exchanged(chosen, away=False), "were exchanged"
+            poisoned = self._run_exchanged(chosen)
+        self._compare(base, poisoned, axes, (others, others), inputs, False, what)
+        self._kept.require_still(self._batch, base, poisoned, None, others)
+
+    # The comparisons -----------------------------------------------------------------------------------------------
+
+    def _require_repeatable(self, base: Outcome, again: Outcome) -> None:
+        everyone = range(self._size)
+        axes = {path: 0 for path, tensor in tensors_at(base.output) if tensor.ndim and tensor.shape[0] == self._size}
+        if others_differ(base.output, again.output, axes, (everyone, everyone), (self._size, self._size)):
+            raise other_outputs(self._name(None))
+
+    def _compare(
+        self,
+        base: Outcome,
+        changed: Outcome,
+        axes: dict[Path, int],
+        others: tuple[Sequence[int], Sequence[int]],
+        inputs: Any,
+        quiet: bool,
+        what: str,
+    ) -> None:
+        size = (self._size, self._size if others[0] == others[1] else len(others[1]))
+        if not others_differ(base.output, changed.output, axes, others, size):
+            return
+        if base.drew and not quiet and self._agree_quietly(axes, others, inputs):
+            return
+        name = self._place(others, size, inputs, quiet)
+        raise CrossSampleLeakError(
+            f"{called(self._probe.model, name)} mixes the examples of a batch: when some of them {what}, the outputs "
+            f"of others changed. {cure(self._probe.model, name)}"
+        )
+
+    def _agree_quietly(self, axes: dict[Path, int], others: tuple[Sequence[int], Sequence[int]], inputs: Any) -> bool:
+        """Whether others differ by their random numbers only: an operator may draw as many as the values decide."""
+        chosen = [row for row in range(self._size) if row not in others[0]]
+        again = self._batch.exchanged(chosen, away=False) if inputs is None else inputs
+        assert self._quiet is not None
+        quiet = self._runner.run(again, quiet=True)
+        same = not others_differ(self._quiet.output, quiet.output, axes, others, (self._size, self._size))
+        self._is_comparable = False
+        return same and quiet.unknown is None
+
+    def _place(
+        self, others: tuple[Sequence[int], Sequence[int]], size: tuple[int, int], inputs: Any, quiet: bool
+    ) -> str | None:
+        changed = [row for row in range(self._size) if row not in others[0]]
+
+        def other() -> Outcome:
+            return self._exchanged(changed) if inputs is None else self._runner.run(inputs, quiet=quiet)
+
+        before = self._runner.forwards
+        try:
+            return first_place(
+                self._probe.model,
+                lambda: self._runner.run(self._batch.same(), quiet=quiet),
+                lambda: self._runner.run(self._batch.without(changed[0]), quiet=quiet),
+                other,
+                others,
+                size,
+            )
+        finally:
+            self._runner.forwards = before  # to name the culprit is not part of the probe's cost
+
+    def _name(self, name: str | None) -> str:
+        if name is None:
+            module = self._runner.call.module
+            name = next((known for known, part in self._probe.model.named_modules() if part is module), None)
+        return called(self._probe.model, name)

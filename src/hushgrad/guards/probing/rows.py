@@ -1,0 +1,252 @@
+"""One batch, with one of its examples exchanged, left out or made worthless; and whether the others noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hushgrad.guards.probing.trees import Path, tensors_at, with_tensors
+
+AWAY = 100.0
+"""The factor by which the values of an exchanged example leave those of the batch: thresholds are crossed."""
+
+LOOSENESS = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 6e-2}
+"""How far rounding may carry a value, relative to the largest of its tensor: other shapes take other kernels."""
+
+VALUES = 1 << 21
+"""How many values are compared at a time, which is done in double precision."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Nested tensors of B examples.
+
+    Attributes:
+        value: the nested structure.
+        axes: for each tensor that holds the batch, by its path, the axis of the examples. The others are constants.
+        size: B.
+    """
+
+    value: Any
+    axes: Mapping[Path, int]
+    size: int
+
+    def without(self, example: int) -> Any:
+        """Return the batch of the B − 1 other examples."""
+        return self._rows([row for row in range(self.size) if row != example])
+
+    def only(self, examples: Sequence[int]) -> Any:
+        """Return the batch of some of the examples."""
+        return self._rows(examples)
+
+    def exchanged(self, chosen: Sequence[int], *, away: bool) -> Any:
+        """Return the batch with the content of some examples replaced by that of their neighbours.
+
+        What is floating is carried `away` as well. The ids of a batch of one are put in another order.
+        """
+
+        def change(row: Tensor, neighbour: Tensor) -> Tensor:
+            if away and row.is_floating_point():
+                return neighbour * AWAY + 1
+            return neighbour.flip(-1) if self.size == 1 and row.ndim else neighbour
+
+        return self._altered(chosen, change)
+
+    def poisoned(self, chosen: Sequence[int]) -> Any:
+        """Return the batch with some examples made of NaN wherever they are floating, and exchanged elsewhere."""
+
+        def change(row: Tensor, neighbour: Tensor) -> Tensor:
+            is_floating = row.is_floating_point() or row.is_complex()
+            return torch.full_like(row, float("nan")) if is_floating else neighbour
+
+        return self._altered(chosen, change)
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether an example holds floating values."""
+        return any(path in self.axes and tensor.is_floating_point() for path, tensor in tensors_at(self.value))
+
+    def largest(self) -> int:
+        """Return the example with the largest value, which decides maxima over the batch; the first of several."""
+        size_B = torch.zeros(self.size, dtype=torch.float64)
+        for path, tensor in tensors_at(self.value):
+            if path in self.axes and tensor.is_floating_point() and tensor.numel():
+                rows = tensor.detach().movedim(self.axes[path], 0).reshape(self.size, -1)
+                size_B = torch.maximum(size_B, rows.abs().nan_to_num().amax(1).double().cpu())
+        return int(size_B.argmax())
+
+    def _rows(self, rows: Sequence[int]) -> Any:
+        def change(path: Path, tensor: Tensor) -> Tensor:
+            tensor = tensor.detach()
+            if path not in self.axes:
+                return tensor.clone()
+            return tensor.index_select(self.axes[path], torch.tensor(rows, device=tensor.device))
+
+        return with_tensors(self.value, change)
+
+    def _altered(self, chosen: Sequence[int], change_row: Callable[[Tensor, Tensor], Tensor]) -> Any:
+        def change(path: Path, tensor: Tensor) -> Tensor:
+            tensor = tensor.detach()
+            copied = tensor.clone(memory_format=torch.contiguous_format)
+            if path in self.axes:
+                axis = self.axes[path]
+                for example in chosen:
+                    row, neighbour = (tensor.select(axis, i) for i in (example, (example + 1) % self.size))
+                    copied.select(axis, example).copy_(change_row(row, neighbour))
+            return copied
+
+        return with_tensors(self.value, change)
+
+    def same(self) -> Any:
+        """Return a copy: what runs on it cannot change the original."""
+        return with_tensors(self.value, lambda path, tensor: tensor.detach().clone())
+
+
+def halves(size: int) -> tuple[list[int], list[int]]:
+    """Return two parts of the examples, drawn once and for all; both have at least one example.
+
+    When one part is altered the other must not notice, and the reverse. Examples may influence each other in one
+    direction only (a sum along the batch, a shift by one), so neither the first nor the last will do.
+    """
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(2)).tolist()
+    return sorted(order[: (size + 1) // 2]), sorted(order[(size + 1) // 2 :])
+
+
+def batch_axes(value: Any, size: int) -> list[dict[Path, int]]:
+    """Return the ways in which nested inputs may hold `size` examples, the likeliest first.
+
+    A tensor without an entry is a constant. Usually the examples lie on axis 0. A mask over positions, or a list of
+    positions, has as many rows as there are examples by chance only, and a state of a recurrent layer holds its
+    examples on axis 1: the likelier ways then fail when an example is left out.
+    """
+    tensors = list(tensors_at(value))
+    front = {path: 0 for path, tensor in tensors if tensor.ndim and tensor.shape[0] == size}
+    second = {path: 1 for path, tensor in tensors if tensor.ndim > 1 and tensor.shape[1] == size}
+    constants = {path for path, tensor in tensors if path in front and _is_about_positions(tensor)}
+    candidates = [
+        front,
+        {path: axis for path, axis in front.items() if path not in constants},
+        {**second, **front},
+        second,
+    ]
+    distinct: list[dict[Path, int]] = []
+    for candidate in candidates:
+        if candidate and candidate not in distinct:
+            distinct.append(candidate)
+    return distinct
+
+
+def _is_about_positions(tensor: Tensor) -> bool:
+    """Whether a tensor may be a square mask or the numbers of the positions."""
+    if tensor.ndim == 1:
+        return torch.equal(tensor, torch.arange(tensor.shape[0], device=tensor.device, dtype=tensor.dtype))
+    return tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1] and torch.unique(tensor).numel() <= 2
+
+
+def grown_axes(many: Any, fewer: Any, size: int) -> dict[Path, int]:
+    """Return for each tensor the axis along which it grew when `size` − 1 examples became `size`.
+
+    Tensors that kept their shape hold no batch.
+    """
+    less = dict(tensors_at(fewer))
+    axes = {}
+    for path, tensor in tensors_at(many):
+        other = less.get(path)
+        if other is None or other.ndim != tensor.ndim:
+            continue
+        for axis in range(tensor.ndim):
+            unit, rest = divmod(tensor.shape[axis], size)
+            if unit and not rest and other.shape[axis] == unit * (size - 1):
+                axes[path] = axis
+                break
+    return axes
+
+
+def others_differ(
+    one: Any, two: Any, axes: Mapping[Path, int], kept: tuple[Sequence[int], Sequence[int]], size: tuple[int, int]
+) -> bool:
+    """Return whether any tensor differs between two runs in the rows of the examples that both have.
+
+    Args:
+        one, two: nested outputs of the two runs.
+        axes: the axis of the examples in each tensor; tensors without one are not compared.
+        kept: the numbers of the compared examples in the first and in the second run.
+        size: the number of examples of both runs.
+    """
+    there = dict(tensors_at(two))
+    for path, first in tensors_at(one):
+        if path not in axes:
+            continue
+        second = there.get(path)
+        if second is None or first.ndim != second.ndim or first.dtype != second.dtype:
+            return True
+        before, after = _blocks(first, axes[path], size[0]), _blocks(second, axes[path], size[1])
+        if before.ndim != after.ndim or not _agree(before, after, *kept):
+            return True
+    return False
+
+
+def all_agree(one: Any, two: Any) -> bool:
+    """Return whether two runs on the same examples gave the same, up to rounding."""
+    first, second = dict(tensors_at(one)), dict(tensors_at(two))
+    return first.keys() == second.keys() and all(
+        tensor.shape == second[path].shape
+        and tensor.dtype == second[path].dtype
+        and rows_agree(tensor.detach(), second[path].detach())
+        for path, tensor in first.items()
+    )
+
+
+def _blocks(tensor: Tensor, axis: int, size: int) -> Tensor:
+    """Return `[B, k, ...]`: the k positions of each example that lie folded into the batch axis."""
+    front = tensor.detach().movedim(axis, 0)
+    return front.reshape(size, front.shape[0] // size, *front.shape[1:]) if front.shape[0] % size == 0 else front
+
+
+def rows_agree(one: Tensor, two: Tensor) -> bool:
+    """Return whether two tensors agree up to rounding where both have values; NaN agrees with NaN.
+
+    Where one is longer than the other (the batch was cut to its longest example), the common part is compared.
+    """
+    if one.ndim == 0 or two.ndim == 0:
+        one, two = one.reshape(1, -1), two.reshape(1, -1)
+    rows = range(min(one.shape[0], two.shape[0]))
+    return _agree(one, two, rows, rows)
+
+
+def _agree(one: Tensor, two: Tensor, rows_one: Sequence[int], rows_two: Sequence[int]) -> bool:
+    """As `rows_agree`, for the rows with these numbers. Few at a time: outputs may be as large as a step's memory."""
+    shape = [min(a, b) for a, b in zip(one.shape[1:], two.shape[1:], strict=True)]
+    common = (slice(None), *(slice(0, length) for length in shape))
+    one, two = one[common], two[common]
+    values = torch.Size(shape).numel()
+    if not values or not rows_one:
+        return True
+    together = max(1, VALUES // values)
+    places = [
+        (
+            torch.tensor(rows_one[at : at + together], device=one.device),
+            torch.tensor(rows_two[at : at + together], device=two.device),
+        )
+        for at in range(0, len(rows_one), together)
+    ]
+    if not (one.is_floating_point() or one.is_complex()):
+        return all(torch.equal(one.index_select(0, a), two.index_select(0, b)) for a, b in places)
+    loose = LOOSENESS[one.real.dtype if one.is_complex() else one.dtype]
+    scale = max(_largest(one.index_select(0, a)) for a, _ in places)
+    return all(_is_close(one.index_select(0, a), two.index_select(0, b), loose * scale) for a, b in places)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().nan_to_num(0.0, 0.0, 0.0).max())
+
+
+def _is_close(one: Tensor, two: Tensor, tolerance: float) -> bool:
+    wide = torch.complex128 if one.is_complex() else torch.float64
+    a, b = one.to(wide), two.to(wide)
+    same = (a == b) | (a.isnan() & b.isnan())
+    return bool((same | ((a - b).abs() <= tolerance)).all())

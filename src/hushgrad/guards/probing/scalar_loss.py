@@ -1,0 +1,173 @@
+"""The loop's own scalar loss: looked at by its graph, each time that a backward comes back to the model's outputs.
+
+`loss.backward()` on a loss of the loop's own shows hushgrad nothing but gradients. While that backward runs, the loss
+is still there, as an argument of `torch.autograd.backward`, and from it the operators down to the model's outputs.
+What is surely no mean (or sum) of one loss for each example is refused, before anything is released; what cannot be
+read is a condition of the guarantee.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NamedTuple
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+from hushgrad.accounting.conditions import OUTSIDE_CALL, UNREAD_LOSS, Condition
+from hushgrad.guards.probing.loss_graph import LossGraph
+from hushgrad.guards.probing.loss_judge import LossJudge
+from hushgrad.guards.probing.loss_values import Key, Total
+from hushgrad.guards.probing.trees import tensors_at
+
+_BACKWARD = torch.autograd.backward.__code__
+
+KEPT_VALUES, FEW_VALUES = 2**24, 2**20
+"""Outputs of at most so many values are kept until their first backward, few ones until the item is done; of larger
+outputs there are those that the loop keeps. Most loops keep them all."""
+
+
+class _Output(NamedTuple):
+    """An output of the model: how to get at its values, None where they are gone, and their version."""
+
+    values: Callable[[], Tensor | None]
+    version: int
+
+
+class ScalarLoss:
+    """Watches the backwards of one session for losses of the loop's own.
+
+    Guarantee: no update is released from a scalar loss whose graph shows that it is not the declared mean or sum of
+    one loss for each example.
+
+    Args:
+        model: the root; outermost calls of other modules are noted.
+        loss_reduction: "mean" or "sum", as declared.
+        is_accumulating: whether the backward that runs accumulates gradients of the model.
+    """
+
+    def __init__(self, model: nn.Module, loss_reduction: str, is_accumulating: Callable[[], bool]) -> None:
+        self._model = model
+        self._judge = LossJudge(loss_reduction)
+        self._is_accumulating = is_accumulating
+        self.size: int | None = None
+        """How many examples the item in work has; None where there is no loader, and no plain loss is taken."""
+        self._thread = 0
+        self._outputs: dict[Key, _Output] = {}
+        self._vouched: list[int] = []
+        self._looked_at: set[int] = set()
+        self._conditions: dict[Condition, None] = {}
+
+    # What the probe tells --------------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """The item is done, or another one begins."""
+        self._outputs.clear()
+        self._vouched.clear()
+        self._looked_at.clear()
+
+    def left(self, module: nn.Module, output: Any) -> None:
+        """A captured forward that may be trained on returned `output`."""
+        if self.size is None and module is self._model:
+            return  # only `session.backward` is taken, whose losses are examined
+        self._thread = threading.get_ident()
+        for _, tensor in tensors_at(output):
+            node = tensor.grad_fn
+            if node is None:
+                continue
+            key = (node._sequence_nr(), tensor.output_nr)
+            if key not in self._outputs:
+                self._outputs[key] = _kept(tensor)
+                hook = self._hook(key, module is not self._model)
+                tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+
+    def vouch(self, losses: Tensor) -> None:
+        """These losses, `[B]`, are examined elsewhere."""
+        if losses.grad_fn is not None:
+            self._vouched.append(losses.grad_fn._sequence_nr())
+
+    def close(self) -> None:
+        """The item is about to be released: a backward that was not looked at is taken on trust."""
+        if self.size is not None and not self._looked_at and not self._vouched:
+            self._conditions[UNREAD_LOSS] = None
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What was taken on trust so far."""
+        return tuple(self._conditions)
+
+    # The look --------------------------------------------------------------------------------------------------------
+
+    def _hook(self, key: Key, is_part: bool) -> Callable[[Tensor], None]:
+        def hook(gradient: Tensor) -> None:
+            if key not in self._outputs or not self._is_accumulating():
+                return  # of an item that is over, or a gradient that is only asked for
+            if is_part:
+                self._conditions[OUTSIDE_CALL] = None
+            task = torch._C._current_graph_task_id()
+            if self.size is not None and task not in self._looked_at:
+                self._looked_at.add(task)
+                self._look(key, gradient, self.size)
+                if gradient.numel() > FEW_VALUES:
+                    self._outputs[key] = self._outputs[key]._replace(values=_gone)
+
+        return hook
+
+    def _look(self, key: Key, gradient: Tensor, size: int) -> None:
+        for losses, is_scaled in self._losses():
+            nodes = [loss.grad_fn for loss in losses]
+            if all(self._is_vouched(node) for node in nodes):
+                return
+            readings = [LossGraph(size, self._outputs, self._vouched).read(node) for node in nodes]
+            if not any(key in reading.outputs or reading.has_vouched for reading in readings):
+                continue  # a backward inside another one
+            for loss, reading in zip(losses, readings, strict=True):
+                reading.loss = loss.detach()
+                if isinstance(reading.value, Total) and is_scaled:
+                    reading.value = reading.value.scaled()
+                shown = (key, gradient, self._values(key)) if len(losses) == 1 else None
+                self._conditions.update(dict.fromkeys(self._judge.judge(reading, shown)))
+            return
+        self._conditions[UNREAD_LOSS] = None
+
+    def _losses(self) -> Iterator[tuple[list[Tensor], bool]]:
+        """Yield the losses of each backward of the loop that is at work, and whether they were given gradients.
+
+        The innermost backward comes first. On a GPU this runs in a thread of torch's own, while the loop's waits.
+        """
+        frame: FrameType | None = sys._current_frames().get(self._thread)
+        while frame is not None:
+            if frame.f_code is _BACKWARD:
+                local = frame.f_locals
+                tensors, gradients = local["tensors"], local["grad_tensors"]
+                given = (gradients,) if isinstance(gradients, Tensor) else gradients or ()
+                roots = [tensors] if isinstance(tensors, Tensor) else tensors
+                losses = [part for part in roots if isinstance(part, Tensor) and part.grad_fn is not None]
+                yield losses, any(part is not None for part in given)
+            frame = frame.f_back
+
+    def _is_vouched(self, root: Any) -> bool:
+        """Whether a loss is a mean or sum of losses that were examined, and nothing else; most are."""
+        edges = root.next_functions
+        return len(edges) == 1 and edges[0][0] is not None and edges[0][0]._sequence_nr() in self._vouched
+
+    def _values(self, key: Key) -> Tensor | None:
+        output = self._outputs[key]
+        values = output.values()
+        return values if values is not None and values._version == output.version else None
+
+
+def _gone() -> None:
+    return None
+
+
+def _kept(tensor: Tensor) -> _Output:
+    """Return a way to get at an output's values that keeps no large tensor alive."""
+    if tensor.numel() <= KEPT_VALUES:
+        values = tensor.detach()
+        return _Output(lambda: values, tensor._version)
+    return _Output(ref(tensor), tensor._version)

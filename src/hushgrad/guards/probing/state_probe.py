@@ -1,0 +1,107 @@
+"""Does what a model keeps follow the data? Runs on altered batches must leave the same behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from hushgrad.errors import PrivateBufferError
+from hushgrad.guards.probing.calls import Outcome, Runner
+from hushgrad.guards.probing.kept import Key
+from hushgrad.guards.probing.rows import Batch, all_agree, grown_axes, halves, others_differ
+from hushgrad.guards.probing.state import State, agree, describe, is_buffer
+
+
+class StateProbe:
+    """Compares what runs of one call on a batch and on altered ones leave behind."""
+
+    def __init__(self, model: nn.Module, runner: Runner, size: int) -> None:
+        self._model = model
+        self._runner = runner
+        self._size = size
+
+    def grown(self, base: Outcome, fewer: Outcome) -> dict[Key, int]:
+        """Return the axis of the examples in the tensors that are kept of each example, by place."""
+        kept = {key: value for key, value in base.moved.items() if isinstance(value, Tensor)}
+        less = {key: value for key, value in fewer.moved.items() if isinstance(value, Tensor)}
+        return {path[0]: axis for path, axis in grown_axes(kept, less, self._size).items()}
+
+    def require_still(
+        self, batch: Batch, base: Outcome, changed: Outcome, axes: dict[Key, int] | None, others: Sequence[int]
+    ) -> None:
+        """Refuse state that follows the data; a cache of each example's own values may, if nothing reads it later.
+
+        Args:
+            batch: the batch itself.
+            base, changed: the runs on it, and on an altered one.
+            axes: as `grown` returns them; None of a run on NaN, which reaches caches that were looked at before.
+            others: the examples that were not altered.
+
+        Raises:
+            PrivateBufferError: naming the place.
+        """
+        keys = [key for key in {**base.moved, **changed.moved} if not self._same(base, changed, key)]
+        size = (self._size, self._size)
+        cached = []
+        for key in keys:
+            one, two = base.moved.get(key), changed.moved.get(key)
+            own = axes is not None and key in axes and not is_buffer(key)
+            if own and not others_differ(one, two, {(): axes[key]}, (others, others), size):  # type: ignore[index]
+                cached.append(key)
+            elif axes is None and not is_buffer(key) and isinstance(one, Tensor) and one.ndim:
+                continue  # looked at with the exchanged example
+            else:
+                raise refusal(key)
+        if cached:
+            self._require_overwritten(batch, base, cached[0])
+
+    def require_nothing_handed_on(self, batch: Batch, name: str) -> None:
+        """Refuse parts or hooks that a forward has made of its batch: the next call must not notice which it was.
+
+        Raises:
+            PrivateBufferError: it does.
+        """
+        same = self._run_after(batch.same(), batch)
+        other = self._run_after(batch.exchanged(halves(self._size)[0], away=False), batch)
+        if not all_agree(same.output, other.output):
+            raise PrivateBufferError(
+                f"{name} leaves parts or hooks on the model that hold values of its batch: a later forward gives "
+                f"other outputs after another batch. Make parts and hooks of constants alone, or make them before "
+                f"training"
+            )
+
+    def _same(self, base: Outcome, changed: Outcome, key: Key) -> bool:
+        return key in base.moved and key in changed.moved and agree(base.moved[key], changed.moved[key])
+
+    def _require_overwritten(self, batch: Batch, base: Outcome, key: Key) -> None:
+        after = self._run_after(batch.exchanged(halves(self._size)[0], away=False), batch)
+        if not all_agree(base.output, after.output) or not agree(after.moved.get(key), base.moved.get(key)):
+            raise refusal(key)
+
+    def _run_after(self, earlier: Any, batch: Batch) -> Outcome:
+        """Run a batch from what a run on an earlier one left behind."""
+        runner = self._runner
+        state, runner.state = runner.state, _After(self._model)
+        try:
+            runner.run(earlier, quiet=False)
+            return runner.run(batch.same(), quiet=False)
+        finally:
+            runner.state = state
+            state.restore()
+
+
+class _After(State):
+    def restore(self) -> None:
+        """Leave what the earlier run left behind."""
+
+
+def refusal(key: Key) -> PrivateBufferError:
+    """Return the refusal of state that follows the data, naming its place."""
+    kind = {"buffer": "buffer", "parameter": "parameter"}.get(key[0], "attribute")
+    return PrivateBufferError(
+        f"{kind} {describe(key)!r} of the model follows the data: a forward writes into it, without noise, what "
+        f"depends on the examples of the batch. Freeze it, put its module into eval(), or compute it anew in every "
+        f"forward without keeping it"
+    )

@@ -1,0 +1,1 @@
+"""The join of a mechanism to a model and an optimizer."""

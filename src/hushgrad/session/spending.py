@@ -1,0 +1,279 @@
+"""What a session has spent and may still spend: the ledger, and the limits of the plan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+
+from hushgrad.accounting.accountants import epsilon as epsilon_of
+from hushgrad.accounting.budget import MOST, Budget
+from hushgrad.accounting.composition import Composition, adjacency_of
+from hushgrad.accounting.conditions import NO_LEDGER_PATH, NOTED_AS, Condition, discarded, uncounted
+from hushgrad.accounting.events.event import DisjointPass, Event
+from hushgrad.accounting.guarantee import Guarantee, guarantee
+from hushgrad.accounting.ledger.file import ledger_path
+from hushgrad.accounting.ledger.ledger import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract, Ledger, read_ledger
+from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.arguments import whole_number
+from hushgrad.errors import (
+    BudgetExhaustedError,
+    ContractChangedError,
+    InvalidArgumentError,
+    LedgerError,
+    ProtocolError,
+)
+from hushgrad.mechanism import DPSGD
+from hushgrad.sampling.specs import DisjointBatches
+
+MOST_PASSES = 10**5
+
+
+class Spending:
+    """The ledger of one session, opened once it is known how batches are drawn.
+
+    Guarantee: a mechanism with a limit of steps or passes spends no more than it plans, also over several sessions
+    with one ledger.
+    Guarantee: a budget ends training at exactly the last step that fits into it, the same step every time, also after a
+    crash and a resume.
+
+    `lease` steps are put on disk at once (see `Ledger.charge`); a crash over-charges at most lease − 1 of them.
+    """
+
+    def __init__(
+        self,
+        mechanism: DPSGD,
+        path: str | os.PathLike[str] | None,
+        *,
+        noise_is_secret: bool,
+        budget: Budget | None = None,
+        lease: int = 1,
+    ) -> None:
+        if budget is not None and not isinstance(budget, Budget):
+            raise InvalidArgumentError(f"budget must be a Budget(epsilon, delta), got {type(budget).__name__}")
+        self._mechanism = mechanism
+        self._path = None if path is None else ledger_path(path)
+        self._budget = budget
+        self._lease = whole_number("lease", lease, minimum=1)
+        self._last_step = mechanism.steps
+        self._last_pass = mechanism.passes
+        self._noise_source = OPERATING_SYSTEM if noise_is_secret else FIXED_KEY
+        self._ledger: Ledger | None = None
+        self._first_pass = 0
+        self._trusted: list[Condition] = []  # what the ledger does not hold yet
+        self.uncounted = 0
+        """How many steps the same model took in earlier sessions of this process that this ledger does not hold."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the ledger was opened, which fixes how batches are drawn."""
+        return self._ledger is not None
+
+    def open(self, sampling: str, population: int | None) -> None:
+        """Open the ledger, new or continued, unless it is open.
+
+        Raises:
+            ProtocolError: disjoint batches that nobody observes.
+            ContractChangedError: the ledger holds steps that are not part of this plan.
+            AccountingError: it holds steps under another neighbouring relation.
+            LedgerError: the file cannot be opened or trusted.
+        """
+        if self._ledger is not None:
+            return
+        if sampling == DECLARED and isinstance(self._mechanism.sampling, DisjointBatches):
+            raise ProtocolError(
+                "DisjointBatches without a loader cannot be charged: nobody sees where a pass ends. Use session.batches"
+            )
+        ledger = Ledger(self._path, contract=self._contract(sampling, population))
+        earlier = [event for event, _ in ledger.events()]
+        try:
+            adjacency_of([self._mechanism.at(0).event(), *earlier])  # of different neighbours no total can be told
+            self._require_planned(ledger.events())
+            if self._budget is not None:
+                self._limit_to(self._budget, ledger.events())
+        except BaseException:
+            ledger.close()
+            raise
+        passes = [event.pass_index for event in earlier if isinstance(event, DisjointPass)]
+        self._first_pass = max(passes, default=-1) + 1
+        self._ledger = ledger
+        if self.uncounted:
+            self.trust([uncounted(self.uncounted)])
+
+    def _limit_to(self, budget: Budget, earlier: list[tuple[Event, int]]) -> None:
+        """Set how many steps or passes fit, those that the ledger holds of this plan included.
+
+        What a run before this one left is part of the plan, not of the question, so that the answer stays the same.
+        """
+        mechanism = self._mechanism
+        if isinstance(mechanism.sampling, DisjointBatches):
+            foreign = [
+                (event, count)
+                for event, count in earlier
+                if not (isinstance(event, DisjointPass) and event == mechanism.event(event.pass_index))
+            ]
+            indices = {event.pass_index for event, _ in foreign if isinstance(event, DisjointPass)}
+            beyond = max(indices, default=-1) + 1
+
+            def passes(count: int) -> Composition:
+                return [*foreign, *((mechanism.event(beyond + i), 1) for i in range(count))]
+
+            self._last_pass = len(indices) + budget.most(passes, mechanism.passes or MOST_PASSES)
+            return
+        # With a schedule (which limits the steps) the ledger holds nothing else: `_require_planned` has seen to it.
+        foreign = [] if mechanism.is_scheduled else [part for part in earlier if part[0] != mechanism.event()]
+
+        def steps(count: int) -> Composition:
+            return [*foreign, *mechanism.first(count)]
+
+        before = sum(count for _, count in foreign)
+        self._last_step = before + budget.most(steps, mechanism.steps or MOST)
+
+    def require_pass(self, loader_pass: int) -> None:
+        """Refuse a pass over the data beyond those that are planned or fit; `loader_pass` counts this session's."""
+        passes = self._last_pass
+        if passes is not None and self._first_pass + loader_pass >= passes:
+            raise BudgetExhaustedError(
+                f"all {passes} passes over the data that {self._reason()} are spent; the model was not updated"
+            )
+
+    def require_step(self) -> None:
+        """Refuse a step beyond those that are planned or fit."""
+        steps = self._last_step
+        if steps is not None and self.steps >= steps:
+            raise BudgetExhaustedError(
+                f"all {steps} steps that {self._reason()} are spent; the model was not updated. Stop here, or plan more"
+            )
+
+    def _reason(self) -> str:
+        if self._budget is None:
+            return "were planned"
+        return f"fit into epsilon = {self._budget.epsilon:g} at delta = {self._budget.delta:g}"
+
+    @property
+    def steps_left(self) -> int | None:
+        """How many more steps are planned and fit into the budget; None where nothing limits them."""
+        return None if self._last_step is None else max(self._last_step - self.steps, 0)
+
+    def current(self) -> DPSGD:
+        """Return the mechanism of the next step to be charged (of the last one, where all are)."""
+        if not self._mechanism.is_scheduled or self._mechanism.steps is None:
+            return self._mechanism
+        return self._mechanism.at(min(self.steps, self._mechanism.steps - 1))
+
+    def charge(self, loader_pass: int = 0) -> None:
+        """Charge one step; return when the charge is as durable as the ledger."""
+        if self._ledger is None:
+            raise ProtocolError("nothing can be charged before it is known how batches are drawn")
+        lease = self._lease
+        if self._last_step is not None:
+            lease = max(1, min(lease, self._last_step - self.steps))
+        lease = self._mechanism.equal_steps(self.steps, lease)
+        self._ledger.charge(self.current().event(self._first_pass + loader_pass), lease=lease)
+
+    @property
+    def steps(self) -> int:
+        """The number of steps charged, those of earlier sessions with this ledger included."""
+        return sum(count for _, count in self.events()) if self._ledger is None else self._ledger.steps
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """The last record of the ledger; None while it is not open."""
+        return None if self._ledger is None else self._ledger.anchor
+
+    def events(self) -> list[tuple[Event, int]]:
+        """Return what was charged, in order, as `(event, count)`."""
+        # A ledger that is about to be continued has been spent from already.
+        return events_at(self._path) if self._ledger is None else self._ledger.events()
+
+    def epsilon(self, delta: float, accountant: str) -> float:
+        """Return ε at `delta` for everything that was charged."""
+        return epsilon_of(self.events(), delta, accountant)
+
+    def guarantee(self, delta: float, accountant: str, trusted: Iterable[Condition] = ()) -> Guarantee:
+        """Return the guarantee at `delta` for everything that was charged, under `trusted` and what was noted."""
+        events, contract, noted = self._charged()
+        besides = [NO_LEDGER_PATH] if self._path is None else []
+        if self.uncounted:
+            besides.append(uncounted(self.uncounted))
+        return guarantee(events, delta, accountant, contract, [*noted, *self._trusted, *trusted, *besides])
+
+    def _charged(self) -> tuple[Composition, Contract, tuple[Condition, ...]]:
+        if self._ledger is not None:
+            return self._ledger.events(), self._ledger.contract, self._ledger.conditions
+        if self._path is not None and os.path.lexists(self._path):
+            earlier = read_ledger(self._path)
+            return earlier.events, earlier.contract, earlier.conditions
+        return [], self._contract(DECLARED, None), ()
+
+    def trust(self, conditions: Iterable[Condition]) -> None:
+        """Leave in the ledger what the run takes on trust, each condition once.
+
+        Raises `LedgerError` where it could not be made durable.
+        """
+        given = list(dict.fromkeys(conditions))
+        if given:
+            known = [*self._trusted, *(() if self._ledger is None else self._ledger.conditions)]
+            self._trusted += [condition for condition in given if condition not in known]
+        while self._trusted and self._ledger is not None and self._ledger.is_open:
+            self._ledger.note(NOTED_AS, self._trusted.pop(0).as_note())
+
+    def discard(self) -> None:
+        """Take note that a logical batch was drawn and dropped before its release."""
+        self._trusted.append(discarded(1))
+        with suppress(LedgerError):  # it is told by this object, also where the disk does not hold it
+            self.trust([])
+
+    def note(self, about: str, finding: Mapping[str, str | int | float] | None) -> None:
+        """Leave a finding of a monitor in the ledger, if there is one and the ledger takes it.
+
+        Raises `LedgerError` where it could not be made durable.
+        """
+        if finding is not None and self._ledger is not None and self._ledger.is_open:
+            self._ledger.note(about, finding)
+
+    def close(self) -> None:
+        """Unlock the file. What was charged can still be read."""
+        if self._ledger is not None:
+            self._ledger.close()
+
+    def _contract(self, sampling: str, population: int | None) -> Contract:
+        return Contract(
+            sampling=sampling,
+            noise_source=self._noise_source,
+            expected_batch_size=self._mechanism.expected_batch_size,
+            max_grad_norm=self._mechanism.clipping.max_grad_norm,
+            loss_reduction=self._mechanism.loss_reduction,
+            population=population,
+        )
+
+    def _require_planned(self, earlier: list[tuple[Event, int]]) -> None:
+        """The ε of a plan holds only if all that its ledger holds is of that plan."""
+        mechanism = self._mechanism
+        if mechanism.steps is None and mechanism.passes is None:
+            return
+        if mechanism.is_scheduled:
+            total = sum(count for _, count in earlier)
+            if not total or (total <= (mechanism.steps or 0) and list(mechanism.first(total)) == earlier):
+                return
+            raise ContractChangedError(
+                "the ledger holds other steps than the first ones of the mechanism's schedule; together they would "
+                "spend more than was planned. Continue with the old values, or begin a new ledger for a new run"
+            )
+        foreign = [
+            event
+            for event, _ in earlier
+            if event != mechanism.event(event.pass_index if isinstance(event, DisjointPass) else 0)
+        ]
+        if foreign:
+            raise ContractChangedError(
+                f"the ledger holds {foreign[0]}, the mechanism plans {mechanism.event()}; together they would spend "
+                f"more than was planned. Continue with the old values, or begin a new ledger for a new run"
+            )
+
+
+def events_at(path: str | os.PathLike[str] | None) -> list[tuple[Event, int]]:
+    """Return the verified events of the ledger at `path`; none where there is no path or no file yet."""
+    if path is None or not os.path.lexists(path):
+        return []
+    return read_ledger(path).events

@@ -1,0 +1,176 @@
+"""The clipped sums of one logical batch, and the noised update that is made of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, MutableMapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+from hushgrad.gradients.clipped_sum import clipped_sums
+from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
+from hushgrad.guards.monitoring.noise import NoiseMonitor
+from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
+from hushgrad.mechanism import DPSGD
+from hushgrad.noise.gaussian import Noised, noisy_updates
+from hushgrad.randomness import Address, KeyStream
+
+# Sums up to here are cheaper to copy into one draw of noise than to give a draw of their own.
+SMALL_VALUES = 1 << 16
+
+
+class Update:
+    """Sums that nobody else can read, until they are written to `p.grad` with noise.
+
+    Guarantee: every trainable parameter gets noise in every update, used or not.
+    Guarantee: no noise is drawn twice, and an update is written whole or not at all.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], mechanism: DPSGD, noise: KeyStream, plan: Plan | None
+    ) -> None:
+        self._parameters = parameters
+        self._mechanism = mechanism
+        self._noise = noise
+        self._plan = plan
+        self._sums: dict[str, Tensor] = {}
+        self._number = 0
+        self._is_written = False
+        self.monitor = NoiseMonitor()
+        self.sensitivity_monitor = SensitivityMonitor()
+
+    @torch.no_grad()  # what was recorded may still hang on the graph of the forward
+    def add(self, uses: MutableMapping[str, list[Contribution]], scale: float) -> None:
+        """Add the clipped sum of one physical batch, and empty it; `scale` undoes the division of its mean loss."""
+        factors = self._mechanism.clipping.factors
+        watch = self._look if not self._sums and self.sensitivity_monitor.is_due(self._number) else None
+        for name, part in clipped_sums(uses, factors=factors, scale=scale, plan=self._plan, watch=watch).items():
+            if name in self._sums:
+                self._sums[name] += part
+            else:
+                self._sums[name] = part
+
+    def _look(self, uses: Mapping[str, Contribution], weights_B: Tensor) -> None:
+        self.sensitivity_monitor.check(self._number, uses, weights_B, self._mechanism.clipping.sensitivity)
+
+    @property
+    def number(self) -> int:
+        """How many updates were written."""
+        return self._number
+
+    def follow(self, mechanism: DPSGD) -> None:
+        """Clip and add noise as `mechanism` says from here on: the next step of a schedule."""
+        self._mechanism = mechanism
+
+    def drop(self) -> None:
+        """Forget the sums."""
+        self._sums = {}
+
+    def write(self) -> None:
+        """Hand (sum + noise) / divisor to the optimizer, in `p.grad`, and forget the sums. Charge before.
+
+        Parameters that are frozen now get nothing, so that the optimizer leaves them alone; their sums are dropped.
+        """
+        # Without torch.no_grad, which no operation here needs: sums have no graph, and an interrupt inside of its exit
+        # would leave gradients switched off in the whole process.
+        sums, self._sums = self._sums, {}
+        number, self._number = self._number, self._number + 1
+        self._is_written = True
+        try:
+            trained = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
+            self._hand_out(list(trained.values()), [self._total(sums, name) for name in trained], number)
+        except BaseException:
+            self.clear()  # no partial update; the charge stands
+            raise
+
+    def clear(self) -> None:
+        """Take a written update away again, used or not."""
+        if self._is_written:
+            for parameter in self._parameters.values():
+                parameter.grad = None
+            self._is_written = False
+
+    def _hand_out(self, parameters: list[nn.Parameter], totals: list[Tensor], number: int) -> None:
+        together, alone = _draws(totals)
+        shared = [[totals[place] for place in places] for places in together]
+        flats = [_flattened(parts) for parts in shared]
+        owners = [True] * len(flats) + _sole_owners_of_their_memory([totals[place] for place in alone])
+        sums = [*flats, *(totals[place] for place in alone)]
+        sample = self.monitor.before(sums)
+        updates = noisy_updates(
+            [
+                Noised(total, Address(number, item), overwrite=is_owner)
+                for item, (total, is_owner) in enumerate(zip(sums, owners, strict=True))
+            ],
+            noise_std=self._mechanism.noise_std,
+            divisor=self._mechanism.divisor,
+            stream=self._noise,
+        )
+        self.monitor.after(sample, updates, self._mechanism.noise_std, self._mechanism.divisor)
+        for places, parts, flat in zip(together, shared, updates, strict=False):
+            for place, update in zip(places, _unflattened(flat, parts), strict=True):
+                parameters[place].grad = _laid_out_as(parameters[place], update)
+        for place, update in zip(alone, updates[len(flats) :], strict=True):
+            parameters[place].grad = _laid_out_as(parameters[place], update)
+
+    def _total(self, sums: Mapping[str, Tensor], name: str) -> Tensor:
+        total = sums.get(name)
+        if total is None:
+            parameter = self._parameters[name]
+            total = torch.zeros_like(
+                parameter, dtype=accumulation_dtype(parameter.dtype), memory_format=torch.contiguous_format
+            )
+        return total
+
+
+def _laid_out_as(parameter: Tensor, update: Tensor) -> Tensor:
+    """Return the (contiguous) update in the parameter's dtype and memory layout; fused optimizers pair raw memory."""
+    if parameter.is_contiguous():
+        return update if update.dtype == parameter.dtype else update.to(parameter.dtype)
+    return torch.empty_like(parameter).copy_(update)
+
+
+def _draws(totals: Sequence[Tensor]) -> tuple[list[list[int]], list[int]]:
+    """Return the places of the totals that share a draw of noise, the small ones of a kind, and of those drawn alone.
+
+    A draw has a fixed cost that is larger than that of a small parameter's noise.
+    """
+    alone: list[int] = []
+    together: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, total in enumerate(totals):
+        if total.numel() > SMALL_VALUES:
+            alone.append(place)
+        else:
+            together.setdefault((total.device, total.dtype), []).append(place)
+    return list(together.values()), alone
+
+
+def _flattened(totals: Sequence[Tensor]) -> Tensor:
+    """Return the values of all totals in memory of their own, which noise may overwrite."""
+    if len(totals) == 1:
+        return totals[0].flatten().clone()
+    flat: Tensor = _flatten_dense_tensors(totals)  # type: ignore[no-untyped-call]
+    return flat
+
+
+def _unflattened(flat: Tensor, totals: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return consecutive parts of `flat` in the shapes of the totals."""
+    parts: Sequence[Tensor] = _unflatten_dense_tensors(flat, totals)  # type: ignore[no-untyped-call]
+    # An empty one comes back without its shape.
+    return [part if part.numel() else part.view_as(total) for part, total in zip(parts, totals, strict=True)]
+
+
+def _sole_owners_of_their_memory(totals: Sequence[Tensor]) -> list[bool]:
+    """Return which totals may be overwritten: contiguous, and all of their memory is theirs alone.
+
+    Writing over them spares fresh memory, each page of which costs a fault. Two parameters that are only ever added
+    to one another have the same sum, which may be one tensor.
+    """
+    storages = [total.untyped_storage() for total in totals]
+    readers = Counter(storage.data_ptr() for storage in storages)
+    return [
+        total.is_contiguous() and storage.nbytes() == total.nbytes and readers[storage.data_ptr()] == 1
+        for total, storage in zip(totals, storages, strict=True)
+    ]

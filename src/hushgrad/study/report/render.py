@@ -1,0 +1,88 @@
+"""A document as a self-contained page and as a section of a model card in Markdown.
+
+Names of runs, columns and classes come from strangers. They are text everywhere: escaped on the page, whose policy
+forbids scripts and every request besides, and escaped in Markdown.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from functools import cache
+from importlib import resources
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from hushgrad.printable import printable
+from hushgrad.study.report.document import CONTRADICTION, Document, Grid
+
+LONGEST = 2000
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$@-])")
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("hushgrad.study.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode("ascii")
+    return environment
+
+
+@cache
+def _style() -> str:
+    return (resources.files("hushgrad.study.report") / "templates" / "page.css").read_text(encoding="utf-8")
+
+
+def policy() -> str:
+    """Return the page's content security policy: its own style sheet, pictures inside the page, nothing else."""
+    digest = base64.b64encode(hashlib.sha256(_style().encode()).digest()).decode("ascii")
+    return f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+
+
+def html(document: Document) -> str:
+    """Return the page.
+
+    Guarantee: no name, label or sentence of a report can become markup or script of its page.
+    """
+    template = _environment().get_template("page.html")
+    # The style sheet is the package's own file; everything else is escaped.
+    return template.render(document=document, contradiction=CONTRADICTION, style=Markup(_style()), policy=policy())
+
+
+def markdown(document: Document) -> str:
+    """Return a section for a model card, without pictures. Every text is escaped."""
+    lines = [f"## Privacy: {_text(document.title)}", ""]
+    if document.contradictions:
+        lines += [f"**{CONTRADICTION}**", "", *(f"- {_text(sentence)}" for sentence in document.contradictions), ""]
+    elif not document.private:
+        lines += ["**NOT PRIVATE**", ""]
+    lines += [f"- **{_text(value)}** {_text(what)}" for value, what in document.figures]
+    lines += [line for sentence in document.notices for line in ("", f"{_text(sentence)}.")]
+    for section in document.sections:
+        lines += ["", f"### {_text(section.heading)}", ""]
+        for paragraph in section.text:
+            lines += [_text(paragraph), ""]
+        lines += [f"- {_text(name)}: {_text(value)}" for name, value in section.facts]
+        if section.table is not None:
+            lines += [*([""] if section.facts else []), *_table(section.table)]
+        lines += [f"- {_text(point)}" for point in section.points]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(table: Grid) -> list[str]:
+    rows = [table.columns, tuple("---" for _ in table.columns)]
+    shown = ["| " + " | ".join(cell if cell == "---" else _text(cell) for cell in row) + " |" for row in rows]
+    return [*shown, *("| " + " | ".join(map(_text, row)) + " |" for row in table.rows)]
+
+
+def _text(text: str) -> str:
+    """Return text in which nothing is Markdown or HTML, on one line."""
+    escaped = _SPECIAL.sub(r"\\\1", printable(text.replace("\n", " "), limit=LONGEST))
+    return escaped.translate(_ENTITIES)

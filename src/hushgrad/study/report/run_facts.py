@@ -1,0 +1,253 @@
+"""All that a report says about a run, recomputed from the run's files: ledger, metrics, model, summary.
+
+What was asked for (settings, versions) comes from summary.json. Every figure of privacy comes from the ledger, every
+accuracy from the metrics, the number of parameters from the model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hushgrad.accounting.accountants import ACCOUNTANTS, epsilon_bounds
+from hushgrad.accounting.composition import Composition
+from hushgrad.accounting.guarantee import Guarantee, as_sentence, delta_text, guarantee
+from hushgrad.accounting.ledger.ledger import LedgerView
+from hushgrad.accounting.risk import gaussian_mu, membership_advantage, true_positive_rate, zero_concentrated
+from hushgrad.checks.auditing.audit import recomputed
+from hushgrad.errors import AccountingError, InvalidArgumentError
+from hushgrad.study.configuration import DEFAULT_DELTA
+from hushgrad.study.report.agreement import Row, agreement, beyond, held_by, largest_epsilon, notices
+from hushgrad.study.report.assumptions import assumptions_of
+from hushgrad.study.report.document import plain, up
+from hushgrad.study.report.earlier import earlier_claims
+from hushgrad.study.report.run_files import LEDGER, METRICS, MODEL, SUMMARY, RunFiles, file_digest
+from hushgrad.study.report.values import finite, same
+
+AUDIT = "audit.json"
+DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
+SETTINGS = (
+    "task", "description", "target", "vocabulary", "vocabulary_epsilon",
+    "vocabulary_noise_multiplier", "classes", "model", "hidden_sizes", "activation", "optimizer",
+    "learning_rate", "momentum", "augmentations", "average_decay", "epochs", "expected_batch_size",
+    "max_physical_batch_size", "loss_reduction", "max_grad_norm", "noise_multiplier", "sampling_rate",
+    "target_epsilon", "delta", "seed", "device",
+    "training_examples", "test_examples",
+)  # fmt: skip
+
+
+def run_facts(
+    folder: Path, *, name: str | None = None, uncovered: bool = False, replaces: Path | None = None
+) -> dict[str, Any]:
+    """Return the facts of the run in `folder` as JSON values. An infinite number is the string "inf".
+
+    `name` is how the report calls the run (None: its folder's name). `uncovered` adds what ε does not cover of the
+    curves: training loss and training accuracy. An earlier report in the folder `replaces` is compared as well.
+
+    Guarantee: where files contradict each other, every contradiction is named, ε is the largest that any of them says
+    and nothing is called private.
+
+    Raises InvalidArgumentError where the folder holds no run and LedgerError for a damaged ledger.
+    """
+    files = RunFiles.read(folder)
+    summary = _summary(files)
+    delta = files.delta(DEFAULT_DELTA)
+    audit, audit_rows = audit_facts(folder / AUDIT, files, besides=summary.get("vocabulary_noise_multiplier"))
+    largest = largest_epsilon(files, delta)
+    said, stated = ([], []) if replaces is None else earlier_claims(replaces, files, largest)
+    rows = [*agreement(files, delta), *said]
+    wrong = sum(not row.held for row in rows)
+    facts: dict[str, Any] = {
+        "kind": "run",
+        "name": name if name is not None else folder.name,
+        "status": summary["status"],
+        "notices": notices(files),
+        "settings": {key: summary.get(key) for key in SETTINGS},
+        "versions": summary.get("versions", {}),
+        "privacy": doubted(files, max([largest, *stated]), delta) if wrong else privacy_facts(files, delta),
+        "steps": {"planned": summary.get("planned_steps"), "executed": _steps(files)},
+        "result": _result(files, summary),
+        "subgroups": _subgroups(summary),
+        "outside_the_guarantee": list(summary.get("outside_the_guarantee", [])),
+        "curves": _curves(files.measurements, uncovered),
+        "files": {path.name: file_digest(path) for path in _files(folder)},
+        "parameters": None if files.model is None else files.model.parameters,
+        "assumptions": assumptions_of(files, contradictions=wrong),
+        "audit": audit,
+        "agreement": [row.as_json() for row in (*rows, *audit_rows)],
+    }
+    return dict(finite(facts))
+
+
+def _summary(files: RunFiles) -> Mapping[str, Any]:
+    """Return the summary. Without one there is no run to report on, and what was spent all the same is said."""
+    if files.summary is not None:
+        return files.summary
+    if files.ledger is None:
+        raise InvalidArgumentError("the folder holds no run: summary.json is missing")
+    spent = held_by(files.ledger.events, DEFAULT_DELTA, files.ledger.contract).epsilon
+    raise InvalidArgumentError(
+        f"summary.json is missing, and {LEDGER} holds {files.ledger.steps} steps, ε = {up(spent)} at δ = "
+        f"{delta_text(DEFAULT_DELTA)}: the run was stopped before its first epoch ended, or the summary was removed. "
+        f"What was spent stays spent; hushgrad epsilon --ledger computes it at any δ"
+    )
+
+
+def privacy_facts(files: RunFiles, delta: float) -> dict[str, Any]:
+    """Return everything that is computed from a ledger; for a run without one, that nothing is guaranteed."""
+    ledger = files.ledger
+    if ledger is None:
+        return {"private": False, "epsilon": math.inf, "delta": None, "statement": None}
+    held = guarantee(ledger.events, delta, contract=ledger.contract, conditions=ledger.conditions)
+    facts: dict[str, Any] = {
+        "private": held.private,
+        "epsilon": held.epsilon,
+        "delta": delta,
+        "statement": str(held),
+        "conditions": [condition.as_note() for condition in held.conditions],
+        "beyond_ledger": _beyond_ledger(files, held),
+        **_charged(ledger, held),
+    }
+    if math.isfinite(held.epsilon) and held.epsilon > 0:
+        facts |= _figures(ledger.events, delta)
+    return facts
+
+
+def doubted(files: RunFiles, largest: float, delta: float) -> dict[str, Any]:
+    """Return facts of privacy for files that contradict each other: the largest ε, and no other figure from them."""
+    told = "infinite" if math.isinf(largest) else up(largest)
+    statement = (
+        f"NOTHING IS GUARANTEED while the files of this run contradict each other. The largest epsilon that they give "
+        f"is {told}, at delta {delta_text(delta)}; find out which of them was changed before you rely on any."
+    )
+    facts = {"private": False, "epsilon": largest, "delta": delta, "statement": statement}
+    facts |= {"conditions": [], "beyond_ledger": ""}
+    ledger = files.ledger
+    return facts if ledger is None else facts | _charged(ledger, held_by(ledger.events, delta, ledger.contract))
+
+
+def _charged(ledger: LedgerView, held: Guarantee) -> dict[str, Any]:
+    """Return what a ledger says was done, as JSON values."""
+    contract = ledger.contract
+    return {
+        "unit": held.unit,
+        "adjacency": held.adjacency,
+        "sampling": held.sampling,
+        "accountant": held.accountant,
+        "numerics": held.numerics,
+        "numerical_error": held.numerical_error,
+        "noise_source": contract.noise_source,
+        "sampling_was": contract.sampling,
+        "population": contract.population,
+        "expected_batch_size": contract.expected_batch_size,
+        "max_grad_norm": contract.max_grad_norm,
+        "loss_reduction": contract.loss_reduction,
+        "noise_multipliers": sorted({event.noise_multiplier for event, _ in ledger.events}),
+        "releases": [{**event.to_json(), "count": count} for event, count in ledger.events],
+        "ledger_end": {"records": ledger.anchor.seq + 1, "hash": ledger.anchor.hash, "run": ledger.run},
+    }
+
+
+def _beyond_ledger(files: RunFiles, held: Guarantee) -> str:
+    """Return what the run's own statement says beyond its ledger: conditions that only the session knew."""
+    further = beyond(files.said("guarantee"), str(replace(held, conditions=()))) or ""
+    for condition in held.conditions:
+        further = further.replace(as_sentence(condition.sentence), "")
+    return further.strip()
+
+
+def audit_facts(path: Path, files: RunFiles, *, besides: float | None) -> tuple[dict[str, Any] | None, list[Row]]:
+    """Return the audit in `audit.json`, its bounds and claims computed anew, and whether the files agree.
+
+    `besides` is the noise multiplier of what was released before training, which is not what was audited.
+
+    None and nothing where there is no such file. Raises `InvalidArgumentError` where it is damaged.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None, []
+    except ValueError as error:
+        raise InvalidArgumentError(f"{AUDIT} is damaged; audit anew") from error
+    audit = recomputed(stored)
+    fresh = audit.as_json()
+    rows = [Row(f"bounds in {AUDIT} and from what it observed", same(stored, fresh), {})]
+    if files.ledger is not None:
+        audited = sorted({event.noise_multiplier for event, _ in audit.releases})
+        charged = sorted({event.noise_multiplier for event, _ in files.ledger.events} - {besides})
+        said = {AUDIT: plain(audited), LEDGER: plain(charged)}
+        rows.append(Row(f"σ in {AUDIT} and in the ledger", same(audited, charged), said))
+    return fresh, rows
+
+
+def _figures(events: Composition, delta: float) -> dict[str, Any]:
+    """Return ε at several δ, by other accountants, and what an attacker can achieve at most."""
+    deltas = sorted({*DELTAS, delta}, reverse=True)
+    return {
+        "epsilon_at": [{"delta": value, "epsilon": epsilon_bounds(events, value).upper} for value in deltas],
+        "other_accountants": {name: _by(events, delta, name) for name in ACCOUNTANTS},
+        "mu": gaussian_mu(events),
+        "rho": zero_concentrated(events),
+        "attack": {
+            "advantage": membership_advantage(events),
+            "true_positive_rate_at": [
+                {"false_positive_rate": rate, "true_positive_rate": true_positive_rate(events, rate)}
+                for rate in FALSE_POSITIVE_RATES
+            ],
+        },
+    }
+
+
+def _by(events: Composition, delta: float, accountant: str) -> float | None:
+    """Return ε by an accountant, None where δ lies outside its domain."""
+    try:
+        return epsilon_bounds(events, delta, accountant).upper
+    except AccountingError:
+        return None
+
+
+def _steps(files: RunFiles) -> int | None:
+    """Return the steps of training, the most that any file says: the ledger's, where the files agree."""
+    said = [] if files.ledger is None else [files.steps(files.ledger)]
+    said += [row["step"] for row in files.measurements]
+    return max(said, default=None)
+
+
+def _result(files: RunFiles, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the last test accuracy with its standard error from the number of test records."""
+    measured = files.measured_accuracy()
+    accuracy = summary.get("test_accuracy") if measured is None else measured
+    count = summary.get("test_examples")
+    error = (
+        math.sqrt(accuracy * (1 - accuracy) / count) if accuracy is not None and 0 <= accuracy <= 1 and count else None
+    )
+    return {"test_accuracy": accuracy, "standard_error": error, "test_examples": count}
+
+
+def _subgroups(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return accuracy by subgroup of the test records, from the counts that the run wrote; None without a column."""
+    found = summary.get("subgroups")
+    if found is None:
+        return None
+    groups = [{**group, "accuracy": group["right"] / group["count"]} for group in found["groups"] if group["count"]]
+    accuracies = [group["accuracy"] for group in groups]
+    return {
+        "column": found["column"],
+        "groups": groups,
+        "gap": max(accuracies) - min(accuracies) if accuracies else None,
+    }
+
+
+def _curves(measurements: list[dict[str, Any]], uncovered: bool) -> list[dict[str, Any]]:
+    names = ["step", "test_accuracy", "epsilon", *(("loss", "train_accuracy") if uncovered else ())]
+    return [{name: row[name] for name in names} for row in measurements]
+
+
+def _files(folder: Path) -> list[Path]:
+    names = (LEDGER, MODEL, SUMMARY, METRICS, AUDIT)
+    return [folder / name for name in names if (folder / name).is_file()]

@@ -1,0 +1,151 @@
+"""The files of one run as values, read in the order in which they can be read while the run goes on.
+
+A step is charged in the ledger before it runs, measured in the metrics, summarised at an epoch's end, and its model
+written after the summary. What is read later must not be behind: so the model is read first and the ledger last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hushgrad.accounting.composition import Composition
+from hushgrad.accounting.ledger.ledger import LedgerView, read_ledger, view_when
+from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.arguments import open_unit_interval
+from hushgrad.errors import InvalidArgumentError
+from hushgrad.study.sweep.folder import read_summary
+from hushgrad.study.sweep.results import read_measurements
+
+LEDGER, SUMMARY, METRICS, MODEL = "ledger.jsonl", "summary.json", "metrics.jsonl", "model.safetensors"
+ENDED = ("completed", "interrupted")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHeader:
+    """What a model file says of itself: how many numbers it holds, and the words that it was written with."""
+
+    parameters: int
+    words: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """What the files of a run say; None, or nothing, for one that is not there.
+
+    `known` is what the ledger said when it ended with the record whose hash the summary keeps; None where the summary
+    keeps none (it is of an older version) or where the ledger never had that record.
+    """
+
+    folder: Path
+    model: ModelHeader | None
+    summary: Mapping[str, Any] | None
+    measurements: list[dict[str, Any]]
+    ledger: LedgerView | None
+    known: LedgerView | None
+
+    @classmethod
+    def read(cls, folder: Path) -> RunFiles:
+        """Read the files in `folder`. Raises LedgerError for a damaged ledger, InvalidArgumentError for another."""
+        model = model_header(folder / MODEL)
+        summary = read_summary(folder)
+        measurements = read_measurements(folder)
+        path = folder / LEDGER
+        ledger = read_ledger(path) if path.exists() else None
+        anchor = anchor_in(summary)
+        known = view_when(path, anchor) if ledger is not None and anchor is not None else None
+        return cls(folder, model, summary, measurements, ledger, known)
+
+    def said(self, key: str) -> Any:
+        """Return a value of the summary, None where it says nothing."""
+        return None if self.summary is None else self.summary.get(key)
+
+    def delta(self, default: float) -> float:
+        """Return the δ of the summary, `default` where it names none. Raises InvalidArgumentError for what is no δ."""
+        stated = self.said("delta")
+        return default if stated is None else open_unit_interval("delta in a summary.json", stated)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the summary says that nothing more was to come."""
+        return self.said("status") in ENDED
+
+    @property
+    def prepared(self) -> int:
+        """How many releases of the ledger came before training: the counting of a vocabulary, if there was one."""
+        return int(self.said("vocabulary_noise_multiplier") is not None)
+
+    def steps(self, ledger: LedgerView) -> int:
+        """Return the steps of training in `ledger`."""
+        return ledger.steps - self.prepared
+
+    def measured_accuracy(self) -> float | None:
+        """Return the last test accuracy that was measured by the step which the summary and the model are of."""
+        steps = self.said("steps")
+        then = [row for row in self.measurements if not isinstance(steps, int) or row["step"] <= steps]
+        tested: list[float] = [row["test_accuracy"] for row in then if row["test_accuracy"] is not None]
+        return tested[-1] if tested else None
+
+    def described(self) -> Composition:
+        """Return the part of the ledger that the summary describes: up to the record it knows, or its steps."""
+        if self.ledger is None:
+            return []
+        if self.known is not None:
+            return self.known.events
+        steps = self.said("steps")
+        return first(self.ledger.events, steps + self.prepared) if isinstance(steps, int) else self.ledger.events
+
+
+def anchor_in(summary: Mapping[str, Any] | None) -> Anchor | None:
+    """Return the record of the ledger that a summary keeps the hash of; None where it keeps none.
+
+    Raises InvalidArgumentError where what it keeps cannot be one.
+    """
+    end = None if summary is None else summary.get("ledger")
+    if end is None:
+        return None
+    if not isinstance(end, dict) or type(end.get("records")) is not int or not isinstance(end.get("hash"), str):
+        raise InvalidArgumentError("summary.json is damaged: what it keeps of the ledger is not a record and its hash")
+    return Anchor(end["records"] - 1, end["hash"])
+
+
+def first(composition: Composition, steps: int) -> Composition:
+    """Return the first `steps` steps of a composition, all of it where it has fewer."""
+    part: Composition = []
+    for event, count in composition:
+        taken = min(count, steps)
+        if taken <= 0:
+            break
+        part = [*part, (event, taken)]
+        steps -= taken
+    return part
+
+
+def model_header(path: Path) -> ModelHeader | None:
+    """Return what the header of a model file says; None where there is no file."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 0 < length <= 100_000_000:
+            raise InvalidArgumentError("model.safetensors is damaged: its header has no possible length")
+        try:
+            header = json.loads(stream.read(length))
+            words = header.pop("__metadata__", {})
+            parameters = sum(int(math.prod(tensor["shape"])) for tensor in header.values())
+            return ModelHeader(parameters, {str(key): str(value) for key, value in words.items()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidArgumentError("model.safetensors is damaged: its header cannot be read") from error
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,139 @@
+"""The monitor that stays on: it is silent in correct training, and ends training where the noise is wrong."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import hushgrad
+from hushgrad.accounting import read_ledger
+from hushgrad.errors import NoiseMismatchError
+from hushgrad.guards.monitoring.noise import NoiseMonitor
+from hushgrad.mechanism import DPSGD
+from hushgrad.session.session import Session
+
+
+def session(model: nn.Module, path: Path | None = None) -> tuple[Session, torch.optim.Optimizer]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    mechanism = DPSGD(
+        noise_multiplier=1.0,
+        clipping=hushgrad.FlatClipping(0.3),
+        sampling=hushgrad.PoissonSampling(0.1),
+        expected_batch_size=16,
+    )
+    return hushgrad.privatize(model, optimizer, mechanism, ledger=path, lease=5), optimizer
+
+
+def steps(count: int, path: Path | None = None) -> Session:
+    model = nn.Sequential(nn.Linear(10, 300), nn.Tanh(), nn.Linear(300, 3))
+    running, optimizer = session(model, path)
+    try:
+        for _ in range(count):
+            running.backward(model(torch.randn(16, 10)).square().sum(1))
+            optimizer.step()
+    finally:
+        running.close()
+    return running
+
+
+@pytest.mark.statistical
+def test_correct_training_raises_no_alarm() -> None:
+    """False-alarm probability 1e-12; the ratio is within nine standard errors."""
+    monitor = steps(80).noise_monitor
+    assert monitor.values == 80 * 64
+    assert monitor.ratio == pytest.approx(1, abs=9 / math.sqrt(2 * monitor.values))
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("factor", [0.0, 0.5, 0.8, 2.0])
+def test_noise_of_another_level_ends_training(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Guarantee: noise that comes a second time, and noise of another level than is charged, end training with an
+    error.
+    """
+    import hushgrad.session.update
+
+    right = hushgrad.session.update.noisy_updates
+    monkeypatch.setattr(
+        hushgrad.session.update,
+        "noisy_updates",
+        lambda totals, *, noise_std, divisor, stream: right(
+            totals, noise_std=factor * noise_std, divisor=divisor, stream=stream
+        ),
+    )
+    with pytest.raises(NoiseMismatchError, match=r"times what is charged|already"):
+        steps(80)
+
+
+def test_noise_that_comes_a_second_time_ends_training() -> None:
+    monitor, total = NoiseMonitor(), torch.zeros(100)
+    noise = torch.randn(100)
+    monitor.after(monitor.before([total]), [noise], 1.0, 1.0)
+    with pytest.raises(NoiseMismatchError, match="already"):
+        monitor.after(monitor.before([total]), [noise], 1.0, 1.0)
+
+
+def test_noise_that_rounding_swallows_is_not_taken_for_repeated_noise() -> None:
+    monitor, total = NoiseMonitor(), torch.ones(100)
+    for _ in range(3):  # beside a sum of 1, noise of 1e-8 is nothing in float32
+        monitor.after(monitor.before([total]), [total.clone()], 1e-8, 1.0)
+    assert monitor.verdict == "as charged"
+
+
+def test_with_raises_off_a_mismatch_is_noted_and_training_goes_on() -> None:
+    monitor, total, noise = NoiseMonitor(raises=False), torch.zeros(100), torch.randn(100)
+    for _ in range(2):
+        monitor.after(monitor.before([total]), [noise], 1.0, 1.0)
+    assert monitor.verdict == "drawn a second time"
+
+
+def test_no_noise_on_purpose_is_not_an_alarm() -> None:
+    monitor = NoiseMonitor()
+    monitor.after(monitor.before([torch.zeros(9)]), [torch.zeros(9)], 0.0, 1.0)
+    assert monitor.values == 0
+    assert math.isnan(monitor.ratio)
+
+
+def test_the_cost_of_a_step_does_not_grow_with_the_parameters() -> None:
+    """64 values are looked at, of a sum of any size: no test of time, but of what is copied."""
+    monitor = NoiseMonitor()
+    sample = monitor.before([torch.zeros(1_000_000)])
+    assert sample is not None
+    assert sample[1].untyped_storage().nbytes() == 64 * 4
+
+
+@pytest.mark.statistical
+def test_the_ledger_says_what_was_found_and_how_many_steps_were_looked_at(tmp_path: Path) -> None:
+    """Notes after 16, 32 and 64 steps and at the end; the statistic is beyond 9 with a probability below 1e-12."""
+    steps(80, tmp_path / "ledger.jsonl")
+    view = read_ledger(tmp_path / "ledger.jsonl")
+    assert view.steps == 80
+    notes = [note for note in view.notes if note.about == "noise monitor"]
+    assert [note.values["steps_watched"] for note in notes] == [16, 32, 64, 80]
+    for note in notes:
+        assert set(note.values) == {"steps_watched", "standard_errors", "verdict"}
+        assert note.steps == note.values["steps_watched"]
+        assert note.values["verdict"] == "as charged"
+        assert abs(float(note.values["standard_errors"])) < 9
+
+
+def test_an_alarm_is_in_the_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import hushgrad.session.update
+
+    right = hushgrad.session.update.noisy_updates
+    monkeypatch.setattr(
+        hushgrad.session.update,
+        "noisy_updates",
+        lambda totals, *, noise_std, divisor, stream: right(
+            totals, noise_std=0.5 * noise_std, divisor=divisor, stream=stream
+        ),
+    )
+    with pytest.raises(NoiseMismatchError):
+        steps(80, tmp_path / "ledger.jsonl")
+    notes = read_ledger(tmp_path / "ledger.jsonl").notes
+    note = [note for note in notes if note.about == "noise monitor"][-1]
+    assert note.values["verdict"] == "not what is charged"
+    assert float(note.values["standard_errors"]) < -9

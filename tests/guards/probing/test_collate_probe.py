@@ -1,0 +1,167 @@
+"""A collate function that mixes records is refused; one that pads, augments or masks is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import default_collate
+
+from hushgrad import PrivacyEngine
+from hushgrad.errors import CrossSampleLeakError
+from hushgrad.guards.probing.collate_probe import require_separate_rows
+
+Record = tuple[Tensor, int]
+
+
+def records(count: int = 6) -> list[Record]:
+    return [(torch.randn(3), index % 2) for index in range(count)]
+
+
+def sequences(count: int = 6) -> list[Record]:
+    return [(torch.randint(1, 9, (2 + index,)), index % 2) for index in range(count)]
+
+
+def mixup(batch: list[Record]) -> tuple[Tensor, Tensor]:
+    x, y = default_collate(batch)
+    share = np.random.beta(0.4, 0.4)
+    return share * x + (1 - share) * x[torch.randperm(len(x))], y
+
+
+def mixed_with_the_next(batch: list[Record]) -> tuple[Tensor, Tensor]:
+    x, y = default_collate(batch)
+    return torch.cat([x[:, :2], x.roll(1, 0)[:, 2:]], 1), y
+
+
+def centred(batch: list[Record]) -> tuple[Tensor, Tensor]:
+    x, y = default_collate(batch)
+    return x - x.mean(0), y
+
+
+def with_a_statistic(batch: list[Record]) -> dict[str, Tensor]:
+    x, y = default_collate(batch)
+    return {"x": x, "y": y, "scale": x.std()}
+
+
+def balanced(batch: list[Record]) -> dict[str, Tensor]:
+    x, y = default_collate(batch)
+    return {"x": x, "y": y, "weight": 1 / torch.bincount(y, minlength=2).float()[y]}
+
+
+def sorted_by_length(batch: list[Record]) -> tuple[Tensor, Tensor]:
+    batch = sorted(batch, key=lambda record: -len(record[0]))
+    return padded(batch)
+
+
+def padded_by_the_mean(batch: list[Record]) -> tuple[Tensor, Tensor]:
+    mean = float(torch.cat([x for x, _ in batch]).float().mean())
+    return pad_sequence([x.float() for x, _ in batch], True, mean), torch.tensor([y for _, y in batch])
+
+
+def padded_by_others(batch: list[Record]) -> tuple[Tensor, Tensor]:
+    """Fills up with what the next record begins with."""
+    width = max(len(x) for x, _ in batch)
+    rows = [torch.cat([x, batch[i - 1][0].repeat(width)])[:width] for i, (x, _) in enumerate(batch)]
+    return torch.stack(rows), torch.tensor([y for _, y in batch])
+
+
+def padded(batch: list[Record]) -> tuple[Tensor, Tensor]:
+    return pad_sequence([x for x, _ in batch], batch_first=True), torch.tensor([y for _, y in batch])
+
+
+def masked(batch: list[Record]) -> dict[str, Tensor]:
+    """Masked language modelling: which tokens are masked is drawn for the padded batch."""
+    ids, y = padded(batch)
+    hidden = torch.bernoulli(torch.full(ids.shape, 0.15)).bool()
+    return {"ids": ids.masked_fill(hidden, 10), "labels": ids.masked_fill(~hidden, -100), "mask": ids != 0, "y": y}
+
+
+def noisy(batch: list[Record]) -> tuple[Tensor, Tensor]:
+    x, y = default_collate(batch)
+    return x + 0.1 * torch.randn_like(x), y
+
+
+def with_lengths(batch: list[Record]) -> dict[str, Any]:
+    ids, y = padded(batch)
+    return {"ids": ids, "y": y, "lengths": torch.tensor([len(x) for x, _ in batch]), "longest": ids.shape[1]}
+
+
+LEAKY: list[tuple[Callable[[list[Record]], Any], list[Record]]] = [
+    (mixup, records()),
+    (mixed_with_the_next, records()),
+    (centred, records()),
+    (with_a_statistic, records()),
+    (balanced, records()),
+    (sorted_by_length, sequences()),
+    (padded_by_the_mean, sequences()),
+    (padded_by_others, sequences()),
+]
+
+HARMLESS: list[tuple[Callable[[list[Record]], Any], list[Record]]] = [
+    (default_collate, records()),
+    (padded, sequences()),
+    (masked, sequences()),
+    (noisy, records()),
+    (with_lengths, sequences()),
+    (padded, sequences(2)),
+]
+
+
+@pytest.mark.parametrize(("collate", "batch"), LEAKY, ids=[case[0].__name__ for case in LEAKY])
+def test_a_collate_function_that_mixes_records_is_refused(
+    collate: Callable[[list[Record]], Any], batch: list[Record]
+) -> None:
+    with pytest.raises(CrossSampleLeakError, match=f"collate_fn {collate.__name__} mixes records.*Let each row"):
+        require_separate_rows(collate, batch)
+
+
+@pytest.mark.parametrize(("collate", "batch"), HARMLESS, ids=[case[0].__name__ for case in HARMLESS])
+def test_a_collate_function_that_pads_or_augments_is_not_refused(
+    collate: Callable[[list[Record]], Any], batch: list[Record]
+) -> None:
+    require_separate_rows(collate, batch)
+
+
+def test_the_records_are_left_alone() -> None:
+    batch = records()
+    before = [x.clone() for x, _ in batch]
+
+    def writes(found: list[Record]) -> Any:
+        for x, _ in found:
+            x.zero_()
+        return default_collate(found)
+
+    require_separate_rows(writes, batch)
+    assert all(torch.equal(x, kept) for (x, _), kept in zip(batch, before, strict=True))
+
+
+class Records(Dataset[Record]):
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Record:
+        return records(12)[index]
+
+
+@pytest.mark.parametrize("collate", [mixup, centred])
+def test_a_loader_with_a_mixing_collate_function_hands_out_nothing(collate: Callable[[list[Record]], Any]) -> None:
+    model = nn.Linear(3, 2)
+    engine = PrivacyEngine(test_key=1)
+    _, _, loader = engine.make_private(
+        module=model,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        data_loader=DataLoader(Records(), batch_size=4, collate_fn=collate),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        poisson_sampling=False,
+    )
+    for _ in range(2):  # asking again changes nothing
+        with pytest.raises(CrossSampleLeakError, match=collate.__name__):
+            next(iter(loader))
+    assert engine.session.steps == 0

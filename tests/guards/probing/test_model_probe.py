@@ -1,0 +1,257 @@
+"""The probe by itself: what it finds by running a model, without what capture sees in the operators."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import harmless_models
+import leaky_models
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from leaky_models import BATCH, CLASSES, WIDTH, layer
+from torch import Tensor, nn
+
+from hushgrad.capture.scope import Scope
+from hushgrad.capture.uses import UsePool
+from hushgrad.errors import (
+    CrossSampleLeakError,
+    HushgradError,
+    PrivacyUnitError,
+    PrivateBufferError,
+    UnsupportedModelError,
+)
+from hushgrad.guards.probing.calls import Call
+from hushgrad.guards.probing.model_probe import ModelProbe
+
+SEEN_IN_GRADIENTS_ONLY = {"gradients normalised over the batch", "gradients centred by a hook"}
+
+
+def probed(model: nn.Module, *inputs: Tensor, reached: bool = False) -> ModelProbe:
+    """Run the model once as a loop would, and probe that call."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    scope = Scope(model, UsePool())
+    try:
+        call = Call.begun(model, model, inputs, {})
+        scope.paused = True
+        call.returned(model(*inputs), lambda: True)
+        scope.paused = False
+        if reached:
+            call.reached.add(())
+        probe = ModelProbe(model, scope, parameters, "mean")
+        probe.examine(call, BATCH)
+    finally:
+        scope.detach()
+    return probe
+
+
+def features() -> Tensor:
+    return torch.randn(BATCH, WIDTH)
+
+
+def tokens() -> Tensor:
+    return torch.randint(0, 11, (BATCH, 5))
+
+
+CASES = [
+    *[(name, make, features) for name, make, _, _ in leaky_models.ON_FEATURES],
+    *[(name, make, tokens) for name, make, _, _ in leaky_models.ON_TOKENS],
+]
+
+
+@pytest.mark.parametrize(("name", "make", "batch"), CASES, ids=[case[0] for case in CASES])
+def test_running_alone_finds_every_leaky_model(
+    name: str, make: Callable[[], nn.Module], batch: Callable[[], Tensor]
+) -> None:
+    with pytest.raises((CrossSampleLeakError, PrivateBufferError, PrivacyUnitError)):
+        probed(make(), batch(), reached=name in SEEN_IN_GRADIENTS_ONLY or "straight" in name)
+
+
+HARMLESS = [
+    *[(name, make, features) for name, make, _ in harmless_models.ON_FEATURES],
+    *[(name, make, tokens) for name, make, _ in harmless_models.ON_TOKENS],
+]
+
+
+@pytest.mark.parametrize(("name", "make", "batch"), HARMLESS, ids=[case[0] for case in HARMLESS])
+def test_a_probe_leaves_nothing_behind(name: str, make: Callable[[], nn.Module], batch: Callable[[], Tensor]) -> None:
+    """Guarantee: parameters, buffers, attributes and random states are afterwards what they were before."""
+    model, x = make(), batch()
+    if "float64" in name:
+        x = x.double()
+    untouched = x.clone()
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    scope = Scope(model, UsePool())
+    try:
+        call = Call.begun(model, model, (x,), {})
+        call.returned(model(x), lambda: True)
+        before = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        attributes = [
+            {key: value for key, value in vars(part).items() if not key.startswith("_")} for part in model.modules()
+        ]
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+        ModelProbe(model, scope, parameters, "mean").examine(call, BATCH)
+    finally:
+        scope.detach()
+    assert torch.equal(x, untouched)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    for part, kept in zip(model.modules(), attributes, strict=True):
+        own = {key: value for key, value in vars(part).items() if not key.startswith("_")}
+        assert own.keys() == kept.keys()
+        assert all(own[key] is value or own[key] == value for key, value in kept.items())
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.array_equal(np.random.get_state()[1], states[2])
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "place"),
+    [
+        (layer(leaky_models.Centred), "'1' (Centred)"),
+        (lambda: nn.Sequential(nn.Sequential(nn.Linear(WIDTH, 3), leaky_models.GhostNorm())), "'0.1' (GhostNorm)"),
+        (leaky_models.at_the_end(lambda h: h - h.mean(0)), "the forward of Mixing itself"),
+        (leaky_models.Hooked, "'head' (Linear)"),
+        (layer(leaky_models.Mixup), "'1' (Mixup)"),
+    ],
+)
+def test_the_message_names_the_innermost_module_in_which_examples_met(
+    make: Callable[[], nn.Module], place: str
+) -> None:
+    with pytest.raises(CrossSampleLeakError) as raised:
+        probed(make(), features())
+    assert place in str(raised.value)
+
+
+def test_attention_over_the_wrong_axis_is_named_with_its_cure() -> None:
+    with pytest.raises(CrossSampleLeakError, match=r"'body.attention' \(MultiheadAttention\).*batch_first=True"):
+        probed(leaky_models.Tokens(leaky_models.SelfAttention()), tokens())
+
+
+class TwoInputs(nn.Module):
+    """Takes a mask over positions that has as many rows as there are examples by chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, WIDTH)
+        self.body = nn.TransformerEncoderLayer(WIDTH, 2, 8, batch_first=True, dropout=0.0)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.body(self.table(ids), src_mask=mask)
+
+
+def test_a_square_mask_over_as_many_positions_as_examples_is_a_constant() -> None:
+    mask = nn.Transformer.generate_square_subsequent_mask(BATCH)
+    probed(TwoInputs(), torch.randint(0, 11, (BATCH, BATCH)), mask)
+
+
+class WithState(nn.Module):
+    """Takes the first state of its recurrence, with the batch on axis 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.GRU(WIDTH, WIDTH, batch_first=True)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        out: tuple[Tensor, Tensor] = self.body(x, state)
+        return out
+
+
+def test_a_second_input_with_its_batch_on_another_axis_is_followed() -> None:
+    probed(WithState(), torch.randn(BATCH, 5, WIDTH), torch.randn(1, BATCH, WIDTH))
+
+
+def test_time_first_inputs_are_probed_along_their_own_axis() -> None:
+    class TimeFirst(nn.Module):
+        def __init__(self, leak: bool) -> None:
+            super().__init__()
+            self.body, self.leak = nn.GRU(WIDTH, WIDTH), leak
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.body(x)[0]
+            return out - out.mean(1, keepdim=True) if self.leak else out
+
+    probed(TimeFirst(leak=False), torch.randn(5, BATCH, WIDTH))
+    with pytest.raises(CrossSampleLeakError):
+        probed(TimeFirst(leak=True), torch.randn(5, BATCH, WIDTH))
+
+
+def test_a_model_that_cannot_run_on_one_example_fewer_is_refused() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(WIDTH, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x.view(BATCH, WIDTH))
+
+    with pytest.raises(CrossSampleLeakError, match=r"fails without one of them \(RuntimeError in forward"):
+        probed(Fixed(), features())
+
+
+def test_a_model_that_wants_its_rows_sorted_is_refused_with_its_cure() -> None:
+    class Packed(nn.Module):
+        def __init__(self, enforce_sorted: bool) -> None:
+            super().__init__()
+            self.body, self.enforce_sorted = nn.GRU(WIDTH, CLASSES, batch_first=True), enforce_sorted
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, True, self.enforce_sorted)
+            return self.body(packed)[1][0]
+
+    x, lengths = torch.randn(BATCH, 9, WIDTH), torch.arange(9, 9 - BATCH, -1)
+    with pytest.raises(UnsupportedModelError, match=r"take each other's place \(RuntimeError.*enforce_sorted=False"):
+        probed(Packed(True), x, lengths)
+    probed(Packed(False), x, lengths)
+
+
+def test_values_out_of_a_models_range_are_not_put_in() -> None:
+    """A model that looks values up cannot take an example far away, nor NaN: the exchanged content is enough."""
+
+    class Lookup(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(256, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.table((x * 255).round().long()).mean(1)
+
+    probe = probed(Lookup(), torch.rand(BATCH, WIDTH))
+    assert probe.skipped
+
+
+def test_a_nan_example_that_only_meets_zeros_of_others_is_still_a_leak() -> None:
+    with pytest.raises(CrossSampleLeakError, match="were NaN"):
+        probed(leaky_models.at_the_end(lambda h: h + 0 * h.sum(0))(), features())
+
+
+def test_low_precision_is_no_leak() -> None:
+    """Other batch sizes round otherwise; in bfloat16 by percents."""
+    model = nn.Sequential(nn.Linear(WIDTH, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, CLASSES))
+    probed(model.to(torch.bfloat16), features().to(torch.bfloat16), reached=True)
+
+
+def test_autocast_around_the_call_is_kept() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, 64), nn.Linear(64, CLASSES))
+    x, scope = features(), Scope(model, UsePool())
+    with torch.autocast("cpu", torch.bfloat16):
+        call = Call.begun(model, model, (x,), {})
+        call.returned(model(x), lambda: True)
+    probe = ModelProbe(model, scope, dict(model.named_parameters()), "mean", keeps_runs=True)
+    probe.examine(call, BATCH)
+    scope.detach()
+    assert probe.runs is not None
+    assert probe.runs.whole.dtype == torch.bfloat16
+
+
+def test_errors_of_the_library_pass_through() -> None:
+    class Refusing(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[0] < BATCH:
+                raise PrivateBufferError("mine")
+            return F.linear(x, self.weight)
+
+    with pytest.raises(HushgradError, match="mine"):
+        probed(Refusing(WIDTH, CLASSES), features())

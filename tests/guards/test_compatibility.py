@@ -1,0 +1,173 @@
+"""What may be made private, and that a refusal names all offenders. What is refused: see test_bad_inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from hushgrad.errors import (
+    CrossSampleLeakError,
+    InvalidArgumentError,
+    ParameterMismatchError,
+    UnsupportedModelError,
+    UnsupportedOptimizerError,
+)
+from hushgrad.guards.compatibility import require_trainable_privately
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    return module.requires_grad_(False)
+
+
+def tied() -> nn.Module:
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False))
+    model[1].weight = model[0].weight
+    return model
+
+
+class Quantised(nn.Module):
+    """An int8 base that cannot be trained, with a low-rank correction that can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Parameter(torch.zeros(3, 4, dtype=torch.int8), requires_grad=False)
+        self.down, self.up = nn.Linear(4, 1, bias=False), nn.Linear(1, 3, bias=False)
+
+
+ACCEPTED: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
+    "linear": (lambda: nn.Linear(3, 2), ["weight", "bias"]),
+    "bfloat16": (lambda: nn.Linear(3, 2, bias=False, dtype=torch.bfloat16), ["weight"]),
+    "float16": (lambda: nn.Linear(3, 2, bias=False, dtype=torch.float16), ["weight"]),
+    "batch norm with frozen statistics": (
+        lambda: nn.Sequential(nn.Linear(3, 2, bias=False), nn.BatchNorm1d(2).eval()),
+        ["0.weight", "1.weight", "1.bias"],
+    ),
+    "instance norm without statistics": (
+        lambda: nn.Sequential(nn.Conv1d(3, 2, 1, bias=False), nn.InstanceNorm1d(2)),
+        ["0.weight"],
+    ),
+    "a frozen layer": (lambda: nn.Sequential(frozen(nn.Linear(3, 3)), nn.Linear(3, 2)), ["1.weight", "1.bias"]),
+    "a frozen layer on the meta device": (
+        lambda: nn.Sequential(frozen(nn.Linear(3, 3, device="meta")), nn.Linear(3, 2, bias=False)),
+        ["1.weight"],
+    ),
+    "a quantised base": (Quantised, ["down.weight", "up.weight"]),
+    "tied weights, each once": (tied, ["0.weight"]),
+    "dropout in eval": (lambda: nn.Sequential(nn.Dropout().eval(), nn.Linear(3, 2, bias=False)), ["1.weight"]),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_accepts_and_returns_the_trainable_parameters_by_name(name: str) -> None:
+    make, names = ACCEPTED[name]
+    model = make()
+    found = require_trainable_privately(model, sgd(model))
+    assert list(found) == names
+    assert all(found[name] is dict(model.named_parameters())[name] for name in names)
+
+
+def test_accepts_several_groups_and_an_optimizer_of_the_trainable_parameters_alone() -> None:
+    model = nn.Sequential(frozen(nn.Linear(3, 3)), nn.Linear(3, 2))
+    groups = torch.optim.SGD([{"params": [model[1].weight]}, {"params": [model[1].bias], "lr": 1.0}], lr=0.1)
+    assert len(require_trainable_privately(model, groups)) == 2
+
+
+def test_every_layer_that_mixes_examples_is_named() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Sequential(nn.BatchNorm1d(3, affine=False)))
+    with pytest.raises(CrossSampleLeakError, match=r"'0', '2\.0'"):
+        require_trainable_privately(model, sgd(model))
+
+
+def test_a_subclass_of_batch_norm_is_recognised() -> None:
+    class Own(nn.BatchNorm2d):
+        pass
+
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), Own(2))
+    with pytest.raises(CrossSampleLeakError):
+        require_trainable_privately(model, sgd(model))
+
+
+def test_every_parameter_that_cannot_be_trained_is_named_with_its_cure() -> None:
+    model = nn.Sequential(nn.Linear(3, 2, dtype=torch.complex64), nn.Linear(3, 2, device="meta"), nn.Linear(3, 2))
+    with pytest.raises(UnsupportedModelError) as caught:
+        require_trainable_privately(model, sgd(model))
+    for part in ("0.weight", "0.bias", "complex64", "1.weight", "meta device"):
+        assert part in str(caught.value)
+    assert "2.weight" not in str(caught.value)
+
+
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_on_gradients_are_refused(register: str) -> None:
+    """The optimizer-in-backward trick, for one, would see nothing and train nothing."""
+    model = nn.Linear(3, 2)
+    vars(torch.Tensor)[register](model.weight, lambda _: None)
+    with pytest.raises(UnsupportedModelError, match="weight has a gradient hook"):
+        require_trainable_privately(model, sgd(model))
+
+
+def test_missing_parameters_are_all_named() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    with pytest.raises(ParameterMismatchError, match=r"0\.bias, 1\.weight, 1\.bias"):
+        require_trainable_privately(model, torch.optim.SGD([model[0].weight], lr=0.1))
+
+
+@pytest.mark.parametrize("base", [torch.optim.LBFGS, torch.optim.SparseAdam])
+def test_subclasses_of_refused_optimizers_are_refused(base: Any) -> None:
+    own = type("Own", (base,), {})
+    model = nn.Linear(3, 2)
+    with pytest.raises(UnsupportedOptimizerError):
+        require_trainable_privately(model, own(model.parameters()))
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "model", [nn.Linear(2, 2)]])
+def test_what_is_no_module_or_no_optimizer_is_refused(wrong: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="module must be"):
+        require_trainable_privately(wrong, sgd(nn.Linear(2, 2)))
+    with pytest.raises(InvalidArgumentError, match="optimizer must be"):
+        require_trainable_privately(nn.Linear(2, 2), wrong)
+
+
+def test_several_processes_are_refused_at_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Around captured operators replicas would drift apart in silence: refused before any data is read."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    model = nn.Linear(2, 2)
+    with pytest.raises(UnsupportedModelError, match="world size of 2"):
+        require_trainable_privately(model, torch.optim.SGD(model.parameters(), 0.1))
+
+
+def test_wrappers_of_replicas_are_refused_at_set_up(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        for wrapped in (
+            nn.parallel.DistributedDataParallel(nn.Linear(2, 2)),
+            nn.DataParallel(nn.Linear(2, 2)),
+            nn.Sequential(nn.parallel.DistributedDataParallel(nn.Linear(2, 2))),
+        ):
+            with pytest.raises(UnsupportedModelError, match="one process"):
+                require_trainable_privately(wrapped, torch.optim.SGD(wrapped.parameters(), 0.1))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_sharded_models_are_refused_at_set_up(tmp_path: Path) -> None:
+    """FSDP of the second kind makes parameters into DTensors."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        model = nn.Linear(2, 2)
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(UnsupportedModelError, match="one process"):
+            require_trainable_privately(model, torch.optim.SGD(model.parameters(), 0.1))
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,68 @@
+"""What was fixed at set-up. That a loop which changes it is refused: see test_protocol."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hushgrad.errors import ContractChangedError, StrayGradientError
+from hushgrad.guards.frozen_setup import FrozenSetup, modules_of
+from hushgrad.sampling.records import PhysicalBatch
+
+
+def shared() -> nn.Module:
+    part = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    model = nn.Sequential(part, nn.ModuleDict({"again": part, "other": nn.LayerNorm(2)}))
+    model.add_module("nothing", None)
+    return model
+
+
+@pytest.mark.parametrize("make", [shared, lambda: nn.Linear(2, 2), lambda: nn.TransformerEncoderLayer(4, 2, 8)])
+def test_the_walk_finds_each_module_once(make: object) -> None:
+    model = make()  # type: ignore[operator]
+    found = modules_of(model)
+    assert len(found) == len({id(module) for module in found})
+    assert {id(module) for module in found} == {id(module) for module in model.modules()}
+
+
+def frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> FrozenSetup:
+    return FrozenSetup(model, optimizer, dict(model.named_parameters()))
+
+
+def test_all_stray_gradients_are_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    setup = frozen(model, torch.optim.SGD(model.parameters()))
+    setup.require_no_surprises()
+    for parameter in model[0].parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with pytest.raises(StrayGradientError, match=r"0\.weight, 0\.bias\."):
+        setup.require_no_surprises()
+
+
+def test_what_became_trainable_and_what_no_longer_is_are_both_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    setup = frozen(model, torch.optim.SGD(model.parameters()))
+    model[1] = nn.Linear(2, 2, bias=False)
+    with pytest.raises(ContractChangedError, match=r"1\.weight; no longer trainable: 1\.weight, 1\.bias"):
+        setup.require_same_parameters()
+
+
+def item(*, first: bool, last: bool) -> PhysicalBatch:
+    return PhysicalBatch((1,), 1, 1.0, 0, 0, first=first, last=last)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_learning_rate_kept_in_a_tensor_is_compared_by_value(in_place: bool) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(0.1), foreach=False)
+    setup = frozen(model, optimizer)
+    setup.require_steady_groups(item(first=True, last=False))
+    setup.require_steady_groups(item(first=False, last=False))
+    if in_place:
+        optimizer.param_groups[0]["lr"].mul_(0.5)
+    else:
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.05)
+    with pytest.raises(ContractChangedError, match="learning rate"):
+        setup.require_steady_groups(item(first=False, last=True))
+    setup.require_steady_groups(item(first=True, last=True))

@@ -1,0 +1,177 @@
+"""The noised update that is made of the clipped sums. Its noise is measured in test_engine."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hushgrad.session.update
+from hushgrad import DPSGD, FlatClipping, PoissonSampling, privatize
+from hushgrad.randomness import KeyStream
+from hushgrad.session.update import SMALL_VALUES, Update
+
+MECHANISM = DPSGD(
+    noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.5), expected_batch_size=8
+)
+
+
+def updated(parameters: dict[str, nn.Parameter], seed: int = 1) -> Update:
+    return Update(parameters, MECHANISM, KeyStream.fixed_for_tests(seed), None)
+
+
+def shapes(**sizes: tuple[int, ...]) -> dict[str, nn.Parameter]:
+    return {name: nn.Parameter(torch.zeros(size)) for name, size in sizes.items()}
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"foreach": True}], ids=["plain", "fused", "foreach"])
+def test_parameters_in_channels_last_get_updates_in_channels_last(options: dict[str, Any]) -> None:
+    """A fused optimizer pairs the raw memory of parameter and gradient, whatever their strides."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2)).to(memory_format=torch.channels_last)
+    plain = copy.deepcopy(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, **options)
+    session = privatize(model, optimizer, replace(MECHANISM, noise_multiplier=0, clipping=FlatClipping(1e6)))
+    x = torch.randn(8, 3, 6, 6)
+    session.backward(model(x).square().sum(1))
+    optimizer.step()
+    (plain(x).square().sum() / 8).backward()
+    torch.optim.Adam(plain.parameters(), lr=0.1, **options).step()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_layout_and_dtype_of_an_update_are_those_of_its_parameter() -> None:
+    parameters = {
+        "channels last": nn.Parameter(torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last)),
+        "transposed": nn.Parameter(torch.zeros(5, 4).t()),
+        "bfloat16": nn.Parameter(torch.zeros(3, dtype=torch.bfloat16)),
+        "one number": nn.Parameter(torch.zeros(())),
+        "nothing": nn.Parameter(torch.zeros(0)),
+    }
+    updated(parameters).write()
+    for parameter in parameters.values():
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride()
+        assert parameter.grad.dtype == parameter.dtype
+
+
+def test_parameters_of_equal_shape_and_equal_parameters_of_later_updates_get_different_noise() -> None:
+    """Guarantee: no noise is drawn twice."""
+    parameters = shapes(a=(64,), b=(64,))
+    update = updated(parameters)
+    drawn: list[Tensor] = []
+    for _ in range(3):
+        update.write()
+        drawn += [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+        update.clear()
+    assert len(drawn) == 6
+    values = torch.cat(drawn)
+    assert values.unique().numel() == values.numel()
+
+
+@pytest.mark.parametrize("failure", [MemoryError, KeyboardInterrupt])
+def test_a_failed_update_uses_its_number_up(monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]) -> None:
+    """Guarantee: an update is written whole or not at all.
+
+    Noise that was drawn and dropped is not drawn again: whoever saw it could take it off the next update."""
+    parameters = shapes(a=(64,)) | {"b": nn.Parameter(torch.zeros(64, dtype=torch.float64))}
+    update, addresses = updated(parameters), []
+    real = hushgrad.session.update.noisy_updates
+
+    def failing(parts: Any, **options: Any) -> list[Tensor]:
+        addresses.extend(part.address for part in parts)
+        updates = real(parts, **options)
+        if len(addresses) == 2:
+            raise failure
+        return updates
+
+    monkeypatch.setattr(hushgrad.session.update, "noisy_updates", failing)
+    with pytest.raises(failure):
+        update.write()
+    assert all(parameter.grad is None for parameter in parameters.values())
+    update.write()
+    assert len(set(addresses)) == len(addresses) == 4
+
+
+def test_clear_takes_back_what_was_written_and_nothing_else() -> None:
+    parameters = shapes(a=(3,))
+    update = updated(parameters)
+    foreign = torch.ones(3)
+    parameters["a"].grad = foreign
+    update.clear()
+    assert parameters["a"].grad is foreign
+    update.write()
+    update.clear()
+    assert parameters["a"].grad is None
+
+
+def test_an_update_that_somebody_kept_is_not_written_over() -> None:
+    """The next update has memory of its own: in the old one, its sums would be readable before their noise."""
+    large = SMALL_VALUES + 1
+    parameters = shapes(large=(large,), small=(3,), also=(2, 2))
+    update, kept = updated(parameters), []
+    for _ in range(2):
+        update.write()
+        kept.append([parameter.grad for parameter in parameters.values()])
+        if len(kept) == 1:
+            copies = [None if grad is None else grad.clone() for grad in kept[0]]
+    for grad, copy_of_it in zip(kept[0], copies, strict=True):
+        assert grad is not None
+        assert copy_of_it is not None
+        assert torch.equal(grad, copy_of_it)
+
+
+def test_parameters_with_one_sum_in_one_memory_get_noise_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large sums are overwritten with their noise; not those that share memory, with each other or with a view."""
+    size = SMALL_VALUES + 1
+    shared, wider = torch.full((size,), 5.0), torch.full((size + 1,), 5.0)
+    sums = {"a": shared, "b": shared, "view": wider[:size], "alone": torch.full((size,), 5.0)}
+    monkeypatch.setattr(hushgrad.session.update, "clipped_sums", lambda *_, **__: dict(sums))
+    parameters = shapes(**dict.fromkeys(sums, (size,)))
+    update = updated(parameters)
+    update.add({}, 1.0)
+    update.write()
+    assert (shared == 5).all()
+    assert (wider == 5).all()
+    grads = {name: parameter.grad for name, parameter in parameters.items()}
+    for name, grad in grads.items():
+        assert grad is not None, name
+        # mean of 65,537 values, std 1/8 each; 8 standard errors
+        assert abs(float(grad.mean()) - 5 / 8) < 8 / 8 / size**0.5
+    assert not torch.equal(grads["a"], grads["b"])
+    assert grads["alone"].data_ptr() == sums["alone"].data_ptr()
+
+
+def test_small_parameters_get_their_own_parts_of_a_shared_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each parameter gets its own sum, in its shape, and noise that no other one gets."""
+    sums = {"a": torch.full((4, 3), 1e3), "b": torch.full((5,), 2e3), "c": torch.tensor(3e3), "d": torch.zeros(0, 2)}
+    sums["e"] = torch.arange(12.0).reshape(3, 4).t() * 1e3
+    expected = {name: value / 8 for name, value in sums.items()}
+    monkeypatch.setattr(hushgrad.session.update, "clipped_sums", lambda *_, **__: dict(sums))
+    parameters = shapes(**{name: tuple(value.shape) for name, value in sums.items()})
+    update = updated(parameters)
+    update.add({}, 1.0)
+    update.write()
+    noise = []
+    for name, parameter in parameters.items():
+        assert parameter.grad is not None
+        assert parameter.grad.shape == parameter.shape
+        noise.append((parameter.grad - expected[name]).flatten())
+    together = torch.cat(noise)
+    assert (together.abs() < 10 / 8).all()
+    assert (together.abs() > 0).all()
+    assert together.unique().numel() == together.numel()
+
+
+def test_one_small_parameter_alone_leaves_memory_that_others_read_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sum may be a part of a larger tensor: noise goes into a copy."""
+    memory = torch.full((6,), 1e3)
+    monkeypatch.setattr(hushgrad.session.update, "clipped_sums", lambda *_, **__: {"a": memory[:3]})
+    update = updated(shapes(a=(3,)))
+    update.add({}, 1.0)
+    update.write()
+    assert torch.equal(memory, torch.full((6,), 1e3))
