@@ -49,9 +49,9 @@ class RunningCall:
             frame, distance = frame.f_back, distance + 1
         return False
 
-    def is_over(self, frame: FrameType) -> bool:
+    def is_over(self, frame: FrameType | None) -> bool:
         """Return whether no hook of the call can run any more, asked from `frame`: its own frame runs none itself."""
-        return frame is self._frame or not self.is_running()
+        return (frame is not None and frame is self._frame) or not self.is_running()
 
 
 def _frame_of_module_call() -> FrameType | None:
@@ -74,15 +74,15 @@ class LivingArguments(dict[str, Any]):
     Compiled code builds them anew without a call of `__init__`; such ones tell nobody.
     """
 
-    _let_go: Callable[[FrameType], None] | None = None
+    _let_go: Callable[[FrameType | None], None] | None = None
 
-    def __init__(self, kwargs: dict[str, Any], let_go: Callable[[FrameType], None]) -> None:
+    def __init__(self, kwargs: dict[str, Any], let_go: Callable[[FrameType | None], None]) -> None:
         super().__init__(kwargs)
         self._let_go = let_go
 
     def __del__(self) -> None:
         if self._let_go is not None:
-            self._let_go(_frame_at(1))
+            self._let_go(_frame_at(0).f_back)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)  # a copy is an ordinary dictionary

@@ -171,7 +171,7 @@ class Scope:
             self._exit(begun)
         begun.left(output)
 
-    def _let_go(self, reference: weakref.ref[_Open], frame: FrameType) -> None:
+    def _let_go(self, reference: weakref.ref[_Open], frame: FrameType | None) -> None:
         """The arguments of a call are gone, as `frame` ran: its hooks have run, or never will."""
         begun = self._here.open
         if begun is not None and begun is reference() and begun.call.is_over(frame):
