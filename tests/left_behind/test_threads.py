@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
-
 from exact_training import (
     B,
     C,
@@ -26,6 +23,9 @@ from exact_training import (
     require_ordinary_training,
     richer_net,
 )
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+
 from hushgrad.errors import (
     PrivacyUnitError,
     UncoveredParameterUseError,

@@ -10,9 +10,6 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
-
 from exact_training import (
     C,
     Net,
@@ -22,6 +19,9 @@ from exact_training import (
     nothing_left,
     richer_net,
 )
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
 from hushgrad import PrivacyEngine
 from hushgrad.errors import (
     CrossSampleLeakError,

@@ -11,9 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
-
 from exact_training import (
     B,
     Net,
@@ -26,6 +23,8 @@ from exact_training import (
     raising,
     require_ordinary_training,
 )
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 
 
 @pytest.mark.parametrize("kind", [OwnError, RuntimeError, KeyboardInterrupt, SystemExit, GeneratorExit, Stop])
