@@ -181,7 +181,6 @@ EXACT: dict[str, Callable[[Net, Tensor], Tensor]] = {
         h[:, :, :2].masked_fill_(h[:, :, :2] > 0, 0.0),
     )[0].squeeze(1),
     "mul_ of looked-up rows": lambda m, h: h + m.e((h > 0).long()).mul_(2.0).sum(1),
-    "a gradient by data inside": lambda m, h: h,
 }
 
 
