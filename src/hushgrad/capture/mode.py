@@ -40,7 +40,8 @@ class CaptureMode(TorchFunctionMode):
     """Sees each call of one outermost forward.
 
     `is_running` tells whether that forward is still on the stack. Where it is not, and nobody has taken the mode away
-    yet, calls pass through untouched.
+    yet, calls pass through untouched. To ask costs a microsecond, so it is asked where the mode would do more than take
+    a note: where a parameter is used, a tensor comes from outside, or an error would be raised.
     """
 
     def __init__(self, call: Forward, is_running: Callable[[], bool]) -> None:
@@ -61,36 +62,59 @@ class CaptureMode(TorchFunctionMode):
     ) -> Any:
         """Run one call."""
         kwargs = kwargs or {}
-        if self._over or not self._is_running():
-            self._over = True
+        if self._over:
             return func(*args, **kwargs)
         call = self.call
         leaves: list[Leaf] = []
         sources: list[Tensor] = []
-        _sort(call, args, leaves, sources)
+        strangers: list[Tensor] = []
+        _sort(call, args, leaves, sources, strangers)
         if kwargs:
-            _sort(call, kwargs.values(), leaves, sources)
+            _sort(call, kwargs.values(), leaves, sources, strangers)
+        if (leaves or strangers) and self._has_ended():
+            return func(*args, **kwargs)
+        for value in strangers:
+            _require_known_graph(call, value)
+            call.axes.adopt(value)
+            sources.append(value)
         if func in LIKE_ANOTHER and args:  # the other argument lends its shape or dtype, no values
             leaves = [leaf for leaf in leaves if leaf is call.leaf(args[0])]
             sources = [source for source in sources if source is args[0]]
         for leaf in leaves:
             if leaf.overwritten_by:
                 leaf.require_unchanged()
-        if sources and func in REFUSALS and torch.is_grad_enabled():
+        if sources and func in REFUSALS and torch.is_grad_enabled() and not self._has_ended():
             REFUSALS[func](args, kwargs)
         try:
             if leaves and torch.is_grad_enabled() and not _only_describes(func):
                 return self._captured(func, args, kwargs, leaves, sources)
             result = func(*args, **kwargs)
         except RuntimeError as error:
-            if not isinstance(error, HushgradError) and changes_in_place(func):
-                _refuse_change_of_output(func, main_argument(args, kwargs))
+            if not isinstance(error, HushgradError):
+                self._explain(func, args, kwargs, leaves)
             raise
-        if func is Tensor.__setitem__:
-            call.axes.wrote(*args)
-        elif sources:
-            call.axes.follow(func, sources, args, kwargs, result)
+        try:
+            if func is Tensor.__setitem__:
+                call.axes.wrote(*args)
+            elif sources:
+                call.axes.follow(func, sources, args, kwargs, result)
+        except Exception:
+            if not self._has_ended():
+                raise
         return result
+
+    def _explain(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Leaf]
+    ) -> None:
+        """Refuse what torch has refused, if it is because operators run as functions of this package here."""
+        if leaves and (transform := transform_in_force()) is not None:
+            refuse_transforms(transform, leaves[0].name)
+        if changes_in_place(func):
+            _refuse_change_of_output(func, main_argument(args, kwargs))
+
+    def _has_ended(self) -> bool:
+        self._over = not self._is_running()
+        return self._over
 
     def _captured(
         self,
@@ -101,8 +125,6 @@ class CaptureMode(TorchFunctionMode):
         sources: list[Tensor],
     ) -> Any:
         call = self.call
-        if (transform := transform_in_force()) is not None:
-            refuse_transforms(transform, leaves[0].name)
         if sources:
             if kwargs and not NUMPY_NAMES.isdisjoint(kwargs):
                 return generic(call, func, args, kwargs)  # rules know torch's own names
@@ -150,11 +172,11 @@ def _only_describes(func: Callable[..., Any]) -> bool:
     return func.__name__ == "__get__" and func not in TENSOR_ATTRIBUTES
 
 
-def _sort(call: Forward, values: Any, leaves: list[Leaf], sources: list[Tensor]) -> None:
+def _sort(call: Forward, values: Any, leaves: list[Leaf], sources: list[Tensor], strangers: list[Tensor]) -> None:
     """Collect the leaves and the data among some arguments, nested ones included.
 
-    A tensor that requires gradients but is neither counts as data whose examples cannot be told apart: to take it for a
-    constant would lose the gradient of whatever it came from.
+    A tensor that requires gradients but is neither is a stranger, and counts as data whose examples cannot be told
+    apart: to take it for a constant would lose the gradient of whatever it came from.
     """
     known, axes = call.leaves, call.axes
     for value in values:
@@ -165,11 +187,9 @@ def _sort(call: Forward, values: Any, leaves: list[Leaf], sources: list[Tensor])
             elif axes.descends(value):
                 sources.append(value)
             elif value.requires_grad:
-                _require_known_graph(call, value)
-                axes.adopt(value)
-                sources.append(value)
+                strangers.append(value)
         elif isinstance(value, (tuple, list)):
-            _sort(call, value, leaves, sources)
+            _sort(call, value, leaves, sources, strangers)
 
 
 def _require_known_graph(call: Forward, value: Tensor) -> None:

@@ -22,18 +22,21 @@ class RunningCall:
 
     def __init__(self) -> None:
         self._frame = _frame_of_module_call()
-        self._distance = self._other_distance = 0
+        self._distances: dict[int, int] = {}
 
-    def is_running(self) -> bool:
+    def is_running(self, asker: int = 1) -> bool:
         """Return whether the call is on the stack of the calling thread.
 
-        Questions come from one of a few places in the stack, mostly: a look at the last two distances answers them.
+        The same lines of code ask again and again, from as deep in the stack as before: a look at the distance that was
+        found for them costs less than a walk.
+
+        Args:
+            asker: how many frames outside of this method's the code runs that tells where it is asked.
         """
+        place = 0
         try:
-            if _frame_at(self._distance) is self._frame:
-                return True
-            if _frame_at(self._other_distance) is self._frame:
-                self._distance, self._other_distance = self._other_distance, self._distance
+            place = id(_frame_at(asker).f_code) + asker
+            if _frame_at(self._distances.get(place, 0)) is self._frame:
                 return True
         except ValueError:  # the stack is not that deep
             pass
@@ -41,14 +44,14 @@ class RunningCall:
         distance = 0
         while frame is not None:
             if frame is self._frame:
-                self._distance, self._other_distance = distance, self._distance
+                self._distances[place] = distance
                 return True
             frame, distance = frame.f_back, distance + 1
         return False
 
-    def is_over(self, frame: FrameType) -> bool:
+    def is_over(self, frame: FrameType | None) -> bool:
         """Return whether no hook of the call can run any more, asked from `frame`: its own frame runs none itself."""
-        return frame is self._frame or not self.is_running()
+        return (frame is not None and frame is self._frame) or not self.is_running()
 
 
 def _frame_of_module_call() -> FrameType | None:
@@ -71,15 +74,15 @@ class LivingArguments(dict[str, Any]):
     Compiled code builds them anew without a call of `__init__`; such ones tell nobody.
     """
 
-    _let_go: Callable[[FrameType], None] | None = None
+    _let_go: Callable[[FrameType | None], None] | None = None
 
-    def __init__(self, kwargs: dict[str, Any], let_go: Callable[[FrameType], None]) -> None:
+    def __init__(self, kwargs: dict[str, Any], let_go: Callable[[FrameType | None], None]) -> None:
         super().__init__(kwargs)
         self._let_go = let_go
 
     def __del__(self) -> None:
         if self._let_go is not None:
-            self._let_go(_frame_at(1))
+            self._let_go(_frame_at(0).f_back)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)  # a copy is an ordinary dictionary

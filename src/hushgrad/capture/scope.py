@@ -25,6 +25,9 @@ from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError
 
+# Frames between `RunningCall.is_running` and the code that calls a module (hook, torch's three) or an operator.
+CALLER_OF_MODULE, CALLER_OF_OPERATOR = 6, 3
+
 
 class CallObserver(Protocol):
     """Is told of every outermost forward that is captured."""
@@ -122,7 +125,7 @@ class Scope:
         """
         begun = self._here.open
         if begun is not None:
-            if begun.call.is_running():
+            if begun.call.is_running(CALLER_OF_MODULE):
                 begun.entered.append(module)
                 return None
             self.leave_if_stale()
@@ -139,7 +142,8 @@ class Scope:
         axes = BatchAxes()
         batch_size = axes.seed((args, kwargs), self._pool.batch_size)
         call = RunningCall()
-        mode = CaptureMode(Forward(self._pool, self._anchor, axes, leaves, batch_size, held), call.is_running)
+        forward = Forward(self._pool, self._anchor, axes, leaves, batch_size, held)
+        mode = CaptureMode(forward, partial(call.is_running, CALLER_OF_OPERATOR))
         begun = _Open(mode, call, _nobody if observer is None else partial(observer.left, token), [module])
         self._here.open = begun
         mode.__enter__()  # type: ignore[no-untyped-call]
@@ -167,7 +171,7 @@ class Scope:
             self._exit(begun)
         begun.left(output)
 
-    def _let_go(self, reference: weakref.ref[_Open], frame: FrameType) -> None:
+    def _let_go(self, reference: weakref.ref[_Open], frame: FrameType | None) -> None:
         """The arguments of a call are gone, as `frame` ran: its hooks have run, or never will."""
         begun = self._here.open
         if begun is not None and begun is reference() and begun.call.is_over(frame):

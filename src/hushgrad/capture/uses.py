@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -68,6 +69,7 @@ class UsePool:
         self._plan = plan or Plan()
         self._on_backward = on_backward
         self._outlasts_backward = outlasts_backward
+        self._joining = Lock()
         self.batch_size: int | None = None
         self.is_narrow = False
         self._finished: dict[str, _Uses] = {}
@@ -92,9 +94,10 @@ class UsePool:
         recorded = self._running.pop(task, {})
         if self._outlasts_backward:
             own(uses.factored for uses in recorded.values())
-        for name, uses in recorded.items():
-            self._finished.setdefault(name, _Uses()).join(uses)
-        self.backwards += 1
+        with self._joining:  # backwards may end in several threads
+            for name, uses in recorded.items():
+                self._finished.setdefault(name, _Uses()).join(uses)
+            self.backwards += 1
         if self._on_backward is not None:
             self._on_backward()
 

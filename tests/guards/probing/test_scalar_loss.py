@@ -248,6 +248,8 @@ MIXING: dict[str, tuple[Callable[[], nn.Module], Any, Loss]] = {
 
 @pytest.mark.parametrize("name", MIXING)
 def test_a_loss_that_lets_one_example_change_the_gradient_of_others_is_refused_before_a_release(name: str) -> None:
+    """Guarantee: no update is released from a scalar loss whose graph shows that it is not the declared mean or sum of
+    one loss for each example."""
     model, data, loss = MIXING[name]
     network = model()
     before = [parameter.detach().clone() for parameter in network.parameters()]

@@ -144,8 +144,7 @@ class _Captured(torch.autograd.Function):
     def forward(ctx: Any, operator: Operator, call: Forward, anchor: Tensor, *inputs: Tensor | None) -> Tensor:
         output, saved = operator.forward(*inputs)
         if output._is_view() and not operator.shows_leaf:
-            # A result that an ordinary call would have made; as a view it could not be changed in place.
-            output = torch.ops.aten._unsafe_view(output, output.shape)
+            output = output.data  # the only one to hold its memory; as a view it could not be changed in place
         ctx.operator, ctx.call = operator, call
         ctx.save_for_backward(*saved)
         return output
