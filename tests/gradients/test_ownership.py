@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -254,3 +255,30 @@ def test_each_kind_of_contribution_names_all_of_its_operands() -> None:
         assert sorted(seen) == sorted(id(operand) for operand in part.operands)
         kinds.add(type(part))
     assert kinds >= {Rows, OuterProducts, Dense} and kinds & {Convolution, Dense}  # noqa: PT018
+
+
+def test_a_weak_reference_to_an_activation_reaches_nothing_after_the_backward() -> None:
+    weak: list[weakref.ref[Tensor]] = []
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.tanh(self.first(x))
+            weak.append(weakref.ref(hidden))
+            return self.second(hidden)  # type: ignore[no-any-return]
+
+    model, x = Watched(), torch.randn(B, 4)
+
+    def calm(model: nn.Module, x: Tensor, pool: UsePool) -> None:
+        model(x).square().sum().backward()
+
+    def dirty(model: nn.Module, x: Tensor, pool: UsePool) -> None:
+        calm(model, x, pool)
+        hidden = weak[-1]()
+        if hidden is not None:
+            hidden.data.fill_(1e3)
+
+    assert_same(sums(model, x, dirty), sums(model, x, calm))

@@ -204,17 +204,56 @@ def test_clearing_between_two_backwards_of_a_custom_loop_is_refused() -> None:
 
 
 def test_marks_are_few_and_small_and_one_lies_in_each_of_the_larger_parts() -> None:
-    blocks = [nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 512)) for _ in range(30)]
+    blocks = [nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 512)) for _ in range(MOST_MARKS + 20)]
     model = nn.Sequential(nn.Embedding(5000, 64), *blocks)
     trainable = dict(model.named_parameters())
     marks = GradientMarks(model, trainable)
     marks.put()
     marked = [name for name, parameter in trainable.items() if parameter.grad is not None]
     assert len(marked) == MOST_MARKS
-    assert sum(trainable[name].numel() for name in marked) <= MOST_VALUES
-    assert all(any(name.startswith(f"{part}.") for name in marked) for part in range(1, MOST_MARKS))
+    assert all(trainable[name].numel() <= MOST_VALUES for name in marked)
+    assert all(any(name.startswith(f"{part}.") for name in marked) for part in range(2, MOST_MARKS))
+    assert len({trainable[name].grad.data_ptr() for name in marked}) == 2  # type: ignore[union-attr]
     marks.take_away()
     assert all(parameter.grad is None for parameter in trainable.values())
+
+
+@pytest.mark.parametrize("clear", [lambda m: m[23].zero_grad(), lambda m: setattr(m[5].weight, "grad", None)])
+def test_clearing_one_layer_or_one_parameter_of_many_is_refused(clear: Callable[[Any], None]) -> None:
+    training = Training(nn.Sequential(*[nn.Linear(3, 3) for _ in range(24)]))
+    x, y = training.item()
+    training.loss(x, y % 2).backward()
+    clear(training.model)
+    with pytest.raises(ProtocolError, match="zero_grad"):
+        training.optimizer.step()
+
+
+def test_where_a_marked_parameter_is_frozen_another_one_is_marked() -> None:
+    training = Training(nn.Linear(3, 2))
+    training.model.bias.requires_grad_(False)  # type: ignore[union-attr, operator]
+    x, y = training.item()
+    training.loss(x, y).backward()
+    training.optimizer.zero_grad()
+    training.loss(x, y).backward()
+    with pytest.raises(ProtocolError, match="zero_grad"):
+        training.optimizer.step()
+
+
+def test_a_parameter_without_values_and_a_norm_that_is_clipped_stop_nothing() -> None:
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.where, self.layer = nn.Parameter(torch.empty(0)), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.to(self.where.device))  # type: ignore[no-any-return]
+
+    training = Training(Placed())
+    x, y = training.item()
+    training.loss(x, y).backward()
+    nn.utils.clip_grad_norm_(training.model.parameters(), 1.0)
+    training.optimizer.step()
+    assert training.session.steps == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -1,6 +1,8 @@
 """The loader: every drawn record once, in physical batches, whatever the workers and the items."""
 
+import itertools
 import random
+import sys
 import threading
 from collections import namedtuple
 from collections.abc import Mapping
@@ -597,3 +599,31 @@ def test_a_pass_that_was_refused_its_first_item_ends_no_other_pass():
         next(iter(loader))
     recorder.is_refusing = False
     assert len(list(first)) == 2
+
+
+def test_an_interrupt_at_any_line_of_a_read_locks_no_loader():
+    """The interrupt comes at the n-th line that is run of the loader, for every n."""
+    loader = PrivateLoader(Numbers(12), PoissonSampling(0.5), steps_per_pass=2, stream=KeyStream.fixed_for_tests(3))
+    source = PrivateLoader.__iter__.__code__.co_filename
+    for moment in itertools.count():
+        left = [moment]
+
+        def interrupted(frame, event, argument, left=left):
+            if event == "line" and frame.f_code.co_filename == source:
+                if left[0] == 0:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+                left[0] -= 1
+            return interrupted
+
+        sys.settrace(interrupted)
+        try:
+            list(loader)
+        except KeyboardInterrupt:
+            pass
+        else:
+            break
+        finally:
+            sys.settrace(None)
+        assert len(list(loader)) == 2
+    assert moment > 20

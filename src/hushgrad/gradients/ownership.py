@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import product
 from sys import getrefcount
+from weakref import getweakrefcount
 
 import torch
 from torch import Tensor
@@ -60,12 +61,17 @@ def _shared(lists: Sequence[list[Contribution]], counts: Counts | None = None) -
                 storage, base = operand.untyped_storage(), operand._base
                 if (
                     getrefcount(operand) != references
+                    or getweakrefcount(operand)
                     or getrefcount(storage) != storage_references
                     or not storage.resizable()  # memory that torch did not take itself: NumPy's, a file's
                     or (
                         _readers_of(storage._cdata) != readers
                         if base is None
-                        else (_readers_of(storage._cdata) != readers + 1 or getrefcount(base) != base_references)
+                        else (
+                            _readers_of(storage._cdata) != readers + 1
+                            or getrefcount(base) != base_references
+                            or getweakrefcount(base)
+                        )
                     )
                 ):
                     found.append((index, place))

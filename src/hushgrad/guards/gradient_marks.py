@@ -1,9 +1,9 @@
 """Marks in `.grad` between a backward and the step, which show what a loop did there.
 
 The sums of a backward live in the session, where `zero_grad()` cannot reach them. A loop that calls it after a backward
-means to throw that backward away; torch has no hook that would tell. So after each backward the smallest parameters of
-the model's parts hold a gradient that is a constant and carries nothing. `zero_grad()` takes it away, and a stray
-gradient, or a `GradScaler`, changes it.
+means to throw that backward away; torch has no hook that would tell. So after each backward the small parameters hold
+a gradient that is a constant and carries nothing. `zero_grad()` takes it away, and a stray gradient, or a
+`GradScaler`, changes it. All marks of a dtype but the first lie in the same memory.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from hushgrad.errors import HushgradError, ProtocolError, UnsupportedOptimizerError
 
-MOST_MARKS = 16
-"""How many parameters are marked; a step of small layers would notice many more."""
+MOST_MARKS = 128
+"""How many parameters are marked; a step of hundreds of small layers would notice more."""
 
 MOST_VALUES = 1 << 13
-"""How many values all marks hold together, unless one parameter alone has more."""
+"""How many values a marked parameter has, unless all have more: then the smallest one is marked."""
 
 LARGEST_FACTOR = 2.0**64
 """By how much a mark may have grown for it to be a scaled one; a gradient of 1 is 2**100 times as large."""
@@ -49,9 +49,11 @@ class GradientMarks:
     """
 
     def __init__(self, model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> None:
-        self._parameters = _smallest_of_the_parts(model, trainable)
+        self._in_order = _small_ones_first(model, trainable)
+        self._parameters: dict[str, nn.Parameter] = {}
         self._marks: dict[str, Tensor] = {}
         self._memory: list[Tensor] = []  # what marks lie in
+        self._alone: list[str] = []  # whose mark has memory of its own
         self._put: dict[str, int] = {}  # the version of each mark that was put
         self._problem: Problem | None = None
 
@@ -59,10 +61,10 @@ class GradientMarks:
         """Mark the model: a backward has ended. What was done to the marks of an earlier one is kept in mind."""
         if self._put:
             self._problem = self._problem or self._found()
-        if any(_kind(self._marks.get(name)) != _kind(parameter) for name, parameter in self._parameters.items()):
+        if not self._fits():
             self._make()
         for name, parameter in self._parameters.items():
-            if parameter.grad is None and parameter.requires_grad:
+            if parameter.grad is None:
                 parameter.grad = self._marks[name]
                 self._put[name] = self._marks[name]._version
 
@@ -79,45 +81,53 @@ class GradientMarks:
             raise kind(message)
 
     def take_away(self) -> None:
-        """Leave no mark behind, but where something was added to one: that is a stray gradient, and stays."""
+        """Leave no mark behind, but one that something was added to: that is a stray gradient, and stays."""
         is_intact = self._is_intact()
-        for name in self._put:
+        for name, version in self._put.items():
             parameter, mark = self._parameters[name], self._marks[name]
-            if parameter.grad is mark and (is_intact or shows_nothing(parameter)):
+            if parameter.grad is mark and (is_intact or mark._version == version or shows_nothing(parameter)):
                 parameter.grad = None
         if not is_intact:
-            self._marks = {}
+            self._marks = {}  # new ones, next time
         self._put, self._problem = {}, None
 
+    def _fits(self) -> bool:
+        """Whether the marks are still those of parameters that are trained now."""
+        return bool(self._marks) and all(
+            parameter.requires_grad and _kind(self._marks[name]) == _kind(parameter)
+            for name, parameter in self._parameters.items()
+        )
+
     def _make(self) -> None:
-        self._marks, self._memory = {}, []
-        kinds = dict.fromkeys((parameter.device, parameter.dtype) for parameter in self._parameters.values())
-        for device, dtype in kinds:
+        self._marks, self._memory, self._alone = {}, [], []
+        trained = {name: parameter for name, parameter in self._in_order.items() if parameter.requires_grad}
+        small = [name for name, parameter in trained.items() if parameter.numel() <= MOST_VALUES][:MOST_MARKS]
+        self._parameters = {name: trained[name] for name in small or list(trained)[:1]}
+        for device, dtype in dict.fromkeys((p.device, p.dtype) for p in self._parameters.values()):
             chosen = {n: p for n, p in self._parameters.items() if (p.device, p.dtype) == (device, dtype)}
-            size = sum(parameter.numel() for parameter in chosen.values())
-            memory = torch.full((size,), mark_value(dtype), dtype=dtype, device=device)
-            start = 0
-            for name, parameter in chosen.items():
+            first, *others = [parameter.numel() for parameter in chosen.values()]
+            memory = torch.full((first + max(others, default=0),), mark_value(dtype), dtype=dtype, device=device)
+            for place, (name, parameter) in enumerate(chosen.items()):
                 # No view, in the eyes of autograd: views forbid some of what zero_grad() does.
                 mark = torch.empty(0, dtype=dtype, device=device)
+                start = first if place else 0
                 self._marks[name] = mark.set_(memory.untyped_storage(), start, parameter.shape)  # type: ignore[call-overload]
-                start += parameter.numel()
+            self._alone.append(next(iter(chosen)))
             self._memory.append(memory[:MOST_VALUES])
 
     def _found(self) -> Problem | None:
         """Return what is wrong with the marks that were put, if anything is."""
         if self._is_intact():
             return None
-        factors = []
-        for name in self._put:
-            grad = self._parameters[name].grad
-            if grad is None or not bool(grad.any()):
-                return ProtocolError, CLEARED
-            factors.append((grad / mark_value(grad.dtype)).double().flatten())
-        together = torch.cat(factors)
-        # clip_grad_norm_ writes the same values again, and a stray gradient is larger by far: it is refused as one.
-        is_scaled = (together == together[0]).all() & (together[0] != 1) & (together[0].abs() < LARGEST_FACTOR)
-        return (UnsupportedOptimizerError, SCALED) if bool(is_scaled) else None
+        grads = {name: self._parameters[name].grad for name in self._put}
+        if any(grad is None for grad in grads.values()):
+            return ProtocolError, CLEARED
+        # Memory that is shared was multiplied once for each mark in it.
+        if any(_is_scaled(grad) for name, grad in grads.items() if grad is not None and name in self._alone):
+            return UnsupportedOptimizerError, SCALED
+        if any(grad is not None and not bool(grad.any()) for grad in grads.values()):
+            return ProtocolError, CLEARED
+        return None  # clip_grad_norm_ writes the same values again, and a stray gradient is left to be found as one
 
     def _is_intact(self) -> bool:
         """Whether nobody has touched a mark; a write through `.data` shows in its values alone."""
@@ -126,6 +136,13 @@ class GradientMarks:
             if self._parameters[name].grad is not mark or mark._version != version:
                 return False
         return all(bool((memory == mark_value(memory.dtype)).all()) for memory in self._memory)
+
+
+def _is_scaled(grad: Tensor) -> bool:
+    """Whether a mark was multiplied; a stray gradient is larger by far."""
+    factors = (grad / mark_value(grad.dtype)).double().flatten()
+    first = factors[0]
+    return bool((factors == first).all() & (first != 1) & (first != 0) & (first.abs() < LARGEST_FACTOR))
 
 
 def _kind(tensor: Tensor | None) -> tuple[object, ...] | None:
@@ -143,22 +160,20 @@ def shows_nothing(parameter: Tensor) -> bool:
     return grad is None or bool((grad == mark_value(grad.dtype)).all())
 
 
-def _smallest_of_the_parts(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """Return the smallest trainable parameter, and that of each part of the model that has none of those before it.
+def _small_ones_first(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Return the trainable parameters with values: the smallest of each part first, parts from the outside in.
 
-    Parts are taken from the outside in, so that clearing the gradients of one of the larger parts alone shows, too.
+    So clearing the gradients of one of the larger parts alone shows, too, where not all parameters can be marked.
     """
-    names = {id(parameter): name for name, parameter in trainable.items()}
-    chosen: dict[str, nn.Parameter] = {}
-    values, waiting = 0, deque([model])
-    while waiting and len(chosen) < MOST_MARKS:
+    names = {id(parameter): name for name, parameter in trainable.items() if parameter.numel()}
+    first: dict[str, nn.Parameter] = {}
+    waiting = deque([model])
+    while waiting and len(first) < MOST_MARKS:
         part = waiting.popleft()
         waiting.extend(part.children())
         inside = {names[id(p)]: p for p in part.parameters() if id(p) in names}
-        if not inside or inside.keys() & chosen.keys():
-            continue
-        name = min(inside, key=lambda name: inside[name].numel())
-        if not chosen or values + inside[name].numel() <= MOST_VALUES:
-            chosen[name] = inside[name]
-            values += inside[name].numel()
-    return chosen
+        if inside and not inside.keys() & first.keys():
+            name = min(inside, key=lambda name: inside[name].numel())
+            first[name] = inside[name]
+    rest = sorted((name for name in names.values() if name not in first), key=lambda name: trainable[name].numel())
+    return first | {name: trainable[name] for name in rest}

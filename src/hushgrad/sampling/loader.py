@@ -123,7 +123,7 @@ class PrivateLoader:
         self.options = options or LoadingOptions()
         self._items = _torch_loader(dataset, self._planner, self.options)
         self._current_pass: object = None
-        self._reading = threading.Lock()
+        self._reader: dict[str, int] = {}  # the thread that reads now
         self.arriving: Any = None
 
     @classmethod
@@ -204,7 +204,9 @@ class PrivateLoader:
     @contextmanager
     def _one_reader(self) -> Iterator[None]:
         """Refuse a second thread while one reads: who gets which records would be left to chance."""
-        if not self._reading.acquire(blocking=False):
+        this = threading.get_ident()
+        # One step, between whose halves no interrupt can come. What an interrupt leaves behind is its own thread's.
+        if self._reader.setdefault("thread", this) != this:
             raise ProtocolError(
                 "two threads read from this loader at once. Read a private loader in one thread, that of the training "
                 "loop; its DataLoader may have workers (num_workers)"
@@ -212,7 +214,7 @@ class PrivateLoader:
         try:
             yield
         finally:
-            self._reading.release()
+            self._reader.clear()
 
     def _read(self, items: Iterator[Any], planned: deque[PhysicalBatch]) -> tuple[Any] | None:
         """Return the next item, which the observer has been told of; None at the end of the pass."""

@@ -412,7 +412,7 @@ class Session:
         self._frozen.require_same_parameters()
         self._spending.require_pass(batch.pass_index)
         if self._loader is not None:
-            self._probe.examine_collate(self._loader.dataset, batch.indices)
+            self._probe.examine_collate(self._loader.dataset, batch.indices, self._loader.arriving)
         self._observed.begin(batch)
         if batch.first:
             self._update.drop()  # of a logical batch whose step was interrupted before its release

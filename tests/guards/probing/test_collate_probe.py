@@ -165,3 +165,34 @@ def test_a_loader_with_a_mixing_collate_function_hands_out_nothing(collate: Call
         with pytest.raises(CrossSampleLeakError, match=collate.__name__):
             next(iter(loader))
     assert engine.session.steps == 0
+
+
+@pytest.mark.parametrize("kind", ["a tensor", "an array"])
+@pytest.mark.parametrize("physical", [None, 4])
+def test_a_collate_function_with_a_buffer_of_its_own_is_no_leak_and_gives_the_records_that_were_drawn(
+    kind: str, physical: int | None
+) -> None:
+    data, buffer = torch.randn(8, 3), torch.zeros(8, 3)
+    array = buffer.numpy()
+
+    def collate(rows: list[Tensor]) -> Tensor:
+        torch.stack(rows, out=buffer[: len(rows)])
+        return buffer[: len(rows)] if kind == "a tensor" else torch.from_numpy(array[: len(rows)])
+
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    _, _, items = PrivacyEngine().make_private(
+        module=model,
+        optimizer=optimizer,
+        data_loader=DataLoader(list(data), batch_size=8, collate_fn=collate),  # type: ignore[arg-type]
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        poisson_sampling=False,
+        max_physical_batch_size=physical,
+    )
+    seen = []
+    for x in items:
+        seen.append(x.clone())
+        model(x).square().sum(1).mean().backward()
+        optimizer.step()
+    assert torch.equal(torch.cat(seen), data)

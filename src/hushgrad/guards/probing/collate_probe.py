@@ -105,7 +105,8 @@ def _collated(collate_fn: Callable[[list[Any]], Any], records: Sequence[Any], qu
         stack.enter_context(forked_randomness([], SEED))
         if quiet:
             stack.enter_context(Quiet())
-        return dict(tensors_at(collate_fn(copy.deepcopy(list(records)))))
+        batch = collate_fn(copy.deepcopy(list(records)))
+        return {path: tensor.clone() for path, tensor in tensors_at(batch)}  # it may fill one buffer again and again
 
 
 def _rows_agree(one: Tensor, two: Tensor) -> bool:

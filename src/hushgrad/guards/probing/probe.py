@@ -26,7 +26,7 @@ from hushgrad.guards.probing.loss_probe import Criterion, CriterionProbe, requir
 from hushgrad.guards.probing.model_probe import ModelProbe
 from hushgrad.guards.probing.row_order import rows_are_in_order
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
-from hushgrad.guards.probing.trees import copied, tensors_at
+from hushgrad.guards.probing.trees import copied, kept_values, tensors_at
 
 Signature = tuple[tuple[nn.Module, ...], tuple[bool, ...], tuple[int, ...]]
 """What a change of the model shows in: its modules, their modes and the number of their hooks."""
@@ -231,16 +231,19 @@ class Probe:
                 self._is_busy = False
         self.forget()
 
-    def examine_collate(self, dataset: Any, indices: Sequence[int]) -> None:
+    def examine_collate(self, dataset: Any, indices: Sequence[int], item: Any) -> None:
         """Probe the caller's `collate_fn` on the first records drawn, at least two; they are read once more.
+
+        `item` is what it made of them: where it fills a buffer of its own, that holds the item again afterwards.
 
         Raises:
             CrossSampleLeakError: it mixes records.
         """
         if self.collate_fn is None or self.collate_fn is default_collate or len(indices) < 2:
             return
-        if require_separate_rows(self.collate_fn, [dataset[index] for index in indices[:RECORDS]]):
-            self.collate_fn = None
+        with kept_values(item):
+            if require_separate_rows(self.collate_fn, [dataset[index] for index in indices[:RECORDS]]):
+                self.collate_fn = None
 
     @property
     def report(self) -> ProbeReport:

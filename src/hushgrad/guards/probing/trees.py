@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 Path = tuple[Any, ...]
@@ -58,6 +61,31 @@ def copied(value: Any) -> Any:
         return own[id(tensor)]
 
     return with_tensors(value, copy_of)
+
+
+@contextmanager
+def kept_values(value: Any) -> Iterator[None]:
+    """Give the tensors and arrays in a nested structure the values back that they have now."""
+    tensors = [(tensor, tensor.detach().clone()) for _, tensor in tensors_at(value)]
+    arrays = [(array, array.copy()) for array in _arrays(value)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, values in tensors:
+                if not torch.equal(tensor, values):
+                    tensor.copy_(values)
+        for array, copied_array in arrays:
+            if array.flags.writeable:
+                array[...] = copied_array
+
+
+def _arrays(value: Any) -> Iterator[np.ndarray[Any, Any]]:
+    if isinstance(value, np.ndarray):
+        yield value
+    elif not isinstance(value, Tensor):
+        for _, part in _parts(value):
+            yield from _arrays(part)
 
 
 def _parts(value: Any) -> list[tuple[Any, Any]]:
