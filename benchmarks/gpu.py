@@ -24,8 +24,8 @@ from benchmarks.networks import TokenCrossEntropy, Transformer
 from benchmarks.runner import Runner
 from benchmarks.timing import Interval, interleave, paired
 from benchmarks.workloads import Batch, Workload, sequences
-from hushgrad.kernels import dispatch
-from hushgrad.kernels.chacha import CipherKey
+from hushgrad.kernels import available as dispatch
+from hushgrad.noise.cuda.chacha import CipherKey
 from hushgrad.randomness import Address, KeyStream
 
 WARM_UP = 3

@@ -7,7 +7,7 @@ from benchmarks.llama import Llama, rotated
 from benchmarks.timing import Interval
 from click.testing import CliRunner
 
-from hushgrad.kernels import dispatch
+from hushgrad.kernels import available as dispatch
 
 
 @pytest.mark.parametrize(("make", "vocabulary", "parameters"), [(gpt2, 50_257, 163e6), (llama_1b, 128_256, 1.236e9)])

@@ -11,7 +11,7 @@ from torch import Tensor
 from hushgrad.gradients.contribution import Contribution, Plan, Way
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.factored import Factored
-from hushgrad.kernels import dispatch
+from hushgrad.kernels import available as dispatch
 
 # Below this share of Σ_t ‖left_t‖²‖right_t‖², a norm from the Gram matrices has lost too many digits to cancellation.
 CANCELLATION = 0.02

@@ -7,9 +7,13 @@ from torch import nn
 import hushgrad
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.contribution import Plan
+from hushgrad.gradients.cuda import gram as gram_triton
+from hushgrad.gradients.cuda import instantiate as instantiate_triton
 from hushgrad.gradients.outer import OuterProducts
-from hushgrad.kernels import dispatch, draws, gram_triton, instantiate_triton, self_test
-from hushgrad.kernels.chacha import CipherKey
+from hushgrad.kernels import available as dispatch
+from hushgrad.kernels import known_answers as self_test
+from hushgrad.noise.cuda import definition as draws
+from hushgrad.noise.cuda.chacha import CipherKey
 from hushgrad.noise.gaussian import Noised, noisy_updates
 from hushgrad.randomness import Address, KeyStream
 

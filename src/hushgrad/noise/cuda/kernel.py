@@ -1,4 +1,4 @@
-"""`hushgrad.kernels.draws` in one Triton kernel: cipher, strips, remainder, addition and division in one pass.
+"""`hushgrad.noise.cuda.definition` in one Triton kernel: cipher, strips, remainder, addition and division in one pass.
 
 Each thread computes one block of ChaCha20, so 16 values. Words that pick the remainder are left for the end: as long
 as a program has any, each of its threads that has takes its next candidate. A program is one warp with 512 values, of
@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hushgrad.kernels import draws
-from hushgrad.kernels.chacha import CONSTANTS, DOUBLE_ROUNDS, CipherKey, signed
-from hushgrad.kernels.draws import DENSITY_AT_0, LANES, TILE
-from hushgrad.kernels.launching import on_device_of
+from hushgrad.kernels.launch import on_device_of
+from hushgrad.noise.cuda import definition as draws
+from hushgrad.noise.cuda.chacha import CONSTANTS, DOUBLE_ROUNDS, CipherKey, signed
+from hushgrad.noise.cuda.definition import DENSITY_AT_0, LANES, TILE
 from hushgrad.randomness import Address
 
 _LANES: tl.constexpr = tl.constexpr(LANES)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.kernels import draws, draws_triton
-from hushgrad.kernels.chacha import CipherKey
-from hushgrad.kernels.draws import TILE
+from hushgrad.noise.cuda import definition as draws
+from hushgrad.noise.cuda import kernel as draws_triton
+from hushgrad.noise.cuda.chacha import CipherKey
+from hushgrad.noise.cuda.definition import TILE
 from hushgrad.randomness import Address, KeyStream
 
 PLACE = Address(1, 2, 3)

@@ -3,7 +3,7 @@
 Never on the CPU. `HUSHGRAD_KERNELS=torch` in the environment does without kernels; noise has the same values then.
 Neither Triton nor a kernel is imported before one is used.
 
-Before a kernel's first use on a device, it is run there on a known problem (`hushgrad.kernels.self_test`).
+Before a kernel's first use on a device, it is run there on a known problem (`hushgrad.kernels.known_answers`).
 
 Guarantee: a kernel that does not compute its definition on a device raises there before its first result is used.
 """
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from hushgrad.arguments import one_of
 from hushgrad.errors import ProtocolError
-from hushgrad.kernels import draws, self_test
-from hushgrad.kernels.chacha import CipherKey
+from hushgrad.kernels import known_answers as self_test
+from hushgrad.noise.cuda import definition as draws
+from hushgrad.noise.cuda.chacha import CipherKey
 from hushgrad.randomness import Address
 
 VARIABLE = "HUSHGRAD_KERNELS"
@@ -43,7 +44,7 @@ def measures(left: Tensor, right: Tensor) -> bool:
 
 def gram_norms(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Return ⟨L Lᵀ, R Rᵀ⟩ and its diagonal part: `gram_triton.norms`."""
-    from hushgrad.kernels import gram_triton
+    from hushgrad.gradients.cuda import gram as gram_triton
 
     self_test.gram(left.device, left.dtype)
     return gram_triton.norms(left, right)
@@ -51,7 +52,7 @@ def gram_norms(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 def instantiated_norms(left: Tensor, right: Tensor, *, keep: bool) -> tuple[Tensor, Tensor | None]:
     """Return squared norms from gradients, and these if they are to be kept: `instantiate_triton.norms`."""
-    from hushgrad.kernels import instantiate_triton
+    from hushgrad.gradients.cuda import instantiate as instantiate_triton
 
     self_test.instantiate(left.device, left.dtype)
     return instantiate_triton.norms(left, right, keep=keep)
@@ -70,7 +71,7 @@ def is_captured(total: Tensor) -> bool:
 def noisy_update(
     total: Tensor, *, noise_std: float, divisor: float, key: CipherKey, address: Address, overwrite: bool = False
 ) -> Tensor:
-    """Return `(total + noise_std · z) / divisor`, as `hushgrad.kernels.draws` defines z, by a kernel if there is one.
+    """Return `(total + noise_std · z) / divisor`, z by `hushgrad.noise.cuda.definition`; in a kernel if there is one.
 
     Guarantee: noise is never drawn while a CUDA graph is captured, because every replay would add the same noise.
     """
@@ -82,7 +83,7 @@ def noisy_update(
     self_test.noise(total.device, has_kernels())
     draw = draws.noisy_update
     if has_kernels():
-        from hushgrad.kernels import draws_triton
+        from hushgrad.noise.cuda import kernel as draws_triton
 
         draw = draws_triton.noisy_update
     return draw(total, noise_std=noise_std, divisor=divisor, key=key, address=address, overwrite=overwrite)

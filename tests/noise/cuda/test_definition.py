@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.kernels import draws
-from hushgrad.kernels.chacha import CipherKey, chacha20, signed
-from hushgrad.kernels.draws import LANES, TILE, noisy_update, standard_normal, tables
+from hushgrad.noise.cuda import definition as draws
+from hushgrad.noise.cuda.chacha import CipherKey, chacha20, signed
+from hushgrad.noise.cuda.definition import LANES, TILE, noisy_update, standard_normal, tables
 from hushgrad.noise.strips import PICKS, density, pick_table, strips
 from hushgrad.randomness import Address, KeyStream
 

@@ -4,8 +4,13 @@ import pytest
 import torch
 
 from hushgrad.errors import KernelMismatchError
-from hushgrad.kernels import dispatch, draws, draws_triton, gram_triton, instantiate_triton, self_test
-from hushgrad.kernels.chacha import CipherKey
+from hushgrad.gradients.cuda import gram as gram_triton
+from hushgrad.gradients.cuda import instantiate as instantiate_triton
+from hushgrad.kernels import available as dispatch
+from hushgrad.kernels import known_answers as self_test
+from hushgrad.noise.cuda import definition as draws
+from hushgrad.noise.cuda import kernel as draws_triton
+from hushgrad.noise.cuda.chacha import CipherKey
 from hushgrad.randomness import Address, KeyStream
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hushgrad.errors import KernelMismatchError
-from hushgrad.kernels import draws
-from hushgrad.kernels.chacha import CipherKey
+from hushgrad.noise.cuda import definition as draws
+from hushgrad.noise.cuda.chacha import CipherKey
 from hushgrad.randomness import Address, KeyStream
 
 # Enough that values of the remainder and of the tail are among them (some ten, for this key).
@@ -34,7 +34,7 @@ def noise(device: torch.device, by_kernel: bool) -> None:
     expected = draws.noisy_update(total, noise_std=1.5, divisor=3.0, key=key, address=address)
     draw = draws.noisy_update
     if by_kernel:
-        from hushgrad.kernels import draws_triton
+        from hushgrad.noise.cuda import kernel as draws_triton
 
         draw = draws_triton.noisy_update
     found = draw(total.to(device), noise_std=1.5, divisor=3.0, key=key, address=address).cpu()
@@ -46,7 +46,7 @@ def noise(device: torch.device, by_kernel: bool) -> None:
 @cache
 def gram(device: torch.device, dtype: torch.dtype) -> None:
     """Take norms and diagonals of a few matrices, one of them zero, on the device, and compare with float64."""
-    from hushgrad.kernels import gram_triton
+    from hushgrad.gradients.cuda import gram as gram_triton
 
     left, right = _problem(dtype)
     norms, diagonals = gram_triton.norms(left.to(device), right.to(device))
@@ -58,7 +58,7 @@ def gram(device: torch.device, dtype: torch.dtype) -> None:
 @cache
 def instantiate(device: torch.device, dtype: torch.dtype) -> None:
     """Form the gradients of a few examples, one of them zero, and their norms on the device; compare with float64."""
-    from hushgrad.kernels import instantiate_triton
+    from hushgrad.gradients.cuda import instantiate as instantiate_triton
 
     left, right = _problem(dtype)
     expected = _gradients(left, right)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from hushgrad.gradients.cuda.gram import norms
 from hushgrad.gradients.outer import CANCELLATION, HUGE, _gram
-from hushgrad.kernels.gram_triton import norms
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
