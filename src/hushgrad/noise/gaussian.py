@@ -29,8 +29,8 @@ from torch import Tensor
 
 from hushgrad.arguments import non_negative_number, positive_number
 from hushgrad.errors import InterruptedDrawError, InvalidArgumentError
-from hushgrad.kernels import available as dispatch
 from hushgrad.noise.compiled import fastest_passes
+from hushgrad.noise.cuda import dispatch
 from hushgrad.noise.cuda.chacha import CipherKey
 from hushgrad.noise.passes import Bits, Floats, Passes, Places
 from hushgrad.noise.strips import Float64s, judged, pick_table
