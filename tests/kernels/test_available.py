@@ -1,5 +1,6 @@
 """Whether kernels can run, and that nothing of them is there before one is used."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -7,6 +8,18 @@ import pytest
 
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.kernels.available import has_kernels
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_there_are_kernels_where_triton_is_installed(is_installed, choose_kernels, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: asked.append(name) or (object() if is_installed else None)
+    )
+    choose_kernels(None)
+    assert has_kernels() is is_installed
+    assert has_kernels() is is_installed
+    assert asked == ["triton"]  # the answer stays
 
 
 def test_kernels_can_be_switched_off_and_a_typo_does_not(choose_kernels):

@@ -38,15 +38,25 @@ def changed(kernel, place):
     return norms
 
 
-@pytest.mark.parametrize(("module", "check"), [(gram, known_answers.gram), (instantiate, known_answers.instantiate)])
+def kept(left, right):
+    return dispatch.instantiated_norms(left, right, keep=True)
+
+
+def not_kept(left, right):
+    return dispatch.instantiated_norms(left, right, keep=False)
+
+
+@pytest.mark.parametrize(
+    ("module", "used"), [(gram, dispatch.gram_norms), (instantiate, kept), (instantiate, not_kept)]
+)
 @pytest.mark.parametrize("place", [0, 1])
-def test_a_kernel_with_one_wrong_number_raises_before_its_first_result_is_used(module, check, place, monkeypatch):
+def test_a_kernel_with_one_wrong_number_raises_before_its_first_result_is_used(module, used, place, monkeypatch):
     """Guarantee: a kernel that does not compute its definition on a device raises there before its first result is
     used.
     """
     monkeypatch.setattr(module, "norms", changed(module.norms, place))
     with pytest.raises(KernelMismatchError):
-        check(CPU, torch.float32)
+        used(torch.randn(2, 20, 3), torch.randn(2, 20, 4))
 
 
 def test_the_dispatch_hands_operands_to_the_kernels():
