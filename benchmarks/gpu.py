@@ -24,8 +24,10 @@ from benchmarks.networks import TokenCrossEntropy, Transformer
 from benchmarks.runner import Runner
 from benchmarks.timing import Interval, interleave, paired
 from benchmarks.workloads import Batch, Workload, sequences
-from hushgrad.kernels import dispatch
-from hushgrad.kernels.chacha import CipherKey
+from hushgrad.gradients.cuda import dispatch as norm_dispatch
+from hushgrad.kernels.available import has_kernels
+from hushgrad.noise.cuda import dispatch as noise_dispatch
+from hushgrad.noise.cuda.chacha import CipherKey
 from hushgrad.randomness import Address, KeyStream
 
 WARM_UP = 3
@@ -154,7 +156,7 @@ def kernel_results(device: str, rounds: int, *, values: int = 1 << 28, size: int
     def noise() -> None:
         nonlocal step
         step += 1
-        dispatch.noisy_update(total, noise_std=1.0, divisor=1.0, key=key, address=Address(step), overwrite=True)
+        noise_dispatch.noisy_update(total, noise_std=1.0, divisor=1.0, key=key, address=Address(step), overwrite=True)
 
     square = torch.randn(4 * size, 4 * size, device=device)
     left, right = torch.randn(4, 512, size, device=device), torch.randn(4, 512, size, device=device)
@@ -164,13 +166,13 @@ def kernel_results(device: str, rounds: int, *, values: int = 1 << 28, size: int
         _beside("noise, bytes", _Work(noise, 8 * values), copy, rounds),
         _beside(
             "Gram norms, operations",
-            _Work(lambda: dispatch.gram_norms(left, right), 4 * 512 * 512 * 2 * size),
+            _Work(lambda: norm_dispatch.gram_norms(left, right), 4 * 512 * 512 * 2 * size),
             multiply,
             rounds,
         ),
         _beside(
             "norms from gradients, operations",
-            _Work(lambda: dispatch.instantiated_norms(left, right, keep=False), 4 * 2 * 512 * size * size),
+            _Work(lambda: norm_dispatch.instantiated_norms(left, right, keep=False), 4 * 2 * 512 * size * size),
             multiply,
             rounds,
         ),
@@ -206,8 +208,8 @@ def main(rounds: int, target: Path | None) -> None:
         click.echo("no CUDA device: nothing was measured", err=True)
         sys.exit(1)
     name = torch.cuda.get_device_name()
-    click.echo(f"{name}, torch {torch.__version__}, kernels by {'Triton' if dispatch.has_kernels() else 'torch'}")
-    kernels = kernel_results("cuda", rounds) if dispatch.has_kernels() else []
+    click.echo(f"{name}, torch {torch.__version__}, kernels by {'Triton' if has_kernels() else 'torch'}")
+    kernels = kernel_results("cuda", rounds) if has_kernels() else []
     for kernel in kernels:
         click.echo(f"{kernel.title}: {kernel.rate.median:.0f}·10⁹/s, {kernel.share:.2f} of {kernel.ceiling.median:.0f}")
     steps = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -68,3 +69,19 @@ def data_folder() -> Path:
     if not folder:
         pytest.skip("HUSHGRAD_DATA is not set: no real data to test on")
     return Path(folder)
+
+
+@pytest.fixture
+def choose_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str | None], None]]:
+    """Set HUSHGRAD_KERNELS, None for not at all, and forget what was found before."""
+    from hushgrad.kernels.available import has_kernels
+
+    def chosen(value: str | None) -> None:
+        if value is None:
+            monkeypatch.delenv("HUSHGRAD_KERNELS", raising=False)
+        else:
+            monkeypatch.setenv("HUSHGRAD_KERNELS", value)
+        has_kernels.cache_clear()
+
+    yield chosen
+    has_kernels.cache_clear()

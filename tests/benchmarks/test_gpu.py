@@ -7,7 +7,8 @@ from benchmarks.llama import Llama, rotated
 from benchmarks.timing import Interval
 from click.testing import CliRunner
 
-from hushgrad.kernels import dispatch
+from hushgrad.gradients.cuda import dispatch as norms
+from hushgrad.noise.cuda import dispatch as noise
 
 
 @pytest.mark.parametrize(("make", "vocabulary", "parameters"), [(gpt2, 50_257, 163e6), (llama_1b, 128_256, 1.236e9)])
@@ -56,8 +57,8 @@ def test_a_rate_is_the_work_over_the_time_and_its_interval_turns_round():
 def test_kernels_are_timed_beside_ceilings(monkeypatch):
     """The kernels themselves are replaced here: what is looked at is that each is called, and each has its ceiling."""
     called = set()
-    for name in ("noisy_update", "gram_norms", "instantiated_norms"):
-        monkeypatch.setattr(dispatch, name, lambda *operands, name=name, **options: called.add(name))
+    for owner, name in ((noise, "noisy_update"), (norms, "gram_norms"), (norms, "instantiated_norms")):
+        monkeypatch.setattr(owner, name, lambda *operands, name=name, **options: called.add(name))
     results = kernel_results("cpu", 6, values=1000, size=8)
     assert len(results) == len(called) == 3
     assert all(0 < result.rate.low <= result.rate.high and result.share > 0 for result in results)

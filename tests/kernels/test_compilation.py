@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from hushgrad.kernels.draws import LANES
+from hushgrad.noise.cuda.definition import LANES
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -33,7 +33,7 @@ def _own_cache(monkeypatch, tmp_path):
 @pytest.mark.parametrize("target", TARGETS)
 def test_noise_compiles_and_rounds_products_and_divisions_as_defined(target):
     """In float32 no product is joined with a sum, and divisions are those of IEEE 754."""
-    from hushgrad.kernels.draws_triton import _noisy_update
+    from hushgrad.noise.cuda.kernel import _noisy_update
 
     pointers = dict.fromkeys(("out", "total", "picks"), "fp32")
     pointers |= dict.fromkeys(("edges", "heights", "boxes", "gaps"), "fp64")
@@ -52,8 +52,8 @@ def test_noise_compiles_and_rounds_products_and_divisions_as_defined(target):
 @pytest.mark.parametrize(("dtype", "target"), [("fp32", TARGETS[0]), ("bf16", TARGETS[1]), ("fp16", TARGETS[0])])
 def test_norms_compile_with_products_in_full_precision(dtype, target):
     """float32 is not rounded to TF32; 16-bit values are multiplied by tensor cores and summed in float32."""
-    from hushgrad.kernels.gram_triton import _gram
-    from hushgrad.kernels.instantiate_triton import _instantiate
+    from hushgrad.gradients.cuda.gram import _gram
+    from hushgrad.gradients.cuda.instantiate import _instantiate
 
     pointers = {"left": dtype, "right": dtype, "partial_norms": "fp32", "partial_diagonals": "fp32"}
     constants = {"BLOCK": 64, "LEFT": 32, "RIGHT": 32, "WIDEN": False}

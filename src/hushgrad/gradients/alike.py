@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan
 from hushgrad.gradients.dense import Dense
-from hushgrad.gradients.outer import OuterProducts, product_of_squares
+from hushgrad.gradients.outer import OuterProducts
+from hushgrad.gradients.rounding import product_of_squares
 
 # Values of an operand up to which copying it is cheaper than a few calls of its own, and how many make a group.
 SMALL_OPERAND, SMALLEST_GROUP = 1 << 14, 3

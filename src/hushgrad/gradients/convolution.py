@@ -14,7 +14,8 @@ from torch import Tensor
 from hushgrad.gradients.contribution import Contribution, Plan, Way, chunks_of_examples
 from hushgrad.gradients.factored import Factored
 from hushgrad.gradients.machine import Machine
-from hushgrad.gradients.outer import CANCELLATION, OuterProducts, inner_product
+from hushgrad.gradients.outer import OuterProducts, inner_product
+from hushgrad.gradients.rounding import CANCELLATION
 from hushgrad.gradients.windows import Axis, window_gram, window_gram_cost
 
 # Gram matrices from windows take the inputs apart modulo the stride; above so many parts, calls cost more than copies.

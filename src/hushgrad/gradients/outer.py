@@ -9,18 +9,13 @@ import torch
 from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan, Way
+from hushgrad.gradients.cuda import dispatch
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.factored import Factored
-from hushgrad.kernels import dispatch
-
-# Below this share of Σ_t ‖left_t‖²‖right_t‖², a norm from the Gram matrices has lost too many digits to cancellation.
-CANCELLATION = 0.02
+from hushgrad.gradients.rounding import CANCELLATION, product_of_squares
 
 # Positions in a block of a Gram matrix: below this, products of blocks are too small to be fast.
 SMALLEST_BLOCK = 32
-
-# Squares beside which squares that underflow float32 (1e-38) would still count: 1e-38 · 2⁶⁴ is a norm of 4e-10.
-HUGE = 2.0**64
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,16 +102,6 @@ class OuterProducts(Factored):
     def transposed(self) -> OuterProducts:
         """The same gradients for the transposed matrix."""
         return OuterProducts(self.right, self.left)
-
-
-def product_of_squares(left: Tensor, right: Tensor) -> Tensor:
-    """Return the product of squared norms, infinite where one factor is so large that the other's digits may be lost.
-
-    A square below 1e-38 is rounded to few digits or none in float32, and beside a huge one it would still count.
-    Infinite squares are computed again in float64.
-    """
-    product = left * right
-    return product if product.dtype == torch.float64 else product.masked_fill((left > HUGE) | (right > HUGE), torch.inf)
 
 
 def _gram(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan
-from hushgrad.gradients.outer import CANCELLATION, OuterProducts
+from hushgrad.gradients.outer import OuterProducts
+from hushgrad.gradients.rounding import CANCELLATION
 from hushgrad.gradients.rows import Rows
 
 

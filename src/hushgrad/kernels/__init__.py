@@ -1,1 +1,1 @@
-"""What runs on a GPU: Triton kernels for norms and noise, and noise in torch where Triton is missing."""
+"""What kernels for GPUs share: whether they can run, how they are launched, what their known answers are for."""

@@ -5,7 +5,8 @@ value = middle + slope · word. The few words that pick the remainder get their 
 words never reach, in the order of their places in the draw. So the values depend on the key, the address, the number
 of values and the dtype, and not on threads, chunks or memory at hand.
 
-On a CUDA device the noise of an update is drawn there (`hushgrad.kernels.draws`): other values, distributed alike.
+On a CUDA device the noise of an update is drawn there (`hushgrad.noise.cuda.definition`): other values, distributed
+alike.
 
 Rounding. In float32 a value is within two units in the last place of its exact mixture, and the positions in a strip
 are spaced by 2**-16 of its width: below 2e-9 for `abs(z)` < 1 and below 7e-7 everywhere. In float64, 2**-48 of its
@@ -28,9 +29,9 @@ from torch import Tensor
 
 from hushgrad.arguments import non_negative_number, positive_number
 from hushgrad.errors import InterruptedDrawError, InvalidArgumentError
-from hushgrad.kernels import dispatch
-from hushgrad.kernels.chacha import CipherKey
 from hushgrad.noise.compiled import fastest_passes
+from hushgrad.noise.cuda import dispatch
+from hushgrad.noise.cuda.chacha import CipherKey
 from hushgrad.noise.passes import Bits, Floats, Passes, Places
 from hushgrad.noise.strips import Float64s, judged, pick_table
 from hushgrad.noise.threads import on_all_threads

@@ -7,9 +7,12 @@ from torch import nn
 import hushgrad
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.contribution import Plan
+from hushgrad.gradients.cuda import dispatch as norms
+from hushgrad.gradients.cuda import gram, instantiate
 from hushgrad.gradients.outer import OuterProducts
-from hushgrad.kernels import dispatch, draws, gram_triton, instantiate_triton, self_test
-from hushgrad.kernels.chacha import CipherKey
+from hushgrad.noise.cuda import definition, known_answers
+from hushgrad.noise.cuda import dispatch as noise
+from hushgrad.noise.cuda.chacha import CipherKey
 from hushgrad.noise.gaussian import Noised, noisy_updates
 from hushgrad.randomness import Address, KeyStream
 
@@ -26,12 +29,12 @@ def on_gpu(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(self_test, "VALUES", 20)
-    monkeypatch.setattr(dispatch, "measures", lambda left, right: left.dtype == torch.float32)
-    monkeypatch.setattr(dispatch, "draws_noise", lambda total: total.dtype == torch.float32)
-    monkeypatch.setattr(dispatch, "gram_norms", counted("gram", gram_triton.norms))
-    monkeypatch.setattr(dispatch, "instantiated_norms", counted("instantiate", instantiate_triton.norms))
-    monkeypatch.setattr(dispatch, "noisy_update", counted("noise", dispatch.noisy_update))
+    monkeypatch.setattr(known_answers, "VALUES", 20)
+    monkeypatch.setattr(norms, "measures", lambda left, right: left.dtype == torch.float32)
+    monkeypatch.setattr(noise, "draws_noise", lambda total: total.dtype == torch.float32)
+    monkeypatch.setattr(norms, "gram_norms", counted("gram", gram.norms))
+    monkeypatch.setattr(norms, "instantiated_norms", counted("instantiate", instantiate.norms))
+    monkeypatch.setattr(noise, "noisy_update", counted("noise", noise.noisy_update))
     return calls
 
 
@@ -85,7 +88,7 @@ def test_all_totals_of_an_update_get_noise_of_their_own_address(on_gpu):
     assert on_gpu["noise"] == 3
     assert updates[2].data_ptr() == totals[2].data_ptr()
     for item, (total, update) in enumerate(zip(copies, updates, strict=True)):
-        expected = draws.noisy_update(total, noise_std=2.0, divisor=4.0, key=key, address=Address(3, item))
+        expected = definition.noisy_update(total, noise_std=2.0, divisor=4.0, key=key, address=Address(3, item))
         assert torch.equal(update, expected)
 
 

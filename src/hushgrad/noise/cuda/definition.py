@@ -30,7 +30,7 @@ from torch import Tensor
 
 from hushgrad.arguments import non_negative_number, positive_number
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.kernels.chacha import BLOCK_WORDS, CipherKey, Nonce, chacha20, signed
+from hushgrad.noise.cuda.chacha import BLOCK_WORDS, CipherKey, Nonce, chacha20, signed
 from hushgrad.noise.strips import PICKS, density, pick_table, strips
 from hushgrad.randomness import Address
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hushgrad.kernels.launching import must_widen, on_device_of, power_of_two
+from hushgrad.kernels.launch import must_widen, on_device_of, power_of_two
 
 
 def norms(left: Tensor, right: Tensor, *, keep: bool, block: int = 64) -> tuple[Tensor, Tensor | None]:

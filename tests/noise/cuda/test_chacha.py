@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hushgrad.errors import ProtocolError
-from hushgrad.kernels.chacha import CipherKey, chacha20, signed
+from hushgrad.noise.cuda.chacha import CipherKey, chacha20, signed
 from hushgrad.randomness import Address, KeyStream
 
 WORDS = st.integers(0, 2**32 - 1)

@@ -4,7 +4,7 @@ A block is a function of a 256-bit key, a 32-bit counter and a 96-bit nonce, as 
 additions, XORs and rotations of 32-bit words. All 20 rounds are kept. Fewer would do by what is known today (the best
 attacks reach 7), but noise is a small part of a step, and 20 are what was reviewed, standardised and has known answers.
 
-This file is the definition; `hushgrad.kernels.draws_triton` computes the same words in a kernel.
+This file is the definition; `hushgrad.noise.cuda.kernel` computes the same words in a kernel.
 """
 
 from __future__ import annotations

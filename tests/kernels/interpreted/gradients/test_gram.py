@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from hushgrad.gradients.outer import CANCELLATION, HUGE, _gram
-from hushgrad.kernels.gram_triton import norms
+from hushgrad.gradients.cuda.gram import norms
+from hushgrad.gradients.outer import _gram
+from hushgrad.gradients.rounding import CANCELLATION, HUGE
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

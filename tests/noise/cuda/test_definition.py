@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.kernels import draws
-from hushgrad.kernels.chacha import CipherKey, chacha20, signed
-from hushgrad.kernels.draws import LANES, TILE, noisy_update, standard_normal, tables
+from hushgrad.noise.cuda import definition
+from hushgrad.noise.cuda.chacha import CipherKey, chacha20, signed
+from hushgrad.noise.cuda.definition import LANES, TILE, noisy_update, standard_normal, tables
 from hushgrad.noise.strips import PICKS, density, pick_table, strips
 from hushgrad.randomness import Address, KeyStream
 
@@ -75,7 +75,7 @@ def test_different_addresses_give_uncorrelated_noise(other):
 def test_the_remainder_is_what_the_strips_leave_of_the_normal_distribution():
     """The places that go to the remainder, 10**5 of them: Kolmogorov-Smirnov; false alarm 1e-6."""
     table, key = tables(CPU), CipherKey.of(KeyStream.fixed_for_tests(6))
-    found = draws._remainder(key, (3, 4), torch.arange(100_000) * 2**17, table).numpy()
+    found = definition._remainder(key, (3, 4), torch.arange(100_000) * 2**17, table).numpy()
     right = strips()
     assert 0.5 - 5e-3 * 2 < (found > 0).mean() < 0.5 + 5e-3 * 2  # 6 standard errors
     # Areas of the slivers at each edge, by the normal distribution function itself.
@@ -108,7 +108,7 @@ def test_the_tail_is_exact_and_reaches_beyond_eight():
     assert np.allclose(density_of_tail.numpy(), density(beyond.numpy()), rtol=1e-9)
     words = torch.zeros(16, 1, dtype=torch.int32)  # the smallest place that words can give
     words[0] = words[1] = -1  # the last box
-    value, is_accepted = draws._candidates(words, table)
+    value, is_accepted = definition._candidates(words, table)
     assert bool(is_accepted)
     assert 8 < abs(float(value)) < 10.2
 
@@ -131,7 +131,7 @@ def test_values_depend_on_key_address_and_place_only(monkeypatch):
     """Guarantee: the values depend on the key, the address and the place in the draw only."""
     whole = draw(5 * TILE + 123)
     assert torch.equal(whole[:1000], draw(1000))
-    monkeypatch.setattr(draws, "CHUNK_TILES", 2)
+    monkeypatch.setattr(definition, "CHUNK_TILES", 2)
     assert torch.equal(whole, draw(5 * TILE + 123))
     assert not torch.equal(whole, draw(5 * TILE + 123, seed=12))
     assert not torch.equal(whole, draw(5 * TILE + 123, Address(1)))
@@ -140,10 +140,10 @@ def test_values_depend_on_key_address_and_place_only(monkeypatch):
 def test_places_beyond_two_to_the_32_have_blocks_of_their_own():
     """Words and candidates far out in a large draw are not those at its begin."""
     key, table = CipherKey.of(KeyStream.fixed_for_tests(6)), tables(CPU)
-    near, far = (draws._values(key, ORIGIN, start, 2000, CPU) for start in (0, 1 << 35))
+    near, far = (definition._values(key, ORIGIN, start, 2000, CPU) for start in (0, 1 << 35))
     assert len(set(near.tolist()) & set(far.tolist())) < 10
     places = torch.tensor([5, 5 + (1 << 32), 5 + (3 << 32)])
-    assert len(draws._remainder(key, (0, 0), places, table).unique()) == 3
+    assert len(definition._remainder(key, (0, 0), places, table).unique()) == 3
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5), (2, 300, 7)])

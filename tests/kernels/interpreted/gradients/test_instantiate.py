@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hushgrad.kernels.instantiate_triton import norms
+from hushgrad.gradients.cuda.instantiate import norms
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

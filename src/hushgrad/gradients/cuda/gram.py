@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hushgrad.gradients.outer import HUGE
-from hushgrad.kernels.launching import must_widen, on_device_of, power_of_two
+from hushgrad.gradients.rounding import HUGE
+from hushgrad.kernels.launch import must_widen, on_device_of, power_of_two
 
 _HUGE: tl.constexpr = tl.constexpr(HUGE)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.kernels import draws, draws_triton
-from hushgrad.kernels.chacha import CipherKey
-from hushgrad.kernels.draws import TILE
+from hushgrad.noise.cuda import definition, kernel
+from hushgrad.noise.cuda.chacha import CipherKey
+from hushgrad.noise.cuda.definition import TILE
 from hushgrad.randomness import Address, KeyStream
 
 PLACE = Address(1, 2, 3)
@@ -21,8 +21,8 @@ def both(count, *, lanes=8192, seed=11, address=PLACE, std=1.0, divisor=1.0):
     total, key = torch.linspace(-2, 2, count), CipherKey.of(KeyStream.fixed_for_tests(seed))
     arguments = {"noise_std": std, "divisor": divisor, "key": key, "address": address}
     return (
-        draws_triton.noisy_update(total, lanes=lanes, **arguments),
-        draws.noisy_update(total, **arguments),
+        kernel.noisy_update(total, lanes=lanes, **arguments),
+        definition.noisy_update(total, **arguments),
     )
 
 
@@ -32,7 +32,7 @@ def test_the_kernel_gives_the_values_of_the_definition():
     """
     found, expected = both(400_000, lanes=1 << 15)
     is_tail = expected.abs() > 3.7
-    assert 40 < int((draws.standard_normal(400_000, device="cpu", **KEY).abs() > 3.75).sum()) < 110
+    assert 40 < int((definition.standard_normal(400_000, device="cpu", **KEY).abs() > 3.75).sum()) < 110
     assert torch.equal(found[~is_tail], expected[~is_tail])
     assert torch.allclose(found, expected, rtol=2**-23, atol=0)
 
@@ -63,22 +63,22 @@ def test_a_total_is_overwritten_only_if_asked():
     """Words that pick the remainder are written late; the sum that they are added to must still be there."""
     total = torch.linspace(-2, 2, 60_000)
     kept, arguments = total.clone(), {"noise_std": 0.5, "divisor": 2.0, "lanes": 4096, **KEY}
-    fresh = draws_triton.noisy_update(total, **arguments)
+    fresh = kernel.noisy_update(total, **arguments)
     assert torch.equal(total, kept)
-    written = draws_triton.noisy_update(total, overwrite=True, **arguments)
+    written = kernel.noisy_update(total, overwrite=True, **arguments)
     assert written.data_ptr() == total.data_ptr()
     assert torch.equal(written, fresh)
 
 
 def test_a_total_in_another_layout_gets_noise_by_its_logical_places():
     total = torch.randn(20, 30).t()
-    found = draws_triton.noisy_update(total, noise_std=1.0, divisor=2.0, lanes=64, **KEY)
+    found = kernel.noisy_update(total, noise_std=1.0, divisor=2.0, lanes=64, **KEY)
     assert found.is_contiguous()
-    assert torch.equal(found, draws.noisy_update(total, noise_std=1.0, divisor=2.0, **KEY))
+    assert torch.equal(found, definition.noisy_update(total, noise_std=1.0, divisor=2.0, **KEY))
 
 
 def test_what_the_definition_refuses_the_kernel_refuses():
     with pytest.raises(InvalidArgumentError, match="float32"):
-        draws_triton.noisy_update(torch.zeros(3).double(), noise_std=1.0, divisor=1.0, **KEY)
+        kernel.noisy_update(torch.zeros(3).double(), noise_std=1.0, divisor=1.0, **KEY)
     with pytest.raises(InvalidArgumentError, match="divisor"):
-        draws_triton.noisy_update(torch.zeros(3), noise_std=1.0, divisor=0.0, **KEY)
+        kernel.noisy_update(torch.zeros(3), noise_std=1.0, divisor=0.0, **KEY)

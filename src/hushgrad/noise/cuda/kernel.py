@@ -1,4 +1,4 @@
-"""`hushgrad.kernels.draws` in one Triton kernel: cipher, strips, remainder, addition and division in one pass.
+"""`hushgrad.noise.cuda.definition` in one Triton kernel: cipher, strips, remainder, addition and division in one pass.
 
 Each thread computes one block of ChaCha20, so 16 values. Words that pick the remainder are left for the end: as long
 as a program has any, each of its threads that has takes its next candidate. A program is one warp with 512 values, of
@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hushgrad.kernels import draws
-from hushgrad.kernels.chacha import CONSTANTS, DOUBLE_ROUNDS, CipherKey, signed
-from hushgrad.kernels.draws import DENSITY_AT_0, LANES, TILE
-from hushgrad.kernels.launching import on_device_of
+from hushgrad.kernels.launch import on_device_of
+from hushgrad.noise.cuda import definition
+from hushgrad.noise.cuda.chacha import CONSTANTS, DOUBLE_ROUNDS, CipherKey, signed
+from hushgrad.noise.cuda.definition import DENSITY_AT_0, LANES, TILE
 from hushgrad.randomness import Address
 
 _LANES: tl.constexpr = tl.constexpr(LANES)
@@ -39,16 +39,16 @@ def noisy_update(
     overwrite: bool = False,
     lanes: int = LANES,
 ) -> Tensor:
-    """Return what `draws.noisy_update` returns; `lanes` is how many threads a program has and changes no value.
+    """Return what `definition.noisy_update` returns; `lanes` is how many threads a program has and changes no value.
 
     Guarantee: values are those of the definition bit for bit, but in the tails beyond 3.75, where they may differ in
     the last place because logarithms do.
     """
-    std, denominator, update = draws.prepared(total, noise_std, divisor, overwrite)
+    std, denominator, update = definition.prepared(total, noise_std, divisor, overwrite)
     count = total.numel()
     if not count:
         return update
-    table = draws.tables(total.device)
+    table = definition.tables(total.device)
     with on_device_of(total):
         _noisy_update[(-(-count // (lanes * TILE // LANES)),)](
             update,
@@ -57,7 +57,7 @@ def noisy_update(
             std,
             denominator,
             *key.words,
-            *draws.nonce_of(address),
+            *definition.nonce_of(address),
             table.picks,
             table.edges,
             table.heights,
@@ -218,7 +218,7 @@ def _number_of(bit):
 
 @triton.jit
 def _candidate(c0, c1, c2, c3, c4, c5, edges, heights, boxes, gaps, strips, STEPS: tl.constexpr):
-    """Return candidates of the remainder in float64, and which are accepted, as `draws._candidates` does."""
+    """Return candidates of the remainder in float64, and which are accepted, as `definition._candidates` does."""
     share = c0.to(tl.float64) * 2.0**-32 + (c1 >> 1).to(tl.float64) * 2.0**-63
     across = c2.to(tl.float64) * 2.0**-32 + (c3.to(tl.float64) + 0.5) * 2.0**-64
     up = c4.to(tl.float64) * 2.0**-32 + (c5.to(tl.float64) + 0.5) * 2.0**-64

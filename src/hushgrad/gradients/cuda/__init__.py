@@ -1,0 +1,1 @@
+"""Norms on a GPU: when kernels take them, the kernels in Triton, and their known answers."""

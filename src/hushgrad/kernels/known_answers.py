@@ -1,0 +1,24 @@
+"""What a kernel's known answer is for, and what follows where it is not given.
+
+A compiler, a driver or a device may be wrong, and what noise a GPU adds shows in no loss curve. So before a kernel's
+first use on a device it is run there on a known problem. The answers come from the same definitions in torch on the
+CPU, which the test suite holds against RFC 8439 and the oracle of the gradients.
+
+Guarantee: a kernel that does not compute its definition on a device raises there before its first result is used.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from hushgrad.errors import KernelMismatchError
+
+
+def require_known_answer(is_given: bool, name: str, device: torch.device) -> None:
+    """Raise `KernelMismatchError` unless the kernel of that name gave its known answer on the device."""
+    if not is_given:
+        raise KernelMismatchError(
+            f"on {device} the {name} kernel did not give the known answer to a known problem, so nothing that it "
+            "computes can be trusted; set HUSHGRAD_KERNELS=torch to do without kernels (or train on the CPU, if it is "
+            "set), and report it with the versions of torch, Triton and the driver"
+        )
