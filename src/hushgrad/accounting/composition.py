@@ -12,16 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from hushgrad.accounting.events.event import (
-    ADD_REMOVE_ONE,
-    BallsInBins,
-    DisjointPass,
-    Event,
-    FixedSizeSampled,
-    Gaussian,
-    PoissonSampled,
-    TruncatedPoisson,
-)
+from hushgrad.accounting.events.balls_in_bins import BallsInBins
+from hushgrad.accounting.events.disjoint_pass import DisjointPass
+from hushgrad.accounting.events.event import ADD_REMOVE_ONE
+from hushgrad.accounting.events.fixed_size import FixedSizeSampled
+from hushgrad.accounting.events.gaussian import Gaussian
+from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.registry import Event
+from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.arguments import whole_number
 from hushgrad.errors import AccountingError
 

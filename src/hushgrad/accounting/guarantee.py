@@ -12,14 +12,12 @@ from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, eps
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, normal_form
 from hushgrad.accounting.conditions import DECLARED_SAMPLING, FIXED_KEY, Condition, joined
-from hushgrad.accounting.events.event import (
-    BallsInBins,
-    DisjointPass,
-    FixedSizeSampled,
-    Gaussian,
-    PoissonSampled,
-    TruncatedPoisson,
-)
+from hushgrad.accounting.events.balls_in_bins import BallsInBins
+from hushgrad.accounting.events.disjoint_pass import DisjointPass
+from hushgrad.accounting.events.fixed_size import FixedSizeSampled
+from hushgrad.accounting.events.gaussian import Gaussian
+from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.accounting.ledger.ledger import DECLARED, Contract
 
 _DIGITS = 4

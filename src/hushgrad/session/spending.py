@@ -10,7 +10,8 @@ from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.budget import MOST, Budget
 from hushgrad.accounting.composition import Composition, adjacency_of
 from hushgrad.accounting.conditions import NO_LEDGER_PATH, NOTED_AS, Condition, discarded, uncounted
-from hushgrad.accounting.events.event import DisjointPass, Event
+from hushgrad.accounting.events.disjoint_pass import DisjointPass
+from hushgrad.accounting.events.registry import Event
 from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger.file import ledger_path
 from hushgrad.accounting.ledger.ledger import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract, Ledger, read_ledger

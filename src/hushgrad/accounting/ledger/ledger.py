@@ -15,7 +15,7 @@ from typing import Any
 from hushgrad._version import __version__
 from hushgrad.accounting.composition import adjacency_of
 from hushgrad.accounting.conditions import NOTED_AS, Condition, from_note, joined
-from hushgrad.accounting.events.event import Event, event_from_json
+from hushgrad.accounting.events.registry import Event, event_from_json
 from hushgrad.accounting.ledger.file import LedgerFile, ledger_path, read_bytes
 from hushgrad.accounting.ledger.records import NO_HASH, Anchor, decode, encode
 from hushgrad.arguments import count_of, non_negative_number, one_of, positive_number

@@ -23,7 +23,9 @@ from typing import Any
 
 from hushgrad._version import __version__
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.events.event import Event, PoissonSampled, TruncatedPoisson
+from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.registry import Event
+from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.accounting.guarantee import Guarantee, delta_text, guarantee
 from hushgrad.accounting.ledger.ledger import OBSERVED, Contract, LedgerView
 from hushgrad.study.report.document import plain, up

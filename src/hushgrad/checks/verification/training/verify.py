@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from hushgrad.accounting.events.event import PoissonSampled, TruncatedPoisson
+from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.arguments import open_unit_interval, positive_number
 from hushgrad.checks.verification.checks import statistics as st
 from hushgrad.checks.verification.checks.noise import NoiseReading, read_noise
