@@ -7,10 +7,11 @@ from hushgrad.accounting.calibration import calibrate_noise_multiplier, disjoint
 from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.events.balls_in_bins import BallsInBins
 from hushgrad.accounting.events.disjoint_pass import DisjointPass
+from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.fixed_size import FixedSizeSampled
 from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.events.poisson import PoissonSampled
-from hushgrad.accounting.events.registry import Event, event_from_json
+from hushgrad.accounting.events.registry import event_from_json, register_event
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger.ledger import Contract, Ledger, LedgerView, read_ledger
@@ -44,4 +45,5 @@ __all__ = [
     "guarantee",
     "poisson_steps",
     "read_ledger",
+    "register_event",
 ]

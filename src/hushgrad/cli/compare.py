@@ -23,6 +23,8 @@ from hushgrad.errors import AccountingError
 
 Row = dict[str, Any]
 
+_NOTES = {"shuffled batches": "charged without amplification"}
+
 
 @click.command()
 @click.option("--noise-multiplier", type=float, required=True, help="Standard deviation of the noise over clip norm.")
@@ -83,7 +85,7 @@ def _row(
         "accountant": accountant,
         "epsilon": None,
         "error": None,
-        "reason": "charged without amplification" if isinstance(plan[0][0], BallsInBins) else "",
+        "reason": _NOTES.get(name, ""),
     }
     try:
         if relation is None:

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.conditions import CLOSED, Condition, third_party
-from hushgrad.accounting.events.registry import Event
+from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger.ledger import DECLARED, OBSERVED
 from hushgrad.accounting.ledger.records import Anchor

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from hushgrad.accounting.events.event import JSON, ZERO_OUT, fields_to_json
+from hushgrad.accounting.events.costs import Costs
+from hushgrad.accounting.events.event import ZERO_OUT, Event
 from hushgrad.arguments import count_of, non_negative_number
 
 
 @dataclass(frozen=True, slots=True)
-class DisjointPass:
+class DisjointPass(Event):
     """One release inside a pass over disjoint batches, charged without amplification by sampling.
 
     A record takes part in at most one step of each pass (`pass_index`), so the steps of one pass together cost a given
@@ -29,6 +31,20 @@ class DisjointPass:
         object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", self.noise_multiplier))
         object.__setattr__(self, "pass_index", count_of("pass_index", self.pass_index, minimum=0))
 
-    def to_json(self) -> JSON:
-        """Return the event as a JSON object with its type and version."""
-        return fields_to_json(self)
+    def add_to(self, costs: Costs, count: int) -> None:
+        """Add the step to its pass."""
+        costs.add_step_of_pass(self.type, self.pass_index, self.noise_multiplier)
+
+    @classmethod
+    def sentence(cls, ran: Sequence[tuple[Self, int]], *, alone: bool) -> str:
+        """Return how many passes there were."""
+        passes = len({event.pass_index for event, _ in ran})
+        return (
+            f"the caller's own batches, every record at most once in each of {passes} "
+            f"pass{'' if passes == 1 else 'es'}, charged without amplification"
+        )
+
+    @property
+    def data_pass(self) -> int:
+        """The index of the pass."""
+        return self.pass_index

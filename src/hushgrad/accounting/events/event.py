@@ -1,7 +1,8 @@
 """Privacy events: what one step did, completely enough to be charged and to be read again in years.
 
-An event is data. It holds no curve and no accountant: `hushgrad.accounting.accountants` interprets it. A type or a
-version that was once written to a ledger is never removed from this folder.
+An event is data. It holds no curve and no accountant: it says which of the costs that accountants know it has
+(`add_to`), and how its examples were drawn, in words (`sentence`). A type or a version that was once written to a
+ledger is never removed from this folder.
 
 Neighbouring relations (the "adjacency" printed beside every epsilon):
 
@@ -12,17 +13,64 @@ Neighbouring relations (the "adjacency" printed beside every epsilon):
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias, final
+
+from hushgrad.accounting.events.costs import Costs
 
 ADD_REMOVE_ONE = "add/remove-one"
 ZERO_OUT = "zero-out"
 REPLACE_ONE = "replace-one"
+RELATIONS = (ADD_REMOVE_ONE, ZERO_OUT, REPLACE_ONE)
 
 JSON: TypeAlias = dict[str, Any]
 
 
-def fields_to_json(event: Any) -> JSON:
-    """Return an event as a JSON object with its type and version."""
-    values = {field.name: getattr(event, field.name) for field in fields(event)}
-    return {"type": event.type, "version": event.version, **values}
+class Event(ABC):
+    """What one step released. A kind is a frozen dataclass of numbers and text that are checked when it is made.
+
+    `type` and `version` name the kind in a ledger; `adjacency` is the neighbouring relation it is charged under;
+    `noise_multiplier` (no unit), a field of every kind, is the standard deviation of the noise over the clip norm.
+    """
+
+    __slots__ = ()
+
+    type: ClassVar[str]
+    version: ClassVar[int]
+    adjacency: ClassVar[str]
+    noise_multiplier: float
+
+    @abstractmethod
+    def add_to(self, costs: Costs, count: int) -> None:
+        """Add to `costs` what `count` such steps cost one record, under `adjacency`: the truth, or an upper bound."""
+
+    @classmethod
+    @abstractmethod
+    def sentence(cls, ran: Sequence[tuple[Self, int]], *, alone: bool) -> str:
+        """Return in words how records were drawn for `ran`: all steps of this kind, as `(event, count)`, in order.
+
+        `alone` says that no steps of another kind ran. There is at least one; the text has no full stop.
+        """
+
+    @property
+    def data_pass(self) -> int | None:
+        """Which of the caller's own passes over the data the step belongs to; None where it belongs to none."""
+        return None
+
+    @property
+    def poisson_rate(self) -> float | None:
+        """The rate with which every record is drawn independently; None where records are drawn otherwise."""
+        return None
+
+    @property
+    def charged_rate(self) -> float | None:
+        """How likely the charge takes a record's part in the step to be; None: charged without amplification."""
+        return None
+
+    @final
+    def to_json(self) -> JSON:
+        """Return the event as a JSON object with its type and version."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {"type": self.type, "version": self.version, **values}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from hushgrad.accounting.events.event import JSON, REPLACE_ONE, fields_to_json
+from hushgrad.accounting.events.costs import LEAST_SAMPLED_NOISE, Costs
+from hushgrad.accounting.events.event import REPLACE_ONE, Event
 from hushgrad.arguments import count_of, non_negative_number
 from hushgrad.errors import InvalidArgumentError
 
 
 @dataclass(frozen=True, slots=True)
-class FixedSizeSampled:
+class FixedSizeSampled(Event):
     """One release of a clipped, noised sum over exactly `batch_size` of `population` records, without replacement.
 
     All subsets of that size are equally likely, anew in every step. `noise_multiplier` is over the clip norm, although
@@ -35,6 +37,21 @@ class FixedSizeSampled:
             )
         object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", self.noise_multiplier))
 
-    def to_json(self) -> JSON:
-        """Return the event as a JSON object with its type and version."""
-        return fields_to_json(self)
+    def add_to(self, costs: Costs, count: int) -> None:
+        """Add the releases with the noise over twice the clip norm, which is what a replacement changes."""
+        over_replacement = self.noise_multiplier / 2
+        if self.batch_size == self.population or self.noise_multiplier < LEAST_SAMPLED_NOISE:
+            costs.add_release(over_replacement, count)
+        else:
+            costs.add_fixed_size(self.batch_size / self.population, over_replacement, count)
+
+    @classmethod
+    def sentence(cls, ran: Sequence[tuple[Self, int]], *, alone: bool) -> str:
+        """Return how many of how many records."""
+        first = ran[0][0]
+        return f"exactly {first.batch_size} of {first.population} records in every step, without replacement"
+
+    @property
+    def charged_rate(self) -> float:
+        """The part of the records that a step takes."""
+        return self.batch_size / self.population
