@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import DPSGD, DisjointBatches, FlatClipping, PoissonSampling, PrivacyEngine, privatize
 from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.events.event import DisjointPass, PoissonSampled
+from hushgrad.accounting.events.disjoint_pass import DisjointPass
+from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.errors import BudgetExhaustedError, ProtocolError
 from hushgrad.randomness import KeyStream
 

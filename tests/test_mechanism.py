@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from hushgrad import DPSGD, DisjointBatches, FlatClipping, PoissonSampling
 from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.events.event import DisjointPass, PoissonSampled
+from hushgrad.accounting.events.disjoint_pass import DisjointPass
+from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.errors import InvalidArgumentError, UnreachableTargetError
 
 POISSON = DPSGD(

@@ -13,7 +13,10 @@ from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
 from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.calibration import calibrate_noise_multiplier, disjoint_passes
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.events.event import DisjointPass, Event, PoissonSampled, TruncatedPoisson
+from hushgrad.accounting.events.disjoint_pass import DisjointPass
+from hushgrad.accounting.events.event import Event
+from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.arguments import non_negative_number, one_of, positive_number, whole_number
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hushgrad.accounting import ACCOUNTANTS, DisjointPass, Gaussian, PoissonSampled, epsilon
-from hushgrad.accounting.events.event import TruncatedPoisson
+from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.accounting.risk import gaussian_mu, true_positive_rate
 from hushgrad.accounting.selection import selection_epsilon
 from hushgrad.errors import AccountingError, InvalidArgumentError

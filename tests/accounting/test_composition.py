@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hushgrad.accounting.composition import normal_form
-from hushgrad.accounting.events.event import DisjointPass, Gaussian, PoissonSampled
+from hushgrad.accounting.events.disjoint_pass import DisjointPass
+from hushgrad.accounting.events.gaussian import Gaussian
+from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.errors import AccountingError, InvalidArgumentError
 
 pairs = st.lists(

@@ -26,7 +26,7 @@ from hushgrad.accounting.conditions import (
     third_party,
     uncounted,
 )
-from hushgrad.accounting.events.event import PoissonSampled
+from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.guarantee import TOLD_OTHERWISE, guarantee
 from hushgrad.accounting.ledger.ledger import DECLARED, OBSERVED, OPERATING_SYSTEM, Contract, Ledger, read_ledger
 from hushgrad.accounting.ledger.ledger import FIXED_KEY as FIXED

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import hushgrad.session.update
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, Session, privatize
-from hushgrad.accounting.events.event import PoissonSampled
+from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.ledger import ledger as ledger_module
 from hushgrad.accounting.ledger.ledger import DECLARED, OPERATING_SYSTEM, Contract, Ledger, read_ledger
 from hushgrad.guards.monitoring.noise import NoiseMonitor

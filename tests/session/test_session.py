@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import hushgrad.session.update
 from hushgrad import DPSGD, DisjointBatches, FlatClipping, PoissonSampling, Session, privatize
 from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.events.event import DisjointPass, PoissonSampled
+from hushgrad.accounting.events.disjoint_pass import DisjointPass
+from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.ledger.ledger import read_ledger
 from hushgrad.errors import (
     AccountingError,

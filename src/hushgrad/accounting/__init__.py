@@ -5,16 +5,14 @@ from hushgrad.accounting.bounds import DeltaBounds, EpsilonBounds
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.calibration import calibrate_noise_multiplier, disjoint_passes, poisson_steps
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.events.event import (
-    BallsInBins,
-    DisjointPass,
-    Event,
-    FixedSizeSampled,
-    Gaussian,
-    PoissonSampled,
-    TruncatedPoisson,
-    event_from_json,
-)
+from hushgrad.accounting.events.balls_in_bins import BallsInBins
+from hushgrad.accounting.events.disjoint_pass import DisjointPass
+from hushgrad.accounting.events.event import Event
+from hushgrad.accounting.events.fixed_size import FixedSizeSampled
+from hushgrad.accounting.events.gaussian import Gaussian
+from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.registry import event_from_json, register_event
+from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger.ledger import Contract, Ledger, LedgerView, read_ledger
 from hushgrad.accounting.ledger.records import Anchor
@@ -47,4 +45,5 @@ __all__ = [
     "guarantee",
     "poisson_steps",
     "read_ledger",
+    "register_event",
 ]

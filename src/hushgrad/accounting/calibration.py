@@ -9,7 +9,8 @@ from functools import partial
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT, epsilon
 from hushgrad.accounting.composition import Composition, normal_form
-from hushgrad.accounting.events.event import DisjointPass, PoissonSampled
+from hushgrad.accounting.events.disjoint_pass import DisjointPass
+from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.truncation import as_if_never_cut
 from hushgrad.arguments import open_unit_interval, positive_number, probability, whole_number
 from hushgrad.errors import UnreachableTargetError

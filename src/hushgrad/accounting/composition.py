@@ -1,7 +1,8 @@
 """A composition of events in the normal form that accountants read.
 
 Equal events are pooled, Gaussian events become one Gaussian, passes over disjoint batches become one Gaussian per
-pass, and what costs nothing is dropped. All accountants start here, so that none of them can forget one of these.
+pass, and what costs nothing is dropped. What an event costs it says itself (`Event.add_to`). All accountants start
+here, so that none of them can forget one of these.
 """
 
 from __future__ import annotations
@@ -12,16 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from hushgrad.accounting.events.event import (
-    ADD_REMOVE_ONE,
-    BallsInBins,
-    DisjointPass,
-    Event,
-    FixedSizeSampled,
-    Gaussian,
-    PoissonSampled,
-    TruncatedPoisson,
-)
+from hushgrad.accounting.events.costs import Costs
+from hushgrad.accounting.events.event import ADD_REMOVE_ONE, Event
 from hushgrad.arguments import whole_number
 from hushgrad.errors import AccountingError
 
@@ -34,9 +27,6 @@ Sampled: TypeAlias = tuple[float, float, int]
 
 Truncated: TypeAlias = tuple[float, float, int, int, int]
 """`(sampling_rate, noise_multiplier, population, max_batch_size, count)`."""
-
-_LEAST_SAMPLED_NOISE = 1e-3
-_ALMOST_ONE = 1 - 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,49 +95,20 @@ def normal_form(composition: Composition) -> NormalForm:
     live = {event: count for event, count in counts.items() if count}
     adjacency = adjacency_of(live)
 
-    releases: Counter[float] = Counter()
-    sampled: Counter[tuple[float, float]] = Counter()
-    truncated: Counter[tuple[float, float, int, int]] = Counter()
-    fixed: Counter[tuple[float, float]] = Counter()
-    weakest_of_pass: dict[tuple[str, int], float] = {}
+    costs = Costs()
     for event, count in live.items():
-        match event:
-            case Gaussian(noise_multiplier):
-                releases[noise_multiplier] += count
-            case PoissonSampled(rate, noise_multiplier):
-                if rate > _ALMOST_ONE or (rate > 0 and 0 < noise_multiplier < _LEAST_SAMPLED_NOISE):
-                    releases[noise_multiplier] += count
-                elif rate > 0:
-                    sampled[rate, noise_multiplier] += count
-            case TruncatedPoisson(rate, noise_multiplier, population, most):
-                if rate > 0 and (rate > _ALMOST_ONE or noise_multiplier < _LEAST_SAMPLED_NOISE):
-                    releases[noise_multiplier / 2] += count
-                elif rate > 0:
-                    truncated[rate, noise_multiplier, population, most] += count
-            case FixedSizeSampled(size, population, noise_multiplier):
-                if size == population or noise_multiplier < _LEAST_SAMPLED_NOISE:
-                    releases[noise_multiplier / 2] += count
-                else:
-                    fixed[size / population, noise_multiplier / 2] += count
-            case DisjointPass(noise_multiplier, index):
-                key = (event.type, index)
-                weakest_of_pass[key] = min(noise_multiplier, weakest_of_pass.get(key, math.inf))
-            case BallsInBins(_, noise_multiplier, index):
-                key = (event.type, index)
-                weakest_of_pass[key] = min(noise_multiplier, weakest_of_pass.get(key, math.inf))
-    releases.update(weakest_of_pass.values())
-
-    noiseless = 0.0 in releases or any(noise_multiplier == 0 for _, noise_multiplier in sampled)
-    if noiseless:
+        event.add_to(costs, count)
+    releases = costs.releases + Counter(costs.weakest_of_pass.values())
+    if 0.0 in releases:
         return NormalForm(adjacency, 0.0, (), True)
     precision = math.fsum(_precision(noise_multiplier, count) for noise_multiplier, count in releases.items())
     return NormalForm(
         adjacency,
         precision,
-        tuple(sorted((rate, noise, count) for (rate, noise), count in sampled.items())),
+        tuple(sorted((rate, noise, count) for (rate, noise), count in costs.sampled.items())),
         False,
-        tuple(sorted((*key, count) for key, count in truncated.items())),
-        tuple(sorted((rate, noise, count) for (rate, noise), count in fixed.items())),
+        tuple(sorted((*key, count) for key, count in costs.truncated.items())),
+        tuple(sorted((rate, noise, count) for (rate, noise), count in costs.fixed_size.items())),
     )
 
 

@@ -12,14 +12,8 @@ from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, eps
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, normal_form
 from hushgrad.accounting.conditions import DECLARED_SAMPLING, FIXED_KEY, Condition, joined
-from hushgrad.accounting.events.event import (
-    BallsInBins,
-    DisjointPass,
-    FixedSizeSampled,
-    Gaussian,
-    PoissonSampled,
-    TruncatedPoisson,
-)
+from hushgrad.accounting.events.event import Event
+from hushgrad.accounting.events.registry import order_of
 from hushgrad.accounting.ledger.ledger import DECLARED, Contract
 
 _DIGITS = 4
@@ -171,40 +165,12 @@ def guarantee(
 
 
 def _sampling(composition: Composition) -> str:
-    kinds = []
-    rates = sorted({event.sampling_rate for event, count in composition if count and isinstance(event, PoissonSampled)})
-    if rates:
-        span = f"rate {rates[0]:.6g}" if len(rates) == 1 else f"rates {rates[0]:.6g} to {rates[-1]:.6g}"
-        kinds.append(f"Poisson, every record independently with {span} in every step")
-    full = sum(count for event, count in composition if isinstance(event, Gaussian))
-    if full and all(isinstance(event, Gaussian) for event, count in composition if count):
-        kinds.append("full batch, every record in every step")
-    elif full:
-        kinds.append(f"every record in {full} of all steps")
-    cut = [event for event, count in composition if count and isinstance(event, TruncatedPoisson)]
-    if cut:
-        kinds.append(
-            f"Poisson with rate {max(event.sampling_rate for event in cut):.6g}, cut at random to at most "
-            f"{min(event.max_batch_size for event in cut)} of {cut[0].population} records"
-        )
-    fixed = [event for event, count in composition if count and isinstance(event, FixedSizeSampled)]
-    if fixed:
-        kinds.append(
-            f"exactly {fixed[0].batch_size} of {fixed[0].population} records in every step, without replacement"
-        )
-    bins = {event.pass_index for event, count in composition if count and isinstance(event, BallsInBins)}
-    if bins:
-        kinds.append(
-            f"every record in one random batch of each of {len(bins)} pass{'' if len(bins) == 1 else 'es'} (balls in "
-            f"bins), charged without amplification: no bound for it is known that holds with certainty and is sharp"
-        )
-    passes = {event.pass_index for event, count in composition if count and isinstance(event, DisjointPass)}
-    if passes:
-        kinds.append(
-            f"the caller's own batches, every record at most once in each of {len(passes)} "
-            f"pass{'' if len(passes) == 1 else 'es'}, charged without amplification"
-        )
-    return "; ".join(kinds) or "nothing was drawn yet"
+    kinds: dict[type[Event], list[tuple[Event, int]]] = {}
+    for event, count in composition:
+        if count:
+            kinds.setdefault(type(event), []).append((event, count))
+    said = [kind.sentence(kinds[kind], alone=len(kinds) == 1) for kind in sorted(kinds, key=order_of)]
+    return "; ".join(said) or "nothing was drawn yet"
 
 
 def _numerics(accountant: str, sampled: bool, bounds: EpsilonBounds) -> str:

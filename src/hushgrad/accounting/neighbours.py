@@ -19,11 +19,9 @@ from __future__ import annotations
 from hushgrad.accounting.accountants import epsilon_bounds
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, NormalForm, normal_form
-from hushgrad.accounting.events.event import ADD_REMOVE_ONE, REPLACE_ONE, ZERO_OUT
+from hushgrad.accounting.events.event import ADD_REMOVE_ONE, RELATIONS, REPLACE_ONE, ZERO_OUT
 from hushgrad.arguments import one_of, open_unit_interval, whole_number
 from hushgrad.errors import AccountingError
-
-RELATIONS = (ADD_REMOVE_ONE, ZERO_OUT, REPLACE_ONE)
 
 
 def epsilon_under(composition: Composition, delta: float, relation: str, group_size: int = 1) -> EpsilonBounds:

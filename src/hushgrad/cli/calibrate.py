@@ -12,7 +12,7 @@ from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.calibration import calibrate_noise_multiplier
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.events.event import PoissonSampled
+from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.guarantee import guarantee, round_up
 from hushgrad.arguments import positive_number, probability, whole_number
 from hushgrad.cli.output import print_facts, print_json

@@ -9,16 +9,12 @@ import click
 
 from hushgrad.accounting.accountants import epsilon_bounds
 from hushgrad.accounting.composition import Composition, adjacency_of
-from hushgrad.accounting.events.event import (
-    ADD_REMOVE_ONE,
-    REPLACE_ONE,
-    ZERO_OUT,
-    BallsInBins,
-    FixedSizeSampled,
-    Gaussian,
-    PoissonSampled,
-    TruncatedPoisson,
-)
+from hushgrad.accounting.events.balls_in_bins import BallsInBins
+from hushgrad.accounting.events.event import ADD_REMOVE_ONE, REPLACE_ONE, ZERO_OUT
+from hushgrad.accounting.events.fixed_size import FixedSizeSampled
+from hushgrad.accounting.events.gaussian import Gaussian
+from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.accounting.guarantee import round_up
 from hushgrad.accounting.neighbours import epsilon_under
 from hushgrad.arguments import non_negative_number, probability, whole_number
@@ -26,6 +22,8 @@ from hushgrad.cli.output import print_json, print_table
 from hushgrad.errors import AccountingError
 
 Row = dict[str, Any]
+
+_NOTES = {"shuffled batches": "charged without amplification"}
 
 
 @click.command()
@@ -87,7 +85,7 @@ def _row(
         "accountant": accountant,
         "epsilon": None,
         "error": None,
-        "reason": "charged without amplification" if isinstance(plan[0][0], BallsInBins) else "",
+        "reason": _NOTES.get(name, ""),
     }
     try:
         if relation is None:

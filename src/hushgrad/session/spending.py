@@ -10,7 +10,7 @@ from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.budget import MOST, Budget
 from hushgrad.accounting.composition import Composition, adjacency_of
 from hushgrad.accounting.conditions import NO_LEDGER_PATH, NOTED_AS, Condition, discarded, uncounted
-from hushgrad.accounting.events.event import DisjointPass, Event
+from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger.file import ledger_path
 from hushgrad.accounting.ledger.ledger import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract, Ledger, read_ledger
@@ -94,7 +94,7 @@ class Spending:
         except BaseException:
             ledger.close()
             raise
-        passes = [event.pass_index for event in earlier if isinstance(event, DisjointPass)]
+        passes = [event.data_pass for event in earlier if event.data_pass is not None]
         self._first_pass = max(passes, default=-1) + 1
         self._ledger = ledger
         if self.uncounted:
@@ -107,12 +107,8 @@ class Spending:
         """
         mechanism = self._mechanism
         if isinstance(mechanism.sampling, DisjointBatches):
-            foreign = [
-                (event, count)
-                for event, count in earlier
-                if not (isinstance(event, DisjointPass) and event == mechanism.event(event.pass_index))
-            ]
-            indices = {event.pass_index for event, _ in foreign if isinstance(event, DisjointPass)}
+            foreign = [part for part in earlier if part[0] != mechanism.event(part[0].data_pass or 0)]
+            indices = {event.data_pass for event, _ in foreign if event.data_pass is not None}
             beyond = max(indices, default=-1) + 1
 
             def passes(count: int) -> Composition:
@@ -260,11 +256,7 @@ class Spending:
                 "the ledger holds other steps than the first ones of the mechanism's schedule; together they would "
                 "spend more than was planned. Continue with the old values, or begin a new ledger for a new run"
             )
-        foreign = [
-            event
-            for event, _ in earlier
-            if event != mechanism.event(event.pass_index if isinstance(event, DisjointPass) else 0)
-        ]
+        foreign = [event for event, _ in earlier if event != mechanism.event(event.data_pass or 0)]
         if foreign:
             raise ContractChangedError(
                 f"the ledger holds {foreign[0]}, the mechanism plans {mechanism.event()}; together they would spend "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hushgrad.accounting.calibration import calibrate_noise_multiplier
-from hushgrad.accounting.events.event import Gaussian
+from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.ledger.ledger import OBSERVED, OPERATING_SYSTEM, Contract, Ledger
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hushgrad.accounting import Contract, DisjointPass, Gaussian, Ledger, PoissonSampled, read_ledger
-from hushgrad.accounting.events.event import TruncatedPoisson
+from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.accounting.ledger.ledger import view_when
 from hushgrad.accounting.ledger.records import Anchor, encode
 from hushgrad.errors import AccountingError, ContractChangedError, InvalidArgumentError, LedgerError

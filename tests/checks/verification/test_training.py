@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hushgrad
-from hushgrad.accounting.events.event import PoissonSampled
-from hushgrad.checks.verification.checks.sampling import _pair_rate, inclusion_rate
+from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.truncated_poisson import inclusion_rate
+from hushgrad.checks.verification.checks.sampling import _pair_rate
 from hushgrad.checks.verification.training.copies import Rig
 from hushgrad.checks.verification.verdict import Verdict
 from hushgrad.clipping.flat import FlatClipping

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 from click.testing import CliRunner
 
-from hushgrad.accounting.events.event import PoissonSampled
+from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.ledger.ledger import Ledger, read_ledger
 from hushgrad.accounting.ledger.records import encode
 from hushgrad.cli.main import main

@@ -15,7 +15,8 @@ from typing import Any
 from hushgrad._version import __version__
 from hushgrad.accounting.composition import adjacency_of
 from hushgrad.accounting.conditions import NOTED_AS, Condition, from_note, joined
-from hushgrad.accounting.events.event import Event, event_from_json
+from hushgrad.accounting.events.event import Event
+from hushgrad.accounting.events.registry import event_from_json, event_to_json
 from hushgrad.accounting.ledger.file import LedgerFile, ledger_path, read_bytes
 from hushgrad.accounting.ledger.records import NO_HASH, Anchor, decode, encode
 from hushgrad.arguments import count_of, non_negative_number, one_of, positive_number
@@ -175,7 +176,8 @@ class Ledger:
 
         Raises `LedgerError` where the charge could not be made durable: then no noise may be drawn, the charge counts
         in this object (the file may or may not hold it), and the ledger takes no further charge until it is opened
-        again. `AccountingError` for an event under another neighbouring relation than those before.
+        again. `AccountingError` for an event under another neighbouring relation than those before, and
+        `InvalidArgumentError` for one of a kind that is not registered: nothing is charged then.
         """
         count = count_of("count", count, minimum=1)
         if self._state != "open":
@@ -189,12 +191,13 @@ class Ledger:
             _accumulate(self._events, event, count)
             self._steps += count
             return
+        written = event_to_json(event)
         self._return_lease()
         # In memory first: whatever happens while writing, ε never says less than the file.
         _accumulate(self._events, event, count)
         self._steps += count
         reserved = max(count, lease) if self._file is not None else count
-        self._append("charge", {"event": event.to_json(), "count": reserved})
+        self._append("charge", {"event": written, "count": reserved})
         self._leased = reserved - count
 
     def note(self, about: str, values: Mapping[str, NoteValue]) -> None:

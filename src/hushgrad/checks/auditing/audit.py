@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.events.event import Gaussian, event_from_json
+from hushgrad.accounting.events.gaussian import Gaussian
+from hushgrad.accounting.events.registry import event_from_json
 from hushgrad.arguments import whole_number
 from hushgrad.checks.auditing.bounds import (
     AuditBound,

@@ -23,7 +23,7 @@ from typing import Any
 
 from hushgrad._version import __version__
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.events.event import Event, PoissonSampled, TruncatedPoisson
+from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.guarantee import Guarantee, delta_text, guarantee
 from hushgrad.accounting.ledger.ledger import OBSERVED, Contract, LedgerView
 from hushgrad.study.report.document import plain, up
@@ -191,7 +191,7 @@ def _summary(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[Row]
     noises = [n for n in map(files.said, ("noise_multiplier", "vocabulary_noise_multiplier")) if n is not None]
     noises = sorted(set(noises)) if all(isinstance(n, int | float) for n in noises) else noises
     yield _compared("σ in summary.json and in the ledger", noises, sorted({e.noise_multiplier for e, _ in described}))
-    rates = {event.sampling_rate for event, _ in described if isinstance(event, PoissonSampled | TruncatedPoisson)}
+    rates = {event.poisson_rate for event, _ in described if event.poisson_rate is not None}
     declared = [
         ("C", "max_grad_norm", contract.max_grad_norm),
         ("B", "expected_batch_size", contract.expected_batch_size),

@@ -18,7 +18,7 @@ def assumptions_of(files: RunFiles, *, contradictions: int) -> list[dict[str, st
     contract = ledger.contract
     trusted = ledger.conditions
     bears_on_gradients = any(condition.name not in (DISCARDED, UNCOUNTED) for condition in trusted)
-    distinct = {(type(event), event.noise_multiplier) for event, _ in ledger.events}
+    distinct = {(event.type, event.noise_multiplier) for event, _ in ledger.events}
     delta, population = summary.get("delta"), contract.population
     rows = [
         (

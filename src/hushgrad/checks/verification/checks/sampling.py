@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from hushgrad.accounting.events.truncated_poisson import inclusion_rate, sizes_beyond
 from hushgrad.arguments import open_unit_interval, probability, whole_number
 from hushgrad.checks.verification.checks import statistics as st
 from hushgrad.checks.verification.verdict import Cause, Check
@@ -35,25 +36,11 @@ class SamplingReading:
     causes: tuple[Cause, ...]
 
 
-def inclusion_rate(population: int, rate: float, max_batch_size: int | None = None) -> float:
-    """Return the probability of a record to take part in a step: E min(Binomial(N, q), B) / N."""
-    if max_batch_size is None or max_batch_size >= population:
-        return rate
-    beyond = _sizes_beyond(population, rate, max_batch_size)
-    return rate - float(stats.binom.sf(beyond, population, rate).sum()) / population
-
-
-def _sizes_beyond(population: int, rate: float, most: int) -> Indices:
-    """Return the sizes k >= `most` with a P(K > k) that counts."""
-    mean = population * rate
-    return np.arange(most, min(population, max(most + 1, math.ceil(mean + 40 * math.sqrt(mean + 1) + 100))))
-
-
 def _pair_rate(population: int, rate: float, max_batch_size: int | None) -> float:
     """Return the probability of two given records to take part together: E K(K − 1) / (N(N − 1)), K the size."""
     if max_batch_size is None or max_batch_size >= population or population < 2:
         return rate * rate
-    beyond = _sizes_beyond(population, rate, max_batch_size)  # k(k − 1) grows by 2k from k to k + 1
+    beyond = sizes_beyond(population, rate, max_batch_size)  # k(k − 1) grows by 2k from k to k + 1
     lost = float((2 * beyond * stats.binom.sf(beyond, population, rate)).sum())
     return rate * rate - lost / (population * (population - 1))
 

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from hushgrad.accounting.events.event import PoissonSampled, TruncatedPoisson
 from hushgrad.arguments import open_unit_interval, positive_number
 from hushgrad.checks.verification.checks import statistics as st
 from hushgrad.checks.verification.checks.noise import NoiseReading, read_noise
-from hushgrad.checks.verification.checks.sampling import SamplingReading, draws_needed, inclusion_rate, read_sampling
+from hushgrad.checks.verification.checks.sampling import SamplingReading, draws_needed, read_sampling
 from hushgrad.checks.verification.mistakes.clipping import Belief
 from hushgrad.checks.verification.training.copies import (
     Indices,
@@ -271,12 +270,7 @@ def _ledger(
     reach = float(-st.ndtri(alpha / 2)) / math.sqrt(2 * noise.count)
     events = [event for event, _ in view.events]
     charged = max((event.noise_multiplier for event in events), default=math.inf)
-    rates = [event.sampling_rate for event in events if isinstance(event, PoissonSampled)]
-    rates += [
-        inclusion_rate(event.population, event.sampling_rate, event.max_batch_size)
-        for event in events
-        if isinstance(event, TruncatedPoisson)
-    ]
+    rates = [rate for rate in (event.charged_rate for event in events) if rate is not None]
     rate_right = True
     said = "no amplification charged"
     if sampling is not None:

@@ -4,16 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hushgrad.accounting.events.event import (
-    BallsInBins,
-    DisjointPass,
-    Event,
-    FixedSizeSampled,
-    Gaussian,
-    PoissonSampled,
-    TruncatedPoisson,
-    event_from_json,
-)
+from hushgrad.accounting.events.balls_in_bins import BallsInBins
+from hushgrad.accounting.events.disjoint_pass import DisjointPass
+from hushgrad.accounting.events.event import Event
+from hushgrad.accounting.events.fixed_size import FixedSizeSampled
+from hushgrad.accounting.events.gaussian import Gaussian
+from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.registry import event_from_json
+from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.errors import InvalidArgumentError
 
 noise = st.floats(0, 1e300, allow_nan=False)

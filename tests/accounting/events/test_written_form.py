@@ -1,0 +1,49 @@
+"""Ledgers as the first version wrote them, one line for each kind of event, byte for byte."""
+
+from pathlib import Path
+
+import pytest
+
+from hushgrad.accounting import (
+    BallsInBins,
+    DisjointPass,
+    Event,
+    FixedSizeSampled,
+    Gaussian,
+    PoissonSampled,
+    TruncatedPoisson,
+    read_ledger,
+)
+from hushgrad.accounting.events.registry import _KINDS, event_to_json
+from hushgrad.accounting.ledger.records import decode, encode
+
+WRITTEN = Path(__file__).parents[1] / "golden" / "ledgers"
+EVENTS: dict[str, list[tuple[Event, int]]] = {
+    "add-remove-one": [
+        (PoissonSampled(0.01, 1.1), 20),
+        (Gaussian(2), 3),
+        (TruncatedPoisson(0.01, 1.1, 10000, 150), 7),
+    ],
+    "zero-out": [(DisjointPass(2, 3), 5), (BallsInBins(10, 0.75, 4), 10)],
+    "replace-one": [(FixedSizeSampled(64, 1000, 1.5), 3)],
+}
+
+
+@pytest.mark.parametrize("relation", EVENTS)
+def test_what_the_first_version_wrote_is_read(relation: str) -> None:
+    assert read_ledger(WRITTEN / f"{relation}.jsonl").events == EVENTS[relation]
+
+
+@pytest.mark.parametrize("relation", EVENTS)
+def test_the_same_charges_are_written_with_the_same_bytes_and_hashes(relation: str) -> None:
+    path = WRITTEN / f"{relation}.jsonl"
+    header, *charges = path.read_bytes().splitlines(keepends=True)
+    (first,) = decode(header)
+    previous = first["hash"]
+    for number, (line, (event, count)) in enumerate(zip(charges, EVENTS[relation], strict=True)):
+        written, previous = encode("charge", number + 1, previous, {"event": event_to_json(event), "count": count})
+        assert written == line
+
+
+def test_there_is_a_line_of_each_kind() -> None:
+    assert {type(event) for events in EVENTS.values() for event, _ in events} == set(_KINDS.values())
