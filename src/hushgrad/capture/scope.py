@@ -73,6 +73,8 @@ class Scope:
         ]
         self._here = _Here()
         self.paused = False
+        self.registered: set[str] = set()
+        """The names of the operators of others that ran in captured forwards."""
         self._handles: list[RemovableHandle] = []
         for module in model.modules():
             if any(parameter.requires_grad for parameter in module.parameters()):
@@ -139,7 +141,8 @@ class Scope:
         axes = BatchAxes()
         batch_size = axes.seed((args, kwargs), self._pool.batch_size)
         call = RunningCall()
-        mode = CaptureMode(Forward(self._pool, self._anchor, axes, leaves, batch_size, held), call.is_running)
+        forward = Forward(self._pool, self._anchor, axes, leaves, batch_size, held, self.registered)
+        mode = CaptureMode(forward, call.is_running)
         begun = _Open(mode, call, _nobody if observer is None else partial(observer.left, token), [module])
         self._here.open = begun
         mode.__enter__()  # type: ignore[no-untyped-call]
