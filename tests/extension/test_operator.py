@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import hushgrad
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, Session, privatize
@@ -243,8 +244,8 @@ def test_a_registered_function_keeps_its_name_and_runs_as_it_is_elsewhere() -> N
     torch.testing.assert_close(scale_and_shift(x, weight, bias), x * weight + bias)
 
 
-def test_a_registered_operator_sees_one_example_at_a_time() -> None:
-    """Guarantee: a registered operator sees one example at a time, but for the comparison without gradients."""
+def test_each_call_with_gradients_holds_one_example() -> None:
+    """Guarantee: what the loss gets from a registered operator comes from calls that held one example each."""
     seen: list[tuple[int, bool]] = []
 
     @hushgrad.register_operator
@@ -259,6 +260,38 @@ def test_a_registered_operator_sees_one_example_at_a_time() -> None:
 def test_a_backward_that_mixes_examples_has_none_to_mix() -> None:
     """Called one at a time it gives what it gives for that example alone, whatever it does with a batch."""
     assert_exact(Fused(hushgrad.register_operator(BackwardMixes)), torch.randn(B, D))
+
+
+def test_autocast_is_no_reason_to_refuse() -> None:
+    model = Fused(plain)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        step(model, torch.randn(B, D)).close()
+
+
+def test_an_example_that_is_not_finite_reaches_no_other() -> None:
+    x = torch.randn(B, D)
+    x[2, 1] = torch.nan
+    assert_exact(Fused(scale_and_shift), x)
+
+
+def test_a_part_without_gradients_is_followed_too() -> None:
+    def scale(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        with torch.no_grad():
+            aside = scale_and_shift(x, weight, bias)
+        return scale_and_shift(x, weight, bias) + aside
+
+    assert_exact(Fused(scale), torch.randn(B, D))
+
+
+@pytest.mark.slow
+def test_a_training_with_a_registered_operator_is_verified() -> None:
+    dataset = TensorDataset(torch.randn(40, D), torch.arange(40) % 3)
+    loader = DataLoader(dataset, batch_size=8)
+    mechanism = DPSGD(
+        noise_multiplier=1.0, clipping=FlatClipping(C), sampling=PoissonSampling(0.2), expected_batch_size=8
+    )
+    verdict = hushgrad.verify(Fused(scale_and_shift), loader, nn.CrossEntropyLoss(), mechanism)
+    assert verdict.passed, str(verdict)
 
 
 # Planted bugs --------------------------------------------------------------------------------------------------------
@@ -286,6 +319,23 @@ def test_a_mix_that_begins_later_is_found_by_a_look_in_secret(monkeypatch: pytes
     with pytest.raises(CrossSampleLeakError, match="mixes examples"):
         model(torch.randn(B, D))
     session.close()
+
+
+def test_a_registered_operator_that_draws_random_numbers_is_refused() -> None:
+    drops = hushgrad.register_operator(lambda x, weight: F.dropout(x, 0.5, True) * weight)
+    model = Fused(lambda x, weight, bias: drops(x, weight) + bias)
+    refused(CrossSampleLeakError, "random numbers", model, torch.randn(B, D))
+
+
+def test_mixing_without_gradients_is_refused() -> None:
+    mixing = hushgrad.register_operator(lambda x: x - x.mean(0, keepdim=True))
+
+    def scale(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        with torch.no_grad():
+            aside = mixing(x)
+        return aside * weight + bias
+
+    refused(CrossSampleLeakError, "mixes examples", Fused(scale), torch.randn(B, D))
 
 
 def test_a_loss_that_sums_over_the_batch_is_refused() -> None:

@@ -1,10 +1,10 @@
-"""Operators of other libraries and of users: registered, they see one example at a time.
+"""Operators of other libraries and of users: registered, they are called on one example at a time.
 
 A custom `autograd.Function` (a fused norm, a fused loss, attention) does not show itself to a mode, and its backward
 sums over examples before anybody can look. A registered one is a function that does show itself, by torch's own
 protocol for functions of libraries. The mode then calls it once for each example, with that example's rows and with
 the example's own view of each parameter, and joins the outputs. What autograd returns for the views is the gradient
-per example; no code of the operator, forward or backward, ever holds rows of two examples.
+per example; no forward that is differentiated, and no backward, ever holds rows of two examples.
 
 With x `[B, d]` and a weight `[d]`: the weight is seen as `[B, d]` (a view, no memory), example i runs
 `operator(x[i:i+1], weight_Bd[i])`, the B outputs `[1, d]` are joined to `[B, d]`.
@@ -49,7 +49,7 @@ def register_operator(operator: Callable[..., Any]) -> Callable[..., Any]:
     it gives the same for a batch is compared on the first call of a kind, and in later calls at random. Elsewhere it
     runs as it is.
 
-    Guarantee: a registered operator sees one example at a time.
+    Guarantee: what the loss gets from a registered operator comes from calls that held one example each.
 
     Args:
         operator: the function, or the class itself. May stand as a decorator.
