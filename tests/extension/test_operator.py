@@ -371,12 +371,47 @@ def test_examples_that_were_mixed_before_are_refused() -> None:
     refused(PrivacyUnitError, "since mean", model, torch.randn(B, D))
 
 
+def test_data_that_is_no_argument_is_refused() -> None:
+    held: list[Tensor] = []
+    hidden = hushgrad.register_operator(lambda x: x * held[0].mean(0))
+    of_nothing = hushgrad.register_operator(lambda constant: constant * held[0].mean(0))
+
+    def scale(operator: Callable[..., Tensor], x: Tensor) -> Tensor:
+        held[:] = [x]
+        return operator(x)
+
+    for run in (hidden, lambda x: x * of_nothing(torch.ones(D))):
+        model = Fused(lambda x, weight, bias, run=run: scale(run, x) * weight + bias)
+        refused(UncoveredParameterUseError, "no argument", model, torch.randn(B, D))
+
+
+def test_an_argument_that_hides_tensors_is_refused() -> None:
+    class Held:
+        def __init__(self, x: Tensor) -> None:
+            self.mean = x.mean(0)
+
+    hidden = hushgrad.register_operator(lambda x, held: x * held.mean)
+    model = Fused(lambda x, weight, bias: hidden(x, Held(x)) * weight + bias)
+    refused(UncoveredParameterUseError, "class Held", model, torch.randn(B, D))
+
+
+def test_a_registered_operator_of_parameters_alone_is_refused() -> None:
+    doubled = hushgrad.register_operator(lambda weight: 2 * weight)
+    model = Fused(lambda x, weight, bias: x * doubled(weight) + bias)
+    refused(UncoveredParameterUseError, "no data", model, torch.randn(B, D))
+
+
+def test_a_registered_operator_of_constants_is_a_constant() -> None:
+    table = hushgrad.register_operator(lambda constant: constant.cos())
+    assert_exact(Fused(lambda x, weight, bias: x * table(torch.ones(D)) * weight + bias), torch.randn(B, D))
+
+
 def test_a_parameter_that_is_no_argument_is_refused() -> None:
     kept = nn.Parameter(torch.randn(D))
     hidden = hushgrad.register_operator(lambda x: x * kept)
     model = Fused(lambda x, weight, bias: hidden(x) * weight + bias)
     model.kept = kept
-    refused(HushgradError, "kept", model, torch.randn(B, D))
+    refused(UncoveredParameterUseError, "no argument", model, torch.randn(B, D))
 
 
 # The register --------------------------------------------------------------------------------------------------------

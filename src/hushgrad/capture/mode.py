@@ -76,7 +76,7 @@ class CaptureMode(TorchFunctionMode):
         for leaf in leaves:
             if leaf.overwritten_by:
                 leaf.require_unchanged()
-        if sources and func in FIRST:
+        if func in FIRST:
             result = FIRST[func](call, func, args, kwargs)
             if result is not NotImplemented:
                 return result

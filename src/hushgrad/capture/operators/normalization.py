@@ -209,11 +209,15 @@ def _affine(call: Forward, x: Tensor, plain: Tensor, weight: Tensor | None, bias
     return plain
 
 
+def _trains_on_data(call: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return torch.is_grad_enabled() and any(call.is_data(value) for value in (*args, *kwargs.values()))
+
+
 def refuse_batch_statistics(
     call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Refuse `F.batch_norm` that would mix the examples of a batch; let others go on."""
-    if torch.is_grad_enabled() and _batch_arguments(*args, **kwargs)[5]:
+    if _trains_on_data(call, args, kwargs) and _batch_arguments(*args, **kwargs)[5]:
         raise CrossSampleLeakError(
             "batch_norm: normalises each example by the statistics of the whole batch. Use GroupNorm, or put the "
             "layer into eval() so that its frozen statistics are used"
@@ -226,7 +230,7 @@ def refuse_running_statistics(
 ) -> Any:
     """Refuse `F.instance_norm` that would write statistics of the data into a buffer; let others go on."""
     _, mean, variance, _, _, own_statistics, _, _ = _instance_arguments(*args, **kwargs)
-    if torch.is_grad_enabled() and own_statistics and (mean is not None or variance is not None):
+    if _trains_on_data(call, args, kwargs) and own_statistics and (mean is not None or variance is not None):
         raise PrivateBufferError(
             "instance_norm: track_running_stats=True writes statistics of the data into buffers without noise. "
             "Set track_running_stats=False"

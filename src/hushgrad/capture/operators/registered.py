@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from hushgrad.capture.axes.table import AXIS_RULES
@@ -35,6 +35,9 @@ LOOKS_AGAIN = 64
 CLOSE = {torch.float64: 1e-6, torch.float32: 2e-3}
 """How far an output may be from itself, relative to its largest value. Kernels on a GPU multiply in TF32."""
 CLOSE_IN_16_BITS = 5e-2
+
+PLAIN = (Tensor, bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
+"""What an argument may be, in tuples, lists and dictionaries: nothing that holds tensors out of sight."""
 
 _known: set[Callable[..., Any]] = set()
 """What was registered, and what came of it."""
@@ -96,6 +99,27 @@ def _name_of(operator: Callable[..., Any]) -> str:
     return f"{getattr(operator, '__module__', kind.__module__)}.{getattr(operator, '__qualname__', kind.__qualname__)}"
 
 
+class _Watch(TorchFunctionMode):
+    """Refuses what an operator takes from elsewhere: tensors of the batch or parameters that are no arguments of it."""
+
+    def __init__(self, call: Forward, name: str) -> None:
+        super().__init__()
+        self._call = call
+        self._name = name
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for value in tree_leaves((args, kwargs)):
+            if self._call.leaf(value) is not None or self._call.is_data(value):
+                raise UncoveredParameterUseError(
+                    f"{self._name}: a registered operator uses a parameter or a tensor of the batch that is no "
+                    f"argument of it, of shape {list(value.shape)}. Hand it over as an argument"
+                )
+        return func(*args, **kwargs)
+
+
 class _OneAtATime:
     """The rule of a registered operator: one call for each example."""
 
@@ -110,6 +134,21 @@ class _OneAtATime:
         data = {place: value for place, value in enumerate(flat) if place not in leaves and call.is_data(value)}
         if (transform := transform_in_force()) is not None:
             refuse_transforms(transform, next((leaf.name for leaf in leaves.values()), self._name))
+        strange = next((value for value in flat if value is not None and not isinstance(value, PLAIN)), None)
+        if strange is not None:
+            raise UncoveredParameterUseError(
+                f"{self._name}: a registered operator takes tensors (in tuples, lists and dictionaries), numbers and "
+                f"names, got an object of class {type(strange).__name__}, in which tensors cannot be seen. Hand over "
+                f"the tensors themselves"
+            )
+        if leaves and not data:
+            raise UncoveredParameterUseError(
+                f"{self._name}: a registered operator takes data of the batch, got {next(iter(leaves.values())).name} "
+                f"and no data. Compute from parameters alone by torch's own operators"
+            )
+        if not data:
+            with _Watch(call, self._name):
+                return self._run(*args, **kwargs)
         size = self._batch(call, list(data.values()))
         versions = {place: value._version for place, value in enumerate(flat) if isinstance(value, Tensor)}
 
@@ -130,7 +169,9 @@ class _OneAtATime:
         parts = []
         for i in range(size):
             own = {place: _rows(value, i, size) for place, value in data.items()}
-            parts.append(run(own | {place: view[i] for place, view in views.items()}))
+            own |= {place: view[i] for place, view in views.items()}
+            with _Watch(call, self._name):
+                parts.append(run(own))
         if any(flat[place]._version != version for place, version in versions.items()):
             raise UncoveredParameterUseError(
                 f"{self._name}: a registered operator changed one of its arguments in place. Let it return a new tensor"

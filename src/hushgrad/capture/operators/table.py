@@ -1,6 +1,6 @@
 """All rules, each operator in one place. An operator that stands in two is refused at import.
 
-A call that takes data asks `FIRST`; if it uses a leaf, it then asks `COMPOSITES`, then `RULES`. A rule that returns
+A call asks `FIRST`; if it uses a leaf and takes data, it then asks `COMPOSITES`, then `RULES`. A rule that returns
 `NotImplemented` hands on to the next, and after the last comes the generic rule.
 """
 
