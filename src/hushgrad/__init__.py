@@ -10,6 +10,7 @@ from hushgrad._version import __version__
 
 if TYPE_CHECKING:
     from hushgrad.accounting.budget import Budget
+    from hushgrad.capture.operators.registered import register_operator
     from hushgrad.checks.doctor.examination import doctor
     from hushgrad.checks.doctor.readiness import make_private_ready
     from hushgrad.checks.verification.training.verify import verify
@@ -33,6 +34,7 @@ __all__ = [  # noqa: RUF022 - in plain order
     "doctor",
     "make_private_ready",
     "privatize",
+    "register_operator",
     "verify",
     "verify_update",
 ]
@@ -49,6 +51,7 @@ _HOMES = {
     "doctor": "hushgrad.checks.doctor.examination",
     "make_private_ready": "hushgrad.checks.doctor.readiness",
     "privatize": "hushgrad.session.session",
+    "register_operator": "hushgrad.capture.operators.registered",
     "verify": "hushgrad.checks.verification.training.verify",
     "verify_update": "hushgrad.checks.verification.update.verify_update",
 }

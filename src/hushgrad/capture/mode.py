@@ -17,7 +17,7 @@ from hushgrad.capture.leaves import Leaf, distinct_parameters
 from hushgrad.capture.operators.embedding import constant_ids
 from hushgrad.capture.operators.generic import generic
 from hushgrad.capture.operators.operator import Forward, first_order_only
-from hushgrad.capture.operators.table import COMPOSITES, REFUSALS, RULES
+from hushgrad.capture.operators.table import COMPOSITES, FIRST, RULES
 from hushgrad.capture.source_line import calling_forward
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.errors import HushgradError, UncoveredParameterUseError
@@ -83,8 +83,10 @@ class CaptureMode(TorchFunctionMode):
         for leaf in leaves:
             if leaf.overwritten_by:
                 leaf.require_unchanged()
-        if sources and func in REFUSALS and torch.is_grad_enabled() and not self._has_ended():
-            REFUSALS[func](args, kwargs)
+        if func in FIRST and not self._has_ended():
+            result = FIRST[func](call, func, args, kwargs)
+            if result is not NotImplemented:
+                return result
         try:
             if leaves and torch.is_grad_enabled() and not _only_describes(func):
                 return self._captured(func, args, kwargs, leaves, sources)
@@ -208,8 +210,9 @@ def _require_known_graph(call: Forward, value: Tensor) -> None:
             if leaf is not None:
                 raise UncoveredParameterUseError(
                     f"{leaf.name}: is used in the forward by {_name_of(value.grad_fn)}, a custom autograd function or "
-                    f"compiled code, in which its use cannot be followed. Write it with torch's own operators, or "
-                    f"freeze the parameter (requires_grad_(False))"
+                    f"compiled code, in which its use cannot be followed. Call what "
+                    f"hushgrad.register_operator(the function) returns in its place, write it with torch's own "
+                    f"operators, or freeze the parameter (requires_grad_(False))"
                 )
         nodes.extend(following for following, _ in node.next_functions if following is not None)
 

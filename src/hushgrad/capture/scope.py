@@ -76,6 +76,8 @@ class Scope:
         ]
         self._here = _Here()
         self.paused = False
+        self.registered: set[str] = set()
+        """The names of the operators of others that ran in captured forwards."""
         self._handles: list[RemovableHandle] = []
         for module in model.modules():
             if any(parameter.requires_grad for parameter in module.parameters()):
@@ -142,7 +144,7 @@ class Scope:
         axes = BatchAxes()
         batch_size = axes.seed((args, kwargs), self._pool.batch_size)
         call = RunningCall()
-        forward = Forward(self._pool, self._anchor, axes, leaves, batch_size, held)
+        forward = Forward(self._pool, self._anchor, axes, leaves, batch_size, held, self.registered)
         mode = CaptureMode(forward, partial(call.is_running, CALLER_OF_OPERATOR))
         begun = _Open(mode, call, _nobody if observer is None else partial(observer.left, token), [module])
         self._here.open = begun

@@ -62,7 +62,8 @@ class FrozenSetup:
             stray = [name for name, parameter in self._model.named_parameters() if parameter.grad is not None]
             raise StrayGradientError(
                 f"got an ordinary gradient, without clipping and noise: {', '.join(stray)}. Use each parameter inside "
-                f"the model's own forward only, write nothing to .grad, and call optimizer.zero_grad() before going on"
+                f"the model's own forward only (in a custom autograd function by hushgrad.register_operator), write "
+                f"nothing to .grad, and call optimizer.zero_grad() before going on"
             )
 
     def _require_same_parameters(self, parameters: Sequence[nn.Parameter]) -> None:

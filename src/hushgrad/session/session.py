@@ -346,7 +346,7 @@ class Session:
 
     def guarantee(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> Guarantee:
         """Return the guarantee at `delta` with its conditions; `str()` of it is the full sentence."""
-        trusted = [*self._probe.conditions, *self._probe.open_conditions, *([CLOSED] if self._closed else [])]
+        trusted = [*self._trusted(), *self._probe.open_conditions, *([CLOSED] if self._closed else [])]
         return self._spending.guarantee(delta, accountant, trusted)
 
     def close(self) -> None:
@@ -370,7 +370,7 @@ class Session:
             self._spending.note(NOISE, self._update.monitor.finding())
             if self._update.number:
                 self._note_sensitivity()
-            self._spending.trust([*self._probe.conditions, *self._probe.open_conditions])
+            self._spending.trust([*self._trusted(), *self._probe.open_conditions])
         self._spending.close()
 
     @property
@@ -522,7 +522,7 @@ class Session:
             self._spending.require_step()
             self._follow_schedule()
             self._spending.note(NOISE, self._update.monitor.finding_due())
-            self._spending.trust(self._probe.conditions)
+            self._spending.trust(self._trusted())
             self._spending.charge(loader_pass)
         except BaseException:
             self._update.drop()
@@ -541,6 +541,11 @@ class Session:
     def _require_open(self) -> None:
         if self._closed:
             raise ClosedSessionError("this session was closed. Call privatize or make_private again")
+
+    def _trusted(self) -> list[Condition]:
+        """Return what was taken on trust so far: by the probe, and of operators that were registered."""
+        operators = (third_party("operator", name) for name in sorted(self._scope.registered))
+        return [*self._probe.conditions, *operators]
 
     def _loader_stream(self) -> KeyStream:
         self._require_open()

@@ -108,7 +108,9 @@ class BatchAxes:
     def adopt(self, tensor: Tensor) -> None:
         """Record a tensor that requires gradients and came from nowhere the forward saw: data without an axis."""
         self._lose(
-            tensor, "a custom autograd function, a scripted or traced part, or a tensor made outside this forward"
+            tensor,
+            "a custom autograd function (hushgrad.register_operator makes it known), a scripted or traced part, or a "
+            "tensor made outside this forward",
         )
 
     def follow(

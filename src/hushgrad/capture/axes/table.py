@@ -1,10 +1,9 @@
-"""Which rule follows the batch through which operator. An operator that is not here loses the batch."""
+"""Which rule follows the batch through which operator. An operator that is not here loses the batch.
+
+A name that torch lacks, and an operator that is named twice, are errors at import (`torch_names.py`).
+"""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +31,7 @@ from hushgrad.capture.axes.rules import (
     unsqueezed,
     viewed,
 )
-
-Space = ModuleType | type
+from hushgrad.capture.torch_names import Function, Space, in_place_forms, joined, named
 
 SPACES: tuple[Space, ...] = (torch, Tensor, F, torch.special, torch.linalg, torch.fft)
 
@@ -55,7 +53,7 @@ ARITHMETIC = """
 ACTIVATIONS = """
     relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign softshrink hardshrink hardtanh hardsigmoid
     hardswish tanhshrink logsigmoid threshold rrelu prelu dropout alpha_dropout feature_alpha_dropout feature_dropout
-    dropout1d dropout2d dropout3d native_dropout bernoulli
+    dropout1d dropout2d dropout3d native_dropout
 """
 SAME_VALUES = """
     clone contiguous detach detach_ requires_grad_ to type type_as float double half bfloat16 int long short char byte
@@ -75,109 +73,97 @@ REDUCTIONS = """
     median nanmedian mode count_nonzero
 """
 
-ALONG: dict[str, AxisRule] = {
-    **dict.fromkeys(["softmax", "log_softmax", "softmin"], along(1)),
-    **dict.fromkeys(["cumsum", "cumprod", "logcumsumexp", "cummax", "cummin"], along(1)),
-    **dict.fromkeys(["gather", "take_along_dim", "index_select", "index_fill", "index_add", "index_copy"], along(1)),
-    **dict.fromkeys(["scatter", "scatter_add", "scatter_reduce"], along(1)),
-    **dict.fromkeys(["sort", "argsort"], along(1, default=-1)),
-    **dict.fromkeys(["topk", "kthvalue", "diff"], along(2, default=-1)),
-    "roll": along(2, "dims"),
-    **dict.fromkeys(["fft", "ifft", "rfft", "irfft", "hfft", "ihfft"], along(2, default=-1)),
-    **dict.fromkeys(["fft2", "ifft2", "rfft2", "irfft2", "hfft2", "ihfft2"], along(2, default=(-2, -1))),
-    **dict.fromkeys(["fftn", "ifftn", "rfftn", "irfftn", "hfftn", "ihfftn"], along(2)),
-    **dict.fromkeys(["fftshift", "ifftshift"], along(1)),
-    "glu": along(1, default=-1),
-    "normalize": along(2, default=1),
-    "gumbel_softmax": along(4, default=-1),
-    "repeat_interleave": along(2),
-    "flip": flipped,
-}
+Rows = tuple[tuple[str, AxisRule], ...]
+"""Names of operators, with their rule."""
 
-OTHERS: dict[str, AxisRule] = {
-    **dict.fromkeys(["norm", "vector_norm", "quantile", "cosine_similarity"], reduced(2)),
-    **dict.fromkeys(["cat", "concat", "concatenate"], concatenated),
-    "stack": stacked,
-    **dict.fromkeys(["repeat", "tile"], repeated),
-    "pad": padded,
-    **dict.fromkeys(["matmul", "__matmul__", "mm", "bmm", "mv"], products.product),
-    "__rmatmul__": products.reflected_product,
-    **dict.fromkeys(["addmm", "baddbmm"], products.added_product),
-    "linear": products.linear,
-    "bilinear": products.bilinear,
-    "einsum": products.einsum,
-    "scaled_dot_product_attention": products.attention,
-    "multi_head_attention_forward": products.multi_head,
-    **dict.fromkeys(["lstm", "gru", "rnn_tanh", "rnn_relu"], products.recurrent),
-    **dict.fromkeys(["layer_norm", "rms_norm"], products.layer_normalized),
-    **dict.fromkeys(["group_norm", "instance_norm", "local_response_norm"], batch_first()),
-    "batch_norm": frozen_batch_norm,
-    **dict.fromkeys(["lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"], before_last(1)),
-    **dict.fromkeys(["interpolate", "upsample"], batch_first()),
-    **dict.fromkeys(["pixel_shuffle", "pixel_unshuffle"], before_last(3)),
-    "unfold": along(1, "dimension"),
-    "stft": batch_first(2),
-}
+ALONG: Rows = (
+    ("softmax log_softmax softmin cumsum cumprod logcumsumexp cummax cummin", along(1)),
+    ("gather take_along_dim index_select index_fill index_add index_copy", along(1)),
+    ("scatter scatter_add scatter_reduce", along(1)),
+    ("sort argsort", along(1, default=-1)),
+    ("topk kthvalue diff", along(2, default=-1)),
+    ("roll", along(2, "dims")),
+    ("fft ifft rfft irfft hfft ihfft", along(2, default=-1)),
+    ("fft2 ifft2 rfft2 irfft2 hfft2 ihfft2", along(2, default=(-2, -1))),
+    ("fftn ifftn rfftn irfftn hfftn ihfftn", along(2)),
+    ("fftshift ifftshift", along(1)),
+    ("glu", along(1, default=-1)),
+    ("normalize", along(2, default=1)),
+    ("gumbel_softmax", along(4, default=-1)),
+    ("repeat_interleave", along(2)),
+    ("flip", flipped),
+)
+
+OTHERS: Rows = (
+    ("norm vector_norm quantile cosine_similarity", reduced(2)),
+    ("cat concat concatenate", concatenated),
+    ("stack", stacked),
+    ("repeat tile", repeated),
+    ("pad", padded),
+    ("matmul __matmul__ mm bmm mv", products.product),
+    ("__rmatmul__", products.reflected_product),
+    ("addmm baddbmm", products.added_product),
+    ("linear", products.linear),
+    ("bilinear", products.bilinear),
+    ("einsum", products.einsum),
+    ("scaled_dot_product_attention", products.attention),
+    ("multi_head_attention_forward", products.multi_head),
+    ("lstm gru rnn_tanh rnn_relu", products.recurrent),
+    ("layer_norm rms_norm", products.layer_normalized),
+    ("group_norm instance_norm local_response_norm", batch_first()),
+    ("batch_norm", frozen_batch_norm),
+    ("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", before_last(1)),
+    ("interpolate upsample", batch_first()),
+    ("pixel_shuffle pixel_unshuffle", before_last(3)),
+    ("stft", batch_first(2)),
+)
 
 
-def _spatial() -> dict[str, AxisRule]:
-    rules: dict[str, AxisRule] = {}
+def _spatial() -> Rows:
+    rows: list[tuple[str, AxisRule]] = []
     for space in (1, 2, 3):
-        for name in ("conv", "conv_transpose"):
-            rules[f"{name}{space}d"] = batch_first(space + 2)
-        for name in ("max_pool", "adaptive_max_pool"):
-            for form in (f"{name}{space}d", f"{name}{space}d_with_indices"):
-                rules[form] = before_last(space)
-        for name in ("avg_pool", "adaptive_avg_pool", "lp_pool"):
-            rules[f"{name}{space}d"] = before_last(space)
-    return rules
+        largest = f"max_pool{space}d adaptive_max_pool{space}d"
+        with_indices = f"max_pool{space}d_with_indices adaptive_max_pool{space}d_with_indices"
+        means = f"avg_pool{space}d adaptive_avg_pool{space}d lp_pool{space}d"
+        rows.append((f"conv{space}d conv_transpose{space}d", batch_first(space + 2)))
+        rows.append((f"{largest} {with_indices} {means}", before_last(space)))
+    return tuple(rows)
 
 
-def _found(names: str) -> list[Callable[..., Any]]:
-    """Return what torch calls by these names: functions, methods and attribute reads."""
-    found: list[Callable[..., Any]] = []
-    for name in names.split():
-        for space in SPACES:
-            entry: Any = vars(space).get(name)
-            if entry is None and isinstance(space, type):
-                entry = getattr(space, name, None)
-            if type(entry).__name__ == "getset_descriptor" or isinstance(entry, property):
-                found.append(entry.__get__)
-            elif callable(entry):
-                found.append(entry)
-    return found
+def _table(rule: AxisRule, names: str, *, in_place: bool = False) -> dict[Function, AxisRule]:
+    """Return one rule for some operators, all of which torch has, and for their forms in place if there are any."""
+    forms = in_place_forms(names, SPACES) if in_place else []
+    return dict.fromkeys([*named(names, SPACES), *forms], rule)
 
 
-def _table(rule: AxisRule, names: str, *, in_place: bool = False) -> dict[Callable[..., Any], AxisRule]:
-    if in_place:
-        names += " " + " ".join(f"{name}_" for name in names.split() if not name.endswith("_"))
-    return dict.fromkeys(_found(names), rule)
-
-
-INITIALIZERS: set[Callable[..., Any]] = {init.uniform_, init.normal_, init.constant_, init.kaiming_uniform_}
+INITIALIZERS: set[Function] = {init.uniform_, init.normal_, init.constant_, init.kaiming_uniform_}
 """Those of `nn.init` that show themselves to a mode; they write into a tensor without gradients."""
 
-AXIS_RULES: dict[Callable[..., Any], AxisRule] = {
-    **_table(elementwise, ARITHMETIC, in_place=True),
-    **_table(elementwise, ACTIVATIONS, in_place=True),
-    **_table(elementwise, "copy_"),
-    **_table(like_first, SAME_VALUES),
-    **_table(like_first, FILLS),
-    **_table(viewed, VIEWS),
-    **_table(reshaped, RESHAPES),
-    **_table(reduced(1), REDUCTIONS),
-    **{func: rule for name, rule in ALONG.items() for func in _found(f"{name} {name}_")},
-    **{func: rule for name, rule in {**OTHERS, **_spatial()}.items() for func in _found(name)},
-    **dict.fromkeys(INITIALIZERS, like_first),
+ONE_BY_ONE: dict[Function, AxisRule] = {
     Tensor.unsqueeze_: unsqueezed,
     Tensor.transpose_: exchanged("dim0", "dim1"),
     Tensor.swapaxes_: exchanged("axis0", "axis1"),
     Tensor.swapdims_: exchanged("dim0", "dim1"),
     Tensor.__getitem__: indexed,
+    Tensor.unfold: along(1, "dimension"),
     F.unfold: batch_first(4),
     F.embedding: products.embedding,
     F.one_hot: products.embedding,
     F.embedding_bag: products.embedding_bag,
 }
-CONSTANTS = set(_found(CREATED))
-LIKE_ANOTHER = set(_found("expand_as view_as reshape_as type_as to"))
+AXIS_RULES: dict[Function, AxisRule] = joined(
+    _table(elementwise, ARITHMETIC, in_place=True),
+    _table(elementwise, ACTIVATIONS, in_place=True),
+    _table(elementwise, "copy_ bernoulli"),
+    _table(like_first, SAME_VALUES),
+    _table(like_first, FILLS),
+    _table(viewed, VIEWS),
+    _table(reshaped, RESHAPES),
+    _table(reduced(1), REDUCTIONS),
+    *(_table(rule, names, in_place=True) for names, rule in ALONG),
+    *(_table(rule, names) for names, rule in (*OTHERS, *_spatial())),
+    dict.fromkeys(INITIALIZERS, like_first),
+    ONE_BY_ONE,
+)
+CONSTANTS = set(named(CREATED, SPACES))
+LIKE_ANOTHER = set(named("expand_as view_as reshape_as type_as to", SPACES))

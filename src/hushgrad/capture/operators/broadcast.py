@@ -16,7 +16,8 @@ from torch import Tensor
 from hushgrad.capture.axes.row_owners import Owners, Place, dim_of
 from hushgrad.capture.axes.rules import main_argument
 from hushgrad.capture.leaves import Leaf
-from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rule, Rules, capture
+from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
+from hushgrad.capture.torch_names import named
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.gradients.dense import Dense
@@ -200,6 +201,7 @@ def _joined(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwar
     return func(joined, *args[1:], **{key: value for key, value in kwargs.items() if key != "tensors"})
 
 
+SPACES = (torch, Tensor)
 NAMES = """
     add sub subtract rsub mul multiply div divide true_divide pow maximum minimum fmax fmin where addcmul addcdiv lerp
     atan2 hypot logaddexp xlogy fmod remainder copysign clamp clip eq ne lt le gt ge
@@ -212,14 +214,9 @@ IN_PLACE_NAMES = """
 """
 
 
-def _table(names: str, rule: Rule) -> dict[Callable[..., Any], Rule]:
-    found = [vars(space).get(name) or getattr(space, name, None) for space in (torch, Tensor) for name in names.split()]
-    return {func: rule for func in found if func is not None}
-
-
 RULES: Rules = {
-    **_table(NAMES, broadcast),
-    **_table(IN_PLACE_NAMES, _in_place),
+    **dict.fromkeys(named(NAMES, SPACES), broadcast),
+    **dict.fromkeys(named(IN_PLACE_NAMES, SPACES), _in_place),
     Tensor.__setitem__: _assigned,
     torch.cat: _joined,
     torch.concat: _joined,

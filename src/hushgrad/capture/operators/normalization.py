@@ -209,23 +209,33 @@ def _affine(call: Forward, x: Tensor, plain: Tensor, weight: Tensor | None, bias
     return plain
 
 
-def refuse_batch_statistics(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse `F.batch_norm` that would mix the examples of a batch."""
-    if _batch_arguments(*args, **kwargs)[5]:
+def _trains_on_data(call: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return torch.is_grad_enabled() and any(call.is_data(value) for value in (*args, *kwargs.values()))
+
+
+def refuse_batch_statistics(
+    call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Refuse `F.batch_norm` that would mix the examples of a batch; let others go on."""
+    if _trains_on_data(call, args, kwargs) and _batch_arguments(*args, **kwargs)[5]:
         raise CrossSampleLeakError(
             "batch_norm: normalises each example by the statistics of the whole batch. Use GroupNorm, or put the "
             "layer into eval() so that its frozen statistics are used"
         )
+    return NotImplemented
 
 
-def refuse_running_statistics(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse `F.instance_norm` that would write statistics of the data into a buffer."""
+def refuse_running_statistics(
+    call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Refuse `F.instance_norm` that would write statistics of the data into a buffer; let others go on."""
     _, mean, variance, _, _, own_statistics, _, _ = _instance_arguments(*args, **kwargs)
-    if own_statistics and (mean is not None or variance is not None):
+    if _trains_on_data(call, args, kwargs) and own_statistics and (mean is not None or variance is not None):
         raise PrivateBufferError(
             "instance_norm: track_running_stats=True writes statistics of the data into buffers without noise. "
             "Set track_running_stats=False"
         )
+    return NotImplemented
 
 
 def _plain_data(call: Forward, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
@@ -300,7 +310,7 @@ RULES: Rules = {
     F.rms_norm: rms_norm,
     F.batch_norm: batch_norm,
 }
-REFUSALS: dict[Callable[..., Any], Callable[[tuple[Any, ...], dict[str, Any]], None]] = {
+FIRST: Rules = {
     F.batch_norm: refuse_batch_statistics,
     F.instance_norm: refuse_running_statistics,
 }

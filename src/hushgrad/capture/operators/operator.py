@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -44,7 +44,10 @@ class Anchor:
 
 @dataclass
 class Forward:
-    """What the operators of one forward share: its leaves, its batch axes, where uses go."""
+    """What the operators of one forward share: its leaves, its batch axes, where uses go.
+
+    `registered` takes the names of the operators of others that ran (`register_operator`).
+    """
 
     pool: UsePool
     anchor: Anchor
@@ -52,6 +55,7 @@ class Forward:
     leaves: dict[int, Leaf]
     batch_size: int | None
     held: list[Tensor]
+    registered: set[str] = field(default_factory=set)
 
     def leaf(self, value: Any) -> Leaf | None:
         """Return the leaf that a tensor stands for, or None for any other value."""
