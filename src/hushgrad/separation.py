@@ -48,15 +48,20 @@ class Separation:
                 if one is None or other is None:
                     continue
                 rows = [_differing(one, other, weights, axis, self._size) for axis in self._axes(tensor)]
-                found.update(min(rows, key=len, default=list(range(self._size))))
+                found.update(min(rows, key=len) if rows else range(self._size))
         return sorted(found)
 
     def mixes(self, suspects: Sequence[int], silent: frozenset[int]) -> bool:
         """Return whether the row of a suspect gets a gradient of other losses; NaN is none at those that are `silent`.
 
-        They are asked in two parts, so that those of one part may be reached by the losses of the other.
+        They are asked in parts, by each bit of their places, so that any two of them are once in different parts.
         """
-        return any(part and self._reaches(part, silent) for part in (suspects[::2], suspects[1::2]))
+        for bit in range(max(1, (len(suspects) - 1).bit_length())):
+            for side in (0, 1):
+                part = [example for place, example in enumerate(suspects) if place >> bit & 1 == side]
+                if part and self._reaches(part, silent):
+                    return True
+        return False
 
     def spoiled(self) -> frozenset[int]:
         """Return the examples at which even a gradient of zeros becomes NaN."""
