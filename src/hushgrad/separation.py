@@ -48,7 +48,8 @@ class Separation:
                 if one is None or other is None:
                     continue
                 rows = [_differing(one, other, weights, axis, self._size) for axis in self._axes(tensor)]
-                found.update(min(rows, key=len) if rows else range(self._size))
+                fewest: list[int] = min(rows, key=len, default=[*range(self._size)])
+                found.update(fewest)
         return sorted(found)
 
     def mixes(self, suspects: Sequence[int], silent: frozenset[int]) -> bool:
