@@ -19,6 +19,7 @@ ACCOUNTING_HALF = ("accounting", "sampling")
 GRADIENT_HALF = ("clipping", "kernels", "noise", "gradients", "capture")
 JOINING = (
     "mechanism",
+    "separation",
     "losses",
     "guards/compatibility",  # guards are always on, and know no session
     "guards/frozen_setup",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hushgrad.arguments import one_of
 from hushgrad.capture.axes.batch_axes import tensors_in
 from hushgrad.errors import InvalidArgumentError, LossShapeError, PrivacyUnitError
+from hushgrad.separation import Separation
 
 REDUCTIONS = ("none", "mean", "sum", "batchmean")
 
@@ -162,29 +163,22 @@ class PerExampleLoss(nn.Module):
     def _require_separate_losses(self, losses_B: Tensor, output: Any) -> None:
         """Refuse a function of the user's whose loss of one example depends on another one's output.
 
-        With weights w, the gradient of Σ w_i·ℓ_i by row j of the output is w_j times that of Σ ℓ_i, for every w, if and
-        only if no loss depends on another's row. Looked at once: what a function mixes it mixes in every batch.
+        Looked at once: what a function mixes it mixes in every batch.
         """
         rows = losses_B.shape[0]
         outputs = [part for part in tensors_in(output) if part.requires_grad and part.ndim and part.shape[0] == rows]
         if self._is_separate or rows < 2 or not outputs or not losses_B.requires_grad:
             return
-        weights_B = torch.linspace(1, 2, rows, dtype=losses_B.dtype, device=losses_B.device)
-        plain, weighted = (
-            torch.autograd.grad(total, outputs, retain_graph=True, allow_unused=True)
-            for total in (losses_B.sum(), (weights_B * losses_B).sum())
-        )
-        for one, other in zip(plain, weighted, strict=True):
-            if one is None or other is None:
-                continue
-            if not one.isfinite().all() or not other.isfinite().all():
-                return  # not to be told from this batch
-            expected = one * weights_B.to(one.dtype).reshape(-1, *[1] * (one.ndim - 1))
-            if (other - expected).abs().amax() > _tolerance(one.dtype) * other.abs().amax().clamp(min=1e-30):
-                raise LossShapeError(
-                    "the criterion mixes examples: the loss of one depends on the output of another (an average over "
-                    "the batch, or pairs within it). Compute each example's loss from its own output and target alone"
-                )
+        found = Separation(losses_B, outputs)
+        suspects = found.suspects()
+        silent = found.spoiled() if suspects else frozenset()
+        if silent:
+            return  # not to be told from this batch
+        if suspects and found.mixes(suspects, silent):
+            raise LossShapeError(
+                "the criterion mixes examples: the loss of one depends on the output of another (an average over the "
+                "batch, or pairs within it). Compute each example's loss from its own output and target alone"
+            )
         self._is_separate = True
 
     def _reduce_elements(self, unreduced: nn.Module, found: Tensor, target: Any) -> Tensor:
@@ -225,8 +219,3 @@ class PerExampleLoss(nn.Module):
                 f"batch: for sequences give the criterion [B, classes, T] and targets [B, T]"
             )
         return output.shape[0]
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    """Return how far apart, relative to the largest, two gradients may be that differ by rounding only."""
-    return 100 * torch.finfo(dtype).eps

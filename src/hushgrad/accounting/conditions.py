@@ -50,6 +50,11 @@ LOSS_OF_MODEL = Condition(
     "the model returned a scalar loss of its own: that it is the declared mean or sum of one loss for each record was "
     "examined on the first batch, and is on trust in others",
 )
+INNER_LOSS = Condition(
+    "loss of inner values",
+    "what the model computes inside and did not return (activations that were kept, a balance loss) entered the loss: "
+    "that it is one value for each record is on trust",
+)
 OUTSIDE_CALL = Condition(
     "outside of the model's call",
     "a part of the model was called by itself, or a method of it in place of the model: what that code does between "

@@ -21,6 +21,9 @@ MOST_NODES = 400
 HOOKED = "BackwardHookFunctionBackward"
 """The operator that full backward hooks of a module put behind its outputs: each is handed on as it is."""
 
+RECOMPUTED = "CheckpointFunctionBackward"
+"""A checkpointed part of a model (use_reentrant=True), whose own graph is made when its backward runs."""
+
 _SUFFIX = re.compile(r"Backward\d*$")
 _names: dict[str, str] = {}
 
@@ -32,10 +35,12 @@ class LossGraph:
         size: B.
         outputs: the model's outputs.
         vouched: the numbers of nodes that made losses `[B]` which were examined elsewhere.
+        anchor: what every captured operator of the model hangs on.
     """
 
-    def __init__(self, size: int, outputs: Container[Key], vouched: Sequence[int]) -> None:
+    def __init__(self, size: int, outputs: Container[Key], vouched: Sequence[int], anchor: Any) -> None:
         self._size = size
+        self._anchor = anchor
         self._outputs = outputs
         self._vouched = vouched
         self._known: dict[tuple[Any, int], Value] = {}
@@ -46,7 +51,22 @@ class LossGraph:
         self._read = Reading(self._size)
         self._read.value = self._value(root, 0)
         self._known.clear()
+        is_cut_off = len(self._read.operators) >= MOST_NODES
+        if is_cut_off:
+            self._read.has_inner = reaches_inside(root, self._outputs, self._anchor)
+        self._weigh_cuts(is_cut_off)
         return self._read
+
+    def _weigh_cuts(self, is_cut_off: bool) -> None:
+        """Means over parts of the batch may weigh all examples alike if together they hold all of them."""
+        read = self._read
+        if not read.uneven:
+            return
+        if is_cut_off or read.is_cut_whole():
+            read.value = Unread("it is made of means over parts of the batch")
+            read.divisors.clear()  # of parts, whose numbers follow how the batch is cut
+        else:
+            read.faults.extend(read.uneven)
 
     def _value(self, node: Any, index: int) -> Value:
         key = (node, index)
@@ -72,6 +92,9 @@ class LossGraph:
         edges = node.next_functions
         if kind == HOOKED and edges[index][0] is not None:
             return self._value(*edges[index])
+        if _is_inside(kind, edges, self._anchor):
+            self._read.has_inner = True
+            return Unread("a part comes from inside the model")
         values = [None if part is None else self._value(part, place) for part, place in edges]
         if all(value is None for value in values):
             return None
@@ -97,6 +120,25 @@ class LossGraph:
         if shape[0] % self._size == 0:
             return Rows(0, raw=output)
         return Unread("an output of the model has no axis with the batch")
+
+
+def reaches_inside(root: Any, outputs: Container[Key], anchor: Any) -> bool:
+    """Return whether a loss comes from an operator of the model on a way that passes none of its outputs."""
+    known, waiting = set(), [(root, 0)]
+    while waiting:
+        place = node, index = waiting.pop()
+        if node is None or place in known or (node._sequence_nr(), index) in outputs:
+            continue
+        known.add(place)
+        kind, edges = type(node).__name__, node.next_functions
+        if _is_inside(kind, edges, anchor):
+            return True
+        waiting.extend([edges[index]] if kind == HOOKED else edges)
+    return False
+
+
+def _is_inside(kind: str, edges: Sequence[tuple[Any, int]], anchor: Any) -> bool:
+    return kind == RECOMPUTED or any(part is anchor for part, _ in edges)
 
 
 def _shape(node: Any, index: int) -> Shape:

@@ -10,7 +10,7 @@ import math
 
 from torch import Tensor
 
-from hushgrad.accounting.conditions import LOSS_OF_MODEL, OWN_LOSS, UNREAD_LOSS, Condition
+from hushgrad.accounting.conditions import INNER_LOSS, LOSS_OF_MODEL, OWN_LOSS, UNREAD_LOSS, Condition
 from hushgrad.errors import CrossSampleLeakError, LossShapeError
 from hushgrad.guards.probing.counted_rows import Counted, CountedRows, counted_values
 from hushgrad.guards.probing.loss_values import Key, Law, Reading, Rows, Shape, Term, Total, Unread
@@ -55,12 +55,18 @@ class LossJudge:
             CrossSampleLeakError: one example changes the gradient of others.
             LossShapeError: outputs were broadcast against targets, or the loss is a sum where a mean was declared.
         """
-        if not reading.has_own:
-            return []
+        inner = [INNER_LOSS] if reading.has_inner else []
         if reading.size == 1:  # one example alone: nothing that it could be mixed with
-            return [UNREAD_LOSS if isinstance(reading.value, Unread) else OWN_LOSS]
+            own = [UNREAD_LOSS if isinstance(reading.value, Unread) else OWN_LOSS]
+            return [*inner, *(own if reading.has_own else [])]
         if reading.faults:
             raise CrossSampleLeakError(f"{reading.faults[0]}. {CURE}")
+        if not reading.has_own:
+            is_unread = isinstance(reading.value, Unread) and not reading.has_inner
+            return [*inner, *([UNREAD_LOSS] if is_unread else [])]
+        return [*inner, *self._judge_own(reading, shown)]
+
+    def _judge_own(self, reading: Reading, shown: Shown | None) -> list[Condition]:
         kind = tuple(reading.operators)
         self._refuse_pairs(reading, kind)
         if not isinstance(reading.value, Total):

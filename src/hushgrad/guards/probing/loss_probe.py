@@ -16,6 +16,7 @@ from hushgrad.guards.probing.kept import Key
 from hushgrad.guards.probing.rows import Batch, batch_axes, halves, rows_agree
 from hushgrad.guards.probing.state import State, agree, describe, forked_randomness
 from hushgrad.guards.probing.trees import Path, tensors_at
+from hushgrad.separation import Separation
 
 CURE = (
     "Give each example a loss of its own: average over its own elements or tokens and divide by nothing that the batch "
@@ -58,95 +59,19 @@ def require_separate_losses(losses: Tensor, outputs: Iterable[Tensor]) -> bool:
     held = [tensor for tensor in outputs if tensor.requires_grad and any(n and n % size == 0 for n in tensor.shape)]
     if size < 2 or not losses.requires_grad or not held:
         return True
-    found = _Jacobian(losses, held)
-    examples = [0, size - 1]
-    if found.is_separate(examples, frozenset()):
+    found = Separation(losses, held)
+    suspects = found.suspects()
+    if not suspects:
         return True
     silent = found.spoiled()
-    telling = [example for example in range(size) if example not in silent]
     finite = found.finite()
     is_spread = bool(silent & finite) and len(finite) < size
-    if is_spread or not found.is_separate(telling[:: max(1, len(telling) - 1)], silent):
+    if is_spread or found.mixes(suspects, silent):
         raise CrossSampleLeakError(
             f"the loss of one example depends on the outputs of others in its batch: its gradient with respect to "
             f"them is not 0. {CURE}"
         )
-    return len(telling) > 1 and not silent & finite
-
-
-class _Jacobian:
-    """Gradients of single losses with respect to the model's outputs."""
-
-    def __init__(self, losses: Tensor, outputs: Sequence[Tensor]) -> None:
-        self._losses, self._outputs = losses, outputs
-        self._size = losses.shape[0]
-
-    def is_separate(self, examples: Sequence[int], silent: frozenset[int]) -> bool:
-        """Whether the losses of these examples have no gradient at others; NaN is none at those that are `silent`."""
-        found = [self._gradients(example) for example in examples]
-        return all(
-            all(gradients[place] is None for gradients in found)
-            # A state of a recurrent layer has its examples on axis 1; a matrix over all pairs has them on both.
-            or any(
-                _is_separate([gradients[place] for gradients in found], axis, self._size, examples, silent)
-                for axis in self._axes(tensor)
-            )
-            for place, tensor in enumerate(self._outputs)
-        )
-
-    def spoiled(self) -> frozenset[int]:
-        """Return the examples at which even a gradient of zeros becomes NaN."""
-        found: set[int] = set()
-        for tensor, gradient in zip(self._outputs, self._gradients(None), strict=True):
-            if gradient is not None:
-                rows = [set(_rows_of_nan(gradient, axis, self._size)) for axis in self._axes(tensor)]
-                found |= min(rows, key=len)
-        return frozenset(found)
-
-    def finite(self) -> frozenset[int]:
-        """Return the examples whose loss and outputs are finite."""
-        found = {int(row) for row in self._losses.isfinite().nonzero()}
-        for tensor in self._outputs:
-            for axis in self._axes(tensor)[:1]:
-                rows = _blocks(tensor.detach(), axis, self._size).reshape(self._size, -1).isfinite().all(1)
-                found &= {int(row) for row in rows.nonzero()}
-        return frozenset(found)
-
-    def _gradients(self, example: int | None) -> Sequence[Tensor | None]:
-        weights = torch.zeros_like(self._losses)
-        if example is not None:
-            weights[example] = 1
-        return torch.autograd.grad(self._losses, self._outputs, weights, retain_graph=True, allow_unused=True)
-
-    def _axes(self, tensor: Tensor) -> list[int]:
-        return [axis for axis in ([0, 1] if tensor.ndim > 2 else [0]) if tensor.shape[axis] % self._size == 0]
-
-
-def _blocks(gradient: Tensor, axis: int, size: int) -> Tensor:
-    """Return `[B, ...]`: what belongs to each example."""
-    front = gradient.movedim(axis, 0)
-    return front.reshape(size, front.shape[0] // size, *front.shape[1:])
-
-
-def _rows_of_nan(gradient: Tensor, axis: int, size: int) -> list[int]:
-    return [int(row) for row in _blocks(gradient, axis, size).reshape(size, -1).isnan().any(1).nonzero()]
-
-
-def _is_separate(
-    gradients: Sequence[Tensor | None], axis: int, size: int, examples: Sequence[int], silent: frozenset[int]
-) -> bool:
-    for example, gradient in zip(examples, gradients, strict=True):
-        if gradient is None:
-            continue
-        blocks = _blocks(gradient, axis, size)
-        reached = (blocks != 0).reshape(size, -1)
-        if silent:
-            rows = torch.tensor(sorted(silent), device=reached.device)
-            reached[rows] &= ~blocks.reshape(size, -1)[rows].isnan()
-        reached[example] = False
-        if bool(reached.any()):
-            return False
-    return True
+    return size - len(silent) > 1 and not silent & finite
 
 
 @dataclass(frozen=True, eq=False)

@@ -198,9 +198,10 @@ def _over(read: Reading, value: Value, given: Shape, axes: tuple[int, ...], is_m
     read.note_broadcast(value)
     if len(axes) == len(given) or value.axis in axes:
         if is_mean:
-            read.divisors.append(count // read.size)
-            if count % read.size:
-                read.faults.append(
+            if not count % read.size:
+                read.divisors.append(count // read.size)
+            else:
+                read.uneven.append(
                     f"the loss has a mean over {count} values of a batch of {read.size} records: not all of them "
                     f"count alike, and one record more or less changes what the others' gradients are divided by. "
                     f"Average within each example first, and then over all {read.size}"
@@ -265,10 +266,18 @@ def picked(read: Reading, op: Operator) -> Value:
     if op.name in ("Select", "Slice") and value.axis is not None:
         (axis,) = axes_of(op.node._saved_dim, len(given))
         if axis == value.axis and op.shape != given:
+            if op.name == "Slice" and not given[axis] % read.size:
+                read.cuts.append((_cut(op.node, given[axis]), given[axis]))
             return Unread("examples are picked") if op.name == "Select" else value._replace(raw=None, picked=True)
         return value._replace(axis=value.axis - (op.name == "Select" and axis < value.axis))
     kept = op.name != "MaskedSelect" and value.axis == 0 and len(op.shape) > 0 and op.shape[0] == given[0]
     return Rows(0 if kept else None, law=value.law, picked=not kept)
+
+
+def _cut(node: Any, length: int) -> range:
+    """Return which places of an axis a slice holds; graphs keep negative numbers as unsigned ones."""
+    start, stop = (place - 2**64 if place >= 2**63 else place for place in (node._saved_start, node._saved_end))
+    return range(length)[slice(start, stop, node._saved_step)]
 
 
 def product(read: Reading, op: Operator) -> Value:

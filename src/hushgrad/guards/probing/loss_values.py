@@ -98,6 +98,9 @@ class Reading:
         outputs: the model's outputs that the loss was made of, and what each is taken for.
         has_own: whether a part of the loss is not from losses that were examined elsewhere.
         has_vouched: whether a part is.
+        has_inner: whether a part comes from inside the model, past its outputs.
+        uneven: means over numbers of values that are no multiple of B; faults unless `cuts` hold all examples.
+        cuts: which parts of the batch were cut out, and of how many.
     """
 
     size: int
@@ -110,12 +113,23 @@ class Reading:
     outputs: dict[Key, Value] = field(default_factory=dict)
     has_own: bool = False
     has_vouched: bool = False
+    has_inner: bool = False
+    uneven: list[str] = field(default_factory=list)
+    cuts: list[tuple[range, int]] = field(default_factory=list)
 
     def mixes(self, what: str) -> None:
         """Note that the loss depends on the batch as a whole."""
         self.faults.append(
             f"the loss depends on the batch as a whole ({what}), so that the gradient of one example depends on the "
             f"others"
+        )
+
+    def is_cut_whole(self) -> bool:
+        """Whether what was cut out of the batch holds all of it."""
+        lengths = {length for _, length in self.cuts}
+        return any(
+            len({place for part, whole in self.cuts if whole == length for place in part}) == length
+            for length in lengths
         )
 
     def note_broadcast(self, value: Rows) -> None:

@@ -119,6 +119,7 @@ class Probe:
         """Take the scope of the model, whose observer this probe is."""
         self._scope = scope
         self._anchor = torch.autograd.graph.get_gradient_edge(scope.anchor).node
+        self._scalar_loss.join(self._anchor)
 
     # What the session and the losses tell ------------------------------------------------------------------------
 

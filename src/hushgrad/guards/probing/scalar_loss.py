@@ -18,8 +18,8 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from hushgrad.accounting.conditions import OUTSIDE_CALL, UNREAD_LOSS, Condition
-from hushgrad.guards.probing.loss_graph import LossGraph
+from hushgrad.accounting.conditions import INNER_LOSS, OUTSIDE_CALL, UNREAD_LOSS, Condition
+from hushgrad.guards.probing.loss_graph import LossGraph, reaches_inside
 from hushgrad.guards.probing.loss_judge import LossJudge
 from hushgrad.guards.probing.loss_values import Key, Total
 from hushgrad.guards.probing.trees import tensors_at
@@ -54,6 +54,7 @@ class ScalarLoss:
         self._model = model
         self._judge = LossJudge(loss_reduction)
         self._is_accumulating = is_accumulating
+        self._anchor: Any = None
         self.size: int | None = None
         """How many examples the item in work has; None where there is no loader, and no plain loss is taken."""
         self._thread = 0
@@ -64,6 +65,10 @@ class ScalarLoss:
 
     # What the probe tells --------------------------------------------------------------------------------------------
 
+    def join(self, anchor: Any) -> None:
+        """Take the node that every captured operator of the model hangs on."""
+        self._anchor = anchor
+
     def forget(self) -> None:
         """The item is done, or another one begins."""
         self._outputs.clear()
@@ -72,23 +77,27 @@ class ScalarLoss:
 
     def left(self, module: nn.Module, output: Any) -> None:
         """A captured forward that may be trained on returned `output`."""
-        if self.size is None and module is self._model:
-            return  # only `session.backward` is taken, whose losses are examined
+        # Without a loader only `session.backward` is taken, whose losses are examined.
+        is_watched = self.size is not None or module is not self._model
         self._thread = threading.get_ident()
         for _, tensor in tensors_at(output):
             node = tensor.grad_fn
             if node is None:
                 continue
             key = (node._sequence_nr(), tensor.output_nr)
-            if key not in self._outputs:
-                self._outputs[key] = _kept(tensor)
+            if key in self._outputs:
+                continue
+            self._outputs[key] = _kept(tensor) if is_watched else _Output(_gone, tensor._version)
+            if is_watched:
                 hook = self._hook(key, module is not self._model)
                 tensor.register_hook(hook)  # type: ignore[no-untyped-call]
 
     def vouch(self, losses: Tensor) -> None:
-        """These losses, `[B]`, are examined elsewhere."""
+        """These losses, `[B]`, are examined elsewhere, as to the model's outputs."""
         if losses.grad_fn is not None:
             self._vouched.append(losses.grad_fn._sequence_nr())
+            if reaches_inside(losses.grad_fn, self._outputs, self._anchor):
+                self._conditions[INNER_LOSS] = None
 
     def close(self) -> None:
         """The item is about to be released: a backward that was not looked at is taken on trust."""
@@ -122,7 +131,7 @@ class ScalarLoss:
             nodes = [loss.grad_fn for loss in losses]
             if all(self._is_vouched(node) for node in nodes):
                 return
-            readings = [LossGraph(size, self._outputs, self._vouched).read(node) for node in nodes]
+            readings = [LossGraph(size, self._outputs, self._vouched, self._anchor).read(node) for node in nodes]
             if not any(key in reading.outputs or reading.has_vouched for reading in readings):
                 continue  # a backward inside another one
             for loss, reading in zip(losses, readings, strict=True):

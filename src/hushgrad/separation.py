@@ -1,0 +1,120 @@
+"""Are losses `[B]` separate: does each depend on its own rows of the outputs alone? Asked of their graph, for all rows.
+
+With weights w, the gradient of Σ w_i·ℓ_i by row j is w_j times that of Σ ℓ_i, for every w, if and only if no loss
+depends on another example's row. The weights are powers of two: they scale what a row alone computes without rounding.
+Where the gradients differ nevertheless, those rows are asked for what comes from other losses, which must be exactly 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+CLASSES = 32
+"""So many weights there are, 1 to 2⁻³¹. Up to so many examples two backwards tell all of them apart, three up to its
+square."""
+
+CLASSES_OF_HALF = 12
+"""The same for float16, whose exponents are few."""
+
+
+class Separation:
+    """What the graph of losses says of the examples they depend on.
+
+    Args:
+        losses: `[B]`, with their graph, which is kept.
+        outputs: tensors that the losses may depend on. The examples lie on axis 0 of those with B rows or a multiple,
+            or on axis 1 where there are more than two axes.
+    """
+
+    def __init__(self, losses: Tensor, outputs: Sequence[Tensor]) -> None:
+        self._losses, self._outputs = losses, outputs
+        self._size = losses.shape[0]
+
+    def suspects(self) -> list[int]:
+        """Return the examples whose rows may get a gradient of other losses, and those where it is not finite."""
+        half = torch.float16 in {self._losses.dtype, *(tensor.dtype for tensor in self._outputs)}
+        classes = CLASSES_OF_HALF if half else CLASSES
+        plain = self._gradients(torch.ones_like(self._losses))
+        numbers = torch.arange(self._size, device=self._losses.device)
+        found: set[int] = set()
+        for digit in range(max(1, math.ceil(math.log(self._size, classes) - 1e-9))):
+            weights = torch.exp2(-(numbers // classes**digit % classes).to(self._losses.dtype))
+            weighted = self._gradients(weights)
+            for tensor, one, other in zip(self._outputs, plain, weighted, strict=True):
+                if one is None or other is None:
+                    continue
+                rows = [_differing(one, other, weights, axis, self._size) for axis in self._axes(tensor)]
+                fewest: list[int] = min(rows, key=len, default=[*range(self._size)])
+                found.update(fewest)
+        return sorted(found)
+
+    def mixes(self, suspects: Sequence[int], silent: frozenset[int]) -> bool:
+        """Return whether the row of a suspect gets a gradient of other losses; NaN is none at those that are `silent`.
+
+        They are asked in parts, by each bit of their places, so that any two of them are once in different parts.
+        """
+        for bit in range(max(1, (len(suspects) - 1).bit_length())):
+            for side in (0, 1):
+                part = [example for place, example in enumerate(suspects) if place >> bit & 1 == side]
+                if part and self._reaches(part, silent):
+                    return True
+        return False
+
+    def spoiled(self) -> frozenset[int]:
+        """Return the examples at which even a gradient of zeros becomes NaN."""
+        found: set[int] = set()
+        gradients = self._gradients(torch.zeros_like(self._losses))
+        for tensor, gradient in zip(self._outputs, gradients, strict=True):
+            if gradient is not None:
+                nan = [_rows_of(gradient, axis, self._size).isnan().any(1) for axis in self._axes(tensor)]
+                found |= min(({int(row) for row in rows.nonzero()} for rows in nan), key=len, default=set())
+        return frozenset(found)
+
+    def finite(self) -> frozenset[int]:
+        """Return the examples whose loss and outputs are finite."""
+        found = {int(row) for row in self._losses.isfinite().nonzero()}
+        for tensor in self._outputs:
+            for axis in self._axes(tensor)[:1]:
+                found &= {int(row) for row in _rows_of(tensor.detach(), axis, self._size).isfinite().all(1).nonzero()}
+        return frozenset(found)
+
+    def _reaches(self, examples: Sequence[int], silent: frozenset[int]) -> bool:
+        """Whether the losses of all others have a gradient at the rows of these examples."""
+        rows = torch.tensor(examples, device=self._losses.device)
+        gradients = self._gradients(torch.ones_like(self._losses).index_fill(0, rows, 0))
+        quiet = torch.tensor([example in silent for example in examples], device=self._losses.device)
+        return any(
+            gradient is not None
+            # A state of a recurrent layer has its examples on axis 1; a matrix over all pairs has them on both.
+            and not any(
+                _is_zero(_rows_of(gradient, axis, self._size)[rows.to(gradient.device)], quiet.to(gradient.device))
+                for axis in self._axes(tensor)
+            )
+            for tensor, gradient in zip(self._outputs, gradients, strict=True)
+        )
+
+    def _gradients(self, weights: Tensor) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(self._losses, self._outputs, weights, retain_graph=True, allow_unused=True)
+
+    def _axes(self, tensor: Tensor) -> list[int]:
+        return [axis for axis in ([0, 1] if tensor.ndim > 2 else [0]) if tensor.shape[axis] % self._size == 0]
+
+
+def _rows_of(gradient: Tensor, axis: int, size: int) -> Tensor:
+    """Return `[B, values]`: what belongs to each example."""
+    return gradient.movedim(axis, 0).reshape(size, -1)
+
+
+def _differing(plain: Tensor, weighted: Tensor, weights: Tensor, axis: int, size: int) -> list[int]:
+    """Return the examples whose weighted gradient is not their plain one times their weight."""
+    factors = weights.to(plain.device, plain.dtype).unsqueeze(1)
+    same = (_rows_of(plain, axis, size) * factors == _rows_of(weighted, axis, size)).all(1)
+    return [int(row) for row in same.logical_not().nonzero()]
+
+
+def _is_zero(rows: Tensor, quiet: Tensor) -> bool:
+    return bool(((rows == 0) | (rows.isnan() & quiet.unsqueeze(1))).all())
