@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -119,9 +120,12 @@ def require_own_gradient(
 
 
 def _weights(alone: Tensor, axis: int, size: int) -> Tensor:
-    """Return fixed random weights `[B, k, ...]` for the outputs of every example, other ones for each."""
+    """Return fixed random weights `[B, k, ...]` for the outputs of every example, other ones for each.
+
+    NumPy draws them: a run without randomness makes constants of what torch draws, and weights of 0 would show nothing.
+    """
     shape = (size, *alone.movedim(axis, 0).shape)
-    drawn = torch.empty(shape, dtype=torch.float32).uniform_(-1, 1, generator=torch.Generator().manual_seed(1))
+    drawn = torch.from_numpy(np.random.default_rng(1).random(shape, dtype=np.float32)).mul_(2).sub_(1)
     return drawn.to(alone.device, alone.dtype)
 
 

@@ -78,7 +78,7 @@ class ModelProbe:
         call.state.hold(changed)
         left = Left(now, call.state.other_structure(), bool(changed))
         call.state.restore()
-        runner = Runner(call, call.state, devices_of(self.model, call.inputs))
+        runner = Runner(call, call.state, self.scope, devices_of(self.model, call.inputs))
         try:
             return _Examination(self, runner, size, left).run()
         except (HushgradError, torch.OutOfMemoryError):

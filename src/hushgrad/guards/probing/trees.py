@@ -60,6 +60,11 @@ def copied(value: Any) -> Any:
     return with_tensors(value, copy_of)
 
 
+def detached(value: Any) -> Any:
+    """Return the same nested structure with the tensors' values and without their graph."""
+    return with_tensors(value, lambda _, tensor: tensor.detach())
+
+
 def _parts(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, Mapping):
         return list(value.items())
