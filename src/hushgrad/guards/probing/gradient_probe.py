@@ -51,7 +51,7 @@ def require_own_gradient(
         axes: the axis of the examples in each output; others that gradients reach are scalars.
         rows: the examples that are run under capture.
         example: the one of them that is compared.
-        quiet: run without randomness.
+        quiet: run without randomness. Nothing is compared where a random operator could not be made quiet.
         loss_reduction: how a scalar output is made of the examples' losses.
         whole, fewer: the outputs for the batch, and for it without the example.
 
@@ -88,7 +88,7 @@ def require_own_gradient(
 
     paused, scope.paused = scope.paused, True
     try:
-        runner.run(batch.only([example]), quiet=quiet, share=3 / batch.size, then=run_alone)
+        single = runner.run(batch.only([example]), quiet=quiet, share=3 / batch.size, then=run_alone)
     finally:
         scope.paused = paused
 
@@ -110,6 +110,9 @@ def require_own_gradient(
 
     with scope.recording_into(pool):
         outcome = runner.run(batch.only(rows), quiet=quiet, share=3 * count / batch.size, then=run_captured)
+    if outcome.unknown is not None or single.unknown is not None:
+        pool.clear()
+        return outcome, True  # other random numbers for the example alone; the caller takes note of it
     less = dict(tensors_at(fewer))
     is_told = True
     for path, tensor in tensors_at(whole):

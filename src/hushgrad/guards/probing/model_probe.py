@@ -222,7 +222,11 @@ class _Examination:
                 raise
             except Exception as error:
                 raise self._depends_on_number(error, "on a few of them") from None
-            if captured is not None and captured.unknown is None:
+            if captured is not None and captured.unknown is not None:
+                self._probe.skipped.append(
+                    f"the gradient of one example, since {captured.unknown} draws random numbers in a way of its own"
+                )
+            elif captured is not None:
                 kept, inputs = (rows, range(len(rows))), self._batch.only(rows)
                 self._compare(self._quiet, captured, axes, kept, inputs, drew, "were left out")
             if is_told:
