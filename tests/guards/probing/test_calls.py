@@ -250,3 +250,12 @@ def test_capture_sees_nothing_of_such_a_run() -> None:
     Runner(call, State(model), scope, [torch.device("cpu")]).run(inputs, quiet=False)
     assert pool.batch_size == BATCH
     assert not scope.paused
+
+
+def test_a_random_operator_that_cannot_be_made_quiet_stops_no_honest_model_and_is_told() -> None:
+    def mask(h: Tensor) -> Tensor:
+        return h * torch.binomial(torch.ones(1, WIDTH), torch.full((1, WIDTH), 0.5))
+
+    engine = train(Body(nothing, mask))
+    assert engine.session.steps == 2
+    assert any("aten::binomial draws random numbers" in note for note in engine.session.probe_report.notes)
