@@ -38,9 +38,9 @@ class RunFiles:
     model: ModelContent | None
     summary: Mapping[str, Any] | None
     measurements: list[dict[str, Any]]
-    is_torn: bool
     ledger: LedgerView | None
     known: LedgerView | None
+    is_torn: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> RunFiles:
@@ -52,7 +52,7 @@ class RunFiles:
         ledger = read_ledger(path) if path.exists() else None
         anchor = anchor_in(summary)
         known = view_when(path, anchor) if ledger is not None and anchor is not None else None
-        return cls(folder, model, summary, measured.rows, measured.is_torn, ledger, known)
+        return cls(folder, model, summary, measured.rows, ledger, known, measured.is_torn)
 
     def said(self, key: str) -> Any:
         """Return a value of the summary, None where it says nothing."""
