@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import nn
 
 from hushgrad.accounting.ledger.records import Anchor
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.study.model_file import as_bytes
 from hushgrad.study.outcome import Measurement
 
 MOST_DIGITS = 300
@@ -90,8 +90,7 @@ class RunDirectory:
 
     def write_model(self, model: nn.Module, description: dict[str, str]) -> None:
         """Replace the model: parameters and buffers in safetensors format, with `description` in its header."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        replace_file(self.model, safetensors.torch.save(tensors, metadata=description))
+        replace_file(self.model, as_bytes(model, description))
 
 
 def ledger_end(anchor: Anchor | None) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from hushgrad.study.curves import draw_curves, require_matplotlib
 from hushgrad.study.directory import RunDirectory, json_text, ledger_end, replace_file, require_unused
 from hushgrad.study.interruption import finish_step_on_interrupt
 from hushgrad.study.loggers import MetricLogger, hand_over, metrics_of
+from hushgrad.study.model_file import digest_of
 from hushgrad.study.outcome import Measurement, Outcome, Watchers
 from hushgrad.study.preparation import Prepared, prepare
 from hushgrad.study.scoring import right_on
@@ -220,6 +221,7 @@ def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: 
         "hidden_sizes": config.hidden_sizes if config.model == "mlp" else None,
         "activation": config.activation,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "model_digest": digest_of(model),
         "wall_seconds": round(outcome.seconds, 3),
         "versions": {
             "hushgrad": __version__,

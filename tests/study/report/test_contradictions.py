@@ -60,7 +60,7 @@ def edit(folder, **changes):
 
 
 def as_written_by_an_older_version(folder):
-    edit(folder, ledger=...)
+    edit(folder, ledger=..., model_digest=...)
     return folder
 
 
@@ -77,6 +77,13 @@ def edit_model(folder, **words):
         words = opened.metadata() | words
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     safetensors.torch.save_file(tensors, path, metadata=words)
+
+
+def edit_values(folder):
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
 def cut(folder, *, charges=0):
@@ -168,13 +175,49 @@ TAMPERED = {
         lambda f: edit_model(f, guarantee="(0.01, 1e-05)-differential privacy after 8 steps"), "statement",
         "summary.json", "model.safetensors",
     ),
+    "another relation in the summary": (
+        lambda f: edit(f, adjacency="replace-one"), "the neighbouring relation", "summary.json", "ledger.jsonl",
+    ),
+    "no privacy in the summary": (
+        lambda f: edit(f, private=False), "whether it is private", "summary.json", "ledger.jsonl",
+    ),
+    "another accountant in the summary": (
+        lambda f: edit(f, accountant="rdp"), "the accountant", "summary.json", "ledger.jsonl",
+    ),
+    "another sampling in the summary": (
+        lambda f: edit(f, sampling="full batch"), "the sampling", "summary.json", "ledger.jsonl",
+    ),
+    "something on trust in the summary": (
+        lambda f: edit(f, taken_on_trust=["own scalar loss"]), "on trust", "summary.json", "ledger.jsonl",
+    ),
+    "no list of what is on trust in the summary": (
+        lambda f: edit(f, taken_on_trust=...), "on trust", "summary.json", "ledger.jsonl",
+    ),
+    "no metrics": (
+        lambda f: (f / "metrics.jsonl").unlink(), "the measurements", "summary.json", "metrics.jsonl",
+    ),
+    "other values in the model": (
+        edit_values, "the values", "summary.json", "model.safetensors",
+    ),
+    "a model without words": (
+        lambda f: edit_model(f, steps="", guarantee=""), "the words", "summary.json", "model.safetensors",
+    ),
     "no ledger": (lambda f: (f / "ledger.jsonl").unlink(), "ledger", "summary.json", "ledger.jsonl"),
     "a summary of ordinary training": (
         lambda f: edit(f, private=False, epsilon="inf", delta=None, guarantee="NOT PRIVATE", noise_multiplier=None),
         "ε", "summary.json", "ledger.jsonl",
     ),
 }  # fmt: skip
-WITHOUT_A_HASH = {"a ledger without its last note", "another statement"}
+WITHOUT_A_HASH = {
+    "a ledger without its last note",
+    "another statement",
+    "another sampling in the summary",
+    "something on trust in the summary",
+    "no list of what is on trust in the summary",
+    "other values in the model",
+    "a model without words",
+}
+"""What is found by what older versions did not write."""
 
 
 @pytest.mark.parametrize("is_of_today", [True, False], ids=["hash", "older version"])
@@ -298,6 +341,55 @@ def test_a_model_that_is_older_than_its_summary_is_told_and_no_alarm(left_behind
     facts = run_facts(folder)
     assert contradictions(facts) == ()
     assert facts["notices"] == ["model.safetensors is of step 4, older than the 8 steps that summary.json describes"]
+
+
+def test_a_model_that_is_missing_is_told_and_no_alarm(left_behind, folder):
+    (folder / "model.safetensors").unlink()
+    facts = run_facts(folder)
+    assert contradictions(facts) == ()
+    assert facts["notices"] == [
+        "model.safetensors is missing, though summary.json says that the run has ended: it was removed or moved"
+    ]
+    killed = shutil.copytree(left_behind / "killed", folder / "killed")
+    (killed / "model.safetensors").unlink()
+    assert all("model" not in notice for notice in run_facts(killed)["notices"])
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_last_line_of_the_metrics_that_a_crash_cut_off_is_told_and_the_others_are_read(folder, share):
+    path = folder / "metrics.jsonl"
+    whole = run_facts(folder)
+    line = path.read_bytes().splitlines(keepends=True)[-1]
+    with path.open("ab") as stream:
+        stream.write(line[: max(1, int(share * len(line)) - 1)])
+    facts = run_facts(folder)
+    assert contradictions(facts) == ()
+    assert facts["curves"] == whole["curves"]
+    assert facts["notices"] == [
+        "the last line of metrics.jsonl was cut off while it was written; what stands before it is whole"
+    ]
+    with path.open("ab") as stream:
+        stream.write(b"\n")
+    with pytest.raises(InvalidArgumentError, match="is damaged"):
+        run_facts(folder)
+
+
+@pytest.mark.parametrize("key", ["adjacency", "private", "sampling", "accountant", "taken_on_trust", "model_digest"])
+def test_a_summary_of_an_older_version_that_does_not_say_something_is_readable(folder, key):
+    edit(folder, **{key: ...}, versions=lambda versions: versions | {"hushgrad": "0.0.1"})
+    assert contradictions(run_facts(folder)) == ()
+
+
+def test_a_model_that_was_saved_again_with_the_same_values_and_words_is_the_same(folder):
+    for _ in range(5):  # the words of a header stand in any order
+        edit_model(folder)
+        assert contradictions(run_facts(folder)) == ()
+
+
+@pytest.mark.parametrize("name", ["never examined", "discarded batches", "closed session"])
+def test_a_condition_that_only_a_session_knows_is_no_contradiction(folder, name):
+    edit(folder, taken_on_trust=lambda names: [*names, name])
+    assert contradictions(run_facts(folder)) == ()
 
 
 def test_without_a_summary_the_error_says_what_was_spent(folder):

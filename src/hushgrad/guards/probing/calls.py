@@ -5,18 +5,20 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hushgrad.capture.scope import Scope
+from hushgrad.errors import HushgradError
 from hushgrad.guards.probing.finite import count_nan
 from hushgrad.guards.probing.kept import Key
 from hushgrad.guards.probing.quiet import Quiet
 from hushgrad.guards.probing.state import State, Structure, forked_randomness, randomness_used
-from hushgrad.guards.probing.trees import Path, copied, tensors_at
+from hushgrad.guards.probing.trees import Path, copied, detached, tensors_at
 
 SEED = 20_260_101
 
@@ -105,12 +107,22 @@ class Outcome:
 
 @dataclass(eq=False)
 class Runner:
-    """Runs a call on other inputs, each time from the same state and the same randomness, and counts."""
+    """Runs a call on other inputs, each time from the same state and the same randomness, and counts.
+
+    Attributes:
+        call: what is run again. It ran with gradients: capture sees no other calls.
+        state: what each run starts from and goes back to.
+        scope: is off while a run only records gradients because the model wants them.
+        devices: those whose random numbers are the same in each run.
+        forwards: the cost so far, in forwards of the whole batch.
+    """
 
     call: Call
     state: State
+    scope: Scope
     devices: list[torch.device]
     forwards: float = 0.0
+    _wants_gradients: bool | None = None  # None until a run has come to its end
 
     def run(
         self,
@@ -123,15 +135,49 @@ class Runner:
     ) -> Outcome:
         """Run the call without gradients, or with them if `then` is given, which gets the output.
 
+        A model may want gradients itself: it hangs hooks on its activations, or asserts that gradients are recorded.
+        Where the first run fails without them and one with them does not, all further runs have them, too. Their graph
+        is dropped at once. Once a run without them has come to its end, what fails does so for another reason.
+
         `share` is the cost, in forwards of the whole batch; `parameters`: whether those are looked at for changes.
         """
+        if then is not None:
+            return self._run(inputs, quiet, share, parameters, True, then)
+        if not self._wants_gradients:
+            try:
+                outcome = self._run(inputs, quiet, share, parameters, False)
+            except (HushgradError, torch.OutOfMemoryError):
+                raise
+            except Exception:
+                if self._wants_gradients is False:
+                    raise
+            else:
+                self._wants_gradients = False
+                return outcome
+        paused, self.scope.paused = self.scope.paused, True
+        try:
+            outcome = self._run(inputs, quiet, share, parameters, True)
+        finally:
+            self.scope.paused = paused
+        self._wants_gradients = True
+        return replace(outcome, output=detached(outcome.output))
+
+    def _run(
+        self,
+        inputs: Any,
+        quiet: bool,
+        share: float,
+        parameters: bool,
+        gradients: bool,
+        then: Callable[[Any], None] | None = None,
+    ) -> Outcome:
         args, kwargs = inputs
         self.forwards += share
         silence = Quiet()
         try:
             with ExitStack() as stack:
                 stack.enter_context(forked_randomness(self.devices, SEED))
-                stack.enter_context(torch.set_grad_enabled(then is not None))
+                stack.enter_context(torch.set_grad_enabled(gradients))
                 if quiet:
                     stack.enter_context(silence)
                 with self.call.settings():

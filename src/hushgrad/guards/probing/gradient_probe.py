@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +51,7 @@ def require_own_gradient(
         axes: the axis of the examples in each output; others that gradients reach are scalars.
         rows: the examples that are run under capture.
         example: the one of them that is compared.
-        quiet: run without randomness.
+        quiet: run without randomness. Nothing is compared where a random operator could not be made quiet.
         loss_reduction: how a scalar output is made of the examples' losses.
         whole, fewer: the outputs for the batch, and for it without the example.
 
@@ -87,7 +88,7 @@ def require_own_gradient(
 
     paused, scope.paused = scope.paused, True
     try:
-        runner.run(batch.only([example]), quiet=quiet, share=3 / batch.size, then=run_alone)
+        single = runner.run(batch.only([example]), quiet=quiet, share=3 / batch.size, then=run_alone)
     finally:
         scope.paused = paused
 
@@ -109,6 +110,9 @@ def require_own_gradient(
 
     with scope.recording_into(pool):
         outcome = runner.run(batch.only(rows), quiet=quiet, share=3 * count / batch.size, then=run_captured)
+    if outcome.unknown is not None or single.unknown is not None:
+        pool.clear()
+        return outcome, True  # other random numbers for the example alone; the caller takes note of it
     less = dict(tensors_at(fewer))
     is_told = True
     for path, tensor in tensors_at(whole):
@@ -119,9 +123,12 @@ def require_own_gradient(
 
 
 def _weights(alone: Tensor, axis: int, size: int) -> Tensor:
-    """Return fixed random weights `[B, k, ...]` for the outputs of every example, other ones for each."""
+    """Return fixed random weights `[B, k, ...]` for the outputs of every example, other ones for each.
+
+    NumPy draws them: a run without randomness makes constants of what torch draws, and weights of 0 would show nothing.
+    """
     shape = (size, *alone.movedim(axis, 0).shape)
-    drawn = torch.empty(shape, dtype=torch.float32).uniform_(-1, 1, generator=torch.Generator().manual_seed(1))
+    drawn = torch.from_numpy(np.random.default_rng(1).random(shape, dtype=np.float32)).mul_(2).sub_(1)
     return drawn.to(alone.device, alone.dtype)
 
 

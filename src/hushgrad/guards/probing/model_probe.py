@@ -78,7 +78,7 @@ class ModelProbe:
         call.state.hold(changed)
         left = Left(now, call.state.other_structure(), bool(changed))
         call.state.restore()
-        runner = Runner(call, call.state, devices_of(self.model, call.inputs))
+        runner = Runner(call, call.state, self.scope, devices_of(self.model, call.inputs))
         try:
             return _Examination(self, runner, size, left).run()
         except (HushgradError, torch.OutOfMemoryError):
@@ -222,7 +222,11 @@ class _Examination:
                 raise
             except Exception as error:
                 raise self._depends_on_number(error, "on a few of them") from None
-            if captured is not None and captured.unknown is None:
+            if captured is not None and captured.unknown is not None:
+                self._probe.skipped.append(
+                    f"the gradient of one example, since {captured.unknown} draws random numbers in a way of its own"
+                )
+            elif captured is not None:
                 kept, inputs = (rows, range(len(rows))), self._batch.only(rows)
                 self._compare(self._quiet, captured, axes, kept, inputs, drew, "were left out")
             if is_told:

@@ -106,7 +106,9 @@ def _likeliest(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _mean_slope(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return torch.ops.aten.leaky_relu.default(args[0], (args[2] + args[3]) / 2)
+    values, slopes, slope = args[0], args[1], (args[2] + args[3]) / 2
+    slopes.copy_(torch.where(values > 0, 1.0, slope))  # the backward multiplies by them
+    return torch.ops.aten.leaky_relu.default(values, slope)
 
 
 def _rates(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -88,6 +88,11 @@ def _arrays(value: Any) -> Iterator[np.ndarray[Any, Any]]:
             yield from _arrays(part)
 
 
+def detached(value: Any) -> Any:
+    """Return the same nested structure with the tensors' values and without their graph."""
+    return with_tensors(value, lambda _, tensor: tensor.detach())
+
+
 def _parts(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, Mapping):
         return list(value.items())

@@ -23,6 +23,7 @@ from typing import Any
 
 from hushgrad._version import __version__
 from hushgrad.accounting.composition import Composition
+from hushgrad.accounting.conditions import CLOSED, DISCARDED, NEVER_EXAMINED, ORDER_OF_ROWS, UNCOUNTED
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.guarantee import Guarantee, delta_text, guarantee
 from hushgrad.accounting.ledger.ledger import OBSERVED, Contract, LedgerView
@@ -36,6 +37,9 @@ _CLAIM = re.compile(
 _FIGURES = re.compile(r"\([^\s,()]+, [^\s,()]+\)(?=-differential privacy)|(?<=at most )\S+(?= above the exact value)")
 _ROUNDING = 2e-3
 """Relative: statements round ε up to four digits."""
+
+ONLY_IN_A_SESSION = (NEVER_EXAMINED.name, ORDER_OF_ROWS.name, CLOSED.name, DISCARDED, UNCOUNTED)
+"""Conditions that a session may state before its ledger holds them, or without that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,10 @@ def notices(files: RunFiles) -> list[str]:
     model_steps = _model_steps(files)
     if model_steps is not None and isinstance(steps, int) and model_steps < steps:
         found.append(f"{MODEL} is of step {model_steps}, older than the {steps} steps that {SUMMARY} describes")
+    if files.model is None and files.has_ended and not files.is_of_an_own_function:
+        found.append(f"{MODEL} is missing, though {SUMMARY} says that the run has ended: it was removed or moved")
+    if files.is_torn:
+        found.append(f"the last line of {METRICS} was cut off while it was written; what stands before it is whole")
     return found
 
 
@@ -188,6 +196,8 @@ def _summary(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[Row]
     )
     yield _compared("ε in summary.json and from its ledger", files.said("epsilon"), held.epsilon)
     yield _statement(files, held)
+    yield from _terms(files, held)
+    yield from _trusted(files)
     noises = [n for n in map(files.said, ("noise_multiplier", "vocabulary_noise_multiplier")) if n is not None]
     noises = sorted(set(noises)) if all(isinstance(n, int | float) for n in noises) else noises
     yield _compared("σ in summary.json and in the ledger", noises, sorted({e.noise_multiplier for e, _ in described}))
@@ -207,8 +217,7 @@ def _summary(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[Row]
 def _statement(files: RunFiles, held: Guarantee) -> Row:
     """Compare the statement in words. What the run knew beyond its ledger (its conditions) comes after it."""
     stated, claim = files.said("guarantee"), Claim.of(files.said("guarantee"))
-    versions = files.said("versions")
-    alike = isinstance(versions, dict) and versions.get("hushgrad") == __version__ and files.said("ledger") is not None
+    alike = _is_of_this_version(files)
     # The words of another version may differ; what they claim may not.
     fits = claim is not None and claim.is_of(held) and (not alike or beyond(stated, str(held)) is not None)
     said = f"({up(claim.epsilon)}, {delta_text(claim.delta)}) after {claim.steps} steps" if claim else "no (ε, δ)"
@@ -216,6 +225,44 @@ def _statement(files: RunFiles, held: Guarantee) -> Row:
     if not fits and said == given:
         said = "the same figures in other words"
     return Row("the statement in summary.json and from the ledger", fits, {SUMMARY: said, LEDGER: given})
+
+
+def _terms(files: RunFiles, held: Guarantee) -> Iterator[Row]:
+    """Compare what a summary says of the guarantee, each by itself. How sampling is put may differ between versions."""
+    terms = [
+        ("whether it is private", "private", held.private),
+        ("the neighbouring relation", "adjacency", held.adjacency),
+        ("the accountant", "accountant", held.accountant),
+    ]
+    if _is_of_this_version(files):
+        terms.append(("the sampling", "sampling", held.sampling))
+    for what, key, value in terms:
+        if files.said(key) is not None or _is_of_this_version(files):
+            yield _compared(f"{what} in summary.json and from the ledger", files.said(key), value)
+
+
+def _trusted(files: RunFiles) -> Iterator[Row]:
+    """Compare the names of what was taken on trust with the ledger's, as it was when the summary was written.
+
+    A session knows some that are in no ledger until it is closed. It says those in its statement, too.
+    """
+    stated = files.said("taken_on_trust")
+    if files.known is None or (stated is None and not _is_of_this_version(files)):
+        return
+    noted = guarantee([], 0.5, contract=files.known.contract, conditions=files.known.conditions).conditions
+    names = sorted({condition.name for condition in noted})
+    told = sorted(set(map(str, stated))) if isinstance(stated, list) else None
+    fits = told is not None and set(names) <= set(told) <= {*names, *ONLY_IN_A_SESSION}
+    yield Row(
+        "what was taken on trust in summary.json and in the ledger",
+        fits,
+        {SUMMARY: "nothing" if not told else ", ".join(told), LEDGER: ", ".join(names) or "nothing"},
+    )
+
+
+def _is_of_this_version(files: RunFiles) -> bool:
+    versions = files.said("versions")
+    return isinstance(versions, dict) and versions.get("hushgrad") == __version__ and files.said("ledger") is not None
 
 
 def _without_a_ledger(files: RunFiles) -> Iterator[Row]:
@@ -238,6 +285,12 @@ def _metrics(files: RunFiles) -> Iterator[Row]:
     """Compare the lines of the metrics with one another and with the summary."""
     rows = files.measurements
     if not rows:
+        if files.said("test_accuracy") is not None and not files.is_of_an_own_function:
+            yield Row(
+                "the measurements of a run that states an accuracy",
+                False,
+                {SUMMARY: f"test accuracy {_shown(files.said('test_accuracy'))}", METRICS: "nothing"},
+            )
         return
     ordered = all(
         earlier["step"] < later["step"] and _grows(earlier["epsilon"], later["epsilon"])
@@ -296,6 +349,19 @@ def _model(files: RunFiles) -> Iterator[Row]:
             "parameters in summary.json and in the model",
             same(counted, files.model.parameters),
             {SUMMARY: plain(counted), MODEL: plain(files.model.parameters)},
+        )
+    digest = files.said("model_digest")
+    if model_steps is None and digest is not None:
+        yield Row(
+            "the words in the header of the model",
+            False,
+            {SUMMARY: f"a model of {plain(steps)} steps", MODEL: "nothing of its steps"},
+        )
+    if digest is not None and model_steps in (None, steps):
+        yield Row(
+            "the values in summary.json and in the model",
+            digest == files.model.digest,
+            {SUMMARY: f"digest {str(digest)[:12]}…", MODEL: f"digest {files.model.digest[:12]}…"},
         )
     if model_steps is None or not isinstance(steps, int):
         return

@@ -7,9 +7,6 @@ written after the summary. What is read later must not be behind: so the model i
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ from hushgrad.accounting.ledger.ledger import LedgerView, read_ledger, view_when
 from hushgrad.accounting.ledger.records import Anchor
 from hushgrad.arguments import open_unit_interval
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.study.model_file import ModelContent, read_model
 from hushgrad.study.sweep.folder import read_summary
 from hushgrad.study.sweep.results import read_measurements
 
@@ -28,39 +26,33 @@ ENDED = ("completed", "interrupted")
 
 
 @dataclass(frozen=True, slots=True)
-class ModelHeader:
-    """What a model file says of itself: how many numbers it holds, and the words that it was written with."""
-
-    parameters: int
-    words: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
 class RunFiles:
     """What the files of a run say; None, or nothing, for one that is not there.
 
     `known` is what the ledger said when it ended with the record whose hash the summary keeps; None where the summary
-    keeps none (it is of an older version) or where the ledger never had that record.
+    keeps none (it is of an older version) or where the ledger never had that record. `is_torn`: whether the last line
+    of the metrics was cut off while it was written.
     """
 
     folder: Path
-    model: ModelHeader | None
+    model: ModelContent | None
     summary: Mapping[str, Any] | None
     measurements: list[dict[str, Any]]
     ledger: LedgerView | None
     known: LedgerView | None
+    is_torn: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> RunFiles:
         """Read the files in `folder`. Raises LedgerError for a damaged ledger, InvalidArgumentError for another."""
-        model = model_header(folder / MODEL)
+        model = read_model(folder / MODEL)
         summary = read_summary(folder)
-        measurements = read_measurements(folder)
+        measured = read_measurements(folder)
         path = folder / LEDGER
         ledger = read_ledger(path) if path.exists() else None
         anchor = anchor_in(summary)
         known = view_when(path, anchor) if ledger is not None and anchor is not None else None
-        return cls(folder, model, summary, measurements, ledger, known)
+        return cls(folder, model, summary, measured.rows, ledger, known, measured.is_torn)
 
     def said(self, key: str) -> Any:
         """Return a value of the summary, None where it says nothing."""
@@ -70,6 +62,11 @@ class RunFiles:
         """Return the δ of the summary, `default` where it names none. Raises InvalidArgumentError for what is no δ."""
         stated = self.said("delta")
         return default if stated is None else open_unit_interval("delta in a summary.json", stated)
+
+    @property
+    def is_of_an_own_function(self) -> bool:
+        """Whether the run was one of a function of the user's own, which leaves a ledger and a summary alone."""
+        return self.said("results") is not None
 
     @property
     def has_ended(self) -> bool:
@@ -125,24 +122,6 @@ def first(composition: Composition, steps: int) -> Composition:
         part = [*part, (event, taken)]
         steps -= taken
     return part
-
-
-def model_header(path: Path) -> ModelHeader | None:
-    """Return what the header of a model file says; None where there is no file."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 0 < length <= 100_000_000:
-            raise InvalidArgumentError("model.safetensors is damaged: its header has no possible length")
-        try:
-            header = json.loads(stream.read(length))
-            words = header.pop("__metadata__", {})
-            parameters = sum(int(math.prod(tensor["shape"])) for tensor in header.values())
-            return ModelHeader(parameters, {str(key): str(value) for key, value in words.items()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidArgumentError("model.safetensors is damaged: its header cannot be read") from error
 
 
 def file_digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,36 @@ from hushgrad.study.sweep.style import Picture
 from hushgrad.study.sweep.table import Row, gather, read_rows, write_tables
 
 
-def read_measurements(run_folder: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The measurements of a run that are whole, and whether the last line was cut off while it was written."""
+
+    rows: list[dict[str, Any]]
+    is_torn: bool = False
+
+
+def read_measurements(run_folder: Path) -> Measured:
     """Return a run's measurements, the lines of its metrics.jsonl; none for a run of an own function.
 
-    Raises InvalidArgumentError for a line that is no measurement.
+    A line ends with a line break. One without it at the end, which a crash may leave, counts if it is whole all the
+    same. Raises InvalidArgumentError for any other line that is no measurement.
     """
     path = run_folder / "metrics.jsonl"
     if not path.exists():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        return Measured([])
+    rows: list[dict[str, Any]] = []
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
         try:
             row = from_json(line)
         except ValueError:
             row = None
         if not _is_measurement(row):
+            if number == len(lines) and row is None and not line.endswith((b"\n", b"\r")):
+                return Measured(rows, is_torn=True)
             raise InvalidArgumentError(f"line {number} of a run's metrics.jsonl is damaged; remove it, or run anew")
         rows.append(row)
-    return rows
+    return Measured(rows)
 
 
 def _is_measurement(row: Any) -> bool:
@@ -59,7 +72,7 @@ def pictures_of(folder: SweepFolder, plan: SweepPlan, rows: list[Row]) -> dict[s
     pictures = {"accuracy": accuracy_picture(groups, title=plan.name, delta=delta)}
     for index, series in enumerate(dict.fromkeys(group.series for group in groups), start=1):
         members = [row for row in rows if row.series == series and row.status == "completed"]
-        measured = [(row.aim, read_measurements(folder.finished(row.name))) for row in members]
+        measured = [(row.aim, read_measurements(folder.finished(row.name)).rows) for row in members]
         measured = [(aim, lines) for aim, lines in measured if lines]
         if measured:
             pictures[f"curves-{index}"] = curves_picture(measured, title=f"{plan.name}: {series}", delta=delta)
