@@ -139,7 +139,7 @@ def test_an_interrupted_look_at_the_noise_leaves_no_false_alarm() -> None:
         monitor.after(monitor.before(sums), [noise / noise.square().mean().sqrt()], 1.0, 1.0)
 
     for point in range(1, 1000):
-        if not interrupted_at(point, look, lambda file: file.endswith("monitor.py")).rang:
+        if not interrupted_at(point, look, lambda file: file.endswith("monitoring/noise.py")).rang:
             break
     assert point > 5
     assert abs(monitor.ratio - 1) < 1e-4  # that of each look
@@ -159,7 +159,9 @@ def test_an_interrupt_as_an_update_is_handed_out_leaves_gradients_switched_on() 
 
 
 def is_of_writing(file: str) -> bool:
-    return file.endswith(("hushgrad/update.py", "torch/_utils.py", "torch/utils/_contextlib.py", "grad_mode.py"))
+    return file.endswith(
+        ("hushgrad/session/update.py", "torch/_utils.py", "torch/utils/_contextlib.py", "grad_mode.py")
+    )
 
 
 LIMITED = """
