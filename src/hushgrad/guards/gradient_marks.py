@@ -94,7 +94,7 @@ class GradientMarks:
     def _fits(self) -> bool:
         """Whether the marks are still those of parameters that are trained now."""
         return bool(self._marks) and all(
-            parameter.requires_grad and _kind(self._marks[name]) == _kind(parameter)
+            parameter.requires_grad and self._marks[name].dtype is parameter.dtype
             for name, parameter in self._parameters.items()
         )
 
@@ -143,10 +143,6 @@ def _is_scaled(grad: Tensor) -> bool:
     factors = (grad / mark_value(grad.dtype)).double().flatten()
     first = factors[0]
     return bool((factors == first).all() & (first != 1) & (first != 0) & (first.abs() < LARGEST_FACTOR))
-
-
-def _kind(tensor: Tensor | None) -> tuple[object, ...] | None:
-    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
 
 
 def mark_value(dtype: torch.dtype) -> float:
