@@ -239,6 +239,23 @@ def test_where_a_marked_parameter_is_frozen_another_one_is_marked() -> None:
         training.optimizer.step()
 
 
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_parameter_frozen_between_two_backwards_stops_nothing_and_hides_nothing(cleared: bool) -> None:
+    training = Training(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+    x, y = training.item()
+    training.loss(x, y).backward()
+    if cleared:
+        training.optimizer.zero_grad()
+    training.model[0].bias.requires_grad_(False)  # type: ignore[index, union-attr, operator]
+    training.loss(x, y).backward()
+    if cleared:
+        with pytest.raises(ProtocolError, match="zero_grad"):
+            training.optimizer.step()
+    else:
+        training.optimizer.step()
+        assert all(parameter.grad is None for parameter in training.model.parameters())
+
+
 def test_a_parameter_without_values_and_a_norm_that_is_clipped_stop_nothing() -> None:
     class Placed(nn.Module):
         def __init__(self) -> None:

@@ -62,7 +62,10 @@ class GradientMarks:
         if self._put:
             self._problem = self._problem or self._found()
         if not self._fits():
+            problem = self._problem
+            self.take_away()
             self._make()
+            self._problem = problem
         for name, parameter in self._parameters.items():
             if parameter.grad is None:
                 parameter.grad = self._marks[name]
@@ -94,8 +97,8 @@ class GradientMarks:
     def _fits(self) -> bool:
         """Whether the marks are still those of parameters that are trained now."""
         return bool(self._marks) and all(
-            parameter.requires_grad and self._marks[name].dtype is parameter.dtype
-            for name, parameter in self._parameters.items()
+            parameter.requires_grad and mark.dtype is parameter.dtype and mark.device == parameter.device
+            for parameter, mark in ((parameter, self._marks[name]) for name, parameter in self._parameters.items())
         )
 
     def _make(self) -> None:
