@@ -1,19 +1,35 @@
-"""Every error hushgrad raises, each with a stable code.
+"""Every error hushgrad raises, each with a stable code: where it is, what is wrong, and what to do now.
 
-A message says what was expected, what came and the cure. It never contains a data value: shapes, dtypes, counts that
-the caller declared and names only.
+Code that needs to know one of these reads the value, never the text, which is formed from them. No part of it contains
+a data value: shapes, dtypes, counts that the caller declared and names only.
 """
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 
 class HushgradError(Exception):
-    """Base of all errors raised by hushgrad. `code` is stable across versions and starts every message."""
+    """Base of all errors raised by hushgrad.
+
+    `code` is stable across versions and starts every message; `where` names the part of the program (a parameter, a
+    module, a file), `what` says what was expected and what came, and `cure` what to do now. `where` and `cure` may be
+    empty. The text is "code where: what. cure".
+    """
 
     code = "DP000"
 
-    def __init__(self, message: str) -> None:
-        super().__init__(f"{self.code} {message}")
+    def __init__(self, what: str, *, where: str = "", cure: str = "") -> None:
+        self.what, self.where, self.cure = what, where, cure
+        located = f"{where}: {what}" if where else what
+        super().__init__(f"{self.code} {located}. {cure}" if cure else f"{self.code} {located}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._of_parts, (self.what, self.where, self.cure)
+
+    @classmethod
+    def _of_parts(cls, what: str, where: str, cure: str) -> Self:
+        return cls(what, where=where, cure=cure)
 
 
 class HushgradWarning(UserWarning):
