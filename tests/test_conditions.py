@@ -192,6 +192,6 @@ def test_padding_whose_place_could_not_be_looked_at_is_a_condition(tmp_path: Pat
 
 def test_what_the_probe_could_not_examine_is_a_condition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = run(tmp_path / "ledger")
-    engine.session.probe._notes.append("a part: its random numbers could not be silenced")
+    engine.session._parts.probe._notes.append("a part: its random numbers could not be silenced")
     assert names(engine) == ["not examined"]
     assert "not examined: a part: its random numbers" in str(engine.guarantee(1e-5)).lower()

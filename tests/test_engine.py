@@ -496,7 +496,9 @@ def test_planned_passes_over_disjoint_batches_are_a_limit_also_after_break_and_r
     assert train_one_pass(resumed, model, optimizer, loader) == 4
     with pytest.raises(BudgetExhaustedError):
         train_one_pass(resumed, model, optimizer, loader)
-    passes = [event.pass_index for event, _ in resumed.session._spending.events() if isinstance(event, DisjointPass)]
+    passes = [
+        event.pass_index for event, _ in resumed.session._parts.spending.events() if isinstance(event, DisjointPass)
+    ]
     assert passes == [0, 1, 2]
     assert resumed.get_epsilon(1e-5) <= 8.0
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from hushgrad.engine import PrivacyEngine
     from hushgrad.mechanism import DPSGD
     from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, TruncatedPoissonSampling
-    from hushgrad.session.session import Session, privatize
+    from hushgrad.session.privatize import privatize
+    from hushgrad.session.session import Session
 
 __all__ = [  # noqa: RUF022 - in plain order
     "Budget",
@@ -50,7 +51,7 @@ _HOMES = {
     "TruncatedPoissonSampling": "hushgrad.sampling.specs",
     "doctor": "hushgrad.checks.doctor.examination",
     "make_private_ready": "hushgrad.checks.doctor.readiness",
-    "privatize": "hushgrad.session.session",
+    "privatize": "hushgrad.session.privatize",
     "register_operator": "hushgrad.capture.operators.registered",
     "verify": "hushgrad.checks.verification.training.verify",
     "verify_update": "hushgrad.checks.verification.update.verify_update",

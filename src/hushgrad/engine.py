@@ -22,7 +22,8 @@ from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, Sampling, TruncatedPoissonSampling
 from hushgrad.sampling.torch_loader import DataLoaderReading, read_data_loader
-from hushgrad.session.session import Session, privatize
+from hushgrad.session.privatize import privatize
+from hushgrad.session.session import Session
 from hushgrad.session.spending import events_at
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -171,13 +172,7 @@ class PrivacyEngine:
         example's own elements; elements at `ignore_index` are left out, and class weights are not normalised over the
         batch. A function `(output, target)` must return shape `[B]`.
         """
-        session = self.session
-        return PerExampleLoss(
-            criterion,
-            loss_reduction=session.mechanism.loss_reduction,
-            batch_size=lambda: None if session.current_batch is None else session.current_batch.size,
-            observer=session.probe,
-        )
+        return self.session.per_example(criterion)
 
     def get_epsilon(self, delta: float) -> float:
         """Return ε at `delta` for the steps in the ledger; 0 before the first, inf if the noise multiplier is 0."""

@@ -45,7 +45,7 @@ class Recorder:
     def before_draw(self):
         self.draws += 1
 
-    def begin(self, batch):
+    def begin(self, batch, item):
         self.batches.append(batch)
 
 
@@ -177,7 +177,7 @@ def test_the_observer_is_asked_before_each_read_and_at_the_end():
         def before_draw(self):
             order.append("before")
 
-        def begin(self, batch):
+        def begin(self, batch, item):
             order.append("begin")
 
     for _ in loader(rate=1.0, steps=2, dataset=Watched(2), recorder=Observer()):

@@ -27,7 +27,7 @@ from hushgrad.errors import (
 )
 from hushgrad.guards.gradient_marks import shows_nothing
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.session.protocol import DeclaredLoop, ObservedLoop
+from hushgrad.session.order import DeclaredOrder, ObservedOrder
 
 
 class Training:
@@ -89,20 +89,21 @@ def batch(step: int, *, first: bool, last: bool) -> PhysicalBatch:
 
 
 def test_an_observed_loop_accepts_items_in_order() -> None:
-    loop = ObservedLoop()
+    loop = ObservedOrder()
     for step in range(2):
         for first, last in ((True, False), (False, False), (False, True)):
             loop.before_draw()
             loop.begin(batch(step, first=first, last=last))
             loop.require_item()
             loop.end_item()
+        assert loop.end_logical_batch().step == step
 
 
 @pytest.mark.parametrize("lasts", list(itertools.product([False, True], repeat=3)))
 def test_an_observed_loop_refuses_every_item_that_does_not_follow_the_last_one(lasts: tuple[bool, ...]) -> None:
     """Brute force: an item is accepted if it begins a logical batch and none is open, or continues the open one."""
     for firsts in itertools.product([False, True], repeat=3):
-        loop, step, is_open = ObservedLoop(), 0, False
+        loop, step, is_open = ObservedOrder(), 0, False
         for first, last in zip(firsts, lasts, strict=True):
             step += first
             if first == is_open:
@@ -110,14 +111,18 @@ def test_an_observed_loop_refuses_every_item_that_does_not_follow_the_last_one(l
                     loop.begin(batch(step, first=first, last=last))
                 break
             loop.begin(batch(step, first=first, last=last))
-            with pytest.raises(ProtocolError, match=r"before optimizer\.step"):
+            with pytest.raises(ProtocolError, match="for the last one"):
                 loop.before_draw()
             loop.end_item()
+            if last:
+                with pytest.raises(ProtocolError, match="for a logical batch"):
+                    loop.before_draw()
+                loop.end_logical_batch()
             is_open = not last
 
 
 def test_a_discarded_logical_batch_cannot_be_continued() -> None:
-    loop = ObservedLoop()
+    loop = ObservedOrder()
     loop.begin(batch(0, first=True, last=False))
     loop.discard()
     loop.before_draw()
@@ -127,7 +132,7 @@ def test_a_discarded_logical_batch_cannot_be_continued() -> None:
 
 
 def test_a_declared_loop_needs_a_backward_for_a_step_and_none_that_failed() -> None:
-    loop = DeclaredLoop()
+    loop = DeclaredOrder()
     with pytest.raises(ProtocolError, match="without a backward"):
         loop.end_logical_batch()
     loop.start_backward()
@@ -163,7 +168,7 @@ def test_a_step_without_a_backward_is_refused_and_changes_nothing() -> None:
     with pytest.raises(ProtocolError, match="no batch to work on"):
         training.optimizer.step()
     next(iter(training.loader))
-    with pytest.raises(ProtocolError, match="without a finished backward"):
+    with pytest.raises(ProtocolError, match="no backward has finished"):
         training.optimizer.step()
     assert training.is_as(before)
     assert training.session.steps == 0
@@ -173,7 +178,7 @@ def test_a_second_step_for_one_item_is_refused() -> None:
     training = Training(physical=None)
     training.work(next(iter(training.loader)))
     after = training.values()
-    with pytest.raises(ProtocolError, match="stepped already"):
+    with pytest.raises(ProtocolError, match="ended already"):
         training.optimizer.step()
     assert training.is_as(after)
     assert training.session.steps == 1
@@ -245,9 +250,9 @@ def test_what_was_discarded_is_not_in_the_next_update() -> None:
 def test_discard_drops_the_sums_at_once() -> None:
     training = Training()
     training.work(next(iter(training.loader)))
-    assert training.session._update._sums
+    assert training.session._parts.update._sums
     training.session.discard()
-    assert not training.session._update._sums
+    assert not training.session._parts.update._sums
 
 
 def test_an_interrupt_between_a_logical_batch_and_its_release_carries_no_sum_over(
@@ -258,11 +263,11 @@ def test_an_interrupt_between_a_logical_batch_and_its_release_carries_no_sum_ove
     calm.model.load_state_dict(interrupted.model.state_dict())
     calm.loader.dataset.tensors = interrupted.loader.dataset.tensors
 
-    def release(loader_pass: int = 0) -> None:
+    def release(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(interrupted.session, "_release", release)
+        patch.setattr("hushgrad.session.session.release", release)
         items = iter(interrupted.loader)
         with pytest.raises(KeyboardInterrupt):
             interrupted.work(next(items))
@@ -276,7 +281,7 @@ def test_an_item_whose_step_was_interrupted_while_it_was_added_is_never_added_tw
     before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = Training()
-    add = training.session._update.add
+    add = training.session._parts.update.add
     x = next(iter(training.loader))
 
     def interrupted(*arguments: Any) -> None:
@@ -285,7 +290,7 @@ def test_an_item_whose_step_was_interrupted_while_it_was_added_is_never_added_tw
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.session._update, "add", interrupted)
+        patch.setattr(training.session._parts.update, "add", interrupted)
         with pytest.raises(KeyboardInterrupt):
             training.work(x)
     for _ in range(2):
@@ -348,7 +353,7 @@ def test_several_backwards_over_one_item_add_up_per_example_before_clipping() ->
     halves, whole = Training(physical=None), Training(physical=None)
     whole.model.load_state_dict(halves.model.state_dict())
     for training in (halves, whole):
-        training.session._update._mechanism = _clipping_at(training.session.mechanism, 0.05)
+        training.session._parts.update._mechanism = _clipping_at(training.session.mechanism, 0.05)
     x, y = next(iter(halves.loader))
     next(iter(whole.loader))
     for part in (slice(0, 1), slice(1, 2)):

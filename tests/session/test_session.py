@@ -224,7 +224,7 @@ def test_session_backward_over_a_loader_item_is_the_scalar_loss(reduction: str) 
 def test_losses_of_another_number_than_the_records_of_the_item_are_refused() -> None:
     model, _, session = attach()
     (x,) = next(iter(session.batches(TensorDataset(torch.randn(16, 3).double()))))
-    with pytest.raises(LossShapeError, match="one per record"):
+    with pytest.raises(LossShapeError, match="one for each example"):
         session.backward(losses(model, x)[1:])
 
 
@@ -277,7 +277,7 @@ def test_disjoint_passes_are_charged_once_each_and_never_share_a_number(tmp_path
                 optimizer.step()
                 if count == leave_after:
                     break
-        passes = [event.pass_index for event, _ in session._spending.events()]  # type: ignore[union-attr]
+        passes = [event.pass_index for event, _ in session.charged]  # type: ignore[union-attr]
         assert passes == list(range(3 * (run + 1)))
         assert session.epsilon(1e-5) == epsilon([(DisjointPass(1.0, i), 1) for i in passes], 1e-5)
         session.close()
@@ -338,11 +338,11 @@ def test_an_interrupt_between_the_end_of_a_logical_batch_and_its_release_carries
     x = torch.randn(16, 3).double()
     model, optimizer, session = attach(NO_NOISE)
 
-    def interrupted(loader_pass: int = 0) -> None:
+    def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "_release", interrupted)
+        patch.setattr("hushgrad.session.session.release", interrupted)
         session.backward(losses(model, x))
         with pytest.raises(KeyboardInterrupt):
             optimizer.step()
@@ -454,7 +454,7 @@ def test_steps_are_a_hard_limit() -> None:
             optimizer.step()
         assert same(before, values(model))
         assert session.steps == 2
-        assert not session._update._sums
+        assert not session._parts.update._sums
 
 
 def test_epsilon_is_0_at_first_and_infinite_without_noise() -> None:
@@ -614,5 +614,5 @@ def test_the_clipped_sum_holds_no_graph_of_the_forward() -> None:
     """Kept alive, it would hold the activations of every physical batch until the logical batch ends."""
     model, _, session = attach()
     session.backward(losses(model, torch.randn(4, 3).double()))
-    assert all(not total.requires_grad for total in session._update._sums.values())
-    assert len(session._update._sums) == 4
+    assert all(not total.requires_grad for total in session._parts.update._sums.values())
+    assert len(session._parts.update._sums) == 4

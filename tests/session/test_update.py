@@ -21,7 +21,7 @@ MECHANISM = DPSGD(
 
 
 def updated(parameters: dict[str, nn.Parameter], seed: int = 1) -> Update:
-    return Update(parameters, MECHANISM, KeyStream.fixed_for_tests(seed), None)
+    return Update(parameters, KeyStream.fixed_for_tests(seed), None)
 
 
 def shapes(**sizes: tuple[int, ...]) -> dict[str, nn.Parameter]:
@@ -52,7 +52,7 @@ def test_the_layout_and_dtype_of_an_update_are_those_of_its_parameter() -> None:
         "one number": nn.Parameter(torch.zeros(())),
         "nothing": nn.Parameter(torch.zeros(0)),
     }
-    updated(parameters).write()
+    updated(parameters).write(MECHANISM)
     for parameter in parameters.values():
         assert parameter.grad is not None
         assert parameter.grad.stride() == parameter.stride()
@@ -65,7 +65,7 @@ def test_parameters_of_equal_shape_and_equal_parameters_of_later_updates_get_dif
     update = updated(parameters)
     drawn: list[Tensor] = []
     for _ in range(3):
-        update.write()
+        update.write(MECHANISM)
         drawn += [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
         update.clear()
     assert len(drawn) == 6
@@ -91,9 +91,9 @@ def test_a_failed_update_uses_its_number_up(monkeypatch: pytest.MonkeyPatch, fai
 
     monkeypatch.setattr(hushgrad.session.update, "noisy_updates", failing)
     with pytest.raises(failure):
-        update.write()
+        update.write(MECHANISM)
     assert all(parameter.grad is None for parameter in parameters.values())
-    update.write()
+    update.write(MECHANISM)
     assert len(set(addresses)) == len(addresses) == 4
 
 
@@ -104,7 +104,7 @@ def test_clear_takes_back_what_was_written_and_nothing_else() -> None:
     parameters["a"].grad = foreign
     update.clear()
     assert parameters["a"].grad is foreign
-    update.write()
+    update.write(MECHANISM)
     update.clear()
     assert parameters["a"].grad is None
 
@@ -115,7 +115,7 @@ def test_an_update_that_somebody_kept_is_not_written_over() -> None:
     parameters = shapes(large=(large,), small=(3,), also=(2, 2))
     update, kept = updated(parameters), []
     for _ in range(2):
-        update.write()
+        update.write(MECHANISM)
         kept.append([parameter.grad for parameter in parameters.values()])
         if len(kept) == 1:
             copies = [None if grad is None else grad.clone() for grad in kept[0]]
@@ -133,8 +133,8 @@ def test_parameters_with_one_sum_in_one_memory_get_noise_of_their_own(monkeypatc
     monkeypatch.setattr(hushgrad.session.update, "clipped_sums", lambda *_, **__: dict(sums))
     parameters = shapes(**dict.fromkeys(sums, (size,)))
     update = updated(parameters)
-    update.add({}, 1.0)
-    update.write()
+    update.add({}, 1.0, MECHANISM)
+    update.write(MECHANISM)
     assert (shared == 5).all()
     assert (wider == 5).all()
     grads = {name: parameter.grad for name, parameter in parameters.items()}
@@ -154,8 +154,8 @@ def test_small_parameters_get_their_own_parts_of_a_shared_draw(monkeypatch: pyte
     monkeypatch.setattr(hushgrad.session.update, "clipped_sums", lambda *_, **__: dict(sums))
     parameters = shapes(**{name: tuple(value.shape) for name, value in sums.items()})
     update = updated(parameters)
-    update.add({}, 1.0)
-    update.write()
+    update.add({}, 1.0, MECHANISM)
+    update.write(MECHANISM)
     noise = []
     for name, parameter in parameters.items():
         assert parameter.grad is not None
@@ -172,6 +172,6 @@ def test_one_small_parameter_alone_leaves_memory_that_others_read_as_it_is(monke
     memory = torch.full((6,), 1e3)
     monkeypatch.setattr(hushgrad.session.update, "clipped_sums", lambda *_, **__: {"a": memory[:3]})
     update = updated(shapes(a=(3,)))
-    update.add({}, 1.0)
-    update.write()
+    update.add({}, 1.0, MECHANISM)
+    update.write(MECHANISM)
     assert torch.equal(memory, torch.full((6,), 1e3))

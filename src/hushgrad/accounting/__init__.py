@@ -1,6 +1,13 @@
 """Accounting: what ran (events, ledger) and what it cost (accountants, calibration, guarantee)."""
 
-from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, Accountant, epsilon, epsilon_bounds
+from hushgrad.accounting.accountants import (
+    ACCOUNTANTS,
+    DEFAULT_ACCOUNTANT,
+    Accountant,
+    epsilon,
+    epsilon_bounds,
+    register_accountant,
+)
 from hushgrad.accounting.bounds import DeltaBounds, EpsilonBounds
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.calibration import calibrate_noise_multiplier, disjoint_passes, poisson_steps
@@ -45,5 +52,6 @@ __all__ = [
     "guarantee",
     "poisson_steps",
     "read_ledger",
+    "register_accountant",
     "register_event",
 ]

@@ -2,7 +2,7 @@
 
     epsilon(ledger.events(), delta=1e-5)
 
-A new accountant is one more row of `ACCOUNTANTS`.
+A new accountant is one more row here; a program adds one of its own by `register_accountant`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hushgrad.accounting.composition import Composition, NormalForm, normal_form
 from hushgrad.accounting.floating_point import usual_floating_point
 from hushgrad.accounting.truncation import as_if_never_cut, epsilon_with_truncation
 from hushgrad.arguments import one_of, open_unit_interval
-from hushgrad.errors import AccountingError
+from hushgrad.errors import AccountingError, InvalidArgumentError
 
 DEFAULT_ACCOUNTANT = "saddle-point"
 
@@ -59,16 +59,41 @@ def _rdp(form: NormalForm, delta: float) -> EpsilonBounds:
     return EpsilonBounds(0.0, rdp_epsilon(form, delta))
 
 
-ACCOUNTANTS: Mapping[str, Accountant] = MappingProxyType(
-    {
-        accountant.name: accountant
-        for accountant in (
-            Accountant("saddle-point", _saddle_point, 1e-150, True, True, "contour integral with an error bound"),
-            Accountant("pld", _pld, 1e-8, True, False, "privacy loss distributions"),
-            Accountant("rdp", _rdp, 0.0, False, False, "Rényi differential privacy, an upper bound"),
+_KNOWN = {
+    accountant.name: accountant
+    for accountant in (
+        Accountant("saddle-point", _saddle_point, 1e-150, True, True, "contour integral with an error bound"),
+        Accountant("pld", _pld, 1e-8, True, False, "privacy loss distributions"),
+        Accountant("rdp", _rdp, 0.0, False, False, "Rényi differential privacy, an upper bound"),
+    )
+}
+
+ACCOUNTANTS: Mapping[str, Accountant] = MappingProxyType(_KNOWN)
+"""All accountants by name: those of hushgrad, and those that a program registered."""
+
+OWN_ACCOUNTANTS = frozenset(_KNOWN)
+"""The names of hushgrad's."""
+
+
+def register_accountant(accountant: Accountant) -> Accountant:
+    """Make an accountant of somebody else's known by its name; return it.
+
+    Its upper bound is taken at its word where it is above what is known to be spent: every ε of it is held against the
+    lower bound of the default accountant, and a guarantee names it as a third party's.
+
+    Raises `InvalidArgumentError` where it is no `Accountant`, or its name is taken.
+    """
+    if not isinstance(accountant, Accountant):
+        raise InvalidArgumentError(
+            f"an accountant must be an Accountant(name, bounds, ...), got {type(accountant).__name__}",
+            cure="Make a hushgrad.accounting.accountants.Accountant of it",
         )
-    }
-)
+    if accountant.name in _KNOWN:
+        raise InvalidArgumentError(
+            f"an accountant {accountant.name!r} is registered already", cure="Give this one a name of its own"
+        )
+    _KNOWN[accountant.name] = accountant
+    return accountant
 
 
 def epsilon(composition: Composition, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> float:
@@ -114,4 +139,18 @@ def epsilon_bounds(composition: Composition, delta: float, accountant: str = DEF
         raise AccountingError(
             f"accountant {chosen.name!r} found no number for this composition; use another of {', '.join(ACCOUNTANTS)}"
         )
+    if chosen.name not in OWN_ACCOUNTANTS:
+        _require_known_loss(chosen, result, form, delta)
     return result
+
+
+def _require_known_loss(chosen: Accountant, found: EpsilonBounds, form: NormalForm, delta: float) -> None:
+    """Refuse an ε below what is known to be spent; of steps of a fixed size no lower bound is known."""
+    if form.fixed_size:
+        return
+    least = ACCOUNTANTS[DEFAULT_ACCOUNTANT].bounds(as_if_never_cut(form), delta).lower
+    if found.upper < least:
+        raise AccountingError(
+            f"accountant {chosen.name!r} claims a smaller epsilon than is known to be spent",
+            cure=f"Use accountant={DEFAULT_ACCOUNTANT!r}, and mend that accountant",
+        )

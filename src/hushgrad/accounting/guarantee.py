@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
-from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, epsilon_bounds
+from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, OWN_ACCOUNTANTS, epsilon_bounds
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, normal_form
-from hushgrad.accounting.conditions import DECLARED_SAMPLING, FIXED_KEY, Condition, joined
+from hushgrad.accounting.conditions import DECLARED_SAMPLING, FIXED_KEY, Condition, joined, third_party
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import order_of
 from hushgrad.accounting.ledger.ledger import DECLARED, Contract
@@ -135,6 +135,8 @@ def guarantee(
     value = bounds.upper
     form = normal_form(composition)
     notes, trusted = [], list(conditions)
+    if accountant not in OWN_ACCOUNTANTS:
+        trusted.append(third_party("accountant", accountant))
     if form.noiseless:
         notes.append("the noise multiplier is 0 in at least one step")
     elif math.isinf(value):

@@ -76,13 +76,22 @@ class UsePool:
         self._running: dict[int, dict[str, _Uses]] = {}
         self.backwards = 0
         self.undivided = 0
+        self._undivided_tasks: set[int] = set()
+
+    def note_undivided(self) -> None:
+        """Take note, from inside a backward, that its losses were not divided by the size of the batch."""
+        task = torch._C._current_graph_task_id()
+        self._undivided_tasks = {task}  # an earlier one that is still here was left by an exception
+        Variable._execution_engine.queue_callback(lambda: self._undivided_tasks.discard(task))
 
     def add(self, name: str, contribution: Contribution) -> None:
         """Record one use, from inside the backward that produced it."""
         task = torch._C._current_graph_task_id()
         if task not in self._running:
             self._running[task] = {}
-            Variable._execution_engine.queue_callback(lambda: self._finish(task))
+            # A backward inside that one (a part that checkpointing runs again) has a task of its own.
+            is_undivided = bool(self._undivided_tasks)
+            Variable._execution_engine.queue_callback(lambda: self._finish(task, is_undivided))
         uses = self._running[task].setdefault(name, _Uses())
         gradients = contribution.formed(self._plan)
         if gradients is None:
@@ -90,7 +99,7 @@ class UsePool:
         else:
             uses.keep(gradients)
 
-    def _finish(self, task: int) -> None:
+    def _finish(self, task: int, is_undivided: bool) -> None:
         recorded = self._running.pop(task, {})
         if self._outlasts_backward:
             own(uses.factored for uses in recorded.values())
@@ -98,6 +107,7 @@ class UsePool:
             for name, uses in recorded.items():
                 self._finished.setdefault(name, _Uses()).join(uses)
             self.backwards += 1
+            self.undivided += is_undivided
         if self._on_backward is not None:
             self._on_backward()
 
@@ -110,6 +120,7 @@ class UsePool:
     def clear(self) -> None:
         """Drop everything that was recorded."""
         self._finished, self._running, self.backwards, self.undivided = {}, {}, 0, 0
+        self._undivided_tasks = set()
 
     def examples(self, tensor: Tensor, axis: Place, where: str) -> Tensor:
         """Return `tensor` as `[B, ...]` with the batch first, in at least float32 if it is floating.

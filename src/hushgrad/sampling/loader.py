@@ -18,6 +18,7 @@ from hushgrad.arguments import positive_number, whole_number
 from hushgrad.errors import BatchStructureError, ContractChangedError, InvalidArgumentError, ProtocolError
 from hushgrad.randomness import Address, KeyStream
 from hushgrad.sampling.disjoint import CheckedBatches
+from hushgrad.sampling.logical_batches import LogicalBatch, logical_batches
 from hushgrad.sampling.poisson import PoissonSampler, uniform_indices
 from hushgrad.sampling.records import BatchObserver, Cutting, PhysicalBatch, cut
 from hushgrad.sampling.specs import (
@@ -56,7 +57,6 @@ class PrivateLoader:
         max_physical_batch_size: the most records in one item; None for all.
         constant_shapes: whether every item has exactly `max_physical_batch_size` rows.
         options: how records are fetched.
-        arriving: the item that the observer is being told of; None at any other time.
     """
 
     def __init__(
@@ -124,7 +124,6 @@ class PrivateLoader:
         self._items = _torch_loader(dataset, self._planner, self.options)
         self._current_pass: object = None
         self._reader: dict[str, int] = {}  # the thread that reads now
-        self.arriving: Any = None
 
     @classmethod
     def from_data_loader(
@@ -182,6 +181,25 @@ class PrivateLoader:
             BatchStructureError: `collate_fn` failed, or did not get the records that were drawn.
             DuplicateRecordError: the caller's own batches hold a record twice in this pass.
         """
+        for item, _ in self._one_pass():
+            yield item
+
+    def logical_batches(self) -> Iterator[LogicalBatch]:
+        """Yield the `len(loader)` logical batches of one pass; each draws its items when it is iterated over.
+
+        The loop that goes with it takes one step for each of them, however many items it came in::
+
+            for logical_batch in loader.logical_batches():
+                for item in logical_batch:
+                    session.backward(losses_of(item))
+                    session.end_item()
+                optimizer.step()
+
+        Raises what iterating over the loader raises, and `ProtocolError` for a logical batch out of turn.
+        """
+        return logical_batches(self._one_pass(), len(self))
+
+    def _one_pass(self) -> Iterator[tuple[Any, PhysicalBatch]]:
         this_pass = object()
         with self._one_reader():
             self._before_draw()
@@ -191,7 +209,7 @@ class PrivateLoader:
             items = iter(self._items)
             found = self._read(items, planned)
         while found is not None:
-            yield found[0]
+            yield found
             with self._one_reader():
                 if this_pass is not self._current_pass:
                     raise ProtocolError(
@@ -216,8 +234,8 @@ class PrivateLoader:
         finally:
             self._reader.clear()
 
-    def _read(self, items: Iterator[Any], planned: deque[PhysicalBatch]) -> tuple[Any] | None:
-        """Return the next item, which the observer has been told of; None at the end of the pass."""
+    def _read(self, items: Iterator[Any], planned: deque[PhysicalBatch]) -> tuple[Any, PhysicalBatch] | None:
+        """Return the next item and what it is, which the observer has been told of; None at the end of the pass."""
         try:
             records, item = next(items)
         except StopIteration:
@@ -233,12 +251,8 @@ class PrivateLoader:
                 "the dataset's __getitems__ must return one record for each index"
             )
         if self._observer is not None:
-            self.arriving = item
-            try:
-                self._observer.begin(batch)
-            finally:
-                self.arriving = None
-        return (item,)
+            self._observer.begin(batch, item)
+        return item, batch
 
     def _lose(self, planned: Sequence[PhysicalBatch]) -> None:
         """Tell the observer of the batch that was to come; those behind it were fetched ahead, and nobody saw them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from hushgrad.errors import InvalidArgumentError
 
@@ -45,8 +45,8 @@ class BatchObserver(Protocol):
         Raises when the loop did not finish with the item before, and the loader then reads nothing.
         """
 
-    def begin(self, batch: PhysicalBatch) -> None:
-        """Called just before the item described by `batch` is handed to the loop."""
+    def begin(self, batch: PhysicalBatch, item: Any) -> None:
+        """Called just before the item described by `batch` is handed to the loop; `item` is what it will get."""
 
     def lost(self, batch: PhysicalBatch) -> None:
         """Called when the records of `batch` were drawn and cannot be handed out: reading them failed."""

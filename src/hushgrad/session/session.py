@@ -1,4 +1,4 @@
-"""Joins a mechanism to a model and an optimizer: sums while the loop runs backward, noise when it steps.
+"""A session joins a mechanism to a model and an optimizer: sums while the loop runs backward, noise when it steps.
 
 Between backward and step the clipped sums live here and `p.grad` shows nothing of them, so that nobody can log, rescale
 or clip again a gradient without noise. The order of a step is: charge, then noise, then the user's own update.
@@ -8,35 +8,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from types import NoneType
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any, get_args
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.weak import WeakIdKeyDictionary
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.conditions import CLOSED, Condition, third_party
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.guarantee import Guarantee
-from hushgrad.accounting.ledger.ledger import DECLARED, OBSERVED
+from hushgrad.accounting.ledger.ledger import OBSERVED
 from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.arguments import positive_number
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.clipping.flat import FlatClipping
-from hushgrad.errors import (
-    ClosedSessionError,
-    InvalidArgumentError,
-    LedgerError,
-    LossShapeError,
-    NoiseMismatchError,
-    ProtocolError,
-    SensitivityMismatchError,
-    UnsupportedModelError,
-)
+from hushgrad.errors import ClosedSessionError, InvalidArgumentError, LedgerError, LossShapeError, ProtocolError
 from hushgrad.gradients.contribution import Plan
 from hushgrad.guards.compatibility import require_trainable_privately
 from hushgrad.guards.frozen_setup import FrozenSetup
@@ -44,63 +34,30 @@ from hushgrad.guards.gradient_marks import GradientMarks
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.guards.probing.probe import Probe, ProbeReport
+from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.specs import RandomSampling, Sampling, TruncatedPoissonSampling
 from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader
-from hushgrad.session.padding import without_padding
-from hushgrad.session.protocol import DeclaredLoop, ObservedLoop
+from hushgrad.session.declared import DeclaredLoop
+from hushgrad.session.loop import Loop
+from hushgrad.session.members import Members
+from hushgrad.session.observed import ObservedLoop
+from hushgrad.session.parts import Parts
+from hushgrad.session.paused import frozen_for_a_while
+from hushgrad.session.release import note_noise, note_sensitivity, release
 from hushgrad.session.spending import Spending
 from hushgrad.session.step_hooks import StepHooks
 from hushgrad.session.update import Update
 
-NOISE, SENSITIVITY = "noise monitor", "sensitivity monitor"
-
-_in_use = WeakIdKeyDictionary()
-"""The modules and optimizers of all open sessions."""
-
-_left_by_earlier = WeakIdKeyDictionary()
-"""For those of closed sessions: the path of the ledger, its steps, and the steps that were not in it either."""
-
-
-def privatize(
-    model: nn.Module,
-    optimizer: Optimizer,
-    mechanism: DPSGD,
-    *,
-    ledger: str | os.PathLike[str] | None = None,
-    key: KeyStream | None = None,
-    plan: Plan | None = None,
-    budget: Budget | None = None,
-    lease: int = 1,
-) -> Session:
-    """Attach a mechanism to a model and its optimizer; both stay the caller's own objects.
-
-    Args:
-        model: in training mode.
-        optimizer: any torch optimizer over all trainable parameters, but LBFGS and SparseAdam.
-        mechanism: what every step does and costs.
-        ledger: a path makes the record of what ran durable; an existing file is verified and continued.
-        key: for tests only, `KeyStream.fixed_for_tests(seed)`; marks the ledger "NOT PRIVATE".
-        plan: how norms are computed; every plan gives the same numbers.
-        budget: an ε that training must not pass. `optimizer.step()` raises `BudgetExhaustedError` at the first step
-            that does not fit, and updates nothing; the same step after a crash and a resume of the ledger. In passes
-            over the data, for `DisjointBatches`.
-        lease: how many steps are put on disk at once, which saves time; a crash over-charges fewer than that many.
-
-    Raises what `require_trainable_privately` raises, before any data is read, and `ProtocolError` where the model or
-    the optimizer belongs to another open session.
-    """
-    return Session(model, optimizer, mechanism, ledger=ledger, key=key, plan=plan, budget=budget, lease=lease)
-
 
 class Session:
-    """Private training of one model, from `privatize` until `close`.
+    """Private training of one model, from `privatize` until `close`."""
 
-    Guarantee: an update happens only after its charge is recorded.
-    """
+    last_step_updated = False
+    """Whether the last `optimizer.step()` ended a logical batch; learning-rate schedules step only then."""
 
     def __init__(
         self,
@@ -114,52 +71,41 @@ class Session:
         budget: Budget | None = None,
         lease: int = 1,
     ) -> None:
+        """Attach to a model and its optimizer; `privatize` says what the arguments are."""
         if not isinstance(mechanism, DPSGD):
             raise InvalidArgumentError(f"mechanism must be a DPSGD, got {type(mechanism).__name__}")
-        if key is not None and (not isinstance(key, KeyStream) or key.is_secret):
-            raise InvalidArgumentError(
-                "key must be KeyStream.fixed_for_tests(seed), for tests. A session draws its own secret key: two "
-                "sessions with one key would draw the same noise, which cancels"
-            )
         self._parameters = require_trainable_privately(model, optimizer)
-        self._objects: list[object] = [optimizer, *model.modules()]
-        if any(part in _in_use for part in self._objects):
-            raise ProtocolError(
-                "the model or the optimizer was made private already. Call session.close() first, or build both anew"
-            )
-        self._mechanism = mechanism
-        self.last_step_updated = False
-        """Whether the last `optimizer.step()` ended a logical batch; learning-rate schedules step only then."""
-        self._stream = key if key is not None else KeyStream.from_operating_system()
-        self._spending = Spending(mechanism, ledger, noise_is_secret=self._stream.is_secret, budget=budget, lease=lease)
-        self._spending.trust(_third_parties(mechanism, plan))
+        self._members = Members(model, optimizer)
+        self._stream = _stream_of(key)
+        spending = Spending(mechanism, ledger, noise_is_secret=self._stream.is_secret, budget=budget, lease=lease)
+        spending.trust(_third_parties(mechanism, plan))
         self._ledger_path = None if ledger is None else os.path.realpath(ledger)
-        left = [_left_by_earlier[part] for part in self._objects if part in _left_by_earlier]
-        self._spending.uncounted = max(
-            (other + (0 if path is not None and path == self._ledger_path else steps) for path, steps, other in left),
-            default=0,
+        spending.uncounted = self._members.steps_elsewhere(self._ledger_path)
+        plan = plan or Plan.of_device(next(iter(self._parameters.values())).device)
+        probe = Probe(model, self._parameters, mechanism.loss_reduction)
+        self._parts = Parts(
+            mechanism=mechanism,
+            plan=plan,
+            scope=Scope(model, UsePool(plan), probe),
+            probe=probe,
+            frozen=FrozenSetup(model, optimizer, self._parameters),
+            marks=GradientMarks(model, self._parameters),
+            update=Update(self._parameters, self._stream.fork("noise"), plan),
+            spending=spending,
         )
-        self._frozen = FrozenSetup(model, optimizer, self._parameters)
-        self._plan = plan or Plan.of_device(next(iter(self._parameters.values())).device)
-        self._update = Update(self._parameters, mechanism, self._stream.fork("noise"), self._plan)
-        self._marks = GradientMarks(model, self._parameters)
-        self._pool = UsePool(self._plan, outlasts_backward=False)
-        self._loader: PrivateLoader | None = None
-        self._observed, self._declared = ObservedLoop(), DeclaredLoop()
+        probe.join(self._parts.scope)
+        self._loop: Loop = DeclaredLoop(self._parts)
         self._closed = False
-        self._probe = Probe(model, self._parameters, mechanism.loss_reduction)
-        self._scope = Scope(model, self._pool, self._probe)
-        self._probe.join(self._scope)
         self._hooks = StepHooks(
             optimizer,
             start=self._start_step,
-            prepare=self._end_physical_batch,
+            prepare=self._prepare_step,
             finish=self._finish_step,
             abandon=self._abandon_step,
         )
-        _in_use.update(dict.fromkeys(self._objects))
+        self._members.join()
 
-    # The loop ----------------------------------------------------------------------------------------------------
+    # The loop --------------------------------------------------------------------------------------------------------
 
     def backward(self, losses: Tensor) -> None:
         """Run backward on the losses of one physical batch.
@@ -175,38 +121,71 @@ class Session:
             LossShapeError: not one number per example.
             ProtocolError: out of turn.
         """
+        self._loop.backward(self._require_losses(losses))
+
+    def loss(self, losses: Tensor, *, scale: float = 1.0) -> Tensor:
+        """Return the sum of `losses` as a scalar, for a loop whose `backward` is called by somebody else.
+
+        Its backward does what `backward(losses)` does. It is checked to receive a gradient of exactly 1, or of `scale`
+        where the loop divides it by a constant on the way.
+
+        Guarantee: what each loss gets is a constant, whatever gradient came: one that is not `scale` is refused.
+
+        Args:
+            losses: `[b]`, one loss per example of the item in work.
+            scale: what the loop multiplies the scalar by, > 0, a public constant (1/n for n steps of gradient
+                accumulation).
+
+        Raises:
+            LossShapeError: not one number per example.
+            ProtocolError: out of turn, or without a loader of this session; from the backward, another gradient.
+        """
+        return self._loop.loss(self._require_losses(losses), positive_number("scale", scale))
+
+    def end_item(self) -> None:
+        """End the loader's item in work: its clipped sum joins its logical batch.
+
+        A loop that calls this for every item calls `optimizer.step()` once for each logical batch
+        (`loader.logical_batches()`), so that the number of steps shows nothing of the draws.
+
+        Raises:
+            ProtocolError: out of turn, or without a loader of this session.
+        """
         self._require_open()
-        if not isinstance(losses, Tensor) or losses.ndim != 1:
-            shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-            raise LossShapeError(f"losses must have shape [b], one number per example, got {shape}")
-        if self._loader is not None:
-            item = self._observed.require_item()
-            if losses.shape[0] != item.size:
-                raise LossShapeError(f"losses must have shape [{item.size}], one per record, got {list(losses.shape)}")
-            self._probe.losses(losses)
-            divides = self._mechanism.loss_reduction == "mean" and not self._pool.is_narrow
-            before = self._pool.backwards
-            (losses.mean() if divides else losses.sum()).backward()  # type: ignore[no-untyped-call]
-            self._pool.undivided += 0 if divides else self._pool.backwards - before
-            return
-        self._spending.open(DECLARED, None)
-        self._update.clear()
-        self._marks.require_untouched()
-        self._marks.take_away()
-        self._declared.start_backward()
-        if self._declared.is_new:
-            self._update.drop()  # of a logical batch whose step was interrupted before its release
-        self._pool.batch_size = losses.shape[0]
-        try:
-            if losses.shape[0] > 0:
-                self._probe.losses(losses)
-                losses.sum().backward()  # type: ignore[no-untyped-call]
-                self._close_physical_batch(scale=1.0, size=losses.shape[0], drawn=losses.shape[0])
-        finally:
-            self._pool.clear()
-            self._pool.batch_size = None
-        self._declared.end_backward()
-        self._marks.put()
+        self._loop.end_item()
+
+    def per_example(self, criterion: nn.Module | Callable[[Any, Any], Tensor]) -> PerExampleLoss:
+        """Return a criterion that is checked to give one loss per example (see `PrivacyEngine.per_example`)."""
+
+        def size() -> int | None:
+            return None if self._loop.item is None else self._loop.item.size
+
+        reduction = self.mechanism.loss_reduction
+        return PerExampleLoss(criterion, loss_reduction=reduction, batch_size=size, observer=self._parts.probe)
+
+    def discard(self) -> None:
+        """Drop what was summed since the last update and end the logical batch. What was charged stays charged.
+
+        For a loop that was interrupted, never for batches that are not liked: whether a batch is dropped must not
+        depend on its examples (their loss, their number, memory that ran out), because ε holds for the batches that
+        were drawn and not for a choice of them. `guarantee` says how many were dropped.
+        """
+        if not self._closed and self._loop.is_open:
+            self._parts.spending.discard()
+        self._loop.discard()
+        self._parts.update.drop()
+        self._parts.marks.take_away()
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Run forwards and backwards through the model that are not for its own update (a generator's step, say).
+
+        Inside, its parameters require no gradient: gradients pass through them and nothing is recorded.
+        """
+        return frozen_for_a_while(self._parameters.values())
+
+    # The loader ------------------------------------------------------------------------------------------------------
 
     def batches(
         self,
@@ -230,7 +209,7 @@ class Session:
                 `PrivateLoader`).
         """
         count = dataset_length(dataset)
-        sampling, size = self._mechanism.sampling, self._mechanism.expected_batch_size
+        sampling, size = self.mechanism.sampling, self.mechanism.expected_batch_size
         if isinstance(sampling, RandomSampling) and not math.isclose(sampling.rate * count, size, rel_tol=1e-9):
             raise InvalidArgumentError(
                 f"expected_batch_size must be rate x len(dataset) = {sampling.rate * count:g}, the mechanism has "
@@ -238,88 +217,73 @@ class Session:
             )
         if steps_per_pass is None:
             steps_per_pass = math.ceil(count / size) if batches is None else len(batches)
+        observer = self._observer(dataset)
         loader = PrivateLoader(
             dataset,
             sampling,
             steps_per_pass=steps_per_pass,
-            stream=self._loader_stream(),
+            stream=self._stream.fork("loader"),
             batch_size=size,
             batches=batches,
             options=options,
             max_physical_batch_size=max_physical_batch_size,
             constant_shapes=constant_shapes,
-            observer=self,
+            observer=observer,
         )
-        return self._attach_loader(loader, count, None if options is None else options.collate_fn)
+        self._observe(observer, count, None if options is None else options.collate_fn)
+        return loader
 
     def batches_of(
         self, data_loader: Any, *, max_physical_batch_size: int | None = None, constant_shapes: bool = False
     ) -> PrivateLoader:
         """Return a loader with the dataset, workers and `collate_fn` of a DataLoader (see `PrivateLoader`)."""
         reading = read_data_loader(data_loader)
-        sampling = self._mechanism.sampling
+        sampling = self.mechanism.sampling
+        observer = self._observer(reading.dataset)
         loader = PrivateLoader.from_data_loader(
             data_loader,
             poisson_sampling=isinstance(sampling, RandomSampling),
-            stream=self._loader_stream(),
+            stream=self._stream.fork("loader"),
             max_batch_size=sampling.max_batch_size if isinstance(sampling, TruncatedPoissonSampling) else None,
             max_physical_batch_size=max_physical_batch_size,
             constant_shapes=constant_shapes,
-            observer=self,
+            observer=observer,
         )
-        if loader.sampling != self._mechanism.sampling or loader.batch_size != self._mechanism.expected_batch_size:
+        if loader.sampling != sampling or loader.batch_size != self.mechanism.expected_batch_size:
             raise InvalidArgumentError(
                 f"the data loader has batch_size {loader.batch_size:g} of {reading.count} records, the mechanism "
-                f"{self._mechanism.sampling} and expected_batch_size {self._mechanism.expected_batch_size:g}"
+                f"{sampling} and expected_batch_size {self.mechanism.expected_batch_size:g}"
             )
-        return self._attach_loader(loader, reading.count, reading.options.collate_fn)
+        self._observe(observer, reading.count, reading.options.collate_fn)
+        return loader
 
-    def discard(self) -> None:
-        """Drop what was summed since the last update and end the logical batch. What was charged stays charged.
+    def _observer(self, dataset: Any) -> ObservedLoop:
+        self._require_open()
+        if self._parts.spending.is_open:
+            raise ProtocolError("a session has one loader, made before its first backward")
+        return ObservedLoop(self._parts, dataset, self._require_open)
 
-        For a loop that was interrupted, never for batches that are not liked: whether a batch is dropped must not
-        depend on its examples (their loss, their number, memory that ran out), because ε holds for the batches that
-        were drawn and not for a choice of them. `guarantee` says how many were dropped.
-        """
-        if not self._closed and (self._observed.is_open or not self._declared.is_new):
-            self._spending.discard()
-        self._pool.clear()
-        self._pool.batch_size = None
-        self._update.drop()
-        self._observed.discard()
-        self._declared.discard()
-        self._probe.forget()
-        self._probe.is_waiting = self._loader is None
-        self._marks.take_away()
-        for parameter in self._parameters.values():
-            parameter.grad = None
+    def _observe(self, loop: ObservedLoop, population: int, collate_fn: Callable[[list[Any]], Any] | None) -> None:
+        self._parts.spending.open(OBSERVED, population)
+        self._parts.probe.watch_items(collate_fn)
+        self._loop = loop
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Run forwards and backwards through the model that are not for its own update (a generator's step, say).
+    @property
+    def current_batch(self) -> PhysicalBatch | None:
+        """The loader item that is being worked on, if any."""
+        return self._loop.item
 
-        Inside, its parameters require no gradient: gradients pass through them and nothing is recorded.
-        """
-        active = [parameter for parameter in self._parameters.values() if parameter.requires_grad]
-        for parameter in active:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in active:
-                parameter.requires_grad_(True)
-
-    # What was spent ------------------------------------------------------------------------------------------------
+    # What was spent --------------------------------------------------------------------------------------------------
 
     @property
     def mechanism(self) -> DPSGD:
         """What every step does and costs."""
-        return self._mechanism
+        return self._parts.mechanism
 
     @property
     def steps(self) -> int:
         """The number of steps charged, those of earlier sessions with the same ledger included."""
-        return self._spending.steps
+        return self._parts.spending.steps
 
     @property
     def steps_left(self) -> int | None:
@@ -328,239 +292,122 @@ class Session:
         For `DisjointBatches` the limit is in passes over the data, and this is None. Before the first batch is drawn
         the budget is not counted yet.
         """
-        return self._spending.steps_left
+        return self._parts.spending.steps_left
 
     @property
     def charged(self) -> list[tuple[Event, int]]:
         """What was charged, in order, as `(event, count)`; a new list."""
-        return self._spending.events()
+        return self._parts.spending.events()
 
     @property
     def anchor(self) -> Anchor | None:
         """The ledger's last record: kept elsewhere, it shows later whether records were lost. None until it opens."""
-        return self._spending.anchor
+        return self._parts.spending.anchor
 
     def epsilon(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> float:
         """Return ε at `delta` for everything that was charged; 0 before the first step, inf without noise."""
-        return self._spending.epsilon(delta, accountant)
+        return self._parts.spending.epsilon(delta, accountant)
 
     def guarantee(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> Guarantee:
         """Return the guarantee at `delta` with its conditions; `str()` of it is the full sentence."""
-        trusted = [*self._trusted(), *self._probe.open_conditions, *([CLOSED] if self._closed else [])]
-        return self._spending.guarantee(delta, accountant, trusted)
+        trusted = [*self._trusted(), *self._parts.probe.open_conditions, *([CLOSED] if self._closed else [])]
+        return self._parts.spending.guarantee(delta, accountant, trusted)
+
+    @property
+    def noise_monitor(self) -> NoiseMonitor:
+        """What was measured of the noise of the steps so far."""
+        return self._parts.update.monitor
+
+    @property
+    def sensitivity_monitor(self) -> SensitivityMonitor:
+        """What looks at one example of every hundredth update."""
+        return self._parts.update.sensitivity_monitor
+
+    @property
+    def probe_report(self) -> ProbeReport:
+        """What was done to establish that no example influences another's loss, and what it cost."""
+        return self._parts.probe.report
+
+    def _trusted(self) -> list[Condition]:
+        """Return what was taken on trust so far: by the probe, and of operators that were registered."""
+        operators = (third_party("operator", name) for name in sorted(self._parts.scope.registered))
+        return [*self._parts.probe.conditions, *operators]
+
+    # The step, and the end -------------------------------------------------------------------------------------------
+
+    def _start_step(self) -> None:
+        self._require_open()
+        self.last_step_updated = False
+        self._parts.frozen.expect_nothing()  # of a step that was interrupted
+
+    def _prepare_step(self) -> None:
+        """End the physical batch in work, and release the noised update where its logical batch is complete."""
+        self._parts.take_marks()
+        loader_pass = self._loop.end_step()
+        if loader_pass is None:
+            self._parts.frozen.expect_no_update()
+            return
+        release(self._parts, loader_pass, self._trusted)
+        self.last_step_updated = True
+
+    def _finish_step(self) -> None:
+        self._parts.update.clear()
+        self._parts.frozen.require_expected_update()
+        self._parts.frozen.require_moved_weights()
+
+    def _abandon_step(self) -> None:
+        """The step is refused in its middle: take the update away again. The charge stands."""
+        self._parts.update.clear()
+        self._parts.frozen.expect_nothing()
 
     def close(self) -> None:
         """Give back an ordinary model and optimizer, and close the ledger. What was spent can still be read."""
         if self._closed:
             return
         self._closed = True
-        self._scope.detach()
+        parts = self._parts
+        parts.scope.detach()
         self._hooks.remove()
-        for part in self._objects:
-            _in_use.pop(part, None)  # type: ignore[no-untyped-call]
-        if self._spending.is_open:
-            left = (self._ledger_path, self._spending.steps, self._spending.uncounted)
-            _left_by_earlier.update(dict.fromkeys(self._objects, left))
-        self._update.clear()
-        self._marks.take_away()
-        self._pool.clear()
-        self._update.drop()
-        self._probe.forget()
+        self._members.leave()
+        if parts.spending.is_open:
+            self._members.remember(self._ledger_path, parts.spending.steps, parts.spending.uncounted)
+        parts.update.clear()
+        parts.marks.take_away()
+        self._loop.close()
+        parts.update.drop()
+        parts.probe.forget()
         with suppress(LedgerError):  # no ε depends on a note, and what was charged is on disk
-            self._spending.note(NOISE, self._update.monitor.finding())
-            if self._update.number:
-                self._note_sensitivity()
-            self._spending.trust([*self._trusted(), *self._probe.open_conditions])
-        self._spending.close()
-
-    @property
-    def noise_monitor(self) -> NoiseMonitor:
-        """What was measured of the noise of the steps so far."""
-        return self._update.monitor
-
-    @property
-    def sensitivity_monitor(self) -> SensitivityMonitor:
-        """What looks at one example of every hundredth update."""
-        return self._update.sensitivity_monitor
-
-    @property
-    def probe_report(self) -> ProbeReport:
-        """What was done to establish that no example influences another's loss, and what it cost."""
-        return self._probe.report
-
-    @property
-    def probe(self) -> Probe:
-        """What examines the model and its criteria; `PerExampleLoss` reports to it."""
-        return self._probe
-
-    # The loader's protocol -----------------------------------------------------------------------------------------
-
-    @property
-    def current_batch(self) -> PhysicalBatch | None:
-        """The loader item that is being worked on, if any."""
-        return self._observed.item
-
-    def before_draw(self) -> None:
-        """Refuse to read on before the loop has finished with the last item."""
-        self._require_open()
-        self._observed.before_draw()
-
-    def begin(self, batch: PhysicalBatch) -> None:
-        """Take note of the item that the loop is about to get."""
-        self._update.clear()
-        self._marks.take_away()
-        self._frozen.require_same_parameters()
-        self._spending.require_pass(batch.pass_index)
-        if self._loader is not None:
-            self._probe.examine_collate(self._loader.dataset, batch.indices, self._loader.arriving)
-        self._observed.begin(batch)
-        if batch.first:
-            self._update.drop()  # of a logical batch whose step was interrupted before its release
-        # A graph of an earlier item keeps the old pool, where a backward is refused: its examples were not drawn now.
-        self._pool.clear()
-        self._pool.batch_size = None
-        self._pool = UsePool(self._plan, on_backward=self._marks.put)
-        self._pool.batch_size = batch.size
-        self._scope.record_into(self._pool)
-        self._probe.begin_item(batch.size)
-        if self._loader is not None and 0 < len(batch.indices) < batch.size:
-            self._probe.expect_order(self._loader.arriving, batch.size)
-
-    def lost(self, batch: PhysicalBatch) -> None:
-        """Count a logical batch that was drawn and could not be read: which ones fail may depend on their examples."""
-        if batch.first:  # a later item's is open, and `discard` counts it
-            self._spending.discard()
-
-    # The step ------------------------------------------------------------------------------------------------------
-
-    def _start_step(self) -> None:
-        self._require_open()
-        self.last_step_updated = False
-        self._frozen.expect_nothing()  # of a step that was interrupted
-
-    def _finish_step(self) -> None:
-        self._update.clear()
-        self._frozen.require_expected_update()
-        self._frozen.require_moved_weights()
-
-    def _abandon_step(self) -> None:
-        """The step is refused in its middle: take the update away again. The charge stands."""
-        self._update.clear()
-        self._frozen.expect_nothing()
-
-    def _end_physical_batch(self) -> None:
-        """Close the physical batch, and at the end of its logical batch release the noised update."""
-        self._update.clear()
-        self._marks.require_untouched()
-        self._marks.take_away()
-        if self._loader is None:
-            self._frozen.require_no_surprises()
-            self._declared.end_logical_batch()
-            self._release()
-            return
-        item = self._observed.require_item()
-        self._frozen.require_no_surprises()
-        if self._pool.backwards == 0:
-            raise ProtocolError("optimizer.step() without a finished backward for this item of the loader")
-        self._frozen.require_steady_groups(item)
-        self._close_physical_batch(scale=self._scale(item.size), size=item.size, drawn=len(item.indices))
-        self._pool.batch_size = None
-        self._observed.end_item()
-        self._probe.is_waiting = False
-        if item.last:
-            self._release(item.pass_index)
-        else:
-            self._frozen.expect_no_update()
-
-    def _scale(self, size: int) -> float:
-        """Return what undoes the division of the mean loss of an item by its number of rows, padding included.
-
-        Raises:
-            UnsupportedModelError: gradients were rounded to 16 bits after that division. One record more or less would
-                change the rounding of all others' gradients, and so the sum by more than the clip norm.
-        """
-        if self._mechanism.loss_reduction == "sum" or self._pool.undivided == self._pool.backwards:
-            return 1.0
-        if self._pool.is_narrow:
-            raise UnsupportedModelError(
-                "a mean loss divides gradients by the number of records before they are rounded to 16 bits, so that "
-                "one record changes how all others' gradients are rounded, by more than the clip norm in sum. Call "
-                "session.backward(losses) with one loss per record, which divides nothing (engine.session), or use "
-                'loss_reduction="sum" and divide the learning rate by the expected batch size'
-            )
-        return float(size)
-
-    def _close_physical_batch(self, *, scale: float, size: int, drawn: int) -> None:
-        """Add the clipped sum of the first `drawn` of `size` examples; those after them are padding."""
-        self._scope.leave_if_stale()
-        if drawn:
-            if self._probe.is_due(size):  # an ordinary gradient is told by its own name, not as a leak
-                self._frozen.require_no_surprises()
-            self._probe.examine(size)
-        if self._loader is not None:
-            self._observed.start_adding()
-        uses = without_padding(self._pool.take(), drawn, size)
-        if drawn:  # the record that stands in for an empty draw contributes exactly nothing
-            self._follow_schedule()
-            try:
-                self._update.add(uses, scale)
-            except SensitivityMismatchError:
-                with suppress(LedgerError):
-                    self._note_sensitivity()
-                raise
-
-    def _note_sensitivity(self) -> None:
-        self._spending.note(SENSITIVITY, self._update.sensitivity_monitor.finding(self._update.number))
-
-    def _follow_schedule(self) -> None:
-        if self._mechanism.is_scheduled:
-            self._update.follow(self._spending.current())
-
-    def _release(self, loader_pass: int = 0) -> None:
-        """Charge, then draw noise and hand the update to the optimizer."""
-        try:
-            self._spending.require_step()
-            self._follow_schedule()
-            self._spending.note(NOISE, self._update.monitor.finding_due())
-            self._spending.trust(self._trusted())
-            self._spending.charge(loader_pass)
-        except BaseException:
-            self._update.drop()
-            raise
-        self._frozen.expect_moved_weights()
-        try:
-            self._update.write()
-        except NoiseMismatchError:
-            with suppress(LedgerError):  # the alarm is what must be heard
-                self._spending.note(NOISE, self._update.monitor.finding())
-            raise
-        self.last_step_updated = True
-
-    # Set-up --------------------------------------------------------------------------------------------------------
+            note_noise(parts)
+            if parts.update.number:
+                note_sensitivity(parts)
+            parts.spending.trust([*self._trusted(), *parts.probe.open_conditions])
+        parts.spending.close()
 
     def _require_open(self) -> None:
         if self._closed:
-            raise ClosedSessionError("this session was closed. Call privatize or make_private again")
+            raise ClosedSessionError("this session was closed", cure="Call privatize or make_private again")
 
-    def _trusted(self) -> list[Condition]:
-        """Return what was taken on trust so far: by the probe, and of operators that were registered."""
-        operators = (third_party("operator", name) for name in sorted(self._scope.registered))
-        return [*self._probe.conditions, *operators]
-
-    def _loader_stream(self) -> KeyStream:
+    def _require_losses(self, losses: Tensor) -> Tensor:
         self._require_open()
-        if self._loader is not None or self._spending.is_open:
-            raise ProtocolError("a session has one loader, made before its first backward")
-        return self._stream.fork("loader")
+        if not isinstance(losses, Tensor) or losses.ndim != 1:
+            shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise LossShapeError(
+                f"losses must have shape [b], one number per example, got {shape}",
+                cure='Compute the loss with reduction="none" and reduce each example\'s own elements to one number',
+            )
+        return losses
 
-    def _attach_loader(
-        self, loader: PrivateLoader, population: int, collate_fn: Callable[[list[Any]], Any] | None
-    ) -> PrivateLoader:
-        self._spending.open(OBSERVED, population)
-        self._probe.collate_fn = collate_fn
-        self._probe.is_waiting = False
-        self._loader = loader
-        return loader
+
+def _stream_of(key: KeyStream | None) -> KeyStream:
+    """Return the session's own secret bits, or those of a key for tests."""
+    if key is None:
+        return KeyStream.from_operating_system()
+    if not isinstance(key, KeyStream) or key.is_secret:
+        raise InvalidArgumentError(
+            "key must be KeyStream.fixed_for_tests(seed), for tests. A session draws its own secret key: two sessions "
+            "with one key would draw the same noise, which cancels"
+        )
+    return key
 
 
 def _third_parties(mechanism: DPSGD, plan: Plan | None) -> list[Condition]:
@@ -569,6 +416,6 @@ def _third_parties(mechanism: DPSGD, plan: Plan | None) -> list[Condition]:
         "mechanism": (mechanism, (DPSGD,)),
         "clip rule": (mechanism.clipping, (FlatClipping,)),
         "sampling": (mechanism.sampling, get_args(Sampling)),
-        "plan of norms": (plan, (Plan, NoneType)),
+        "plan of norms": (plan, (Plan, type(None))),
     }
     return [third_party(part, type(value).__name__) for part, (value, kinds) in own.items() if type(value) not in kinds]

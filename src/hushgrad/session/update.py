@@ -28,11 +28,8 @@ class Update:
     Guarantee: no noise is drawn twice, and an update is written whole or not at all.
     """
 
-    def __init__(
-        self, parameters: Mapping[str, nn.Parameter], mechanism: DPSGD, noise: KeyStream, plan: Plan | None
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], noise: KeyStream, plan: Plan | None) -> None:
         self._parameters = parameters
-        self._mechanism = mechanism
         self._noise = noise
         self._plan = plan
         self._sums: dict[str, Tensor] = {}
@@ -42,33 +39,36 @@ class Update:
         self.sensitivity_monitor = SensitivityMonitor()
 
     @torch.no_grad()  # what was recorded may still hang on the graph of the forward
-    def add(self, uses: MutableMapping[str, list[Contribution]], scale: float) -> None:
-        """Add the clipped sum of one physical batch, and empty it; `scale` undoes the division of its mean loss."""
-        factors = self._mechanism.clipping.factors
-        watch = self._look if not self._sums and self.sensitivity_monitor.is_due(self._number) else None
-        for name, part in clipped_sums(uses, factors=factors, scale=scale, plan=self._plan, watch=watch).items():
+    def add(self, uses: MutableMapping[str, list[Contribution]], scale: float, mechanism: DPSGD) -> None:
+        """Add the clipped sum of one physical batch, and empty it.
+
+        Args:
+            uses: what its backwards recorded.
+            scale: undoes the division of its mean loss.
+            mechanism: that of the step which the sum is for.
+        """
+
+        def look(uses: Mapping[str, Contribution], weights_B: Tensor) -> None:
+            self.sensitivity_monitor.check(self._number, uses, weights_B, mechanism.clipping.sensitivity)
+
+        watch = look if not self._sums and self.sensitivity_monitor.is_due(self._number) else None
+        sums = clipped_sums(uses, factors=mechanism.clipping.factors, scale=scale, plan=self._plan, watch=watch)
+        for name, part in sums.items():
             if name in self._sums:
                 self._sums[name] += part
             else:
                 self._sums[name] = part
-
-    def _look(self, uses: Mapping[str, Contribution], weights_B: Tensor) -> None:
-        self.sensitivity_monitor.check(self._number, uses, weights_B, self._mechanism.clipping.sensitivity)
 
     @property
     def number(self) -> int:
         """How many updates were written."""
         return self._number
 
-    def follow(self, mechanism: DPSGD) -> None:
-        """Clip and add noise as `mechanism` says from here on: the next step of a schedule."""
-        self._mechanism = mechanism
-
     def drop(self) -> None:
         """Forget the sums."""
         self._sums = {}
 
-    def write(self) -> None:
+    def write(self, mechanism: DPSGD) -> None:
         """Hand (sum + noise) / divisor to the optimizer, in `p.grad`, and forget the sums. Charge before.
 
         Parameters that are frozen now get nothing, so that the optimizer leaves them alone; their sums are dropped.
@@ -80,7 +80,7 @@ class Update:
         self._is_written = True
         try:
             trained = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
-            self._hand_out(list(trained.values()), [self._total(sums, name) for name in trained], number)
+            self._hand_out(list(trained.values()), [self._total(sums, name) for name in trained], number, mechanism)
         except BaseException:
             self.clear()  # no partial update; the charge stands
             raise
@@ -92,7 +92,7 @@ class Update:
                 parameter.grad = None
             self._is_written = False
 
-    def _hand_out(self, parameters: list[nn.Parameter], totals: list[Tensor], number: int) -> None:
+    def _hand_out(self, parameters: list[nn.Parameter], totals: list[Tensor], number: int, mechanism: DPSGD) -> None:
         together, alone = _draws(totals)
         shared = [[totals[place] for place in places] for places in together]
         flats = [_flattened(parts) for parts in shared]
@@ -104,11 +104,11 @@ class Update:
                 Noised(total, Address(number, item), overwrite=is_owner)
                 for item, (total, is_owner) in enumerate(zip(sums, owners, strict=True))
             ],
-            noise_std=self._mechanism.noise_std,
-            divisor=self._mechanism.divisor,
+            noise_std=mechanism.noise_std,
+            divisor=mechanism.divisor,
             stream=self._noise,
         )
-        self.monitor.after(sample, updates, self._mechanism.noise_std, self._mechanism.divisor)
+        self.monitor.after(sample, updates, mechanism.noise_std, mechanism.divisor)
         for places, parts, flat in zip(together, shared, updates, strict=False):
             for place, update in zip(places, _unflattened(flat, parts), strict=True):
                 parameters[place].grad = _laid_out_as(parameters[place], update)

@@ -88,7 +88,7 @@ def trained(
 
 def conditions(engine: PrivacyEngine) -> set[str]:
     """Return the names of what was taken on trust; the guarantee says them too, and takes a while to compute."""
-    return {condition.name for condition in engine.session.probe.conditions}
+    return {condition.name for condition in engine.session._parts.probe.conditions}
 
 
 CLASSIFIED = TensorDataset(FEATURES, LABELS)
@@ -623,7 +623,7 @@ def test_values_from_inside_the_model_are_a_condition_without_a_loader_too(kept:
     found = model(FEATURES[:12])
     outputs, hidden = (found, model.kept) if kept else found
     session.backward(F.cross_entropy(outputs, LABELS[:12], reduction="none") + hidden.square().sum(1))
-    assert (INNER_LOSS in session.probe.conditions) == kept
+    assert (INNER_LOSS in session._parts.probe.conditions) == kept
 
 
 def test_a_part_of_the_loop_s_own_beside_examined_losses_is_looked_at() -> None:

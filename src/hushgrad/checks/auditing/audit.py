@@ -30,7 +30,7 @@ from hushgrad.checks.auditing.bounds import (
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
 from hushgrad.sampling.specs import PoissonSampling
-from hushgrad.session.session import privatize
+from hushgrad.session.privatize import privatize
 
 Scores = NDArray[np.float64]
 Members = NDArray[np.bool_]

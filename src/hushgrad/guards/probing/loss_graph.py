@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from hushgrad.guards.probing.loss_rules import RULES
@@ -34,11 +34,11 @@ class LossGraph:
     Args:
         size: B.
         outputs: the model's outputs.
-        vouched: the numbers of nodes that made losses `[B]` which were examined elsewhere.
+        vouched: what is known of the values of nodes that were examined elsewhere, by their numbers.
         anchor: what every captured operator of the model hangs on.
     """
 
-    def __init__(self, size: int, outputs: Container[Key], vouched: Sequence[int], anchor: Any) -> None:
+    def __init__(self, size: int, outputs: Container[Key], vouched: Mapping[int, Value], anchor: Any) -> None:
         self._size = size
         self._anchor = anchor
         self._outputs = outputs
@@ -88,7 +88,7 @@ class LossGraph:
             return found
         if number in self._vouched:
             self._read.has_vouched = True
-            return Rows(0)
+            return self._vouched[number]
         edges = node.next_functions
         if kind == HOOKED and edges[index][0] is not None:
             return self._value(*edges[index])

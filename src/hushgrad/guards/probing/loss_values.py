@@ -41,8 +41,9 @@ class Rows(NamedTuple):
 class Term(NamedTuple):
     """One reduction over the examples of the batch, as it enters the loss.
 
-    `kind`: "mean", "sum", "model" (a scalar that the model returned) or "other". `is_plain`: False where it has a
-    factor that the graph does not show. `counts`: whether it is divided by a number of chosen values (of targets that
+    `kind`: "mean", "sum", "model" (a scalar that the model returned), "vouched" (a sum of losses that were examined,
+    which its own backward holds to its gradient) or "other". `is_plain`: False where it has a factor that the graph
+    does not show. `counts`: whether it is divided by a number of chosen values (of targets that
     are not ignored, say). `is_weighted`: whether classes have weights. `law`: see `Rows`.
     """
 

@@ -179,6 +179,15 @@ class Probe:
         if not self._look_at_graph(losses):
             self._is_told = False
 
+    def total(self, loss: Tensor) -> None:
+        """`loss` is the sum of losses that were examined, and will be held to its gradient when its backward runs."""
+        self._scalar_loss.vouch_total(loss)
+
+    @property
+    def saw_own_loss(self) -> bool:
+        """Whether a backward over the item in work came, also in part, from a scalar loss of the loop's own."""
+        return self._scalar_loss.saw_own
+
     def _look_at_graph(self, losses: Tensor) -> bool:
         calls = [part.call for part in self._pending if _holds(part.call.inputs, losses.shape[0])]
         outputs = [tensor for call in calls for _, tensor in tensors_at(call.output)]
@@ -197,6 +206,16 @@ class Probe:
         self.forget()
         self.is_waiting = True
         self._scalar_loss.size = size
+
+    def end_item(self) -> None:
+        """The item is done; forwards before the next one belong to no batch."""
+        self.forget()
+        self.is_waiting = False
+
+    def watch_items(self, collate_fn: Callable[[list[Any]], Any] | None) -> None:
+        """A loader will hand out items that `collate_fn` makes."""
+        self.collate_fn = collate_fn
+        self.end_item()
 
     def expect_order(self, item: Any, rows: int) -> None:
         """The item that comes now has padding, which is known by its place: look once whether rows keep their order."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hushgrad.accounting.conditions import INNER_LOSS, OUTSIDE_CALL, UNREAD_LOSS, Condition
 from hushgrad.guards.probing.loss_graph import LossGraph, reaches_inside
 from hushgrad.guards.probing.loss_judge import LossJudge
-from hushgrad.guards.probing.loss_values import Key, Total
+from hushgrad.guards.probing.loss_values import Key, Rows, Term, Total, Value
 from hushgrad.guards.probing.trees import tensors_at
 
 _BACKWARD = torch.autograd.backward.__code__
@@ -59,8 +59,10 @@ class ScalarLoss:
         """How many examples the item in work has; None where there is no loader, and no plain loss is taken."""
         self._thread = 0
         self._outputs: dict[Key, _Output] = {}
-        self._vouched: list[int] = []
+        self._vouched: dict[int, Value] = {}
         self._looked_at: set[int] = set()
+        self.saw_own = False
+        """Whether a loss of the item in work had a part that was not vouched for."""
         self._conditions: dict[Condition, None] = {}
 
     # What the probe tells --------------------------------------------------------------------------------------------
@@ -74,6 +76,7 @@ class ScalarLoss:
         self._outputs.clear()
         self._vouched.clear()
         self._looked_at.clear()
+        self.saw_own = False
 
     def left(self, module: nn.Module, output: Any) -> None:
         """A captured forward that may be trained on returned `output`."""
@@ -95,9 +98,14 @@ class ScalarLoss:
     def vouch(self, losses: Tensor) -> None:
         """These losses, `[B]`, are examined elsewhere, as to the model's outputs."""
         if losses.grad_fn is not None:
-            self._vouched.append(losses.grad_fn._sequence_nr())
+            self._vouched[losses.grad_fn._sequence_nr()] = Rows(0)
             if reaches_inside(losses.grad_fn, self._outputs, self._anchor):
                 self._conditions[INNER_LOSS] = None
+
+    def vouch_total(self, loss: Tensor) -> None:
+        """This scalar is the sum of losses that were examined; another gradient than it expects is refused."""
+        if loss.grad_fn is not None:
+            self._vouched[loss.grad_fn._sequence_nr()] = Total((Term("vouched"),))
 
     def close(self) -> None:
         """The item is about to be released: a backward that was not looked at is taken on trust."""
@@ -135,12 +143,14 @@ class ScalarLoss:
             if not any(key in reading.outputs or reading.has_vouched for reading in readings):
                 continue  # a backward inside another one
             for loss, reading in zip(losses, readings, strict=True):
+                self.saw_own |= reading.has_own
                 reading.loss = loss.detach()
                 if isinstance(reading.value, Total) and is_scaled:
                     reading.value = reading.value.scaled()
                 shown = (key, gradient, self._values(key)) if len(losses) == 1 else None
                 self._conditions.update(dict.fromkeys(self._judge.judge(reading, shown)))
             return
+        self.saw_own = True
         self._conditions[UNREAD_LOSS] = None
 
     def _losses(self) -> Iterator[tuple[list[Tensor], bool]]:
@@ -161,6 +171,8 @@ class ScalarLoss:
 
     def _is_vouched(self, root: Any) -> bool:
         """Whether a loss is a mean or sum of losses that were examined, and nothing else; most are."""
+        if isinstance(self._vouched.get(root._sequence_nr()), Total):
+            return True
         edges = root.next_functions
         return len(edges) == 1 and edges[0][0] is not None and edges[0][0]._sequence_nr() in self._vouched
 

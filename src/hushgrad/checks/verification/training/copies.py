@@ -31,7 +31,8 @@ from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.specs import PoissonSampling, RandomSampling
 from hushgrad.sampling.torch_loader import DataLoaderReading, read_data_loader
-from hushgrad.session.session import Session, privatize
+from hushgrad.session.privatize import privatize
+from hushgrad.session.session import Session
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 TrainingLoop = Callable[[nn.Module, Optimizer, Any, PerExampleLoss], None]
@@ -189,13 +190,7 @@ class Running:
 
     def per_example(self) -> PerExampleLoss:
         """Return the checked loss, as `PrivacyEngine.per_example` does."""
-        session = self.session
-        return PerExampleLoss(
-            self.criterion,
-            loss_reduction=session.mechanism.loss_reduction,
-            batch_size=lambda: None if session.current_batch is None else session.current_batch.size,
-            observer=session.probe,
-        )
+        return self.session.per_example(self.criterion)
 
     def update(self, item: Any) -> Output:
         """Return the update that one step on an item writes; None stands for an empty draw."""

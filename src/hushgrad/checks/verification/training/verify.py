@@ -237,7 +237,7 @@ class _Draws:
     def before_draw(self) -> None:
         """Nothing is required."""
 
-    def begin(self, batch: PhysicalBatch) -> None:
+    def begin(self, batch: PhysicalBatch, item: object) -> None:
         """Note an item."""
         self.batches.append(batch)
 

@@ -1,0 +1,50 @@
+"""How a training loop shows a session its batches: the one protocol that both kinds of loop follow."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from hushgrad.sampling.records import PhysicalBatch
+
+
+class Loop(ABC):
+    """A loop whose batches are observed (hushgrad's own loader draws them) or declared (by the caller)."""
+
+    @property
+    @abstractmethod
+    def item(self) -> PhysicalBatch | None:
+        """The loader's item in work, if there is one."""
+
+    @property
+    @abstractmethod
+    def is_open(self) -> bool:
+        """Whether a logical batch was begun that has not ended."""
+
+    @abstractmethod
+    def backward(self, losses_B: Tensor) -> None:
+        """Run backward on the losses of one physical batch, one for each example."""
+
+    @abstractmethod
+    def loss(self, losses_B: Tensor, scale: float) -> Tensor:
+        """Return a scalar whose backward, by somebody else, is that of `backward(losses_B)`."""
+
+    @abstractmethod
+    def end_item(self) -> None:
+        """End the physical batch in work without a step of the optimizer."""
+
+    @abstractmethod
+    def end_step(self) -> int | None:
+        """`optimizer.step()` was called: end the physical batch in work.
+
+        Return the number of the pass over the loader if a logical batch ends and is to be released, else None.
+        """
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Forget the batches in work."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """The session ends: refuse backwards through what was run."""

@@ -1,0 +1,143 @@
+"""A loop over hushgrad's own loader, which tells of every item: the sampling is then observed, not declared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from hushgrad.capture.uses import UsePool
+from hushgrad.errors import LossShapeError
+from hushgrad.sampling.records import PhysicalBatch
+from hushgrad.session.loop import Loop
+from hushgrad.session.open_batch import OpenBatch
+from hushgrad.session.order import ObservedOrder
+from hushgrad.session.parts import Parts
+from hushgrad.session.scalar import expecting
+
+
+class ObservedLoop(Loop):
+    """The observer of one loader, and the loop over its items.
+
+    Args:
+        parts: those of the session.
+        dataset: what the loader reads.
+        require_open: raises where the session was closed.
+    """
+
+    def __init__(self, parts: Parts, dataset: Any, require_open: Callable[[], None]) -> None:
+        self._parts = parts
+        self._dataset = dataset
+        self._require_open = require_open
+        self._order = ObservedOrder()
+        self._batch: OpenBatch | None = None
+
+    @property
+    def item(self) -> PhysicalBatch | None:
+        """The item in work, if any."""
+        return self._order.item
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a logical batch was begun and has not ended."""
+        return self._order.is_open
+
+    # What the loader tells -------------------------------------------------------------------------------------------
+
+    def before_draw(self) -> None:
+        """Refuse to read on before the loop has finished with the last item."""
+        self._require_open()
+        self._order.before_draw()
+
+    def begin(self, batch: PhysicalBatch, item: Any) -> None:
+        """Take note of the item that the loop is about to get."""
+        parts = self._parts
+        parts.update.clear()
+        parts.marks.take_away()
+        parts.frozen.require_same_parameters()
+        parts.spending.require_pass(batch.pass_index)
+        parts.probe.examine_collate(self._dataset, batch.indices, item)
+        self._order.begin(batch)
+        if batch.first:
+            parts.update.drop()  # of a logical batch whose step was interrupted before its release
+        self.close()
+        pool = UsePool(parts.plan, on_backward=parts.marks.put)
+        self._batch = OpenBatch(parts, pool, batch.size, len(batch.indices))
+        parts.scope.record_into(pool)
+        parts.probe.begin_item(batch.size)
+        if 0 < len(batch.indices) < batch.size:
+            parts.probe.expect_order(item, batch.size)
+
+    def lost(self, batch: PhysicalBatch) -> None:
+        """Count a logical batch that was drawn and could not be read: which ones fail may depend on their examples."""
+        if batch.first:  # a later item's is open, and `discard` counts it
+            self._parts.spending.discard()
+
+    # What the training loop does -------------------------------------------------------------------------------------
+
+    def backward(self, losses_B: Tensor) -> None:
+        """Run backward on the losses of the item; those of several calls add up per example before clipping."""
+        batch = self._require_batch(losses_B)
+        self._parts.probe.losses(losses_B)
+        if batch.divides_losses:
+            losses_B.mean().backward()  # type: ignore[no-untyped-call]
+        else:
+            expecting(losses_B, 1.0, batch).backward()  # type: ignore[no-untyped-call]
+
+    def loss(self, losses_B: Tensor, scale: float) -> Tensor:
+        """Return the sum of the losses, to be run backward by somebody else."""
+        batch = self._require_batch(losses_B)
+        self._parts.probe.losses(losses_B)
+        total = expecting(losses_B, scale, batch)
+        self._parts.probe.total(total)
+        return total
+
+    def end_item(self) -> None:
+        """Add the clipped sum of the item to its logical batch."""
+        self._parts.take_marks()
+        self._end(self._order.require_item())
+
+    def end_step(self) -> int | None:
+        """End the item in work, unless `end_item` has; return the pass where its logical batch is complete."""
+        if self._order.complete is None:
+            self._end(self._order.require_item())
+        else:
+            self._parts.frozen.require_no_surprises()
+        return None if self._order.complete is None else self._order.end_logical_batch().pass_index
+
+    def _end(self, item: PhysicalBatch) -> None:
+        parts, batch = self._parts, self._batch
+        assert batch is not None
+        parts.frozen.require_no_surprises()
+        batch.require_backward()
+        parts.frozen.require_steady_groups(item)
+        scale = batch.scale()
+        batch.examine()
+        self._order.start_adding()
+        batch.add(scale)
+        self.close()
+        self._order.end_item()
+        parts.probe.end_item()
+
+    def discard(self) -> None:
+        """Forget the item and the logical batch that is open."""
+        self.close()
+        self._order.discard()
+        self._parts.probe.end_item()
+
+    def close(self) -> None:
+        """Refuse from here on a backward through the forwards of the item in work."""
+        if self._batch is not None:
+            self._batch.close()
+            self._batch = None
+
+    def _require_batch(self, losses_B: Tensor) -> OpenBatch:
+        item = self._order.require_item()
+        if losses_B.shape[0] != item.size:
+            raise LossShapeError(
+                f"losses must have shape [{item.size}], one for each example of the item, got {list(losses_B.shape)}",
+                cure="Reduce each example's own elements to one number, and keep the batch",
+            )
+        assert self._batch is not None
+        return self._batch

@@ -1,0 +1,106 @@
+"""The physical batch in work: open, collect, close."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from hushgrad.capture.uses import UsePool
+from hushgrad.errors import LedgerError, ProtocolError, SensitivityMismatchError, UnsupportedModelError
+from hushgrad.session.padding import without_padding
+from hushgrad.session.parts import Parts
+from hushgrad.session.release import note_sensitivity
+
+
+class OpenBatch:
+    """A physical batch from its first forward until its clipped sum is added, or until it is dropped.
+
+    While it is open, backwards are recorded in its pool. Once it is closed, a backward through its forwards is refused:
+    its examples were not drawn for what is in work then.
+
+    Args:
+        parts: those of the session.
+        pool: what the forwards of this batch record into.
+        rows: the number of examples, padding included.
+        drawn: how many of them were drawn; those after them are padding.
+    """
+
+    def __init__(self, parts: Parts, pool: UsePool, rows: int, drawn: int) -> None:
+        self._parts, self._pool, self._rows, self._drawn = parts, pool, rows, drawn
+        pool.batch_size = rows
+
+    @property
+    def divides_losses(self) -> bool:
+        """Whether losses are divided by the number of rows before their backward, which `add` undoes.
+
+        Not where gradients pass through 16 bits: they would be rounded after the division, and one example more or less
+        would change the rounding of all others.
+        """
+        return self._parts.mechanism.loss_reduction == "mean" and not self._pool.is_narrow
+
+    def note_undivided(self) -> None:
+        """The losses of the backward that runs now were not divided by the number of rows."""
+        self._pool.note_undivided()
+
+    def require_backward(self) -> None:
+        """Refuse to end a batch on which no backward has ended."""
+        if self._pool.backwards == 0:
+            raise ProtocolError(
+                "no backward has finished for this item of the loader",
+                cure="Run backward on its loss before optimizer.step() (or session.end_item())",
+            )
+
+    def scale(self) -> float:
+        """Return what undoes the division of the losses by the number of rows.
+
+        Raises:
+            UnsupportedModelError: gradients were rounded to 16 bits after that division. One record more or less would
+                change the rounding of all others' gradients, and so the sum by more than the clip norm.
+        """
+        pool = self._pool
+        if self._parts.mechanism.loss_reduction == "sum":
+            return 1.0
+        if pool.undivided == pool.backwards and not (pool.is_narrow and self._parts.probe.saw_own_loss):
+            return 1.0
+        if pool.is_narrow:
+            raise UnsupportedModelError(
+                "a mean loss divides gradients by the number of examples before they are rounded to 16 bits, so that "
+                "one example changes how all others' gradients are rounded, by more than the clip norm in sum",
+                cure="Call session.backward(losses) (engine.session) or session.loss(losses) with one loss per "
+                'example, which divide nothing, or use loss_reduction="sum" and divide the learning rate by the '
+                "expected batch size",
+            )
+        return float(self._rows)
+
+    def examine(self) -> None:
+        """Probe what ran, unless it was probed before.
+
+        Raises:
+            CrossSampleLeakError, PrivateBufferError: naming the place and the cure.
+        """
+        parts = self._parts
+        parts.scope.leave_if_stale()
+        if self._drawn:
+            if parts.probe.is_due(self._rows):  # an ordinary gradient is told by its own name, not as a leak
+                parts.frozen.require_no_surprises()
+            parts.probe.examine(self._rows)
+
+    def add(self, scale: float) -> None:
+        """Add the clipped sum of the examples that were drawn to the update.
+
+        The example that stands in for an empty draw contributes exactly nothing.
+        """
+        parts = self._parts
+        uses = without_padding(self._pool.take(), self._drawn, self._rows)
+        if not self._drawn:
+            return
+        try:
+            parts.update.add(uses, scale, parts.spending.current())
+        except SensitivityMismatchError:
+            with suppress(LedgerError):  # the alarm is what must be heard
+                note_sensitivity(parts)
+            raise
+
+    def close(self) -> None:
+        """Drop what is still recorded; from here on a backward through its forwards is refused."""
+        self._pool.clear()
+        self._pool.batch_size = None

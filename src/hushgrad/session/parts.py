@@ -1,0 +1,50 @@
+"""What a session is made of, in one value that its loops work with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hushgrad.capture.scope import Scope
+from hushgrad.gradients.contribution import Plan
+from hushgrad.guards.frozen_setup import FrozenSetup
+from hushgrad.guards.gradient_marks import GradientMarks
+from hushgrad.guards.probing.probe import Probe
+from hushgrad.mechanism import DPSGD
+from hushgrad.session.spending import Spending
+from hushgrad.session.update import Update
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The parts of one session. Each does one thing and knows none of the others.
+
+    Attributes:
+        mechanism: what every step does and costs.
+        plan: how norms are computed.
+        scope: captures the forwards of the model.
+        probe: looks for examples that influence each other.
+        frozen: what must stay as it was at set-up.
+        marks: what shows in `.grad` between a backward and the step.
+        update: the clipped sums, and the noised update.
+        spending: the ledger, and what may still be spent.
+    """
+
+    mechanism: DPSGD
+    plan: Plan
+    scope: Scope
+    probe: Probe
+    frozen: FrozenSetup
+    marks: GradientMarks
+    update: Update
+    spending: Spending
+
+    def take_marks(self) -> None:
+        """Begin a step or an item: nothing of the last update, and no mark, is left in `.grad`.
+
+        Raises:
+            ProtocolError: gradients were cleared since the last backward.
+            UnsupportedOptimizerError: they were scaled.
+        """
+        self.update.clear()
+        self.marks.require_untouched()
+        self.marks.take_away()

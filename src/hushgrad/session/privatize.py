@@ -1,0 +1,45 @@
+"""`privatize`: the way into a session for those who write their own loop."""
+
+from __future__ import annotations
+
+import os
+
+from torch import nn
+from torch.optim import Optimizer
+
+from hushgrad.accounting.budget import Budget
+from hushgrad.gradients.contribution import Plan
+from hushgrad.mechanism import DPSGD
+from hushgrad.randomness import KeyStream
+from hushgrad.session.session import Session
+
+
+def privatize(
+    model: nn.Module,
+    optimizer: Optimizer,
+    mechanism: DPSGD,
+    *,
+    ledger: str | os.PathLike[str] | None = None,
+    key: KeyStream | None = None,
+    plan: Plan | None = None,
+    budget: Budget | None = None,
+    lease: int = 1,
+) -> Session:
+    """Attach a mechanism to a model and its optimizer; both stay the caller's own objects.
+
+    Args:
+        model: in training mode.
+        optimizer: any torch optimizer over all trainable parameters, but LBFGS and SparseAdam.
+        mechanism: what every step does and costs.
+        ledger: a path makes the record of what ran durable; an existing file is verified and continued.
+        key: for tests only, `KeyStream.fixed_for_tests(seed)`; marks the ledger "NOT PRIVATE".
+        plan: how norms are computed; every plan gives the same numbers.
+        budget: an ε that training must not pass. `optimizer.step()` raises `BudgetExhaustedError` at the first step
+            that does not fit, and updates nothing; the same step after a crash and a resume of the ledger. In passes
+            over the data, for `DisjointBatches`.
+        lease: how many steps are put on disk at once, which saves time; a crash over-charges fewer than that many.
+
+    Raises what `require_trainable_privately` raises, before any data is read, and `ProtocolError` where the model or
+    the optimizer belongs to another open session.
+    """
+    return Session(model, optimizer, mechanism, ledger=ledger, key=key, plan=plan, budget=budget, lease=lease)

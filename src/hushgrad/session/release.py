@@ -1,0 +1,51 @@
+"""The end of a logical batch: charge, then noise, then the update goes to the optimizer. In this order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from hushgrad.accounting.conditions import Condition
+from hushgrad.errors import LedgerError, NoiseMismatchError
+from hushgrad.session.parts import Parts
+
+NOISE, SENSITIVITY = "noise monitor", "sensitivity monitor"
+
+
+def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condition]]) -> None:
+    """Charge one step, then write the noised update to `.grad`.
+
+    Guarantee: an update happens only after its charge is recorded.
+
+    Args:
+        parts: those of the session.
+        loader_pass: the number of the pass over the loader.
+        trusted: says what the run has taken on trust so far.
+    """
+    update, spending = parts.update, parts.spending
+    try:
+        spending.require_step()
+        mechanism = spending.current()
+        spending.note(NOISE, update.monitor.finding_due())
+        spending.trust(trusted())
+        spending.charge(loader_pass)
+    except BaseException:
+        update.drop()
+        raise
+    parts.frozen.expect_moved_weights()
+    try:
+        update.write(mechanism)
+    except NoiseMismatchError:
+        with suppress(LedgerError):  # the alarm is what must be heard
+            note_noise(parts)
+        raise
+
+
+def note_noise(parts: Parts) -> None:
+    """Leave in the ledger what was measured of the noise so far."""
+    parts.spending.note(NOISE, parts.update.monitor.finding())
+
+
+def note_sensitivity(parts: Parts) -> None:
+    """Leave in the ledger what was seen of single examples so far."""
+    parts.spending.note(SENSITIVITY, parts.update.sensitivity_monitor.finding(parts.update.number))

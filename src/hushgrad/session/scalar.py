@@ -1,0 +1,54 @@
+"""The sum of losses as a scalar that somebody else runs backward: a trainer, an accelerator, a framework."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hushgrad.errors import ProtocolError
+from hushgrad.session.open_batch import OpenBatch
+
+
+def expecting(losses_B: Tensor, scale: float, batch: OpenBatch) -> Tensor:
+    """Return Σ losses, to be given a gradient of exactly `scale`; each loss then gets what the session expects.
+
+    Guarantee: what each loss gets is a constant, whatever gradient came: one that is not `scale` is refused.
+    """
+    total: Tensor = _Expecting.apply(losses_B, scale, batch)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _Expecting(torch.autograd.Function):
+    """Σ losses, whose backward is told in advance which gradient it will be given."""
+
+    @staticmethod
+    def forward(ctx: Any, losses_B: Tensor, scale: float, batch: OpenBatch) -> Tensor:
+        ctx.scale, ctx.batch, ctx.shape = scale, batch, losses_B.shape
+        ctx.divides = batch.divides_losses
+        return losses_B.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        if not _is(gradient, ctx.scale):
+            raise ProtocolError(
+                "the scalar of session.loss was given another gradient than "
+                + ("1" if ctx.scale == 1 else "the declared scale")
+                + ": the loop multiplied or divided it before backward",
+                cure="Call session.loss(losses, scale=1/n) where the loop divides by a constant n (by the steps of "
+                "gradient accumulation, say). Scale it by nothing that depends on the batch, and use no GradScaler "
+                "(bfloat16 needs none)",
+            )
+        if not ctx.divides:
+            ctx.batch.note_undivided()
+        weight = 1 / ctx.shape[0] if ctx.divides else 1.0
+        return torch.full(ctx.shape, weight, dtype=gradient.dtype, device=gradient.device), None, None
+
+
+def _is(gradient: Tensor, scale: float) -> bool:
+    """Whether a gradient is `scale`, up to the rounding of a division in its dtype; 1 is 1 in all of them."""
+    found = float(gradient)
+    return found == scale if scale == 1 else abs(found - scale) <= 4 * torch.finfo(gradient.dtype).eps * abs(scale)
