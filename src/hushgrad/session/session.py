@@ -26,7 +26,7 @@ from hushgrad.accounting.ledger.ledger import DECLARED, OBSERVED
 from hushgrad.accounting.ledger.records import Anchor
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
-from hushgrad.clipping.flat import FlatClipping
+from hushgrad.clipping.known import OWN
 from hushgrad.errors import (
     ClosedSessionError,
     InvalidArgumentError,
@@ -567,7 +567,7 @@ def _third_parties(mechanism: DPSGD, plan: Plan | None) -> list[Condition]:
     """Return the parts that are classes of somebody else's: subclasses of ours may compute something else."""
     own = {
         "mechanism": (mechanism, (DPSGD,)),
-        "clip rule": (mechanism.clipping, (FlatClipping,)),
+        "clip rule": (mechanism.clipping, OWN),
         "sampling": (mechanism.sampling, get_args(Sampling)),
         "plan of norms": (plan, (Plan, NoneType)),
     }

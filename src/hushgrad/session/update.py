@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from hushgrad.gradients.clipped_sum import clipped_sums
+from hushgrad.clipping.bound import BoundRule
+from hushgrad.gradients.clipped_sum import Weighed, clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
@@ -33,6 +34,7 @@ class Update:
     ) -> None:
         self._parameters = parameters
         self._mechanism = mechanism
+        self._clip = BoundRule(mechanism.clipping, parameters)
         self._noise = noise
         self._plan = plan
         self._sums: dict[str, Tensor] = {}
@@ -44,16 +46,17 @@ class Update:
     @torch.no_grad()  # what was recorded may still hang on the graph of the forward
     def add(self, uses: MutableMapping[str, list[Contribution]], scale: float) -> None:
         """Add the clipped sum of one physical batch, and empty it; `scale` undoes the division of its mean loss."""
-        factors = self._mechanism.clipping.factors
         watch = self._look if not self._sums and self.sensitivity_monitor.is_due(self._number) else None
-        for name, part in clipped_sums(uses, factors=factors, scale=scale, plan=self._plan, watch=watch).items():
+        on_excess = self.sensitivity_monitor.exceeded
+        found = clipped_sums(uses, clip=self._clip, scale=scale, plan=self._plan, watch=watch, on_excess=on_excess)
+        for name, part in found.items():
             if name in self._sums:
                 self._sums[name] += part
             else:
                 self._sums[name] = part
 
-    def _look(self, uses: Mapping[str, Contribution], weights_B: Tensor) -> None:
-        self.sensitivity_monitor.check(self._number, uses, weights_B, self._mechanism.clipping.sensitivity)
+    def _look(self, weighed: Weighed) -> None:
+        self.sensitivity_monitor.check(self._number, weighed, self._clip)
 
     @property
     def number(self) -> int:
@@ -63,6 +66,8 @@ class Update:
     def follow(self, mechanism: DPSGD) -> None:
         """Clip and add noise as `mechanism` says from here on: the next step of a schedule."""
         self._mechanism = mechanism
+        if mechanism.clipping != self._clip.rule:
+            self._clip = BoundRule(mechanism.clipping, self._parameters)
 
     def drop(self) -> None:
         """Forget the sums."""

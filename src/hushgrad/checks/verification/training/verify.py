@@ -281,7 +281,8 @@ def _ledger(
         rate_right = bool(rates) and max(abs(rate - sampling.rate) for rate in rates) <= room
     contract, mechanism = view.contract, rig.mechanism
     same = (
-        contract.max_grad_norm == mechanism.clipping.max_grad_norm
+        contract.max_grad_norm == mechanism.clipping.sensitivity
+        and contract.clipping == mechanism.clipping.describe()
         and contract.expected_batch_size == mechanism.expected_batch_size
         and contract.loss_reduction == mechanism.loss_reduction
         and contract.noise_is_secret
@@ -303,9 +304,10 @@ def _ledger(
         Check("ledger", "every update is charged, and before it is written",
               f"{view.steps} charged, {run.updates} updates" + ("" if run.charged_before else ", some uncharged"),
               view.steps == run.updates and run.charged_before, max(1, run.updates), power="every case"),
-        Check("ledger", "the ledger states the clip norm, the divisor and the source of noise that ran",
-              f"C = {contract.max_grad_norm:g}, B = {contract.expected_batch_size:g}, noise: {contract.noise_source}",
-              same, 4, power="every difference"),
+        Check("ledger", "the ledger states the clip rule, the divisor and the source of noise that ran",
+              f"{contract.clipping}, C = {contract.max_grad_norm:g}, B = {contract.expected_batch_size:g}, noise: "
+              f"{contract.noise_source}",
+              same, 5, power="every difference"),
     )  # fmt: skip
 
 
