@@ -87,15 +87,15 @@ def _clipped_sums(
     squares_GB = _measure(members, stacks, plan)
     roots_GB = squares_GB.sqrt()
     weights_GB = clip.factors(roots_GB * scale) * scale
-    if watch is not None:
-        watch(Weighed(members, roots_GB, weights_GB, scale))
-    within_GB = clip.within(roots_GB, weights_GB, scale)
+    within_GB, overflowed_B = clip.within(roots_GB, weights_GB, scale), None
     if not within_GB.all():  # the one look at values of a physical batch: it waits for the device
         overflowed_B = ~torch.isfinite(squares_GB).all(0)
         if not (within_GB | overflowed_B).all():
             on_excess(clip.excess())
-        if overflowed_B.any():
-            return _rescued(members, weights_GB, overflowed_B, clip, scale, plan, on_excess)
+    if watch is not None:
+        watch(Weighed(members, roots_GB, weights_GB, scale))
+    if overflowed_B is not None and overflowed_B.any():
+        return _rescued(members, weights_GB, overflowed_B, clip, scale, plan, on_excess)
     sums: dict[str, Tensor] = {}
     for parts, (groups, alone), weights_B in zip(members, stacks, weights_GB.unbind(), strict=True):
         for name in alone:

@@ -36,4 +36,4 @@ def clipped_sum_of(per_example: Mapping[str, Tensor], rule: ClipRule) -> dict[st
     if not finite_B.any():
         return {name: gradients.new_zeros(gradients.shape[1:]) for name, gradients in per_example.items()}
     found = rule.reference({name: gradients[finite_B].double() for name, gradients in per_example.items()})
-    return {name: found[name].to(gradients.dtype) for name, gradients in per_example.items()}
+    return {name: total.to(per_example[name].dtype) if name in per_example else total for name, total in found.items()}
