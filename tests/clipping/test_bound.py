@@ -176,3 +176,23 @@ def test_the_error_of_excess_names_the_rule_and_says_what_to_do() -> None:
     error: HushgradError = BoundRule(Stated(), NAMES).excess()
     assert (error.code, error.where) == ("DP407", "the clip rule Stated")
     assert "limit / norm" in error.cure
+
+
+def test_a_sensitivity_that_shrinks_later_is_refused() -> None:
+    held = {"c": 5.0}
+
+    @dataclass(frozen=True)
+    class Moving(Stated):
+        @property
+        def sensitivity(self) -> float:  # type: ignore[override]
+            return held["c"]
+
+        def __init__(self) -> None:
+            object.__setattr__(self, "parts", Stated.parts)
+            object.__setattr__(self, "bounds", Stated.bounds)
+
+    bound = BoundRule(Moving(), NAMES)
+    bound.factors(torch.ones(2, 3))
+    held["c"] = 4.0
+    with pytest.raises(ContractChangedError, match="its sensitivity has become smaller"):
+        bound.factors(torch.ones(2, 3))

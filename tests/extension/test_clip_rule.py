@@ -33,7 +33,7 @@ class PerLayer(ClipRule):
     limits_of: tuple[tuple[str, float], ...]
 
     @property
-    def sensitivity(self) -> float:  # type: ignore[override]
+    def sensitivity(self) -> float:
         return sum(limit**2 for _, limit in self.limits_of) ** 0.5
 
     def groups(self, names: Sequence[str]) -> list[list[str]]:
@@ -221,7 +221,7 @@ class FlatSensitivity(PerLayer):
     """It says the largest of its limits in place of the root of their squares."""
 
     @property
-    def sensitivity(self) -> float:  # type: ignore[override]
+    def sensitivity(self) -> float:
         return max(limit for _, limit in self.limits_of)
 
 

@@ -31,7 +31,7 @@ class ByLayer(ClipRule):
     excess: float = 1.0
 
     @property
-    def sensitivity(self) -> float:  # type: ignore[override]
+    def sensitivity(self) -> float:
         return self.c
 
     def groups(self, names: Sequence[str]) -> list[list[str]]:

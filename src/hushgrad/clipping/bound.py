@@ -83,10 +83,10 @@ class BoundRule:
                 f"limits({count}) must return one limit for each of {count} groups, got {len(found)}", where=self._label
             )
         limits = tuple(positive_number(f"the limit of group {i} of {self._label}", v) for i, v in enumerate(found))
-        together = sum(limit**2 for limit in limits) ** 0.5
-        if not together <= self.rule.sensitivity * (1 + 1e-9):
+        self._together = sum(limit**2 for limit in limits) ** 0.5
+        if not self._together <= self.rule.sensitivity * (1 + 1e-9):
             raise SensitivityMismatchError(
-                f"the limits of its {count} groups come to {together:.6g} together (the root of the sum of their "
+                f"the limits of its {count} groups come to {self._together:.6g} together (the root of the sum of their "
                 f"squares), more than the sensitivity {self.rule.sensitivity:.6g} that the noise is made from",
                 where=self._label,
                 cure="Let `sensitivity` be at least that, or lower the limits",
@@ -115,6 +115,12 @@ class BoundRule:
         Raises:
             InvalidArgumentError: it returned something else than a floating-point tensor of that shape.
         """
+        if not self._together <= self.rule.sensitivity * (1 + 1e-9):
+            raise ContractChangedError(
+                "its sensitivity has become smaller than its limits together, since it was bound to the model",
+                where=self._label,
+                cure="Let a rule's constants stay what they are; clip_schedule changes them from step to step",
+            )
         shape, device = norms_GB.shape, norms_GB.device
         found = self.rule.factors(norms_GB)
         if not isinstance(found, Tensor) or found.shape != shape or not found.is_floating_point():

@@ -35,7 +35,7 @@ class FlatClipping(ClipRule):
         object.__setattr__(self, "max_grad_norm", positive_number("max_grad_norm", self.max_grad_norm))
 
     @property
-    def sensitivity(self) -> float:  # type: ignore[override]
+    def sensitivity(self) -> float:
         """C, the largest norm with which one example enters the sum."""
         return self.max_grad_norm
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
@@ -24,7 +24,11 @@ class ClipRule(ABC):
     one example enters the sum, in units of the gradient. The noise is made from it. It must be at least √Σ limits².
     """
 
-    sensitivity: float
+    if TYPE_CHECKING:  # at run time a field's default would be found here
+
+        @property
+        def sensitivity(self) -> float:
+            """√Σ limits² or more."""
 
     def groups(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
         """Return the parameters in groups that are measured and scaled apart; by default one group of all of them.
