@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hushgrad import DPSGD, FlatClipping, PoissonSampling, PrivacyEngine, privatize
+from hushgrad import DPSGD, ClipRule, FlatClipping, PoissonSampling, PrivacyEngine, privatize
 from hushgrad.accounting import conditions
 from hushgrad.accounting.guarantee import guarantee
 from hushgrad.accounting.ledger.ledger import read_ledger
@@ -26,8 +26,22 @@ DATA = TensorDataset(torch.arange(40.0).reshape(20, 2) / 40, torch.arange(20) % 
 
 
 @dataclass(frozen=True)
-class OwnClipping(FlatClipping):
+class OwnClipping(ClipRule):
     """A stranger's clip rule."""
+
+    sensitivity: float
+
+    def limits(self, count: int) -> tuple[float, ...]:
+        return (self.sensitivity,) * count
+
+    def factors(self, norms_GB: Tensor) -> Tensor:
+        return (self.sensitivity / norms_GB).clamp(max=1)
+
+    def scaled(self, factor: float) -> OwnClipping:
+        return OwnClipping(self.sensitivity * factor)
+
+    def reference(self, per_example: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return FlatClipping(self.sensitivity).reference(per_example)
 
 
 class OwnPlan(Plan):

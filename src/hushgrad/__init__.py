@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hushgrad.checks.verification.training.verify import verify
     from hushgrad.checks.verification.update.verify_update import verify_update
     from hushgrad.clipping.flat import FlatClipping
+    from hushgrad.clipping.rule import ClipRule
     from hushgrad.engine import PrivacyEngine
     from hushgrad.mechanism import DPSGD
     from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, TruncatedPoissonSampling
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [  # noqa: RUF022 - in plain order
     "Budget",
+    "ClipRule",
     "DPSGD",
     "DisjointBatches",
     "FlatClipping",
@@ -42,6 +44,7 @@ __all__ = [  # noqa: RUF022 - in plain order
 
 _HOMES = {
     "Budget": "hushgrad.accounting.budget",
+    "ClipRule": "hushgrad.clipping.rule",
     "DPSGD": "hushgrad.mechanism",
     "DisjointBatches": "hushgrad.sampling.specs",
     "FlatClipping": "hushgrad.clipping.flat",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
@@ -15,6 +16,8 @@ from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.arguments import one_of, open_unit_interval, positive_number, whole_number
 from hushgrad.clipping.flat import FlatClipping
+from hushgrad.clipping.known import require_clip_rule
+from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError, ProtocolError
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD
@@ -67,10 +70,10 @@ class PrivacyEngine:
         optimizer: AnyOptimizer,
         data_loader: Any,
         noise_multiplier: float,
-        max_grad_norm: float,
+        max_grad_norm: float | None = None,
         loss_reduction: str = "mean",
         poisson_sampling: bool = True,
-        clipping: str = "flat",
+        clipping: str | ClipRule = "flat",
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
@@ -83,13 +86,15 @@ class PrivacyEngine:
             module: in training mode.
             optimizer: any torch optimizer over all of the module's trainable parameters, but LBFGS and SparseAdam.
             data_loader: a `torch.utils.data.DataLoader`; read for its dataset, batch size, `collate_fn` and workers.
-            noise_multiplier: σ; the noise on the sum of clipped gradients has standard deviation σ · max_grad_norm.
-            max_grad_norm: C, the norm to which each example's gradient is clipped.
+            noise_multiplier: σ; the noise on the sum of clipped gradients has standard deviation σ · max_grad_norm (σ
+                times the sensitivity of the clip rule).
+            max_grad_norm: C, the norm to which each example's gradient is clipped. Left out with a `ClipRule`.
             loss_reduction: "mean" if the loss is a mean over the batch, "sum" if it is a sum. A scalar loss of the
                 loop's own is looked at by its graph, which does not show all: `per_example(criterion)` makes sure.
             poisson_sampling: True draws every record independently with rate batch_size / len(dataset). False keeps
                 the loader's own batches, charged without amplification under zero-out adjacency.
-            clipping: "flat".
+            clipping: "flat" clips the whole gradient of an example to max_grad_norm. A `ClipRule` clips as it says, and
+                its own constants count: max_grad_norm is left out, or is the rule's `sensitivity`.
             max_physical_batch_size: the most records to be in memory at once; larger draws come in several items.
             constant_shapes: True gives every item exactly `max_physical_batch_size` rows, for compilers and graphs that
                 want one shape. Rows that no record was drawn for are padding: other records, which contribute exactly 0
@@ -130,10 +135,10 @@ class PrivacyEngine:
         target_epsilon: float,
         target_delta: float,
         epochs: int,
-        max_grad_norm: float,
+        max_grad_norm: float | None = None,
         loss_reduction: str = "mean",
         poisson_sampling: bool = True,
-        clipping: str = "flat",
+        clipping: str | ClipRule = "flat",
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
@@ -229,9 +234,9 @@ class PrivacyEngine:
 
 def _plan(
     data_loader: Any,
-    max_grad_norm: float,
+    max_grad_norm: float | None,
     loss_reduction: str,
-    clipping: str,
+    clipping: str | ClipRule,
     *,
     noise_multiplier: float,
     poisson_sampling: bool,
@@ -240,11 +245,10 @@ def _plan(
     epochs: int | None = None,
 ) -> DPSGD:
     """Return the mechanism for a data loader: q = batch_size / N exactly, steps = epochs · len(data_loader)."""
-    one_of("clipping", clipping, ("flat",))
     if not isinstance(poisson_sampling, bool):
         raise InvalidArgumentError(f"poisson_sampling must be True or False, got {type(poisson_sampling).__name__}")
     count = None if epochs is None else whole_number("epochs", epochs, minimum=1)
-    clip = FlatClipping(max_grad_norm)
+    clip = _clip_rule(clipping, max_grad_norm)
     reading = read_data_loader(data_loader)
     return DPSGD(
         noise_multiplier=noise_multiplier,
@@ -255,6 +259,22 @@ def _plan(
         passes=None if poisson_sampling else count,
         loss_reduction=loss_reduction,
     )
+
+
+def _clip_rule(clipping: str | ClipRule, max_grad_norm: float | None) -> ClipRule:
+    if isinstance(clipping, str):
+        one_of("clipping", clipping, ("flat",))
+        return FlatClipping(positive_number("max_grad_norm", max_grad_norm))
+    rule = require_clip_rule(clipping)
+    if max_grad_norm is not None:
+        given = positive_number("max_grad_norm", max_grad_norm)
+        if not math.isclose(given, rule.sensitivity, rel_tol=1e-9):
+            raise InvalidArgumentError(
+                f"max_grad_norm is {given:g}, and the clip rule {rule.describe()} has the sensitivity "
+                f"{rule.sensitivity:g}",
+                cure="Leave max_grad_norm out: the noise is made from the rule's own sensitivity",
+            )
+    return rule
 
 
 def _sampling(

@@ -18,7 +18,8 @@ from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.arguments import non_negative_number, one_of, positive_number, whole_number
-from hushgrad.clipping.flat import FlatClipping
+from hushgrad.clipping.known import require_clip_rule
+from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.sampling.specs import (
     DisjointBatches,
@@ -34,7 +35,7 @@ class DPSGD:
 
     Attributes:
         noise_multiplier: σ, no unit. 0 is allowed and not private (ε = ∞).
-        clipping: the clip rule; its `sensitivity` is C.
+        clipping: the clip rule, such as `FlatClipping(C)`; its `sensitivity` is C.
         sampling: how the examples of a step are drawn.
         expected_batch_size: B, a public constant; the size that happens to be drawn is never used.
         steps: a hard limit of steps, if given.
@@ -49,7 +50,7 @@ class DPSGD:
     """
 
     noise_multiplier: float
-    clipping: FlatClipping
+    clipping: ClipRule
     sampling: Sampling
     expected_batch_size: float
     steps: int | None = None
@@ -60,8 +61,7 @@ class DPSGD:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", self.noise_multiplier))
-        if not isinstance(self.clipping, FlatClipping):
-            raise InvalidArgumentError(f"clipping must be FlatClipping(C), got {type(self.clipping).__name__}")
+        require_clip_rule(self.clipping)
         if not isinstance(self.sampling, Sampling):
             raise InvalidArgumentError(
                 f"sampling must be PoissonSampling(rate), TruncatedPoissonSampling(rate, population, max_batch_size) "
@@ -113,7 +113,7 @@ class DPSGD:
             raise InvalidArgumentError(f"the schedule has {self.steps} steps, numbered from 0; step {number} is none")
         clipping = self.clipping
         if self.clip_schedule is not None:
-            clipping = replace(clipping, max_grad_norm=clipping.max_grad_norm * self.clip_schedule[number])
+            clipping = clipping.scaled(self.clip_schedule[number])
         return replace(
             self,
             noise_multiplier=self._noise_at(number),

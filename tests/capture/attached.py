@@ -28,7 +28,7 @@ class Attached:
         self.scope = Scope(model, self.pool)
 
     def sums(self) -> dict[str, Tensor]:
-        return clipped_sums(self.pool.take(), factors=FlatClipping(C).factors)
+        return clipped_sums(self.pool.take(), clip=FlatClipping(C))
 
 
 def batch() -> Tensor:
@@ -43,7 +43,7 @@ def wanted(model: nn.Module, *losses_of_row: Callable[[nn.Module, int], Tensor])
     """The clipped sums of Σ over the given losses, one example at a time, on an ordinary copy of the model."""
     alone = copy.deepcopy(model)
     runs = [lambda i=i: torch.stack([loss(alone, i) for loss in losses_of_row]).sum() for i in range(B)]
-    return clipped_sum_of(one_at_a_time(alone, runs), C)
+    return clipped_sum_of(one_at_a_time(alone, runs), FlatClipping(C))
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -48,3 +48,34 @@ def test_the_sensitivity_is_the_clip_norm() -> None:
 def test_a_clip_norm_that_is_not_a_positive_number_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="max_grad_norm must be"):
         FlatClipping(wrong)
+
+
+def test_a_class_that_is_derived_from_it_is_refused() -> None:
+    """Guarantee: a class that is derived from it is refused, so that what goes by this name is this rule."""
+    with pytest.raises(InvalidArgumentError, match=r"Mine would be taken for flat clipping.*hushgrad\.ClipRule"):
+        type("Mine", (FlatClipping,), {})
+
+
+def test_a_scaled_rule_has_the_limit_times_the_factor() -> None:
+    assert FlatClipping(0.3).scaled(0.1) == FlatClipping(0.3 * 0.1)
+
+
+def test_the_text_that_ledgers_hold_never_changes() -> None:
+    assert FlatClipping(1).describe() == "FlatClipping(max_grad_norm=1.0)"
+    assert FlatClipping(0.1 + 0.2).describe() == "FlatClipping(max_grad_norm=0.30000000000000004)"
+
+
+def test_the_reference_is_the_sum_of_clipped_gradients_one_by_one() -> None:
+    per_example = {
+        "w": torch.randn(5, 2, 3).double(),
+        "b": torch.randn(5).double() * 10,
+        "zero": torch.zeros(5, 1).double(),
+    }
+    per_example["w"][2], per_example["b"][2] = 0.0, 0.0
+    found = FlatClipping(2.0).reference(per_example)
+    for name, gradients in per_example.items():
+        expected = torch.zeros_like(gradients[0])
+        for place, gradient in enumerate(gradients):
+            norm = math.sqrt(sum(float(values[place].square().sum()) for values in per_example.values()))
+            expected += gradient * min(1.0, 2.0 / norm if norm else 1.0)
+        torch.testing.assert_close(found[name], expected, rtol=1e-12, atol=1e-12)

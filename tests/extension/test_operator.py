@@ -136,7 +136,7 @@ def assert_exact(model: nn.Module, x: Tensor) -> None:
     """Compare the update of one step with the clipped sum of gradients of one example at a time."""
     alone = copy.deepcopy(model)
     runs = [lambda i=i: losses(alone(x[i : i + 1])).sum() for i in range(x.shape[0])]
-    wanted = clipped_sum_of(one_at_a_time(alone, runs), C)
+    wanted = clipped_sum_of(one_at_a_time(alone, runs), FlatClipping(C))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     step(model, x).close()
     for name, parameter in model.named_parameters():

@@ -35,7 +35,7 @@ def captured(model: nn.Module, batch: Tensor, losses: Losses, plan: Plan | None 
 def clipped(uses: Uses, max_grad_norm: float, plan: Plan | None = None) -> dict[str, Tensor]:
     """Return the clipped sums of recorded uses."""
     return clipped_sums(
-        {name: list(parts) for name, parts in uses.items()}, factors=FlatClipping(max_grad_norm).factors, plan=plan
+        {name: list(parts) for name, parts in uses.items()}, clip=FlatClipping(max_grad_norm), plan=plan
     )
 
 

@@ -61,7 +61,7 @@ def test_a_group_gives_the_norms_and_sums_of_its_members() -> None:
 
 def test_clipped_sums_do_not_depend_on_what_is_summed_together() -> None:
     contributions = mixed()
-    sums = clipped_sums({name: [part] for name, part in contributions.items()}, factors=FlatClipping(2.0).factors)
+    sums = clipped_sums({name: [part] for name, part in contributions.items()}, clip=FlatClipping(2.0))
     expected = alone_only(contributions)
     assert set(sums) == set(expected)
     for name, total in sums.items():
@@ -72,17 +72,17 @@ def test_clipped_sums_do_not_depend_on_what_is_summed_together() -> None:
 def test_an_example_that_is_not_finite_in_a_group_contributes_nothing(value: float) -> None:
     contributions = {f"parameter {number}": Dense(torch.randn(B, 4)) for number in range(SMALLEST_GROUP)}
     contributions["parameter 0"].gradients[2] = value
-    sums = clipped_sums({name: [part] for name, part in contributions.items()}, factors=FlatClipping(2.0).factors)
+    sums = clipped_sums({name: [part] for name, part in contributions.items()}, clip=FlatClipping(2.0))
     kept = torch.arange(B) != 2
     rest = {name: [Dense(part.gradients[kept])] for name, part in contributions.items()}
-    for name, total in clipped_sums(rest, factors=FlatClipping(2.0).factors).items():
+    for name, total in clipped_sums(rest, clip=FlatClipping(2.0)).items():
         torch.testing.assert_close(sums[name], total)
 
 
 def test_an_example_whose_square_overflows_in_a_group_is_clipped() -> None:
     contributions = {f"parameter {number}": Dense(torch.randn(B, 4)) for number in range(SMALLEST_GROUP)}
     contributions["parameter 0"].gradients[2] = 1e30
-    sums = clipped_sums({name: [part] for name, part in contributions.items()}, factors=FlatClipping(2.0).factors)
+    sums = clipped_sums({name: [part] for name, part in contributions.items()}, clip=FlatClipping(2.0))
     exact = alone_only({name: Dense(part.gradients.double()) for name, part in contributions.items()})
     for name, total in sums.items():
         torch.testing.assert_close(total.double(), exact[name], rtol=1e-5, atol=1e-6)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
+from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import CrossSampleLeakError, PrivacyUnitError, SparseGradientError, UnsupportedModelError
 from hushgrad.gradients.oracle import clipped_sum_of, one_at_a_time
 
@@ -71,7 +72,7 @@ def test_bags_told_apart_by_offsets_agree_with_one_bag_at_a_time(options: dict[s
     alone, last = copy.deepcopy(model), options.get("include_last_offset", False)
     runs = [lambda bag=bag: losses(alone(*flat([bag], last))).sum() for bag in BAGS]
     found = sums(model, len(BAGS), *flat(BAGS, last))
-    assert distance(found, clipped_sum_of(one_at_a_time(alone, runs), 0.5)) <= 1e-12
+    assert distance(found, clipped_sum_of(one_at_a_time(alone, runs), FlatClipping(0.5))) <= 1e-12
 
 
 @pytest.mark.parametrize("options", OPTIONS[:6], ids=str)
@@ -79,7 +80,7 @@ def test_bags_of_equal_length_agree_with_one_bag_at_a_time(options: dict[str, An
     model, ids = Bags(**options).double(), torch.randint(0, 6, (7, 4))
     alone = copy.deepcopy(model)
     runs = [lambda i=i: losses(alone(ids[i : i + 1])).sum() for i in range(7)]
-    assert distance(sums(model, 7, ids), clipped_sum_of(one_at_a_time(alone, runs), 0.5)) <= 1e-12
+    assert distance(sums(model, 7, ids), clipped_sum_of(one_at_a_time(alone, runs), FlatClipping(0.5))) <= 1e-12
 
 
 def test_weights_for_each_id_scale_its_row() -> None:
@@ -91,11 +92,14 @@ def test_weights_for_each_id_scale_its_row() -> None:
         lambda start=start, end=end: losses(alone(ids[start:end], torch.zeros(1).long(), weights[start:end])).sum()
         for start, end in zip(offsets.tolist(), ends, strict=True)
     ]
-    expected = clipped_sum_of(one_at_a_time(alone, runs), 0.5)
+    expected = clipped_sum_of(one_at_a_time(alone, runs), FlatClipping(0.5))
     assert distance(sums(model, len(BAGS), ids, offsets, weights), expected) <= 1e-12
     table, scales = torch.randint(0, 6, (5, 3)), torch.randn(5, 3, dtype=torch.float64)
     runs = [lambda i=i: losses(alone(table[i : i + 1], None, scales[i : i + 1])).sum() for i in range(5)]
-    assert distance(sums(model, 5, table, None, scales), clipped_sum_of(one_at_a_time(alone, runs), 0.5)) <= 1e-12
+    assert (
+        distance(sums(model, 5, table, None, scales), clipped_sum_of(one_at_a_time(alone, runs), FlatClipping(0.5)))
+        <= 1e-12
+    )
 
 
 @pytest.mark.parametrize("options", OPTIONS[:6], ids=str)

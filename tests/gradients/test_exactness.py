@@ -10,6 +10,7 @@ from cases import CASES, losses
 from measure import captured, clipped, distance, norm_of, reference
 from torch import Tensor
 
+from hushgrad.clipping.flat import FlatClipping
 from hushgrad.gradients.oracle import clipped_sum_of
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -32,7 +33,7 @@ def test_clipped_sums_agree_with_one_example_at_a_time(name: str, dtype: torch.d
         batch = everything[:size]
         per_example = reference(model, batch, losses)
         max_grad_norm = half_clipped(per_example)
-        wanted = clipped_sum_of(per_example, max_grad_norm)
+        wanted = clipped_sum_of(per_example, FlatClipping(max_grad_norm))
         found = clipped(captured(model, batch, losses), max_grad_norm)
         assert distance(found, wanted) <= TOLERANCE[dtype], f"batch of {size}"
 

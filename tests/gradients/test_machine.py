@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.gradients.clipped_sum import clipped_sums
+from hushgrad.gradients.clipped_sum import Weighed, clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.machine import CPU, FILE_VARIABLE, Machine, machine_of, write_machine
@@ -75,16 +74,16 @@ def test_gradients_that_take_more_than_their_operands_are_kept_while_the_budget_
         uses = {name: [outer(positions=7)] for name in "ab"}
         shown: list[Contribution] = []
 
-        def watch(parts: Mapping[str, Contribution], _: torch.Tensor, seen: list[Contribution] = shown) -> None:
-            seen.extend(parts.values())
+        def watch(weighed: Weighed, seen: list[Contribution] = shown) -> None:
+            seen.extend(weighed.members[0].values())
 
-        clipped_sums(uses, factors=FlatClipping(1.0).factors, plan=Plan("instantiate", keep_bytes), watch=watch)
+        clipped_sums(uses, clip=FlatClipping(1.0), plan=Plan("instantiate", keep_bytes), watch=watch)
         assert sum(isinstance(part, Dense) for part in shown) == wanted
 
 
 def test_what_contributions_hold_is_let_go_as_sums_are_formed() -> None:
     uses = {"a": [outer()], "b": [outer(positions=1)]}
-    clipped_sums(uses, factors=FlatClipping(1.0).factors)
+    clipped_sums(uses, clip=FlatClipping(1.0))
     assert uses == {}
 
 
@@ -98,7 +97,7 @@ def test_a_pool_that_forms_gradients_at_once_gives_the_same_sums(name: str, way:
     max_grad_norm = float(norm_of(per_example).median())
     plan = Plan(way, keep_bytes)  # type: ignore[arg-type]
     found = clipped(captured(model, batch, losses, plan), max_grad_norm, plan)
-    assert distance(found, clipped_sum_of(per_example, max_grad_norm)) <= 1e-10
+    assert distance(found, clipped_sum_of(per_example, FlatClipping(max_grad_norm))) <= 1e-10
 
 
 def test_rows_that_are_looked_up_are_added_to_gradients_that_are_kept() -> None:

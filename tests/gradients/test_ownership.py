@@ -80,7 +80,7 @@ def sums(model: nn.Module, x: Any, run: Callable[[nn.Module, Any, UsePool], None
     pool.batch_size = B
     scope = Scope(model, pool)
     run(model, x, pool)
-    found = clipped_sums(pool.take(), factors=FlatClipping(0.5).factors)
+    found = clipped_sums(pool.take(), clip=FlatClipping(0.5))
     scope.detach()
     return found
 

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
+from hushgrad.clipping.flat import FlatClipping
 from hushgrad.gradients.oracle import clipped_sum_of, one_at_a_time
 
 LENGTHS = [3, 5, 1, 4]
@@ -74,7 +75,7 @@ def test_every_form_of_a_recurrent_layer_agrees_with_one_example_at_a_time(kind:
             per_example = reference(model, x, losses)
             limit = float(norm_of(per_example).median())
             found = clipped(captured(model, x, losses), limit)
-            assert distance(found, clipped_sum_of(per_example, limit)) <= 1e-10
+            assert distance(found, clipped_sum_of(per_example, FlatClipping(limit))) <= 1e-10
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
@@ -95,7 +96,7 @@ def test_parts_of_a_recurrent_layer_may_be_frozen() -> None:
     model.layer.bias_hh_l1.requires_grad_(False)
     x = sequences(4, False)
     found = clipped(captured(model, x, losses), 0.5)
-    assert distance(found, clipped_sum_of(reference(model, x, losses), 0.5)) <= 1e-10
+    assert distance(found, clipped_sum_of(reference(model, x, losses), FlatClipping(0.5))) <= 1e-10
 
 
 class LearnedStart(nn.Module):
@@ -116,7 +117,7 @@ def test_first_states_that_are_parameters_are_covered() -> None:
     model, x = LearnedStart().double(), sequences(4, False)
     found = clipped(captured(model, x, losses), 0.5)
     assert set(found) == {name for name, _ in model.named_parameters()}
-    assert distance(found, clipped_sum_of(reference(model, x, losses), 0.5)) <= 1e-10
+    assert distance(found, clipped_sum_of(reference(model, x, losses), FlatClipping(0.5))) <= 1e-10
 
 
 class OnPacked(nn.Module):
@@ -149,7 +150,7 @@ def test_a_packed_sequence_may_be_the_models_input(is_sorted: bool) -> None:
     scope = Scope(model, pool)
     losses(model(packed(slice(0, 4)))).sum().backward()
     scope.detach()
-    assert distance(clipped(pool.take(), 0.5), clipped_sum_of(one_at_a_time(alone, runs), 0.5)) <= 1e-10
+    assert distance(clipped(pool.take(), 0.5), clipped_sum_of(one_at_a_time(alone, runs), FlatClipping(0.5))) <= 1e-10
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])

@@ -55,9 +55,8 @@ def test_uses_that_cancel_have_the_norm_of_what_is_left() -> None:
 def test_a_huge_or_broken_example_reaches_no_other(value: float) -> None:
     rows, outer = uses(torch.float32)
     rows.gradients[1] = value
-    factors = FlatClipping(0.5).factors
-    found = clipped_sums({"w": [rows, outer]}, factors=factors)["w"]
-    expected = clipped_sums({"w": [Dense(dense(rows, outer))]}, factors=factors)["w"]
+    found = clipped_sums({"w": [rows, outer]}, clip=FlatClipping(0.5))["w"]
+    expected = clipped_sums({"w": [Dense(dense(rows, outer))]}, clip=FlatClipping(0.5))["w"]
     assert bool(found.isfinite().all())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
@@ -67,4 +66,4 @@ def test_no_gradient_of_the_size_of_the_table_is_formed(monkeypatch: pytest.Monk
         monkeypatch.setattr(kind, "per_example", lambda self: pytest.fail("formed [B, V, d]"))
     rows = Rows(torch.randint(0, 500, (B, S)), torch.randn(B, S, D), 500)
     outer = OuterProducts(torch.randn(B, T, 500), torch.randn(B, T, D))
-    assert clipped_sums({"w": [rows, outer]}, factors=FlatClipping(0.5).factors)["w"].shape == (500, D)
+    assert clipped_sums({"w": [rows, outer]}, clip=FlatClipping(0.5))["w"].shape == (500, D)

@@ -34,7 +34,7 @@ def test_every_way_and_every_memory_budget_gives_the_same_sums(name: str, way: W
     per_example = reference(model, batch, losses)
     max_grad_norm = float(norm_of(per_example).median())
     found = clipped(captured(model, batch, losses), max_grad_norm, Plan(way, keep_bytes))
-    assert distance(found, clipped_sum_of(per_example, max_grad_norm)) <= 1e-10
+    assert distance(found, clipped_sum_of(per_example, FlatClipping(max_grad_norm))) <= 1e-10
 
 
 def examples_of(contribution: Contribution) -> Tensor:
@@ -129,9 +129,9 @@ def test_a_gram_norm_that_cancels_is_computed_again_from_the_gradient() -> None:
     exact = OuterProducts(left.double(), right.double()).per_example().flatten(1).square().sum(1)
     torch.testing.assert_close(norms.double(), exact, rtol=1e-3, atol=0)
     limit = float(exact[1].sqrt()) / 2
-    found = clipped_sums({"w": [contribution]}, factors=FlatClipping(limit).factors, plan=Plan(way="gram"))
+    found = clipped_sums({"w": [contribution]}, clip=FlatClipping(limit), plan=Plan(way="gram"))
     explicit = OuterProducts(left.double(), right.double()).per_example()
-    assert distance(found, clipped_sum_of({"w": explicit}, limit)) <= 1e-4
+    assert distance(found, clipped_sum_of({"w": explicit}, FlatClipping(limit))) <= 1e-4
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -144,9 +144,9 @@ def test_a_norm_that_overflows_float32_contributes_what_float64_says(way: Way | 
     bias = torch.randn(5, 4)
     bias[1] *= 1e30
     uses = {"w": [OuterProducts(left, right)], "b": [Dense(bias)]}
-    found = clipped_sums(uses, factors=FlatClipping(2.0).factors, plan=Plan(way=way))
+    found = clipped_sums(uses, clip=FlatClipping(2.0), plan=Plan(way=way))
     explicit = {"w": OuterProducts(left.double(), right.double()).per_example(), "b": bias.double()}
-    assert distance(found, clipped_sum_of(explicit, 2.0)) <= 1e-5
+    assert distance(found, clipped_sum_of(explicit, FlatClipping(2.0))) <= 1e-5
 
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
@@ -171,15 +171,15 @@ def test_an_example_that_is_not_finite_contributes_exactly_zero(broken: float, p
             "dense": [Dense(part["dense"])],
             "conv": [Convolution(part["inputs"], torch.ones(len(chosen), 3, 4), geometry)],
         }
-        return clipped_sums(uses, factors=FlatClipping(1.5).factors)
+        return clipped_sums(uses, clip=FlatClipping(1.5))
 
     assert distance(sums([0, 1, 2, 3]), sums([0, 2, 3])) <= 1e-6
 
 
 def test_a_scale_undoes_the_division_of_a_mean_loss_before_clipping() -> None:
     gradients = torch.randn(6, 10)
-    whole = clipped_sums({"p": [Dense(gradients)]}, factors=FlatClipping(3.0).factors)
-    halved = clipped_sums({"p": [Dense(gradients / 6)]}, factors=FlatClipping(3.0).factors, scale=6.0)
+    whole = clipped_sums({"p": [Dense(gradients)]}, clip=FlatClipping(3.0))
+    halved = clipped_sums({"p": [Dense(gradients / 6)]}, clip=FlatClipping(3.0), scale=6.0)
     assert distance(halved, whole) <= 1e-6
 
 
@@ -191,8 +191,8 @@ def test_sixteen_bit_gradients_are_measured_and_summed_in_float32() -> None:
 
 
 def test_no_uses_give_no_sums() -> None:
-    assert clipped_sums({}, factors=FlatClipping(1.0).factors) == {}
-    assert clipped_sums({"p": []}, factors=FlatClipping(1.0).factors) == {}
+    assert clipped_sums({}, clip=FlatClipping(1.0)) == {}
+    assert clipped_sums({"p": []}, clip=FlatClipping(1.0)) == {}
 
 
 @given(batch=st.integers(1, 50), size=st.integers(0, 1000), budget=st.integers(0, 5000))
@@ -211,6 +211,6 @@ def test_a_gradient_of_a_tiny_and_a_huge_factor_is_clipped(positions: int, count
     left, right = torch.rand(2, positions, 3) * 1e-23, torch.rand(2, positions, 4) * 1.7e18
     parts = {str(number): [OuterProducts(left, right)] for number in range(count)}
     bound = 1e-6
-    sums = clipped_sums(parts, factors=FlatClipping(bound).factors, plan=Plan(way=way))
+    sums = clipped_sums(parts, clip=FlatClipping(bound), plan=Plan(way=way))
     norm = torch.sqrt(sum(total.double().square().sum() for total in sums.values()))
     assert bound * 0.5 <= norm <= 2 * bound * (1 + 1e-5)

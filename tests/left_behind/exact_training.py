@@ -63,7 +63,7 @@ class Training:
         """Run a step and compare the update with clipping one example at a time on an ordinary copy."""
         x, alone = batch(), copy.deepcopy(self.model)
         runs = [lambda i=i: losses(alone(x[i : i + 1])).sum() for i in range(B)]
-        expected = clipped_sum_of(one_at_a_time(alone, runs), C)
+        expected = clipped_sum_of(one_at_a_time(alone, runs), FlatClipping(C))
         before = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
         self.optimizer.zero_grad()
         self.step(x)

@@ -26,6 +26,7 @@ from exact_training import (
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
+from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import (
     PrivacyUnitError,
     UncoveredParameterUseError,
@@ -154,7 +155,7 @@ def test_a_backward_may_run_in_another_thread_than_its_forward() -> None:
     training = Training()
     x, alone = batch(), copy.deepcopy(training.model)
     expected = clipped_sum_of(
-        one_at_a_time(alone, [lambda i=i: losses(alone(x[i : i + 1])).sum() for i in range(B)]), C
+        one_at_a_time(alone, [lambda i=i: losses(alone(x[i : i + 1])).sum() for i in range(B)]), FlatClipping(C)
     )
     before = {name: parameter.detach().clone() for name, parameter in training.model.named_parameters()}
     with nothing_left():

@@ -21,7 +21,7 @@ MECHANISM = DPSGD(
 
 
 def updated(parameters: dict[str, nn.Parameter], seed: int = 1) -> Update:
-    return Update(parameters, KeyStream.fixed_for_tests(seed), None)
+    return Update(parameters, MECHANISM.clipping, KeyStream.fixed_for_tests(seed), None)
 
 
 def shapes(**sizes: tuple[int, ...]) -> dict[str, nn.Parameter]:

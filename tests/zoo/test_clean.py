@@ -49,7 +49,7 @@ def captured(model: nn.Module, inputs: Any, entry: Clean, limit: float) -> dict[
         losses(entry.take(call(model, inputs))).sum().backward()
     finally:
         scope.detach()
-    return clipped_sums(pool.take(), factors=FlatClipping(limit).factors)
+    return clipped_sums(pool.take(), clip=FlatClipping(limit))
 
 
 def test_the_zoo_has_at_least_sixty_models() -> None:
@@ -68,7 +68,7 @@ def test_a_clean_model_agrees_with_one_example_at_a_time(name: str) -> None:
     limit = median_norm(per_example)
     assert limit > 0
     found = captured(model, inputs, entry, limit)
-    assert distance(found, clipped_sum_of(per_example, limit)) <= 1e-5
+    assert distance(found, clipped_sum_of(per_example, FlatClipping(limit))) <= 1e-5
     used = {key for key, value in per_example.items() if bool(value.any())}
     assert used <= set(found)
 

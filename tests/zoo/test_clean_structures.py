@@ -77,10 +77,10 @@ def test_a_structure_adds_up_over_physical_batches(name: str) -> None:
     for part in (slice(0, 2), slice(2, B)):
         pool.batch_size = part.stop - part.start
         structure.program(model, rows(inputs, part))
-        for key, value in clipped_sums(pool.take(), factors=FlatClipping(limit).factors).items():
+        for key, value in clipped_sums(pool.take(), clip=FlatClipping(limit)).items():
             total[key] = total[key] + value if key in total else value
     scope.detach()
-    for key, value in clipped_sum_of(per_example, limit).items():
+    for key, value in clipped_sum_of(per_example, FlatClipping(limit)).items():
         torch.testing.assert_close(total.get(key, torch.zeros_like(value)), value, rtol=1e-8, atol=1e-10)
 
 

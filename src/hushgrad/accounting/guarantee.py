@@ -14,7 +14,7 @@ from hushgrad.accounting.composition import Composition, normal_form
 from hushgrad.accounting.conditions import DECLARED_SAMPLING, FIXED_KEY, Condition, joined, third_party
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import order_of
-from hushgrad.accounting.ledger.ledger import DECLARED, Contract
+from hushgrad.accounting.ledger.ledger import DECLARED, ONE_RECORD, Contract
 
 _DIGITS = 4
 
@@ -64,7 +64,7 @@ class Guarantee:
     sampling: str
     accountant: str
     steps: int
-    unit: str = "one record"
+    unit: str = ONE_RECORD
     noise_is_secret: bool = True
     notes: tuple[str, ...] = ()
     numerics: str = ""
@@ -158,6 +158,7 @@ def guarantee(
         sampling=_sampling(composition),
         accountant=accountant,
         steps=sum(count for _, count in composition),
+        unit=ONE_RECORD if contract is None else contract.unit,
         noise_is_secret=contract is None or contract.noise_is_secret,
         notes=tuple(notes),
         numerics="" if form.noiseless else _numerics(accountant, form.is_sampled, bounds),

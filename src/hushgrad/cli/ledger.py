@@ -99,9 +99,11 @@ def _facts(path: str, view: LedgerView) -> dict[str, Any]:
         "steps": view.steps,
         "sampling": contract.sampling,
         "noise_source": contract.noise_source,
+        "clip_rule": contract.clipping,
         "max_grad_norm": contract.max_grad_norm,
         "expected_batch_size": contract.expected_batch_size,
         "population": contract.population,
+        "unit": contract.unit,
         "last_record": view.anchor.seq,
         "last_hash": view.anchor.hash,
     }

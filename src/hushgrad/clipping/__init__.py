@@ -1,1 +1,1 @@
-"""Clip rules: from norms to factors, and the sensitivity that follows."""
+"""Clip rules: what a rule is, the kinds, and a rule bound to the parameters of a model."""

@@ -1,23 +1,35 @@
-"""Clip rules: from norms to factors, and the sensitivity of the clipped sum that follows."""
+"""Flat clipping: one norm over all parameters, one limit."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
 from hushgrad.arguments import positive_number
+from hushgrad.clipping.rule import ClipRule
+from hushgrad.errors import InvalidArgumentError
 
 
+@final
 @dataclass(frozen=True)
-class FlatClipping:
+class FlatClipping(ClipRule):
     """Clip the whole gradient of an example, all parameters together, to norm C (Abadi et al. 2016, Algorithm 1).
 
     Guarantee: adding or removing one example changes the clipped sum by at most `sensitivity`.
+    Guarantee: a class that is derived from it is refused, so that what goes by this name is this rule.
     """
 
     max_grad_norm: float
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        raise InvalidArgumentError(
+            f"{cls.__name__} would be taken for flat clipping, in ledgers too, whatever it computes",
+            cure="Derive it from hushgrad.ClipRule, which lets a rule say what it does (docs/extending.md)",
+        )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_grad_norm", positive_number("max_grad_norm", self.max_grad_norm))
@@ -27,7 +39,22 @@ class FlatClipping:
         """C, the largest norm with which one example enters the sum."""
         return self.max_grad_norm
 
-    def factors(self, norms_B: Tensor) -> Tensor:
-        """Return min(1, C/‖g‖) for norms `[B]`, and 0 where the norm is not finite."""
-        factors_B = torch.where(norms_B > self.max_grad_norm, self.max_grad_norm / norms_B, 1.0)
-        return torch.where(torch.isfinite(norms_B), factors_B, 0.0)
+    def limits(self, count: int) -> tuple[float, ...]:
+        """Return C, for the one group."""
+        return (self.max_grad_norm,) * count
+
+    def factors(self, norms_GB: Tensor) -> Tensor:
+        """Return min(1, C/‖g‖) for each norm, and 0 where it is not finite."""
+        factors_GB = torch.where(norms_GB > self.max_grad_norm, self.max_grad_norm / norms_GB, 1.0)
+        return torch.where(torch.isfinite(norms_GB), factors_GB, 0.0)
+
+    def scaled(self, factor: float) -> Self:
+        """Return flat clipping to C · `factor`."""
+        return type(self)(self.max_grad_norm * factor)
+
+    def reference(self, per_example: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return Σ_i g_i · min(1, C/‖g_i‖)."""
+        squares = [gradients.reshape(len(gradients), -1).square().sum(1) for gradients in per_example.values()]
+        norms_B = torch.stack(squares).sum(0).sqrt()
+        factors_B = (self.max_grad_norm / norms_B).clamp(max=1)
+        return {name: torch.tensordot(factors_B, gradients, 1) for name, gradients in per_example.items()}

@@ -3,101 +3,185 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hushgrad.clipping.bound import BoundRule
+from hushgrad.clipping.rule import ClipRule
+from hushgrad.errors import SensitivityMismatchError
 from hushgrad.gradients.alike import Alike, alike
 from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution, Plan, full_precision
+
+Parts = dict[str, Contribution]
+
+
+class Weighed(NamedTuple):
+    """What is about to be summed: the contributions of each group, the norms that were measured, and the weights.
+
+    `roots` are norms of the contributions as they are, `weights` factor · `scale`, both `[G, B]`.
+    """
+
+    members: Sequence[Mapping[str, Contribution]]
+    roots: Tensor
+    weights: Tensor
+    scale: float
 
 
 def clipped_sums(
     contributions: MutableMapping[str, list[Contribution]],
     *,
-    factors: Callable[[Tensor], Tensor],
+    clip: ClipRule | BoundRule,
     scale: float = 1.0,
     plan: Plan | None = None,
-    watch: Callable[[Mapping[str, Contribution], Tensor], None] | None = None,
+    watch: Callable[[Weighed], None] | None = None,
+    on_excess: Callable[[SensitivityMismatchError], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Return Σ_i f(‖s·g_i‖) · s · g_i for each parameter, where the norm runs over all parameters together.
+    """Return Σ_i f_g(‖s·g_i‖) · s · g_i for each parameter, where norms run over the parameters of a group g together.
 
     Args:
         contributions: for each parameter the uses that were recorded for one physical batch of B examples. The mapping
             is emptied, so that what they hold can go as soon as its sum is formed.
-        factors: norms `[B]` to clip factors `[B]`, for instance `FlatClipping(1.0).factors`.
+        clip: the clip rule, for instance `FlatClipping(1.0)`. Where only some of the model's parameters may be among
+            the contributions, bind it to all of them: `BoundRule(rule, names)`.
         scale: s, a public constant that undoes the division of a mean loss by the physical batch size.
         plan: how norms are computed.
-        watch: is shown the contributions of each parameter and the weights `[B]` that they are summed with.
+        watch: is shown what is about to be summed.
+        on_excess: is told of an example that would enter with more than a limit, in place of raising.
 
     Guarantee: an example whose gradient is not finite contributes exactly 0, and a finite one never more than its
     factor allows, also where its squared norm overflows float32.
+    Guarantee: nothing is summed unless every example's factor times its norm is within the limit of each group.
+
+    Raises:
+        SensitivityMismatchError: the rule's factors let more through than its limits, or are not finite.
     """
+    if not contributions:
+        return {}
+    bound = clip if isinstance(clip, BoundRule) else BoundRule(clip, contributions)
     with full_precision():
-        return _clipped_sums(contributions, factors, scale, plan or Plan(), watch)
+        return _clipped_sums(contributions, bound, scale, plan or Plan(), watch, on_excess or _raise)
+
+
+def _raise(excess: SensitivityMismatchError) -> None:
+    raise excess
 
 
 def _clipped_sums(
     contributions: MutableMapping[str, list[Contribution]],
-    factors: Callable[[Tensor], Tensor],
+    clip: BoundRule,
     scale: float,
     plan: Plan,
-    watch: Callable[[Mapping[str, Contribution], Tensor], None] | None,
+    watch: Callable[[Weighed], None] | None,
+    on_excess: Callable[[SensitivityMismatchError], None],
 ) -> dict[str, Tensor]:
     combined = {name: combine(parts) for name, parts in contributions.items() if parts}
     contributions.clear()
     if not combined:
         return {}
-    groups, alone = alike(combined, plan)
-    squared_B = _measure(combined, alone, groups, plan)
-    weights_B = factors(squared_B.sqrt() * scale) * scale
+    members = clip.split(combined)
+    del combined  # so that what a member lets go is gone
+    stacks = [alike(parts, plan) for parts in members]
+    squares_GB = _measure(members, stacks, plan)
+    roots_GB = squares_GB.sqrt()
+    weights_GB = clip.factors(roots_GB * scale) * scale
+    within_GB, overflowed_B = clip.within(roots_GB, weights_GB, scale), None
+    if not within_GB.all():  # the one look at values of a physical batch: it waits for the device
+        overflowed_B = ~torch.isfinite(squares_GB).all(0)
+        if not (within_GB | overflowed_B).all():
+            on_excess(clip.excess())
     if watch is not None:
-        watch(combined, weights_B)
-    overflowed_B = ~torch.isfinite(squared_B)
-    if not overflowed_B.any():
-        sums = {name: combined.pop(name).weighted_sum(weights_B) for name in alone}
+        watch(Weighed(members, roots_GB, weights_GB, scale))
+    if overflowed_B is not None and overflowed_B.any():
+        return _rescued(members, weights_GB, overflowed_B, clip, scale, plan, on_excess)
+    sums: dict[str, Tensor] = {}
+    for parts, (groups, alone), weights_B in zip(members, stacks, weights_GB.unbind(), strict=True):
+        for name in alone:
+            sums[name] = parts.pop(name).weighted_sum(weights_B)
         for group in groups:
             sums.update(zip(group.names, group.weighted_sums(weights_B).unbind(), strict=True))
-        return sums
-    sums = {
-        name: part.zeroed(overflowed_B).weighted_sum(weights_B.masked_fill(overflowed_B, 0))
-        for name, part in combined.items()
-    }
-    rows = overflowed_B.nonzero().squeeze(1)
-    for name, rescued in _sums_in_float64(combined, rows, factors, scale, plan).items():
-        sums[name] += rescued.to(sums[name].dtype)
     return sums
 
 
-def _measure(combined: dict[str, Contribution], alone: Sequence[str], groups: Sequence[Alike], plan: Plan) -> Tensor:
-    """Return squared norms `[B]` over all parameters.
+def _measure(members: Sequence[Parts], stacks: Sequence[tuple[Sequence[Alike], Sequence[str]]], plan: Plan) -> Tensor:
+    """Return squared norms `[G, B]`, over the parameters of each group together.
 
     Contributions that stand alone are replaced one by one by what is cheapest to sum: where gradients are formed and
     kept, their operands can go.
     """
-    squares: list[Tensor] = [group.measure() for group in groups]
-    for name in alone:
-        part = combined[name]
-        squared_B, combined[name] = part.measure(plan)
-        if combined[name] is not part:
-            plan = plan.after(combined[name].nbytes - part.nbytes)
-        squares.append(squared_B)
+    rows: list[Tensor | None] = []
+    for parts, (groups, alone) in zip(members, stacks, strict=True):
+        squares: list[Tensor] = [group.measure() for group in groups]
+        for name in alone:
+            part = parts[name]
+            squared_B, parts[name] = part.measure(plan)
+            if parts[name] is not part:
+                plan = plan.after(parts[name].nbytes - part.nbytes)
+            squares.append(squared_B)
+        rows.append(_added(squares))
+    return _together(rows)
+
+
+def _added(squares: Sequence[Tensor]) -> Tensor | None:
+    """Return the sum over the parameters of a group; None where none of them was used."""
+    if not squares:
+        return None
     total = squares[0]
     for squared_B in squares[1:]:
         total = total + squared_B.to(total.device)
     return total
 
 
-def _sums_in_float64(
-    combined: Mapping[str, Contribution],
-    rows: Tensor,
-    factors: Callable[[Tensor], Tensor],
+def _together(rows: Sequence[Tensor | None]) -> Tensor:
+    """Return the rows as one tensor; a group of which nothing was used has norms 0."""
+    if len(rows) == 1 and rows[0] is not None:
+        return rows[0].unsqueeze(0)
+    some = next(row for row in rows if row is not None)
+    return torch.stack([torch.zeros_like(some) if row is None else row.to(some.device) for row in rows])
+
+
+def _rescued(
+    members: Sequence[Parts],
+    weights_GB: Tensor,
+    overflowed_B: Tensor,
+    clip: BoundRule,
     scale: float,
     plan: Plan,
+    on_excess: Callable[[SensitivityMismatchError], None],
 ) -> dict[str, Tensor]:
-    """The clipped sum of a few examples with huge gradients; those that are not finite are left out."""
-    chosen = {name: part.select(rows) for name, part in combined.items()}
-    squared_R = _measure(chosen, list(chosen), [], plan)
-    broken_R = ~torch.isfinite(squared_R)
-    weights_R = (factors(squared_R.sqrt() * scale) * scale).masked_fill(broken_R, 0)
-    return {name: part.zeroed(broken_R).weighted_sum(weights_R) for name, part in chosen.items()}
+    """The clipped sums where some examples overflowed: those are measured and summed again in float64."""
+    kept_GB = weights_GB.masked_fill(overflowed_B, 0)
+    sums = {
+        name: part.zeroed(overflowed_B).weighted_sum(weights_B)
+        for parts, weights_B in zip(members, kept_GB.unbind(), strict=True)
+        for name, part in parts.items()
+    }
+    rows = overflowed_B.nonzero().squeeze(1)
+    for name, rescued in _sums_in_float64(members, rows, clip, scale, plan, on_excess).items():
+        sums[name] += rescued.to(sums[name].dtype)
+    return sums
+
+
+def _sums_in_float64(
+    members: Sequence[Mapping[str, Contribution]],
+    rows: Tensor,
+    clip: BoundRule,
+    scale: float,
+    plan: Plan,
+    on_excess: Callable[[SensitivityMismatchError], None],
+) -> dict[str, Tensor]:
+    """The clipped sums of a few examples with huge gradients; those that are not finite are left out."""
+    chosen = [{name: part.select(rows) for name, part in parts.items()} for parts in members]
+    squares_GR = _measure(chosen, [([], list(parts)) for parts in chosen], plan)
+    broken_R = ~torch.isfinite(squares_GR).all(0)
+    roots_GR = squares_GR.sqrt().masked_fill(broken_R, 0)
+    weights_GR = (clip.factors(roots_GR * scale) * scale).masked_fill(broken_R, 0)
+    if not clip.within(roots_GR, weights_GR, scale).all():
+        on_excess(clip.excess())
+    return {
+        name: part.zeroed(broken_R).weighted_sum(weights_R)
+        for parts, weights_R in zip(chosen, weights_GR.unbind(), strict=True)
+        for name, part in parts.items()
+    }

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from hushgrad.clipping.rule import ClipRule
+
 
 def one_at_a_time(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> dict[str, Tensor]:
     """Return the gradient of each example, `[B, *shape]` for each trainable parameter.
@@ -24,16 +26,14 @@ def one_at_a_time(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> d
     return {name: torch.stack(parts) for name, parts in gradients.items()}
 
 
-def clipped_sum_of(per_example: Mapping[str, Tensor], max_grad_norm: float) -> dict[str, Tensor]:
-    """Return Σ_i g_i · min(1, C/‖g_i‖) from explicit gradients, in float64, cast back at the end.
+def clipped_sum_of(per_example: Mapping[str, Tensor], rule: ClipRule) -> dict[str, Tensor]:
+    """Return the sum of clipped gradients as the rule's own reference has it, in float64, cast back at the end.
 
-    An example with a gradient that is not finite contributes 0.
+    An example with a gradient that is not finite contributes 0: the rule does not see it.
     """
     squared_B = torch.stack([g.double().reshape(g.shape[0], -1).square().sum(1) for g in per_example.values()]).sum(0)
     finite_B = torch.isfinite(squared_B)
-    factors_B = (max_grad_norm / squared_B.sqrt()).clamp(max=1).masked_fill(~finite_B, 0)
-    sums = {}
-    for name, gradient in per_example.items():
-        kept = gradient.double().masked_fill(~finite_B.reshape(-1, *[1] * (gradient.ndim - 1)), 0)
-        sums[name] = torch.tensordot(factors_B, kept, 1).to(gradient.dtype)
-    return sums
+    if not finite_B.any():
+        return {name: gradients.new_zeros(gradients.shape[1:]) for name, gradients in per_example.items()}
+    found = rule.reference({name: gradients[finite_B].double() for name, gradients in per_example.items()})
+    return {name: total.to(per_example[name].dtype) if name in per_example else total for name, total in found.items()}

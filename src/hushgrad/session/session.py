@@ -25,7 +25,7 @@ from hushgrad.accounting.ledger.records import Anchor
 from hushgrad.arguments import positive_number
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
-from hushgrad.clipping.flat import FlatClipping
+from hushgrad.clipping.known import OWN
 from hushgrad.errors import ClosedSessionError, InvalidArgumentError, LedgerError, LossShapeError, ProtocolError
 from hushgrad.gradients.contribution import Plan
 from hushgrad.guards.compatibility import require_trainable_privately
@@ -90,7 +90,7 @@ class Session:
             probe=probe,
             frozen=FrozenSetup(model, optimizer, self._parameters),
             marks=GradientMarks(model, self._parameters),
-            update=Update(self._parameters, self._stream.fork("noise"), plan),
+            update=Update(self._parameters, mechanism.clipping, self._stream.fork("noise"), plan),
             spending=spending,
         )
         probe.join(self._parts.scope)
@@ -414,7 +414,7 @@ def _third_parties(mechanism: DPSGD, plan: Plan | None) -> list[Condition]:
     """Return the parts that are classes of somebody else's: subclasses of ours may compute something else."""
     own = {
         "mechanism": (mechanism, (DPSGD,)),
-        "clip rule": (mechanism.clipping, (FlatClipping,)),
+        "clip rule": (mechanism.clipping, OWN),
         "sampling": (mechanism.sampling, get_args(Sampling)),
         "plan of norms": (plan, (Plan, type(None))),
     }

@@ -238,7 +238,8 @@ class Spending:
             sampling=sampling,
             noise_source=self._noise_source,
             expected_batch_size=self._mechanism.expected_batch_size,
-            max_grad_norm=self._mechanism.clipping.max_grad_norm,
+            max_grad_norm=self._mechanism.clipping.sensitivity,
+            clipping=self._mechanism.clipping.describe(),
             loss_reduction=self._mechanism.loss_reduction,
             population=population,
         )

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from hushgrad.gradients.clipped_sum import clipped_sums
+from hushgrad.clipping.bound import BoundRule
+from hushgrad.clipping.rule import ClipRule
+from hushgrad.gradients.clipped_sum import Weighed, clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
@@ -28,8 +30,11 @@ class Update:
     Guarantee: no noise is drawn twice, and an update is written whole or not at all.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], noise: KeyStream, plan: Plan | None) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], clipping: ClipRule, noise: KeyStream, plan: Plan | None
+    ) -> None:
         self._parameters = parameters
+        self._clip = BoundRule(clipping, parameters)
         self._noise = noise
         self._plan = plan
         self._sums: dict[str, Tensor] = {}
@@ -47,17 +52,25 @@ class Update:
             scale: undoes the division of its mean loss.
             mechanism: that of the step which the sum is for.
         """
+        clip = self._bound(mechanism.clipping)
 
-        def look(uses: Mapping[str, Contribution], weights_B: Tensor) -> None:
-            self.sensitivity_monitor.check(self._number, uses, weights_B, mechanism.clipping.sensitivity)
+        def look(weighed: Weighed) -> None:
+            self.sensitivity_monitor.check(self._number, weighed, clip)
 
         watch = look if not self._sums and self.sensitivity_monitor.is_due(self._number) else None
-        sums = clipped_sums(uses, factors=mechanism.clipping.factors, scale=scale, plan=self._plan, watch=watch)
+        on_excess = self.sensitivity_monitor.exceeded
+        sums = clipped_sums(uses, clip=clip, scale=scale, plan=self._plan, watch=watch, on_excess=on_excess)
         for name, part in sums.items():
             if name in self._sums:
                 self._sums[name] += part
             else:
                 self._sums[name] = part
+
+    def _bound(self, rule: ClipRule) -> BoundRule:
+        """Return the rule bound to the parameters; with a schedule each step has one of its own."""
+        if rule is not self._clip.rule and rule != self._clip.rule:
+            self._clip = BoundRule(rule, self._parameters)
+        return self._clip
 
     @property
     def number(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from hushgrad.accounting.calibration import calibrate_noise_multiplier
 from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.ledger.ledger import OBSERVED, OPERATING_SYSTEM, Contract, Ledger
+from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream
 from hushgrad.study.configuration import DEFAULT_DELTA, RunConfig
@@ -56,6 +57,7 @@ def prepare(config: RunConfig, task: Task, ledger: Path | None) -> Prepared:
             max_grad_norm=privacy.max_grad_norm,
             loss_reduction=config.loss_reduction,
             population=len(task.train),
+            clipping=FlatClipping(privacy.max_grad_norm).describe(),
         )
         with Ledger(ledger, contract=contract) as paid:
             paid.charge(Gaussian(noise_multiplier))

@@ -19,7 +19,14 @@ from hushgrad.accounting.ledger.ledger import view_when
 from hushgrad.accounting.ledger.records import Anchor, encode
 from hushgrad.errors import AccountingError, ContractChangedError, InvalidArgumentError, LedgerError
 
-CONTRACT = Contract("observed", "operating system", expected_batch_size=10, max_grad_norm=1.0, population=100)
+CONTRACT = Contract(
+    "observed",
+    "operating system",
+    expected_batch_size=10,
+    max_grad_norm=1.0,
+    population=100,
+    clipping="FlatClipping(max_grad_norm=1.0)",
+)
 STEP = PoissonSampled(0.1, 1.0)
 TRUNCATED = TruncatedPoisson(0.1, 1.0, 100, 20)
 
@@ -223,6 +230,8 @@ CHANGES = {
     "max_grad_norm": 2.0,
     "loss_reduction": "sum",
     "population": 101,
+    "clipping": "PerLayer(limits=(0.6, 0.8))",
+    "unit": "one user",
 }
 
 
@@ -245,6 +254,11 @@ def test_a_changed_contract_is_refused_naming_the_field(path: Path, name: str) -
         {"max_grad_norm": float("inf")},
         {"loss_reduction": "none"},
         {"population": 1.5},
+        {"clipping": ""},
+        {"clipping": 1.0},
+        {"clipping": "FlatClipping(\x1b[31m)"},
+        {"unit": None},
+        {"unit": "one\nrecord"},
     ],
 )
 def test_a_contract_with_values_out_of_range_is_refused(facts: dict) -> None:  # type: ignore[type-arg]
@@ -385,7 +399,7 @@ def test_every_line_is_one_json_object_with_its_kind(path: Path) -> None:
     records = [json.loads(line) for line in _small(path).splitlines()]
     assert [record["kind"] for record in records] == ["header", "charge", "charge", "charge"]
     assert [record["seq"] for record in records] == [0, 1, 2, 3]
-    assert records[0]["format"] == 1
+    assert records[0]["format"] == 2
     assert records[2]["previous"] == records[1]["hash"]
 
 
@@ -482,7 +496,7 @@ def test_what_is_no_ordinary_file_is_refused_and_a_named_pipe_is_not_waited_for(
     ],
 )
 def test_numbers_that_no_run_can_have_are_refused_with_right_hashes(path: Path, contract: Any, charge: Any) -> None:
-    first, header = encode("header", 0, "0" * 64, {"format": 1, "run": "x", "contract": asdict(CONTRACT) | contract})
+    first, header = encode("header", 0, "0" * 64, {"format": 2, "run": "x", "contract": asdict(CONTRACT) | contract})
     second, _ = encode("charge", 1, header, {"event": STEP.to_json(), "count": 1} | charge)
     path.write_bytes(first + second)
     with pytest.raises(LedgerError, match="cannot be understood"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,19 +12,22 @@ from torch import Tensor, nn
 
 import hushgrad
 from hushgrad.accounting import read_ledger
+from hushgrad.accounting.ledger.ledger import LedgerView
 from hushgrad.clipping.flat import FlatClipping
+from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import SensitivityMismatchError
+from hushgrad.gradients import clipped_sum
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.mechanism import DPSGD
 
 
-def train(count: int, path: Path, scale: float = 10.0) -> None:
+def train(count: int, path: Path, scale: float = 10.0, clipping: ClipRule = FlatClipping(0.3)) -> None:  # noqa: B008
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(9, 6), nn.Flatten(), nn.Linear(24, 8), nn.Tanh(), nn.LayerNorm(8))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     mechanism = DPSGD(
         noise_multiplier=1.0,
-        clipping=FlatClipping(0.3),
+        clipping=clipping,
         sampling=hushgrad.PoissonSampling(0.1),
         expected_batch_size=16,
     )
@@ -33,6 +38,11 @@ def train(count: int, path: Path, scale: float = 10.0) -> None:
             optimizer.step()
     finally:
         session.close()
+
+
+def verdict(view: LedgerView) -> object:
+    """Return what the monitor said last."""
+    return [note.values["verdict"] for note in view.notes if note.about == "sensitivity monitor"][-1]
 
 
 @pytest.mark.parametrize("scale", [1e-3, 10.0, 1e6])
@@ -64,4 +74,73 @@ def test_an_example_above_the_clip_norm_ends_training(
         train(1, tmp_path / "ledger.jsonl")
     view = read_ledger(tmp_path / "ledger.jsonl")
     assert view.steps == 0
-    assert view.notes[-1].values["verdict"] == "above the clip norm"
+    assert verdict(view) == "above the clip norm"
+
+
+def test_a_norm_that_was_measured_too_small_ends_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The look at every step goes by the norms that were measured; this one measures again."""
+    right = clipped_sum._measure
+    monkeypatch.setattr(clipped_sum, "_measure", lambda *given: right(*given) / 100)
+    with pytest.raises(SensitivityMismatchError, match=r"more than the clip norm.*kinds of layers"):
+        train(1, tmp_path / "ledger.jsonl")
+    view = read_ledger(tmp_path / "ledger.jsonl")
+    assert (view.steps, verdict(view)) == (0, "above the clip norm")
+
+
+# Factors that depend on other examples -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Own(ClipRule):
+    """Each layer to the same share of C; `shared` makes one number for the batch that factors are multiplied with."""
+
+    sensitivity: float = 0.3
+    shared: Callable[[Tensor], Tensor | float] = lambda norms_GB: 1.0
+
+    def groups(self, names: Sequence[str]) -> list[list[str]]:
+        return [[name] for name in names]
+
+    def limits(self, count: int) -> list[float]:
+        return [self.sensitivity / count**0.5] * count
+
+    def factors(self, norms_GB: Tensor) -> Tensor:
+        return (self.limits(len(norms_GB))[0] / norms_GB).clamp(max=1) * self.shared(norms_GB)
+
+    def scaled(self, factor: float) -> Own:
+        return Own(self.sensitivity * factor, self.shared)
+
+    def reference(self, per_example: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        return f"Own({self.sensitivity!r})"
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        lambda norms: 1 / norms.shape[1],
+        lambda norms: norms.min() / norms.max(),
+        lambda norms: 1 / (1 + norms.mean()),
+        lambda norms: (norms / norms.amax(1, keepdim=True)).clamp(max=1),
+        lambda norms: torch.arange(norms.shape[1]) / norms.shape[1],
+    ],
+    ids=["size", "extremes", "mean", "largest of a group", "place"],
+)
+def test_a_factor_that_depends_on_other_examples_ends_training(
+    shared: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    """Guarantee: a clip rule that gives an example another factor beside others than alone ends training with an
+    error.
+    """
+    with pytest.raises(SensitivityMismatchError, match="another factor beside others than alone"):
+        train(1, tmp_path / "ledger.jsonl", clipping=Own(shared=shared))
+    view = read_ledger(tmp_path / "ledger.jsonl")
+    assert (view.steps, verdict(view)) == (0, "factors depend on other examples")
+
+
+@pytest.mark.parametrize("scale", [1e-3, 10.0, 1e6])
+def test_a_rule_of_factors_of_their_own_raises_no_alarm(tmp_path: Path, scale: float) -> None:
+    for shared in (lambda norms: 1.0, lambda norms: norms / (norms + 1), lambda norms: 0.5 + 0.5 * norms.cos()):
+        train(2, tmp_path / "ledger.jsonl", scale, clipping=Own(shared=shared))
+    assert verdict(read_ledger(tmp_path / "ledger.jsonl")) == "within the clip norm"

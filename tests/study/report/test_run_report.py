@@ -33,6 +33,7 @@ def test_the_report_says_what_the_ledger_gives(run_folder, tmp_path):
     assert privacy["attack"]["true_positive_rate_at"][1]["true_positive_rate"] == true_positive_rate(events, 0.01)
     assert (facts["steps"]["planned"], facts["steps"]["executed"]) == (8, 8)
     assert facts["privacy"]["noise_source"] == "operating system"
+    assert facts["privacy"]["clip_rule"] == "FlatClipping(max_grad_norm=1.0)"
     assert all(row["held"] for row in facts["agreement"])
     assert len(facts["agreement"]) >= 7
     assert facts["parameters"] == 4810
@@ -45,6 +46,7 @@ def test_the_report_says_what_the_ledger_gives(run_folder, tmp_path):
         "saddle-point", "numerical error", "What it rests on", "not checked", "differential privacy", "1e-08",
         "Gaussian privacy", "members found at most", "steps planned", "steps executed", "operating system", "python",
         "SHA-256", "last record", "hushgrad report --check", "standard deviation of the noise",
+        "FlatClipping(max_grad_norm=1.0)",
     ],
 )  # fmt: skip
 def test_the_page_and_the_card_state_what_is_asked_for(finished_run, tmp_path, said):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from hushgrad._version import __version__
@@ -20,10 +20,13 @@ from hushgrad.accounting.events.registry import event_from_json, event_to_json
 from hushgrad.accounting.ledger.file import LedgerFile, ledger_path, read_bytes
 from hushgrad.accounting.ledger.records import NO_HASH, Anchor, decode, encode
 from hushgrad.arguments import count_of, non_negative_number, one_of, positive_number
-from hushgrad.errors import ContractChangedError, HushgradError, LedgerError
+from hushgrad.errors import ContractChangedError, HushgradError, InvalidArgumentError, LedgerError
 
-FORMAT = 1
+FORMAT = 2
 NOTE_VERSION = 1
+
+ONE_RECORD = "one record"
+"""The unit of privacy of every ledger so far: whose presence is protected."""
 
 OBSERVED = "observed"
 DECLARED = "declared by the caller"
@@ -38,9 +41,12 @@ class Contract:
     `sampling`: "observed" where hushgrad's own loader drew the batches, else "declared by the caller".
     `noise_source`: "operating system", or "fixed key: NOT PRIVATE".
     `expected_batch_size`: the public constant that the noised sum is divided by, in records; None if not declared.
-    `max_grad_norm`: the clip norm, in units of the gradient; None if not declared.
+    `max_grad_norm`: the largest norm with which one record enters the sum (the clip norm, of flat clipping), in units
+    of the gradient; None if not declared.
     `loss_reduction`: "mean" or "sum".
     `population`: the declared public number of records, or None.
+    `clipping`: the clip rule and all its constants, in its own words (`ClipRule.describe`); None if not declared.
+    `unit`: whose presence is protected, "one record".
     """
 
     sampling: str
@@ -49,6 +55,8 @@ class Contract:
     max_grad_norm: float | None = None
     loss_reduction: str = "mean"
     population: int | None = None
+    clipping: str | None = None
+    unit: str = ONE_RECORD
 
     def __post_init__(self) -> None:
         one_of("sampling", self.sampling, (OBSERVED, DECLARED))
@@ -62,6 +70,9 @@ class Contract:
             object.__setattr__(self, "max_grad_norm", non_negative_number("max_grad_norm", self.max_grad_norm))
         if self.population is not None:
             object.__setattr__(self, "population", count_of("population", self.population, minimum=1))
+        for name, text in (("clipping", self.clipping), ("unit", self.unit)):
+            if not ((text is None and name == "clipping") or (isinstance(text, str) and text and text.isprintable())):
+                raise InvalidArgumentError(f"{name} must be one printable line of text, got {type(text).__name__}")
 
     @property
     def noise_is_secret(self) -> bool:
@@ -334,9 +345,23 @@ def _view(data: bytes, anchor: Anchor | None = None) -> LedgerView:
 
 
 def _read_header(record: dict[str, Any]) -> tuple[Contract, str]:
-    if record["kind"] != "header" or record["format"] != FORMAT:
-        raise LedgerError(f"it is not a header of format {FORMAT}; another version of hushgrad may read it")
-    return Contract(**record["contract"]), str(record["run"])
+    if record["kind"] != "header" or type(record["format"]) is not int or not 1 <= record["format"] <= FORMAT:
+        raise LedgerError(f"it is not a header of format 1 to {FORMAT}; another version of hushgrad may read it")
+    said = record["contract"]
+    if _NEW_IN_FORMAT_2 & set(said) != (_NEW_IN_FORMAT_2 if record["format"] == 2 else set()):
+        raise LedgerError("its contract has other fields than its format has")
+    contract = Contract(**said)
+    return (_of_format_1(contract) if record["format"] == 1 else contract), str(record["run"])
+
+
+_NEW_IN_FORMAT_2 = {"clipping", "unit"}
+
+
+def _of_format_1(contract: Contract) -> Contract:
+    """Return what format 1 left unsaid: its one clip rule was flat, to the norm it names, for one record."""
+    if contract.max_grad_norm is None:
+        return contract
+    return replace(contract, clipping=f"FlatClipping(max_grad_norm={contract.max_grad_norm!r})", unit=ONE_RECORD)
 
 
 def _read_note(record: Mapping[str, Any], steps: int) -> Note:

@@ -1,7 +1,11 @@
 """A monitor that stays on: now and then one example's clipped contribution is computed again, in float64.
 
 On the first update and every hundredth after it one example of the first physical batch is taken, by its place. Its
-norm over all parameters, times the weight with which it is about to be summed, must not be above the clip norm.
+norm in each group of parameters, times the weight with which it is about to be summed there, must not be above the
+group's limit. And the clip rule must give it, and some others, the factor that each of them gets alone.
+
+That factor times norm is within the limits, by the norms as they were measured, is looked at in every step
+(`gradients/clipped_sum.py`); here the measuring is looked at, too.
 """
 
 from __future__ import annotations
@@ -10,14 +14,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from hushgrad.clipping.bound import BoundRule
 from hushgrad.errors import SensitivityMismatchError
+from hushgrad.gradients.clipped_sum import Weighed
 from hushgrad.gradients.contribution import Contribution, Plan
 
 EVERY = 100
 # Above what rounding does to a norm, products with ten bits (TF32) included.
 _TOLERANCE = 2e-3
+# Examples whose factor is computed alone; and what the order of operations in a kernel may change in a factor.
+_ALONE, _SAME = 8, 1e-5
 
 
 @dataclass(slots=True)
@@ -26,6 +35,7 @@ class SensitivityMonitor:
 
     Guarantee: of every hundredth update one example is checked, and one that adds more than the clip norm ends training
     with an error.
+    Guarantee: a clip rule that gives an example another factor beside others than alone ends training with an error.
     """
 
     verdict: str = "within the clip norm"
@@ -41,27 +51,61 @@ class SensitivityMonitor:
         """Return what the ledger should say after so many updates: a function of their number and of the verdict."""
         return {"steps_sampled": math.ceil(updates / EVERY), "verdict": self.verdict}
 
-    def check(self, update: int, uses: Mapping[str, Contribution], weights_B: Tensor, clip_norm: float) -> None:
-        """Check one example of a physical batch.
+    def check(self, update: int, weighed: Weighed, clip: BoundRule) -> None:
+        """Check one example of a physical batch, and the factors of a few.
 
         Raises:
-            SensitivityMismatchError: it would add more than `clip_norm`.
+            SensitivityMismatchError: it would add more than a limit, or a factor depends on other examples.
         """
-        place = (update // EVERY) % weights_B.shape[0]
-        squared = 0.0
-        for part in uses.values():
-            row = part.map_examples(lambda operand: _row(operand, place))
-            squared += float(row.measure(Plan())[0])
-        if not math.isfinite(squared):
-            return  # it is left out of the sum
-        if float(weights_B[place].double()) * math.sqrt(squared) > clip_norm * (1 + _TOLERANCE):
-            self.verdict = "above the clip norm"
-            if not self.raises:
-                return
-            raise SensitivityMismatchError(
-                "an example would add more than the clip norm to the sum, so the noise is too small for it. Report "
-                "this with the version of hushgrad and the kinds of layers, and do not release the model"
+        place = (update // EVERY) % weighed.weights.shape[1]
+        norms = [_norm(parts, place) for parts in weighed.members]
+        if all(map(math.isfinite, norms)):  # else it is left out of the sum
+            weights = weighed.weights[:, place].double().tolist()
+            if any(
+                not abs(weight) * norm <= limit * (1 + _TOLERANCE)
+                for weight, norm, limit in zip(weights, norms, clip.limits, strict=True)
+            ):
+                self.exceeded(
+                    SensitivityMismatchError(
+                        "an example would add more than the clip norm to the sum, so the noise is too small for it",
+                        cure="Report this with the version of hushgrad and the kinds of layers, and do not release "
+                        "the model",
+                    )
+                )
+        self._require_own_factors(weighed, clip)
+
+    def _require_own_factors(self, weighed: Weighed, clip: BoundRule) -> None:
+        roots_GB, weights_GB = weighed.roots[:, :_ALONE], weighed.weights[:, :_ALONE]
+        alone_GB = torch.cat([clip.factors(root_G1 * weighed.scale) for root_G1 in torch.split(roots_GB, 1, 1)], 1)
+        alike = torch.isclose(alone_GB * weighed.scale, weights_GB, rtol=_SAME, atol=0.0)
+        if not (alike | ~torch.isfinite(roots_GB)).all():
+            self.verdict = "factors depend on other examples"
+            self._alarm(
+                SensitivityMismatchError(
+                    f"the clip rule {type(clip.rule).__name__} gives an example another factor beside others than "
+                    f"alone, so one example changes what all others add",
+                    cure="Compute each column of factors() from that column of the norms and the rule's constants "
+                    "only; do not release the model",
+                )
             )
+
+    def exceeded(self, excess: SensitivityMismatchError) -> None:
+        """Take note that an example would add more than the clip norm, and raise `excess`."""
+        self.verdict = "above the clip norm"
+        self._alarm(excess)
+
+    def _alarm(self, error: SensitivityMismatchError) -> None:
+        if self.raises:
+            raise error
+
+
+def _norm(parts: Mapping[str, Contribution], place: int) -> float:
+    """Return the norm of one example over these parameters, computed again in float64."""
+    squared = 0.0
+    for part in parts.values():
+        row = part.map_examples(lambda operand: _row(operand, place))
+        squared += float(row.measure(Plan())[0])
+    return math.sqrt(squared) if squared >= 0 else math.nan
 
 
 def _row(operand: Tensor, place: int) -> Tensor:

@@ -149,6 +149,7 @@ def _mechanism(facts: Facts) -> Section | None:
     told = [
         ("mechanism", "DP-SGD: per-record gradients clipped to norm C, summed, Gaussian noise on the sum"),
         ("noise multiplier σ", plain(noise)),
+        ("clip rule", privacy.get("clip_rule") or "not declared"),
         ("clipping norm C", plain(clip)),
         ("division of the noised sum", f"by B = {plain(batch)}" if privacy["loss_reduction"] == "mean" else "none"),
         ("sampling", f"{privacy['sampling']}; {privacy['sampling_was']}"),

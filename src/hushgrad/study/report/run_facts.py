@@ -145,6 +145,7 @@ def _charged(ledger: LedgerView, held: Guarantee) -> dict[str, Any]:
         "sampling_was": contract.sampling,
         "population": contract.population,
         "expected_batch_size": contract.expected_batch_size,
+        "clip_rule": contract.clipping,
         "max_grad_norm": contract.max_grad_norm,
         "loss_reduction": contract.loss_reduction,
         "noise_multipliers": sorted({event.noise_multiplier for event, _ in ledger.events}),

@@ -23,6 +23,7 @@ from hushgrad.accounting.ledger.ledger import LedgerView, read_ledger
 from hushgrad.capture.axes.batch_axes import tensors_in
 from hushgrad.checks.verification.update.paired_update import Loop, Output, seeded
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.gradients.oracle import one_at_a_time
 from hushgrad.guards.probing.state import own_objects
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD
@@ -128,6 +129,20 @@ class Rig:
         session.sensitivity_monitor.raises = session.noise_monitor.raises = False
         return Running(model, optimizer, session, self.criterion, stepped)
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the trainable parameters."""
+        return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    def gradients_of(self, row: int) -> Output:
+        """Return one example's gradient by ordinary autograd on a copy, `[1, *shape]` for each parameter."""
+        model = _copied(self.model).train()
+        criterion = PerExampleLoss(
+            self.criterion, loss_reduction=self.mechanism.loss_reduction, batch_size=lambda: 1, observer=None
+        )
+        found = one_at_a_time(model, [lambda: _losses_of(self.item([row]), model, criterion).sum()])
+        return {name: gradient.to("cpu") for name, gradient in found.items()}
+
     def item(self, rows: Sequence[int]) -> Any:
         """Return these records, collated as the loader does."""
         collate = self.reading.options.collate_fn or default_collate
@@ -173,6 +188,13 @@ class Rig:
             )
 
 
+def _losses_of(item: Any, model: nn.Module, criterion: PerExampleLoss) -> Tensor:
+    """Return the losses of an item `(inputs, target)`, one per example."""
+    device = next(model.parameters()).device
+    inputs, target = item
+    return criterion.losses(model(_to(inputs, device)), _to(target, device))
+
+
 def _copied(module: nn.Module) -> nn.Module:
     """Return a copy that shares the session, the engine or the loader that the module may keep."""
     return copy.deepcopy(module, {id(value): value for value in own_objects(module)})
@@ -210,11 +232,9 @@ class Running:
         return found
 
     def _losses(self, item: Any) -> Tensor:
-        device = next(self.model.parameters()).device
         if item is None:
-            return torch.zeros(0, device=device)
-        inputs, target = item
-        return self.per_example().losses(self.model(_to(inputs, device)), _to(target, device))
+            return torch.zeros(0, device=next(self.model.parameters()).device)
+        return _losses_of(item, self.model, self.per_example())
 
 
 class SessionLoop(Loop):

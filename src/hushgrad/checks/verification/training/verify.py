@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from hushgrad.arguments import open_unit_interval, positive_number
 from hushgrad.checks.verification.checks import statistics as st
+from hushgrad.checks.verification.checks.clipping import NOT_THE_REFERENCE, read_rule, reads_as_reference
 from hushgrad.checks.verification.checks.noise import NoiseReading, read_noise
 from hushgrad.checks.verification.checks.sampling import SamplingReading, draws_needed, read_sampling
 from hushgrad.checks.verification.mistakes.clipping import Belief
@@ -30,12 +31,13 @@ from hushgrad.checks.verification.training.copies import (
     TrainingLoop,
     ordinary_loop,
 )
-from hushgrad.checks.verification.update.batches import find_causes, measure, rows_of
+from hushgrad.checks.verification.update.batches import GroupReading, find_causes, measure, rows_of
 from hushgrad.checks.verification.update.paired_update import arrays, kept_randomness, norm
 from hushgrad.checks.verification.update.verify_update import DEFAULT_FALSE_ALARM, DEFAULT_RESOLUTION, steps_needed
 from hushgrad.checks.verification.verdict import Cause, Check, Measured, Verdict
 from hushgrad.engine import PrivacyEngine
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.gradients.oracle import clipped_sum_of
 from hushgrad.guards.probing.state import State
 from hushgrad.mechanism import DPSGD
 from hushgrad.randomness import KeyStream
@@ -124,12 +126,16 @@ def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, al
     _require_pair(batch, rows)
     session_loop = SessionLoop(rig)
     contributions = measure(session_loop, batch, list(range(rows)), belief, noise, alpha / 8)
+    rule = read_rule(rig.mechanism.clipping, rig.names)
+    as_reference = _as_reference(rig, session_loop, contributions, noise)
     sampling, sampling_checks = _sampling(rig, resolution, alpha / 4)
     run = rig.train(loop, seed=None, updates=_UPDATES)
     measured_multiplier = noise.std / max(contributions.sensitivity, contributions.unit)
     replay = _replay(rig, loop, contributions.unit)
     checks = (
         *contributions.checks,
+        *rule.checks,
+        as_reference,
         *noise.checks.values(),
         *sampling_checks,
         *_ledger(rig, run, measured_multiplier, noise, sampling, alpha / 8),
@@ -140,6 +146,9 @@ def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, al
     if not all(check.passed for check in checks):
         if not all(check.passed for check in (*contributions.checks, *noise.checks.values())):
             causes += find_causes(contributions, belief, claimed.at(0).noise_multiplier, noise)
+        causes += rule.causes
+        if not causes and not as_reference.passed:
+            causes.append(NOT_THE_REFERENCE)
         causes += sampling.causes if sampling is not None else ()
         causes += _run_causes(checks)
     return Verdict(
@@ -162,6 +171,19 @@ def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, al
         notes=contributions.notes,
         seconds=time.perf_counter() - started,
     )
+
+
+def _as_reference(rig: Rig, loop: SessionLoop, contributions: GroupReading, noise: NoiseReading) -> Check:
+    """Compare what each example adds alone with the clip rule's reference of its gradient, by ordinary autograd."""
+    clipping, divisor = rig.mechanism.clipping, rig.mechanism.divisor
+    expected = {
+        row: {name: value / divisor for name, value in clipped_sum_of(rig.gradients_of(row), clipping).items()}
+        for row in contributions.alone
+    }
+    size = sum(value.numel() for value in contributions.alone[0].values())
+    unit = contributions.unit
+    room = 3 * loop.error_of_difference(noise.std) * math.sqrt(size) + (5e-2 if loop.word_bits == 16 else 1e-4) * unit
+    return reads_as_reference(contributions.alone, expected, unit, room)
 
 
 def _require_pair(batch: Any, rows: int) -> None:
@@ -281,7 +303,8 @@ def _ledger(
         rate_right = bool(rates) and max(abs(rate - sampling.rate) for rate in rates) <= room
     contract, mechanism = view.contract, rig.mechanism
     same = (
-        contract.max_grad_norm == mechanism.clipping.max_grad_norm
+        contract.max_grad_norm == mechanism.clipping.sensitivity
+        and contract.clipping == mechanism.clipping.describe()
         and contract.expected_batch_size == mechanism.expected_batch_size
         and contract.loss_reduction == mechanism.loss_reduction
         and contract.noise_is_secret
@@ -303,9 +326,10 @@ def _ledger(
         Check("ledger", "every update is charged, and before it is written",
               f"{view.steps} charged, {run.updates} updates" + ("" if run.charged_before else ", some uncharged"),
               view.steps == run.updates and run.charged_before, max(1, run.updates), power="every case"),
-        Check("ledger", "the ledger states the clip norm, the divisor and the source of noise that ran",
-              f"C = {contract.max_grad_norm:g}, B = {contract.expected_batch_size:g}, noise: {contract.noise_source}",
-              same, 4, power="every difference"),
+        Check("ledger", "the ledger states the clip rule, the divisor and the source of noise that ran",
+              f"{contract.clipping}, C = {contract.max_grad_norm:g}, B = {contract.expected_batch_size:g}, noise: "
+              f"{contract.noise_source}",
+              same, 5, power="every difference"),
     )  # fmt: skip
 
 

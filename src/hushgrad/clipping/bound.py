@@ -1,0 +1,162 @@
+"""A clip rule bound to the parameters of one model: its groups and limits, checked once, and its factors, always."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from hushgrad.arguments import positive_number
+from hushgrad.clipping.rule import ClipRule
+from hushgrad.errors import ContractChangedError, InvalidArgumentError, SensitivityMismatchError
+
+Part = TypeVar("Part")
+
+# Above what rounding in float32 does to a factor and a norm, and far below what an ε would show.
+TOLERANCE = 1e-5
+
+# Norms are measured in float32 with what underflows left out (`gradients/rounding.py`): below this they may be larger
+# than they were measured, and a factor that is huge there would show it.
+SMALLEST_NORM = 1e-9
+
+
+class BoundRule:
+    """A rule for one model: `groups` of its parameters, and the `limits` of each, in one order.
+
+    Guarantee: each parameter is in exactly one group, and the root of the sum of squared limits is at most the
+    sensitivity that the noise is made from.
+    """
+
+    def __init__(self, rule: ClipRule, names: Iterable[str]) -> None:
+        """Bind `rule` to the parameters called `names`.
+
+        Raises:
+            InvalidArgumentError: its groups are no partition of the parameters, or a limit is missing or not positive.
+            SensitivityMismatchError: its limits together are above its sensitivity.
+        """
+        self.rule = rule
+        self._label = f"the clip rule {type(rule).__name__}"
+        given = tuple(names)
+        self.groups = self._partition(given)
+        self.limits = self._checked_limits()
+        self._number_of = {name: number for number, group in enumerate(self.groups) for name in group}
+        self._smallest_limit = min(self.limits)
+        self._ceiling = self.limits[0] * (1 + TOLERANCE) if len(set(self.limits)) == 1 else None
+        self._ceilings_G1: Tensor | None = None
+
+    def _partition(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+        found = self.rule.groups(names)
+        if isinstance(found, str) or not isinstance(found, Sequence):
+            raise InvalidArgumentError(
+                f"groups() must return a sequence of groups of names, got {type(found).__name__}", where=self._label
+            )
+        if any(isinstance(group, str) or not isinstance(group, Sequence) for group in found):
+            raise InvalidArgumentError(
+                "groups() must return groups, each a sequence of names",
+                where=self._label,
+                cure='For one parameter alone return the group ["its.name"]',
+            )
+        counts = Counter(name for group in found for name in group)
+        wrong = {
+            "in no group": [name for name in names if name not in counts],
+            "in more than one": [str(name) for name, count in counts.items() if count > 1],
+            "not a trainable parameter": [str(name) for name in counts if name not in names],
+            "empty": [f"group {number}" for number, group in enumerate(found) if not group],
+        }
+        told = [f"{what}: {', '.join(offenders)}" for what, offenders in wrong.items() if offenders]
+        if told or not found:
+            raise InvalidArgumentError(
+                f"groups() must put every trainable parameter into exactly one group: {'; '.join(told) or 'no groups'}",
+                where=self._label,
+                cure="Let groups() go through the names that it is given, and freeze what is not to be trained",
+            )
+        return tuple(tuple(group) for group in found)
+
+    def _checked_limits(self) -> tuple[float, ...]:
+        count = len(self.groups)
+        found = tuple(self.rule.limits(count))
+        if len(found) != count:
+            raise InvalidArgumentError(
+                f"limits({count}) must return one limit for each of {count} groups, got {len(found)}", where=self._label
+            )
+        limits = tuple(positive_number(f"the limit of group {i} of {self._label}", v) for i, v in enumerate(found))
+        self._together = sum(limit**2 for limit in limits) ** 0.5
+        if not self._together <= self.rule.sensitivity * (1 + 1e-9):
+            raise SensitivityMismatchError(
+                f"the limits of its {count} groups come to {self._together:.6g} together (the root of the sum of their "
+                f"squares), more than the sensitivity {self.rule.sensitivity:.6g} that the noise is made from",
+                where=self._label,
+                cure="Let `sensitivity` be at least that, or lower the limits",
+            )
+        return limits
+
+    def split(self, parts: dict[str, Part]) -> list[dict[str, Part]]:
+        """Return `parts`, by parameter, as one mapping for each group; some may be empty."""
+        if len(self.groups) == 1:
+            return [parts]
+        found: list[dict[str, Part]] = [{} for _ in self.groups]
+        for name, part in parts.items():
+            number = self._number_of.get(name)
+            if number is None:
+                raise ContractChangedError(
+                    "it is trained now, and is in no group of the clip rule, because it was frozen at set-up",
+                    where=name,
+                    cure="Choose what is trained before privatize, or close the session and privatize again",
+                )
+            found[number][name] = part
+        return found
+
+    def factors(self, norms_GB: Tensor) -> Tensor:
+        """Return the rule's factors for norms `[G, B]`, in the same shape. The rule may keep and change `norms_GB`.
+
+        Raises:
+            InvalidArgumentError: it returned something else than a floating-point tensor of that shape.
+        """
+        if not self._together <= self.rule.sensitivity * (1 + 1e-9):
+            raise ContractChangedError(
+                "its sensitivity has become smaller than its limits together, since it was bound to the model",
+                where=self._label,
+                cure="Let a rule's constants stay what they are; clip_schedule changes them from step to step",
+            )
+        shape, device = norms_GB.shape, norms_GB.device
+        found = self.rule.factors(norms_GB)
+        if not isinstance(found, Tensor) or found.shape != shape or not found.is_floating_point():
+            came = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise InvalidArgumentError(
+                f"factors() must return a floating-point tensor of the shape of the norms, {list(shape)}, got {came}",
+                where=self._label,
+            )
+        return found if found.device == device else found.to(device)
+
+    def within(self, roots_GB: Tensor, weights_GB: Tensor, scale: float) -> Tensor:
+        """Return for each group and example whether weight · root is at most the limit, `[G, B]`; never where NaN.
+
+        Args:
+            roots_GB: norms before they were multiplied with `scale`, as measured.
+            weights_GB: what gradients are about to be multiplied with: factor · scale.
+            scale: what undoes the division of a mean loss.
+        """
+        floor = min(SMALLEST_NORM, self._smallest_limit / scale)
+        return weights_GB.abs() * roots_GB.clamp(min=floor) <= self._ceiling_for(roots_GB)
+
+    def _ceiling_for(self, roots_GB: Tensor) -> Tensor | float:
+        if self._ceiling is not None:
+            return self._ceiling
+        kept = self._ceilings_G1
+        if kept is None or kept.device != roots_GB.device or kept.dtype != roots_GB.dtype:
+            limits = torch.tensor(self.limits, dtype=torch.float64) * (1 + TOLERANCE)
+            self._ceilings_G1 = kept = limits.unsqueeze(1).to(roots_GB.device, roots_GB.dtype)
+        return kept
+
+    def excess(self) -> SensitivityMismatchError:
+        """Return the error for an example that would enter the sum with more than a limit."""
+        return SensitivityMismatchError(
+            "an example would add more than the clip norm to the sum: its factor times its norm is above the limit of "
+            "a group, or is not a number. The noise is too small for it, so nothing was released",
+            where=self._label,
+            cure="Correct the rule's factors: at most limit / norm, and finite, for every norm from 0 on; do not "
+            "release the model",
+        )
