@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, PrivacyEngine, TruncatedPoissonSampling, privatize
 from hushgrad.accounting import PoissonSampled, TruncatedPoisson, epsilon
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import BudgetExhaustedError, ContractChangedError, InvalidArgumentError, PrivacyUnitError
 from hushgrad.gradients.dense import Dense
 from hushgrad.randomness import KeyStream

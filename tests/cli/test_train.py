@@ -9,7 +9,7 @@ import safetensors.torch
 from click.testing import CliRunner
 
 from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.cli.main import main
 
 QUICK = ["--epochs", "1", "--batch-size", "400"]

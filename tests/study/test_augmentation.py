@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, privatize
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.gradients.oracle import clipped_sum_of, one_at_a_time
 from hushgrad.study import training
 from hushgrad.study.augmentation import OverViews, Shifts, mean_over_views

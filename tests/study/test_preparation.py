@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from hushgrad.accounting import Gaussian, epsilon
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.outcome import Watchers

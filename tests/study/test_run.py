@@ -5,7 +5,7 @@ import pytest
 import safetensors
 
 from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import DatasetError, InvalidArgumentError, TaskDataError
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.directory import RunDirectory

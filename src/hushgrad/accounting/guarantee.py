@@ -14,7 +14,7 @@ from hushgrad.accounting.composition import Composition, normal_form
 from hushgrad.accounting.conditions import DECLARED_SAMPLING, FIXED_KEY, Condition, joined
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import order_of
-from hushgrad.accounting.ledger.ledger import DECLARED, Contract
+from hushgrad.accounting.ledger.contract import DECLARED, Contract
 
 _DIGITS = 4
 

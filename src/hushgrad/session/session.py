@@ -22,7 +22,7 @@ from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.conditions import CLOSED, Condition, third_party
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.guarantee import Guarantee
-from hushgrad.accounting.ledger.ledger import DECLARED, OBSERVED
+from hushgrad.accounting.ledger.contract import DECLARED, OBSERVED
 from hushgrad.accounting.ledger.records import Anchor
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool

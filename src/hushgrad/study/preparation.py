@@ -11,7 +11,8 @@ from pathlib import Path
 
 from hushgrad.accounting.calibration import calibrate_noise_multiplier
 from hushgrad.accounting.events.gaussian import Gaussian
-from hushgrad.accounting.ledger.ledger import OBSERVED, OPERATING_SYSTEM, Contract, Ledger
+from hushgrad.accounting.ledger.contract import OBSERVED, OPERATING_SYSTEM, Contract
+from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream
 from hushgrad.study.configuration import DEFAULT_DELTA, RunConfig

@@ -15,8 +15,8 @@ import pytest
 
 from hushgrad.accounting import Contract, DisjointPass, Gaussian, Ledger, PoissonSampled, read_ledger
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
-from hushgrad.accounting.ledger.ledger import view_when
 from hushgrad.accounting.ledger.records import Anchor, encode
+from hushgrad.accounting.ledger.view import view_when
 from hushgrad.errors import AccountingError, ContractChangedError, InvalidArgumentError, LedgerError
 
 CONTRACT = Contract("observed", "operating system", expected_batch_size=10, max_grad_norm=1.0, population=100)

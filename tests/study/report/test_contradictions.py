@@ -10,12 +10,13 @@ import safetensors.torch
 from click.testing import CliRunner
 
 from hushgrad.accounting.events.poisson import PoissonSampled
-from hushgrad.accounting.ledger.ledger import Ledger, read_ledger
+from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.accounting.ledger.records import encode
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.cli.main import main
 from hushgrad.errors import HushgradError, InvalidArgumentError
 from hushgrad.study.configuration import Privacy, suggested_run
-from hushgrad.study.report.agreement import contradictions
+from hushgrad.study.report.comparison import contradictions
 from hushgrad.study.report.files import CARD, DATA, PAGE, write_report
 from hushgrad.study.report.run_facts import run_facts
 from hushgrad.study.run import Reporter, run

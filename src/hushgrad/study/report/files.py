@@ -13,7 +13,7 @@ from hushgrad._version import __version__
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.directory import from_json, json_text, replace_file
 from hushgrad.study.report import earlier
-from hushgrad.study.report.agreement import contradictions
+from hushgrad.study.report.comparison import contradictions
 from hushgrad.study.report.document import Document
 from hushgrad.study.report.render import html, markdown
 from hushgrad.study.report.run_document import run_document

@@ -16,16 +16,18 @@ from typing import Any
 from hushgrad.accounting.accountants import ACCOUNTANTS, epsilon_bounds
 from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.guarantee import Guarantee, as_sentence, delta_text, guarantee
-from hushgrad.accounting.ledger.ledger import LedgerView
+from hushgrad.accounting.ledger.view import LedgerView
 from hushgrad.accounting.risk import gaussian_mu, membership_advantage, true_positive_rate, zero_concentrated
 from hushgrad.checks.auditing.audit import recomputed
 from hushgrad.errors import AccountingError, InvalidArgumentError
 from hushgrad.study.configuration import DEFAULT_DELTA
-from hushgrad.study.report.agreement import Row, agreement, beyond, held_by, largest_epsilon, notices
+from hushgrad.study.report.agreement import agreement, largest_epsilon, notices
 from hushgrad.study.report.assumptions import assumptions_of
+from hushgrad.study.report.comparison import Row
 from hushgrad.study.report.document import plain, up
 from hushgrad.study.report.earlier import earlier_claims
 from hushgrad.study.report.run_files import LEDGER, METRICS, MODEL, SUMMARY, RunFiles, file_digest
+from hushgrad.study.report.statements import beyond, held_by
 from hushgrad.study.report.values import finite, same
 
 AUDIT = "audit.json"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.ledger.ledger import LedgerView, read_ledger, view_when
 from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.accounting.ledger.view import LedgerView, read_ledger, view_when
 from hushgrad.arguments import open_unit_interval
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.model_file import ModelContent, read_model

@@ -11,9 +11,10 @@ from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.selection import GEOMETRIC, selection_epsilon
 from hushgrad.study.configuration import DEFAULT_DELTA
-from hushgrad.study.report.agreement import Row as Compared
-from hushgrad.study.report.agreement import agreement, held_by, largest_epsilon
+from hushgrad.study.report.agreement import agreement, largest_epsilon
+from hushgrad.study.report.comparison import Row as Compared
 from hushgrad.study.report.run_files import LEDGER, RunFiles, anchor_in, file_digest
+from hushgrad.study.report.statements import held_by
 from hushgrad.study.report.values import finite
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import ORDINARY

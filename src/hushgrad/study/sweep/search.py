@@ -12,7 +12,7 @@ from typing import Any
 
 from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.accounting.selection import GEOMETRIC, selection_epsilon
 from hushgrad.arguments import positive_number, whole_number
 from hushgrad.errors import HushgradError, InvalidArgumentError

@@ -20,7 +20,7 @@ from typing import Any
 
 from hushgrad._version import __version__
 from hushgrad.accounting.guarantee import guarantee
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.arguments import real_number
 from hushgrad.errors import ContractChangedError, InvalidArgumentError, LedgerError
 from hushgrad.study.directory import RunDirectory, ledger_end
