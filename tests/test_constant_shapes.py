@@ -324,8 +324,8 @@ def test_schedules_are_charged_as_truncated_steps() -> None:
     [
         ({"constant_shapes": True}, "needs max_physical_batch_size"),
         ({"constant_shapes": 1, "max_physical_batch_size": 4}, "constant_shapes must be True or False"),
-        ({"max_batch_size": 0}, "max_batch_size must be >= 1"),
-        ({"max_batch_size": "most"}, "max_batch_size must be a whole number"),
+        ({"max_batch_size": 0}, "max_batch_size: must be >= 1"),
+        ({"max_batch_size": "most"}, "max_batch_size: must be a whole number"),
         ({"max_batch_size": 12, "poisson_sampling": False}, "leave one of them out"),
     ],
 )

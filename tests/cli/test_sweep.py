@@ -49,11 +49,11 @@ def test_a_sweep_with_a_failing_run_says_so_and_exits_with_1(tmp_path, monkeypat
         (("--noise-multipliers", "1,x"), 1, "DP101 noise-multipliers must be numbers"),
         (("--noise-multipliers", "1", "--epsilons", "1"), 1, "and not both"),
         (("--function", "m:f", "--task", "digits"), 2, "--function goes without --task"),
-        (("--cores", "1", "--threads-per-run", "2"), 1, "DP101 cores must be >= 2"),
+        (("--cores", "1", "--threads-per-run", "2"), 1, "DP101 cores: must be >= 2"),
         (("--storage", "sqlite:///x"), 2, "--storage goes with --search"),
         (("--search", "2"), 2, "--search goes with one task"),
         (("--search", "2", "--noise-multipliers", "1"), 1, "needs a target epsilon"),
-        (("--seeds", "0"), 1, "DP101 seeds must be >= 1"),
+        (("--seeds", "0"), 1, "DP101 seeds: must be >= 1"),
     ],
 )
 def test_bad_input_is_said_before_anything_runs(tmp_path, words, status, said):

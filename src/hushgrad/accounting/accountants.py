@@ -91,7 +91,7 @@ def epsilon_bounds(composition: Composition, delta: float, accountant: str = DEF
     Guarantee: the upper bound holds. The lower one is 0 for accountants that do not state their error. Arguments and
     errors are those of `epsilon`.
     """
-    delta = open_unit_interval("delta", delta, "usual: less than 1 / the number of records")
+    delta = open_unit_interval("delta", delta, "Pass less than 1 / the number of examples")
     chosen = ACCOUNTANTS[one_of("accountant", accountant, tuple(ACCOUNTANTS))]
     form = normal_form(composition)
     if form.empty:
@@ -99,10 +99,12 @@ def epsilon_bounds(composition: Composition, delta: float, accountant: str = DEF
     if form.noiseless:
         return EpsilonBounds(math.inf, math.inf)
     if delta < chosen.smallest_delta and (form.is_sampled or not chosen.exact_without_sampling):
+        other = "rdp" if chosen.states_error else DEFAULT_ACCOUNTANT
         raise AccountingError(
-            f"accountant {chosen.name!r} is true for delta >= {chosen.smallest_delta:g} (its rounding hides smaller "
-            f"tails), got delta = {delta:g}; use accountant='{'rdp' if chosen.states_error else DEFAULT_ACCOUNTANT}', "
-            f"or a larger delta"
+            f"this accountant is correct for delta >= {chosen.smallest_delta:g}, got delta = {delta:g}: its rounding "
+            f"hides smaller tails",
+            where=f"accountant {chosen.name!r}",
+            cure=f"Use accountant={other!r}, or a larger delta",
         )
     if form.truncated:
         most = epsilon_with_truncation(form, delta, lambda plain, share: chosen.bounds(plain, share).upper)
@@ -112,6 +114,8 @@ def epsilon_bounds(composition: Composition, delta: float, accountant: str = DEF
         result = chosen.bounds(form, delta)
     if math.isnan(result.upper) or result.upper < 0:
         raise AccountingError(
-            f"accountant {chosen.name!r} found no number for this composition; use another of {', '.join(ACCOUNTANTS)}"
+            "this accountant found no epsilon for this composition",
+            where=f"accountant {chosen.name!r}",
+            cure=f"Use another one of {', '.join(ACCOUNTANTS)}",
         )
     return result

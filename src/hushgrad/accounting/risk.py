@@ -146,7 +146,9 @@ def renyi_divergence(composition: Composition, order: int) -> float:
     """Return an upper bound on the Rényi divergence of a whole order >= 2 (Mironov, Talwar & Zhang, 2019)."""
     number = real_number("order", order)
     if number != int(number) or number < 2:
-        raise InvalidArgumentError(f"order must be a whole number >= 2, got {number:g}")
+        raise InvalidArgumentError(
+            f"must be a whole number >= 2, got {number:g}", where="order", cure="Pass 2 or a greater whole number"
+        )
     from hushgrad.accounting.rdp import divergences
 
     form = _plain(composition)
@@ -175,7 +177,9 @@ def _mu_through(epsilon: float, delta: float) -> float:
     while log_delta(high, epsilon) < target:
         high *= 2
         if high > 1e6:
-            raise AccountingError("no mu up to 1e6 is as private as this composition; take more noise")
+            raise AccountingError(
+                "this composition is less private than mu-GDP for every mu up to 1e6", cure="Use more noise"
+            )
     low = 1e-12
     if log_delta(low, epsilon) >= target:
         return low

@@ -89,7 +89,7 @@ def _counts_alone() -> Counts:
     for counts in product(range(1, 10), range(1, 10), range(1, 5), range(1, 10)):
         if not _shared([[Dense(torch.empty(1))], [Dense(torch.empty(1).unsqueeze(0))]], counts):
             return counts
-    raise RuntimeError("this version of torch does not count as expected who holds a tensor; please report it")
+    raise RuntimeError("this version of torch counts the holders of a tensor in an unknown way; please report it")
 
 
 def _set_apart(parts: list[Contribution]) -> list[Contribution]:

@@ -18,7 +18,8 @@ def require_known_answer(is_given: bool, name: str, device: torch.device) -> Non
     """Raise `KernelMismatchError` unless the kernel of that name gave its known answer on the device."""
     if not is_given:
         raise KernelMismatchError(
-            f"on {device} the {name} kernel did not give the known answer to a known problem, so nothing that it "
-            "computes can be trusted; set HUSHGRAD_KERNELS=torch to do without kernels (or train on the CPU, if it is "
-            "set), and report it with the versions of torch, Triton and the driver"
+            "it did not give the known answer to a known problem, so nothing that it computes can be trusted",
+            where=f"the {name} kernel on {device}",
+            cure="Set HUSHGRAD_KERNELS=torch to do without kernels (or, if it is set, train on the CPU). Report it, with "
+            "the versions of torch, Triton and the driver",
         )

@@ -114,7 +114,9 @@ def noisy_updates(parts: Sequence[Noised], *, noise_std: float, divisor: float, 
         total = part.total.detach()
         _require_wide(total.dtype, "total")
         if part.overwrite and not total.is_contiguous():
-            raise InvalidArgumentError("a total that is overwritten must be contiguous; pass total.contiguous()")
+            raise InvalidArgumentError(
+                "a total that is overwritten must be contiguous", where="total", cure="Pass total.contiguous()"
+            )
         if std == 0:
             updates.append(total.div_(denominator) if part.overwrite else (total / denominator).contiguous())
         elif dispatch.draws_noise(total):
@@ -141,7 +143,9 @@ def noisy_updates(parts: Sequence[Noised], *, noise_std: float, divisor: float, 
 def _require_wide(dtype: torch.dtype, name: str) -> None:
     if dtype not in _WORDS:
         raise InvalidArgumentError(
-            f"{name} must be float32 or float64, got {dtype}; sum and add noise in float32, then cast the result"
+            f"must be float32 or float64, got {dtype}",
+            where=name,
+            cure="Sum and add noise in float32, then cast the result",
         )
 
 
@@ -226,9 +230,11 @@ def _places(chunks: Sequence[tuple[int, int]], missing: Sequence[Places | None],
         if places is None:  # begun, and its sum may be written over in part, so it cannot be done again
             undone = sum(places is None for places in missing)
             raise InterruptedDrawError(
-                f"{undone} of the {len(chunks)} parts of a draw of noise were begun and did not end, so the update was "
-                f"not handed out. What was charged for it stands; go on with the next batch. If no interrupt came, "
-                f"report it with the versions of hushgrad and Python"
+                f"{undone} of the {len(chunks)} parts of a draw of noise began and did not end, so the update was not "
+                f"handed out. What was charged for it stands",
+                where="noise",
+                cure="Go on with the next batch. If nothing interrupted the draw, report it, with the versions of "
+                "hushgrad and Python",
             )
         found[item].append(places)
     return [np.concatenate(parts) for parts in found]

@@ -58,7 +58,12 @@ def on_all_threads(work: Callable[[], None], threads: int) -> None:
     finally:
         _raise([end for end in ends.values() if end is not None])
     if any(getgeneratorstate(share) == GEN_CLOSED and place not in ends for place, share in enumerate(shares)):
-        raise InterruptedDrawError("a thread left the draw of noise and did not say how")
+        raise InterruptedDrawError(
+            "a thread left the draw and did not say how, so the update was not handed out",
+            where="noise",
+            cure="Go on with the next batch. If nothing interrupted the draw, report it, with the versions of hushgrad "
+            "and Python",
+        )
 
 
 def _share(work: Callable[[], None], place: int, ends: dict[int, BaseException | None]) -> Generator[None, None, None]:

@@ -40,7 +40,7 @@ class RunDirectory:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidArgumentError(
-                f"the output folder cannot be created ({error.strerror}); choose another"
+                f"the output folder cannot be created: {error.strerror}", where="--out", cure="Choose another folder"
             ) from error
         return cls(path)
 
@@ -102,9 +102,15 @@ def require_unused(path: Path) -> None:
     """Raise InvalidArgumentError unless `path` is free or an empty folder: no run overwrites another."""
     if path.is_dir():
         if any(path.iterdir()):
-            raise InvalidArgumentError("the output folder must be new or empty, this one is not; choose another --out")
+            raise InvalidArgumentError(
+                "the output folder must be new or empty, and this one holds files",
+                where="--out",
+                cure="Choose another folder",
+            )
     elif path.exists() or path.is_symlink():
-        raise InvalidArgumentError("the output path must be a folder, this is something else; choose another --out")
+        raise InvalidArgumentError(
+            "the output path must be a folder, and this is something else", where="--out", cure="Choose another path"
+        )
 
 
 def replace_file(path: Path, content: bytes) -> None:

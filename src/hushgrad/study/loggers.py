@@ -90,7 +90,9 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
-            raise InvalidArgumentError("TensorBoard is not installed; pip install 'hushgrad[tensorboard]'") from error
+            raise InvalidArgumentError(
+                "TensorBoard is not installed", cure="Run pip install 'hushgrad[tensorboard]'"
+            ) from error
         # The file is made with the first metric: a run's folder must be empty until the run claims it.
         writer: Any = SummaryWriter
         self._make: Callable[[], Any] = lambda: writer(str(folder))

@@ -57,7 +57,7 @@ def read_model(path: Path) -> ModelContent | None:
             words = {str(key): str(value) for key, value in header.pop(_WORDS, {}).items()}
             parameters = sum(int(math.prod(tensor["shape"])) for tensor in header.values())
         except (KeyError, TypeError, AttributeError) as error:
-            raise InvalidArgumentError("model.safetensors is damaged: its header cannot be read") from error
+            raise _damaged("cannot be read") from error
         return ModelContent(parameters, words, _digest(header, stream))
 
 
@@ -65,14 +65,22 @@ def _header(stream: BinaryIO) -> dict[str, Any]:
     start = stream.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 0 < length <= _MOST_BYTES_OF_A_HEADER:
-        raise InvalidArgumentError("model.safetensors is damaged: its header has no possible length")
+        raise _damaged("has an impossible length")
     try:
         header = json.loads(stream.read(length))
     except ValueError as error:
-        raise InvalidArgumentError("model.safetensors is damaged: its header cannot be read") from error
+        raise _damaged("cannot be read") from error
     if not isinstance(header, dict):
-        raise InvalidArgumentError("model.safetensors is damaged: its header cannot be read")
+        raise _damaged("cannot be read")
     return header
+
+
+def _damaged(what: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"the file is damaged: its header {what}",
+        where="model.safetensors",
+        cure="Restore it from a copy, or train anew",
+    )
 
 
 def _digest(header: dict[str, Any], values: BinaryIO) -> str:

@@ -48,7 +48,11 @@ def prepare(config: RunConfig, task: Task, ledger: Path | None) -> Prepared:
     )
     if privacy is not None:
         if ledger is None:
-            raise InvalidArgumentError("the preparation of a private run must be paid for; pass the ledger of training")
+            raise InvalidArgumentError(
+                "the preparation of a private run is a release, and must be charged",
+                where="ledger",
+                cure="Pass the ledger of the training",
+            )
         # What the session will find when it continues this ledger: anything else in it would be refused.
         contract = Contract(
             OBSERVED,

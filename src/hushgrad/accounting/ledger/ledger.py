@@ -112,7 +112,7 @@ class Ledger:
         """
         count = count_of("count", count, minimum=1)
         if self._state != "open":
-            raise LedgerError(f"the ledger is {self._state} and takes no further charge; open it again by its path")
+            raise self._takes_no_more("charge")
         lease = count_of("lease", lease, minimum=1)
         adjacency_of([event, *(last for last, _ in self._events[-1:])])
         if self._leased >= count and self._events[-1][0] == event:
@@ -139,13 +139,18 @@ class Ledger:
         Raises `LedgerError` where it could not be made durable, and for a value that is no number or text.
         """
         if self._state != "open":
-            raise LedgerError(f"the ledger is {self._state} and takes no further note; open it again by its path")
+            raise self._takes_no_more("note")
         body = {"version": NOTE_VERSION, "about": about, "values": dict(values)}
         found = conditions_of([read_note(body, self._steps)])
         if found:
             self._conditions = joined([*self._conditions, *found])
         self._return_lease()
         self._append("note", body)
+
+    def _takes_no_more(self, what: str) -> LedgerError:
+        return LedgerError(
+            f"it is {self._state}, and takes no further {what}", where="the ledger", cure="Open it again by its path"
+        )
 
     def _return_lease(self) -> None:
         """Give back the steps that were put on disk and not taken."""
@@ -194,8 +199,9 @@ class Ledger:
         ]
         if changed:
             raise ContractChangedError(
-                f"the ledger was begun under another contract: {', '.join(changed)}; use the old values, or a new "
-                f"ledger for a new run"
+                f"it was begun under another contract: {', '.join(changed)}",
+                where="the ledger",
+                cure="Use the old values, or a new ledger for a new run",
             )
         self._events, self._steps, self._run = view.events, view.steps, view.run
         self._conditions = view.conditions

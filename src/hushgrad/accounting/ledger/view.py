@@ -14,12 +14,15 @@ from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import event_from_json
 from hushgrad.accounting.ledger.contract import Contract
 from hushgrad.accounting.ledger.file import ledger_path, read_bytes
-from hushgrad.accounting.ledger.records import NO_HASH, Anchor, decode
+from hushgrad.accounting.ledger.records import NO_HASH, RESTORE, Anchor, decode, record_at
 from hushgrad.arguments import count_of
 from hushgrad.errors import HushgradError, LedgerError
 
 FORMAT = 1
 NOTE_VERSION = 1
+
+_NEWER = "Read it with a newer version of hushgrad"
+_OTHER_PROGRAM = f"{_NEWER}, or in a program that registers its kind of event (hushgrad.accounting.register_event)"
 
 NoteValue = str | int | float
 
@@ -97,27 +100,35 @@ def view_of(data: bytes, anchor: Anchor | None = None) -> LedgerView:
             elif record["kind"] == "returned":
                 unused = count_of("count", record["count"], minimum=1)
                 if unused > limit:
-                    raise LedgerError("it returns steps that the record before it did not reserve")
+                    raise LedgerError("it returns steps that the record before it did not reserve", cure=RESTORE)
                 event, count = events.pop()
                 events.append((event, count - unused))
             elif record["kind"] == "note":
                 notes.append(read_note(record, sum(count for _, count in events)))
             elif record["kind"] != "resumed":
-                raise LedgerError("its kind is unknown to this version of hushgrad; a newer one may read it")
-        except (HushgradError, KeyError, TypeError) as error:
-            raise LedgerError(f"record {last.seq} of the ledger cannot be understood: {error}") from None
+                raise LedgerError("its kind is unknown to this version of hushgrad", cure=_NEWER)
+        except HushgradError as error:
+            place = f"{error.where}: " if error.where else ""
+            what = f"it cannot be understood: {place}{error.what}"
+            cure = error.cure if isinstance(error, LedgerError) else _OTHER_PROGRAM
+            raise LedgerError(what, where=record_at(last.seq), cure=cure) from None
+        except (KeyError, TypeError) as error:
+            what = f"it cannot be understood: {type(error).__name__}: {error}"
+            raise LedgerError(what, where=record_at(last.seq), cure=_OTHER_PROGRAM) from None
     if contract is None:  # decode() refuses a file without records
-        raise LedgerError("the ledger has no header")
+        raise LedgerError("it has no header", where="the ledger", cure=RESTORE)
     if not anchored:
         raise LedgerError(
-            "the ledger lacks a record that it once had: it was cut short, or is the ledger of another run"
+            "it lacks a record that it once had: it was cut short, or is the ledger of another run",
+            where="the ledger",
+            cure=RESTORE,
         )
     return LedgerView(contract, events, sum(count for _, count in events), last, run, notes)
 
 
 def _read_header(record: dict[str, Any]) -> tuple[Contract, str]:
     if record["kind"] != "header" or record["format"] != FORMAT:
-        raise LedgerError(f"it is not a header of format {FORMAT}; another version of hushgrad may read it")
+        raise LedgerError(f"it is not a header of format {FORMAT}", cure="Read it with another version of hushgrad")
     return Contract(**record["contract"]), str(record["run"])
 
 
@@ -125,12 +136,17 @@ def read_note(record: Mapping[str, Any], steps: int) -> Note:
     """Return the note in a ledger record, written after `steps` steps. Raises `LedgerError` for what is no note."""
     about, values = record["about"], record["values"]
     if type(record["version"]) is not int or record["version"] != NOTE_VERSION:
-        raise LedgerError(f"it is not a note of version {NOTE_VERSION}; a newer version of hushgrad may read it")
+        raise LedgerError(f"it is not a note of version {NOTE_VERSION}", cure=_NEWER)
     if not isinstance(about, str) or not isinstance(values, dict):
-        raise LedgerError("a note must be about something and have values")
+        raise LedgerError(
+            "a note must be about something, in text, and have values by name",
+            cure="Pass text, and a mapping of values",
+        )
     for name, value in values.items():
         if type(value) not in (str, int, float) or (isinstance(value, float) and not math.isfinite(value)):
-            raise LedgerError(f"the value {name!r} of a note must be text or a finite number")
+            raise LedgerError(
+                "a note's value must be text or a finite number", where=repr(name), cure="Convert it before it is noted"
+            )
     return Note(about, steps, values)
 
 

@@ -34,8 +34,9 @@ def noisy_update(
     """
     if is_captured(total):
         raise ProtocolError(
-            "noise would be drawn inside a CUDA graph, and every replay would add the same noise; "
-            "leave optimizer.step() out of what is captured"
+            "noise would be drawn inside a CUDA graph, and every replay would add the same noise",
+            where="noise",
+            cure="Leave optimizer.step() out of the captured graph",
         )
     known_answers.noise(total.device, has_kernels())
     draw = definition.noisy_update

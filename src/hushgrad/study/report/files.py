@@ -76,9 +76,11 @@ def check_report(folder: Path, out: Path) -> list[Check]:
         stored, made_with = report["facts"], report["made_with"]
         name, uncovered = str(stored["name"]), bool(report["shows_uncovered"])
     except FileNotFoundError as error:
-        raise InvalidArgumentError(f"there is no report to check: {DATA} is missing; make one first") from error
+        raise InvalidArgumentError(
+            "the file is missing, so there is no report to check", where=DATA, cure="Make a report first"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidArgumentError(f"{DATA} is damaged; make the report anew") from error
+        raise InvalidArgumentError("the file is damaged", where=DATA, cure="Make the report anew") from error
     facts = gather_facts(folder, name=name, uncovered=uncovered)
     checks = [Check(f"{DATA}: {place}", held) for place, held in _compare(stored, facts)]
     checks.append(Check(f"{DATA}: contradictions", report.get("contradictions", []) == list(contradictions(stored))))

@@ -91,12 +91,16 @@ def _summary(files: RunFiles) -> Mapping[str, Any]:
     if files.summary is not None:
         return files.summary
     if files.ledger is None:
-        raise InvalidArgumentError("the folder holds no run: summary.json is missing")
+        raise InvalidArgumentError(
+            "the file is missing, so the folder holds no run", where=SUMMARY, cure="Choose the folder of a run"
+        )
     spent = held_by(files.ledger.events, DEFAULT_DELTA, files.ledger.contract).epsilon
     raise InvalidArgumentError(
-        f"summary.json is missing, and {LEDGER} holds {files.ledger.steps} steps, ε = {up(spent)} at δ = "
+        f"the file is missing, and {LEDGER} holds {files.ledger.steps} steps, ε = {up(spent)} at δ = "
         f"{delta_text(DEFAULT_DELTA)}: the run was stopped before its first epoch ended, or the summary was removed. "
-        f"What was spent stays spent; hushgrad epsilon --ledger computes it at any δ"
+        f"What was spent stays spent",
+        where=SUMMARY,
+        cure="Run hushgrad epsilon --ledger, which computes what was spent at any δ",
     )
 
 
@@ -175,7 +179,7 @@ def audit_facts(path: Path, files: RunFiles, *, besides: float | None) -> tuple[
     except FileNotFoundError:
         return None, []
     except ValueError as error:
-        raise InvalidArgumentError(f"{AUDIT} is damaged; audit anew") from error
+        raise InvalidArgumentError("the file is damaged", where=AUDIT, cure="Audit anew") from error
     audit = recomputed(stored)
     fresh = audit.as_json()
     rows = [Row(f"bounds in {AUDIT} and from what it observed", same(stored, fresh), {})]
