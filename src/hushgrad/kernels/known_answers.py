@@ -20,6 +20,6 @@ def require_known_answer(is_given: bool, name: str, device: torch.device) -> Non
         raise KernelMismatchError(
             "it did not give the known answer to a known problem, so nothing that it computes can be trusted",
             where=f"the {name} kernel on {device}",
-            cure="Set HUSHGRAD_KERNELS=torch to do without kernels (or, if it is set, train on the CPU). Report it, with "
-            "the versions of torch, Triton and the driver",
+            cure="Set HUSHGRAD_KERNELS=torch to do without kernels (or train on the CPU, if it is set). Report it "
+            "with the versions of torch, Triton and the driver",
         )
