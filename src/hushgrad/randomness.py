@@ -69,7 +69,7 @@ class KeyStream:
 
     The stream belongs to the process that made it. A forked child holds the same key, so its draws would repeat the
     parent's; it gets a `ProtocolError` instead. A snapshot of the process or of its machine that is restored cannot be
-    told from the original: it must not go on training. Equality is identity, and `repr` does not show the key.
+    told from the original, so it must not go on training. Equality is identity, and `repr` does not show the key.
 
     Guarantee: draws at different addresses never share a block of the cipher; forks for different purposes have
     unrelated keys.

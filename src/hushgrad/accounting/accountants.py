@@ -1,4 +1,4 @@
-"""Accountants: functions from what ran to ε at a given δ, each with the domain in which it is true.
+"""Accountants: functions from what ran to ε at a given δ, each with the domain in which it is correct.
 
     epsilon(ledger.events(), delta=1e-5)
 
@@ -26,9 +26,9 @@ DEFAULT_ACCOUNTANT = "saddle-point"
 class Accountant:
     """One way to compute ε.
 
-    `bounds` maps `(normal form, delta)` to bounds on ε, of which the upper one is quoted; it is asked only for forms
-    that release something with noise. `smallest_delta` is the least δ at which it is true for sampled events; below it
-    `hushgrad.accounting.epsilon` refuses. Compositions without sampling have an exact formula and no such limit
+    `bounds` maps `(normal form, delta)` to bounds on ε, of which the upper one is quoted; it is called only for forms
+    that release something with noise. `smallest_delta` is the least δ at which it is correct for sampled events; below
+    it `hushgrad.accounting.epsilon` refuses. Compositions without sampling have an exact formula and no such limit
     (`exact_without_sampling`). `states_error` says whether the lower bound means anything, or is only 0.
     """
 

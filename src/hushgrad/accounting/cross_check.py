@@ -14,7 +14,7 @@ def cross_check(composition: Composition, delta: float) -> dict[str, EpsilonBoun
     """Return bounds on ε by every accountant that answers; those that refuse are left out.
 
     Guarantee: no accountant's upper bound lies below another one's lower bound; else `AccountingError` names both
-    figures. An upper bound that is far above the others is loose and no contradiction: read the figures.
+    figures. An upper bound far above the others is loose, which is no contradiction: read the figures.
     """
     found: dict[str, EpsilonBounds] = {}
     refusals = []

@@ -1,8 +1,7 @@
-"""What an ε at one δ leaves out: δ at any ε, what an attacker can achieve, and other definitions of privacy.
+"""What ε at one δ does not tell: δ at any ε, what an attacker can achieve, and other definitions of privacy.
 
-Everything is read from upper bounds on δ(ε) by the saddle-point accountant, so each figure is on the private side, and
-the direction of each bound is in its name: an attacker's *advantage* and *true-positive rate* are at most what is said,
-his *false-negative rate* at least.
+Everything is read from upper bounds on δ(ε) by the saddle-point accountant, so each figure errs on the private side: an
+attacker's *advantage* and *true-positive rate* are at most what is returned, the *false-negative rate* at least.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def delta(composition: Composition, epsilon: float) -> float:
 
 
 def membership_advantage(composition: Composition) -> float:
-    """Return the most by which an attacker's true-positive rate exceeds his false-positive rate: δ(0).
+    """Return the most by which an attacker's true-positive rate can exceed the false-positive rate: δ(0).
 
     The attacker knows everything but whether one record took part, and sees every released step.
 

@@ -1,4 +1,4 @@
-"""Calibration of any quantity of a plan to any target, and what a small change of each quantity buys.
+"""Calibration of any quantity of a plan to any target, and the effect of a small change in each quantity.
 
     smallest(lambda sigma: epsilon(plan(sigma), 1e-5), target=3.0, low=0.3, high=100)
     largest(lambda steps: true_positive_rate(plan(steps), 1e-3), target=0.01, low=1, high=10**6, whole=True)

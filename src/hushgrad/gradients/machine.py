@@ -1,8 +1,8 @@
-"""What arithmetic and memory cost on a machine: the constants from which the cheapest way is chosen.
+"""What arithmetic and memory cost on a machine: the constants by which the cheapest way is chosen.
 
-They choose between exact ways only: no result depends on them beyond rounding. The ones that come with the package
-were measured on two cores of a server processor; `hushgrad machine --measure` measures those of the machine at hand
-once and writes them to a file, and from then on choices are a function of that file.
+All ways are exact, so no result depends on these constants beyond rounding. Those in the package were measured on two
+cores of a server processor. `hushgrad machine --measure` measures this machine once and writes its constants to a file;
+from then on that file decides.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Operands that nobody else can write to.
 
-Between a backward and the step a loop may overwrite what the backward recorded: a batch that is standardised for a
-picture, a staging buffer that is filled again, through a view, `.data` or NumPy. No version counter sees all of these.
-So when a backward has ended each operand is looked at once: one that nobody else holds stays as it is, which is what
-activations and output gradients are; one that somebody could still reach (the batch itself, an activation that the
-model returned) is copied.
+Between a backward and the step a loop may overwrite what the backward recorded: it standardises the batch for a
+picture, or fills a staging buffer again, through a view, `.data` or NumPy. No version counter sees all of these. So
+each operand is looked at once when a backward has ended. One that nobody else holds stays as it is: most activations
+and output gradients. One that somebody could still reach (the batch itself, an activation that the model returned) is
+copied.
 """
 
 from __future__ import annotations

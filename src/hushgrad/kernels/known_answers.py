@@ -1,8 +1,8 @@
-"""What a kernel's known answer is for, and what follows where it is not given.
+"""Why every kernel must first solve a known problem, and what happens if it fails.
 
-A compiler, a driver or a device may be wrong, and what noise a GPU adds shows in no loss curve. So before a kernel's
-first use on a device it is run there on a known problem. The answers come from the same definitions in torch on the
-CPU, which the test suite holds against RFC 8439 and the oracle of the gradients.
+A compiler, a driver or a device may be wrong, and no loss curve shows what noise a GPU adds. So before its first use on
+a device, each kernel runs there on a known problem. The answers come from the same definitions in torch on the CPU,
+which the test suite compares with RFC 8439 and with the oracle of the gradients.
 
 Guarantee: a kernel that does not compute its definition on a device raises there before its first result is used.
 """

@@ -1,12 +1,12 @@
 """Gaussian noise from a keyed stream, on all threads: one word, one look-up and one multiplication for each value.
 
-A value is made of its own random word (32 bits for float32, 64 for float64) by the strips of `hushgrad.noise.strips`:
-value = middle + slope · word. The few words that pick the remainder get their values from a region of the address that
-words never reach, in the order of their places in the draw. So the values depend on the key, the address, the number
-of values and the dtype, and not on threads, chunks or memory at hand.
+Each value is made from a random word of its own (32 bits for float32, 64 for float64) by the strips of
+`hushgrad.noise.strips`: value = middle + slope · word. The few words that pick the remainder get their values from a
+region of the address that words never reach, in the order of their positions in the draw. So the values depend on the
+key, the address, the number of values and the dtype, and not on threads, chunks or free memory.
 
-On a CUDA device the noise of an update is drawn there (`hushgrad.noise.cuda.definition`): other values, distributed
-alike.
+On a CUDA device the noise of an update is drawn on the device (`hushgrad.noise.cuda.definition`): other values, with
+the same distribution.
 
 Rounding. In float32 a value is within two units in the last place of its exact mixture, and the positions in a strip
 are spaced by 2**-16 of its width: below 2e-9 for `abs(z)` < 1 and below 7e-7 everywhere. In float64, 2**-48 of its

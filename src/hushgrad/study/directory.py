@@ -1,4 +1,4 @@
-"""The folder that a run leaves behind. Whatever stops the run, each file in it is whole.
+"""The folder that a run leaves behind. Each file in it is whole, whatever stops the run.
 
 Files are replaced in one step (written beside, flushed to disk, renamed); measurements are appended line by line. The
 summary is replaced before the model, so a crash between the two leaves a summary that states at least the epsilon that
@@ -51,7 +51,7 @@ class RunDirectory:
 
     @property
     def summary(self) -> Path:
-        """What the run was and what came of it, one JSON object."""
+        """Settings and results of the run, one JSON object."""
         return self.path / "summary.json"
 
     @property
@@ -66,7 +66,7 @@ class RunDirectory:
 
     @property
     def ledger(self) -> Path:
-        """The engine's record of what was released, which epsilon is computed from."""
+        """The ledger of what was released; epsilon is computed from it."""
         return self.path / "ledger.jsonl"
 
     @property

@@ -1,7 +1,7 @@
-"""The file of a model: its parameters as safetensors, what its header says, and the digest that a summary keeps of it.
+"""The file of a model: its parameters as safetensors, the words in its header, and its digest, which a summary keeps.
 
-The digest is of names, shapes and values, not of the words in the header: those say which steps and which ε, are
-compared by themselves, and stand in another order each time.
+The digest covers names, shapes and values, and not the words in the header, which tell steps and ε. Those are compared
+by themselves, and their order differs from one writing to the next.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ModelContent:
-    """What a model file holds: how many numbers, the words that it was written with, and the digest of the rest."""
+    """The content of a model file: how many parameters, the words in its header, and the digest of the rest."""
 
     parameters: int
     words: Mapping[str, str]

@@ -1,6 +1,6 @@
 """The models of the training command. None mixes examples; every parameter starts from the user's seed.
 
-The default activation is tanh: it bounds what one example can do to the next layer, which trains better under clipping
+The default activation is tanh: it bounds the effect of one example on the next layer, and trains better under clipping
 than ReLU (Papernot et al. 2020, "Tempered sigmoid activations for deep learning with differential privacy").
 """
 

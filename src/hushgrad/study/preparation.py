@@ -1,7 +1,7 @@
-"""What a task learns from its training records with noise before training, paid for in the ledger of the run.
+"""What a task learns from its training data, with noise, before training; charged in the ledger of the run.
 
-Preparation and training are one composition: the preparation is charged first, training is planned on top of what the
-ledger then holds, and the one ε that is stated covers both.
+Preparation and training are one composition. The preparation is charged first, training is planned on top of what the
+ledger then holds, and the ε that is stated covers both.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Prepared:
 def prepare(config: RunConfig, task: Task, ledger: Path | None) -> Prepared:
     """Return the task ready to be trained on.
 
-    `ledger` is where the run's steps will be charged; an ordinary run has none, and prepares its task with the same
-    noise without paying for it. The noise is what keeps the preparation alone at its ε at the run's δ.
+    `ledger` is where the run's steps will be charged. An ordinary run has none: it prepares its task with the same
+    noise, uncharged. The noise is chosen so that the preparation alone costs its own ε at the run's δ.
 
     Guarantee: the preparation is charged in the ledger of training, before anything is learned from the records.
 

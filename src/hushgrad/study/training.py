@@ -1,6 +1,6 @@
 """One training run: the ordinary PyTorch loop, made private by `PrivacyEngine` or left as it is.
 
-Both kinds of run go through the same few lines, so that a comparison between them compares nothing else.
+Both kinds of run go through the same few lines, so that comparing them compares privacy and nothing else.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _train(config: RunConfig, task: Task, watchers: Watchers, ledger: Path | Non
 
 
 def _plain_criterion(config: RunConfig) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the criterion of ordinary training: the mean or the sum of the records' losses."""
+    """Return the criterion of ordinary training: the mean or the sum of the examples' losses."""
     if not config.augmentations:
         return nn.CrossEntropyLoss(reduction=config.loss_reduction)
     reduce = torch.mean if config.loss_reduction == "mean" else torch.sum

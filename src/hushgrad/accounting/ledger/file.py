@@ -1,4 +1,4 @@
-"""The file under a ledger: one locked writer that appends whole lines durably, or says that it did not."""
+"""The file of a ledger: one locked writer, which appends whole lines durably or says that it did not."""
 
 from __future__ import annotations
 

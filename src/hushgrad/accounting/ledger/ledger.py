@@ -1,4 +1,4 @@
-"""The ledger: an append-only, hash-chained record of every step that ran. ε is a function of it and of nothing else.
+"""The ledger: an append-only, hash-chained list of every step that ran. ε is a function of it and of nothing else.
 
 A ledger lives in memory, and also in a file where a path is given. The order of a step is: charge (on disk), then draw
 noise, then update. A crash can therefore leave a charge for a step that never happened, and never the reverse.
@@ -33,7 +33,7 @@ from hushgrad.errors import ContractChangedError, LedgerError
 
 
 class Ledger:
-    """The record of one training run, to which steps can only be added.
+    """The ledger of one training run. Steps can only be added to it.
 
     Guarantee: `charge` returns after the charge is on disk; nothing lowers what was charged; a second writer, a damaged
     file and a changed contract are refused.

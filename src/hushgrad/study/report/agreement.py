@@ -1,14 +1,14 @@
-"""Whether the files of a run say the same, and which of them says what.
+"""Do the files of a run agree, and what does each of them say?
 
-What may differ, because a run that is killed, goes on or is continued leaves it so:
+Some differences are normal, because a run that is killed, still going on or continued leaves them:
 
 - the ledger may be ahead of the summary, as long as it holds the record that the summary knows by its hash. A summary
   without a hash is of an older version; then the ledger may be ahead while the summary says that the run goes on;
 - the metrics may be ahead of such a summary, and never of the ledger;
 - the model may be behind the summary, after which it is written.
 
-Everything else is a contradiction: a ledger that lacks the record or holds fewer steps, and any figure (ε, δ, steps, σ,
-C, B, N, q, accuracy, parameters) that two files have differently.
+Everything else is a contradiction: a ledger that lacks that record or holds fewer steps, and any figure (ε, δ, steps,
+σ, C, B, N, q, accuracy, parameters) in which two files differ.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def largest_epsilon(files: RunFiles, delta: float) -> float:
 
 
 def notices(files: RunFiles) -> list[str]:
-    """Return what a reader should know of files that agree: which of them are ahead of others."""
+    """Return what a reader should know about files that agree: which of them are ahead of others."""
     found = []
     steps = files.said("steps")
     if files.ledger is not None and isinstance(steps, int) and files.steps(files.ledger) > steps:

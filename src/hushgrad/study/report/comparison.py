@@ -1,4 +1,4 @@
-"""One thing that several files of a run say, what each of them says, and whether that can be."""
+"""One statement that several files of a run make, compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hushgrad.study.report.values import same
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One thing that files of a run say, what each of them says, and whether that can be."""
+    """One thing that several files say: what each of them says of it, and whether they may stand together."""
 
     what: str
     held: bool
@@ -30,7 +30,7 @@ class Row:
 
 
 def contradictions(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return a sentence for each row of a report's facts that does not hold: what it is about, and who says what."""
+    """Return a sentence for each row of a report's facts that does not hold: its subject, and what each file says."""
     return tuple(
         f"{row['about']}: " + "; ".join(f"{file} says {value}" for file, value in row["said"].items())
         if row["said"]
@@ -47,5 +47,5 @@ def compared(what: str, stated: Any, given: Any, *, held: bool | None = None) ->
 
 
 def shown(value: Any) -> str:
-    """Return a value with more digits than two that differ can share."""
+    """Return a value with enough digits to tell it from one that differs."""
     return f"{value:.10g}" if isinstance(value, float) else plain(value)

@@ -1,4 +1,4 @@
-"""An earlier report of the same run: files that hold less than it once saw have been cut since.
+"""An earlier report of the same run: files that hold less than it saw have been cut since.
 
 An earlier report counts where it lies in the run's own folder or names the run's ledger. What it saw must still be
 there: the ledger's last record, and no larger ε. ε by another version of hushgrad is not compared: it may be sharper.

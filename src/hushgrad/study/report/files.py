@@ -27,7 +27,7 @@ PAGE, DATA, CARD = "report.html", earlier.DATA, earlier.CARD
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that `check` looked at, and whether it is as it should be."""
+    """One thing that `check_report` looked at, and whether it is as it should be."""
 
     what: str
     held: bool

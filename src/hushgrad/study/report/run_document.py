@@ -1,4 +1,4 @@
-"""The report of a run: what "How to DP-fy ML" (arXiv:2303.00654, §5.3.3) and NIST SP 800-226 ask to be stated."""
+"""The report of a run: everything that "How to DP-fy ML" (arXiv:2303.00654, §5.3.3) and NIST SP 800-226 ask for."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def run_facts(
 
 
 def _summary(files: RunFiles) -> Mapping[str, Any]:
-    """Return the summary. Without one there is no run to report on, and what was spent all the same is said."""
+    """Return the summary. Without one there is no run to report on; the error says what was spent all the same."""
     if files.summary is not None:
         return files.summary
     if files.ledger is None:

@@ -49,7 +49,7 @@ class Claim:
 
 
 def beyond(stated: Any, statement: str) -> str | None:
-    """Return what a statement says after the words of another one; None where it does not begin with them.
+    """Return what a statement adds to the words of another one; None where it does not begin with them.
 
     Figures are left out: their last digits may differ between machines.
     """
@@ -58,7 +58,7 @@ def beyond(stated: Any, statement: str) -> str | None:
 
 
 def held_by(composition: Composition, delta: float, contract: Contract) -> Guarantee:
-    """Return what a part of a ledger guarantees; asked for the same again, it is not computed again."""
+    """Return what a part of a ledger guarantees; the result is cached."""
     return _held_by(tuple(composition), delta, contract)
 
 

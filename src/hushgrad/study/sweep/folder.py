@@ -1,11 +1,11 @@
-"""The folder of a sweep. Whatever stops a sweep, what is finished in it stays finished.
+"""The folder of a sweep. Finished runs stay finished, whatever stops the sweep.
 
-plan.json             what is to run; a sweep is resumed only with the plan it was begun with
+plan.json             what is to run; a sweep resumes only with the plan it began with
 runs/NAME/            a finished run, as `hushgrad train` leaves it
 working/NAME/         a run that goes on, or was cut off
 abandoned/NAME-1/     an attempt that failed or was cut off: its ledger counts in what the sweep has cost
 failures/NAME.json    why the last attempt of a run failed
-logs/NAME.txt         what a run printed
+logs/NAME.txt         the output of a run
 table.json, table.csv, *.png, *.svg
 """
 

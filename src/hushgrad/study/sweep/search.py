@@ -1,6 +1,6 @@
 """A search over settings at a fixed ε, by Optuna. Processes that share a storage share the search.
 
-Every trial is a private run of its own on the same records: what the search costs as a whole is said with its result.
+Every trial is a private run of its own on the same records; the result says what the search cost as a whole.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TEN = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """What is searched: each setting between two bounds (logarithmic), and a list of batch sizes."""
+    """The space to search: two settings between bounds (logarithmic), and a list of batch sizes."""
 
     learning_rate: tuple[float, float]
     max_grad_norm: tuple[float, float]

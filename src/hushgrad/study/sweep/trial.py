@@ -5,8 +5,8 @@
         ...
         return {"test_accuracy": 0.93}
 
-The function says how accurate its model is. What the run cost is read from the ledger that it left, never from what it
-says.
+The function says how accurate its model is. What the run cost is read from the ledger that it left, never from what the
+function says.
 """
 
 from __future__ import annotations
