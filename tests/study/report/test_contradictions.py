@@ -395,7 +395,7 @@ def test_a_condition_that_only_a_session_knows_is_no_contradiction(folder, name)
 
 def test_without_a_summary_the_error_says_what_was_spent(folder):
     (folder / "summary.json").unlink()
-    with pytest.raises(InvalidArgumentError, match=r"summary.json is missing, and ledger.jsonl holds 8 steps, ε = 1\."):
+    with pytest.raises(InvalidArgumentError, match=r"summary.json: the file is missing, and ledger.jsonl holds 8 steps, ε = 1\."):
         run_facts(folder)
 
 
@@ -447,14 +447,14 @@ def test_conditions_that_only_the_run_knew_stay_beside_the_statement(folder):
 def test_a_line_of_the_metrics_that_is_no_measurement_is_refused(folder, line):
     with (folder / "metrics.jsonl").open("ab") as stream:
         stream.write(line.encode("latin-1") + b"\n")
-    with pytest.raises(InvalidArgumentError, match=r"line \d+ of a run's metrics.jsonl is damaged"):
+    with pytest.raises(InvalidArgumentError, match=r"line \d+ of a run's metrics.jsonl: the line is damaged"):
         run_facts(folder)
 
 
 @pytest.mark.parametrize("end", [1, [], {"records": "8", "hash": "a"}, {"records": 8}])
 def test_what_cannot_be_the_end_of_a_ledger_is_refused(folder, end):
     edit(folder, ledger=end)
-    with pytest.raises(InvalidArgumentError, match=r"summary\.json is damaged"):
+    with pytest.raises(InvalidArgumentError, match=r"summary\.json: the file is damaged"):
         run_facts(folder)
 
 

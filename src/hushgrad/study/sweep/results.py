@@ -44,7 +44,7 @@ def read_measurements(run_folder: Path) -> Measured:
             if number == len(lines) and row is None and not line.endswith((b"\n", b"\r")):
                 return Measured(rows, is_torn=True)
             raise InvalidArgumentError(
-                "it is damaged: it is not a measurement",
+                "the line is damaged: it is not a measurement",
                 where=f"line {number} of a run's metrics.jsonl",
                 cure="Remove the line, or run anew",
             )
