@@ -70,7 +70,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @click.option(
     "--write-readme",
     is_flag=True,
-    help="Put the tables between the benchmark markers of README.md and docs/performance.md.",
+    help="Put the tables between the benchmark markers of README.md and docs/results/step-time.md.",
 )
 def main(
     workloads: tuple[str, ...],
@@ -135,7 +135,7 @@ def main(
         json_path.write_text(results.to_json(), encoding="utf-8")
     if write_readme:
         write_between_markers(ROOT / "README.md", short_markdown(results))
-        write_between_markers(ROOT / "docs" / "performance.md", full_markdown(results))
+        write_between_markers(ROOT / "docs" / "results" / "step-time.md", full_markdown(results))
 
 
 def command_line(arguments: Sequence[str]) -> str:

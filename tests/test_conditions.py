@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from hushgrad import DPSGD, ClipRule, FlatClipping, PoissonSampling, PrivacyEngine, privatize
 from hushgrad.accounting import conditions
 from hushgrad.accounting.guarantee import guarantee
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.gradients.contribution import Plan
 from hushgrad.session.session import Session
 from hushgrad.study.report.assumptions import UNKNOWN, assumptions_of

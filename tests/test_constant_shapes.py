@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, PrivacyEngine, TruncatedPoissonSampling, privatize
 from hushgrad.accounting import PoissonSampled, TruncatedPoisson, epsilon
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import BudgetExhaustedError, ContractChangedError, InvalidArgumentError, PrivacyUnitError
 from hushgrad.gradients.dense import Dense
 from hushgrad.randomness import KeyStream
@@ -324,8 +324,8 @@ def test_schedules_are_charged_as_truncated_steps() -> None:
     [
         ({"constant_shapes": True}, "needs max_physical_batch_size"),
         ({"constant_shapes": 1, "max_physical_batch_size": 4}, "constant_shapes must be True or False"),
-        ({"max_batch_size": 0}, "max_batch_size must be >= 1"),
-        ({"max_batch_size": "most"}, "max_batch_size must be a whole number"),
+        ({"max_batch_size": 0}, "max_batch_size: must be >= 1"),
+        ({"max_batch_size": "most"}, "max_batch_size: must be a whole number"),
         ({"max_batch_size": 12, "poisson_sampling": False}, "leave one of them out"),
     ],
 )

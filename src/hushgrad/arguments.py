@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules need, each with one wording."""
+"""Checks of arguments that several modules need, each with one wording: the argument, what it must be, what came."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hushgrad.errors import InvalidArgumentError
 def real_number(name: str, value: Any) -> float:
     """Return `value` as a float, or refuse what is not a finite real number (bool, str and complex included)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InvalidArgumentError(f"{name} must be a real number, got {type(value).__name__}")
+        raise _refused(name, f"must be a real number, got {type(value).__name__}", "Pass an int or a float")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise InvalidArgumentError(f"{name} must be finite, got {number}")
+        raise _refused(name, f"must be finite, got {number}", "Pass a finite number")
     return number
 
 
@@ -26,7 +26,7 @@ def positive_number(name: str, value: Any) -> float:
     """Return `value` as a float greater than 0."""
     number = real_number(name, value)
     if number <= 0:
-        raise InvalidArgumentError(f"{name} must be > 0, got {number}")
+        raise _refused(name, f"must be > 0, got {number}", "Pass a number greater than 0")
     return number
 
 
@@ -34,15 +34,15 @@ def non_negative_number(name: str, value: Any) -> float:
     """Return `value` as a float of at least 0."""
     number = real_number(name, value)
     if number < 0:
-        raise InvalidArgumentError(f"{name} must be >= 0, got {number}")
+        raise _refused(name, f"must be >= 0, got {number}", "Pass 0 or a greater number")
     return number
 
 
-def open_unit_interval(name: str, value: Any, hint: str = "") -> float:
-    """Return `value` as a float strictly between 0 and 1."""
+def open_unit_interval(name: str, value: Any, cure: str = "Pass a number between 0 and 1") -> float:
+    """Return `value` as a float strictly between 0 and 1. `cure` says which one to pass."""
     number = real_number(name, value)
     if not 0 < number < 1:
-        raise InvalidArgumentError(f"{name} must be in (0, 1), got {number}" + (f"; {hint}" if hint else ""))
+        raise _refused(name, f"must be in (0, 1), got {number}", cure)
     return number
 
 
@@ -50,34 +50,41 @@ def probability(name: str, value: Any) -> float:
     """Return `value` as a float in (0, 1]."""
     number = real_number(name, value)
     if not 0 < number <= 1:
-        raise InvalidArgumentError(f"{name} must be in (0, 1], got {number}")
+        raise _refused(name, f"must be in (0, 1], got {number}", "Pass a number greater than 0 and at most 1")
     return number
 
 
 def whole_number(name: str, value: Any, *, minimum: int) -> int:
     """Return `value` as an int of at least `minimum`; bools and floats are refused."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise InvalidArgumentError(f"{name} must be a whole number, got {type(value).__name__}")
+        raise _refused(name, f"must be a whole number, got {type(value).__name__}", "Pass an int")
     number = int(value)
     if number < minimum:
-        raise InvalidArgumentError(f"{name} must be >= {minimum}, got {number}")
+        raise _refused(name, f"must be >= {minimum}, got {number}", f"Pass {minimum} or a greater whole number")
     return number
 
 
 LARGEST_COUNT = 2**53
-"""The largest whole number up to which floating point holds every one: no count of steps or records is larger."""
+"""Floating point holds every whole number up to this one: no count of steps or examples is larger."""
 
 
 def count_of(name: str, value: Any, *, minimum: int) -> int:
-    """Return a number of steps or records, an int from `minimum` to 2^53."""
+    """Return a number of steps or examples, an int from `minimum` to 2^53."""
     number = whole_number(name, value, minimum=minimum)
     if number > LARGEST_COUNT:
-        raise InvalidArgumentError(f"{name} must be at most 2^53, got a number of {number.bit_length()} bits")
+        what = f"must be at most 2^53, got a number of {number.bit_length()} bits"
+        raise _refused(name, what, "Pass a smaller whole number")
     return number
 
 
 def one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """Return `value` if it is one of `choices`."""
     if value not in choices:
-        raise InvalidArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        got = repr(value) if isinstance(value, str) else type(value).__name__
+        what = f"must be one of {', '.join(map(repr, choices))}, got {got}"
+        raise _refused(name, what, "Pass one of these names")
     return str(value)
+
+
+def _refused(name: str, what: str, cure: str) -> InvalidArgumentError:
+    return InvalidArgumentError(what, where=name, cure=cure)

@@ -155,7 +155,7 @@ class PrivacyEngine:
         All other arguments are those of `make_private`.
         """
         positive_number("target_epsilon", target_epsilon)
-        open_unit_interval("target_delta", target_delta, "usual: less than 1 / len(dataset)")
+        open_unit_interval("target_delta", target_delta, "Pass less than 1 / len(dataset)")
         mechanism = _plan(
             data_loader,
             max_grad_norm,

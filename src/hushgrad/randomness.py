@@ -52,7 +52,11 @@ class Address:
             ("step", "item", "shard"), (self.step, self.item, self.shard), self._LIMITS, strict=True
         ):
             if whole_number(f"{name} of an address", value, minimum=0) >= limit:
-                raise InvalidArgumentError(f"{name} of an address must be in [0, {limit}), got {value}")
+                raise InvalidArgumentError(
+                    f"must be in [0, {limit}), got {value}",
+                    where=f"{name} of an address",
+                    cure=f"Pass a whole number below {limit}",
+                )
 
     def packed(self) -> int:
         """Return the address as one 64-bit number; different addresses give different numbers."""
@@ -65,7 +69,7 @@ class KeyStream:
 
     The stream belongs to the process that made it. A forked child holds the same key, so its draws would repeat the
     parent's; it gets a `ProtocolError` instead. A snapshot of the process or of its machine that is restored cannot be
-    told from the original: it must not go on training. Equality is identity, and `repr` does not show the key.
+    told from the original, so it must not go on training. Equality is identity, and `repr` does not show the key.
 
     Guarantee: draws at different addresses never share a block of the cipher; forks for different purposes have
     unrelated keys.
@@ -108,9 +112,15 @@ class KeyStream:
         self._require_own_process()
         view = buffer.data if isinstance(buffer, np.ndarray) else memoryview(buffer)
         if view.readonly or not view.c_contiguous:
-            raise InvalidArgumentError("buffer must be writable and C-contiguous; pass a contiguous copy")
+            raise InvalidArgumentError(
+                "must be writable and C-contiguous", where="buffer", cure="Pass a contiguous, writable copy"
+            )
         if offset % BLOCK_BYTES or not 0 <= offset < 1 << 67:
-            raise InvalidArgumentError(f"offset must be a non-negative multiple of {BLOCK_BYTES}, got {offset}")
+            raise InvalidArgumentError(
+                f"must be a non-negative multiple of {BLOCK_BYTES}, got {offset}",
+                where="offset",
+                cure="Round it down to such a multiple, and skip the bytes between",
+            )
         if view.nbytes == 0:
             return
         view = view.cast("B")
@@ -138,8 +148,9 @@ class KeyStream:
     def _require_own_process(self) -> None:
         if self._process != this_process():
             raise ProtocolError(
-                "a KeyStream was drawn from in a forked process, where it would repeat its parent's bits; "
-                "make the stream (and what holds it) in the process that uses it"
+                "a forked process would draw the same bits from it as its parent",
+                where="KeyStream",
+                cure="Make the stream, and the object that holds it, in the process that uses it",
             )
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:

@@ -66,7 +66,7 @@ def test_an_unreachable_target_says_what_can_be_reached_and_what_to_change() -> 
     plan = poisson_steps(0.5, 10**6)
     least = epsilon(plan(calibration.LARGEST_NOISE_MULTIPLIER), 1e-12, "rdp")
     with pytest.raises(
-        UnreachableTargetError, match=f"spends {least:.4g} .*larger epsilon or delta.*accountant='saddle-point'"
+        UnreachableTargetError, match=f"spends {least:.4g}, .*larger epsilon or delta.*accountant='saddle-point'"
     ):
         calibrate_noise_multiplier(target_epsilon=1e-9, target_delta=1e-12, composition=plan, accountant="rdp")
 

@@ -29,8 +29,10 @@ from hushgrad.accounting.conditions import (
 )
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.guarantee import TOLD_OTHERWISE, guarantee
-from hushgrad.accounting.ledger.ledger import DECLARED, OBSERVED, OPERATING_SYSTEM, Contract, Ledger, read_ledger
-from hushgrad.accounting.ledger.ledger import FIXED_KEY as FIXED
+from hushgrad.accounting.ledger.contract import DECLARED, OBSERVED, OPERATING_SYSTEM, Contract
+from hushgrad.accounting.ledger.contract import FIXED_KEY as FIXED
+from hushgrad.accounting.ledger.ledger import Ledger
+from hushgrad.accounting.ledger.view import read_ledger
 
 ALL = (
     CLOSED,

@@ -59,7 +59,7 @@ def test_groups_cost_more_and_of_gaussians_k_times_the_sensitivity() -> None:
 def test_what_is_not_known_is_refused_with_the_reason() -> None:
     with pytest.raises(AccountingError, match="later batch"):
         epsilon_under(PASSES, 1e-6, "add/remove-one")
-    with pytest.raises(AccountingError, match="groups"):
+    with pytest.raises(AccountingError, match="a group under replace-one"):
         epsilon_under(PLAN, 1e-6, "replace-one", 2)
     with pytest.raises(AccountingError, match="fixed-size"):
         epsilon_under([(FixedSizeSampled(5, 100, 1.0), 10)], 1e-6, "zero-out")

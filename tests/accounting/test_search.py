@@ -104,5 +104,5 @@ def test_a_search_costs_more_than_a_run_and_a_random_number_less_than_all_of_man
 @pytest.mark.parametrize("mean", [0.01, 0.999])
 @pytest.mark.parametrize("shape", [POISSON, GEOMETRIC, 0.0])
 def test_a_mean_of_less_than_one_run_is_refused_for_every_distribution(mean: float, shape: float) -> None:
-    with pytest.raises(InvalidArgumentError, match="mean_runs must be >= 1"):
+    with pytest.raises(InvalidArgumentError, match="mean_runs: must be >= 1"):
         selection_epsilon(_plan(steps=300), 1e-6, mean, shape)

@@ -41,5 +41,5 @@ def test_the_demo_never_overwrites_an_earlier_one(tmp_path, monkeypatch):
 def test_bad_epochs_are_refused_before_anything_is_written(tmp_path, epochs):
     result = CliRunner().invoke(main, ["demo", "--epochs", epochs, "--out", str(tmp_path / "out")])
     assert result.exit_code == 1
-    assert "DP101 epochs must be >= 1" in result.output
+    assert "DP101 epochs: must be >= 1" in result.output
     assert not (tmp_path / "out").exists()

@@ -26,4 +26,4 @@ def test_a_report_is_written_checked_and_found_wrong_when_changed(tmp_path):
 def test_a_folder_without_a_run_is_one_line_with_a_code(tmp_path):
     result = command("report", str(tmp_path))
     assert result.exit_code == 1
-    assert "DP101 the folder holds no run" in result.output
+    assert "DP101 summary.json: the file is missing, so the folder holds no run" in result.output

@@ -24,7 +24,7 @@ def test_a_sweep_of_digits_leaves_runs_table_and_pictures_and_starts_nothing_twi
     assert "1 of 1 runs were finished before" in again.output
     other = sweep(*words, "--out", str(tmp_path / "out"))
     assert other.exit_code == 1
-    assert "DP404 this folder holds a sweep with another plan" in other.output
+    assert "DP404 --out: this folder holds a sweep with another plan" in other.output
     reported = CliRunner().invoke(main, ["report", str(tmp_path / "out")])
     assert reported.exit_code == 0, reported.output
     assert CliRunner().invoke(main, ["report", "--check", str(tmp_path / "out")]).exit_code == 0
@@ -45,15 +45,15 @@ def test_a_sweep_with_a_failing_run_says_so_and_exits_with_1(tmp_path, monkeypat
     ("words", "status", "said"),
     [
         (("mnist", "--epochs", "3"), 2, "--epochs cannot be combined with a sweep file"),
-        (("absent",), 1, "DP101 sweep 'absent' is neither a file nor one of mnist, tasks"),
+        (("absent",), 1, "DP101 sweep 'absent': it is neither a file nor one of mnist, tasks"),
         (("--noise-multipliers", "1,x"), 1, "DP101 noise-multipliers must be numbers"),
         (("--noise-multipliers", "1", "--epsilons", "1"), 1, "and not both"),
         (("--function", "m:f", "--task", "digits"), 2, "--function goes without --task"),
-        (("--cores", "1", "--threads-per-run", "2"), 1, "DP101 cores must be >= 2"),
+        (("--cores", "1", "--threads-per-run", "2"), 1, "DP101 cores: must be >= 2"),
         (("--storage", "sqlite:///x"), 2, "--storage goes with --search"),
         (("--search", "2"), 2, "--search goes with one task"),
         (("--search", "2", "--noise-multipliers", "1"), 1, "needs a target epsilon"),
-        (("--seeds", "0"), 1, "DP101 seeds must be >= 1"),
+        (("--seeds", "0"), 1, "DP101 seeds: must be >= 1"),
     ],
 )
 def test_bad_input_is_said_before_anything_runs(tmp_path, words, status, said):

@@ -9,7 +9,7 @@ import safetensors.torch
 from click.testing import CliRunner
 
 from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.cli.main import main
 
 QUICK = ["--epochs", "1", "--batch-size", "400"]
@@ -124,33 +124,36 @@ def test_tensorboard_shows_every_metric_in_the_group_that_says_whether_epsilon_c
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("--noise-multiplier -1", "DP101 noise_multiplier must be >= 0, got -1"),
-        ("--noise-multiplier nan", "DP101 noise_multiplier must be finite"),
-        ("--noise-multiplier inf", "DP101 noise_multiplier must be finite"),
+        ("--noise-multiplier -1", "DP101 noise_multiplier: must be >= 0, got -1"),
+        ("--noise-multiplier nan", "DP101 noise_multiplier: must be finite"),
+        ("--noise-multiplier inf", "DP101 noise_multiplier: must be finite"),
         ("", "DP101 give exactly one of noise_multiplier and target epsilon"),
         ("--noise-multiplier 1 --epsilon 1", "DP101 give exactly one"),
-        ("--epsilon 0", "DP101 target epsilon must be > 0"),
-        ("--noise-multiplier 1 --max-grad-norm 0", "DP101 max_grad_norm must be > 0"),
-        ("--noise-multiplier 1 --delta 1", "DP101 delta must be in (0, 1)"),
-        ("--noise-multiplier 1 --delta 0.001", "DP101 delta must be below 1/N"),
-        ("--noise-multiplier 1 --batch-size 5000", "DP102 batch_size must be at most the 1438 training examples"),
-        ("--noise-multiplier 1 --batch-size 0", "DP101 batch_size must be >= 1"),
-        ("--noise-multiplier 1 --physical-batch-size 0", "DP101 max_physical_batch_size must be >= 1"),
-        ("--noise-multiplier 1 --epochs 0", "DP101 epochs must be >= 1"),
-        ("--noise-multiplier 1 --lr -1", "DP101 learning_rate must be > 0"),
+        ("--epsilon 0", "DP101 target epsilon: must be > 0"),
+        ("--noise-multiplier 1 --max-grad-norm 0", "DP101 max_grad_norm: must be > 0"),
+        ("--noise-multiplier 1 --delta 1", "DP101 delta: must be in (0, 1)"),
+        ("--noise-multiplier 1 --delta 0.001", "DP101 delta: must be below 1/N"),
+        ("--noise-multiplier 1 --batch-size 5000", "DP102 batch_size: must be at most the 1438 training examples"),
+        ("--noise-multiplier 1 --batch-size 0", "DP101 batch_size: must be >= 1"),
+        ("--noise-multiplier 1 --physical-batch-size 0", "DP101 max_physical_batch_size: must be >= 1"),
+        ("--noise-multiplier 1 --epochs 0", "DP101 epochs: must be >= 1"),
+        ("--noise-multiplier 1 --lr -1", "DP101 learning_rate: must be > 0"),
         ("--noise-multiplier 1 --momentum 1", "DP101 momentum must be in [0, 1)"),
-        ("--noise-multiplier 1 --seed -1", "DP101 seed must be >= 0"),
-        ("--noise-multiplier 1 --augmentations -1", "DP101 augmentations must be >= 0"),
+        ("--noise-multiplier 1 --seed -1", "DP101 seed: must be >= 0"),
+        ("--noise-multiplier 1 --augmentations -1", "DP101 augmentations: must be >= 0"),
         ("--noise-multiplier 1 --average 1", "DP101 average_decay must be in [0, 1)"),
         ("--noise-multiplier 1 --hidden many", "DP101 hidden must be whole numbers"),
         ("--noise-multiplier 1 --device abacus", "DP101 device must be one that is here"),
-        ("--noise-multiplier 1 --classes 1,x", "DP104 classes must be among 0, 1"),
-        ("--noise-multiplier 1 --classes 1", "DP101 classes must name at least 2"),
-        ("--noise-multiplier 1 --target y", "DP101 task 'digits' takes no target"),
-        ("--noise-multiplier 1 --task mnist", "DP101 task 'mnist' needs a folder"),
-        ("--noise-multiplier 1 --task mnist --data /nowhere", "DP104 data of task 'mnist' must be an existing folder"),
-        ("--noise-multiplier 1 --task csv --data /nowhere", "DP101 task 'csv' needs the column to predict"),
-        ("--noise-multiplier 1 --task csv --data /nowhere --target y", "DP104 data file 'nowhere' does not exist"),
+        ("--noise-multiplier 1 --classes 1,x", "DP104 classes: must be among 0, 1"),
+        ("--noise-multiplier 1 --classes 1", "DP101 classes: must name at least 2"),
+        ("--noise-multiplier 1 --target y", "DP101 task 'digits': it takes no target"),
+        ("--noise-multiplier 1 --task mnist", "DP101 task 'mnist': it needs a folder"),
+        (
+            "--noise-multiplier 1 --task mnist --data /nowhere",
+            "DP104 task 'mnist': its data must be an existing folder",
+        ),
+        ("--noise-multiplier 1 --task csv --data /nowhere", "DP101 task 'csv': it needs the column to predict"),
+        ("--noise-multiplier 1 --task csv --data /nowhere --target y", "DP104 data file 'nowhere': it does not exist"),
         ("--noise-multiplier 1 --bounds age", "DP101 bounds must be COLUMN:LOW:HIGH"),
     ],
 )

@@ -20,7 +20,7 @@ from hushgrad import DPSGD, DisjointBatches, FlatClipping, PoissonSampling, Sess
 from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.events.disjoint_pass import DisjointPass
 from hushgrad.accounting.events.poisson import PoissonSampled
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import (
     AccountingError,
     BudgetExhaustedError,

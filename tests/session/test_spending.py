@@ -137,7 +137,7 @@ def test_a_budget_counts_what_the_ledger_held_before(tmp_path: Path) -> None:
     assert epsilon([before, (PoissonSampled(0.1, 2.0), more + 1)], 1e-5) > 3.0
     session.close()
     _, session = attach(louder, path, budget=Budget(0.5, 1e-5))
-    with pytest.raises(UnreachableTargetError, match="does not hold one more step"):
+    with pytest.raises(UnreachableTargetError, match="has no room for one more step"):
         session.backward(torch.zeros(0))
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, privatize
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.gradients.oracle import clipped_sum_of, one_at_a_time
 from hushgrad.study import training
 from hushgrad.study.augmentation import OverViews, Shifts, mean_over_views
@@ -67,7 +67,7 @@ def test_the_loss_of_a_record_is_the_mean_over_its_views():
 @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_record_with_many_views_counts_once(name, count):
-    """Guarantee: a record contributes at most C to the sum, however many views it has."""
+    """Guarantee: an example contributes at most C to the sum, however many views it has."""
     images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([0, 1, 2, 0])
     views = Shifts(1).views(images, count, generator())

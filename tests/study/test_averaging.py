@@ -38,7 +38,7 @@ def test_buffers_are_as_they_are_now():
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, float("nan")])
 def test_a_decay_that_is_no_share_is_refused(decay):
-    with pytest.raises(InvalidArgumentError, match="average_decay must be"):
+    with pytest.raises(InvalidArgumentError, match="average_decay: must be"):
         ParameterAverage(nn.Linear(1, 1), decay)
 
 

@@ -47,14 +47,14 @@ def test_no_hidden_layer_is_a_linear_model():
 @pytest.mark.parametrize("name", ["cnn", "resnet"])
 def test_an_image_model_refuses_what_is_no_image_with_the_cure(name):
     for shape in ((20,), (1, 7, 8)):
-        with pytest.raises(InvalidArgumentError, match="use model 'mlp'"):
+        with pytest.raises(InvalidArgumentError, match="Use model 'mlp'"):
             build(name, shape)
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(InvalidArgumentError, match="model must be one of"):
+    with pytest.raises(InvalidArgumentError, match="model: must be one of"):
         build("vit")
-    with pytest.raises(InvalidArgumentError, match="activation must be one of"):
+    with pytest.raises(InvalidArgumentError, match="activation: must be one of"):
         build(activation="gelu")
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from hushgrad.accounting import Gaussian, epsilon
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.outcome import Watchers
@@ -135,9 +135,9 @@ def test_the_vocabulary_must_leave_something_for_training(folder):
 def test_what_a_private_run_prepares_is_paid_for_in_the_ledger_of_training(folder, tmp_path):
     aim = config(folder, target_epsilon=4.0)
     task = load_task("text", aim.options)
-    with pytest.raises(InvalidArgumentError, match="must be paid for"):
+    with pytest.raises(InvalidArgumentError, match="is a release, and must be charged"):
         prepare(aim, task, None)
     ready = prepare(aim, task, tmp_path / "ledger.jsonl").task
     for other in (None, tmp_path / "other.jsonl"):
-        with pytest.raises(InvalidArgumentError, match="in which the task's preparation was paid for"):
+        with pytest.raises(InvalidArgumentError, match="is not charged in this ledger"):
             train(aim, ready, Watchers(), ledger=other)

@@ -5,7 +5,7 @@ import pytest
 import safetensors
 
 from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import DatasetError, InvalidArgumentError, TaskDataError
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.directory import RunDirectory
@@ -93,7 +93,9 @@ def test_a_used_folder_is_refused_before_data_is_read(tmp_path):
 
 def test_a_missing_library_is_found_before_the_run_and_not_at_its_end(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InvalidArgumentError, match=r"needs matplotlib; pip install 'hushgrad\[study\]'"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"matplotlib is not installed, .* Run pip install 'hushgrad\[study\]'"
+    ):
         run(config(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

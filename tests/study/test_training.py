@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import DatasetError, InvalidArgumentError
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.outcome import Watchers
@@ -141,7 +141,7 @@ def test_a_batch_larger_than_the_data_is_refused(task):
 
 
 def test_a_delta_of_one_over_n_is_refused(task):
-    with pytest.raises(InvalidArgumentError, match=r"delta must be below 1/N = 0\.0167"):
+    with pytest.raises(InvalidArgumentError, match=r"delta: must be below 1/N = 0\.0167"):
         train(config(private(delta=1 / 60)), task, Watchers())
 
 

@@ -21,8 +21,10 @@ from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.events.registry import event_from_json, register_event
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.accounting.guarantee import Guarantee, guarantee
-from hushgrad.accounting.ledger.ledger import Contract, Ledger, LedgerView, read_ledger
+from hushgrad.accounting.ledger.contract import Contract
+from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.accounting.ledger.view import LedgerView, read_ledger
 
 __all__ = [
     "ACCOUNTANTS",

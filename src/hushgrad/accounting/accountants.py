@@ -1,4 +1,4 @@
-"""Accountants: functions from what ran to ε at a given δ, each with the domain in which it is true.
+"""Accountants: functions from what ran to ε at a given δ, each with the domain in which it is correct.
 
     epsilon(ledger.events(), delta=1e-5)
 
@@ -26,9 +26,9 @@ DEFAULT_ACCOUNTANT = "saddle-point"
 class Accountant:
     """One way to compute ε.
 
-    `bounds` maps `(normal form, delta)` to bounds on ε, of which the upper one is quoted; it is asked only for forms
-    that release something with noise. `smallest_delta` is the least δ at which it is true for sampled events; below it
-    `hushgrad.accounting.epsilon` refuses. Compositions without sampling have an exact formula and no such limit
+    `bounds` maps `(normal form, delta)` to bounds on ε, of which the upper one is quoted; it is called only for forms
+    that release something with noise. `smallest_delta` is the least δ at which it is correct for sampled events; below
+    it `hushgrad.accounting.epsilon` refuses. Compositions without sampling have an exact formula and no such limit
     (`exact_without_sampling`). `states_error` says whether the lower bound means anything, or is only 0.
     """
 
@@ -116,7 +116,7 @@ def epsilon_bounds(composition: Composition, delta: float, accountant: str = DEF
     Guarantee: the upper bound holds. The lower one is 0 for accountants that do not state their error. Arguments and
     errors are those of `epsilon`.
     """
-    delta = open_unit_interval("delta", delta, "usual: less than 1 / the number of records")
+    delta = open_unit_interval("delta", delta, "Pass less than 1 / the number of examples")
     chosen = ACCOUNTANTS[one_of("accountant", accountant, tuple(ACCOUNTANTS))]
     form = normal_form(composition)
     if form.empty:
@@ -124,10 +124,12 @@ def epsilon_bounds(composition: Composition, delta: float, accountant: str = DEF
     if form.noiseless:
         return EpsilonBounds(math.inf, math.inf)
     if delta < chosen.smallest_delta and (form.is_sampled or not chosen.exact_without_sampling):
+        other = "rdp" if chosen.states_error else DEFAULT_ACCOUNTANT
         raise AccountingError(
-            f"accountant {chosen.name!r} is true for delta >= {chosen.smallest_delta:g} (its rounding hides smaller "
-            f"tails), got delta = {delta:g}; use accountant='{'rdp' if chosen.states_error else DEFAULT_ACCOUNTANT}', "
-            f"or a larger delta"
+            f"this accountant is correct for delta >= {chosen.smallest_delta:g}, got delta = {delta:g}: its rounding "
+            f"hides smaller tails",
+            where=f"accountant {chosen.name!r}",
+            cure=f"Use accountant={other!r}, or a larger delta",
         )
     if form.truncated:
         most = epsilon_with_truncation(form, delta, lambda plain, share: chosen.bounds(plain, share).upper)
@@ -137,7 +139,9 @@ def epsilon_bounds(composition: Composition, delta: float, accountant: str = DEF
         result = chosen.bounds(form, delta)
     if math.isnan(result.upper) or result.upper < 0:
         raise AccountingError(
-            f"accountant {chosen.name!r} found no number for this composition; use another of {', '.join(ACCOUNTANTS)}"
+            "this accountant found no epsilon for this composition",
+            where=f"accountant {chosen.name!r}",
+            cure=f"Use another one of {', '.join(ACCOUNTANTS)}",
         )
     if chosen.name not in OWN_ACCOUNTANTS:
         _require_known_loss(chosen, result, form, delta)

@@ -26,8 +26,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "epsilon", positive_number("epsilon", self.epsilon))
-        usual = "usual: less than 1 / the number of records"
-        object.__setattr__(self, "delta", open_unit_interval("delta", self.delta, usual))
+        cure = "Pass less than 1 / the number of examples"
+        object.__setattr__(self, "delta", open_unit_interval("delta", self.delta, cure))
         one_of("accountant", self.accountant, tuple(ACCOUNTANTS))
 
     def most(self, plan: Callable[[int], Composition], limit: int = MOST) -> int:
@@ -49,8 +49,9 @@ class Budget:
 
         if cost(1) > self.epsilon:
             raise UnreachableTargetError(
-                f"the budget of epsilon = {self.epsilon:g} at delta = {self.delta:g} does not hold one more step: it "
-                f"would spend {cost(1):.4g}; take more noise, a smaller sampling rate or a larger budget"
+                f"a budget of epsilon = {self.epsilon:g} at delta = {self.delta:g} has no room for one more step: it "
+                f"would bring epsilon to {cost(1):.4g}",
+                cure="Use more noise, a smaller sampling rate or a larger budget",
             )
         good, bad = 1, _first_guess(plan, self.epsilon, self.delta, limit)
         while cost(bad) <= self.epsilon:

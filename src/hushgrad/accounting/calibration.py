@@ -53,7 +53,7 @@ def calibrate_noise_multiplier(
     `UnreachableTargetError` where even a noise multiplier of 1e6 spends more.
     """
     target = positive_number("target_epsilon", target_epsilon)
-    delta = open_unit_interval("target_delta", target_delta, "usual: less than 1 / the number of records")
+    delta = open_unit_interval("target_delta", target_delta, "Pass less than 1 / the number of examples")
     search = _Search(lambda noise: epsilon(composition(noise), delta, accountant), target)
     rough = partial(_gaussian_limit, composition, delta)
     guess = _bisect(rough, target)
@@ -121,11 +121,12 @@ def _bracket(search: _Search, guess: float, accountant: str) -> tuple[float | No
         return low, high
     while not search(high):
         if high >= LARGEST_NOISE_MULTIPLIER:
+            other = f", or accountant={DEFAULT_ACCOUNTANT!r}" if accountant != DEFAULT_ACCOUNTANT else ""
             raise UnreachableTargetError(
-                f"target_epsilon = {search.target:g} cannot be reached: even a noise multiplier of {high:g} spends "
-                f"{search.seen[high]:.4g} by accountant {accountant!r}; take a larger epsilon or delta, fewer steps, a "
-                f"smaller sampling rate"
-                + (f", or accountant={DEFAULT_ACCOUNTANT!r}" if accountant != DEFAULT_ACCOUNTANT else "")
+                f"{search.target:g} cannot be reached: even a noise multiplier of {high:g} spends "
+                f"{search.seen[high]:.4g}, as accountant {accountant!r} computes it",
+                where="target_epsilon",
+                cure=f"Use a larger epsilon or delta, fewer steps, a smaller sampling rate{other}",
             )
         low, high, factor = high, min(high * factor, LARGEST_NOISE_MULTIPLIER), factor**2
     return low, high

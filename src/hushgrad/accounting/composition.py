@@ -58,7 +58,8 @@ class NormalForm:
         """Refuse steps of truncated or of fixed size, for which `what` is not computed."""
         if self.truncated or self.fixed_size:
             raise AccountingError(
-                f"{what} is not computed for truncated Poisson or fixed-size sampling; ask for epsilon"
+                f"{what} is not computed for truncated Poisson or fixed-size sampling",
+                cure="Ask for epsilon, which is computed for both",
             )
 
     @property
@@ -76,7 +77,8 @@ def adjacency_of(events: Iterable[Event]) -> str:
     if len(relations) > 1:
         raise AccountingError(
             f"the composition mixes the neighbouring relations {' and '.join(relations)}, and one epsilon cannot hold "
-            f"for both; keep a ledger for each and report both"
+            f"for both",
+            cure="Keep a ledger for each relation, and report both figures",
         )
     return relations[0] if relations else ADD_REMOVE_ONE
 

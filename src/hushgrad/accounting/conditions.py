@@ -1,4 +1,8 @@
-"""Conditions that a run took on trust: what ε holds under and nobody checked, each as a name and a sentence."""
+"""Conditions that a run took on trust: what its ε rests on and nobody checked, each as a name and a sentence.
+
+Ledgers hold these names and sentences, so they are data: a new wording would stand beside the old one in a ledger that
+is continued.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 NOTED_AS = "taken on trust"
-"""What the notes of a ledger that hold conditions are about."""
+"""The subject of those notes of a ledger that hold conditions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
     """Something that a guarantee rests on and that this run did not establish.
 
-    `name` is short and stable; `sentence` says the whole of it; `count`, how often it came about, where that is told.
-    Neither holds a value of the data.
+    `name` is short and stable; `sentence` says all of it; `count` says how often it happened, where that is known. None
+    of them holds a value of the data.
     """
 
     name: str

@@ -14,7 +14,7 @@ def cross_check(composition: Composition, delta: float) -> dict[str, EpsilonBoun
     """Return bounds on ε by every accountant that answers; those that refuse are left out.
 
     Guarantee: no accountant's upper bound lies below another one's lower bound; else `AccountingError` names both
-    figures. An upper bound that is far above the others is loose and no contradiction: read the figures.
+    figures. An upper bound far above the others is loose, which is no contradiction: read the figures.
     """
     found: dict[str, EpsilonBounds] = {}
     refusals = []
@@ -22,14 +22,16 @@ def cross_check(composition: Composition, delta: float) -> dict[str, EpsilonBoun
         try:
             found[name] = epsilon_bounds(composition, delta, name)
         except AccountingError as error:
-            refusals.append(str(error))
+            refusals.append(error)
     if not found:
-        raise AccountingError(f"no accountant answers: {refusals[0]}")
+        first = refusals[0]
+        raise AccountingError(f"no accountant answers: {first.what}", where=first.where, cure=first.cure)
     for name, bounds in found.items():
         for other, others in found.items():
             if bounds.upper < others.lower * (1 - _DIGITS):
                 raise AccountingError(
                     f"accountants disagree: {name!r} says epsilon <= {bounds.upper:.8g}, {other!r} says epsilon >= "
-                    f"{others.lower:.8g}; please report this plan, and quote the larger figure"
+                    f"{others.lower:.8g}",
+                    cure="Quote the larger figure, and please report this plan to hushgrad's authors",
                 )
     return found

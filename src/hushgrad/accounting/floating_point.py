@@ -1,4 +1,4 @@
-"""NumPy's way with overflow and the like: the accountants count on its defaults, whatever a program has set."""
+"""NumPy's handling of overflow and the like: accountants rely on its defaults, whatever the program has set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def usual_floating_point() -> Iterator[None]:
-    """Compute as NumPy does unless told otherwise; `np.seterr(all="raise")` of a program then stops no accountant."""
+    """Use NumPy's default error handling inside: a program's `np.seterr(all="raise")` then stops no accountant."""
     import numpy as np  # imported on use: a help text or a ledger does not need it
 
     with np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"):

@@ -1,4 +1,4 @@
-"""A privacy guarantee as a value, and as the sentence that belongs beside every ε."""
+"""A privacy guarantee as a value, and as the statement that belongs beside every ε."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hushgrad.accounting.composition import Composition, normal_form
 from hushgrad.accounting.conditions import DECLARED_SAMPLING, FIXED_KEY, Condition, joined, third_party
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import order_of
-from hushgrad.accounting.ledger.ledger import DECLARED, ONE_RECORD, Contract
+from hushgrad.accounting.ledger.contract import DECLARED, ONE_RECORD, Contract
 
 _DIGITS = 4
 
 TOLD_OTHERWISE = (DECLARED_SAMPLING, FIXED_KEY)
-"""Conditions that a note or a warning says already."""
+"""Conditions that a note or a warning already states."""
 
 
 def round_up(value: float, digits: int = _DIGITS) -> str:
@@ -34,7 +34,7 @@ def round_up(value: float, digits: int = _DIGITS) -> str:
 
 
 def delta_text(delta: float) -> str:
-    """Return δ as short text that reads as no smaller a number: an ε at a smaller δ would be another claim."""
+    """Return δ as short text, never rounded down: an ε at a smaller δ would be another claim."""
     text = f"{delta:g}"
     if float(text) >= delta:
         return text
@@ -43,7 +43,7 @@ def delta_text(delta: float) -> str:
 
 
 def as_sentence(note: str) -> str:
-    """Return a note or a condition as it stands among the sentences of a guarantee."""
+    """Return a note or a condition as a sentence of a guarantee."""
     return f"{note[0].upper()}{note[1:]}."
 
 

@@ -43,12 +43,16 @@ def epsilon_under(composition: Composition, delta: float, relation: str, group_s
         return epsilon_bounds(composition, delta, "pld" if form.fixed_size else "saddle-point")
     if relation == REPLACE_ONE and size > 1:
         raise AccountingError(
-            "groups under replace-one are not computed: no sharp bound is known; ask for add/remove-one"
+            "epsilon of a group under replace-one is not computed: no sharp bound is known",
+            where="group_size",
+            cure="Ask for add/remove-one, or for group_size=1",
         )
     if relation == ADD_REMOVE_ONE and form.adjacency == ZERO_OUT:
         raise AccountingError(
-            "the caller's own batches are charged under zero-out: a record's absence would shift every later batch, so "
-            "that add/remove-one has no bound; use Poisson sampling"
+            "the caller's own batches are charged under zero-out. Under add/remove-one there is no bound: without one "
+            "example, every later batch would shift",
+            where="relation",
+            cure="Ask for zero-out, or train with Poisson sampling",
         )
     form.require_plain(f"another relation than {form.adjacency}")
     if form.noiseless:

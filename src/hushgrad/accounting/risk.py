@@ -1,8 +1,7 @@
-"""What an ε at one δ leaves out: δ at any ε, what an attacker can achieve, and other definitions of privacy.
+"""What ε at one δ does not tell: δ at any ε, what an attacker can achieve, and other definitions of privacy.
 
-Everything is read from upper bounds on δ(ε) by the saddle-point accountant, so each figure is on the private side, and
-the direction of each bound is in its name: an attacker's *advantage* and *true-positive rate* are at most what is said,
-his *false-negative rate* at least.
+Everything is read from upper bounds on δ(ε) by the saddle-point accountant, so each figure errs on the private side: an
+attacker's *advantage* and *true-positive rate* are at most what is returned, the *false-negative rate* at least.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def delta(composition: Composition, epsilon: float) -> float:
 
 
 def membership_advantage(composition: Composition) -> float:
-    """Return the most by which an attacker's true-positive rate exceeds his false-positive rate: δ(0).
+    """Return the most by which an attacker's true-positive rate can exceed the false-positive rate: δ(0).
 
     The attacker knows everything but whether one record took part, and sees every released step.
 
@@ -146,7 +145,9 @@ def renyi_divergence(composition: Composition, order: int) -> float:
     """Return an upper bound on the Rényi divergence of a whole order >= 2 (Mironov, Talwar & Zhang, 2019)."""
     number = real_number("order", order)
     if number != int(number) or number < 2:
-        raise InvalidArgumentError(f"order must be a whole number >= 2, got {number:g}")
+        raise InvalidArgumentError(
+            f"must be a whole number >= 2, got {number:g}", where="order", cure="Pass 2 or a greater whole number"
+        )
     from hushgrad.accounting.rdp import divergences
 
     form = _plain(composition)
@@ -175,7 +176,9 @@ def _mu_through(epsilon: float, delta: float) -> float:
     while log_delta(high, epsilon) < target:
         high *= 2
         if high > 1e6:
-            raise AccountingError("no mu up to 1e6 is as private as this composition; take more noise")
+            raise AccountingError(
+                "this composition is less private than mu-GDP for every mu up to 1e6", cure="Use more noise"
+            )
     low = 1e-12
     if log_delta(low, epsilon) >= target:
         return low

@@ -1,4 +1,4 @@
-"""Calibration of any quantity of a plan to any target, and what a small change of each quantity buys.
+"""Calibration of any quantity of a plan to any target, and the effect of a small change in each quantity.
 
     smallest(lambda sigma: epsilon(plan(sigma), 1e-5), target=3.0, low=0.3, high=100)
     largest(lambda steps: true_positive_rate(plan(steps), 1e-3), target=0.01, low=1, high=10**6, whole=True)
@@ -71,7 +71,9 @@ def elasticities(cost: Callable[[Mapping[str, float]], float], at: Mapping[str, 
 def _range(low: float, high: float) -> tuple[float, float]:
     low, high = positive_number("low", low), positive_number("high", high)
     if low > high:
-        raise InvalidArgumentError(f"low must be <= high, got {low:g} and {high:g}")
+        raise InvalidArgumentError(
+            f"must be <= high, got {low:g} and high = {high:g}", where="low", cure="Pass the smaller number as low"
+        )
     return low, high
 
 
@@ -80,8 +82,9 @@ def _edge(cost: Callable[[float], float], target: float, good: float, bad: float
     least = cost(good)
     if not least <= target:
         raise UnreachableTargetError(
-            f"the target {target:g} cannot be reached: at {good:g}, the most private value allowed, the cost is "
-            f"{least:.4g}; widen the range, or change another quantity of the plan"
+            f"{target:g} cannot be reached: at {good:g}, the most private value allowed, the cost is {least:.4g}",
+            where="target",
+            cure="Widen the range, or change another quantity of the plan",
         )
     if cost(bad) <= target:
         return bad
@@ -116,4 +119,8 @@ def _between(cost: Callable[[float], float], target: float, good: float, bad: fl
         if not math.copysign(1.0, direction) * (following - bad) < 0 or cost(following) > target:
             return kept
         kept = following
-    raise UnreachableTargetError("the cost does not change steadily with the quantity, so no edge was found")
+    raise UnreachableTargetError(
+        "the cost does not rise or fall steadily with the quantity, so no edge was found",
+        where="cost",
+        cure="Pass a cost that only rises, or only falls, in the quantity",
+    )

@@ -45,9 +45,15 @@ def selection_epsilon(composition: Composition, delta: float, mean_runs: float, 
     delta = open_unit_interval("delta", delta)
     mean = positive_number("mean_runs", mean_runs)
     if mean < 1:
-        raise InvalidArgumentError(f"mean_runs must be >= 1, got {mean}; with less on average mostly nothing is run")
+        raise InvalidArgumentError(
+            f"must be >= 1, got {mean}: with less, mostly nothing would run",
+            where="mean_runs",
+            cure="Pass 1 or a greater number",
+        )
     if shape != POISSON and real_number("shape", shape) < 0:
-        raise InvalidArgumentError(f"shape must be >= 0 or POISSON, got {shape}")
+        raise InvalidArgumentError(
+            f"must be >= 0 or POISSON, got {shape}", where="shape", cure="Pass GEOMETRIC, LOGARITHMIC or POISSON"
+        )
     form = normal_form(composition)
     form.require_plain("the cost of a search")
     if form.noiseless:

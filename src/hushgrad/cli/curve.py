@@ -9,7 +9,7 @@ import click
 
 from hushgrad.accounting.accountants import epsilon_bounds
 from hushgrad.accounting.guarantee import delta_text, round_up
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.accounting.risk import gaussian_mu, membership_advantage, true_positive_rate
 from hushgrad.arguments import non_negative_number
 from hushgrad.cli.output import print_json, print_table

@@ -10,7 +10,7 @@ from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.cross_check import cross_check as check_all
 from hushgrad.accounting.guarantee import guarantee, round_up
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.arguments import non_negative_number
 from hushgrad.cli.output import print_facts, print_json
 from hushgrad.cli.plan import plan_from, plan_options

@@ -8,8 +8,8 @@ import click
 
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.guarantee import guarantee, round_up
-from hushgrad.accounting.ledger.ledger import LedgerView, read_ledger
 from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.accounting.ledger.view import LedgerView, read_ledger
 from hushgrad.arguments import whole_number
 from hushgrad.cli.output import print_facts, print_json, print_table
 

@@ -1,8 +1,8 @@
-"""What arithmetic and memory cost on a machine: the constants from which the cheapest way is chosen.
+"""What arithmetic and memory cost on a machine: the constants by which the cheapest way is chosen.
 
-They choose between exact ways only: no result depends on them beyond rounding. The ones that come with the package
-were measured on two cores of a server processor; `hushgrad machine --measure` measures those of the machine at hand
-once and writes them to a file, and from then on choices are a function of that file.
+All ways are exact, so no result depends on these constants beyond rounding. Those in the package were measured on two
+cores of a server processor. `hushgrad machine --measure` measures this machine once and writes its constants to a file;
+from then on that file decides.
 """
 
 from __future__ import annotations
@@ -51,7 +51,12 @@ class Machine:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise InvalidArgumentError(f"{field.name} of a machine must be a finite number >= 0")
+                got = value if isinstance(value, (int, float)) else type(value).__name__
+                raise InvalidArgumentError(
+                    f"must be a finite number >= 0, got {got}",
+                    where=f"{field.name} of a machine",
+                    cure="Measure it with hushgrad machine --measure",
+                )
 
 
 CPU = Machine(
@@ -106,7 +111,9 @@ def _in_file(path: Path) -> Mapping[str, Machine]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         if os.environ.get(FILE_VARIABLE):
-            raise InvalidArgumentError(f"{FILE_VARIABLE} names a file that does not exist; unset it") from None
+            raise InvalidArgumentError(
+                "it names a file that does not exist", where=FILE_VARIABLE, cure="Unset it, or write the file"
+            ) from None
         return {}
     except OSError as error:
         raise _unreadable(path) from error
@@ -118,7 +125,9 @@ def _in_file(path: Path) -> Mapping[str, Machine]:
 
 def _unreadable(path: Path) -> InvalidArgumentError:
     return InvalidArgumentError(
-        f"{path} does not hold the constants of a machine; run `hushgrad machine --measure` again, or delete it"
+        "it does not hold the constants of a machine",
+        where=str(path),
+        cure="Run `hushgrad machine --measure` again, or delete the file",
     )
 
 

@@ -73,7 +73,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Return how much memory is free; for a system that does not tell, what gives the budget that is shipped."""
+    """Return how much memory is free; where the system does not tell, the amount that gives the shipped budget."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:

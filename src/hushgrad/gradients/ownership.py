@@ -1,10 +1,10 @@
 """Operands that nobody else can write to.
 
-Between a backward and the step a loop may overwrite what the backward recorded: a batch that is standardised for a
-picture, a staging buffer that is filled again, through a view, `.data` or NumPy. No version counter sees all of these.
-So when a backward has ended each operand is looked at once: one that nobody else holds stays as it is, which is what
-activations and output gradients are; one that somebody could still reach (the batch itself, an activation that the
-model returned) is copied.
+Between a backward and the step a loop may overwrite what the backward recorded: it standardises the batch for a
+picture, or fills a staging buffer again, through a view, `.data` or NumPy. No version counter sees all of these. So
+each operand is looked at once when a backward has ended. One that nobody else holds stays as it is: most activations
+and output gradients. One that somebody could still reach (the batch itself, an activation that the model returned) is
+copied.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _counts_alone() -> Counts:
     for counts in product(range(1, 10), range(1, 10), range(1, 5), range(1, 10)):
         if not _shared([[Dense(torch.empty(1))], [Dense(torch.empty(1).unsqueeze(0))]], counts):
             return counts
-    raise RuntimeError("this version of torch does not count as expected who holds a tensor; please report it")
+    raise RuntimeError("this version of torch counts the holders of a tensor in an unknown way; please report it")
 
 
 def _set_apart(parts: list[Contribution]) -> list[Contribution]:

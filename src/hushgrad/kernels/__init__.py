@@ -1,1 +1,1 @@
-"""What kernels for GPUs share: whether they can run, how they are launched, what their known answers are for."""
+"""What GPU kernels share: whether they can run, how they are launched, and why each has a known answer."""

@@ -1,8 +1,8 @@
-"""Whether kernels can run here: where Triton can be imported.
+"""Whether kernels can run here, which takes Triton.
 
-`HUSHGRAD_KERNELS=torch` in the environment does without kernels; noise has the same values then. What runs in one is
-decided beside what it computes (`hushgrad.gradients.cuda.dispatch`, `hushgrad.noise.cuda.dispatch`), and never on the
-CPU. Neither Triton nor a kernel is imported before one is used.
+`HUSHGRAD_KERNELS=torch` in the environment switches kernels off; noise then has the same values. What runs in a kernel
+is decided next to what it computes (`hushgrad.gradients.cuda.dispatch`, `hushgrad.noise.cuda.dispatch`), and never on
+the CPU. Neither Triton nor a kernel is imported before it is used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a kernel's known answer is for, and what follows where it is not given.
+"""Why every kernel must first solve a known problem, and what happens if it fails.
 
-A compiler, a driver or a device may be wrong, and what noise a GPU adds shows in no loss curve. So before a kernel's
-first use on a device it is run there on a known problem. The answers come from the same definitions in torch on the
-CPU, which the test suite holds against RFC 8439 and the oracle of the gradients.
+A compiler, a driver or a device may be wrong, and no loss curve shows what noise a GPU adds. So before its first use on
+a device, each kernel runs there on a known problem. The answers come from the same definitions in torch on the CPU,
+which the test suite compares with RFC 8439 and with the oracle of the gradients.
 
 Guarantee: a kernel that does not compute its definition on a device raises there before its first result is used.
 """
@@ -18,7 +18,8 @@ def require_known_answer(is_given: bool, name: str, device: torch.device) -> Non
     """Raise `KernelMismatchError` unless the kernel of that name gave its known answer on the device."""
     if not is_given:
         raise KernelMismatchError(
-            f"on {device} the {name} kernel did not give the known answer to a known problem, so nothing that it "
-            "computes can be trusted; set HUSHGRAD_KERNELS=torch to do without kernels (or train on the CPU, if it is "
-            "set), and report it with the versions of torch, Triton and the driver"
+            "it did not give the known answer to a known problem, so nothing that it computes can be trusted",
+            where=f"the {name} kernel on {device}",
+            cure="Set HUSHGRAD_KERNELS=torch to do without kernels (or train on the CPU, if it is set). Report it "
+            "with the versions of torch, Triton and the driver",
         )

@@ -1,9 +1,9 @@
-"""AES-256 in counter mode by the processor's own instructions, for compiled loops that draw their bits themselves.
+"""AES-256 in counter mode by the processor's own instructions, for compiled loops that draw their own bits.
 
-The bits of `KeyStream.fill`, without a change to Python for each chunk of them and, where one instruction does four
-blocks at once, in a third of the time. Importing this module needs numba.
+The bits are those of `KeyStream.fill`, without a return to Python for each chunk and, where one instruction encrypts
+four blocks at once, in a third of the time. Importing this module needs numba.
 
-Tables indexed by secrets would leave traces in the caches; there are none here, not in the key's schedule either.
+A table indexed by secrets would leave traces in the caches. There is none here, nor in the key schedule.
 
 Guarantee: the bits are those of `KeyStream.fill`.
 """

@@ -1,7 +1,7 @@
 """Compiled passes over a chunk, where numba is installed (`pip install "hushgrad[fast]"`).
 
-Words and values are those of `hushgrad.noise.passes.ArrayPasses` and of the stream, bit for bit, so numba is a matter
-of speed alone. Before the compiled loops are used they must show it, on a chunk with every pick.
+Words and values are those of the stream and of `hushgrad.noise.passes.ArrayPasses`, bit for bit, so numba changes
+nothing but speed. Before the compiled loops are used they must prove it, on a chunk with every pick.
 
 Guarantee: a draw has the same values with numba and without.
 """
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class CompiledPasses:
-    """The passes as one loop, which holds no lock of Python's.
+    """The passes as one loop, which releases Python's lock.
 
-    Where the processor has instructions for AES the loop runs the cipher, too, for a few words at a time, and leaves
-    the rest of its scratch memory untouched.
+    Where the processor has instructions for AES, the loop also runs the cipher, a few words at a time, and leaves the
+    rest of its scratch memory untouched.
     """
 
     size = 1 << 16  # threads wait for one another between chunks, and the last ones to end are waited for
@@ -73,8 +73,8 @@ class CompiledPasses:
 def fastest_passes() -> type[CompiledPasses] | type[ArrayPasses]:
     """Return the passes to use on this machine: compiled ones where numba is installed.
 
-    Takes 0.4 s where numba is, and some seconds to compile once after an installation. Warns with a `HushgradWarning`
-    where numba is installed and of no use.
+    Takes 0.4 s with numba, and a few seconds to compile once after an installation. Warns with a `HushgradWarning`
+    where numba is installed and cannot be used.
     """
     try:
         numba = import_module("numba")

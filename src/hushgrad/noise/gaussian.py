@@ -1,12 +1,12 @@
 """Gaussian noise from a keyed stream, on all threads: one word, one look-up and one multiplication for each value.
 
-A value is made of its own random word (32 bits for float32, 64 for float64) by the strips of `hushgrad.noise.strips`:
-value = middle + slope · word. The few words that pick the remainder get their values from a region of the address that
-words never reach, in the order of their places in the draw. So the values depend on the key, the address, the number
-of values and the dtype, and not on threads, chunks or memory at hand.
+Each value is made from a random word of its own (32 bits for float32, 64 for float64) by the strips of
+`hushgrad.noise.strips`: value = middle + slope · word. The few words that pick the remainder get their values from a
+region of the address that words never reach, in the order of their positions in the draw. So the values depend on the
+key, the address, the number of values and the dtype, and not on threads, chunks or free memory.
 
-On a CUDA device the noise of an update is drawn there (`hushgrad.noise.cuda.definition`): other values, distributed
-alike.
+On a CUDA device the noise of an update is drawn on the device (`hushgrad.noise.cuda.definition`): other values, with
+the same distribution.
 
 Rounding. In float32 a value is within two units in the last place of its exact mixture, and the positions in a strip
 are spaced by 2**-16 of its width: below 2e-9 for `abs(z)` < 1 and below 7e-7 everywhere. In float64, 2**-48 of its
@@ -114,7 +114,9 @@ def noisy_updates(parts: Sequence[Noised], *, noise_std: float, divisor: float, 
         total = part.total.detach()
         _require_wide(total.dtype, "total")
         if part.overwrite and not total.is_contiguous():
-            raise InvalidArgumentError("a total that is overwritten must be contiguous; pass total.contiguous()")
+            raise InvalidArgumentError(
+                "a total that is overwritten must be contiguous", where="total", cure="Pass total.contiguous()"
+            )
         if std == 0:
             updates.append(total.div_(denominator) if part.overwrite else (total / denominator).contiguous())
         elif dispatch.draws_noise(total):
@@ -141,7 +143,9 @@ def noisy_updates(parts: Sequence[Noised], *, noise_std: float, divisor: float, 
 def _require_wide(dtype: torch.dtype, name: str) -> None:
     if dtype not in _WORDS:
         raise InvalidArgumentError(
-            f"{name} must be float32 or float64, got {dtype}; sum and add noise in float32, then cast the result"
+            f"must be float32 or float64, got {dtype}",
+            where=name,
+            cure="Sum and add noise in float32, then cast the result",
         )
 
 
@@ -226,9 +230,11 @@ def _places(chunks: Sequence[tuple[int, int]], missing: Sequence[Places | None],
         if places is None:  # begun, and its sum may be written over in part, so it cannot be done again
             undone = sum(places is None for places in missing)
             raise InterruptedDrawError(
-                f"{undone} of the {len(chunks)} parts of a draw of noise were begun and did not end, so the update was "
-                f"not handed out. What was charged for it stands; go on with the next batch. If no interrupt came, "
-                f"report it with the versions of hushgrad and Python"
+                f"{undone} of the {len(chunks)} parts of a draw of noise began and did not end, so the update was not "
+                f"handed out. What was charged for it stands",
+                where="noise",
+                cure="Go on with the next batch. If nothing interrupted the draw, report it, with the versions of "
+                "hushgrad and Python",
             )
         found[item].append(places)
     return [np.concatenate(parts) for parts in found]

@@ -1,4 +1,4 @@
-"""The passes over a chunk as compiled loops. Importing this module needs numba, and compiles on the first time.
+"""The passes over a chunk as compiled loops. Importing this module needs numba, and compiles them the first time.
 
 The operations of `hushgrad.noise.passes.ArrayPasses` in the same order and rounding: nothing is reassociated and no
 multiplication is fused with an addition. None of these functions ever runs in Python.

@@ -1,13 +1,17 @@
-"""The normal distribution as an exact mixture: thin strips, each as likely as any other, and a small remainder.
+"""The normal distribution as an exact mixture: thin strips of equal area, and a small remainder.
 
-Under the density φ lie 2·N rectangles of equal area 2**-16, N on each side, next to each other: strip k reaches over
-[x_k, x_(k+1)] and up to h_k = 2**-16 / (x_(k+1) - x_k) ≤ φ(x_(k+1)). So a normal value is, with probability 2N / 2**16,
-uniform on a strip that is picked uniformly, and else distributed as what the rectangles leave of φ: thin slivers
-above them, and the tails. Nothing is approximated. (The idea is that of Marsaglia and Tsang's ziggurat, 2000, with
-rectangles that stand upright and need no test.)
+Under the density φ lie 2·N rectangles of equal area 2**-16, N on each side, next to each other: strip k covers
+[x_k, x_(k+1)] up to the height h_k = 2**-16 / (x_(k+1) - x_k) ≤ φ(x_(k+1)). So with probability 2N / 2**16 a normal
+value is uniform on a strip that is picked uniformly; otherwise it is distributed as what the rectangles leave of φ:
+thin slivers above them, and the tails. Nothing is approximated.
 
-For nearly all values a draw is then one random word, one look-up, one multiplication and one addition; one value in
-4,000 takes the slow way through the remainder, in float64.
+This is a relative of the ziggurat (Marsaglia & Tsang, 2000). A ziggurat stacks *horizontal* layers of equal area that
+reach beyond the density, so each draw compares its point with the layer above, and sometimes with the density. Strips
+stand *upright* below the density: every point in one is accepted, and no draw from a strip is tested or rejected. The
+price is the remainder, which has to be drawn by itself.
+
+Nearly every value takes one random word, one look-up, one multiplication and one addition; one in 4,000 takes the slow
+way through the remainder, in float64.
 """
 
 from __future__ import annotations

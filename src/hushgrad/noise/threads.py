@@ -1,13 +1,13 @@
 """Work on all of torch's own threads.
 
-Between two parallel operations torch's OpenMP threads wait by spinning: for milliseconds each holds a core. Threads of
-Python beside them get half of a core each, and a draw of noise in a training step took three times as long as one
-alone. So the spinning threads themselves are put to work, through the entry that compiled OpenMP programs call. GCC's
-runtime has it, and so do LLVM's and Intel's; where torch runs on another one, threads of Python do the work.
+Between two parallel operations torch's OpenMP threads wait by spinning: each holds a core for milliseconds. Python
+threads beside them would get half a core each: a draw of noise in a training step took three times as long as one
+alone. So the spinning threads do the work, through the entry point that compiled OpenMP programs call. The runtimes of
+GCC, LLVM and Intel have it; where torch uses another one, Python threads do the work.
 
-A signal's handler (Ctrl-C, an alarm) may raise on the main thread wherever Python begins a function, so also where
-OpenMP calls one, and there ctypes prints the exception and drops it. So what is called is no function: it is a
-generator that waits inside its own `try`, so that whatever comes as it wakes up is caught there.
+A signal handler (Ctrl-C, an alarm) may raise on the main thread wherever Python enters a function. If OpenMP called a
+Python function, ctypes would print and drop such an exception. So OpenMP resumes a generator instead, which waits
+inside its own `try` and catches whatever is raised as it wakes up.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def on_all_threads(work: Callable[[], None], threads: int) -> None:
     An OpenMP runtime may give fewer threads than it is asked for, so `work` must not count on their number.
 
     Args:
-        work: what each thread does. It takes its share from something common, and releases the interpreter's lock
-            while it computes; operations of torch inside of it run on one thread.
+        work: what each thread does. It takes its share from a common supply, and releases the interpreter's lock
+            while it computes; torch operations inside it run on one thread.
         threads: how many, the calling one included; usually `torch.get_num_threads()`.
 
     Raises:
@@ -58,7 +58,12 @@ def on_all_threads(work: Callable[[], None], threads: int) -> None:
     finally:
         _raise([end for end in ends.values() if end is not None])
     if any(getgeneratorstate(share) == GEN_CLOSED and place not in ends for place, share in enumerate(shares)):
-        raise InterruptedDrawError("a thread left the draw of noise and did not say how")
+        raise InterruptedDrawError(
+            "a thread left the draw and did not say how, so the update was not handed out",
+            where="noise",
+            cure="Go on with the next batch. If nothing interrupted the draw, report it, with the versions of hushgrad "
+            "and Python",
+        )
 
 
 def _share(work: Callable[[], None], place: int, ends: dict[int, BaseException | None]) -> Generator[None, None, None]:
@@ -77,9 +82,9 @@ def _share(work: Callable[[], None], place: int, ends: dict[int, BaseException |
 def _on_threads_of_python(enter: Callable[[None], None], helpers: int) -> None:
     """Call `enter(None)` on so many new threads and on this one; return when all have ended.
 
-    `threading` and its pools are not made for handlers that raise: as a thread starts or is let go, they lose such an
-    exception or replace it. Of their lowest level only the interrupt at a start can hide that there was one, and then
-    that thread is not waited for: it ends by itself, and what it writes nobody reads.
+    `threading` and its pools are not made for handlers that raise: as a thread starts or ends, they lose such an
+    exception or replace it. At their lowest level only an interrupt at the start of a thread can hide that it started.
+    Such a thread is not waited for: it ends by itself, and nobody reads what it writes.
     """
     locks, started, ended = [allocate_lock() for _ in range(helpers)], [], set[LockType]()
 

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from hushgrad.accounting.ledger.ledger import DECLARED
+from hushgrad.accounting.ledger.contract import DECLARED
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import ProtocolError
 from hushgrad.session.loop import Loop

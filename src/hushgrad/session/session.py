@@ -20,7 +20,7 @@ from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.conditions import CLOSED, Condition, third_party
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.guarantee import Guarantee
-from hushgrad.accounting.ledger.ledger import OBSERVED
+from hushgrad.accounting.ledger.contract import OBSERVED
 from hushgrad.accounting.ledger.records import Anchor
 from hushgrad.arguments import positive_number
 from hushgrad.capture.scope import Scope

@@ -12,9 +12,11 @@ from hushgrad.accounting.composition import Composition, adjacency_of
 from hushgrad.accounting.conditions import NO_LEDGER_PATH, NOTED_AS, Condition, discarded, uncounted
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.guarantee import Guarantee, guarantee
+from hushgrad.accounting.ledger.contract import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract
 from hushgrad.accounting.ledger.file import ledger_path
-from hushgrad.accounting.ledger.ledger import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract, Ledger, read_ledger
+from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.arguments import whole_number
 from hushgrad.errors import (
     BudgetExhaustedError,

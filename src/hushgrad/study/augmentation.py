@@ -1,12 +1,12 @@
-"""Several views of each record, whose mean loss is that record's loss ("augmentation multiplicity").
+"""Several views of each example, whose mean loss is that example's loss ("augmentation multiplicity").
 
-The gradient of a record's loss averaged over K random views is still one gradient, clipped once: ε is what it is
-without views, and the gradient varies less (De et al. 2022, "Unlocking high-accuracy differentially private image
-classification through scale", §3.2). Clipped view by view it would count K times.
+The mean loss over K random views has one gradient, which is clipped once. So ε is the same as without views, and the
+gradient varies less (De et al. 2022, "Unlocking high-accuracy differentially private image classification through
+scale", §3.2). If each view were clipped by itself, the example would count K times.
 
-Views are drawn anew for every record in every batch. In private training their numbers must be secret, and nothing else
-may be drawn from them: with known numbers, the absence of one record would move the views of all records after it, and
-the sum would change by more than C.
+Views are drawn anew for every example in every batch. In private training the random numbers must be secret and serve
+nothing else. If they were known, leaving out one example would shift the views of all examples after it, and the sum
+would change by more than C.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ class Shifts:
 
 
 class OverViews(nn.Module):
-    """A model that takes views [B, K, …] and returns logits [B, K, classes]; records stay on the first axis."""
+    """A model that takes views [B, K, …] and returns logits [B, K, classes]; examples stay on the first axis."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, views: Tensor) -> Tensor:
-        """Run the model on all views of all records."""
+        """Run the model on all views of all examples."""
         logits: Tensor = self.model(views.flatten(0, 1)).unflatten(0, views.shape[:2])
         return logits
 
 
 def mean_over_views(logits_BKL: Tensor, labels_B: Tensor) -> Tensor:
-    """Return the cross-entropy of each record averaged over its views, [B].
+    """Return the cross-entropy of each example averaged over its views, [B].
 
-    Guarantee: a record contributes at most C to the sum, however many views it has.
+    Guarantee: an example contributes at most C to the sum, however many views it has.
     """
     labels_BK = labels_B[:, None].expand(logits_BKL.shape[:2])
     return F.cross_entropy(logits_BKL.movedim(1, 2), labels_BK, reduction="none").mean(1)

@@ -1,7 +1,7 @@
-"""The running average of a model's parameters: what is tested and released in place of the last ones.
+"""The running average of a model's parameters, which is tested and released in place of the last parameters.
 
-It is computed from noised parameters alone, so it costs no privacy. Noise that pulls successive steps apart cancels in
-it (De et al. 2022, "Unlocking high-accuracy differentially private image classification through scale", §3.3).
+It is computed from noisy parameters alone, so it costs no privacy. It averages out noise that pulls successive steps
+apart (De et al. 2022, "Unlocking high-accuracy differentially private image classification through scale", §3.3).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from hushgrad.arguments import open_unit_interval
 class ParameterAverage:
     """The exponential average of a model's parameters over its steps.
 
-    At step t the average keeps the share min(decay, (1 + t) / (10 + t)) of itself: early steps, far from where training
-    ends, are forgotten soon.
+    At step t the average keeps the share min(decay, (1 + t) / (10 + t)) of itself, so that it soon forgets early steps,
+    which are far from the end of training.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -29,7 +29,7 @@ class ParameterAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take the parameters and buffers of `model` in, after a step."""
+        """Add the parameters and buffers of `model` to the average, after a step."""
         self._steps += 1
         kept = min(self._decay, (1 + self._steps) / (10 + self._steps))
         for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):

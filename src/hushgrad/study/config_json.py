@@ -34,9 +34,9 @@ def config_from_json(value: Mapping[str, Any]) -> RunConfig:
             options=TaskOptions(**options), privacy=None if privacy is None else Privacy(**privacy), **rest
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise InvalidArgumentError("settings must be as this version of hushgrad writes them; plan the run anew") from (
-            error
-        )
+        raise InvalidArgumentError(
+            "the settings are not as this version of hushgrad writes them", where="settings", cure="Plan the run anew"
+        ) from error
 
 
 def _tuples(value: Any) -> Any:

@@ -52,7 +52,7 @@ class Privacy:
         if self.target_epsilon is not None:
             positive_number("target epsilon", self.target_epsilon)
         positive_number("max_grad_norm", self.max_grad_norm)
-        open_unit_interval("delta", self.delta, hint="the usual choice is below 1/N")
+        open_unit_interval("delta", self.delta, "Pass less than 1 / the number of training examples")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

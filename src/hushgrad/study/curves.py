@@ -19,7 +19,11 @@ BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 def require_matplotlib() -> None:
     """Raise InvalidArgumentError unless pictures can be drawn: better before a long run than at its end."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise InvalidArgumentError("curves.png needs matplotlib; pip install 'hushgrad[study]'")
+        raise InvalidArgumentError(
+            "matplotlib is not installed, and is needed to draw it",
+            where="curves.png",
+            cure="Run pip install 'hushgrad[study]'",
+        )
 
 
 def draw_curves(measurements: Sequence[Measurement], *, title: str, delta: float | None) -> bytes:

@@ -1,4 +1,4 @@
-"""The folder that a run leaves behind. Whatever stops the run, each file in it is whole.
+"""The folder that a run leaves behind. Each file in it is whole, whatever stops the run.
 
 Files are replaced in one step (written beside, flushed to disk, renamed); measurements are appended line by line. The
 summary is replaced before the model, so a crash between the two leaves a summary that states at least the epsilon that
@@ -40,7 +40,7 @@ class RunDirectory:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidArgumentError(
-                f"the output folder cannot be created ({error.strerror}); choose another"
+                f"the output folder cannot be created: {error.strerror}", where="--out", cure="Choose another folder"
             ) from error
         return cls(path)
 
@@ -51,7 +51,7 @@ class RunDirectory:
 
     @property
     def summary(self) -> Path:
-        """What the run was and what came of it, one JSON object."""
+        """Settings and results of the run, one JSON object."""
         return self.path / "summary.json"
 
     @property
@@ -66,7 +66,7 @@ class RunDirectory:
 
     @property
     def ledger(self) -> Path:
-        """The engine's record of what was released, which epsilon is computed from."""
+        """The ledger of what was released; epsilon is computed from it."""
         return self.path / "ledger.jsonl"
 
     @property
@@ -102,9 +102,15 @@ def require_unused(path: Path) -> None:
     """Raise InvalidArgumentError unless `path` is free or an empty folder: no run overwrites another."""
     if path.is_dir():
         if any(path.iterdir()):
-            raise InvalidArgumentError("the output folder must be new or empty, this one is not; choose another --out")
+            raise InvalidArgumentError(
+                "the output folder must be new or empty, and this one holds files",
+                where="--out",
+                cure="Choose another folder",
+            )
     elif path.exists() or path.is_symlink():
-        raise InvalidArgumentError("the output path must be a folder, this is something else; choose another --out")
+        raise InvalidArgumentError(
+            "the output path must be a folder, and this is something else", where="--out", cure="Choose another path"
+        )
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: the running step is finished, everything is written, then the run ends."""
+"""Ctrl-C as a request: finish the running step, write everything, then end the run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from types import FrameType
 
 @contextmanager
 def finish_step_on_interrupt(on_request: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether SIGINT or SIGTERM has come; the signals only set that flag.
+    """Yield a function that says whether SIGINT or SIGTERM has come; the first signal only sets this flag.
 
-    A second signal acts as usual (KeyboardInterrupt for Ctrl-C). The former handlers come back at the end. Outside the
-    main thread signals cannot be handled, and the function stays False.
+    A second signal acts as usual (KeyboardInterrupt for Ctrl-C). The former handlers are restored at the end. Outside
+    the main thread no signal can be handled, and the function always returns False.
     """
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,7 +1,7 @@
-"""Where measurements go beside the run's own folder: TensorBoard, W&B, MLflow, Trackio, or anything of the user's.
+"""Where measurements go besides the run's own folder: TensorBoard, W&B, MLflow, Trackio, or the user's own logger.
 
-Each metric says whether ε covers it. A logger that sends things elsewhere gets only what is covered, unless the user
-asks for the rest: a training loss on somebody's dashboard is a release that nobody charged.
+Each metric says whether ε covers it. A logger that sends metrics elsewhere gets only the covered ones, unless the user
+asks for the rest: a training loss on a dashboard is a release that nobody charged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Metric:
 
 
 class MetricLogger(Protocol):
-    """What takes metrics. `local` says that they stay on this machine, with the owner of the data."""
+    """A receiver of metrics. `local` says that they stay on this machine, with the owner of the data."""
 
     @property
     def local(self) -> bool:
@@ -43,14 +43,14 @@ class MetricLogger(Protocol):
 def metrics_of(measurement: Measurement) -> dict[str, Metric]:
     """Return the metrics of a measurement; those that were not measured are left out.
 
-    Times count as not covered: how long a step takes shows how many records were drawn.
+    Times count as not covered, because the time of a step shows how many examples were drawn.
     """
     values = {name: value for name, value in asdict(measurement).items() if name != "step" and value is not None}
     return {name: Metric(float(value), name not in NOT_COVERED) for name, value in values.items()}
 
 
 def hand_over(logger: MetricLogger, step: int, metrics: Mapping[str, Metric], *, share_uncovered: bool = False) -> None:
-    """Give a logger the metrics that it may have.
+    """Give a logger the metrics that it may see.
 
     Guarantee: a logger that is not local gets no metric that the guarantee leaves out, unless `share_uncovered` asks
     for it.
@@ -90,7 +90,9 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
-            raise InvalidArgumentError("TensorBoard is not installed; pip install 'hushgrad[tensorboard]'") from error
+            raise InvalidArgumentError(
+                "TensorBoard is not installed", cure="Run pip install 'hushgrad[tensorboard]'"
+            ) from error
         # The file is made with the first metric: a run's folder must be empty until the run claims it.
         writer: Any = SummaryWriter
         self._make: Callable[[], Any] = lambda: writer(str(folder))

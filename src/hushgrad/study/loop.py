@@ -1,4 +1,4 @@
-"""The loop of a run, the same for private and for ordinary training, and what it measures on its way."""
+"""The training loop, the same for private and for ordinary runs, and what it measures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_TESTS = 100
 
 @dataclass(slots=True)
 class Parts:
-    """What a loop works with; `trained` is the model in the form that takes batches as `views` leaves them."""
+    """The components of a loop; `trained` is the model in the form that takes what `views` makes of a batch."""
 
     model: nn.Module
     trained: nn.Module
@@ -42,7 +42,7 @@ class Parts:
 
 @dataclass(slots=True)
 class Account:
-    """The engine of a private run, asked once per step at most: an epsilon takes a while to compute."""
+    """The ε of a private run, computed at most once per step, because computing it takes a while."""
 
     engine: PrivacyEngine
     privacy: Privacy

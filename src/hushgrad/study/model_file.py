@@ -1,7 +1,7 @@
-"""The file of a model: its parameters as safetensors, what its header says, and the digest that a summary keeps of it.
+"""The file of a model: its parameters as safetensors, the words in its header, and its digest, which a summary keeps.
 
-The digest is of names, shapes and values, not of the words in the header: those say which steps and which ε, are
-compared by themselves, and stand in another order each time.
+The digest covers names, shapes and values, and not the words in the header, which tell steps and ε. Those are compared
+by themselves, and their order differs from one writing to the next.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ModelContent:
-    """What a model file holds: how many numbers, the words that it was written with, and the digest of the rest."""
+    """The content of a model file: how many parameters, the words in its header, and the digest of the rest."""
 
     parameters: int
     words: Mapping[str, str]
@@ -57,7 +57,7 @@ def read_model(path: Path) -> ModelContent | None:
             words = {str(key): str(value) for key, value in header.pop(_WORDS, {}).items()}
             parameters = sum(int(math.prod(tensor["shape"])) for tensor in header.values())
         except (KeyError, TypeError, AttributeError) as error:
-            raise InvalidArgumentError("model.safetensors is damaged: its header cannot be read") from error
+            raise _damaged("cannot be read") from error
         return ModelContent(parameters, words, _digest(header, stream))
 
 
@@ -65,14 +65,22 @@ def _header(stream: BinaryIO) -> dict[str, Any]:
     start = stream.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 0 < length <= _MOST_BYTES_OF_A_HEADER:
-        raise InvalidArgumentError("model.safetensors is damaged: its header has no possible length")
+        raise _damaged("has an impossible length")
     try:
         header = json.loads(stream.read(length))
     except ValueError as error:
-        raise InvalidArgumentError("model.safetensors is damaged: its header cannot be read") from error
+        raise _damaged("cannot be read") from error
     if not isinstance(header, dict):
-        raise InvalidArgumentError("model.safetensors is damaged: its header cannot be read")
+        raise _damaged("cannot be read")
     return header
+
+
+def _damaged(what: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"the file is damaged: its header {what}",
+        where="model.safetensors",
+        cure="Restore it from a copy, or train anew",
+    )
 
 
 def _digest(header: dict[str, Any], values: BinaryIO) -> str:

@@ -1,6 +1,6 @@
 """The models of the training command. None mixes examples; every parameter starts from the user's seed.
 
-The default activation is tanh: it bounds what one example can do to the next layer, which trains better under clipping
+The default activation is tanh: it bounds the effect of one example on the next layer, and trains better under clipping
 than ReLU (Papernot et al. 2020, "Tempered sigmoid activations for deep learning with differential privacy").
 """
 
@@ -43,10 +43,16 @@ def build_model(
     one_of("model", name, MODELS)
     act = ACTIVATIONS[one_of("activation", activation, tuple(ACTIVATIONS))]
     if (name == "transformer") != (vocabulary_size is not None):
-        raise InvalidArgumentError("model 'transformer' is for sentences (task 'text'), and sentences need it")
+        raise InvalidArgumentError(
+            "model 'transformer' is for sentences, and sentences need it",
+            where="model",
+            cure="Use it with task 'text', and another model with any other task",
+        )
     if name in ("cnn", "resnet") and (len(input_shape) != 3 or min(input_shape[1:]) < 8):
         raise InvalidArgumentError(
-            f"model {name!r} needs images of at least 8×8, got inputs of shape {input_shape}; use model 'mlp'"
+            f"{name!r} needs images of at least 8×8 pixels, got inputs of shape {input_shape}",
+            where="model",
+            cure="Use model 'mlp'",
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

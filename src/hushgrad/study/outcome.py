@@ -1,4 +1,4 @@
-"""What a run reports: measurements on the way and its outcome."""
+"""What a run reports: its measurements and its outcome."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Measurement:
     """Where a run stands after a step.
 
     `loss` and `train_accuracy` are means over the batches since the last measurement. They are computed on training
-    records without noise, so epsilon does not cover them. `test_accuracy` is None between the ends of epochs, `epsilon`
-    is None for an ordinary run. Accuracies are fractions; `examples_per_second` counts training examples.
+    examples without noise, so epsilon does not cover them. `test_accuracy` is None between the ends of epochs, and
+    `epsilon` is None for an ordinary run. Accuracies are fractions; `examples_per_second` counts training examples.
     """
 
     step: int
@@ -32,7 +32,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a private run has given away so far, as the engine states it.
+    """The privacy that a run has spent so far, as the engine states it.
 
     `sampling_rate` is None unless examples were drawn by Poisson sampling; `anchor` is the ledger's last record.
     """
@@ -46,7 +46,7 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run has come to, so far or finally.
+    """The outcome of a run, so far or final.
 
     `status` is "running", "completed" or "interrupted"; `spent` is None for an ordinary run.
     """
@@ -71,7 +71,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Watchers:
-    """What is called while a run goes on.
+    """Functions that are called while a run goes on.
 
     `on_start` gets the number of planned steps and the noise multiplier (None for an ordinary run), `on_step` the
     number of steps done, `on_measurement` each measurement, `on_epoch` the model and the outcome so far;

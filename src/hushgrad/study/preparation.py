@@ -1,7 +1,7 @@
-"""What a task learns from its training records with noise before training, paid for in the ledger of the run.
+"""What a task learns from its training data, with noise, before training; charged in the ledger of the run.
 
-Preparation and training are one composition: the preparation is charged first, training is planned on top of what the
-ledger then holds, and the one ε that is stated covers both.
+Preparation and training are one composition. The preparation is charged first, training is planned on top of what the
+ledger then holds, and the ε that is stated covers both.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 
 from hushgrad.accounting.calibration import calibrate_noise_multiplier
 from hushgrad.accounting.events.gaussian import Gaussian
-from hushgrad.accounting.ledger.ledger import OBSERVED, OPERATING_SYSTEM, Contract, Ledger
+from hushgrad.accounting.ledger.contract import OBSERVED, OPERATING_SYSTEM, Contract
+from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream
@@ -30,8 +31,8 @@ class Prepared:
 def prepare(config: RunConfig, task: Task, ledger: Path | None) -> Prepared:
     """Return the task ready to be trained on.
 
-    `ledger` is where the run's steps will be charged; an ordinary run has none, and prepares its task with the same
-    noise without paying for it. The noise is what keeps the preparation alone at its ε at the run's δ.
+    `ledger` is where the run's steps will be charged. An ordinary run has none: it prepares its task with the same
+    noise, uncharged. The noise is chosen so that the preparation alone costs its own ε at the run's δ.
 
     Guarantee: the preparation is charged in the ledger of training, before anything is learned from the records.
 
@@ -48,7 +49,11 @@ def prepare(config: RunConfig, task: Task, ledger: Path | None) -> Prepared:
     )
     if privacy is not None:
         if ledger is None:
-            raise InvalidArgumentError("the preparation of a private run must be paid for; pass the ledger of training")
+            raise InvalidArgumentError(
+                "the preparation of a private run is a release, and must be charged",
+                where="ledger",
+                cure="Pass the ledger of the training",
+            )
         # What the session will find when it continues this ledger: anything else in it would be refused.
         contract = Contract(
             OBSERVED,

@@ -1,4 +1,4 @@
-"""A run on the screen: one live line on a terminal, plain lines anywhere else."""
+"""The display of a run: one live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

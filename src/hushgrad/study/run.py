@@ -54,7 +54,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Reporter:
-    """What is called while a run goes on, for a display.
+    """Functions that a display passes in, called while a run goes on.
 
     `on_start` gets the task, the planned steps and the noise multiplier (None for an ordinary run), `on_step` the steps
     done, `on_measurement` each measurement; `on_stop_request` is called in the signal handler.
@@ -81,9 +81,9 @@ def run(
 
     `loggers` get every measurement as well; those that are not local get what ε covers, unless `share_uncovered`.
 
-    The folder is checked before data is read and made once the data is known to suit the settings. Summary and model
-    are written at every epoch's end. Ctrl-C or SIGTERM ends the run after the running step; all files are then written
-    as at a normal end, and the summary's `status` is "interrupted".
+    The folder is checked before data is read, and created once the data is known to suit the settings. Summary and
+    model are written at the end of every epoch. Ctrl-C or SIGTERM ends the run after the running step; all files are
+    then written as at a normal end, and the summary's `status` is "interrupted".
 
     Guarantee: the epsilon in summary.json is never below what the model beside it has cost.
     """
@@ -144,7 +144,7 @@ def title_of(config: RunConfig) -> str:
 
 
 def outside_the_guarantee(task: Task, outcome: Outcome) -> tuple[str, ...]:
-    """Return what epsilon does not cover; for a run without any privacy, all of it."""
+    """Return what epsilon does not cover; for a run without privacy, everything."""
     if not outcome.private:
         return ("everything: this run is not private",)
     return (*task.outside_the_guarantee, *ALWAYS_OUTSIDE)

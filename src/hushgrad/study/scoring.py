@@ -1,4 +1,4 @@
-"""How many examples a model classifies rightly."""
+"""How many examples a model classifies correctly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EVALUATION_BATCH = 2048
 
 @torch.no_grad()
 def right_on(model: nn.Module, examples: TensorDataset, device: str) -> Tensor:
-    """Return for each example whether the model classifies it rightly, [N] bool on the CPU."""
+    """Return for each example whether the model classifies it correctly, [N] bool on the CPU."""
     was_training = model.training
     model.eval()
     inputs, labels = examples.tensors
@@ -22,5 +22,5 @@ def right_on(model: nn.Module, examples: TensorDataset, device: str) -> Tensor:
 
 
 def accuracy(model: nn.Module, examples: TensorDataset, device: str) -> float:
-    """Return the share of examples that the model classifies rightly."""
+    """Return the share of examples that the model classifies correctly."""
     return float(right_on(model, examples, device).double().mean())

@@ -1,6 +1,6 @@
 """One training run: the ordinary PyTorch loop, made private by `PrivacyEngine` or left as it is.
 
-Both kinds of run go through the same few lines, so that a comparison between them compares nothing else.
+Both kinds of run go through the same few lines, so that comparing them compares privacy and nothing else.
 """
 
 from __future__ import annotations
@@ -42,9 +42,17 @@ def train(
     """
     check_against_data(config, task)
     if task.preparation is not None:
-        raise InvalidArgumentError("the task must be prepared first; call hushgrad.study.preparation.prepare")
+        raise InvalidArgumentError(
+            "the task must be prepared before training",
+            where="task",
+            cure="Call hushgrad.study.preparation.prepare first",
+        )
     if config.privacy is not None and task.vocabulary_buckets is not None and not events_at(ledger):
-        raise InvalidArgumentError("the ledger must be the one in which the task's preparation was paid for; pass that")
+        raise InvalidArgumentError(
+            "the task's preparation is not charged in this ledger",
+            where="ledger",
+            cure="Pass the ledger in which it was charged",
+        )
     with _cpu_threads(config.threads):
         return _train(config, task, watchers, ledger)
 
@@ -95,7 +103,7 @@ def _train(config: RunConfig, task: Task, watchers: Watchers, ledger: Path | Non
 
 
 def _plain_criterion(config: RunConfig) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the criterion of ordinary training: the mean or the sum of the records' losses."""
+    """Return the criterion of ordinary training: the mean or the sum of the examples' losses."""
     if not config.augmentations:
         return nn.CrossEntropyLoss(reduction=config.loss_reduction)
     reduce = torch.mean if config.loss_reduction == "mean" else torch.sum
@@ -118,11 +126,17 @@ def check_against_data(config: RunConfig, task: Task) -> None:
     """Raise if the settings cannot hold for the size of the training set."""
     count = len(task.train)
     if config.batch_size > count:
-        raise DatasetError(f"batch_size must be at most the {count} training examples, got {config.batch_size}")
+        raise DatasetError(
+            f"must be at most the {count} training examples, got {config.batch_size}",
+            where="batch_size",
+            cure=f"Choose {count} or less",
+        )
     if config.privacy is not None and config.privacy.delta >= 1 / count:
         raise InvalidArgumentError(
-            f"delta must be below 1/N = {1 / count:.3g} for {count} training examples, got {config.privacy.delta:g}: "
-            "publishing one whole record at random would satisfy it"
+            f"must be below 1/N = {1 / count:.3g} for {count} training examples, got {config.privacy.delta:g}: "
+            "publishing one whole example, chosen at random, would satisfy it",
+            where="delta",
+            cure="Choose a smaller delta",
         )
 
 

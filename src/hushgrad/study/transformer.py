@@ -1,9 +1,9 @@
-"""A small transformer that reads sentences of word numbers, made to be trained with noise from nothing.
+"""A small transformer that reads sentences of word numbers, made to be trained from scratch with noise.
 
-- What a block adds begins at zero, and words begin small: the network begins as the sum of its words' vectors, and what
-  the first steps learn about a word is not drowned in where it happened to begin.
-- Words are added and divided by the root of their number, without a normalisation that would make noise as large as
-  what was learned: a word that is seldom seen keeps a short vector and says little.
+- Each block starts by adding zero, and word vectors start small. So the network starts as the sum of its words'
+  vectors, and their random start does not drown what the first steps learn about a word.
+- Word vectors are summed and divided by the root of their number. A normalisation would make noise as large as what
+  was learned; without one, a rare word keeps a short vector and says little.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ import pytest
 
 from hushgrad.accounting import Contract, DisjointPass, Gaussian, Ledger, PoissonSampled, read_ledger
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
-from hushgrad.accounting.ledger.ledger import view_when
 from hushgrad.accounting.ledger.records import Anchor, encode
+from hushgrad.accounting.ledger.view import view_when
 from hushgrad.errors import AccountingError, ContractChangedError, InvalidArgumentError, LedgerError
 
 CONTRACT = Contract(
@@ -414,7 +414,7 @@ def test_a_note_changes_no_event_and_no_number_of_steps_and_is_in_the_chain(path
     (note,) = view.notes
     assert (note.about, note.steps, note.values["standard_errors"]) == ("noise monitor", 2, -0.5)
     path.write_text(path.read_text().replace('"standard_errors":-0.5', '"standard_errors":0.5'))
-    with pytest.raises(LedgerError, match="record 2 of the ledger does not match its hash"):
+    with pytest.raises(LedgerError, match="record 2 of the ledger: it does not match its hash"):
         read_ledger(path)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import hushgrad
 from hushgrad.accounting import read_ledger
-from hushgrad.accounting.ledger.ledger import LedgerView
+from hushgrad.accounting.ledger.view import LedgerView
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import SensitivityMismatchError

@@ -10,12 +10,13 @@ import safetensors.torch
 from click.testing import CliRunner
 
 from hushgrad.accounting.events.poisson import PoissonSampled
-from hushgrad.accounting.ledger.ledger import Ledger, read_ledger
+from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.accounting.ledger.records import encode
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.cli.main import main
 from hushgrad.errors import HushgradError, InvalidArgumentError
 from hushgrad.study.configuration import Privacy, suggested_run
-from hushgrad.study.report.agreement import contradictions
+from hushgrad.study.report.comparison import contradictions
 from hushgrad.study.report.files import CARD, DATA, PAGE, write_report
 from hushgrad.study.report.run_facts import run_facts
 from hushgrad.study.run import Reporter, run
@@ -394,7 +395,9 @@ def test_a_condition_that_only_a_session_knows_is_no_contradiction(folder, name)
 
 def test_without_a_summary_the_error_says_what_was_spent(folder):
     (folder / "summary.json").unlink()
-    with pytest.raises(InvalidArgumentError, match=r"summary.json is missing, and ledger.jsonl holds 8 steps, ε = 1\."):
+    with pytest.raises(
+        InvalidArgumentError, match=r"summary.json: the file is missing, and ledger.jsonl holds 8 steps, ε = 1\."
+    ):
         run_facts(folder)
 
 
@@ -446,14 +449,14 @@ def test_conditions_that_only_the_run_knew_stay_beside_the_statement(folder):
 def test_a_line_of_the_metrics_that_is_no_measurement_is_refused(folder, line):
     with (folder / "metrics.jsonl").open("ab") as stream:
         stream.write(line.encode("latin-1") + b"\n")
-    with pytest.raises(InvalidArgumentError, match=r"line \d+ of a run's metrics.jsonl is damaged"):
+    with pytest.raises(InvalidArgumentError, match=r"line \d+ of a run's metrics.jsonl: the line is damaged"):
         run_facts(folder)
 
 
 @pytest.mark.parametrize("end", [1, [], {"records": "8", "hash": "a"}, {"records": 8}])
 def test_what_cannot_be_the_end_of_a_ledger_is_refused(folder, end):
     edit(folder, ledger=end)
-    with pytest.raises(InvalidArgumentError, match=r"summary\.json is damaged"):
+    with pytest.raises(InvalidArgumentError, match=r"summary\.json: the file is damaged"):
         run_facts(folder)
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.accounting.risk import gaussian_mu, true_positive_rate
 from hushgrad.checks.auditing.audit import audit
 from hushgrad.clipping.flat import FlatClipping

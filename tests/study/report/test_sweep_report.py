@@ -1,7 +1,7 @@
 import math
 
 from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.study.report.files import CARD, PAGE, check_report, write_report
 from hushgrad.study.run import run
 from hushgrad.study.sweep.folder import SweepFolder

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import ContractChangedError, InvalidArgumentError
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import Grid, Subject, make_plan

@@ -51,7 +51,7 @@ def test_a_search_goes_on_after_a_trial_that_fails_and_says_what_it_cost(tmp_pat
 
 def test_a_search_without_a_target_epsilon_or_with_a_bad_space_is_refused(tmp_path):
     noisy = suggested_run("digits", privacy=Privacy(noise_multiplier=1.0, max_grad_norm=1.0))
-    with pytest.raises(InvalidArgumentError, match="needs a target epsilon"):
+    with pytest.raises(InvalidArgumentError, match="target_epsilon: a search compares settings at the same privacy"):
         search(noisy, tmp_path, trials=1)
     with pytest.raises(InvalidArgumentError, match="LOW <= HIGH"):
         Space(learning_rate=(2.0, 1.0), max_grad_norm=(1.0, 1.0), batch_sizes=(1,))

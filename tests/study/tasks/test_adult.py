@@ -61,7 +61,7 @@ def test_listed_values_make_a_column_categorical():
 
 @pytest.mark.parametrize("text", ["", "| only a comment\n", "age: continuous.\n", ">50K, <=50K.\nage continuous\n"])
 def test_a_description_without_classes_or_columns_is_refused(text):
-    with pytest.raises(TaskDataError, match=r"adult\.names must list"):
+    with pytest.raises(TaskDataError, match=r"adult\.names: the file must list"):
         parse_names(text)
 
 

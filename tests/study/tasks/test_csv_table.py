@@ -79,10 +79,14 @@ def test_a_dropped_column_changes_nothing_when_it_changes(table):
     ("options", "error", "said"),
     [
         ({"target": None}, InvalidArgumentError, "--target COLUMN"),
-        ({"target": "absent"}, TaskDataError, "no column is called 'absent'; the columns are colour, size, kind"),
-        ({"categorical": ("absent",)}, TaskDataError, "no column is called 'absent'"),
-        ({"bounds": (("absent", 0.0, 1.0),)}, TaskDataError, "no column is called 'absent'"),
-        ({"bounds": (("colour", 0.0, 1.0),)}, TaskDataError, "no number"),
+        (
+            {"target": "absent"},
+            TaskDataError,
+            "column 'absent': no column has this name; the columns are colour, size, kind",
+        ),
+        ({"categorical": ("absent",)}, TaskDataError, "column 'absent': no column has this name"),
+        ({"bounds": (("absent", 0.0, 1.0),)}, TaskDataError, "column 'absent': no column has this name"),
+        ({"bounds": (("colour", 0.0, 1.0),)}, TaskDataError, "not a number"),
         ({"drop": ("kind",)}, InvalidArgumentError, "is the target"),
         ({"drop": ("colour", "size")}, TaskDataError, "no column is left"),
         ({"classes": ("yes", "absent")}, TaskDataError, "no training example is of class absent"),
@@ -98,7 +102,7 @@ def test_bad_options_are_refused_with_the_cure(table, options, error, said):
     [
         ("", "is empty"),
         ("a,kind\n", "no rows"),
-        ("a,a\n1,2\n", "name each column, and each once"),
+        ("a,a\n1,2\n", "name each column, and each only once"),
         ("a,,kind\n1,2,3\n", "name each column"),
         ("a,kind\n1,x\n1,2,3\n", "line 3: expected 2 cells, got 3"),
         ("a,kind\n1,\n2,x\n3,x\n", "needs a label"),
@@ -116,7 +120,7 @@ def test_a_malformed_table_is_refused(table, text, said):
 def test_a_table_that_is_not_text_is_refused(tmp_path):
     path = tmp_path / "data.csv"
     path.write_bytes(b"a,kind\n\xff\xfe,1\n")
-    with pytest.raises(TaskDataError, match="UTF-8 text; byte 7"):
+    with pytest.raises(TaskDataError, match="UTF-8 text, and byte 7"):
         load(path)
 
 

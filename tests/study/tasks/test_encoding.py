@@ -60,7 +60,7 @@ def test_beyond_declared_bounds_is_as_at_the_bound():
 
 
 def test_text_in_a_column_with_declared_bounds_is_refused_without_being_shown():
-    with pytest.raises(TaskDataError, match="column 'a' has declared bounds") as caught:
+    with pytest.raises(TaskDataError, match="column 'a': it has declared bounds") as caught:
         encoded([("secret", "x")], bounds={"a": (0.0, 1.0)})
     assert "secret" not in str(caught.value)
 

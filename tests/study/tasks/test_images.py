@@ -31,7 +31,7 @@ def test_a_file_that_is_no_picture_is_refused_by_name(tmp_path):
     write(tmp_path / "test" / "a" / "a.png", 0)
     write(tmp_path / "train" / "b" / "b.png", 0)
     (tmp_path / "train" / "b" / "c.png").write_bytes(b"not a picture")
-    with pytest.raises(TaskDataError, match=r"'c\.png' cannot be read"):
+    with pytest.raises(TaskDataError, match=r"'c\.png': it cannot be read"):
         load_task("images", TaskOptions(data=tmp_path))
 
 

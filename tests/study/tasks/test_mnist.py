@@ -74,7 +74,7 @@ def test_a_count_of_labels_that_is_not_the_count_of_images_is_refused(write_pair
 
 
 def test_a_label_beyond_nine_is_refused(write_pair):
-    with pytest.raises(TaskDataError, match="labels of the t10k pair must be"):
+    with pytest.raises(TaskDataError, match="the t10k pair: labels must be"):
         load_task("mnist", TaskOptions(data=write_pair(count=3, labels=[1, 10, 3])))
 
 
@@ -85,14 +85,14 @@ def test_images_of_two_sizes_are_refused(write_pair):
 
 
 def test_an_empty_folder_and_a_missing_folder_are_refused(tmp_path):
-    with pytest.raises(TaskDataError, match="found neither"):
+    with pytest.raises(TaskDataError, match="neither pair is there"):
         load_task("mnist", TaskOptions(data=tmp_path))
     with pytest.raises(TaskDataError, match="existing folder"):
         load_task("mnist", TaskOptions(data=tmp_path / "none"))
 
 
 def test_unknown_classes_are_refused_before_data_is_read(tmp_path):
-    with pytest.raises(TaskDataError, match=r"classes must be among 0, 1, .* got 10, cat"):
+    with pytest.raises(TaskDataError, match=r"classes: must be among 0, 1, .* got 10, cat"):
         load_task("mnist", TaskOptions(data=tmp_path / "none", classes=("1", "10", "cat")))
 
 

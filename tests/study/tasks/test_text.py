@@ -66,7 +66,7 @@ def test_text_files_in_folders_of_their_classes_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("label\tsentence\n", "must hold sentences"), ("label\tsentence\nno tab\n", "line 2 of 'train.tsv' must be")],
+    [("label\tsentence\n", "must hold sentences"), ("label\tsentence\nno tab\n", "'train.tsv', line 2: must be")],
 )
 def test_a_table_that_is_none_is_refused_without_its_content(folder, content, said):
     (folder / "train.tsv").write_text(content)

@@ -81,14 +81,17 @@ def _times(count: int) -> int:
 def _require_noise(noise_multiplier: float, *, least: float) -> None:
     if not least <= noise_multiplier < math.inf:
         raise AccountingError(
-            f"an event charges a noise multiplier of {noise_multiplier}, and this cost is known from {least:g} to less "
-            f"than infinity; its kind must charge below that as a release without sampling"
+            f"an event charges a noise multiplier of {noise_multiplier}; this cost is known from {least:g} up to, but "
+            f"not including, infinity",
+            where="noise multiplier",
+            cure="Let the event's kind charge less noise than that as a release without sampling (Costs.add_release)",
         )
 
 
 def _require_rate(rate: float, *, most: float = _ALMOST_ONE) -> None:
     if not 0 < rate <= most:
         raise AccountingError(
-            f"an event charges the sampling rate {rate}, and this cost is known above 0 and up to {most:.10g}; its "
-            f"kind must add nothing for 0, and a release without sampling for 1"
+            f"an event charges a sampling rate of {rate}; this cost is known above 0 and up to {most:.10g}",
+            where="sampling rate",
+            cure="Let the event's kind add nothing for 0, and a release without sampling for 1 (Costs.add_release)",
         )

@@ -33,7 +33,9 @@ class FixedSizeSampled(Event):
         object.__setattr__(self, "batch_size", count_of("batch_size", self.batch_size, minimum=1))
         if self.batch_size > self.population:
             raise InvalidArgumentError(
-                f"batch_size must be at most population = {self.population}, got {self.batch_size}"
+                f"must be at most population = {self.population}, got {self.batch_size}",
+                where="batch_size",
+                cure="Pass a smaller batch_size",
             )
         object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", self.noise_multiplier))
 

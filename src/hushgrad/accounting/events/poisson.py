@@ -29,7 +29,9 @@ class PoissonSampled(Event):
     def __post_init__(self) -> None:
         rate = real_number("sampling_rate", self.sampling_rate)
         if not 0 <= rate <= 1:
-            raise InvalidArgumentError(f"sampling_rate must be in [0, 1], got {rate}")
+            raise InvalidArgumentError(
+                f"must be in [0, 1], got {rate}", where="sampling_rate", cure="Pass a number from 0 to 1"
+            )
         object.__setattr__(self, "sampling_rate", rate)
         object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", self.noise_multiplier))
 

@@ -37,15 +37,26 @@ def register_event(kind: _Kind) -> _Kind:
     registered the kind too. Raises `InvalidArgumentError` naming all that is wrong with `kind`.
     """
     if not (isinstance(kind, type) and issubclass(kind, Event)):
-        raise InvalidArgumentError(f"an event's kind must be a subclass of Event, got {kind!r}")
+        got = kind.__name__ if isinstance(kind, type) else type(kind).__name__
+        raise InvalidArgumentError(
+            f"must be a subclass of Event, got {got}",
+            where="kind",
+            cure="Derive the class from hushgrad.accounting.Event",
+        )
     wrong = _wrong_with(kind)
     if wrong:
-        raise InvalidArgumentError(f"{kind.__name__} cannot be registered as an event: {'; '.join(wrong)}")
+        raise InvalidArgumentError(
+            f"cannot be registered as an event: {'; '.join(wrong)}",
+            where=kind.__name__,
+            cure="Change the class, then register it",
+        )
     key = (kind.type, kind.version)
     if key in _KINDS:
         raise InvalidArgumentError(
-            f"an event of type {kind.type} version {kind.version} is registered already; what it means must stay, so "
-            f"give a new meaning a new version"
+            f"an event of type {kind.type} version {kind.version} is registered already, and its meaning must not "
+            f"change",
+            where=kind.__name__,
+            cure="Give a new meaning a new version",
         )
     _KINDS[key] = kind
     return kind
@@ -89,15 +100,17 @@ def event_to_json(event: Event) -> JSON:
     """
     if not isinstance(event, Event) or _KINDS.get((event.type, event.version)) is not type(event):
         raise InvalidArgumentError(
-            f"an event of the kind {type(event).__name__} could not be read again, because it is not registered; call "
-            f"hushgrad.accounting.register_event with its kind first"
+            "this kind of event is not registered, so its ledger could not be read again",
+            where=type(event).__name__,
+            cure="Call hushgrad.accounting.register_event with the class first",
         )
     written = event.to_json()
     odd = [name for name, value in written.items() if not _is_plain(value)]
     if odd:
         raise InvalidArgumentError(
-            f"an event must hold plain, finite numbers and text, and {event.type} holds others in {', '.join(odd)}; "
-            f"convert them where the event is made (__post_init__)"
+            f"an event must hold plain, finite numbers and text; these fields hold something else: {', '.join(odd)}",
+            where=event.type,
+            cure="Convert them where the event is made (__post_init__)",
         )
     return written
 
@@ -120,20 +133,23 @@ def event_from_json(value: Mapping[str, Any]) -> Event:
     Raises `InvalidArgumentError` for an unknown type or version, a missing or unknown field, or a value out of range.
     """
     if not isinstance(value, Mapping):
-        raise InvalidArgumentError(f"an event must be a JSON object, got {type(value).__name__}")
+        raise InvalidArgumentError(
+            f"an event must be a JSON object, got {type(value).__name__}", cure="Pass what Event.to_json returned"
+        )
     name, version = value.get("type"), value.get("version")
     if not isinstance(name, str) or type(version) is not int or (name, version) not in _KINDS:
         known = ", ".join(f"{type_} version {number}" for type_, number in _KINDS)
         raise InvalidArgumentError(
-            f"unknown event type or version; this hushgrad reads {known}; a newer one may read it, or a program that "
-            f"registers its kind (hushgrad.accounting.register_event)"
+            f"the event's type or version is unknown: this program reads {known}",
+            cure="Read it with a newer hushgrad, or register its kind first (hushgrad.accounting.register_event)",
         )
     kind = _KINDS[name, version]
     expected = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     given = set(value) - {"type", "version"}
     if given != expected:
         raise InvalidArgumentError(
-            f"an event of type {name} must have the fields {sorted(expected)}, got {sorted(given)}"
+            f"an event of type {name} must have the fields {sorted(expected)}, got {sorted(map(str, given))}",
+            cure="Pass what Event.to_json returned",
         )
     return kind(**{field: value[field] for field in expected})
 

@@ -1,4 +1,4 @@
-"""The file under a ledger: one locked writer that appends whole lines durably, or says that it did not."""
+"""The file of a ledger: one locked writer, which appends whole lines durably or says that it did not."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from pathlib import Path
 
 from hushgrad.errors import LedgerError
 from hushgrad.process import this_process
+
+_WHERE = "the ledger"
+_PATH = "Check that path, or choose another one"
+_LOCAL = "Use a path on a local file system"
+_ROOM = "Make room on the disk, and open the ledger again by its path"
 
 # O_NONBLOCK: opening a named pipe must not wait for somebody at its other end. It changes nothing for ordinary files.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -21,7 +26,7 @@ def ledger_path(path: str | os.PathLike[str]) -> Path:
     Raises `LedgerError` for what can be no path.
     """
     if "\0" in os.fsdecode(path):
-        raise LedgerError("the ledger's path must not hold a null character; choose another path")
+        raise LedgerError("its path holds a null character", where=_WHERE, cure="Choose another path")
     return Path(path).absolute()
 
 
@@ -50,7 +55,7 @@ class LedgerFile:
             at = path.with_name(f".{path.name}.{os.urandom(8).hex()}.new") if created else path
             descriptor = os.open(at, _APPEND | (os.O_CREAT | os.O_EXCL if created else 0), 0o600)
         except OSError as error:
-            raise _failed("cannot be opened", error) from None
+            raise _failed("cannot be opened", error, _PATH) from None
         file = cls(at, descriptor, created)
         file._final = path
         try:
@@ -70,10 +75,10 @@ class LedgerFile:
             os.link(self.path, self._final)  # unlike a rename, this never replaces a file
         except FileExistsError:
             raise LedgerError(
-                "the ledger was created by another writer just now; wait for it or use another path"
+                "another writer created it just now", where=_WHERE, cure="Wait for that writer, or use another path"
             ) from None
         except OSError as error:
-            raise _failed("cannot be created on this file system; use a local one", error) from None
+            raise _failed("cannot be created on this file system", error, _LOCAL) from None
         os.unlink(self.path)
         self.path = self._final
         _sync_folder(self.path)
@@ -83,9 +88,11 @@ class LedgerFile:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LedgerError("the ledger is in use by another writer; wait for it or use another path") from None
+            raise LedgerError(
+                "it is in use by another writer", where=_WHERE, cure="Wait for that writer, or use another path"
+            ) from None
         except OSError as error:
-            raise _failed("cannot be locked on this file system; use a local one", error) from None
+            raise _failed("cannot be locked on this file system", error, _LOCAL) from None
 
     def read(self) -> bytes:
         """Return the whole content."""
@@ -93,7 +100,11 @@ class LedgerFile:
         while chunk := os.pread(self._descriptor, 1 << 20, len(content)):
             content += chunk
         if len(content) != self._size:
-            raise LedgerError("the ledger changed while it was read; is another program writing to it?")
+            raise LedgerError(
+                "it changed while it was read",
+                where=_WHERE,
+                cure="Stop the other program that writes to it, and open it again",
+            )
         return bytes(content)
 
     def append(self, line: bytes) -> None:
@@ -110,24 +121,30 @@ class LedgerFile:
             os.fsync(self._descriptor)
         except OSError as error:
             self._cut_back()
-            raise _failed("could not be extended, so no noise was drawn and no step made", error) from None
+            raise _failed("could not be extended, so no noise was drawn and no step was taken", error, _ROOM) from None
         self._size += len(line)
 
     def require_owner(self) -> None:
         """Refuse a forked process."""
         if this_process() != self._owner:
-            raise LedgerError("the ledger belongs to the process that opened it; a forked process cannot charge")
+            raise LedgerError(
+                "it belongs to the process that opened it, and a forked process cannot charge",
+                where=_WHERE,
+                cure="Open a ledger of its own in the process that trains",
+            )
 
     def _check_untouched(self) -> None:
         self.require_owner()
         try:
             here, there = os.fstat(self._descriptor), os.stat(self.path, follow_symlinks=False)
         except OSError as error:
-            raise _failed("is no longer at its path", error) from None
+            raise _failed("is no longer at its path", error, "Put it back, and open it again") from None
         if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
-            raise LedgerError("another file has taken the ledger's path; put the ledger back and open it again")
+            raise LedgerError(
+                "another file has taken its path", where=_WHERE, cure="Put the ledger back, and open it again"
+            )
         if here.st_size != self._size:
-            raise LedgerError("the ledger was changed by another program; open it again, which verifies it")
+            raise LedgerError("another program changed it", where=_WHERE, cure="Open it again, which verifies it")
 
     def _cut_back(self) -> None:
         try:
@@ -157,7 +174,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         descriptor = os.open(path, _READ)
     except OSError as error:
-        raise _failed("cannot be opened", error) from None
+        raise _failed("cannot be opened", error, _PATH) from None
     try:
         _require_ordinary(descriptor)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
@@ -168,21 +185,21 @@ def read_bytes(path: Path) -> bytes:
 
 def _require_ordinary(descriptor: int) -> None:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise LedgerError("the ledger's path is not an ordinary file; choose another path")
+        raise LedgerError("its path is not an ordinary file", where=_WHERE, cure="Choose another path")
 
 
 def _sync_folder(path: Path) -> None:
     try:
         folder = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise _failed("cannot be made durable in its folder", error) from None
+        raise _failed("cannot be made durable in its folder", error, _LOCAL) from None
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
 
 
-def _failed(what: str, error: OSError) -> Exception:
+def _failed(what: str, error: OSError, cure: str) -> Exception:
     if error.errno is None:
         return error  # not the system's: a signal's handler raised it meanwhile (TimeoutError is an OSError)
-    return LedgerError(f"the ledger {what}: {os.strerror(error.errno)}")
+    return LedgerError(f"it {what}: {os.strerror(error.errno)}", where=_WHERE, cure=cure)

@@ -19,10 +19,11 @@ from typing import Any
 from hushgrad.errors import LedgerError
 
 NO_HASH = "0" * 64
-_RESTORE = (
+RESTORE = (
     "Restore it only from a copy that holds every step since, which an anchor or the run's summary.json shows: an "
     "older copy forgets steps, and epsilon would come out too small"
 )
+_WHERE = "the ledger"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def decode(data: bytes) -> Iterator[dict[str, Any]]:
     Raises `LedgerError` naming the first bad record.
     """
     if not data:
-        raise LedgerError(f"the ledger is empty, and a ledger always begins with a header. {_RESTORE}")
+        raise LedgerError("it is empty, and a ledger always begins with a header", where=_WHERE, cure=RESTORE)
     previous = NO_HASH
     lines = data.split(b"\n")
     tail = lines.pop()
@@ -78,8 +79,9 @@ def decode(data: bytes) -> Iterator[dict[str, Any]]:
         yield record
     if tail:
         raise LedgerError(
-            f"record {len(lines)} of the ledger is incomplete: the file was cut off there, or the machine stopped "
-            f"while it was written. {_RESTORE}. Without one, account for that step and those before it in a new ledger"
+            "it is incomplete: the file was cut off there, or the machine stopped while it was written",
+            where=record_at(len(lines)),
+            cure=f"{RESTORE}. Without one, account for that step and those before it in a new ledger",
         )
 
 
@@ -98,4 +100,9 @@ def _refuse_constant(name: str) -> None:
 
 
 def _bad(seq: int, what: str) -> LedgerError:
-    return LedgerError(f"record {seq} of the ledger {what}: the file was damaged or edited. {_RESTORE}")
+    return LedgerError(f"it {what}: the file was damaged or edited", where=record_at(seq), cure=RESTORE)
+
+
+def record_at(seq: int) -> str:
+    """Return how messages name a record."""
+    return f"record {seq} of the ledger"

@@ -54,8 +54,10 @@ def pld_epsilon(form: NormalForm, delta: float) -> float:
     allowance = FFT_ERROR_OF_A_STEP * sum(count for _, _, count in (*form.sampled, *form.fixed_size))
     if allowance > delta / 2:
         raise AccountingError(
-            f"accountant 'pld' is true for steps <= {delta / 2 / FFT_ERROR_OF_A_STEP:.3g} at delta = {delta:g} (its "
-            f"rounding grows with the steps); use accountant='rdp', a valid upper bound, or a larger delta"
+            f"at delta = {delta:g} this accountant is correct for up to {delta / 2 / FFT_ERROR_OF_A_STEP:.3g} steps, "
+            f"because its rounding grows with them",
+            where="accountant 'pld'",
+            cure="Use accountant='rdp', a valid upper bound, or a larger delta",
         )
     # Less noise than was drawn is an upper bound; a noise multiplier beyond this range changes no digit that matters.
     sampled = tuple((rate, min(noise, _LARGEST_NOISE_MULTIPLIER), count) for rate, noise, count in form.sampled)

@@ -96,23 +96,29 @@ def delta_bounds(form: NormalForm, epsilon: float, direction: str | None = None,
 def _require_in_range(form: NormalForm, delta: float) -> None:
     if form.fixed_size:
         raise AccountingError(
-            "accountant 'saddle-point' has no transform for batches of a fixed size; use accountant='pld' "
-            "(delta >= 1e-8) or 'rdp', an upper bound"
+            "this accountant has no transform for batches of a fixed size",
+            where="accountant 'saddle-point'",
+            cure="Use accountant='pld' (delta >= 1e-8), or 'rdp', an upper bound",
         )
     form.require_plain("this figure")
     if delta < SMALLEST_DELTA:
         raise AccountingError(
-            f"accountant 'saddle-point' computes delta >= {SMALLEST_DELTA:g}, got delta = {delta:g}; use "
-            f"accountant='rdp', an upper bound"
+            f"this accountant is correct for delta >= {SMALLEST_DELTA:g}, got delta = {delta:g}",
+            where="accountant 'saddle-point'",
+            cure="Use accountant='rdp', an upper bound, or a larger delta",
         )
     steps = sum(count for _, _, count in form.sampled)
     if steps > MOST_STEPS:
         raise AccountingError(
-            f"accountant 'saddle-point' computes up to {MOST_STEPS:g} sampled steps (rounding grows with them), got "
-            f"{steps:g}; use accountant='rdp', an upper bound"
+            f"this accountant is correct for up to {MOST_STEPS:g} sampled steps, got {steps:g}: its rounding grows "
+            f"with them",
+            where="accountant 'saddle-point'",
+            cure="Use accountant='rdp', an upper bound",
         )
     if math.isinf(form.gaussian_precision):
-        raise AccountingError("the noise is too small for an epsilon that floating point can hold; take more noise")
+        raise AccountingError(
+            "the noise is so small that epsilon is beyond the range of floating point", cure="Use more noise"
+        )
 
 
 def _sampled_with_noise(form: NormalForm) -> tuple[NormalForm, bool]:
@@ -164,7 +170,9 @@ def _of_direction(steps: Steps, precision: float, delta: float) -> EpsilonBounds
             break
     if math.isinf(result.upper):
         raise AccountingError(
-            "accountant 'saddle-point' lost too many digits on this composition; use accountant='rdp', an upper bound"
+            "this accountant lost too many digits on this composition",
+            where="accountant 'saddle-point'",
+            cure="Use accountant='rdp', an upper bound",
         )
     return result
 

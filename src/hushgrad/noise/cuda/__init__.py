@@ -1,1 +1,1 @@
-"""Noise on a GPU: when it is drawn there, its cipher and definition, the kernel in Triton, and its known answers."""
+"""Noise on a GPU: the choice to draw it there, cipher and definition, the Triton kernel, and known answers."""

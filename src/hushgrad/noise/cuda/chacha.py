@@ -1,8 +1,8 @@
 """ChaCha20 in array operations of torch: the bits of noise that is drawn on a GPU.
 
 A block is a function of a 256-bit key, a 32-bit counter and a 96-bit nonce, as in RFC 8439, and needs nothing but
-additions, XORs and rotations of 32-bit words. All 20 rounds are kept. Fewer would do by what is known today (the best
-attacks reach 7), but noise is a small part of a step, and 20 are what was reviewed, standardised and has known answers.
+additions, XORs and rotations of 32-bit words. All 20 rounds are kept. By what is known today fewer would do (the best
+attacks reach 7), but noise is a small part of a step, and 20 rounds were reviewed, standardised and have known answers.
 
 This file is the definition; `hushgrad.noise.cuda.kernel` computes the same words in a kernel.
 """

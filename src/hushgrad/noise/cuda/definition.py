@@ -118,13 +118,17 @@ def prepared(total: Tensor, noise_std: float, divisor: float, overwrite: bool) -
     """Return the checked scalars, and the tensor to write to."""
     std, denominator = non_negative_number("noise_std", noise_std), positive_number("divisor", divisor)
     if total.dtype != torch.float32:
-        raise InvalidArgumentError(f"total must be float32, got {total.dtype}")
+        raise InvalidArgumentError(f"must be float32, got {total.dtype}", where="total", cure="Sum in float32")
     if total.numel() > MOST_VALUES:
-        raise InvalidArgumentError(f"total must have at most 2**36 values, got {total.numel()}")
+        raise InvalidArgumentError(
+            f"must have at most 2**36 values, got {total.numel()}", where="total", cure="Split it, with an address each"
+        )
     if not overwrite:
         return std, denominator, torch.empty(total.shape, dtype=total.dtype, device=total.device)
     if not total.is_contiguous():
-        raise InvalidArgumentError("a total that is overwritten must be contiguous; pass total.contiguous()")
+        raise InvalidArgumentError(
+            "a total that is overwritten must be contiguous", where="total", cure="Pass total.contiguous()"
+        )
     return std, denominator, total.detach()
 
 

@@ -1,4 +1,4 @@
-"""The one place that decides which noise is drawn on a GPU, and there whether by the kernel or in torch.
+"""The one place that decides which noise is drawn on a GPU, and whether by the kernel or by torch.
 
 Known answers (`hushgrad.noise.cuda.known_answers`) are asked for before the first draw on a device.
 """
@@ -21,7 +21,7 @@ def draws_noise(total: Tensor) -> bool:
 
 
 def is_captured(total: Tensor) -> bool:
-    """Say whether what is launched on the tensor's device now goes into a CUDA graph."""
+    """Say whether a CUDA graph is being captured on the tensor's device."""
     return total.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
@@ -34,8 +34,9 @@ def noisy_update(
     """
     if is_captured(total):
         raise ProtocolError(
-            "noise would be drawn inside a CUDA graph, and every replay would add the same noise; "
-            "leave optimizer.step() out of what is captured"
+            "noise would be drawn inside a CUDA graph, and every replay would add the same noise",
+            where="noise",
+            cure="Leave optimizer.step() out of the captured graph",
         )
     known_answers.noise(total.device, has_kernels())
     draw = definition.noisy_update

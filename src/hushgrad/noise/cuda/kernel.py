@@ -1,8 +1,8 @@
 """`hushgrad.noise.cuda.definition` in one Triton kernel: cipher, strips, remainder, addition and division in one pass.
 
-Each thread computes one block of ChaCha20, so 16 values. Words that pick the remainder are left for the end: as long
-as a program has any, each of its threads that has takes its next candidate. A program is one warp with 512 values, of
-which one program in seven has such a word.
+Each thread computes one block of ChaCha20, which makes 16 values. Words that pick the remainder are left for the end:
+while a program has such words, each thread that has one takes its next candidate. A program is one warp with 512
+values; one program in seven has such a word.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A known draw, done once on a device before noise is first drawn there: by the kernel, or in torch."""
+"""A known draw, made once on each device before its first noise: by the kernel, or by torch."""
 
 from __future__ import annotations
 

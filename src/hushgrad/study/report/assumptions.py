@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hushgrad.accounting.conditions import DISCARDED, UNCOUNTED
 from hushgrad.accounting.guarantee import delta_text
-from hushgrad.accounting.ledger.ledger import OBSERVED
+from hushgrad.accounting.ledger.contract import OBSERVED
 from hushgrad.study.report.run_files import RunFiles, anchor_in
 
 HELD, BROKEN, UNKNOWN = "held", "did not hold", "not checked"

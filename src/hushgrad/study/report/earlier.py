@@ -1,4 +1,4 @@
-"""An earlier report of the same run: files that hold less than it once saw have been cut since.
+"""An earlier report of the same run: files that hold less than it saw have been cut since.
 
 An earlier report counts where it lies in the run's own folder or names the run's ledger. What it saw must still be
 there: the ledger's last record, and no larger ε. ε by another version of hushgrad is not compared: it may be sharper.
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from hushgrad._version import __version__
-from hushgrad.accounting.ledger.ledger import view_when
 from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.accounting.ledger.view import view_when
 from hushgrad.study.directory import from_json
-from hushgrad.study.report.agreement import Row
+from hushgrad.study.report.comparison import Row
 from hushgrad.study.report.document import up
 from hushgrad.study.report.run_files import LEDGER, RunFiles
 from hushgrad.study.report.values import stated_epsilon

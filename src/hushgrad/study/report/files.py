@@ -13,7 +13,7 @@ from hushgrad._version import __version__
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.directory import from_json, json_text, replace_file
 from hushgrad.study.report import earlier
-from hushgrad.study.report.agreement import contradictions
+from hushgrad.study.report.comparison import contradictions
 from hushgrad.study.report.document import Document
 from hushgrad.study.report.render import html, markdown
 from hushgrad.study.report.run_document import run_document
@@ -27,7 +27,7 @@ PAGE, DATA, CARD = "report.html", earlier.DATA, earlier.CARD
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that `check` looked at, and whether it is as it should be."""
+    """One thing that `check_report` looked at, and whether it is as it should be."""
 
     what: str
     held: bool
@@ -76,9 +76,11 @@ def check_report(folder: Path, out: Path) -> list[Check]:
         stored, made_with = report["facts"], report["made_with"]
         name, uncovered = str(stored["name"]), bool(report["shows_uncovered"])
     except FileNotFoundError as error:
-        raise InvalidArgumentError(f"there is no report to check: {DATA} is missing; make one first") from error
+        raise InvalidArgumentError(
+            "the file is missing, so there is no report to check", where=DATA, cure="Make a report first"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidArgumentError(f"{DATA} is damaged; make the report anew") from error
+        raise InvalidArgumentError("the file is damaged", where=DATA, cure="Make the report anew") from error
     facts = gather_facts(folder, name=name, uncovered=uncovered)
     checks = [Check(f"{DATA}: {place}", held) for place, held in _compare(stored, facts)]
     checks.append(Check(f"{DATA}: contradictions", report.get("contradictions", []) == list(contradictions(stored))))

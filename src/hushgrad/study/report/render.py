@@ -1,7 +1,7 @@
 """A document as a self-contained page and as a section of a model card in Markdown.
 
-Names of runs, columns and classes come from strangers. They are text everywhere: escaped on the page, whose policy
-forbids scripts and every request besides, and escaped in Markdown.
+Names of runs, columns and classes come from strangers, so they are treated as text everywhere: they are escaped on the
+page and in Markdown, and the page's policy forbids scripts and all requests.
 """
 
 from __future__ import annotations

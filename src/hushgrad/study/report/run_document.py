@@ -1,4 +1,4 @@
-"""The report of a run: what "How to DP-fy ML" (arXiv:2303.00654, §5.3.3) and NIST SP 800-226 ask to be stated."""
+"""The report of a run: everything that "How to DP-fy ML" (arXiv:2303.00654, §5.3.3) and NIST SP 800-226 ask for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hushgrad.accounting.guarantee import delta_text
-from hushgrad.study.report.agreement import contradictions
+from hushgrad.study.report.comparison import contradictions
 from hushgrad.study.report.document import Document, Grid, Image, Section, percent, percent_up, plain, up
 from hushgrad.study.sweep.pictures import curves_picture
 

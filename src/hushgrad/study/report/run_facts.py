@@ -16,16 +16,18 @@ from typing import Any
 from hushgrad.accounting.accountants import ACCOUNTANTS, epsilon_bounds
 from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.guarantee import Guarantee, as_sentence, delta_text, guarantee
-from hushgrad.accounting.ledger.ledger import LedgerView
+from hushgrad.accounting.ledger.view import LedgerView
 from hushgrad.accounting.risk import gaussian_mu, membership_advantage, true_positive_rate, zero_concentrated
 from hushgrad.checks.auditing.audit import recomputed
 from hushgrad.errors import AccountingError, InvalidArgumentError
 from hushgrad.study.configuration import DEFAULT_DELTA
-from hushgrad.study.report.agreement import Row, agreement, beyond, held_by, largest_epsilon, notices
+from hushgrad.study.report.agreement import agreement, largest_epsilon, notices
 from hushgrad.study.report.assumptions import assumptions_of
+from hushgrad.study.report.comparison import Row
 from hushgrad.study.report.document import plain, up
 from hushgrad.study.report.earlier import earlier_claims
 from hushgrad.study.report.run_files import LEDGER, METRICS, MODEL, SUMMARY, RunFiles, file_digest
+from hushgrad.study.report.statements import beyond, held_by
 from hushgrad.study.report.values import finite, same
 
 AUDIT = "audit.json"
@@ -85,16 +87,20 @@ def run_facts(
 
 
 def _summary(files: RunFiles) -> Mapping[str, Any]:
-    """Return the summary. Without one there is no run to report on, and what was spent all the same is said."""
+    """Return the summary. Without one there is no run to report on; the error says what was spent all the same."""
     if files.summary is not None:
         return files.summary
     if files.ledger is None:
-        raise InvalidArgumentError("the folder holds no run: summary.json is missing")
+        raise InvalidArgumentError(
+            "the file is missing, so the folder holds no run", where=SUMMARY, cure="Choose the folder of a run"
+        )
     spent = held_by(files.ledger.events, DEFAULT_DELTA, files.ledger.contract).epsilon
     raise InvalidArgumentError(
-        f"summary.json is missing, and {LEDGER} holds {files.ledger.steps} steps, ε = {up(spent)} at δ = "
+        f"the file is missing, and {LEDGER} holds {files.ledger.steps} steps, ε = {up(spent)} at δ = "
         f"{delta_text(DEFAULT_DELTA)}: the run was stopped before its first epoch ended, or the summary was removed. "
-        f"What was spent stays spent; hushgrad epsilon --ledger computes it at any δ"
+        f"What was spent stays spent",
+        where=SUMMARY,
+        cure="Run hushgrad epsilon --ledger, which computes what was spent at any δ",
     )
 
 
@@ -174,7 +180,7 @@ def audit_facts(path: Path, files: RunFiles, *, besides: float | None) -> tuple[
     except FileNotFoundError:
         return None, []
     except ValueError as error:
-        raise InvalidArgumentError(f"{AUDIT} is damaged; audit anew") from error
+        raise InvalidArgumentError("the file is damaged", where=AUDIT, cure="Audit anew") from error
     audit = recomputed(stored)
     fresh = audit.as_json()
     rows = [Row(f"bounds in {AUDIT} and from what it observed", same(stored, fresh), {})]

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.ledger.ledger import LedgerView, read_ledger, view_when
 from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.accounting.ledger.view import LedgerView, read_ledger, view_when
 from hushgrad.arguments import open_unit_interval
-from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.model_file import ModelContent, read_model
-from hushgrad.study.sweep.folder import read_summary
+from hushgrad.study.sweep.folder import damaged_summary, read_summary
 from hushgrad.study.sweep.results import read_measurements
 
 LEDGER, SUMMARY, METRICS, MODEL = "ledger.jsonl", "summary.json", "metrics.jsonl", "model.safetensors"
@@ -61,7 +60,7 @@ class RunFiles:
     def delta(self, default: float) -> float:
         """Return the δ of the summary, `default` where it names none. Raises InvalidArgumentError for what is no δ."""
         stated = self.said("delta")
-        return default if stated is None else open_unit_interval("delta in a summary.json", stated)
+        return default if stated is None else open_unit_interval("delta in summary.json", stated)
 
     @property
     def is_of_an_own_function(self) -> bool:
@@ -108,7 +107,7 @@ def anchor_in(summary: Mapping[str, Any] | None) -> Anchor | None:
     if end is None:
         return None
     if not isinstance(end, dict) or type(end.get("records")) is not int or not isinstance(end.get("hash"), str):
-        raise InvalidArgumentError("summary.json is damaged: what it keeps of the ledger is not a record and its hash")
+        raise damaged_summary("what it keeps of the ledger is not a record and its hash")
     return Anchor(end["records"] - 1, end["hash"])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hushgrad.accounting.guarantee import delta_text
-from hushgrad.study.report.agreement import contradictions
+from hushgrad.study.report.comparison import contradictions
 from hushgrad.study.report.document import Document, Grid, Image, Section, percent, plain, up
 from hushgrad.study.sweep.pictures import accuracy_picture, curves_picture
 from hushgrad.study.sweep.plan import ORDINARY

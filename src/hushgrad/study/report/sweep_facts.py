@@ -11,9 +11,10 @@ from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.selection import GEOMETRIC, selection_epsilon
 from hushgrad.study.configuration import DEFAULT_DELTA
-from hushgrad.study.report.agreement import Row as Compared
-from hushgrad.study.report.agreement import agreement, held_by, largest_epsilon
+from hushgrad.study.report.agreement import agreement, largest_epsilon
+from hushgrad.study.report.comparison import Row as Compared
 from hushgrad.study.report.run_files import LEDGER, RunFiles, anchor_in, file_digest
+from hushgrad.study.report.statements import held_by
 from hushgrad.study.report.values import finite
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import ORDINARY
@@ -131,9 +132,9 @@ def _run(folder: SweepFolder, row: Row, attempt: Attempt | None) -> dict[str, An
 def choosing(rows: list[Row], done: dict[str, Attempt], given_up: list[Attempt], delta: float) -> dict[str, Any]:
     """Return what the sweep has cost as a whole, every attempt included, and what choosing its best run costs.
 
-    Publishing any of it after looking at all of it costs what all runs cost together. `drawn_number` is what the choice
-    would cost had the number of runs been drawn at random (geometric, with as many runs on average) before the sweep
-    began, which it was not. Where a ledger says less than another file of its run, no total is known: it is infinite.
+    To look at all runs and publish any of them costs as much as all runs together. `drawn_number` is what the choice
+    would have cost if the number of runs had been drawn at random (geometric, with the same mean) before the sweep
+    began, which it was not. Where a ledger says less than another file of its run, the total is unknown: infinite.
     """
     ordinary = sum(row.aim == ORDINARY for row in rows if row.status == "completed")
     together: Composition = []

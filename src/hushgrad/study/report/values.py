@@ -1,4 +1,4 @@
-"""Values of a report: when two are the same, and how they become JSON."""
+"""Values of a report: when two are equal, and how they become JSON."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def finite(value: Any) -> Any:
 
 
 def stated_epsilon(value: Any) -> float:
-    """Return an ε that a file states, "inf" for infinity; what is no such number states nothing better than that."""
+    """Return the ε that a file states; infinity for "inf" and for anything that is not a number >= 0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
         return math.inf
     return float(value)

@@ -1,11 +1,11 @@
-"""The folder of a sweep. Whatever stops a sweep, what is finished in it stays finished.
+"""The folder of a sweep. Finished runs stay finished, whatever stops the sweep.
 
-plan.json             what is to run; a sweep is resumed only with the plan it was begun with
+plan.json             what is to run; a sweep resumes only with the plan it began with
 runs/NAME/            a finished run, as `hushgrad train` leaves it
 working/NAME/         a run that goes on, or was cut off
 abandoned/NAME-1/     an attempt that failed or was cut off: its ledger counts in what the sweep has cost
 failures/NAME.json    why the last attempt of a run failed
-logs/NAME.txt         what a run printed
+logs/NAME.txt         the output of a run
 table.json, table.csv, *.png, *.svg
 """
 
@@ -43,12 +43,15 @@ class SweepFolder:
             begun = folder.plan()
             if begun.fingerprint() != plan.fingerprint():
                 raise ContractChangedError(
-                    "this folder holds a sweep with another plan; repeat its settings to resume it, or choose another "
-                    "--out"
+                    "this folder holds a sweep with another plan",
+                    where="--out",
+                    cure="Repeat that sweep's settings to resume it, or choose another folder",
                 )
             return folder
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InvalidArgumentError("the output folder must be new, empty, or hold this sweep; choose another --out")
+            raise InvalidArgumentError(
+                "the output folder must be new, empty, or hold this sweep", where="--out", cure="Choose another folder"
+            )
         for inner in (path, *(path / name for name in ("runs", "working", "abandoned", "failures", "logs"))):
             inner.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_file(folder.plan_file, (json_text(plan.to_json(), indent=2) + "\n").encode())
@@ -59,7 +62,11 @@ class SweepFolder:
         """Return the folder of a sweep that was begun. Raises InvalidArgumentError for anything else."""
         folder = cls(path)
         if not folder.plan_file.is_file():
-            raise InvalidArgumentError("the folder holds no sweep: plan.json is missing")
+            raise InvalidArgumentError(
+                "the folder holds no sweep: plan.json is missing",
+                where="the sweep's folder",
+                cure="Choose another folder",
+            )
         return folder
 
     @property
@@ -72,7 +79,9 @@ class SweepFolder:
         try:
             value = json.loads(self.plan_file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InvalidArgumentError("plan.json cannot be read; choose another folder") from error
+            raise InvalidArgumentError(
+                "it cannot be read", where="plan.json", cure="Restore it, or choose another folder"
+            ) from error
         return SweepPlan.from_json(value)
 
     def finished(self, name: str) -> Path:
@@ -133,7 +142,9 @@ class SweepFolder:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise InvalidArgumentError("another process is running this sweep; wait for it or stop it") from error
+                raise InvalidArgumentError(
+                    "another process is running this sweep", where="--out", cure="Wait for that process, or stop it"
+                ) from error
             yield
         finally:
             os.close(descriptor)
@@ -155,7 +166,14 @@ def read_summary(run_folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise InvalidArgumentError("a summary.json is damaged; restore it or run anew") from error
+        raise damaged_summary("it is not JSON that can be read") from error
     if not isinstance(value, dict):
-        raise InvalidArgumentError("a summary.json is damaged; restore it or run anew")
+        raise damaged_summary("it is not a JSON object")
     return value
+
+
+def damaged_summary(what: str) -> InvalidArgumentError:
+    """Return the error for a run's summary that is not as it was written."""
+    return InvalidArgumentError(
+        f"the file is damaged: {what}", where="summary.json", cure="Restore it from a copy, or run anew"
+    )

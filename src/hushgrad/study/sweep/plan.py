@@ -12,6 +12,7 @@ from typing import Any
 
 from hushgrad.arguments import non_negative_number, positive_number, whole_number
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.printable import printable
 from hushgrad.study.config_json import config_from_json, config_to_json
 from hushgrad.study.configuration import DEFAULT_DELTA, Privacy, RunConfig, max_grad_norm_for, suggested_run
 from hushgrad.study.tasks import TaskOptions
@@ -36,13 +37,17 @@ class Subject:
 
     def __post_init__(self) -> None:
         if (self.task is None) == (self.function is None):
-            raise InvalidArgumentError("a subject of a sweep must name a task or a function, and not both")
+            raise InvalidArgumentError(
+                "must name a task or a function, and not both", where="a subject of the sweep", cure="Name one of them"
+            )
         if self.function is not None and self.settings:
             raise InvalidArgumentError(
-                f"a function takes no {', '.join(sorted(self.settings))}; set it in the function"
+                f"a function takes no {', '.join(sorted(self.settings))}",
+                where=f"subject {printable(self.label)!r}",
+                cure="Set these in the function itself",
             )
         if not self.label.strip():
-            raise InvalidArgumentError("a subject of a sweep must have a label")
+            raise InvalidArgumentError("must have a label", where="a subject of the sweep", cure="Give it a label")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +68,13 @@ class Grid:
 
     def __post_init__(self) -> None:
         if bool(self.noise_multipliers) == bool(self.target_epsilons):
-            raise InvalidArgumentError("a sweep must have noise_multipliers or target_epsilons, and not both")
+            raise InvalidArgumentError(
+                "must have noise_multipliers or target_epsilons, and not both",
+                where="the sweep",
+                cure="Give one of them",
+            )
         if not self.seeds:
-            raise InvalidArgumentError("a sweep must have at least one seed")
+            raise InvalidArgumentError("must have at least one seed", where="the sweep", cure="Give seeds")
         for noise in self.noise_multipliers:
             non_negative_number("noise_multiplier", noise)
         for name in ("target_epsilons", "max_grad_norms", "learning_rates"):
@@ -77,7 +86,7 @@ class Grid:
             whole_number("seeds", seed, minimum=0)
         for name, values in asdict(self).items():
             if isinstance(values, tuple) and len(set(values)) != len(values):
-                raise InvalidArgumentError(f"{name} must name each value once")
+                raise InvalidArgumentError("must name each value once", where=name, cure="Remove the repeated values")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +124,13 @@ class SweepPlan:
             runs = tuple(PlannedRun(**run) for run in value["runs"])
             name = value["name"]
         except (KeyError, TypeError) as error:
-            raise InvalidArgumentError("plan.json is not a plan of this version of hushgrad; sweep anew") from error
+            raise InvalidArgumentError(
+                "it is not a plan of this version of hushgrad", where="plan.json", cure="Sweep anew in another folder"
+            ) from error
         if not isinstance(name, str) or any(run.name != _folder_name(run.name) for run in runs):
-            raise InvalidArgumentError("plan.json names a run that cannot be a folder; sweep anew")
+            raise InvalidArgumentError(
+                "it names a run that cannot be a folder", where="plan.json", cure="Sweep anew in another folder"
+            )
         return cls(name, runs)
 
     def fingerprint(self) -> str:
@@ -132,10 +145,12 @@ def make_plan(name: str, subjects: tuple[Subject, ...], grid: Grid) -> SweepPlan
     Runs come seed by seed, so that a sweep that is stopped early has some of everything.
     """
     if not subjects:
-        raise InvalidArgumentError("a sweep must have at least one subject")
+        raise InvalidArgumentError("must have at least one subject", where="the sweep", cure="Add a subject")
     labels = [subject.label for subject in subjects]
     if len(set(labels)) != len(labels):
-        raise InvalidArgumentError("the subjects of a sweep must have different labels")
+        raise InvalidArgumentError(
+            "subjects must have different labels", where="the sweep", cure="Rename one of those with equal labels"
+        )
     runs = tuple(
         _planned(subject, point, aim, seed, grid)
         for seed, subject in itertools.product(grid.seeds, subjects)
@@ -143,10 +158,14 @@ def make_plan(name: str, subjects: tuple[Subject, ...], grid: Grid) -> SweepPlan
         for aim in _aims(grid)
     )
     if len(runs) > MOST_RUNS:
-        raise InvalidArgumentError(f"a sweep must have at most {MOST_RUNS} runs, this one has {len(runs)}")
+        raise InvalidArgumentError(
+            f"must have at most {MOST_RUNS} runs, got {len(runs)}", where="the sweep", cure="Give fewer values or seeds"
+        )
     names = [run.name for run in runs]
     if len(set(names)) != len(names):
-        raise InvalidArgumentError("two labels of the sweep give the same folder name; make them differ in a letter")
+        raise InvalidArgumentError(
+            "two labels give the same folder name", where="the sweep", cure="Make them differ in a letter or digit"
+        )
     return SweepPlan(name, runs)
 
 
@@ -194,7 +213,11 @@ def _planned(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int, grid
 
 def _function_job(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int, grid: Grid) -> dict[str, Any]:
     if aim.target_epsilon is not None:
-        raise InvalidArgumentError("a function is asked for noise multipliers; target_epsilons are for tasks")
+        raise InvalidArgumentError(
+            "target_epsilons are for tasks: a function is asked for noise multipliers",
+            where=f"subject {printable(subject.label)!r}",
+            cure="Give noise_multipliers in place of target_epsilons",
+        )
     trial = {"noise_multiplier": aim.noise_multiplier, "delta": grid.delta, "seed": seed, **point}
     return {"function": subject.function, "trial": trial}
 
@@ -216,7 +239,11 @@ def _task_job(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int, gri
     )
     unknown = sorted(set(settings) - set(RunConfig.__dataclass_fields__))
     if unknown:
-        raise InvalidArgumentError(f"unknown settings of task {subject.task!r}: {', '.join(unknown)}")
+        raise InvalidArgumentError(
+            f"these settings are unknown: {', '.join(unknown)}",
+            where=f"task {subject.task!r}",
+            cure=f"Choose from {', '.join(sorted(RunConfig.__dataclass_fields__))}",
+        )
     config = replace(suggested_run(subject.task, privacy=privacy, options=subject.options), **settings)
     return {"config": config_to_json(config)}
 

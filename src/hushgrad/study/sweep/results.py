@@ -43,7 +43,11 @@ def read_measurements(run_folder: Path) -> Measured:
         if not _is_measurement(row):
             if number == len(lines) and row is None and not line.endswith((b"\n", b"\r")):
                 return Measured(rows, is_torn=True)
-            raise InvalidArgumentError(f"line {number} of a run's metrics.jsonl is damaged; remove it, or run anew")
+            raise InvalidArgumentError(
+                "the line is damaged: it is not a measurement",
+                where=f"line {number} of a run's metrics.jsonl",
+                cure="Remove the line, or run anew",
+            )
         rows.append(row)
     return Measured(rows)
 

@@ -57,11 +57,11 @@ def run_sweep(
     budget: Budget,
     on_change: Callable[[frozenset[str]], None] = lambda running: None,
 ) -> SweepEnd:
-    """Run what is not finished yet. `on_change` is called with the names of the running runs, several times a second.
+    """Run everything that is not finished yet; call `on_change` with the names of running runs, several times a second.
 
-    Finished runs are left as they are; cut-off and failed ones are run anew, their former attempts kept. Ctrl-C or
-    SIGTERM lets the running runs finish their step and write their files. A run that fails is recorded and the sweep
-    goes on.
+    Finished runs are left as they are. Runs that were cut off or failed are run again, and their former attempts are
+    kept. On Ctrl-C or SIGTERM the running ones finish their step and write their files. A failure is recorded, and the
+    sweep goes on.
 
     Guarantee: a finished run is never run again, and no attempt's ledger is removed.
     """

@@ -1,4 +1,4 @@
-"""A sweep on the screen: a live table on a terminal, one line per finished run anywhere else."""
+"""The display of a sweep: a live table on a terminal, one line per finished run elsewhere."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A search over settings at a fixed ε, by Optuna. Processes that share a storage share the search.
 
-Every trial is a private run of its own on the same records: what the search costs as a whole is said with its result.
+Every trial is a private run of its own on the same records; the result says what the search cost as a whole.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.accounting.selection import GEOMETRIC, selection_epsilon
 from hushgrad.arguments import positive_number, whole_number
 from hushgrad.errors import HushgradError, InvalidArgumentError
@@ -26,7 +26,7 @@ TEN = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """What is searched: each setting between two bounds (logarithmic), and a list of batch sizes."""
+    """The space to search: two settings between bounds (logarithmic), and a list of batch sizes."""
 
     learning_rate: tuple[float, float]
     max_grad_norm: tuple[float, float]
@@ -35,9 +35,11 @@ class Space:
     def __post_init__(self) -> None:
         for name, (low, high) in (("learning_rate", self.learning_rate), ("max_grad_norm", self.max_grad_norm)):
             if not positive_number(name, low) <= positive_number(name, high):
-                raise InvalidArgumentError(f"the bounds of {name} must be LOW <= HIGH, got {low} and {high}")
+                raise InvalidArgumentError(
+                    f"bounds must be LOW <= HIGH, got {low} and {high}", where=name, cure="Give the smaller bound first"
+                )
         if not self.batch_sizes:
-            raise InvalidArgumentError("batch_sizes must name at least one")
+            raise InvalidArgumentError("must name at least one size", where="batch_sizes", cure="Give a batch size")
 
     @classmethod
     def around(cls, config: RunConfig) -> Space:
@@ -86,7 +88,11 @@ def search(
     Optuna is missing or no trial was completed.
     """
     if config.privacy is None or config.privacy.target_epsilon is None:
-        raise InvalidArgumentError("a search needs a target epsilon: it compares settings at the same privacy")
+        raise InvalidArgumentError(
+            "a search compares settings at the same privacy, so it needs one",
+            where="target_epsilon",
+            cure="Set target_epsilon",
+        )
     whole_number("trials", trials, minimum=1)
     optuna = _optuna()
     chosen = space or Space.around(config)
@@ -122,14 +128,20 @@ def search(
 def _found(study: Any, out: Path, done: Any, privacy: Privacy) -> Found:
     completed = [trial for trial in study.trials if trial.state == done]
     if not completed:
-        raise InvalidArgumentError("no trial was completed; look at the settings and the folders of the trials")
+        raise InvalidArgumentError(
+            "no trial was completed", where="the search", cure="Read the logs in the folders of the trials"
+        )
     best = study.best_trial
     together: Composition = []
     for ledger in sorted(out.glob("trial-*/ledger.jsonl")):
         together = [*together, *read_ledger(ledger).events]
     summary = read_summary(_folder(out, best.number))
     if summary is None:
-        raise InvalidArgumentError("the best trial's folder is on another machine; look for it there")
+        raise InvalidArgumentError(
+            "the folder of the best trial is not on this machine",
+            where="the search",
+            cure="Look for it on the machine that ran the trial",
+        )
     chosen = read_ledger(_folder(out, best.number) / "ledger.jsonl").events
     return Found(
         number=best.number,
@@ -163,6 +175,10 @@ def _optuna() -> Any:
     try:
         import optuna
     except ModuleNotFoundError as error:
-        raise InvalidArgumentError("a search needs Optuna; pip install 'hushgrad[sweep]'") from error
+        raise InvalidArgumentError(
+            "Optuna, which proposes the settings, is not installed",
+            where="the search",
+            cure="Run pip install 'hushgrad[sweep]'",
+        ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

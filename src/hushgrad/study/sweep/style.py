@@ -1,4 +1,4 @@
-"""How pictures look: told apart with any kind of colour vision, and in print without colour by marker and line."""
+"""The look of pictures: lines can be told apart with any colour vision and, by marker and dash, in print."""
 
 from __future__ import annotations
 

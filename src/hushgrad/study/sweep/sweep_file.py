@@ -54,17 +54,25 @@ def read_sweep(source: str, data: Path | None = None) -> SweepPlan:
     if path.is_file():
         content = path.read_bytes()[: MAX_BYTES + 1]
         if len(content) > MAX_BYTES:
-            raise InvalidArgumentError(f"a sweep file must hold at most {MAX_BYTES} bytes")
+            raise InvalidArgumentError(
+                f"it must hold at most {MAX_BYTES} bytes",
+                where="the sweep file",
+                cure="Check that this is the right file",
+            )
     elif source in shipped():
         content = (resources.files("hushgrad.study.sweep") / "files" / f"{source}.toml").read_bytes()
     else:
         raise InvalidArgumentError(
-            f"sweep {printable(source)!r} is neither a file nor one of {', '.join(shipped())}; check the name"
+            f"it is neither a file nor one of {', '.join(shipped())}",
+            where=f"sweep {printable(source)!r}",
+            cure="Check the name",
         )
     try:
         value = tomllib.loads(content.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidArgumentError(f"the sweep file is not valid TOML: {error}") from error
+        raise InvalidArgumentError(
+            f"it is not valid TOML: {error}", where="the sweep file", cure="Repair that line"
+        ) from error
     return plan_from(value, data)
 
 
@@ -75,11 +83,13 @@ def plan_from(value: Mapping[str, Any], data: Path | None = None) -> SweepPlan:
     _refuse_unknown("[settings]", settings, SETTINGS)
     entries = value.get("subjects")
     if not isinstance(entries, list) or not entries:
-        raise InvalidArgumentError("the sweep file must have at least one [[subjects]]")
+        raise InvalidArgumentError(
+            "it must have at least one [[subjects]]", where="the sweep file", cure="Add one, with a task or a function"
+        )
     subjects = tuple(_subject(_table("subjects", entry), settings, data) for entry in entries)
     name = value.get("name", "sweep")
     if not isinstance(name, str):
-        raise InvalidArgumentError("name of the sweep must be text")
+        raise InvalidArgumentError("must be text", where="name of the sweep", cure="Put it in quotes")
     axes = {key: _values(key, inner) for key, inner in value.items() if key in GRID}
     return make_plan(name, subjects, Grid(**axes))
 
@@ -89,7 +99,7 @@ def _subject(entry: Mapping[str, Any], shared: Mapping[str, Any], data: Path | N
     _refuse_unknown("[[subjects]]", entry, OPTIONS | SETTINGS | own)
     label = entry.get("label", entry.get("task", entry.get("function", "")))
     if not isinstance(label, str):
-        raise InvalidArgumentError("label of a subject must be text")
+        raise InvalidArgumentError("must be text", where="label of a subject", cure="Put it in quotes")
     if "function" in entry:
         mine = {key: inner for key, inner in entry.items() if key in SETTINGS | OPTIONS}
         return Subject(label, task=entry.get("task"), function=str(entry["function"]), settings=mine)
@@ -110,7 +120,9 @@ def _values(name: str, value: Any) -> Any:
     if name in ("delta", "baseline"):
         return value
     if not isinstance(value, list):
-        raise InvalidArgumentError(f"{name} of a sweep must be a list, got {type(value).__name__}")
+        raise InvalidArgumentError(
+            f"must be a list, got {type(value).__name__}", where=f"{name} of the sweep", cure="Put it in brackets"
+        )
     return tuple(value)
 
 
@@ -120,7 +132,11 @@ def _frozen(value: Any) -> Any:
 
 def _table(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise InvalidArgumentError(f"{name} of a sweep file must be a table, got {type(value).__name__}")
+        raise InvalidArgumentError(
+            f"must be a table, got {type(value).__name__}",
+            where=f"{name} of the sweep file",
+            cure=f"Write it as [{name}] or [[{name}]]",
+        )
     return value
 
 
@@ -128,5 +144,7 @@ def _refuse_unknown(where: str, value: Mapping[str, Any], known: frozenset[str] 
     unknown = sorted(set(value) - known)
     if unknown:
         raise InvalidArgumentError(
-            f"{where} has unknown names: {', '.join(map(printable, unknown))}; known are {', '.join(sorted(known))}"
+            f"these names are unknown: {', '.join(map(printable, unknown))}",
+            where=where,
+            cure=f"Choose from {', '.join(sorted(known))}",
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.directory import json_text, replace_file
-from hushgrad.study.sweep.folder import SweepFolder, read_summary
+from hushgrad.study.sweep.folder import SweepFolder, damaged_summary, read_summary
 from hushgrad.study.sweep.plan import ORDINARY, PlannedRun, SweepPlan
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -85,7 +85,9 @@ def _row(folder: SweepFolder, run: PlannedRun, running: frozenset[str]) -> Row:
     if folder.is_finished(run.name):
         summary = read_summary(folder.finished(run.name))
         if summary is None:
-            raise InvalidArgumentError(f"runs/{run.name} lost its summary.json; restore it or remove the folder")
+            raise InvalidArgumentError(
+                "its summary.json is missing", where=f"runs/{run.name}", cure="Restore the file, or remove the folder"
+            )
         return row("completed", summary)
     if run.name in running:
         return row("running", {})
@@ -101,7 +103,7 @@ def number(value: Any) -> float | None:
     if value is None or (type(value) in (int, float) and not math.isnan(value)):
         return None if value is None else float(value)
     if value != "inf":
-        raise InvalidArgumentError("a summary.json is damaged: it holds something else where a number belongs")
+        raise damaged_summary("it holds something else where a number belongs")
     return math.inf
 
 

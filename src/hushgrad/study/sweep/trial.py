@@ -5,8 +5,8 @@
         ...
         return {"test_accuracy": 0.93}
 
-The function says how accurate its model is. What the run cost is read from the ledger that it left, never from what it
-says.
+The function says how accurate its model is. What the run cost is read from the ledger that it left, never from what the
+function says.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from hushgrad._version import __version__
 from hushgrad.accounting.guarantee import guarantee
-from hushgrad.accounting.ledger.ledger import read_ledger
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.arguments import real_number
 from hushgrad.errors import ContractChangedError, InvalidArgumentError, LedgerError
 from hushgrad.study.directory import RunDirectory, ledger_end
@@ -51,15 +51,19 @@ def find_function(target: str) -> TrialFunction:
     """Import and return "module:function". This runs the module's code."""
     module, _, name = target.partition(":")
     if not module or not name.isidentifier():
-        raise InvalidArgumentError("function must be written as module:function, such as mypackage.train:train")
+        raise InvalidArgumentError(
+            "must be module:function", where="function", cure="Write it like mypackage.train:train"
+        )
     try:
         found: TrialFunction | None = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
-        raise InvalidArgumentError(f"module {module!r} cannot be found; start hushgrad where python finds it") from (
-            error
-        )
+        raise InvalidArgumentError(
+            "it cannot be imported", where=f"module {module!r}", cure="Start hushgrad where Python finds the module"
+        ) from error
     if found is None or not callable(found):
-        raise InvalidArgumentError(f"module {module!r} has no function {name!r}")
+        raise InvalidArgumentError(
+            f"it has no function {name!r}", where=f"module {module!r}", cure="Check the function's name"
+        )
     return found
 
 
@@ -73,7 +77,11 @@ def run_trial(target: str, settings: Mapping[str, Any], out: Path) -> None:
     trial = Trial(**settings, ledger=directory.ledger, folder=directory.path)
     results = find_function(target)(trial)
     if not isinstance(results, Mapping) or "test_accuracy" not in results:
-        raise InvalidArgumentError(f"{target} must return a mapping with 'test_accuracy', got {type(results).__name__}")
+        raise InvalidArgumentError(
+            f"must return a mapping with 'test_accuracy', got {type(results).__name__}",
+            where=target,
+            cure="Return {'test_accuracy': ...}",
+        )
     numbers = {str(name): real_number(f"the result {name!r}", value) for name, value in results.items()}
     directory.write_summary(_summary(target, trial, numbers))
 
@@ -91,18 +99,26 @@ def _summary(target: str, trial: Trial, numbers: dict[str, float]) -> dict[str, 
     }
     if trial.noise_multiplier is None:
         if trial.ledger.exists():
-            raise ContractChangedError(f"{target} was asked for ordinary training and left a ledger; leave it out")
+            raise ContractChangedError(
+                "it was asked for ordinary training, and left a ledger",
+                where=target,
+                cure="Train without privacy where trial.noise_multiplier is None",
+            )
         said = "NOT PRIVATE: ordinary training, without clipping and without noise. No epsilon holds."
         outside = ("everything: this run is not private",)
         return {**summary, "private": False, "epsilon": math.inf, "guarantee": said, "outside_the_guarantee": outside}
     if not trial.ledger.exists():
-        raise LedgerError(f"{target} left no ledger, so its epsilon is unknown; pass ledger=trial.ledger to the engine")
+        raise LedgerError(
+            "it left no ledger, so its epsilon is unknown", where=target, cure="Pass ledger=trial.ledger to the engine"
+        )
     ledger = read_ledger(trial.ledger)
     noises = {event.noise_multiplier for event, _ in ledger.events}
     if noises != {trial.noise_multiplier}:
         raise ContractChangedError(
-            f"{target} was asked for noise multiplier {trial.noise_multiplier:g}; its ledger holds "
-            f"{', '.join(f'{noise:g}' for noise in sorted(noises)) or 'no step'}"
+            f"it was asked for the noise multiplier {trial.noise_multiplier:g}, and its ledger holds "
+            f"{', '.join(f'{noise:g}' for noise in sorted(noises)) or 'no step'}",
+            where=target,
+            cure="Train with trial.noise_multiplier",
         )
     held = guarantee(ledger.events, trial.delta, contract=ledger.contract, conditions=ledger.conditions)
     return {

@@ -1,7 +1,7 @@
 """One run of a sweep, in a process of its own: `python -m hushgrad.study.sweep.worker`.
 
 The job comes as one line of JSON on the standard input, {"job": …, "out": …, "threads": …}. The input then stays open:
-its end means that the sweep is gone, and the worker ends at once, so that no orphan writes where a resumed sweep works.
+when it closes, the sweep is gone and the worker ends at once, so that no orphan writes where a resumed sweep works.
 """
 
 from __future__ import annotations

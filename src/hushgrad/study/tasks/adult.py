@@ -53,7 +53,11 @@ def parse_names(text: str) -> Description:
     lines = [line.split("|")[0].strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
     if len(lines) < 2 or ":" in lines[0] or not all(":" in line for line in lines[1:]):
-        raise TaskDataError("adult.names must list the classes, then one 'column: values.' line per column")
+        raise TaskDataError(
+            "the file must list the classes, then one 'column: values.' line for each column",
+            where="adult.names",
+            cure="Fetch the file again",
+        )
     classes = tuple(name.strip() for name in lines[0].rstrip(".").split(","))
     declared = [line.split(":", 1) for line in lines[1:]]
     categorical = {name.strip() for name, values in declared if values.strip(" .") != "continuous"}
@@ -63,7 +67,7 @@ def parse_names(text: str) -> Description:
 def _path(folder: Path, name: str) -> Path:
     path = first_existing(folder, (name,))
     if path is None:
-        raise TaskDataError(f"the Adult folder lacks {name}")
+        raise TaskDataError(f"it lacks {name}", where="the Adult folder", cure="Put the missing file there")
     return path
 
 

@@ -1,7 +1,7 @@
-"""A vocabulary that is counted on private sentences with noise: which words are frequent enough for a number.
+"""A vocabulary counted on private sentences with noise: which words are frequent enough to get a number.
 
 Words are counted by a public hash of their letters, in 2**20 buckets that exist beforehand, and every bucket gets noise
-whether or not a word fell into it. So nothing is told by a bucket's presence in the list, and the list is an ordinary
+whether or not a word fell into it. So a bucket's presence in the list tells nothing, and the list is an ordinary
 Gaussian release under add/remove-one neighbours: no failure probability δ is spent on thresholds, as it is where the
 words themselves are published (partition selection: Korolova et al. 2009; Wilson et al. 2020; Gopi et al. 2020).
 

@@ -53,9 +53,13 @@ def load(options: TaskOptions) -> Task:
     for name in (*options.categorical, *options.drop, *bounds):
         source.train.position(name)
         if name == source.target:
-            raise InvalidArgumentError(f"{printable(name)!r} is the target; it cannot be a feature as well")
+            raise InvalidArgumentError(
+                "it is the target, so it cannot be a feature as well",
+                where=f"column {printable(name)!r}",
+                cure="Name other columns in --categorical, --drop and --bounds",
+            )
     if not features_of:
-        raise TaskDataError("no column is left to learn from; drop fewer columns")
+        raise TaskDataError("no column is left to learn from", where="--drop", cure="Drop fewer columns")
     known = source.classes or options.classes or _classes_in(source)
     outside = () if source.classes or options.classes else (CLASSES_WERE_READ,)
     width = number_of_features(len(features_of))
@@ -73,7 +77,11 @@ def load(options: TaskOptions) -> Task:
         )
         target = torch.tensor(labels)
         if source.classes is not None and bool((target < 0).any()):
-            raise TaskDataError("the target column holds a label that the data set's description does not list")
+            raise TaskDataError(
+                "it holds a label that the data set's description does not list",
+                where=f"column {printable(source.target)!r}",
+                cure="Fetch the files again, description included",
+            )
         return TensorDataset(inputs[target >= 0], target[target >= 0])
 
     train, test, names = choose_classes(examples(source.train), examples(source.test), known, options.classes)
@@ -88,8 +96,9 @@ def _groups(source: Source, column: str, classes: tuple[str, ...]) -> tuple[str,
     groups = tuple(printable(cell) for label, cell in zip(labels, cells, strict=True) if label in classes)
     if len(set(groups)) > MAX_SUBGROUPS:
         raise TaskDataError(
-            f"column {printable(column)!r} must have at most {MAX_SUBGROUPS} different values to report by, "
-            f"got {len(set(groups))}"
+            f"subgroups must have at most {MAX_SUBGROUPS} different values, got {len(set(groups))}",
+            where=f"column {printable(column)!r}",
+            cure="Choose a column with fewer values",
         )
     return groups
 
@@ -97,20 +106,28 @@ def _groups(source: Source, column: str, classes: tuple[str, ...]) -> tuple[str,
 def _source(options: TaskOptions) -> Source:
     """Read the tables that `data` names and find the target column."""
     if options.data is None:
-        raise InvalidArgumentError("task 'csv' needs a file or a folder; give --data")
+        raise InvalidArgumentError("it needs a file or a folder of data", where="task 'csv'", cure="Give --data")
     if options.data.is_dir() and adult.is_adult(options.data):
         train, test, described = adult.read_adult(options.data)
         if options.target is not None and options.target not in described.target_names:
-            raise TaskDataError(f"the target of the Adult folder is {adult.TARGET!r}; leave --target out")
+            raise TaskDataError(
+                f"the target of the Adult folder is {adult.TARGET!r}", where="--target", cure="Leave --target out"
+            )
         return Source(train, test, adult.TARGET, described.categorical, described.classes, "census records (Adult)")
     if options.target is None:
-        raise InvalidArgumentError("task 'csv' needs the column to predict; give --target COLUMN")
+        raise InvalidArgumentError("it needs the column to predict", where="task 'csv'", cure="Give --target COLUMN")
     train, test = _from_folder(options.data) if options.data.is_dir() else _from_file(options.data)
     train.position(options.target)
     if train.columns != test.columns:
-        raise TaskDataError("training and test table must have the same columns in the same order")
+        raise TaskDataError(
+            "the training table and the test table must have the same columns in the same order",
+            where="--data",
+            cure="Make the header lines of both files equal",
+        )
     if any(is_missing(label) for table in (train, test) for label in table.column(options.target)):
-        raise TaskDataError(f"every row needs a label in column {printable(options.target)!r}; remove rows without one")
+        raise TaskDataError(
+            "every row needs a label", where=f"column {printable(options.target)!r}", cure="Remove the rows without one"
+        )
     return Source(train, test, options.target, frozenset(), None, f"table with {len(train.columns)} columns")
 
 
@@ -119,7 +136,9 @@ def _from_folder(folder: Path) -> tuple[Table, Table]:
     test = first_existing(folder, ("test.csv", "test.tsv"))
     if train is None or test is None:
         raise TaskDataError(
-            "the data folder must hold train.csv and test.csv (.tsv and .gz accepted), or Adult's files"
+            "the folder must hold train.csv and test.csv (.tsv and .gz are accepted), or Adult's files",
+            where="--data",
+            cure="Put both files there, or give one file",
         )
     return read_table(train), read_table(test)
 
@@ -129,7 +148,11 @@ def _from_file(path: Path) -> tuple[Table, Table]:
     table = read_table(path)
     kept, held_out = fixed_split(len(table.rows))
     if not len(held_out):
-        raise TaskDataError(f"at least 3 rows are needed to hold some out for testing, got {len(table.rows)}")
+        raise TaskDataError(
+            f"at least 3 rows are needed, so that some can be held out for testing, got {len(table.rows)}",
+            where=printable(path.name),
+            cure="Use a larger table",
+        )
     train, test = ([table.rows[int(row)] for row in rows] for rows in (kept, held_out))
     return Table(table.columns, tuple(train)), Table(table.columns, tuple(test))
 
@@ -139,7 +162,8 @@ def _classes_in(source: Source) -> tuple[str, ...]:
     labels = sorted({label for table in (source.train, source.test) for label in table.column(source.target)})
     if not 2 <= len(labels) <= MAX_CLASSES:
         raise TaskDataError(
-            f"column {printable(source.target)!r} must hold 2 to {MAX_CLASSES} different labels, got {len(labels)}; "
-            "this task classifies"
+            f"this task classifies: the target must have 2 to {MAX_CLASSES} different labels, got {len(labels)}",
+            where=f"column {printable(source.target)!r}",
+            cure="Choose another --target",
         )
     return tuple(labels)

@@ -30,7 +30,11 @@ def load(options: TaskOptions) -> Task:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
-        raise TaskDataError("task 'digits' needs scikit-learn; pip install 'hushgrad[study]'") from error
+        raise TaskDataError(
+            "scikit-learn, which holds the data, is not installed",
+            where="task 'digits'",
+            cure="Run pip install 'hushgrad[study]'",
+        ) from error
     raw = load_digits()
     inputs = (torch.from_numpy(raw.images).float() / LARGEST_PIXEL).unsqueeze(1)
     labels = torch.from_numpy(raw.target).long()

@@ -56,7 +56,9 @@ def encode(
     declared = bounds or {}
     rows = len(table.rows)
     if rows * features * 4 > MAX_FEATURE_BYTES:
-        raise TaskDataError(f"{rows} rows of {features} features are more than fit; use fewer rows or drop columns")
+        raise TaskDataError(
+            f"{rows} rows of {features} features are more than fit into memory", cure="Use fewer rows, or drop columns"
+        )
     row_of: list[int] = []
     bucket_of: list[int] = []
     value_of: list[float] = []
@@ -84,7 +86,11 @@ def _cell(
     number = None if categorical else _number(cell)
     if bounds is not None:
         if number is None:
-            raise TaskDataError(f"column {printable(column)!r} has declared bounds but holds a cell that is no number")
+            raise TaskDataError(
+                "it has declared bounds, and holds a cell that is not a number",
+                where=f"column {printable(column)!r}",
+                cure="Remove its bounds, or repair the column",
+            )
         return _hats(column, "bounded", _between(number, *bounds) * INTERVALS_BETWEEN_BOUNDS, features)
     if number is None:
         return [_hashed(column, "text " + cell, features, 1.0)]

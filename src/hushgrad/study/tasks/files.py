@@ -22,7 +22,9 @@ def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
     """
     name = printable(path.name)
     if not path.is_file():
-        raise TaskDataError(f"data file {name!r} does not exist or is not a plain file; check --data")
+        raise TaskDataError(
+            "it does not exist or is not a plain file", where=f"data file {name!r}", cure="Check --data"
+        )
     try:
         if path.suffix == ".gz":
             with gzip.open(path, "rb") as stream:
@@ -31,12 +33,18 @@ def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
             with path.open("rb") as stream:
                 content = _read_up_to(stream, limit)
     except PermissionError as error:
-        raise TaskDataError(f"data file {name!r} may not be read; check its permissions") from error
+        raise TaskDataError(
+            "this program may not read it", where=f"data file {name!r}", cure="Check its permissions"
+        ) from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise TaskDataError(f"data file {name!r} is not a complete gzip file; fetch it again") from error
+        raise TaskDataError(
+            "it is not a complete gzip file", where=f"data file {name!r}", cure="Fetch it again"
+        ) from error
     if content is None:
         raise TaskDataError(
-            f"data file {name!r} must hold at most {limit} bytes, decompressed; split it or drop columns"
+            f"it must hold at most {limit} bytes, decompressed",
+            where=f"data file {name!r}",
+            cure="Split it, or drop columns",
         )
     return content
 

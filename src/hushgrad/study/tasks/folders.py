@@ -31,7 +31,11 @@ def read_folders(folder: Path, suffixes: tuple[str, ...]) -> Filed:
     parts = [folder / "train", folder / "test"] if divided else [folder]
     classes = tuple(sorted({child.name for part in parts for child in part.iterdir() if child.is_dir()}))
     if len(classes) < 2:
-        raise TaskDataError("the data folder must hold one folder for each class, two at least")
+        raise TaskDataError(
+            f"it must hold one folder for each class, two at least, got {len(classes)}",
+            where="the data folder",
+            cure="Put the files into folders named after their classes",
+        )
     found = [_files(part, classes, suffixes) for part in parts]
     if divided:
         train, test = found
@@ -39,10 +43,18 @@ def read_folders(folder: Path, suffixes: tuple[str, ...]) -> Filed:
         kept, held_out = fixed_split(len(found[0]))
         train, test = ([found[0][int(place)] for place in places] for places in (kept, held_out))
     if not train or not test:
-        raise TaskDataError(f"the data folder must hold training and test files ({', '.join(suffixes)})")
+        raise TaskDataError(
+            f"it must hold files for training and files for testing ({', '.join(suffixes)})",
+            where="the data folder",
+            cure="Add files to both parts",
+        )
     absent = [name for label, name in enumerate(classes) if all(label != of for _, of in train)]
     if absent:
-        raise TaskDataError(f"no training file is of class {', '.join(map(printable, absent))}; remove its folder")
+        raise TaskDataError(
+            f"no training file is of class {', '.join(map(printable, absent))}",
+            where="the data folder",
+            cure="Remove the folder of that class, or add training files",
+        )
     return Filed(tuple(train), tuple(test), classes)
 
 
@@ -55,5 +67,7 @@ def _files(part: Path, classes: tuple[str, ...], suffixes: tuple[str, ...]) -> l
         if path.suffix.lower() in suffixes and path.is_file() and not path.is_symlink()
     ]
     if len(found) > MOST_FILES:
-        raise TaskDataError(f"at most {MOST_FILES} files are read, this folder has more")
+        raise TaskDataError(
+            f"at most {MOST_FILES} files are read, and it holds more", where="the data folder", cure="Use fewer files"
+        )
     return found

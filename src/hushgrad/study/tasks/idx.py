@@ -15,6 +15,8 @@ from hushgrad.study.tasks.files import MAX_BYTES, read_bytes
 
 UNSIGNED_BYTE = 0x08
 
+FETCH = "Fetch the file again"
+
 
 def parse_idx(content: bytes, *, dimensions: int, name: str = "data") -> Tensor:
     """Return the array that IDX bytes hold, as a uint8 tensor with `dimensions` dimensions.
@@ -25,20 +27,28 @@ def parse_idx(content: bytes, *, dimensions: int, name: str = "data") -> Tensor:
     """
     header = 4 + 4 * dimensions
     if len(content) < header:
-        raise TaskDataError(f"{name!r} must start with an IDX header of {header} bytes, got {len(content)} bytes")
+        raise TaskDataError(
+            f"it must start with an IDX header of {header} bytes, got {len(content)} bytes",
+            where=repr(name),
+            cure=FETCH,
+        )
     zeros, kind, count = struct.unpack(">HBB", content[:4])
     if zeros != 0 or kind != UNSIGNED_BYTE or count != dimensions:
         raise TaskDataError(
-            f"{name!r} must have the IDX magic number 0x{UNSIGNED_BYTE << 8 | dimensions:08x} "
-            f"(unsigned bytes, {dimensions} dimensions), got 0x{content[:4].hex()}"
+            f"it must have the IDX magic number 0x{UNSIGNED_BYTE << 8 | dimensions:08x} "
+            f"(unsigned bytes, {dimensions} dimensions), got 0x{content[:4].hex()}",
+            where=repr(name),
+            cure=FETCH,
         )
     sizes = struct.unpack(f">{dimensions}I", content[4:header])
     if 0 in sizes:
-        raise TaskDataError(f"{name!r} must not be empty, its sizes are {sizes}")
+        raise TaskDataError(f"it must not be empty, its sizes are {sizes}", where=repr(name), cure=FETCH)
     if math.prod(sizes) != len(content) - header:
         raise TaskDataError(
-            f"{name!r} must hold {math.prod(sizes)} bytes after its header for the sizes {sizes}, "
-            f"got {len(content) - header}; fetch it again"
+            f"it must hold {math.prod(sizes)} bytes after its header for the sizes {sizes}, "
+            f"got {len(content) - header}",
+            where=repr(name),
+            cure=FETCH,
         )
     return torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8).reshape(sizes)
 

@@ -34,10 +34,10 @@ def load(options: TaskOptions) -> Task:
     options.refuse("images", "target", "categorical", "bounds", "drop", "vocabulary", "subgroup")
     if options.data is None:
         raise InvalidArgumentError(
-            "task 'images' needs a folder with one folder of pictures for each class; give --data"
+            "it needs a folder with one folder of pictures for each class", where="task 'images'", cure="Give --data"
         )
     if not options.data.is_dir():
-        raise TaskDataError("data of task 'images' must be an existing folder; check --data")
+        raise TaskDataError("its data must be an existing folder", where="task 'images'", cure="Check --data")
     filed = read_folders(options.data, SUFFIXES)
     train, test = (
         TensorDataset(torch.stack([_picture(path) for path, _ in part]), torch.tensor([label for _, label in part]))
@@ -53,14 +53,24 @@ def _picture(path: Path) -> Tensor:
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
-        raise TaskDataError("task 'images' needs Pillow; pip install 'hushgrad[study]'") from error
+        raise TaskDataError(
+            "Pillow, which reads pictures, is not installed",
+            where="task 'images'",
+            cure="Run pip install 'hushgrad[study]'",
+        ) from error
     try:
         with Image.open(path) as picture:
             if picture.width * picture.height > MOST_PIXELS:
-                raise TaskDataError(f"picture {printable(path.name)!r} must have at most {MOST_PIXELS} pixels")
+                raise TaskDataError(
+                    f"it must have at most {MOST_PIXELS} pixels",
+                    where=f"picture {printable(path.name)!r}",
+                    cure="Make it smaller",
+                )
             small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, TaskDataError):
             raise
-        raise TaskDataError(f"picture {printable(path.name)!r} cannot be read; remove or repair it") from error
+        raise TaskDataError(
+            "it cannot be read", where=f"picture {printable(path.name)!r}", cure="Remove or repair it"
+        ) from error
     return torch.from_numpy(np.asarray(small, dtype=np.float32) / LARGEST_PIXEL).permute(2, 0, 1).contiguous()

@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 from hushgrad.errors import InvalidArgumentError, TaskDataError
 from hushgrad.study.tasks.files import first_existing
-from hushgrad.study.tasks.idx import read_idx
+from hushgrad.study.tasks.idx import FETCH, read_idx
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes, fixed_split, require_known_classes
 
 RECIPE = Recipe(
@@ -38,19 +38,27 @@ def load(options: TaskOptions) -> Task:
     options.refuse("mnist", "target", "categorical", "bounds", "drop", "vocabulary", "subgroup")
     require_known_classes(options.classes, CLASS_NAMES)
     if options.data is None:
-        raise InvalidArgumentError("task 'mnist' needs a folder of IDX files; give --data DIR")
+        raise InvalidArgumentError("it needs a folder of IDX files", where="task 'mnist'", cure="Give --data DIR")
     if not options.data.is_dir():
-        raise TaskDataError("data of task 'mnist' must be an existing folder of IDX files; check --data")
+        raise TaskDataError(
+            "its data must be an existing folder of IDX files", where="task 'mnist'", cure="Check --data"
+        )
     found = [_read_pair(options.data, prefix) for prefix in ("train", "t10k")]
     pairs = [pair for pair in found if pair is not None]
     if not pairs:
         raise TaskDataError(
-            "the data folder must hold train-images-idx3-ubyte and train-labels-idx1-ubyte, or the t10k pair "
-            "(.gz accepted); found neither"
+            "it must hold train-images-idx3-ubyte and train-labels-idx1-ubyte, or the t10k pair (.gz is accepted); "
+            "neither pair is there",
+            where="the data folder",
+            cure="Put at least one pair there",
         )
     train, test = pairs if len(pairs) == 2 else _split(pairs[0])
     if train.tensors[0].shape[1:] != test.tensors[0].shape[1:]:
-        raise TaskDataError("training and test images must have the same size")
+        raise TaskDataError(
+            "training and test images must have the same size",
+            where="the data folder",
+            cure="Put both pairs of one data set there",
+        )
     train, test, names = choose_classes(train, test, CLASS_NAMES, options.classes)
     rows, columns = train.tensors[0].shape[2:]
     return Task("mnist", f"images of {rows}×{columns} pixels from IDX files", train, test, names)
@@ -64,11 +72,17 @@ def _read_pair(folder: Path, prefix: str) -> TensorDataset | None:
         return None
     if images_path is None or labels_path is None:
         missing = "images" if images_path is None else "labels"
-        raise TaskDataError(f"the data folder holds one half of the {prefix} pair; its {missing} file is missing")
+        raise TaskDataError(
+            f"it holds one half of the {prefix} pair: the {missing} file is missing",
+            where="the data folder",
+            cure="Put the missing file there",
+        )
     images, labels = read_idx(images_path, dimensions=3), read_idx(labels_path, dimensions=1)
     if len(images) != len(labels):
         raise TaskDataError(
-            f"the {prefix} pair must have one label per image, got {len(images)} images and {len(labels)} labels"
+            f"there must be one label per image, got {len(images)} images and {len(labels)} labels",
+            where=f"the {prefix} pair",
+            cure=FETCH,
         )
     _check_labels(labels, prefix)
     return TensorDataset((images.float() / LARGEST_PIXEL).unsqueeze(1), labels.long())
@@ -76,12 +90,18 @@ def _read_pair(folder: Path, prefix: str) -> TensorDataset | None:
 
 def _check_labels(labels: Tensor, prefix: str) -> None:
     if bool((labels >= len(CLASS_NAMES)).any()):
-        raise TaskDataError(f"labels of the {prefix} pair must be 0 … {len(CLASS_NAMES) - 1}; a larger one was found")
+        raise TaskDataError(
+            f"labels must be 0 … {len(CLASS_NAMES) - 1}, and one is larger", where=f"the {prefix} pair", cure=FETCH
+        )
 
 
 def _split(pair: TensorDataset) -> tuple[TensorDataset, TensorDataset]:
     images, labels = pair.tensors
     kept, held_out = fixed_split(len(labels))
     if not len(held_out):
-        raise TaskDataError(f"at least 3 images are needed to hold some out for testing, got {len(labels)}")
+        raise TaskDataError(
+            f"at least 3 images are needed, so that some can be held out for testing, got {len(labels)}",
+            where="the data folder",
+            cure="Use more images",
+        )
     return TensorDataset(images[kept], labels[kept]), TensorDataset(images[held_out], labels[held_out])

@@ -31,7 +31,11 @@ class Table:
         """Return where the column called `name` is. Raises TaskDataError, naming the columns there are."""
         if name not in self.columns:
             there = ", ".join(printable(column) for column in self.columns[:40])
-            raise TaskDataError(f"no column is called {printable(name)!r}; the columns are {there}")
+            raise TaskDataError(
+                f"no column has this name; the columns are {there}",
+                where=f"column {printable(name)!r}",
+                cure="Choose one of these",
+            )
         return self.columns.index(name)
 
 
@@ -49,7 +53,9 @@ def read_table(path: Path, *, limit: int = MAX_BYTES) -> Table:
     name = printable(path.name)
     lines = read_lines(path, limit=limit)
     if not lines:
-        raise TaskDataError(f"{name!r} is empty; its first line must name the columns")
+        raise TaskDataError(
+            "it is empty, and its first line must name the columns", where=repr(name), cure="Add a header line and rows"
+        )
     return make_table(tuple(lines[0][1]), lines[1:], name)
 
 
@@ -60,7 +66,9 @@ def read_lines(path: Path, *, limit: int = MAX_BYTES) -> list[tuple[int, list[st
     try:
         text = read_bytes(path, limit=limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise TaskDataError(f"{name!r} must be UTF-8 text; byte {error.start} is not") from None
+        raise TaskDataError(
+            f"it must be UTF-8 text, and byte {error.start} is not", where=repr(name), cure="Convert it to UTF-8"
+        ) from None
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",", skipinitialspace=True)
     lines = []
     try:
@@ -68,19 +76,29 @@ def read_lines(path: Path, *, limit: int = MAX_BYTES) -> list[tuple[int, list[st
             if cells and any(cell.strip() for cell in cells):
                 lines.append((reader.line_num, [cell.strip() for cell in cells]))
     except csv.Error as error:
-        raise TaskDataError(f"{name!r}, line {reader.line_num}: not readable as CSV ({error})") from None
+        raise TaskDataError(
+            f"not readable as CSV ({error})", where=f"{name!r}, line {reader.line_num}", cure="Repair that line"
+        ) from None
     return lines
 
 
 def make_table(columns: tuple[str, ...], lines: list[tuple[int, list[str]]], name: str) -> Table:
     """Return a table from column names and numbered lines, each checked to have one cell per column."""
     if len(columns) > MAX_COLUMNS:
-        raise TaskDataError(f"{name!r} must have at most {MAX_COLUMNS} columns, got {len(columns)}")
+        raise TaskDataError(
+            f"it must have at most {MAX_COLUMNS} columns, got {len(columns)}", where=repr(name), cure="Drop columns"
+        )
     if "" in columns or len(set(columns)) != len(columns):
-        raise TaskDataError(f"the first line of {name!r} must name each column, and each once")
+        raise TaskDataError(
+            "the first line must name each column, and each only once", where=repr(name), cure="Repair the first line"
+        )
     for number, cells in lines:
         if len(cells) != len(columns):
-            raise TaskDataError(f"{name!r}, line {number}: expected {len(columns)} cells, got {len(cells)}")
+            raise TaskDataError(
+                f"expected {len(columns)} cells, got {len(cells)}",
+                where=f"{name!r}, line {number}",
+                cure="Repair that line",
+            )
     if not lines:
-        raise TaskDataError(f"{name!r} has no rows under its header")
+        raise TaskDataError("it has no rows under its header", where=repr(name), cure="Add rows")
     return Table(columns, tuple(tuple(cells) for _, cells in lines))

@@ -60,18 +60,26 @@ class TaskOptions:
     def __post_init__(self) -> None:
         if self.classes is not None:
             if len(set(self.classes)) != len(self.classes):
-                raise InvalidArgumentError("classes must name each class once")
+                raise InvalidArgumentError(
+                    "must name each class once", where="classes", cure="Remove the repeated names"
+                )
             if len(self.classes) < 2:
-                raise InvalidArgumentError(f"classes must name at least 2 classes, got {len(self.classes)}")
+                raise InvalidArgumentError(
+                    f"must name at least 2 classes, got {len(self.classes)}", where="classes", cure="Name more classes"
+                )
         for column, low, high in self.bounds:
             if not real_number("the lower bound", low) < real_number("the upper bound", high):
                 raise InvalidArgumentError(
-                    f"the bounds of {printable(column)!r} must be LOW < HIGH, got {low} and {high}"
+                    f"bounds must be LOW < HIGH, got {low} and {high}",
+                    where=f"column {printable(column)!r}",
+                    cure="Give the smaller bound first",
                 )
         if (self.vocabulary == COUNTED) != (self.vocabulary_epsilon is not None):
             raise InvalidArgumentError(
-                "vocabulary 'counted' and vocabulary_epsilon go together: the one is counted with noise, the other "
-                "says how much of the total epsilon that may cost by itself"
+                "'counted' and vocabulary_epsilon go together: words are counted with noise, and vocabulary_epsilon is "
+                "the most that this alone may cost of the total epsilon",
+                where="vocabulary",
+                cure="Give both, or neither",
             )
         if self.vocabulary_epsilon is not None:
             positive_number("vocabulary_epsilon", self.vocabulary_epsilon)
@@ -89,7 +97,9 @@ class TaskOptions:
         }
         unwanted = [name for name in names if given[name]]
         if unwanted:
-            raise InvalidArgumentError(f"task {task!r} takes no {', '.join(unwanted)}; leave it out")
+            raise InvalidArgumentError(
+                f"it takes no {', '.join(unwanted)}", where=f"task {task!r}", cure="Leave these options out"
+            )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -166,7 +176,9 @@ def require_known_classes(wanted: tuple[str, ...] | None, known: tuple[str, ...]
     unknown = [name for name in wanted or () if name not in known]
     if unknown:
         raise TaskDataError(
-            f"classes must be among {', '.join(map(printable, known))}; got {', '.join(map(printable, unknown))}"
+            f"must be among {', '.join(map(printable, known))}, got {', '.join(map(printable, unknown))}",
+            where="classes",
+            cure="Choose from these",
         )
 
 
@@ -185,8 +197,10 @@ def choose_classes(
     absent = [name for label, name in enumerate(wanted) if not bool((train.tensors[1] == label).any())]
     if absent:
         raise TaskDataError(
-            f"no training example is of class {', '.join(map(printable, absent))}; choose other classes"
+            f"no training example is of class {', '.join(map(printable, absent))}",
+            where="classes",
+            cure="Choose other classes",
         )
     if not len(test):
-        raise TaskDataError("no test example is of the chosen classes; choose other classes")
+        raise TaskDataError("no test example is of the chosen classes", where="classes", cure="Choose other classes")
     return train, test, wanted

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from hushgrad.errors import InvalidArgumentError, TaskDataError
+from hushgrad.printable import printable
 from hushgrad.randomness import KeyStream
 from hushgrad.study.tasks.counted import counts_of, frequent, noisy_counts
 from hushgrad.study.tasks.files import first_existing, read_bytes
@@ -56,14 +57,20 @@ def load(options: TaskOptions) -> Task:
     options.refuse("text", "target", "categorical", "bounds", "drop", "subgroup")
     if options.data is None:
         raise InvalidArgumentError(
-            "task 'text' needs a folder with train.tsv and dev.tsv, or of text files; give --data"
+            "it needs a folder with train.tsv and dev.tsv, or one folder of text files for each class",
+            where="task 'text'",
+            cure="Give --data",
         )
     if not options.data.is_dir():
-        raise TaskDataError("data of task 'text' must be an existing folder; check --data")
+        raise TaskDataError("its data must be an existing folder", where="task 'text'", cure="Check --data")
     train, test = _read(options.data)
     known = options.classes or tuple(sorted(set(train.labels) | set(test.labels)))
     if not 2 <= len(known) <= MAX_CLASSES:
-        raise TaskDataError(f"the sentences must have 2 to {MAX_CLASSES} different labels, got {len(known)}")
+        raise TaskDataError(
+            f"the sentences must have 2 to {MAX_CLASSES} different labels, got {len(known)}",
+            where="task 'text'",
+            cure="Choose some of them with --classes",
+        )
     train, test = train.only(known), test.only(known)
     outside = () if options.classes else (CLASSES_WERE_READ,)
     if options.vocabulary_epsilon is None:  # TaskOptions sees to it that vocabulary is then not "counted"
@@ -121,9 +128,17 @@ def _read_table(path: Path) -> Labelled:
             continue
         label, separator, sentence = line.rstrip("\r").partition("\t")
         if not separator or not label.strip():
-            raise TaskDataError(f"line {number} of {path.name!r} must be a label, a tab and a sentence")
+            raise TaskDataError(
+                "must be a label, a tab and a sentence",
+                where=f"{printable(path.name)!r}, line {number}",
+                cure="Repair that line",
+            )
         labels.append(label.strip())
         sentences.append(sentence)
     if not labels:
-        raise TaskDataError(f"{path.name!r} must hold sentences after its header; it has none")
+        raise TaskDataError(
+            "it must hold sentences after its header, and it has none",
+            where=repr(printable(path.name)),
+            cure="Add sentences",
+        )
     return Labelled(sentences, labels)

@@ -82,7 +82,11 @@ def make_vocabulary(kind: str | None, training_sentences: Sequence[str]) -> Voca
     text = read_bytes(Path(kind), limit=MAX_VOCABULARY_BYTES).decode("utf-8", errors="replace")
     words = list(dict.fromkeys(line.strip().lower() for line in text.splitlines() if line.strip()))
     if not words:
-        raise TaskDataError("the vocabulary file must hold words, one a line; it has none")
+        raise TaskDataError(
+            "the file must hold words, one on each line, and it has none",
+            where="--vocabulary",
+            cure="Choose another file",
+        )
     return _listed(words, ())
 
 

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import default_collate
 
-from hushgrad.accounting.ledger.ledger import LedgerView, read_ledger
+from hushgrad.accounting.ledger.view import LedgerView, read_ledger
 from hushgrad.capture.axes.batch_axes import tensors_in
 from hushgrad.checks.verification.update.paired_update import Loop, Output, seeded
 from hushgrad.errors import InvalidArgumentError

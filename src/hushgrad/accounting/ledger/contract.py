@@ -1,0 +1,62 @@
+"""The contract of a ledger: what is fixed for its whole life and is not in its events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hushgrad.arguments import count_of, non_negative_number, one_of, positive_number
+from hushgrad.errors import InvalidArgumentError
+
+ONE_RECORD = "one record"
+"""The unit of privacy of every ledger so far: whose presence is protected."""
+
+OBSERVED = "observed"
+DECLARED = "declared by the caller"
+OPERATING_SYSTEM = "operating system"
+FIXED_KEY = "fixed key: NOT PRIVATE"
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What is fixed for the life of a ledger and is not in its events.
+
+    `sampling`: "observed" where hushgrad's own loader drew the batches, else "declared by the caller".
+    `noise_source`: "operating system", or "fixed key: NOT PRIVATE".
+    `expected_batch_size`: the public constant that the noised sum is divided by, in records; None if not declared.
+    `max_grad_norm`: the largest norm with which one record enters the sum (the clip norm, of flat clipping), in units
+    of the gradient; None if not declared.
+    `loss_reduction`: "mean" or "sum".
+    `population`: the declared public number of records, or None.
+    `clipping`: the clip rule and all its constants, in its own words (`ClipRule.describe`); None if not declared.
+    `unit`: whose presence is protected, "one record".
+    """
+
+    sampling: str
+    noise_source: str
+    expected_batch_size: float | None = None
+    max_grad_norm: float | None = None
+    loss_reduction: str = "mean"
+    population: int | None = None
+    clipping: str | None = None
+    unit: str = ONE_RECORD
+
+    def __post_init__(self) -> None:
+        one_of("sampling", self.sampling, (OBSERVED, DECLARED))
+        one_of("noise_source", self.noise_source, (OPERATING_SYSTEM, FIXED_KEY))
+        one_of("loss_reduction", self.loss_reduction, ("mean", "sum"))
+        if self.expected_batch_size is not None:
+            object.__setattr__(
+                self, "expected_batch_size", positive_number("expected_batch_size", self.expected_batch_size)
+            )
+        if self.max_grad_norm is not None:
+            object.__setattr__(self, "max_grad_norm", non_negative_number("max_grad_norm", self.max_grad_norm))
+        if self.population is not None:
+            object.__setattr__(self, "population", count_of("population", self.population, minimum=1))
+        for name, text in (("clipping", self.clipping), ("unit", self.unit)):
+            if not ((text is None and name == "clipping") or (isinstance(text, str) and text and text.isprintable())):
+                raise InvalidArgumentError(f"{name} must be one printable line of text, got {type(text).__name__}")
+
+    @property
+    def noise_is_secret(self) -> bool:
+        """Whether the key of the noise came from the operating system."""
+        return self.noise_source == OPERATING_SYSTEM

@@ -1,0 +1,121 @@
+"""Does the summary of a run say what its ledger says?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hushgrad._version import __version__
+from hushgrad.accounting.conditions import CLOSED, DISCARDED, NEVER_EXAMINED, ORDER_OF_ROWS, UNCOUNTED
+from hushgrad.accounting.guarantee import Guarantee, delta_text, guarantee
+from hushgrad.accounting.ledger.contract import OBSERVED
+from hushgrad.accounting.ledger.view import LedgerView
+from hushgrad.study.report.comparison import Row, compared
+from hushgrad.study.report.document import up
+from hushgrad.study.report.run_files import LEDGER, SUMMARY, RunFiles, anchor_in
+from hushgrad.study.report.statements import Claim, beyond, held_by
+from hushgrad.study.report.values import same
+
+ONLY_IN_A_SESSION = (NEVER_EXAMINED.name, ORDER_OF_ROWS.name, CLOSED.name, DISCARDED, UNCOUNTED)
+"""Conditions that a session may state before its ledger holds them, or without that."""
+
+
+def end_of_the_ledger(files: RunFiles, ledger: LedgerView) -> Iterator[Row]:
+    """Compare the end of the ledger that the summary knows with the ledger."""
+    anchor = anchor_in(files.summary)
+    if anchor is not None:
+        short = anchor.seq > ledger.anchor.seq
+        there = f"record {ledger.anchor.seq} is the last" if short else f"record {anchor.seq} has another"
+        yield Row(
+            "the end of the ledger in summary.json and in the ledger",
+            files.known is not None,
+            {
+                SUMMARY: f"record {anchor.seq} has the hash {anchor.hash[:12]}…",
+                LEDGER: "so, too" if files.known is not None else f"{there}: it was cut short, or is another run's",
+            },
+        )
+
+
+def summary_rows(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[Row]:
+    """Compare each thing that the summary says with what the ledger says of it."""
+    if files.summary is None:
+        return
+    contract, steps = ledger.contract, files.said("steps")
+    described = files.described()
+    held = held_by(described, delta, contract)
+    charged = sum(count for _, count in described) - files.prepared if files.known else files.steps(ledger)
+    ahead = files.known is None and anchor_in(files.summary) is None and not files.has_ended
+    yield compared(
+        "steps in summary.json and in the ledger",
+        steps,
+        charged,
+        held=same(steps, charged) or (ahead and isinstance(steps, int) and steps <= charged),
+    )
+    yield compared("ε in summary.json and from its ledger", files.said("epsilon"), held.epsilon)
+    yield _statement(files, held)
+    yield from _terms(files, held)
+    yield from _trusted(files)
+    noises = [n for n in map(files.said, ("noise_multiplier", "vocabulary_noise_multiplier")) if n is not None]
+    noises = sorted(set(noises)) if all(isinstance(n, int | float) for n in noises) else noises
+    yield compared("σ in summary.json and in the ledger", noises, sorted({e.noise_multiplier for e, _ in described}))
+    rates = {event.poisson_rate for event, _ in described if event.poisson_rate is not None}
+    declared = [
+        ("C", "max_grad_norm", contract.max_grad_norm),
+        ("B", "expected_batch_size", contract.expected_batch_size),
+        ("q", "sampling_rate", rates.pop() if len(rates) == 1 else None),
+        ("the loss reduction", "loss_reduction", contract.loss_reduction),
+        ("N", "training_examples", contract.population if contract.sampling == OBSERVED else None),
+    ]
+    for what, key, value in declared:
+        if value is not None and files.said(key) is not None:
+            yield compared(f"{what} in summary.json and in the ledger", files.said(key), value)
+
+
+def _statement(files: RunFiles, held: Guarantee) -> Row:
+    """Compare the statement in words. What the run knew beyond its ledger (its conditions) comes after it."""
+    stated, claim = files.said("guarantee"), Claim.of(files.said("guarantee"))
+    alike = _is_of_this_version(files)
+    # The words of another version may differ; what they claim may not.
+    fits = claim is not None and claim.is_of(held) and (not alike or beyond(stated, str(held)) is not None)
+    said = f"({up(claim.epsilon)}, {delta_text(claim.delta)}) after {claim.steps} steps" if claim else "no (ε, δ)"
+    given = f"({up(held.epsilon)}, {delta_text(held.delta)}) after {held.steps} steps"
+    if not fits and said == given:
+        said = "the same figures in other words"
+    return Row("the statement in summary.json and from the ledger", fits, {SUMMARY: said, LEDGER: given})
+
+
+def _terms(files: RunFiles, held: Guarantee) -> Iterator[Row]:
+    """Compare what a summary says of the guarantee, each by itself. How sampling is put may differ between versions."""
+    terms = [
+        ("whether it is private", "private", held.private),
+        ("the neighbouring relation", "adjacency", held.adjacency),
+        ("the accountant", "accountant", held.accountant),
+    ]
+    if _is_of_this_version(files):
+        terms.append(("the sampling", "sampling", held.sampling))
+    for what, key, value in terms:
+        if files.said(key) is not None or _is_of_this_version(files):
+            yield compared(f"{what} in summary.json and from the ledger", files.said(key), value)
+
+
+def _trusted(files: RunFiles) -> Iterator[Row]:
+    """Compare the names of what was taken on trust with the ledger's, as it was when the summary was written.
+
+    A session knows some that are in no ledger until it is closed. It says those in its statement, too.
+    """
+    stated = files.said("taken_on_trust")
+    if files.known is None or (stated is None and not _is_of_this_version(files)):
+        return
+    noted = guarantee([], 0.5, contract=files.known.contract, conditions=files.known.conditions).conditions
+    names = sorted({condition.name for condition in noted})
+    told = sorted(set(map(str, stated))) if isinstance(stated, list) else None
+    fits = told is not None and set(names) <= set(told) <= {*names, *ONLY_IN_A_SESSION}
+    yield Row(
+        "what was taken on trust in summary.json and in the ledger",
+        fits,
+        {SUMMARY: "nothing" if not told else ", ".join(told), LEDGER: ", ".join(names) or "nothing"},
+    )
+
+
+def _is_of_this_version(files: RunFiles) -> bool:
+    versions = files.said("versions")
+    return isinstance(versions, dict) and versions.get("hushgrad") == __version__ and files.said("ledger") is not None
