@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from hushgrad.clipping.flat import FlatClipping
     from hushgrad.engine import PrivacyEngine
     from hushgrad.mechanism import DPSGD
-    from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, TruncatedPoissonSampling
+    from hushgrad.sampling.disjoint import DisjointBatches
+    from hushgrad.sampling.poisson import PoissonSampling
+    from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
     from hushgrad.session.session import Session, privatize
 
 __all__ = [  # noqa: RUF022 - in plain order
@@ -42,12 +44,12 @@ __all__ = [  # noqa: RUF022 - in plain order
 _HOMES = {
     "Budget": "hushgrad.accounting.budget",
     "DPSGD": "hushgrad.mechanism",
-    "DisjointBatches": "hushgrad.sampling.specs",
+    "DisjointBatches": "hushgrad.sampling.disjoint",
     "FlatClipping": "hushgrad.clipping.flat",
-    "PoissonSampling": "hushgrad.sampling.specs",
+    "PoissonSampling": "hushgrad.sampling.poisson",
     "PrivacyEngine": "hushgrad.engine",
     "Session": "hushgrad.session.session",
-    "TruncatedPoissonSampling": "hushgrad.sampling.specs",
+    "TruncatedPoissonSampling": "hushgrad.sampling.truncated_poisson",
     "doctor": "hushgrad.checks.doctor.examination",
     "make_private_ready": "hushgrad.checks.doctor.readiness",
     "privatize": "hushgrad.session.session",

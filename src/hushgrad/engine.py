@@ -19,9 +19,12 @@ from hushgrad.errors import InvalidArgumentError, ProtocolError
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD
 from hushgrad.randomness import KeyStream
+from hushgrad.sampling.disjoint import DisjointBatches
 from hushgrad.sampling.loader import PrivateLoader
-from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, Sampling, TruncatedPoissonSampling
+from hushgrad.sampling.poisson import PoissonSampling
+from hushgrad.sampling.scheme import Sampling
 from hushgrad.sampling.torch_loader import DataLoaderReading, read_data_loader
+from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 from hushgrad.session.session import Session, privatize
 from hushgrad.session.spending import events_at
 

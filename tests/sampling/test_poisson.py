@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hushgrad.randomness import Address, KeyStream
-from hushgrad.sampling.poisson import PoissonSampler, uniform_subset
-from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.sampling.poisson import PoissonSampler, PoissonSampling, uniform_subset
 
 
 def sampler(count, rate, seed=1):

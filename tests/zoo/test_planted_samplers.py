@@ -11,8 +11,7 @@ import pytest
 from hushgrad.checks.verification.checks.sampling import draws_needed, read_sampling
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream
-from hushgrad.sampling.poisson import PoissonSampler
-from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.sampling.poisson import PoissonSampler, PoissonSampling
 
 
 @pytest.mark.statistical

@@ -4,11 +4,32 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from hushgrad.arguments import whole_number
 from hushgrad.errors import DuplicateRecordError, UnsupportedSamplerError
+
+
+@dataclass(frozen=True)
+class DisjointBatches:
+    """The caller's own batches; every example takes part at most once in a pass over the data.
+
+    There is no amplification by sampling: one pass is one Gaussian mechanism. The neighbouring relation is zero-out (a
+    record's contribution is replaced by nothing and its place stays), because the absence of a record would shift
+    every later batch.
+    """
+
+    adjacency: ClassVar[str] = "zero-out"
+
+    def describe(self) -> str:
+        """Return what this sampling is, as a sentence for ledgers and reports."""
+        return (
+            "Disjoint batches: the caller's own batches, every example at most once in a pass, "
+            "without amplification by sampling."
+        )
 
 
 class CheckedBatches:

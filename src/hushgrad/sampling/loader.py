@@ -17,17 +17,12 @@ from torch.utils.data.dataloader import default_collate
 from hushgrad.arguments import positive_number, whole_number
 from hushgrad.errors import BatchStructureError, ContractChangedError, InvalidArgumentError, ProtocolError
 from hushgrad.randomness import Address, KeyStream
-from hushgrad.sampling.disjoint import CheckedBatches
-from hushgrad.sampling.poisson import PoissonSampler, uniform_indices
+from hushgrad.sampling.disjoint import CheckedBatches, DisjointBatches
+from hushgrad.sampling.poisson import PoissonSampler, PoissonSampling, uniform_indices
 from hushgrad.sampling.records import BatchObserver, Cutting, PhysicalBatch, cut
-from hushgrad.sampling.specs import (
-    DisjointBatches,
-    PoissonSampling,
-    RandomSampling,
-    Sampling,
-    TruncatedPoissonSampling,
-)
+from hushgrad.sampling.scheme import RandomSampling, Sampling
 from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader
+from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 
 
 class PrivateLoader:

@@ -7,18 +7,39 @@ draw never holds what would be cut from it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-from hushgrad.arguments import whole_number
+from hushgrad.arguments import probability, whole_number
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import BLOCK_BYTES, Address, KeyStream
 from hushgrad.sampling.binomial import BinomialTable
-from hushgrad.sampling.specs import RandomSampling, TruncatedPoissonSampling
+from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 
 # The items of a step's address: one draw each.
 _SIZE, _SUBSET = 0, 1
+
+
+@dataclass(frozen=True)
+class PoissonSampling:
+    """Every example takes part in every step independently with probability `rate`.
+
+    The rate is a public constant. The size of a draw is secret and may be 0.
+
+    Raises `InvalidArgumentError` unless 0 < rate <= 1.
+    """
+
+    rate: float
+    adjacency: ClassVar[str] = "add/remove"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rate", probability("rate", self.rate))
+
+    def describe(self) -> str:
+        """Return what this sampling is, as a sentence for ledgers and reports."""
+        return f"Poisson sampling: every example takes part in a step independently with probability {self.rate!r}."
 
 
 class PoissonSampler:
@@ -33,7 +54,7 @@ class PoissonSampler:
     is larger, up to the same distance.
     """
 
-    def __init__(self, count: int, sampling: RandomSampling, stream: KeyStream) -> None:
+    def __init__(self, count: int, sampling: PoissonSampling | TruncatedPoissonSampling, stream: KeyStream) -> None:
         self.count = whole_number("count", count, minimum=1)
         self.sampling = sampling
         self._most = self.count

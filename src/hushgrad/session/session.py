@@ -48,8 +48,9 @@ from hushgrad.mechanism import DPSGD
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.specs import RandomSampling, Sampling, TruncatedPoissonSampling
+from hushgrad.sampling.scheme import RandomSampling, Sampling
 from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader
+from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 from hushgrad.session.padding import without_padding
 from hushgrad.session.protocol import DeclaredLoop, ObservedLoop
 from hushgrad.session.spending import Spending

@@ -24,7 +24,7 @@ from hushgrad.errors import (
     ProtocolError,
 )
 from hushgrad.mechanism import DPSGD
-from hushgrad.sampling.specs import DisjointBatches
+from hushgrad.sampling.disjoint import DisjointBatches
 
 MOST_PASSES = 10**5
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad import PrivacyEngine
-from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.configuration import Privacy, RunConfig
 from hushgrad.study.outcome import Measurement, Outcome, Spent, Watchers

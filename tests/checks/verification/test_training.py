@@ -25,9 +25,10 @@ from hushgrad.checks.verification.verdict import Verdict
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
-from hushgrad.sampling.poisson import PoissonSampler
+from hushgrad.sampling.disjoint import DisjointBatches
+from hushgrad.sampling.poisson import PoissonSampler, PoissonSampling
 from hushgrad.sampling.records import Cutting
-from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, TruncatedPoissonSampling
+from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 
 N, B, SIGMA, C = 400, 40, 1.1, 0.5
 

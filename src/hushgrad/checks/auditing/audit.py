@@ -29,7 +29,7 @@ from hushgrad.checks.auditing.bounds import (
 )
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
-from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.session.session import privatize
 
 Scores = NDArray[np.float64]

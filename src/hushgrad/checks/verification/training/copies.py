@@ -28,8 +28,9 @@ from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
+from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.specs import PoissonSampling, RandomSampling
+from hushgrad.sampling.scheme import RandomSampling
 from hushgrad.sampling.torch_loader import DataLoaderReading, read_data_loader
 from hushgrad.session.session import Session, privatize
 

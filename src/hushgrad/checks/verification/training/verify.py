@@ -41,7 +41,8 @@ from hushgrad.mechanism import DPSGD
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.specs import RandomSampling, TruncatedPoissonSampling
+from hushgrad.sampling.scheme import RandomSampling
+from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 
 _ROWS = 8
 _UPDATES = 12

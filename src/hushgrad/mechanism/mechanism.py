@@ -20,12 +20,9 @@ from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.arguments import non_negative_number, one_of, positive_number, whole_number
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.sampling.specs import (
-    DisjointBatches,
-    PoissonSampling,
-    RandomSampling,
-    Sampling,
-)
+from hushgrad.sampling.disjoint import DisjointBatches
+from hushgrad.sampling.poisson import PoissonSampling
+from hushgrad.sampling.scheme import RandomSampling, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
