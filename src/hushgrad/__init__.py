@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hushgrad.mechanism import DPSGD
     from hushgrad.sampling.disjoint import DisjointBatches
     from hushgrad.sampling.poisson import PoissonSampling
+    from hushgrad.sampling.scheme import SamplingScheme
     from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
     from hushgrad.session.session import Session, privatize
 
@@ -30,6 +31,7 @@ __all__ = [  # noqa: RUF022 - in plain order
     "FlatClipping",
     "PoissonSampling",
     "PrivacyEngine",
+    "SamplingScheme",
     "Session",
     "TruncatedPoissonSampling",
     "__version__",
@@ -48,6 +50,7 @@ _HOMES = {
     "FlatClipping": "hushgrad.clipping.flat",
     "PoissonSampling": "hushgrad.sampling.poisson",
     "PrivacyEngine": "hushgrad.engine",
+    "SamplingScheme": "hushgrad.sampling.scheme",
     "Session": "hushgrad.session.session",
     "TruncatedPoissonSampling": "hushgrad.sampling.truncated_poisson",
     "doctor": "hushgrad.checks.doctor.examination",

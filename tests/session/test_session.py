@@ -230,13 +230,13 @@ def test_losses_of_another_number_than_the_records_of_the_item_are_refused() -> 
 
 def test_a_batch_size_that_is_not_rate_times_records_is_refused() -> None:
     _, _, session = attach()
-    with pytest.raises(InvalidArgumentError, match="rate x len"):
+    with pytest.raises(InvalidArgumentError, match=r"takes 7\.5 of 15 records"):
         session.batches(TensorDataset(torch.zeros(15, 3)))
 
 
 def test_a_data_loader_that_is_not_the_mechanisms_is_refused() -> None:
     _, _, session = attach()
-    with pytest.raises(InvalidArgumentError, match="batch_size 4"):
+    with pytest.raises(InvalidArgumentError, match="expected batch size is 4"):
         session.batches_of(DataLoader(TensorDataset(torch.zeros(16, 3)), batch_size=4))
 
 

@@ -11,18 +11,13 @@ from itertools import groupby
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
 from hushgrad.accounting.accountants import epsilon as epsilon_of
-from hushgrad.accounting.calibration import calibrate_noise_multiplier, disjoint_passes
+from hushgrad.accounting.calibration import calibrate_noise_multiplier
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.events.disjoint_pass import DisjointPass
 from hushgrad.accounting.events.event import Event
-from hushgrad.accounting.events.poisson import PoissonSampled
-from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.arguments import non_negative_number, one_of, positive_number, whole_number
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.sampling.disjoint import DisjointBatches
-from hushgrad.sampling.poisson import PoissonSampling
-from hushgrad.sampling.scheme import RandomSampling, Sampling
+from hushgrad.sampling.scheme import SamplingScheme, require_scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +30,11 @@ class DPSGD:
         sampling: how the examples of a step are drawn.
         expected_batch_size: B, a public constant; the size that happens to be drawn is never used.
         steps: a hard limit of steps, if given.
-        passes: a hard limit of passes over disjoint batches, if given.
+        passes: a hard limit of passes over the data, if given; for a sampling that is counted in passes.
         loss_reduction: "mean" divides the noised sum by B, "sum" does not divide it.
         noise_schedule: one factor > 0 on `noise_multiplier` for each step; public, fixed beforehand, charged step by
-            step. With Poisson sampling only. Its length limits `steps` (and is their number, if `steps` is None).
+            step. For a sampling that is counted in steps. Its length limits `steps` (and is their number, if `steps` is
+            None).
         clip_schedule: the same for the clip norm; the noise of a step follows that step's clip norm.
 
     Guarantee: the noise on the sum has standard deviation `noise_multiplier · sensitivity`, and the accountant is given
@@ -47,7 +43,7 @@ class DPSGD:
 
     noise_multiplier: float
     clipping: FlatClipping
-    sampling: Sampling
+    sampling: SamplingScheme
     expected_batch_size: float
     steps: int | None = None
     passes: int | None = None
@@ -59,19 +55,18 @@ class DPSGD:
         object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", self.noise_multiplier))
         if not isinstance(self.clipping, FlatClipping):
             raise InvalidArgumentError(f"clipping must be FlatClipping(C), got {type(self.clipping).__name__}")
-        if not isinstance(self.sampling, Sampling):
-            raise InvalidArgumentError(
-                f"sampling must be PoissonSampling(rate), TruncatedPoissonSampling(rate, population, max_batch_size) "
-                f"or DisjointBatches(), got {type(self.sampling).__name__}"
-            )
+        require_scheme(self.sampling)
         size = positive_number("expected_batch_size", self.expected_batch_size)
         object.__setattr__(self, "expected_batch_size", size)
         if self.steps is not None:
             object.__setattr__(self, "steps", whole_number("steps", self.steps, minimum=1))
         if self.passes is not None:
             object.__setattr__(self, "passes", whole_number("passes", self.passes, minimum=1))
-            if not isinstance(self.sampling, DisjointBatches):
-                raise InvalidArgumentError("passes goes with DisjointBatches(); limit Poisson sampling by steps")
+            if self.sampling.counts_in != "passes":
+                raise InvalidArgumentError(
+                    f"passes does not go with {type(self.sampling).__name__}, which is counted in steps",
+                    cure="Limit it by steps",
+                )
         one_of("loss_reduction", self.loss_reduction, ("mean", "sum"))
         self._check_schedules()
 
@@ -80,8 +75,11 @@ class DPSGD:
             factors: Sequence[float] | None = self.noise_schedule if name == "noise_schedule" else self.clip_schedule
             if factors is None:
                 continue
-            if not isinstance(self.sampling, RandomSampling):
-                raise InvalidArgumentError(f"{name} goes with PoissonSampling: passes have no fixed number of steps")
+            if self.sampling.counts_in != "steps":
+                raise InvalidArgumentError(
+                    f"{name} does not go with {type(self.sampling).__name__}: passes have no fixed number of steps",
+                    cure="Leave it out, or take a sampling that is counted in steps (PoissonSampling)",
+                )
             if isinstance(factors, str) or not isinstance(factors, Sequence) or not factors:
                 raise InvalidArgumentError(f"{name} must be a sequence of one factor for each step")
             checked = tuple(positive_number(f"{name}[{i}]", factor) for i, factor in enumerate(factors))
@@ -140,30 +138,25 @@ class DPSGD:
     def event(self, pass_index: int = 0) -> Event:
         """Return what one step is charged as; `pass_index` numbers the passes over disjoint batches."""
         self._require_one_step()
-        if isinstance(self.sampling, RandomSampling):
-            return self._random_step(self.sampling, self.noise_multiplier)
-        return DisjointPass(self.noise_multiplier, pass_index)
-
-    @staticmethod
-    def _random_step(sampling: RandomSampling, noise_multiplier: float) -> Event:
-        if isinstance(sampling, PoissonSampling):
-            return PoissonSampled(sampling.rate, noise_multiplier)
-        return TruncatedPoisson(sampling.rate, noise_multiplier, sampling.population, sampling.max_batch_size)
+        return self.sampling.event(self.noise_multiplier, pass_index)
 
     def composition(self) -> Composition:
-        """Return all that the mechanism plans to release: `steps` steps, or `passes` passes over disjoint batches."""
-        poisson = isinstance(self.sampling, RandomSampling)
-        return self.first(self._planned("steps", self.steps) if poisson else self._planned("passes", self.passes))
+        """Return all that the mechanism plans to release: `steps` steps, or `passes` passes over the data."""
+        limit = self.steps if self.sampling.counts_in == "steps" else self.passes
+        return self.first(self._planned(self.sampling.counts_in, limit))
 
     def first(self, count: int) -> Composition:
-        """Return what the first `count` steps release, or the first `count` passes over disjoint batches."""
-        if not isinstance(self.sampling, RandomSampling):
-            return disjoint_passes(count)(self.noise_multiplier)
-        steps = whole_number("count", count, minimum=1)
+        """Return what the first `count` steps release, or the first `count` passes over the data.
+
+        One step of each pass stands for all of them: they cost a record no more than one.
+        """
+        number = whole_number("count", count, minimum=1)
+        if self.sampling.counts_in == "passes":
+            return [(self.event(index), 1) for index in range(number)]
         if self.noise_schedule is None:
-            return [(self._random_step(self.sampling, self.noise_multiplier), steps)]
-        runs = groupby(self._noise_at(step) for step in range(steps))
-        return [(self._random_step(self.sampling, noise_multiplier), len(list(run))) for noise_multiplier, run in runs]
+            return [(self.sampling.event(self.noise_multiplier), number)]
+        runs = groupby(self._noise_at(step) for step in range(number))
+        return [(self.sampling.event(noise_multiplier), len(list(run))) for noise_multiplier, run in runs]
 
     def equal_steps(self, step: int, most: int) -> int:
         """Return how many steps from `step` on are charged alike, at most `most`."""

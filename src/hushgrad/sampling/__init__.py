@@ -4,7 +4,7 @@ from hushgrad.sampling.disjoint import DisjointBatches
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.sampling.records import BatchObserver, Cutting, PhysicalBatch
-from hushgrad.sampling.scheme import Sampling
+from hushgrad.sampling.scheme import Sampler, SamplingScheme
 from hushgrad.sampling.torch_loader import LoadingOptions
 from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 
@@ -16,6 +16,7 @@ __all__ = [
     "PhysicalBatch",
     "PoissonSampling",
     "PrivateLoader",
-    "Sampling",
+    "Sampler",
+    "SamplingScheme",
     "TruncatedPoissonSampling",
 ]

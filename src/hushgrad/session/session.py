@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import NoneType
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -46,11 +46,9 @@ from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.guards.probing.probe import Probe, ProbeReport
 from hushgrad.mechanism import DPSGD
 from hushgrad.randomness import KeyStream
-from hushgrad.sampling.loader import PrivateLoader
+from hushgrad.sampling.loader import PrivateLoader, require_expected_size
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.scheme import RandomSampling, Sampling
 from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader
-from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 from hushgrad.session.padding import without_padding
 from hushgrad.session.protocol import DeclaredLoop, ObservedLoop
 from hushgrad.session.spending import Spending
@@ -224,7 +222,7 @@ class Session:
         Args:
             dataset: map-style; its length is thereby declared public.
             steps_per_pass: logical batches in one pass; by default len(dataset) / B, rounded up, or len(batches).
-            batches: for `DisjointBatches`, the batches of indices.
+            batches: for a sampling that takes the caller's own (`DisjointBatches`), the batches of indices.
             options: workers, pinning and `collate_fn`.
             max_physical_batch_size: the most records in one item; None for all.
             constant_shapes: whether every item has exactly that many rows, padding of weight 0 included (see
@@ -232,11 +230,7 @@ class Session:
         """
         count = dataset_length(dataset)
         sampling, size = self._mechanism.sampling, self._mechanism.expected_batch_size
-        if isinstance(sampling, RandomSampling) and not math.isclose(sampling.rate * count, size, rel_tol=1e-9):
-            raise InvalidArgumentError(
-                f"expected_batch_size must be rate x len(dataset) = {sampling.rate * count:g}, the mechanism has "
-                f"{size:g}"
-            )
+        require_expected_size(sampling, size, count)
         if steps_per_pass is None:
             steps_per_pass = math.ceil(count / size) if batches is None else len(batches)
         loader = PrivateLoader(
@@ -256,22 +250,24 @@ class Session:
     def batches_of(
         self, data_loader: Any, *, max_physical_batch_size: int | None = None, constant_shapes: bool = False
     ) -> PrivateLoader:
-        """Return a loader with the dataset, workers and `collate_fn` of a DataLoader (see `PrivateLoader`)."""
+        """Return a loader with the dataset, workers and `collate_fn` of a DataLoader (see `PrivateLoader`).
+
+        `data_loader` may also be what `read_data_loader` read of one.
+        """
         reading = read_data_loader(data_loader)
-        sampling = self._mechanism.sampling
         loader = PrivateLoader.from_data_loader(
-            data_loader,
-            poisson_sampling=isinstance(sampling, RandomSampling),
+            reading,
+            self._mechanism.sampling,
             stream=self._loader_stream(),
-            max_batch_size=sampling.max_batch_size if isinstance(sampling, TruncatedPoissonSampling) else None,
             max_physical_batch_size=max_physical_batch_size,
             constant_shapes=constant_shapes,
             observer=self,
         )
-        if loader.sampling != self._mechanism.sampling or loader.batch_size != self._mechanism.expected_batch_size:
+        if loader.batch_size != self._mechanism.expected_batch_size:
             raise InvalidArgumentError(
-                f"the data loader has batch_size {loader.batch_size:g} of {reading.count} records, the mechanism "
-                f"{self._mechanism.sampling} and expected_batch_size {self._mechanism.expected_batch_size:g}"
+                f"the data loader has batch_size {loader.batch_size:g}, the mechanism expected_batch_size "
+                f"{self._mechanism.expected_batch_size:g}",
+                cure="Give both the same number",
             )
         return self._attach_loader(loader, reading.count, reading.options.collate_fn)
 
@@ -569,7 +565,9 @@ def _third_parties(mechanism: DPSGD, plan: Plan | None) -> list[Condition]:
     own = {
         "mechanism": (mechanism, (DPSGD,)),
         "clip rule": (mechanism.clipping, (FlatClipping,)),
-        "sampling": (mechanism.sampling, get_args(Sampling)),
         "plan of norms": (plan, (Plan, NoneType)),
     }
-    return [third_party(part, type(value).__name__) for part, (value, kinds) in own.items() if type(value) not in kinds]
+    foreign = [(part, type(value)) for part, (value, kinds) in own.items() if type(value) not in kinds]
+    kinds_of = {"sampling": type(mechanism.sampling)}
+    foreign += [(part, kind) for part, kind in kinds_of.items() if not kind.__module__.startswith("hushgrad.")]
+    return [third_party(part, f"{kind.__module__}.{kind.__qualname__}") for part, kind in foreign]

@@ -24,7 +24,6 @@ from hushgrad.errors import (
     ProtocolError,
 )
 from hushgrad.mechanism import DPSGD
-from hushgrad.sampling.disjoint import DisjointBatches
 
 MOST_PASSES = 10**5
 
@@ -73,16 +72,19 @@ class Spending:
         """Open the ledger, new or continued, unless it is open.
 
         Raises:
-            ProtocolError: disjoint batches that nobody observes.
+            ProtocolError: a sampling that nobody observes and that cannot be declared (disjoint batches).
             ContractChangedError: the ledger holds steps that are not part of this plan.
             AccountingError: it holds steps under another neighbouring relation.
             LedgerError: the file cannot be opened or trusted.
         """
         if self._ledger is not None:
             return
-        if sampling == DECLARED and isinstance(self._mechanism.sampling, DisjointBatches):
+        scheme = self._mechanism.sampling
+        if sampling == DECLARED and not scheme.can_be_declared:
             raise ProtocolError(
-                "DisjointBatches without a loader cannot be charged: nobody sees where a pass ends. Use session.batches"
+                f"{type(scheme).__name__} without a loader cannot be charged: nobody sees that it is kept to"
+                + (" and where a pass ends" if scheme.counts_in == "passes" else ""),
+                cure="Use session.batches",
             )
         ledger = Ledger(self._path, contract=self._contract(sampling, population))
         earlier = [event for event, _ in ledger.events()]
@@ -106,7 +108,7 @@ class Spending:
         What a run before this one left is part of the plan, not of the question, so that the answer stays the same.
         """
         mechanism = self._mechanism
-        if isinstance(mechanism.sampling, DisjointBatches):
+        if mechanism.sampling.counts_in == "passes":
             foreign = [part for part in earlier if part[0] != mechanism.event(part[0].data_pass or 0)]
             indices = {event.data_pass for event, _ in foreign if event.data_pass is not None}
             beyond = max(indices, default=-1) + 1

@@ -30,8 +30,7 @@ from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.scheme import RandomSampling
-from hushgrad.sampling.torch_loader import DataLoaderReading, read_data_loader
+from hushgrad.sampling.torch_loader import DataLoaderReading, LoadingOptions, read_data_loader
 from hushgrad.session.session import Session, privatize
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -80,7 +79,6 @@ class Rig:
     criterion: Any
     mechanism: DPSGD
     reading: DataLoaderReading
-    data_loader: Any
     optimizer: OptimizerFactory
     max_physical_batch_size: int | None
     constant_shapes: bool
@@ -103,15 +101,17 @@ class Rig:
         if isinstance(data_loader, PrivateLoader):
             rows = rows or data_loader.max_physical_batch_size
             constant_shapes = constant_shapes or data_loader.constant_shapes
-            data_loader = DataLoader(
+            own = DataLoader(
                 data_loader.dataset,
                 batch_size=max(1, round(data_loader.batch_size)),
                 collate_fn=data_loader.options.collate_fn,
                 shuffle=True,
             )
-        reading = read_data_loader(data_loader)
+            reading = replace(read_data_loader(own), batch_size=data_loader.batch_size)
+        else:
+            reading = read_data_loader(data_loader)
         one_step = replace(mechanism.at(0), steps=None, passes=None)
-        return cls(_copied(model), criterion, one_step, reading, data_loader, optimizer, rows, constant_shapes)
+        return cls(_copied(model), criterion, one_step, reading, optimizer, rows, constant_shapes)
 
     def session(self, *, seed: int | None, ledger: Path | None = None) -> Running:
         """Return a session on a fresh copy, under a fixed key (`seed`) or a secret one."""
@@ -119,7 +119,7 @@ class Rig:
         optimizer = self.optimizer(model.parameters())
         key = None if seed is None else KeyStream.fixed_for_tests(seed)
         mechanism = self.mechanism
-        if ledger is None and not isinstance(mechanism.sampling, RandomSampling):
+        if ledger is None and not mechanism.sampling.can_be_declared:
             mechanism = replace(mechanism, sampling=PoissonSampling(1.0))  # batches of the verification's own choice
         stepped: list[PhysicalBatch | None] = []
         # Before the session's own hook, which ends the item.
@@ -147,11 +147,12 @@ class Rig:
             running = self.session(seed=seed, ledger=path)
             recorder = _Recorder(running, path, updates)
             try:
-                loader: Any = self.data_loader
+                reading = self.reading
                 if dataset is not None:
-                    loader = _with_dataset(loader, dataset)
+                    options = LoadingOptions(collate_fn=reading.options.collate_fn)
+                    reading = replace(reading, dataset=dataset, options=options)
                 private = running.session.batches_of(
-                    loader, max_physical_batch_size=self.max_physical_batch_size, constant_shapes=self.constant_shapes
+                    reading, max_physical_batch_size=self.max_physical_batch_size, constant_shapes=self.constant_shapes
                 )
                 try:
                     while recorder.updates < updates:
@@ -288,8 +289,3 @@ class Indices(Dataset[int]):
 
     def __getitem__(self, index: int) -> int:
         return index
-
-
-def _with_dataset(loader: Any, dataset: Any) -> DataLoader[Any]:
-    reading = read_data_loader(loader)
-    return DataLoader(dataset, batch_sampler=reading.batches, collate_fn=reading.options.collate_fn)

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from hushgrad.arguments import open_unit_interval, positive_number
 from hushgrad.checks.verification.checks import statistics as st
+from hushgrad.checks.verification.checks.draws import DRAWS, read_draws
 from hushgrad.checks.verification.checks.noise import NoiseReading, read_noise
 from hushgrad.checks.verification.checks.sampling import SamplingReading, draws_needed, read_sampling
 from hushgrad.checks.verification.mistakes.clipping import Belief
@@ -41,8 +42,7 @@ from hushgrad.mechanism import DPSGD
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.scheme import RandomSampling
-from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
+from hushgrad.sampling.scheme import SamplingScheme
 
 _ROWS = 8
 _UPDATES = 12
@@ -151,7 +151,7 @@ def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, al
             belief.max_grad_norm,
             belief.noise_multiplier * belief.max_grad_norm,
             belief.noise_multiplier,
-            claimed.sampling.rate if isinstance(claimed.sampling, RandomSampling) else None,
+            claimed.sampling.poisson_rate,
         ),
         Measured(
             contributions.sensitivity * belief.divisor,
@@ -160,7 +160,7 @@ def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, al
             sampling.rate if sampling is not None else None,
             run.updates,
         ),
-        notes=contributions.notes,
+        notes=(*contributions.notes, *_not_tested(claimed.sampling)),
         seconds=time.perf_counter() - started,
     )
 
@@ -189,36 +189,55 @@ def _noise(rig: Rig, belief: Belief, resolution: float, alpha: float) -> NoiseRe
 
 def _sampling(rig: Rig, resolution: float, alpha: float) -> tuple[SamplingReading | None, tuple[Check, ...]]:
     """Read draws of the loader that training would use, over indices in place of records."""
-    stream = KeyStream.from_operating_system()
-    count, sampling = rig.reading.count, rig.mechanism.sampling
-    observer = _Draws()
-    if not isinstance(sampling, RandomSampling):
-        loader = PrivateLoader(
-            Indices(count),
-            sampling,
-            steps_per_pass=rig.reading.steps,
-            stream=stream,
-            batch_size=rig.reading.batch_size,
-            batches=rig.reading.batches,
-            observer=observer,
-        )
-        for _ in range(3):
-            for _item in loader:
-                pass
+    count, scheme = rig.reading.count, rig.mechanism.sampling
+    if scheme.counts_in == "passes":
+        observer = _observed(rig, scheme, rig.reading.steps, passes=3)
         return None, (_each_once(observer.passes, count),)
-    draws = draws_needed(count, sampling.rate, resolution, alpha)
-    draws = max(40, min(draws, math.ceil(_MOST_INDICES / max(1.0, count * sampling.rate))))
-    loader = PrivateLoader(Indices(count), sampling, steps_per_pass=draws, stream=stream, observer=observer)
-    for _item in loader:
-        pass
-    reading = read_sampling(
-        [batch.indices for batch in observer.batches],
-        population=count,
-        rate=sampling.rate,
-        false_alarm=alpha,
-        max_batch_size=sampling.max_batch_size if isinstance(sampling, TruncatedPoissonSampling) else None,
-    )
+    rate = scheme.poisson_rate
+    inclusion = scheme.inclusion_probability(count)
+    needed = DRAWS if rate is None else draws_needed(count, rate, resolution, alpha)
+    observer = _observed(rig, scheme, max(40, min(needed, math.ceil(_MOST_INDICES / max(1.0, count * inclusion)))))
+    draws = [batch.indices for batch in observer.batches]
+    if rate is not None:
+        most = scheme.largest_batch
+        reading = read_sampling(draws, population=count, rate=rate, false_alarm=alpha, max_batch_size=most)
+    else:
+        reading = read_draws(
+            draws,
+            population=count,
+            inclusion=inclusion,
+            expected_size=scheme.expected_batch_size(count),
+            largest_batch=scheme.largest_batch,
+            draws_afresh=scheme.draws_afresh,
+            false_alarm=alpha,
+        )
     return reading, tuple(reading.checks.values())
+
+
+def _not_tested(scheme: SamplingScheme) -> tuple[str, ...]:
+    if scheme.counts_in == "passes" or scheme.draws_afresh:
+        return ()
+    return (
+        "Steps are not drawn afresh, so how often records take part could not be tested: only each draw by itself.",
+    )
+
+
+def _observed(rig: Rig, scheme: SamplingScheme, steps: int, passes: int = 1) -> _Draws:
+    """Draw as training would, over indices in place of records."""
+    observer = _Draws()
+    loader = PrivateLoader(
+        Indices(rig.reading.count),
+        scheme,
+        steps_per_pass=steps,
+        stream=KeyStream.from_operating_system(),
+        batch_size=rig.mechanism.expected_batch_size,
+        batches=rig.reading.batches if scheme.takes_batches else None,
+        observer=observer,
+    )
+    for _ in range(passes):
+        for _item in loader:
+            pass
+    return observer
 
 
 class _Draws:
@@ -274,7 +293,11 @@ def _ledger(
     rates = [rate for rate in (event.charged_rate for event in events) if rate is not None]
     rate_right = True
     said = "no amplification charged"
-    if sampling is not None:
+    if sampling is not None and rig.mechanism.sampling.poisson_rate is None:
+        allowed = rig.mechanism.sampling.inclusion_probability(rig.reading.count)
+        said = f"{min(rates, default=1.0):.6g} charged, at most {allowed:.6g} claimed and measured"
+        rate_right = min(rates, default=1.0) >= allowed * (1 - 1e-9)
+    elif sampling is not None:
         said = f"{min(rates, default=0.0):.6g} charged, {sampling.rate:.6g} measured"
         trials = sampling.checks["rate"].sample_size
         q = max(rates, default=0.0)
