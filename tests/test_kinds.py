@@ -12,6 +12,7 @@ import pytest
 
 import hushgrad
 from hushgrad.accounting.events import registry
+from hushgrad.mechanism.noise import NoiseMechanism
 from hushgrad.sampling.scheme import SamplingScheme
 
 ROOT = Path(hushgrad.__file__).parent
@@ -50,6 +51,7 @@ def _kinds_of(base: type) -> frozenset[str]:
 
 CONCEPTS = {
     "accounting/events": (frozenset(kind.__name__ for kind in registry._KINDS.values()), "PoissonSampled"),
+    "mechanism": (_kinds_of(NoiseMechanism), "GaussianNoise"),
     "sampling": (_kinds_of(SamplingScheme), "PoissonSampling"),
 }
 """For each folder the names of its kinds, and one that must be among them."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hushgrad.checks.verification.update.verify_update import verify_update
     from hushgrad.clipping.flat import FlatClipping
     from hushgrad.engine import PrivacyEngine
-    from hushgrad.mechanism import DPSGD
+    from hushgrad.mechanism import DPSGD, GaussianNoise, Mechanism, NoiseMechanism
     from hushgrad.sampling.disjoint import DisjointBatches
     from hushgrad.sampling.poisson import PoissonSampling
     from hushgrad.sampling.scheme import SamplingScheme
@@ -29,6 +29,9 @@ __all__ = [  # noqa: RUF022 - in plain order
     "DPSGD",
     "DisjointBatches",
     "FlatClipping",
+    "GaussianNoise",
+    "Mechanism",
+    "NoiseMechanism",
     "PoissonSampling",
     "PrivacyEngine",
     "SamplingScheme",
@@ -46,6 +49,9 @@ __all__ = [  # noqa: RUF022 - in plain order
 _HOMES = {
     "Budget": "hushgrad.accounting.budget",
     "DPSGD": "hushgrad.mechanism",
+    "GaussianNoise": "hushgrad.mechanism",
+    "Mechanism": "hushgrad.mechanism",
+    "NoiseMechanism": "hushgrad.mechanism",
     "DisjointBatches": "hushgrad.sampling.disjoint",
     "FlatClipping": "hushgrad.clipping.flat",
     "PoissonSampling": "hushgrad.sampling.poisson",

@@ -17,7 +17,7 @@ from hushgrad.arguments import one_of, open_unit_interval, positive_number, whol
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError, ProtocolError
 from hushgrad.losses import PerExampleLoss
-from hushgrad.mechanism import DPSGD
+from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.disjoint import DisjointBatches
 from hushgrad.sampling.loader import PrivateLoader
@@ -198,7 +198,7 @@ class PrivacyEngine:
         return self._session
 
     @property
-    def mechanism(self) -> DPSGD:
+    def mechanism(self) -> Mechanism:
         """What every step does and costs."""
         return self.session.mechanism
 
@@ -212,7 +212,7 @@ class PrivacyEngine:
         module: Module,
         optimizer: AnyOptimizer,
         reading: DataLoaderReading,
-        mechanism: DPSGD,
+        mechanism: Mechanism,
         max_physical_batch_size: int | None,
         constant_shapes: bool,
         budget: Budget | None = None,

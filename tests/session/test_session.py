@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import hushgrad.session.update
+import hushgrad.mechanism.gaussian
 from hushgrad import DPSGD, DisjointBatches, FlatClipping, PoissonSampling, Session, privatize
 from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.events.disjoint_pass import DisjointPass
@@ -306,7 +306,7 @@ def test_the_charge_is_on_disk_before_noise_is_drawn_and_a_failure_there_updates
     before = values(model)
     drawn = 0
     on_disk = []
-    real = hushgrad.session.update.noisy_updates
+    real = hushgrad.mechanism.gaussian.noisy_updates
 
     def interrupted(*args: Any, **options: Any) -> list[Tensor]:
         nonlocal drawn
@@ -316,7 +316,7 @@ def test_the_charge_is_on_disk_before_noise_is_drawn_and_a_failure_there_updates
             raise failure
         return real(*args, **options)
 
-    monkeypatch.setattr(hushgrad.session.update, "noisy_updates", interrupted)
+    monkeypatch.setattr(hushgrad.mechanism.gaussian, "noisy_updates", interrupted)
     session.backward(losses(model, torch.randn(4, 3).double()))
     with pytest.raises(failure):
         optimizer.step()

@@ -1,4 +1,4 @@
-"""DP-SGD as a frozen value: what one step does to the data, what it costs, and nothing else.
+"""A mechanism as a frozen value: what one step does to the data, what it costs, and nothing else.
 
 This is the one place where the noise that runs and the noise that is charged are the same number.
 """
@@ -6,8 +6,11 @@ This is the one place where the noise that runs and the noise that is charged ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import Any, Self
+
+from torch import Tensor
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
 from hushgrad.accounting.accountants import epsilon as epsilon_of
@@ -16,32 +19,30 @@ from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.events.event import Event
 from hushgrad.arguments import non_negative_number, one_of, positive_number, whole_number
 from hushgrad.clipping.flat import FlatClipping
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.errors import InvalidArgumentError, NoiseMismatchError
+from hushgrad.mechanism.noise import NoiseMechanism, require_noise
+from hushgrad.noise.gaussian import Noised
 from hushgrad.sampling.scheme import SamplingScheme, require_scheme
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPSGD:
-    """The mechanism of Abadi et al. 2016 (Algorithm 1): clip each example, sum, add noise, divide by a constant.
+class Mechanism:
+    """Clip each example, sum, add noise, divide by a constant: a clip rule, a noise mechanism and a sampling scheme.
+
+    `DPSGD` is the one with Gaussian noise, and says what the other fields are.
 
     Attributes:
-        noise_multiplier: σ, no unit. 0 is allowed and not private (ε = ∞).
-        clipping: the clip rule; its `sensitivity` is C.
-        sampling: how the examples of a step are drawn.
-        expected_batch_size: B, a public constant; the size that happens to be drawn is never used.
-        steps: a hard limit of steps, if given.
-        passes: a hard limit of passes over the data, if given; for a sampling that is counted in passes.
-        loss_reduction: "mean" divides the noised sum by B, "sum" does not divide it.
-        noise_schedule: one factor > 0 on `noise_multiplier` for each step; public, fixed beforehand, charged step by
-            step. For a sampling that is counted in steps. Its length limits `steps` (and is their number, if `steps` is
-            None).
-        clip_schedule: the same for the clip norm; the noise of a step follows that step's clip norm.
+        noise: what is added to the sum.
+        noise_multiplier: that of the noise.
 
-    Guarantee: the noise on the sum has standard deviation `noise_multiplier · sensitivity`, and the accountant is given
-    `noise_multiplier`, never one scaled by a batch size.
+    Raises `UnprovenMechanismError` where nobody has proven what this noise costs with this sampling, and
+    `InvalidArgumentError` for a field out of range.
+
+    Guarantee: a pair of noise and sampling without a proof cannot be made a mechanism.
     """
 
-    noise_multiplier: float
+    noise: NoiseMechanism
+    noise_multiplier: float = field(init=False, repr=False, compare=False)
     clipping: FlatClipping
     sampling: SamplingScheme
     expected_batch_size: float
@@ -52,10 +53,16 @@ class DPSGD:
     clip_schedule: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", self.noise_multiplier))
+        noise = require_noise(self.noise)
+        object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", noise.noise_multiplier))
         if not isinstance(self.clipping, FlatClipping):
             raise InvalidArgumentError(f"clipping must be FlatClipping(C), got {type(self.clipping).__name__}")
-        require_scheme(self.sampling)
+        event = noise.event(require_scheme(self.sampling))
+        if not isinstance(event, Event):
+            raise InvalidArgumentError(
+                f"the event of {type(noise).__name__} with {type(self.sampling).__name__} must be an Event, got "
+                f"{type(event).__name__}"
+            )
         size = positive_number("expected_batch_size", self.expected_batch_size)
         object.__setattr__(self, "expected_batch_size", size)
         if self.steps is not None:
@@ -96,7 +103,7 @@ class DPSGD:
         """Whether noise or clip norm differ from step to step."""
         return self.noise_schedule is not None or self.clip_schedule is not None
 
-    def at(self, step: int) -> DPSGD:
+    def at(self, step: int) -> Self:
         """Return the mechanism of step `step` (from 0) alone; itself where nothing is scheduled.
 
         Guarantee: the noise that runs in a step and the noise that is charged for it come from the same value.
@@ -109,13 +116,15 @@ class DPSGD:
         clipping = self.clipping
         if self.clip_schedule is not None:
             clipping = replace(clipping, max_grad_norm=clipping.max_grad_norm * self.clip_schedule[number])
-        return replace(
-            self,
-            noise_multiplier=self._noise_at(number),
-            clipping=clipping,
-            noise_schedule=None,
-            clip_schedule=None,
-        )
+        once = self._changed(clipping=clipping, noise_schedule=None, clip_schedule=None)
+        return once if self.noise_schedule is None else once.with_noise_multiplier(self._noise_at(number))
+
+    def with_noise_multiplier(self, noise_multiplier: float) -> Self:
+        """Return this mechanism with another noise multiplier."""
+        return self._changed(noise=self.noise.with_noise_multiplier(noise_multiplier))
+
+    def _changed(self, **changes: Any) -> Self:
+        return replace(self, **changes)
 
     def _noise_at(self, step: int) -> float:
         return self.noise_multiplier * (1.0 if self.noise_schedule is None else self.noise_schedule[step])
@@ -126,19 +135,35 @@ class DPSGD:
 
     @property
     def noise_std(self) -> float:
-        """Standard deviation of the noise on the sum of clipped gradients, σ·C, in units of the gradient."""
+        """Standard deviation of the noise on the sum of clipped gradients, in units of the gradient; Gaussian: σ·C."""
         self._require_one_step()
-        return self.noise_multiplier * self.clipping.sensitivity
+        return self.noise.std(self.clipping.sensitivity)
 
     @property
     def divisor(self) -> float:
         """What the noised sum is divided by: B for "mean", 1 for "sum"."""
         return self.expected_batch_size if self.loss_reduction == "mean" else 1.0
 
-    def event(self, pass_index: int = 0) -> Event:
-        """Return what one step is charged as; `pass_index` numbers the passes over disjoint batches."""
+    def updates(self, state: Any, totals: Sequence[Noised]) -> list[Tensor]:
+        """Return `(total + noise) / divisor` for each total of one step; `state` is what `noise.start` returned.
+
+        Raises `NoiseMismatchError` where the noise gives back something of another form than it was given.
+        """
         self._require_one_step()
-        return self.sampling.event(self.noise_multiplier, pass_index)
+        forms = [(part.total.shape, part.total.dtype, part.total.device) for part in totals]
+        updates = self.noise.updates(state, totals, sensitivity=self.clipping.sensitivity, divisor=self.divisor)
+        if [(update.shape, update.dtype, update.device) for update in updates] != forms:
+            raise NoiseMismatchError(
+                f"{type(self.noise).__name__} gave back {len(updates)} updates for {len(forms)} sums, or updates of "
+                f"other shapes, dtypes or devices than the sums",
+                cure="Return one update for each total from updates(), in its order, shape, dtype and device",
+            )
+        return updates
+
+    def event(self, pass_index: int = 0) -> Event:
+        """Return what one step is charged as; `pass_index` numbers the passes over the data."""
+        self._require_one_step()
+        return self.noise.event(self.sampling, pass_index)
 
     def composition(self) -> Composition:
         """Return all that the mechanism plans to release: `steps` steps, or `passes` passes over the data."""
@@ -152,11 +177,12 @@ class DPSGD:
         """
         number = whole_number("count", count, minimum=1)
         if self.sampling.counts_in == "passes":
-            return [(self.event(index), 1) for index in range(number)]
+            return [(self.noise.event(self.sampling, index), 1) for index in range(number)]
         if self.noise_schedule is None:
-            return [(self.sampling.event(self.noise_multiplier), number)]
+            return [(self.noise.event(self.sampling), number)]
         runs = groupby(self._noise_at(step) for step in range(number))
-        return [(self.sampling.event(noise_multiplier), len(list(run))) for noise_multiplier, run in runs]
+        noises = [(self.noise.with_noise_multiplier(multiplier), len(list(run))) for multiplier, run in runs]
+        return [(noise.event(self.sampling), steps) for noise, steps in noises]
 
     def equal_steps(self, step: int, most: int) -> int:
         """Return how many steps from `step` on are charged alike, at most `most`."""
@@ -169,7 +195,7 @@ class DPSGD:
         """Return ε at `delta` after everything that is planned (`steps` or `passes`) has run."""
         return epsilon_of(self.composition(), delta, accountant)
 
-    def calibrate(self, *, epsilon: float, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> DPSGD:
+    def calibrate(self, *, epsilon: float, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> Self:
         """Return this mechanism with the smallest noise multiplier that plans to spend at most `epsilon` at `delta`.
 
         A schedule keeps its shape: its factors stay.
@@ -180,12 +206,12 @@ class DPSGD:
         self.composition()  # says what is missing from the plan before the search begins
 
         def planned(noise_multiplier: float) -> Composition:
-            return replace(self, noise_multiplier=noise_multiplier).composition()
+            return self.with_noise_multiplier(noise_multiplier).composition()
 
         sigma = calibrate_noise_multiplier(
             target_epsilon=epsilon, target_delta=delta, composition=planned, accountant=accountant
         )
-        return replace(self, noise_multiplier=sigma)
+        return self.with_noise_multiplier(sigma)
 
     @staticmethod
     def _planned(name: str, value: int | None) -> int:

@@ -44,7 +44,7 @@ from hushgrad.guards.gradient_marks import GradientMarks
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.guards.probing.probe import Probe, ProbeReport
-from hushgrad.mechanism import DPSGD
+from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader, require_expected_size
 from hushgrad.sampling.records import PhysicalBatch
@@ -67,7 +67,7 @@ _left_by_earlier = WeakIdKeyDictionary()
 def privatize(
     model: nn.Module,
     optimizer: Optimizer,
-    mechanism: DPSGD,
+    mechanism: Mechanism,
     *,
     ledger: str | os.PathLike[str] | None = None,
     key: KeyStream | None = None,
@@ -105,7 +105,7 @@ class Session:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        mechanism: DPSGD,
+        mechanism: Mechanism,
         *,
         ledger: str | os.PathLike[str] | None,
         key: KeyStream | None,
@@ -113,8 +113,10 @@ class Session:
         budget: Budget | None = None,
         lease: int = 1,
     ) -> None:
-        if not isinstance(mechanism, DPSGD):
-            raise InvalidArgumentError(f"mechanism must be a DPSGD, got {type(mechanism).__name__}")
+        if not isinstance(mechanism, Mechanism):
+            raise InvalidArgumentError(
+                f"mechanism must be a DPSGD or another Mechanism, got {type(mechanism).__name__}"
+            )
         if key is not None and (not isinstance(key, KeyStream) or key.is_secret):
             raise InvalidArgumentError(
                 "key must be KeyStream.fixed_for_tests(seed), for tests. A session draws its own secret key: two "
@@ -309,7 +311,7 @@ class Session:
     # What was spent ------------------------------------------------------------------------------------------------
 
     @property
-    def mechanism(self) -> DPSGD:
+    def mechanism(self) -> Mechanism:
         """What every step does and costs."""
         return self._mechanism
 
@@ -560,14 +562,14 @@ class Session:
         return loader
 
 
-def _third_parties(mechanism: DPSGD, plan: Plan | None) -> list[Condition]:
+def _third_parties(mechanism: Mechanism, plan: Plan | None) -> list[Condition]:
     """Return the parts that are classes of somebody else's: subclasses of ours may compute something else."""
     own = {
-        "mechanism": (mechanism, (DPSGD,)),
+        "mechanism": (mechanism, (DPSGD, Mechanism)),
         "clip rule": (mechanism.clipping, (FlatClipping,)),
         "plan of norms": (plan, (Plan, NoneType)),
     }
     foreign = [(part, type(value)) for part, (value, kinds) in own.items() if type(value) not in kinds]
-    kinds_of = {"sampling": type(mechanism.sampling)}
+    kinds_of = {"noise": type(mechanism.noise), "sampling": type(mechanism.sampling)}
     foreign += [(part, kind) for part, kind in kinds_of.items() if not kind.__module__.startswith("hushgrad.")]
     return [third_party(part, f"{kind.__module__}.{kind.__qualname__}") for part, kind in foreign]

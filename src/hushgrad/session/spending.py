@@ -23,7 +23,7 @@ from hushgrad.errors import (
     LedgerError,
     ProtocolError,
 )
-from hushgrad.mechanism import DPSGD
+from hushgrad.mechanism import Mechanism
 
 MOST_PASSES = 10**5
 
@@ -41,7 +41,7 @@ class Spending:
 
     def __init__(
         self,
-        mechanism: DPSGD,
+        mechanism: Mechanism,
         path: str | os.PathLike[str] | None,
         *,
         noise_is_secret: bool,
@@ -153,7 +153,7 @@ class Spending:
         """How many more steps are planned and fit into the budget; None where nothing limits them."""
         return None if self._last_step is None else max(self._last_step - self.steps, 0)
 
-    def current(self) -> DPSGD:
+    def current(self) -> Mechanism:
         """Return the mechanism of the next step to be charged (of the last one, where all are)."""
         if not self._mechanism.is_scheduled or self._mechanism.steps is None:
             return self._mechanism

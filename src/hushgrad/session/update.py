@@ -13,8 +13,8 @@ from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
-from hushgrad.mechanism import DPSGD
-from hushgrad.noise.gaussian import Noised, noisy_updates
+from hushgrad.mechanism import Mechanism
+from hushgrad.noise.gaussian import Noised
 from hushgrad.randomness import Address, KeyStream
 
 # Sums up to here are cheaper to copy into one draw of noise than to give a draw of their own.
@@ -29,11 +29,11 @@ class Update:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], mechanism: DPSGD, noise: KeyStream, plan: Plan | None
+        self, parameters: Mapping[str, nn.Parameter], mechanism: Mechanism, noise: KeyStream, plan: Plan | None
     ) -> None:
         self._parameters = parameters
         self._mechanism = mechanism
-        self._noise = noise
+        self._noise = mechanism.noise.start(noise)
         self._plan = plan
         self._sums: dict[str, Tensor] = {}
         self._number = 0
@@ -60,7 +60,7 @@ class Update:
         """How many updates were written."""
         return self._number
 
-    def follow(self, mechanism: DPSGD) -> None:
+    def follow(self, mechanism: Mechanism) -> None:
         """Clip and add noise as `mechanism` says from here on: the next step of a schedule."""
         self._mechanism = mechanism
 
@@ -99,14 +99,12 @@ class Update:
         owners = [True] * len(flats) + _sole_owners_of_their_memory([totals[place] for place in alone])
         sums = [*flats, *(totals[place] for place in alone)]
         sample = self.monitor.before(sums)
-        updates = noisy_updates(
+        updates = self._mechanism.updates(
+            self._noise,
             [
                 Noised(total, Address(number, item), overwrite=is_owner)
                 for item, (total, is_owner) in enumerate(zip(sums, owners, strict=True))
             ],
-            noise_std=self._mechanism.noise_std,
-            divisor=self._mechanism.divisor,
-            stream=self._noise,
         )
         self.monitor.after(sample, updates, self._mechanism.noise_std, self._mechanism.divisor)
         for places, parts, flat in zip(together, shared, updates, strict=False):

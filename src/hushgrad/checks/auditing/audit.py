@@ -28,7 +28,7 @@ from hushgrad.checks.auditing.bounds import (
     white_box_bound_of,
 )
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.mechanism import DPSGD
+from hushgrad.mechanism import Mechanism
 from hushgrad.session.session import privatize
 
 Scores = NDArray[np.float64]
@@ -140,7 +140,7 @@ class DiracCanaries(nn.Module):
 
 
 def audit(
-    mechanism: DPSGD,
+    mechanism: Mechanism,
     *,
     delta: float,
     confidence: float = 0.99,

@@ -25,7 +25,7 @@ from hushgrad.checks.verification.update.paired_update import Loop, Output, seed
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.guards.probing.state import own_objects
 from hushgrad.losses import PerExampleLoss
-from hushgrad.mechanism import DPSGD
+from hushgrad.mechanism import Mechanism
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.poisson import PoissonSampling
@@ -77,7 +77,7 @@ class Rig:
 
     model: nn.Module
     criterion: Any
-    mechanism: DPSGD
+    mechanism: Mechanism
     reading: DataLoaderReading
     optimizer: OptimizerFactory
     max_physical_batch_size: int | None
@@ -89,7 +89,7 @@ class Rig:
         model: nn.Module,
         data_loader: Any,
         criterion: Any,
-        mechanism: DPSGD,
+        mechanism: Mechanism,
         optimizer: OptimizerFactory,
         max_physical_batch_size: int | None,
         constant_shapes: bool = False,

@@ -38,7 +38,7 @@ from hushgrad.checks.verification.verdict import Cause, Check, Measured, Verdict
 from hushgrad.engine import PrivacyEngine
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.guards.probing.state import State
-from hushgrad.mechanism import DPSGD
+from hushgrad.mechanism import Mechanism
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
@@ -75,7 +75,8 @@ def verify(
         model: in training mode; copied, and left as it is. It may be in an open session.
         data_loader: the ordinary `DataLoader`, or the private one; its items must be `(inputs, target)`.
         criterion: the ordinary loss, as it is given to `engine.per_example`.
-        mechanism: the claim: a `PrivacyEngine` after `make_private`, or a `DPSGD`. Of a schedule the first step counts.
+        mechanism: the claim: a `PrivacyEngine` after `make_private`, a `DPSGD` or another `Mechanism`. Of a schedule
+            the first step counts.
         loop: `(model, optimizer, loader, criterion)`, one pass of training; by default the ordinary loop.
         optimizer: makes the optimizer of a copy from its parameters; by default SGD with a learning rate of 0.01.
         max_physical_batch_size, constant_shapes: as in `make_private`; by default those of a private loader.
@@ -92,8 +93,10 @@ def verify(
     """
     started = time.perf_counter()
     claimed = mechanism.mechanism if isinstance(mechanism, PrivacyEngine) else mechanism
-    if not isinstance(claimed, DPSGD):
-        raise InvalidArgumentError(f"mechanism must be a PrivacyEngine or a DPSGD, got {type(mechanism).__name__}")
+    if not isinstance(claimed, Mechanism):
+        raise InvalidArgumentError(
+            f"mechanism must be a PrivacyEngine, a DPSGD or another Mechanism, got {type(mechanism).__name__}"
+        )
     if claimed.noise_multiplier == 0:
         raise InvalidArgumentError("a noise multiplier of 0 is not private, so there is nothing to verify")
     alpha = open_unit_interval("false_alarm", false_alarm)
@@ -112,9 +115,11 @@ def verify(
     return verdict
 
 
-def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, alpha: float, started: float) -> Verdict:
+def _verdict(
+    rig: Rig, loop: TrainingLoop, claimed: Mechanism, resolution: float, alpha: float, started: float
+) -> Verdict:
     belief = Belief(
-        rig.mechanism.noise_multiplier,
+        rig.mechanism.noise.std(1.0),
         rig.mechanism.clipping.sensitivity,
         rig.mechanism.expected_batch_size,
         rig.mechanism.divisor,
@@ -140,7 +145,7 @@ def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, al
     causes: list[Cause] = []
     if not all(check.passed for check in checks):
         if not all(check.passed for check in (*contributions.checks, *noise.checks.values())):
-            causes += find_causes(contributions, belief, claimed.at(0).noise_multiplier, noise)
+            causes += find_causes(contributions, belief, rig.mechanism.event().noise_multiplier, noise)
         causes += sampling.causes if sampling is not None else ()
         causes += _run_causes(checks)
     return Verdict(
