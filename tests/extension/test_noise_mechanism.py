@@ -183,16 +183,18 @@ def test_training_ends_where_other_noise_runs_than_is_charged(kind: type[TwoPart
         trained(mechanism(kind(1.5)), steps=80)
 
 
-def verified(kind: type[TwoParties]) -> Verdict:
+def verified(kind: type[TwoParties], **changes: Any) -> Verdict:
     torch.manual_seed(5)
     loader = DataLoader(data(), batch_size=B, shuffle=True)
-    return hushgrad.verify(network(), loader, nn.CrossEntropyLoss(), mechanism(kind(1.5)), resolution=0.05)
+    claimed = mechanism(kind(1.5), **changes)
+    return hushgrad.verify(network(), loader, nn.CrossEntropyLoss(), claimed, resolution=0.05)
 
 
 @pytest.mark.statistical
-def test_verification_passes() -> None:
-    """False alarm 1e-6."""
-    verdict = verified(TwoParties)
+@pytest.mark.parametrize(("kind", "changes"), [(TwoParties, {}), (Remembers, {"sampling": DisjointBatches()})])
+def test_verification_passes(kind: type[TwoParties], changes: dict[str, Any]) -> None:
+    """False alarm 1e-6 each."""
+    verdict = verified(kind, **changes)
     assert verdict.passed, verdict.to_text()
 
 

