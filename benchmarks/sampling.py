@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 from benchmarks.timing import Interval, median_interval
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling import LoadingOptions, PoissonSampling, PrivateLoader, TruncatedPoissonSampling
-from hushgrad.sampling.poisson import PoissonSampler
 
 CASES = ((10**6, 1e-4), (10**7, 1e-4), (10**8, 1e-4), (10**9, 1e-5), (10**7, 1e-3), (60_000, 256 / 60_000))
 ITEM_CASES = ((10**7, 1e-4),)
@@ -59,7 +58,7 @@ class _Indices(Dataset[int]):
 def draw_times(population: int, rate: float, *, rounds: int) -> SamplingTimes:
     """Time `rounds` draws as the loader makes them."""
     began = time.perf_counter()
-    sampler = PoissonSampler(population, PoissonSampling(rate), KeyStream.from_operating_system())
+    sampler = PoissonSampling(rate).sampler(population, KeyStream.from_operating_system())
     set_up = time.perf_counter() - began
     draws = sampler.one_pass(rounds + 20, 0)
     for _ in range(20):

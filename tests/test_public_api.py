@@ -73,6 +73,8 @@ def test_every_public_name_is_documented(name: str) -> None:
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_signature_is_typed(name: str) -> None:
     value = PUBLIC[name]
+    if isinstance(value, type) and value.__init__ is object.__init__:
+        return  # it takes no arguments
     function = value.__init__ if isinstance(value, type) else value
     if function is object.__init__:
         return

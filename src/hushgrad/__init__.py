@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from hushgrad.clipping.flat import FlatClipping
     from hushgrad.clipping.rule import ClipRule
     from hushgrad.engine import PrivacyEngine
-    from hushgrad.mechanism import DPSGD
-    from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, TruncatedPoissonSampling
+    from hushgrad.mechanism import DPSGD, GaussianNoise, Mechanism, NoiseMechanism
+    from hushgrad.sampling.disjoint import DisjointBatches
+    from hushgrad.sampling.poisson import PoissonSampling
+    from hushgrad.sampling.scheme import SamplingScheme
+    from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
     from hushgrad.session.privatize import privatize
     from hushgrad.session.session import Session
 
@@ -29,8 +32,12 @@ __all__ = [  # noqa: RUF022 - in plain order
     "DPSGD",
     "DisjointBatches",
     "FlatClipping",
+    "GaussianNoise",
+    "Mechanism",
+    "NoiseMechanism",
     "PoissonSampling",
     "PrivacyEngine",
+    "SamplingScheme",
     "Session",
     "TruncatedPoissonSampling",
     "__version__",
@@ -46,12 +53,16 @@ _HOMES = {
     "Budget": "hushgrad.accounting.budget",
     "ClipRule": "hushgrad.clipping.rule",
     "DPSGD": "hushgrad.mechanism",
-    "DisjointBatches": "hushgrad.sampling.specs",
+    "GaussianNoise": "hushgrad.mechanism",
+    "Mechanism": "hushgrad.mechanism",
+    "NoiseMechanism": "hushgrad.mechanism",
+    "DisjointBatches": "hushgrad.sampling.disjoint",
     "FlatClipping": "hushgrad.clipping.flat",
-    "PoissonSampling": "hushgrad.sampling.specs",
+    "PoissonSampling": "hushgrad.sampling.poisson",
     "PrivacyEngine": "hushgrad.engine",
+    "SamplingScheme": "hushgrad.sampling.scheme",
     "Session": "hushgrad.session.session",
-    "TruncatedPoissonSampling": "hushgrad.sampling.specs",
+    "TruncatedPoissonSampling": "hushgrad.sampling.truncated_poisson",
     "doctor": "hushgrad.checks.doctor.examination",
     "make_private_ready": "hushgrad.checks.doctor.readiness",
     "privatize": "hushgrad.session.privatize",

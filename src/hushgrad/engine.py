@@ -20,11 +20,14 @@ from hushgrad.clipping.known import require_clip_rule
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError, ProtocolError
 from hushgrad.losses import PerExampleLoss
-from hushgrad.mechanism import DPSGD
+from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.randomness import KeyStream
+from hushgrad.sampling.disjoint import DisjointBatches
 from hushgrad.sampling.loader import PrivateLoader
-from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, Sampling, TruncatedPoissonSampling
+from hushgrad.sampling.poisson import PoissonSampling
+from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.sampling.torch_loader import DataLoaderReading, read_data_loader
+from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
 from hushgrad.session.spending import events_at
@@ -109,22 +112,21 @@ class PrivacyEngine:
 
         Raises a typed error with the cure for whatever cannot be trained privately, before data is read.
         """
+        reading = read_data_loader(data_loader)
         mechanism = _plan(
-            data_loader,
+            reading,
             max_grad_norm,
             loss_reduction,
             clipping,
             noise_multiplier=noise_multiplier,
-            poisson_sampling=poisson_sampling,
-            max_batch_size=max_batch_size,
-            max_physical_batch_size=max_physical_batch_size,
+            sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
         )
         if (target_epsilon is None) != (target_delta is None):
             raise InvalidArgumentError("target_epsilon and target_delta are one budget: give both or neither")
         budget = None
         if target_epsilon is not None and target_delta is not None:
             budget = Budget(target_epsilon, target_delta, self._accountant)
-        return self._attach(module, optimizer, data_loader, mechanism, max_physical_batch_size, constant_shapes, budget)
+        return self._attach(module, optimizer, reading, mechanism, max_physical_batch_size, constant_shapes, budget)
 
     def make_private_with_epsilon(
         self,
@@ -156,19 +158,18 @@ class PrivacyEngine:
         """
         positive_number("target_epsilon", target_epsilon)
         open_unit_interval("target_delta", target_delta, "Pass less than 1 / len(dataset)")
+        reading = read_data_loader(data_loader)
         mechanism = _plan(
-            data_loader,
+            reading,
             max_grad_norm,
             loss_reduction,
             clipping,
             noise_multiplier=1.0,
-            poisson_sampling=poisson_sampling,
-            max_batch_size=max_batch_size,
-            max_physical_batch_size=max_physical_batch_size,
+            sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
             epochs=epochs,
         )
         calibrated = mechanism.calibrate(epsilon=target_epsilon, delta=target_delta, accountant=self._accountant)
-        return self._attach(module, optimizer, data_loader, calibrated, max_physical_batch_size, constant_shapes)
+        return self._attach(module, optimizer, reading, calibrated, max_physical_batch_size, constant_shapes)
 
     def per_example(self, criterion: nn.Module | Callable[[Any, Any], Tensor]) -> PerExampleLoss:
         """Return a criterion that is checked to give one loss per example.
@@ -197,7 +198,7 @@ class PrivacyEngine:
         return self._session
 
     @property
-    def mechanism(self) -> DPSGD:
+    def mechanism(self) -> Mechanism:
         """What every step does and costs."""
         return self.session.mechanism
 
@@ -210,8 +211,8 @@ class PrivacyEngine:
         self,
         module: Module,
         optimizer: AnyOptimizer,
-        data_loader: Any,
-        mechanism: DPSGD,
+        reading: DataLoaderReading,
+        mechanism: Mechanism,
         max_physical_batch_size: int | None,
         constant_shapes: bool,
         budget: Budget | None = None,
@@ -223,7 +224,7 @@ class PrivacyEngine:
         )
         try:
             loader = session.batches_of(
-                data_loader, max_physical_batch_size=max_physical_batch_size, constant_shapes=constant_shapes
+                reading, max_physical_batch_size=max_physical_batch_size, constant_shapes=constant_shapes
             )
         except BaseException:
             session.close()
@@ -233,30 +234,24 @@ class PrivacyEngine:
 
 
 def _plan(
-    data_loader: Any,
+    reading: DataLoaderReading,
     max_grad_norm: float | None,
     loss_reduction: str,
     clipping: str | ClipRule,
     *,
     noise_multiplier: float,
-    poisson_sampling: bool,
-    max_batch_size: int | Literal["auto"] | None,
-    max_physical_batch_size: int | None,
+    sampling: SamplingScheme,
     epochs: int | None = None,
 ) -> DPSGD:
-    """Return the mechanism for a data loader: q = batch_size / N exactly, steps = epochs · len(data_loader)."""
-    if not isinstance(poisson_sampling, bool):
-        raise InvalidArgumentError(f"poisson_sampling must be True or False, got {type(poisson_sampling).__name__}")
+    """Return the mechanism for a data loader: steps = epochs · len(data_loader)."""
     count = None if epochs is None else whole_number("epochs", epochs, minimum=1)
-    clip = _clip_rule(clipping, max_grad_norm)
-    reading = read_data_loader(data_loader)
     return DPSGD(
         noise_multiplier=noise_multiplier,
-        clipping=clip,
-        sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
+        clipping=_clip_rule(clipping, max_grad_norm),
+        sampling=sampling,
         expected_batch_size=reading.batch_size,
         steps=None if count is None else count * reading.steps,
-        passes=None if poisson_sampling else count,
+        passes=count if sampling.counts_in == "passes" else None,
         loss_reduction=loss_reduction,
     )
 
@@ -282,7 +277,10 @@ def _sampling(
     poisson_sampling: bool,
     max_batch_size: int | Literal["auto"] | None,
     max_physical_batch_size: int | None,
-) -> Sampling:
+) -> SamplingScheme:
+    """Return the scheme that the arguments of `make_private` name: q = batch_size / N exactly."""
+    if not isinstance(poisson_sampling, bool):
+        raise InvalidArgumentError(f"poisson_sampling must be True or False, got {type(poisson_sampling).__name__}")
     rate, count = reading.batch_size / reading.count, reading.count
     if not poisson_sampling:
         if max_batch_size is not None:

@@ -211,3 +211,9 @@ class BudgetExhaustedError(HushgradError, RuntimeError):
     """The planned number of steps is spent."""
 
     code = "DP503"
+
+
+class UnprovenMechanismError(HushgradError, ValueError):
+    """Nobody has proven what this noise costs together with this sampling."""
+
+    code = "DP504"

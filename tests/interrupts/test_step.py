@@ -164,7 +164,14 @@ def test_an_interrupt_as_an_update_is_handed_out_leaves_gradients_switched_on() 
 
 def is_of_writing(file: str) -> bool:
     return file.endswith(
-        ("hushgrad/session/update.py", "torch/_utils.py", "torch/utils/_contextlib.py", "grad_mode.py")
+        (
+            "hushgrad/session/update.py",
+            "hushgrad/mechanism/mechanism.py",
+            "hushgrad/mechanism/gaussian.py",
+            "torch/_utils.py",
+            "torch/utils/_contextlib.py",
+            "grad_mode.py",
+        )
     )
 
 

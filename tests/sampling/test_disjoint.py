@@ -15,7 +15,7 @@ def test_no_record_takes_part_twice_in_one_pass(batches):
     flat = [index for batch in batches for index in batch]
     handed_out = []
     try:
-        for batch in CheckedBatches(batches, 10).one_pass():
+        for batch in CheckedBatches(batches, 10).one_pass(1, 0):
             handed_out.extend(batch)
     except DuplicateRecordError:
         assert len(set(flat)) < len(flat)
@@ -26,14 +26,14 @@ def test_no_record_takes_part_twice_in_one_pass(batches):
 
 def test_every_pass_begins_anew():
     batches = CheckedBatches([[0, 1], [2]], 3)
-    assert list(batches.one_pass()) == list(batches.one_pass()) == [(0, 1), (2,)]
+    assert list(batches.one_pass(1, 0)) == list(batches.one_pass(1, 0)) == [(0, 1), (2,)]
 
 
 def test_numpy_indices_are_whole_numbers():
-    assert list(CheckedBatches([np.array([1, 0])], 2).one_pass()) == [(1, 0)]
+    assert list(CheckedBatches([np.array([1, 0])], 2).one_pass(1, 0)) == [(1, 0)]
 
 
 @pytest.mark.parametrize("batch", [[-1], [3], [0.5], ["0"], 7])
 def test_what_is_no_index_is_refused(batch):
     with pytest.raises(UnsupportedSamplerError):
-        list(CheckedBatches([batch], 3).one_pass())
+        list(CheckedBatches([batch], 3).one_pass(1, 0))

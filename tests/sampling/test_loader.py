@@ -22,6 +22,7 @@ from hushgrad.errors import (
     DuplicateRecordError,
     InvalidArgumentError,
     ProtocolError,
+    UnsupportedSamplerError,
 )
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling import (
@@ -31,7 +32,6 @@ from hushgrad.sampling import (
     PrivateLoader,
     TruncatedPoissonSampling,
 )
-from hushgrad.sampling.poisson import PoissonSampler
 from hushgrad.sampling.records import Cutting, cut
 
 
@@ -92,7 +92,7 @@ def test_every_drawn_record_is_handed_out_exactly_once(length, rate, limit, seed
     """Every drawn record is handed out exactly once in its logical batch."""
     recorder = Recorder()
     items = list(loader(length, rate, 5, recorder=recorder, limit=limit, seed=seed))
-    drawn = PoissonSampler(length, PoissonSampling(rate), KeyStream.fixed_for_tests(seed).fork("sampling"))
+    drawn = PoissonSampling(rate).sampler(length, KeyStream.fixed_for_tests(seed).fork("sampling"))
     handed_out = {}
     for item, batch in zip(items, recorder.batches, strict=True):
         assert len(item) == batch.size
@@ -138,7 +138,7 @@ def test_a_pass_after_a_break_draws_afresh(options):
     assert {batch.pass_index for batch in second_pass} == {1}
     assert not {batch.step for batch in first_pass} & {batch.step for batch in second_pass}
     assert [batch.step for batch in second_pass] == sorted(batch.step for batch in second_pass)
-    drawn = PoissonSampler(60, PoissonSampling(0.15), KeyStream.fixed_for_tests(0).fork("sampling"))
+    drawn = PoissonSampling(0.15).sampler(60, KeyStream.fixed_for_tests(0).fork("sampling"))
     for item, batch in zip(items, second_pass, strict=True):
         assert batch.indices == tuple(drawn.draw(batch.step).tolist())
         assert batch.weight == 0 or tuple(item) == batch.indices
@@ -397,7 +397,7 @@ def test_without_poisson_every_record_is_read_once_in_each_pass(shuffle):
     data = TensorDataset(torch.arange(50))
     own = PrivateLoader.from_data_loader(
         DataLoader(data, 8, shuffle=shuffle),
-        poisson_sampling=False,
+        DisjointBatches(),
         stream=KeyStream.fixed_for_tests(0),
         observer=recorder,
         max_physical_batch_size=3,
@@ -470,7 +470,7 @@ def test_every_item_has_the_same_number_of_rows_and_begins_with_the_records_draw
     recorder = Recorder()
     items = list(constant(PoissonSampling(rate), rows=5, recorder=recorder, **options))
     assert {item.shape for item in items} == {(5,)}
-    drawn = PoissonSampler(40, PoissonSampling(rate), KeyStream.fixed_for_tests(0).fork("sampling"))
+    drawn = PoissonSampling(rate).sampler(40, KeyStream.fixed_for_tests(0).fork("sampling"))
     found = {}
     for item, batch in zip(items, recorder.batches, strict=True):
         assert batch.size == 5
@@ -530,17 +530,52 @@ def test_shapes_that_cannot_be_constant_are_refused(arguments, message):
         PrivateLoader(Numbers(4), **{**base, **arguments})
 
 
-def test_a_data_loader_is_truncated_only_where_draws_are_random():
+def test_a_data_loader_is_drawn_from_as_the_scheme_says():
     data = DataLoader(TensorDataset(torch.arange(50)), batch_size=10)
     stream = KeyStream.fixed_for_tests(0)
-    own = PrivateLoader.from_data_loader(
-        data, poisson_sampling=True, stream=stream, max_batch_size=20, max_physical_batch_size=7, constant_shapes=True
-    )
-    assert own.sampling == TruncatedPoissonSampling(0.2, 50, 20)
+    scheme = TruncatedPoissonSampling(0.2, 50, 20)
+    own = PrivateLoader.from_data_loader(data, scheme, stream=stream, max_physical_batch_size=7, constant_shapes=True)
+    assert own.sampling == scheme
     assert (own.max_physical_batch_size, own.constant_shapes, own.batch_size) == (7, True, 10)
     assert len([item for (item,) in own]) == 5 * 3
-    with pytest.raises(InvalidArgumentError, match="truncates Poisson draws"):
-        PrivateLoader.from_data_loader(data, poisson_sampling=False, stream=stream, max_batch_size=20)
+    with pytest.raises(InvalidArgumentError, match="10, and the mechanism's sampling takes 15 of 50 records"):
+        PrivateLoader.from_data_loader(data, PoissonSampling(0.3), stream=stream)
+
+
+@dataclass(frozen=True)
+class Wrong(PoissonSampling):
+    """A stranger's scheme whose sampler breaks its word."""
+
+    draw: tuple[int, ...] = ()
+    most: int | None = None
+
+    @property
+    def largest_batch(self):
+        return self.most
+
+    def sampler(self, population, stream, batches=None):
+        return self
+
+    def one_pass(self, steps, first_step):
+        yield self.draw
+
+
+@pytest.mark.parametrize(
+    ("draw", "most", "error", "message"),
+    [
+        ((1, 2, 1), None, DuplicateRecordError, "twice in one logical batch"),
+        ((0, 1, 2), 2, UnsupportedSamplerError, "more records than the scheme's largest batch"),
+        ((0, 4), None, UnsupportedSamplerError, "outside"),
+        ((-1, 0), None, UnsupportedSamplerError, "outside"),
+    ],
+)
+def test_a_draw_that_costs_more_than_is_charged_is_refused(draw, most, error, message):
+    """Guarantee: a draw that holds a record twice, or more records than the scheme's largest batch, is never handed
+    out."""
+    wrong = Wrong(0.5, draw, most)
+    batches = PrivateLoader(Numbers(4), wrong, steps_per_pass=1, stream=KeyStream.fixed_for_tests(0))
+    with pytest.raises(error, match=message):
+        next(iter(batches))
 
 
 # Threads --------------------------------------------------------------------------------------------------------------

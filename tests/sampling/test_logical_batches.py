@@ -14,7 +14,8 @@ from torch.utils.data import TensorDataset
 from hushgrad.errors import ProtocolError
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
-from hushgrad.sampling.specs import DisjointBatches, PoissonSampling
+from hushgrad.sampling.disjoint import DisjointBatches
+from hushgrad.sampling.poisson import PoissonSampling
 
 
 def loader_of(sizes: Sequence[int], rows: int, steps: int | None = None) -> PrivateLoader:

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hushgrad.randomness import Address, KeyStream
-from hushgrad.sampling.poisson import PoissonSampler, uniform_subset
-from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.sampling.poisson import PoissonSampling, uniform_subset
 
 
 def sampler(count, rate, seed=1):
-    return PoissonSampler(count, PoissonSampling(rate), KeyStream.fixed_for_tests(seed))
+    return PoissonSampling(rate).sampler(count, KeyStream.fixed_for_tests(seed))
 
 
 def inclusions(count, rate, draws, seed=1):

@@ -79,12 +79,12 @@ REFUSED_SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("poisson", [True, False])
+@pytest.mark.parametrize("scheme", [PoissonSampling(0.1), DisjointBatches()])
 @pytest.mark.parametrize("case", REFUSED_SAMPLERS)
-def test_samplers_that_cannot_be_honoured_are_refused_with_a_cure(case, poisson):
+def test_samplers_that_cannot_be_honoured_are_refused_with_a_cure(case, scheme):
     make, words = REFUSED_SAMPLERS[case]
     with pytest.raises(UnsupportedSamplerError, match=words):
-        PrivateLoader.from_data_loader(make(), poisson_sampling=poisson, stream=KeyStream.fixed_for_tests(0))
+        PrivateLoader.from_data_loader(make(), scheme, stream=KeyStream.fixed_for_tests(0))
 
 
 REFUSED_DATASETS = {
@@ -124,19 +124,24 @@ def test_what_is_no_data_loader_is_refused():
 def test_the_steps_and_the_batch_size_stay_the_callers(make, drop_last):
     """No data is read while a loader is made."""
     stream = KeyStream.fixed_for_tests(0)
-    poisson = PrivateLoader.from_data_loader(make(drop_last), poisson_sampling=True, stream=stream)
+    poisson = PrivateLoader.from_data_loader(make(drop_last), PoissonSampling(0.3), stream=stream)
     assert (len(poisson), poisson.batch_size) == (3 if drop_last else 4, 30)
     assert poisson.sampling == PoissonSampling(0.3)
-    own = PrivateLoader.from_data_loader(make(drop_last), poisson_sampling=False, stream=stream)
+    own = PrivateLoader.from_data_loader(make(drop_last), DisjointBatches(), stream=stream)
     assert (len(own), own.batch_size, own.sampling) == (3 if drop_last else 4, 30, DisjointBatches())
     assert own.dataset is poisson.dataset is DATA
 
 
 def test_a_batch_of_everything_is_allowed():
     loader = PrivateLoader.from_data_loader(
-        DataLoader(DATA, 100), poisson_sampling=True, stream=KeyStream.fixed_for_tests(0)
+        DataLoader(DATA, 100), PoissonSampling(1.0), stream=KeyStream.fixed_for_tests(0)
     )
     assert loader.sampling.rate == 1.0
+
+
+def test_what_was_read_of_a_data_loader_stands_for_it():
+    reading = read_data_loader(DataLoader(DATA, 30))
+    assert read_data_loader(reading) is reading
 
 
 def test_loading_options_are_read():

@@ -11,20 +11,20 @@ from scipy import stats
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling import PoissonSampling, TruncatedPoissonSampling
-from hushgrad.sampling.poisson import PoissonSampler, uniform_indices
+from hushgrad.sampling.poisson import uniform_indices
 from hushgrad.sampling.records import Cutting, cut
 
 
 def draws(count, rate, most, number, seed=5):
-    sampler = PoissonSampler(count, TruncatedPoissonSampling(rate, count, most), KeyStream.fixed_for_tests(seed))
+    sampler = TruncatedPoissonSampling(rate, count, most).sampler(count, KeyStream.fixed_for_tests(seed))
     return [sampler.draw(step) for step in range(number)]
 
 
 @pytest.mark.statistical
 @pytest.mark.parametrize(("rate", "most"), [(0.3, 13), (0.3, 4), (1.0, 9), (0.9, 35)])
 def test_a_truncated_draw_has_the_law_of_a_poisson_draw_that_is_cut_at_random(rate, most):
-    """Guarantee: truncated, a draw is one of exact Poisson sampling, or a uniformly random `max_batch_size` of it where
-    it is larger, up to the same distance.
+    """Guarantee: truncated, a draw is one of exact Poisson sampling, or a uniformly random `most` of it where it is
+    larger, up to the same distance.
 
     Sizes by χ² against min(Binomial, B); inclusions by χ² given the sizes; pairs by their number; false alarm 1e-6
     each. 40 records, 6,000 draws.
@@ -56,9 +56,9 @@ def test_a_truncated_draw_has_the_law_of_a_poisson_draw_that_is_cut_at_random(ra
 @given(st.integers(1, 60), st.floats(0.01, 1), st.integers(1, 80), st.integers(0, 9))
 @settings(deadline=None, max_examples=50)
 def test_truncation_changes_no_draw_that_has_room(count, rate, most, seed):
-    plain = PoissonSampler(count, PoissonSampling(rate), KeyStream.fixed_for_tests(seed))
+    plain = PoissonSampling(rate).sampler(count, KeyStream.fixed_for_tests(seed))
     sampling = TruncatedPoissonSampling(rate, count, most)
-    truncated = PoissonSampler(count, sampling, KeyStream.fixed_for_tests(seed))
+    truncated = sampling.sampler(count, KeyStream.fixed_for_tests(seed))
     for step in range(4):
         one, other = plain.draw(step), truncated.draw(step)
         assert len(other) == min(len(one), most)
@@ -94,14 +94,7 @@ def test_room_that_is_none_is_refused(arguments):
 
 def test_a_sampling_for_another_number_of_records_is_refused():
     with pytest.raises(InvalidArgumentError, match="population of 11 records, and there are 10"):
-        PoissonSampler(10, TruncatedPoissonSampling(0.5, 11, 3), KeyStream.fixed_for_tests(0))
-
-
-def test_it_says_what_it_is():
-    said = TruncatedPoissonSampling(0.01, 5_000, 80).describe()
-    assert "0.01" in said
-    assert "5000" in said
-    assert "80" in said
+        TruncatedPoissonSampling(0.5, 11, 3).sampler(10, KeyStream.fixed_for_tests(0))
 
 
 @given(

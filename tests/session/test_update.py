@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import hushgrad.mechanism.gaussian
 import hushgrad.session.update
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, privatize
 from hushgrad.randomness import KeyStream
@@ -21,7 +22,7 @@ MECHANISM = DPSGD(
 
 
 def updated(parameters: dict[str, nn.Parameter], seed: int = 1) -> Update:
-    return Update(parameters, MECHANISM.clipping, KeyStream.fixed_for_tests(seed), None)
+    return Update(parameters, MECHANISM, KeyStream.fixed_for_tests(seed), None)
 
 
 def shapes(**sizes: tuple[int, ...]) -> dict[str, nn.Parameter]:
@@ -80,7 +81,7 @@ def test_a_failed_update_uses_its_number_up(monkeypatch: pytest.MonkeyPatch, fai
     Noise that was drawn and dropped is not drawn again: whoever saw it could take it off the next update."""
     parameters = shapes(a=(64,)) | {"b": nn.Parameter(torch.zeros(64, dtype=torch.float64))}
     update, addresses = updated(parameters), []
-    real = hushgrad.session.update.noisy_updates
+    real = hushgrad.mechanism.gaussian.noisy_updates
 
     def failing(parts: Any, **options: Any) -> list[Tensor]:
         addresses.extend(part.address for part in parts)
@@ -89,7 +90,7 @@ def test_a_failed_update_uses_its_number_up(monkeypatch: pytest.MonkeyPatch, fai
             raise failure
         return updates
 
-    monkeypatch.setattr(hushgrad.session.update, "noisy_updates", failing)
+    monkeypatch.setattr(hushgrad.mechanism.gaussian, "noisy_updates", failing)
     with pytest.raises(failure):
         update.write(MECHANISM)
     assert all(parameter.grad is None for parameter in parameters.values())

@@ -11,8 +11,7 @@ import pytest
 from hushgrad.checks.verification.checks.sampling import draws_needed, read_sampling
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream
-from hushgrad.sampling.poisson import PoissonSampler
-from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.sampling.poisson import PoissonSampling
 
 
 @pytest.mark.statistical
@@ -31,7 +30,7 @@ def test_a_planted_sampler_is_detected_and_named(name: str) -> None:
 @pytest.mark.parametrize(("count", "rate"), [(1000, 0.03), (50, 0.03), (300, 0.5), (20_000, 0.002), (100, 1.0)])
 def test_the_library_s_own_draws_pass(count: int, rate: float) -> None:
     """False-alarm probability 1e-6 each."""
-    sampler = PoissonSampler(count, PoissonSampling(rate), KeyStream.fixed_for_tests(4))
+    sampler = PoissonSampling(rate).sampler(count, KeyStream.fixed_for_tests(4))
     draws = [sampler.draw(step).tolist() for step in range(3000)]
     reading = read_sampling(draws, population=count, rate=rate, false_alarm=1e-6)
     assert all(check.passed for check in reading.checks.values()), reading.checks

@@ -11,7 +11,7 @@ import click
 from hushgrad.checks.auditing.audit import audit as run_audit
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.mechanism import DPSGD
-from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.sampling.poisson import PoissonSampling
 
 
 @click.command()

@@ -19,7 +19,7 @@ from hushgrad.cli.loading import load, made_by
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
-from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.study.configuration import suggested_run
 from hushgrad.study.models import build_model
 from hushgrad.study.tasks import TaskOptions, load_task

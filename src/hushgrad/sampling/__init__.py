@@ -1,9 +1,12 @@
 """Which examples take part in which step, and the loader that hands them out."""
 
+from hushgrad.sampling.disjoint import DisjointBatches
 from hushgrad.sampling.loader import PrivateLoader
+from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.sampling.records import BatchObserver, Cutting, PhysicalBatch
-from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, Sampling, TruncatedPoissonSampling
+from hushgrad.sampling.scheme import Sampler, SamplingScheme
 from hushgrad.sampling.torch_loader import LoadingOptions
+from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 
 __all__ = [
     "BatchObserver",
@@ -13,6 +16,7 @@ __all__ = [
     "PhysicalBatch",
     "PoissonSampling",
     "PrivateLoader",
-    "Sampling",
+    "Sampler",
+    "SamplingScheme",
     "TruncatedPoissonSampling",
 ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import PurePath
@@ -15,19 +16,19 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import default_collate
 
 from hushgrad.arguments import positive_number, whole_number
-from hushgrad.errors import BatchStructureError, ContractChangedError, InvalidArgumentError, ProtocolError
-from hushgrad.randomness import Address, KeyStream
-from hushgrad.sampling.disjoint import CheckedBatches
-from hushgrad.sampling.logical_batches import LogicalBatch, logical_batches
-from hushgrad.sampling.poisson import PoissonSampler, uniform_indices
-from hushgrad.sampling.records import BatchObserver, Cutting, PhysicalBatch, cut
-from hushgrad.sampling.specs import (
-    DisjointBatches,
-    PoissonSampling,
-    RandomSampling,
-    Sampling,
-    TruncatedPoissonSampling,
+from hushgrad.errors import (
+    BatchStructureError,
+    ContractChangedError,
+    DuplicateRecordError,
+    InvalidArgumentError,
+    ProtocolError,
+    UnsupportedSamplerError,
 )
+from hushgrad.randomness import Address, KeyStream
+from hushgrad.sampling.logical_batches import LogicalBatch, logical_batches
+from hushgrad.sampling.poisson import uniform_indices
+from hushgrad.sampling.records import BatchObserver, Cutting, PhysicalBatch, cut
+from hushgrad.sampling.scheme import Batches, SamplingScheme, require_scheme
 from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader
 
 
@@ -48,6 +49,7 @@ class PrivateLoader:
     known: a session compares the number of losses with `PhysicalBatch.size`.
 
     Guarantee: every drawn record is handed out exactly once in its logical batch.
+    Guarantee: a draw that holds a record twice, or more records than the scheme's largest batch, is never handed out.
     Guarantee: the draws depend on the stream alone, never on the seeds of torch, NumPy or Python.
 
     Attributes:
@@ -62,12 +64,12 @@ class PrivateLoader:
     def __init__(
         self,
         dataset: Any,
-        sampling: Sampling,
+        sampling: SamplingScheme,
         *,
         steps_per_pass: int,
         stream: KeyStream,
         batch_size: float | None = None,
-        batches: Iterable[Sequence[int]] | None = None,
+        batches: Batches | None = None,
         options: LoadingOptions | None = None,
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
@@ -77,49 +79,42 @@ class PrivateLoader:
 
         Args:
             dataset: map-style, with `__len__` and `__getitem__`.
-            sampling: `PoissonSampling(rate)`, `TruncatedPoissonSampling`, or `DisjointBatches()` together with
-                `batches`.
+            sampling: how records are drawn; `DisjointBatches()` together with `batches`.
             steps_per_pass: logical batches in one pass.
             stream: bits for this loader alone; two loaders with one stream would draw the same records.
-            batch_size: the expected size of a logical batch; by default rate · len(dataset). Required with `batches`.
-            batches: for `DisjointBatches`, the caller's batches of indices, iterated anew in every pass.
+            batch_size: the expected size of a logical batch; by default what the scheme expects. Required with
+                `batches`.
+            batches: for a scheme that takes them, the caller's batches of indices, iterated anew in every pass.
             options: workers, pinning and `collate_fn`, in torch's words.
             max_physical_batch_size: the most records in one item; None for all.
             constant_shapes: whether every item has exactly that many rows, with padding of weight 0; None for it is
-                then the largest batch of truncated Poisson sampling.
+                then the scheme's largest batch.
             observer: told before each read and of each item.
 
         Raises:
             DatasetError: an iterable or empty dataset, or one without a length.
-            InvalidArgumentError: an argument out of range, `batches` without `DisjointBatches` and the reverse, a
-                sampling for another number of records, or constant shapes of unknown size.
+            InvalidArgumentError: an argument out of range, `batches` for a scheme that draws its own and the reverse,
+                a scheme for another number of records, or constant shapes of unknown size.
         """
         self.dataset = dataset
-        self.sampling = sampling
-        cutting = _cutting(sampling, max_physical_batch_size, constant_shapes)
+        self.sampling = require_scheme(sampling)
+        cutting = _cutting(self.sampling, max_physical_batch_size, constant_shapes)
         self.max_physical_batch_size, self.constant_shapes = cutting.max_rows, cutting.constant_rows
         self._count = dataset_length(dataset)
         self._steps_per_pass = whole_number("steps_per_pass", steps_per_pass, minimum=1)
         self._observer = observer
-        one_pass: Callable[[int], Iterator[tuple[int, ...]]]
-        if isinstance(sampling, RandomSampling):
-            if batches is not None:
-                raise InvalidArgumentError("batches goes with DisjointBatches; Poisson sampling draws its own")
-            sampler = PoissonSampler(self._count, sampling, stream.fork("sampling"))
-            one_pass = partial(sampler.one_pass, self._steps_per_pass)
-            expected = sampling.rate * self._count if batch_size is None else batch_size
-        elif isinstance(sampling, DisjointBatches):
-            if batches is None or batch_size is None:
-                raise InvalidArgumentError("DisjointBatches needs batches and batch_size, a public constant")
-            one_pass = CheckedBatches(batches, self._count).one_pass
-            expected = batch_size
-        else:
+        if (batches is not None) != sampling.takes_batches:
             raise InvalidArgumentError(
-                f"sampling must be PoissonSampling, TruncatedPoissonSampling or DisjointBatches, got "
-                f"{type(sampling).__name__}"
+                f"{type(sampling).__name__} {'needs' if sampling.takes_batches else 'draws its own'} batches",
+                cure="Give batches with a scheme that takes the caller's own (DisjointBatches), and with no other",
             )
+        expected = sampling.expected_batch_size(self._count) if batch_size is None else batch_size
+        if expected is None:
+            raise InvalidArgumentError(f"{type(sampling).__name__} needs batch_size", cure="Give it, a public constant")
         self.batch_size = positive_number("batch_size", expected)
-        self._planner = _Planner(one_pass, cutting, self._count, stream.fork("padding"))
+        sampler = sampling.sampler(self._count, stream.fork("sampling"), batches)
+        one_pass = partial(sampler.one_pass, self._steps_per_pass)
+        self._planner = _Planner(one_pass, cutting, self._count, sampling.largest_batch, stream.fork("padding"))
         self.options = options or LoadingOptions()
         self._items = _torch_loader(dataset, self._planner, self.options)
         self._current_pass: object = None
@@ -129,40 +124,30 @@ class PrivateLoader:
     def from_data_loader(
         cls,
         data_loader: Any,
+        sampling: SamplingScheme,
         *,
-        poisson_sampling: bool,
         stream: KeyStream,
-        max_batch_size: int | None = None,
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
         observer: BatchObserver | None = None,
     ) -> PrivateLoader:
         """Make a loader with the dataset, batch size, `collate_fn` and workers of a torch DataLoader.
 
-        With `poisson_sampling` the draw replaces the DataLoader's: rate batch_size / len(dataset), as many steps in a
-        pass as the DataLoader has batches, truncated to `max_batch_size` if that is given. Without it the DataLoader's
-        own batches are kept and checked.
+        The scheme's draw replaces the DataLoader's, with as many steps in a pass as the DataLoader has batches. A
+        scheme that takes the caller's own batches gets the DataLoader's.
 
-        Raises what `read_data_loader` raises, before data is read.
+        Raises what `read_data_loader` raises, before data is read, and `InvalidArgumentError` for a scheme that expects
+        batches of another size than the DataLoader's.
         """
         reading = read_data_loader(data_loader)
-        rate = reading.batch_size / reading.count
-        sampling: Sampling
-        if not poisson_sampling:
-            if max_batch_size is not None:
-                raise InvalidArgumentError("max_batch_size truncates Poisson draws; the caller's own batches are kept")
-            sampling = DisjointBatches()
-        elif max_batch_size is None:
-            sampling = PoissonSampling(rate)
-        else:
-            sampling = TruncatedPoissonSampling(rate, reading.count, max_batch_size)
+        require_expected_size(require_scheme(sampling), reading.batch_size, reading.count)
         return cls(
             reading.dataset,
             sampling,
             steps_per_pass=reading.steps,
             stream=stream,
             batch_size=reading.batch_size,
-            batches=None if poisson_sampling else reading.batches,
+            batches=reading.batches if sampling.takes_batches else None,
             options=reading.options,
             max_physical_batch_size=max_physical_batch_size,
             constant_shapes=constant_shapes,
@@ -280,11 +265,13 @@ class _Planner:
         one_pass: Callable[[int], Iterator[tuple[int, ...]]],
         cutting: Cutting,
         count: int,
+        most: int | None,
         padding: KeyStream,
     ) -> None:
         self._one_pass = one_pass
         self._cutting = cutting
         self._count = count
+        self._most = count if most is None else most
         self._padding = padding
         self._planned: deque[PhysicalBatch] = deque()
         self._next_step = 0
@@ -302,10 +289,29 @@ class _Planner:
         for indices in self._one_pass(self._next_step):
             step = self._next_step
             self._next_step += 1
+            self._require_chargeable(indices)
             for item, batch in enumerate(cut(indices, self._cutting, step, pass_index)):
                 planned.append(batch)
                 missing = batch.size - len(batch.indices)
                 yield [*batch.indices, *self._draw_padding(step, item, missing)]
+
+    def _require_chargeable(self, indices: tuple[int, ...]) -> None:
+        """Refuse a draw that costs more than a step is charged for, whoever made the sampler."""
+        if len(set(indices)) != len(indices):
+            raise DuplicateRecordError(
+                "the sampler drew one record twice in one logical batch, which would be charged once",
+                cure="Draw every record at most once in a step",
+            )
+        if len(indices) > self._most:
+            raise UnsupportedSamplerError(
+                "the sampler drew more records than the scheme's largest batch",
+                cure="Cut draws at random to largest_batch, or leave largest_batch out",
+            )
+        if indices and not (min(indices) >= 0 and max(indices) < self._count):
+            raise UnsupportedSamplerError(
+                f"the sampler drew an index outside [0, {self._count}), the length of the dataset",
+                cure="Draw from range(population)",
+            )
 
     def _draw_padding(self, step: int, item: int, missing: int) -> list[int]:
         if not missing:
@@ -314,7 +320,7 @@ class _Planner:
         return indices
 
 
-def _cutting(sampling: Sampling, max_physical_batch_size: int | None, constant_shapes: bool) -> Cutting:
+def _cutting(sampling: SamplingScheme, max_physical_batch_size: int | None, constant_shapes: bool) -> Cutting:
     """Return how logical batches are cut, from checked arguments."""
     rows = max_physical_batch_size
     if rows is not None:
@@ -323,15 +329,28 @@ def _cutting(sampling: Sampling, max_physical_batch_size: int | None, constant_s
         raise InvalidArgumentError(f"constant_shapes must be True or False, got {type(constant_shapes).__name__}")
     if not constant_shapes:
         return Cutting(rows)
-    if isinstance(sampling, TruncatedPoissonSampling):
-        rows = rows or sampling.max_batch_size
-        return Cutting(rows, True, -(-sampling.max_batch_size // rows))
+    most = sampling.largest_batch
+    if most is not None:
+        rows = rows or most
+        return Cutting(rows, True, -(-most // rows))
     if rows is None:
         raise InvalidArgumentError(
             "constant_shapes needs max_physical_batch_size, the rows of every item; or truncate draws to a "
             "max_batch_size, so that a logical batch is one item"
         )
     return Cutting(rows, True)
+
+
+def require_expected_size(sampling: SamplingScheme, batch_size: float, population: int) -> None:
+    """Refuse batches of another size than the scheme expects: the sum would be divided by another number."""
+    expected = sampling.expected_batch_size(population)
+    if expected is not None and not math.isclose(expected, batch_size, rel_tol=1e-9):
+        raise InvalidArgumentError(
+            f"the expected batch size is {batch_size:g}, and the mechanism's sampling takes {expected:g} of "
+            f"{population} records ({sampling.describe()})",
+            cure=f"Give the mechanism expected_batch_size={expected:g} and load batches of that size, or change the "
+            f"sampling",
+        )
 
 
 class _CountingCollate:

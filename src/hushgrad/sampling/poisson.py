@@ -7,45 +7,76 @@ draw never holds what would be cut from it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from hushgrad.arguments import whole_number
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.arguments import probability, whole_number
 from hushgrad.randomness import BLOCK_BYTES, Address, KeyStream
 from hushgrad.sampling.binomial import BinomialTable
-from hushgrad.sampling.specs import RandomSampling, TruncatedPoissonSampling
+from hushgrad.sampling.scheme import Batches, SamplingScheme
 
 # The items of a step's address: one draw each.
 _SIZE, _SUBSET = 0, 1
 
 
+@dataclass(frozen=True)
+class PoissonSampling(SamplingScheme):
+    """Every example takes part in every step independently with probability `rate`.
+
+    The rate is a public constant. The size of a draw is secret and may be 0.
+
+    Raises `InvalidArgumentError` unless 0 < rate <= 1.
+    """
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rate", probability("rate", self.rate))
+
+    def sampler(self, population: int, stream: KeyStream, batches: Batches | None = None) -> PoissonSampler:
+        """Return what draws from range(population)."""
+        return PoissonSampler(population, self.rate, stream)
+
+    def event(self, noise_multiplier: float, pass_index: int = 0) -> PoissonSampled:
+        """Return what one step costs; all passes are alike."""
+        return PoissonSampled(self.rate, noise_multiplier)
+
+    def inclusion_probability(self, population: int) -> float:
+        """Return the rate, that of every record."""
+        return self.rate
+
+    def expected_batch_size(self, population: int) -> float:
+        """Return rate · population."""
+        return self.rate * population
+
+    @property
+    def poisson_rate(self) -> float:
+        """The rate, that of every record."""
+        return self.rate
+
+
 class PoissonSampler:
-    """Draws subsets of range(count), every element independently with the exact probability `sampling.rate`.
+    """Draws subsets of range(count), every element independently with the exact probability `rate`.
 
     Given its size, a Poisson subset is uniform among the subsets of that size, so size and subset are drawn in turn.
     A draw is a function of the stream's key and the step.
 
     Guarantee: for uniform random bits, the total variation distance between a draw and exact Poisson sampling is below
     2**-64. (That of the size, see `BinomialTable`; given the size the subset is exactly uniform.)
-    Guarantee: truncated, a draw is one of exact Poisson sampling, or a uniformly random `max_batch_size` of it where it
-    is larger, up to the same distance.
+    Guarantee: truncated, a draw is one of exact Poisson sampling, or a uniformly random `most` of it where it is
+    larger, up to the same distance.
     """
 
-    def __init__(self, count: int, sampling: RandomSampling, stream: KeyStream) -> None:
+    def __init__(self, count: int, rate: float, stream: KeyStream, *, most: int | None = None) -> None:
+        """Draw with `rate`; a uniformly random `most` of a larger draw, if that is given."""
         self.count = whole_number("count", count, minimum=1)
-        self.sampling = sampling
-        self._most = self.count
-        if isinstance(sampling, TruncatedPoissonSampling):
-            if sampling.population != self.count:
-                raise InvalidArgumentError(
-                    f"the sampling is for a population of {sampling.population} records, and there are {self.count}; "
-                    f"give TruncatedPoissonSampling the number of records"
-                )
-            self._most = min(self.count, sampling.max_batch_size)
+        q = probability("rate", rate)
+        self._most = self.count if most is None else min(self.count, whole_number("most", most, minimum=1))
         self._stream = stream
-        self._table = BinomialTable(self.count, sampling.rate) if sampling.rate < 1 else None
+        self._table = BinomialTable(self.count, q) if q < 1 else None
 
     def draw(self, step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the indices that take part in `step`, ascending, int64; possibly none."""

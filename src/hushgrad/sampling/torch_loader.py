@@ -53,7 +53,7 @@ class DataLoaderReading:
     Attributes:
         dataset: the map-style dataset.
         count: len(dataset), by its use declared public.
-        batch_size: records per batch.
+        batch_size: records per batch, a public constant.
         steps: len(data_loader), batches per pass, with `drop_last` as the caller chose it.
         batches: the caller's own batch sampler.
         options: how records are fetched.
@@ -61,14 +61,14 @@ class DataLoaderReading:
 
     dataset: Any
     count: int
-    batch_size: int
+    batch_size: float
     steps: int
     batches: BatchSampler
     options: LoadingOptions
 
 
 def read_data_loader(data_loader: Any) -> DataLoaderReading:
-    """Read a DataLoader, without reading data.
+    """Read a DataLoader, without reading data; what was read of one already is returned as it is.
 
     Samplers are recognised by their exact type, because a subclass may draw differently: `SequentialSampler`, and
     `RandomSampler` that draws every record once.
@@ -78,6 +78,8 @@ def read_data_loader(data_loader: Any) -> DataLoaderReading:
         DatasetError: an iterable dataset, one without a length, an empty one, or one smaller than a batch.
         UnsupportedSamplerError: a sampler or batch sampler whose draw cannot be honoured; the message names the cure.
     """
+    if isinstance(data_loader, DataLoaderReading):
+        return data_loader
     if not isinstance(data_loader, DataLoader):
         raise InvalidArgumentError(
             f"data_loader must be a torch.utils.data.DataLoader, got {type(data_loader).__name__}; "

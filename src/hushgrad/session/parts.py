@@ -9,7 +9,7 @@ from hushgrad.gradients.contribution import Plan
 from hushgrad.guards.frozen_setup import FrozenSetup
 from hushgrad.guards.gradient_marks import GradientMarks
 from hushgrad.guards.probing.probe import Probe
-from hushgrad.mechanism import DPSGD
+from hushgrad.mechanism import Mechanism
 from hushgrad.session.spending import Spending
 from hushgrad.session.update import Update
 
@@ -29,7 +29,7 @@ class Parts:
         spending: the ledger, and what may still be spent.
     """
 
-    mechanism: DPSGD
+    mechanism: Mechanism
     plan: Plan
     scope: Scope
     probe: Probe

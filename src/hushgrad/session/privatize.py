@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from hushgrad.accounting.budget import Budget
 from hushgrad.gradients.contribution import Plan
-from hushgrad.mechanism import DPSGD
+from hushgrad.mechanism import Mechanism
 from hushgrad.randomness import KeyStream
 from hushgrad.session.session import Session
 
@@ -17,7 +17,7 @@ from hushgrad.session.session import Session
 def privatize(
     model: nn.Module,
     optimizer: Optimizer,
-    mechanism: DPSGD,
+    mechanism: Mechanism,
     *,
     ledger: str | os.PathLike[str] | None = None,
     key: KeyStream | None = None,

@@ -10,7 +10,8 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from typing import Any, get_args
+from types import NoneType
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -35,11 +36,10 @@ from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.guards.probing.probe import Probe, ProbeReport
 from hushgrad.losses import PerExampleLoss
-from hushgrad.mechanism import DPSGD
+from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.randomness import KeyStream
-from hushgrad.sampling.loader import PrivateLoader
+from hushgrad.sampling.loader import PrivateLoader, require_expected_size
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.specs import RandomSampling, Sampling, TruncatedPoissonSampling
 from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader
 from hushgrad.session.declared import DeclaredLoop
 from hushgrad.session.loop import Loop
@@ -63,7 +63,7 @@ class Session:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        mechanism: DPSGD,
+        mechanism: Mechanism,
         *,
         ledger: str | os.PathLike[str] | None,
         key: KeyStream | None,
@@ -72,8 +72,10 @@ class Session:
         lease: int = 1,
     ) -> None:
         """Attach to a model and its optimizer; `privatize` says what the arguments are."""
-        if not isinstance(mechanism, DPSGD):
-            raise InvalidArgumentError(f"mechanism must be a DPSGD, got {type(mechanism).__name__}")
+        if not isinstance(mechanism, Mechanism):
+            raise InvalidArgumentError(
+                f"mechanism must be a DPSGD or another Mechanism, got {type(mechanism).__name__}"
+            )
         self._parameters = require_trainable_privately(model, optimizer)
         self._members = Members(model, optimizer)
         self._stream = _stream_of(key)
@@ -90,7 +92,7 @@ class Session:
             probe=probe,
             frozen=FrozenSetup(model, optimizer, self._parameters),
             marks=GradientMarks(model, self._parameters),
-            update=Update(self._parameters, mechanism.clipping, self._stream.fork("noise"), plan),
+            update=Update(self._parameters, mechanism, self._stream.fork("noise"), plan),
             spending=spending,
         )
         probe.join(self._parts.scope)
@@ -202,7 +204,7 @@ class Session:
         Args:
             dataset: map-style; its length is thereby declared public.
             steps_per_pass: logical batches in one pass; by default len(dataset) / B, rounded up, or len(batches).
-            batches: for `DisjointBatches`, the batches of indices.
+            batches: for a sampling that takes the caller's own (`DisjointBatches`), the batches of indices.
             options: workers, pinning and `collate_fn`.
             max_physical_batch_size: the most records in one item; None for all.
             constant_shapes: whether every item has exactly that many rows, padding of weight 0 included (see
@@ -210,11 +212,7 @@ class Session:
         """
         count = dataset_length(dataset)
         sampling, size = self.mechanism.sampling, self.mechanism.expected_batch_size
-        if isinstance(sampling, RandomSampling) and not math.isclose(sampling.rate * count, size, rel_tol=1e-9):
-            raise InvalidArgumentError(
-                f"expected_batch_size must be rate x len(dataset) = {sampling.rate * count:g}, the mechanism has "
-                f"{size:g}"
-            )
+        require_expected_size(sampling, size, count)
         if steps_per_pass is None:
             steps_per_pass = math.ceil(count / size) if batches is None else len(batches)
         observer = self._observer(dataset)
@@ -236,23 +234,25 @@ class Session:
     def batches_of(
         self, data_loader: Any, *, max_physical_batch_size: int | None = None, constant_shapes: bool = False
     ) -> PrivateLoader:
-        """Return a loader with the dataset, workers and `collate_fn` of a DataLoader (see `PrivateLoader`)."""
+        """Return a loader with the dataset, workers and `collate_fn` of a DataLoader (see `PrivateLoader`).
+
+        `data_loader` may also be what `read_data_loader` read of one.
+        """
         reading = read_data_loader(data_loader)
-        sampling = self.mechanism.sampling
         observer = self._observer(reading.dataset)
         loader = PrivateLoader.from_data_loader(
-            data_loader,
-            poisson_sampling=isinstance(sampling, RandomSampling),
+            reading,
+            self.mechanism.sampling,
             stream=self._stream.fork("loader"),
-            max_batch_size=sampling.max_batch_size if isinstance(sampling, TruncatedPoissonSampling) else None,
             max_physical_batch_size=max_physical_batch_size,
             constant_shapes=constant_shapes,
             observer=observer,
         )
-        if loader.sampling != sampling or loader.batch_size != self.mechanism.expected_batch_size:
+        if loader.batch_size != self.mechanism.expected_batch_size:
             raise InvalidArgumentError(
-                f"the data loader has batch_size {loader.batch_size:g} of {reading.count} records, the mechanism "
-                f"{sampling} and expected_batch_size {self.mechanism.expected_batch_size:g}"
+                f"the data loader has batch_size {loader.batch_size:g}, the mechanism expected_batch_size "
+                f"{self.mechanism.expected_batch_size:g}",
+                cure="Give both the same number",
             )
         self._observe(observer, reading.count, reading.options.collate_fn)
         return loader
@@ -276,7 +276,7 @@ class Session:
     # What was spent --------------------------------------------------------------------------------------------------
 
     @property
-    def mechanism(self) -> DPSGD:
+    def mechanism(self) -> Mechanism:
         """What every step does and costs."""
         return self._parts.mechanism
 
@@ -410,12 +410,14 @@ def _stream_of(key: KeyStream | None) -> KeyStream:
     return key
 
 
-def _third_parties(mechanism: DPSGD, plan: Plan | None) -> list[Condition]:
+def _third_parties(mechanism: Mechanism, plan: Plan | None) -> list[Condition]:
     """Return the parts that are classes of somebody else's: subclasses of ours may compute something else."""
     own = {
-        "mechanism": (mechanism, (DPSGD,)),
+        "mechanism": (mechanism, (DPSGD, Mechanism)),
         "clip rule": (mechanism.clipping, OWN),
-        "sampling": (mechanism.sampling, get_args(Sampling)),
-        "plan of norms": (plan, (Plan, type(None))),
+        "plan of norms": (plan, (Plan, NoneType)),
     }
-    return [third_party(part, type(value).__name__) for part, (value, kinds) in own.items() if type(value) not in kinds]
+    foreign = [(part, type(value)) for part, (value, kinds) in own.items() if type(value) not in kinds]
+    kinds_of = {"noise": type(mechanism.noise), "sampling": type(mechanism.sampling)}
+    foreign += [(part, kind) for part, kind in kinds_of.items() if not kind.__module__.startswith("hushgrad.")]
+    return [third_party(part, f"{kind.__module__}.{kind.__qualname__}") for part, kind in foreign]

@@ -25,8 +25,7 @@ from hushgrad.errors import (
     LedgerError,
     ProtocolError,
 )
-from hushgrad.mechanism import DPSGD
-from hushgrad.sampling.specs import DisjointBatches
+from hushgrad.mechanism import Mechanism
 
 MOST_PASSES = 10**5
 
@@ -44,7 +43,7 @@ class Spending:
 
     def __init__(
         self,
-        mechanism: DPSGD,
+        mechanism: Mechanism,
         path: str | os.PathLike[str] | None,
         *,
         noise_is_secret: bool,
@@ -75,16 +74,19 @@ class Spending:
         """Open the ledger, new or continued, unless it is open.
 
         Raises:
-            ProtocolError: disjoint batches that nobody observes.
+            ProtocolError: a sampling that nobody observes and that cannot be declared (disjoint batches).
             ContractChangedError: the ledger holds steps that are not part of this plan.
             AccountingError: it holds steps under another neighbouring relation.
             LedgerError: the file cannot be opened or trusted.
         """
         if self._ledger is not None:
             return
-        if sampling == DECLARED and isinstance(self._mechanism.sampling, DisjointBatches):
+        scheme = self._mechanism.sampling
+        if sampling == DECLARED and not scheme.can_be_declared:
             raise ProtocolError(
-                "DisjointBatches without a loader cannot be charged: nobody sees where a pass ends. Use session.batches"
+                f"{type(scheme).__name__} without a loader cannot be charged: nobody sees that it is kept to"
+                + (" and where a pass ends" if scheme.counts_in == "passes" else ""),
+                cure="Use session.batches",
             )
         ledger = Ledger(self._path, contract=self._contract(sampling, population))
         earlier = [event for event, _ in ledger.events()]
@@ -108,7 +110,7 @@ class Spending:
         What a run before this one left is part of the plan, not of the question, so that the answer stays the same.
         """
         mechanism = self._mechanism
-        if isinstance(mechanism.sampling, DisjointBatches):
+        if mechanism.sampling.counts_in == "passes":
             foreign = [part for part in earlier if part[0] != mechanism.event(part[0].data_pass or 0)]
             indices = {event.data_pass for event, _ in foreign if event.data_pass is not None}
             beyond = max(indices, default=-1) + 1
@@ -153,7 +155,7 @@ class Spending:
         """How many more steps are planned and fit into the budget; None where nothing limits them."""
         return None if self._last_step is None else max(self._last_step - self.steps, 0)
 
-    def current(self) -> DPSGD:
+    def current(self) -> Mechanism:
         """Return the mechanism of the next step to be charged (of the last one, where all are)."""
         if not self._mechanism.is_scheduled or self._mechanism.steps is None:
             return self._mechanism

@@ -15,8 +15,8 @@ from hushgrad.gradients.clipped_sum import Weighed, clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
-from hushgrad.mechanism import DPSGD
-from hushgrad.noise.gaussian import Noised, noisy_updates
+from hushgrad.mechanism import Mechanism
+from hushgrad.noise.gaussian import Noised
 from hushgrad.randomness import Address, KeyStream
 
 # Sums up to here are cheaper to copy into one draw of noise than to give a draw of their own.
@@ -31,11 +31,11 @@ class Update:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], clipping: ClipRule, noise: KeyStream, plan: Plan | None
+        self, parameters: Mapping[str, nn.Parameter], mechanism: Mechanism, noise: KeyStream, plan: Plan | None
     ) -> None:
         self._parameters = parameters
-        self._clip = BoundRule(clipping, parameters)
-        self._noise = noise
+        self._clip = BoundRule(mechanism.clipping, parameters)
+        self._noise = mechanism.noise.start(noise)
         self._plan = plan
         self._sums: dict[str, Tensor] = {}
         self._number = 0
@@ -44,7 +44,7 @@ class Update:
         self.sensitivity_monitor = SensitivityMonitor()
 
     @torch.no_grad()  # what was recorded may still hang on the graph of the forward
-    def add(self, uses: MutableMapping[str, list[Contribution]], scale: float, mechanism: DPSGD) -> None:
+    def add(self, uses: MutableMapping[str, list[Contribution]], scale: float, mechanism: Mechanism) -> None:
         """Add the clipped sum of one physical batch, and empty it.
 
         Args:
@@ -81,7 +81,7 @@ class Update:
         """Forget the sums."""
         self._sums = {}
 
-    def write(self, mechanism: DPSGD) -> None:
+    def write(self, mechanism: Mechanism) -> None:
         """Hand (sum + noise) / divisor to the optimizer, in `p.grad`, and forget the sums. Charge before.
 
         Parameters that are frozen now get nothing, so that the optimizer leaves them alone; their sums are dropped.
@@ -105,21 +105,21 @@ class Update:
                 parameter.grad = None
             self._is_written = False
 
-    def _hand_out(self, parameters: list[nn.Parameter], totals: list[Tensor], number: int, mechanism: DPSGD) -> None:
+    def _hand_out(
+        self, parameters: list[nn.Parameter], totals: list[Tensor], number: int, mechanism: Mechanism
+    ) -> None:
         together, alone = _draws(totals)
         shared = [[totals[place] for place in places] for places in together]
         flats = [_flattened(parts) for parts in shared]
         owners = [True] * len(flats) + _sole_owners_of_their_memory([totals[place] for place in alone])
         sums = [*flats, *(totals[place] for place in alone)]
         sample = self.monitor.before(sums)
-        updates = noisy_updates(
+        updates = mechanism.updates(
+            self._noise,
             [
                 Noised(total, Address(number, item), overwrite=is_owner)
                 for item, (total, is_owner) in enumerate(zip(sums, owners, strict=True))
             ],
-            noise_std=mechanism.noise_std,
-            divisor=mechanism.divisor,
-            stream=self._noise,
         )
         self.monitor.after(sample, updates, mechanism.noise_std, mechanism.divisor)
         for places, parts, flat in zip(together, shared, updates, strict=False):

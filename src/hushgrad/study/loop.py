@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad import PrivacyEngine
-from hushgrad.sampling.specs import PoissonSampling
 from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.configuration import Privacy, RunConfig
 from hushgrad.study.outcome import Measurement, Outcome, Spent, Watchers
@@ -58,7 +57,7 @@ class Account:
                     guarantee=self.engine.guarantee(self.privacy.delta),
                     noise_multiplier=mechanism.noise_multiplier,
                     max_grad_norm=self.privacy.max_grad_norm,
-                    sampling_rate=mechanism.sampling.rate if isinstance(mechanism.sampling, PoissonSampling) else None,
+                    sampling_rate=mechanism.sampling.poisson_rate,
                     anchor=self.engine.session.anchor,
                 ),
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pytest
 
-import hushgrad
 from hushgrad.accounting import (
     ACCOUNTANTS,
     Contract,
@@ -202,46 +200,3 @@ def _without_noise() -> type[Event]:
 def test_what_could_not_be_read_again_is_not_registered(kind: Any, what: str, kinds: None) -> None:
     with pytest.raises(InvalidArgumentError, match=what):
         register_event(kind)
-
-
-# Who asks which kind an event is -----------------------------------------------------------------------------------
-
-
-def kinds_asked_for(source: str, names: frozenset[str]) -> set[str]:
-    """Return the kinds that a source compares an object with: isinstance, issubclass, `type(x) is`, match."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        asked: list[ast.AST] = []
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
-            asked = list(node.args[1:])
-        elif isinstance(node, ast.MatchClass):
-            asked = [node.cls]
-        elif isinstance(node, ast.Compare):
-            asked = [node.left, *node.comparators]
-        for part in asked:
-            for leaf in ast.walk(part):
-                if isinstance(leaf, ast.Name | ast.Attribute):
-                    found.add(leaf.id if isinstance(leaf, ast.Name) else leaf.attr)
-    return found & names
-
-
-@pytest.mark.parametrize(
-    "source",
-    ["isinstance(x, A | B)", "isinstance(x, (B, A))", "type(x) is m.A", "match x:\n  case A(y):\n    pass"],
-)
-def test_a_source_that_asks_for_a_kind_is_found(source: str) -> None:
-    assert "A" in kinds_asked_for(source, frozenset("AB"))
-    assert not kinds_asked_for("isinstance(x, C); y = A(1); f(A)", frozenset("AB"))
-
-
-def test_nobody_but_events_asks_which_kind_an_event_is() -> None:
-    root = Path(hushgrad.__file__).parent
-    names = frozenset(kind.__name__ for kind in registry._KINDS.values())
-    assert "Gaussian" in names
-    asked = {
-        str(path.relative_to(root)): found
-        for path in sorted(root.rglob("*.py"))
-        if path.parent != root / "accounting" / "events"
-        and (found := kinds_asked_for(path.read_text(encoding="utf-8"), names))
-    }
-    assert not asked, "give the event a property instead"

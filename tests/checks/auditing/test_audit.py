@@ -14,7 +14,8 @@ from hushgrad.cli.main import main
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
-from hushgrad.sampling.specs import DisjointBatches, PoissonSampling
+from hushgrad.sampling.disjoint import DisjointBatches
+from hushgrad.sampling.poisson import PoissonSampling
 
 
 def mechanism(sigma: float, rate: float = 1.0) -> DPSGD:

@@ -25,9 +25,10 @@ from hushgrad.checks.verification.verdict import Verdict
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
-from hushgrad.sampling.poisson import PoissonSampler
+from hushgrad.sampling.disjoint import DisjointBatches
+from hushgrad.sampling.poisson import PoissonSampler, PoissonSampling
 from hushgrad.sampling.records import Cutting
-from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, TruncatedPoissonSampling
+from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 
 N, B, SIGMA, C = 400, 40, 1.1, 0.5
 
@@ -271,9 +272,10 @@ def test_a_private_loader_is_measured_in_its_own_shapes() -> None:
 
 @pytest.mark.statistical
 def test_a_draw_that_is_not_cut_as_charged_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The truncated sampler leaves larger draws as they are; nothing but the sampling is wrong."""
+    """The truncated sampler leaves larger draws as they are, and the loader that would refuse them does not look."""
     claimed = replace(claim(), sampling=TruncatedPoissonSampling(B / N, N, 42))
     monkeypatch.setattr(PoissonSampler, "_cut_size", lambda self, size: size)
+    monkeypatch.setattr("hushgrad.sampling.loader._Planner._require_chargeable", lambda *_: None)
     monkeypatch.setattr("hushgrad.sampling.loader.Cutting", lambda *_: Cutting(64, True))
     verdict = verified(mechanism=claimed, max_physical_batch_size=64, constant_shapes=True)
     assert not verdict.passed

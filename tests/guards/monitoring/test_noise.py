@@ -54,11 +54,11 @@ def test_noise_of_another_level_ends_training(monkeypatch: pytest.MonkeyPatch, f
     """Guarantee: noise that comes a second time, and noise of another level than is charged, end training with an
     error.
     """
-    import hushgrad.session.update
+    import hushgrad.mechanism.gaussian
 
-    right = hushgrad.session.update.noisy_updates
+    right = hushgrad.mechanism.gaussian.noisy_updates
     monkeypatch.setattr(
-        hushgrad.session.update,
+        hushgrad.mechanism.gaussian,
         "noisy_updates",
         lambda totals, *, noise_std, divisor, stream: right(
             totals, noise_std=factor * noise_std, divisor=divisor, stream=stream
@@ -121,11 +121,11 @@ def test_the_ledger_says_what_was_found_and_how_many_steps_were_looked_at(tmp_pa
 
 
 def test_an_alarm_is_in_the_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import hushgrad.session.update
+    import hushgrad.mechanism.gaussian
 
-    right = hushgrad.session.update.noisy_updates
+    right = hushgrad.mechanism.gaussian.noisy_updates
     monkeypatch.setattr(
-        hushgrad.session.update,
+        hushgrad.mechanism.gaussian,
         "noisy_updates",
         lambda totals, *, noise_std, divisor, stream: right(
             totals, noise_std=0.5 * noise_std, divisor=divisor, stream=stream

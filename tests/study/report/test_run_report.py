@@ -10,7 +10,7 @@ from hushgrad.checks.auditing.audit import audit
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError, LedgerError
 from hushgrad.mechanism import DPSGD
-from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.study.configuration import suggested_run
 from hushgrad.study.directory import json_text
 from hushgrad.study.report import files

@@ -28,8 +28,7 @@ from hushgrad.checks.auditing.bounds import (
     white_box_bound_of,
 )
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.mechanism import DPSGD
-from hushgrad.sampling.specs import PoissonSampling
+from hushgrad.mechanism import Mechanism
 from hushgrad.session.privatize import privatize
 
 Scores = NDArray[np.float64]
@@ -141,7 +140,7 @@ class DiracCanaries(nn.Module):
 
 
 def audit(
-    mechanism: DPSGD,
+    mechanism: Mechanism,
     *,
     delta: float,
     confidence: float = 0.99,
@@ -168,7 +167,8 @@ def audit(
 
     Raises `InvalidArgumentError` for disjoint batches, whose steps cannot be repeated at will, and no noise.
     """
-    if not isinstance(mechanism.sampling, PoissonSampling) or mechanism.noise_multiplier == 0:
+    rate = mechanism.sampling.poisson_rate
+    if rate is None or mechanism.sampling.largest_batch is not None or mechanism.noise_multiplier == 0:
         raise InvalidArgumentError("an audit needs Poisson sampling and a noise multiplier > 0")
     count = whole_number("canaries", canaries, minimum=20)
     number = whole_number("steps", steps, minimum=1)
@@ -183,7 +183,7 @@ def audit(
     present, absent, total = [], [], np.zeros(count)
     try:
         for _ in range(number):
-            drawn = members & (source.random(count) < mechanism.sampling.rate)
+            drawn = members & (source.random(count) < rate)
             places = torch.from_numpy(np.flatnonzero(drawn))
             session.backward(model(places) if len(places) else torch.zeros(0))
             optimizer.step()

@@ -74,7 +74,7 @@ def read_sampling(
     pair = _pair_rate(count, q, max_batch_size)
     q = inclusion_rate(count, q, max_batch_size)
     checks = {
-        "range": _range(sets, count),
+        "range": range_check(sets, count),
         "rate": _rate(sizes, count, q, each),
         "sizes": sizes_check,
         "inclusion": _inclusion(sets, count, q, each),
@@ -93,7 +93,8 @@ def draws_needed(population: int, rate: float, resolution: float, false_alarm: f
     return max(200, math.ceil(trials / population))
 
 
-def _range(sets: Sequence[Indices], count: int) -> Check:
+def range_check(sets: Sequence[Indices], count: int) -> Check:
+    """Every draw holds records of the data set, each at most once."""
     strange = sum(int(((draw < 0) | (draw >= count)).any()) for draw in sets)
     twice = sum(len(np.unique(draw)) < len(draw) for draw in sets)
     return Check(

@@ -26,12 +26,12 @@ from hushgrad.errors import InvalidArgumentError
 from hushgrad.gradients.oracle import one_at_a_time
 from hushgrad.guards.probing.state import own_objects
 from hushgrad.losses import PerExampleLoss
-from hushgrad.mechanism import DPSGD
+from hushgrad.mechanism import Mechanism
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.specs import PoissonSampling, RandomSampling
-from hushgrad.sampling.torch_loader import DataLoaderReading, read_data_loader
+from hushgrad.sampling.scheme import SamplingScheme
+from hushgrad.sampling.torch_loader import DataLoaderReading, LoadingOptions, read_data_loader
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
 
@@ -79,9 +79,8 @@ class Rig:
 
     model: nn.Module
     criterion: Any
-    mechanism: DPSGD
+    mechanism: Mechanism
     reading: DataLoaderReading
-    data_loader: Any
     optimizer: OptimizerFactory
     max_physical_batch_size: int | None
     constant_shapes: bool
@@ -92,7 +91,7 @@ class Rig:
         model: nn.Module,
         data_loader: Any,
         criterion: Any,
-        mechanism: DPSGD,
+        mechanism: Mechanism,
         optimizer: OptimizerFactory,
         max_physical_batch_size: int | None,
         constant_shapes: bool = False,
@@ -104,15 +103,17 @@ class Rig:
         if isinstance(data_loader, PrivateLoader):
             rows = rows or data_loader.max_physical_batch_size
             constant_shapes = constant_shapes or data_loader.constant_shapes
-            data_loader = DataLoader(
+            own = DataLoader(
                 data_loader.dataset,
                 batch_size=max(1, round(data_loader.batch_size)),
                 collate_fn=data_loader.options.collate_fn,
                 shuffle=True,
             )
-        reading = read_data_loader(data_loader)
+            reading = replace(read_data_loader(own), batch_size=data_loader.batch_size)
+        else:
+            reading = read_data_loader(data_loader)
         one_step = replace(mechanism.at(0), steps=None, passes=None)
-        return cls(_copied(model), criterion, one_step, reading, data_loader, optimizer, rows, constant_shapes)
+        return cls(_copied(model), criterion, one_step, reading, optimizer, rows, constant_shapes)
 
     def session(self, *, seed: int | None, ledger: Path | None = None) -> Running:
         """Return a session on a fresh copy, under a fixed key (`seed`) or a secret one."""
@@ -120,8 +121,8 @@ class Rig:
         optimizer = self.optimizer(model.parameters())
         key = None if seed is None else KeyStream.fixed_for_tests(seed)
         mechanism = self.mechanism
-        if ledger is None and not isinstance(mechanism.sampling, RandomSampling):
-            mechanism = replace(mechanism, sampling=PoissonSampling(1.0))  # batches of the verification's own choice
+        if ledger is None and not mechanism.sampling.can_be_declared:
+            mechanism = replace(mechanism, sampling=_declarable(mechanism.sampling))
         stepped: list[PhysicalBatch | None] = []
         # Before the session's own hook, which ends the item.
         optimizer.register_step_pre_hook(lambda *_: stepped.append(session.current_batch))
@@ -162,11 +163,12 @@ class Rig:
             running = self.session(seed=seed, ledger=path)
             recorder = _Recorder(running, path, updates)
             try:
-                loader: Any = self.data_loader
+                reading = self.reading
                 if dataset is not None:
-                    loader = _with_dataset(loader, dataset)
+                    options = LoadingOptions(collate_fn=reading.options.collate_fn)
+                    reading = replace(reading, dataset=dataset, options=options)
                 private = running.session.batches_of(
-                    loader, max_physical_batch_size=self.max_physical_batch_size, constant_shapes=self.constant_shapes
+                    reading, max_physical_batch_size=self.max_physical_batch_size, constant_shapes=self.constant_shapes
                 )
                 try:
                     while recorder.updates < updates:
@@ -193,6 +195,17 @@ def _losses_of(item: Any, model: nn.Module, criterion: PerExampleLoss) -> Tensor
     device = next(model.parameters()).device
     inputs, target = item
     return criterion.losses(model(_to(inputs, device)), _to(target, device))
+
+
+def _declarable(scheme: SamplingScheme) -> SamplingScheme:
+    """Return the same scheme for a session whose batches the verification chooses, and whose ε nobody asks.
+
+    It is still of its own kind, because the noise may have a proof with that alone.
+    """
+    kind = type(scheme.__class__.__name__, (scheme.__class__,), {"can_be_declared": True, "__slots__": ()})
+    twin = copy.copy(scheme)
+    object.__setattr__(twin, "__class__", kind)
+    return twin
 
 
 def _copied(module: nn.Module) -> nn.Module:
@@ -302,8 +315,3 @@ class Indices(Dataset[int]):
 
     def __getitem__(self, index: int) -> int:
         return index
-
-
-def _with_dataset(loader: Any, dataset: Any) -> DataLoader[Any]:
-    reading = read_data_loader(loader)
-    return DataLoader(dataset, batch_sampler=reading.batches, collate_fn=reading.options.collate_fn)

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from hushgrad.arguments import open_unit_interval, positive_number
 from hushgrad.checks.verification.checks import statistics as st
 from hushgrad.checks.verification.checks.clipping import NOT_THE_REFERENCE, read_rule, reads_as_reference
+from hushgrad.checks.verification.checks.draws import DRAWS, read_draws
 from hushgrad.checks.verification.checks.noise import NoiseReading, read_noise
 from hushgrad.checks.verification.checks.sampling import SamplingReading, draws_needed, read_sampling
 from hushgrad.checks.verification.mistakes.clipping import Belief
@@ -39,11 +40,11 @@ from hushgrad.engine import PrivacyEngine
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.gradients.oracle import clipped_sum_of
 from hushgrad.guards.probing.state import State
-from hushgrad.mechanism import DPSGD
+from hushgrad.mechanism import Mechanism
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.specs import RandomSampling, TruncatedPoissonSampling
+from hushgrad.sampling.scheme import SamplingScheme
 
 _ROWS = 8
 _UPDATES = 12
@@ -76,7 +77,8 @@ def verify(
         model: in training mode; copied, and left as it is. It may be in an open session.
         data_loader: the ordinary `DataLoader`, or the private one; its items must be `(inputs, target)`.
         criterion: the ordinary loss, as it is given to `engine.per_example`.
-        mechanism: the claim: a `PrivacyEngine` after `make_private`, or a `DPSGD`. Of a schedule the first step counts.
+        mechanism: the claim: a `PrivacyEngine` after `make_private`, a `DPSGD` or another `Mechanism`. Of a schedule
+            the first step counts.
         loop: `(model, optimizer, loader, criterion)`, one pass of training; by default the ordinary loop.
         optimizer: makes the optimizer of a copy from its parameters; by default SGD with a learning rate of 0.01.
         max_physical_batch_size, constant_shapes: as in `make_private`; by default those of a private loader.
@@ -93,8 +95,10 @@ def verify(
     """
     started = time.perf_counter()
     claimed = mechanism.mechanism if isinstance(mechanism, PrivacyEngine) else mechanism
-    if not isinstance(claimed, DPSGD):
-        raise InvalidArgumentError(f"mechanism must be a PrivacyEngine or a DPSGD, got {type(mechanism).__name__}")
+    if not isinstance(claimed, Mechanism):
+        raise InvalidArgumentError(
+            f"mechanism must be a PrivacyEngine, a DPSGD or another Mechanism, got {type(mechanism).__name__}"
+        )
     if claimed.noise_multiplier == 0:
         raise InvalidArgumentError("a noise multiplier of 0 is not private, so there is nothing to verify")
     alpha = open_unit_interval("false_alarm", false_alarm)
@@ -113,9 +117,11 @@ def verify(
     return verdict
 
 
-def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, alpha: float, started: float) -> Verdict:
+def _verdict(
+    rig: Rig, loop: TrainingLoop, claimed: Mechanism, resolution: float, alpha: float, started: float
+) -> Verdict:
     belief = Belief(
-        rig.mechanism.noise_multiplier,
+        rig.mechanism.noise.std(1.0),
         rig.mechanism.clipping.sensitivity,
         rig.mechanism.expected_batch_size,
         rig.mechanism.divisor,
@@ -145,7 +151,7 @@ def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, al
     causes: list[Cause] = []
     if not all(check.passed for check in checks):
         if not all(check.passed for check in (*contributions.checks, *noise.checks.values())):
-            causes += find_causes(contributions, belief, claimed.at(0).noise_multiplier, noise)
+            causes += find_causes(contributions, belief, rig.mechanism.event().noise_multiplier, noise)
         causes += rule.causes
         if not causes and not as_reference.passed:
             causes.append(NOT_THE_REFERENCE)
@@ -159,7 +165,7 @@ def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, al
             belief.max_grad_norm,
             belief.noise_multiplier * belief.max_grad_norm,
             belief.noise_multiplier,
-            claimed.sampling.rate if isinstance(claimed.sampling, RandomSampling) else None,
+            claimed.sampling.poisson_rate,
         ),
         Measured(
             contributions.sensitivity * belief.divisor,
@@ -168,7 +174,7 @@ def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, al
             sampling.rate if sampling is not None else None,
             run.updates,
         ),
-        notes=contributions.notes,
+        notes=(*contributions.notes, *_not_tested(claimed.sampling)),
         seconds=time.perf_counter() - started,
     )
 
@@ -210,36 +216,55 @@ def _noise(rig: Rig, belief: Belief, resolution: float, alpha: float) -> NoiseRe
 
 def _sampling(rig: Rig, resolution: float, alpha: float) -> tuple[SamplingReading | None, tuple[Check, ...]]:
     """Read draws of the loader that training would use, over indices in place of records."""
-    stream = KeyStream.from_operating_system()
-    count, sampling = rig.reading.count, rig.mechanism.sampling
-    observer = _Draws()
-    if not isinstance(sampling, RandomSampling):
-        loader = PrivateLoader(
-            Indices(count),
-            sampling,
-            steps_per_pass=rig.reading.steps,
-            stream=stream,
-            batch_size=rig.reading.batch_size,
-            batches=rig.reading.batches,
-            observer=observer,
-        )
-        for _ in range(3):
-            for _item in loader:
-                pass
+    count, scheme = rig.reading.count, rig.mechanism.sampling
+    if scheme.counts_in == "passes":
+        observer = _observed(rig, scheme, rig.reading.steps, passes=3)
         return None, (_each_once(observer.passes, count),)
-    draws = draws_needed(count, sampling.rate, resolution, alpha)
-    draws = max(40, min(draws, math.ceil(_MOST_INDICES / max(1.0, count * sampling.rate))))
-    loader = PrivateLoader(Indices(count), sampling, steps_per_pass=draws, stream=stream, observer=observer)
-    for _item in loader:
-        pass
-    reading = read_sampling(
-        [batch.indices for batch in observer.batches],
-        population=count,
-        rate=sampling.rate,
-        false_alarm=alpha,
-        max_batch_size=sampling.max_batch_size if isinstance(sampling, TruncatedPoissonSampling) else None,
-    )
+    rate = scheme.poisson_rate
+    inclusion = scheme.inclusion_probability(count)
+    needed = DRAWS if rate is None else draws_needed(count, rate, resolution, alpha)
+    observer = _observed(rig, scheme, max(40, min(needed, math.ceil(_MOST_INDICES / max(1.0, count * inclusion)))))
+    draws = [batch.indices for batch in observer.batches]
+    if rate is not None:
+        most = scheme.largest_batch
+        reading = read_sampling(draws, population=count, rate=rate, false_alarm=alpha, max_batch_size=most)
+    else:
+        reading = read_draws(
+            draws,
+            population=count,
+            inclusion=inclusion,
+            expected_size=scheme.expected_batch_size(count),
+            largest_batch=scheme.largest_batch,
+            draws_afresh=scheme.draws_afresh,
+            false_alarm=alpha,
+        )
     return reading, tuple(reading.checks.values())
+
+
+def _not_tested(scheme: SamplingScheme) -> tuple[str, ...]:
+    if scheme.counts_in == "passes" or scheme.draws_afresh:
+        return ()
+    return (
+        "Steps are not drawn afresh, so how often records take part could not be tested: only each draw by itself.",
+    )
+
+
+def _observed(rig: Rig, scheme: SamplingScheme, steps: int, passes: int = 1) -> _Draws:
+    """Draw as training would, over indices in place of records."""
+    observer = _Draws()
+    loader = PrivateLoader(
+        Indices(rig.reading.count),
+        scheme,
+        steps_per_pass=steps,
+        stream=KeyStream.from_operating_system(),
+        batch_size=rig.mechanism.expected_batch_size,
+        batches=rig.reading.batches if scheme.takes_batches else None,
+        observer=observer,
+    )
+    for _ in range(passes):
+        for _item in loader:
+            pass
+    return observer
 
 
 class _Draws:
@@ -295,7 +320,11 @@ def _ledger(
     rates = [rate for rate in (event.charged_rate for event in events) if rate is not None]
     rate_right = True
     said = "no amplification charged"
-    if sampling is not None:
+    if sampling is not None and rig.mechanism.sampling.poisson_rate is None:
+        allowed = rig.mechanism.sampling.inclusion_probability(rig.reading.count)
+        said = f"{min(rates, default=1.0):.6g} charged, at most {allowed:.6g} claimed and measured"
+        rate_right = min(rates, default=1.0) >= allowed * (1 - 1e-9)
+    elif sampling is not None:
         said = f"{min(rates, default=0.0):.6g} charged, {sampling.rate:.6g} measured"
         trials = sampling.checks["rate"].sample_size
         q = max(rates, default=0.0)

@@ -1,36 +1,20 @@
-"""How examples are drawn, as values: what the mechanism is charged for and what a report says."""
+"""Poisson sampling that is cut at random to a largest batch."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
+from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson, inclusion_rate
 from hushgrad.arguments import positive_number, probability, whole_number
+from hushgrad.errors import InvalidArgumentError
+from hushgrad.randomness import KeyStream
+from hushgrad.sampling.poisson import PoissonSampler
+from hushgrad.sampling.scheme import Batches, SamplingScheme
 
 
 @dataclass(frozen=True)
-class PoissonSampling:
-    """Every example takes part in every step independently with probability `rate`.
-
-    The rate is a public constant. The size of a draw is secret and may be 0.
-
-    Raises `InvalidArgumentError` unless 0 < rate <= 1.
-    """
-
-    rate: float
-    adjacency: ClassVar[str] = "add/remove"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rate", probability("rate", self.rate))
-
-    def describe(self) -> str:
-        """Return what this sampling is, as a sentence for ledgers and reports."""
-        return f"Poisson sampling: every example takes part in a step independently with probability {self.rate!r}."
-
-
-@dataclass(frozen=True)
-class TruncatedPoissonSampling:
+class TruncatedPoissonSampling(SamplingScheme):
     """As `PoissonSampling`, of which a uniformly random `max_batch_size` records take part where more were drawn.
 
     A logical batch then has a largest size, so that all of them can be cut into one number of physical batches of one
@@ -48,7 +32,6 @@ class TruncatedPoissonSampling:
     rate: float
     population: int
     max_batch_size: int
-    adjacency: ClassVar[str] = "add/remove"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rate", probability("rate", self.rate))
@@ -73,35 +56,33 @@ class TruncatedPoissonSampling:
         most = min(count, math.ceil(q * count + room))
         return cls(q, count, size * math.ceil(most / size))
 
-    def describe(self) -> str:
-        """Return what this sampling is, as a sentence for ledgers and reports."""
-        return (
-            f"Truncated Poisson sampling: every one of {self.population} examples is drawn in a step independently "
-            f"with probability {self.rate!r}, and a uniformly random {self.max_batch_size} take part where more were "
-            f"drawn."
-        )
+    def sampler(self, population: int, stream: KeyStream, batches: Batches | None = None) -> PoissonSampler:
+        """Return what draws from range(population)."""
+        if population != self.population:
+            raise InvalidArgumentError(
+                f"the sampling is for a population of {self.population} records, and there are {population}",
+                cure="Give TruncatedPoissonSampling the number of records",
+            )
+        return PoissonSampler(population, self.rate, stream, most=self.max_batch_size)
 
+    def event(self, noise_multiplier: float, pass_index: int = 0) -> TruncatedPoisson:
+        """Return what one step costs; all passes are alike."""
+        return TruncatedPoisson(self.rate, noise_multiplier, self.population, self.max_batch_size)
 
-@dataclass(frozen=True)
-class DisjointBatches:
-    """The caller's own batches; every example takes part at most once in a pass over the data.
+    def inclusion_probability(self, population: int) -> float:
+        """Return the probability of a record to be drawn and kept."""
+        return inclusion_rate(population, self.rate, self.max_batch_size)
 
-    There is no amplification by sampling: one pass is one Gaussian mechanism. The neighbouring relation is zero-out (a
-    record's contribution is replaced by nothing and its place stays), because the absence of a record would shift
-    every later batch.
-    """
+    def expected_batch_size(self, population: int) -> float:
+        """Return the expected size before the cut, which is a little more than after it."""
+        return self.rate * population
 
-    adjacency: ClassVar[str] = "zero-out"
+    @property
+    def largest_batch(self) -> int:
+        """The size that larger draws are cut to."""
+        return self.max_batch_size
 
-    def describe(self) -> str:
-        """Return what this sampling is, as a sentence for ledgers and reports."""
-        return (
-            "Disjoint batches: the caller's own batches, every example at most once in a pass, "
-            "without amplification by sampling."
-        )
-
-
-RandomSampling = PoissonSampling | TruncatedPoissonSampling
-"""Sampling of which every step draws afresh, with the probability `rate` for each record."""
-
-Sampling = PoissonSampling | TruncatedPoissonSampling | DisjointBatches
+    @property
+    def poisson_rate(self) -> float:
+        """The rate of every record before the cut."""
+        return self.rate

@@ -1,4 +1,4 @@
-"""DP-SGD as a frozen value: what one step does to the data, what it costs, and nothing else.
+"""A mechanism as a frozen value: what one step does to the data, what it costs, and nothing else.
 
 This is the one place where the noise that runs and the noise that is charged are the same number.
 """
@@ -6,52 +6,46 @@ This is the one place where the noise that runs and the noise that is charged ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import Any, Self
+
+from torch import Tensor
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
 from hushgrad.accounting.accountants import epsilon as epsilon_of
-from hushgrad.accounting.calibration import calibrate_noise_multiplier, disjoint_passes
+from hushgrad.accounting.calibration import calibrate_noise_multiplier
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.events.disjoint_pass import DisjointPass
 from hushgrad.accounting.events.event import Event
-from hushgrad.accounting.events.poisson import PoissonSampled
-from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.arguments import non_negative_number, one_of, positive_number, whole_number
 from hushgrad.clipping.known import require_clip_rule
 from hushgrad.clipping.rule import ClipRule
-from hushgrad.errors import InvalidArgumentError
-from hushgrad.sampling.specs import (
-    DisjointBatches,
-    PoissonSampling,
-    RandomSampling,
-    Sampling,
-)
+from hushgrad.errors import InvalidArgumentError, NoiseMismatchError
+from hushgrad.mechanism.noise import NoiseMechanism, require_noise
+from hushgrad.noise.gaussian import Noised
+from hushgrad.sampling.scheme import SamplingScheme, require_scheme
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPSGD:
-    """The mechanism of Abadi et al. 2016 (Algorithm 1): clip each example, sum, add noise, divide by a constant.
+class Mechanism:
+    """Clip each example, sum, add noise, divide by a constant: a clip rule, a noise mechanism and a sampling scheme.
+
+    `DPSGD` is the one with Gaussian noise, and says what the other fields are.
 
     Attributes:
-        noise_multiplier: σ, no unit. 0 is allowed and not private (ε = ∞).
-        clipping: the clip rule, such as `FlatClipping(C)`; its `sensitivity` is C.
-        sampling: how the examples of a step are drawn.
-        expected_batch_size: B, a public constant; the size that happens to be drawn is never used.
-        steps: a hard limit of steps, if given.
-        passes: a hard limit of passes over disjoint batches, if given.
-        loss_reduction: "mean" divides the noised sum by B, "sum" does not divide it.
-        noise_schedule: one factor > 0 on `noise_multiplier` for each step; public, fixed beforehand, charged step by
-            step. With Poisson sampling only. Its length limits `steps` (and is their number, if `steps` is None).
-        clip_schedule: the same for the clip norm; the noise of a step follows that step's clip norm.
+        noise: what is added to the sum.
+        noise_multiplier: that of the noise.
 
-    Guarantee: the noise on the sum has standard deviation `noise_multiplier · sensitivity`, and the accountant is given
-    `noise_multiplier`, never one scaled by a batch size.
+    Raises `UnprovenMechanismError` where nobody has proven what this noise costs with this sampling, and
+    `InvalidArgumentError` for a field out of range.
+
+    Guarantee: a pair of noise and sampling without a proof cannot be made a mechanism.
     """
 
-    noise_multiplier: float
+    noise: NoiseMechanism
+    noise_multiplier: float = field(init=False, repr=False, compare=False)
     clipping: ClipRule
-    sampling: Sampling
+    sampling: SamplingScheme
     expected_batch_size: float
     steps: int | None = None
     passes: int | None = None
@@ -60,12 +54,14 @@ class DPSGD:
     clip_schedule: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", self.noise_multiplier))
+        noise = require_noise(self.noise)
+        object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", noise.noise_multiplier))
         require_clip_rule(self.clipping)
-        if not isinstance(self.sampling, Sampling):
+        event = noise.event(require_scheme(self.sampling))
+        if not isinstance(event, Event):
             raise InvalidArgumentError(
-                f"sampling must be PoissonSampling(rate), TruncatedPoissonSampling(rate, population, max_batch_size) "
-                f"or DisjointBatches(), got {type(self.sampling).__name__}"
+                f"the event of {type(noise).__name__} with {type(self.sampling).__name__} must be an Event, got "
+                f"{type(event).__name__}"
             )
         size = positive_number("expected_batch_size", self.expected_batch_size)
         object.__setattr__(self, "expected_batch_size", size)
@@ -73,8 +69,11 @@ class DPSGD:
             object.__setattr__(self, "steps", whole_number("steps", self.steps, minimum=1))
         if self.passes is not None:
             object.__setattr__(self, "passes", whole_number("passes", self.passes, minimum=1))
-            if not isinstance(self.sampling, DisjointBatches):
-                raise InvalidArgumentError("passes goes with DisjointBatches(); limit Poisson sampling by steps")
+            if self.sampling.counts_in != "passes":
+                raise InvalidArgumentError(
+                    f"passes does not go with {type(self.sampling).__name__}, which is counted in steps",
+                    cure="Limit it by steps",
+                )
         one_of("loss_reduction", self.loss_reduction, ("mean", "sum"))
         self._check_schedules()
 
@@ -83,8 +82,11 @@ class DPSGD:
             factors: Sequence[float] | None = self.noise_schedule if name == "noise_schedule" else self.clip_schedule
             if factors is None:
                 continue
-            if not isinstance(self.sampling, RandomSampling):
-                raise InvalidArgumentError(f"{name} goes with PoissonSampling: passes have no fixed number of steps")
+            if self.sampling.counts_in != "steps":
+                raise InvalidArgumentError(
+                    f"{name} does not go with {type(self.sampling).__name__}: passes have no fixed number of steps",
+                    cure="Leave it out, or take a sampling that is counted in steps (PoissonSampling)",
+                )
             if isinstance(factors, str) or not isinstance(factors, Sequence) or not factors:
                 raise InvalidArgumentError(f"{name} must be a sequence of one factor for each step")
             checked = tuple(positive_number(f"{name}[{i}]", factor) for i, factor in enumerate(factors))
@@ -101,7 +103,7 @@ class DPSGD:
         """Whether noise or clip norm differ from step to step."""
         return self.noise_schedule is not None or self.clip_schedule is not None
 
-    def at(self, step: int) -> DPSGD:
+    def at(self, step: int) -> Self:
         """Return the mechanism of step `step` (from 0) alone; itself where nothing is scheduled.
 
         Guarantee: the noise that runs in a step and the noise that is charged for it come from the same value.
@@ -114,13 +116,15 @@ class DPSGD:
         clipping = self.clipping
         if self.clip_schedule is not None:
             clipping = clipping.scaled(self.clip_schedule[number])
-        return replace(
-            self,
-            noise_multiplier=self._noise_at(number),
-            clipping=clipping,
-            noise_schedule=None,
-            clip_schedule=None,
-        )
+        once = self._changed(clipping=clipping, noise_schedule=None, clip_schedule=None)
+        return once if self.noise_schedule is None else once.with_noise_multiplier(self._noise_at(number))
+
+    def with_noise_multiplier(self, noise_multiplier: float) -> Self:
+        """Return this mechanism with another noise multiplier."""
+        return self._changed(noise=self.noise.with_noise_multiplier(noise_multiplier))
+
+    def _changed(self, **changes: Any) -> Self:
+        return replace(self, **changes)
 
     def _noise_at(self, step: int) -> float:
         return self.noise_multiplier * (1.0 if self.noise_schedule is None else self.noise_schedule[step])
@@ -131,42 +135,54 @@ class DPSGD:
 
     @property
     def noise_std(self) -> float:
-        """Standard deviation of the noise on the sum of clipped gradients, σ·C, in units of the gradient."""
+        """Standard deviation of the noise on the sum of clipped gradients, in units of the gradient; Gaussian: σ·C."""
         self._require_one_step()
-        return self.noise_multiplier * self.clipping.sensitivity
+        return self.noise.std(self.clipping.sensitivity)
 
     @property
     def divisor(self) -> float:
         """What the noised sum is divided by: B for "mean", 1 for "sum"."""
         return self.expected_batch_size if self.loss_reduction == "mean" else 1.0
 
-    def event(self, pass_index: int = 0) -> Event:
-        """Return what one step is charged as; `pass_index` numbers the passes over disjoint batches."""
-        self._require_one_step()
-        if isinstance(self.sampling, RandomSampling):
-            return self._random_step(self.sampling, self.noise_multiplier)
-        return DisjointPass(self.noise_multiplier, pass_index)
+    def updates(self, state: Any, totals: Sequence[Noised]) -> list[Tensor]:
+        """Return `(total + noise) / divisor` for each total of one step; `state` is what `noise.start` returned.
 
-    @staticmethod
-    def _random_step(sampling: RandomSampling, noise_multiplier: float) -> Event:
-        if isinstance(sampling, PoissonSampling):
-            return PoissonSampled(sampling.rate, noise_multiplier)
-        return TruncatedPoisson(sampling.rate, noise_multiplier, sampling.population, sampling.max_batch_size)
+        Raises `NoiseMismatchError` where the noise gives back something of another form than it was given.
+        """
+        self._require_one_step()
+        forms = [(part.total.shape, part.total.dtype, part.total.device) for part in totals]
+        updates = self.noise.updates(state, totals, sensitivity=self.clipping.sensitivity, divisor=self.divisor)
+        if [(update.shape, update.dtype, update.device) for update in updates] != forms:
+            raise NoiseMismatchError(
+                f"{type(self.noise).__name__} gave back {len(updates)} updates for {len(forms)} sums, or updates of "
+                f"other shapes, dtypes or devices than the sums",
+                cure="Return one update for each total from updates(), in its order, shape, dtype and device",
+            )
+        return updates
+
+    def event(self, pass_index: int = 0) -> Event:
+        """Return what one step is charged as; `pass_index` numbers the passes over the data."""
+        self._require_one_step()
+        return self.noise.event(self.sampling, pass_index)
 
     def composition(self) -> Composition:
-        """Return all that the mechanism plans to release: `steps` steps, or `passes` passes over disjoint batches."""
-        poisson = isinstance(self.sampling, RandomSampling)
-        return self.first(self._planned("steps", self.steps) if poisson else self._planned("passes", self.passes))
+        """Return all that the mechanism plans to release: `steps` steps, or `passes` passes over the data."""
+        limit = self.steps if self.sampling.counts_in == "steps" else self.passes
+        return self.first(self._planned(self.sampling.counts_in, limit))
 
     def first(self, count: int) -> Composition:
-        """Return what the first `count` steps release, or the first `count` passes over disjoint batches."""
-        if not isinstance(self.sampling, RandomSampling):
-            return disjoint_passes(count)(self.noise_multiplier)
-        steps = whole_number("count", count, minimum=1)
+        """Return what the first `count` steps release, or the first `count` passes over the data.
+
+        One step of each pass stands for all of them: they cost a record no more than one.
+        """
+        number = whole_number("count", count, minimum=1)
+        if self.sampling.counts_in == "passes":
+            return [(self.noise.event(self.sampling, index), 1) for index in range(number)]
         if self.noise_schedule is None:
-            return [(self._random_step(self.sampling, self.noise_multiplier), steps)]
-        runs = groupby(self._noise_at(step) for step in range(steps))
-        return [(self._random_step(self.sampling, noise_multiplier), len(list(run))) for noise_multiplier, run in runs]
+            return [(self.noise.event(self.sampling), number)]
+        runs = groupby(self._noise_at(step) for step in range(number))
+        noises = [(self.noise.with_noise_multiplier(multiplier), len(list(run))) for multiplier, run in runs]
+        return [(noise.event(self.sampling), steps) for noise, steps in noises]
 
     def equal_steps(self, step: int, most: int) -> int:
         """Return how many steps from `step` on are charged alike, at most `most`."""
@@ -179,7 +195,7 @@ class DPSGD:
         """Return ε at `delta` after everything that is planned (`steps` or `passes`) has run."""
         return epsilon_of(self.composition(), delta, accountant)
 
-    def calibrate(self, *, epsilon: float, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> DPSGD:
+    def calibrate(self, *, epsilon: float, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> Self:
         """Return this mechanism with the smallest noise multiplier that plans to spend at most `epsilon` at `delta`.
 
         A schedule keeps its shape: its factors stay.
@@ -190,12 +206,12 @@ class DPSGD:
         self.composition()  # says what is missing from the plan before the search begins
 
         def planned(noise_multiplier: float) -> Composition:
-            return replace(self, noise_multiplier=noise_multiplier).composition()
+            return self.with_noise_multiplier(noise_multiplier).composition()
 
         sigma = calibrate_noise_multiplier(
             target_epsilon=epsilon, target_delta=delta, composition=planned, accountant=accountant
         )
-        return replace(self, noise_multiplier=sigma)
+        return self.with_noise_multiplier(sigma)
 
     @staticmethod
     def _planned(name: str, value: int | None) -> int:

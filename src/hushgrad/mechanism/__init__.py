@@ -1,0 +1,8 @@
+"""What one step does to the data and what it costs, as frozen values."""
+
+from hushgrad.mechanism.dpsgd import DPSGD
+from hushgrad.mechanism.gaussian import GaussianNoise
+from hushgrad.mechanism.mechanism import Mechanism
+from hushgrad.mechanism.noise import NoiseMechanism
+
+__all__ = ["DPSGD", "GaussianNoise", "Mechanism", "NoiseMechanism"]

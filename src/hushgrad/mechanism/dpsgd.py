@@ -1,0 +1,43 @@
+"""DP-SGD: the mechanism with Gaussian noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Self
+
+from hushgrad.mechanism.gaussian import GaussianNoise
+from hushgrad.mechanism.mechanism import Mechanism
+from hushgrad.mechanism.noise import NoiseMechanism
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPSGD(Mechanism):
+    """The mechanism of Abadi et al. 2016 (Algorithm 1): clip each example, sum, add noise, divide by a constant.
+
+    Attributes:
+        noise_multiplier: σ, no unit. 0 is allowed and not private (ε = ∞).
+        clipping: the clip rule; its `sensitivity` is C.
+        sampling: how the examples of a step are drawn.
+        expected_batch_size: B, a public constant; the size that happens to be drawn is never used.
+        steps: a hard limit of steps, if given.
+        passes: a hard limit of passes over the data, if given; for a sampling that is counted in passes.
+        loss_reduction: "mean" divides the noised sum by B, "sum" does not divide it.
+        noise_schedule: one factor > 0 on `noise_multiplier` for each step; public, fixed beforehand, charged step by
+            step. For a sampling that is counted in steps. Its length limits `steps` (and is their number, if `steps` is
+            None).
+        clip_schedule: the same for the clip norm; the noise of a step follows that step's clip norm.
+
+    Guarantee: the noise on the sum has standard deviation `noise_multiplier · sensitivity`, and the accountant is given
+    `noise_multiplier`, never one scaled by a batch size.
+    """
+
+    noise_multiplier: float
+    noise: NoiseMechanism = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "noise", GaussianNoise(self.noise_multiplier))
+        super().__post_init__()
+
+    def with_noise_multiplier(self, noise_multiplier: float) -> Self:
+        """Return this mechanism with another σ."""
+        return self._changed(noise_multiplier=noise_multiplier)

@@ -1,0 +1,104 @@
+"""A sampling scheme: which examples take part in which step, and what that makes of a step's charge.
+
+A kind is a file: a frozen dataclass of public constants, and its sampler. Whoever needs to know something of a scheme
+asks the scheme; nobody else asks which kind it is (a test reads the sources).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar, Literal, Protocol
+
+from hushgrad.accounting.events.event import Event
+from hushgrad.errors import InvalidArgumentError
+from hushgrad.randomness import KeyStream
+
+Batches = Iterable[Sequence[int]]
+"""The caller's own batches of indices, iterated anew in every pass."""
+
+
+class Sampler(Protocol):
+    """Draws logical batches of one data set, for one loader."""
+
+    def one_pass(self, steps: int, first_step: int) -> Iterator[tuple[int, ...]]:
+        """Yield the indices of each logical batch of a pass that has `steps` of them, possibly none.
+
+        `first_step` is the number of the first one, over the life of the loader; no number comes twice, so that it can
+        be the step of an `Address`. A pass that is broken off has used the numbers of what was drawn.
+        """
+
+
+class SamplingScheme(ABC):
+    """How the examples of a step are drawn, as a frozen value that can be compared.
+
+    Attributes:
+        counts_in: what a charge is counted in: "steps", each of which is a release of its own, or "passes" over the
+            data, of which a record takes part in one step at most. Only steps have schedules.
+        takes_batches: whether the batches are the caller's own.
+        can_be_declared: whether a loop without hushgrad's loader may be charged for it, at the caller's word.
+        draws_afresh: whether each step is drawn independently of all others.
+    """
+
+    counts_in: ClassVar[Literal["steps", "passes"]] = "steps"
+    takes_batches: ClassVar[bool] = False
+    can_be_declared: ClassVar[bool] = True
+    draws_afresh: ClassVar[bool] = True
+
+    @abstractmethod
+    def sampler(self, population: int, stream: KeyStream, batches: Batches | None = None) -> Sampler:
+        """Return what draws from range(population).
+
+        Draw from `stream` alone: it is this sampler's own, and secret, which amplification needs. `batches` are given
+        where `takes_batches` says so. Raises `InvalidArgumentError` where the scheme is for another population.
+        """
+
+    @abstractmethod
+    def event(self, noise_multiplier: float, pass_index: int = 0) -> Event:
+        """Return what one step costs with Gaussian noise that is independent in every step.
+
+        `noise_multiplier` is the standard deviation of the noise over the sensitivity; `pass_index` numbers the passes
+        over the data. An event of a kind of one's own is registered (`hushgrad.accounting.register_event`).
+        """
+
+    @abstractmethod
+    def inclusion_probability(self, population: int) -> float:
+        """Return the probability of a record to take part in a step; where records differ, the greatest."""
+
+    @abstractmethod
+    def expected_batch_size(self, population: int) -> float | None:
+        """Return B, the size that a step is expected to have; None where it is the caller's to say."""
+
+    @property
+    def largest_batch(self) -> int | None:
+        """The most records that a step can have, where that is a public constant less than all; else None."""
+        return None
+
+    @property
+    def poisson_rate(self) -> float | None:
+        """The rate with which every record is drawn, independently of all, before a random cut to `largest_batch`.
+
+        None where records are drawn otherwise.
+        """
+        return None
+
+    @property
+    def adjacency(self) -> str:
+        """The neighbouring relation that a step is charged under, in the words of its event."""
+        return self.event(1.0).adjacency
+
+    def describe(self) -> str:
+        """Return in words how a step is drawn: the words of its event."""
+        event = self.event(1.0)
+        return type(event).sentence([(event, 1)], alone=True)
+
+
+def require_scheme(sampling: object) -> SamplingScheme:
+    """Return `sampling`, or raise `InvalidArgumentError` where it is no sampling scheme."""
+    if not isinstance(sampling, SamplingScheme):
+        raise InvalidArgumentError(
+            f"sampling must be a sampling scheme, got {type(sampling).__name__}",
+            cure="Give PoissonSampling(rate), TruncatedPoissonSampling(rate, population, max_batch_size), "
+            "DisjointBatches() or a SamplingScheme of your own",
+        )
+    return sampling
