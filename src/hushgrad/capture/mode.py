@@ -21,6 +21,7 @@ from hushgrad.capture.operators.table import COMPOSITES, FIRST, RULES
 from hushgrad.capture.source_line import calling_forward
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.errors import HushgradError, UncoveredParameterUseError
+from hushgrad.torch_internals import base_of
 
 # Attribute reads that return a tensor made of the parameter's values; all others say something about it.
 TENSOR_ATTRIBUTES = {getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "real", "imag", "data")}
@@ -148,7 +149,7 @@ class CaptureMode(TorchFunctionMode):
 
 def _refuse_change_of_output(func: Callable[..., Any], target: Any) -> None:
     """Say why torch refused to change a tensor in place, if it is because an operator captured here made it."""
-    for made in (target, target._base) if isinstance(target, Tensor) else ():
+    for made in (target, base_of(target)) if isinstance(target, Tensor) else ():
         if made is not None and made.grad_fn is not None and _name_of(made.grad_fn) in MADE_HERE:
             raise UncoveredParameterUseError(
                 f"{func.__name__}: cannot change in place what was computed with a parameter, or a part of it"

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from torch import nn
+from hushgrad.torch_internals import MODULE_CALL_FILE
 
 _frame_at = sys._getframe
-_MODULE_CALL = nn.Module._call_impl.__code__.co_filename
 
 
 class RunningCall:
@@ -61,9 +60,9 @@ def _frame_of_module_call() -> FrameType | None:
     may have put frames of its own in between.
     """
     frame: FrameType | None = _frame_at(1)
-    while frame is not None and frame.f_code.co_filename != _MODULE_CALL:
+    while frame is not None and frame.f_code.co_filename != MODULE_CALL_FILE:
         frame = frame.f_back
-    while frame is not None and frame.f_back is not None and frame.f_back.f_code.co_filename == _MODULE_CALL:
+    while frame is not None and frame.f_back is not None and frame.f_back.f_code.co_filename == MODULE_CALL_FILE:
         frame = frame.f_back
     return frame
 

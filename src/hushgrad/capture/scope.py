@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.hooks import RemovableHandle
 
 from hushgrad.capture.axes.batch_axes import BatchAxes, tensors_in
@@ -24,6 +23,7 @@ from hushgrad.capture.running import LivingArguments, RunningCall
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError
+from hushgrad.torch_internals import parameters_of, top_mode
 
 # Frames between `RunningCall.is_running` and the code that calls a module (hook, torch's three) or an operator.
 CALLER_OF_MODULE, CALLER_OF_OPERATOR = 6, 3
@@ -69,9 +69,9 @@ class Scope:
         self._observer = observer
         self._anchor = Anchor()
         self._sites = [
-            (module._parameters, key, f"{prefix}.{key}" if prefix else key)
+            (parameters_of(module), key, f"{prefix}.{key}" if prefix else key)
             for prefix, module in model.named_modules()
-            for key, parameter in module._parameters.items()
+            for key, parameter in parameters_of(module).items()
             if parameter is not None and parameter.requires_grad
         ]
         self._here = _Here()
@@ -200,7 +200,7 @@ class Scope:
         self._here.open = None
         mode = begun.mode
         above = []
-        while (top := _top_mode()) is not None:
+        while (top := top_mode()) is not None:
             top.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             if top is mode:
                 break
@@ -252,11 +252,6 @@ def _refusal(anchor: Anchor, shape: list[int], lost_by: str | None) -> Callable[
             )
 
     return refuse
-
-
-def _top_mode() -> TorchFunctionMode | None:
-    stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    return stack[-1] if stack else None
 
 
 class _Hook:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-import torch
-from torch.autograd import forward_ad
-
 from hushgrad.errors import UncoveredParameterUseError
+from hushgrad.torch_internals import functorch_transform, is_forward_differentiating
 
 
 def transform_in_force() -> str | None:
     """Return the name of the innermost transform that is running in this thread; None outside of any."""
-    if torch._C._functorch.maybe_current_level() is not None:
-        interpreter = torch._C._functorch.peek_interpreter_stack()
-        return f"torch.func.{interpreter.key().name.lower()}"
-    return None if forward_ad._current_level < 0 else "forward-mode differentiation"
+    if (transform := functorch_transform()) is not None:
+        return f"torch.func.{transform}"
+    return "forward-mode differentiation" if is_forward_differentiating() else None
 
 
 def refuse_transforms(transform: str, name: str) -> NoReturn:

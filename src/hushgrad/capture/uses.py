@@ -8,7 +8,6 @@ from threading import Lock
 
 import torch
 from torch import Tensor
-from torch.autograd import Variable
 
 from hushgrad.capture.axes.row_owners import Owners, Place
 from hushgrad.errors import PrivacyUnitError
@@ -16,6 +15,7 @@ from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dty
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.ownership import own
 from hushgrad.gradients.rows import Rows
+from hushgrad.torch_internals import call_after_backward, current_graph_task
 
 
 @dataclass(slots=True)
@@ -79,10 +79,10 @@ class UsePool:
 
     def add(self, name: str, contribution: Contribution) -> None:
         """Record one use, from inside the backward that produced it."""
-        task = torch._C._current_graph_task_id()
+        task = current_graph_task()
         if task not in self._running:
             self._running[task] = {}
-            Variable._execution_engine.queue_callback(lambda: self._finish(task))
+            call_after_backward(lambda: self._finish(task))
         uses = self._running[task].setdefault(name, _Uses())
         gradients = contribution.formed(self._plan)
         if gradients is None:

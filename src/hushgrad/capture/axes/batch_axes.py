@@ -26,6 +26,7 @@ from hushgrad.capture.axes.rules import Axis, Seen, changes_in_place, main_argum
 from hushgrad.capture.axes.table import AXIS_RULES, CONSTANTS
 from hushgrad.capture.source_line import calling_forward
 from hushgrad.errors import PrivacyUnitError
+from hushgrad.torch_internals import base_of
 
 NARROW = (torch.bfloat16, torch.float16)
 
@@ -216,7 +217,7 @@ class BatchAxes:
                 f"{name}: changes a tensor of shape {list(tensor.shape)} in place so that the examples of the batch "
                 f"can no longer be told apart in it. Make a new tensor, and keep the batch on an axis of its own"
             )
-        base = tensor._base
+        base = base_of(tensor)
         if base is not None and base is not tensor and not self.descends(base):
             self._lose(base, f"a write into a view by {name}")
         if axis is None:

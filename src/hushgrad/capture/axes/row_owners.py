@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hushgrad.capture.axes import products as products
 from hushgrad.capture.axes.rules import AxisRule, Seen, dims_of, elementwise, is_basic, like_first, viewed
+from hushgrad.torch_internals import PACK, PAD_PACKED
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,8 +222,6 @@ def _packed(seen: Seen, places: list[Place]) -> Place:
     return Owners(0, rows.squeeze(-1).long())
 
 
-PACK = torch._C._VariableFunctions._pack_padded_sequence
-PAD_PACKED = torch._C._VariableFunctions._pad_packed_sequence
 SPLITS: set[Callable[..., Any]] = {torch.reshape, Tensor.reshape, Tensor.view, Tensor.unflatten, Tensor.flatten}
 SPLITS |= {torch.flatten, torch.unflatten}
 SELECTIONS: set[Callable[..., Any]] = {torch.index_select, Tensor.index_select, Tensor.__getitem__}

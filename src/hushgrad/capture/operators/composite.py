@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hushgrad.capture.operators import recurrent
 from hushgrad.capture.operators.operator import Composite, Forward
+from hushgrad.torch_internals import VARIABLE_FUNCTIONS
 
 
 def _opened(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,6 +144,6 @@ COMPOSITES: dict[Callable[..., Any], Composite] = {
     torch.prelu: prelu,
     Tensor.prelu: prelu,
     F.embedding_bag: embedding_bag,
-    **{getattr(torch._C._VariableFunctions, f"{kind}_cell"): _cell_rule(kind) for kind in recurrent.CELLS},
+    **{getattr(VARIABLE_FUNCTIONS, f"{kind}_cell"): _cell_rule(kind) for kind in recurrent.CELLS},
     **recurrent.COMPOSITES,
 }

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hushgrad.capture.axes.rules import changes_in_place
 from hushgrad.capture.axes.table import AXIS_RULES
 from hushgrad.capture.operators.operator import Forward, autocast_dtype, first_order_only
 from hushgrad.capture.operators.replay import LocalGraph, RandomState, Replay, measured_axis, per_example_gradients
 from hushgrad.errors import UncoveredParameterUseError
+from hushgrad.torch_internals import tree_flatten, tree_unflatten
 
 
 def generic(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

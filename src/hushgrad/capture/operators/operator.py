@@ -17,6 +17,7 @@ from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError, UncoveredParameterUseError
 from hushgrad.gradients.contribution import full_precision
+from hushgrad.torch_internals import is_view, will_execute
 
 SECOND_ORDER = (
     "create_graph=True: the gradient of a gradient through a private model (a gradient penalty, say) has no "
@@ -39,7 +40,7 @@ class Anchor:
 
     def is_accumulating(self) -> bool:
         """Return whether the backward that is running accumulates gradients."""
-        return bool(torch._C._will_engine_execute_node(self._node))
+        return will_execute(self._node)
 
 
 @dataclass
@@ -147,7 +148,7 @@ class _Captured(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, operator: Operator, call: Forward, anchor: Tensor, *inputs: Tensor | None) -> Tensor:
         output, saved = operator.forward(*inputs)
-        if output._is_view() and not operator.shows_leaf:
+        if is_view(output) and not operator.shows_leaf:
             output = output.data  # the only one to hold its memory; as a view it could not be changed in place
         ctx.operator, ctx.call = operator, call
         ctx.save_for_backward(*saved)

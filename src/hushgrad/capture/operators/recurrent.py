@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hushgrad.capture.axes.row_owners import PACK, PAD_PACKED, Owners, Place
+from hushgrad.capture.axes.row_owners import Owners, Place
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.operators.cells import Cell, GRUCell, LSTMCell, ReluCell, TanhCell
 from hushgrad.capture.operators.operator import Composite, Forward, Recorded, first_order_only, in_autocast_dtype
@@ -22,6 +22,7 @@ from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.contribution import accumulation_dtype
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.outer import OuterProducts
+from hushgrad.torch_internals import PACK, PAD_PACKED, VARIABLE_FUNCTIONS, unseen
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,7 +268,7 @@ def _layers(
         layer = _layer(call, run, weights, place, reverse=number % directions == 1)
         values = [weight if (leaf := call.leaf(weight)) is None else leaf.value for weight in weights]
         inputs = in_autocast_dtype([x, hidden[number], *values])
-        with torch._C.DisableTorchFunction():  # the mode needs not see each step
+        with unseen():  # the mode needs not see each step
             out, h, c = _Unrolled.apply(  # type: ignore[no-untyped-call]
                 layer, call, call.anchor.tensor, mask, *inputs[:2], cells[number], *inputs[2:]
             )
@@ -316,5 +317,5 @@ def _per_example(call: Forward, x: Tensor, state: Tensor) -> Tensor:
 
 CELLS: dict[str, Cell] = {"lstm": LSTMCell(), "gru": GRUCell(), "rnn_tanh": TanhCell(), "rnn_relu": ReluCell()}
 COMPOSITES: dict[Callable[..., Any], Composite] = {
-    getattr(torch._C._VariableFunctions, kind): _rule(kind, cell) for kind, cell in CELLS.items()
+    getattr(VARIABLE_FUNCTIONS, kind): _rule(kind, cell) for kind, cell in CELLS.items()
 }

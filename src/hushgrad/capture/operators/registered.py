@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from hushgrad.capture.axes.table import AXIS_RULES
 from hushgrad.capture.operators.broadcast import Expand
@@ -28,6 +27,7 @@ from hushgrad.capture.operators.operator import Forward, autocast_dtype, capture
 from hushgrad.capture.operators.table import COMPOSITES, FIRST, RULES
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.errors import CrossSampleLeakError, InvalidArgumentError, PrivacyUnitError, UncoveredParameterUseError
+from hushgrad.torch_internals import tree_flatten, tree_leaves, tree_unflatten, version
 
 LOOKS_AGAIN = 64
 """One call in so many is compared again, drawn in secret, so that no operator can know when it is looked at."""
@@ -150,7 +150,7 @@ class _OneAtATime:
             with _Watch(call, self._name):
                 return self._run(*args, **kwargs)
         size = self._batch(call, list(data.values()))
-        versions = {place: value._version for place, value in enumerate(flat) if isinstance(value, Tensor)}
+        versions = {place: version(value) for place, value in enumerate(flat) if isinstance(value, Tensor)}
 
         def run(values: dict[int, Any]) -> Any:
             new_args, new_kwargs = tree_unflatten([values.get(i, value) for i, value in enumerate(flat)], spec)
@@ -172,7 +172,7 @@ class _OneAtATime:
             own |= {place: view[i] for place, view in views.items()}
             with _Watch(call, self._name):
                 parts.append(run(own))
-        if any(flat[place]._version != version for place, version in versions.items()):
+        if any(version(flat[place]) != before for place, before in versions.items()):
             raise UncoveredParameterUseError(
                 f"{self._name}: a registered operator changed one of its arguments in place. Let it return a new tensor"
             )

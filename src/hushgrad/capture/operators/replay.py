@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
 from hushgrad.capture.leaves import Leaf, batched_vjp, distinct_parameters
 from hushgrad.gradients.contribution import Contribution, accumulation_dtype
 from hushgrad.gradients.dense import Dense
+from hushgrad.torch_internals import TreeSpec, tree_leaves, tree_unflatten
 
 # What torch raises where an operator cannot be vectorised, or draws random numbers.
 NOT_VECTORISABLE = (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError)

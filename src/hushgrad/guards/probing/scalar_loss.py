@@ -23,6 +23,7 @@ from hushgrad.guards.probing.loss_graph import LossGraph, reaches_inside
 from hushgrad.guards.probing.loss_judge import LossJudge
 from hushgrad.guards.probing.loss_values import Key, Total
 from hushgrad.guards.probing.trees import tensors_at
+from hushgrad.torch_internals import current_graph_task, sequence_number, version
 
 _BACKWARD = torch.autograd.backward.__code__
 
@@ -84,10 +85,10 @@ class ScalarLoss:
             node = tensor.grad_fn
             if node is None:
                 continue
-            key = (node._sequence_nr(), tensor.output_nr)
+            key = (sequence_number(node), tensor.output_nr)
             if key in self._outputs:
                 continue
-            self._outputs[key] = _kept(tensor) if is_watched else _Output(_gone, tensor._version)
+            self._outputs[key] = _kept(tensor) if is_watched else _Output(_gone, version(tensor))
             if is_watched:
                 hook = self._hook(key, module is not self._model)
                 tensor.register_hook(hook)  # type: ignore[no-untyped-call]
@@ -95,7 +96,7 @@ class ScalarLoss:
     def vouch(self, losses: Tensor) -> None:
         """These losses, `[B]`, are examined elsewhere, as to the model's outputs."""
         if losses.grad_fn is not None:
-            self._vouched.append(losses.grad_fn._sequence_nr())
+            self._vouched.append(sequence_number(losses.grad_fn))
             if reaches_inside(losses.grad_fn, self._outputs, self._anchor):
                 self._conditions[INNER_LOSS] = None
 
@@ -117,7 +118,7 @@ class ScalarLoss:
                 return  # of an item that is over, or a gradient that is only asked for
             if is_part:
                 self._conditions[OUTSIDE_CALL] = None
-            task = torch._C._current_graph_task_id()
+            task = current_graph_task()
             if self.size is not None and task not in self._looked_at:
                 self._looked_at.add(task)
                 self._look(key, gradient, self.size)
@@ -162,12 +163,12 @@ class ScalarLoss:
     def _is_vouched(self, root: Any) -> bool:
         """Whether a loss is a mean or sum of losses that were examined, and nothing else; most are."""
         edges = root.next_functions
-        return len(edges) == 1 and edges[0][0] is not None and edges[0][0]._sequence_nr() in self._vouched
+        return len(edges) == 1 and edges[0][0] is not None and sequence_number(edges[0][0]) in self._vouched
 
     def _values(self, key: Key) -> Tensor | None:
         output = self._outputs[key]
         values = output.values()
-        return values if values is not None and values._version == output.version else None
+        return values if values is not None and version(values) == output.version else None
 
 
 def _gone() -> None:
@@ -178,5 +179,5 @@ def _kept(tensor: Tensor) -> _Output:
     """Return a way to get at an output's values that keeps no large tensor alive."""
     if tensor.numel() <= KEPT_VALUES:
         values = tensor.detach()
-        return _Output(lambda: values, tensor._version)
-    return _Output(ref(tensor), tensor._version)
+        return _Output(lambda: values, version(tensor))
+    return _Output(ref(tensor), version(tensor))
