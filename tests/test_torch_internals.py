@@ -241,6 +241,98 @@ def test_a_hook_runs_inside_frames_of_the_file_of_module_calls() -> None:
     assert files[-1] == __file__
 
 
+# Frames of torch's own code ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_what_dies_with_a_module_call_lives_as_long_as_the_call_and_no_longer(is_interrupted: bool) -> None:
+    found: list[Any] = []
+
+    class Inner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert found[-1]() is not None
+            if is_interrupted:
+                raise KeyboardInterrupt
+            return x
+
+    module = Inner()
+    module.register_forward_pre_hook(lambda module, args: found.append(insides.life_of_call(sys._getframe(1))))
+    try:
+        module(torch.zeros(1))
+    except KeyboardInterrupt:
+        assert is_interrupted
+    assert len(found) == 1
+    assert found[0]() is None
+    assert insides.life_of_call(sys._getframe()) is None
+
+
+def test_each_step_of_an_optimizer_has_a_witness_of_its_own() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    found: list[Any] = []
+
+    def look(*_: Any) -> None:
+        found.append(insides.witness_of_step(sys._getframe(1)))
+
+    optimizer.register_step_pre_hook(look)
+    optimizer.register_step_post_hook(look)
+    optimizer.step()
+    optimizer.step()
+    assert all(isinstance(witness, str) for witness in found)
+    assert found[0] is found[1]
+    assert found[2] is found[3]
+    assert found[0] is not found[2]
+
+
+def test_a_running_backward_shows_what_it_was_given() -> None:
+    found = []
+    x = torch.ones(2, requires_grad=True)
+    y = x * 2
+
+    def look(gradient: Tensor) -> None:
+        frame: Any = sys._getframe()
+        while frame is not None:
+            found.append(insides.losses_of_backward(frame))
+            frame = frame.f_back
+
+    y.register_hook(look)
+    loss = y.sum()
+    loss.backward(torch.tensor(2.0))
+    ((tensors, gradients),) = [part for part in found if part is not None]
+    assert tensors[0] is loss
+    assert float(gradients[0]) == 2
+
+
+def test_an_opened_function_shows_its_parts_and_gives_the_same() -> None:
+    layer, x = nn.MultiheadAttention(4, 2).eval(), torch.randn(3, 2, 4)
+    run = torch.nn.functional.multi_head_attention_forward
+    options = [4, 2, layer.in_proj_weight, layer.in_proj_bias, None, None, False, 0.0]
+    options += [layer.out_proj.weight, layer.out_proj.bias]
+    with Seen() as mode:
+        whole = run(x, x, x, *options)
+    assert mode.functions == [run]
+    with Seen() as mode:
+        parts = insides.opened(run)(x, x, x, *options)
+    assert run not in mode.functions
+    assert torch.nn.functional.linear in mode.functions
+    torch.testing.assert_close(parts, whole)
+
+
+def test_hooks_that_only_look_are_told_from_others() -> None:
+    x = torch.ones(2, requires_grad=True)
+    kept: list[Any] = []
+
+    class Look(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is Tensor.register_hook:
+                kept.append(args[1])
+            return func(*args, **(kwargs or {}))
+
+    with Look():
+        torch.autograd.graph.register_multi_grad_hook([x], lambda gradients: None)
+        x.register_hook(lambda gradient: None)
+    assert [insides.only_looks(hook) for hook in kept] == [True, False]
+
+
 # What shows itself to a mode -----------------------------------------------------------------------------------------
 
 

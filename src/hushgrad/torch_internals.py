@@ -7,8 +7,10 @@ torch 2.13; tests/test_torch_internals.py asks whether each still means what it 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, MutableMapping
 from operator import attrgetter
+from types import FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -98,6 +100,59 @@ def has_gradient_hooks(tensor: Tensor) -> bool:
 
 MODULE_CALL_FILE = nn.Module._call_impl.__code__.co_filename
 """The file of torch's code that calls a module and its hooks: frames of a module's call are known by it."""
+
+# Frames of torch's own code ------------------------------------------------------------------------------------------
+
+
+def life_of_call(hook_frame: FrameType) -> weakref.ref[Any] | None:
+    """Return a reference to what dies with the module call that runs a hook, asked from the frame that called the hook.
+
+    `Module._call_impl` notes in a set of its own which hooks have run, and nobody else ever holds it. None where the
+    call is compiled, or another torch keeps no such set.
+    """
+    frame: FrameType | None = hook_frame
+    while frame is not None and frame.f_code.co_filename == MODULE_CALL_FILE:
+        if frame.f_code is nn.Module._call_impl.__code__:
+            ran = frame.f_locals.get("called_always_called_hooks")
+            return weakref.ref(ran) if isinstance(ran, set) else None
+        frame = frame.f_back
+    return None
+
+
+def witness_of_step(frame: FrameType) -> object | None:
+    """Return an object that torch's frame around `Optimizer.step` made for itself, and that holds nothing of anybody's.
+
+    It is the name under which the profiler shows the step, a string put together anew in each call. None where another
+    torch makes none.
+    """
+    name = frame.f_locals.get("profile_name")
+    return name if isinstance(name, str) else None
+
+
+def losses_of_backward(frame: FrameType) -> tuple[Any, Any] | None:
+    """Return the tensors that a running `torch.autograd.backward` was given, and their gradients; None elsewhere."""
+    if frame.f_code is not torch.autograd.backward.__code__:
+        return None
+    return frame.f_locals["tensors"], frame.f_locals["grad_tensors"]
+
+
+def opened(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a copy of one of torch's Python functions that does not hand itself over to a mode as a whole.
+
+    It runs with a `has_torch_function` that says no, so what it calls is seen one by one.
+    """
+    assert isinstance(function, FunctionType)
+    assert "has_torch_function" in function.__code__.co_names
+    names = {**function.__globals__, "has_torch_function": lambda _: False}
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def only_looks(hook: Any) -> bool:
+    """Return whether a hook on a tensor is one of `register_multi_grad_hook`, as torch's FlopCounterMode sets them."""
+    return isinstance(hook, FunctionType) and hook.__code__.co_filename == torch.autograd.graph.__file__
+
 
 # What shows itself to a mode -----------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from hushgrad.capture.operators.table import COMPOSITES, FIRST, RULES
 from hushgrad.capture.source_line import calling_forward
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.errors import HushgradError, UncoveredParameterUseError
-from hushgrad.torch_internals import base_of
+from hushgrad.torch_internals import base_of, only_looks
 
 # Attribute reads that return a tensor made of the parameter's values; all others say something about it.
 TENSOR_ATTRIBUTES = {getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "real", "imag", "data")}
@@ -163,7 +162,7 @@ def _hooked(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     No gradient comes back through a parameter, or through what was made of parameters alone.
     """
     hook = args[1] if len(args) > 1 else kwargs.get("hook")
-    if isinstance(hook, FunctionType) and hook.__code__.co_filename == torch.autograd.graph.__file__:
+    if only_looks(hook):
         return func(*args, **kwargs)
     raise UncoveredParameterUseError(
         f"{func.__name__}: a hook on {leaves[0].name!r}, a parameter or a tensor made of parameters alone, would see "

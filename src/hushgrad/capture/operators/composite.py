@@ -6,7 +6,6 @@ These rules run with the mode on. A composite returns NotImplemented for calls o
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -15,19 +14,9 @@ from torch import Tensor
 
 from hushgrad.capture.operators import recurrent
 from hushgrad.capture.operators.operator import Composite, Forward
-from hushgrad.torch_internals import VARIABLE_FUNCTIONS
+from hushgrad.torch_internals import VARIABLE_FUNCTIONS, opened
 
-
-def _opened(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a copy of a function of torch that does not hand itself over to the mode as a whole."""
-    assert isinstance(func, FunctionType)
-    names = {**func.__globals__, "has_torch_function": lambda _: False}
-    copy = FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
-    copy.__kwdefaults__ = func.__kwdefaults__
-    return copy
-
-
-_multi_head = _opened(F.multi_head_attention_forward)
+_multi_head = opened(F.multi_head_attention_forward)
 
 
 def multi_head(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

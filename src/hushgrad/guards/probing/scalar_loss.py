@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any, NamedTuple
 from weakref import ref
 
-import torch
 from torch import Tensor, nn
 
 from hushgrad.accounting.conditions import INNER_LOSS, OUTSIDE_CALL, UNREAD_LOSS, Condition
@@ -23,9 +22,7 @@ from hushgrad.guards.probing.loss_graph import LossGraph, reaches_inside
 from hushgrad.guards.probing.loss_judge import LossJudge
 from hushgrad.guards.probing.loss_values import Key, Total
 from hushgrad.guards.probing.trees import tensors_at
-from hushgrad.torch_internals import current_graph_task, sequence_number, version
-
-_BACKWARD = torch.autograd.backward.__code__
+from hushgrad.torch_internals import current_graph_task, losses_of_backward, sequence_number, version
 
 KEPT_VALUES, FEW_VALUES = 2**24, 2**20
 """Outputs of at most so many values are kept until their first backward, few ones until the item is done; of larger
@@ -151,9 +148,8 @@ class ScalarLoss:
         """
         frame: FrameType | None = sys._current_frames().get(self._thread)
         while frame is not None:
-            if frame.f_code is _BACKWARD:
-                local = frame.f_locals
-                tensors, gradients = local["tensors"], local["grad_tensors"]
+            if (arguments := losses_of_backward(frame)) is not None:
+                tensors, gradients = arguments
                 given = (gradients,) if isinstance(gradients, Tensor) else gradients or ()
                 roots = [tensors] if isinstance(tensors, Tensor) else tensors
                 losses = [part for part in roots if isinstance(part, Tensor) and part.grad_fn is not None]
