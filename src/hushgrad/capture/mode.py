@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,29 +10,19 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from hushgrad.capture.axes.rules import changes_in_place, main_argument
-from hushgrad.capture.axes.table import INITIALIZERS, LIKE_ANOTHER
-from hushgrad.capture.leaves import Leaf, distinct_parameters
-from hushgrad.capture.operators.embedding import constant_ids
-from hushgrad.capture.operators.generic import generic
-from hushgrad.capture.operators.operator import Forward, first_order_only
-from hushgrad.capture.operators.table import COMPOSITES, FIRST, RULES
+from hushgrad.capture.axes.table import LIKE_ANOTHER
+from hushgrad.capture.consultation import only_describes, with_data, without_data
+from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.operators.operator import Forward
+from hushgrad.capture.operators.table import FIRST
 from hushgrad.capture.source_line import calling_forward
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.errors import HushgradError, UncoveredParameterUseError
-from hushgrad.torch_internals import base_of, only_looks
-
-# Attribute reads that return a tensor made of the parameter's values; all others say something about it.
-TENSOR_ATTRIBUTES = {getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "real", "imag", "data")}
+from hushgrad.torch_internals import base_of, function_of
 
 NODES_TO_LOOK_AT = 100
 
-NUMPY_NAMES = frozenset({"x", "a", "x1", "x2", "axis", "keepdims"})
-"""Names that many of torch's operators take in the place of their own, which are not in their signatures."""
-
-MADE_HERE = {"_CapturedBackward", "_GenericBackward", "_GuardBackward", "_UnrolledBackward"}
-"""What torch calls the nodes of operators that run as functions of this package."""
-
-HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
+PACKAGE = __name__.rpartition(".")[0]
 
 
 class CaptureMode(TorchFunctionMode):
@@ -88,8 +77,10 @@ class CaptureMode(TorchFunctionMode):
             if result is not NotImplemented:
                 return result
         try:
-            if leaves and torch.is_grad_enabled() and not _only_describes(func):
-                return self._captured(func, args, kwargs, leaves, sources)
+            if leaves and torch.is_grad_enabled() and not only_describes(func):
+                if sources:
+                    return with_data(call, func, args, kwargs, sources, self)
+                return without_data(call, func, args, kwargs, leaves)
             result = func(*args, **kwargs)
         except RuntimeError as error:
             if not isinstance(error, HushgradError):
@@ -118,60 +109,21 @@ class CaptureMode(TorchFunctionMode):
         self._over = not self._is_running()
         return self._over
 
-    def _captured(
-        self,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        leaves: list[Leaf],
-        sources: list[Tensor],
-    ) -> Any:
-        call = self.call
-        if sources:
-            if kwargs and not NUMPY_NAMES.isdisjoint(kwargs):
-                return generic(call, func, args, kwargs)  # rules know torch's own names
-            if func in COMPOSITES:
-                with self:  # torch takes the mode off while it runs a call; the parts must be seen
-                    result = COMPOSITES[func](call, func, args, kwargs)
-                if result is not NotImplemented:
-                    return result
-            rule = RULES.get(func)
-            result = NotImplemented if rule is None else rule(call, func, args, kwargs)
-            if result is NotImplemented:
-                return generic(call, func, args, kwargs)  # which follows the batch itself
-            call.axes.follow(func, sources, args, kwargs, result)
-            return result
-        if func in HOOKS:
-            return _hooked(func, args, kwargs, leaves)
-        return derive(call, func, args, kwargs, leaves)
-
 
 def _refuse_change_of_output(func: Callable[..., Any], target: Any) -> None:
     """Say why torch refused to change a tensor in place, if it is because an operator captured here made it."""
     for made in (target, base_of(target)) if isinstance(target, Tensor) else ():
-        if made is not None and made.grad_fn is not None and _name_of(made.grad_fn) in MADE_HERE:
+        if made is not None and made.grad_fn is not None and _is_captured(made.grad_fn):
             raise UncoveredParameterUseError(
                 f"{func.__name__}: cannot change in place what was computed with a parameter, or a part of it"
                 f"{calling_forward()}. Use the form of {func.__name__} that returns a new tensor"
             ) from None
 
 
-def _hooked(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Leaf]) -> Any:
-    """Hooks of `register_multi_grad_hook` only look, as torch's FlopCounterMode does, and here there is nothing to see.
-
-    No gradient comes back through a parameter, or through what was made of parameters alone.
-    """
-    hook = args[1] if len(args) > 1 else kwargs.get("hook")
-    if only_looks(hook):
-        return func(*args, **kwargs)
-    raise UncoveredParameterUseError(
-        f"{func.__name__}: a hook on {leaves[0].name!r}, a parameter or a tensor made of parameters alone, would see "
-        f"or change a gradient without noise. Remove the hook"
-    )
-
-
-def _only_describes(func: Callable[..., Any]) -> bool:
-    return func.__name__ == "__get__" and func not in TENSOR_ATTRIBUTES
+def _is_captured(node: Any) -> bool:
+    """Return whether an operator ran as an autograd function of this package."""
+    function = function_of(node)
+    return function is not None and function.__module__.startswith(f"{PACKAGE}.")
 
 
 def _sort(call: Forward, values: Any, leaves: list[Leaf], sources: list[Tensor], strangers: list[Tensor]) -> None:
@@ -220,108 +172,3 @@ def _require_known_graph(call: Forward, value: Tensor) -> None:
 def _name_of(node: Any) -> str:
     """Return what torch calls a node; a custom function may keep a `name` of its own on it, which hides torch's."""
     return type(node).name(node)  # type: ignore[no-any-return]
-
-
-def derive(
-    call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Leaf]
-) -> Any:
-    """Run a call on parameters and constants only; its result is a leaf in its own right."""
-
-    def on_graph(value: Any) -> Any:
-        leaf = call.leaf(value)
-        if leaf is not None:
-            return leaf.graph
-        if isinstance(value, (tuple, list)):
-            return type(value)(on_graph(part) for part in value)
-        return value
-
-    if changes_in_place(func) or kwargs.get("out") is not None:
-        return _changed(call, func, args, kwargs, leaves, on_graph)
-    result = func(*[on_graph(value) for value in args], **{key: on_graph(value) for key, value in kwargs.items()})
-    roots = distinct_parameters(leaves)
-    name = f"{func.__name__.strip('_')}({', '.join(root.name for root in roots)})"
-    return _as_leaves(call, result, name, roots, constant_ids(call, func, args, kwargs))
-
-
-def _changed(
-    call: Forward,
-    func: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    leaves: list[Leaf],
-    on_graph: Callable[[Any], Any],
-) -> Any:
-    """Run a call that changes a derived parameter in place: the tensor stands for a new leaf from then on.
-
-    Tensors that share its memory are changed with it; what they stand for is not known any more.
-    """
-    target = main_argument(args, kwargs)
-    leaf = call.leaf(target)
-    if (
-        leaf is None
-        or kwargs.get("out") is not None
-        or func in INITIALIZERS  # whose writing no graph shows
-        or any(_share(leaf, root) for root in leaf.parameters())
-    ):
-        raise UncoveredParameterUseError(
-            f"{func.__name__}: changes parameter {leaves[0].name!r} in place, or writes it into another tensor, inside "
-            f"the forward. Compute a new tensor instead (torch.cat, torch.stack, torch.where)"
-        )
-    graph = leaf.graph.clone()
-    if args:
-        args, others = (graph, *[on_graph(value) for value in args[1:]]), kwargs
-    else:
-        others = {key: graph if value is target else value for key, value in kwargs.items()}
-    func(*args, **{key: on_graph(value) for key, value in others.items()})
-    for key, other in call.leaves.items():
-        if other is not leaf and _share(leaf, other):
-            call.leaves[key] = replace(other, overwritten_by=func.__name__)
-    with torch.no_grad():
-        target.copy_(graph)
-    call.leaves[id(target)] = Leaf(leaf.name, graph.detach(), graph, distinct_parameters(leaves))
-    return None if func is Tensor.__setitem__ else target
-
-
-def _share(leaf: Leaf, other: Leaf) -> bool:
-    return leaf.value.untyped_storage().data_ptr() == other.value.untyped_storage().data_ptr()
-
-
-def _as_leaves(call: Forward, result: Any, name: str, roots: tuple[Leaf, ...], ids: Tensor | None = None) -> Any:
-    if isinstance(result, Tensor):
-        if not result.requires_grad:
-            return result
-        if result.layout != torch.strided:
-            raise UncoveredParameterUseError(
-                f"{name}: makes a sparse tensor of a parameter, in which its use cannot be followed. Write the values "
-                f"into a dense tensor (torch.zeros(...).index_put(indices, values)), or freeze the parameter"
-            )
-        value = result.detach()
-        public = _Guard.apply(value, call.anchor.tensor, name)  # type: ignore[no-untyped-call]
-        call.leaves[id(public)] = Leaf(name, value, result, roots, ids)
-        call.held.append(public)
-        return public
-    if isinstance(result, (tuple, list)):
-        return type(result)(_as_leaves(call, part, name, roots) for part in result)
-    if result is None or isinstance(result, (bool, int, float, str, torch.dtype, torch.device)):
-        return result
-    raise UncoveredParameterUseError(f"{name}: returned a {type(result).__name__}, in which its use cannot be followed")
-
-
-class _Guard(torch.autograd.Function):
-    """A derived parameter as the user's code holds it. Captured uses never come back through it."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, anchor: Tensor, name: str) -> Tensor:
-        ctx.leaf_name = name
-        return value.view_as(value)
-
-    @staticmethod
-    @first_order_only
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        raise UncoveredParameterUseError(
-            f"{ctx.leaf_name}: a tensor computed from parameters alone reached the loss outside the model's forward, "
-            f"or without ever meeting the batch (a weight penalty, say), so it has no per-example gradient. Use it "
-            f"inside the forward together with data, or replace a penalty by the optimizer's weight_decay. Where it "
-            f"did meet the batch, hand that to the model as tensors (in tuples, dictionaries or dataclasses), and "
-            f"compute from it by torch's own operators, in no scripted or traced part"
-        )

@@ -14,14 +14,25 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture.axes.row_owners import Owners, Place, dim_of
-from hushgrad.capture.axes.rules import main_argument
+from hushgrad.capture.axes.rules import concatenated, elementwise, main_argument, stacked
+from hushgrad.capture.axes.table import SPACES
 from hushgrad.capture.leaves import Leaf
-from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
-from hushgrad.capture.torch_names import named
+from hushgrad.capture.operators.operator import Forward, Operator, Recorded, capture
+from hushgrad.capture.operators.registration import captures
+from hushgrad.capture.torch_names import in_place_forms, named
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.rows import Rows
+
+NAMES = """
+    add sub subtract rsub mul multiply div divide true_divide pow maximum minimum fmax fmin where addcmul addcdiv lerp
+    atan2 hypot logaddexp xlogy fmod remainder copysign clamp clip eq ne lt le gt ge
+    __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __div__ __rdiv__ __pow__ __rpow__
+    __eq__ __ne__ __lt__ __le__ __gt__ __ge__
+"""
+IN_PLACE_NAMES = "copy_ __iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ipow__"
+"""Elementwise operators in which a parameter meets data; the first of them also have forms in place, `name_`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +126,7 @@ def with_batch(call: Forward, leaf: Leaf, data: Tensor, func_name: str) -> Any:
     return capture(Expand(name, leaf, own, tuple(shape)), call)
 
 
+@captures(*named(NAMES, SPACES), axis=elementwise)
 def broadcast(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an elementwise call with each leaf given a batch dimension."""
     values = [*args, *kwargs.values()]
@@ -147,6 +159,7 @@ def _aligned(call: Forward, data: list[Tensor]) -> bool:
     return len({None if axis is None else value.ndim - axis for value, axis in zip(data, axes, strict=True)}) == 1
 
 
+@captures(*in_place_forms(NAMES, SPACES), *named(IN_PLACE_NAMES, SPACES), axis=elementwise)
 def _in_place(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     leaf = call.leaf(main_argument(args, kwargs))
     if leaf is not None:
@@ -157,6 +170,7 @@ def _in_place(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kw
     return broadcast(call, func, args, kwargs)
 
 
+@captures(Tensor.__setitem__, axis=None)  # the mode follows what was written itself
 def _assigned(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `x[index] = leaf`: each example's part of x receives the leaf."""
     target, index, value = args
@@ -177,6 +191,8 @@ def _assigned(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kw
     return None
 
 
+@captures(torch.stack, axis=stacked)
+@captures(torch.cat, torch.concat, torch.concatenate, axis=concatenated)
 def _joined(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `torch.cat` and `torch.stack` of data with leaves that have a row for each example."""
     parts = args[0] if args else kwargs.get("tensors")
@@ -199,27 +215,3 @@ def _joined(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwar
             return NotImplemented
         joined.append(capture(OwnRows(f"{func.__name__}({leaf.name})", leaf, axis), call))
     return func(joined, *args[1:], **{key: value for key, value in kwargs.items() if key != "tensors"})
-
-
-SPACES = (torch, Tensor)
-NAMES = """
-    add sub subtract rsub mul multiply div divide true_divide pow maximum minimum fmax fmin where addcmul addcdiv lerp
-    atan2 hypot logaddexp xlogy fmod remainder copysign clamp clip eq ne lt le gt ge
-    __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __div__ __rdiv__ __pow__ __rpow__
-    __eq__ __ne__ __lt__ __le__ __gt__ __ge__
-"""
-IN_PLACE_NAMES = """
-    add_ sub_ subtract_ mul_ multiply_ div_ divide_ true_divide_ pow_ addcmul_ addcdiv_ lerp_ copy_ clamp_ clip_
-    __iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ipow__
-"""
-
-
-RULES: Rules = {
-    **dict.fromkeys(named(NAMES, SPACES), broadcast),
-    **dict.fromkeys(named(IN_PLACE_NAMES, SPACES), _in_place),
-    Tensor.__setitem__: _assigned,
-    torch.cat: _joined,
-    torch.concat: _joined,
-    torch.concatenate: _joined,
-    torch.stack: _joined,
-}

@@ -12,18 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hushgrad.capture.axes import products as products
+from hushgrad.capture.axes.rules import before_last, elementwise
 from hushgrad.capture.operators import recurrent
 from hushgrad.capture.operators.operator import Composite, Forward
+from hushgrad.capture.operators.registration import opens
 from hushgrad.torch_internals import VARIABLE_FUNCTIONS, opened
 
 _multi_head = opened(F.multi_head_attention_forward)
 
 
+@opens(F.multi_head_attention_forward, axis=products.multi_head)
 def multi_head(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run `multi_head_attention_forward` as torch writes it, its parts captured one by one."""
     return _multi_head(*args, **kwargs)
 
 
+@opens(torch.prelu, Tensor.prelu, axis=elementwise)
 def prelu(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.prelu(input, weight)`: the slope meets what is not above 0."""
     x, weight = _prelu_arguments(*args, **kwargs)
@@ -39,6 +44,7 @@ def _prelu_arguments(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return input, weight
 
 
+@opens(F.embedding_bag, axis=products.embedding_bag)
 def embedding_bag(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.embedding_bag` as a lookup of each bag's rows, then their sum, mean or largest values."""
     arguments = _Bags(*args, **kwargs)
@@ -127,12 +133,5 @@ def _cell_rule(kind: str) -> Composite:
     return cell
 
 
-COMPOSITES: dict[Callable[..., Any], Composite] = {
-    F.multi_head_attention_forward: multi_head,
-    F.prelu: prelu,
-    torch.prelu: prelu,
-    Tensor.prelu: prelu,
-    F.embedding_bag: embedding_bag,
-    **{getattr(VARIABLE_FUNCTIONS, f"{kind}_cell"): _cell_rule(kind) for kind in recurrent.CELLS},
-    **recurrent.COMPOSITES,
-}
+for _kind in recurrent.CELLS:
+    opens(getattr(VARIABLE_FUNCTIONS, f"{_kind}_cell"), axis=before_last(1))(_cell_rule(_kind))

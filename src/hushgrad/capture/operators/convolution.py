@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hushgrad.capture.axes.row_owners import Place
+from hushgrad.capture.axes.rules import batch_first
 from hushgrad.capture.leaves import Leaf
-from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rule, Rules, capture
+from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rule, capture
+from hushgrad.capture.operators.registration import captures
 from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.convolution import Convolution, Geometry
 from hushgrad.gradients.dense import Dense
@@ -253,14 +255,6 @@ def _padded(x: Tensor, weight: Tensor, padding: str, dilation: tuple[int, ...]) 
     return F.pad(x, pads), 0
 
 
-RULES: Rules = {
-    F.conv1d: _rule(1),
-    F.conv2d: _rule(2),
-    F.conv3d: _rule(3),
-    torch.conv1d: _rule(1),
-    torch.conv2d: _rule(2),
-    torch.conv3d: _rule(3),
-    F.conv_transpose1d: _transposed_rule(1),
-    F.conv_transpose2d: _transposed_rule(2),
-    F.conv_transpose3d: _transposed_rule(3),
-}
+for _space in (1, 2, 3):
+    captures(getattr(F, f"conv{_space}d"), axis=batch_first(_space + 2))(_rule(_space))
+    captures(getattr(F, f"conv_transpose{_space}d"), axis=batch_first(_space + 2))(_transposed_rule(_space))

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hushgrad.capture.operators.operator import Forward, Rules
+from hushgrad.capture.operators.operator import Forward
+from hushgrad.capture.operators.registration import captures
 from hushgrad.errors import UncoveredParameterUseError
 
 
+@captures(torch.autograd.grad, torch.autograd.backward, Tensor.backward, axis=None)
 def differentiate(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Refuse `torch.autograd.grad` and `backward` that ask for the gradient by a parameter or a tensor made of some."""
     raise UncoveredParameterUseError(
@@ -19,10 +21,3 @@ def differentiate(call: Forward, func: Callable[..., Any], args: tuple[Any, ...]
         f"batch and not of an example. Leave the inner gradient step out, or take it before the forward, on a copy of "
         f"the model (copy.deepcopy(model)) and on data that is not private"
     )
-
-
-RULES: Rules = {
-    torch.autograd.grad: differentiate,
-    torch.autograd.backward: differentiate,
-    Tensor.backward: differentiate,
-}

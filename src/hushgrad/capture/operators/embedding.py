@@ -9,9 +9,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from hushgrad.capture.axes import products as products
 from hushgrad.capture.axes.row_owners import Place
 from hushgrad.capture.leaves import Leaf
-from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
+from hushgrad.capture.operators.operator import Forward, Operator, Recorded, capture
+from hushgrad.capture.operators.registration import captures
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError, SparseGradientError, UnsupportedModelError
 from hushgrad.gradients.rows import Rows
@@ -51,6 +53,7 @@ class Embedding(Operator):
         return [(self.weight, Rows(ids_BT, gradients_BTd, self.weight.value.shape[0]))]
 
 
+@captures(F.embedding, axis=products.embedding)
 def embedding(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.embedding`; options under which one record changes another one's row are refused."""
     ids, weight, padding_idx, max_norm, by_frequency, sparse = _arguments(*args, **kwargs)
@@ -101,6 +104,3 @@ def _arguments(
     sparse: bool = False,
 ) -> tuple[Any, ...]:
     return input, weight, padding_idx, max_norm, scale_grad_by_freq, sparse
-
-
-RULES: Rules = {F.embedding: embedding}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hushgrad.capture.axes.rules import changes_in_place
 from hushgrad.capture.axes.table import AXIS_RULES
-from hushgrad.capture.operators.operator import Forward, autocast_dtype, first_order_only
+from hushgrad.capture.operators.operator import Forward, Recorded, autocast_dtype, first_order_only
 from hushgrad.capture.operators.replay import LocalGraph, RandomState, Replay, measured_axis, per_example_gradients
 from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.torch_internals import tree_flatten, tree_unflatten
@@ -72,13 +72,15 @@ class _Generic(torch.autograd.Function):
         graph, call = ctx.graph, ctx.call
         reached = [place for place, gradient in enumerate(gradients) if gradient is not None]
         present = [gradient for gradient in gradients if gradient is not None]
-        if reached and call.anchor.is_accumulating():
-            axes = [graph.axes[place] for place in reached]
-            call.check_batch(graph.name, axes)
+        axes = [graph.axes[place] for place in reached]
+
+        def uses() -> Recorded:
             for axis, gradient in zip(axes, present, strict=True):
                 call.pool.examples(gradient, axis, graph.name)  # refuses rows that are not the batch's
-            for name, part in per_example_gradients(graph, call.pool.batch_size, reached, present):
-                call.pool.add(name, part)
+            return per_example_gradients(graph, call.pool.batch_size, reached, present)
+
+        if reached:
+            call.record(graph.name, axes, uses)
         found: list[Tensor | None] = [None] * len(graph.data)
         wanted = [place for place, value in enumerate(graph.data) if value.requires_grad]
         if wanted and reached:

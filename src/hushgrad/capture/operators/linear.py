@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hushgrad.capture.axes import products as products
 from hushgrad.capture.axes.row_owners import Place, dim_of
 from hushgrad.capture.leaves import Leaf
-from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
+from hushgrad.capture.operators.operator import Forward, Operator, Recorded, capture
+from hushgrad.capture.operators.registration import captures
 from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.outer import OuterProducts
@@ -78,6 +80,7 @@ def _is_constant(tensor: Tensor | None) -> bool:
     return tensor is None or not tensor.requires_grad
 
 
+@captures(F.linear, axis=products.linear)
 def linear(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.linear(input, weight, bias=None)`."""
     x, weight, bias = _linear_arguments(*args, **kwargs)
@@ -93,6 +96,9 @@ def linear(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwarg
     return capture(operator, call, x, _value(weight_leaf, weight), _value(bias_leaf, bias))
 
 
+@captures(
+    torch.matmul, torch.linalg.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, axis=products.product
+)
 def matmul(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `x @ W` with a matrix W."""
     if kwargs or len(args) != 2:
@@ -107,6 +113,7 @@ def matmul(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwarg
     return capture(operator, call, x, leaf.value, None)
 
 
+@captures(torch.addmm, Tensor.addmm, axis=products.added_product)
 def addmm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `torch.addmm(b, x, W)` with a vector b, as `Conv1D` layers of language models call it."""
     if kwargs or len(args) != 3:
@@ -133,15 +140,3 @@ def _value(leaf: Leaf | None, tensor: Tensor | None) -> Tensor | None:
 
 def _first_name(*leaves: Leaf | None) -> str:
     return next(leaf.name for leaf in leaves if leaf is not None)
-
-
-RULES: Rules = {
-    F.linear: linear,
-    torch.matmul: matmul,
-    Tensor.matmul: matmul,
-    Tensor.__matmul__: matmul,
-    torch.mm: matmul,
-    Tensor.mm: matmul,
-    torch.addmm: addmm,
-    Tensor.addmm: addmm,
-}

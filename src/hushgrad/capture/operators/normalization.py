@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hushgrad.capture.axes import products as products
 from hushgrad.capture.axes.row_owners import Place, dim_of
+from hushgrad.capture.axes.rules import batch_first, frozen_batch_norm
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.operators.broadcast import broadcast
-from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
+from hushgrad.capture.operators.operator import Forward, Operator, Recorded, capture
+from hushgrad.capture.operators.registration import asked_first, captures
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError, PrivateBufferError
 from hushgrad.gradients.dense import Dense
@@ -128,6 +131,7 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
     return x.shape[0], x.shape[1], x[0, 0].numel()
 
 
+@captures(F.layer_norm, axis=products.layer_normalized, follows=[torch.layer_norm])
 def layer_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.layer_norm`."""
     x, shape, weight, bias, eps = _layer_arguments(*args, **kwargs)
@@ -140,12 +144,14 @@ def layer_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], k
     return capture(operator, call, x, _value(call, weight), _value(call, bias))
 
 
+@captures(F.group_norm, axis=batch_first(), follows=[torch.group_norm])
 def group_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.group_norm`."""
     x, groups, weight, bias, eps = _group_arguments(*args, **kwargs)
     return _grouped(call, "group_norm", x, groups, weight, bias, eps)
 
 
+@captures(F.instance_norm, axis=batch_first(), follows=[torch.instance_norm])
 def instance_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.instance_norm` on the input's own statistics: group normalisation with one channel per group."""
     x, mean, variance, weight, bias, own_statistics, momentum, eps = _instance_arguments(*args, **kwargs)
@@ -166,6 +172,7 @@ def _grouped(
     return capture(operator, call, x, _value(call, weight), _value(call, bias))
 
 
+@captures(F.rms_norm, axis=products.layer_normalized, follows=[torch.rms_norm])
 def rms_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.rms_norm` as the plain normalisation followed by a captured product."""
     x, shape, weight, eps = _rms_arguments(*args, **kwargs)
@@ -178,6 +185,7 @@ def rms_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwa
     return broadcast(call, Tensor.mul, (plain, weight), {})
 
 
+@captures(F.batch_norm, axis=frozen_batch_norm, follows=[torch.batch_norm])
 def batch_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.batch_norm` on frozen statistics; on batch statistics it is refused before it comes here."""
     x, mean, variance, weight, bias, training, momentum, eps = _batch_arguments(*args, **kwargs)
@@ -213,6 +221,7 @@ def _trains_on_data(call: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
     return torch.is_grad_enabled() and any(call.is_data(value) for value in (*args, *kwargs.values()))
 
 
+@asked_first(F.batch_norm)
 def refuse_batch_statistics(
     call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
@@ -225,6 +234,7 @@ def refuse_batch_statistics(
     return NotImplemented
 
 
+@asked_first(F.instance_norm)
 def refuse_running_statistics(
     call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
@@ -301,16 +311,3 @@ def _batch_arguments(
     eps: float = 1e-5,
 ) -> tuple[Any, ...]:
     return input, running_mean, running_var, weight, bias, training, momentum, eps
-
-
-RULES: Rules = {
-    F.layer_norm: layer_norm,
-    F.group_norm: group_norm,
-    F.instance_norm: instance_norm,
-    F.rms_norm: rms_norm,
-    F.batch_norm: batch_norm,
-}
-FIRST: Rules = {
-    F.batch_norm: refuse_batch_statistics,
-    F.instance_norm: refuse_running_statistics,
-}

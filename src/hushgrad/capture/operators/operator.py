@@ -16,7 +16,7 @@ from hushgrad.capture.axes.row_owners import Place
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError, UncoveredParameterUseError
-from hushgrad.gradients.contribution import full_precision
+from hushgrad.gradients.contribution import Contribution, full_precision
 from hushgrad.torch_internals import is_view, will_execute
 
 SECOND_ORDER = (
@@ -24,7 +24,8 @@ SECOND_ORDER = (
     "per-example form here. Leave the penalty out, or take it through a model that is not trained privately"
 )
 
-Recorded = Sequence[tuple[Leaf, "Any"]]
+Recorded = Sequence[tuple[Leaf, Contribution]]
+"""Contributions of a captured call to the per-example gradients of its leaves."""
 
 
 class Anchor:
@@ -78,6 +79,26 @@ class Forward:
                 f"{where}: saw {self.batch_size} rows for {self.pool.batch_size} records. Give the model one row per "
                 f"record of the batch, and the batch on the first axis of its inputs"
             )
+
+    def record(self, where: str, places: Sequence[Place], uses: Callable[[], Recorded]) -> None:
+        """Record the uses of one captured call, from inside its backward. Every autograd function of ours does it here.
+
+        Nothing is recorded in a backward that only asks for gradients by some inputs (`autograd.grad`).
+
+        Args:
+            where: what the call is called in messages.
+            places: where the batch lies in the outputs whose gradients came.
+            uses: makes the contributions, to parameters or to tensors derived from some.
+
+        Raises:
+            PrivacyUnitError: the examples cannot be told apart, or are others than those of the physical batch.
+        """
+        if not self.anchor.is_accumulating():
+            return
+        self.check_batch(where, places)
+        for leaf, contribution in uses():
+            for name, part in leaf.to_parameters(contribution):
+                self.pool.add(name, part)
 
 
 class Operator(ABC):
@@ -159,11 +180,7 @@ class _Captured(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         operator, call = ctx.operator, ctx.call
         saved = ctx.saved_tensors
-        if call.anchor.is_accumulating():
-            call.check_batch(operator.name, [operator.axis])
-            for leaf, contribution in operator.record(call.pool, saved, gradient):
-                for name, part in leaf.to_parameters(contribution):
-                    call.pool.add(name, part)
+        call.record(operator.name, [operator.axis], lambda: operator.record(call.pool, saved, gradient))
         return (None, None, None, *operator.input_gradients(saved, gradient, ctx.needs_input_grad[3:]))
 
 

@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hushgrad.capture.axes import products as products
 from hushgrad.capture.axes.row_owners import Owners, Place
 from hushgrad.capture.leaves import Leaf
 from hushgrad.capture.operators.cells import Cell, GRUCell, LSTMCell, ReluCell, TanhCell
 from hushgrad.capture.operators.operator import Composite, Forward, Recorded, first_order_only, in_autocast_dtype
+from hushgrad.capture.operators.registration import opens
 from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.contribution import accumulation_dtype
 from hushgrad.gradients.dense import Dense
@@ -115,13 +117,12 @@ class _Unrolled(torch.autograd.Function):
             dh = back if mask is None else torch.where(mask[t], back, dh)
             dc = slopes.c if mask is None else torch.where(mask[t], slopes.c, dc)
         gates = torch.stack(by_input)
-        if call.anchor.is_accumulating():
-            call.check_batch(layer.name, [layer.place])
+
+        def uses() -> Recorded:
             raw_states = None if w_hr is None else torch.stack(kept[count - 1 :: count])
-            uses = _uses(layer, call.pool, x, before, gates, by_state, projected, raw_states)
-            for leaf, contribution in uses:
-                for name, part in leaf.to_parameters(contribution):
-                    call.pool.add(name, part)
+            return _uses(layer, call.pool, x, before, gates, by_state, projected, raw_states)
+
+        call.record(layer.name, [layer.place], uses)
         dx = (gates @ w_ih.to(wide)).to(x.dtype) if ctx.needs_input_grad[4] else None
         nothing = [None] * 5
         return (None, None, None, None, dx, dh.to(x.dtype), dc.to(x.dtype), *nothing)
@@ -316,6 +317,5 @@ def _per_example(call: Forward, x: Tensor, state: Tensor) -> Tensor:
 
 
 CELLS: dict[str, Cell] = {"lstm": LSTMCell(), "gru": GRUCell(), "rnn_tanh": TanhCell(), "rnn_relu": ReluCell()}
-COMPOSITES: dict[Callable[..., Any], Composite] = {
-    getattr(VARIABLE_FUNCTIONS, kind): _rule(kind, cell) for kind, cell in CELLS.items()
-}
+for _kind, _cell in CELLS.items():
+    opens(getattr(VARIABLE_FUNCTIONS, _kind), axis=products.recurrent)(_rule(_kind, _cell))

@@ -129,8 +129,8 @@ def measured_axis(replay: Replay, batch_size: int | None, output: Tensor) -> int
 
 def per_example_gradients(
     graph: LocalGraph, batch_size: int | None, reached: list[int], gradients: list[Tensor]
-) -> list[tuple[str, Contribution]]:
-    """Return contributions by parameter, given the gradients of the outputs that backward reached."""
+) -> list[tuple[Leaf, Contribution]]:
+    """Return contributions to the call's leaves or their parameters, given gradients of the outputs reached."""
     assert batch_size is not None
     if len(graph.outputs) == 1 and reached == [0]:
         by_slices = _by_slices(graph, batch_size, gradients[0])
@@ -139,7 +139,7 @@ def per_example_gradients(
     return _by_masks(graph, batch_size, reached, gradients)
 
 
-def _by_slices(graph: LocalGraph, batch_size: int, gradient: Tensor) -> list[tuple[str, Contribution]] | None:
+def _by_slices(graph: LocalGraph, batch_size: int, gradient: Tensor) -> list[tuple[Leaf, Contribution]] | None:
     """Per-example gradients from running the call on slices; None where that does not reproduce its output."""
     output, axis, axes = graph.outputs[0], graph.axes[0], graph.replay.known_axes()
     if axis is None or axes is None or not graph.replay.has_slices(batch_size) or output.shape[axis] != batch_size:
@@ -161,10 +161,10 @@ def _by_slices(graph: LocalGraph, batch_size: int, gradient: Tensor) -> list[tup
         return None
     if not _same(again, output):
         return None
-    parts: list[tuple[str, Contribution]] = []
-    for leaf, gradients in zip(leaves, found, strict=True):
-        parts.extend(leaf.to_parameters(Dense(gradients.to(accumulation_dtype(gradients.dtype)))))
-    return parts
+    return [
+        (leaf, Dense(gradients.to(accumulation_dtype(gradients.dtype))))
+        for leaf, gradients in zip(leaves, found, strict=True)
+    ]
 
 
 def _only_tensor(result: Any) -> Tensor:
@@ -183,7 +183,7 @@ def _same(again: Tensor, output: Tensor) -> bool:
 
 def _by_masks(
     graph: LocalGraph, batch_size: int, reached: list[int], gradients: list[Tensor]
-) -> list[tuple[str, Contribution]]:
+) -> list[tuple[Leaf, Contribution]]:
     """Per-example gradients from the recorded graph, one example's output gradient at a time.
 
     A value that is not finite would reach every example (0 × Inf is NaN). The call is then run again with other rows in
@@ -202,7 +202,7 @@ def _by_masks(
             found = _masked(parameters, [clean[place] for place in reached], axes, quiet, batch_size)
         for column in found:
             column[broken_B] = torch.nan
-    return [(leaf.name, Dense(column)) for leaf, column in zip(parameters, found, strict=True)]
+    return [(leaf, Dense(column)) for leaf, column in zip(parameters, found, strict=True)]
 
 
 def _masked(
