@@ -65,8 +65,9 @@ def _changed(
         or any(_share(leaf, root) for root in leaf.parameters())
     ):
         raise UncoveredParameterUseError(
-            f"{func.__name__}: changes parameter {leaves[0].name!r} in place, or writes it into another tensor, inside "
-            f"the forward. Compute a new tensor instead (torch.cat, torch.stack, torch.where)"
+            f"changes parameter {leaves[0].name!r} in place inside the forward, or writes it into another tensor",
+            where=func.__name__,
+            cure="Compute a new tensor instead (torch.cat, torch.stack, torch.where)",
         )
     graph = leaf.graph.clone()
     if args:
@@ -93,8 +94,10 @@ def _as_leaves(call: Forward, result: Any, name: str, roots: tuple[Leaf, ...], i
             return result
         if result.layout != torch.strided:
             raise UncoveredParameterUseError(
-                f"{name}: makes a sparse tensor of a parameter, in which its use cannot be followed. Write the values "
-                f"into a dense tensor (torch.zeros(...).index_put(indices, values)), or freeze the parameter"
+                "makes a sparse tensor of a parameter, which hides how it is used",
+                where=name,
+                cure="Write the values into a dense tensor (torch.zeros(...).index_put(indices, values)), or freeze "
+                "the parameter",
             )
         value = result.detach()
         public = _Guard.apply(value, call.anchor.tensor, name)  # type: ignore[no-untyped-call]
@@ -105,7 +108,11 @@ def _as_leaves(call: Forward, result: Any, name: str, roots: tuple[Leaf, ...], i
         return type(result)(_as_leaves(call, part, name, roots) for part in result)
     if result is None or isinstance(result, (bool, int, float, str, torch.dtype, torch.device)):
         return result
-    raise UncoveredParameterUseError(f"{name}: returned a {type(result).__name__}, in which its use cannot be followed")
+    raise UncoveredParameterUseError(
+        f"returned an object of class {type(result).__name__}, which hides how the parameter is used",
+        where=name,
+        cure="Use operators that return tensors, or freeze the parameter (requires_grad_(False))",
+    )
 
 
 class _Guard(torch.autograd.Function):
@@ -120,9 +127,10 @@ class _Guard(torch.autograd.Function):
     @first_order_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         raise UncoveredParameterUseError(
-            f"{ctx.leaf_name}: a tensor computed from parameters alone reached the loss outside the model's forward, "
-            f"or without ever meeting the batch (a weight penalty, say), so it has no per-example gradient. Use it "
-            f"inside the forward together with data, or replace a penalty by the optimizer's weight_decay. Where it "
-            f"did meet the batch, hand that to the model as tensors (in tuples, dictionaries or dataclasses), and "
-            f"compute from it by torch's own operators, in no scripted or traced part"
+            "a tensor computed from parameters alone reached the loss outside the model's forward, or without ever "
+            "meeting the batch, so it has no per-example gradient",
+            where=ctx.leaf_name,
+            cure="Use it inside the forward together with data. Replace a weight penalty by the optimizer's "
+            "weight_decay. If it did meet the batch, pass the batch to the model as tensors (in tuples, dictionaries "
+            "or dataclasses), and use torch's own operators there, not a scripted or traced part",
         )

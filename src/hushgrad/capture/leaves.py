@@ -69,8 +69,9 @@ class Leaf:
         """Refuse the use of a tensor that was changed through another one."""
         if self.overwritten_by:
             raise UncoveredParameterUseError(
-                f"{self.name}: {self.overwritten_by} changed it in place through another tensor with the same memory. "
-                f"Use the form of {self.overwritten_by} that returns a new tensor"
+                f"{self.overwritten_by} changed it in place through another tensor with the same memory",
+                where=self.name,
+                cure=f"Use the form of {self.overwritten_by} that returns a new tensor",
             )
 
     def to_parameters(self, contribution: Contribution) -> list[tuple[str, Contribution]]:
@@ -83,8 +84,9 @@ class Leaf:
 def _refuse_ordinary_gradient(name: str) -> None:
     """Runs when an ordinary backward finds its way into a local graph, where the gradient would be lost."""
     raise UncoveredParameterUseError(
-        f"{name}: an operator in the forward let its values out in a way in which their use cannot be followed. Use "
-        f"the parameter through operators that return new tensors"
+        "an operator in the forward passed its values on where their use cannot be followed",
+        where=name,
+        cure="Use the parameter in operators that return new tensors",
     )
 
 

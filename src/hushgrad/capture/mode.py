@@ -115,8 +115,9 @@ def _refuse_change_of_output(func: Callable[..., Any], target: Any) -> None:
     for made in (target, base_of(target)) if isinstance(target, Tensor) else ():
         if made is not None and made.grad_fn is not None and _is_captured(made.grad_fn):
             raise UncoveredParameterUseError(
-                f"{func.__name__}: cannot change in place what was computed with a parameter, or a part of it"
-                f"{calling_forward()}. Use the form of {func.__name__} that returns a new tensor"
+                f"cannot change in place what was computed with a parameter, or a part of it{calling_forward()}",
+                where=func.__name__,
+                cure=f"Use the form of {func.__name__} that returns a new tensor",
             ) from None
 
 
@@ -161,10 +162,11 @@ def _require_known_graph(call: Forward, value: Tensor) -> None:
             leaf = call.leaf(node.variable)  # type: ignore[attr-defined]
             if leaf is not None:
                 raise UncoveredParameterUseError(
-                    f"{leaf.name}: is used in the forward by {_name_of(value.grad_fn)}, a custom autograd function or "
-                    f"compiled code, in which its use cannot be followed. Call what "
-                    f"hushgrad.register_operator(the function) returns in its place, write it with torch's own "
-                    f"operators, or freeze the parameter (requires_grad_(False))"
+                    f"is used in the forward by {_name_of(value.grad_fn)}, a custom autograd function or compiled "
+                    f"code, where its use cannot be followed",
+                    where=leaf.name,
+                    cure="Call what hushgrad.register_operator(the function) returns instead, write it with torch's "
+                    "own operators, or freeze the parameter (requires_grad_(False))",
                 )
         nodes.extend(following for following, _ in node.next_functions if following is not None)
 

@@ -18,7 +18,8 @@ def transform_in_force() -> str | None:
 def refuse_transforms(transform: str, name: str) -> NoReturn:
     """Refuse the use of a parameter under a transform: its rows or values are not those of the batch as they look."""
     raise UncoveredParameterUseError(
-        f"{name}: is used under {transform}, where its use cannot be seen. Call the model, and every part of it that "
-        f"holds trainable parameters, on the whole batch and outside of torch.func; to look at a model that is being "
-        f"trained, transform a copy of it (copy.deepcopy(model))"
+        f"is used under {transform}, where its use cannot be seen",
+        where=name,
+        cure="Call the model, and every part of it that holds trainable parameters, on the whole batch and outside of "
+        "torch.func. To look at a model that is being trained, transform a copy of it (copy.deepcopy(model))",
     )

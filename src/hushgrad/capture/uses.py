@@ -123,15 +123,19 @@ class UsePool:
         batch = self.batch_size
         if batch is None:
             raise PrivacyUnitError(
-                f"{where}: a backward ran outside `session.backward` and outside of an item of the private loader, so "
-                f"the number of examples is unknown. For the model's own update run it between a loader item and its "
-                f"optimizer.step(), or call session.backward(losses); where another network is updated through this "
-                f"one (a generator's step, say), run forward and backward in session.paused()"
+                "a backward ran outside `session.backward` and outside of an item of the private loader, so the number "
+                "of examples is unknown",
+                where=where,
+                cure="Run it between a loader item and its optimizer.step(), or call session.backward(losses). To "
+                "update another network through this one (a generator's step, say), run forward and backward in "
+                "session.paused()",
             )
         if axis is None:
             raise PrivacyUnitError(
-                f"{where}: got a tensor of shape {list(tensor.shape)} in which the examples of the batch cannot be "
-                f"told apart any more. Keep the batch on an axis of its own up to this operator"
+                f"got a tensor of shape {list(tensor.shape)} in which the examples of the batch can no longer be told "
+                f"apart",
+                where=where,
+                cure="Keep the batch on an axis of its own up to this operator",
             )
         if isinstance(axis, Owners):
             tensor = axis.blocks(tensor, batch)
@@ -141,8 +145,9 @@ class UsePool:
         if tensor.shape[0] != batch:
             if batch == 0 or tensor.shape[0] % batch:
                 raise PrivacyUnitError(
-                    f"{where}: saw {tensor.shape[0]} rows for {batch} records. Keep the batch on an axis of its own, "
-                    f"and let one row of the model's inputs be one record"
+                    f"saw {tensor.shape[0]} rows for {batch} examples",
+                    where=where,
+                    cure="Keep the batch on an axis of its own, and let one row of the model's inputs be one example",
                 )
             tensor = tensor.reshape(batch, tensor.shape[0] // batch, *tensor.shape[1:])
         return _widened(tensor)

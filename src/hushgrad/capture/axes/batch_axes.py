@@ -214,8 +214,10 @@ class BatchAxes:
     def _overwritten(self, tensor: Tensor, axis: Place, name: str) -> None:
         if axis is None and self.get(tensor) is not None:
             raise PrivacyUnitError(
-                f"{name}: changes a tensor of shape {list(tensor.shape)} in place so that the examples of the batch "
-                f"can no longer be told apart in it. Make a new tensor, and keep the batch on an axis of its own"
+                f"overwrites a tensor of shape {list(tensor.shape)}, so that the examples of the batch can no longer "
+                f"be told apart in it",
+                where=name,
+                cure="Make a new tensor, and keep the batch on an axis of its own",
             )
         base = base_of(tensor)
         if base is not None and base is not tensor and not self.descends(base):

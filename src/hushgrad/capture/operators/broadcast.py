@@ -164,8 +164,9 @@ def _in_place(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kw
     leaf = call.leaf(main_argument(args, kwargs))
     if leaf is not None:
         raise UncoveredParameterUseError(
-            f"{func.__name__}: changes parameter {leaf.name!r} in place inside the forward. Compute a new tensor "
-            f"instead, or make the change under torch.no_grad() outside the forward"
+            f"changes parameter {leaf.name!r} in place inside the forward",
+            where=func.__name__,
+            cure="Compute a new tensor instead, or make the change outside the forward, under torch.no_grad()",
         )
     return broadcast(call, func, args, kwargs)
 

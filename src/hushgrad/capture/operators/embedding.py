@@ -60,25 +60,28 @@ def embedding(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kw
     leaf = call.leaf(weight)
     if leaf is None:
         return NotImplemented
+    where = f"embedding({leaf.name})"
     if max_norm is not None:
         raise UnsupportedModelError(
-            f"embedding({leaf.name}): max_norm rescales in the forward those rows that the batch looks up, without "
-            f"noise. Set max_norm=None"
+            "max_norm rescales the rows that the batch looks up, in the forward and without noise",
+            where=where,
+            cure="Set max_norm=None",
         )
     if by_frequency:
         raise CrossSampleLeakError(
-            f"embedding({leaf.name}): scale_grad_by_freq divides a record's gradient by counts over the whole batch. "
-            f"Set scale_grad_by_freq=False"
+            "scale_grad_by_freq divides an example's gradient by counts over the whole batch",
+            where=where,
+            cure="Set scale_grad_by_freq=False",
         )
     if sparse:
         raise SparseGradientError(
-            f"embedding({leaf.name}): sparse=True would show which rows were touched. Set sparse=False"
+            "sparse=True would show which rows were touched", where=where, cure="Set sparse=False"
         )
     if not call.axes.descends(ids):
         return NotImplemented
     if padding_idx is not None and padding_idx < 0:
         padding_idx += weight.shape[0]
-    operator = Embedding(f"embedding({leaf.name})", leaf, call.axes.place(ids), padding_idx)
+    operator = Embedding(where, leaf, call.axes.place(ids), padding_idx)
     return capture(operator, call, ids, leaf.value)
 
 

@@ -27,8 +27,9 @@ def generic(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwar
     name = f"{func.__name__}({', '.join(leaf.name for leaf in leaves.values())})"
     if changes_in_place(func) or kwargs.get("out") is not None:
         raise UncoveredParameterUseError(
-            f"{name}: writes in place what it computes from a parameter, so its gradient cannot be followed. Use the "
-            f"form of the operator that returns a new tensor"
+            "writes in place what it computes from a parameter, so its gradient cannot be followed",
+            where=name,
+            cure="Use the form of the operator that returns a new tensor",
         )
     data = {place: value for place, value in enumerate(flat) if place not in leaves and call.is_data(value)}
     axes_of_data = {place: call.axes.get(value) for place, value in data.items()}

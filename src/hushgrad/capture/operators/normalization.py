@@ -228,8 +228,9 @@ def refuse_batch_statistics(
     """Refuse `F.batch_norm` that would mix the examples of a batch; let others go on."""
     if _trains_on_data(call, args, kwargs) and _batch_arguments(*args, **kwargs)[5]:
         raise CrossSampleLeakError(
-            "batch_norm: normalises each example by the statistics of the whole batch. Use GroupNorm, or put the "
-            "layer into eval() so that its frozen statistics are used"
+            "normalises each example by the statistics of the whole batch",
+            where="batch_norm",
+            cure="Use GroupNorm, or put the layer into eval() so that its frozen statistics are used",
         )
     return NotImplemented
 
@@ -242,8 +243,9 @@ def refuse_running_statistics(
     _, mean, variance, _, _, own_statistics, _, _ = _instance_arguments(*args, **kwargs)
     if _trains_on_data(call, args, kwargs) and own_statistics and (mean is not None or variance is not None):
         raise PrivateBufferError(
-            "instance_norm: track_running_stats=True writes statistics of the data into buffers without noise. "
-            "Set track_running_stats=False"
+            "track_running_stats=True writes statistics of the data into buffers without noise",
+            where="instance_norm",
+            cure="Set track_running_stats=False",
         )
     return NotImplemented
 

@@ -19,11 +19,6 @@ from hushgrad.errors import PrivacyUnitError, UncoveredParameterUseError
 from hushgrad.gradients.contribution import Contribution, full_precision
 from hushgrad.torch_internals import is_view, will_execute
 
-SECOND_ORDER = (
-    "create_graph=True: the gradient of a gradient through a private model (a gradient penalty, say) has no "
-    "per-example form here. Leave the penalty out, or take it through a model that is not trained privately"
-)
-
 Recorded = Sequence[tuple[Leaf, Contribution]]
 """Contributions of a captured call to the per-example gradients of its leaves."""
 
@@ -68,16 +63,19 @@ class Forward:
         return isinstance(value, Tensor) and self.axes.descends(value)
 
     def check_batch(self, where: str, axes: Sequence[Place]) -> None:
-        """Refuse a backward whose examples cannot be told apart, or whose forward saw another number of records."""
+        """Refuse a backward whose examples cannot be told apart, or whose forward saw another number of examples."""
         if None in axes:
             raise PrivacyUnitError(
-                f"{where}: the examples of the batch cannot be told apart in what it was used on, since "
-                f"{self.axes.lost_by or 'the forward began'}. Keep the batch on an axis of its own, and mix no examples"
+                f"the examples of the batch cannot be told apart in what it was used on, since "
+                f"{self.axes.lost_by or 'the forward began'}",
+                where=where,
+                cure="Keep the batch on an axis of its own, and do not mix examples",
             )
         if self.pool.batch_size is not None and self.batch_size != self.pool.batch_size:
             raise PrivacyUnitError(
-                f"{where}: saw {self.batch_size} rows for {self.pool.batch_size} records. Give the model one row per "
-                f"record of the batch, and the batch on the first axis of its inputs"
+                f"saw {self.batch_size} rows for {self.pool.batch_size} examples",
+                where=where,
+                cure="Give the model one row for each example, with the batch on the first axis of its inputs",
             )
 
     def record(self, where: str, places: Sequence[Place], uses: Callable[[], Recorded]) -> None:
@@ -160,7 +158,11 @@ class _FirstOrder(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        raise UncoveredParameterUseError(SECOND_ORDER)
+        raise UncoveredParameterUseError(
+            "the gradient of a gradient through a private model (a gradient penalty, say) has no per-example form here",
+            where="create_graph=True",
+            cure="Leave out the penalty, or take it through a model that is not trained privately",
+        )
 
 
 class _Captured(torch.autograd.Function):

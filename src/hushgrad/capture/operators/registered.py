@@ -63,23 +63,27 @@ def register_operator(operator: Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(operator, nn.Module) or not callable(operator):
         kind = type(operator).__name__
         raise InvalidArgumentError(
-            f"register_operator takes a function or a subclass of torch.autograd.Function, got an object of class "
-            f"{kind}. Register the function that it calls, with its parameters as arguments"
+            f"takes a function or a subclass of torch.autograd.Function, got an object of class {kind}",
+            where="register_operator",
+            cure="Register the function that it calls, with its parameters as arguments",
         )
     run: Callable[..., Any] = operator
     if isinstance(operator, type):
         if not issubclass(operator, torch.autograd.Function):
             raise InvalidArgumentError(
-                f"register_operator takes a function or a subclass of torch.autograd.Function, got the class "
-                f"{operator.__name__}. Register the function that it calls, with its parameters as arguments"
+                f"takes a function or a subclass of torch.autograd.Function, got the class {operator.__name__}",
+                where="register_operator",
+                cure="Register the function that it calls, with its parameters as arguments",
             )
         run = operator.apply
     if operator in _known:
         raise InvalidArgumentError(
-            f"{_name_of(operator)}: is registered already. Register an operator once, and call what that returned"
+            "is registered already",
+            where=_name_of(operator),
+            cure="Register an operator once, and call what that returned",
         )
     if any(operator in table for table in (RULES, COMPOSITES, FIRST, AXIS_RULES)):
-        raise InvalidArgumentError(f"{_name_of(operator)}: hushgrad knows this operator. Call it as it is")
+        raise InvalidArgumentError("hushgrad knows this operator", where=_name_of(operator), cure="Call it as it is")
 
     @functools.wraps(operator, updated=())
     def registered(*args: Any, **kwargs: Any) -> Any:
@@ -114,8 +118,10 @@ class _Watch(TorchFunctionMode):
         for value in tree_leaves((args, kwargs)):
             if self._call.leaf(value) is not None or self._call.is_data(value):
                 raise UncoveredParameterUseError(
-                    f"{self._name}: a registered operator uses a parameter or a tensor of the batch that is no "
-                    f"argument of it, of shape {list(value.shape)}. Hand it over as an argument"
+                    f"a registered operator uses a parameter or a tensor of the batch of shape {list(value.shape)} "
+                    f"that is not one of its arguments",
+                    where=self._name,
+                    cure="Pass it as an argument",
                 )
         return func(*args, **kwargs)
 
@@ -137,14 +143,16 @@ class _OneAtATime:
         strange = next((value for value in flat if value is not None and not isinstance(value, PLAIN)), None)
         if strange is not None:
             raise UncoveredParameterUseError(
-                f"{self._name}: a registered operator takes tensors (in tuples, lists and dictionaries), numbers and "
-                f"names, got an object of class {type(strange).__name__}, in which tensors cannot be seen. Hand over "
-                f"the tensors themselves"
+                f"a registered operator takes tensors (in tuples, lists and dictionaries), numbers and names, got an "
+                f"object of class {type(strange).__name__}, in which tensors cannot be seen",
+                where=self._name,
+                cure="Pass the tensors themselves",
             )
         if leaves and not data:
             raise UncoveredParameterUseError(
-                f"{self._name}: a registered operator takes data of the batch, got {next(iter(leaves.values())).name} "
-                f"and no data. Compute from parameters alone by torch's own operators"
+                f"a registered operator takes data of the batch, got {next(iter(leaves.values())).name} and no data",
+                where=self._name,
+                cure="Use torch's own operators to compute from parameters alone",
             )
         if not data:
             with _Watch(call, self._name):
@@ -174,7 +182,9 @@ class _OneAtATime:
                 parts.append(run(own))
         if any(version(flat[place]) != before for place, before in versions.items()):
             raise UncoveredParameterUseError(
-                f"{self._name}: a registered operator changed one of its arguments in place. Let it return a new tensor"
+                "a registered operator changed one of its arguments in place",
+                where=self._name,
+                cure="Let it return a new tensor",
             )
         result = self._joined(call, parts)
         # What the operator rounds inside is not seen: under autocast it counts as rounded.
@@ -194,11 +204,17 @@ class _OneAtATime:
                 call.check_batch(self._name, [None])
             if size is None or axis != 0 or value.shape[0] % max(size, 1):
                 raise PrivacyUnitError(
-                    f"{self._name}: a registered operator takes the batch on axis 0 of its arguments, got a tensor of "
-                    f"shape {list(value.shape)} with the batch on axis {axis}. Move it there (transpose, movedim)"
+                    f"a registered operator takes the batch on axis 0 of its arguments, got a tensor of shape "
+                    f"{list(value.shape)} with the batch on axis {axis}",
+                    where=self._name,
+                    cure="Move the batch to axis 0 (transpose, movedim)",
                 )
         if not size:
-            raise PrivacyUnitError(f"{self._name}: a registered operator needs at least one example, got none")
+            raise PrivacyUnitError(
+                "a registered operator needs at least one example, got none",
+                where=self._name,
+                cure="Skip the call where the batch is empty",
+            )
         return size
 
     def _kind(self, flat: Sequence[Any], data: dict[int, Tensor]) -> Any:
@@ -214,23 +230,30 @@ class _OneAtATime:
         """Join what the examples gave; every tensor holds the batch on axis 0."""
         flat, specs = zip(*(tree_flatten(part) for part in parts), strict=True)
         if any(spec != specs[0] for spec in specs):
-            raise UncoveredParameterUseError(f"{self._name}: a registered operator returned something else in one row")
+            raise UncoveredParameterUseError(
+                "a registered operator returned another structure for one example than for the others",
+                where=self._name,
+                cure="Return the same structure of tensors for every example",
+            )
         outputs = []
         for column in zip(*flat, strict=True):
             first = column[0]
             if not isinstance(first, Tensor):
                 if any(isinstance(part, Tensor) or part != first for part in column[1:]):
                     raise CrossSampleLeakError(
-                        f"{self._name}: a registered operator returned a value of class {type(first).__name__} that is "
-                        f"not the same for all examples. Return tensors that hold the batch on axis 0"
+                        f"a registered operator returned a value of class {type(first).__name__} that is not the same "
+                        f"for all examples",
+                        where=self._name,
+                        cure="Return tensors with the batch on axis 0",
                     )
                 outputs.append(first)
                 continue
             if first.ndim == 0 or any(part.shape != first.shape for part in column):
                 raise CrossSampleLeakError(
-                    f"{self._name}: a registered operator must hold the batch on axis 0 of what it returns, with "
-                    f"equally many rows for each example, got a tensor of shape {list(first.shape)} for one example. "
-                    f'Return one value for each example (of a loss, reduction="none")'
+                    f"a registered operator must return tensors with the batch on axis 0 and equally many rows for "
+                    f"each example, got a tensor of shape {list(first.shape)} for one example",
+                    where=self._name,
+                    cure='Return one value for each example (for a loss, reduction="none")',
                 )
             out = torch.cat(column)
             call.axes.set(out, 0)
@@ -250,9 +273,10 @@ class _OneAtATime:
             is_finite &= bool(torch.isfinite(joined).all())
             if batch.shape != joined.shape or not _close(batch, joined, narrow):
                 raise CrossSampleLeakError(
-                    f"{self._name}: a registered operator gave another output for the batch than for its examples one "
-                    f"at a time, so it mixes examples, or draws random numbers. Register one that does neither: move "
-                    f"what spans the batch (statistics, a mean, dropout) out of it"
+                    "a registered operator gave another output for the batch than for its examples one at a time, so "
+                    "it mixes examples or draws random numbers",
+                    where=self._name,
+                    cure="Move what spans the batch (statistics, a mean, dropout) out of the operator",
                 )
         return is_finite
 
