@@ -6,6 +6,22 @@ its examples can no longer be told apart by an axis; a tensor without an entry d
 An axis means that example i owns the i-th of B equal blocks along it, so folding the positions behind the batch into
 it (`[B, T, d]` to `[B·T, d]`) and unfolding them keeps it.
 
+A worked example, with B = 2 examples of T = 3 positions, as in GPT-2's attention:
+
+    x                            [2, 3, 8]        axis 0   an input of the model
+    x.view(-1, 8)                [6, 8]           axis 0   rows 0, 1, 2 are example 0's block, rows 3, 4, 5 example 1's
+    torch.addmm(b, _, W)         [6, 24]          axis 0   a use of W: its rows are assigned by these two blocks
+    _.view(2, 3, 24)             [2, 3, 24]       axis 0   unfolded again
+    _.split(8, 2)[0]             [2, 3, 8]        axis 0   a view, told by strides (`rules.viewed`)
+    _.view(2, 3, 4, 2).transpose(1, 2)            axis 0   heads of attention, [2, 4, 3, 2]
+    _.permute(2, 0, 1, 3)        [3, 2, 4, 2]     axis 1   the axis moves with the dimension
+    _.reshape(6, 8)              [6, 8]           owners   rows are ordered t·B + b, no two blocks: see `row_owners.py`
+    _ - _.mean(0)                [6, 8]           None     each row depends on all others; a use of a parameter on it
+                                                           is refused, by the name of `mean` and its line
+
+That dimensions happen to be equal tells nothing: shapes only refuse (an axis must have the batch's size in the output),
+they never choose.
+
 Guarantee: an operator that has no rule loses the batch. A tensor whose axis is known holds, at each place along that
 axis, values computed from that one example alone.
 """

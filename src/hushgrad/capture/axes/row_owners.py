@@ -1,8 +1,19 @@
 """Rows that belong to the examples in an irregular order: packed sequences, sorted batches, rows ordered t·B + b.
 
-Such a tensor has no batch axis in the sense of `layout.py`. It has a dimension of rows and, for each row, the example
-that owns it. Only operators that treat every row alike keep the owners; back in the regular order, the tensor has an
-ordinary axis again. Whatever else is done with it loses the batch.
+Such a tensor has no batch axis in the sense of `batch_axes.py`. It has a dimension of rows and, for each row, the
+example that owns it. Only operators that treat every row alike keep the owners; back in the regular order, the tensor
+has an ordinary axis again. Whatever else is done with it loses the batch.
+
+A worked example: sequences of lengths 2 and 3 as examples 0 and 1, packed with the longest first.
+
+    x                              [2, 3, d]   axis 0
+    pack_padded_sequence(x, ...)   [5, d]      rows 1 0 1 0 1     at each time step, the examples that still run
+    linear(_.data)                 [5, p]      rows 1 0 1 0 1     each row alike: a use of the weight
+    pad_packed_sequence(_)         [2, 3, p]   axis 0             sorted back, owners 0 1: an ordinary axis
+
+For the weight's gradient `blocks` gathers each example's rows in their order, padded with zeros: `[5, p]` becomes
+`[B, k, p] = [2, 3, p]`, whose example 0 has its two rows and a row of zeros. The same serves time first: `[T, B, d]`
+folded to `[T·B, d]` has the owners 0 1 0 1 0 1, and a split back to `[T, B, d]` finds axis 1 again.
 
 Guarantee: what a row holds was computed from its owner alone, by operations that do not depend on the row's place.
 """

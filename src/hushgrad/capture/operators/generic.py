@@ -1,4 +1,17 @@
-"""Any operator without a rule: its per-example gradients by vector-Jacobian products of that one call."""
+"""Any operator without a rule: its per-example gradients by vector-Jacobian products of that one call.
+
+A worked example: `F.bilinear(x, y, W)` with x `[B, d]`, y `[B, e]` and W `[p, d, e]` a parameter.
+
+    forward    the call runs on x and y detached and on the leaf's own graph: a *local graph* from W to the output
+               [B, p]. What the model gets is that output behind an autograd function, with an edge to x and y.
+    backward   the gradient G [B, p] of the output comes. Example i's gradient of W is the local graph's product with
+               G where all rows but i are 0, so B products would do (*masks*). Where running the call on x[i:i+1] and
+               y[i:i+1] gives row i of its output, one vectorised product over all i does it (*slices*).
+               Either way [B, p, d, e] is recorded for W, and x and y get the call's ordinary gradients.
+
+Which of the two it is, `replay.py` decides, by comparing outputs. If W is derived (`V.t()`), what is recorded for it is
+carried on to V by a product of the derivation (`leaves.py`).
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,21 @@
 
 Each layer and direction is one captured operator. Its backward keeps the derivatives by all gates, `[T, N, G·H]`, so
 the per-example gradients of both weights are outer products over time.
+
+A worked example: an LSTM (G = 4 gates) with D inputs and H states on N sequences of T steps. Step t computes
+
+    z_t = x_t W_ihᵀ + b_ih + h_{t-1} W_hhᵀ + b_hh        [N, 4H], then gates, cell and h_t (`cells.py`)
+
+The backward goes through the steps from the last to the first with dh, dc, the derivatives by the state, and gets
+s_t, that by z_t, from each. Then, with example i in row i,
+
+    W_ih:  Σ_t s_t[i] ⊗ x_t[i]           `OuterProducts` of s [N, T, 4H] and x [N, T, D]
+    W_hh:  Σ_t s_t[i] ⊗ h_{t-1}[i]       the same of s and the states before each step
+    b_ih, b_hh:  Σ_t s_t[i]
+
+which is the form of a linear layer with T positions, so norms and sums cost what they cost there. (A GRU's reset gate
+acts on the state's part alone, so its s differs between input and state: `Slopes`.) Behind the end of a shorter
+sequence a mask keeps the state and sets s_t to 0. Packed input is padded, run, and packed again.
 """
 
 from __future__ import annotations
