@@ -299,7 +299,7 @@ def test_a_running_backward_shows_what_it_was_given() -> None:
     loss.backward(torch.tensor(2.0))
     ((tensors, gradients),) = [part for part in found if part is not None]
     assert tensors[0] is loss
-    assert float(gradients[0]) == 2
+    assert float(gradients) == 2
 
 
 def test_an_opened_function_shows_its_parts_and_gives_the_same() -> None:
