@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from hushgrad.capture.derivation import derive
-from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.operators.generic import generic
-from hushgrad.capture.operators.operator import Forward
+from hushgrad.capture.operators.operator import ForwardContext
 from hushgrad.capture.operators.table import COMPOSITES, RULES
 from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.torch_internals import only_looks
@@ -46,7 +46,7 @@ def only_describes(func: Callable[..., Any]) -> bool:
 
 
 def with_data(
-    call: Forward,
+    call: ForwardContext,
     func: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -70,7 +70,11 @@ def with_data(
 
 
 def without_data(
-    call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Leaf]
+    call: ForwardContext,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    leaves: list[TrackedTensor],
 ) -> Any:
     """Run a call that uses parameters and no data of the batch."""
     if func in HOOKS:
@@ -78,7 +82,9 @@ def without_data(
     return derive(call, func, args, kwargs, leaves)
 
 
-def _hooked(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Leaf]) -> Any:
+def _hooked(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[TrackedTensor]
+) -> Any:
     """Hooks of `register_multi_grad_hook` only look, as torch's FlopCounterMode does, and here there is nothing to see.
 
     No gradient comes back through a parameter, or through what was made of parameters alone.

@@ -17,14 +17,18 @@ from torch import Tensor
 
 from hushgrad.capture.axes.rules import changes_in_place, main_argument
 from hushgrad.capture.axes.table import INITIALIZERS
-from hushgrad.capture.leaves import Leaf, distinct_parameters
+from hushgrad.capture.leaves import TrackedTensor, distinct_parameters
 from hushgrad.capture.operators.embedding import constant_ids
-from hushgrad.capture.operators.operator import Forward, first_order_only
+from hushgrad.capture.operators.operator import ForwardContext, first_order_only
 from hushgrad.errors import UncoveredParameterUseError
 
 
 def derive(
-    call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Leaf]
+    call: ForwardContext,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    leaves: list[TrackedTensor],
 ) -> Any:
     """Run a call on parameters and constants only; its result is a leaf in its own right."""
 
@@ -45,11 +49,11 @@ def derive(
 
 
 def _changed(
-    call: Forward,
+    call: ForwardContext,
     func: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    leaves: list[Leaf],
+    leaves: list[TrackedTensor],
     on_graph: Callable[[Any], Any],
 ) -> Any:
     """Run a call that changes a derived parameter in place: the tensor stands for a new leaf from then on.
@@ -80,15 +84,17 @@ def _changed(
             call.leaves[key] = replace(other, overwritten_by=func.__name__)
     with torch.no_grad():
         target.copy_(graph)
-    call.leaves[id(target)] = Leaf(leaf.name, graph.detach(), graph, distinct_parameters(leaves))
+    call.leaves[id(target)] = TrackedTensor(leaf.name, graph.detach(), graph, distinct_parameters(leaves))
     return None if func is Tensor.__setitem__ else target
 
 
-def _share(leaf: Leaf, other: Leaf) -> bool:
+def _share(leaf: TrackedTensor, other: TrackedTensor) -> bool:
     return leaf.value.untyped_storage().data_ptr() == other.value.untyped_storage().data_ptr()
 
 
-def _as_leaves(call: Forward, result: Any, name: str, roots: tuple[Leaf, ...], ids: Tensor | None = None) -> Any:
+def _as_leaves(
+    call: ForwardContext, result: Any, name: str, roots: tuple[TrackedTensor, ...], ids: Tensor | None = None
+) -> Any:
     if isinstance(result, Tensor):
         if not result.requires_grad:
             return result
@@ -101,7 +107,7 @@ def _as_leaves(call: Forward, result: Any, name: str, roots: tuple[Leaf, ...], i
             )
         value = result.detach()
         public = _Guard.apply(value, call.anchor.tensor, name)  # type: ignore[no-untyped-call]
-        call.leaves[id(public)] = Leaf(name, value, result, roots, ids)
+        call.leaves[id(public)] = TrackedTensor(name, value, result, roots, ids)
         call.held.append(public)
         return public
     if isinstance(result, (tuple, list)):

@@ -12,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 from hushgrad.capture.axes.rules import changes_in_place, main_argument
 from hushgrad.capture.axes.table import LIKE_ANOTHER
 from hushgrad.capture.consultation import only_describes, with_data, without_data
-from hushgrad.capture.leaves import Leaf
-from hushgrad.capture.operators.operator import Forward
+from hushgrad.capture.leaves import TrackedTensor
+from hushgrad.capture.operators.operator import ForwardContext
 from hushgrad.capture.operators.table import FIRST
 from hushgrad.capture.source_line import calling_forward
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
@@ -33,7 +33,7 @@ class CaptureMode(TorchFunctionMode):
     a note: where a parameter is used, a tensor comes from outside, or an error would be raised.
     """
 
-    def __init__(self, call: Forward, is_running: Callable[[], bool]) -> None:
+    def __init__(self, call: ForwardContext, is_running: Callable[[], bool]) -> None:
         super().__init__()
         self.call = call
         self._is_running = is_running
@@ -54,7 +54,7 @@ class CaptureMode(TorchFunctionMode):
         if self._over:
             return func(*args, **kwargs)
         call = self.call
-        leaves: list[Leaf] = []
+        leaves: list[TrackedTensor] = []
         sources: list[Tensor] = []
         strangers: list[Tensor] = []
         _sort(call, args, leaves, sources, strangers)
@@ -97,7 +97,7 @@ class CaptureMode(TorchFunctionMode):
         return result
 
     def _explain(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Leaf]
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[TrackedTensor]
     ) -> None:
         """Refuse what torch has refused, if it is because operators run as functions of this package here."""
         if leaves and (transform := transform_in_force()) is not None:
@@ -127,7 +127,9 @@ def _is_captured(node: Any) -> bool:
     return function is not None and function.__module__.startswith(f"{PACKAGE}.")
 
 
-def _sort(call: Forward, values: Any, leaves: list[Leaf], sources: list[Tensor], strangers: list[Tensor]) -> None:
+def _sort(
+    call: ForwardContext, values: Any, leaves: list[TrackedTensor], sources: list[Tensor], strangers: list[Tensor]
+) -> None:
     """Collect the leaves and the data among some arguments, nested ones included.
 
     A tensor that requires gradients but is neither is a stranger, and counts as data whose examples cannot be told
@@ -147,7 +149,7 @@ def _sort(call: Forward, values: Any, leaves: list[Leaf], sources: list[Tensor],
             _sort(call, value, leaves, sources, strangers)
 
 
-def _require_known_graph(call: Forward, value: Tensor) -> None:
+def _require_known_graph(call: ForwardContext, value: Tensor) -> None:
     """Refuse a tensor made from a parameter by what the mode cannot see: a custom autograd function, say.
 
     Looks at the nearest part of the graph only. A use that is further away leaves an ordinary gradient behind, which

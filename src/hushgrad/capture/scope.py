@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hushgrad.capture.axes.batch_axes import BatchAxes, tensors_in
-from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.mode import CaptureMode
-from hushgrad.capture.operators.operator import Anchor, Forward
+from hushgrad.capture.operators.operator import ForwardContext, GraphAnchor
 from hushgrad.capture.running import LivingArguments, RunningCall
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.capture.uses import UsePool
@@ -67,7 +67,7 @@ class Scope:
     def __init__(self, model: nn.Module, pool: UsePool, observer: CallObserver | None = None) -> None:
         self._pool = pool
         self._observer = observer
-        self._anchor = Anchor()
+        self._anchor = GraphAnchor()
         self._sites = [
             (parameters_of(module), key, f"{prefix}.{key}" if prefix else key)
             for prefix, module in model.named_modules()
@@ -144,7 +144,7 @@ class Scope:
         axes = BatchAxes()
         batch_size = axes.seed((args, kwargs), self._pool.batch_size)
         call = RunningCall()
-        forward = Forward(self._pool, self._anchor, axes, leaves, batch_size, held, self.registered)
+        forward = ForwardContext(self._pool, self._anchor, axes, leaves, batch_size, held, self.registered)
         mode = CaptureMode(forward, partial(call.is_running, CALLER_OF_OPERATOR))
         begun = _Open(mode, call, _nobody if observer is None else partial(observer.left, token), [module])
         self._here.open = begun
@@ -183,16 +183,16 @@ class Scope:
         self._exit(begun)
         begun.left(None)
 
-    def _leaves(self, held: list[Tensor]) -> dict[int, Leaf]:
+    def _leaves(self, held: list[Tensor]) -> dict[int, TrackedTensor]:
         """Resolve the parameters by name now: their tensors may have been swapped since the session began.
 
         They are held for the length of the forward, so that no other tensor can come to stand at their address.
         """
-        leaves: dict[int, Leaf] = {}
+        leaves: dict[int, TrackedTensor] = {}
         for parameters, key, name in self._sites:
             parameter = parameters[key]
             if parameter is not None and parameter.requires_grad and id(parameter) not in leaves:
-                leaves[id(parameter)] = Leaf.of_parameter(name, parameter)
+                leaves[id(parameter)] = TrackedTensor.of_parameter(name, parameter)
                 held.append(parameter)
         return leaves
 
@@ -226,7 +226,7 @@ def _nobody(output: Any) -> None:
     """Is told that a forward was left."""
 
 
-def guard_outputs(call: Forward, output: Any) -> None:
+def guard_outputs(call: ForwardContext, output: Any) -> None:
     """Let a backward through an output in which examples were mixed raise; as a value it may be looked at.
 
     Mixing before the last use of a parameter is seen at that use. Mixing after it (h - h.mean(0), a softmax over the
@@ -243,7 +243,7 @@ def guard_outputs(call: Forward, output: Any) -> None:
             )
 
 
-def _refusal(anchor: Anchor, shape: list[int], lost_by: str | None) -> Callable[[Tensor], None]:
+def _refusal(anchor: GraphAnchor, shape: list[int], lost_by: str | None) -> Callable[[Tensor], None]:
     def refuse(gradient: Tensor) -> None:
         if anchor.is_accumulating():
             raise PrivacyUnitError(

@@ -9,7 +9,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from hushgrad.capture.axes.row_owners import Owners, Place
+from hushgrad.capture.axes.row_owners import BatchLocation, SegmentIds
 from hushgrad.errors import PrivacyUnitError
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.gradients.dense import Dense
@@ -111,7 +111,7 @@ class UsePool:
         """Drop everything that was recorded."""
         self._finished, self._running, self.backwards, self.undivided = {}, {}, 0, 0
 
-    def examples(self, tensor: Tensor, axis: Place, where: str) -> Tensor:
+    def examples(self, tensor: Tensor, axis: BatchLocation, where: str) -> Tensor:
         """Return `tensor` as `[B, ...]` with the batch first, in at least float32 if it is floating.
 
         Positions that are folded into the batch come out as one further dimension: `[B·k, ...]` gives `[B, k, ...]`,
@@ -137,7 +137,7 @@ class UsePool:
                 where=where,
                 cure="Keep the batch on an axis of its own up to this operator",
             )
-        if isinstance(axis, Owners):
+        if isinstance(axis, SegmentIds):
             tensor = axis.blocks(tensor, batch)
             return _widened(tensor)
         if axis != 0:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from hushgrad.capture.axes.batch_axes import BatchAxes
-from hushgrad.capture.axes.row_owners import Owners, Place, placed
+from hushgrad.capture.axes.row_owners import BatchLocation, SegmentIds, placed
 from hushgrad.capture.mode import CaptureMode
-from hushgrad.capture.operators.operator import Anchor, Forward
+from hushgrad.capture.operators.operator import ForwardContext, GraphAnchor
 from hushgrad.capture.uses import UsePool
 
 Transform = Callable[[Tensor], Tensor]
@@ -26,24 +26,26 @@ LENGTHS = torch.tensor([2, 3, 1])
 TABLE = torch.randn(B * T, D, dtype=torch.float64)
 
 
-def place_of(transform: Transform, x: Tensor) -> tuple[Tensor, Place]:
+def place_of(transform: Transform, x: Tensor) -> tuple[Tensor, BatchLocation]:
     """Run `transform` under the mode on a batch-first `x`; return its output and where its examples are said to be."""
     axes = BatchAxes()
     axes.seed((x,), x.shape[0])
-    with CaptureMode(Forward(UsePool(), Anchor(), axes, {}, x.shape[0], []), lambda: True):
+    with CaptureMode(ForwardContext(UsePool(), GraphAnchor(), axes, {}, x.shape[0], []), lambda: True):
         out = transform(x)
     assert axes.descends(out)
     return out, axes.place(out)
 
 
-def assert_owners_are_true(transform: Transform, x: Tensor) -> Place:
+def assert_owners_are_true(transform: Transform, x: Tensor) -> BatchLocation:
     """Check that changing an example changes the rows that it owns and no others."""
     out, place = place_of(transform, x)
     if place is None:
         return None
-    dim = place.dim if isinstance(place, Owners) else place
+    dim = place.dim if isinstance(place, SegmentIds) else place
     size = out.shape[dim]
-    rows = place.rows if isinstance(place, Owners) else torch.arange(x.shape[0]).repeat_interleave(size // x.shape[0])
+    rows = (
+        place.rows if isinstance(place, SegmentIds) else torch.arange(x.shape[0]).repeat_interleave(size // x.shape[0])
+    )
     for i in range(x.shape[0]):
         moved = x.clone()
         moved[i] = moved[i] * -1.7 + 0.3 * torch.randn_like(moved[i]) + 5
@@ -81,9 +83,9 @@ KEPT: dict[str, Transform] = {
 def test_rows_treated_alike_keep_their_owners(start: str, step: str) -> None:
     x = torch.randn(B, T, D, dtype=torch.float64)
     _, place = place_of(STARTS[start], x)
-    assert isinstance(place, Owners)
+    assert isinstance(place, SegmentIds)
     after = assert_owners_are_true(lambda x: KEPT[step](STARTS[start](x)), x)
-    assert isinstance(after, Owners)
+    assert isinstance(after, SegmentIds)
     assert after.same_rows(place)
 
 
@@ -164,9 +166,9 @@ def test_what_a_row_holds_was_computed_from_its_owner_alone(start: str, steps: l
 def test_blocks_hold_each_examples_rows_in_their_order(rows: list[int]) -> None:
     owners = torch.tensor(rows)
     values = torch.arange(1.0, len(rows) + 1).unsqueeze(1)
-    blocks = Owners(0, owners).blocks(values, B)
+    blocks = SegmentIds(0, owners).blocks(values, B)
     for i in range(B):
         own = values[owners == i].flatten()
         assert blocks[i].flatten().tolist() == [*own.tolist(), *[0.0] * (blocks.shape[1] - len(own))]
     place = placed(0, owners, B)
-    assert isinstance(place, Owners) == (rows != sorted(rows) or len({rows.count(i) for i in range(B)}) > 1)
+    assert isinstance(place, SegmentIds) == (rows != sorted(rows) or len({rows.count(i) for i in range(B)}) > 1)

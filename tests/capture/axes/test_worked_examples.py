@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hushgrad.capture.axes.batch_axes import BatchAxes
-from hushgrad.capture.axes.row_owners import Owners
+from hushgrad.capture.axes.row_owners import SegmentIds
 from hushgrad.capture.mode import CaptureMode
-from hushgrad.capture.operators.operator import Anchor, Forward
+from hushgrad.capture.operators.operator import ForwardContext, GraphAnchor
 from hushgrad.capture.uses import UsePool
 
 
@@ -19,11 +19,11 @@ def places(x: Tensor, *steps: Callable[[Tensor], Tensor]) -> list[int | list[int
     """Return where the batch is said to lie after each step: an axis, owners of rows, or None."""
     axes, found = BatchAxes(), []
     axes.seed((x,), x.shape[0])
-    with CaptureMode(Forward(UsePool(), Anchor(), axes, {}, x.shape[0], []), lambda: True):
+    with CaptureMode(ForwardContext(UsePool(), GraphAnchor(), axes, {}, x.shape[0], []), lambda: True):
         for step in steps:
             x = step(x)
             place = axes.place(x)
-            found.append(place.rows.tolist() if isinstance(place, Owners) else place)
+            found.append(place.rows.tolist() if isinstance(place, SegmentIds) else place)
     return found
 
 
@@ -60,5 +60,5 @@ def test_the_owners_of_packed_rows_are_as_the_example_says() -> None:
 
 def test_rows_are_gathered_by_their_owners_and_padded_with_zeros() -> None:
     rows = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0]])
-    blocks = Owners(0, torch.tensor([1, 0, 1, 0, 1])).blocks(rows, 2)
+    blocks = SegmentIds(0, torch.tensor([1, 0, 1, 0, 1])).blocks(rows, 2)
     assert blocks.squeeze(2).tolist() == [[2, 4, 0], [1, 3, 5]]

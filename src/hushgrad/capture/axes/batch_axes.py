@@ -37,8 +37,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from hushgrad.capture.axes.row_owners import Owners, Place, follow_rows, packed_owners
-from hushgrad.capture.axes.rules import Axis, Seen, changes_in_place, main_argument
+from hushgrad.capture.axes.row_owners import BatchLocation, SegmentIds, follow_rows, packed_owners
+from hushgrad.capture.axes.rules import Axis, OperatorCall, changes_in_place, main_argument
 from hushgrad.capture.axes.table import AXIS_RULES, CONSTANTS
 from hushgrad.capture.source_line import calling_forward
 from hushgrad.errors import PrivacyUnitError
@@ -57,13 +57,13 @@ class BatchAxes:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[int, tuple[weakref.ref[Tensor], Place]] = {}
+        self._entries: dict[int, tuple[weakref.ref[Tensor], BatchLocation]] = {}
         self._inputs: set[int] = set()
         self.batch_size: int | None = None
         self.lost_by: str | None = None
         self.is_narrow = False
 
-    def set(self, tensor: Tensor, place: Place) -> None:
+    def set(self, tensor: Tensor, place: BatchLocation) -> None:
         """Record that `tensor` descends from the batch."""
         if tensor.dtype in NARROW and tensor.requires_grad:
             self.is_narrow = True
@@ -77,9 +77,9 @@ class BatchAxes:
     def get(self, tensor: Any) -> Axis:
         """Return the batch axis of `tensor`; None if it has none."""
         place = self.place(tensor)
-        return None if isinstance(place, Owners) else place
+        return None if isinstance(place, SegmentIds) else place
 
-    def place(self, tensor: Any) -> Place:
+    def place(self, tensor: Any) -> BatchLocation:
         """Return where the batch lies in `tensor`: on an axis, or in rows with owners; None if it is not known."""
         entry = self._entries.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
@@ -118,7 +118,7 @@ class BatchAxes:
                 continue
             sequences = part.sorted_indices
             sequences = torch.arange(batch_size, device=part.data.device) if sequences is None else sequences
-            self.set(part.data, Owners(0, packed_owners(part.batch_sizes, sequences)))
+            self.set(part.data, SegmentIds(0, packed_owners(part.batch_sizes, sequences)))
         self.batch_size = batch_size
         return batch_size
 
@@ -152,11 +152,11 @@ class BatchAxes:
         places = [self.place(source) for source in sources]
         axes = [place for place in places if isinstance(place, int)]
         known = self.batch_size is not None and len(axes) == len(places)
-        seen = Seen(func, args, kwargs, sources, axes if known else [0] * len(places), self.batch_size or 0)
+        seen = OperatorCall(func, args, kwargs, sources, axes if known else [0] * len(places), self.batch_size or 0)
         rule = AXIS_RULES.get(func)
         written = main_argument(args, kwargs) if changes_in_place(func) else kwargs.get("out")
         for place, out in outputs:
-            axis: Place = rule(seen, out, place) if rule is not None and known else None
+            axis: BatchLocation = rule(seen, out, place) if rule is not None and known else None
             if axis is None and self.batch_size and any(part is not None for part in places):
                 axis = follow_rows(seen, places, out, place, rule)
             if axis is None and known and self.batch_size == 1 and out.ndim:
@@ -187,7 +187,7 @@ class BatchAxes:
             return False
         if kwargs and kwargs.get("out") is not None:
             return False
-        axis = rule(Seen(func, args, kwargs, sources, [place], self.batch_size), result, 0)
+        axis = rule(OperatorCall(func, args, kwargs, sources, [place], self.batch_size), result, 0)
         if axis is None:
             return False
         self.set(result, axis)
@@ -224,10 +224,10 @@ class BatchAxes:
             return part, None
         places = [axis, *[own or 0 for own in axes]]
         get = Tensor.__getitem__
-        seen = Seen(get, (target, index), {}, [target, *rows], places, self.batch_size or 0)
+        seen = OperatorCall(get, (target, index), {}, [target, *rows], places, self.batch_size or 0)
         return part, AXIS_RULES[get](seen, part, 0)
 
-    def _overwritten(self, tensor: Tensor, axis: Place, name: str) -> None:
+    def _overwritten(self, tensor: Tensor, axis: BatchLocation, name: str) -> None:
         if axis is None and self.get(tensor) is not None:
             raise PrivacyUnitError(
                 f"overwrites a tensor of shape {list(tensor.shape)}, so that the examples of the batch can no longer "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hushgrad.capture.axes.rules import Axis, Seen
+from hushgrad.capture.axes.rules import Axis, OperatorCall
 
 
-def _product(seen: Seen, left: Tensor, right: Tensor, out: Tensor) -> Axis:
+def _product(seen: OperatorCall, left: Tensor, right: Tensor, out: Tensor) -> Axis:
     """`left @ right` with torch's broadcasting; a batch that is summed over, or meets itself, is lost."""
     a, b = seen.axis_of(left), seen.axis_of(right)
     if a is not None and a == left.ndim - 1:
@@ -25,12 +25,12 @@ def _product(seen: Seen, left: Tensor, right: Tensor, out: Tensor) -> Axis:
     return out.ndim - distance + (1 if left.ndim == 1 and distance > 1 else 0)
 
 
-def _checked(seen: Seen, out: Tensor, axis: Axis) -> Axis:
+def _checked(seen: OperatorCall, out: Tensor, axis: Axis) -> Axis:
     size = seen.sources[0].shape[seen.axes[0]]
     return axis if axis is not None and 0 <= axis < out.ndim and out.shape[axis] == size else None
 
 
-def product(seen: Seen, out: Tensor, place: int) -> Axis:
+def product(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`matmul`, `mm`, `bmm`, `mv`."""
     left, right = seen.first, seen.args[1] if len(seen.args) > 1 else None
     if right is None:
@@ -40,12 +40,12 @@ def product(seen: Seen, out: Tensor, place: int) -> Axis:
     return _checked(seen, out, _product(seen, left, right, out))
 
 
-def reflected_product(seen: Seen, out: Tensor, place: int) -> Axis:
+def reflected_product(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`Tensor.__rmatmul__`, whose first argument stands on the right."""
     return _checked(seen, out, _product(seen, seen.args[1], seen.args[0], out))
 
 
-def added_product(seen: Seen, out: Tensor, place: int) -> Axis:
+def added_product(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`addmm` and `baddbmm`: a product plus a term that broadcasts against it."""
     term = seen.first
     left = seen.argument(1, "mat1", seen.kwargs.get("batch1"))
@@ -61,14 +61,14 @@ def added_product(seen: Seen, out: Tensor, place: int) -> Axis:
     return _checked(seen, out, axis)
 
 
-def linear(seen: Seen, out: Tensor, place: int) -> Axis:
+def linear(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`F.linear` with data on the left only."""
     x = seen.first
     axis = seen.only(x)
     return None if axis is None or axis == x.ndim - 1 else _checked(seen, out, axis)
 
 
-def bilinear(seen: Seen, out: Tensor, place: int) -> Axis:
+def bilinear(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`F.bilinear` of one or two inputs."""
     axis, x = seen.same_place(), seen.first
     constants = (seen.argument(2, "weight"), seen.argument(3, "bias"))
@@ -77,7 +77,7 @@ def bilinear(seen: Seen, out: Tensor, place: int) -> Axis:
     return _checked(seen, out, axis)
 
 
-def einsum(seen: Seen, out: Tensor, place: int) -> Axis:
+def einsum(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """An equation with an explicit output; the batch must have one letter in all data, and keep it."""
     equation = seen.args[0]
     if not isinstance(equation, str) or "->" not in equation:
@@ -102,13 +102,13 @@ def _labels(term: str, ndim: int) -> list[str]:
     return [*before, *[f".{number}" for number in range(hidden, 0, -1)], *after]
 
 
-def attention(seen: Seen, out: Tensor, place: int) -> Axis:
+def attention(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`scaled_dot_product_attention`: the batch lies before positions and channels in queries, keys, values, mask."""
     distance = seen.from_right()
     return None if distance is None or distance < 3 else _checked(seen, out, out.ndim - distance)
 
 
-def multi_head(seen: Seen, out: Tensor, place: int) -> Axis:
+def multi_head(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`multi_head_attention_forward`: data `[T, B, d]`, padding mask `[B, T]`; weights come out as `[B, ...]`."""
     padding = seen.kwargs.get("key_padding_mask")
     for value in (*seen.args, *seen.kwargs.values()):
@@ -118,7 +118,7 @@ def multi_head(seen: Seen, out: Tensor, place: int) -> Axis:
     return _checked(seen, out, 1 if place == 0 else 0)
 
 
-def recurrent(seen: Seen, out: Tensor, place: int) -> Axis:
+def recurrent(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`lstm`, `gru` and plain RNNs on padded input; packed input has its lengths where a state would be."""
     # (input, hx, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first)
     if len(seen.args) != 9 or not isinstance(seen.args[8], bool) or seen.first.ndim != 3:
@@ -134,13 +134,13 @@ def recurrent(seen: Seen, out: Tensor, place: int) -> Axis:
     return _checked(seen, out, axis if place == 0 else 1)
 
 
-def embedding(seen: Seen, out: Tensor, place: int) -> Axis:
+def embedding(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`F.embedding` and `F.one_hot`: a row for each id, behind the ids' own dimensions."""
     axis = seen.only(seen.first)
     return None if axis is None else _checked(seen, out, axis)
 
 
-def embedding_bag(seen: Seen, out: Tensor, place: int) -> Axis:
+def embedding_bag(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`F.embedding_bag` of ids `[B, n]`, one bag for each example."""
     ids = seen.first
     if place != 0 or seen.same_place() != 0 or seen.axis_of(ids) is None or ids.ndim != 2:
@@ -148,7 +148,7 @@ def embedding_bag(seen: Seen, out: Tensor, place: int) -> Axis:
     return None if seen.axis_of(seen.argument(1, "weight")) is not None else _checked(seen, out, 0)
 
 
-def layer_normalized(seen: Seen, out: Tensor, place: int) -> Axis:
+def layer_normalized(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`F.layer_norm` and `F.rms_norm` over dimensions behind the batch's."""
     x, shape = seen.first, seen.argument(1, "normalized_shape")
     axis = seen.only(x)

@@ -29,18 +29,18 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture.axes import products as products
-from hushgrad.capture.axes.rules import AxisRule, Seen, dims_of, elementwise, is_basic, like_first, viewed
+from hushgrad.capture.axes.rules import AxisRule, OperatorCall, dims_of, elementwise, is_basic, like_first, viewed
 from hushgrad.torch_internals import PACK, PAD_PACKED
 
 
 @dataclass(frozen=True, eq=False)
-class Owners:
+class SegmentIds:
     """Row r on dimension `dim` belongs to example `rows[r]`; `rows` holds numbers below the batch size, int64."""
 
     dim: int
     rows: Tensor
 
-    def same_rows(self, other: Owners) -> bool:
+    def same_rows(self, other: SegmentIds) -> bool:
         """Return whether two tensors' rows have the same owners in the same order."""
         return self.rows is other.rows or torch.equal(self.rows, other.rows)
 
@@ -65,13 +65,13 @@ class Owners:
         return torch.equal(self.rows.view(-1, batch_size), regular)
 
 
-Place = int | Owners | None
+BatchLocation = int | SegmentIds | None
 """Where the batch lies in a tensor: on an axis, in rows with owners, or nowhere that is known."""
 
 
-def dim_of(place: Place) -> int | None:
+def dim_of(place: BatchLocation) -> int | None:
     """Return the dimension along which the examples lie, whether in their own order or not."""
-    return place.dim if isinstance(place, Owners) else place
+    return place.dim if isinstance(place, SegmentIds) else place
 
 
 def owners_of_axis(size: int, batch_size: int, device: torch.device) -> Tensor:
@@ -79,14 +79,14 @@ def owners_of_axis(size: int, batch_size: int, device: torch.device) -> Tensor:
     return torch.arange(batch_size, device=device).repeat_interleave(size // batch_size)
 
 
-def placed(dim: int, rows: Tensor, batch_size: int) -> Place:
+def placed(dim: int, rows: Tensor, batch_size: int) -> BatchLocation:
     """Return an ordinary axis where the rows are in the examples' own order, else their owners."""
     size = rows.shape[0]
     if size == 0:
         return None
     if size % batch_size == 0 and torch.equal(rows, owners_of_axis(size, batch_size, rows.device)):
         return dim
-    return Owners(dim, rows)
+    return SegmentIds(dim, rows)
 
 
 def packed_owners(batch_sizes: Tensor, sequences: Tensor) -> Tensor:
@@ -97,7 +97,9 @@ def packed_owners(batch_sizes: Tensor, sequences: Tensor) -> Tensor:
 # Operators on rows with owners ------------------------------------------------------------------------------------
 
 
-def follow_rows(seen: Seen, places: list[Place], out: Tensor, place: int, rule: AxisRule | None) -> Place:
+def follow_rows(
+    seen: OperatorCall, places: list[BatchLocation], out: Tensor, place: int, rule: AxisRule | None
+) -> BatchLocation:
     """Return where the batch lies in an output of an operator for which its ordinary rule found no axis.
 
     Args:
@@ -116,7 +118,7 @@ def follow_rows(seen: Seen, places: list[Place], out: Tensor, place: int, rule: 
         return _packed(seen, places) if place == 0 else None
     if seen.func is PAD_PACKED:
         return _unpacked(seen, places) if place == 0 else None
-    owned = [part for part in places if isinstance(part, Owners)]
+    owned = [part for part in places if isinstance(part, SegmentIds)]
     if seen.func in SPLITS and len(places) == 1:
         return _split(seen, owned[0], out) if owned else _folded(seen, places[0], out)
     if rule not in ROW_RULES or not owned or len(owned) != len(places):
@@ -131,10 +133,10 @@ def follow_rows(seen: Seen, places: list[Place], out: Tensor, place: int, rule: 
         return None
     if rule is elementwise and _meets_other_rows(row_wise, out.ndim - dim):
         return None
-    return Owners(dim, owned[0].rows)
+    return SegmentIds(dim, owned[0].rows)
 
 
-def _meets_other_rows(seen: Seen, from_right: int) -> bool:
+def _meets_other_rows(seen: OperatorCall, from_right: int) -> bool:
     """Whether a constant of the call has a value for each row: rows would no longer be treated alike."""
     constants = [value for value in (*seen.args, *seen.kwargs.values()) if isinstance(value, Tensor)]
     return any(
@@ -144,7 +146,7 @@ def _meets_other_rows(seen: Seen, from_right: int) -> bool:
     )
 
 
-def _split(seen: Seen, owned: Owners, out: Tensor) -> Place:
+def _split(seen: OperatorCall, owned: SegmentIds, out: Tensor) -> BatchLocation:
     """`[..., T·B, ...]` to `[..., T, B, ...]`, or a reshape of the dimensions behind the rows."""
     x, dim, rows = seen.first, owned.dim, owned.rows
     if list(out.shape[: dim + 1]) == list(x.shape[: dim + 1]):
@@ -160,7 +162,7 @@ def _split(seen: Seen, owned: Owners, out: Tensor) -> Place:
     return placed(dim + 1, table[0], seen.batch_size)
 
 
-def _folded(seen: Seen, axis: Place, out: Tensor) -> Place:
+def _folded(seen: OperatorCall, axis: BatchLocation, out: Tensor) -> BatchLocation:
     """`[T, B, ...]` to `[T·B, ...]`: rows ordered t·B + b, where an ordinary axis is lost."""
     x = seen.first
     if not isinstance(axis, int) or axis == 0 or not out.numel() or out.numel() != x.numel():
@@ -177,7 +179,7 @@ def _folded(seen: Seen, axis: Place, out: Tensor) -> Place:
     return None
 
 
-def _is_view(seen: Seen) -> bool:
+def _is_view(seen: OperatorCall) -> bool:
     """Whether an index consists of numbers and slices only."""
     if seen.func is not Tensor.__getitem__:
         return False
@@ -185,7 +187,7 @@ def _is_view(seen: Seen) -> bool:
     return all(part is None or part is Ellipsis or is_basic(part) for part in index)
 
 
-def _selected(seen: Seen, places: list[Place], out: Tensor) -> Place:
+def _selected(seen: OperatorCall, places: list[BatchLocation], out: Tensor) -> BatchLocation:
     """`x.index_select(dim, order)` or `x[order]`: rows in another order, some of them left out or repeated."""
     x = seen.first
     place = next((part for source, part in zip(seen.sources, places, strict=True) if source is x), None)
@@ -198,18 +200,18 @@ def _selected(seen: Seen, places: list[Place], out: Tensor) -> Place:
         dim, order = (-1 if dims is None else next(iter(dims))), seen.argument(2, "index")
     if not isinstance(order, Tensor) or order.ndim != 1 or order.dtype not in (torch.int64, torch.int32):
         return None
-    own = place.dim if isinstance(place, Owners) else place
+    own = place.dim if isinstance(place, SegmentIds) else place
     if dim != own:
         return None
-    rows = place.rows if isinstance(place, Owners) else owners_of_axis(x.shape[dim], seen.batch_size, x.device)
+    rows = place.rows if isinstance(place, SegmentIds) else owners_of_axis(x.shape[dim], seen.batch_size, x.device)
     return placed(dim, rows[order.to(rows.device)], seen.batch_size)
 
 
-def _unpacked(seen: Seen, places: list[Place]) -> Place:
+def _unpacked(seen: OperatorCall, places: list[BatchLocation]) -> BatchLocation:
     """`pad_packed_sequence`: a row for each sequence, longest first."""
     data, batch_sizes, batch_first = seen.args[:3]
     place = next((part for source, part in zip(seen.sources, places, strict=True) if source is data), None)
-    if not isinstance(place, Owners) or not batch_sizes.numel():
+    if not isinstance(place, SegmentIds) or not batch_sizes.numel():
         return None
     sequences = place.rows[: int(batch_sizes[0])]
     if not torch.equal(place.rows, packed_owners(batch_sizes, sequences)):
@@ -217,12 +219,12 @@ def _unpacked(seen: Seen, places: list[Place]) -> Place:
     return placed(0 if batch_first else 1, sequences, seen.batch_size)
 
 
-def _packed(seen: Seen, places: list[Place]) -> Place:
+def _packed(seen: OperatorCall, places: list[BatchLocation]) -> BatchLocation:
     """`pack_padded_sequence` of padded data with one sequence for each row."""
     x, _, batch_first = seen.args[:3]
     place = next((part for source, part in zip(seen.sources, places, strict=True) if source is x), None)
     dim = 0 if batch_first else 1
-    if isinstance(place, Owners):
+    if isinstance(place, SegmentIds):
         sequences = place.rows if place.dim == dim else None
     else:
         sequences = owners_of_axis(x.shape[dim], seen.batch_size, x.device) if place == dim else None
@@ -230,7 +232,7 @@ def _packed(seen: Seen, places: list[Place]) -> Place:
         return None
     padded = sequences.reshape([-1, 1] if batch_first else [1, -1]).expand(x.shape[:2]).unsqueeze(-1)
     rows, _ = PACK(padded.double(), seen.args[1], batch_first)
-    return Owners(0, rows.squeeze(-1).long())
+    return SegmentIds(0, rows.squeeze(-1).long())
 
 
 SPLITS: set[Callable[..., Any]] = {torch.reshape, Tensor.reshape, Tensor.view, Tensor.unflatten, Tensor.flatten}

@@ -49,7 +49,7 @@ def main_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 @dataclass(slots=True, eq=False)  # not frozen, which takes three times as long to make: there is one for each call
-class Seen:
+class OperatorCall:
     """One call: its arguments, those that descend from the batch with their known axes, and B."""
 
     func: Callable[..., Any]
@@ -89,7 +89,7 @@ class Seen:
         return next(iter(places)) if len(places) == 1 else None
 
 
-AxisRule = Callable[[Seen, Tensor, int], Axis]
+AxisRule = Callable[[OperatorCall, Tensor, int], Axis]
 
 
 def _kept(axis: Axis, source: Tensor, out: Tensor, place: int) -> Axis:
@@ -107,19 +107,19 @@ def dims_of(value: Any, ndim: int) -> set[int] | None:
     return {int(dim) % ndim for dim in values}
 
 
-def elementwise(seen: Seen, out: Tensor, place: int) -> Axis:
+def elementwise(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """Each value of the output comes from values at the same place of the broadcast inputs."""
     distance = seen.from_right()
     return None if distance is None else _kept(seen.axes[0], seen.sources[0], out, out.ndim - distance)
 
 
-def like_first(seen: Seen, out: Tensor, place: int) -> Axis:
+def like_first(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """The output has the first argument's shape and, if anything, its values; others give a dtype or device only."""
     axis = seen.axis_of(seen.first)
     return None if axis is None else _kept(axis, seen.first, out, axis)
 
 
-def viewed(seen: Seen, out: Tensor, place: int) -> Axis:
+def viewed(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """A view of the first argument: the same call on a tensor without memory, whose strides name the batch."""
     x = seen.first
     axis = seen.axis_of(x)
@@ -138,7 +138,7 @@ def viewed(seen: Seen, out: Tensor, place: int) -> Axis:
     return found[-1] if found else None
 
 
-def unsqueezed(seen: Seen, out: Tensor, place: int) -> Axis:
+def unsqueezed(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`unsqueeze_`: seen when it has happened, a new dimension before or behind the batch's."""
     axis, dims = seen.axis_of(seen.first), dims_of(seen.argument(1, "dim"), out.ndim)
     return None if axis is None or dims is None else axis + (min(dims) <= axis)
@@ -147,7 +147,7 @@ def unsqueezed(seen: Seen, out: Tensor, place: int) -> Axis:
 def exchanged(first: str, second: str) -> AxisRule:
     """`transpose_` and its kin: seen when it has happened, two dimensions in each other's place."""
 
-    def rule(seen: Seen, out: Tensor, place: int) -> Axis:
+    def rule(seen: OperatorCall, out: Tensor, place: int) -> Axis:
         axis = seen.axis_of(seen.first)
         one = dims_of(seen.argument(1, first, 0), out.ndim)
         two = dims_of(seen.argument(2, second, 1), out.ndim)
@@ -159,7 +159,7 @@ def exchanged(first: str, second: str) -> AxisRule:
     return rule
 
 
-def reshaped(seen: Seen, out: Tensor, place: int) -> Axis:
+def reshaped(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """Same values in the same row-major order; positions behind the batch may be folded into it or out of it."""
     x = seen.first
     axis = seen.axis_of(x)
@@ -174,7 +174,7 @@ def reshaped(seen: Seen, out: Tensor, place: int) -> Axis:
     return None
 
 
-def indexed(seen: Seen, out: Tensor, place: int) -> Axis:
+def indexed(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`x[...]`: views by their strides; index tensors only behind the batch, or beside `arange(B)` on it."""
     x = seen.first
     index = seen.args[1] if isinstance(seen.args[1], tuple) else (seen.args[1],)
@@ -214,7 +214,7 @@ def _advanced_are_adjacent(parts: list[Any]) -> bool:
     return places[-1] - places[0] == len(places) - 1
 
 
-def _picked_per_example(seen: Seen, parts: list[Any], out: Tensor) -> Axis:
+def _picked_per_example(seen: OperatorCall, parts: list[Any], out: Tensor) -> Axis:
     """`x[arange(B), positions]`: each example picks among its own rows."""
     rows = parts[0]
     advanced = [part for part in parts if isinstance(part, Tensor)]
@@ -237,7 +237,7 @@ def _picked_per_example(seen: Seen, parts: list[Any], out: Tensor) -> Axis:
 def along(position: int, name: str = "dim", default: Any = None) -> AxisRule:
     """Works along some dimensions and keeps all of them; the batch survives unless it is among them."""
 
-    def rule(seen: Seen, out: Tensor, place: int) -> Axis:
+    def rule(seen: OperatorCall, out: Tensor, place: int) -> Axis:
         axis, source = seen.same_place(), seen.sources[0]
         dims = dims_of(seen.argument(position, name, seen.kwargs.get("axis", default)), source.ndim)
         if axis is None or dims is None or axis in dims or out.ndim < source.ndim:
@@ -247,7 +247,7 @@ def along(position: int, name: str = "dim", default: Any = None) -> AxisRule:
     return rule
 
 
-def flipped(seen: Seen, out: Tensor, place: int) -> Axis:
+def flipped(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`flip`, whose dimensions may come as a list or one by one."""
     dims = seen.kwargs.get("dims", seen.args[1:])
     dims = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
@@ -259,7 +259,7 @@ def flipped(seen: Seen, out: Tensor, place: int) -> Axis:
 def reduced(position: int) -> AxisRule:
     """Removes some dimensions, or keeps them with size 1; checked against the shape that came out."""
 
-    def rule(seen: Seen, out: Tensor, place: int) -> Axis:
+    def rule(seen: OperatorCall, out: Tensor, place: int) -> Axis:
         x, axis = seen.first, seen.same_place()
         wanted = seen.argument(position, "dim", seen.kwargs.get("axis"))
         if isinstance(wanted, Tensor):
@@ -276,13 +276,13 @@ def reduced(position: int) -> AxisRule:
     return rule
 
 
-def concatenated(seen: Seen, out: Tensor, place: int) -> Axis:
+def concatenated(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`cat` along a dimension that is not the batch's."""
     axis, dims = seen.same_place(), dims_of(seen.argument(1, "dim", seen.kwargs.get("axis", 0)), out.ndim)
     return None if axis is None or dims is None or axis in dims else _kept(axis, seen.sources[0], out, axis)
 
 
-def stacked(seen: Seen, out: Tensor, place: int) -> Axis:
+def stacked(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`stack`: a new dimension before or behind the batch's."""
     axis, dims = seen.same_place(), dims_of(seen.argument(1, "dim", 0), out.ndim)
     if axis is None or dims is None:
@@ -290,14 +290,14 @@ def stacked(seen: Seen, out: Tensor, place: int) -> Axis:
     return _kept(axis, seen.sources[0], out, axis + (min(dims) <= axis))
 
 
-def repeated(seen: Seen, out: Tensor, place: int) -> Axis:
+def repeated(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`repeat` and `tile` with one copy along the batch."""
     x = seen.first
     axis = seen.only(x)
     return None if axis is None else _kept(axis, x, out, axis + out.ndim - x.ndim)
 
 
-def padded(seen: Seen, out: Tensor, place: int) -> Axis:
+def padded(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`F.pad` of dimensions behind the batch's."""
     x = seen.first
     axis, pads = seen.only(x), seen.argument(1, "pad")
@@ -309,7 +309,7 @@ def padded(seen: Seen, out: Tensor, place: int) -> Axis:
 def before_last(count: int) -> AxisRule:
     """Works on the last `count` dimensions and keeps the number of them; the batch lies before."""
 
-    def rule(seen: Seen, out: Tensor, place: int) -> Axis:
+    def rule(seen: OperatorCall, out: Tensor, place: int) -> Axis:
         axis = seen.same_place()
         if axis is None or seen.axis_of(seen.first) is None or axis >= seen.first.ndim - count:
             return None
@@ -321,7 +321,7 @@ def before_last(count: int) -> AxisRule:
 def batch_first(ndim: int | None = None) -> AxisRule:
     """Works on batches on axis 0 of a first argument with `ndim` dimensions; no other argument is data."""
 
-    def rule(seen: Seen, out: Tensor, place: int) -> Axis:
+    def rule(seen: OperatorCall, out: Tensor, place: int) -> Axis:
         x = seen.first
         if seen.only(x) != 0 or x.ndim < 2 or (ndim is not None and x.ndim != ndim):
             return None
@@ -330,6 +330,6 @@ def batch_first(ndim: int | None = None) -> AxisRule:
     return rule
 
 
-def frozen_batch_norm(seen: Seen, out: Tensor, place: int) -> Axis:
+def frozen_batch_norm(seen: OperatorCall, out: Tensor, place: int) -> Axis:
     """`batch_norm` on frozen statistics; on the batch's own it mixes the examples."""
     return None if seen.argument(5, "training", False) else batch_first()(seen, out, place)

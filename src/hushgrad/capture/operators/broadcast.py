@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hushgrad.capture.axes.row_owners import Owners, Place, dim_of
+from hushgrad.capture.axes.row_owners import BatchLocation, SegmentIds, dim_of
 from hushgrad.capture.axes.rules import concatenated, elementwise, main_argument, stacked
 from hushgrad.capture.axes.table import SPACES
-from hushgrad.capture.leaves import Leaf
-from hushgrad.capture.operators.operator import Forward, Operator, Recorded, capture
+from hushgrad.capture.leaves import TrackedTensor
+from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture
 from hushgrad.capture.operators.registration import captures
 from hushgrad.capture.torch_names import in_place_forms, named
 from hushgrad.capture.uses import UsePool
@@ -41,8 +41,8 @@ class Expand(Operator):
 
     shows_leaf: ClassVar[bool] = True
     name: str
-    leaf: Leaf
-    axis: Place
+    leaf: TrackedTensor
+    axis: BatchLocation
     shape: tuple[int, ...]
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -67,7 +67,7 @@ class Expand(Operator):
         return [(self.leaf, Dense(examples.reshape(examples.shape[0], *self.leaf.value.shape)))]
 
 
-def _looked_up(leaf: Leaf, ids: Tensor, gradients: Tensor) -> Recorded:
+def _looked_up(leaf: TrackedTensor, ids: Tensor, gradients: Tensor) -> Recorded:
     """Record gradients of looked-up rows for the table itself: `ids [B, ...]`, `gradients [B, ..., d]`."""
     (table,) = leaf.roots
     ids_BT = ids.reshape(ids.shape[0], -1).long()
@@ -80,7 +80,7 @@ class OwnRows(Operator):
 
     shows_leaf: ClassVar[bool] = True
     name: str
-    leaf: Leaf
+    leaf: TrackedTensor
     axis: int
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -106,7 +106,7 @@ class OwnRows(Operator):
         return [(self.leaf, Dense(own.reshape(batch, batch * rows, *examples.shape[2:]).movedim(1, self.axis + 1)))]
 
 
-def with_batch(call: Forward, leaf: Leaf, data: Tensor, func_name: str) -> Any:
+def with_batch(call: ForwardContext, leaf: TrackedTensor, data: Tensor, func_name: str) -> Any:
     """Return a tensor that broadcasts like the leaf against `data` and records per example; or NotImplemented."""
     place = call.axes.place(data)
     axis = dim_of(place)
@@ -118,16 +118,16 @@ def with_batch(call: Forward, leaf: Leaf, data: Tensor, func_name: str) -> Any:
     dim = len(shape) - from_right
     name = f"{func_name}({leaf.name})"
     if shape[dim] == rows and leaf.value.ndim >= from_right and rows > 1:
-        return NotImplemented if isinstance(place, Owners) else capture(OwnRows(name, leaf, dim), call)
+        return NotImplemented if isinstance(place, SegmentIds) else capture(OwnRows(name, leaf, dim), call)
     if shape[dim] != 1:
         return NotImplemented
     shape[dim] = rows
-    own = Owners(dim, place.rows) if isinstance(place, Owners) else dim
+    own = SegmentIds(dim, place.rows) if isinstance(place, SegmentIds) else dim
     return capture(Expand(name, leaf, own, tuple(shape)), call)
 
 
 @captures(*named(NAMES, SPACES), axis=elementwise)
-def broadcast(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def broadcast(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an elementwise call with each leaf given a batch dimension."""
     values = [*args, *kwargs.values()]
     data = [value for value in values if call.is_data(value)]
@@ -146,13 +146,15 @@ def broadcast(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kw
     return func(*new_args, **{key: replaced.get(id(value), value) for key, value in kwargs.items()})
 
 
-def _aligned(call: Forward, data: list[Tensor]) -> bool:
+def _aligned(call: ForwardContext, data: list[Tensor]) -> bool:
     """Whether broadcasting lets row i of the batch meet row i only."""
     places = [call.axes.place(value) for value in data]
     first = places[0]
-    if isinstance(first, Owners):
+    if isinstance(first, SegmentIds):
         return all(
-            isinstance(place, Owners) and first.same_rows(place) and value.ndim - place.dim == data[0].ndim - first.dim
+            isinstance(place, SegmentIds)
+            and first.same_rows(place)
+            and value.ndim - place.dim == data[0].ndim - first.dim
             for value, place in zip(data, places, strict=True)
         )
     axes = [call.axes.get(value) for value in data]
@@ -160,7 +162,7 @@ def _aligned(call: Forward, data: list[Tensor]) -> bool:
 
 
 @captures(*in_place_forms(NAMES, SPACES), *named(IN_PLACE_NAMES, SPACES), axis=elementwise)
-def _in_place(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _in_place(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     leaf = call.leaf(main_argument(args, kwargs))
     if leaf is not None:
         raise UncoveredParameterUseError(
@@ -172,7 +174,7 @@ def _in_place(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kw
 
 
 @captures(Tensor.__setitem__, axis=None)  # the mode follows what was written itself
-def _assigned(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _assigned(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `x[index] = leaf`: each example's part of x receives the leaf."""
     target, index, value = args
     leaf = call.leaf(value)
@@ -194,7 +196,7 @@ def _assigned(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kw
 
 @captures(torch.stack, axis=stacked)
 @captures(torch.cat, torch.concat, torch.concatenate, axis=concatenated)
-def _joined(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _joined(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `torch.cat` and `torch.stack` of data with leaves that have a row for each example."""
     parts = args[0] if args else kwargs.get("tensors")
     if not isinstance(parts, (tuple, list)):

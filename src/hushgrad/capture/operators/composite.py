@@ -15,7 +15,7 @@ from torch import Tensor
 from hushgrad.capture.axes import products as products
 from hushgrad.capture.axes.rules import before_last, elementwise
 from hushgrad.capture.operators import recurrent
-from hushgrad.capture.operators.operator import Composite, Forward
+from hushgrad.capture.operators.operator import Composite, ForwardContext
 from hushgrad.capture.operators.registration import opens
 from hushgrad.torch_internals import VARIABLE_FUNCTIONS, opened
 
@@ -23,13 +23,13 @@ _multi_head = opened(F.multi_head_attention_forward)
 
 
 @opens(F.multi_head_attention_forward, axis=products.multi_head)
-def multi_head(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def multi_head(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run `multi_head_attention_forward` as torch writes it, its parts captured one by one."""
     return _multi_head(*args, **kwargs)
 
 
 @opens(torch.prelu, Tensor.prelu, axis=elementwise)
-def prelu(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def prelu(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.prelu(input, weight)`: the slope meets what is not above 0."""
     x, weight = _prelu_arguments(*args, **kwargs)
     if not call.is_data(x) or call.leaf(weight) is None:
@@ -45,7 +45,7 @@ def _prelu_arguments(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @opens(F.embedding_bag, axis=products.embedding_bag)
-def embedding_bag(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def embedding_bag(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.embedding_bag` as a lookup of each bag's rows, then their sum, mean or largest values."""
     arguments = _Bags(*args, **kwargs)
     ids, weight = arguments.ids, arguments.weight
@@ -97,7 +97,7 @@ class _Bags:
         self.mode, self.sample_weights, self.padding_idx = mode, per_sample_weights, padding_idx
 
 
-def _padded(call: Forward, bags: _Bags) -> tuple[Tensor, Tensor | None, Tensor]:
+def _padded(call: ForwardContext, bags: _Bags) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return the ids and their weights as `[bags, longest]`, and which of them are there.
 
     The bags are told apart by the offsets. All three are the model's own inputs, or the batch is lost.
@@ -121,7 +121,7 @@ def _padded(call: Forward, bags: _Bags) -> tuple[Tensor, Tensor | None, Tensor]:
 
 
 def _cell_rule(kind: str) -> Composite:
-    def cell(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def cell(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kwargs or len(args) not in (4, 6):
             return NotImplemented
         x, state, w_ih, w_hh, *biases = args

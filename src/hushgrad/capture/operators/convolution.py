@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hushgrad.capture.axes.row_owners import Place
+from hushgrad.capture.axes.row_owners import BatchLocation
 from hushgrad.capture.axes.rules import batch_first
-from hushgrad.capture.leaves import Leaf
-from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rule, capture
+from hushgrad.capture.leaves import TrackedTensor
+from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, Rule, capture
 from hushgrad.capture.operators.registration import captures
 from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.convolution import Convolution, Geometry
@@ -26,9 +26,9 @@ class Convolve(Operator):
 
     autocasts: ClassVar[bool] = True
     name: str
-    weight: Leaf | None
-    bias: Leaf | None
-    axis: Place
+    weight: TrackedTensor | None
+    bias: TrackedTensor | None
+    axis: BatchLocation
     geometry: Geometry
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -51,7 +51,7 @@ class Convolve(Operator):
         """Record the convolution for the weight and the sum over space for the bias."""
         space = len(self.geometry.stride)
         gradients = pool.examples(gradient, self.axis, self.name)
-        uses: list[tuple[Leaf, Any]] = []
+        uses: list[tuple[TrackedTensor, Any]] = []
         if self.weight is not None:
             x = saved[0]
             assert x is not None
@@ -73,9 +73,9 @@ class ConvolveTransposed(Operator):
 
     autocasts: ClassVar[bool] = True
     name: str
-    weight: Leaf | None
-    bias: Leaf | None
-    axis: Place
+    weight: TrackedTensor | None
+    bias: TrackedTensor | None
+    axis: BatchLocation
     geometry: Geometry
     output_padding: tuple[int, ...]
 
@@ -100,7 +100,7 @@ class ConvolveTransposed(Operator):
         """Record the convolution for the weight and the sum over space for the bias."""
         space = len(self.geometry.stride)
         gradients = pool.examples(gradient, self.axis, self.name)
-        uses: list[tuple[Leaf, Any]] = []
+        uses: list[tuple[TrackedTensor, Any]] = []
         if self.weight is not None:
             x = saved[0]
             assert x is not None
@@ -166,7 +166,7 @@ def _contribution(inputs: Tensor, gradients: Tensor, geometry: Geometry) -> Conv
 
 
 def _rule(space: int) -> Rule:
-    def convolve(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def convolve(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x, weight, bias, stride, padding, dilation, groups = _arguments(*args, **kwargs)
         weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
         if not _is_known(call, x, weight, bias, space):
@@ -186,7 +186,7 @@ def _rule(space: int) -> Rule:
 
 
 def _transposed_rule(space: int) -> Rule:
-    def convolve(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def convolve(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x, weight, bias, stride, padding, output_padding, groups, dilation = _transposed_arguments(*args, **kwargs)
         weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
         if not _is_known(call, x, weight, bias, space):
@@ -208,7 +208,7 @@ def _transposed_rule(space: int) -> Rule:
     return convolve
 
 
-def _is_known(call: Forward, x: Tensor, weight: Tensor, bias: Tensor | None, space: int) -> bool:
+def _is_known(call: ForwardContext, x: Tensor, weight: Tensor, bias: Tensor | None, space: int) -> bool:
     """Whether x is a batch of images with the batch first, and weight and bias are leaves or constants."""
     if not call.axes.descends(x) or x.ndim != space + 2 or call.axes.get(x) not in (0, None):
         return False

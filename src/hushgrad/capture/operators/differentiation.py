@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hushgrad.capture.operators.operator import Forward
+from hushgrad.capture.operators.operator import ForwardContext
 from hushgrad.capture.operators.registration import captures
 from hushgrad.errors import UncoveredParameterUseError
 
 
 @captures(torch.autograd.grad, torch.autograd.backward, Tensor.backward, axis=None)
-def differentiate(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def differentiate(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Refuse `torch.autograd.grad` and `backward` that ask for the gradient by a parameter or a tensor made of some."""
     raise UncoveredParameterUseError(
         "asks inside the forward for a gradient by a parameter, which would be that of the whole batch and not of "

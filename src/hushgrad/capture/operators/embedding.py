@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hushgrad.capture.axes import products as products
-from hushgrad.capture.axes.row_owners import Place
-from hushgrad.capture.leaves import Leaf
-from hushgrad.capture.operators.operator import Forward, Operator, Recorded, capture
+from hushgrad.capture.axes.row_owners import BatchLocation
+from hushgrad.capture.leaves import TrackedTensor
+from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture
 from hushgrad.capture.operators.registration import captures
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError, SparseGradientError, UnsupportedModelError
@@ -24,8 +24,8 @@ class Embedding(Operator):
     """A lookup of rows `[num_rows, d]` by integer ids."""
 
     name: str
-    weight: Leaf
-    axis: Place
+    weight: TrackedTensor
+    axis: BatchLocation
     padding_idx: int | None
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -54,7 +54,7 @@ class Embedding(Operator):
 
 
 @captures(F.embedding, axis=products.embedding)
-def embedding(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def embedding(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.embedding`; options under which one record changes another one's row are refused."""
     ids, weight, padding_idx, max_norm, by_frequency, sparse = _arguments(*args, **kwargs)
     leaf = call.leaf(weight)
@@ -86,7 +86,7 @@ def embedding(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kw
 
 
 def constant_ids(
-    call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | None:
     """Return the ids of a plain lookup in a parameter by ids that are no data, as positions are; else None."""
     if func is not F.embedding:

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from hushgrad.capture.axes.rules import changes_in_place
 from hushgrad.capture.axes.table import AXIS_RULES
-from hushgrad.capture.operators.operator import Forward, Recorded, autocast_dtype, first_order_only
+from hushgrad.capture.operators.operator import ForwardContext, Recorded, autocast_dtype, first_order_only
 from hushgrad.capture.operators.replay import LocalGraph, RandomState, Replay, measured_axis, per_example_gradients
 from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.torch_internals import tree_flatten, tree_unflatten
 
 
-def generic(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def generic(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a call that takes leaves and data; record its use whatever the operator is.
 
     Raises:
@@ -75,7 +75,7 @@ class _Generic(torch.autograd.Function):
     """Hands out the call's outputs; in backward walks the local graph and records."""
 
     @staticmethod
-    def forward(ctx: Any, graph: LocalGraph, call: Forward, anchor: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, graph: LocalGraph, call: ForwardContext, anchor: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
         ctx.graph, ctx.call = graph, call
         ctx.set_materialize_grads(False)
         return tuple(out.detach() for out in graph.outputs)

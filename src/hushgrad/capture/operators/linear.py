@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hushgrad.capture.axes import products as products
-from hushgrad.capture.axes.row_owners import Place, dim_of
-from hushgrad.capture.leaves import Leaf
-from hushgrad.capture.operators.operator import Forward, Operator, Recorded, capture
+from hushgrad.capture.axes.row_owners import BatchLocation, dim_of
+from hushgrad.capture.leaves import TrackedTensor
+from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture
 from hushgrad.capture.operators.registration import captures
 from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.dense import Dense
@@ -26,9 +26,9 @@ class Linear(Operator):
 
     autocasts: ClassVar[bool] = True
     name: str
-    weight: Leaf | None
-    bias: Leaf | None
-    axis: Place
+    weight: TrackedTensor | None
+    bias: TrackedTensor | None
+    axis: BatchLocation
     swapped: bool
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -55,7 +55,7 @@ class Linear(Operator):
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record outer products for the weight and the sum over positions for the bias."""
         left_BTp = _positions(pool.examples(gradient, self.axis, self.name))
-        uses: list[tuple[Leaf, Any]] = []
+        uses: list[tuple[TrackedTensor, Any]] = []
         if self.weight is not None:
             x = saved[0]
             assert x is not None
@@ -71,7 +71,7 @@ def _positions(tensor: Tensor) -> Tensor:
     return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
 
 
-def _on_last_dimension(call: Forward, x: Tensor) -> bool:
+def _on_last_dimension(call: ForwardContext, x: Tensor) -> bool:
     """Whether the batch lies on the dimension that the product sums over."""
     return dim_of(call.axes.place(x)) == x.ndim - 1
 
@@ -81,7 +81,7 @@ def _is_constant(tensor: Tensor | None) -> bool:
 
 
 @captures(F.linear, axis=products.linear)
-def linear(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def linear(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.linear(input, weight, bias=None)`."""
     x, weight, bias = _linear_arguments(*args, **kwargs)
     weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
@@ -99,7 +99,7 @@ def linear(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwarg
 @captures(
     torch.matmul, torch.linalg.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, axis=products.product
 )
-def matmul(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def matmul(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `x @ W` with a matrix W."""
     if kwargs or len(args) != 2:
         return NotImplemented
@@ -114,7 +114,7 @@ def matmul(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwarg
 
 
 @captures(torch.addmm, Tensor.addmm, axis=products.added_product)
-def addmm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def addmm(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `torch.addmm(b, x, W)` with a vector b, as `Conv1D` layers of language models call it."""
     if kwargs or len(args) != 3:
         return NotImplemented
@@ -134,9 +134,9 @@ def _linear_arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None)
     return input, weight, bias
 
 
-def _value(leaf: Leaf | None, tensor: Tensor | None) -> Tensor | None:
+def _value(leaf: TrackedTensor | None, tensor: Tensor | None) -> Tensor | None:
     return leaf.value if leaf is not None else tensor
 
 
-def _first_name(*leaves: Leaf | None) -> str:
+def _first_name(*leaves: TrackedTensor | None) -> str:
     return next(leaf.name for leaf in leaves if leaf is not None)

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hushgrad.capture.axes import products as products
-from hushgrad.capture.axes.row_owners import Place, dim_of
+from hushgrad.capture.axes.row_owners import BatchLocation, dim_of
 from hushgrad.capture.axes.rules import batch_first, frozen_batch_norm
-from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.operators.broadcast import broadcast
-from hushgrad.capture.operators.operator import Forward, Operator, Recorded, capture
+from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture
 from hushgrad.capture.operators.registration import asked_first, captures
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError, PrivateBufferError
@@ -27,9 +27,9 @@ class LayerNorm(Operator):
     """Normalisation over the trailing dimensions `shape`, then `x̂ · weight + bias`."""
 
     name: str
-    weight: Leaf | None
-    bias: Leaf | None
-    axis: Place
+    weight: TrackedTensor | None
+    bias: TrackedTensor | None
+    axis: BatchLocation
     shape: tuple[int, ...]
     eps: float
 
@@ -58,7 +58,7 @@ class LayerNorm(Operator):
         assert x is not None
         assert mean is not None
         assert rstd is not None
-        uses: list[tuple[Leaf, Any]] = []
+        uses: list[tuple[TrackedTensor, Any]] = []
         if self.weight is not None:
             normalized = (x.to(mean.dtype) - mean) * rstd
             uses.append((self.weight, self._summed(pool, gradient * normalized)))
@@ -76,9 +76,9 @@ class GroupNorm(Operator):
     """Normalisation of each example within groups of channels, then a scale and shift per channel."""
 
     name: str
-    weight: Leaf | None
-    bias: Leaf | None
-    axis: Place
+    weight: TrackedTensor | None
+    bias: TrackedTensor | None
+    axis: BatchLocation
     groups: int
     eps: float
 
@@ -132,7 +132,7 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 
 
 @captures(F.layer_norm, axis=products.layer_normalized, follows=[torch.layer_norm])
-def layer_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def layer_norm(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.layer_norm`."""
     x, shape, weight, bias, eps = _layer_arguments(*args, **kwargs)
     place = call.axes.place(x)
@@ -145,14 +145,14 @@ def layer_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], k
 
 
 @captures(F.group_norm, axis=batch_first(), follows=[torch.group_norm])
-def group_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def group_norm(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.group_norm`."""
     x, groups, weight, bias, eps = _group_arguments(*args, **kwargs)
     return _grouped(call, "group_norm", x, groups, weight, bias, eps)
 
 
 @captures(F.instance_norm, axis=batch_first(), follows=[torch.instance_norm])
-def instance_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def instance_norm(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.instance_norm` on the input's own statistics: group normalisation with one channel per group."""
     x, mean, variance, weight, bias, own_statistics, momentum, eps = _instance_arguments(*args, **kwargs)
     if not own_statistics:
@@ -162,7 +162,7 @@ def instance_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...]
 
 
 def _grouped(
-    call: Forward, kind: str, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+    call: ForwardContext, kind: str, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Any:
     axis = call.axes.get(x)
     if not _plain_data(call, x, weight, bias) or axis not in (0, None) or x.ndim < 2 or x.shape[0] == 0:
@@ -173,7 +173,7 @@ def _grouped(
 
 
 @captures(F.rms_norm, axis=products.layer_normalized, follows=[torch.rms_norm])
-def rms_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def rms_norm(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.rms_norm` as the plain normalisation followed by a captured product."""
     x, shape, weight, eps = _rms_arguments(*args, **kwargs)
     place = call.axes.place(x)
@@ -186,14 +186,14 @@ def rms_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwa
 
 
 @captures(F.batch_norm, axis=frozen_batch_norm, follows=[torch.batch_norm])
-def batch_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def batch_norm(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.batch_norm` on frozen statistics; on batch statistics it is refused before it comes here."""
     x, mean, variance, weight, bias, training, momentum, eps = _batch_arguments(*args, **kwargs)
     plain = F.batch_norm(x, mean, variance, None, None, training, momentum, eps)
     return _affine(call, x, plain, weight, bias)
 
 
-def _affine(call: Forward, x: Tensor, plain: Tensor, weight: Tensor | None, bias: Tensor | None) -> Any:
+def _affine(call: ForwardContext, x: Tensor, plain: Tensor, weight: Tensor | None, bias: Tensor | None) -> Any:
     """Return `plain · weight + bias` with both per channel (dimension 1), captured."""
     axis = call.axes.get(x)
     if not call.axes.descends(x) or axis not in (0, None):
@@ -207,7 +207,7 @@ def _affine(call: Forward, x: Tensor, plain: Tensor, weight: Tensor | None, bias
         if leaf is None:
             plain = combine(plain, parameter.reshape(spread))
             continue
-        reshaped = Leaf(leaf.name, leaf.value.reshape(spread), leaf.graph.reshape(spread), leaf.parameters())
+        reshaped = TrackedTensor(leaf.name, leaf.value.reshape(spread), leaf.graph.reshape(spread), leaf.parameters())
         stand_in = reshaped.value
         call.leaves[id(stand_in)] = reshaped
         call.held.append(stand_in)
@@ -217,13 +217,13 @@ def _affine(call: Forward, x: Tensor, plain: Tensor, weight: Tensor | None, bias
     return plain
 
 
-def _trains_on_data(call: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _trains_on_data(call: ForwardContext, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return torch.is_grad_enabled() and any(call.is_data(value) for value in (*args, *kwargs.values()))
 
 
 @asked_first(F.batch_norm)
 def refuse_batch_statistics(
-    call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Refuse `F.batch_norm` that would mix the examples of a batch; let others go on."""
     if _trains_on_data(call, args, kwargs) and _batch_arguments(*args, **kwargs)[5]:
@@ -237,7 +237,7 @@ def refuse_batch_statistics(
 
 @asked_first(F.instance_norm)
 def refuse_running_statistics(
-    call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Refuse `F.instance_norm` that would write statistics of the data into a buffer; let others go on."""
     _, mean, variance, _, _, own_statistics, _, _ = _instance_arguments(*args, **kwargs)
@@ -250,7 +250,7 @@ def refuse_running_statistics(
     return NotImplemented
 
 
-def _plain_data(call: Forward, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+def _plain_data(call: ForwardContext, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     """Whether x is data and scale and shift are leaves or constants."""
     return call.axes.descends(x) and all(
         part is None or call.leaf(part) is not None or (not part.requires_grad and not call.axes.descends(part))
@@ -258,12 +258,12 @@ def _plain_data(call: Forward, x: Tensor, weight: Tensor | None, bias: Tensor | 
     )
 
 
-def _value(call: Forward, tensor: Tensor | None) -> Tensor | None:
+def _value(call: ForwardContext, tensor: Tensor | None) -> Tensor | None:
     leaf = call.leaf(tensor)
     return leaf.value if leaf is not None else tensor
 
 
-def _name(kind: str, *leaves: Leaf | None) -> str:
+def _name(kind: str, *leaves: TrackedTensor | None) -> str:
     return f"{kind}({next(leaf.name for leaf in leaves if leaf is not None)})"
 
 

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture.axes.batch_axes import BatchAxes
-from hushgrad.capture.axes.row_owners import Place
-from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.axes.row_owners import BatchLocation
+from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError, UncoveredParameterUseError
 from hushgrad.gradients.contribution import Contribution, full_precision
 from hushgrad.torch_internals import is_view, will_execute
 
-Recorded = Sequence[tuple[Leaf, Contribution]]
+Recorded = Sequence[tuple[TrackedTensor, Contribution]]
 """Contributions of a captured call to the per-example gradients of its leaves."""
 
 
-class Anchor:
+class GraphAnchor:
     """A scalar that keeps the graph of captured operators alive without making the data require gradients.
 
     The first layer then has no input gradient to pay for. Whether the engine will reach the anchor tells whether a
@@ -40,21 +40,21 @@ class Anchor:
 
 
 @dataclass
-class Forward:
+class ForwardContext:
     """What the operators of one forward share: its leaves, its batch axes, where uses go.
 
     `registered` takes the names of the operators of others that ran (`register_operator`).
     """
 
     pool: UsePool
-    anchor: Anchor
+    anchor: GraphAnchor
     axes: BatchAxes
-    leaves: dict[int, Leaf]
+    leaves: dict[int, TrackedTensor]
     batch_size: int | None
     held: list[Tensor]
     registered: set[str] = field(default_factory=set)
 
-    def leaf(self, value: Any) -> Leaf | None:
+    def leaf(self, value: Any) -> TrackedTensor | None:
         """Return the leaf that a tensor stands for, or None for any other value."""
         return self.leaves.get(id(value)) if isinstance(value, Tensor) else None
 
@@ -62,7 +62,7 @@ class Forward:
         """Return whether a value is a tensor that descends from the batch."""
         return isinstance(value, Tensor) and self.axes.descends(value)
 
-    def check_batch(self, where: str, axes: Sequence[Place]) -> None:
+    def check_batch(self, where: str, axes: Sequence[BatchLocation]) -> None:
         """Refuse a backward whose examples cannot be told apart, or whose forward saw another number of examples."""
         if None in axes:
             raise PrivacyUnitError(
@@ -78,7 +78,7 @@ class Forward:
                 cure="Give the model one row for each example, with the batch on the first axis of its inputs",
             )
 
-    def record(self, where: str, places: Sequence[Place], uses: Callable[[], Recorded]) -> None:
+    def record(self, where: str, places: Sequence[BatchLocation], uses: Callable[[], Recorded]) -> None:
         """Record the uses of one captured call, from inside its backward. Every autograd function of ours does it here.
 
         Nothing is recorded in a backward that only asks for gradients by some inputs (`autograd.grad`).
@@ -107,7 +107,7 @@ class Operator(ABC):
     """
 
     name: str
-    axis: Place
+    axis: BatchLocation
     autocasts: ClassVar[bool] = False
     shows_leaf: ClassVar[bool] = False
 
@@ -169,7 +169,7 @@ class _Captured(torch.autograd.Function):
     """Runs an operator's ordinary forward; in backward records the use and forms no parameter gradient."""
 
     @staticmethod
-    def forward(ctx: Any, operator: Operator, call: Forward, anchor: Tensor, *inputs: Tensor | None) -> Tensor:
+    def forward(ctx: Any, operator: Operator, call: ForwardContext, anchor: Tensor, *inputs: Tensor | None) -> Tensor:
         output, saved = operator.forward(*inputs)
         if is_view(output) and not operator.shows_leaf:
             output = output.data  # the only one to hold its memory; as a view it could not be changed in place
@@ -186,7 +186,7 @@ class _Captured(torch.autograd.Function):
         return (None, None, None, *operator.input_gradients(saved, gradient, ctx.needs_input_grad[3:]))
 
 
-def capture(operator: Operator, call: Forward, *inputs: Tensor | None) -> Tensor:
+def capture(operator: Operator, call: ForwardContext, *inputs: Tensor | None) -> Tensor:
     """Run an operator so that its backward records the use of its leaves."""
     if operator.autocasts:
         inputs = tuple(in_autocast_dtype(inputs))
@@ -213,7 +213,7 @@ def in_autocast_dtype(inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
     ]
 
 
-Rule = Callable[[Forward, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+Rule = Callable[[ForwardContext, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """A rule runs one call that uses a leaf, or returns NotImplemented when the call is not of the form it knows."""
 
 Rules = Mapping[Callable[..., Any], Rule]

@@ -30,10 +30,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hushgrad.capture.axes import products as products
-from hushgrad.capture.axes.row_owners import Owners, Place
-from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.axes.row_owners import BatchLocation, SegmentIds
+from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.operators.cells import Cell, GRUCell, LSTMCell, ReluCell, TanhCell
-from hushgrad.capture.operators.operator import Composite, Forward, Recorded, first_order_only, in_autocast_dtype
+from hushgrad.capture.operators.operator import Composite, ForwardContext, Recorded, first_order_only, in_autocast_dtype
 from hushgrad.capture.operators.registration import opens
 from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.contribution import accumulation_dtype
@@ -51,8 +51,8 @@ class Layer:
 
     name: str
     cell: Cell
-    leaves: tuple[Leaf | None, ...]
-    place: Place
+    leaves: tuple[TrackedTensor | None, ...]
+    place: BatchLocation
     reverse: bool
 
     def times(self, steps: int) -> Sequence[int]:
@@ -73,7 +73,7 @@ class _Unrolled(torch.autograd.Function):
     def forward(
         ctx: Any,
         layer: Layer,
-        call: Forward,
+        call: ForwardContext,
         anchor: Tensor,
         mask: Tensor | None,
         x: Tensor,
@@ -162,7 +162,7 @@ def _uses(
         return found.flatten(1, -2)
 
     w_ih, w_hh, b_ih, b_hh, w_hr = layer.leaves
-    uses: list[tuple[Leaf, Any]] = []
+    uses: list[tuple[TrackedTensor, Any]] = []
     gates_BTg, states_BTg = examples(gates), examples(torch.stack(by_state))
     if w_ih is not None:
         uses.append((w_ih, OuterProducts(gates_BTg, examples(x))))
@@ -206,7 +206,7 @@ class Run:
 
 
 def _rule(kind: str, cell: Cell) -> Composite:
-    def recurrent(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def recurrent(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kwargs or len(args) != 9:
             return NotImplemented
         is_packed = isinstance(args[1], Tensor) and isinstance(args[3], (tuple, list))
@@ -233,12 +233,12 @@ def _rule(kind: str, cell: Cell) -> Composite:
     return recurrent
 
 
-def _is_parameter(call: Forward, weight: Tensor) -> bool:
+def _is_parameter(call: ForwardContext, weight: Tensor) -> bool:
     return call.leaf(weight) is not None or not (weight.requires_grad or call.axes.descends(weight))
 
 
 def _packed(
-    call: Forward,
+    call: ForwardContext,
     run: Run,
     data: Tensor,
     batch_sizes: Tensor,
@@ -264,7 +264,7 @@ def _packed(
 
 
 def _layers(
-    call: Forward,
+    call: ForwardContext,
     run: Run,
     x: Tensor,
     hidden: Tensor,
@@ -303,30 +303,30 @@ def _layers(
     return x, states
 
 
-def _layer(call: Forward, run: Run, weights: Weights, place: Place, *, reverse: bool) -> Layer:
+def _layer(call: ForwardContext, run: Run, weights: Weights, place: BatchLocation, *, reverse: bool) -> Layer:
     leaves = tuple(call.leaf(weight) for weight in weights)
     name = f"{run.kind}({', '.join(leaf.name for leaf in leaves if leaf is not None)})"
     return Layer(name, run.cell, leaves, place, reverse)
 
 
-def _same_place(call: Forward, x: Tensor, states: list[Tensor]) -> Place:
+def _same_place(call: ForwardContext, x: Tensor, states: list[Tensor]) -> BatchLocation:
     """Where the batch lies: on dimension 1 of the data and of each state that descends from it, in one order."""
     place = call.axes.place(x)
-    if (place.dim if isinstance(place, Owners) else place) != 1:
+    if (place.dim if isinstance(place, SegmentIds) else place) != 1:
         return None
     for state in states:
         if not call.is_data(state):
             continue
         other = call.axes.place(state)
-        if isinstance(place, Owners) and isinstance(other, Owners):
+        if isinstance(place, SegmentIds) and isinstance(other, SegmentIds):
             if other.dim != 1 or not place.same_rows(other):
                 return None
-        elif isinstance(place, Owners) or other != place:
+        elif isinstance(place, SegmentIds) or other != place:
             return None
     return place
 
 
-def _per_example(call: Forward, x: Tensor, state: Tensor) -> Tensor:
+def _per_example(call: ForwardContext, x: Tensor, state: Tensor) -> Tensor:
     """Return a first state that is a parameter as one with a row for each example, so that its use is captured."""
     return state + torch.zeros_like(x[:1, :, :1]) if call.leaf(state) is not None else state
 

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_
 
 from hushgrad.capture.axes.table import AXIS_RULES
 from hushgrad.capture.operators.broadcast import Expand
-from hushgrad.capture.operators.operator import Forward, autocast_dtype, capture
+from hushgrad.capture.operators.operator import ForwardContext, autocast_dtype, capture
 from hushgrad.capture.operators.table import COMPOSITES, FIRST, RULES
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.errors import CrossSampleLeakError, InvalidArgumentError, PrivacyUnitError, UncoveredParameterUseError
@@ -106,7 +106,7 @@ def _name_of(operator: Callable[..., Any]) -> str:
 class _Watch(TorchFunctionMode):
     """Refuses what an operator takes from elsewhere: tensors of the batch or parameters that are no arguments of it."""
 
-    def __init__(self, call: Forward, name: str) -> None:
+    def __init__(self, call: ForwardContext, name: str) -> None:
         super().__init__()
         self._call = call
         self._name = name
@@ -134,7 +134,9 @@ class _OneAtATime:
         self._run = run
         self._compared: set[Any] = set()
 
-    def __call__(self, call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(
+        self, call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         flat, spec = tree_flatten((args, kwargs))
         leaves = {place: leaf for place, value in enumerate(flat) if (leaf := call.leaf(value)) is not None}
         data = {place: value for place, value in enumerate(flat) if place not in leaves and call.is_data(value)}
@@ -195,7 +197,7 @@ class _OneAtATime:
         call.registered.add(self._name)
         return result
 
-    def _batch(self, call: Forward, data: Sequence[Tensor]) -> int:
+    def _batch(self, call: ForwardContext, data: Sequence[Tensor]) -> int:
         """Return the number of examples that the data hold on axis 0."""
         size = call.batch_size
         for value in data:
@@ -226,7 +228,7 @@ class _OneAtATime:
             for place, value in enumerate(flat)
         )
 
-    def _joined(self, call: Forward, parts: Sequence[Any]) -> Any:
+    def _joined(self, call: ForwardContext, parts: Sequence[Any]) -> Any:
         """Join what the examples gave; every tensor holds the batch on axis 0."""
         flat, specs = zip(*(tree_flatten(part) for part in parts), strict=True)
         if any(spec != specs[0] for spec in specs):

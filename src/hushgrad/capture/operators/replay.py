@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hushgrad.capture.leaves import Leaf, batched_vjp, distinct_parameters
+from hushgrad.capture.leaves import TrackedTensor, batched_vjp, distinct_parameters
 from hushgrad.gradients.contribution import Contribution, accumulation_dtype
 from hushgrad.gradients.dense import Dense
 from hushgrad.torch_internals import TreeSpec, tree_leaves, tree_unflatten
@@ -34,7 +34,7 @@ class Replay:
     func: Callable[..., Any]
     flat: list[Any]
     spec: TreeSpec
-    leaves: dict[int, Leaf]
+    leaves: dict[int, TrackedTensor]
     data: dict[int, Tensor]
     data_axes: dict[int, int | None]
     autocast: torch.dtype | None
@@ -129,7 +129,7 @@ def measured_axis(replay: Replay, batch_size: int | None, output: Tensor) -> int
 
 def per_example_gradients(
     graph: LocalGraph, batch_size: int | None, reached: list[int], gradients: list[Tensor]
-) -> list[tuple[Leaf, Contribution]]:
+) -> list[tuple[TrackedTensor, Contribution]]:
     """Return contributions to the call's leaves or their parameters, given gradients of the outputs reached."""
     assert batch_size is not None
     if len(graph.outputs) == 1 and reached == [0]:
@@ -139,7 +139,7 @@ def per_example_gradients(
     return _by_masks(graph, batch_size, reached, gradients)
 
 
-def _by_slices(graph: LocalGraph, batch_size: int, gradient: Tensor) -> list[tuple[Leaf, Contribution]] | None:
+def _by_slices(graph: LocalGraph, batch_size: int, gradient: Tensor) -> list[tuple[TrackedTensor, Contribution]] | None:
     """Per-example gradients from running the call on slices; None where that does not reproduce its output."""
     output, axis, axes = graph.outputs[0], graph.axes[0], graph.replay.known_axes()
     if axis is None or axes is None or not graph.replay.has_slices(batch_size) or output.shape[axis] != batch_size:
@@ -183,7 +183,7 @@ def _same(again: Tensor, output: Tensor) -> bool:
 
 def _by_masks(
     graph: LocalGraph, batch_size: int, reached: list[int], gradients: list[Tensor]
-) -> list[tuple[Leaf, Contribution]]:
+) -> list[tuple[TrackedTensor, Contribution]]:
     """Per-example gradients from the recorded graph, one example's output gradient at a time.
 
     A value that is not finite would reach every example (0 × Inf is NaN). The call is then run again with other rows in
@@ -206,7 +206,11 @@ def _by_masks(
 
 
 def _masked(
-    parameters: Sequence[Leaf], outputs: list[Tensor], axes: list[int], gradients: list[Tensor], batch_size: int
+    parameters: Sequence[TrackedTensor],
+    outputs: list[Tensor],
+    axes: list[int],
+    gradients: list[Tensor],
+    batch_size: int,
 ) -> list[Tensor]:
     """Return gradients `[B, *shape]` of each parameter, summed over the outputs."""
     rows: list[list[Tensor]] = [[] for _ in parameters]
