@@ -230,8 +230,8 @@ class BatchAxes:
     def _overwritten(self, tensor: Tensor, axis: BatchLocation, name: str) -> None:
         if axis is None and self.get(tensor) is not None:
             raise PrivacyUnitError(
-                f"overwrites a tensor of shape {list(tensor.shape)}, so that the examples of the batch can no longer "
-                f"be told apart in it",
+                f"changes a tensor of shape {list(tensor.shape)} in place, so that the examples of the batch can no "
+                f"longer be told apart in it",
                 where=name,
                 cure="Make a new tensor, and keep the batch on an axis of its own",
             )
