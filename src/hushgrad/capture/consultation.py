@@ -46,7 +46,7 @@ def only_describes(func: Callable[..., Any]) -> bool:
 
 
 def with_data(
-    call: ForwardContext,
+    context: ForwardContext,
     func: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -55,22 +55,22 @@ def with_data(
 ) -> Any:
     """Run a call that uses a parameter on `sources`, tensors that descend from the batch."""
     if kwargs and not NUMPY_NAMES.isdisjoint(kwargs):
-        return generic(call, func, args, kwargs)
+        return generic(context, func, args, kwargs)
     if func in COMPOSITES:
         with mode:  # torch takes the mode off while it runs a call; the parts must be seen
-            result = COMPOSITES[func](call, func, args, kwargs)
+            result = COMPOSITES[func](context, func, args, kwargs)
         if result is not NotImplemented:
             return result
     rule = RULES.get(func)
-    result = NotImplemented if rule is None else rule(call, func, args, kwargs)
+    result = NotImplemented if rule is None else rule(context, func, args, kwargs)
     if result is NotImplemented:
-        return generic(call, func, args, kwargs)  # which follows the batch itself
-    call.axes.follow(func, sources, args, kwargs, result)
+        return generic(context, func, args, kwargs)  # which follows the batch itself
+    context.axes.follow(func, sources, args, kwargs, result)
     return result
 
 
 def without_data(
-    call: ForwardContext,
+    context: ForwardContext,
     func: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -79,7 +79,7 @@ def without_data(
     """Run a call that uses parameters and no data of the batch."""
     if func in HOOKS:
         return _hooked(func, args, kwargs, leaves)
-    return derive(call, func, args, kwargs, leaves)
+    return derive(context, func, args, kwargs, leaves)
 
 
 def _hooked(

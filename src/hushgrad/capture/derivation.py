@@ -24,7 +24,7 @@ from hushgrad.errors import UncoveredParameterUseError
 
 
 def derive(
-    call: ForwardContext,
+    context: ForwardContext,
     func: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -33,7 +33,7 @@ def derive(
     """Run a call on parameters and constants only; its result is a leaf in its own right."""
 
     def on_graph(value: Any) -> Any:
-        leaf = call.leaf(value)
+        leaf = context.leaf(value)
         if leaf is not None:
             return leaf.graph
         if isinstance(value, (tuple, list)):
@@ -41,15 +41,15 @@ def derive(
         return value
 
     if changes_in_place(func) or kwargs.get("out") is not None:
-        return _changed(call, func, args, kwargs, leaves, on_graph)
+        return _changed(context, func, args, kwargs, leaves, on_graph)
     result = func(*[on_graph(value) for value in args], **{key: on_graph(value) for key, value in kwargs.items()})
     roots = distinct_parameters(leaves)
     name = f"{func.__name__.strip('_')}({', '.join(root.name for root in roots)})"
-    return _as_leaves(call, result, name, roots, constant_ids(call, func, args, kwargs))
+    return _as_leaves(context, result, name, roots, constant_ids(context, func, args, kwargs))
 
 
 def _changed(
-    call: ForwardContext,
+    context: ForwardContext,
     func: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -61,7 +61,7 @@ def _changed(
     Tensors that share its memory are changed with it; what they stand for is not known any more.
     """
     target = main_argument(args, kwargs)
-    leaf = call.leaf(target)
+    leaf = context.leaf(target)
     if (
         leaf is None
         or kwargs.get("out") is not None
@@ -79,12 +79,12 @@ def _changed(
     else:
         others = {key: graph if value is target else value for key, value in kwargs.items()}
     func(*args, **{key: on_graph(value) for key, value in others.items()})
-    for key, other in call.leaves.items():
+    for key, other in context.leaves.items():
         if other is not leaf and _share(leaf, other):
-            call.leaves[key] = replace(other, overwritten_by=func.__name__)
+            context.leaves[key] = replace(other, overwritten_by=func.__name__)
     with torch.no_grad():
         target.copy_(graph)
-    call.leaves[id(target)] = TrackedTensor(leaf.name, graph.detach(), graph, distinct_parameters(leaves))
+    context.leaves[id(target)] = TrackedTensor(leaf.name, graph.detach(), graph, distinct_parameters(leaves))
     return None if func is Tensor.__setitem__ else target
 
 
@@ -93,7 +93,7 @@ def _share(leaf: TrackedTensor, other: TrackedTensor) -> bool:
 
 
 def _as_leaves(
-    call: ForwardContext, result: Any, name: str, roots: tuple[TrackedTensor, ...], ids: Tensor | None = None
+    context: ForwardContext, result: Any, name: str, roots: tuple[TrackedTensor, ...], ids: Tensor | None = None
 ) -> Any:
     if isinstance(result, Tensor):
         if not result.requires_grad:
@@ -106,12 +106,12 @@ def _as_leaves(
                 "the parameter",
             )
         value = result.detach()
-        public = _Guard.apply(value, call.anchor.tensor, name)  # type: ignore[no-untyped-call]
-        call.leaves[id(public)] = TrackedTensor(name, value, result, roots, ids)
-        call.held.append(public)
+        public = _Guard.apply(value, context.anchor.tensor, name)  # type: ignore[no-untyped-call]
+        context.leaves[id(public)] = TrackedTensor(name, value, result, roots, ids)
+        context.held.append(public)
         return public
     if isinstance(result, (tuple, list)):
-        return type(result)(_as_leaves(call, part, name, roots) for part in result)
+        return type(result)(_as_leaves(context, part, name, roots) for part in result)
     if result is None or isinstance(result, (bool, int, float, str, torch.dtype, torch.device)):
         return result
     raise UncoveredParameterUseError(

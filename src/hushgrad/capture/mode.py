@@ -33,18 +33,18 @@ class CaptureMode(TorchFunctionMode):
     a note: where a parameter is used, a tensor comes from outside, or an error would be raised.
     """
 
-    def __init__(self, call: ForwardContext, is_running: Callable[[], bool]) -> None:
+    def __init__(self, context: ForwardContext, is_running: Callable[[], bool]) -> None:
         super().__init__()
-        self.call = call
+        self.context = context
         self._is_running = is_running
         self._over = False
 
     def end(self) -> None:
         """The forward is over: forget its tensors."""
         self._over = True
-        self.call.leaves.clear()
-        self.call.axes.clear()
-        self.call.held.clear()
+        self.context.leaves.clear()
+        self.context.axes.clear()
+        self.context.held.clear()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -53,34 +53,34 @@ class CaptureMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._over:
             return func(*args, **kwargs)
-        call = self.call
+        context = self.context
         leaves: list[TrackedTensor] = []
         sources: list[Tensor] = []
         strangers: list[Tensor] = []
-        _sort(call, args, leaves, sources, strangers)
+        _sort(context, args, leaves, sources, strangers)
         if kwargs:
-            _sort(call, kwargs.values(), leaves, sources, strangers)
+            _sort(context, kwargs.values(), leaves, sources, strangers)
         if (leaves or strangers) and self._has_ended():
             return func(*args, **kwargs)
         for value in strangers:
-            _require_known_graph(call, value)
-            call.axes.adopt(value)
+            _require_known_graph(context, value)
+            context.axes.adopt(value)
             sources.append(value)
         if func in LIKE_ANOTHER and args:  # the other argument lends its shape or dtype, no values
-            leaves = [leaf for leaf in leaves if leaf is call.leaf(args[0])]
+            leaves = [leaf for leaf in leaves if leaf is context.leaf(args[0])]
             sources = [source for source in sources if source is args[0]]
         for leaf in leaves:
             if leaf.overwritten_by:
                 leaf.require_unchanged()
         if func in FIRST and not self._has_ended():
-            result = FIRST[func](call, func, args, kwargs)
+            result = FIRST[func](context, func, args, kwargs)
             if result is not NotImplemented:
                 return result
         try:
             if leaves and torch.is_grad_enabled() and not only_describes(func):
                 if sources:
-                    return with_data(call, func, args, kwargs, sources, self)
-                return without_data(call, func, args, kwargs, leaves)
+                    return with_data(context, func, args, kwargs, sources, self)
+                return without_data(context, func, args, kwargs, leaves)
             result = func(*args, **kwargs)
         except RuntimeError as error:
             if not isinstance(error, HushgradError):
@@ -88,9 +88,9 @@ class CaptureMode(TorchFunctionMode):
             raise
         try:
             if func is Tensor.__setitem__:
-                call.axes.wrote(*args)
+                context.axes.wrote(*args)
             elif sources:
-                call.axes.follow(func, sources, args, kwargs, result)
+                context.axes.follow(func, sources, args, kwargs, result)
         except Exception:
             if not self._has_ended():
                 raise
@@ -128,14 +128,14 @@ def _is_captured(node: Any) -> bool:
 
 
 def _sort(
-    call: ForwardContext, values: Any, leaves: list[TrackedTensor], sources: list[Tensor], strangers: list[Tensor]
+    context: ForwardContext, values: Any, leaves: list[TrackedTensor], sources: list[Tensor], strangers: list[Tensor]
 ) -> None:
     """Collect the leaves and the data among some arguments, nested ones included.
 
     A tensor that requires gradients but is neither is a stranger, and counts as data whose examples cannot be told
     apart: to take it for a constant would lose the gradient of whatever it came from.
     """
-    known, axes = call.leaves, call.axes
+    known, axes = context.leaves, context.axes
     for value in values:
         if isinstance(value, Tensor):
             leaf = known.get(id(value))
@@ -146,10 +146,10 @@ def _sort(
             elif value.requires_grad:
                 strangers.append(value)
         elif isinstance(value, (tuple, list)):
-            _sort(call, value, leaves, sources, strangers)
+            _sort(context, value, leaves, sources, strangers)
 
 
-def _require_known_graph(call: ForwardContext, value: Tensor) -> None:
+def _require_known_graph(context: ForwardContext, value: Tensor) -> None:
     """Refuse a tensor made from a parameter by what the mode cannot see: a custom autograd function, say.
 
     Looks at the nearest part of the graph only. A use that is further away leaves an ordinary gradient behind, which
@@ -161,7 +161,7 @@ def _require_known_graph(call: ForwardContext, value: Tensor) -> None:
             return
         node = nodes.pop(0)
         if _name_of(node) == "torch::autograd::AccumulateGrad":
-            leaf = call.leaf(node.variable)  # type: ignore[attr-defined]
+            leaf = context.leaf(node.variable)  # type: ignore[attr-defined]
             if leaf is not None:
                 raise UncoveredParameterUseError(
                     f"is used in the forward by {_name_of(value.grad_fn)}, a custom autograd function or compiled "

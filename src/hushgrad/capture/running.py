@@ -40,10 +40,10 @@ class RunningCall:
         """
         if self._life() is None:
             return False
-        address, place = self._address, 0
+        address, site = self._address, 0
         try:
-            place = id(_frame_at(asker).f_code) + asker
-            if id(_frame_at(self._distances.get(place, 0))) == address:
+            site = id(_frame_at(asker).f_code) + asker
+            if id(_frame_at(self._distances.get(site, 0))) == address:
                 return True
         except ValueError:  # the stack is not that deep
             pass
@@ -51,7 +51,7 @@ class RunningCall:
         distance = 0
         while frame is not None:
             if id(frame) == address:
-                self._distances[place] = distance
+                self._distances[site] = distance
                 return True
             frame, distance = frame.f_back, distance + 1
         return False

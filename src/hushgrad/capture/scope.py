@@ -167,8 +167,8 @@ class Scope:
         if entered:
             return
         try:
-            guard_outputs(begun.mode.call, output)
-            begun.mode.call.pool.is_narrow |= begun.mode.call.axes.is_narrow
+            guard_outputs(begun.mode.context, output)
+            begun.mode.context.pool.is_narrow |= begun.mode.context.axes.is_narrow
         finally:
             self._exit(begun)
         begun.left(output)
@@ -215,9 +215,9 @@ def _forget_from(entered: list[nn.Module], module: nn.Module) -> bool:
 
     A module is not on the list where a pre-hook before ours raised; then nothing has begun.
     """
-    for place in range(len(entered) - 1, -1, -1):
-        if entered[place] is module:
-            del entered[place:]
+    for index in range(len(entered) - 1, -1, -1):
+        if entered[index] is module:
+            del entered[index:]
             return True
     return False
 
@@ -226,20 +226,25 @@ def _nobody(output: Any) -> None:
     """Is told that a forward was left."""
 
 
-def guard_outputs(call: ForwardContext, output: Any) -> None:
+def guard_outputs(context: ForwardContext, output: Any) -> None:
     """Let a backward through an output in which examples were mixed raise; as a value it may be looked at.
 
     Mixing before the last use of a parameter is seen at that use. Mixing after it (h - h.mean(0), a softmax over the
     batch) shows in the model's outputs only. A scalar is the loss itself, and is taken for a sum over examples. One
     example alone has no other to be mixed with.
     """
-    if call.batch_size == 1:
+    if context.batch_size == 1:
         return
     for tensor in tensors_in(output):
-        lost = tensor.ndim > 0 and tensor.requires_grad and call.axes.descends(tensor) and call.axes.get(tensor) is None
+        lost = (
+            tensor.ndim > 0
+            and tensor.requires_grad
+            and context.axes.descends(tensor)
+            and context.axes.get(tensor) is None
+        )
         if lost and not tensor.is_leaf:
             tensor.register_hook(  # type: ignore[no-untyped-call]
-                _refusal(call.anchor, list(tensor.shape), call.axes.lost_by)
+                _refusal(context.anchor, list(tensor.shape), context.axes.lost_by)
             )
 
 

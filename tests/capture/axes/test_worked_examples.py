@@ -15,21 +15,21 @@ from hushgrad.capture.operators.operator import ForwardContext, GraphAnchor
 from hushgrad.capture.uses import UsePool
 
 
-def places(x: Tensor, *steps: Callable[[Tensor], Tensor]) -> list[int | list[int] | None]:
+def locations(x: Tensor, *steps: Callable[[Tensor], Tensor]) -> list[int | list[int] | None]:
     """Return where the batch is said to lie after each step: an axis, owners of rows, or None."""
     axes, found = BatchAxes(), []
     axes.seed((x,), x.shape[0])
     with CaptureMode(ForwardContext(UsePool(), GraphAnchor(), axes, {}, x.shape[0], []), lambda: True):
         for step in steps:
             x = step(x)
-            place = axes.place(x)
-            found.append(place.rows.tolist() if isinstance(place, SegmentIds) else place)
+            location = axes.location(x)
+            found.append(location.rows.tolist() if isinstance(location, SegmentIds) else location)
     return found
 
 
 def test_the_axis_of_the_batch_goes_through_attention_as_the_example_says() -> None:
     w, b = torch.randn(8, 24), torch.randn(24)
-    assert places(
+    assert locations(
         torch.randn(2, 3, 8),
         lambda h: h.view(-1, 8),
         lambda h: torch.addmm(b, h, w),
@@ -50,7 +50,7 @@ def test_the_owners_of_packed_rows_are_as_the_example_says() -> None:
         packed.append(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
         return packed[0].data
 
-    assert places(
+    assert locations(
         torch.randn(2, 3, 4),
         pack,
         lambda h: torch.nn.functional.linear(h, w),

@@ -63,11 +63,11 @@ class BatchAxes:
         self.lost_by: str | None = None
         self.is_narrow = False
 
-    def set(self, tensor: Tensor, place: BatchLocation) -> None:
+    def set(self, tensor: Tensor, location: BatchLocation) -> None:
         """Record that `tensor` descends from the batch."""
         if tensor.dtype in NARROW and tensor.requires_grad:
             self.is_narrow = True
-        self._entries[id(tensor)] = (weakref.ref(tensor), place)
+        self._entries[id(tensor)] = (weakref.ref(tensor), location)
 
     def descends(self, tensor: Tensor) -> bool:
         """Return whether `tensor` descends from the batch."""
@@ -76,10 +76,10 @@ class BatchAxes:
 
     def get(self, tensor: Any) -> Axis:
         """Return the batch axis of `tensor`; None if it has none."""
-        place = self.place(tensor)
-        return None if isinstance(place, SegmentIds) else place
+        location = self.location(tensor)
+        return None if isinstance(location, SegmentIds) else location
 
-    def place(self, tensor: Any) -> BatchLocation:
+    def location(self, tensor: Any) -> BatchLocation:
         """Return where the batch lies in `tensor`: on an axis, or in rows with owners; None if it is not known."""
         entry = self._entries.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
@@ -149,16 +149,16 @@ class BatchAxes:
         if not outputs or func in CONSTANTS:
             return
         name = func.__name__
-        places = [self.place(source) for source in sources]
-        axes = [place for place in places if isinstance(place, int)]
-        known = self.batch_size is not None and len(axes) == len(places)
-        seen = OperatorCall(func, args, kwargs, sources, axes if known else [0] * len(places), self.batch_size or 0)
+        locations = [self.location(source) for source in sources]
+        axes = [location for location in locations if isinstance(location, int)]
+        known = self.batch_size is not None and len(axes) == len(locations)
+        call = OperatorCall(func, args, kwargs, sources, axes if known else [0] * len(locations), self.batch_size or 0)
         rule = AXIS_RULES.get(func)
         written = main_argument(args, kwargs) if changes_in_place(func) else kwargs.get("out")
-        for place, out in outputs:
-            axis: BatchLocation = rule(seen, out, place) if rule is not None and known else None
-            if axis is None and self.batch_size and any(part is not None for part in places):
-                axis = follow_rows(seen, places, out, place, rule)
+        for output_index, out in outputs:
+            axis: BatchLocation = rule(call, out, output_index) if rule is not None and known else None
+            if axis is None and self.batch_size and any(part is not None for part in locations):
+                axis = follow_rows(call, locations, out, output_index, rule)
             if axis is None and known and self.batch_size == 1 and out.ndim:
                 axis = 0  # there is no other example to be mixed with
             if out is written:
@@ -182,12 +182,12 @@ class BatchAxes:
         """
         if len(sources) != 1 or not isinstance(result, Tensor) or self.batch_size is None:
             return False
-        place, rule = self.place(sources[0]), AXIS_RULES.get(func)
-        if rule is None or not isinstance(place, int) or func in CONSTANTS or changes_in_place(func):
+        location, rule = self.location(sources[0]), AXIS_RULES.get(func)
+        if rule is None or not isinstance(location, int) or func in CONSTANTS or changes_in_place(func):
             return False
         if kwargs and kwargs.get("out") is not None:
             return False
-        axis = rule(OperatorCall(func, args, kwargs, sources, [place], self.batch_size), result, 0)
+        axis = rule(OperatorCall(func, args, kwargs, sources, [location], self.batch_size), result, 0)
         if axis is None:
             return False
         self.set(result, axis)
@@ -210,8 +210,8 @@ class BatchAxes:
         else:
             candidates = [axis for axis in range(target.ndim) if target.shape[axis] == size]
         for axis in candidates:
-            part, place = self.part(target, axis, index)
-            if place is not None and part.ndim - place == value.ndim - value_axis:
+            part, found = self.part(target, axis, index)
+            if found is not None and part.ndim - found == value.ndim - value_axis:
                 return axis
         return None
 
@@ -222,10 +222,10 @@ class BatchAxes:
         axes = [self.get(value) for value in rows]
         if None in axes:
             return part, None
-        places = [axis, *[own or 0 for own in axes]]
+        known = [axis, *[own or 0 for own in axes]]
         get = Tensor.__getitem__
-        seen = OperatorCall(get, (target, index), {}, [target, *rows], places, self.batch_size or 0)
-        return part, AXIS_RULES[get](seen, part, 0)
+        call = OperatorCall(get, (target, index), {}, [target, *rows], known, self.batch_size or 0)
+        return part, AXIS_RULES[get](call, part, 0)
 
     def _overwritten(self, tensor: Tensor, axis: BatchLocation, name: str) -> None:
         if axis is None and self.get(tensor) is not None:
@@ -255,12 +255,12 @@ def _bounds_bags(tensor: Tensor, batch_size: int | None) -> bool:
 
 
 def _tensors_at_top(result: Any) -> list[tuple[int, Tensor]]:
-    """Return the tensors that an operator returned, with their places among its outputs."""
+    """Return the tensors that an operator returned, with their indices among its outputs."""
     if isinstance(result, Tensor):
         return [(0, result)]
     if not isinstance(result, (tuple, list)):
         return []
-    return [(place, part) for place, part in enumerate(result) if isinstance(part, Tensor)]
+    return [(index, part) for index, part in enumerate(result) if isinstance(part, Tensor)]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

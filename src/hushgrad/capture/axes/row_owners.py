@@ -55,9 +55,9 @@ class SegmentIds:
         sizes = torch.bincount(rows, minlength=batch_size)
         starts = sizes.cumsum(0) - sizes
         owners = rows[order]
-        places = torch.arange(count, device=rows.device) - starts[owners]
+        within = torch.arange(count, device=rows.device) - starts[owners]
         padded = tensor.new_zeros(batch_size, max(int(sizes.max()), 1), *tensor.shape[1:])
-        padded[owners, places] = tensor[order]
+        padded[owners, within] = tensor[order]
         return padded
 
     def _is_interleaved(self, batch_size: int) -> bool:
@@ -69,9 +69,9 @@ BatchLocation = int | SegmentIds | None
 """Where the batch lies in a tensor: on an axis, in rows with owners, or nowhere that is known."""
 
 
-def dim_of(place: BatchLocation) -> int | None:
+def dim_of(location: BatchLocation) -> int | None:
     """Return the dimension along which the examples lie, whether in their own order or not."""
-    return place.dim if isinstance(place, SegmentIds) else place
+    return location.dim if isinstance(location, SegmentIds) else location
 
 
 def owners_of_axis(size: int, batch_size: int, device: torch.device) -> Tensor:
@@ -79,7 +79,7 @@ def owners_of_axis(size: int, batch_size: int, device: torch.device) -> Tensor:
     return torch.arange(batch_size, device=device).repeat_interleave(size // batch_size)
 
 
-def placed(dim: int, rows: Tensor, batch_size: int) -> BatchLocation:
+def location_of(dim: int, rows: Tensor, batch_size: int) -> BatchLocation:
     """Return an ordinary axis where the rows are in the examples' own order, else their owners."""
     size = rows.shape[0]
     if size == 0:
@@ -98,37 +98,37 @@ def packed_owners(batch_sizes: Tensor, sequences: Tensor) -> Tensor:
 
 
 def follow_rows(
-    seen: OperatorCall, places: list[BatchLocation], out: Tensor, place: int, rule: AxisRule | None
+    call: OperatorCall, locations: list[BatchLocation], out: Tensor, output_index: int, rule: AxisRule | None
 ) -> BatchLocation:
     """Return where the batch lies in an output of an operator for which its ordinary rule found no axis.
 
     Args:
-        seen: the call; the axes in it are not looked at.
-        places: where the batch lies in each of the call's data.
+        call: the call; the axes in it are not looked at.
+        locations: where the batch lies in each of the call's data.
         out: the output.
-        place: the output's place among the outputs.
+        output_index: the output's index among the outputs.
         rule: the operator's ordinary rule.
     """
-    if seen.func in SELECTIONS:
-        selected = _selected(seen, places, out)
-        if selected is not None or not _is_view(seen):
+    if call.func in SELECTIONS:
+        selected = _selected(call, locations, out)
+        if selected is not None or not _is_view(call):
             return selected
         rule = viewed
-    if seen.func is PACK:
-        return _packed(seen, places) if place == 0 else None
-    if seen.func is PAD_PACKED:
-        return _unpacked(seen, places) if place == 0 else None
-    owned = [part for part in places if isinstance(part, SegmentIds)]
-    if seen.func in SPLITS and len(places) == 1:
-        return _split(seen, owned[0], out) if owned else _folded(seen, places[0], out)
-    if rule not in ROW_RULES or not owned or len(owned) != len(places):
+    if call.func is PACK:
+        return _packed(call, locations) if output_index == 0 else None
+    if call.func is PAD_PACKED:
+        return _unpacked(call, locations) if output_index == 0 else None
+    owned = [part for part in locations if isinstance(part, SegmentIds)]
+    if call.func in SPLITS and len(locations) == 1:
+        return _split(call, owned[0], out) if owned else _folded(call, locations[0], out)
+    if rule not in ROW_RULES or not owned or len(owned) != len(locations):
         return None
     if any(not owned[0].same_rows(part) for part in owned[1:]):
         return None
     # Like examples that have one row each: a rule for B examples then looks for as many places as there are rows.
-    row_wise = replace(seen, axes=[part.dim for part in owned], batch_size=owned[0].rows.shape[0])
+    row_wise = replace(call, axes=[part.dim for part in owned], batch_size=owned[0].rows.shape[0])
     assert rule is not None
-    dim = rule(row_wise, out, place)
+    dim = rule(row_wise, out, output_index)
     if dim is None or out.shape[dim] != owned[0].rows.shape[0]:
         return None
     if rule is elementwise and _meets_other_rows(row_wise, out.ndim - dim):
@@ -136,19 +136,19 @@ def follow_rows(
     return SegmentIds(dim, owned[0].rows)
 
 
-def _meets_other_rows(seen: OperatorCall, from_right: int) -> bool:
+def _meets_other_rows(call: OperatorCall, from_right: int) -> bool:
     """Whether a constant of the call has a value for each row: rows would no longer be treated alike."""
-    constants = [value for value in (*seen.args, *seen.kwargs.values()) if isinstance(value, Tensor)]
+    constants = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
     return any(
         value.ndim >= from_right and value.shape[-from_right] != 1
         for value in constants
-        if all(value is not source for source in seen.sources)
+        if all(value is not source for source in call.sources)
     )
 
 
-def _split(seen: OperatorCall, owned: SegmentIds, out: Tensor) -> BatchLocation:
+def _split(call: OperatorCall, owned: SegmentIds, out: Tensor) -> BatchLocation:
     """`[..., T·B, ...]` to `[..., T, B, ...]`, or a reshape of the dimensions behind the rows."""
-    x, dim, rows = seen.first, owned.dim, owned.rows
+    x, dim, rows = call.first, owned.dim, owned.rows
     if list(out.shape[: dim + 1]) == list(x.shape[: dim + 1]):
         return owned
     if out.ndim < dim + 2 or list(out.shape[:dim]) != list(x.shape[:dim]):
@@ -159,79 +159,81 @@ def _split(seen: OperatorCall, owned: SegmentIds, out: Tensor) -> BatchLocation:
     table = rows.view(first, second)
     if not bool((table == table[:1]).all()):
         return None
-    return placed(dim + 1, table[0], seen.batch_size)
+    return location_of(dim + 1, table[0], call.batch_size)
 
 
-def _folded(seen: OperatorCall, axis: BatchLocation, out: Tensor) -> BatchLocation:
+def _folded(call: OperatorCall, axis: BatchLocation, out: Tensor) -> BatchLocation:
     """`[T, B, ...]` to `[T·B, ...]`: rows ordered t·B + b, where an ordinary axis is lost."""
-    x = seen.first
+    x = call.first
     if not isinstance(axis, int) or axis == 0 or not out.numel() or out.numel() != x.numel():
         return None
-    blocks = x.shape[axis] // seen.batch_size
+    blocks = x.shape[axis] // call.batch_size
     behind = blocks * math.prod(x.shape[axis + 1 :])
     for dim in range(min(axis, out.ndim)):
-        outer = math.prod(x.shape[dim:axis]) * seen.batch_size
+        outer = math.prod(x.shape[dim:axis]) * call.batch_size
         if list(out.shape[:dim]) == list(x.shape[:dim]) and out.shape[dim] % outer == 0:
             inner = out.shape[dim] // outer
             if behind % inner == 0:
-                own = owners_of_axis(seen.batch_size * inner, seen.batch_size, x.device)
-                return placed(dim, own.repeat(outer // seen.batch_size), seen.batch_size)
+                own = owners_of_axis(call.batch_size * inner, call.batch_size, x.device)
+                return location_of(dim, own.repeat(outer // call.batch_size), call.batch_size)
     return None
 
 
-def _is_view(seen: OperatorCall) -> bool:
+def _is_view(call: OperatorCall) -> bool:
     """Whether an index consists of numbers and slices only."""
-    if seen.func is not Tensor.__getitem__:
+    if call.func is not Tensor.__getitem__:
         return False
-    index = seen.args[1] if isinstance(seen.args[1], tuple) else (seen.args[1],)
+    index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
     return all(part is None or part is Ellipsis or is_basic(part) for part in index)
 
 
-def _selected(seen: OperatorCall, places: list[BatchLocation], out: Tensor) -> BatchLocation:
+def _selected(call: OperatorCall, locations: list[BatchLocation], out: Tensor) -> BatchLocation:
     """`x.index_select(dim, order)` or `x[order]`: rows in another order, some of them left out or repeated."""
-    x = seen.first
-    place = next((part for source, part in zip(seen.sources, places, strict=True) if source is x), None)
-    if place is None:
+    x = call.first
+    location = next((part for source, part in zip(call.sources, locations, strict=True) if source is x), None)
+    if location is None:
         return None
-    if seen.func is Tensor.__getitem__:
-        dim, order = 0, seen.args[1]
+    if call.func is Tensor.__getitem__:
+        dim, order = 0, call.args[1]
     else:
-        dims = dims_of(seen.argument(1, "dim"), x.ndim)
-        dim, order = (-1 if dims is None else next(iter(dims))), seen.argument(2, "index")
+        dims = dims_of(call.argument(1, "dim"), x.ndim)
+        dim, order = (-1 if dims is None else next(iter(dims))), call.argument(2, "index")
     if not isinstance(order, Tensor) or order.ndim != 1 or order.dtype not in (torch.int64, torch.int32):
         return None
-    own = place.dim if isinstance(place, SegmentIds) else place
+    own = location.dim if isinstance(location, SegmentIds) else location
     if dim != own:
         return None
-    rows = place.rows if isinstance(place, SegmentIds) else owners_of_axis(x.shape[dim], seen.batch_size, x.device)
-    return placed(dim, rows[order.to(rows.device)], seen.batch_size)
+    rows = (
+        location.rows if isinstance(location, SegmentIds) else owners_of_axis(x.shape[dim], call.batch_size, x.device)
+    )
+    return location_of(dim, rows[order.to(rows.device)], call.batch_size)
 
 
-def _unpacked(seen: OperatorCall, places: list[BatchLocation]) -> BatchLocation:
+def _unpacked(call: OperatorCall, locations: list[BatchLocation]) -> BatchLocation:
     """`pad_packed_sequence`: a row for each sequence, longest first."""
-    data, batch_sizes, batch_first = seen.args[:3]
-    place = next((part for source, part in zip(seen.sources, places, strict=True) if source is data), None)
-    if not isinstance(place, SegmentIds) or not batch_sizes.numel():
+    data, batch_sizes, batch_first = call.args[:3]
+    location = next((part for source, part in zip(call.sources, locations, strict=True) if source is data), None)
+    if not isinstance(location, SegmentIds) or not batch_sizes.numel():
         return None
-    sequences = place.rows[: int(batch_sizes[0])]
-    if not torch.equal(place.rows, packed_owners(batch_sizes, sequences)):
+    sequences = location.rows[: int(batch_sizes[0])]
+    if not torch.equal(location.rows, packed_owners(batch_sizes, sequences)):
         return None
-    return placed(0 if batch_first else 1, sequences, seen.batch_size)
+    return location_of(0 if batch_first else 1, sequences, call.batch_size)
 
 
-def _packed(seen: OperatorCall, places: list[BatchLocation]) -> BatchLocation:
+def _packed(call: OperatorCall, locations: list[BatchLocation]) -> BatchLocation:
     """`pack_padded_sequence` of padded data with one sequence for each row."""
-    x, _, batch_first = seen.args[:3]
-    place = next((part for source, part in zip(seen.sources, places, strict=True) if source is x), None)
+    x, _, batch_first = call.args[:3]
+    location = next((part for source, part in zip(call.sources, locations, strict=True) if source is x), None)
     dim = 0 if batch_first else 1
-    if isinstance(place, SegmentIds):
-        sequences = place.rows if place.dim == dim else None
+    if isinstance(location, SegmentIds):
+        sequences = location.rows if location.dim == dim else None
     else:
-        sequences = owners_of_axis(x.shape[dim], seen.batch_size, x.device) if place == dim else None
+        sequences = owners_of_axis(x.shape[dim], call.batch_size, x.device) if location == dim else None
     if sequences is None:
         return None
     padded = sequences.reshape([-1, 1] if batch_first else [1, -1]).expand(x.shape[:2]).unsqueeze(-1)
-    rows, _ = PACK(padded.double(), seen.args[1], batch_first)
+    rows, _ = PACK(padded.double(), call.args[1], batch_first)
     return SegmentIds(0, rows.squeeze(-1).long())
 
 

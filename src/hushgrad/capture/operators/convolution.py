@@ -166,10 +166,12 @@ def _contribution(inputs: Tensor, gradients: Tensor, geometry: Geometry) -> Conv
 
 
 def _rule(space: int) -> Rule:
-    def convolve(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def convolve(
+        context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         x, weight, bias, stride, padding, dilation, groups = _arguments(*args, **kwargs)
-        weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
-        if not _is_known(call, x, weight, bias, space):
+        weight_leaf, bias_leaf = context.leaf(weight), context.leaf(bias)
+        if not _is_known(context, x, weight, bias, space):
             return NotImplemented
         if isinstance(padding, str):
             x, padding = _padded(x, weight, padding, _tuple(dilation, space))
@@ -177,19 +179,21 @@ def _rule(space: int) -> Rule:
             tuple(weight.shape), _tuple(stride, space), _tuple(padding, space), _tuple(dilation, space), groups
         )
         name = f"conv{space}d({(weight_leaf or bias_leaf).name})"  # type: ignore[union-attr]
-        axis = call.axes.get(args[0] if args else kwargs["input"])
+        axis = context.axes.get(args[0] if args else kwargs["input"])
         operator = Convolve(name, weight_leaf, bias_leaf, axis, geometry)
         weight_value = weight_leaf.value if weight_leaf else weight
-        return capture(operator, call, x, weight_value, bias_leaf.value if bias_leaf else bias)
+        return capture(operator, context, x, weight_value, bias_leaf.value if bias_leaf else bias)
 
     return convolve
 
 
 def _transposed_rule(space: int) -> Rule:
-    def convolve(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def convolve(
+        context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         x, weight, bias, stride, padding, output_padding, groups, dilation = _transposed_arguments(*args, **kwargs)
-        weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
-        if not _is_known(call, x, weight, bias, space):
+        weight_leaf, bias_leaf = context.leaf(weight), context.leaf(bias)
+        if not _is_known(context, x, weight, bias, space):
             return NotImplemented
         geometry = Geometry(
             tuple(weight.shape), _tuple(stride, space), _tuple(padding, space), _tuple(dilation, space), groups
@@ -198,22 +202,22 @@ def _transposed_rule(space: int) -> Rule:
             f"conv_transpose{space}d({(weight_leaf or bias_leaf).name})",  # type: ignore[union-attr]
             weight_leaf,
             bias_leaf,
-            call.axes.get(x),
+            context.axes.get(x),
             geometry,
             _tuple(output_padding, space),
         )
         weight_value = weight_leaf.value if weight_leaf else weight
-        return capture(operator, call, x, weight_value, bias_leaf.value if bias_leaf else bias)
+        return capture(operator, context, x, weight_value, bias_leaf.value if bias_leaf else bias)
 
     return convolve
 
 
-def _is_known(call: ForwardContext, x: Tensor, weight: Tensor, bias: Tensor | None, space: int) -> bool:
+def _is_known(context: ForwardContext, x: Tensor, weight: Tensor, bias: Tensor | None, space: int) -> bool:
     """Whether x is a batch of images with the batch first, and weight and bias are leaves or constants."""
-    if not call.axes.descends(x) or x.ndim != space + 2 or call.axes.get(x) not in (0, None):
+    if not context.axes.descends(x) or x.ndim != space + 2 or context.axes.get(x) not in (0, None):
         return False
-    parts = [part for part in (weight, bias) if part is not None and call.leaf(part) is None]
-    return not any(part.requires_grad or call.axes.descends(part) for part in parts)
+    parts = [part for part in (weight, bias) if part is not None and context.leaf(part) is None]
+    return not any(part.requires_grad or context.axes.descends(part) for part in parts)
 
 
 def _transposed_arguments(

@@ -14,7 +14,9 @@ from hushgrad.errors import UncoveredParameterUseError
 
 
 @captures(torch.autograd.grad, torch.autograd.backward, Tensor.backward, axis=None)
-def differentiate(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def differentiate(
+    context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     """Refuse `torch.autograd.grad` and `backward` that ask for the gradient by a parameter or a tensor made of some."""
     raise UncoveredParameterUseError(
         "asks inside the forward for a gradient by a parameter, which would be that of the whole batch and not of "

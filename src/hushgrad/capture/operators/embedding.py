@@ -54,10 +54,10 @@ class Embedding(Operator):
 
 
 @captures(F.embedding, axis=products.embedding)
-def embedding(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def embedding(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.embedding`; options under which one record changes another one's row are refused."""
     ids, weight, padding_idx, max_norm, by_frequency, sparse = _arguments(*args, **kwargs)
-    leaf = call.leaf(weight)
+    leaf = context.leaf(weight)
     if leaf is None:
         return NotImplemented
     where = f"embedding({leaf.name})"
@@ -77,24 +77,24 @@ def embedding(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, .
         raise SparseGradientError(
             "sparse=True would show which rows were touched", where=where, cure="Set sparse=False"
         )
-    if not call.axes.descends(ids):
+    if not context.axes.descends(ids):
         return NotImplemented
     if padding_idx is not None and padding_idx < 0:
         padding_idx += weight.shape[0]
-    operator = Embedding(where, leaf, call.axes.place(ids), padding_idx)
-    return capture(operator, call, ids, leaf.value)
+    operator = Embedding(where, leaf, context.axes.location(ids), padding_idx)
+    return capture(operator, context, ids, leaf.value)
 
 
 def constant_ids(
-    call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | None:
     """Return the ids of a plain lookup in a parameter by ids that are no data, as positions are; else None."""
     if func is not F.embedding:
         return None
     ids, weight, padding_idx, max_norm, by_frequency, sparse = _arguments(*args, **kwargs)
-    leaf = call.leaf(weight)
+    leaf = context.leaf(weight)
     is_plain = padding_idx is None and max_norm is None and not by_frequency and not sparse
-    return ids if is_plain and leaf is not None and leaf.is_parameter and call.leaf(ids) is None else None
+    return ids if is_plain and leaf is not None and leaf.is_parameter and context.leaf(ids) is None else None
 
 
 def _arguments(

@@ -78,14 +78,14 @@ class ForwardContext:
                 cure="Give the model one row for each example, with the batch on the first axis of its inputs",
             )
 
-    def record(self, where: str, places: Sequence[BatchLocation], uses: Callable[[], Recorded]) -> None:
+    def record(self, where: str, locations: Sequence[BatchLocation], uses: Callable[[], Recorded]) -> None:
         """Record the uses of one captured call, from inside its backward. Every autograd function of ours does it here.
 
         Nothing is recorded in a backward that only asks for gradients by some inputs (`autograd.grad`).
 
         Args:
             where: what the call is called in messages.
-            places: where the batch lies in the outputs whose gradients came.
+            locations: where the batch lies in the outputs whose gradients came.
             uses: makes the contributions, to parameters or to tensors derived from some.
 
         Raises:
@@ -93,7 +93,7 @@ class ForwardContext:
         """
         if not self.anchor.is_accumulating():
             return
-        self.check_batch(where, places)
+        self.check_batch(where, locations)
         for leaf, contribution in uses():
             for name, part in leaf.to_parameters(contribution):
                 self.pool.add(name, part)
@@ -169,28 +169,30 @@ class _Captured(torch.autograd.Function):
     """Runs an operator's ordinary forward; in backward records the use and forms no parameter gradient."""
 
     @staticmethod
-    def forward(ctx: Any, operator: Operator, call: ForwardContext, anchor: Tensor, *inputs: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, operator: Operator, context: ForwardContext, anchor: Tensor, *inputs: Tensor | None
+    ) -> Tensor:
         output, saved = operator.forward(*inputs)
         if is_view(output) and not operator.shows_leaf:
             output = output.data  # the only one to hold its memory; as a view it could not be changed in place
-        ctx.operator, ctx.call = operator, call
+        ctx.operator, ctx.context = operator, context
         ctx.save_for_backward(*saved)
         return output
 
     @staticmethod
     @first_order_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        operator, call = ctx.operator, ctx.call
+        operator, context = ctx.operator, ctx.context
         saved = ctx.saved_tensors
-        call.record(operator.name, [operator.axis], lambda: operator.record(call.pool, saved, gradient))
+        context.record(operator.name, [operator.axis], lambda: operator.record(context.pool, saved, gradient))
         return (None, None, None, *operator.input_gradients(saved, gradient, ctx.needs_input_grad[3:]))
 
 
-def capture(operator: Operator, call: ForwardContext, *inputs: Tensor | None) -> Tensor:
+def capture(operator: Operator, context: ForwardContext, *inputs: Tensor | None) -> Tensor:
     """Run an operator so that its backward records the use of its leaves."""
     if operator.autocasts:
         inputs = tuple(in_autocast_dtype(inputs))
-    return _Captured.apply(operator, call, call.anchor.tensor, *inputs)  # type: ignore[no-any-return,no-untyped-call]
+    return _Captured.apply(operator, context, context.anchor.tensor, *inputs)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:

@@ -52,7 +52,7 @@ class Layer:
     name: str
     cell: Cell
     leaves: tuple[TrackedTensor | None, ...]
-    place: BatchLocation
+    location: BatchLocation
     reverse: bool
 
     def times(self, steps: int) -> Sequence[int]:
@@ -73,7 +73,7 @@ class _Unrolled(torch.autograd.Function):
     def forward(
         ctx: Any,
         layer: Layer,
-        call: ForwardContext,
+        context: ForwardContext,
         anchor: Tensor,
         mask: Tensor | None,
         x: Tensor,
@@ -100,14 +100,14 @@ class _Unrolled(torch.autograd.Function):
             h = new_h if mask is None else torch.where(mask[t], new_h, h)
             c = new_c if mask is None else torch.where(mask[t], new_c, c)
             states[t] = h
-        ctx.layer, ctx.call, ctx.count = layer, call, len(kept[0])
+        ctx.layer, ctx.context, ctx.count = layer, context, len(kept[0])
         ctx.save_for_backward(mask, x, torch.stack(before), w_ih, w_hh, w_hr, *(part for step in kept for part in step))
         return torch.stack(states), h, c.to(x.dtype)
 
     @staticmethod
     @first_order_only
     def backward(ctx: Any, d_states: Tensor, dh: Tensor, dc: Tensor) -> tuple[Any, ...]:
-        layer, call = ctx.layer, ctx.call
+        layer, context = ctx.layer, ctx.context
         mask, x, before, w_ih, w_hh, w_hr, *kept = ctx.saved_tensors
         wide = accumulation_dtype(x.dtype)
         steps, count = x.shape[0], ctx.count
@@ -135,9 +135,9 @@ class _Unrolled(torch.autograd.Function):
 
         def uses() -> Recorded:
             raw_states = None if w_hr is None else torch.stack(kept[count - 1 :: count])
-            return _uses(layer, call.pool, x, before, gates, by_state, projected, raw_states)
+            return _uses(layer, context.pool, x, before, gates, by_state, projected, raw_states)
 
-        call.record(layer.name, [layer.place], uses)
+        context.record(layer.name, [layer.location], uses)
         dx = (gates @ w_ih.to(wide)).to(x.dtype) if ctx.needs_input_grad[4] else None
         nothing = [None] * 5
         return (None, None, None, None, dx, dh.to(x.dtype), dc.to(x.dtype), *nothing)
@@ -158,7 +158,7 @@ def _uses(
     raw_states: Tensor | None,
 ) -> Recorded:
     def examples(tensor: Tensor) -> Tensor:
-        found = pool.examples(tensor, layer.place, layer.name)  # [B, T, d], or [B, k, T, d] with rows folded in
+        found = pool.examples(tensor, layer.location, layer.name)  # [B, T, d], or [B, k, T, d] with rows folded in
         return found.flatten(1, -2)
 
     w_ih, w_hh, b_ih, b_hh, w_hr = layer.leaves
@@ -206,7 +206,9 @@ class Run:
 
 
 def _rule(kind: str, cell: Cell) -> Composite:
-    def recurrent(call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def recurrent(
+        context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if kwargs or len(args) != 9:
             return NotImplemented
         is_packed = isinstance(args[1], Tensor) and isinstance(args[3], (tuple, list))
@@ -219,26 +221,26 @@ def _rule(kind: str, cell: Cell) -> Composite:
         has_biases, layers, dropout, training = rest
         run = Run(kind, cell, list(weights), has_biases, layers, dropout, training, bidirectional)
         hidden, cells = state if isinstance(state, (tuple, list)) else (state, None)
-        if not call.is_data(data) or not all(_is_parameter(call, weight) for weight in run.weights):
+        if not context.is_data(data) or not all(_is_parameter(context, weight) for weight in run.weights):
             return NotImplemented
         if batch_sizes is not None:
             lengths = (batch_sizes.unsqueeze(1) > torch.arange(int(batch_sizes[0]))).sum(0)
-            out, last = _packed(call, run, data, batch_sizes, lengths, hidden, cells)
+            out, last = _packed(context, run, data, batch_sizes, lengths, hidden, cells)
         else:
             x = data.transpose(0, 1) if batch_first else data
-            out, last = _layers(call, run, x, hidden, cells, None, None)
+            out, last = _layers(context, run, x, hidden, cells, None, None)
             out = out.transpose(0, 1) if batch_first else out
         return (out, *last)
 
     return recurrent
 
 
-def _is_parameter(call: ForwardContext, weight: Tensor) -> bool:
-    return call.leaf(weight) is not None or not (weight.requires_grad or call.axes.descends(weight))
+def _is_parameter(context: ForwardContext, weight: Tensor) -> bool:
+    return context.leaf(weight) is not None or not (weight.requires_grad or context.axes.descends(weight))
 
 
 def _packed(
-    call: ForwardContext,
+    context: ForwardContext,
     run: Run,
     data: Tensor,
     batch_sizes: Tensor,
@@ -259,12 +261,12 @@ def _packed(
     def dropped(value: Tensor) -> Tensor:  # as torch does it: on the packed rows
         return padded(F.dropout(packed(value), run.dropout, run.training))
 
-    out, last = _layers(call, run, padded(data), hidden, cells, mask, dropped)
+    out, last = _layers(context, run, padded(data), hidden, cells, mask, dropped)
     return packed(out), last
 
 
 def _layers(
-    call: ForwardContext,
+    context: ForwardContext,
     run: Run,
     x: Tensor,
     hidden: Tensor,
@@ -273,62 +275,62 @@ def _layers(
     dropped: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Run all layers on padded data `[T, N, D]`; return the outputs `[T, N, *]` and the last states `[L, N, *]`."""
-    place = _same_place(call, x, [value for value in (hidden, cells) if value is not None])
-    hidden = _per_example(call, x, hidden)
-    cells = torch.zeros_like(hidden) if cells is None else _per_example(call, x, cells)
+    location = _shared_location(context, x, [value for value in (hidden, cells) if value is not None])
+    hidden = _per_example(context, x, hidden)
+    cells = torch.zeros_like(hidden) if cells is None else _per_example(context, x, cells)
     directions = 2 if run.bidirectional else 1
     last_h: list[Tensor] = []
     last_c: list[Tensor] = []
     outs: list[Tensor] = []
     for number, weights in enumerate(run.parts()):
-        layer = _layer(call, run, weights, place, reverse=number % directions == 1)
-        values = [weight if (leaf := call.leaf(weight)) is None else leaf.value for weight in weights]
+        layer = _layer(context, run, weights, location, reverse=number % directions == 1)
+        values = [weight if (leaf := context.leaf(weight)) is None else leaf.value for weight in weights]
         inputs = in_autocast_dtype([x, hidden[number], *values])
         with unseen():  # the mode needs not see each step
             out, h, c = _Unrolled.apply(  # type: ignore[no-untyped-call]
-                layer, call, call.anchor.tensor, mask, *inputs[:2], cells[number], *inputs[2:]
+                layer, context, context.anchor.tensor, mask, *inputs[:2], cells[number], *inputs[2:]
             )
         outs.append(out.to(x.dtype))
         last_h.append(h.to(x.dtype))
         last_c.append(c.to(x.dtype))
         if len(outs) == directions:
             x = torch.cat(outs, -1) if directions > 1 else outs[0]
-            call.axes.set(x, place)
+            context.axes.set(x, location)
             outs = []
             if number + 1 < run.layers * directions and run.dropout and run.training:
                 x = F.dropout(x, run.dropout, True) if dropped is None else dropped(x)
     states = [torch.stack(last_h)] + ([torch.stack(last_c)] if run.kind == "lstm" else [])
     for value in states:
-        call.axes.set(value, place)
+        context.axes.set(value, location)
     return x, states
 
 
-def _layer(call: ForwardContext, run: Run, weights: Weights, place: BatchLocation, *, reverse: bool) -> Layer:
-    leaves = tuple(call.leaf(weight) for weight in weights)
+def _layer(context: ForwardContext, run: Run, weights: Weights, location: BatchLocation, *, reverse: bool) -> Layer:
+    leaves = tuple(context.leaf(weight) for weight in weights)
     name = f"{run.kind}({', '.join(leaf.name for leaf in leaves if leaf is not None)})"
-    return Layer(name, run.cell, leaves, place, reverse)
+    return Layer(name, run.cell, leaves, location, reverse)
 
 
-def _same_place(call: ForwardContext, x: Tensor, states: list[Tensor]) -> BatchLocation:
+def _shared_location(context: ForwardContext, x: Tensor, states: list[Tensor]) -> BatchLocation:
     """Where the batch lies: on dimension 1 of the data and of each state that descends from it, in one order."""
-    place = call.axes.place(x)
-    if (place.dim if isinstance(place, SegmentIds) else place) != 1:
+    location = context.axes.location(x)
+    if (location.dim if isinstance(location, SegmentIds) else location) != 1:
         return None
     for state in states:
-        if not call.is_data(state):
+        if not context.is_data(state):
             continue
-        other = call.axes.place(state)
-        if isinstance(place, SegmentIds) and isinstance(other, SegmentIds):
-            if other.dim != 1 or not place.same_rows(other):
+        other = context.axes.location(state)
+        if isinstance(location, SegmentIds) and isinstance(other, SegmentIds):
+            if other.dim != 1 or not location.same_rows(other):
                 return None
-        elif isinstance(place, SegmentIds) or other != place:
+        elif isinstance(location, SegmentIds) or other != location:
             return None
-    return place
+    return location
 
 
-def _per_example(call: ForwardContext, x: Tensor, state: Tensor) -> Tensor:
+def _per_example(context: ForwardContext, x: Tensor, state: Tensor) -> Tensor:
     """Return a first state that is a parameter as one with a row for each example, so that its use is captured."""
-    return state + torch.zeros_like(x[:1, :, :1]) if call.leaf(state) is not None else state
+    return state + torch.zeros_like(x[:1, :, :1]) if context.leaf(state) is not None else state
 
 
 CELLS: dict[str, Cell] = {"lstm": LSTMCell(), "gru": GRUCell(), "rnn_tanh": TanhCell(), "rnn_relu": ReluCell()}

@@ -106,9 +106,9 @@ def _name_of(operator: Callable[..., Any]) -> str:
 class _Watch(TorchFunctionMode):
     """Refuses what an operator takes from elsewhere: tensors of the batch or parameters that are no arguments of it."""
 
-    def __init__(self, call: ForwardContext, name: str) -> None:
+    def __init__(self, context: ForwardContext, name: str) -> None:
         super().__init__()
-        self._call = call
+        self._context = context
         self._name = name
 
     def __torch_function__(
@@ -116,7 +116,7 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         for value in tree_leaves((args, kwargs)):
-            if self._call.leaf(value) is not None or self._call.is_data(value):
+            if self._context.leaf(value) is not None or self._context.is_data(value):
                 raise UncoveredParameterUseError(
                     f"a registered operator uses a parameter or a tensor of the batch of shape {list(value.shape)} "
                     f"that is not one of its arguments",
@@ -135,11 +135,13 @@ class _OneAtATime:
         self._compared: set[Any] = set()
 
     def __call__(
-        self, call: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         flat, spec = tree_flatten((args, kwargs))
-        leaves = {place: leaf for place, value in enumerate(flat) if (leaf := call.leaf(value)) is not None}
-        data = {place: value for place, value in enumerate(flat) if place not in leaves and call.is_data(value)}
+        leaves = {position: leaf for position, value in enumerate(flat) if (leaf := context.leaf(value)) is not None}
+        data = {
+            position: value for position, value in enumerate(flat) if position not in leaves and context.is_data(value)
+        }
         if (transform := transform_in_force()) is not None:
             refuse_transforms(transform, next((leaf.name for leaf in leaves.values()), self._name))
         strange = next((value for value in flat if value is not None and not isinstance(value, PLAIN)), None)
@@ -157,10 +159,10 @@ class _OneAtATime:
                 cure="Use torch's own operators to compute from parameters alone",
             )
         if not data:
-            with _Watch(call, self._name):
+            with _Watch(context, self._name):
                 return self._run(*args, **kwargs)
-        size = self._batch(call, list(data.values()))
-        versions = {place: version(value) for place, value in enumerate(flat) if isinstance(value, Tensor)}
+        size = self._batch(context, list(data.values()))
+        versions = {position: version(value) for position, value in enumerate(flat) if isinstance(value, Tensor)}
 
         def run(values: dict[int, Any]) -> Any:
             new_args, new_kwargs = tree_unflatten([values.get(i, value) for i, value in enumerate(flat)], spec)
@@ -171,39 +173,39 @@ class _OneAtATime:
         whole = None
         if kind not in self._compared or secrets.randbelow(LOOKS_AGAIN) == 0:
             with torch.no_grad():
-                whole = run({place: leaf.value for place, leaf in leaves.items()})
+                whole = run({position: leaf.value for position, leaf in leaves.items()})
         views = {
-            place: capture(Expand(f"{self._name}({leaf.name})", leaf, 0, (size, *leaf.value.shape)), call)
-            for place, leaf in leaves.items()
+            position: capture(Expand(f"{self._name}({leaf.name})", leaf, 0, (size, *leaf.value.shape)), context)
+            for position, leaf in leaves.items()
         }
         parts = []
         for i in range(size):
-            own = {place: _rows(value, i, size) for place, value in data.items()}
-            own |= {place: view[i] for place, view in views.items()}
-            with _Watch(call, self._name):
+            own = {position: _rows(value, i, size) for position, value in data.items()}
+            own |= {position: view[i] for position, view in views.items()}
+            with _Watch(context, self._name):
                 parts.append(run(own))
-        if any(version(flat[place]) != before for place, before in versions.items()):
+        if any(version(flat[position]) != before for position, before in versions.items()):
             raise UncoveredParameterUseError(
                 "a registered operator changed one of its arguments in place",
                 where=self._name,
                 cure="Let it return a new tensor",
             )
-        result = self._joined(call, parts)
+        result = self._joined(context, parts)
         # What the operator rounds inside is not seen: under autocast it counts as rounded.
         narrow = autocast_dtype(next(iter(data.values()))) is not None
-        call.axes.is_narrow |= narrow
+        context.axes.is_narrow |= narrow
         if whole is not None and self._compare(whole, result, narrow) and size > 1:
             self._compared.add(kind)
-        call.registered.add(self._name)
+        context.registered.add(self._name)
         return result
 
-    def _batch(self, call: ForwardContext, data: Sequence[Tensor]) -> int:
+    def _batch(self, context: ForwardContext, data: Sequence[Tensor]) -> int:
         """Return the number of examples that the data hold on axis 0."""
-        size = call.batch_size
+        size = context.batch_size
         for value in data:
-            axis = call.axes.get(value)
+            axis = context.axes.get(value)
             if axis is None and size is not None:
-                call.check_batch(self._name, [None])
+                context.check_batch(self._name, [None])
             if size is None or axis != 0 or value.shape[0] % max(size, 1):
                 raise PrivacyUnitError(
                     f"a registered operator takes the batch on axis 0 of its arguments, got a tensor of shape "
@@ -222,13 +224,13 @@ class _OneAtATime:
     def _kind(self, flat: Sequence[Any], data: dict[int, Tensor]) -> Any:
         """Return what tells calls of one kind apart: shapes but for the batch, dtypes and settings."""
         return tuple(
-            (value.shape[1:] if place in data else value.shape, value.dtype, value.device)
+            (value.shape[1:] if position in data else value.shape, value.dtype, value.device)
             if isinstance(value, Tensor)
             else (value if isinstance(value, (bool, int, str)) else type(value))
-            for place, value in enumerate(flat)
+            for position, value in enumerate(flat)
         )
 
-    def _joined(self, call: ForwardContext, parts: Sequence[Any]) -> Any:
+    def _joined(self, context: ForwardContext, parts: Sequence[Any]) -> Any:
         """Join what the examples gave; every tensor holds the batch on axis 0."""
         flat, specs = zip(*(tree_flatten(part) for part in parts), strict=True)
         if any(spec != specs[0] for spec in specs):
@@ -258,7 +260,7 @@ class _OneAtATime:
                     cure='Return one value for each example (for a loss, reduction="none")',
                 )
             out = torch.cat(column)
-            call.axes.set(out, 0)
+            context.axes.set(out, 0)
             outputs.append(out)
         return tree_unflatten(outputs, specs[0])
 

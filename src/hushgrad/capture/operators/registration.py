@@ -1,7 +1,7 @@
 """One decorator holds what is known of an operator: how its use is captured, and where the batch lies in its result.
 
     @captures(torch.addmm, Tensor.addmm, axis=products.added_product)
-    def addmm(call, func, args, kwargs): ...
+    def addmm(context, func, args, kwargs): ...
 
 The axis rule is part of it because a captured use whose result nobody can follow would be refused at the next layer.
 Operators that no parameter meets, and that only move the batch, stand in `axes/table.py`.

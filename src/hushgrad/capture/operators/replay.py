@@ -42,10 +42,10 @@ class Replay:
     def run(self, leaf_values: Sequence[Tensor], data_values: Sequence[Tensor]) -> Any:
         """Run the call with other values in the places of the leaves and of the data."""
         flat = list(self.flat)
-        for place, value in zip(self.leaves, leaf_values, strict=True):
-            flat[place] = value
-        for place, value in zip(self.data, data_values, strict=True):
-            flat[place] = value
+        for position, value in zip(self.leaves, leaf_values, strict=True):
+            flat[position] = value
+        for position, value in zip(self.data, data_values, strict=True):
+            flat[position] = value
         args, kwargs = tree_unflatten(flat, self.spec)
         device = next(value.device.type for value in self.data.values())
         with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
@@ -190,8 +190,8 @@ def _by_masks(
     the place of those of the examples it comes from, and these examples alone get a gradient that is not finite.
     """
     parameters = distinct_parameters(list(graph.replay.leaves.values()))
-    axes = [axis for place in reached if (axis := graph.axes[place]) is not None]
-    outputs = [graph.outputs[place] for place in reached]
+    axes = [axis for position in reached if (axis := graph.axes[position]) is not None]
+    outputs = [graph.outputs[position] for position in reached]
     found = _masked(parameters, outputs, axes, gradients, batch_size)
     if not all(bool(torch.isfinite(column).all()) for column in found):
         broken_B = _not_finite(graph, batch_size, outputs, axes, gradients)
@@ -199,7 +199,7 @@ def _by_masks(
         if broken_B.any() and not broken_B.all():
             clean = _without(graph, broken_B, batch_size)
             quiet = [_filled(gradient, axis, broken_B) for gradient, axis in zip(gradients, axes, strict=True)]
-            found = _masked(parameters, [clean[place] for place in reached], axes, quiet, batch_size)
+            found = _masked(parameters, [clean[position] for position in reached], axes, quiet, batch_size)
         for column in found:
             column[broken_B] = torch.nan
     return [(leaf, Dense(column)) for leaf, column in zip(parameters, found, strict=True)]
