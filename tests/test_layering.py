@@ -16,7 +16,7 @@ ROOT = Path(hushgrad.__file__).parent
 
 SHARED = ("_version", "errors", "arguments", "printable", "process", "randomness")
 ACCOUNTING_HALF = ("accounting", "sampling")
-GRADIENT_HALF = ("clipping", "kernels", "noise", "gradients", "capture")
+GRADIENT_HALF = ("torch_internals", "clipping", "kernels", "noise", "gradients", "capture")
 JOINING = (
     "mechanism",
     "separation",

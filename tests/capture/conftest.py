@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parents[1] / "gradients"))
 
 from attached import Attached
 

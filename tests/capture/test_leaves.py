@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture import leaves
-from hushgrad.capture.leaves import Leaf, batched_vjp, distinct_parameters
+from hushgrad.capture.leaves import TrackedTensor, batched_vjp, distinct_parameters
 from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.gradients.dense import Dense
 
@@ -28,14 +28,17 @@ class NoBatchingRule(torch.autograd.Function):
         return 2 * x * torch.tensor(gradient.tolist(), dtype=x.dtype)
 
 
-def parameter(*shape: int) -> Leaf:
-    return Leaf.of_parameter("p", torch.nn.Parameter(torch.randn(*shape, dtype=torch.float64)))
+def parameter(*shape: int) -> TrackedTensor:
+    return TrackedTensor.of_parameter("p", torch.nn.Parameter(torch.randn(*shape, dtype=torch.float64)))
 
 
 @pytest.mark.parametrize("budget", [1, 200, 1 << 28])
 def test_rows_go_back_to_parameters_one_example_at_a_time(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
     monkeypatch.setattr(leaves, "BATCHED_VJP_BYTES", budget)
-    first, second = parameter(3, 4), Leaf.of_parameter("q", torch.nn.Parameter(torch.randn(4, dtype=torch.float64)))
+    first, second = (
+        parameter(3, 4),
+        TrackedTensor.of_parameter("q", torch.nn.Parameter(torch.randn(4, dtype=torch.float64))),
+    )
     output = (first.graph * second.graph).sin().sum(1)
     rows = torch.randn(7, 3, dtype=torch.float64)
     found = dict(batched_vjp(output, [first, second], rows))
@@ -53,7 +56,10 @@ def test_a_backward_that_cannot_be_vectorised_is_run_for_each_example() -> None:
 
 
 def test_a_parameter_that_an_output_does_not_depend_on_gets_zeros() -> None:
-    used, unused = parameter(2), Leaf.of_parameter("q", torch.nn.Parameter(torch.randn(5, dtype=torch.float64)))
+    used, unused = (
+        parameter(2),
+        TrackedTensor.of_parameter("q", torch.nn.Parameter(torch.randn(5, dtype=torch.float64))),
+    )
     found = dict(batched_vjp(used.graph * 2, [used, unused], torch.ones(3, 2, dtype=torch.float64)))
     assert torch.equal(found["q"].per_example(), torch.zeros(3, 5, dtype=torch.float64))
 
@@ -75,7 +81,7 @@ def test_an_ordinary_backward_into_a_local_graph_raises_and_names_the_parameter(
 
 def test_a_leaf_shares_the_values_of_its_parameter_and_not_its_graph() -> None:
     weight = torch.nn.Parameter(torch.randn(3))
-    leaf = Leaf.of_parameter("w", weight)
+    leaf = TrackedTensor.of_parameter("w", weight)
     assert leaf.value.data_ptr() == leaf.graph.data_ptr() == weight.data_ptr()
     assert not leaf.value.requires_grad
     assert leaf.graph.is_leaf
@@ -83,6 +89,6 @@ def test_a_leaf_shares_the_values_of_its_parameter_and_not_its_graph() -> None:
 
 
 def test_the_parameters_under_derived_leaves_are_named_once() -> None:
-    first, second = parameter(2), Leaf.of_parameter("q", torch.nn.Parameter(torch.randn(2)))
-    derived = Leaf("sum", first.value, first.graph * 2, (first, second))
+    first, second = parameter(2), TrackedTensor.of_parameter("q", torch.nn.Parameter(torch.randn(2)))
+    derived = TrackedTensor("sum", first.value, first.graph * 2, (first, second))
     assert [leaf.name for leaf in distinct_parameters([first, derived, second])] == ["p", "q"]

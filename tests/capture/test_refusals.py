@@ -242,7 +242,7 @@ def test_time_and_batch_may_change_places_also_where_they_are_equally_many(steps
 
 def test_a_model_given_another_number_of_rows_than_records_is_refused(attached: Attached) -> None:
     for rows in (2 * B, B - 1, 1):
-        with pytest.raises(PrivacyUnitError, match=f"saw {rows} rows for {B} records"):
+        with pytest.raises(PrivacyUnitError, match=f"saw {rows} rows for {B} examples"):
             losses(attached.model(torch.randn(rows, 4, dtype=torch.float64))).sum().backward()
     assert attached.pool.take() == {}
 

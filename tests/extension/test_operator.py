@@ -382,7 +382,7 @@ def test_data_that_is_no_argument_is_refused() -> None:
 
     for run in (hidden, lambda x: x * of_nothing(torch.ones(D))):
         model = Fused(lambda x, weight, bias, run=run: scale(run, x) * weight + bias)
-        refused(UncoveredParameterUseError, "no argument", model, torch.randn(B, D))
+        refused(UncoveredParameterUseError, "not one of its arguments", model, torch.randn(B, D))
 
 
 def test_an_argument_that_hides_tensors_is_refused() -> None:
@@ -411,7 +411,7 @@ def test_a_parameter_that_is_no_argument_is_refused() -> None:
     hidden = hushgrad.register_operator(lambda x: x * kept)
     model = Fused(lambda x, weight, bias: hidden(x) * weight + bias)
     model.kept = kept
-    refused(UncoveredParameterUseError, "no argument", model, torch.randn(B, D))
+    refused(UncoveredParameterUseError, "not one of its arguments", model, torch.randn(B, D))
 
 
 # The register --------------------------------------------------------------------------------------------------------

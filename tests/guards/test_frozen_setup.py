@@ -7,23 +7,8 @@ import torch
 from torch import nn
 
 from hushgrad.errors import ContractChangedError, StrayGradientError
-from hushgrad.guards.frozen_setup import FrozenSetup, modules_of
+from hushgrad.guards.frozen_setup import FrozenSetup
 from hushgrad.sampling.records import PhysicalBatch
-
-
-def shared() -> nn.Module:
-    part = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    model = nn.Sequential(part, nn.ModuleDict({"again": part, "other": nn.LayerNorm(2)}))
-    model.add_module("nothing", None)
-    return model
-
-
-@pytest.mark.parametrize("make", [shared, lambda: nn.Linear(2, 2), lambda: nn.TransformerEncoderLayer(4, 2, 8)])
-def test_the_walk_finds_each_module_once(make: object) -> None:
-    model = make()  # type: ignore[operator]
-    found = modules_of(model)
-    assert len(found) == len({id(module) for module in found})
-    assert {id(module) for module in found} == {id(module) for module in model.modules()}
 
 
 def frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> FrozenSetup:

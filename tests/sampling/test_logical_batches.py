@@ -13,8 +13,8 @@ from torch.utils.data import TensorDataset
 
 from hushgrad.errors import ProtocolError
 from hushgrad.randomness import KeyStream
-from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.disjoint import DisjointBatches
+from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.poisson import PoissonSampling
 
 

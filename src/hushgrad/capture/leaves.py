@@ -21,7 +21,7 @@ BATCHED_VJP_BYTES = 1 << 28
 
 
 @dataclass(eq=False)  # not frozen, which takes three times as long to make: each forward makes one for each parameter
-class Leaf:
+class TrackedTensor:
     """A tensor whose per-example gradients are wanted.
 
     Attributes:
@@ -36,7 +36,7 @@ class Leaf:
     name: str
     value: Tensor
     derivation: Tensor | None = None
-    roots: tuple[Leaf, ...] = ()
+    roots: tuple[TrackedTensor, ...] = ()
     ids: Tensor | None = None
     overwritten_by: str = ""
 
@@ -46,7 +46,7 @@ class Leaf:
         return not self.roots
 
     @classmethod
-    def of_parameter(cls, name: str, parameter: Tensor) -> Leaf:
+    def of_parameter(cls, name: str, parameter: Tensor) -> TrackedTensor:
         """Return the leaf of a parameter; its values are shared, its graph is new."""
         return cls(name, parameter.detach())
 
@@ -61,7 +61,7 @@ class Leaf:
         )
         return graph
 
-    def parameters(self) -> tuple[Leaf, ...]:
+    def parameters(self) -> tuple[TrackedTensor, ...]:
         """Return the parameters this leaf depends on."""
         return self.roots or (self,)
 
@@ -69,8 +69,9 @@ class Leaf:
         """Refuse the use of a tensor that was changed through another one."""
         if self.overwritten_by:
             raise UncoveredParameterUseError(
-                f"{self.name}: {self.overwritten_by} changed it in place through another tensor with the same memory. "
-                f"Use the form of {self.overwritten_by} that returns a new tensor"
+                f"{self.overwritten_by} changed it in place through another tensor with the same memory",
+                where=self.name,
+                cure=f"Use the form of {self.overwritten_by} that returns a new tensor",
             )
 
     def to_parameters(self, contribution: Contribution) -> list[tuple[str, Contribution]]:
@@ -83,17 +84,20 @@ class Leaf:
 def _refuse_ordinary_gradient(name: str) -> None:
     """Runs when an ordinary backward finds its way into a local graph, where the gradient would be lost."""
     raise UncoveredParameterUseError(
-        f"{name}: an operator in the forward let its values out in a way in which their use cannot be followed. Use "
-        f"the parameter through operators that return new tensors"
+        "an operator in the forward passed its values on where their use cannot be followed",
+        where=name,
+        cure="Use the parameter in operators that return new tensors",
     )
 
 
-def distinct_parameters(leaves: Sequence[Leaf]) -> tuple[Leaf, ...]:
+def distinct_parameters(leaves: Sequence[TrackedTensor]) -> tuple[TrackedTensor, ...]:
     """Return the parameters under some leaves, each once."""
     return tuple({parameter.name: parameter for leaf in leaves for parameter in leaf.parameters()}.values())
 
 
-def batched_vjp(output: Tensor, parameters: Sequence[Leaf], gradients: Tensor) -> list[tuple[str, Contribution]]:
+def batched_vjp(
+    output: Tensor, parameters: Sequence[TrackedTensor], gradients: Tensor
+) -> list[tuple[str, Contribution]]:
     """Carry per-example gradients `[B, *output.shape]` of `output` back to parameters, one example's row at a time.
 
     Vectorised over examples where torch can, else a loop: exact either way.

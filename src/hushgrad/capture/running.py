@@ -2,6 +2,10 @@
 
 Forward hooks tell, but not always: torch skips them when a forward is left by KeyboardInterrupt or another
 BaseException, in compiled code, and where they were removed meanwhile. So the call is known by its frame as well.
+
+The frame is not held. A frame that is held keeps its locals and those of its callers, so after a Ctrl-C it would keep
+the user's batch until the next forward. Its address is kept, and a weak reference to an object that dies with it: as
+long as that lives no other frame can have the address, and after that the call is over.
 """
 
 from __future__ import annotations
@@ -11,17 +15,18 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from torch import nn
+from hushgrad.torch_internals import MODULE_CALL_FILE, life_of_call
 
 _frame_at = sys._getframe
-_MODULE_CALL = nn.Module._call_impl.__code__.co_filename
 
 
 class RunningCall:
     """A module's call, begun in the thread that makes this; only this thread may ask for it."""
 
     def __init__(self) -> None:
-        self._frame = _frame_of_module_call()
+        frame, life = _frame_of_module_call()
+        self._address = id(frame)
+        self._life: Callable[[], Any] = (lambda: frame) if life is None else life  # compiled code has none of its own
         self._distances: dict[int, int] = {}
 
     def is_running(self, asker: int = 1) -> bool:
@@ -33,39 +38,42 @@ class RunningCall:
         Args:
             asker: how many frames outside of this method's the code runs that tells where it is asked.
         """
-        place = 0
+        if self._life() is None:
+            return False
+        address, site = self._address, 0
         try:
-            place = id(_frame_at(asker).f_code) + asker
-            if _frame_at(self._distances.get(place, 0)) is self._frame:
+            site = id(_frame_at(asker).f_code) + asker
+            if id(_frame_at(self._distances.get(site, 0))) == address:
                 return True
         except ValueError:  # the stack is not that deep
             pass
         frame: FrameType | None = _frame_at(0)
         distance = 0
         while frame is not None:
-            if frame is self._frame:
-                self._distances[place] = distance
+            if id(frame) == address:
+                self._distances[site] = distance
                 return True
             frame, distance = frame.f_back, distance + 1
         return False
 
     def is_over(self, frame: FrameType | None) -> bool:
         """Return whether no hook of the call can run any more, asked from `frame`: its own frame runs none itself."""
-        return (frame is not None and frame is self._frame) or not self.is_running()
+        return (frame is not None and id(frame) == self._address) or not self.is_running()
 
 
-def _frame_of_module_call() -> FrameType | None:
-    """Return the outermost frame of torch's module call that runs this hook; it ends with the forward.
+def _frame_of_module_call() -> tuple[FrameType | None, Callable[[], Any] | None]:
+    """Return the outermost frame of torch's module call that runs this hook, and what dies with the call.
 
-    Not the one that runs hooks: to hold that would keep alive the arguments that are to tell of its end. Compiled code
-    may have put frames of its own in between.
+    The frame ends with the forward. It is not the one that runs hooks, whose arguments are to tell of its end. Compiled
+    code may have put frames of its own in between.
     """
     frame: FrameType | None = _frame_at(1)
-    while frame is not None and frame.f_code.co_filename != _MODULE_CALL:
+    while frame is not None and frame.f_code.co_filename != MODULE_CALL_FILE:
         frame = frame.f_back
-    while frame is not None and frame.f_back is not None and frame.f_back.f_code.co_filename == _MODULE_CALL:
+    life = None if frame is None else life_of_call(frame)
+    while frame is not None and frame.f_back is not None and frame.f_back.f_code.co_filename == MODULE_CALL_FILE:
         frame = frame.f_back
-    return frame
+    return frame, life
 
 
 class LivingArguments(dict[str, Any]):

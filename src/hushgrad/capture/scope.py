@@ -13,17 +13,17 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.hooks import RemovableHandle
 
 from hushgrad.capture.axes.batch_axes import BatchAxes, tensors_in
-from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.mode import CaptureMode
-from hushgrad.capture.operators.operator import Anchor, Forward
+from hushgrad.capture.operators.operator import ForwardContext, GraphAnchor
 from hushgrad.capture.running import LivingArguments, RunningCall
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError
+from hushgrad.torch_internals import parameters_of, top_mode
 
 # Frames between `RunningCall.is_running` and the code that calls a module (hook, torch's three) or an operator.
 CALLER_OF_MODULE, CALLER_OF_OPERATOR = 6, 3
@@ -67,11 +67,11 @@ class Scope:
     def __init__(self, model: nn.Module, pool: UsePool, observer: CallObserver | None = None) -> None:
         self._pool = pool
         self._observer = observer
-        self._anchor = Anchor()
+        self._anchor = GraphAnchor()
         self._sites = [
-            (module._parameters, key, f"{prefix}.{key}" if prefix else key)
+            (parameters_of(module), key, f"{prefix}.{key}" if prefix else key)
             for prefix, module in model.named_modules()
-            for key, parameter in module._parameters.items()
+            for key, parameter in parameters_of(module).items()
             if parameter is not None and parameter.requires_grad
         ]
         self._here = _Here()
@@ -144,7 +144,7 @@ class Scope:
         axes = BatchAxes()
         batch_size = axes.seed((args, kwargs), self._pool.batch_size)
         call = RunningCall()
-        forward = Forward(self._pool, self._anchor, axes, leaves, batch_size, held, self.registered)
+        forward = ForwardContext(self._pool, self._anchor, axes, leaves, batch_size, held, self.registered)
         mode = CaptureMode(forward, partial(call.is_running, CALLER_OF_OPERATOR))
         begun = _Open(mode, call, _nobody if observer is None else partial(observer.left, token), [module])
         self._here.open = begun
@@ -167,8 +167,8 @@ class Scope:
         if entered:
             return
         try:
-            guard_outputs(begun.mode.call, output)
-            begun.mode.call.pool.is_narrow |= begun.mode.call.axes.is_narrow
+            guard_outputs(begun.mode.context, output)
+            begun.mode.context.pool.is_narrow |= begun.mode.context.axes.is_narrow
         finally:
             self._exit(begun)
         begun.left(output)
@@ -183,16 +183,16 @@ class Scope:
         self._exit(begun)
         begun.left(None)
 
-    def _leaves(self, held: list[Tensor]) -> dict[int, Leaf]:
+    def _leaves(self, held: list[Tensor]) -> dict[int, TrackedTensor]:
         """Resolve the parameters by name now: their tensors may have been swapped since the session began.
 
         They are held for the length of the forward, so that no other tensor can come to stand at their address.
         """
-        leaves: dict[int, Leaf] = {}
+        leaves: dict[int, TrackedTensor] = {}
         for parameters, key, name in self._sites:
             parameter = parameters[key]
             if parameter is not None and parameter.requires_grad and id(parameter) not in leaves:
-                leaves[id(parameter)] = Leaf.of_parameter(name, parameter)
+                leaves[id(parameter)] = TrackedTensor.of_parameter(name, parameter)
                 held.append(parameter)
         return leaves
 
@@ -200,7 +200,7 @@ class Scope:
         self._here.open = None
         mode = begun.mode
         above = []
-        while (top := _top_mode()) is not None:
+        while (top := top_mode()) is not None:
             top.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             if top is mode:
                 break
@@ -215,9 +215,9 @@ def _forget_from(entered: list[nn.Module], module: nn.Module) -> bool:
 
     A module is not on the list where a pre-hook before ours raised; then nothing has begun.
     """
-    for place in range(len(entered) - 1, -1, -1):
-        if entered[place] is module:
-            del entered[place:]
+    for index in range(len(entered) - 1, -1, -1):
+        if entered[index] is module:
+            del entered[index:]
             return True
     return False
 
@@ -226,37 +226,38 @@ def _nobody(output: Any) -> None:
     """Is told that a forward was left."""
 
 
-def guard_outputs(call: Forward, output: Any) -> None:
+def guard_outputs(context: ForwardContext, output: Any) -> None:
     """Let a backward through an output in which examples were mixed raise; as a value it may be looked at.
 
     Mixing before the last use of a parameter is seen at that use. Mixing after it (h - h.mean(0), a softmax over the
     batch) shows in the model's outputs only. A scalar is the loss itself, and is taken for a sum over examples. One
     example alone has no other to be mixed with.
     """
-    if call.batch_size == 1:
+    if context.batch_size == 1:
         return
     for tensor in tensors_in(output):
-        lost = tensor.ndim > 0 and tensor.requires_grad and call.axes.descends(tensor) and call.axes.get(tensor) is None
+        lost = (
+            tensor.ndim > 0
+            and tensor.requires_grad
+            and context.axes.descends(tensor)
+            and context.axes.get(tensor) is None
+        )
         if lost and not tensor.is_leaf:
             tensor.register_hook(  # type: ignore[no-untyped-call]
-                _refusal(call.anchor, list(tensor.shape), call.axes.lost_by)
+                _refusal(context.anchor, list(tensor.shape), context.axes.lost_by)
             )
 
 
-def _refusal(anchor: Anchor, shape: list[int], lost_by: str | None) -> Callable[[Tensor], None]:
+def _refusal(anchor: GraphAnchor, shape: list[int], lost_by: str | None) -> Callable[[Tensor], None]:
     def refuse(gradient: Tensor) -> None:
         if anchor.is_accumulating():
             raise PrivacyUnitError(
                 f"the examples of the batch cannot be told apart in an output of the model, of shape {shape}, since "
-                f"{lost_by or 'its forward began'}. Keep the batch on an axis of its own, and mix no examples"
+                f"{lost_by or 'its forward began'}",
+                cure="Keep the batch on an axis of its own, and do not mix examples",
             )
 
     return refuse
-
-
-def _top_mode() -> TorchFunctionMode | None:
-    stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    return stack[-1] if stack else None
 
 
 class _Hook:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -47,13 +47,14 @@ def named(names: str, spaces: Sequence[Space]) -> list[Function]:
     """
     twice = [name for name, count in Counter(names.split()).items() if count > 1]
     if twice:
-        raise InvalidArgumentError(f"operators named twice in one table: {', '.join(twice)}. Name each once")
+        raise InvalidArgumentError(f"operators named twice in one table: {', '.join(twice)}", cure="Name each once")
     found = {name: lookup(name, spaces) for name in names.split()}
     missing = [name for name, functions in found.items() if not functions and name not in OPTIONAL]
     if missing:
         raise InvalidArgumentError(
-            f"torch {torch.__version__} has no operator called {', '.join(missing)}. Install a version of torch that "
-            f"hushgrad was tested with; in hushgrad's own tables, correct the name, or give the reason in OPTIONAL"
+            f"torch {torch.__version__} has no operator called {', '.join(missing)}",
+            cure="Install a version of torch that hushgrad was tested with. In hushgrad's own tables, correct the name "
+            "or give the reason in OPTIONAL",
         )
     return [function for functions in found.values() for function in functions]
 
@@ -73,8 +74,17 @@ def joined(*tables: Mapping[Function, R]) -> dict[Function, R]:
     """
     found: dict[Function, R] = {}
     for table in tables:
-        for function, rule in table.items():
-            if function in found:
-                raise InvalidArgumentError(f"{function!r}: stands in two tables of operators. Keep it in one")
-            found[function] = rule
+        add(found, table)
     return found
+
+
+def add(table: dict[Function, R], entries: Mapping[Function, R], *, apart_from: Container[Function] = ()) -> None:
+    """Add entries to a table, all of them or none.
+
+    Raises:
+        InvalidArgumentError: an operator that stands in the table already, or in the one to be kept apart from.
+    """
+    twice = [function for function in entries if function in table or function in apart_from]
+    if twice:
+        raise InvalidArgumentError("has a rule already", where=repr(twice[0]), cure="Register each operator once")
+    table.update(entries)

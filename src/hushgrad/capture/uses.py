@@ -8,14 +8,14 @@ from threading import Lock
 
 import torch
 from torch import Tensor
-from torch.autograd import Variable
 
-from hushgrad.capture.axes.row_owners import Owners, Place
+from hushgrad.capture.axes.row_owners import BatchLocation, SegmentIds
 from hushgrad.errors import PrivacyUnitError
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.ownership import own
 from hushgrad.gradients.rows import Rows
+from hushgrad.torch_internals import call_after_backward, current_graph_task
 
 
 @dataclass(slots=True)
@@ -80,18 +80,18 @@ class UsePool:
 
     def note_undivided(self) -> None:
         """Take note, from inside a backward, that its losses were not divided by the size of the batch."""
-        task = torch._C._current_graph_task_id()
+        task = current_graph_task()
         self._undivided_tasks = {task}  # an earlier one that is still here was left by an exception
-        Variable._execution_engine.queue_callback(lambda: self._undivided_tasks.discard(task))
+        call_after_backward(lambda: self._undivided_tasks.discard(task))
 
     def add(self, name: str, contribution: Contribution) -> None:
         """Record one use, from inside the backward that produced it."""
-        task = torch._C._current_graph_task_id()
+        task = current_graph_task()
         if task not in self._running:
             self._running[task] = {}
             # A backward inside that one (a part that checkpointing runs again) has a task of its own.
             is_undivided = bool(self._undivided_tasks)
-            Variable._execution_engine.queue_callback(lambda: self._finish(task, is_undivided))
+            call_after_backward(lambda: self._finish(task, is_undivided))
         uses = self._running[task].setdefault(name, _Uses())
         gradients = contribution.formed(self._plan)
         if gradients is None:
@@ -122,7 +122,7 @@ class UsePool:
         self._finished, self._running, self.backwards, self.undivided = {}, {}, 0, 0
         self._undivided_tasks = set()
 
-    def examples(self, tensor: Tensor, axis: Place, where: str) -> Tensor:
+    def examples(self, tensor: Tensor, axis: BatchLocation, where: str) -> Tensor:
         """Return `tensor` as `[B, ...]` with the batch first, in at least float32 if it is floating.
 
         Positions that are folded into the batch come out as one further dimension: `[B·k, ...]` gives `[B, k, ...]`,
@@ -134,17 +134,21 @@ class UsePool:
         batch = self.batch_size
         if batch is None:
             raise PrivacyUnitError(
-                f"{where}: a backward ran outside `session.backward` and outside of an item of the private loader, so "
-                f"the number of examples is unknown. For the model's own update run it between a loader item and its "
-                f"optimizer.step(), or call session.backward(losses); where another network is updated through this "
-                f"one (a generator's step, say), run forward and backward in session.paused()"
+                "a backward ran outside `session.backward` and outside of an item of the private loader, so the number "
+                "of examples is unknown",
+                where=where,
+                cure="Run it between a loader item and its optimizer.step(), or call session.backward(losses). To "
+                "update another network through this one (a generator's step, say), run forward and backward in "
+                "session.paused()",
             )
         if axis is None:
             raise PrivacyUnitError(
-                f"{where}: got a tensor of shape {list(tensor.shape)} in which the examples of the batch cannot be "
-                f"told apart any more. Keep the batch on an axis of its own up to this operator"
+                f"got a tensor of shape {list(tensor.shape)} in which the examples of the batch can no longer be told "
+                f"apart",
+                where=where,
+                cure="Keep the batch on an axis of its own up to this operator",
             )
-        if isinstance(axis, Owners):
+        if isinstance(axis, SegmentIds):
             tensor = axis.blocks(tensor, batch)
             return _widened(tensor)
         if axis != 0:
@@ -152,8 +156,9 @@ class UsePool:
         if tensor.shape[0] != batch:
             if batch == 0 or tensor.shape[0] % batch:
                 raise PrivacyUnitError(
-                    f"{where}: saw {tensor.shape[0]} rows for {batch} records. Keep the batch on an axis of its own, "
-                    f"and let one row of the model's inputs be one record"
+                    f"saw {tensor.shape[0]} rows for {batch} examples",
+                    where=where,
+                    cure="Keep the batch on an axis of its own, and let one row of the model's inputs be one example",
                 )
             tensor = tensor.reshape(batch, tensor.shape[0] // batch, *tensor.shape[1:])
         return _widened(tensor)

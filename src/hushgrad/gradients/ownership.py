@@ -21,8 +21,7 @@ from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution
 from hushgrad.gradients.dense import Dense
-
-_readers_of = torch._C._storage_Use_Count
+from hushgrad.torch_internals import base_of, storage_handle, storage_use_count
 
 Counts = tuple[int, int, int, int]
 """References to a tensor, to its storage, readers of that memory, references to the tensor that it is a view of."""
@@ -58,17 +57,17 @@ def _shared(lists: Sequence[list[Contribution]], counts: Counts | None = None) -
     for index, parts in enumerate(lists):
         for place, part in enumerate(parts):
             for operand in part.operands:
-                storage, base = operand.untyped_storage(), operand._base
+                storage, base = operand.untyped_storage(), base_of(operand)
                 if (
                     getrefcount(operand) != references
                     or getweakrefcount(operand)
                     or getrefcount(storage) != storage_references
                     or not storage.resizable()  # memory that torch did not take itself: NumPy's, a file's
                     or (
-                        _readers_of(storage._cdata) != readers
+                        storage_use_count(storage_handle(storage)) != readers
                         if base is None
                         else (
-                            _readers_of(storage._cdata) != readers + 1
+                            storage_use_count(storage_handle(storage)) != readers + 1
                             or getrefcount(base) != base_references
                             or getweakrefcount(base)
                         )
@@ -102,7 +101,7 @@ def _set_apart(parts: list[Contribution]) -> list[Contribution]:
     lent = [part.map_examples(lambda operand: own[id(operand)]) for part in parts]
     parts.clear()
     originals.clear()
-    sharing = Counter(tensor.untyped_storage()._cdata for tensor in own.values())
+    sharing = Counter(storage_handle(tensor.untyped_storage()) for tensor in own.values())
     copies = {id(tensor): tensor.clone() for tensor in own.values() if _is_held(tensor, sharing)}
     if not copies:
         return lent
@@ -112,13 +111,13 @@ def _set_apart(parts: list[Contribution]) -> list[Contribution]:
 def _is_held(tensor: Tensor, sharing: Counter[int]) -> bool:
     """Whether others than the operands hold an operand's memory; `sharing` counts those, by the memory's address."""
     references, readers, is_own = _of_memory(torch.empty(1))
-    more = sharing[tensor.untyped_storage()._cdata] - 1
+    more = sharing[storage_handle(tensor.untyped_storage())] - 1
     return _of_memory(tensor) != (references, readers + more, is_own)
 
 
 def _of_memory(tensor: Tensor) -> tuple[int, int, bool]:
     storage = tensor.untyped_storage()
-    return getrefcount(storage), _readers_of(storage._cdata), storage.resizable()
+    return getrefcount(storage), storage_use_count(storage_handle(storage)), storage.resizable()
 
 
 _NOTHING = Dense(torch.empty(0))

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from hushgrad.errors import (
@@ -19,6 +17,7 @@ from hushgrad.errors import (
     UnsupportedModelError,
     UnsupportedOptimizerError,
 )
+from hushgrad.torch_internals import BatchNorm, InstanceNorm, has_gradient_hooks
 
 TRAINABLE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -98,14 +97,14 @@ def require_separate_examples(model: nn.Module, modules: Sequence[nn.Module]) ->
     Raises:
         CrossSampleLeakError, PrivateBufferError: naming the layers.
     """
-    mixing = [part for part in modules if isinstance(part, _BatchNorm) and _uses_batch(part)]
+    mixing = [part for part in modules if isinstance(part, BatchNorm) and _uses_batch(part)]
     if mixing:
         raise CrossSampleLeakError(
             f"BatchNorm mixes the examples of a batch: {_names(model, mixing)}. Use nn.GroupNorm instead, or put these "
             f"layers into eval() so that their frozen statistics are used (and again after every model.train())"
         )
     tracking = [
-        part for part in modules if isinstance(part, _InstanceNorm) and part.track_running_stats and part.training
+        part for part in modules if isinstance(part, InstanceNorm) and part.track_running_stats and part.training
     ]
     if tracking:
         raise PrivateBufferError(
@@ -127,7 +126,7 @@ def _names(model: nn.Module, chosen: Sequence[nn.Module]) -> str:
     return ", ".join(repr(name) if name else "the model itself" for name in names)
 
 
-def _uses_batch(layer: _BatchNorm) -> bool:
+def _uses_batch(layer: BatchNorm) -> bool:
     return layer.training or layer.running_mean is None
 
 
@@ -147,7 +146,7 @@ def _trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             problems.append(f"{name} is {parameter.dtype} (use a real floating dtype of at least 16 bits)")
         elif parameter.is_sparse or parameter.layout != torch.strided:
             problems.append(f"{name} is not a dense tensor")
-        elif parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+        elif has_gradient_hooks(parameter):
             problems.append(f"{name} has a gradient hook, which would see or change gradients (remove the hook)")
         elif parameter.grad is not None:
             problems.append(f"{name} holds a gradient already (call optimizer.zero_grad())")

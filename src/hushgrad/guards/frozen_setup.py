@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from hushgrad.errors import ContractChangedError, StrayGradientError, UnsupportedOptimizerError
 from hushgrad.guards.compatibility import require_separate_examples
 from hushgrad.sampling.records import PhysicalBatch
+from hushgrad.torch_internals import modules_of, parameters_of, version
 
 
 class FrozenSetup:
@@ -113,7 +114,7 @@ class FrozenSetup:
     def expect_moved_weights(self) -> None:
         """An update is about to be written; the first one is watched."""
         if not self._has_moved:
-            self._unmoved = [(parameter._version, _sample(parameter)) for parameter in self._trained()]
+            self._unmoved = [(version(parameter), _sample(parameter)) for parameter in self._trained()]
 
     def require_moved_weights(self) -> None:
         """The step has ended: refuse an optimizer that did nothing with the first update.
@@ -125,8 +126,8 @@ class FrozenSetup:
         if before is None:
             return
         self._has_moved = any(
-            parameter._version != version or not torch.equal(_sample(parameter), values)
-            for parameter, (version, values) in zip(self._trained(), before, strict=True)
+            version(parameter) != number or not torch.equal(_sample(parameter), values)
+            for parameter, (number, values) in zip(self._trained(), before, strict=True)
         )
         if not self._has_moved:
             raise UnsupportedOptimizerError(
@@ -138,7 +139,7 @@ class FrozenSetup:
         return [parameter for parameter in _parameters(modules_of(self._model)) if id(parameter) in self._trainable]
 
     def _parameter_versions(self) -> list[int]:
-        return [parameter._version for parameter in _parameters(modules_of(self._model))]
+        return [version(parameter) for parameter in _parameters(modules_of(self._model))]
 
     def _group_values(self) -> list[dict[str, Any]]:
         return [
@@ -167,22 +168,8 @@ def _sample(parameter: Tensor) -> Tensor:
     return parameter.detach().reshape(-1)[:64].clone()
 
 
-# This runs in every step, where torch's own modules() and parameters() would take several times as long.
-
-
-def modules_of(model: nn.Module) -> list[nn.Module]:
-    """Return all modules of a model, each once, in any order."""
-    found, waiting = {id(model): model}, [model]
-    while waiting:
-        for module in waiting.pop()._modules.values():
-            if module is not None and id(module) not in found:
-                found[id(module)] = module
-                waiting.append(module)
-    return list(found.values())
-
-
 def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    return [value for module in modules for value in module._parameters.values() if value is not None]
+    return [value for module in modules for value in parameters_of(module).values() if value is not None]
 
 
 def _updated(optimizer: Optimizer) -> list[Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.errors import HushgradError, ProtocolError, UnsupportedOptimizerError
+from hushgrad.torch_internals import version
 
 MOST_MARKS = 128
 """How many parameters are marked; a step of hundreds of small layers would notice more."""
@@ -69,7 +70,7 @@ class GradientMarks:
         for name, parameter in self._parameters.items():
             if parameter.grad is None:
                 parameter.grad = self._marks[name]
-                self._put[name] = self._marks[name]._version
+                self._put[name] = version(self._marks[name])
 
     def require_untouched(self) -> None:
         """Refuse to go on where marks were cleared or scaled.
@@ -86,9 +87,9 @@ class GradientMarks:
     def take_away(self) -> None:
         """Leave no mark behind, but one that something was added to: that is a stray gradient, and stays."""
         is_intact = self._is_intact()
-        for name, version in self._put.items():
+        for name, before in self._put.items():
             parameter, mark = self._parameters[name], self._marks[name]
-            if parameter.grad is mark and (is_intact or mark._version == version or shows_nothing(parameter)):
+            if parameter.grad is mark and (is_intact or version(mark) == before or shows_nothing(parameter)):
                 parameter.grad = None
         if not is_intact:
             self._marks = {}  # new ones, next time
@@ -134,9 +135,9 @@ class GradientMarks:
 
     def _is_intact(self) -> bool:
         """Whether nobody has touched a mark; a write through `.data` shows in its values alone."""
-        for name, version in self._put.items():
+        for name, before in self._put.items():
             mark = self._marks[name]
-            if self._parameters[name].grad is not mark or mark._version != version:
+            if self._parameters[name].grad is not mark or version(mark) != before:
                 return False
         return all(bool((memory == mark_value(memory.dtype)).all()) for memory in self._memory)
 

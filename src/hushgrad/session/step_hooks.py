@@ -13,6 +13,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from hushgrad.errors import UnsupportedOptimizerError
+from hushgrad.torch_internals import witness_of_step
 
 
 class StepHooks:
@@ -33,7 +34,7 @@ class StepHooks:
         abandon: Callable[[], None],
     ) -> None:
         self._start, self._prepare, self._finish, self._abandon = start, prepare, finish, abandon
-        self._step_frame: FrameType | None = None
+        self._step: _Step | None = None
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -46,9 +47,9 @@ class StepHooks:
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         frame = sys._getframe(1)  # that of torch's wrapper around `step`, which ends with the step
-        if self._step_frame is not None and _is_caller(self._step_frame, frame):
+        if self._step is not None and self._step.calls(frame):
             return None  # an optimizer whose step calls its parent's: still the same step
-        self._step_frame = frame
+        self._step = _Step(frame)
         self._start()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
@@ -78,16 +79,27 @@ class StepHooks:
         return evaluate
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if sys._getframe(1) is self._step_frame:
-            self._step_frame = None
+        if self._step is not None and self._step.address == id(sys._getframe(1)):
+            self._step = None
             self._finish()
 
 
-def _is_caller(outer: FrameType, frame: FrameType) -> bool:
-    """Whether `outer` is among the callers of `frame`."""
-    caller = frame.f_back
-    while caller is not None:
-        if caller is outer:
-            return True
-        caller = caller.f_back
-    return False
+class _Step:
+    """Torch's frame around one call of `step`, known and not held.
+
+    A frame that is held keeps its locals and those of its callers: after a Ctrl-C, the user's batch until the next
+    step. Another frame may come to have the address of one that is gone, but not what that one made for itself.
+    """
+
+    def __init__(self, frame: FrameType) -> None:
+        self.address = id(frame)
+        self._witness = witness_of_step(frame) or frame
+
+    def calls(self, frame: FrameType) -> bool:
+        """Return whether this frame is still running, and among the callers of `frame`."""
+        caller = frame.f_back
+        while caller is not None:
+            if id(caller) == self.address:
+                return self._witness is caller or self._witness is witness_of_step(caller)
+            caller = caller.f_back
+        return False

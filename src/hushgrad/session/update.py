@@ -7,7 +7,6 @@ from collections.abc import Mapping, MutableMapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from hushgrad.clipping.bound import BoundRule
 from hushgrad.clipping.rule import ClipRule
@@ -18,6 +17,7 @@ from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.mechanism import Mechanism
 from hushgrad.noise.gaussian import Noised
 from hushgrad.randomness import Address, KeyStream
+from hushgrad.torch_internals import flattened, unflattened
 
 # Sums up to here are cheaper to copy into one draw of noise than to give a draw of their own.
 SMALL_VALUES = 1 << 16
@@ -164,15 +164,16 @@ def _flattened(totals: Sequence[Tensor]) -> Tensor:
     """Return the values of all totals in memory of their own, which noise may overwrite."""
     if len(totals) == 1:
         return totals[0].flatten().clone()
-    flat: Tensor = _flatten_dense_tensors(totals)  # type: ignore[no-untyped-call]
-    return flat
+    return flattened(totals)
 
 
 def _unflattened(flat: Tensor, totals: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return consecutive parts of `flat` in the shapes of the totals."""
-    parts: Sequence[Tensor] = _unflatten_dense_tensors(flat, totals)  # type: ignore[no-untyped-call]
     # An empty one comes back without its shape.
-    return [part if part.numel() else part.view_as(total) for part, total in zip(parts, totals, strict=True)]
+    return [
+        part if part.numel() else part.view_as(total)
+        for part, total in zip(unflattened(flat, totals), totals, strict=True)
+    ]
 
 
 def _sole_owners_of_their_memory(totals: Sequence[Tensor]) -> list[bool]:

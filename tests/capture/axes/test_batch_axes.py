@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hushgrad.capture.axes.batch_axes import BatchAxes
 from hushgrad.capture.mode import CaptureMode
-from hushgrad.capture.operators.operator import Anchor, Forward
+from hushgrad.capture.operators.operator import ForwardContext, GraphAnchor
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError
 
@@ -27,7 +27,7 @@ def tracked_axis(transform: Transform, x: Tensor) -> tuple[Tensor, int | str | N
     """Run `transform` under the mode on a batch-first `x`; return its output and the axis that is claimed."""
     axes = BatchAxes()
     axes.seed((x,), x.shape[0])
-    mode = CaptureMode(Forward(UsePool(), Anchor(), axes, {}, x.shape[0], []), lambda: True)
+    mode = CaptureMode(ForwardContext(UsePool(), GraphAnchor(), axes, {}, x.shape[0], []), lambda: True)
     with mode:
         out = transform(x)
     return out, axes.get(out) if axes.descends(out) else UNTRACKED

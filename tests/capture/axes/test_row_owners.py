@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from hushgrad.capture.axes.batch_axes import BatchAxes
-from hushgrad.capture.axes.row_owners import Owners, Place, placed
+from hushgrad.capture.axes.row_owners import BatchLocation, SegmentIds, location_of
 from hushgrad.capture.mode import CaptureMode
-from hushgrad.capture.operators.operator import Anchor, Forward
+from hushgrad.capture.operators.operator import ForwardContext, GraphAnchor
 from hushgrad.capture.uses import UsePool
 
 Transform = Callable[[Tensor], Tensor]
@@ -26,30 +26,34 @@ LENGTHS = torch.tensor([2, 3, 1])
 TABLE = torch.randn(B * T, D, dtype=torch.float64)
 
 
-def place_of(transform: Transform, x: Tensor) -> tuple[Tensor, Place]:
+def location_of_output(transform: Transform, x: Tensor) -> tuple[Tensor, BatchLocation]:
     """Run `transform` under the mode on a batch-first `x`; return its output and where its examples are said to be."""
     axes = BatchAxes()
     axes.seed((x,), x.shape[0])
-    with CaptureMode(Forward(UsePool(), Anchor(), axes, {}, x.shape[0], []), lambda: True):
+    with CaptureMode(ForwardContext(UsePool(), GraphAnchor(), axes, {}, x.shape[0], []), lambda: True):
         out = transform(x)
     assert axes.descends(out)
-    return out, axes.place(out)
+    return out, axes.location(out)
 
 
-def assert_owners_are_true(transform: Transform, x: Tensor) -> Place:
+def assert_owners_are_true(transform: Transform, x: Tensor) -> BatchLocation:
     """Check that changing an example changes the rows that it owns and no others."""
-    out, place = place_of(transform, x)
-    if place is None:
+    out, location = location_of_output(transform, x)
+    if location is None:
         return None
-    dim = place.dim if isinstance(place, Owners) else place
+    dim = location.dim if isinstance(location, SegmentIds) else location
     size = out.shape[dim]
-    rows = place.rows if isinstance(place, Owners) else torch.arange(x.shape[0]).repeat_interleave(size // x.shape[0])
+    rows = (
+        location.rows
+        if isinstance(location, SegmentIds)
+        else torch.arange(x.shape[0]).repeat_interleave(size // x.shape[0])
+    )
     for i in range(x.shape[0]):
         moved = x.clone()
         moved[i] = moved[i] * -1.7 + 0.3 * torch.randn_like(moved[i]) + 5
         differs = (transform(moved) != out).movedim(dim, 0).reshape(size, -1).any(1)
         assert not (differs & (rows != i)).any()
-    return place
+    return location
 
 
 def packed(x: Tensor) -> PackedSequence:
@@ -80,11 +84,11 @@ KEPT: dict[str, Transform] = {
 @pytest.mark.parametrize("start", STARTS)
 def test_rows_treated_alike_keep_their_owners(start: str, step: str) -> None:
     x = torch.randn(B, T, D, dtype=torch.float64)
-    _, place = place_of(STARTS[start], x)
-    assert isinstance(place, Owners)
+    _, location = location_of_output(STARTS[start], x)
+    assert isinstance(location, SegmentIds)
     after = assert_owners_are_true(lambda x: KEPT[step](STARTS[start](x)), x)
-    assert isinstance(after, Owners)
-    assert after.same_rows(place)
+    assert isinstance(after, SegmentIds)
+    assert after.same_rows(location)
 
 
 LOST: dict[str, Transform] = {
@@ -100,7 +104,7 @@ LOST: dict[str, Transform] = {
 @pytest.mark.parametrize("step", LOST)
 def test_what_depends_on_a_rows_place_loses_the_owners(step: str) -> None:
     x = torch.randn(B, T, D, dtype=torch.float64)
-    assert place_of(lambda x: LOST[step](STARTS["time first, folded"](x)), x)[1] is None
+    assert location_of_output(lambda x: LOST[step](STARTS["time first, folded"](x)), x)[1] is None
 
 
 BACK: dict[str, Transform] = {
@@ -164,9 +168,9 @@ def test_what_a_row_holds_was_computed_from_its_owner_alone(start: str, steps: l
 def test_blocks_hold_each_examples_rows_in_their_order(rows: list[int]) -> None:
     owners = torch.tensor(rows)
     values = torch.arange(1.0, len(rows) + 1).unsqueeze(1)
-    blocks = Owners(0, owners).blocks(values, B)
+    blocks = SegmentIds(0, owners).blocks(values, B)
     for i in range(B):
         own = values[owners == i].flatten()
         assert blocks[i].flatten().tolist() == [*own.tolist(), *[0.0] * (blocks.shape[1] - len(own))]
-    place = placed(0, owners, B)
-    assert isinstance(place, Owners) == (rows != sorted(rows) or len({rows.count(i) for i in range(B)}) > 1)
+    location = location_of(0, owners, B)
+    assert isinstance(location, SegmentIds) == (rows != sorted(rows) or len({rows.count(i) for i in range(B)}) > 1)

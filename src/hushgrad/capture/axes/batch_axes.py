@@ -6,6 +6,22 @@ its examples can no longer be told apart by an axis; a tensor without an entry d
 An axis means that example i owns the i-th of B equal blocks along it, so folding the positions behind the batch into
 it (`[B, T, d]` to `[B·T, d]`) and unfolding them keeps it.
 
+A worked example, with B = 2 examples of T = 3 positions, as in GPT-2's attention:
+
+    x                            [2, 3, 8]        axis 0   an input of the model
+    x.view(-1, 8)                [6, 8]           axis 0   rows 0, 1, 2 are example 0's block, rows 3, 4, 5 example 1's
+    torch.addmm(b, _, W)         [6, 24]          axis 0   a use of W: its rows are assigned by these two blocks
+    _.view(2, 3, 24)             [2, 3, 24]       axis 0   unfolded again
+    _.split(8, 2)[0]             [2, 3, 8]        axis 0   a view, told by strides (`rules.viewed`)
+    _.view(2, 3, 4, 2).transpose(1, 2)            axis 0   heads of attention, [2, 4, 3, 2]
+    _.permute(2, 0, 1, 3)        [3, 2, 4, 2]     axis 1   the axis moves with the dimension
+    _.reshape(6, 8)              [6, 8]           owners   rows are ordered t·B + b, no two blocks: see `row_owners.py`
+    _ - _.mean(0)                [6, 8]           None     each row depends on all others; a use of a parameter on it
+                                                           is refused, by the name of `mean` and its line
+
+That dimensions happen to be equal tells nothing: shapes only refuse (an axis must have the batch's size in the output),
+they never choose.
+
 Guarantee: an operator that has no rule loses the batch. A tensor whose axis is known holds, at each place along that
 axis, values computed from that one example alone.
 """
@@ -21,11 +37,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from hushgrad.capture.axes.row_owners import Owners, Place, follow_rows, packed_owners
-from hushgrad.capture.axes.rules import Axis, Seen, changes_in_place, main_argument
+from hushgrad.capture.axes.row_owners import BatchLocation, SegmentIds, follow_rows, packed_owners
+from hushgrad.capture.axes.rules import Axis, OperatorCall, changes_in_place, main_argument
 from hushgrad.capture.axes.table import AXIS_RULES, CONSTANTS
 from hushgrad.capture.source_line import calling_forward
 from hushgrad.errors import PrivacyUnitError
+from hushgrad.torch_internals import base_of
 
 NARROW = (torch.bfloat16, torch.float16)
 
@@ -40,17 +57,17 @@ class BatchAxes:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[int, tuple[weakref.ref[Tensor], Place]] = {}
+        self._entries: dict[int, tuple[weakref.ref[Tensor], BatchLocation]] = {}
         self._inputs: set[int] = set()
         self.batch_size: int | None = None
         self.lost_by: str | None = None
         self.is_narrow = False
 
-    def set(self, tensor: Tensor, place: Place) -> None:
+    def set(self, tensor: Tensor, location: BatchLocation) -> None:
         """Record that `tensor` descends from the batch."""
         if tensor.dtype in NARROW and tensor.requires_grad:
             self.is_narrow = True
-        self._entries[id(tensor)] = (weakref.ref(tensor), place)
+        self._entries[id(tensor)] = (weakref.ref(tensor), location)
 
     def descends(self, tensor: Tensor) -> bool:
         """Return whether `tensor` descends from the batch."""
@@ -59,10 +76,10 @@ class BatchAxes:
 
     def get(self, tensor: Any) -> Axis:
         """Return the batch axis of `tensor`; None if it has none."""
-        place = self.place(tensor)
-        return None if isinstance(place, Owners) else place
+        location = self.location(tensor)
+        return None if isinstance(location, SegmentIds) else location
 
-    def place(self, tensor: Any) -> Place:
+    def location(self, tensor: Any) -> BatchLocation:
         """Return where the batch lies in `tensor`: on an axis, or in rows with owners; None if it is not known."""
         entry = self._entries.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
@@ -101,7 +118,7 @@ class BatchAxes:
                 continue
             sequences = part.sorted_indices
             sequences = torch.arange(batch_size, device=part.data.device) if sequences is None else sequences
-            self.set(part.data, Owners(0, packed_owners(part.batch_sizes, sequences)))
+            self.set(part.data, SegmentIds(0, packed_owners(part.batch_sizes, sequences)))
         self.batch_size = batch_size
         return batch_size
 
@@ -132,16 +149,16 @@ class BatchAxes:
         if not outputs or func in CONSTANTS:
             return
         name = func.__name__
-        places = [self.place(source) for source in sources]
-        axes = [place for place in places if isinstance(place, int)]
-        known = self.batch_size is not None and len(axes) == len(places)
-        seen = Seen(func, args, kwargs, sources, axes if known else [0] * len(places), self.batch_size or 0)
+        locations = [self.location(source) for source in sources]
+        axes = [location for location in locations if isinstance(location, int)]
+        known = self.batch_size is not None and len(axes) == len(locations)
+        call = OperatorCall(func, args, kwargs, sources, axes if known else [0] * len(locations), self.batch_size or 0)
         rule = AXIS_RULES.get(func)
         written = main_argument(args, kwargs) if changes_in_place(func) else kwargs.get("out")
-        for place, out in outputs:
-            axis: Place = rule(seen, out, place) if rule is not None and known else None
-            if axis is None and self.batch_size and any(part is not None for part in places):
-                axis = follow_rows(seen, places, out, place, rule)
+        for output_index, out in outputs:
+            axis: BatchLocation = rule(call, out, output_index) if rule is not None and known else None
+            if axis is None and self.batch_size and any(part is not None for part in locations):
+                axis = follow_rows(call, locations, out, output_index, rule)
             if axis is None and known and self.batch_size == 1 and out.ndim:
                 axis = 0  # there is no other example to be mixed with
             if out is written:
@@ -165,12 +182,12 @@ class BatchAxes:
         """
         if len(sources) != 1 or not isinstance(result, Tensor) or self.batch_size is None:
             return False
-        place, rule = self.place(sources[0]), AXIS_RULES.get(func)
-        if rule is None or not isinstance(place, int) or func in CONSTANTS or changes_in_place(func):
+        location, rule = self.location(sources[0]), AXIS_RULES.get(func)
+        if rule is None or not isinstance(location, int) or func in CONSTANTS or changes_in_place(func):
             return False
         if kwargs and kwargs.get("out") is not None:
             return False
-        axis = rule(Seen(func, args, kwargs, sources, [place], self.batch_size), result, 0)
+        axis = rule(OperatorCall(func, args, kwargs, sources, [location], self.batch_size), result, 0)
         if axis is None:
             return False
         self.set(result, axis)
@@ -193,8 +210,8 @@ class BatchAxes:
         else:
             candidates = [axis for axis in range(target.ndim) if target.shape[axis] == size]
         for axis in candidates:
-            part, place = self.part(target, axis, index)
-            if place is not None and part.ndim - place == value.ndim - value_axis:
+            part, found = self.part(target, axis, index)
+            if found is not None and part.ndim - found == value.ndim - value_axis:
                 return axis
         return None
 
@@ -205,18 +222,20 @@ class BatchAxes:
         axes = [self.get(value) for value in rows]
         if None in axes:
             return part, None
-        places = [axis, *[own or 0 for own in axes]]
+        known = [axis, *[own or 0 for own in axes]]
         get = Tensor.__getitem__
-        seen = Seen(get, (target, index), {}, [target, *rows], places, self.batch_size or 0)
-        return part, AXIS_RULES[get](seen, part, 0)
+        call = OperatorCall(get, (target, index), {}, [target, *rows], known, self.batch_size or 0)
+        return part, AXIS_RULES[get](call, part, 0)
 
-    def _overwritten(self, tensor: Tensor, axis: Place, name: str) -> None:
+    def _overwritten(self, tensor: Tensor, axis: BatchLocation, name: str) -> None:
         if axis is None and self.get(tensor) is not None:
             raise PrivacyUnitError(
-                f"{name}: changes a tensor of shape {list(tensor.shape)} in place so that the examples of the batch "
-                f"can no longer be told apart in it. Make a new tensor, and keep the batch on an axis of its own"
+                f"changes a tensor of shape {list(tensor.shape)} in place, so that the examples of the batch can no "
+                f"longer be told apart in it",
+                where=name,
+                cure="Make a new tensor, and keep the batch on an axis of its own",
             )
-        base = tensor._base
+        base = base_of(tensor)
         if base is not None and base is not tensor and not self.descends(base):
             self._lose(base, f"a write into a view by {name}")
         if axis is None:
@@ -236,12 +255,12 @@ def _bounds_bags(tensor: Tensor, batch_size: int | None) -> bool:
 
 
 def _tensors_at_top(result: Any) -> list[tuple[int, Tensor]]:
-    """Return the tensors that an operator returned, with their places among its outputs."""
+    """Return the tensors that an operator returned, with their indices among its outputs."""
     if isinstance(result, Tensor):
         return [(0, result)]
     if not isinstance(result, (tuple, list)):
         return []
-    return [(place, part) for place, part in enumerate(result) if isinstance(part, Tensor)]
+    return [(index, part) for index, part in enumerate(result) if isinstance(part, Tensor)]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hushgrad.capture.axes.rules import Axis, Seen
+from hushgrad.capture.axes.rules import Axis, OperatorCall
 
 
-def _product(seen: Seen, left: Tensor, right: Tensor, out: Tensor) -> Axis:
+def _product(call: OperatorCall, left: Tensor, right: Tensor, out: Tensor) -> Axis:
     """`left @ right` with torch's broadcasting; a batch that is summed over, or meets itself, is lost."""
-    a, b = seen.axis_of(left), seen.axis_of(right)
+    a, b = call.axis_of(left), call.axis_of(right)
     if a is not None and a == left.ndim - 1:
         return None
     if b is not None and b == max(right.ndim - 2, 0):
@@ -25,74 +25,74 @@ def _product(seen: Seen, left: Tensor, right: Tensor, out: Tensor) -> Axis:
     return out.ndim - distance + (1 if left.ndim == 1 and distance > 1 else 0)
 
 
-def _checked(seen: Seen, out: Tensor, axis: Axis) -> Axis:
-    size = seen.sources[0].shape[seen.axes[0]]
+def _checked(call: OperatorCall, out: Tensor, axis: Axis) -> Axis:
+    size = call.sources[0].shape[call.axes[0]]
     return axis if axis is not None and 0 <= axis < out.ndim and out.shape[axis] == size else None
 
 
-def product(seen: Seen, out: Tensor, place: int) -> Axis:
+def product(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`matmul`, `mm`, `bmm`, `mv`."""
-    left, right = seen.first, seen.args[1] if len(seen.args) > 1 else None
+    left, right = call.first, call.args[1] if len(call.args) > 1 else None
     if right is None:
-        right = next((seen.kwargs[name] for name in ("other", "mat2", "vec", "x2") if name in seen.kwargs), None)
+        right = next((call.kwargs[name] for name in ("other", "mat2", "vec", "x2") if name in call.kwargs), None)
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return None
-    return _checked(seen, out, _product(seen, left, right, out))
+    return _checked(call, out, _product(call, left, right, out))
 
 
-def reflected_product(seen: Seen, out: Tensor, place: int) -> Axis:
+def reflected_product(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`Tensor.__rmatmul__`, whose first argument stands on the right."""
-    return _checked(seen, out, _product(seen, seen.args[1], seen.args[0], out))
+    return _checked(call, out, _product(call, call.args[1], call.args[0], out))
 
 
-def added_product(seen: Seen, out: Tensor, place: int) -> Axis:
+def added_product(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`addmm` and `baddbmm`: a product plus a term that broadcasts against it."""
-    term = seen.first
-    left = seen.argument(1, "mat1", seen.kwargs.get("batch1"))
-    right = seen.argument(2, "mat2", seen.kwargs.get("batch2"))
+    term = call.first
+    left = call.argument(1, "mat1", call.kwargs.get("batch1"))
+    right = call.argument(2, "mat2", call.kwargs.get("batch2"))
     if not all(isinstance(value, Tensor) for value in (term, left, right)):
         return None
-    own = seen.axis_of(term)
-    if all(source is term for source in seen.sources) and own is not None:
-        return _checked(seen, out, out.ndim - (term.ndim - own))
-    axis = _product(seen, left, right, out)
+    own = call.axis_of(term)
+    if all(source is term for source in call.sources) and own is not None:
+        return _checked(call, out, out.ndim - (term.ndim - own))
+    axis = _product(call, left, right, out)
     if own is not None and (axis is None or term.ndim - own != out.ndim - axis):
         return None
-    return _checked(seen, out, axis)
+    return _checked(call, out, axis)
 
 
-def linear(seen: Seen, out: Tensor, place: int) -> Axis:
+def linear(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`F.linear` with data on the left only."""
-    x = seen.first
-    axis = seen.only(x)
-    return None if axis is None or axis == x.ndim - 1 else _checked(seen, out, axis)
+    x = call.first
+    axis = call.only(x)
+    return None if axis is None or axis == x.ndim - 1 else _checked(call, out, axis)
 
 
-def bilinear(seen: Seen, out: Tensor, place: int) -> Axis:
+def bilinear(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`F.bilinear` of one or two inputs."""
-    axis, x = seen.same_place(), seen.first
-    constants = (seen.argument(2, "weight"), seen.argument(3, "bias"))
-    if axis is None or axis == x.ndim - 1 or any(seen.axis_of(value) is not None for value in constants):
+    axis, x = call.shared_axis(), call.first
+    constants = (call.argument(2, "weight"), call.argument(3, "bias"))
+    if axis is None or axis == x.ndim - 1 or any(call.axis_of(value) is not None for value in constants):
         return None
-    return _checked(seen, out, axis)
+    return _checked(call, out, axis)
 
 
-def einsum(seen: Seen, out: Tensor, place: int) -> Axis:
+def einsum(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """An equation with an explicit output; the batch must have one letter in all data, and keep it."""
-    equation = seen.args[0]
+    equation = call.args[0]
     if not isinstance(equation, str) or "->" not in equation:
         return None
     terms, right = equation.replace(" ", "").split("->")
-    operands = seen.args[1] if isinstance(seen.args[1], (tuple, list)) else seen.args[1:]
+    operands = call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
     labels = set()
     for term, operand in zip(terms.split(","), operands, strict=True):
-        axis = seen.axis_of(operand)
+        axis = call.axis_of(operand)
         if axis is not None:
             labels.add(_labels(term, operand.ndim)[axis])
     kept = _labels(right, out.ndim)
     if len(labels) != 1 or kept.count(label := labels.pop()) != 1:
         return None
-    return _checked(seen, out, kept.index(label))
+    return _checked(call, out, kept.index(label))
 
 
 def _labels(term: str, ndim: int) -> list[str]:
@@ -102,54 +102,54 @@ def _labels(term: str, ndim: int) -> list[str]:
     return [*before, *[f".{number}" for number in range(hidden, 0, -1)], *after]
 
 
-def attention(seen: Seen, out: Tensor, place: int) -> Axis:
+def attention(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`scaled_dot_product_attention`: the batch lies before positions and channels in queries, keys, values, mask."""
-    distance = seen.from_right()
-    return None if distance is None or distance < 3 else _checked(seen, out, out.ndim - distance)
+    distance = call.from_right()
+    return None if distance is None or distance < 3 else _checked(call, out, out.ndim - distance)
 
 
-def multi_head(seen: Seen, out: Tensor, place: int) -> Axis:
+def multi_head(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`multi_head_attention_forward`: data `[T, B, d]`, padding mask `[B, T]`; weights come out as `[B, ...]`."""
-    padding = seen.kwargs.get("key_padding_mask")
-    for value in (*seen.args, *seen.kwargs.values()):
-        axis = seen.axis_of(value)
+    padding = call.kwargs.get("key_padding_mask")
+    for value in (*call.args, *call.kwargs.values()):
+        axis = call.axis_of(value)
         if axis is not None and (value.ndim, axis) != ((2, 0) if value is padding else (3, 1)):
             return None
-    return _checked(seen, out, 1 if place == 0 else 0)
+    return _checked(call, out, 1 if output_index == 0 else 0)
 
 
-def recurrent(seen: Seen, out: Tensor, place: int) -> Axis:
+def recurrent(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`lstm`, `gru` and plain RNNs on padded input; packed input has its lengths where a state would be."""
     # (input, hx, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first)
-    if len(seen.args) != 9 or not isinstance(seen.args[8], bool) or seen.first.ndim != 3:
+    if len(call.args) != 9 or not isinstance(call.args[8], bool) or call.first.ndim != 3:
         return None
-    axis = 0 if seen.args[8] else 1
-    states = seen.args[1] if isinstance(seen.args[1], (tuple, list)) else (seen.args[1],)
-    for source, own in zip(seen.sources, seen.axes, strict=True):
-        if source is seen.first:
+    axis = 0 if call.args[8] else 1
+    states = call.args[1] if isinstance(call.args[1], (tuple, list)) else (call.args[1],)
+    for source, own in zip(call.sources, call.axes, strict=True):
+        if source is call.first:
             if own != axis:
                 return None
         elif not any(source is state for state in states) or own != 1:
             return None
-    return _checked(seen, out, axis if place == 0 else 1)
+    return _checked(call, out, axis if output_index == 0 else 1)
 
 
-def embedding(seen: Seen, out: Tensor, place: int) -> Axis:
+def embedding(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`F.embedding` and `F.one_hot`: a row for each id, behind the ids' own dimensions."""
-    axis = seen.only(seen.first)
-    return None if axis is None else _checked(seen, out, axis)
+    axis = call.only(call.first)
+    return None if axis is None else _checked(call, out, axis)
 
 
-def embedding_bag(seen: Seen, out: Tensor, place: int) -> Axis:
+def embedding_bag(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`F.embedding_bag` of ids `[B, n]`, one bag for each example."""
-    ids = seen.first
-    if place != 0 or seen.same_place() != 0 or seen.axis_of(ids) is None or ids.ndim != 2:
+    ids = call.first
+    if output_index != 0 or call.shared_axis() != 0 or call.axis_of(ids) is None or ids.ndim != 2:
         return None
-    return None if seen.axis_of(seen.argument(1, "weight")) is not None else _checked(seen, out, 0)
+    return None if call.axis_of(call.argument(1, "weight")) is not None else _checked(call, out, 0)
 
 
-def layer_normalized(seen: Seen, out: Tensor, place: int) -> Axis:
+def layer_normalized(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`F.layer_norm` and `F.rms_norm` over dimensions behind the batch's."""
-    x, shape = seen.first, seen.argument(1, "normalized_shape")
-    axis = seen.only(x)
-    return None if axis is None or axis >= x.ndim - len(shape) else _checked(seen, out, axis)
+    x, shape = call.first, call.argument(1, "normalized_shape")
+    axis = call.only(x)
+    return None if axis is None or axis >= x.ndim - len(shape) else _checked(call, out, axis)

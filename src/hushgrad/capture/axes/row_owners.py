@@ -1,8 +1,19 @@
 """Rows that belong to the examples in an irregular order: packed sequences, sorted batches, rows ordered t·B + b.
 
-Such a tensor has no batch axis in the sense of `layout.py`. It has a dimension of rows and, for each row, the example
-that owns it. Only operators that treat every row alike keep the owners; back in the regular order, the tensor has an
-ordinary axis again. Whatever else is done with it loses the batch.
+Such a tensor has no batch axis in the sense of `batch_axes.py`. It has a dimension of rows and, for each row, the
+example that owns it. Only operators that treat every row alike keep the owners; back in the regular order, the tensor
+has an ordinary axis again. Whatever else is done with it loses the batch.
+
+A worked example: sequences of lengths 2 and 3 as examples 0 and 1, packed with the longest first.
+
+    x                              [2, 3, d]   axis 0
+    pack_padded_sequence(x, ...)   [5, d]      rows 1 0 1 0 1     at each time step, the examples that still run
+    linear(_.data)                 [5, p]      rows 1 0 1 0 1     each row alike: a use of the weight
+    pad_packed_sequence(_)         [2, 3, p]   axis 0             sorted back, owners 0 1: an ordinary axis
+
+For the weight's gradient `blocks` gathers each example's rows in their order, padded with zeros: `[5, p]` becomes
+`[B, k, p] = [2, 3, p]`, whose example 0 has its two rows and a row of zeros. The same serves time first: `[T, B, d]`
+folded to `[T·B, d]` has the owners 0 1 0 1 0 1, and a split back to `[T, B, d]` finds axis 1 again.
 
 Guarantee: what a row holds was computed from its owner alone, by operations that do not depend on the row's place.
 """
@@ -18,17 +29,18 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture.axes import products as products
-from hushgrad.capture.axes.rules import AxisRule, Seen, dims_of, elementwise, is_basic, like_first, viewed
+from hushgrad.capture.axes.rules import AxisRule, OperatorCall, dims_of, elementwise, is_basic, like_first, viewed
+from hushgrad.torch_internals import PACK, PAD_PACKED
 
 
 @dataclass(frozen=True, eq=False)
-class Owners:
+class SegmentIds:
     """Row r on dimension `dim` belongs to example `rows[r]`; `rows` holds numbers below the batch size, int64."""
 
     dim: int
     rows: Tensor
 
-    def same_rows(self, other: Owners) -> bool:
+    def same_rows(self, other: SegmentIds) -> bool:
         """Return whether two tensors' rows have the same owners in the same order."""
         return self.rows is other.rows or torch.equal(self.rows, other.rows)
 
@@ -43,9 +55,9 @@ class Owners:
         sizes = torch.bincount(rows, minlength=batch_size)
         starts = sizes.cumsum(0) - sizes
         owners = rows[order]
-        places = torch.arange(count, device=rows.device) - starts[owners]
+        within = torch.arange(count, device=rows.device) - starts[owners]
         padded = tensor.new_zeros(batch_size, max(int(sizes.max()), 1), *tensor.shape[1:])
-        padded[owners, places] = tensor[order]
+        padded[owners, within] = tensor[order]
         return padded
 
     def _is_interleaved(self, batch_size: int) -> bool:
@@ -53,13 +65,13 @@ class Owners:
         return torch.equal(self.rows.view(-1, batch_size), regular)
 
 
-Place = int | Owners | None
+BatchLocation = int | SegmentIds | None
 """Where the batch lies in a tensor: on an axis, in rows with owners, or nowhere that is known."""
 
 
-def dim_of(place: Place) -> int | None:
+def dim_of(location: BatchLocation) -> int | None:
     """Return the dimension along which the examples lie, whether in their own order or not."""
-    return place.dim if isinstance(place, Owners) else place
+    return location.dim if isinstance(location, SegmentIds) else location
 
 
 def owners_of_axis(size: int, batch_size: int, device: torch.device) -> Tensor:
@@ -67,14 +79,14 @@ def owners_of_axis(size: int, batch_size: int, device: torch.device) -> Tensor:
     return torch.arange(batch_size, device=device).repeat_interleave(size // batch_size)
 
 
-def placed(dim: int, rows: Tensor, batch_size: int) -> Place:
+def location_of(dim: int, rows: Tensor, batch_size: int) -> BatchLocation:
     """Return an ordinary axis where the rows are in the examples' own order, else their owners."""
     size = rows.shape[0]
     if size == 0:
         return None
     if size % batch_size == 0 and torch.equal(rows, owners_of_axis(size, batch_size, rows.device)):
         return dim
-    return Owners(dim, rows)
+    return SegmentIds(dim, rows)
 
 
 def packed_owners(batch_sizes: Tensor, sequences: Tensor) -> Tensor:
@@ -85,56 +97,58 @@ def packed_owners(batch_sizes: Tensor, sequences: Tensor) -> Tensor:
 # Operators on rows with owners ------------------------------------------------------------------------------------
 
 
-def follow_rows(seen: Seen, places: list[Place], out: Tensor, place: int, rule: AxisRule | None) -> Place:
+def follow_rows(
+    call: OperatorCall, locations: list[BatchLocation], out: Tensor, output_index: int, rule: AxisRule | None
+) -> BatchLocation:
     """Return where the batch lies in an output of an operator for which its ordinary rule found no axis.
 
     Args:
-        seen: the call; the axes in it are not looked at.
-        places: where the batch lies in each of the call's data.
+        call: the call; the axes in it are not looked at.
+        locations: where the batch lies in each of the call's data.
         out: the output.
-        place: the output's place among the outputs.
+        output_index: the output's index among the outputs.
         rule: the operator's ordinary rule.
     """
-    if seen.func in SELECTIONS:
-        selected = _selected(seen, places, out)
-        if selected is not None or not _is_view(seen):
+    if call.func in SELECTIONS:
+        selected = _selected(call, locations, out)
+        if selected is not None or not _is_view(call):
             return selected
         rule = viewed
-    if seen.func is PACK:
-        return _packed(seen, places) if place == 0 else None
-    if seen.func is PAD_PACKED:
-        return _unpacked(seen, places) if place == 0 else None
-    owned = [part for part in places if isinstance(part, Owners)]
-    if seen.func in SPLITS and len(places) == 1:
-        return _split(seen, owned[0], out) if owned else _folded(seen, places[0], out)
-    if rule not in ROW_RULES or not owned or len(owned) != len(places):
+    if call.func is PACK:
+        return _packed(call, locations) if output_index == 0 else None
+    if call.func is PAD_PACKED:
+        return _unpacked(call, locations) if output_index == 0 else None
+    owned = [part for part in locations if isinstance(part, SegmentIds)]
+    if call.func in SPLITS and len(locations) == 1:
+        return _split(call, owned[0], out) if owned else _folded(call, locations[0], out)
+    if rule not in ROW_RULES or not owned or len(owned) != len(locations):
         return None
     if any(not owned[0].same_rows(part) for part in owned[1:]):
         return None
     # Like examples that have one row each: a rule for B examples then looks for as many places as there are rows.
-    row_wise = replace(seen, axes=[part.dim for part in owned], batch_size=owned[0].rows.shape[0])
+    row_wise = replace(call, axes=[part.dim for part in owned], batch_size=owned[0].rows.shape[0])
     assert rule is not None
-    dim = rule(row_wise, out, place)
+    dim = rule(row_wise, out, output_index)
     if dim is None or out.shape[dim] != owned[0].rows.shape[0]:
         return None
     if rule is elementwise and _meets_other_rows(row_wise, out.ndim - dim):
         return None
-    return Owners(dim, owned[0].rows)
+    return SegmentIds(dim, owned[0].rows)
 
 
-def _meets_other_rows(seen: Seen, from_right: int) -> bool:
+def _meets_other_rows(call: OperatorCall, from_right: int) -> bool:
     """Whether a constant of the call has a value for each row: rows would no longer be treated alike."""
-    constants = [value for value in (*seen.args, *seen.kwargs.values()) if isinstance(value, Tensor)]
+    constants = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
     return any(
         value.ndim >= from_right and value.shape[-from_right] != 1
         for value in constants
-        if all(value is not source for source in seen.sources)
+        if all(value is not source for source in call.sources)
     )
 
 
-def _split(seen: Seen, owned: Owners, out: Tensor) -> Place:
+def _split(call: OperatorCall, owned: SegmentIds, out: Tensor) -> BatchLocation:
     """`[..., T·B, ...]` to `[..., T, B, ...]`, or a reshape of the dimensions behind the rows."""
-    x, dim, rows = seen.first, owned.dim, owned.rows
+    x, dim, rows = call.first, owned.dim, owned.rows
     if list(out.shape[: dim + 1]) == list(x.shape[: dim + 1]):
         return owned
     if out.ndim < dim + 2 or list(out.shape[:dim]) != list(x.shape[:dim]):
@@ -145,84 +159,84 @@ def _split(seen: Seen, owned: Owners, out: Tensor) -> Place:
     table = rows.view(first, second)
     if not bool((table == table[:1]).all()):
         return None
-    return placed(dim + 1, table[0], seen.batch_size)
+    return location_of(dim + 1, table[0], call.batch_size)
 
 
-def _folded(seen: Seen, axis: Place, out: Tensor) -> Place:
+def _folded(call: OperatorCall, axis: BatchLocation, out: Tensor) -> BatchLocation:
     """`[T, B, ...]` to `[T·B, ...]`: rows ordered t·B + b, where an ordinary axis is lost."""
-    x = seen.first
+    x = call.first
     if not isinstance(axis, int) or axis == 0 or not out.numel() or out.numel() != x.numel():
         return None
-    blocks = x.shape[axis] // seen.batch_size
+    blocks = x.shape[axis] // call.batch_size
     behind = blocks * math.prod(x.shape[axis + 1 :])
     for dim in range(min(axis, out.ndim)):
-        outer = math.prod(x.shape[dim:axis]) * seen.batch_size
+        outer = math.prod(x.shape[dim:axis]) * call.batch_size
         if list(out.shape[:dim]) == list(x.shape[:dim]) and out.shape[dim] % outer == 0:
             inner = out.shape[dim] // outer
             if behind % inner == 0:
-                own = owners_of_axis(seen.batch_size * inner, seen.batch_size, x.device)
-                return placed(dim, own.repeat(outer // seen.batch_size), seen.batch_size)
+                own = owners_of_axis(call.batch_size * inner, call.batch_size, x.device)
+                return location_of(dim, own.repeat(outer // call.batch_size), call.batch_size)
     return None
 
 
-def _is_view(seen: Seen) -> bool:
+def _is_view(call: OperatorCall) -> bool:
     """Whether an index consists of numbers and slices only."""
-    if seen.func is not Tensor.__getitem__:
+    if call.func is not Tensor.__getitem__:
         return False
-    index = seen.args[1] if isinstance(seen.args[1], tuple) else (seen.args[1],)
+    index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
     return all(part is None or part is Ellipsis or is_basic(part) for part in index)
 
 
-def _selected(seen: Seen, places: list[Place], out: Tensor) -> Place:
+def _selected(call: OperatorCall, locations: list[BatchLocation], out: Tensor) -> BatchLocation:
     """`x.index_select(dim, order)` or `x[order]`: rows in another order, some of them left out or repeated."""
-    x = seen.first
-    place = next((part for source, part in zip(seen.sources, places, strict=True) if source is x), None)
-    if place is None:
+    x = call.first
+    location = next((part for source, part in zip(call.sources, locations, strict=True) if source is x), None)
+    if location is None:
         return None
-    if seen.func is Tensor.__getitem__:
-        dim, order = 0, seen.args[1]
+    if call.func is Tensor.__getitem__:
+        dim, order = 0, call.args[1]
     else:
-        dims = dims_of(seen.argument(1, "dim"), x.ndim)
-        dim, order = (-1 if dims is None else next(iter(dims))), seen.argument(2, "index")
+        dims = dims_of(call.argument(1, "dim"), x.ndim)
+        dim, order = (-1 if dims is None else next(iter(dims))), call.argument(2, "index")
     if not isinstance(order, Tensor) or order.ndim != 1 or order.dtype not in (torch.int64, torch.int32):
         return None
-    own = place.dim if isinstance(place, Owners) else place
+    own = location.dim if isinstance(location, SegmentIds) else location
     if dim != own:
         return None
-    rows = place.rows if isinstance(place, Owners) else owners_of_axis(x.shape[dim], seen.batch_size, x.device)
-    return placed(dim, rows[order.to(rows.device)], seen.batch_size)
+    rows = (
+        location.rows if isinstance(location, SegmentIds) else owners_of_axis(x.shape[dim], call.batch_size, x.device)
+    )
+    return location_of(dim, rows[order.to(rows.device)], call.batch_size)
 
 
-def _unpacked(seen: Seen, places: list[Place]) -> Place:
+def _unpacked(call: OperatorCall, locations: list[BatchLocation]) -> BatchLocation:
     """`pad_packed_sequence`: a row for each sequence, longest first."""
-    data, batch_sizes, batch_first = seen.args[:3]
-    place = next((part for source, part in zip(seen.sources, places, strict=True) if source is data), None)
-    if not isinstance(place, Owners) or not batch_sizes.numel():
+    data, batch_sizes, batch_first = call.args[:3]
+    location = next((part for source, part in zip(call.sources, locations, strict=True) if source is data), None)
+    if not isinstance(location, SegmentIds) or not batch_sizes.numel():
         return None
-    sequences = place.rows[: int(batch_sizes[0])]
-    if not torch.equal(place.rows, packed_owners(batch_sizes, sequences)):
+    sequences = location.rows[: int(batch_sizes[0])]
+    if not torch.equal(location.rows, packed_owners(batch_sizes, sequences)):
         return None
-    return placed(0 if batch_first else 1, sequences, seen.batch_size)
+    return location_of(0 if batch_first else 1, sequences, call.batch_size)
 
 
-def _packed(seen: Seen, places: list[Place]) -> Place:
+def _packed(call: OperatorCall, locations: list[BatchLocation]) -> BatchLocation:
     """`pack_padded_sequence` of padded data with one sequence for each row."""
-    x, _, batch_first = seen.args[:3]
-    place = next((part for source, part in zip(seen.sources, places, strict=True) if source is x), None)
+    x, _, batch_first = call.args[:3]
+    location = next((part for source, part in zip(call.sources, locations, strict=True) if source is x), None)
     dim = 0 if batch_first else 1
-    if isinstance(place, Owners):
-        sequences = place.rows if place.dim == dim else None
+    if isinstance(location, SegmentIds):
+        sequences = location.rows if location.dim == dim else None
     else:
-        sequences = owners_of_axis(x.shape[dim], seen.batch_size, x.device) if place == dim else None
+        sequences = owners_of_axis(x.shape[dim], call.batch_size, x.device) if location == dim else None
     if sequences is None:
         return None
     padded = sequences.reshape([-1, 1] if batch_first else [1, -1]).expand(x.shape[:2]).unsqueeze(-1)
-    rows, _ = PACK(padded.double(), seen.args[1], batch_first)
-    return Owners(0, rows.squeeze(-1).long())
+    rows, _ = PACK(padded.double(), call.args[1], batch_first)
+    return SegmentIds(0, rows.squeeze(-1).long())
 
 
-PACK = torch._C._VariableFunctions._pack_padded_sequence
-PAD_PACKED = torch._C._VariableFunctions._pad_packed_sequence
 SPLITS: set[Callable[..., Any]] = {torch.reshape, Tensor.reshape, Tensor.view, Tensor.unflatten, Tensor.flatten}
 SPLITS |= {torch.flatten, torch.unflatten}
 SELECTIONS: set[Callable[..., Any]] = {torch.index_select, Tensor.index_select, Tensor.__getitem__}

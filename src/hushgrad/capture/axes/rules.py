@@ -49,7 +49,7 @@ def main_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 @dataclass(slots=True, eq=False)  # not frozen, which takes three times as long to make: there is one for each call
-class Seen:
+class OperatorCall:
     """One call: its arguments, those that descend from the batch with their known axes, and B."""
 
     func: Callable[..., Any]
@@ -78,25 +78,26 @@ class Seen:
             return self.axes[0] if self.sources[0] is value else None
         return self.axis_of(value) if all(source is value for source in self.sources) else None
 
-    def same_place(self) -> Axis:
+    def shared_axis(self) -> Axis:
         """Return the axis that all arguments of the batch share; they then have equally many dimensions too."""
-        places = {(source.ndim, axis) for source, axis in zip(self.sources, self.axes, strict=True)}
-        return next(iter(places))[1] if len(places) == 1 else None
+        axes = {(source.ndim, axis) for source, axis in zip(self.sources, self.axes, strict=True)}
+        return next(iter(axes))[1] if len(axes) == 1 else None
 
     def from_right(self) -> int | None:
-        """Return the place of the batch counted from the last dimension, as broadcasting counts, if all agree."""
-        places = {source.ndim - axis for source, axis in zip(self.sources, self.axes, strict=True)}
-        return next(iter(places)) if len(places) == 1 else None
+        """Return the axis of the batch counted from the last dimension, as broadcasting counts, if all agree."""
+        distances = {source.ndim - axis for source, axis in zip(self.sources, self.axes, strict=True)}
+        return next(iter(distances)) if len(distances) == 1 else None
 
 
-AxisRule = Callable[[Seen, Tensor, int], Axis]
+AxisRule = Callable[[OperatorCall, Tensor, int], Axis]
+"""Takes a call, one of its outputs and the index of that output; returns the axis of the batch in it, or None."""
 
 
-def _kept(axis: Axis, source: Tensor, out: Tensor, place: int) -> Axis:
-    """Return `place` if the output really has the source's batch there."""
-    if axis is None or not 0 <= place < out.ndim or out.shape[place] != source.shape[axis]:
+def _kept(axis: Axis, source: Tensor, out: Tensor, dim: int) -> Axis:
+    """Return `dim` if the output really has the source's batch there."""
+    if axis is None or not 0 <= dim < out.ndim or out.shape[dim] != source.shape[axis]:
         return None
-    return place
+    return dim
 
 
 def dims_of(value: Any, ndim: int) -> set[int] | None:
@@ -107,50 +108,50 @@ def dims_of(value: Any, ndim: int) -> set[int] | None:
     return {int(dim) % ndim for dim in values}
 
 
-def elementwise(seen: Seen, out: Tensor, place: int) -> Axis:
+def elementwise(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """Each value of the output comes from values at the same place of the broadcast inputs."""
-    distance = seen.from_right()
-    return None if distance is None else _kept(seen.axes[0], seen.sources[0], out, out.ndim - distance)
+    distance = call.from_right()
+    return None if distance is None else _kept(call.axes[0], call.sources[0], out, out.ndim - distance)
 
 
-def like_first(seen: Seen, out: Tensor, place: int) -> Axis:
+def like_first(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """The output has the first argument's shape and, if anything, its values; others give a dtype or device only."""
-    axis = seen.axis_of(seen.first)
-    return None if axis is None else _kept(axis, seen.first, out, axis)
+    axis = call.axis_of(call.first)
+    return None if axis is None else _kept(axis, call.first, out, axis)
 
 
-def viewed(seen: Seen, out: Tensor, place: int) -> Axis:
+def viewed(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """A view of the first argument: the same call on a tensor without memory, whose strides name the batch."""
-    x = seen.first
-    axis = seen.axis_of(x)
+    x = call.first
+    axis = call.axis_of(x)
     if axis is None:
         return None
     strides = [MARK if dim == axis else 0 for dim in range(x.ndim)]
     probe = torch.empty_strided(x.shape, strides, dtype=x.dtype, device="meta")
-    if seen.args:
-        result = seen.func(probe, *seen.args[1:], **seen.kwargs)
+    if call.args:
+        result = call.func(probe, *call.args[1:], **call.kwargs)
     else:
-        result = seen.func(**{key: probe if value is x else value for key, value in seen.kwargs.items()})
-    image = result[place] if isinstance(result, (tuple, list)) else result
+        result = call.func(**{key: probe if value is x else value for key, value in call.kwargs.items()})
+    image = result[output_index] if isinstance(result, (tuple, list)) else result
     if not isinstance(image, Tensor) or image.shape != out.shape:
         return None
     found = [dim for dim in range(image.ndim) if image.stride(dim) == MARK and image.shape[dim] == x.shape[axis]]
     return found[-1] if found else None
 
 
-def unsqueezed(seen: Seen, out: Tensor, place: int) -> Axis:
+def unsqueezed(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`unsqueeze_`: seen when it has happened, a new dimension before or behind the batch's."""
-    axis, dims = seen.axis_of(seen.first), dims_of(seen.argument(1, "dim"), out.ndim)
+    axis, dims = call.axis_of(call.first), dims_of(call.argument(1, "dim"), out.ndim)
     return None if axis is None or dims is None else axis + (min(dims) <= axis)
 
 
 def exchanged(first: str, second: str) -> AxisRule:
     """`transpose_` and its kin: seen when it has happened, two dimensions in each other's place."""
 
-    def rule(seen: Seen, out: Tensor, place: int) -> Axis:
-        axis = seen.axis_of(seen.first)
-        one = dims_of(seen.argument(1, first, 0), out.ndim)
-        two = dims_of(seen.argument(2, second, 1), out.ndim)
+    def rule(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
+        axis = call.axis_of(call.first)
+        one = dims_of(call.argument(1, first, 0), out.ndim)
+        two = dims_of(call.argument(2, second, 1), out.ndim)
         if axis is None or one is None or two is None:
             return None
         swapped = {min(one): min(two), min(two): min(one)}
@@ -159,36 +160,36 @@ def exchanged(first: str, second: str) -> AxisRule:
     return rule
 
 
-def reshaped(seen: Seen, out: Tensor, place: int) -> Axis:
+def reshaped(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """Same values in the same row-major order; positions behind the batch may be folded into it or out of it."""
-    x = seen.first
-    axis = seen.axis_of(x)
+    x = call.first
+    axis = call.axis_of(x)
     if axis is None or out.ndim == 0 or out.numel() == 0 or out.numel() != x.numel():
         return None
-    if seen.batch_size == 1:  # every place belongs to the one example; keep to the axis as long as it is there
+    if call.batch_size == 1:  # every place belongs to the one example; keep to the axis as long as it is there
         return axis if axis < out.ndim and out.shape[axis] == x.shape[axis] else 0
     before = math.prod(x.shape[:axis])
     for dim in range(out.ndim):
-        if out.shape[dim] % seen.batch_size == 0 and math.prod(out.shape[:dim]) == before:
+        if out.shape[dim] % call.batch_size == 0 and math.prod(out.shape[:dim]) == before:
             return dim
     return None
 
 
-def indexed(seen: Seen, out: Tensor, place: int) -> Axis:
+def indexed(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`x[...]`: views by their strides; index tensors only behind the batch, or beside `arange(B)` on it."""
-    x = seen.first
-    index = seen.args[1] if isinstance(seen.args[1], tuple) else (seen.args[1],)
+    x = call.first
+    index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
     if all(part is None or part is Ellipsis or is_basic(part) for part in index):
-        return viewed(seen, out, place) if seen.axis_of(x) is not None else None
-    axis = seen.axis_of(x)
+        return viewed(call, out, output_index) if call.axis_of(x) is not None else None
+    axis = call.axis_of(x)
     if axis is None or any(isinstance(part, bool) or part is None for part in index):
         return None
     parts = _without_ellipsis(index, x.ndim)
     if parts is None:
         return None
     if all(isinstance(part, slice) and part == slice(None) for part in parts[: axis + 1]) and len(parts) > axis:
-        return axis if seen.only(x) is not None and _advanced_are_adjacent(parts) and out.ndim > axis else None
-    return _picked_per_example(seen, parts, out) if axis == 0 else None
+        return axis if call.only(x) is not None and _advanced_are_adjacent(parts) and out.ndim > axis else None
+    return _picked_per_example(call, parts, out) if axis == 0 else None
 
 
 def is_basic(part: Any) -> bool:
@@ -210,36 +211,36 @@ def _without_ellipsis(index: tuple[Any, ...], ndim: int) -> list[Any] | None:
 
 def _advanced_are_adjacent(parts: list[Any]) -> bool:
     """Whether the result's indexed dimensions stay in place; index tensors apart from each other move to the front."""
-    places = [place for place, part in enumerate(parts) if not isinstance(part, slice)]
-    return places[-1] - places[0] == len(places) - 1
+    positions = [position for position, part in enumerate(parts) if not isinstance(part, slice)]
+    return positions[-1] - positions[0] == len(positions) - 1
 
 
-def _picked_per_example(seen: Seen, parts: list[Any], out: Tensor) -> Axis:
+def _picked_per_example(call: OperatorCall, parts: list[Any], out: Tensor) -> Axis:
     """`x[arange(B), positions]`: each example picks among its own rows."""
     rows = parts[0]
     advanced = [part for part in parts if isinstance(part, Tensor)]
     if not isinstance(rows, Tensor) or rows.ndim == 0 or rows.dtype == torch.bool or not _advanced_are_adjacent(parts):
         return None
-    if len(advanced) != sum(not isinstance(part, slice) for part in parts) or rows.numel() != seen.batch_size:
+    if len(advanced) != sum(not isinstance(part, slice) for part in parts) or rows.numel() != call.batch_size:
         return None
     width = max(part.ndim for part in advanced)
-    if rows.ndim != width or rows.shape[0] != seen.batch_size or seen.first.shape[0] != seen.batch_size:
+    if rows.ndim != width or rows.shape[0] != call.batch_size or call.first.shape[0] != call.batch_size:
         return None
-    if not torch.equal(rows.flatten(), torch.arange(seen.batch_size, device=rows.device)):
+    if not torch.equal(rows.flatten(), torch.arange(call.batch_size, device=rows.device)):
         return None
     for part in advanced:
-        own = seen.axis_of(part)
+        own = call.axis_of(part)
         if own is not None and part.ndim - own != width:
             return None
-    return _kept(0, seen.first, out, 0)
+    return _kept(0, call.first, out, 0)
 
 
 def along(position: int, name: str = "dim", default: Any = None) -> AxisRule:
     """Works along some dimensions and keeps all of them; the batch survives unless it is among them."""
 
-    def rule(seen: Seen, out: Tensor, place: int) -> Axis:
-        axis, source = seen.same_place(), seen.sources[0]
-        dims = dims_of(seen.argument(position, name, seen.kwargs.get("axis", default)), source.ndim)
+    def rule(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
+        axis, source = call.shared_axis(), call.sources[0]
+        dims = dims_of(call.argument(position, name, call.kwargs.get("axis", default)), source.ndim)
         if axis is None or dims is None or axis in dims or out.ndim < source.ndim:
             return None
         return _kept(axis, source, out, axis)
@@ -247,25 +248,25 @@ def along(position: int, name: str = "dim", default: Any = None) -> AxisRule:
     return rule
 
 
-def flipped(seen: Seen, out: Tensor, place: int) -> Axis:
+def flipped(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`flip`, whose dimensions may come as a list or one by one."""
-    dims = seen.kwargs.get("dims", seen.args[1:])
+    dims = call.kwargs.get("dims", call.args[1:])
     dims = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
-    axis = seen.only(seen.first)
-    along_dims = dims_of(tuple(dims), seen.first.ndim)
-    return None if axis is None or along_dims is None or axis in along_dims else _kept(axis, seen.first, out, axis)
+    axis = call.only(call.first)
+    along_dims = dims_of(tuple(dims), call.first.ndim)
+    return None if axis is None or along_dims is None or axis in along_dims else _kept(axis, call.first, out, axis)
 
 
 def reduced(position: int) -> AxisRule:
     """Removes some dimensions, or keeps them with size 1; checked against the shape that came out."""
 
-    def rule(seen: Seen, out: Tensor, place: int) -> Axis:
-        x, axis = seen.first, seen.same_place()
-        wanted = seen.argument(position, "dim", seen.kwargs.get("axis"))
+    def rule(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
+        x, axis = call.first, call.shared_axis()
+        wanted = call.argument(position, "dim", call.kwargs.get("axis"))
         if isinstance(wanted, Tensor):
-            return elementwise(seen, out, place)
+            return elementwise(call, out, output_index)
         dims = dims_of(wanted, x.ndim) if isinstance(x, Tensor) and x.ndim else None
-        if axis is None or dims is None or axis in dims or seen.axis_of(x) is None:
+        if axis is None or dims is None or axis in dims or call.axis_of(x) is None:
             return None
         if list(out.shape) == [1 if dim in dims else size for dim, size in enumerate(x.shape)]:
             return axis
@@ -276,31 +277,31 @@ def reduced(position: int) -> AxisRule:
     return rule
 
 
-def concatenated(seen: Seen, out: Tensor, place: int) -> Axis:
+def concatenated(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`cat` along a dimension that is not the batch's."""
-    axis, dims = seen.same_place(), dims_of(seen.argument(1, "dim", seen.kwargs.get("axis", 0)), out.ndim)
-    return None if axis is None or dims is None or axis in dims else _kept(axis, seen.sources[0], out, axis)
+    axis, dims = call.shared_axis(), dims_of(call.argument(1, "dim", call.kwargs.get("axis", 0)), out.ndim)
+    return None if axis is None or dims is None or axis in dims else _kept(axis, call.sources[0], out, axis)
 
 
-def stacked(seen: Seen, out: Tensor, place: int) -> Axis:
+def stacked(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`stack`: a new dimension before or behind the batch's."""
-    axis, dims = seen.same_place(), dims_of(seen.argument(1, "dim", 0), out.ndim)
+    axis, dims = call.shared_axis(), dims_of(call.argument(1, "dim", 0), out.ndim)
     if axis is None or dims is None:
         return None
-    return _kept(axis, seen.sources[0], out, axis + (min(dims) <= axis))
+    return _kept(axis, call.sources[0], out, axis + (min(dims) <= axis))
 
 
-def repeated(seen: Seen, out: Tensor, place: int) -> Axis:
+def repeated(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`repeat` and `tile` with one copy along the batch."""
-    x = seen.first
-    axis = seen.only(x)
+    x = call.first
+    axis = call.only(x)
     return None if axis is None else _kept(axis, x, out, axis + out.ndim - x.ndim)
 
 
-def padded(seen: Seen, out: Tensor, place: int) -> Axis:
+def padded(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`F.pad` of dimensions behind the batch's."""
-    x = seen.first
-    axis, pads = seen.only(x), seen.argument(1, "pad")
+    x = call.first
+    axis, pads = call.only(x), call.argument(1, "pad")
     if axis is None or not isinstance(pads, (tuple, list)) or axis >= x.ndim - (len(pads) + 1) // 2:
         return None
     return _kept(axis, x, out, axis)
@@ -309,11 +310,11 @@ def padded(seen: Seen, out: Tensor, place: int) -> Axis:
 def before_last(count: int) -> AxisRule:
     """Works on the last `count` dimensions and keeps the number of them; the batch lies before."""
 
-    def rule(seen: Seen, out: Tensor, place: int) -> Axis:
-        axis = seen.same_place()
-        if axis is None or seen.axis_of(seen.first) is None or axis >= seen.first.ndim - count:
+    def rule(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
+        axis = call.shared_axis()
+        if axis is None or call.axis_of(call.first) is None or axis >= call.first.ndim - count:
             return None
-        return _kept(axis, seen.first, out, axis) if out.ndim == seen.first.ndim else None
+        return _kept(axis, call.first, out, axis) if out.ndim == call.first.ndim else None
 
     return rule
 
@@ -321,15 +322,15 @@ def before_last(count: int) -> AxisRule:
 def batch_first(ndim: int | None = None) -> AxisRule:
     """Works on batches on axis 0 of a first argument with `ndim` dimensions; no other argument is data."""
 
-    def rule(seen: Seen, out: Tensor, place: int) -> Axis:
-        x = seen.first
-        if seen.only(x) != 0 or x.ndim < 2 or (ndim is not None and x.ndim != ndim):
+    def rule(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
+        x = call.first
+        if call.only(x) != 0 or x.ndim < 2 or (ndim is not None and x.ndim != ndim):
             return None
         return _kept(0, x, out, 0)
 
     return rule
 
 
-def frozen_batch_norm(seen: Seen, out: Tensor, place: int) -> Axis:
+def frozen_batch_norm(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`batch_norm` on frozen statistics; on the batch's own it mixes the examples."""
-    return None if seen.argument(5, "training", False) else batch_first()(seen, out, place)
+    return None if call.argument(5, "training", False) else batch_first()(call, out, output_index)

@@ -16,18 +16,15 @@ from hushgrad.capture.axes.rules import (
     along,
     batch_first,
     before_last,
-    concatenated,
     elementwise,
     exchanged,
     flipped,
-    frozen_batch_norm,
     indexed,
     like_first,
     padded,
     reduced,
     repeated,
     reshaped,
-    stacked,
     unsqueezed,
     viewed,
 )
@@ -36,23 +33,19 @@ from hushgrad.capture.torch_names import Function, Space, in_place_forms, joined
 SPACES: tuple[Space, ...] = (torch, Tensor, F, torch.special, torch.linalg, torch.fft)
 
 ARITHMETIC = """
-    add sub subtract rsub mul multiply div divide true_divide floor_divide pow float_power fmod remainder neg negative
-    positive abs absolute sign sgn signbit square sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan
-    asin acos atan arcsin arccos arctan sinh cosh tanh asinh acosh atanh arcsinh arccosh arctanh sinc erf erfc erfinv
-    lgamma digamma polygamma i0 i0e i1 i1e ndtr ndtri log_ndtr entr xlog1py xlogy hypot atan2 arctan2 logaddexp
-    logaddexp2 floor ceil round trunc fix frac clamp clip clamp_min clamp_max nan_to_num maximum minimum fmax fmin
-    lerp addcmul addcdiv copysign ldexp heaviside deg2rad rad2deg logit expit sigmoid angle conj conj_physical
-    resolve_conj resolve_neg real imag masked_fill where tril triu
-    __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __div__ __rdiv__ __floordiv__
-    __rfloordiv__ __mod__ __rmod__ __pow__ __rpow__ __neg__ __pos__ __abs__ __invert__ __and__ __rand__ __or__ __ror__
-    __xor__ __rxor__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__
-    __iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__
-    eq ne not_equal lt less le less_equal gt greater ge greater_equal isnan isinf isfinite isposinf isneginf isreal
-    isclose logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_xor bitwise_not
+    floor_divide float_power neg negative positive abs absolute sign sgn signbit square sqrt rsqrt reciprocal exp exp2
+    expm1 log log2 log10 log1p sin cos tan asin acos atan arcsin arccos arctan sinh cosh tanh asinh acosh atanh arcsinh
+    arccosh arctanh sinc erf erfc erfinv lgamma digamma polygamma i0 i0e i1 i1e ndtr ndtri log_ndtr entr xlog1py arctan2
+    logaddexp2 floor ceil round trunc fix frac clamp_min clamp_max nan_to_num ldexp heaviside deg2rad rad2deg logit
+    expit sigmoid angle conj conj_physical resolve_conj resolve_neg real imag masked_fill tril triu __floordiv__
+    __rfloordiv__ __mod__ __rmod__ __neg__ __pos__ __abs__ __invert__ __and__ __rand__ __or__ __ror__ __xor__ __rxor__
+    __ifloordiv__ __imod__ __iand__ __ior__ __ixor__ not_equal less less_equal greater greater_equal isnan isinf
+    isfinite isposinf isneginf isreal isclose logical_and logical_or logical_not logical_xor bitwise_and bitwise_or
+    bitwise_xor bitwise_not
 """
 ACTIVATIONS = """
     relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign softshrink hardshrink hardtanh hardsigmoid
-    hardswish tanhshrink logsigmoid threshold rrelu prelu dropout alpha_dropout feature_alpha_dropout feature_dropout
+    hardswish tanhshrink logsigmoid threshold rrelu dropout alpha_dropout feature_alpha_dropout feature_dropout
     dropout1d dropout2d dropout3d native_dropout
 """
 SAME_VALUES = """
@@ -96,23 +89,15 @@ ALONG: Rows = (
 
 OTHERS: Rows = (
     ("norm vector_norm quantile cosine_similarity", reduced(2)),
-    ("cat concat concatenate", concatenated),
-    ("stack", stacked),
     ("repeat tile", repeated),
     ("pad", padded),
-    ("matmul __matmul__ mm bmm mv", products.product),
+    ("bmm mv", products.product),
     ("__rmatmul__", products.reflected_product),
-    ("addmm baddbmm", products.added_product),
-    ("linear", products.linear),
+    ("baddbmm", products.added_product),
     ("bilinear", products.bilinear),
     ("einsum", products.einsum),
     ("scaled_dot_product_attention", products.attention),
-    ("multi_head_attention_forward", products.multi_head),
-    ("lstm gru rnn_tanh rnn_relu", products.recurrent),
-    ("layer_norm rms_norm", products.layer_normalized),
-    ("group_norm instance_norm local_response_norm", batch_first()),
-    ("batch_norm", frozen_batch_norm),
-    ("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", before_last(1)),
+    ("local_response_norm", batch_first()),
     ("interpolate upsample", batch_first()),
     ("pixel_shuffle pixel_unshuffle", before_last(3)),
     ("stft", batch_first(2)),
@@ -125,7 +110,6 @@ def _spatial() -> Rows:
         largest = f"max_pool{space}d adaptive_max_pool{space}d"
         with_indices = f"max_pool{space}d_with_indices adaptive_max_pool{space}d_with_indices"
         means = f"avg_pool{space}d adaptive_avg_pool{space}d lp_pool{space}d"
-        rows.append((f"conv{space}d conv_transpose{space}d", batch_first(space + 2)))
         rows.append((f"{largest} {with_indices} {means}", before_last(space)))
     return tuple(rows)
 
@@ -147,14 +131,12 @@ ONE_BY_ONE: dict[Function, AxisRule] = {
     Tensor.__getitem__: indexed,
     Tensor.unfold: along(1, "dimension"),
     F.unfold: batch_first(4),
-    F.embedding: products.embedding,
     F.one_hot: products.embedding,
-    F.embedding_bag: products.embedding_bag,
 }
 AXIS_RULES: dict[Function, AxisRule] = joined(
     _table(elementwise, ARITHMETIC, in_place=True),
     _table(elementwise, ACTIVATIONS, in_place=True),
-    _table(elementwise, "copy_ bernoulli"),
+    _table(elementwise, "bernoulli"),
     _table(like_first, SAME_VALUES),
     _table(like_first, FILLS),
     _table(viewed, VIEWS),

@@ -13,15 +13,26 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hushgrad.capture.axes.row_owners import Owners, Place, dim_of
-from hushgrad.capture.axes.rules import main_argument
-from hushgrad.capture.leaves import Leaf
-from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
-from hushgrad.capture.torch_names import named
+from hushgrad.capture.axes.row_owners import BatchLocation, SegmentIds, dim_of
+from hushgrad.capture.axes.rules import concatenated, elementwise, main_argument, stacked
+from hushgrad.capture.axes.table import SPACES
+from hushgrad.capture.leaves import TrackedTensor
+from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture
+from hushgrad.capture.operators.registration import captures
+from hushgrad.capture.torch_names import in_place_forms, named
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.rows import Rows
+
+NAMES = """
+    add sub subtract rsub mul multiply div divide true_divide pow maximum minimum fmax fmin where addcmul addcdiv lerp
+    atan2 hypot logaddexp xlogy fmod remainder copysign clamp clip eq ne lt le gt ge
+    __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __div__ __rdiv__ __pow__ __rpow__
+    __eq__ __ne__ __lt__ __le__ __gt__ __ge__
+"""
+IN_PLACE_NAMES = "copy_ __iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ipow__"
+"""Elementwise operators in which a parameter meets data; the first of them also have forms in place, `name_`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +41,8 @@ class Expand(Operator):
 
     shows_leaf: ClassVar[bool] = True
     name: str
-    leaf: Leaf
-    axis: Place
+    leaf: TrackedTensor
+    axis: BatchLocation
     shape: tuple[int, ...]
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -56,7 +67,7 @@ class Expand(Operator):
         return [(self.leaf, Dense(examples.reshape(examples.shape[0], *self.leaf.value.shape)))]
 
 
-def _looked_up(leaf: Leaf, ids: Tensor, gradients: Tensor) -> Recorded:
+def _looked_up(leaf: TrackedTensor, ids: Tensor, gradients: Tensor) -> Recorded:
     """Record gradients of looked-up rows for the table itself: `ids [B, ...]`, `gradients [B, ..., d]`."""
     (table,) = leaf.roots
     ids_BT = ids.reshape(ids.shape[0], -1).long()
@@ -69,7 +80,7 @@ class OwnRows(Operator):
 
     shows_leaf: ClassVar[bool] = True
     name: str
-    leaf: Leaf
+    leaf: TrackedTensor
     axis: int
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -95,10 +106,10 @@ class OwnRows(Operator):
         return [(self.leaf, Dense(own.reshape(batch, batch * rows, *examples.shape[2:]).movedim(1, self.axis + 1)))]
 
 
-def with_batch(call: Forward, leaf: Leaf, data: Tensor, func_name: str) -> Any:
+def with_batch(context: ForwardContext, leaf: TrackedTensor, data: Tensor, func_name: str) -> Any:
     """Return a tensor that broadcasts like the leaf against `data` and records per example; or NotImplemented."""
-    place = call.axes.place(data)
-    axis = dim_of(place)
+    location = context.axes.location(data)
+    axis = dim_of(location)
     if axis is None:
         return NotImplemented
     rows, from_right = data.shape[axis], data.ndim - axis
@@ -107,26 +118,27 @@ def with_batch(call: Forward, leaf: Leaf, data: Tensor, func_name: str) -> Any:
     dim = len(shape) - from_right
     name = f"{func_name}({leaf.name})"
     if shape[dim] == rows and leaf.value.ndim >= from_right and rows > 1:
-        return NotImplemented if isinstance(place, Owners) else capture(OwnRows(name, leaf, dim), call)
+        return NotImplemented if isinstance(location, SegmentIds) else capture(OwnRows(name, leaf, dim), context)
     if shape[dim] != 1:
         return NotImplemented
     shape[dim] = rows
-    own = Owners(dim, place.rows) if isinstance(place, Owners) else dim
-    return capture(Expand(name, leaf, own, tuple(shape)), call)
+    own = SegmentIds(dim, location.rows) if isinstance(location, SegmentIds) else dim
+    return capture(Expand(name, leaf, own, tuple(shape)), context)
 
 
-def broadcast(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@captures(*named(NAMES, SPACES), axis=elementwise)
+def broadcast(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an elementwise call with each leaf given a batch dimension."""
     values = [*args, *kwargs.values()]
-    data = [value for value in values if call.is_data(value)]
-    if not data or not _aligned(call, data):
+    data = [value for value in values if context.is_data(value)]
+    if not data or not _aligned(context, data):
         return NotImplemented
     widest = max(data, key=lambda tensor: tensor.ndim)
     replaced: dict[int, Any] = {}
     for value in values:
-        leaf = call.leaf(value)
+        leaf = context.leaf(value)
         if leaf is not None and id(value) not in replaced:
-            expanded = with_batch(call, leaf, widest, func.__name__)
+            expanded = with_batch(context, leaf, widest, func.__name__)
             if expanded is NotImplemented:
                 return NotImplemented
             replaced[id(value)] = expanded
@@ -134,92 +146,75 @@ def broadcast(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kw
     return func(*new_args, **{key: replaced.get(id(value), value) for key, value in kwargs.items()})
 
 
-def _aligned(call: Forward, data: list[Tensor]) -> bool:
+def _aligned(context: ForwardContext, data: list[Tensor]) -> bool:
     """Whether broadcasting lets row i of the batch meet row i only."""
-    places = [call.axes.place(value) for value in data]
-    first = places[0]
-    if isinstance(first, Owners):
+    locations = [context.axes.location(value) for value in data]
+    first = locations[0]
+    if isinstance(first, SegmentIds):
         return all(
-            isinstance(place, Owners) and first.same_rows(place) and value.ndim - place.dim == data[0].ndim - first.dim
-            for value, place in zip(data, places, strict=True)
+            isinstance(location, SegmentIds)
+            and first.same_rows(location)
+            and value.ndim - location.dim == data[0].ndim - first.dim
+            for value, location in zip(data, locations, strict=True)
         )
-    axes = [call.axes.get(value) for value in data]
+    axes = [context.axes.get(value) for value in data]
     return len({None if axis is None else value.ndim - axis for value, axis in zip(data, axes, strict=True)}) == 1
 
 
-def _in_place(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    leaf = call.leaf(main_argument(args, kwargs))
+@captures(*in_place_forms(NAMES, SPACES), *named(IN_PLACE_NAMES, SPACES), axis=elementwise)
+def _in_place(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    leaf = context.leaf(main_argument(args, kwargs))
     if leaf is not None:
         raise UncoveredParameterUseError(
-            f"{func.__name__}: changes parameter {leaf.name!r} in place inside the forward. Compute a new tensor "
-            f"instead, or make the change under torch.no_grad() outside the forward"
+            f"changes parameter {leaf.name!r} in place inside the forward",
+            where=func.__name__,
+            cure="Compute a new tensor instead, or make the change outside the forward, under torch.no_grad()",
         )
-    return broadcast(call, func, args, kwargs)
+    return broadcast(context, func, args, kwargs)
 
 
-def _assigned(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@captures(Tensor.__setitem__, axis=None)  # the mode follows what was written itself
+def _assigned(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `x[index] = leaf`: each example's part of x receives the leaf."""
     target, index, value = args
-    leaf = call.leaf(value)
-    if leaf is None or not call.is_data(target) or call.leaf(target) is not None:
+    leaf = context.leaf(value)
+    if leaf is None or not context.is_data(target) or context.leaf(target) is not None:
         return NotImplemented
-    axis = call.axes.get(target)
+    axis = context.axes.get(target)
     if axis is None:
         return NotImplemented
-    part, place = call.axes.part(target, axis, index)
-    if place is None:
+    part, location = context.axes.part(target, axis, index)
+    if location is None:
         return NotImplemented
-    call.axes.set(part, place)
-    expanded = with_batch(call, leaf, part, "__setitem__")
+    context.axes.set(part, location)
+    expanded = with_batch(context, leaf, part, "__setitem__")
     if expanded is NotImplemented:
         return NotImplemented
     func(target, index, expanded)
     return None
 
 
-def _joined(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@captures(torch.stack, axis=stacked)
+@captures(torch.cat, torch.concat, torch.concatenate, axis=concatenated)
+def _joined(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `torch.cat` and `torch.stack` of data with leaves that have a row for each example."""
     parts = args[0] if args else kwargs.get("tensors")
     if not isinstance(parts, (tuple, list)):
         return NotImplemented
-    data = [part for part in parts if call.is_data(part)]
-    if not data or any(call.axes.get(part) != call.axes.get(data[0]) for part in data):
+    data = [part for part in parts if context.is_data(part)]
+    if not data or any(context.axes.get(part) != context.axes.get(data[0]) for part in data):
         return NotImplemented
-    axis = call.axes.get(data[0])
+    axis = context.axes.get(data[0])
     dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
     if axis is None or (func is not torch.stack and dim % data[0].ndim == axis):
         return NotImplemented
     joined = []
     for part in parts:
-        leaf = call.leaf(part)
+        leaf = context.leaf(part)
         if leaf is None:
             joined.append(part)
             continue
         if part.ndim != data[0].ndim or part.shape[axis] != data[0].shape[axis]:
             return NotImplemented
-        joined.append(capture(OwnRows(f"{func.__name__}({leaf.name})", leaf, axis), call))
+        joined.append(capture(OwnRows(f"{func.__name__}({leaf.name})", leaf, axis), context))
     return func(joined, *args[1:], **{key: value for key, value in kwargs.items() if key != "tensors"})
-
-
-SPACES = (torch, Tensor)
-NAMES = """
-    add sub subtract rsub mul multiply div divide true_divide pow maximum minimum fmax fmin where addcmul addcdiv lerp
-    atan2 hypot logaddexp xlogy fmod remainder copysign clamp clip eq ne lt le gt ge
-    __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __div__ __rdiv__ __pow__ __rpow__
-    __eq__ __ne__ __lt__ __le__ __gt__ __ge__
-"""
-IN_PLACE_NAMES = """
-    add_ sub_ subtract_ mul_ multiply_ div_ divide_ true_divide_ pow_ addcmul_ addcdiv_ lerp_ copy_ clamp_ clip_
-    __iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ipow__
-"""
-
-
-RULES: Rules = {
-    **dict.fromkeys(named(NAMES, SPACES), broadcast),
-    **dict.fromkeys(named(IN_PLACE_NAMES, SPACES), _in_place),
-    Tensor.__setitem__: _assigned,
-    torch.cat: _joined,
-    torch.concat: _joined,
-    torch.concatenate: _joined,
-    torch.stack: _joined,
-}

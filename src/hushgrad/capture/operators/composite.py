@@ -6,38 +6,33 @@ These rules run with the mode on. A composite returns NotImplemented for calls o
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hushgrad.capture.axes import products as products
+from hushgrad.capture.axes.rules import before_last, elementwise
 from hushgrad.capture.operators import recurrent
-from hushgrad.capture.operators.operator import Composite, Forward
+from hushgrad.capture.operators.operator import Composite, ForwardContext
+from hushgrad.capture.operators.registration import opens
+from hushgrad.torch_internals import VARIABLE_FUNCTIONS, opened
+
+_multi_head = opened(F.multi_head_attention_forward)
 
 
-def _opened(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a copy of a function of torch that does not hand itself over to the mode as a whole."""
-    assert isinstance(func, FunctionType)
-    names = {**func.__globals__, "has_torch_function": lambda _: False}
-    copy = FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
-    copy.__kwdefaults__ = func.__kwdefaults__
-    return copy
-
-
-_multi_head = _opened(F.multi_head_attention_forward)
-
-
-def multi_head(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@opens(F.multi_head_attention_forward, axis=products.multi_head)
+def multi_head(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run `multi_head_attention_forward` as torch writes it, its parts captured one by one."""
     return _multi_head(*args, **kwargs)
 
 
-def prelu(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@opens(torch.prelu, Tensor.prelu, axis=elementwise)
+def prelu(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.prelu(input, weight)`: the slope meets what is not above 0."""
     x, weight = _prelu_arguments(*args, **kwargs)
-    if not call.is_data(x) or call.leaf(weight) is None:
+    if not context.is_data(x) or context.leaf(weight) is None:
         return NotImplemented
     above = x > 0
     slope = weight.reshape([-1, *[1] * (x.ndim - 2)]) if weight.numel() > 1 and x.ndim > 2 else weight
@@ -49,16 +44,19 @@ def _prelu_arguments(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return input, weight
 
 
-def embedding_bag(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@opens(F.embedding_bag, axis=products.embedding_bag)
+def embedding_bag(
+    context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     """Capture `F.embedding_bag` as a lookup of each bag's rows, then their sum, mean or largest values."""
     arguments = _Bags(*args, **kwargs)
     ids, weight = arguments.ids, arguments.weight
-    if call.leaf(weight) is None or not call.is_data(ids) or call.leaf(arguments.sample_weights) is not None:
+    if context.leaf(weight) is None or not context.is_data(ids) or context.leaf(arguments.sample_weights) is not None:
         return NotImplemented
     counted = None
     scales = arguments.sample_weights
     if arguments.offsets is not None:
-        ids, scales, counted = _padded(call, arguments)
+        ids, scales, counted = _padded(context, arguments)
     rows = F.embedding(ids, weight, None, arguments.max_norm, 2.0, arguments.by_frequency, arguments.sparse)
     if arguments.padding_idx is not None:
         real = ids != arguments.padding_idx % weight.shape[0]
@@ -101,31 +99,31 @@ class _Bags:
         self.mode, self.sample_weights, self.padding_idx = mode, per_sample_weights, padding_idx
 
 
-def _padded(call: Forward, bags: _Bags) -> tuple[Tensor, Tensor | None, Tensor]:
+def _padded(context: ForwardContext, bags: _Bags) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return the ids and their weights as `[bags, longest]`, and which of them are there.
 
     The bags are told apart by the offsets. All three are the model's own inputs, or the batch is lost.
     """
     offsets, ids = bags.offsets, bags.ids
     assert offsets is not None
-    flat = [value for value in (bags.given_offsets, ids, bags.sample_weights) if call.is_data(value)]
-    whole = bool(call.batch_size) and offsets.shape[0] % (call.batch_size or 1) == 0
-    known = 0 if whole and all(call.axes.is_input(value) for value in flat) else None
+    flat = [value for value in (bags.given_offsets, ids, bags.sample_weights) if context.is_data(value)]
+    whole = bool(context.batch_size) and offsets.shape[0] % (context.batch_size or 1) == 0
+    known = 0 if whole and all(context.axes.is_input(value) for value in flat) else None
     ends = torch.cat([offsets[1:], offsets.new_tensor([ids.shape[0]])])
-    places = torch.arange(max(int((ends - offsets).max()), 1), device=ids.device)
-    positions = offsets.unsqueeze(1) + places
+    within = torch.arange(max(int((ends - offsets).max()), 1), device=ids.device)
+    positions = offsets.unsqueeze(1) + within
     counted = positions < ends.unsqueeze(1)
     positions = positions.where(counted, 0) if ids.shape[0] else positions
     padded = ids[positions]
     scales = None if bags.sample_weights is None else bags.sample_weights[positions]
     for value in (padded, scales, counted):
         if value is not None:
-            call.axes.set(value, known)
+            context.axes.set(value, known)
     return padded, scales, counted
 
 
 def _cell_rule(kind: str) -> Composite:
-    def cell(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def cell(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kwargs or len(args) not in (4, 6):
             return NotImplemented
         x, state, w_ih, w_hh, *biases = args
@@ -137,12 +135,5 @@ def _cell_rule(kind: str) -> Composite:
     return cell
 
 
-COMPOSITES: dict[Callable[..., Any], Composite] = {
-    F.multi_head_attention_forward: multi_head,
-    F.prelu: prelu,
-    torch.prelu: prelu,
-    Tensor.prelu: prelu,
-    F.embedding_bag: embedding_bag,
-    **{getattr(torch._C._VariableFunctions, f"{kind}_cell"): _cell_rule(kind) for kind in recurrent.CELLS},
-    **recurrent.COMPOSITES,
-}
+for _kind in recurrent.CELLS:
+    opens(getattr(VARIABLE_FUNCTIONS, f"{_kind}_cell"), axis=before_last(1))(_cell_rule(_kind))

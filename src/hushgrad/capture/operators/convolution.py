@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hushgrad.capture.axes.row_owners import Place
-from hushgrad.capture.leaves import Leaf
-from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rule, Rules, capture
+from hushgrad.capture.axes.row_owners import BatchLocation
+from hushgrad.capture.axes.rules import batch_first
+from hushgrad.capture.leaves import TrackedTensor
+from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, Rule, capture
+from hushgrad.capture.operators.registration import captures
 from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.convolution import Convolution, Geometry
 from hushgrad.gradients.dense import Dense
@@ -24,9 +26,9 @@ class Convolve(Operator):
 
     autocasts: ClassVar[bool] = True
     name: str
-    weight: Leaf | None
-    bias: Leaf | None
-    axis: Place
+    weight: TrackedTensor | None
+    bias: TrackedTensor | None
+    axis: BatchLocation
     geometry: Geometry
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -49,7 +51,7 @@ class Convolve(Operator):
         """Record the convolution for the weight and the sum over space for the bias."""
         space = len(self.geometry.stride)
         gradients = pool.examples(gradient, self.axis, self.name)
-        uses: list[tuple[Leaf, Any]] = []
+        uses: list[tuple[TrackedTensor, Any]] = []
         if self.weight is not None:
             x = saved[0]
             assert x is not None
@@ -71,9 +73,9 @@ class ConvolveTransposed(Operator):
 
     autocasts: ClassVar[bool] = True
     name: str
-    weight: Leaf | None
-    bias: Leaf | None
-    axis: Place
+    weight: TrackedTensor | None
+    bias: TrackedTensor | None
+    axis: BatchLocation
     geometry: Geometry
     output_padding: tuple[int, ...]
 
@@ -98,7 +100,7 @@ class ConvolveTransposed(Operator):
         """Record the convolution for the weight and the sum over space for the bias."""
         space = len(self.geometry.stride)
         gradients = pool.examples(gradient, self.axis, self.name)
-        uses: list[tuple[Leaf, Any]] = []
+        uses: list[tuple[TrackedTensor, Any]] = []
         if self.weight is not None:
             x = saved[0]
             assert x is not None
@@ -164,10 +166,12 @@ def _contribution(inputs: Tensor, gradients: Tensor, geometry: Geometry) -> Conv
 
 
 def _rule(space: int) -> Rule:
-    def convolve(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def convolve(
+        context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         x, weight, bias, stride, padding, dilation, groups = _arguments(*args, **kwargs)
-        weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
-        if not _is_known(call, x, weight, bias, space):
+        weight_leaf, bias_leaf = context.leaf(weight), context.leaf(bias)
+        if not _is_known(context, x, weight, bias, space):
             return NotImplemented
         if isinstance(padding, str):
             x, padding = _padded(x, weight, padding, _tuple(dilation, space))
@@ -175,19 +179,21 @@ def _rule(space: int) -> Rule:
             tuple(weight.shape), _tuple(stride, space), _tuple(padding, space), _tuple(dilation, space), groups
         )
         name = f"conv{space}d({(weight_leaf or bias_leaf).name})"  # type: ignore[union-attr]
-        axis = call.axes.get(args[0] if args else kwargs["input"])
+        axis = context.axes.get(args[0] if args else kwargs["input"])
         operator = Convolve(name, weight_leaf, bias_leaf, axis, geometry)
         weight_value = weight_leaf.value if weight_leaf else weight
-        return capture(operator, call, x, weight_value, bias_leaf.value if bias_leaf else bias)
+        return capture(operator, context, x, weight_value, bias_leaf.value if bias_leaf else bias)
 
     return convolve
 
 
 def _transposed_rule(space: int) -> Rule:
-    def convolve(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def convolve(
+        context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         x, weight, bias, stride, padding, output_padding, groups, dilation = _transposed_arguments(*args, **kwargs)
-        weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
-        if not _is_known(call, x, weight, bias, space):
+        weight_leaf, bias_leaf = context.leaf(weight), context.leaf(bias)
+        if not _is_known(context, x, weight, bias, space):
             return NotImplemented
         geometry = Geometry(
             tuple(weight.shape), _tuple(stride, space), _tuple(padding, space), _tuple(dilation, space), groups
@@ -196,22 +202,22 @@ def _transposed_rule(space: int) -> Rule:
             f"conv_transpose{space}d({(weight_leaf or bias_leaf).name})",  # type: ignore[union-attr]
             weight_leaf,
             bias_leaf,
-            call.axes.get(x),
+            context.axes.get(x),
             geometry,
             _tuple(output_padding, space),
         )
         weight_value = weight_leaf.value if weight_leaf else weight
-        return capture(operator, call, x, weight_value, bias_leaf.value if bias_leaf else bias)
+        return capture(operator, context, x, weight_value, bias_leaf.value if bias_leaf else bias)
 
     return convolve
 
 
-def _is_known(call: Forward, x: Tensor, weight: Tensor, bias: Tensor | None, space: int) -> bool:
+def _is_known(context: ForwardContext, x: Tensor, weight: Tensor, bias: Tensor | None, space: int) -> bool:
     """Whether x is a batch of images with the batch first, and weight and bias are leaves or constants."""
-    if not call.axes.descends(x) or x.ndim != space + 2 or call.axes.get(x) not in (0, None):
+    if not context.axes.descends(x) or x.ndim != space + 2 or context.axes.get(x) not in (0, None):
         return False
-    parts = [part for part in (weight, bias) if part is not None and call.leaf(part) is None]
-    return not any(part.requires_grad or call.axes.descends(part) for part in parts)
+    parts = [part for part in (weight, bias) if part is not None and context.leaf(part) is None]
+    return not any(part.requires_grad or context.axes.descends(part) for part in parts)
 
 
 def _transposed_arguments(
@@ -253,14 +259,6 @@ def _padded(x: Tensor, weight: Tensor, padding: str, dilation: tuple[int, ...]) 
     return F.pad(x, pads), 0
 
 
-RULES: Rules = {
-    F.conv1d: _rule(1),
-    F.conv2d: _rule(2),
-    F.conv3d: _rule(3),
-    torch.conv1d: _rule(1),
-    torch.conv2d: _rule(2),
-    torch.conv3d: _rule(3),
-    F.conv_transpose1d: _transposed_rule(1),
-    F.conv_transpose2d: _transposed_rule(2),
-    F.conv_transpose3d: _transposed_rule(3),
-}
+for _space in (1, 2, 3):
+    captures(getattr(F, f"conv{_space}d"), axis=batch_first(_space + 2))(_rule(_space))
+    captures(getattr(F, f"conv_transpose{_space}d"), axis=batch_first(_space + 2))(_transposed_rule(_space))

@@ -8,21 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hushgrad.capture.operators.operator import Forward, Rules
+from hushgrad.capture.operators.operator import ForwardContext
+from hushgrad.capture.operators.registration import captures
 from hushgrad.errors import UncoveredParameterUseError
 
 
-def differentiate(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@captures(torch.autograd.grad, torch.autograd.backward, Tensor.backward, axis=None)
+def differentiate(
+    context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     """Refuse `torch.autograd.grad` and `backward` that ask for the gradient by a parameter or a tensor made of some."""
     raise UncoveredParameterUseError(
-        f"{func.__name__}: asks inside the forward for a gradient by a parameter, which would be one of the whole "
-        f"batch and not of an example. Leave the inner gradient step out, or take it before the forward, on a copy of "
-        f"the model (copy.deepcopy(model)) and on data that is not private"
+        "asks inside the forward for a gradient by a parameter, which would be that of the whole batch and not of "
+        "an example",
+        where=func.__name__,
+        cure="Leave out the inner gradient step, or take it before the forward, on a copy of the model "
+        "(copy.deepcopy(model)) and on data that is not private",
     )
-
-
-RULES: Rules = {
-    torch.autograd.grad: differentiate,
-    torch.autograd.backward: differentiate,
-    Tensor.backward: differentiate,
-}

@@ -9,9 +9,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from hushgrad.capture.axes.row_owners import Place
-from hushgrad.capture.leaves import Leaf
-from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
+from hushgrad.capture.axes import products as products
+from hushgrad.capture.axes.row_owners import BatchLocation
+from hushgrad.capture.leaves import TrackedTensor
+from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture
+from hushgrad.capture.operators.registration import captures
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError, SparseGradientError, UnsupportedModelError
 from hushgrad.gradients.rows import Rows
@@ -22,8 +24,8 @@ class Embedding(Operator):
     """A lookup of rows `[num_rows, d]` by integer ids."""
 
     name: str
-    weight: Leaf
-    axis: Place
+    weight: TrackedTensor
+    axis: BatchLocation
     padding_idx: int | None
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -51,44 +53,48 @@ class Embedding(Operator):
         return [(self.weight, Rows(ids_BT, gradients_BTd, self.weight.value.shape[0]))]
 
 
-def embedding(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@captures(F.embedding, axis=products.embedding)
+def embedding(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.embedding`; options under which one record changes another one's row are refused."""
     ids, weight, padding_idx, max_norm, by_frequency, sparse = _arguments(*args, **kwargs)
-    leaf = call.leaf(weight)
+    leaf = context.leaf(weight)
     if leaf is None:
         return NotImplemented
+    where = f"embedding({leaf.name})"
     if max_norm is not None:
         raise UnsupportedModelError(
-            f"embedding({leaf.name}): max_norm rescales in the forward those rows that the batch looks up, without "
-            f"noise. Set max_norm=None"
+            "max_norm rescales the rows that the batch looks up, in the forward and without noise",
+            where=where,
+            cure="Set max_norm=None",
         )
     if by_frequency:
         raise CrossSampleLeakError(
-            f"embedding({leaf.name}): scale_grad_by_freq divides a record's gradient by counts over the whole batch. "
-            f"Set scale_grad_by_freq=False"
+            "scale_grad_by_freq divides an example's gradient by counts over the whole batch",
+            where=where,
+            cure="Set scale_grad_by_freq=False",
         )
     if sparse:
         raise SparseGradientError(
-            f"embedding({leaf.name}): sparse=True would show which rows were touched. Set sparse=False"
+            "sparse=True would show which rows were touched", where=where, cure="Set sparse=False"
         )
-    if not call.axes.descends(ids):
+    if not context.axes.descends(ids):
         return NotImplemented
     if padding_idx is not None and padding_idx < 0:
         padding_idx += weight.shape[0]
-    operator = Embedding(f"embedding({leaf.name})", leaf, call.axes.place(ids), padding_idx)
-    return capture(operator, call, ids, leaf.value)
+    operator = Embedding(where, leaf, context.axes.location(ids), padding_idx)
+    return capture(operator, context, ids, leaf.value)
 
 
 def constant_ids(
-    call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | None:
     """Return the ids of a plain lookup in a parameter by ids that are no data, as positions are; else None."""
     if func is not F.embedding:
         return None
     ids, weight, padding_idx, max_norm, by_frequency, sparse = _arguments(*args, **kwargs)
-    leaf = call.leaf(weight)
+    leaf = context.leaf(weight)
     is_plain = padding_idx is None and max_norm is None and not by_frequency and not sparse
-    return ids if is_plain and leaf is not None and leaf.is_parameter and call.leaf(ids) is None else None
+    return ids if is_plain and leaf is not None and leaf.is_parameter and context.leaf(ids) is None else None
 
 
 def _arguments(
@@ -101,6 +107,3 @@ def _arguments(
     sparse: bool = False,
 ) -> tuple[Any, ...]:
     return input, weight, padding_idx, max_norm, scale_grad_by_freq, sparse
-
-
-RULES: Rules = {F.embedding: embedding}

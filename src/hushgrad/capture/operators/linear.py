@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hushgrad.capture.axes.row_owners import Place, dim_of
-from hushgrad.capture.leaves import Leaf
-from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
+from hushgrad.capture.axes import products as products
+from hushgrad.capture.axes.row_owners import BatchLocation, dim_of
+from hushgrad.capture.leaves import TrackedTensor
+from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture
+from hushgrad.capture.operators.registration import captures
 from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.outer import OuterProducts
@@ -24,9 +26,9 @@ class Linear(Operator):
 
     autocasts: ClassVar[bool] = True
     name: str
-    weight: Leaf | None
-    bias: Leaf | None
-    axis: Place
+    weight: TrackedTensor | None
+    bias: TrackedTensor | None
+    axis: BatchLocation
     swapped: bool
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -53,7 +55,7 @@ class Linear(Operator):
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record outer products for the weight and the sum over positions for the bias."""
         left_BTp = _positions(pool.examples(gradient, self.axis, self.name))
-        uses: list[tuple[Leaf, Any]] = []
+        uses: list[tuple[TrackedTensor, Any]] = []
         if self.weight is not None:
             x = saved[0]
             assert x is not None
@@ -69,79 +71,72 @@ def _positions(tensor: Tensor) -> Tensor:
     return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
 
 
-def _on_last_dimension(call: Forward, x: Tensor) -> bool:
+def _on_last_dimension(context: ForwardContext, x: Tensor) -> bool:
     """Whether the batch lies on the dimension that the product sums over."""
-    return dim_of(call.axes.place(x)) == x.ndim - 1
+    return dim_of(context.axes.location(x)) == x.ndim - 1
 
 
 def _is_constant(tensor: Tensor | None) -> bool:
     return tensor is None or not tensor.requires_grad
 
 
-def linear(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@captures(F.linear, axis=products.linear)
+def linear(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.linear(input, weight, bias=None)`."""
     x, weight, bias = _linear_arguments(*args, **kwargs)
-    weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
-    if not call.axes.descends(x) or weight.ndim != 2 or _on_last_dimension(call, x):
+    weight_leaf, bias_leaf = context.leaf(weight), context.leaf(bias)
+    if not context.axes.descends(x) or weight.ndim != 2 or _on_last_dimension(context, x):
         return NotImplemented
-    if call.axes.descends(weight) or (bias is not None and call.axes.descends(bias)):
+    if context.axes.descends(weight) or (bias is not None and context.axes.descends(bias)):
         return NotImplemented
     if not (weight_leaf or _is_constant(weight)) or not (bias_leaf or _is_constant(bias)):
         return NotImplemented
     name = f"linear({_first_name(weight_leaf, bias_leaf)})"
-    operator = Linear(name, weight_leaf, bias_leaf, call.axes.place(x), swapped=False)
-    return capture(operator, call, x, _value(weight_leaf, weight), _value(bias_leaf, bias))
+    operator = Linear(name, weight_leaf, bias_leaf, context.axes.location(x), swapped=False)
+    return capture(operator, context, x, _value(weight_leaf, weight), _value(bias_leaf, bias))
 
 
-def matmul(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@captures(
+    torch.matmul, torch.linalg.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, axis=products.product
+)
+def matmul(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `x @ W` with a matrix W."""
     if kwargs or len(args) != 2:
         return NotImplemented
     x, weight = args
-    leaf = call.leaf(weight)
-    if leaf is None or not call.axes.descends(x) or weight.ndim != 2 or x.ndim < 2:
+    leaf = context.leaf(weight)
+    if leaf is None or not context.axes.descends(x) or weight.ndim != 2 or x.ndim < 2:
         return NotImplemented
-    if _on_last_dimension(call, x):
+    if _on_last_dimension(context, x):
         return NotImplemented
-    operator = Linear(f"matmul({leaf.name})", leaf, None, call.axes.place(x), swapped=True)
-    return capture(operator, call, x, leaf.value, None)
+    operator = Linear(f"matmul({leaf.name})", leaf, None, context.axes.location(x), swapped=True)
+    return capture(operator, context, x, leaf.value, None)
 
 
-def addmm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@captures(torch.addmm, Tensor.addmm, axis=products.added_product)
+def addmm(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `torch.addmm(b, x, W)` with a vector b, as `Conv1D` layers of language models call it."""
     if kwargs or len(args) != 3:
         return NotImplemented
     bias, x, weight = args
-    leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
-    if not call.axes.descends(x) or call.axes.descends(weight) or call.axes.descends(bias):
+    leaf, bias_leaf = context.leaf(weight), context.leaf(bias)
+    if not context.axes.descends(x) or context.axes.descends(weight) or context.axes.descends(bias):
         return NotImplemented
-    if bias.ndim != 1 or bias.shape[0] != weight.shape[1] or _on_last_dimension(call, x):
+    if bias.ndim != 1 or bias.shape[0] != weight.shape[1] or _on_last_dimension(context, x):
         return NotImplemented
     if not (leaf or _is_constant(weight)) or not (bias_leaf or _is_constant(bias)):
         return NotImplemented
-    operator = Linear(f"addmm({_first_name(leaf, bias_leaf)})", leaf, bias_leaf, call.axes.place(x), swapped=True)
-    return capture(operator, call, x, _value(leaf, weight), _value(bias_leaf, bias))
+    operator = Linear(f"addmm({_first_name(leaf, bias_leaf)})", leaf, bias_leaf, context.axes.location(x), swapped=True)
+    return capture(operator, context, x, _value(leaf, weight), _value(bias_leaf, bias))
 
 
 def _linear_arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Any, Any, Any]:
     return input, weight, bias
 
 
-def _value(leaf: Leaf | None, tensor: Tensor | None) -> Tensor | None:
+def _value(leaf: TrackedTensor | None, tensor: Tensor | None) -> Tensor | None:
     return leaf.value if leaf is not None else tensor
 
 
-def _first_name(*leaves: Leaf | None) -> str:
+def _first_name(*leaves: TrackedTensor | None) -> str:
     return next(leaf.name for leaf in leaves if leaf is not None)
-
-
-RULES: Rules = {
-    F.linear: linear,
-    torch.matmul: matmul,
-    Tensor.matmul: matmul,
-    Tensor.__matmul__: matmul,
-    torch.mm: matmul,
-    Tensor.mm: matmul,
-    torch.addmm: addmm,
-    Tensor.addmm: addmm,
-}

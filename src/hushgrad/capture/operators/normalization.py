@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hushgrad.capture.axes.row_owners import Place, dim_of
-from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.axes import products as products
+from hushgrad.capture.axes.row_owners import BatchLocation, dim_of
+from hushgrad.capture.axes.rules import batch_first, frozen_batch_norm
+from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.operators.broadcast import broadcast
-from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
+from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture
+from hushgrad.capture.operators.registration import asked_first, captures
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError, PrivateBufferError
 from hushgrad.gradients.dense import Dense
@@ -24,9 +27,9 @@ class LayerNorm(Operator):
     """Normalisation over the trailing dimensions `shape`, then `x̂ · weight + bias`."""
 
     name: str
-    weight: Leaf | None
-    bias: Leaf | None
-    axis: Place
+    weight: TrackedTensor | None
+    bias: TrackedTensor | None
+    axis: BatchLocation
     shape: tuple[int, ...]
     eps: float
 
@@ -55,7 +58,7 @@ class LayerNorm(Operator):
         assert x is not None
         assert mean is not None
         assert rstd is not None
-        uses: list[tuple[Leaf, Any]] = []
+        uses: list[tuple[TrackedTensor, Any]] = []
         if self.weight is not None:
             normalized = (x.to(mean.dtype) - mean) * rstd
             uses.append((self.weight, self._summed(pool, gradient * normalized)))
@@ -73,9 +76,9 @@ class GroupNorm(Operator):
     """Normalisation of each example within groups of channels, then a scale and shift per channel."""
 
     name: str
-    weight: Leaf | None
-    bias: Leaf | None
-    axis: Place
+    weight: TrackedTensor | None
+    bias: TrackedTensor | None
+    axis: BatchLocation
     groups: int
     eps: float
 
@@ -128,130 +131,143 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
     return x.shape[0], x.shape[1], x[0, 0].numel()
 
 
-def layer_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@captures(F.layer_norm, axis=products.layer_normalized, follows=[torch.layer_norm])
+def layer_norm(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.layer_norm`."""
     x, shape, weight, bias, eps = _layer_arguments(*args, **kwargs)
-    place = call.axes.place(x)
-    axis = dim_of(place)
-    if not _plain_data(call, x, weight, bias) or (axis is not None and axis >= x.ndim - len(shape)):
+    location = context.axes.location(x)
+    axis = dim_of(location)
+    if not _plain_data(context, x, weight, bias) or (axis is not None and axis >= x.ndim - len(shape)):
         return NotImplemented
-    weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
-    operator = LayerNorm(_name("layer_norm", weight_leaf, bias_leaf), weight_leaf, bias_leaf, place, tuple(shape), eps)
-    return capture(operator, call, x, _value(call, weight), _value(call, bias))
+    weight_leaf, bias_leaf = context.leaf(weight), context.leaf(bias)
+    operator = LayerNorm(
+        _name("layer_norm", weight_leaf, bias_leaf), weight_leaf, bias_leaf, location, tuple(shape), eps
+    )
+    return capture(operator, context, x, _value(context, weight), _value(context, bias))
 
 
-def group_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@captures(F.group_norm, axis=batch_first(), follows=[torch.group_norm])
+def group_norm(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.group_norm`."""
     x, groups, weight, bias, eps = _group_arguments(*args, **kwargs)
-    return _grouped(call, "group_norm", x, groups, weight, bias, eps)
+    return _grouped(context, "group_norm", x, groups, weight, bias, eps)
 
 
-def instance_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@captures(F.instance_norm, axis=batch_first(), follows=[torch.instance_norm])
+def instance_norm(
+    context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     """Capture `F.instance_norm` on the input's own statistics: group normalisation with one channel per group."""
     x, mean, variance, weight, bias, own_statistics, momentum, eps = _instance_arguments(*args, **kwargs)
     if not own_statistics:
         plain = F.instance_norm(x, mean, variance, None, None, own_statistics, momentum, eps)
-        return _affine(call, x, plain, weight, bias)
-    return _grouped(call, "instance_norm", x, x.shape[1], weight, bias, eps)
+        return _affine(context, x, plain, weight, bias)
+    return _grouped(context, "instance_norm", x, x.shape[1], weight, bias, eps)
 
 
 def _grouped(
-    call: Forward, kind: str, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+    context: ForwardContext, kind: str, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Any:
-    axis = call.axes.get(x)
-    if not _plain_data(call, x, weight, bias) or axis not in (0, None) or x.ndim < 2 or x.shape[0] == 0:
+    axis = context.axes.get(x)
+    if not _plain_data(context, x, weight, bias) or axis not in (0, None) or x.ndim < 2 or x.shape[0] == 0:
         return NotImplemented
-    weight_leaf, bias_leaf = call.leaf(weight), call.leaf(bias)
+    weight_leaf, bias_leaf = context.leaf(weight), context.leaf(bias)
     operator = GroupNorm(_name(kind, weight_leaf, bias_leaf), weight_leaf, bias_leaf, axis, groups, eps)
-    return capture(operator, call, x, _value(call, weight), _value(call, bias))
+    return capture(operator, context, x, _value(context, weight), _value(context, bias))
 
 
-def rms_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@captures(F.rms_norm, axis=products.layer_normalized, follows=[torch.rms_norm])
+def rms_norm(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.rms_norm` as the plain normalisation followed by a captured product."""
     x, shape, weight, eps = _rms_arguments(*args, **kwargs)
-    place = call.axes.place(x)
-    axis = dim_of(place)
-    if not call.axes.descends(x) or axis is None or axis >= x.ndim - len(shape):
+    location = context.axes.location(x)
+    axis = dim_of(location)
+    if not context.axes.descends(x) or axis is None or axis >= x.ndim - len(shape):
         return NotImplemented
     plain = F.rms_norm(x, shape, None, eps)
-    call.axes.set(plain, place)
-    return broadcast(call, Tensor.mul, (plain, weight), {})
+    context.axes.set(plain, location)
+    return broadcast(context, Tensor.mul, (plain, weight), {})
 
 
-def batch_norm(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@captures(F.batch_norm, axis=frozen_batch_norm, follows=[torch.batch_norm])
+def batch_norm(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.batch_norm` on frozen statistics; on batch statistics it is refused before it comes here."""
     x, mean, variance, weight, bias, training, momentum, eps = _batch_arguments(*args, **kwargs)
     plain = F.batch_norm(x, mean, variance, None, None, training, momentum, eps)
-    return _affine(call, x, plain, weight, bias)
+    return _affine(context, x, plain, weight, bias)
 
 
-def _affine(call: Forward, x: Tensor, plain: Tensor, weight: Tensor | None, bias: Tensor | None) -> Any:
+def _affine(context: ForwardContext, x: Tensor, plain: Tensor, weight: Tensor | None, bias: Tensor | None) -> Any:
     """Return `plain · weight + bias` with both per channel (dimension 1), captured."""
-    axis = call.axes.get(x)
-    if not call.axes.descends(x) or axis not in (0, None):
+    axis = context.axes.get(x)
+    if not context.axes.descends(x) or axis not in (0, None):
         return NotImplemented
     for parameter, combine in ((weight, Tensor.mul), (bias, Tensor.add)):
         if parameter is None:
             continue
-        call.axes.set(plain, axis)
-        leaf = call.leaf(parameter)
+        context.axes.set(plain, axis)
+        leaf = context.leaf(parameter)
         spread = [-1, *[1] * (x.ndim - 2)]
         if leaf is None:
             plain = combine(plain, parameter.reshape(spread))
             continue
-        reshaped = Leaf(leaf.name, leaf.value.reshape(spread), leaf.graph.reshape(spread), leaf.parameters())
+        reshaped = TrackedTensor(leaf.name, leaf.value.reshape(spread), leaf.graph.reshape(spread), leaf.parameters())
         stand_in = reshaped.value
-        call.leaves[id(stand_in)] = reshaped
-        call.held.append(stand_in)
-        plain = broadcast(call, combine, (plain, stand_in), {})
+        context.leaves[id(stand_in)] = reshaped
+        context.held.append(stand_in)
+        plain = broadcast(context, combine, (plain, stand_in), {})
         if plain is NotImplemented:
             return NotImplemented
     return plain
 
 
-def _trains_on_data(call: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    return torch.is_grad_enabled() and any(call.is_data(value) for value in (*args, *kwargs.values()))
+def _trains_on_data(context: ForwardContext, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return torch.is_grad_enabled() and any(context.is_data(value) for value in (*args, *kwargs.values()))
 
 
+@asked_first(F.batch_norm)
 def refuse_batch_statistics(
-    call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Refuse `F.batch_norm` that would mix the examples of a batch; let others go on."""
-    if _trains_on_data(call, args, kwargs) and _batch_arguments(*args, **kwargs)[5]:
+    if _trains_on_data(context, args, kwargs) and _batch_arguments(*args, **kwargs)[5]:
         raise CrossSampleLeakError(
-            "batch_norm: normalises each example by the statistics of the whole batch. Use GroupNorm, or put the "
-            "layer into eval() so that its frozen statistics are used"
+            "normalises each example by the statistics of the whole batch",
+            where="batch_norm",
+            cure="Use GroupNorm, or put the layer into eval() so that its frozen statistics are used",
         )
     return NotImplemented
 
 
+@asked_first(F.instance_norm)
 def refuse_running_statistics(
-    call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Refuse `F.instance_norm` that would write statistics of the data into a buffer; let others go on."""
     _, mean, variance, _, _, own_statistics, _, _ = _instance_arguments(*args, **kwargs)
-    if _trains_on_data(call, args, kwargs) and own_statistics and (mean is not None or variance is not None):
+    if _trains_on_data(context, args, kwargs) and own_statistics and (mean is not None or variance is not None):
         raise PrivateBufferError(
-            "instance_norm: track_running_stats=True writes statistics of the data into buffers without noise. "
-            "Set track_running_stats=False"
+            "track_running_stats=True writes statistics of the data into buffers without noise",
+            where="instance_norm",
+            cure="Set track_running_stats=False",
         )
     return NotImplemented
 
 
-def _plain_data(call: Forward, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+def _plain_data(context: ForwardContext, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     """Whether x is data and scale and shift are leaves or constants."""
-    return call.axes.descends(x) and all(
-        part is None or call.leaf(part) is not None or (not part.requires_grad and not call.axes.descends(part))
+    return context.axes.descends(x) and all(
+        part is None or context.leaf(part) is not None or (not part.requires_grad and not context.axes.descends(part))
         for part in (weight, bias)
     )
 
 
-def _value(call: Forward, tensor: Tensor | None) -> Tensor | None:
-    leaf = call.leaf(tensor)
+def _value(context: ForwardContext, tensor: Tensor | None) -> Tensor | None:
+    leaf = context.leaf(tensor)
     return leaf.value if leaf is not None else tensor
 
 
-def _name(kind: str, *leaves: Leaf | None) -> str:
+def _name(kind: str, *leaves: TrackedTensor | None) -> str:
     return f"{kind}({next(leaf.name for leaf in leaves if leaf is not None)})"
 
 
@@ -301,16 +317,3 @@ def _batch_arguments(
     eps: float = 1e-5,
 ) -> tuple[Any, ...]:
     return input, running_mean, running_var, weight, bias, training, momentum, eps
-
-
-RULES: Rules = {
-    F.layer_norm: layer_norm,
-    F.group_norm: group_norm,
-    F.instance_norm: instance_norm,
-    F.rms_norm: rms_norm,
-    F.batch_norm: batch_norm,
-}
-FIRST: Rules = {
-    F.batch_norm: refuse_batch_statistics,
-    F.instance_norm: refuse_running_statistics,
-}

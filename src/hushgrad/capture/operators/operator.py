@@ -12,21 +12,18 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture.axes.batch_axes import BatchAxes
-from hushgrad.capture.axes.row_owners import Place
-from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.axes.row_owners import BatchLocation
+from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError, UncoveredParameterUseError
-from hushgrad.gradients.contribution import full_precision
+from hushgrad.gradients.contribution import Contribution, full_precision
+from hushgrad.torch_internals import is_view, will_execute
 
-SECOND_ORDER = (
-    "create_graph=True: the gradient of a gradient through a private model (a gradient penalty, say) has no "
-    "per-example form here. Leave the penalty out, or take it through a model that is not trained privately"
-)
-
-Recorded = Sequence[tuple[Leaf, "Any"]]
+Recorded = Sequence[tuple[TrackedTensor, Contribution]]
+"""Contributions of a captured call to the per-example gradients of its leaves."""
 
 
-class Anchor:
+class GraphAnchor:
     """A scalar that keeps the graph of captured operators alive without making the data require gradients.
 
     The first layer then has no input gradient to pay for. Whether the engine will reach the anchor tells whether a
@@ -39,25 +36,25 @@ class Anchor:
 
     def is_accumulating(self) -> bool:
         """Return whether the backward that is running accumulates gradients."""
-        return bool(torch._C._will_engine_execute_node(self._node))
+        return will_execute(self._node)
 
 
 @dataclass
-class Forward:
+class ForwardContext:
     """What the operators of one forward share: its leaves, its batch axes, where uses go.
 
     `registered` takes the names of the operators of others that ran (`register_operator`).
     """
 
     pool: UsePool
-    anchor: Anchor
+    anchor: GraphAnchor
     axes: BatchAxes
-    leaves: dict[int, Leaf]
+    leaves: dict[int, TrackedTensor]
     batch_size: int | None
     held: list[Tensor]
     registered: set[str] = field(default_factory=set)
 
-    def leaf(self, value: Any) -> Leaf | None:
+    def leaf(self, value: Any) -> TrackedTensor | None:
         """Return the leaf that a tensor stands for, or None for any other value."""
         return self.leaves.get(id(value)) if isinstance(value, Tensor) else None
 
@@ -65,18 +62,41 @@ class Forward:
         """Return whether a value is a tensor that descends from the batch."""
         return isinstance(value, Tensor) and self.axes.descends(value)
 
-    def check_batch(self, where: str, axes: Sequence[Place]) -> None:
-        """Refuse a backward whose examples cannot be told apart, or whose forward saw another number of records."""
+    def check_batch(self, where: str, axes: Sequence[BatchLocation]) -> None:
+        """Refuse a backward whose examples cannot be told apart, or whose forward saw another number of examples."""
         if None in axes:
             raise PrivacyUnitError(
-                f"{where}: the examples of the batch cannot be told apart in what it was used on, since "
-                f"{self.axes.lost_by or 'the forward began'}. Keep the batch on an axis of its own, and mix no examples"
+                f"the examples of the batch cannot be told apart in what it was used on, since "
+                f"{self.axes.lost_by or 'the forward began'}",
+                where=where,
+                cure="Keep the batch on an axis of its own, and do not mix examples",
             )
         if self.pool.batch_size is not None and self.batch_size != self.pool.batch_size:
             raise PrivacyUnitError(
-                f"{where}: saw {self.batch_size} rows for {self.pool.batch_size} records. Give the model one row per "
-                f"record of the batch, and the batch on the first axis of its inputs"
+                f"saw {self.batch_size} rows for {self.pool.batch_size} examples",
+                where=where,
+                cure="Give the model one row for each example, with the batch on the first axis of its inputs",
             )
+
+    def record(self, where: str, locations: Sequence[BatchLocation], uses: Callable[[], Recorded]) -> None:
+        """Record the uses of one captured call, from inside its backward. Every autograd function of ours does it here.
+
+        Nothing is recorded in a backward that only asks for gradients by some inputs (`autograd.grad`).
+
+        Args:
+            where: what the call is called in messages.
+            locations: where the batch lies in the outputs whose gradients came.
+            uses: makes the contributions, to parameters or to tensors derived from some.
+
+        Raises:
+            PrivacyUnitError: the examples cannot be told apart, or are others than those of the physical batch.
+        """
+        if not self.anchor.is_accumulating():
+            return
+        self.check_batch(where, locations)
+        for leaf, contribution in uses():
+            for name, part in leaf.to_parameters(contribution):
+                self.pool.add(name, part)
 
 
 class Operator(ABC):
@@ -87,7 +107,7 @@ class Operator(ABC):
     """
 
     name: str
-    axis: Place
+    axis: BatchLocation
     autocasts: ClassVar[bool] = False
     shows_leaf: ClassVar[bool] = False
 
@@ -138,39 +158,41 @@ class _FirstOrder(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        raise UncoveredParameterUseError(SECOND_ORDER)
+        raise UncoveredParameterUseError(
+            "the gradient of a gradient through a private model (a gradient penalty, say) has no per-example form here",
+            where="create_graph=True",
+            cure="Leave out the penalty, or take it through a model that is not trained privately",
+        )
 
 
 class _Captured(torch.autograd.Function):
     """Runs an operator's ordinary forward; in backward records the use and forms no parameter gradient."""
 
     @staticmethod
-    def forward(ctx: Any, operator: Operator, call: Forward, anchor: Tensor, *inputs: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, operator: Operator, context: ForwardContext, anchor: Tensor, *inputs: Tensor | None
+    ) -> Tensor:
         output, saved = operator.forward(*inputs)
-        if output._is_view() and not operator.shows_leaf:
+        if is_view(output) and not operator.shows_leaf:
             output = output.data  # the only one to hold its memory; as a view it could not be changed in place
-        ctx.operator, ctx.call = operator, call
+        ctx.operator, ctx.context = operator, context
         ctx.save_for_backward(*saved)
         return output
 
     @staticmethod
     @first_order_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        operator, call = ctx.operator, ctx.call
+        operator, context = ctx.operator, ctx.context
         saved = ctx.saved_tensors
-        if call.anchor.is_accumulating():
-            call.check_batch(operator.name, [operator.axis])
-            for leaf, contribution in operator.record(call.pool, saved, gradient):
-                for name, part in leaf.to_parameters(contribution):
-                    call.pool.add(name, part)
+        context.record(operator.name, [operator.axis], lambda: operator.record(context.pool, saved, gradient))
         return (None, None, None, *operator.input_gradients(saved, gradient, ctx.needs_input_grad[3:]))
 
 
-def capture(operator: Operator, call: Forward, *inputs: Tensor | None) -> Tensor:
+def capture(operator: Operator, context: ForwardContext, *inputs: Tensor | None) -> Tensor:
     """Run an operator so that its backward records the use of its leaves."""
     if operator.autocasts:
         inputs = tuple(in_autocast_dtype(inputs))
-    return _Captured.apply(operator, call, call.anchor.tensor, *inputs)  # type: ignore[no-any-return,no-untyped-call]
+    return _Captured.apply(operator, context, context.anchor.tensor, *inputs)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
@@ -193,7 +215,7 @@ def in_autocast_dtype(inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
     ]
 
 
-Rule = Callable[[Forward, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+Rule = Callable[[ForwardContext, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """A rule runs one call that uses a leaf, or returns NotImplemented when the call is not of the form it knows."""
 
 Rules = Mapping[Callable[..., Any], Rule]

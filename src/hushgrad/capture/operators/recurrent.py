@@ -2,6 +2,21 @@
 
 Each layer and direction is one captured operator. Its backward keeps the derivatives by all gates, `[T, N, G·H]`, so
 the per-example gradients of both weights are outer products over time.
+
+A worked example: an LSTM (G = 4 gates) with D inputs and H states on N sequences of T steps. Step t computes
+
+    z_t = x_t W_ihᵀ + b_ih + h_{t-1} W_hhᵀ + b_hh        [N, 4H], then gates, cell and h_t (`cells.py`)
+
+The backward goes through the steps from the last to the first with dh, dc, the derivatives by the state, and gets
+s_t, that by z_t, from each. Then, with example i in row i,
+
+    W_ih:  Σ_t s_t[i] ⊗ x_t[i]           `OuterProducts` of s [N, T, 4H] and x [N, T, D]
+    W_hh:  Σ_t s_t[i] ⊗ h_{t-1}[i]       the same of s and the states before each step
+    b_ih, b_hh:  Σ_t s_t[i]
+
+which is the form of a linear layer with T positions, so norms and sums cost what they cost there. (A GRU's reset gate
+acts on the state's part alone, so its s differs between input and state: `Slopes`.) Behind the end of a shorter
+sequence a mask keeps the state and sets s_t to 0. Packed input is padded, run, and packed again.
 """
 
 from __future__ import annotations
@@ -14,14 +29,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hushgrad.capture.axes.row_owners import PACK, PAD_PACKED, Owners, Place
-from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.axes import products as products
+from hushgrad.capture.axes.row_owners import BatchLocation, SegmentIds
+from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.operators.cells import Cell, GRUCell, LSTMCell, ReluCell, TanhCell
-from hushgrad.capture.operators.operator import Composite, Forward, Recorded, first_order_only, in_autocast_dtype
+from hushgrad.capture.operators.operator import Composite, ForwardContext, Recorded, first_order_only, in_autocast_dtype
+from hushgrad.capture.operators.registration import opens
 from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.contribution import accumulation_dtype
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.outer import OuterProducts
+from hushgrad.torch_internals import PACK, PAD_PACKED, VARIABLE_FUNCTIONS, unseen
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +51,8 @@ class Layer:
 
     name: str
     cell: Cell
-    leaves: tuple[Leaf | None, ...]
-    place: Place
+    leaves: tuple[TrackedTensor | None, ...]
+    location: BatchLocation
     reverse: bool
 
     def times(self, steps: int) -> Sequence[int]:
@@ -55,7 +73,7 @@ class _Unrolled(torch.autograd.Function):
     def forward(
         ctx: Any,
         layer: Layer,
-        call: Forward,
+        context: ForwardContext,
         anchor: Tensor,
         mask: Tensor | None,
         x: Tensor,
@@ -82,14 +100,14 @@ class _Unrolled(torch.autograd.Function):
             h = new_h if mask is None else torch.where(mask[t], new_h, h)
             c = new_c if mask is None else torch.where(mask[t], new_c, c)
             states[t] = h
-        ctx.layer, ctx.call, ctx.count = layer, call, len(kept[0])
+        ctx.layer, ctx.context, ctx.count = layer, context, len(kept[0])
         ctx.save_for_backward(mask, x, torch.stack(before), w_ih, w_hh, w_hr, *(part for step in kept for part in step))
         return torch.stack(states), h, c.to(x.dtype)
 
     @staticmethod
     @first_order_only
     def backward(ctx: Any, d_states: Tensor, dh: Tensor, dc: Tensor) -> tuple[Any, ...]:
-        layer, call = ctx.layer, ctx.call
+        layer, context = ctx.layer, ctx.context
         mask, x, before, w_ih, w_hh, w_hr, *kept = ctx.saved_tensors
         wide = accumulation_dtype(x.dtype)
         steps, count = x.shape[0], ctx.count
@@ -114,13 +132,12 @@ class _Unrolled(torch.autograd.Function):
             dh = back if mask is None else torch.where(mask[t], back, dh)
             dc = slopes.c if mask is None else torch.where(mask[t], slopes.c, dc)
         gates = torch.stack(by_input)
-        if call.anchor.is_accumulating():
-            call.check_batch(layer.name, [layer.place])
+
+        def uses() -> Recorded:
             raw_states = None if w_hr is None else torch.stack(kept[count - 1 :: count])
-            uses = _uses(layer, call.pool, x, before, gates, by_state, projected, raw_states)
-            for leaf, contribution in uses:
-                for name, part in leaf.to_parameters(contribution):
-                    call.pool.add(name, part)
+            return _uses(layer, context.pool, x, before, gates, by_state, projected, raw_states)
+
+        context.record(layer.name, [layer.location], uses)
         dx = (gates @ w_ih.to(wide)).to(x.dtype) if ctx.needs_input_grad[4] else None
         nothing = [None] * 5
         return (None, None, None, None, dx, dh.to(x.dtype), dc.to(x.dtype), *nothing)
@@ -141,11 +158,11 @@ def _uses(
     raw_states: Tensor | None,
 ) -> Recorded:
     def examples(tensor: Tensor) -> Tensor:
-        found = pool.examples(tensor, layer.place, layer.name)  # [B, T, d], or [B, k, T, d] with rows folded in
+        found = pool.examples(tensor, layer.location, layer.name)  # [B, T, d], or [B, k, T, d] with rows folded in
         return found.flatten(1, -2)
 
     w_ih, w_hh, b_ih, b_hh, w_hr = layer.leaves
-    uses: list[tuple[Leaf, Any]] = []
+    uses: list[tuple[TrackedTensor, Any]] = []
     gates_BTg, states_BTg = examples(gates), examples(torch.stack(by_state))
     if w_ih is not None:
         uses.append((w_ih, OuterProducts(gates_BTg, examples(x))))
@@ -189,7 +206,9 @@ class Run:
 
 
 def _rule(kind: str, cell: Cell) -> Composite:
-    def recurrent(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def recurrent(
+        context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if kwargs or len(args) != 9:
             return NotImplemented
         is_packed = isinstance(args[1], Tensor) and isinstance(args[3], (tuple, list))
@@ -202,26 +221,26 @@ def _rule(kind: str, cell: Cell) -> Composite:
         has_biases, layers, dropout, training = rest
         run = Run(kind, cell, list(weights), has_biases, layers, dropout, training, bidirectional)
         hidden, cells = state if isinstance(state, (tuple, list)) else (state, None)
-        if not call.is_data(data) or not all(_is_parameter(call, weight) for weight in run.weights):
+        if not context.is_data(data) or not all(_is_parameter(context, weight) for weight in run.weights):
             return NotImplemented
         if batch_sizes is not None:
             lengths = (batch_sizes.unsqueeze(1) > torch.arange(int(batch_sizes[0]))).sum(0)
-            out, last = _packed(call, run, data, batch_sizes, lengths, hidden, cells)
+            out, last = _packed(context, run, data, batch_sizes, lengths, hidden, cells)
         else:
             x = data.transpose(0, 1) if batch_first else data
-            out, last = _layers(call, run, x, hidden, cells, None, None)
+            out, last = _layers(context, run, x, hidden, cells, None, None)
             out = out.transpose(0, 1) if batch_first else out
         return (out, *last)
 
     return recurrent
 
 
-def _is_parameter(call: Forward, weight: Tensor) -> bool:
-    return call.leaf(weight) is not None or not (weight.requires_grad or call.axes.descends(weight))
+def _is_parameter(context: ForwardContext, weight: Tensor) -> bool:
+    return context.leaf(weight) is not None or not (weight.requires_grad or context.axes.descends(weight))
 
 
 def _packed(
-    call: Forward,
+    context: ForwardContext,
     run: Run,
     data: Tensor,
     batch_sizes: Tensor,
@@ -242,12 +261,12 @@ def _packed(
     def dropped(value: Tensor) -> Tensor:  # as torch does it: on the packed rows
         return padded(F.dropout(packed(value), run.dropout, run.training))
 
-    out, last = _layers(call, run, padded(data), hidden, cells, mask, dropped)
+    out, last = _layers(context, run, padded(data), hidden, cells, mask, dropped)
     return packed(out), last
 
 
 def _layers(
-    call: Forward,
+    context: ForwardContext,
     run: Run,
     x: Tensor,
     hidden: Tensor,
@@ -256,65 +275,64 @@ def _layers(
     dropped: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Run all layers on padded data `[T, N, D]`; return the outputs `[T, N, *]` and the last states `[L, N, *]`."""
-    place = _same_place(call, x, [value for value in (hidden, cells) if value is not None])
-    hidden = _per_example(call, x, hidden)
-    cells = torch.zeros_like(hidden) if cells is None else _per_example(call, x, cells)
+    location = _shared_location(context, x, [value for value in (hidden, cells) if value is not None])
+    hidden = _per_example(context, x, hidden)
+    cells = torch.zeros_like(hidden) if cells is None else _per_example(context, x, cells)
     directions = 2 if run.bidirectional else 1
     last_h: list[Tensor] = []
     last_c: list[Tensor] = []
     outs: list[Tensor] = []
     for number, weights in enumerate(run.parts()):
-        layer = _layer(call, run, weights, place, reverse=number % directions == 1)
-        values = [weight if (leaf := call.leaf(weight)) is None else leaf.value for weight in weights]
+        layer = _layer(context, run, weights, location, reverse=number % directions == 1)
+        values = [weight if (leaf := context.leaf(weight)) is None else leaf.value for weight in weights]
         inputs = in_autocast_dtype([x, hidden[number], *values])
-        with torch._C.DisableTorchFunction():  # the mode needs not see each step
+        with unseen():  # the mode needs not see each step
             out, h, c = _Unrolled.apply(  # type: ignore[no-untyped-call]
-                layer, call, call.anchor.tensor, mask, *inputs[:2], cells[number], *inputs[2:]
+                layer, context, context.anchor.tensor, mask, *inputs[:2], cells[number], *inputs[2:]
             )
         outs.append(out.to(x.dtype))
         last_h.append(h.to(x.dtype))
         last_c.append(c.to(x.dtype))
         if len(outs) == directions:
             x = torch.cat(outs, -1) if directions > 1 else outs[0]
-            call.axes.set(x, place)
+            context.axes.set(x, location)
             outs = []
             if number + 1 < run.layers * directions and run.dropout and run.training:
                 x = F.dropout(x, run.dropout, True) if dropped is None else dropped(x)
     states = [torch.stack(last_h)] + ([torch.stack(last_c)] if run.kind == "lstm" else [])
     for value in states:
-        call.axes.set(value, place)
+        context.axes.set(value, location)
     return x, states
 
 
-def _layer(call: Forward, run: Run, weights: Weights, place: Place, *, reverse: bool) -> Layer:
-    leaves = tuple(call.leaf(weight) for weight in weights)
+def _layer(context: ForwardContext, run: Run, weights: Weights, location: BatchLocation, *, reverse: bool) -> Layer:
+    leaves = tuple(context.leaf(weight) for weight in weights)
     name = f"{run.kind}({', '.join(leaf.name for leaf in leaves if leaf is not None)})"
-    return Layer(name, run.cell, leaves, place, reverse)
+    return Layer(name, run.cell, leaves, location, reverse)
 
 
-def _same_place(call: Forward, x: Tensor, states: list[Tensor]) -> Place:
+def _shared_location(context: ForwardContext, x: Tensor, states: list[Tensor]) -> BatchLocation:
     """Where the batch lies: on dimension 1 of the data and of each state that descends from it, in one order."""
-    place = call.axes.place(x)
-    if (place.dim if isinstance(place, Owners) else place) != 1:
+    location = context.axes.location(x)
+    if (location.dim if isinstance(location, SegmentIds) else location) != 1:
         return None
     for state in states:
-        if not call.is_data(state):
+        if not context.is_data(state):
             continue
-        other = call.axes.place(state)
-        if isinstance(place, Owners) and isinstance(other, Owners):
-            if other.dim != 1 or not place.same_rows(other):
+        other = context.axes.location(state)
+        if isinstance(location, SegmentIds) and isinstance(other, SegmentIds):
+            if other.dim != 1 or not location.same_rows(other):
                 return None
-        elif isinstance(place, Owners) or other != place:
+        elif isinstance(location, SegmentIds) or other != location:
             return None
-    return place
+    return location
 
 
-def _per_example(call: Forward, x: Tensor, state: Tensor) -> Tensor:
+def _per_example(context: ForwardContext, x: Tensor, state: Tensor) -> Tensor:
     """Return a first state that is a parameter as one with a row for each example, so that its use is captured."""
-    return state + torch.zeros_like(x[:1, :, :1]) if call.leaf(state) is not None else state
+    return state + torch.zeros_like(x[:1, :, :1]) if context.leaf(state) is not None else state
 
 
 CELLS: dict[str, Cell] = {"lstm": LSTMCell(), "gru": GRUCell(), "rnn_tanh": TanhCell(), "rnn_relu": ReluCell()}
-COMPOSITES: dict[Callable[..., Any], Composite] = {
-    getattr(torch._C._VariableFunctions, kind): _rule(kind, cell) for kind, cell in CELLS.items()
-}
+for _kind, _cell in CELLS.items():
+    opens(getattr(VARIABLE_FUNCTIONS, _kind), axis=products.recurrent)(_rule(_kind, _cell))

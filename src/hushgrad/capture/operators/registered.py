@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from hushgrad.capture.axes.table import AXIS_RULES
 from hushgrad.capture.operators.broadcast import Expand
-from hushgrad.capture.operators.operator import Forward, autocast_dtype, capture
+from hushgrad.capture.operators.operator import ForwardContext, autocast_dtype, capture
 from hushgrad.capture.operators.table import COMPOSITES, FIRST, RULES
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.errors import CrossSampleLeakError, InvalidArgumentError, PrivacyUnitError, UncoveredParameterUseError
+from hushgrad.torch_internals import tree_flatten, tree_leaves, tree_unflatten, version
 
 LOOKS_AGAIN = 64
 """One call in so many is compared again, drawn in secret, so that no operator can know when it is looked at."""
@@ -63,23 +63,27 @@ def register_operator(operator: Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(operator, nn.Module) or not callable(operator):
         kind = type(operator).__name__
         raise InvalidArgumentError(
-            f"register_operator takes a function or a subclass of torch.autograd.Function, got an object of class "
-            f"{kind}. Register the function that it calls, with its parameters as arguments"
+            f"takes a function or a subclass of torch.autograd.Function, got an object of class {kind}",
+            where="register_operator",
+            cure="Register the function that it calls, with its parameters as arguments",
         )
     run: Callable[..., Any] = operator
     if isinstance(operator, type):
         if not issubclass(operator, torch.autograd.Function):
             raise InvalidArgumentError(
-                f"register_operator takes a function or a subclass of torch.autograd.Function, got the class "
-                f"{operator.__name__}. Register the function that it calls, with its parameters as arguments"
+                f"takes a function or a subclass of torch.autograd.Function, got the class {operator.__name__}",
+                where="register_operator",
+                cure="Register the function that it calls, with its parameters as arguments",
             )
         run = operator.apply
     if operator in _known:
         raise InvalidArgumentError(
-            f"{_name_of(operator)}: is registered already. Register an operator once, and call what that returned"
+            "is registered already",
+            where=_name_of(operator),
+            cure="Register an operator once, and call what that returned",
         )
     if any(operator in table for table in (RULES, COMPOSITES, FIRST, AXIS_RULES)):
-        raise InvalidArgumentError(f"{_name_of(operator)}: hushgrad knows this operator. Call it as it is")
+        raise InvalidArgumentError("hushgrad knows this operator", where=_name_of(operator), cure="Call it as it is")
 
     @functools.wraps(operator, updated=())
     def registered(*args: Any, **kwargs: Any) -> Any:
@@ -102,9 +106,9 @@ def _name_of(operator: Callable[..., Any]) -> str:
 class _Watch(TorchFunctionMode):
     """Refuses what an operator takes from elsewhere: tensors of the batch or parameters that are no arguments of it."""
 
-    def __init__(self, call: Forward, name: str) -> None:
+    def __init__(self, context: ForwardContext, name: str) -> None:
         super().__init__()
-        self._call = call
+        self._context = context
         self._name = name
 
     def __torch_function__(
@@ -112,10 +116,12 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         for value in tree_leaves((args, kwargs)):
-            if self._call.leaf(value) is not None or self._call.is_data(value):
+            if self._context.leaf(value) is not None or self._context.is_data(value):
                 raise UncoveredParameterUseError(
-                    f"{self._name}: a registered operator uses a parameter or a tensor of the batch that is no "
-                    f"argument of it, of shape {list(value.shape)}. Hand it over as an argument"
+                    f"a registered operator uses a parameter or a tensor of the batch of shape {list(value.shape)} "
+                    f"that is not one of its arguments",
+                    where=self._name,
+                    cure="Pass it as an argument",
                 )
         return func(*args, **kwargs)
 
@@ -128,29 +134,35 @@ class _OneAtATime:
         self._run = run
         self._compared: set[Any] = set()
 
-    def __call__(self, call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(
+        self, context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         flat, spec = tree_flatten((args, kwargs))
-        leaves = {place: leaf for place, value in enumerate(flat) if (leaf := call.leaf(value)) is not None}
-        data = {place: value for place, value in enumerate(flat) if place not in leaves and call.is_data(value)}
+        leaves = {position: leaf for position, value in enumerate(flat) if (leaf := context.leaf(value)) is not None}
+        data = {
+            position: value for position, value in enumerate(flat) if position not in leaves and context.is_data(value)
+        }
         if (transform := transform_in_force()) is not None:
             refuse_transforms(transform, next((leaf.name for leaf in leaves.values()), self._name))
         strange = next((value for value in flat if value is not None and not isinstance(value, PLAIN)), None)
         if strange is not None:
             raise UncoveredParameterUseError(
-                f"{self._name}: a registered operator takes tensors (in tuples, lists and dictionaries), numbers and "
-                f"names, got an object of class {type(strange).__name__}, in which tensors cannot be seen. Hand over "
-                f"the tensors themselves"
+                f"a registered operator takes tensors (in tuples, lists and dictionaries), numbers and names, got an "
+                f"object of class {type(strange).__name__}, in which tensors cannot be seen",
+                where=self._name,
+                cure="Pass the tensors themselves",
             )
         if leaves and not data:
             raise UncoveredParameterUseError(
-                f"{self._name}: a registered operator takes data of the batch, got {next(iter(leaves.values())).name} "
-                f"and no data. Compute from parameters alone by torch's own operators"
+                f"a registered operator takes data of the batch, got {next(iter(leaves.values())).name} and no data",
+                where=self._name,
+                cure="Use torch's own operators to compute from parameters alone",
             )
         if not data:
-            with _Watch(call, self._name):
+            with _Watch(context, self._name):
                 return self._run(*args, **kwargs)
-        size = self._batch(call, list(data.values()))
-        versions = {place: value._version for place, value in enumerate(flat) if isinstance(value, Tensor)}
+        size = self._batch(context, list(data.values()))
+        versions = {position: version(value) for position, value in enumerate(flat) if isinstance(value, Tensor)}
 
         def run(values: dict[int, Any]) -> Any:
             new_args, new_kwargs = tree_unflatten([values.get(i, value) for i, value in enumerate(flat)], spec)
@@ -161,79 +173,94 @@ class _OneAtATime:
         whole = None
         if kind not in self._compared or secrets.randbelow(LOOKS_AGAIN) == 0:
             with torch.no_grad():
-                whole = run({place: leaf.value for place, leaf in leaves.items()})
+                whole = run({position: leaf.value for position, leaf in leaves.items()})
         views = {
-            place: capture(Expand(f"{self._name}({leaf.name})", leaf, 0, (size, *leaf.value.shape)), call)
-            for place, leaf in leaves.items()
+            position: capture(Expand(f"{self._name}({leaf.name})", leaf, 0, (size, *leaf.value.shape)), context)
+            for position, leaf in leaves.items()
         }
         parts = []
         for i in range(size):
-            own = {place: _rows(value, i, size) for place, value in data.items()}
-            own |= {place: view[i] for place, view in views.items()}
-            with _Watch(call, self._name):
+            own = {position: _rows(value, i, size) for position, value in data.items()}
+            own |= {position: view[i] for position, view in views.items()}
+            with _Watch(context, self._name):
                 parts.append(run(own))
-        if any(flat[place]._version != version for place, version in versions.items()):
+        if any(version(flat[position]) != before for position, before in versions.items()):
             raise UncoveredParameterUseError(
-                f"{self._name}: a registered operator changed one of its arguments in place. Let it return a new tensor"
+                "a registered operator changed one of its arguments in place",
+                where=self._name,
+                cure="Let it return a new tensor",
             )
-        result = self._joined(call, parts)
+        result = self._joined(context, parts)
         # What the operator rounds inside is not seen: under autocast it counts as rounded.
         narrow = autocast_dtype(next(iter(data.values()))) is not None
-        call.axes.is_narrow |= narrow
+        context.axes.is_narrow |= narrow
         if whole is not None and self._compare(whole, result, narrow) and size > 1:
             self._compared.add(kind)
-        call.registered.add(self._name)
+        context.registered.add(self._name)
         return result
 
-    def _batch(self, call: Forward, data: Sequence[Tensor]) -> int:
+    def _batch(self, context: ForwardContext, data: Sequence[Tensor]) -> int:
         """Return the number of examples that the data hold on axis 0."""
-        size = call.batch_size
+        size = context.batch_size
         for value in data:
-            axis = call.axes.get(value)
+            axis = context.axes.get(value)
             if axis is None and size is not None:
-                call.check_batch(self._name, [None])
+                context.check_batch(self._name, [None])
             if size is None or axis != 0 or value.shape[0] % max(size, 1):
                 raise PrivacyUnitError(
-                    f"{self._name}: a registered operator takes the batch on axis 0 of its arguments, got a tensor of "
-                    f"shape {list(value.shape)} with the batch on axis {axis}. Move it there (transpose, movedim)"
+                    f"a registered operator takes the batch on axis 0 of its arguments, got a tensor of shape "
+                    f"{list(value.shape)} with the batch on axis {axis}",
+                    where=self._name,
+                    cure="Move the batch to axis 0 (transpose, movedim)",
                 )
         if not size:
-            raise PrivacyUnitError(f"{self._name}: a registered operator needs at least one example, got none")
+            raise PrivacyUnitError(
+                "a registered operator needs at least one example, got none",
+                where=self._name,
+                cure="Skip the call where the batch is empty",
+            )
         return size
 
     def _kind(self, flat: Sequence[Any], data: dict[int, Tensor]) -> Any:
         """Return what tells calls of one kind apart: shapes but for the batch, dtypes and settings."""
         return tuple(
-            (value.shape[1:] if place in data else value.shape, value.dtype, value.device)
+            (value.shape[1:] if position in data else value.shape, value.dtype, value.device)
             if isinstance(value, Tensor)
             else (value if isinstance(value, (bool, int, str)) else type(value))
-            for place, value in enumerate(flat)
+            for position, value in enumerate(flat)
         )
 
-    def _joined(self, call: Forward, parts: Sequence[Any]) -> Any:
+    def _joined(self, context: ForwardContext, parts: Sequence[Any]) -> Any:
         """Join what the examples gave; every tensor holds the batch on axis 0."""
         flat, specs = zip(*(tree_flatten(part) for part in parts), strict=True)
         if any(spec != specs[0] for spec in specs):
-            raise UncoveredParameterUseError(f"{self._name}: a registered operator returned something else in one row")
+            raise UncoveredParameterUseError(
+                "a registered operator returned another structure for one example than for the others",
+                where=self._name,
+                cure="Return the same structure of tensors for every example",
+            )
         outputs = []
         for column in zip(*flat, strict=True):
             first = column[0]
             if not isinstance(first, Tensor):
                 if any(isinstance(part, Tensor) or part != first for part in column[1:]):
                     raise CrossSampleLeakError(
-                        f"{self._name}: a registered operator returned a value of class {type(first).__name__} that is "
-                        f"not the same for all examples. Return tensors that hold the batch on axis 0"
+                        f"a registered operator returned a value of class {type(first).__name__} that is not the same "
+                        f"for all examples",
+                        where=self._name,
+                        cure="Return tensors with the batch on axis 0",
                     )
                 outputs.append(first)
                 continue
             if first.ndim == 0 or any(part.shape != first.shape for part in column):
                 raise CrossSampleLeakError(
-                    f"{self._name}: a registered operator must hold the batch on axis 0 of what it returns, with "
-                    f"equally many rows for each example, got a tensor of shape {list(first.shape)} for one example. "
-                    f'Return one value for each example (of a loss, reduction="none")'
+                    f"a registered operator must return tensors with the batch on axis 0 and equally many rows for "
+                    f"each example, got a tensor of shape {list(first.shape)} for one example",
+                    where=self._name,
+                    cure='Return one value for each example (for a loss, reduction="none")',
                 )
             out = torch.cat(column)
-            call.axes.set(out, 0)
+            context.axes.set(out, 0)
             outputs.append(out)
         return tree_unflatten(outputs, specs[0])
 
@@ -250,9 +277,10 @@ class _OneAtATime:
             is_finite &= bool(torch.isfinite(joined).all())
             if batch.shape != joined.shape or not _close(batch, joined, narrow):
                 raise CrossSampleLeakError(
-                    f"{self._name}: a registered operator gave another output for the batch than for its examples one "
-                    f"at a time, so it mixes examples, or draws random numbers. Register one that does neither: move "
-                    f"what spans the batch (statistics, a mean, dropout) out of it"
+                    "a registered operator gave another output for the batch than for its examples one at a time, so "
+                    "it mixes examples or draws random numbers",
+                    where=self._name,
+                    cure="Move what spans the batch (statistics, a mean, dropout) out of the operator",
                 )
         return is_finite
 

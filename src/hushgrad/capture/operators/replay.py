@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
-from hushgrad.capture.leaves import Leaf, batched_vjp, distinct_parameters
+from hushgrad.capture.leaves import TrackedTensor, batched_vjp, distinct_parameters
 from hushgrad.gradients.contribution import Contribution, accumulation_dtype
 from hushgrad.gradients.dense import Dense
+from hushgrad.torch_internals import TreeSpec, tree_leaves, tree_unflatten
 
 # What torch raises where an operator cannot be vectorised, or draws random numbers.
 NOT_VECTORISABLE = (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError)
@@ -34,7 +34,7 @@ class Replay:
     func: Callable[..., Any]
     flat: list[Any]
     spec: TreeSpec
-    leaves: dict[int, Leaf]
+    leaves: dict[int, TrackedTensor]
     data: dict[int, Tensor]
     data_axes: dict[int, int | None]
     autocast: torch.dtype | None
@@ -42,10 +42,10 @@ class Replay:
     def run(self, leaf_values: Sequence[Tensor], data_values: Sequence[Tensor]) -> Any:
         """Run the call with other values in the places of the leaves and of the data."""
         flat = list(self.flat)
-        for place, value in zip(self.leaves, leaf_values, strict=True):
-            flat[place] = value
-        for place, value in zip(self.data, data_values, strict=True):
-            flat[place] = value
+        for position, value in zip(self.leaves, leaf_values, strict=True):
+            flat[position] = value
+        for position, value in zip(self.data, data_values, strict=True):
+            flat[position] = value
         args, kwargs = tree_unflatten(flat, self.spec)
         device = next(value.device.type for value in self.data.values())
         with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
@@ -129,8 +129,8 @@ def measured_axis(replay: Replay, batch_size: int | None, output: Tensor) -> int
 
 def per_example_gradients(
     graph: LocalGraph, batch_size: int | None, reached: list[int], gradients: list[Tensor]
-) -> list[tuple[str, Contribution]]:
-    """Return contributions by parameter, given the gradients of the outputs that backward reached."""
+) -> list[tuple[TrackedTensor, Contribution]]:
+    """Return contributions to the call's leaves or their parameters, given gradients of the outputs reached."""
     assert batch_size is not None
     if len(graph.outputs) == 1 and reached == [0]:
         by_slices = _by_slices(graph, batch_size, gradients[0])
@@ -139,7 +139,7 @@ def per_example_gradients(
     return _by_masks(graph, batch_size, reached, gradients)
 
 
-def _by_slices(graph: LocalGraph, batch_size: int, gradient: Tensor) -> list[tuple[str, Contribution]] | None:
+def _by_slices(graph: LocalGraph, batch_size: int, gradient: Tensor) -> list[tuple[TrackedTensor, Contribution]] | None:
     """Per-example gradients from running the call on slices; None where that does not reproduce its output."""
     output, axis, axes = graph.outputs[0], graph.axes[0], graph.replay.known_axes()
     if axis is None or axes is None or not graph.replay.has_slices(batch_size) or output.shape[axis] != batch_size:
@@ -161,10 +161,10 @@ def _by_slices(graph: LocalGraph, batch_size: int, gradient: Tensor) -> list[tup
         return None
     if not _same(again, output):
         return None
-    parts: list[tuple[str, Contribution]] = []
-    for leaf, gradients in zip(leaves, found, strict=True):
-        parts.extend(leaf.to_parameters(Dense(gradients.to(accumulation_dtype(gradients.dtype)))))
-    return parts
+    return [
+        (leaf, Dense(gradients.to(accumulation_dtype(gradients.dtype))))
+        for leaf, gradients in zip(leaves, found, strict=True)
+    ]
 
 
 def _only_tensor(result: Any) -> Tensor:
@@ -183,15 +183,15 @@ def _same(again: Tensor, output: Tensor) -> bool:
 
 def _by_masks(
     graph: LocalGraph, batch_size: int, reached: list[int], gradients: list[Tensor]
-) -> list[tuple[str, Contribution]]:
+) -> list[tuple[TrackedTensor, Contribution]]:
     """Per-example gradients from the recorded graph, one example's output gradient at a time.
 
     A value that is not finite would reach every example (0 × Inf is NaN). The call is then run again with other rows in
     the place of those of the examples it comes from, and these examples alone get a gradient that is not finite.
     """
     parameters = distinct_parameters(list(graph.replay.leaves.values()))
-    axes = [axis for place in reached if (axis := graph.axes[place]) is not None]
-    outputs = [graph.outputs[place] for place in reached]
+    axes = [axis for position in reached if (axis := graph.axes[position]) is not None]
+    outputs = [graph.outputs[position] for position in reached]
     found = _masked(parameters, outputs, axes, gradients, batch_size)
     if not all(bool(torch.isfinite(column).all()) for column in found):
         broken_B = _not_finite(graph, batch_size, outputs, axes, gradients)
@@ -199,14 +199,18 @@ def _by_masks(
         if broken_B.any() and not broken_B.all():
             clean = _without(graph, broken_B, batch_size)
             quiet = [_filled(gradient, axis, broken_B) for gradient, axis in zip(gradients, axes, strict=True)]
-            found = _masked(parameters, [clean[place] for place in reached], axes, quiet, batch_size)
+            found = _masked(parameters, [clean[position] for position in reached], axes, quiet, batch_size)
         for column in found:
             column[broken_B] = torch.nan
-    return [(leaf.name, Dense(column)) for leaf, column in zip(parameters, found, strict=True)]
+    return [(leaf, Dense(column)) for leaf, column in zip(parameters, found, strict=True)]
 
 
 def _masked(
-    parameters: Sequence[Leaf], outputs: list[Tensor], axes: list[int], gradients: list[Tensor], batch_size: int
+    parameters: Sequence[TrackedTensor],
+    outputs: list[Tensor],
+    axes: list[int],
+    gradients: list[Tensor],
+    batch_size: int,
 ) -> list[Tensor]:
     """Return gradients `[B, *shape]` of each parameter, summed over the outputs."""
     rows: list[list[Tensor]] = [[] for _ in parameters]

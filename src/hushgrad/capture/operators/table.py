@@ -1,8 +1,4 @@
-"""All rules, each operator in one place. An operator that stands in two is refused at import.
-
-A call asks `FIRST`; if it uses a leaf and takes data, it then asks `COMPOSITES`, then `RULES`. A rule that returns
-`NotImplemented` hands on to the next, and after the last comes the generic rule.
-"""
+"""All rules: to import this module is to register them, each beside its operator by a decorator."""
 
 from __future__ import annotations
 
@@ -14,19 +10,11 @@ from hushgrad.capture.operators import (
     embedding,
     linear,
     normalization,
+    recurrent,
 )
-from hushgrad.capture.operators.operator import Rule, Rules
-from hushgrad.capture.torch_names import Function, joined
+from hushgrad.capture.operators.registration import COMPOSITES as COMPOSITES
+from hushgrad.capture.operators.registration import FIRST as FIRST
+from hushgrad.capture.operators.registration import RULES as RULES
 
-RULES: Rules = joined(
-    linear.RULES,
-    convolution.RULES,
-    embedding.RULES,
-    normalization.RULES,
-    broadcast.RULES,
-    differentiation.RULES,
-)
-COMPOSITES: Rules = composite.COMPOSITES
-joined(RULES, COMPOSITES)
-FIRST: dict[Function, Rule] = dict(normalization.FIRST)
-"""Run with leaves or without, gradients or none: what refuses, and the operators that were registered."""
+MODULES = (broadcast, composite, convolution, differentiation, embedding, linear, normalization, recurrent)
+"""Every module that registers rules."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from hushgrad.capture.axes.batch_axes import BatchAxes, tensors_in
@@ -32,6 +31,7 @@ from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.probing.state import State, forked_randomness
 from hushgrad.guards.probing.trees import with_tensors
 from hushgrad.losses import PerExampleLoss
+from hushgrad.torch_internals import BatchNorm
 
 Criterion = nn.Module | Callable[[Any, Any], Tensor]
 
@@ -286,6 +286,6 @@ def _notes_of(model: nn.Module) -> list[Finding]:
         notes += [
             Finding("", name, "in eval(): uses frozen statistics. Put it into eval() again after every model.train()")
             for name, module in model.named_modules()
-            if isinstance(module, _BatchNorm) and not module.training and module.running_mean is not None
+            if isinstance(module, BatchNorm) and not module.training and module.running_mean is not None
         ]
     return notes

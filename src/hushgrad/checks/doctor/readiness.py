@@ -8,12 +8,11 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from hushgrad.checks.doctor.static_checks import FLAGS, LOOKUPS, require_ordinary
 from hushgrad.errors import InvalidArgumentError, UnsupportedModelError
+from hushgrad.torch_internals import CONTAINERS, BatchNorm, InstanceNorm, buffers_of, children_of, hook_count
 
 MOST_GROUPS = 32
 CHANNELS_PER_GROUP = 4
@@ -83,13 +82,13 @@ def make_private_ready(model: nn.Module, *, dry_run: bool = False) -> list[Edit]
     reasons: list[str] = []
     exchanged: set[nn.Module] = set()
     for module, names in places.items():
-        if isinstance(module, _BatchNorm) and _is_active(module, model):
+        if isinstance(module, BatchNorm) and _is_active(module, model):
             if reason := _reason_against(module, names):
                 reasons.append(f"{_called(names)}: {reason}")
             else:
                 planned.append(_group_norm(model, module, tuple(names)))
                 exchanged.add(module)
-        elif isinstance(module, _InstanceNorm) and module.track_running_stats and _is_active(module, model):
+        elif isinstance(module, InstanceNorm) and module.track_running_stats and _is_active(module, model):
             planned.append(_untracked(module, tuple(names)))
         elif isinstance(module, LOOKUPS):
             planned += list(_unflagged(module, tuple(names)))
@@ -103,7 +102,7 @@ def make_private_ready(model: nn.Module, *, dry_run: bool = False) -> list[Edit]
     return [plan.edit for plan in planned]
 
 
-def _is_active(module: _BatchNorm | _InstanceNorm, model: nn.Module) -> bool:
+def _is_active(module: BatchNorm | InstanceNorm, model: nn.Module) -> bool:
     """Whether the layer will use or write statistics of a batch; one in eval() inside a training model will not."""
     return module.training or not model.training or module.running_mean is None
 
@@ -115,7 +114,7 @@ def _called(names: list[str]) -> str:
 # BatchNorm -----------------------------------------------------------------------------------------------------------
 
 
-def _reason_against(module: _BatchNorm, names: list[str]) -> str | None:
+def _reason_against(module: BatchNorm, names: list[str]) -> str | None:
     """Return why a BatchNorm cannot become a GroupNorm, with the cure; None if it can."""
     channels = module.num_features
     if "" in names:
@@ -126,7 +125,7 @@ def _reason_against(module: _BatchNorm, names: list[str]) -> str | None:
         return f"{type(module).__name__} has a forward of its own, which GroupNorm would not do. Exchange it by hand"
     if is_parametrized(module):
         return "its parameters are parametrized. Remove the parametrization first"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+    if hook_count(module):
         return "it has hooks, which would be lost. Remove them first"
     if isinstance(module, nn.BatchNorm1d) and channels < FEWEST_FEATURES:
         left = "nothing of it would be left" if channels == 1 else "only which of the two is larger would be left"
@@ -137,7 +136,7 @@ def _reason_against(module: _BatchNorm, names: list[str]) -> str | None:
     return None
 
 
-def _group_norm(model: nn.Module, old: _BatchNorm, names: tuple[str, ...]) -> _Planned:
+def _group_norm(model: nn.Module, old: BatchNorm, names: tuple[str, ...]) -> _Planned:
     groups = groups_for(old)
     new = nn.GroupNorm(groups, old.num_features, eps=old.eps, affine=False)
     new.affine = old.affine
@@ -149,7 +148,7 @@ def _group_norm(model: nn.Module, old: _BatchNorm, names: tuple[str, ...]) -> _P
     def carry_out() -> None:
         for name in names:
             home, _, key = name.rpartition(".")
-            model.get_submodule(home)._modules[key] = new
+            children_of(model.get_submodule(home))[key] = new
 
     why = "BatchNorm mixes the examples of a batch"
     if isinstance(old, nn.BatchNorm1d):
@@ -159,7 +158,7 @@ def _group_norm(model: nn.Module, old: _BatchNorm, names: tuple[str, ...]) -> _P
     return _Planned(Edit(names, _shown(old), f"GroupNorm({groups}, {old.num_features})", why), carry_out)
 
 
-def groups_for(layer: _BatchNorm) -> int:
+def groups_for(layer: BatchNorm) -> int:
     """Return the number of groups of the GroupNorm that takes the place of a BatchNorm: a divisor of its channels."""
     if isinstance(layer, nn.BatchNorm1d):
         return 1  # a row [B, C] has no values but its channels
@@ -169,17 +168,17 @@ def groups_for(layer: _BatchNorm) -> int:
 
 def _shown(layer: nn.Module) -> str:
     kind = type(layer).__name__
-    return f"{kind}({layer.num_features})" if isinstance(layer, (_BatchNorm, _InstanceNorm)) else kind
+    return f"{kind}({layer.num_features})" if isinstance(layer, (BatchNorm, InstanceNorm)) else kind
 
 
 # The others ----------------------------------------------------------------------------------------------------------
 
 
-def _untracked(module: _InstanceNorm, names: tuple[str, ...]) -> _Planned:
+def _untracked(module: InstanceNorm, names: tuple[str, ...]) -> _Planned:
     def carry_out() -> None:
         module.track_running_stats = False
-        for name in STATISTICS & module._buffers.keys():
-            module._buffers[name] = None
+        for name in STATISTICS & buffers_of(module).keys():
+            buffers_of(module)[name] = None
 
     edit = Edit(
         names,
@@ -215,7 +214,7 @@ def _readers(places: Mapping[nn.Module, list[str]]) -> list[str]:
         if type(module).__module__.startswith("torch."):
             continue
         read = sorted(_names_read(type(module), "forward", set()) & STATISTICS)
-        if read and not isinstance(module, (_BatchNorm, _InstanceNorm)):
+        if read and not isinstance(module, (BatchNorm, InstanceNorm)):
             found.append(f"{_called(names)}: its forward reads {', '.join(read)}. Normalise without statistics there")
     return found
 
@@ -246,7 +245,7 @@ def _holders(places: Mapping[nn.Module, list[str]], exchanged: set[nn.Module]) -
     found = []
     for module, names in places.items():
         for key, value in vars(module).items():
-            if key not in ("_modules", "_parameters", "_buffers") and _holds(value, exchanged, 3):
+            if key not in CONTAINERS and _holds(value, exchanged, 3):
                 found.append(
                     f"{_called(names)}: its attribute {key!r} holds a layer to be exchanged outside of its submodules. "
                     f"Use nn.ModuleList or nn.ModuleDict"

@@ -16,6 +16,7 @@ from hushgrad.capture.axes.batch_axes import tensors_in
 from hushgrad.capture.uses import UsePool
 from hushgrad.checks.doctor.cost import without_values
 from hushgrad.gradients.contribution import Contribution
+from hushgrad.torch_internals import function_of, unseen
 
 CAPTURE = "hushgrad.capture"
 GENERIC = "hushgrad.capture.operators.generic"
@@ -122,7 +123,7 @@ class BackwardWatch(TorchFunctionMode):
 
 def _home(node: Node) -> str:
     """Return the module in which the autograd function of a node is defined; empty for those of torch."""
-    cls = vars(type(node)).get("_forward_cls")
+    cls = function_of(node)
     return cls.__module__ if cls is not None else ""
 
 
@@ -147,7 +148,7 @@ class Places:
 
     def _hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            with torch._C.DisableTorchFunction():
+            with unseen():
                 self._walk(name, output)
 
         return hook

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim import SGD, Optimizer
 
 from hushgrad.capture.scope import _Hook
@@ -32,6 +30,7 @@ from hushgrad.guards.compatibility import (
     require_trainable_privately,
     scripted_parts,
 )
+from hushgrad.torch_internals import BatchNorm, InstanceNorm, buffers_of, forward_pre_hooks_of, has_gradient_hooks
 
 READY = "hushgrad.make_private_ready(model)"
 
@@ -55,7 +54,7 @@ def require_ordinary(model: nn.Module) -> None:
     Raises:
         ProtocolError: with the cure.
     """
-    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    hooks = (hook for module in model.modules() for hook in forward_pre_hooks_of(module).values())
     if any(isinstance(hook, _Hook) for hook in hooks):
         raise ProtocolError("the model was made private already. Call session.close() first")
 
@@ -120,7 +119,7 @@ def _modules(model: nn.Module) -> Iterator[Finding]:
         if not model.training:
             model.train()  # as it will be
         for name, module in model.named_modules():
-            if isinstance(module, (_BatchNorm, _InstanceNorm)):
+            if isinstance(module, (BatchNorm, InstanceNorm)):
                 try:
                     require_separate_examples(module, [module])
                 except HushgradError as error:
@@ -133,7 +132,7 @@ def _modules(model: nn.Module) -> Iterator[Finding]:
 
 
 def _of_norm(error: HushgradError, name: str, module: nn.Module) -> Finding:
-    if isinstance(module, _BatchNorm):
+    if isinstance(module, BatchNorm):
         return Finding(
             error.code,
             name,
@@ -163,7 +162,7 @@ def _parameters(model: nn.Module) -> Iterator[Finding]:
         elif parameter.layout != torch.strided:
             yield Finding(code, name, "not a dense tensor", "Make it dense")
         else:
-            if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            if has_gradient_hooks(parameter):
                 yield Finding(code, name, "has a gradient hook, which would see or change gradients", "Remove the hook")
             if parameter.grad is not None:
                 yield Finding(code, name, "holds a gradient already", "Call optimizer.zero_grad()")
@@ -205,12 +204,12 @@ def put_right(model: nn.Module) -> Iterator[None]:
         if not model.training:
             model.train()
         for module in model.modules():
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, BatchNorm):
                 try:
                     require_separate_examples(module, [module])
                 except CrossSampleLeakError:
                     stack.enter_context(_frozen(module))
-            elif isinstance(module, _InstanceNorm) and module.track_running_stats and module.training:
+            elif isinstance(module, InstanceNorm) and module.track_running_stats and module.training:
                 stack.enter_context(_without_statistics(module))
         for _, module, flag in list(flagged(model)):
             stack.enter_context(_attribute(module, flag, FLAGS[flag][0]))
@@ -223,29 +222,29 @@ def _restore_modes(modes: dict[nn.Module, bool]) -> None:
 
 
 @contextmanager
-def _frozen(module: _BatchNorm) -> Iterator[None]:
-    buffers = dict(module._buffers)
+def _frozen(module: BatchNorm) -> Iterator[None]:
+    buffers = dict(buffers_of(module))
     if module.running_mean is None:
         reference = next(module.parameters(), torch.empty(0))
         for name, value in (("running_mean", 0.0), ("running_var", 1.0)):
-            module._buffers[name] = reference.new_full((module.num_features,), value)
+            buffers_of(module)[name] = reference.new_full((module.num_features,), value)
     module.training = False
     try:
         yield
     finally:
-        module._buffers.clear()
-        module._buffers.update(buffers)
+        buffers_of(module).clear()
+        buffers_of(module).update(buffers)
 
 
 @contextmanager
-def _without_statistics(module: _InstanceNorm) -> Iterator[None]:
-    buffers = dict(module._buffers)
-    module._buffers.update(dict.fromkeys(buffers))
+def _without_statistics(module: InstanceNorm) -> Iterator[None]:
+    buffers = dict(buffers_of(module))
+    buffers_of(module).update(dict.fromkeys(buffers))
     module.track_running_stats = False
     try:
         yield
     finally:
-        module._buffers.update(buffers)
+        buffers_of(module).update(buffers)
         module.track_running_stats = True
 
 

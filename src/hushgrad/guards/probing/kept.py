@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from hushgrad.torch_internals import REGISTERED, buffers_of
+
 DEPTH = 4
 """How deep into nested attributes state is looked for."""
 
 INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 """What torch keeps on every module: its dictionaries of parameters, submodules and hooks."""
-
-REGISTERED = ("_buffers", "_non_persistent_buffers_set")
 
 STRUCTURE = sorted(INTERNAL - set(REGISTERED))
 """What says which code runs in a forward."""
@@ -60,7 +60,9 @@ def kept_by(model: nn.Module) -> tuple[list[Cell], list[Any], list[Any]]:
         names = tuple(prefix.split(".")) if prefix else ()
         own = vars(module)
         holders += [own, *(own[name] for name in REGISTERED if isinstance(own.get(name), (dict, set)))]
-        cells += [(("buffer", *names, name), buffer) for name, buffer in module._buffers.items() if buffer is not None]
+        cells += [
+            (("buffer", *names, name), buffer) for name, buffer in buffers_of(module).items() if buffer is not None
+        ]
         waiting += [
             (("attribute", *names, name), value, DEPTH)
             for name, value in own.items()

@@ -14,6 +14,7 @@ from typing import Any
 
 from hushgrad.guards.probing.loss_rules import RULES
 from hushgrad.guards.probing.loss_values import Key, Operator, Reading, Rows, Shape, Term, Total, Unread, Value
+from hushgrad.torch_internals import sequence_number, shape_of_output
 
 MOST_NODES = 400
 """Larger graphs are not read; Python loops over the examples make such."""
@@ -76,7 +77,7 @@ class LossGraph:
             return Unread("it is made of too many operators")
         kind = type(node).__name__
         self._read.operators.append(kind)
-        found = None if kind == "AccumulateGrad" else self._made(node, index, kind, node._sequence_nr())
+        found = None if kind == "AccumulateGrad" else self._made(node, index, kind, sequence_number(node))
         self._known[key] = found
         return found
 
@@ -127,7 +128,7 @@ def reaches_inside(root: Any, outputs: Container[Key], anchor: Any) -> bool:
     known, waiting = set(), [(root, 0)]
     while waiting:
         place = node, index = waiting.pop()
-        if node is None or place in known or (node._sequence_nr(), index) in outputs:
+        if node is None or place in known or (sequence_number(node), index) in outputs:
             continue
         known.add(place)
         kind, edges = type(node).__name__, node.next_functions
@@ -142,4 +143,4 @@ def _is_inside(kind: str, edges: Sequence[tuple[Any, int]], anchor: Any) -> bool
 
 
 def _shape(node: Any, index: int) -> Shape:
-    return tuple(node._input_metadata[index].shape)
+    return shape_of_output(node, index)

@@ -23,6 +23,7 @@ from hushgrad.guards.probing.loss_values import (
     broadcast_axis,
     moved_axis,
 )
+from hushgrad.torch_internals import saved
 
 LINEAR = {"Add", "Alias", "Clone", "MaskedFill", "Neg", "Rsub", "Sub", "ToCopy"}
 COPYING = {"Alias", "Clone", "ToCopy"}
@@ -66,7 +67,7 @@ def elementwise(read: Reading, op: Operator) -> Value:
         return joined._replace(raw=raw, shifted=True)
     if op.name == "Abs":
         return joined._replace(law=Law("absolute", raw))
-    if op.name == "Pow" and op.node._saved_exponent == 2:
+    if op.name == "Pow" and saved(op.node, "exponent") == 2:
         return joined._replace(law=Law("square", raw))
     return joined
 
@@ -90,7 +91,7 @@ def _divided(read: Reading, node: Any, total: Total) -> Total:
     """Return sums divided by a number that the graph holds; torch's own criteria divide so, loops don't."""
     if not all(term.kind == "sum" and term.is_plain for term in total.terms):
         return total.scaled()
-    read.divisors.append(node._saved_other / read.size)
+    read.divisors.append(saved(node, "other") / read.size)
     return Total(tuple(term._replace(kind="mean") for term in total.terms))
 
 
@@ -132,7 +133,7 @@ def criterion(read: Reading, op: Operator) -> Value:
             joined = joined._replace(law=Law("square", raw[0].raw))
         elif op.name == "BinaryCrossEntropyWithLogits" and not raw[0].shifted:
             joined = joined._replace(law=Law("bernoulli", raw[0].raw))
-    return _reduced(read, joined, op.node._saved_reduction, given)
+    return _reduced(read, joined, saved(op.node, "reduction"), given)
 
 
 def negative_log_likelihood(read: Reading, op: Operator) -> Value:
@@ -145,9 +146,9 @@ def negative_log_likelihood(read: Reading, op: Operator) -> Value:
         return Unread(op.name)
     lengths = (given[0], *given[2:])
     rows = Rows(None if value.axis is None else max(value.axis - 1, 0), law=value.law)
-    found = _reduced(read, rows, op.node._saved_reduction, lengths)
-    if isinstance(found, Total) and op.node._saved_reduction == MEAN:
-        is_weighted = _was_given(op.node, "_saved_weight")
+    found = _reduced(read, rows, saved(op.node, "reduction"), lengths)
+    if isinstance(found, Total) and saved(op.node, "reduction") == MEAN:
+        is_weighted = _was_given(op.node, "weight")
         found = Total(tuple(term._replace(counts=True, is_weighted=is_weighted) for term in found.terms))
     return found
 
@@ -161,7 +162,7 @@ def _reduced(read: Reading, value: Value, reduction: int, shape: Shape) -> Value
 def along(read: Reading, op: Operator) -> Value:
     """A sum, a mean or another reduction over some axes or all."""
     value, given = op.values[0], op.shapes[0]
-    axes = axes_of(getattr(op.node, "_saved_dim", None), len(given))
+    axes = axes_of(saved(op.node, "dim", None), len(given))
     if op.name in ("Mean", "Sum"):
         return _over(read, value, given, axes, op.name == "Mean")
     if isinstance(value, Total):
@@ -217,7 +218,7 @@ def _over(read: Reading, value: Value, given: Shape, axes: tuple[int, ...], is_m
 
 def over_classes(read: Reading, op: Operator) -> Value:
     """An operator along one axis that keeps it."""
-    axes = axes_of(op.node._saved_dim, len(op.shapes[0]))
+    axes = axes_of(saved(op.node, "dim"), len(op.shapes[0]))
     value = op.values[0]
     found = _within(read, op.name, value, op.shapes[0], axes, keeps=True)
     if isinstance(found, Rows) and isinstance(value, Rows) and op.name == "LogSoftmax" and value.raw is not None:
@@ -241,10 +242,10 @@ def turned(read: Reading, op: Operator) -> Value:
         return value
     rank = len(op.shape)
     if op.name == "Permute":
-        return value._replace(axis=axes_of(op.node._saved_dims, rank).index(value.axis))
+        return value._replace(axis=axes_of(saved(op.node, "dims"), rank).index(value.axis))
     if op.name == "T":
         return value._replace(axis=rank - 1 - value.axis)
-    one, other = axes_of((op.node._saved_dim0, op.node._saved_dim1), rank)
+    one, other = axes_of((saved(op.node, "dim0"), saved(op.node, "dim1")), rank)
     return value._replace(axis={one: other, other: one}.get(value.axis, value.axis))
 
 
@@ -264,7 +265,7 @@ def picked(read: Reading, op: Operator) -> Value:
     if not isinstance(value, Rows):
         return value
     if op.name in ("Select", "Slice") and value.axis is not None:
-        (axis,) = axes_of(op.node._saved_dim, len(given))
+        (axis,) = axes_of(saved(op.node, "dim"), len(given))
         if axis == value.axis and op.shape != given:
             if op.name == "Slice" and not given[axis] % read.size:
                 read.cuts.append((_cut(op.node, given[axis]), given[axis]))
@@ -276,8 +277,8 @@ def picked(read: Reading, op: Operator) -> Value:
 
 def _cut(node: Any, length: int) -> range:
     """Return which places of an axis a slice holds; graphs keep negative numbers as unsigned ones."""
-    start, stop = (place - 2**64 if place >= 2**63 else place for place in (node._saved_start, node._saved_end))
-    return range(length)[slice(start, stop, node._saved_step)]
+    start, stop = (place - 2**64 if place >= 2**63 else place for place in (saved(node, "start"), saved(node, "end")))
+    return range(length)[slice(start, stop, saved(node, "step"))]
 
 
 def product(read: Reading, op: Operator) -> Value:
@@ -315,7 +316,7 @@ def stacked(read: Reading, op: Operator) -> Value:
     axes = {value.axis for value in given if isinstance(value, Rows)}
     if totals or len(axes) != 1 or len(given) != len(op.values):
         return Unread(op.name)
-    axis, (along,) = axes.pop(), axes_of(op.node._saved_dim, len(op.shape))
+    axis, (along,) = axes.pop(), axes_of(saved(op.node, "dim"), len(op.shape))
     if axis is None or (op.name == "Cat" and along == axis):
         return Rows(None)
     return Rows(axis + (op.name == "Stack" and along <= axis))
@@ -335,7 +336,7 @@ def _without(axis: int, axes: Sequence[int]) -> int:
 def _was_given(node: Any, name: str) -> bool:
     """Whether an optional tensor of an operator was given; torch refuses to show one that it let go of."""
     try:
-        return getattr(node, name) is not None
+        return saved(node, name) is not None
     except RuntimeError:
         return True
 

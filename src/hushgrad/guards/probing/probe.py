@@ -19,7 +19,6 @@ from torch.utils.data.dataloader import default_collate
 
 from hushgrad.accounting.conditions import NEVER_EXAMINED, ORDER_OF_ROWS, Condition, not_examined
 from hushgrad.capture.scope import Scope
-from hushgrad.guards.frozen_setup import modules_of
 from hushgrad.guards.probing.calls import Call
 from hushgrad.guards.probing.collate_probe import RECORDS, require_separate_rows
 from hushgrad.guards.probing.loss_probe import Criterion, CriterionProbe, require_separate_losses
@@ -27,6 +26,7 @@ from hushgrad.guards.probing.model_probe import ModelProbe
 from hushgrad.guards.probing.row_order import rows_are_in_order
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
 from hushgrad.guards.probing.trees import copied, kept_values, tensors_at
+from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task, hook_count, modules_of, will_execute
 
 Signature = tuple[tuple[nn.Module, ...], tuple[bool, ...], tuple[int, ...]]
 """What a change of the model shows in: its modules, their modes and the number of their hooks."""
@@ -127,7 +127,7 @@ class Probe:
         """An outermost forward begins; return what is kept of it until it has returned."""
         if self._is_busy or not self.is_waiting:
             return None
-        if torch._C._current_graph_task_id() != -1:  # a block that checkpointing computes again
+        if current_graph_task() != NO_GRAPH_TASK:  # a block that checkpointing computes again
             return None
         if not any(parameter.requires_grad for parameter in self._parameters.values()):
             return None  # in session.paused()
@@ -305,7 +305,7 @@ class Probe:
 
     def _is_accumulating(self) -> bool:
         assert self._anchor is not None
-        return bool(torch._C._will_engine_execute_node(self._anchor))
+        return will_execute(self._anchor)
 
     def _mark(self, evaluation: _Evaluation) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:
@@ -348,11 +348,4 @@ def _holds(inputs: Any, size: int) -> bool:
 
 def _signature_of(model: nn.Module) -> Signature:
     modules = modules_of(model)
-    hooks = [
-        len(part._forward_hooks)
-        + len(part._forward_pre_hooks)
-        + len(part._backward_hooks)
-        + len(part._backward_pre_hooks)
-        for part in modules
-    ]
-    return tuple(modules), tuple([module.training for module in modules]), tuple(hooks)
+    return tuple(modules), tuple([module.training for module in modules]), tuple([hook_count(part) for part in modules])

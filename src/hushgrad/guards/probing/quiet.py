@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from hushgrad.torch_internals import TorchDispatchMode, schema_of
 
 
 class Quiet(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -31,23 +32,23 @@ class Quiet(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args, kwargs = _without_dropout(func, args, kwargs)
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
-        quiet = FORMS.get(func._schema.name.removeprefix("aten::"))
+        quiet = FORMS.get(schema_of(func).name.removeprefix("aten::"))
         if quiet is not None:
             return quiet(func, args, kwargs)
         if not _had_dropout(func):
-            self.unknown = func._schema.name
+            self.unknown = schema_of(func).name
         return func(*args, **kwargs)
 
 
 def _had_dropout(func: Any) -> bool:
-    return any(argument.name in ("dropout_p", "dropout") for argument in func._schema.arguments)
+    return any(argument.name in ("dropout_p", "dropout") for argument in schema_of(func).arguments)
 
 
 def _without_dropout(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a fused operator with its own dropout set to 0."""
-    for place, argument in enumerate(func._schema.arguments):
+    for place, argument in enumerate(schema_of(func).arguments):
         if argument.name in ("dropout_p", "dropout") and str(argument.type) == "float":
             if place < len(args):
                 args = (*args[:place], 0.0, *args[place + 1 :])
@@ -78,7 +79,7 @@ def _uniform(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _normal(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     drawn = func(*args, **kwargs)
-    mean = args[0] if func._schema.name == "aten::normal" else args[1] if len(args) > 1 else kwargs.get("mean", 0.0)
+    mean = args[0] if schema_of(func).name == "aten::normal" else args[1] if len(args) > 1 else kwargs.get("mean", 0.0)
     return drawn.copy_(mean) if isinstance(mean, Tensor) else drawn.fill_(mean)
 
 
@@ -88,7 +89,7 @@ def _dropout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _bernoulli(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     chances = args[1] if len(args) > 1 and isinstance(args[1], Tensor) else None
-    if func._schema.name == "aten::bernoulli_" or len(args) > 1 or "p" in kwargs:
+    if schema_of(func).name == "aten::bernoulli_" or len(args) > 1 or "p" in kwargs:
         drawn = func(*args, **kwargs)
         return drawn.fill_(1) if chances is None else drawn.copy_(chances >= 0.5)
     return (args[0] >= 0.5).to(args[0].dtype)

@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any, NamedTuple
 from weakref import ref
 
-import torch
 from torch import Tensor, nn
 
 from hushgrad.accounting.conditions import INNER_LOSS, OUTSIDE_CALL, UNREAD_LOSS, Condition
@@ -23,8 +22,7 @@ from hushgrad.guards.probing.loss_graph import LossGraph, reaches_inside
 from hushgrad.guards.probing.loss_judge import LossJudge
 from hushgrad.guards.probing.loss_values import Key, Rows, Term, Total, Value
 from hushgrad.guards.probing.trees import tensors_at
-
-_BACKWARD = torch.autograd.backward.__code__
+from hushgrad.torch_internals import current_graph_task, losses_of_backward, sequence_number, version
 
 KEPT_VALUES, FEW_VALUES = 2**24, 2**20
 """Outputs of at most so many values are kept until their first backward, few ones until the item is done; of larger
@@ -87,10 +85,10 @@ class ScalarLoss:
             node = tensor.grad_fn
             if node is None:
                 continue
-            key = (node._sequence_nr(), tensor.output_nr)
+            key = (sequence_number(node), tensor.output_nr)
             if key in self._outputs:
                 continue
-            self._outputs[key] = _kept(tensor) if is_watched else _Output(_gone, tensor._version)
+            self._outputs[key] = _kept(tensor) if is_watched else _Output(_gone, version(tensor))
             if is_watched:
                 hook = self._hook(key, module is not self._model)
                 tensor.register_hook(hook)  # type: ignore[no-untyped-call]
@@ -98,14 +96,14 @@ class ScalarLoss:
     def vouch(self, losses: Tensor) -> None:
         """These losses, `[B]`, are examined elsewhere, as to the model's outputs."""
         if losses.grad_fn is not None:
-            self._vouched[losses.grad_fn._sequence_nr()] = Rows(0)
+            self._vouched[sequence_number(losses.grad_fn)] = Rows(0)
             if reaches_inside(losses.grad_fn, self._outputs, self._anchor):
                 self._conditions[INNER_LOSS] = None
 
     def vouch_total(self, loss: Tensor) -> None:
         """This scalar is the sum of losses that were examined; another gradient than it expects is refused."""
         if loss.grad_fn is not None:
-            self._vouched[loss.grad_fn._sequence_nr()] = Total((Term("vouched"),))
+            self._vouched[sequence_number(loss.grad_fn)] = Total((Term("vouched"),))
 
     def close(self) -> None:
         """The item is about to be released: a backward that was not looked at is taken on trust."""
@@ -125,7 +123,7 @@ class ScalarLoss:
                 return  # of an item that is over, or a gradient that is only asked for
             if is_part:
                 self._conditions[OUTSIDE_CALL] = None
-            task = torch._C._current_graph_task_id()
+            task = current_graph_task()
             if self.size is not None and task not in self._looked_at:
                 self._looked_at.add(task)
                 self._look(key, gradient, self.size)
@@ -160,9 +158,8 @@ class ScalarLoss:
         """
         frame: FrameType | None = sys._current_frames().get(self._thread)
         while frame is not None:
-            if frame.f_code is _BACKWARD:
-                local = frame.f_locals
-                tensors, gradients = local["tensors"], local["grad_tensors"]
+            if (arguments := losses_of_backward(frame)) is not None:
+                tensors, gradients = arguments
                 given = (gradients,) if isinstance(gradients, Tensor) else gradients or ()
                 roots = [tensors] if isinstance(tensors, Tensor) else tensors
                 losses = [part for part in roots if isinstance(part, Tensor) and part.grad_fn is not None]
@@ -171,15 +168,15 @@ class ScalarLoss:
 
     def _is_vouched(self, root: Any) -> bool:
         """Whether a loss is a mean or sum of losses that were examined, and nothing else; most are."""
-        if isinstance(self._vouched.get(root._sequence_nr()), Total):
+        if isinstance(self._vouched.get(sequence_number(root)), Total):
             return True
         edges = root.next_functions
-        return len(edges) == 1 and edges[0][0] is not None and edges[0][0]._sequence_nr() in self._vouched
+        return len(edges) == 1 and edges[0][0] is not None and sequence_number(edges[0][0]) in self._vouched
 
     def _values(self, key: Key) -> Tensor | None:
         output = self._outputs[key]
         values = output.values()
-        return values if values is not None and values._version == output.version else None
+        return values if values is not None and version(values) == output.version else None
 
 
 def _gone() -> None:
@@ -190,5 +187,5 @@ def _kept(tensor: Tensor) -> _Output:
     """Return a way to get at an output's values that keeps no large tensor alive."""
     if tensor.numel() <= KEPT_VALUES:
         values = tensor.detach()
-        return _Output(lambda: values, tensor._version)
-    return _Output(ref(tensor), tensor._version)
+        return _Output(lambda: values, version(tensor))
+    return _Output(ref(tensor), version(tensor))

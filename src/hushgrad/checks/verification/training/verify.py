@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from hushgrad.arguments import open_unit_interval, positive_number
 from hushgrad.checks.verification.checks import statistics as st
@@ -45,6 +44,7 @@ from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.scheme import SamplingScheme
+from hushgrad.torch_internals import tree_leaves, tree_map
 
 _ROWS = 8
 _UPDATES = 12
@@ -412,10 +412,10 @@ class _Neighbour(torch.utils.data.Dataset[Any]):
         record = self._dataset[index]
         if index != self._place:
             return record
-        leaves = [leaf for leaf in pytree.tree_leaves(record) if isinstance(leaf, Tensor)]
+        leaves = [leaf for leaf in tree_leaves(record) if isinstance(leaf, Tensor)]
         if not any(leaf.is_floating_point() for leaf in leaves):
             return self._dataset[(index + 1) % len(self._dataset)]
-        return pytree.tree_map(
+        return tree_map(
             lambda leaf: self._factor * leaf if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, record
         )
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from hushgrad.checks.verification.checks import statistics as st
 from hushgrad.checks.verification.checks.noise import NoiseReading, read_noise
@@ -25,6 +24,7 @@ from hushgrad.checks.verification.mistakes.noise import level_causes, structure_
 from hushgrad.checks.verification.update.paired_update import Loop, Output, arrays, norm
 from hushgrad.checks.verification.verdict import Cause, Check, Measured, Verdict
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.torch_internals import tree_leaves, tree_map
 
 _MOST_ROWS = 8
 _MOST_STEPS = 200
@@ -32,7 +32,7 @@ _MOST_STEPS = 200
 
 def rows_of(batch: Any) -> int:
     """Return the number of examples of a batch: the first dimension that all its tensors share."""
-    leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim]
+    leaves = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim]
     counts = {leaf.shape[0] for leaf in leaves}
     if len(counts) != 1:
         raise InvalidArgumentError(
@@ -52,7 +52,7 @@ def take(batch: Any, rows: Sequence[int], scale: float = 1.0) -> Any:
             part[0] *= scale
         return part
 
-    return pytree.tree_map(of, batch)
+    return tree_map(of, batch)
 
 
 @dataclass(slots=True)

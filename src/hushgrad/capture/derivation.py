@@ -1,0 +1,142 @@
+"""Tensors made of parameters alone: each is a leaf in its own right, with a graph down to the parameters.
+
+With a weight `[p, d]`: `w.T` is a leaf `[d, p]`. In `x @ w.T` the captured product records per-example gradients of
+that leaf, `[B, d, p]`, and a batched vector-Jacobian product of the transpose carries them back to `w`, `[B, p, d]`.
+What the user's code holds is a stand-in with the same values, whose own backward raises: whatever reaches the loss by
+it was not captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hushgrad.capture.axes.rules import changes_in_place, main_argument
+from hushgrad.capture.axes.table import INITIALIZERS
+from hushgrad.capture.leaves import TrackedTensor, distinct_parameters
+from hushgrad.capture.operators.embedding import constant_ids
+from hushgrad.capture.operators.operator import ForwardContext, first_order_only
+from hushgrad.errors import UncoveredParameterUseError
+
+
+def derive(
+    context: ForwardContext,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    leaves: list[TrackedTensor],
+) -> Any:
+    """Run a call on parameters and constants only; its result is a leaf in its own right."""
+
+    def on_graph(value: Any) -> Any:
+        leaf = context.leaf(value)
+        if leaf is not None:
+            return leaf.graph
+        if isinstance(value, (tuple, list)):
+            return type(value)(on_graph(part) for part in value)
+        return value
+
+    if changes_in_place(func) or kwargs.get("out") is not None:
+        return _changed(context, func, args, kwargs, leaves, on_graph)
+    result = func(*[on_graph(value) for value in args], **{key: on_graph(value) for key, value in kwargs.items()})
+    roots = distinct_parameters(leaves)
+    name = f"{func.__name__.strip('_')}({', '.join(root.name for root in roots)})"
+    return _as_leaves(context, result, name, roots, constant_ids(context, func, args, kwargs))
+
+
+def _changed(
+    context: ForwardContext,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    leaves: list[TrackedTensor],
+    on_graph: Callable[[Any], Any],
+) -> Any:
+    """Run a call that changes a derived parameter in place: the tensor stands for a new leaf from then on.
+
+    Tensors that share its memory are changed with it; what they stand for is not known any more.
+    """
+    target = main_argument(args, kwargs)
+    leaf = context.leaf(target)
+    if (
+        leaf is None
+        or kwargs.get("out") is not None
+        or func in INITIALIZERS  # whose writing no graph shows
+        or any(_share(leaf, root) for root in leaf.parameters())
+    ):
+        raise UncoveredParameterUseError(
+            f"changes parameter {leaves[0].name!r} in place inside the forward, or writes it into another tensor",
+            where=func.__name__,
+            cure="Compute a new tensor instead (torch.cat, torch.stack, torch.where)",
+        )
+    graph = leaf.graph.clone()
+    if args:
+        args, others = (graph, *[on_graph(value) for value in args[1:]]), kwargs
+    else:
+        others = {key: graph if value is target else value for key, value in kwargs.items()}
+    func(*args, **{key: on_graph(value) for key, value in others.items()})
+    for key, other in context.leaves.items():
+        if other is not leaf and _share(leaf, other):
+            context.leaves[key] = replace(other, overwritten_by=func.__name__)
+    with torch.no_grad():
+        target.copy_(graph)
+    context.leaves[id(target)] = TrackedTensor(leaf.name, graph.detach(), graph, distinct_parameters(leaves))
+    return None if func is Tensor.__setitem__ else target
+
+
+def _share(leaf: TrackedTensor, other: TrackedTensor) -> bool:
+    return leaf.value.untyped_storage().data_ptr() == other.value.untyped_storage().data_ptr()
+
+
+def _as_leaves(
+    context: ForwardContext, result: Any, name: str, roots: tuple[TrackedTensor, ...], ids: Tensor | None = None
+) -> Any:
+    if isinstance(result, Tensor):
+        if not result.requires_grad:
+            return result
+        if result.layout != torch.strided:
+            raise UncoveredParameterUseError(
+                "makes a sparse tensor of a parameter, which hides how it is used",
+                where=name,
+                cure="Write the values into a dense tensor (torch.zeros(...).index_put(indices, values)), or freeze "
+                "the parameter",
+            )
+        value = result.detach()
+        public = _Guard.apply(value, context.anchor.tensor, name)  # type: ignore[no-untyped-call]
+        context.leaves[id(public)] = TrackedTensor(name, value, result, roots, ids)
+        context.held.append(public)
+        return public
+    if isinstance(result, (tuple, list)):
+        return type(result)(_as_leaves(context, part, name, roots) for part in result)
+    if result is None or isinstance(result, (bool, int, float, str, torch.dtype, torch.device)):
+        return result
+    raise UncoveredParameterUseError(
+        f"returned an object of class {type(result).__name__}, which hides how the parameter is used",
+        where=name,
+        cure="Use operators that return tensors, or freeze the parameter (requires_grad_(False))",
+    )
+
+
+class _Guard(torch.autograd.Function):
+    """A derived parameter as the user's code holds it. Captured uses never come back through it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, anchor: Tensor, name: str) -> Tensor:
+        ctx.leaf_name = name
+        return value.view_as(value)
+
+    @staticmethod
+    @first_order_only
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        raise UncoveredParameterUseError(
+            "a tensor computed from parameters alone reached the loss outside the model's forward, or without ever "
+            "meeting the batch, so it has no per-example gradient",
+            where=ctx.leaf_name,
+            cure="Use it inside the forward together with data. Replace a weight penalty by the optimizer's "
+            "weight_decay. If it did meet the batch, pass the batch to the model as tensors (in tuples, dictionaries "
+            "or dataclasses), and use torch's own operators there, not a scripted or traced part",
+        )

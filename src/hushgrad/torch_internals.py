@@ -1,0 +1,239 @@
+"""Everything hushgrad knows of torch's insides: the first file to open when a new torch breaks something.
+
+No other file names a private part of torch (a test walks the sources). Each entry says what it is for and was read in
+torch 2.13; tests/test_torch_internals.py asks whether each still means what it is taken for. Attribute reads are
+`attrgetter`s, which cost no Python call: some run hundreds of times a step.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, MutableMapping
+from operator import attrgetter
+from types import FrameType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.autograd import Variable, forward_ad
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+__all__ = [
+    "BatchNorm",  # the common base of BatchNorm1d to 3d, lazy ones and SyncBatchNorm
+    "InstanceNorm",  # the common base of InstanceNorm1d to 3d and lazy ones
+    "TorchDispatchMode",  # sees operators below autograd; documented by torch, in a module with a private name
+    "TreeSpec",  # torch.utils.pytree has no tree_flatten for Python's own containers yet
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_unflatten",
+]
+
+# Tensors and their memory --------------------------------------------------------------------------------------------
+
+version: Callable[[Tensor], int] = attrgetter("_version")
+"""How often a tensor's memory was written to: tells of a change in place. Writes to `.data` don't count."""
+
+base_of: Callable[[Tensor], Tensor | None] = attrgetter("_base")
+"""The tensor that a view was taken of, through all views between; None for a tensor that is no view."""
+
+is_view: Callable[[Tensor], bool] = Tensor._is_view
+"""Whether a tensor is a view, as autograd knows it: such an output of a custom function can't be changed in place."""
+
+storage_handle: Callable[[torch.UntypedStorage], int] = attrgetter("_cdata")
+"""The address of the C++ object behind a storage, by which its users are counted."""
+
+storage_use_count: Callable[[int], int] = torch._C._storage_Use_Count
+"""How many tensors and storages hold the memory of a storage, given its handle: tells whether anybody else does."""
+
+
+def flattened(tensors: Any) -> Tensor:
+    """Return the values of some tensors of one dtype one after another, in one C++ call."""
+    return _flatten_dense_tensors(tensors)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def unflattened(flat: Tensor, tensors: Any) -> tuple[Tensor, ...]:
+    """Return consecutive parts of `flat` in the shapes of some tensors; an empty one comes without its shape."""
+    return _unflatten_dense_tensors(flat, tensors)  # type: ignore[no-any-return,no-untyped-call]
+
+
+# Modules -------------------------------------------------------------------------------------------------------------
+
+parameters_of: Callable[[nn.Module], MutableMapping[str, nn.Parameter | None]] = attrgetter("_parameters")
+"""A module's own parameters by name. Read in each step: torch's `parameters()` takes several times as long."""
+
+buffers_of: Callable[[nn.Module], MutableMapping[str, Tensor | None]] = attrgetter("_buffers")
+"""A module's own buffers by name. Written by the doctor, which puts them back: `setattr` checks what it is given."""
+
+children_of: Callable[[nn.Module], MutableMapping[str, nn.Module | None]] = attrgetter("_modules")
+"""A module's own submodules by name; one of them is exchanged by writing here, in the place where it was."""
+
+REGISTERED = ("_buffers", "_non_persistent_buffers_set")
+"""Where a module keeps its buffers and which of them are not saved, in its `vars`."""
+
+CONTAINERS = ("_modules", "_parameters", "_buffers")
+"""Where a module keeps what it registers, in its `vars`."""
+
+forward_pre_hooks_of: Callable[[nn.Module], Mapping[int, Any]] = attrgetter("_forward_pre_hooks")
+"""A module's forward pre-hooks: by them a model is known that belongs to a session."""
+
+_hooks_of_module: Callable[[nn.Module], tuple[Mapping[int, Any], ...]] = attrgetter(
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+)
+
+
+def hook_count(module: nn.Module) -> int:
+    """Return how many hooks a module has that run in its forward or backward."""
+    one, two, three, four = _hooks_of_module(module)
+    return len(one) + len(two) + len(three) + len(four)
+
+
+def has_gradient_hooks(tensor: Tensor) -> bool:
+    """Return whether a tensor has hooks that see or change its gradient; torch keeps None where it has none."""
+    return bool(tensor._backward_hooks) or bool(tensor._post_accumulate_grad_hooks)
+
+
+MODULE_CALL_FILE = nn.Module._call_impl.__code__.co_filename
+"""The file of torch's code that calls a module and its hooks: frames of a module's call are known by it."""
+
+# Frames of torch's own code ------------------------------------------------------------------------------------------
+
+
+def life_of_call(hook_frame: FrameType) -> weakref.ref[Any] | None:
+    """Return a reference to what dies with the module call that runs a hook, asked from the frame that called the hook.
+
+    `Module._call_impl` notes in a set of its own which hooks have run, and nobody else ever holds it. None where the
+    call is compiled, or another torch keeps no such set.
+    """
+    frame: FrameType | None = hook_frame
+    while frame is not None and frame.f_code.co_filename == MODULE_CALL_FILE:
+        if frame.f_code is nn.Module._call_impl.__code__:
+            ran = frame.f_locals.get("called_always_called_hooks")
+            return weakref.ref(ran) if isinstance(ran, set) else None
+        frame = frame.f_back
+    return None
+
+
+def witness_of_step(frame: FrameType) -> object | None:
+    """Return an object that torch's frame around `Optimizer.step` made for itself, and that holds nothing of anybody's.
+
+    It is the name under which the profiler shows the step, a string put together anew in each call. None where another
+    torch makes none.
+    """
+    name = frame.f_locals.get("profile_name")
+    return name if isinstance(name, str) else None
+
+
+def losses_of_backward(frame: FrameType) -> tuple[Any, Any] | None:
+    """Return the tensors that a running `torch.autograd.backward` was given, and their gradients; None elsewhere."""
+    if frame.f_code is not torch.autograd.backward.__code__:
+        return None
+    return frame.f_locals["tensors"], frame.f_locals["grad_tensors"]
+
+
+def opened(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a copy of one of torch's Python functions that does not hand itself over to a mode as a whole.
+
+    It runs with a `has_torch_function` that says no, so what it calls is seen one by one.
+    """
+    assert isinstance(function, FunctionType)
+    assert "has_torch_function" in function.__code__.co_names
+    names = {**function.__globals__, "has_torch_function": lambda _: False}
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def only_looks(hook: Any) -> bool:
+    """Return whether a hook on a tensor is one of `register_multi_grad_hook`, as torch's FlopCounterMode sets them."""
+    return isinstance(hook, FunctionType) and hook.__code__.co_filename == torch.autograd.graph.__file__
+
+
+# What shows itself to a mode -----------------------------------------------------------------------------------------
+
+unseen = torch._C.DisableTorchFunction
+"""`with unseen():` runs torch calls that no function mode is told of."""
+
+VARIABLE_FUNCTIONS: Any = torch._C._VariableFunctions
+"""Where functions are found that torch's modules call and that have no public name: cells, packed sequences."""
+
+PACK: Callable[..., tuple[Tensor, Tensor]] = VARIABLE_FUNCTIONS._pack_padded_sequence
+PAD_PACKED: Callable[..., tuple[Tensor, Tensor]] = VARIABLE_FUNCTIONS._pad_packed_sequence
+"""What `nn.utils.rnn` calls, and thus what a mode sees, to pack sequences and to pad them again."""
+
+
+def top_mode() -> TorchFunctionMode | None:
+    """Return the innermost function mode of this thread: only that one may be left."""
+    stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return stack[-1] if stack else None
+
+
+def functorch_transform() -> str | None:
+    """Return the name of the innermost `torch.func` transform that is running in this thread; None outside of any."""
+    if torch._C._functorch.maybe_current_level() is None:
+        return None
+    return str(torch._C._functorch.peek_interpreter_stack().key().name).lower()
+
+
+def is_forward_differentiating() -> bool:
+    """Return whether this thread is inside a `forward_ad.dual_level()`."""
+    return forward_ad._current_level >= 0
+
+
+schema_of: Callable[[Any], Any] = attrgetter("_schema")
+"""An ATen operator's name and its arguments with their names and types."""
+
+# The engine and its graph --------------------------------------------------------------------------------------------
+
+NO_GRAPH_TASK = -1
+"""The graph task outside of any backward."""
+
+current_graph_task: Callable[[], int] = torch._C._current_graph_task_id
+"""Which backward is running in this thread: one inside another has a number of its own, and none is used again."""
+
+will_execute: Callable[[Any], bool] = torch._C._will_engine_execute_node
+"""Whether the running backward will reach a node. For an `AccumulateGrad`: whether it accumulates gradients at all."""
+
+
+def call_after_backward(callback: Callable[[], None]) -> None:
+    """Have the engine call back when the running graph task has finished; after one that raised, it does not."""
+    Variable._execution_engine.queue_callback(callback)
+
+
+def sequence_number(node: Any) -> int:
+    """Return the number of a node in the order of its making in its thread; a node's Python object may change."""
+    return node._sequence_nr()  # type: ignore[no-any-return]
+
+
+def saved(node: Any, name: str, *default: Any) -> Any:
+    """Return what a node's formula keeps, a setting or a tensor, by the name that derivatives.yaml gives it.
+
+    Reading a tensor that is gone raises RuntimeError; a name that the node lacks, AttributeError or the default.
+    """
+    return getattr(node, f"_saved_{name}", *default)
+
+
+def shape_of_output(node: Any, index: int) -> tuple[int, ...]:
+    """Return the shape of one of the outputs that a node made."""
+    return tuple(node._input_metadata[index].shape)
+
+
+def function_of(node: Any) -> type | None:
+    """Return the class of a custom autograd function whose backward a node is; None for a node of torch's own."""
+    return vars(type(node)).get("_forward_cls")  # type: ignore[no-any-return]
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Return all modules of a model, each once, in any order. Runs in every step, unlike torch's own `modules()`."""
+    found, waiting = {id(model): model}, [model]
+    while waiting:
+        for module in children_of(waiting.pop()).values():
+            if module is not None and id(module) not in found:
+                found[id(module)] = module
+                waiting.append(module)
+    return list(found.values())
