@@ -161,8 +161,8 @@ def _make_private(
             max_grad_norm=privacy.max_grad_norm,
             loss_reduction=config.loss_reduction,
             max_physical_batch_size=config.max_physical_batch_size,
-            target_epsilon=privacy.target_epsilon,
-            target_delta=None if privacy.target_epsilon is None else privacy.delta,
+            max_epsilon=privacy.target_epsilon,
+            max_delta=None if privacy.target_epsilon is None else privacy.delta,
         )
     return batches
 
