@@ -24,6 +24,7 @@ WITH_OTHER_PACKAGES = (
     "checks",  # scipy, Opacus, click, rich
     "guards",  # scipy
     "kernels",  # Triton
+    "light_install",  # click
     "noise",  # numba, cryptography, scipy
     "opacus_cases",
     "sampling",  # scipy

@@ -19,7 +19,7 @@ from hushgrad.accounting.guarantee import round_up
 from hushgrad.accounting.neighbours import epsilon_under
 from hushgrad.arguments import non_negative_number, probability, whole_number
 from hushgrad.cli.output import print_json, print_table
-from hushgrad.errors import AccountingError
+from hushgrad.errors import AccountingError, MissingExtraError
 
 Row = dict[str, Any]
 
@@ -93,7 +93,7 @@ def _row(
         else:
             bounds = epsilon_under(plan, delta, relation, group_size)
             row["accountant"] = "pld" if relation == REPLACE_ONE else accountant
-    except AccountingError as error:
+    except (AccountingError, MissingExtraError) as error:
         row["reason"] = f"refused: {error}"
         return row
     row["epsilon"] = bounds.upper if math.isfinite(bounds.upper) else "inf"

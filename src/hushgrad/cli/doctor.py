@@ -8,11 +8,11 @@ from contextlib import redirect_stdout
 from typing import Any
 
 import click
-from rich.console import Console
 from torch import nn
 
 from hushgrad.checks.doctor.examination import doctor as examine
 from hushgrad.cli.loading import load, made_by
+from hushgrad.cli.output import print_report, screen_width
 from hushgrad.errors import InvalidArgumentError
 
 
@@ -52,7 +52,7 @@ def doctor(factory: str, batch: str | None, criterion: str | None, as_json: bool
     if as_json:
         click.echo(json.dumps(diagnosis.as_json(), ensure_ascii=False, allow_nan=False))
     else:
-        Console(soft_wrap=False).print(diagnosis)
+        print_report(diagnosis.text(screen_width()), verdict=-1, good=diagnosis.is_ready)
     if not diagnosis.is_ready:
         sys.exit(1)
 

@@ -7,9 +7,8 @@ from dataclasses import asdict
 
 import click
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from hushgrad.cli.output import print_table
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.gradients.machine import Machine, is_measured, machine_file, machine_of, write_machine
 from hushgrad.gradients.machine_measurement import measure_machine
@@ -58,12 +57,14 @@ def machine(measure: bool, device_name: str, as_json: bool) -> None:
 
 
 def _print(constants: Machine, device: torch.device) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("constant", "value", "meaning"):
-        table.add_column(column, justify="right" if column == "value" else "left")
-    for name, value in asdict(constants).items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.3g}", MEANINGS[name])
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
+    print_table(
+        ("constant", "value", "meaning"),
+        [
+            (name, f"{value:,}" if isinstance(value, int) else f"{value:.3g}", MEANINGS[name])
+            for name, value in asdict(constants).items()
+        ],
+        right=("value",),
+    )
+    click.echo()
     where = f"measured, in {machine_file()}" if is_measured(device) else "as they come with the package"
-    console.print(f"{device.type}: {where}")
+    click.echo(f"{device.type}: {where}")

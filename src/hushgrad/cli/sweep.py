@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
 
 from hushgrad.accounting.guarantee import round_up
 from hushgrad.arguments import whole_number
-from hushgrad.cli.train import INTERRUPTED
+from hushgrad.cli.output import INTERRUPTED
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import ORDINARY, SweepPlan, config_of
 from hushgrad.study.sweep.results import write_results
 from hushgrad.study.sweep.scheduler import Budget, run_sweep
-from hushgrad.study.sweep.screen import SweepScreen, show_results
-from hushgrad.study.sweep.search import search
 from hushgrad.study.sweep.sweep_file import plan_from, read_sweep, shipped
 from hushgrad.study.tasks import TASKS
 
@@ -126,6 +123,8 @@ def _search(plan: SweepPlan, out: Path, trials: int, storage: str | None) -> Non
     configs = {run.aim: config_of(run) for run in plan.runs if run.aim != ORDINARY}
     if len(configs) != 1 or len({run.series for run in plan.runs}) != 1 or None in configs.values():
         raise click.UsageError("--search goes with one task, one --epsilons value and no other lists")
+    from hushgrad.study.sweep.search import search
+
     (config,) = (found for found in configs.values() if found is not None)
     found = search(
         config,
@@ -143,13 +142,12 @@ def _search(plan: SweepPlan, out: Path, trials: int, storage: str | None) -> Non
 
 def _sweep(plan: SweepPlan, out: Path, budget: Budget) -> None:
     """Run or resume the plan in `out`, show the end, and leave with the exit status that says how it went."""
-    console = Console()
+    from hushgrad.study.sweep.screen import SweepScreen, new_console, show_results
+
+    console = new_console()
     folder = SweepFolder.open(out, plan)
-    console.print(
-        f"{len(plan.runs)} runs, {min(budget.side_by_side, len(plan.runs))} at a time, "
-        f"{budget.threads_per_run} thread each.",
-        highlight=False,
-    )
+    side_by_side = min(budget.side_by_side, len(plan.runs))
+    click.echo(f"{len(plan.runs)} runs, {side_by_side} at a time, {budget.threads_per_run} thread each.")
     with SweepScreen(console, folder, plan) as screen:
         end = run_sweep(plan, folder, budget, screen.show)
     rows = write_results(folder, plan)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
+from hushgrad.cli.output import INTERRUPTED
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.configuration import (
     DEFAULT_DELTA,
@@ -22,11 +22,7 @@ from hushgrad.study.configuration import (
 from hushgrad.study.directory import require_unused
 from hushgrad.study.loggers import TensorBoard
 from hushgrad.study.models import ACTIVATIONS, MODELS
-from hushgrad.study.progress import Screen, show_end
-from hushgrad.study.run import run
 from hushgrad.study.tasks import TASKS, TaskOptions
-
-INTERRUPTED = 130
 
 
 @click.command(name="train")
@@ -149,14 +145,12 @@ def train(
 
 def _run_on_screen(config: RunConfig, out: Path, event_files: bool) -> bool:
     """Run, showing progress and the end; return whether the run was interrupted."""
-    console = Console()
+    from hushgrad.study.progress import run_on_screen
+
     require_unused(out)
-    console.print(_where_settings_are_from(config), markup=False, highlight=False, soft_wrap=True)
+    click.echo(_where_settings_are_from(config))
     loggers = [TensorBoard(out / "tensorboard")] if event_files else []
-    with Screen(console, config) as screen:
-        finished = run(config, out, screen.reporter(), loggers=loggers)
-    show_end(console, finished)
-    return finished.outcome.status == "interrupted"
+    return run_on_screen(config, out, loggers=loggers).outcome.status == "interrupted"
 
 
 def _where_settings_are_from(config: RunConfig) -> str:

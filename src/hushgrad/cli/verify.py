@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 import torch
-from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
 from hushgrad.checks.verification.training.verify import verify as measure
 from hushgrad.checks.verification.update.verify_update import DEFAULT_FALSE_ALARM, DEFAULT_RESOLUTION
 from hushgrad.cli.loading import load, made_by
+from hushgrad.cli.output import print_report, screen_width
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
@@ -72,7 +72,7 @@ def verify(setup: str | None, resolution: float, false_alarm: float, out: Path |
     if as_json:
         click.echo(verdict.to_text())
     else:
-        Console(soft_wrap=False).print(verdict)
+        print_report(verdict.text(screen_width()), verdict=0, good=verdict.passed)
     sys.exit(verdict.exit_status)
 
 

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from hushgrad._version import __version__
+from hushgrad.extras import require
 from hushgrad.printable import printable
 from hushgrad.study.configuration import RunConfig
-from hushgrad.study.curves import draw_curves, require_matplotlib
+from hushgrad.study.curves import draw_curves
 from hushgrad.study.directory import RunDirectory, json_text, ledger_end, replace_file, require_unused
 from hushgrad.study.interruption import finish_step_on_interrupt
 from hushgrad.study.loggers import MetricLogger, hand_over, metrics_of
@@ -88,7 +89,7 @@ def run(
     Guarantee: the epsilon in summary.json is never below what the model beside it has cost.
     """
     require_unused(out)
-    require_matplotlib()
+    require("matplotlib", "safetensors", extra="study", what="a training run")  # rather now than at its end
     task = load_task(config.task, config.options)
     check_against_data(config, task)
     directory = RunDirectory.claim(out)
