@@ -10,8 +10,10 @@ import click
 
 from hushgrad.accounting.guarantee import delta_text
 from hushgrad.cli.output import INTERRUPTED, print_table
+from hushgrad.cli.settings import setting_option
 from hushgrad.study.configuration import Privacy, RunConfig, max_grad_norm_for, suggested_run
 from hushgrad.study.directory import require_unused
+from hushgrad.study.named_settings import SETTINGS
 from hushgrad.study.run import Finished
 
 TARGET_EPSILON = 3.0
@@ -20,7 +22,7 @@ DEFAULT_FOLDER = "hushgrad-demo"
 
 @click.command(name="demo")
 @click.option("--out", type=click.Path(path_type=Path), help=f"New or empty folder; default: ./{DEFAULT_FOLDER}")
-@click.option("--epochs", type=int, help="Passes over the digits; fewer make a quicker look.")
+@setting_option(SETTINGS["epochs"], help="Passes over the digits; fewer make a quicker look.")
 def demo(out: Path | None, epochs: int | None) -> None:
     """Train a digit classifier with differential privacy and without, and compare. No download, under 90 seconds."""
     folder = out or _first_free(Path(DEFAULT_FOLDER))

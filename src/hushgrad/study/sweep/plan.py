@@ -14,6 +14,7 @@ from hushgrad.arguments import non_negative_number, positive_number, whole_numbe
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.config_json import config_from_json, config_to_json
 from hushgrad.study.configuration import DEFAULT_DELTA, Privacy, RunConfig, max_grad_norm_for, suggested_run
+from hushgrad.study.settings import Kind, check_settings, number, setting, settings_of, several, whole
 from hushgrad.study.tasks import TaskOptions
 
 ORDINARY = "ordinary"
@@ -45,6 +46,14 @@ class Subject:
             raise InvalidArgumentError("a subject of a sweep must have a label")
 
 
+SEEDS = Kind(
+    lambda given: tuple(range(whole_number("seeds", int(given), minimum=1))),
+    several(whole(0)).check,
+    "N",
+    "how many, such as 3",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
     """The values to try. Exactly one of `noise_multipliers` and `target_epsilons` is not empty.
@@ -52,13 +61,23 @@ class Grid:
     `baseline` adds ordinary training without privacy. An empty tuple leaves a setting as the subject has it.
     """
 
-    noise_multipliers: tuple[float, ...] = ()
-    target_epsilons: tuple[float, ...] = ()
+    noise_multipliers: tuple[float, ...] = field(
+        default=(),
+        metadata=setting(several(number(non_negative_number)), "Noise multipliers σ to try [0,0.5,1,2,5,10]."),
+    )
+    target_epsilons: tuple[float, ...] = field(
+        default=(),
+        metadata=setting(several(number(positive_number)), "Target ε to try, in place of noise.", "--epsilons"),
+    )
     baseline: bool = True
-    max_grad_norms: tuple[float, ...] = ()
-    batch_sizes: tuple[int, ...] = ()
-    learning_rates: tuple[float, ...] = ()
-    seeds: tuple[int, ...] = (0, 1, 2)
+    max_grad_norms: tuple[float, ...] = field(
+        default=(), metadata=setting(several(number(positive_number)), "Clipping norms C to try.")
+    )
+    batch_sizes: tuple[int, ...] = field(default=(), metadata=setting(several(whole(1)), "Batch sizes to try."))
+    learning_rates: tuple[float, ...] = field(
+        default=(), metadata=setting(several(number(positive_number)), "Learning rates to try.")
+    )
+    seeds: tuple[int, ...] = field(default=(0, 1, 2), metadata=setting(SEEDS, "How many seeds [3]."))
     delta: float = DEFAULT_DELTA
 
     def __post_init__(self) -> None:
@@ -66,15 +85,7 @@ class Grid:
             raise InvalidArgumentError("a sweep must have noise_multipliers or target_epsilons, and not both")
         if not self.seeds:
             raise InvalidArgumentError("a sweep must have at least one seed")
-        for noise in self.noise_multipliers:
-            non_negative_number("noise_multiplier", noise)
-        for name in ("target_epsilons", "max_grad_norms", "learning_rates"):
-            for value in getattr(self, name):
-                positive_number(name, value)
-        for size in self.batch_sizes:
-            whole_number("batch_sizes", size, minimum=1)
-        for seed in self.seeds:
-            whole_number("seeds", seed, minimum=0)
+        check_settings(self)
         for name, values in asdict(self).items():
             if isinstance(values, tuple) and len(set(values)) != len(values):
                 raise InvalidArgumentError(f"{name} must name each value once")
@@ -214,7 +225,7 @@ def _task_job(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int, gri
         if str(aim) != ORDINARY
         else None
     )
-    unknown = sorted(set(settings) - set(RunConfig.__dataclass_fields__))
+    unknown = sorted(set(settings) - settings_of(RunConfig).keys())
     if unknown:
         raise InvalidArgumentError(f"unknown settings of task {subject.task!r}: {', '.join(unknown)}")
     config = replace(suggested_run(subject.task, privacy=privacy, options=subject.options), **settings)
