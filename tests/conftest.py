@@ -101,6 +101,12 @@ def forked_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
+def forked_programs(forked_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test and the code under it start by `sys.executable` is a fork that has imported torch."""
+    monkeypatch.setattr(sys, "executable", forked_python)
+
+
+@pytest.fixture
 def choose_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str | None], None]]:
     """Set HUSHGRAD_KERNELS, None for not at all, and forget what was found before."""
     from hushgrad.kernels.available import has_kernels

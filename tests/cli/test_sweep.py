@@ -5,6 +5,8 @@ from click.testing import CliRunner
 
 from hushgrad.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
+
 
 def sweep(*arguments):
     return CliRunner().invoke(main, ["sweep", *arguments])

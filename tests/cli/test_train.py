@@ -1,7 +1,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -206,9 +205,9 @@ def test_a_used_folder_is_refused(tmp_path):
     assert "new or empty" in result.output
 
 
-def test_ctrl_c_leaves_all_files_valid_and_in_agreement(tmp_path):
+def test_ctrl_c_leaves_all_files_valid_and_in_agreement(tmp_path, forked_python):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "hushgrad.cli.main", "train", "--noise-multiplier", "4"]
+    command = [forked_python, "-m", "hushgrad.cli.main", "train", "--noise-multiplier", "4"]
     process = subprocess.Popen(
         [*command, "--epochs", "199", "--batch-size", "16", "--out", str(out)],
         stdout=subprocess.PIPE,

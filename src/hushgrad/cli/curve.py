@@ -12,6 +12,7 @@ from hushgrad.accounting.guarantee import delta_text, round_up
 from hushgrad.accounting.ledger.ledger import read_ledger
 from hushgrad.accounting.risk import gaussian_mu, membership_advantage, true_positive_rate
 from hushgrad.arguments import non_negative_number
+from hushgrad.cli.options import JSON, LEDGER
 from hushgrad.cli.output import print_json, print_table
 from hushgrad.cli.plan import plan_from, plan_options
 from hushgrad.errors import InvalidArgumentError
@@ -24,9 +25,9 @@ RATES = (1e-4, 1e-3, 1e-2, 0.1, 0.25, 0.5)
 @click.command()
 @click.option("--noise-multiplier", type=float, help="Standard deviation of the noise over the clip norm.")
 @plan_options
-@click.option("--ledger", type=click.Path(dir_okay=False), help="Read what ran from a ledger, in place of a plan.")
+@LEDGER
 @click.option("--png", type=click.Path(dir_okay=False), help="Also draw both curves into this file.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@JSON
 def curve(noise_multiplier: float | None, ledger: str | None, png: str | None, as_json: bool, **plan: Any) -> None:
     """Print epsilon over delta, and the power of the best membership attack over its false-positive rate.
 
@@ -99,4 +100,6 @@ def _draw(path: Path, epsilons: list[tuple[float, float]], powers: list[tuple[fl
     try:
         figure.savefig(path, format="png", dpi=150)
     except OSError as error:
-        raise InvalidArgumentError(f"--png cannot be written: {error.strerror}") from None
+        raise InvalidArgumentError(
+            f"the picture cannot be written ({error.strerror})", where="--png", cure="Choose another file"
+        ) from None
