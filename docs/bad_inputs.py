@@ -84,17 +84,21 @@ def _sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-def _make(engine: PrivacyEngine | None = None, **changes: Any) -> Any:
-    """Call make_private, or make_private_with_epsilon where a target is among the changes."""
+def _arguments(**changes: Any) -> dict[str, Any]:
     model = changes.pop("module", None) or _network()
     optimizer = changes.pop("optimizer", _sgd)
-    arguments: dict[str, Any] = {
+    return {
         "module": model,
         "optimizer": optimizer(model) if callable(optimizer) else optimizer,
         "data_loader": DataLoader(Unread(), batch_size=8),
         "max_grad_norm": 1.0,
         **changes,
     }
+
+
+def _make(engine: PrivacyEngine | None = None, **changes: Any) -> Any:
+    """Call make_private, or make_private_with_epsilon where a target is among the changes."""
+    arguments = _arguments(**changes)
     engine = engine or PrivacyEngine()
     if arguments.keys() & {"target_epsilon", "target_delta", "epochs"}:
         targets = {"target_epsilon": 3.0, "target_delta": 1e-5, "epochs": 1}
@@ -155,6 +159,12 @@ SETUP: dict[str, Callable[[], Any]] = {
         target_epsilon=1e-9, target_delta=1e-12, data_loader=_loader(batch_size=40)
     ),
     **_set_twice("target_delta", [0, 1, NAN]),
+    "`make_private(target_epsilon=3.0, target_delta=1e-5)`": lambda: PrivacyEngine().make_private(
+        **_arguments(noise_multiplier=1.0, target_epsilon=3.0, target_delta=1e-5)
+    ),
+    "`max_epsilon=3.0` without `max_delta`": lambda: _make(max_epsilon=3.0),
+    "`max_epsilon=0, max_delta=1e-5`": lambda: _make(max_epsilon=0, max_delta=1e-5),
+    "`max_epsilon=3.0, max_delta=1`": lambda: _make(max_epsilon=3.0, max_delta=1),
     **_set_twice("epochs", [0, 1.5]),
     **_set_twice("loss_reduction", ["none"]),
     **_set_twice("clipping", ["per_layer"]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +26,7 @@ WITH_OTHER_PACKAGES = (
     "checks",  # scipy, Opacus, click, rich
     "guards",  # scipy
     "kernels",  # Triton
+    "light_install",  # click
     "noise",  # numba, cryptography, scipy
     "opacus_cases",
     "sampling",  # scipy
@@ -69,6 +72,38 @@ def data_folder() -> Path:
     if not folder:
         pytest.skip("HUSHGRAD_DATA is not set: no real data to test on")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def forked_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A program that stands in for `sys.executable` and starts without importing torch: see fork_server/server.py.
+
+    For programs of one thread that take no setting which is read at the start. Where Python cannot watch a child by a
+    descriptor it is `sys.executable`.
+    """
+    if not hasattr(os, "pidfd_open"):
+        yield sys.executable
+        return
+    folder = tmp_path_factory.mktemp("fork")
+    script = TESTS / "fork_server" / "server.py"
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+    server = subprocess.Popen(
+        [sys.executable, str(script), str(folder / "socket"), str(folder / "python")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **one_thread},
+    )  # fmt: skip
+    assert server.stdin is not None
+    assert server.stdout is not None
+    assert server.stdout.readline() == "ready\n"
+    yield str(folder / "python")
+    server.stdin.close()
+    assert server.wait(timeout=60) == 0
+    server.stdout.close()
+
+
+@pytest.fixture
+def forked_programs(forked_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test and the code under it start by `sys.executable` is a fork that has imported torch."""
+    monkeypatch.setattr(sys, "executable", forked_python)
 
 
 @pytest.fixture

@@ -101,12 +101,14 @@ def test_make_private_takes_the_names_that_users_of_opacus_know() -> None:
         "max_physical_batch_size",
         "constant_shapes",
         "max_batch_size",
+        "max_epsilon",
+        "max_delta",
         "target_epsilon",
         "target_delta",
     ]
     calibrated = list(inspect.signature(hushgrad.PrivacyEngine.make_private_with_epsilon).parameters)[1:]
     assert set(calibrated) - set(names) == {"epochs"}
-    assert set(names) - set(calibrated) == {"noise_multiplier"}
+    assert set(names) - set(calibrated) == {"noise_multiplier", "max_epsilon", "max_delta"}
 
 
 # Guarantees --------------------------------------------------------------------------------------------------------

@@ -80,8 +80,10 @@ class PrivacyEngine:
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
-        target_epsilon: float | None = None,
-        target_delta: float | None = None,
+        max_epsilon: float | None = None,
+        max_delta: float | None = None,
+        target_epsilon: None = None,
+        target_delta: None = None,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
         """Return the same module and optimizer, and a loader that draws private batches.
 
@@ -106,12 +108,20 @@ class PrivacyEngine:
                 charged as truncated Poisson sampling. With `constant_shapes` every logical batch then has the same
                 number of items (one, if `max_physical_batch_size` is None). "auto" leaves room of five standard
                 deviations above the batch size, which hardly costs anything. None cuts nothing.
-            target_epsilon: a budget, with target_delta: the first `optimizer.step()` that would spend more raises
+            max_epsilon: a budget, with max_delta: the first `optimizer.step()` that would spend more raises
                 `BudgetExhaustedError` and updates nothing; the same step also after a crash and a resume.
-            target_delta: the δ of that budget; usual: less than 1 / len(dataset).
+            max_delta: the δ of that budget; usual: less than 1 / len(dataset).
+            target_epsilon: refused, as `target_delta` is: a target that the noise is chosen for belongs to
+                `make_private_with_epsilon`, and a budget is `max_epsilon`.
 
         Raises a typed error with the cure for whatever cannot be trained privately, before data is read.
         """
+        if target_epsilon is not None or target_delta is not None:
+            raise InvalidArgumentError(
+                "make_private takes the noise as it is given, so it has no target_epsilon and no target_delta",
+                cure="Write max_epsilon= and max_delta= for a budget at which training stops, or call "
+                "make_private_with_epsilon(target_epsilon=, target_delta=, epochs=) to have the noise chosen",
+            )
         reading = read_data_loader(data_loader)
         mechanism = _plan(
             reading,
@@ -121,11 +131,15 @@ class PrivacyEngine:
             noise_multiplier=noise_multiplier,
             sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
         )
-        if (target_epsilon is None) != (target_delta is None):
-            raise InvalidArgumentError("target_epsilon and target_delta are one budget: give both or neither")
+        if (max_epsilon is None) != (max_delta is None):
+            raise InvalidArgumentError(
+                "max_epsilon and max_delta are one budget, and one of them is missing", cure="Give both or neither"
+            )
         budget = None
-        if target_epsilon is not None and target_delta is not None:
-            budget = Budget(target_epsilon, target_delta, self._accountant)
+        if max_epsilon is not None and max_delta is not None:
+            most = positive_number("max_epsilon", max_epsilon)
+            at = open_unit_interval("max_delta", max_delta, "Pass less than 1 / len(dataset)")
+            budget = Budget(most, at, self._accountant)
         return self._attach(module, optimizer, reading, mechanism, max_physical_batch_size, constant_shapes, budget)
 
     def make_private_with_epsilon(

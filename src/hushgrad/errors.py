@@ -63,6 +63,12 @@ class TaskDataError(HushgradError, ValueError):
     code = "DP104"
 
 
+class MissingExtraError(HushgradError, ModuleNotFoundError):
+    """A feature needs a package that is not installed; the cure names the extra that brings it."""
+
+    code = "DP105"
+
+
 # 2xx: the sampler and the loop ---------------------------------------------------------------------------------------
 
 

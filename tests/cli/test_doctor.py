@@ -100,10 +100,10 @@ def test_an_own_loss_function_may_be_named(models: str) -> None:
         (["{}:fails"], "raised RuntimeError in fails"),
         (["{}:missing"], "has no 'missing'"),
         (["{}:nothing"], "must give a torch.nn.Module"),
-        (["{}"], "must be module:name"),
+        (["{}"], "does not name an object. Write module:name"),
         (["no.such.module:x"], "there is no module"),
         (["{}x:good"], "there is no"),
-        (["{}:good", "--batch", "{}:nothing"], "gave None"),
+        (["{}:good", "--batch", "{}:nothing"], "there is no batch, but None"),
         (["{}:good", "--criterion", "{}:loss"], "needs --batch"),
     ],
 )

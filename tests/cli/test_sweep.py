@@ -5,6 +5,8 @@ from click.testing import CliRunner
 
 from hushgrad.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
+
 
 def sweep(*arguments):
     return CliRunner().invoke(main, ["sweep", *arguments])
@@ -46,7 +48,7 @@ def test_a_sweep_with_a_failing_run_says_so_and_exits_with_1(tmp_path, monkeypat
     [
         (("mnist", "--epochs", "3"), 2, "--epochs cannot be combined with a sweep file"),
         (("absent",), 1, "DP101 sweep 'absent': it is neither a file nor one of mnist, tasks"),
-        (("--noise-multipliers", "1,x"), 1, "DP101 noise-multipliers must be numbers"),
+        (("--noise-multipliers", "1,x"), 1, "DP101 noise_multipliers is written N,N,…, got '1,x'. Give numbers"),
         (("--noise-multipliers", "1", "--epsilons", "1"), 1, "and not both"),
         (("--function", "m:f", "--task", "digits"), 2, "--function goes without --task"),
         (("--cores", "1", "--threads-per-run", "2"), 1, "DP101 cores: must be >= 2"),

@@ -1,7 +1,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -92,6 +91,38 @@ def test_every_setting_arrives_in_the_summary(tmp_path):
     assert 1.9 < summary["epsilon"] <= 2.0
 
 
+def test_a_run_is_repeated_from_the_config_that_it_left_and_what_is_set_wins(tmp_path):
+    first = train(*QUICK, "--noise-multiplier", "3", "--hidden", "none", "--out", str(tmp_path / "first"))
+    assert first.exit_code == 0, first.output
+    config = str(tmp_path / "first" / "config.json")
+    second = train(
+        *("--config", config, "--set", "seed=5", "--set", "epochs=9", "--epochs", "2"),
+        *("--max-epsilon", "9", "--out", str(tmp_path / "second")),
+    )
+    assert second.exit_code == 0, second.output
+    was, now = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second"))
+    was |= {"seed": 5, "epochs": 2}
+    was["privacy"]["max_epsilon"] = 9.0
+    assert now == was
+    assert now["hidden_sizes"] == []
+
+
+def test_a_run_beyond_its_budget_is_refused_before_it_starts(tmp_path):
+    result = train(*QUICK, "--noise-multiplier", "1", "--max-epsilon", "0.5", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 1
+    assert "DP101 the run would spend ε = " in result.output
+    assert "beyond max_epsilon = 0.5. Raise noise_multiplier" in result.output
+    assert not (tmp_path / "out").exists()
+    both = train("--epsilon", "3", "--max-epsilon", "2", "--out", str(tmp_path / "out"))
+    assert "the target ε 3 is beyond the budget max_epsilon = 2" in both.output
+
+
+def test_the_words_of_earlier_versions_still_work(tmp_path):
+    old = "--hidden --physical-batch-size --lr --average --epsilon --delta --batch-size --classes --bounds --drop"
+    shown = train("--help").output
+    assert all(flag in shown for flag in old.split())
+
+
 def test_a_csv_file_trains(tmp_path):
     rows = [f"{'red' if n % 2 else 'blue'},{n % 7},{'yes' if n % 2 else 'no'}" for n in range(100)]
     (tmp_path / "data.csv").write_text("\n".join(["colour,size,kind", *rows]))
@@ -127,9 +158,9 @@ def test_tensorboard_shows_every_metric_in_the_group_that_says_whether_epsilon_c
         ("--noise-multiplier -1", "DP101 noise_multiplier: must be >= 0, got -1"),
         ("--noise-multiplier nan", "DP101 noise_multiplier: must be finite"),
         ("--noise-multiplier inf", "DP101 noise_multiplier: must be finite"),
-        ("", "DP101 give exactly one of noise_multiplier and target epsilon"),
-        ("--noise-multiplier 1 --epsilon 1", "DP101 give exactly one"),
-        ("--epsilon 0", "DP101 target epsilon: must be > 0"),
+        ("", "DP101 privacy must have exactly one of noise_multiplier and target_epsilon"),
+        ("--noise-multiplier 1 --epsilon 1", "DP101 privacy must have exactly one"),
+        ("--epsilon 0", "DP101 target_epsilon: must be > 0"),
         ("--noise-multiplier 1 --max-grad-norm 0", "DP101 max_grad_norm: must be > 0"),
         ("--noise-multiplier 1 --delta 1", "DP101 delta: must be in (0, 1)"),
         ("--noise-multiplier 1 --delta 0.001", "DP101 delta: must be below 1/N"),
@@ -142,19 +173,21 @@ def test_tensorboard_shows_every_metric_in_the_group_that_says_whether_epsilon_c
         ("--noise-multiplier 1 --seed -1", "DP101 seed: must be >= 0"),
         ("--noise-multiplier 1 --augmentations -1", "DP101 augmentations: must be >= 0"),
         ("--noise-multiplier 1 --average 1", "DP101 average_decay must be in [0, 1)"),
-        ("--noise-multiplier 1 --hidden many", "DP101 hidden must be whole numbers"),
+        (
+            "--noise-multiplier 1 --hidden many",
+            "DP101 hidden_sizes is written N,N,…, got 'many'. Give whole numbers, such as 64,32, or none",
+        ),
         ("--noise-multiplier 1 --device abacus", "DP101 device must be one that is here"),
         ("--noise-multiplier 1 --classes 1,x", "DP104 classes: must be among 0, 1"),
         ("--noise-multiplier 1 --classes 1", "DP101 classes: must name at least 2"),
         ("--noise-multiplier 1 --target y", "DP101 task 'digits': it takes no target"),
         ("--noise-multiplier 1 --task mnist", "DP101 task 'mnist': it needs a folder"),
-        (
-            "--noise-multiplier 1 --task mnist --data /nowhere",
-            "DP104 task 'mnist': its data must be an existing folder",
-        ),
+        ("--noise-multiplier 1 --task mnist --data /nowhere", "DP104 task 'mnist': its data must be an existing folder"),
         ("--noise-multiplier 1 --task csv --data /nowhere", "DP101 task 'csv': it needs the column to predict"),
         ("--noise-multiplier 1 --task csv --data /nowhere --target y", "DP104 data file 'nowhere': it does not exist"),
-        ("--noise-multiplier 1 --bounds age", "DP101 bounds must be COLUMN:LOW:HIGH"),
+        ("--set epoch=3", "DP101 --set: there is no setting 'epoch'. Write epochs"),
+        ("--config /nowhere.toml", "DP101 /nowhere.toml: the file of settings cannot be read"),
+        ("--noise-multiplier 1 --bounds age", "DP101 bounds is written COLUMN:LOW:HIGH"),
     ],
 )
 def test_bad_input_is_one_line_with_a_code_and_leaves_no_folder(tmp_path, arguments, said):
@@ -172,9 +205,9 @@ def test_a_used_folder_is_refused(tmp_path):
     assert "new or empty" in result.output
 
 
-def test_ctrl_c_leaves_all_files_valid_and_in_agreement(tmp_path):
+def test_ctrl_c_leaves_all_files_valid_and_in_agreement(tmp_path, forked_python):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "hushgrad.cli.main", "train", "--noise-multiplier", "4"]
+    command = [forked_python, "-m", "hushgrad.cli.main", "train", "--noise-multiplier", "4"]
     process = subprocess.Popen(
         [*command, "--epochs", "199", "--batch-size", "16", "--out", str(out)],
         stdout=subprocess.PIPE,

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,13 @@ import pytest
     ("kills", "lease"),
     [(40, 1), (40, 8), pytest.param(1000, 1, marks=pytest.mark.slow), pytest.param(1000, 32, marks=pytest.mark.slow)],
 )
-def test_no_killed_process_released_a_step_that_the_ledger_lacks(tmp_path: Path, kills: int, lease: int) -> None:
+def test_no_killed_process_released_a_step_that_the_ledger_lacks(
+    tmp_path: Path, forked_python: str, kills: int, lease: int
+) -> None:
     """Guarantee: never a step released that the ledger lacks; each kill over-charges by at most one lease."""
     script = Path(__file__).with_name("kill_loop.py")
     result = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(kills), str(lease), "5"],
+        [forked_python, str(script), str(tmp_path), str(kills), str(lease), "5"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -92,7 +92,7 @@ def test_a_hundred_random_plans_stop_at_exactly_the_computed_step_with_and_witho
         assert steps - 3 * crashes <= done <= steps
 
 
-def test_an_engine_with_a_target_epsilon_stops_and_resumes_at_it(tmp_path: Path) -> None:
+def test_an_engine_with_a_budget_stops_and_resumes_at_it(tmp_path: Path) -> None:
     data = TensorDataset(torch.randn(40, 3), torch.randn(40, 1))
     made = 0
     for _ in range(2):
@@ -104,8 +104,8 @@ def test_an_engine_with_a_target_epsilon_stops_and_resumes_at_it(tmp_path: Path)
             data_loader=torch.utils.data.DataLoader(data, batch_size=8),
             noise_multiplier=1.5,
             max_grad_norm=1.0,
-            target_epsilon=3.0,
-            target_delta=1e-5,
+            max_epsilon=3.0,
+            max_delta=1e-5,
         )
         criterion = engine.per_example(nn.MSELoss())
 

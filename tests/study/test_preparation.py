@@ -128,7 +128,7 @@ def test_an_epsilon_of_the_vocabulary_must_be_a_number_above_zero(own):
 
 
 def test_the_vocabulary_must_leave_something_for_training(folder):
-    with pytest.raises(InvalidArgumentError, match="vocabulary_epsilon must be below the target epsilon 1,"):
+    with pytest.raises(InvalidArgumentError, match="vocabulary_epsilon must be below the target ε 1,"):
         config(folder, target_epsilon=1.0)
 
 

@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -6,7 +7,7 @@ import safetensors
 
 from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.ledger.view import read_ledger
-from hushgrad.errors import DatasetError, InvalidArgumentError, TaskDataError
+from hushgrad.errors import DatasetError, InvalidArgumentError, MissingExtraError, TaskDataError
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.directory import RunDirectory
 from hushgrad.study.run import run
@@ -92,9 +93,10 @@ def test_a_used_folder_is_refused_before_data_is_read(tmp_path):
 
 
 def test_a_missing_library_is_found_before_the_run_and_not_at_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    cure = r"Run: pip install 'hushgrad\[study\]'"
     with pytest.raises(
-        InvalidArgumentError, match=r"matplotlib is not installed, .* Run pip install 'hushgrad\[study\]'"
+        MissingExtraError, match=f"DP105 a training run needs matplotlib, which is not installed. {cure}"
     ):
         run(config(), tmp_path / "out")
     assert not (tmp_path / "out").exists()

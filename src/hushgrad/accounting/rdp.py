@@ -19,17 +19,20 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from dp_accounting import (
-    GaussianDpEvent,
-    NeighboringRelation,
-    PoissonSampledDpEvent,
-    SampledWithoutReplacementDpEvent,
-)
-from dp_accounting.rdp import RdpAccountant
-from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 from scipy.special import gammaln, logsumexp
 
 from hushgrad.accounting.composition import NormalForm, Sampled, pooled
+from hushgrad.extras import needs_extra
+
+with needs_extra("cross-check", "accountant 'rdp'"):
+    from dp_accounting import (
+        GaussianDpEvent,
+        NeighboringRelation,
+        PoissonSampledDpEvent,
+        SampledWithoutReplacementDpEvent,
+    )
+    from dp_accounting.rdp import RdpAccountant
+    from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 
 MOST_GROUPS = 64
 ORDERS = (*range(2, 65), *range(68, 257, 4), 288, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048)

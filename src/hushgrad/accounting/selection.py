@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import math
 
-from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-from dp_accounting.dp_event import ComposedDpEvent, DpEvent, RepeatAndSelectDpEvent, SelfComposedDpEvent
-from dp_accounting.rdp import RdpAccountant
-
 from hushgrad.accounting.composition import Composition, normal_form
 from hushgrad.accounting.floating_point import usual_floating_point
 from hushgrad.accounting.rdp import without_warnings
 from hushgrad.arguments import open_unit_interval, positive_number, real_number, whole_number
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.extras import needs_extra
+
+with needs_extra("cross-check", "what a search over settings costs"):
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    from dp_accounting.dp_event import ComposedDpEvent, DpEvent, RepeatAndSelectDpEvent, SelfComposedDpEvent
+    from dp_accounting.rdp import RdpAccountant
 
 POISSON = math.inf
 GEOMETRIC = 1.0

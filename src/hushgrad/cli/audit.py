@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from hushgrad.checks.auditing.audit import audit as run_audit
+from hushgrad.cli.options import JSON
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.mechanism import DPSGD
 from hushgrad.sampling.poisson import PoissonSampling
@@ -22,7 +23,7 @@ from hushgrad.sampling.poisson import PoissonSampling
 @click.option("--delta", type=float, required=True, help="In (0, 1).")
 @click.option("--confidence", type=float, default=0.99, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the result as JSON, too.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@JSON
 def audit(
     noise_multiplier: float,
     sampling_rate: float,

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.calibration import calibrate_noise_multiplier
@@ -15,6 +14,7 @@ from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.guarantee import guarantee, round_up
 from hushgrad.arguments import positive_number, probability, whole_number
+from hushgrad.cli.options import ACCOUNTANT, DELTA, JSON
 from hushgrad.cli.output import print_facts, print_json
 from hushgrad.cli.plan import plan_from, plan_options
 
@@ -34,7 +34,7 @@ Cost = Callable[[Composition], float]
     help="In place of --epsilon: the most power of a membership attack with --false-positive-rate.",
 )
 @click.option("--false-positive-rate", type=float, help="With --true-positive-rate.")
-@click.option("--delta", type=float, required=True, help="In (0, 1); usual: less than 1 / the number of records.")
+@DELTA
 @click.option(
     "--find",
     type=click.Choice([NOISE, STEPS, RATE]),
@@ -44,8 +44,8 @@ Cost = Callable[[Composition], float]
 )
 @click.option("--noise-multiplier", type=float, help="With --find steps or sampling-rate.")
 @plan_options
-@click.option("--accountant", type=click.Choice(sorted(ACCOUNTANTS)), default=DEFAULT_ACCOUNTANT, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")  # fmt: skip
+@ACCOUNTANT
+@JSON
 def calibrate(
     target_epsilon: float | None,
     target_mu: float | None,

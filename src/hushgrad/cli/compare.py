@@ -18,8 +18,9 @@ from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.accounting.guarantee import round_up
 from hushgrad.accounting.neighbours import epsilon_under
 from hushgrad.arguments import non_negative_number, probability, whole_number
+from hushgrad.cli.options import DELTA, JSON
 from hushgrad.cli.output import print_json, print_table
-from hushgrad.errors import AccountingError
+from hushgrad.errors import AccountingError, MissingExtraError
 
 Row = dict[str, Any]
 
@@ -31,8 +32,8 @@ _NOTES = {"shuffled batches": "charged without amplification"}
 @click.option("--batch-size", type=int, required=True, help="Records in a step, or expected.")
 @click.option("--dataset-size", type=int, required=True, help="Number of records.")
 @click.option("--epochs", type=int, required=True, help="Passes over the data.")
-@click.option("--delta", type=float, required=True, help="In (0, 1); usual: less than 1 / the number of records.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@DELTA
+@JSON
 def compare(
     noise_multiplier: float, batch_size: int, dataset_size: int, epochs: int, delta: float, as_json: bool
 ) -> None:
@@ -93,7 +94,7 @@ def _row(
         else:
             bounds = epsilon_under(plan, delta, relation, group_size)
             row["accountant"] = "pld" if relation == REPLACE_ONE else accountant
-    except AccountingError as error:
+    except (AccountingError, MissingExtraError) as error:
         row["reason"] = f"refused: {error}"
         return row
     row["epsilon"] = bounds.upper if math.isfinite(bounds.upper) else "inf"

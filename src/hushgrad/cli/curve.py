@@ -12,9 +12,11 @@ from hushgrad.accounting.guarantee import delta_text, round_up
 from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.accounting.risk import gaussian_mu, membership_advantage, true_positive_rate
 from hushgrad.arguments import non_negative_number
+from hushgrad.cli.options import JSON, LEDGER
 from hushgrad.cli.output import print_json, print_table
 from hushgrad.cli.plan import plan_from, plan_options
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.extras import require
 
 DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12, 1e-15)
 RATES = (1e-4, 1e-3, 1e-2, 0.1, 0.25, 0.5)
@@ -23,9 +25,9 @@ RATES = (1e-4, 1e-3, 1e-2, 0.1, 0.25, 0.5)
 @click.command()
 @click.option("--noise-multiplier", type=float, help="Standard deviation of the noise over the clip norm.")
 @plan_options
-@click.option("--ledger", type=click.Path(dir_okay=False), help="Read what ran from a ledger, in place of a plan.")
-@click.option("--png", type=click.Path(dir_okay=False), help="Also draw both curves into this file (needs matplotlib).")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@LEDGER
+@click.option("--png", type=click.Path(dir_okay=False), help="Also draw both curves into this file.")
+@JSON
 def curve(noise_multiplier: float | None, ledger: str | None, png: str | None, as_json: bool, **plan: Any) -> None:
     """Print epsilon over delta, and the power of the best membership attack over its false-positive rate.
 
@@ -33,6 +35,8 @@ def curve(noise_multiplier: float | None, ledger: str | None, png: str | None, a
     hushgrad curve --noise-multiplier 1.1 --sampling-rate 0.01 --steps 1000 --png curve.png
     hushgrad curve --ledger run/ledger.jsonl
     """
+    if png is not None:
+        require("matplotlib", extra="report", what="--png")  # rather now than after computing
     if ledger is not None:
         if noise_multiplier is not None or any(value is not None for name, value in plan.items() if name != "sampling"):
             raise click.UsageError("--ledger says what ran; give no plan beside it")
@@ -79,11 +83,9 @@ def _number(value: float) -> float | str:
 
 
 def _draw(path: Path, epsilons: list[tuple[float, float]], powers: list[tuple[float, float]]) -> None:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InvalidArgumentError("--png needs matplotlib: pip install 'hushgrad[study]'") from None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -98,4 +100,6 @@ def _draw(path: Path, epsilons: list[tuple[float, float]], powers: list[tuple[fl
     try:
         figure.savefig(path, format="png", dpi=150)
     except OSError as error:
-        raise InvalidArgumentError(f"--png cannot be written: {error.strerror}") from None
+        raise InvalidArgumentError(
+            f"the picture cannot be written ({error.strerror})", where="--png", cure="Choose another file"
+        ) from None

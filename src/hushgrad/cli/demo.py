@@ -7,15 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from hushgrad.accounting.guarantee import delta_text
-from hushgrad.cli.train import INTERRUPTED
+from hushgrad.cli.output import INTERRUPTED, print_table
+from hushgrad.cli.settings import setting_option
 from hushgrad.study.configuration import Privacy, RunConfig, max_grad_norm_for, suggested_run
 from hushgrad.study.directory import require_unused
-from hushgrad.study.progress import Screen, epsilon_text, show_end
-from hushgrad.study.run import Finished, run
+from hushgrad.study.named_settings import SETTINGS
+from hushgrad.study.run import Finished
 
 TARGET_EPSILON = 3.0
 DEFAULT_FOLDER = "hushgrad-demo"
@@ -23,52 +22,54 @@ DEFAULT_FOLDER = "hushgrad-demo"
 
 @click.command(name="demo")
 @click.option("--out", type=click.Path(path_type=Path), help=f"New or empty folder; default: ./{DEFAULT_FOLDER}")
-@click.option("--epochs", type=int, help="Passes over the digits; fewer make a quicker look.")
+@setting_option(SETTINGS["epochs"], help="Passes over the digits; fewer make a quicker look.")
 def demo(out: Path | None, epochs: int | None) -> None:
     """Train a digit classifier with differential privacy and without, and compare. No download, under 90 seconds."""
-    console = Console()
     folder = out or _first_free(Path(DEFAULT_FOLDER))
     require_unused(folder)
     privacy = Privacy(target_epsilon=TARGET_EPSILON, max_grad_norm=max_grad_norm_for("digits", TARGET_EPSILON))
     private_config = suggested_run("digits", privacy=privacy)
     if epochs is not None:
         private_config = replace(private_config, epochs=epochs)
-    private = _one(console, "1. Private training", private_config, folder / "private")
-    if private is None:
-        sys.exit(INTERRUPTED)
-    ordinary = _one(console, "2. Ordinary training", replace(private_config, privacy=None), folder / "ordinary")
-    if ordinary is None:
-        sys.exit(INTERRUPTED)
-    _compare(console, private, ordinary)
+    private = _one("1. Private training", private_config, folder / "private")
+    ordinary = _one("2. Ordinary training", replace(private_config, privacy=None), folder / "ordinary")
+    _compare(private, ordinary)
     _where_to_look_next(folder)
 
 
-def _one(console: Console, title: str, config: RunConfig, folder: Path) -> Finished | None:
-    """Run one of the two trainings; None if it was interrupted."""
-    console.rule(title, align="left")
-    with Screen(console, config) as screen:
-        finished = run(config, folder, screen.reporter())
-    show_end(console, finished)
-    return None if finished.outcome.status == "interrupted" else finished
+def _one(title: str, config: RunConfig, folder: Path) -> Finished:
+    """Run one of the two trainings; if it is interrupted, the demo ends."""
+    from hushgrad.study.progress import run_on_screen
+
+    click.secho(f"── {title} ──", bold=True)
+    finished = run_on_screen(config, folder)
+    if finished.outcome.status == "interrupted":
+        sys.exit(INTERRUPTED)
+    return finished
 
 
-def _compare(console: Console, private: Finished, ordinary: Finished) -> None:
+def _compare(private: Finished, ordinary: Finished) -> None:
     """Print the two results as a table."""
-    console.rule("Side by side", align="left")
-    table = Table("", "test accuracy", "privacy", "noise σ", "steps", "seconds")
+    from hushgrad.study.progress import epsilon_text
+
+    click.secho("── Side by side ──", bold=True)
+    rows = []
     for name, finished in (("private", private), ("ordinary", ordinary)):
         outcome, spent = finished.outcome, finished.outcome.spent
-        table.add_row(
-            name,
-            f"{outcome.test_accuracy:.1%}",
-            f"{epsilon_text(spent.guarantee.epsilon)} at δ = {delta_text(spent.guarantee.delta)}"
-            if spent
-            else epsilon_text(None),
-            f"{spent.noise_multiplier:.3g}" if spent else "none",
-            str(outcome.steps),
-            f"{outcome.seconds:.1f}",
+        rows.append(
+            (
+                name,
+                f"{outcome.test_accuracy:.1%}",
+                f"{epsilon_text(spent.guarantee.epsilon)} at δ = {delta_text(spent.guarantee.delta)}"
+                if spent
+                else epsilon_text(None),
+                f"{spent.noise_multiplier:.3g}" if spent else "none",
+                str(outcome.steps),
+                f"{outcome.seconds:.1f}",
+            )
         )
-    console.print(table)
+    numbers = ("test accuracy", "noise σ", "steps", "seconds")
+    print_table(("training", "test accuracy", "privacy", "noise σ", "steps", "seconds"), rows, right=numbers)
 
 
 def _where_to_look_next(folder: Path) -> None:

@@ -8,11 +8,12 @@ from contextlib import redirect_stdout
 from typing import Any
 
 import click
-from rich.console import Console
 from torch import nn
 
 from hushgrad.checks.doctor.examination import doctor as examine
 from hushgrad.cli.loading import load, made_by
+from hushgrad.cli.options import JSON
+from hushgrad.cli.output import print_report, screen_width
 from hushgrad.errors import InvalidArgumentError
 
 
@@ -20,7 +21,7 @@ from hushgrad.errors import InvalidArgumentError
 @click.argument("factory", metavar="MODULE:FACTORY")
 @click.option("--batch", metavar="MODULE:BATCH", help="A batch, or a function that makes one; the model is run on it.")
 @click.option("--criterion", metavar="MODULE:LOSS", help="The loss; the batch is then (inputs, target).")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@JSON
 def doctor(factory: str, batch: str | None, criterion: str | None, as_json: bool) -> None:
     """Examine a model: a table of its parameters' uses, and every problem with its cure.
 
@@ -40,19 +41,20 @@ def doctor(factory: str, batch: str | None, criterion: str | None, as_json: bool
     model, optimizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise InvalidArgumentError(
-            f"FACTORY must give a torch.nn.Module, or a tuple of it and an optimizer, got {type(made).__name__}"
+            f"FACTORY must give a torch.nn.Module, got {type(made).__name__}",
+            cure="Return the model, or (model, optimizer)",
         )
     values: Any = None
     if batch is not None:
         values = made_by(load(batch, "--batch", _announce), batch, "--batch", tell_text=False)
         if values is None:
-            raise InvalidArgumentError("--batch gave None in place of a batch")
+            raise InvalidArgumentError("there is no batch, but None", where="--batch", cure="Return the batch")
     with redirect_stdout(sys.stderr):  # what the model prints
         diagnosis = examine(model, values, criterion=_criterion(criterion), optimizer=optimizer)
     if as_json:
         click.echo(json.dumps(diagnosis.as_json(), ensure_ascii=False, allow_nan=False))
     else:
-        Console(soft_wrap=False).print(diagnosis)
+        print_report(diagnosis.text(screen_width()), verdict=-1, good=diagnosis.is_ready)
     if not diagnosis.is_ready:
         sys.exit(1)
 

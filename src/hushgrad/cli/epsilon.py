@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.cross_check import cross_check as check_all
 from hushgrad.accounting.guarantee import guarantee, round_up
 from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.arguments import non_negative_number
+from hushgrad.cli.options import ACCOUNTANT, DELTA, JSON, LEDGER
 from hushgrad.cli.output import print_facts, print_json
 from hushgrad.cli.plan import plan_from, plan_options
 
@@ -21,11 +21,11 @@ from hushgrad.cli.plan import plan_from, plan_options
     "--noise-multiplier", type=float, help="Standard deviation of the noise over the clip norm; 0 is not private."
 )
 @plan_options
-@click.option("--ledger", type=click.Path(dir_okay=False), help="Read what ran from a ledger, in place of a plan.")
-@click.option("--delta", type=float, required=True, help="In (0, 1); usual: less than 1 / the number of records.")
-@click.option("--accountant", type=click.Choice(sorted(ACCOUNTANTS)), default=DEFAULT_ACCOUNTANT, show_default=True)
+@LEDGER
+@DELTA
+@ACCOUNTANT
 @click.option("--cross-check", is_flag=True, help="Also ask the other accountants; exit code 1 where they disagree.")
-@click.option("--json", "as_json", is_flag=True, help='Print one JSON object; an infinite epsilon is the string "inf".')
+@JSON
 def epsilon(
     noise_multiplier: float | None,
     ledger: str | None,

@@ -6,15 +6,14 @@ from typing import Any
 
 import click
 
-from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.guarantee import guarantee, round_up
 from hushgrad.accounting.ledger.records import Anchor
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger
 from hushgrad.arguments import whole_number
+from hushgrad.cli.options import ACCOUNTANT, JSON
 from hushgrad.cli.output import print_facts, print_json, print_table
 
 PATH = click.argument("path", type=click.Path(dir_okay=False))
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.group()
@@ -25,7 +24,7 @@ def ledger() -> None:
 @ledger.command()
 @PATH
 @click.option("--delta", type=float, help="Also print the epsilon at this delta, and the guarantee in full.")
-@click.option("--accountant", type=click.Choice(sorted(ACCOUNTANTS)), default=DEFAULT_ACCOUNTANT, show_default=True)
+@ACCOUNTANT
 @JSON
 def show(path: str, delta: float | None, accountant: str, as_json: bool) -> None:
     """Print the contract and the steps of a ledger, after verifying it.

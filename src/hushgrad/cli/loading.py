@@ -39,12 +39,16 @@ def load(reference: str, option: str, announce: Callable[[str], None]) -> Any:
     place, colon, name = reference.rpartition(":")
     if not colon or not place or not name.isidentifier():
         raise InvalidArgumentError(
-            f"{option} must be module:name or file.py:name, such as models:make_model, got {printable(reference)!r}"
+            f"{printable(reference)!r} does not name an object",
+            where=option,
+            cure="Write module:name or file.py:name, such as models:make_model",
         )
     with redirect_stdout(sys.stderr), _failures_told(option, place, tell_text=True):
         module = _imported(place, option, announce)
     if name not in vars(module):
-        raise InvalidArgumentError(f"{option}: {printable(place)} has no {name!r}")
+        raise InvalidArgumentError(
+            f"{printable(place)} has no {name!r}", where=option, cure="Name what the module defines at its top level"
+        )
     return vars(module)[name]
 
 
@@ -68,7 +72,7 @@ def _failures_told(option: str, what: str, *, tell_text: bool) -> Iterator[None]
     except (Exception, SystemExit) as error:
         text = printable(" ".join(str(error).split()), 300) if tell_text else ""
         raise InvalidArgumentError(
-            f"{option}: {printable(what)} raised {where_raised(error)}" + (f": {text}" if text else "")
+            f"{printable(what)} raised {where_raised(error)}" + (f": {text}" if text else ""), where=option
         ) from None
 
 
@@ -76,7 +80,7 @@ def _imported(place: str, option: str, announce: Callable[[str], None]) -> Modul
     if place.endswith(".py"):
         path = Path(place).resolve()
         if not path.is_file():
-            raise InvalidArgumentError(f"{option}: there is no file {printable(place)}")
+            raise InvalidArgumentError(f"there is no file {printable(place)}", where=option, cure="Check the path")
         name = f"{PREFIX}{path.stem}"
         if name in sys.modules and sys.modules[name].__file__ == str(path):
             return sys.modules[name]
@@ -99,8 +103,9 @@ def _imported(place: str, option: str, announce: Callable[[str], None]) -> Modul
         spec = _spec_of(place)
         if spec is None:
             raise InvalidArgumentError(
-                f"{option}: there is no module {printable(place)!r}. Name a module that can be imported from this "
-                f"folder, or a file: path/to/file.py:name"
+                f"there is no module {printable(place)!r}",
+                where=option,
+                cure="Name a module that can be imported from this folder, or a file: path/to/file.py:name",
             )
         announce(printable(str(spec.origin or place), 400))
         return importlib.import_module(place)

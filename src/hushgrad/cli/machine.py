@@ -7,12 +7,13 @@ from dataclasses import asdict
 
 import click
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from hushgrad.cli.options import JSON
+from hushgrad.cli.output import print_table
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.gradients.machine import Machine, is_measured, machine_file, machine_of, write_machine
 from hushgrad.gradients.machine_measurement import measure_machine
+from hushgrad.printable import printable
 
 MEANINGS = {
     "multiply_add": "ns for one multiplication and addition in a matrix product",
@@ -28,7 +29,7 @@ MEANINGS = {
 @click.command()
 @click.option("--measure", is_flag=True, help="Measure this machine and keep the constants; a few seconds.")
 @click.option("--device", "device_name", default="cpu", show_default=True, help="The device: cpu, cuda, ...")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@JSON
 def machine(measure: bool, device_name: str, as_json: bool) -> None:
     """Show the constants by which ways to norms and clipped sums are chosen, or measure them.
 
@@ -44,7 +45,7 @@ def machine(measure: bool, device_name: str, as_json: bool) -> None:
         device = torch.empty(0, device=device_name).device
     except (RuntimeError, AssertionError):
         raise InvalidArgumentError(
-            f"torch has no device {device_name!r} here; leave --device out for the CPU"
+            f"torch has no device {printable(device_name)!r} here", cure="Leave --device out for the CPU"
         ) from None
     if measure:
         constants = measure_machine(device)
@@ -58,12 +59,14 @@ def machine(measure: bool, device_name: str, as_json: bool) -> None:
 
 
 def _print(constants: Machine, device: torch.device) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("constant", "value", "meaning"):
-        table.add_column(column, justify="right" if column == "value" else "left")
-    for name, value in asdict(constants).items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.3g}", MEANINGS[name])
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
+    print_table(
+        ("constant", "value", "meaning"),
+        [
+            (name, f"{value:,}" if isinstance(value, int) else f"{value:.3g}", MEANINGS[name])
+            for name, value in asdict(constants).items()
+        ],
+        right=("value",),
+    )
+    click.echo()
     where = f"measured, in {machine_file()}" if is_measured(device) else "as they come with the package"
-    console.print(f"{device.type}: {where}")
+    click.echo(f"{device.type}: {where}")

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import click
+
+from hushgrad.text_table import text_table
+
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C or SIGTERM ended."""
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -27,8 +33,18 @@ def print_facts(facts: Mapping[str, object], sentence: str) -> None:
         click.echo(click.wrap_text(sentence, width=100))
 
 
-def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print `rows` under `heads`, each column as wide as its widest cell; the last column is not padded."""
-    widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
-    for row in (heads, ["-" * width for width in widths], *rows):
-        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> None:
+    """Print `rows` under `heads`, each column as wide as its widest cell; those named in `right` hold numbers."""
+    click.echo(text_table(heads, rows, right=right))
+
+
+def print_report(text: str, *, verdict: int, good: bool) -> None:
+    """Print a report; its line number `verdict` is green or red on a terminal."""
+    lines = text.splitlines()
+    lines[verdict] = click.style(lines[verdict], fg="green" if good else "red", bold=True)
+    click.echo("\n".join(lines))
+
+
+def screen_width() -> int:
+    """Return how many characters fit in a line; 100 where the output is no terminal."""
+    return shutil.get_terminal_size((100, 24)).columns

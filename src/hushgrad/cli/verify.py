@@ -9,13 +9,14 @@ from typing import Any
 
 import click
 import torch
-from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
 from hushgrad.checks.verification.training.verify import verify as measure
 from hushgrad.checks.verification.update.verify_update import DEFAULT_FALSE_ALARM, DEFAULT_RESOLUTION
 from hushgrad.cli.loading import load, made_by
+from hushgrad.cli.options import JSON
+from hushgrad.cli.output import print_report, screen_width
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
@@ -44,7 +45,7 @@ DEMO_NOISE_MULTIPLIER = 1.5
     help="Probability that correct training fails.",
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the verdict as JSON, too.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@JSON
 def verify(setup: str | None, resolution: float, false_alarm: float, out: Path | None, as_json: bool) -> None:
     """Measure sensitivity, noise, sampling, ledger and replay of private training.
 
@@ -63,7 +64,10 @@ def verify(setup: str | None, resolution: float, false_alarm: float, out: Path |
     else:
         made = made_by(load(setup, "SETUP", _announce), setup, "SETUP", tell_text=True)
     if not isinstance(made, tuple) or len(made) != 4 or not isinstance(made[0], nn.Module):
-        raise InvalidArgumentError("SETUP must return (model, data loader, loss, engine or mechanism)")
+        raise InvalidArgumentError(
+            f"SETUP must return four values, got {_shape_of(made)}",
+            cure="Return (model, data loader, loss, engine or mechanism)",
+        )
     model, loader, criterion, mechanism = made
     with redirect_stdout(sys.stderr):  # what the model prints
         verdict = measure(
@@ -72,8 +76,15 @@ def verify(setup: str | None, resolution: float, false_alarm: float, out: Path |
     if as_json:
         click.echo(verdict.to_text())
     else:
-        Console(soft_wrap=False).print(verdict)
+        print_report(verdict.text(screen_width()), verdict=0, good=verdict.passed)
     sys.exit(verdict.exit_status)
+
+
+def _shape_of(made: Any) -> str:
+    """Say what came in the place of the four values, without a value of it."""
+    if isinstance(made, tuple):
+        return f"a tuple of {', '.join(type(value).__name__ for value in made) or 'nothing'}"
+    return type(made).__name__
 
 
 def _announce(file: str) -> None:

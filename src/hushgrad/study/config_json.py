@@ -9,6 +9,7 @@ from typing import Any
 
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.configuration import Privacy, RunConfig
+from hushgrad.study.settings import frozen
 from hushgrad.study.tasks import TaskOptions
 
 
@@ -26,10 +27,10 @@ def config_to_json(config: RunConfig) -> dict[str, Any]:
 def config_from_json(value: Mapping[str, Any]) -> RunConfig:
     """Return the settings that `config_to_json` wrote. Raises InvalidArgumentError for anything else."""
     try:
-        options = {name: _tuples(inner) for name, inner in value["options"].items()}
+        options = {name: frozen(inner) for name, inner in value["options"].items()}
         options["data"] = None if options["data"] is None else Path(options["data"])
         privacy = value["privacy"]
-        rest = {name: _tuples(inner) for name, inner in value.items() if name not in ("options", "privacy")}
+        rest = {name: frozen(inner) for name, inner in value.items() if name not in ("options", "privacy")}
         return RunConfig(
             options=TaskOptions(**options), privacy=None if privacy is None else Privacy(**privacy), **rest
         )
@@ -37,7 +38,3 @@ def config_from_json(value: Mapping[str, Any]) -> RunConfig:
         raise InvalidArgumentError(
             "the settings are not as this version of hushgrad writes them", where="settings", cure="Plan the run anew"
         ) from error
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(inner) for inner in value) if isinstance(value, list | tuple) else value

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
-from hushgrad.arguments import (
-    non_negative_number,
-    one_of,
-    open_unit_interval,
-    positive_number,
-    real_number,
-    whole_number,
-)
+from hushgrad.arguments import non_negative_number, one_of, open_unit_interval, positive_number, whole_number
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.models import ACTIVATIONS, MODELS
+from hushgrad.study.settings import Kind, check_settings, choice, fraction, number, setting, text, whole
 from hushgrad.study.tasks import TASKS, TaskOptions
 
 DEFAULT_DELTA = 1e-5
@@ -32,90 +27,129 @@ OPTIMIZERS: dict[str, OptimizerMaker] = {
 }
 
 
+def _widths(given: str) -> tuple[int, ...]:
+    return () if given == "none" else tuple(int(width) for width in given.split(","))
+
+
+def _check_widths(name: str, value: Any) -> None:
+    if not isinstance(value, tuple):
+        raise InvalidArgumentError(f"{name} must be whole numbers, such as (64, 32), got {type(value).__name__}")
+    for width in value:
+        whole_number(f"each width of {name}", width, minimum=1)
+
+
+HIDDEN_SIZES = Kind(_widths, _check_widths, "N,N,…", "whole numbers, such as 64,32, or none")
+
+
+def _delta(name: str, value: Any) -> float:
+    return open_unit_interval(name, value, "the usual choice is below 1/N")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Privacy:
-    """How private a run is: a noise multiplier σ, or the ε that σ is to be found for; exactly one of the two.
+    """How private a run is: a noise multiplier σ, or the ε that σ is chosen for; exactly one of the two.
 
-    `noise_multiplier` 0 trains with clipping and without noise: ε is ∞.
+    `noise_multiplier` 0 trains with clipping and without noise: ε is ∞. A target decides how much noise there is; a
+    budget, `max_epsilon`, decides nothing but whether the run may go on.
     """
 
-    max_grad_norm: float
-    noise_multiplier: float | None = None
-    target_epsilon: float | None = None
-    delta: float = DEFAULT_DELTA
+    max_grad_norm: float = field(
+        metadata=setting(number(positive_number, "C"), "Clipping norm of each example's gradient.")
+    )
+    noise_multiplier: float | None = field(
+        default=None,
+        metadata=setting(number(non_negative_number, "SIGMA"), "Noise σ; give this or the target ε.", key=None),
+    )
+    target_epsilon: float | None = field(
+        default=None,
+        metadata=setting(number(positive_number), "Target ε at δ: the noise is chosen to meet it.", "--epsilon"),
+    )
+    max_epsilon: float | None = field(
+        default=None,
+        metadata=setting(number(positive_number), "Budget of ε at δ: a run that would spend more is refused."),
+    )
+    delta: float = field(default=DEFAULT_DELTA, metadata=setting(number(_delta), "δ; must be below 1/N.", key=None))
 
     def __post_init__(self) -> None:
         if (self.noise_multiplier is None) == (self.target_epsilon is None):
-            raise InvalidArgumentError("give exactly one of noise_multiplier and target epsilon")
-        if self.noise_multiplier is not None:
-            non_negative_number("noise_multiplier", self.noise_multiplier)
-        if self.target_epsilon is not None:
-            positive_number("target epsilon", self.target_epsilon)
-        positive_number("max_grad_norm", self.max_grad_norm)
-        open_unit_interval("delta", self.delta, "Pass less than 1 / the number of training examples")
+            raise InvalidArgumentError(
+                "privacy must have exactly one of noise_multiplier and target_epsilon",
+                cure="Give one: noise_multiplier=1 fixes the noise, target_epsilon=3 has it chosen",
+            )
+        check_settings(self)
+        target, most = self.target_epsilon, self.max_epsilon
+        if target is not None and most is not None and target > most:
+            raise InvalidArgumentError(
+                f"the target ε {target:g} is beyond the budget max_epsilon = {most:g}",
+                cure="Lower target_epsilon, or leave max_epsilon out",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """One training run. `privacy` None is an ordinary run, for comparison.
 
-    `batch_size` is the expected size of a logical batch; `max_physical_batch_size` bounds what is in memory at once.
-    `momentum` is the first β for Adam; `threads` is for the CPU, None leaves the number to torch. `seed` fixes initial
-    parameters and an ordinary run's order of examples, never noise or private sampling.
-
-    `augmentations` is the number of random views of each image whose mean loss is the image's loss (0: the image as it
-    is). With an `average_decay` above 0 the average of the parameters over the steps is tested and released (see
-    `averaging`), in place of the last ones.
+    Each field's help says what it is. `threads` None leaves the number to torch; `max_physical_batch_size` None puts
+    whole batches in memory.
 
     Raises InvalidArgumentError for every bad value, before data is read.
     """
 
-    task: str
-    model: str
-    batch_size: int
-    epochs: int
-    learning_rate: float
-    privacy: Privacy | None
+    task: str = field(metadata=setting(choice(TASKS), "What to train on."))
     options: TaskOptions = field(default_factory=TaskOptions)
-    hidden_sizes: tuple[int, ...] = (64,)
-    activation: str = "tanh"
-    max_physical_batch_size: int | None = None
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    augmentations: int = 0
-    average_decay: float = 0.0
-    loss_reduction: str = "mean"
-    seed: int = 0
-    device: str = "cpu"
-    threads: int | None = None
+    model: str = field(metadata=setting(choice(MODELS), "Kind of model."))
+    hidden_sizes: tuple[int, ...] = field(
+        default=(64,),
+        metadata=setting(
+            HIDDEN_SIZES, "Widths of the mlp's hidden layers; 'none' for a linear model.", "--hidden", key=None
+        ),
+    )
+    activation: str = field(default="tanh", metadata=setting(choice(ACTIVATIONS), "Between the model's layers."))
+    privacy: Privacy | None
+    batch_size: int = field(
+        metadata=setting(whole(1), "Expected size of a batch, drawn by Poisson sampling.", key="expected_batch_size")
+    )
+    max_physical_batch_size: int | None = field(
+        default=None,
+        metadata=setting(whole(1), "Most examples in memory at once; changes nothing else.", "--physical-batch-size"),
+    )
+    epochs: int = field(metadata=setting(whole(1), "Passes over the data (N / batch size steps each)."))
+    optimizer: str = field(default="sgd", metadata=setting(choice(OPTIMIZERS), "The optimizer."))
+    learning_rate: float = field(metadata=setting(number(positive_number), "Learning rate.", "--lr"))
+    momentum: float = field(default=0.9, metadata=setting(number(fraction), "Momentum (Adam: the first β)."))
+    augmentations: int = field(
+        default=0, metadata=setting(whole(0, "K"), "Images: the mean over K random views is one loss; 0: no views.")
+    )
+    average_decay: float = field(
+        default=0.0,
+        metadata=setting(
+            number(fraction, "DECAY"),
+            "Test and release the parameters' average over the steps; 0: the last ones.",
+            "--average",
+        ),
+    )
+    loss_reduction: str = field(
+        default="mean", metadata=setting(choice(("mean", "sum")), "sum: the update is not divided.")
+    )
+    seed: int = field(
+        default=0,
+        metadata=setting(
+            whole(0), "Initial parameters (an ordinary run: the order, too); never noise or private sampling."
+        ),
+    )
+    device: str = field(default="cpu", metadata=setting(text(), "Such as cpu or cuda:0."))
+    threads: int | None = field(default=None, metadata=setting(whole(1), "CPU threads."))
 
     def __post_init__(self) -> None:
-        one_of("task", self.task, tuple(TASKS))
-        one_of("model", self.model, MODELS)
-        one_of("activation", self.activation, tuple(ACTIVATIONS))
-        one_of("optimizer", self.optimizer, tuple(OPTIMIZERS))
-        one_of("loss_reduction", self.loss_reduction, ("mean", "sum"))
-        whole_number("batch_size", self.batch_size, minimum=1)
-        whole_number("epochs", self.epochs, minimum=1)
-        whole_number("seed", self.seed, minimum=0)
-        if whole_number("augmentations", self.augmentations, minimum=0) and TASKS[self.task].shifts is None:
-            raise InvalidArgumentError(f"task {self.task!r} has no images to augment; leave augmentations out")
-        if not 0 <= real_number("average_decay", self.average_decay) < 1:
-            raise InvalidArgumentError(f"average_decay must be in [0, 1), got {self.average_decay}")
-        if self.max_physical_batch_size is not None:
-            whole_number("max_physical_batch_size", self.max_physical_batch_size, minimum=1)
-        if self.threads is not None:
-            whole_number("threads", self.threads, minimum=1)
-        for width in self.hidden_sizes:
-            whole_number("hidden size", width, minimum=1)
-        positive_number("learning_rate", self.learning_rate)
-        if not 0 <= real_number("momentum", self.momentum) < 1:
-            raise InvalidArgumentError(f"momentum must be in [0, 1), got {self.momentum}")
+        check_settings(self)
+        if self.augmentations and TASKS[self.task].shifts is None:
+            raise InvalidArgumentError(f"task {self.task!r} has no images to augment", cure="Leave augmentations out")
         own, target = self.options.vocabulary_epsilon, self.privacy.target_epsilon if self.privacy else None
         if own is not None and target is not None and own >= target:
             raise InvalidArgumentError(
-                f"vocabulary_epsilon must be below the target epsilon {target:g}, which covers vocabulary and training "
-                f"together, got {own:g}"
+                f"vocabulary_epsilon must be below the target ε {target:g}, which covers vocabulary and training "
+                f"together, got {own:g}",
+                cure="Lower vocabulary_epsilon or raise target_epsilon",
             )
         _check_device(self.device)
 
@@ -157,7 +191,7 @@ def _check_device(name: str) -> None:
         torch.empty(0, device=torch.device(name))
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidArgumentError(
-            f"device must be one that is here ('cpu', 'cuda', 'cuda:1'), got {name!r}"
+            f"device must be one that is here, got {name!r}", cure="Choose such as 'cpu', 'cuda' or 'cuda:1'"
         ) from error
     if torch.device(name).type == "meta":
-        raise InvalidArgumentError("device must hold data; 'meta' does not")
+        raise InvalidArgumentError("device must hold data; 'meta' does not", cure="Choose such as 'cpu' or 'cuda'")

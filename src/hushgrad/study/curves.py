@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from hushgrad.accounting.guarantee import round_up
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.extras import needs_extra
 from hushgrad.study.outcome import Measurement
 
 # Okabe and Ito's palette: told apart with any kind of colour vision, and by line style as well.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
-def require_matplotlib() -> None:
-    """Raise InvalidArgumentError unless pictures can be drawn: better before a long run than at its end."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InvalidArgumentError(
-            "matplotlib is not installed, and is needed to draw it",
-            where="curves.png",
-            cure="Run pip install 'hushgrad[study]'",
-        )
-
-
 def draw_curves(measurements: Sequence[Measurement], *, title: str, delta: float | None) -> bytes:
     """Return a PNG of three panels over steps. `delta` None means an ordinary run, which has no epsilon.
 
-    Needs matplotlib (the `study` extra) and no display.
+    Needs matplotlib (the `report` extra) and no display.
     """
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    with needs_extra("report", "curves.png"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure = Figure(figsize=(12, 3.8), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

@@ -50,6 +50,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def config(self) -> Path:
+        """All settings of the run, as `hushgrad train --config` takes them, one JSON object."""
+        return self.path / "config.json"
+
+    @property
     def summary(self) -> Path:
         """Settings and results of the run, one JSON object."""
         return self.path / "summary.json"
@@ -83,6 +88,10 @@ class RunDirectory:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def write_config(self, settings: dict[str, Any]) -> None:
+        """Write the settings."""
+        replace_file(self.config, (json_text(settings, indent=2) + "\n").encode())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace the summary."""

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.extras import needs_extra
 from hushgrad.study.directory import NOT_COVERED, json_text
 from hushgrad.study.outcome import Measurement
 
@@ -87,12 +87,8 @@ class TensorBoard:
     """Writes event files for TensorBoard, in the groups "covered" and "not_covered". Needs the `tensorboard` extra."""
 
     def __init__(self, folder: Path) -> None:
-        try:
+        with needs_extra("tensorboard", "--tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-        except ModuleNotFoundError as error:
-            raise InvalidArgumentError(
-                "TensorBoard is not installed", cure="Run pip install 'hushgrad[tensorboard]'"
-            ) from error
         # The file is made with the first metric: a run's folder must be empty until the run claims it.
         writer: Any = SummaryWriter
         self._make: Callable[[], Any] = lambda: writer(str(folder))

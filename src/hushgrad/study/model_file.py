@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import safetensors.torch
 from torch import nn
 
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.extras import needs_extra
 
 _WORDS = "__metadata__"
 _MOST_BYTES_OF_A_HEADER = 100_000_000
@@ -37,6 +37,8 @@ class ModelContent:
 
 def as_bytes(model: nn.Module, words: dict[str, str] | None = None) -> bytes:
     """Return parameters and buffers in safetensors format, with `words` in the header."""
+    with needs_extra("study", "model.safetensors"):
+        import safetensors.torch
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     return safetensors.torch.save(tensors, metadata=words)
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hushgrad.accounting.calibration import calibrate_noise_multiplier
+from hushgrad.accounting.accountants import epsilon
+from hushgrad.accounting.calibration import calibrate_noise_multiplier, poisson_steps
 from hushgrad.accounting.events.gaussian import Gaussian
+from hushgrad.accounting.guarantee import round_up
 from hushgrad.accounting.ledger.contract import OBSERVED, OPERATING_SYSTEM, Contract
 from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.clipping.flat import FlatClipping
@@ -18,6 +20,7 @@ from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream
 from hushgrad.study.configuration import DEFAULT_DELTA, RunConfig
 from hushgrad.study.tasks import Task
+from hushgrad.study.tasks.task import Preparation
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -42,11 +45,7 @@ def prepare(config: RunConfig, task: Task, ledger: Path | None) -> Prepared:
     if preparation is None:
         return Prepared(task)
     privacy = config.privacy
-    noise_multiplier = calibrate_noise_multiplier(
-        target_epsilon=preparation.epsilon,
-        target_delta=privacy.delta if privacy else DEFAULT_DELTA,
-        composition=lambda noise: [(Gaussian(noise), 1)],
-    )
+    noise_multiplier = _noise_of(preparation, privacy.delta if privacy else DEFAULT_DELTA)
     if privacy is not None:
         if ledger is None:
             raise InvalidArgumentError(
@@ -67,3 +66,34 @@ def prepare(config: RunConfig, task: Task, ledger: Path | None) -> Prepared:
         with Ledger(ledger, contract=contract) as paid:
             paid.charge(Gaussian(noise_multiplier))
     return Prepared(preparation.apply(noise_multiplier, KeyStream.from_operating_system()), noise_multiplier)
+
+
+def check_budget(config: RunConfig, task: Task) -> None:
+    """Raise InvalidArgumentError if the run, preparation and all epochs, would spend more than its `max_epsilon`.
+
+    What a run spends depends on its settings and on public counts alone, so this is known before it starts. The session
+    holds the same budget while the run goes on.
+    """
+    privacy = config.privacy
+    if privacy is None or privacy.max_epsilon is None or privacy.noise_multiplier is None:
+        return  # a target is checked against the budget where both are given
+    count = len(task.train)
+    steps = config.epochs * -(-count // config.batch_size)
+    planned = [*poisson_steps(config.batch_size / count, steps)(privacy.noise_multiplier)]
+    if task.preparation is not None:
+        planned.append((Gaussian(_noise_of(task.preparation, privacy.delta)), 1))
+    spent = epsilon(planned, privacy.delta)
+    if spent > privacy.max_epsilon:
+        raise InvalidArgumentError(
+            f"the run would spend ε = {round_up(spent)} at δ = {privacy.delta:g}, beyond max_epsilon = "
+            f"{privacy.max_epsilon:g}",
+            cure=f"Raise noise_multiplier, lower epochs, or give target_epsilon={privacy.max_epsilon:g} in place of "
+            "noise_multiplier to have the noise chosen",
+        )
+
+
+def _noise_of(preparation: Preparation, delta: float) -> float:
+    """Return the noise multiplier that keeps a preparation by itself at its ε."""
+    return calibrate_noise_multiplier(
+        target_epsilon=preparation.epsilon, target_delta=delta, composition=lambda noise: [(Gaussian(noise), 1)]
+    )

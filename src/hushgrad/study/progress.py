@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from hushgrad.accounting.guarantee import delta_text, round_up
+from hushgrad.extras import needs_extra
 from hushgrad.study.configuration import RunConfig
+from hushgrad.study.loggers import MetricLogger
 from hushgrad.study.outcome import Measurement
-from hushgrad.study.run import Finished, Reporter
+from hushgrad.study.run import Finished, Reporter, run
 from hushgrad.study.tasks import Task
+
+with needs_extra("study", "progress on the screen"):
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_LINES = 20
 WIDE = 110
@@ -129,6 +134,15 @@ class Screen:
 
     def _stop_request(self) -> None:
         self._progress.update(self._bar, description="stopping after this step; once more to abandon the run")
+
+
+def run_on_screen(config: RunConfig, out: Path, *, loggers: Sequence[MetricLogger] = ()) -> Finished:
+    """Run, showing progress and then the end."""
+    console = Console()
+    with Screen(console, config) as screen:
+        finished = run(config, out, screen.reporter(), loggers=loggers)
+    show_end(console, finished)
+    return finished
 
 
 def show_end(console: Console, finished: Finished) -> None:

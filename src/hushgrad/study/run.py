@@ -15,17 +15,20 @@ import torch
 from torch import nn
 
 from hushgrad._version import __version__
+from hushgrad.extras import require
 from hushgrad.printable import printable
-from hushgrad.study.configuration import RunConfig
-from hushgrad.study.curves import draw_curves, require_matplotlib
+from hushgrad.study.config_json import config_to_json
+from hushgrad.study.configuration import Privacy, RunConfig
+from hushgrad.study.curves import draw_curves
 from hushgrad.study.directory import RunDirectory, json_text, ledger_end, replace_file, require_unused
 from hushgrad.study.interruption import finish_step_on_interrupt
 from hushgrad.study.loggers import MetricLogger, hand_over, metrics_of
 from hushgrad.study.model_file import digest_of
 from hushgrad.study.outcome import Measurement, Outcome, Watchers
-from hushgrad.study.preparation import Prepared, prepare
+from hushgrad.study.preparation import Prepared, check_budget, prepare
 from hushgrad.study.scoring import right_on
-from hushgrad.study.tasks import Task, load_task
+from hushgrad.study.settings import settings_of
+from hushgrad.study.tasks import Task, TaskOptions, load_task
 from hushgrad.study.tasks.counted import COUNTED_BUCKETS, HASH
 from hushgrad.study.tasks.task import COUNTED
 from hushgrad.study.tasks.words import FROM_TRAINING, HASHED
@@ -88,10 +91,12 @@ def run(
     Guarantee: the epsilon in summary.json is never below what the model beside it has cost.
     """
     require_unused(out)
-    require_matplotlib()
+    require("matplotlib", "safetensors", extra="study", what="a training run")  # rather now than at its end
     task = load_task(config.task, config.options)
     check_against_data(config, task)
+    check_budget(config, task)
     directory = RunDirectory.claim(out)
+    directory.write_config(config_to_json(config))
 
     ledger = directory.ledger if config.privacy else None
     prepared = prepare(config, task, ledger)
@@ -169,6 +174,16 @@ def subgroups(model: nn.Module, task: Task, column: str | None, device: str) -> 
     return {"column": printable(column or ""), "groups": groups}
 
 
+def asked_for(config: RunConfig) -> dict[str, Any]:
+    """Return the settings of a run as its summary calls them; None for those of privacy in an ordinary run."""
+    found: dict[str, Any] = {}
+    for kind, part in ((RunConfig, config), (Privacy, config.privacy), (TaskOptions, config.options)):
+        for name, setting in settings_of(kind).items():
+            if setting.key is not None:
+                found[setting.key] = None if part is None else getattr(part, name)
+    return found
+
+
 def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: Outcome) -> dict[str, Any]:
     """Return all that a reader needs to judge a run, as JSON values. An infinite epsilon is written as "inf"."""
     task, spent = prepared.task, outcome.spent
@@ -186,40 +201,20 @@ def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: 
         "steps": outcome.steps,
         "planned_steps": outcome.planned_steps,
         "noise_multiplier": spent.noise_multiplier if spent else None,
-        "max_grad_norm": spent.max_grad_norm if spent else None,
         "sampling": held.sampling if held else "shuffled, every record once per pass",
         "sampling_rate": spent.sampling_rate if spent else None,
         "adjacency": held.adjacency if held else None,
         "accountant": held.accountant if held else None,
-        "target_epsilon": config.privacy.target_epsilon if config.privacy else None,
-        "expected_batch_size": config.batch_size,
-        "max_physical_batch_size": config.max_physical_batch_size,
-        "loss_reduction": config.loss_reduction,
-        "epochs": config.epochs,
-        "optimizer": config.optimizer,
-        "learning_rate": config.learning_rate,
-        "momentum": config.momentum,
-        "augmentations": config.augmentations,
-        "average_decay": config.average_decay,
-        "seed": config.seed,
-        "device": config.device,
-        "task": config.task,
+        **asked_for(config),
         "description": task.description,
-        "target": config.options.target,
-        "categorical": config.options.categorical,
-        "bounds": config.options.bounds,
-        "dropped": config.options.drop,
         "classes": task.class_names,
         "vocabulary": vocabulary_kind(config),
-        "vocabulary_epsilon": config.options.vocabulary_epsilon,
         "vocabulary_noise_multiplier": prepared.noise_multiplier,
         "subgroups": subgroups(model, task, config.options.subgroup, config.device),
         "training_examples": len(task.train),
         "test_examples": len(task.test),
         "input_shape": task.input_shape,
-        "model": config.model,
         "hidden_sizes": config.hidden_sizes if config.model == "mlp" else None,
-        "activation": config.activation,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "model_digest": digest_of(model),
         "wall_seconds": round(outcome.seconds, 3),

@@ -167,6 +167,7 @@ def _make_private(
         noise_multiplier = privacy.noise_multiplier
         if noise_multiplier is None:
             noise_multiplier = _noise_on_top(config, privacy, paid, count, len(loader))
+        budget = privacy.max_epsilon if privacy.target_epsilon is None else privacy.target_epsilon
         _, _, batches = engine.make_private(
             module=model,
             optimizer=optimizer,
@@ -175,8 +176,8 @@ def _make_private(
             max_grad_norm=privacy.max_grad_norm,
             loss_reduction=config.loss_reduction,
             max_physical_batch_size=config.max_physical_batch_size,
-            target_epsilon=privacy.target_epsilon,
-            target_delta=None if privacy.target_epsilon is None else privacy.delta,
+            max_epsilon=budget,
+            max_delta=None if budget is None else privacy.delta,
         )
     return batches
 

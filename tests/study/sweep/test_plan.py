@@ -58,7 +58,7 @@ def test_hostile_labels_become_plain_folder_names():
     [
         ({"noise_multipliers": [1], "target_epsilons": [1]}, "and not both"),
         ({"noise_multipliers": []}, "must have noise_multipliers or"),
-        ({"noise_multipliers": [-1]}, "noise_multiplier: must be >= 0"),
+        ({"noise_multipliers": [-1]}, "noise_multipliers: must be >= 0"),
         ({"noise_multipliers": [1, 1]}, "name each value once"),
         ({"noise_multipliers": ["1"]}, "must be a real number"),
         ({"noise_multipliers": 1}, "must be a list"),

@@ -17,6 +17,9 @@ from hushgrad.study.sweep.plan import Grid, Subject, make_plan
 from hushgrad.study.sweep.results import write_results
 from hushgrad.study.sweep.scheduler import Budget, run_sweep
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
+
+PYTHON = sys.executable  # a sweep that is killed itself, which must be gone when it has been waited for
 PATIENCE = 600  # seconds, against a hang alone: a busy machine takes minutes for what takes seconds
 GRID = Grid(noise_multipliers=(1, 2), seeds=(0, 1))
 
@@ -47,7 +50,7 @@ def test_a_sweep_killed_half_way_and_resumed_gives_the_table_of_one_that_was_nev
         "folder = SweepFolder.existing(Path('cut')); run_sweep(folder.plan(), folder, Budget(2))\n"
     )
     SweepFolder.open(own / "cut", plan)
-    process = subprocess.Popen([sys.executable, "-c", script])
+    process = subprocess.Popen([PYTHON, "-c", script])
     try:
         deadline = time.monotonic() + PATIENCE
         ledger = own / "cut" / "working" / "own-sigma=1-seed=1" / "ledger.jsonl"
@@ -84,7 +87,7 @@ def test_the_workers_of_a_killed_sweep_end_with_it(own):
         "scheduler._start = say\n"
         "folder = SweepFolder.existing(Path('out')); scheduler.run_sweep(folder.plan(), folder, scheduler.Budget(1))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([PYTHON, "-c", script], stdout=subprocess.PIPE, text=True)
     worker = int(process.stdout.readline())
     deadline = time.monotonic() + PATIENCE
     while not (own / "reached").exists():

@@ -23,6 +23,7 @@ search(replace(config, epochs=1), Path(sys.argv[1]), trials=3, storage=sys.argv[
 """
 
 
+@pytest.mark.usefixtures("forked_programs")
 def test_two_processes_on_one_storage_share_a_search(tmp_path):
     url = f"sqlite:///{tmp_path / 'search.db'}"
     optuna.create_study(study_name="hushgrad", storage=url, direction="maximize")

@@ -32,7 +32,7 @@ def test_a_run_that_aims_at_no_epsilon_gets_the_settings_of_the_standard_one():
 
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, math.nan, math.inf])
 def test_an_epsilon_that_is_none_is_refused(epsilon):
-    with pytest.raises(InvalidArgumentError, match="target epsilon: must be"):
+    with pytest.raises(InvalidArgumentError, match="target_epsilon: must be"):
         THREE.recipe_at(epsilon)
 
 

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 from hushgrad.accounting.composition import NormalForm, Sampled, pooled
 from hushgrad.accounting.gaussian import gaussian_epsilon
 from hushgrad.accounting.pld.discretization import REACH, one_step, one_step_of_fixed_size, privacy_loss
 from hushgrad.errors import AccountingError
+from hushgrad.extras import needs_extra
+
+with needs_extra("cross-check", "accountant 'pld'"):
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 DEFAULT_INTERVAL = 1e-4
 POINTS_OF_ONE_STEP = 1 << 18

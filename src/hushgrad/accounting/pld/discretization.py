@@ -19,9 +19,13 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from dp_accounting.pld.pld_pmf import DensePLDPmf
-from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from scipy.special import ndtr
+
+from hushgrad.extras import needs_extra
+
+with needs_extra("cross-check", "accountant 'pld'"):
+    from dp_accounting.pld.pld_pmf import DensePLDPmf
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 Array: TypeAlias = npt.NDArray[np.float64]
 

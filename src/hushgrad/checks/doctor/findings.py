@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
-
-from hushgrad.checks.doctor.report import report, text_of
+from hushgrad.checks.doctor.report import report
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the doctor found. `str()` is the report as text, `rich.print` shows it in colour.
+    """What the doctor found. `str()` is the report as text, 100 characters wide; `text(width)` fits it to a screen.
 
     Attributes:
         model: the class of the model.
@@ -114,8 +112,9 @@ class Diagnosis:
             "memory_bytes": self.memory_bytes,
         }
 
-    def __str__(self) -> str:
-        return text_of(report(self, 100), 100)
+    def text(self, width: int) -> str:
+        """Return the report in lines of at most `width` characters, its verdict last."""
+        return report(self, width)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield report(self, options.max_width)
+    def __str__(self) -> str:
+        return self.text(100)

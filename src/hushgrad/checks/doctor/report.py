@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
-
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from hushgrad.checks.doctor.folding import folded, short_list
 from hushgrad.printable import printable
+from hushgrad.text_table import text_table, wrapped
 
 if TYPE_CHECKING:
     from hushgrad.checks.doctor.findings import Diagnosis, Finding, Use
@@ -19,74 +14,58 @@ if TYPE_CHECKING:
 WIDE = 110
 """From here on there is room for the places, the batch and the memory of each use."""
 
+COLUMNS = ("parameters", "used in", "operator", "norm by", "calls", "T", "p × d", "share", "extra", "kept")
+WHERE_WIDE = ("used in", "calls", "share", "kept")
+NUMBERS = ("calls", "T", "p × d", "share", "extra", "kept")
+
 SHOWN_PLACES = 4
 
 NOTABLE = 0.1
-"""A use whose extra operations are more than this share of an ordinary step's stands out."""
+"""A use whose extra operations are more than this share of an ordinary step's has a mark."""
 
 
-def text_of(report: RenderableType, width: int) -> str:
-    """Return a report as plain text."""
-    buffer = io.StringIO()
-    Console(file=buffer, width=width, color_system=None, highlight=False).print(report)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
-
-
-def report(diagnosis: Diagnosis, width: int) -> RenderableType:
-    """Return the whole report for a screen of the given width."""
-    parts: list[RenderableType] = [_heading(diagnosis)]
-    parts += [_table(diagnosis, width), *_sums(diagnosis), ""] if diagnosis.uses else [""]
+def report(diagnosis: Diagnosis, width: int) -> str:
+    """Return the whole report in lines of at most `width` characters."""
+    lines = [*wrapped(_heading(diagnosis), width), ""]
+    if diagnosis.uses:
+        lines += [_table(diagnosis, width), "", *wrapped(_costs(diagnosis), width), ""]
     if diagnosis.problems:
-        parts += [Text("Problems", style="bold red"), _findings(diagnosis.problems), ""]
+        lines += ["Problems", *_findings(diagnosis.problems, width), ""]
     if diagnosis.notes:
-        parts += [Text("Notes", style="bold"), _findings(diagnosis.notes), ""]
-    return Group(*parts, _verdict(diagnosis))
+        lines += ["Notes", *_findings(diagnosis.notes, width), ""]
+    return "\n".join([*lines, *wrapped(_verdict(diagnosis), width)])
 
 
-def _heading(diagnosis: Diagnosis) -> Text:
-    heading = Text(printable(diagnosis.model), style="bold")
+def _heading(diagnosis: Diagnosis) -> str:
     batch = "not run" if diagnosis.batch_size is None else f"batch of {diagnosis.batch_size}"
-    return heading.append(f"  {diagnosis.parameters:,} trainable values, {batch}", style="not bold")
+    return f"{printable(diagnosis.model)}  {diagnosis.parameters:,} trainable values, {batch}"
 
 
-def _table(diagnosis: Diagnosis, width: int) -> Table:
+def _table(diagnosis: Diagnosis, width: int) -> str:
     wide = width >= WIDE
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
-    table.add_column("parameters", overflow="fold", ratio=None, min_width=16)
-    if wide:
-        table.add_column("used in", overflow="fold", style="dim")
-    table.add_column("operator", overflow="fold")
-    table.add_column("norm by", overflow="fold")
-    if wide:
-        table.add_column("calls", justify="right")
-    table.add_column("T", justify="right", no_wrap=True)
-    table.add_column("p × d", justify="right", no_wrap=True)
-    if wide:
-        table.add_column("share", justify="right", no_wrap=True)
-    table.add_column("extra", justify="right", no_wrap=True)
-    if wide:
-        table.add_column("kept", justify="right", no_wrap=True)
     total = sum(use.ordinary_flops for use in diagnosis.uses)
     entries = [(f"{short_list(use.parameters)}\n{use.module}", _facts(use)) for use in diagnosis.uses]
     by_facts = {_facts(use): use for use in diagnosis.uses}
+    rows = []
     for name, facts, count in folded(entries):
         use = by_facts[facts]  # type: ignore[index]
         parameters, _, module = name.partition("\n")
-        cells: list[str | Text] = [printable(parameters, 200)]
-        if wide:
-            cells.append(printable(module, 120) or "(the model)")
         times = f" ×{use.calls}" if use.calls > 1 and not wide else ""
-        cells += [printable(use.operator) + times, _way(use)]
-        if wide:
-            cells.append(str(use.calls * count))
-        cells += [_count(use.positions), _matrix(use)]
-        if wide:
-            cells.append(_percent(use.ordinary_flops * count, total))
-        cells.append(_extra(use, count, total))
-        if wide:
-            cells.append(_bytes(use.memory_bytes * count))
-        table.add_row(*cells)
-    return table
+        cells = {
+            "parameters": printable(parameters, 200),
+            "used in": printable(module, 120) or "(the model)",
+            "operator": printable(use.operator) + times,
+            "norm by": _way(use),
+            "calls": str(use.calls * count),
+            "T": _count(use.positions),
+            "p × d": _matrix(use),
+            "share": _percent(use.ordinary_flops * count, total),
+            "extra": _extra(use, count, total),
+            "kept": _bytes(use.memory_bytes * count),
+        }
+        rows.append([cell for head, cell in cells.items() if wide or head not in WHERE_WIDE])
+    heads = [head for head in COLUMNS if wide or head not in WHERE_WIDE]
+    return text_table(heads, rows, width=width, right=NUMBERS)
 
 
 def _facts(use: Use) -> tuple[Any, ...]:
@@ -103,14 +82,14 @@ def _facts(use: Use) -> tuple[Any, ...]:
     )
 
 
-def _way(use: Use) -> Text:
+def _way(use: Use) -> str:
     """A fallback is named with its own cost factor."""
-    return Text(f"{use.way} ({use.cost:.0f}×)", style="yellow") if use.way.startswith("generic") else Text(use.way)
+    return f"{use.way} ({use.cost:.0f}×)" if use.way.startswith("generic") else use.way
 
 
-def _extra(use: Use, count: int, total: int) -> Text:
+def _extra(use: Use, count: int, total: int) -> str:
     extra = (use.private_flops - use.ordinary_flops) * count
-    return Text(f"+{_percent(extra, total)}", style="yellow" if extra > NOTABLE * total else "")
+    return f"{'! ' if extra > NOTABLE * total else ''}+{_percent(extra, total)}"
 
 
 def _percent(part: int, total: int) -> str:
@@ -133,37 +112,33 @@ def _bytes(count: int) -> str:
     return f"{size:.0f} {units[0]}" if size >= 10 or units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
-def _sums(diagnosis: Diagnosis) -> list[Text]:
+def _costs(diagnosis: Diagnosis) -> str:
     cost = diagnosis.cost or 1.0
-    return [
-        Text(
-            f"A private step takes {cost:.2f}× the operations of an ordinary one in these uses (extra, estimated), "
-            f"draws {diagnosis.parameters:,} values of noise, and keeps {_bytes(diagnosis.memory_bytes)} until the "
-            f"clipped sums are formed. T: positions in each example. Ways are chosen by the constants of this machine "
-            f"({diagnosis.machine}; `hushgrad machine`) under a budget of {_bytes(diagnosis.budget_bytes)}."
-        )
-    ]
+    return (
+        f"A private step takes {cost:.2f}× the operations of an ordinary one in these uses (extra, estimated; ! where "
+        f"it is more than {NOTABLE:.0%}), draws {diagnosis.parameters:,} values of noise, and keeps "
+        f"{_bytes(diagnosis.memory_bytes)} until the clipped sums are formed. T: positions in each example. Ways are "
+        f"chosen by the constants of this machine ({diagnosis.machine}; `hushgrad machine`) under a budget of "
+        f"{_bytes(diagnosis.budget_bytes)}."
+    )
 
 
-def _findings(findings: tuple[Finding, ...]) -> Table:
-    """Equal findings are one line with all their places."""
+def _findings(findings: tuple[Finding, ...], width: int) -> list[str]:
+    """Equal findings are one paragraph with all their places; the code stands before it, the cure below."""
     places: dict[tuple[str, str, str], list[str]] = {}
     for finding in findings:
         places.setdefault((finding.code, finding.what, finding.cure), []).append(finding.where)
-    table = Table.grid(padding=(0, 2, 0, 0))
-    with_code = any(code for code, _, _ in places)
-    if with_code:
-        table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    margin = max(len(code) for code, _, _ in places)
+    indent = margin + 2 if margin else 0
+    lines = []
     for (code, what, cure), where in places.items():
-        body = Text()
-        if names := _places(where):
-            body.append(names, style="bold").append(": ")
-        body.append(printable(what, 2000))
+        names = _places(where)
+        said = (f"{names}: " if names else "") + printable(what, 2000)
+        body = wrapped(said, width - indent)
         if cure:
-            body.append("\n→ ", style="green").append(printable(cure, 2000))
-        table.add_row(*([Text(code, style="red")] if with_code else []), body)
-    return table
+            body += wrapped(f"→ {printable(cure, 2000)}", width - indent)
+        lines += [f"{code if place == 0 else '':<{indent}}{line}" for place, line in enumerate(body)]
+    return lines
 
 
 def _places(where: list[str]) -> str:
@@ -172,10 +147,10 @@ def _places(where: list[str]) -> str:
     return shown + (f" and {len(names) - SHOWN_PLACES} more" if len(names) > SHOWN_PLACES else "")
 
 
-def _verdict(diagnosis: Diagnosis) -> Text:
+def _verdict(diagnosis: Diagnosis) -> str:
     if not diagnosis.is_ready:
         count = len(diagnosis.problems)
-        return Text(f"Not ready: {count} problem{'s' if count > 1 else ''} to solve before training.", style="bold red")
+        return f"Not ready: {count} problem{'s' if count > 1 else ''} to solve before training."
     if diagnosis.batch_size is None:
-        return Text("Nothing to refuse was found by reading. Give a batch to run it on.", style="bold")
-    return Text("Ready to be made private.", style="bold green")
+        return "Nothing to refuse was found by reading. Give a batch to run it on."
+    return "Ready to be made private."

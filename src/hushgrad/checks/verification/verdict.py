@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
-from rich.text import Text
+from hushgrad.text_table import text_table, wrapped
 
 PARTS = ("sensitivity", "noise", "sampling", "ledger", "replay")
 
@@ -163,27 +161,28 @@ class Verdict:
                 f"charged; accuracy is lost for nothing."
             )
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(next(self._sentences()), style="bold green" if self.passed else "bold red")
-        table = Table(show_lines=False)
-        for heading in ("part", "claim", "measured", "values", "p", "false alarm", "finds"):
-            table.add_column(heading, overflow="fold")
-        for check in self.checks:
-            mark = "✓" if check.passed else "✗"
-            style = None if check.passed else "red"
-            table.add_row(
-                Text(f"{mark} {check.part}"),
-                Text(check.claim),
-                Text(check.measured),
+    def text(self, width: int) -> str:
+        """Return the verdict with a table of all checks, in lines of at most `width` characters."""
+        first, *others = self._sentences()
+        rows = [
+            [
+                f"{'✓' if check.passed else '✗'} {check.part}",
+                check.claim,
+                check.measured,
                 f"{check.sample_size:,}",
                 "exact" if check.p_value is None else f"{check.p_value:.2g}",
                 "0" if check.false_alarm == 0 else f"{check.false_alarm:.0e}",
-                Text(check.power),
-                style=style,
-            )
-        yield table
-        for sentence in list(self._sentences())[1:]:
-            yield Text(sentence)
+                check.power,
+            ]
+            for check in self.checks
+        ]
+        numbers = ("values", "p", "false alarm")
+        heads = ("part", "claim", "measured", *numbers, "finds")
+        table = text_table(heads, rows, width=width, right=numbers, between_rows=True)
+        lines = [*wrapped(first, width), "", table, ""]
+        for sentence in others:
+            lines += wrapped(sentence, width)
+        return "\n".join(lines)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

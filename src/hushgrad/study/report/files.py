@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
 from hushgrad._version import __version__
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.extras import needs_extra
 from hushgrad.study.directory import from_json, json_text, replace_file
 from hushgrad.study.report import earlier
 from hushgrad.study.report.comparison import contradictions
@@ -100,6 +99,8 @@ def document_of(facts: dict[str, Any]) -> Document:
 
 
 def _made_with() -> dict[str, str]:
+    with needs_extra("report", "a report"):
+        import matplotlib
     return {"hushgrad": __version__, "matplotlib": matplotlib.__version__}
 
 

@@ -12,11 +12,13 @@ import re
 from functools import cache
 from importlib import resources
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
+from hushgrad.extras import needs_extra
 from hushgrad.printable import printable
 from hushgrad.study.report.document import CONTRADICTION, Document, Grid
+
+with needs_extra("report", "a report"):
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
 LONGEST = 2000
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$@-])")

@@ -15,6 +15,7 @@ from hushgrad.errors import InvalidArgumentError
 from hushgrad.printable import printable
 from hushgrad.study.config_json import config_from_json, config_to_json
 from hushgrad.study.configuration import DEFAULT_DELTA, Privacy, RunConfig, max_grad_norm_for, suggested_run
+from hushgrad.study.settings import Kind, check_settings, number, setting, settings_of, several, whole
 from hushgrad.study.tasks import TaskOptions
 
 ORDINARY = "ordinary"
@@ -50,6 +51,14 @@ class Subject:
             raise InvalidArgumentError("must have a label", where="a subject of the sweep", cure="Give it a label")
 
 
+SEEDS = Kind(
+    lambda given: tuple(range(whole_number("seeds", int(given), minimum=1))),
+    several(whole(0)).check,
+    "N",
+    "how many, such as 3",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
     """The values to try. Exactly one of `noise_multipliers` and `target_epsilons` is not empty.
@@ -57,13 +66,23 @@ class Grid:
     `baseline` adds ordinary training without privacy. An empty tuple leaves a setting as the subject has it.
     """
 
-    noise_multipliers: tuple[float, ...] = ()
-    target_epsilons: tuple[float, ...] = ()
+    noise_multipliers: tuple[float, ...] = field(
+        default=(),
+        metadata=setting(several(number(non_negative_number)), "Noise multipliers σ to try [0,0.5,1,2,5,10]."),
+    )
+    target_epsilons: tuple[float, ...] = field(
+        default=(),
+        metadata=setting(several(number(positive_number)), "Target ε to try, in place of noise.", "--epsilons"),
+    )
     baseline: bool = True
-    max_grad_norms: tuple[float, ...] = ()
-    batch_sizes: tuple[int, ...] = ()
-    learning_rates: tuple[float, ...] = ()
-    seeds: tuple[int, ...] = (0, 1, 2)
+    max_grad_norms: tuple[float, ...] = field(
+        default=(), metadata=setting(several(number(positive_number)), "Clipping norms C to try.")
+    )
+    batch_sizes: tuple[int, ...] = field(default=(), metadata=setting(several(whole(1)), "Batch sizes to try."))
+    learning_rates: tuple[float, ...] = field(
+        default=(), metadata=setting(several(number(positive_number)), "Learning rates to try.")
+    )
+    seeds: tuple[int, ...] = field(default=(0, 1, 2), metadata=setting(SEEDS, "How many seeds [3]."))
     delta: float = DEFAULT_DELTA
 
     def __post_init__(self) -> None:
@@ -75,15 +94,7 @@ class Grid:
             )
         if not self.seeds:
             raise InvalidArgumentError("must have at least one seed", where="the sweep", cure="Give seeds")
-        for noise in self.noise_multipliers:
-            non_negative_number("noise_multiplier", noise)
-        for name in ("target_epsilons", "max_grad_norms", "learning_rates"):
-            for value in getattr(self, name):
-                positive_number(name, value)
-        for size in self.batch_sizes:
-            whole_number("batch_sizes", size, minimum=1)
-        for seed in self.seeds:
-            whole_number("seeds", seed, minimum=0)
+        check_settings(self)
         for name, values in asdict(self).items():
             if isinstance(values, tuple) and len(set(values)) != len(values):
                 raise InvalidArgumentError("must name each value once", where=name, cure="Remove the repeated values")
@@ -237,7 +248,7 @@ def _task_job(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int, gri
         if str(aim) != ORDINARY
         else None
     )
-    unknown = sorted(set(settings) - set(RunConfig.__dataclass_fields__))
+    unknown = sorted(set(settings) - settings_of(RunConfig).keys())
     if unknown:
         raise InvalidArgumentError(
             f"these settings are unknown: {', '.join(unknown)}",

@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 from types import TracebackType
 
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-
+from hushgrad.extras import needs_extra
 from hushgrad.printable import printable
 from hushgrad.study.progress import epsilon_text
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import SweepPlan
 from hushgrad.study.sweep.table import Group, Row, gather, is_ordinary, read_rows
 
+with needs_extra("study", "progress on the screen"):
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
 REFRESH_PER_SECOND = 2
 STYLES = {"completed": "green", "running": "bold", "failed": "red", "waiting": "dim"}
+
+
+def new_console() -> Console:
+    """Return the console that a sweep is shown on."""
+    return Console()
 
 
 class SweepScreen:

@@ -16,6 +16,7 @@ from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.accounting.selection import GEOMETRIC, selection_epsilon
 from hushgrad.arguments import positive_number, whole_number
 from hushgrad.errors import HushgradError, InvalidArgumentError
+from hushgrad.extras import needs_extra
 from hushgrad.study.configuration import Privacy, RunConfig
 from hushgrad.study.run import run
 from hushgrad.study.sweep.folder import read_summary
@@ -172,13 +173,7 @@ def _storage(optuna: Any, out: Path, url: str | None) -> Any:
 
 
 def _optuna() -> Any:
-    try:
+    with needs_extra("sweep", "a search"):
         import optuna
-    except ModuleNotFoundError as error:
-        raise InvalidArgumentError(
-            "Optuna, which proposes the settings, is not installed",
-            where="the search",
-            cure="Run pip install 'hushgrad[sweep]'",
-        ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -6,7 +6,7 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from hushgrad.study.curves import require_matplotlib
+from hushgrad.extras import needs_extra
 
 # Okabe and Ito's palette (2008), in an order that keeps neighbours apart in grey as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#777777")
@@ -34,9 +34,9 @@ def look(index: int) -> dict[str, Any]:
 
 def new_figure(width: float, height: float) -> Any:
     """Return a figure that needs no display. Sizes are in inches."""
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with needs_extra("report", "a picture"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,15 @@ from typing import Any
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.printable import printable
 from hushgrad.study.configuration import RunConfig
+from hushgrad.study.settings import frozen, settings_of
 from hushgrad.study.sweep.plan import Grid, Subject, SweepPlan, make_plan
 from hushgrad.study.tasks import TaskOptions
 
 MAX_BYTES = 1 << 20
 # What a sweep itself sets, and therefore a file's [settings] cannot.
-OWNED = frozenset({"task", "options", "privacy", "seed"})
-SETTINGS = frozenset(RunConfig.__dataclass_fields__) - OWNED | {"max_grad_norm"}
-OPTIONS = frozenset(TaskOptions.__dataclass_fields__)
+OWNED = frozenset({"task", "seed"})
+SETTINGS = settings_of(RunConfig).keys() - OWNED | {"max_grad_norm"}
+OPTIONS = settings_of(TaskOptions).keys()
 # These bring their data and refuse any other.
 TASKS_WITHOUT_DATA = ("digits",)
 GRID = frozenset(Grid.__dataclass_fields__)
@@ -103,13 +105,13 @@ def _subject(entry: Mapping[str, Any], shared: Mapping[str, Any], data: Path | N
     if "function" in entry:
         mine = {key: inner for key, inner in entry.items() if key in SETTINGS | OPTIONS}
         return Subject(label, task=entry.get("task"), function=str(entry["function"]), settings=mine)
-    options = {key: _frozen(inner) for key, inner in entry.items() if key in OPTIONS}
+    options = {key: frozen(inner) for key, inner in entry.items() if key in OPTIONS}
     own_data = options.get("data")
     place = Path(data or ".", own_data) if own_data is not None else data
     if entry.get("task") in TASKS_WITHOUT_DATA:
         place = None
     options["data"] = place.resolve() if place is not None else None
-    settings = {key: _frozen(inner) for key, inner in {**shared, **entry}.items() if key in SETTINGS}
+    settings = {key: frozen(inner) for key, inner in {**shared, **entry}.items() if key in SETTINGS}
     return Subject(label, task=entry.get("task"), options=TaskOptions(**options), settings=settings)
 
 
@@ -126,10 +128,6 @@ def _values(name: str, value: Any) -> Any:
     return tuple(value)
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value
-
-
 def _table(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise InvalidArgumentError(
@@ -140,7 +138,7 @@ def _table(name: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _refuse_unknown(where: str, value: Mapping[str, Any], known: frozenset[str] | set[str]) -> None:
+def _refuse_unknown(where: str, value: Mapping[str, Any], known: AbstractSet[str]) -> None:
     unknown = sorted(set(value) - known)
     if unknown:
         raise InvalidArgumentError(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch.utils.data import TensorDataset
 
-from hushgrad.errors import TaskDataError
+from hushgrad.extras import needs_extra
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes, fixed_split, require_known_classes
 
 RECIPE = Recipe(
@@ -27,14 +27,8 @@ def load(options: TaskOptions) -> Task:
     """Return the task; takes `classes` ("0" … "9"). Needs scikit-learn."""
     options.refuse("digits", "data", "target", "categorical", "bounds", "drop", "vocabulary", "subgroup")
     require_known_classes(options.classes, CLASS_NAMES)
-    try:
+    with needs_extra("study", "task 'digits'"):
         from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        raise TaskDataError(
-            "scikit-learn, which holds the data, is not installed",
-            where="task 'digits'",
-            cure="Run pip install 'hushgrad[study]'",
-        ) from error
     raw = load_digits()
     inputs = (torch.from_numpy(raw.images).float() / LARGEST_PIXEL).unsqueeze(1)
     labels = torch.from_numpy(raw.target).long()

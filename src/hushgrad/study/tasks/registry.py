@@ -29,7 +29,7 @@ class Entry:
         None stands for a run that aims at no ε, by a noise multiplier or without privacy: it counts as
         STANDARD_EPSILON. Raises InvalidArgumentError unless `epsilon` is greater than 0.
         """
-        wanted = math.log(STANDARD_EPSILON if epsilon is None else positive_number("target epsilon", epsilon))
+        wanted = math.log(STANDARD_EPSILON if epsilon is None else positive_number("target_epsilon", epsilon))
         return min(sorted(self.recipes), key=lambda known: abs(math.log(known) - wanted))
 
     def recipe_at(self, epsilon: float | None) -> Recipe:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from hushgrad.arguments import positive_number, real_number
 from hushgrad.errors import InvalidArgumentError, TaskDataError
 from hushgrad.printable import printable
 from hushgrad.randomness import KeyStream
+from hushgrad.study.settings import Kind, check_settings, names, number, path, setting, text
 
 PUBLIC_SPLIT_SEED = 20240607
 TEST_SHARE = 0.2
@@ -43,21 +45,64 @@ class Recipe:
     threads: int | None = None
 
 
+def _bounds_from(given: str) -> tuple[str, float, float]:
+    """Return column, lower and upper bound; the column's own name may contain colons."""
+    column, low, high = given.rsplit(":", 2)
+    return column, float(low), float(high)
+
+
+def _check_bounds(name: str, value: Any) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(item, tuple) and len(item) == 3 for item in value):
+        raise InvalidArgumentError(f"{name} must be triples of a column, its lower and its upper bound")
+    for column, low, high in value:
+        if not isinstance(column, str):
+            raise InvalidArgumentError(f"{name} must begin with a column's name, got {type(column).__name__}")
+        if not real_number("the lower bound", low) < real_number("the upper bound", high):
+            raise InvalidArgumentError(f"the bounds of {printable(column)!r} must be LOW < HIGH, got {low} and {high}")
+
+
+BOUNDS = Kind(
+    _bounds_from, _check_bounds, "COLUMN:LOW:HIGH", "two numbers after a column, such as age:0:120", repeats=True
+)
+
+
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """What a user may say about the data. A task refuses the options that mean nothing to it."""
+    """What a user may say about the data; each field's help says what. A task refuses what means nothing to it."""
 
-    data: Path | None = None
-    classes: tuple[str, ...] | None = None
-    target: str | None = None
-    categorical: tuple[str, ...] = ()
-    bounds: tuple[tuple[str, float, float], ...] = ()
-    drop: tuple[str, ...] = ()
-    vocabulary: str | None = None
-    subgroup: str | None = None
-    vocabulary_epsilon: float | None = None
+    data: Path | None = field(
+        default=None,
+        metadata=setting(path(), "Folder (mnist, csv, text, images) or file (csv) with the data.", key=None),
+    )
+    classes: tuple[str, ...] | None = field(
+        default=None, metadata=setting(names("A,B,…"), "Only these classes, in this order.", key=None)
+    )
+    target: str | None = field(default=None, metadata=setting(text("COLUMN"), "csv: the column to predict."))
+    categorical: tuple[str, ...] = field(
+        default=(), metadata=setting(names("COLUMN,…"), "csv: columns whose numbers are names, such as postcodes.")
+    )
+    bounds: tuple[tuple[str, float, float], ...] = field(
+        default=(), metadata=setting(BOUNDS, "csv: public bounds of a numeric column; may be given several times.")
+    )
+    drop: tuple[str, ...] = field(
+        default=(), metadata=setting(names("COLUMN,…"), "csv: columns to leave out.", key="dropped")
+    )
+    vocabulary: str | None = field(
+        default=None,
+        metadata=setting(
+            text("KIND"), "text: 'hashed' (the default), a public file of words, 'counted' or 'train'.", key=None
+        ),
+    )
+    vocabulary_epsilon: float | None = field(
+        default=None,
+        metadata=setting(number(positive_number), "text: what a 'counted' vocabulary may cost of the total ε."),
+    )
+    subgroup: str | None = field(
+        default=None, metadata=setting(text("COLUMN"), "csv: report accuracy on test rows by this column.", key=None)
+    )
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.classes is not None:
             if len(set(self.classes)) != len(self.classes):
                 raise InvalidArgumentError(
@@ -67,13 +112,6 @@ class TaskOptions:
                 raise InvalidArgumentError(
                     f"must name at least 2 classes, got {len(self.classes)}", where="classes", cure="Name more classes"
                 )
-        for column, low, high in self.bounds:
-            if not real_number("the lower bound", low) < real_number("the upper bound", high):
-                raise InvalidArgumentError(
-                    f"bounds must be LOW < HIGH, got {low} and {high}",
-                    where=f"column {printable(column)!r}",
-                    cure="Give the smaller bound first",
-                )
         if (self.vocabulary == COUNTED) != (self.vocabulary_epsilon is not None):
             raise InvalidArgumentError(
                 "'counted' and vocabulary_epsilon go together: words are counted with noise, and vocabulary_epsilon is "
@@ -81,8 +119,6 @@ class TaskOptions:
                 where="vocabulary",
                 cure="Give both, or neither",
             )
-        if self.vocabulary_epsilon is not None:
-            positive_number("vocabulary_epsilon", self.vocabulary_epsilon)
 
     def refuse(self, task: str, *names: str) -> None:
         """Raise InvalidArgumentError if one of the options `names` is set, which `task` does not take."""
