@@ -61,7 +61,7 @@ def test_the_operator_of_the_page_trains() -> None:
 def test_the_clip_rule_of_the_page_trains_as_its_reference_says() -> None:
     names = names_of("A clip rule")
     rule, session, model, before, x = (names[name] for name in ("rule", "session", "model", "before", "x"))
-    assert "The clip rule was PerParameter" in str(session.guarantee(1e-5))
+    assert "The clip rule was extending.PerParameter" in str(session.guarantee(1e-5))
     runs = [lambda i=i: before(x[i : i + 1]).square().sum() for i in range(len(x))]
     wanted = clipped_sum_of(one_at_a_time(before, runs), rule)
     for (name, parameter), old in zip(model.named_parameters(), before.parameters(), strict=True):
