@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.arguments import positive_number
+from hushgrad.clipping.known import is_own
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import ContractChangedError, InvalidArgumentError, SensitivityMismatchError
 
@@ -59,11 +60,11 @@ class BoundRule:
                 where=self._label,
                 cure='For one parameter alone return the group ["its.name"]',
             )
-        counts = Counter(name for group in found for name in group)
+        counts, trained = Counter(name for group in found for name in group), set(names)
         wrong = {
             "in no group": [name for name in names if name not in counts],
             "in more than one": [str(name) for name, count in counts.items() if count > 1],
-            "not a trainable parameter": [str(name) for name in counts if name not in names],
+            "not a trainable parameter": [str(name) for name in counts if name not in trained],
             "empty": [f"group {number}" for number, group in enumerate(found) if not group],
         }
         told = [f"{what}: {', '.join(offenders)}" for what, offenders in wrong.items() if offenders]
@@ -153,10 +154,11 @@ class BoundRule:
 
     def excess(self) -> SensitivityMismatchError:
         """Return the error for an example that would enter the sum with more than a limit."""
+        own = "Report this with the version of hushgrad and the kinds of layers"
+        theirs = "Correct the rule's factors: at most limit / norm, and finite, for every norm from 0 on"
         return SensitivityMismatchError(
             "an example would add more than the clip norm to the sum: its factor times its norm is above the limit of "
             "a group, or is not a number. The noise is too small for it, so nothing was released",
             where=self._label,
-            cure="Correct the rule's factors: at most limit / norm, and finite, for every norm from 0 on; do not "
-            "release the model",
+            cure=f"{own if is_own(self.rule) else theirs}, and do not release the model",
         )
