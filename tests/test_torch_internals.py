@@ -191,18 +191,18 @@ def test_a_module_keeps_what_it_registers_where_we_look() -> None:
 
 def test_each_kind_of_hook_on_a_module_is_counted() -> None:
     module = nn.Linear(1, 1)
-    assert insides.hook_count(module) == 0
+    assert insides.hook_counts([module, module]) == (0, 0)
     handles = [
         module.register_forward_hook(print),
         module.register_forward_pre_hook(print),
         module.register_full_backward_hook(print),
         module.register_full_backward_pre_hook(print),
     ]
-    assert insides.hook_count(module) == 4
+    assert insides.hook_counts([module]) == (4,)
     assert list(insides.forward_pre_hooks_of(module).values()) == [print]
     for handle in handles:
         handle.remove()
-    assert insides.hook_count(module) == 0
+    assert insides.hook_counts([module, module]) == (0, 0)
 
 
 @pytest.mark.parametrize("register", [Tensor.register_hook, Tensor.register_post_accumulate_grad_hook])

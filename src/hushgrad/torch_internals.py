@@ -8,7 +8,7 @@ torch 2.13; tests/test_torch_internals.py asks whether each still means what it 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from operator import attrgetter
 from types import FrameType, FunctionType
 from typing import Any
@@ -87,10 +87,11 @@ _hooks_of_module: Callable[[nn.Module], tuple[Mapping[int, Any], ...]] = attrget
 )
 
 
-def hook_count(module: nn.Module) -> int:
-    """Return how many hooks a module has that run in its forward or backward."""
-    one, two, three, four = _hooks_of_module(module)
-    return len(one) + len(two) + len(three) + len(four)
+def hook_counts(modules: Iterable[nn.Module]) -> tuple[int, ...]:
+    """Return how many hooks each module has that run in its forward or backward. Asked for all modules in each item."""
+    return tuple(
+        [len(one) + len(two) + len(three) + len(four) for one, two, three, four in map(_hooks_of_module, modules)]
+    )
 
 
 def has_gradient_hooks(tensor: Tensor) -> bool:

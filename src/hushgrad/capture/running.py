@@ -19,6 +19,9 @@ from hushgrad.torch_internals import MODULE_CALL_FILE, life_of_call
 
 _frame_at = sys._getframe
 
+DEPTHS = 4
+"""How many distances are remembered for code that asks: modules of one class lie inside of each other at so many."""
+
 
 class RunningCall:
     """A module's call, begun in the thread that makes this; only this thread may ask for it."""
@@ -27,31 +30,35 @@ class RunningCall:
         frame, life = _frame_of_module_call()
         self._address = id(frame)
         self._life: Callable[[], Any] = (lambda: frame) if life is None else life  # compiled code has none of its own
-        self._distances: dict[int, int] = {}
+        self._distances: dict[int, list[int]] = {}
 
     def is_running(self, asker: int = 1) -> bool:
         """Return whether the call is on the stack of the calling thread.
 
-        The same lines of code ask again and again, from as deep in the stack as before: a look at the distance that was
-        found for them costs less than a walk.
+        The same lines of code ask again and again, from as deep in the stack as before or from one of a few depths: a
+        look at the distances that were found for them costs less than a walk.
 
         Args:
             asker: how many frames outside of this method's the code runs that tells where it is asked.
         """
         if self._life() is None:
             return False
-        address, site = self._address, 0
+        address = self._address
+        known: list[int] = []
         try:
             site = id(_frame_at(asker).f_code) + asker
-            if id(_frame_at(self._distances.get(site, 0))) == address:
-                return True
+            known = self._distances.setdefault(site, known)
+            for distance in known:
+                if id(_frame_at(distance)) == address:
+                    return True
         except ValueError:  # the stack is not that deep
             pass
         frame: FrameType | None = _frame_at(0)
         distance = 0
         while frame is not None:
             if id(frame) == address:
-                self._distances[site] = distance
+                known.insert(0, distance)
+                del known[DEPTHS:]
                 return True
             frame, distance = frame.f_back, distance + 1
         return False

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from hushgrad.checks.doctor.static_checks import FLAGS, LOOKUPS, require_ordinary
 from hushgrad.errors import InvalidArgumentError, UnsupportedModelError
-from hushgrad.torch_internals import CONTAINERS, BatchNorm, InstanceNorm, buffers_of, children_of, hook_count
+from hushgrad.torch_internals import CONTAINERS, BatchNorm, InstanceNorm, buffers_of, children_of, hook_counts
 
 MOST_GROUPS = 32
 CHANNELS_PER_GROUP = 4
@@ -125,7 +125,7 @@ def _reason_against(module: BatchNorm, names: list[str]) -> str | None:
         return f"{type(module).__name__} has a forward of its own, which GroupNorm would not do. Exchange it by hand"
     if is_parametrized(module):
         return "its parameters are parametrized. Remove the parametrization first"
-    if hook_count(module):
+    if any(hook_counts([module])):
         return "it has hooks, which would be lost. Remove them first"
     if isinstance(module, nn.BatchNorm1d) and channels < FEWEST_FEATURES:
         left = "nothing of it would be left" if channels == 1 else "only which of the two is larger would be left"

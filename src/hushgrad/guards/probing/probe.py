@@ -26,7 +26,7 @@ from hushgrad.guards.probing.model_probe import ModelProbe
 from hushgrad.guards.probing.row_order import rows_are_in_order
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
 from hushgrad.guards.probing.trees import copied, kept_values, tensors_at
-from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task, hook_count, modules_of, will_execute
+from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task, hook_counts, modules_of, will_execute
 
 Signature = tuple[tuple[nn.Module, ...], tuple[bool, ...], tuple[int, ...]]
 """What a change of the model shows in: its modules, their modes and the number of their hooks."""
@@ -348,4 +348,4 @@ def _holds(inputs: Any, size: int) -> bool:
 
 def _signature_of(model: nn.Module) -> Signature:
     modules = modules_of(model)
-    return tuple(modules), tuple([module.training for module in modules]), tuple([hook_count(part) for part in modules])
+    return tuple(modules), tuple([module.training for module in modules]), hook_counts(modules)
