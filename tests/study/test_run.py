@@ -93,7 +93,9 @@ def test_a_used_folder_is_refused_before_data_is_read(tmp_path):
 
 def test_a_missing_library_is_found_before_the_run_and_not_at_its_end(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InvalidArgumentError, match=r"matplotlib is not installed, .* Run pip install 'hushgrad\[study\]'"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"matplotlib is not installed, .* Run pip install 'hushgrad\[study\]'"
+    ):
         run(config(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -395,7 +395,9 @@ def test_a_condition_that_only_a_session_knows_is_no_contradiction(folder, name)
 
 def test_without_a_summary_the_error_says_what_was_spent(folder):
     (folder / "summary.json").unlink()
-    with pytest.raises(InvalidArgumentError, match=r"summary.json: the file is missing, and ledger.jsonl holds 8 steps, ε = 1\."):
+    with pytest.raises(
+        InvalidArgumentError, match=r"summary.json: the file is missing, and ledger.jsonl holds 8 steps, ε = 1\."
+    ):
         run_facts(folder)
 
 
