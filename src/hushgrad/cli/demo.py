@@ -15,7 +15,7 @@ from hushgrad.cli.train import INTERRUPTED
 from hushgrad.study.configuration import Privacy, RunConfig, max_grad_norm_for, suggested_run
 from hushgrad.study.directory import require_unused
 from hushgrad.study.progress import Screen, epsilon_text, show_end
-from hushgrad.study.run import Finished, run
+from hushgrad.study.run import RunResult, run
 
 TARGET_EPSILON = 3.0
 DEFAULT_FOLDER = "hushgrad-demo"
@@ -43,7 +43,7 @@ def demo(out: Path | None, epochs: int | None) -> None:
     _where_to_look_next(folder)
 
 
-def _one(console: Console, title: str, config: RunConfig, folder: Path) -> Finished | None:
+def _one(console: Console, title: str, config: RunConfig, folder: Path) -> RunResult | None:
     """Run one of the two trainings; None if it was interrupted."""
     console.rule(title, align="left")
     with Screen(console, config) as screen:
@@ -52,7 +52,7 @@ def _one(console: Console, title: str, config: RunConfig, folder: Path) -> Finis
     return None if finished.outcome.status == "interrupted" else finished
 
 
-def _compare(console: Console, private: Finished, ordinary: Finished) -> None:
+def _compare(console: Console, private: RunResult, ordinary: RunResult) -> None:
     """Print the two results as a table."""
     console.rule("Side by side", align="left")
     table = Table("", "test accuracy", "privacy", "noise σ", "steps", "seconds")

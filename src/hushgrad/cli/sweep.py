@@ -19,7 +19,7 @@ from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import ORDINARY, SweepPlan, config_of
 from hushgrad.study.sweep.results import write_results
-from hushgrad.study.sweep.scheduler import Budget, run_sweep
+from hushgrad.study.sweep.scheduler import CoreBudget, run_sweep
 from hushgrad.study.sweep.screen import SweepScreen, show_results
 from hushgrad.study.sweep.search import search
 from hushgrad.study.sweep.sweep_file import plan_from, read_sweep, shipped
@@ -118,7 +118,7 @@ def sweep(
         return
     if storage is not None:
         raise click.UsageError("--storage goes with --search")
-    _sweep(plan, out, Budget(cores or os.cpu_count() or 1, threads_per_run))
+    _sweep(plan, out, CoreBudget(cores or os.cpu_count() or 1, threads_per_run))
 
 
 def _search(plan: SweepPlan, out: Path, trials: int, storage: str | None) -> None:
@@ -141,7 +141,7 @@ def _search(plan: SweepPlan, out: Path, trials: int, storage: str | None) -> Non
     click.echo(f"choice (a random number of trials, drawn beforehand) {round_up(found.drawn_number)}.")
 
 
-def _sweep(plan: SweepPlan, out: Path, budget: Budget) -> None:
+def _sweep(plan: SweepPlan, out: Path, budget: CoreBudget) -> None:
     """Run or resume the plan in `out`, show the end, and leave with the exit status that says how it went."""
     console = Console()
     folder = SweepFolder.open(out, plan)

@@ -23,7 +23,7 @@ from hushgrad.accounting.conditions import CLOSED, Condition, third_party
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger.contract import DECLARED, OBSERVED
-from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.clipping.flat import FlatClipping
@@ -336,7 +336,7 @@ class Session:
         return self._spending.events()
 
     @property
-    def anchor(self) -> Anchor | None:
+    def anchor(self) -> LedgerHead | None:
         """The ledger's last record: kept elsewhere, it shows later whether records were lost. None until it opens."""
         return self._spending.anchor
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hushgrad.accounting.guarantee import delta_text, round_up
 from hushgrad.study.configuration import RunConfig
 from hushgrad.study.outcome import Measurement
-from hushgrad.study.run import Finished, Reporter
+from hushgrad.study.run import Reporter, RunResult
 from hushgrad.study.tasks import Task
 
 PLAIN_LINES = 20
@@ -131,7 +131,7 @@ class Screen:
         self._progress.update(self._bar, description="stopping after this step; once more to abandon the run")
 
 
-def show_end(console: Console, finished: Finished) -> None:
+def show_end(console: Console, finished: RunResult) -> None:
     """Print the accuracy, the guarantee as a sentence, what it leaves out, and where the files are."""
 
     def say(text: str) -> None:

@@ -15,7 +15,7 @@ from hushgrad.errors import ContractChangedError, InvalidArgumentError
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import Grid, Subject, make_plan
 from hushgrad.study.sweep.results import write_results
-from hushgrad.study.sweep.scheduler import Budget, run_sweep
+from hushgrad.study.sweep.scheduler import CoreBudget, run_sweep
 
 PATIENCE = 600  # seconds, against a hang alone: a busy machine takes minutes for what takes seconds
 GRID = Grid(noise_multipliers=(1, 2), seeds=(0, 1))
@@ -27,7 +27,7 @@ def planned(function, grid=GRID):
 
 def swept(plan, out, cores=2):
     folder = SweepFolder.open(out, plan)
-    end = run_sweep(plan, folder, Budget(cores))
+    end = run_sweep(plan, folder, CoreBudget(cores))
     return folder, end, write_results(folder, plan)
 
 
@@ -157,7 +157,7 @@ def test_a_sweep_is_run_by_one_process_at_a_time(own):
     plan = planned("claims")
     folder = SweepFolder.open(own / "out", plan)
     with folder.locked(), pytest.raises(InvalidArgumentError, match="another process is running this sweep"):
-        run_sweep(plan, folder, Budget(1))
+        run_sweep(plan, folder, CoreBudget(1))
 
 
 def test_runs_of_tasks_are_swept_in_processes_with_their_own_settings(tmp_path):

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hushgrad.printable import printable
-from hushgrad.study.report.document import CONTRADICTION, Document, Grid
+from hushgrad.study.report.document import CONTRADICTION, Document, TextTable
 
 LONGEST = 2000
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$@-])")
@@ -76,7 +76,7 @@ def markdown(document: Document) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table(table: Grid) -> list[str]:
+def _table(table: TextTable) -> list[str]:
     rows = [table.columns, tuple("---" for _ in table.columns)]
     shown = ["| " + " | ".join(cell if cell == "---" else _text(cell) for cell in row) + " |" for row in rows]
     return [*shown, *("| " + " | ".join(map(_text, row)) + " |" for row in table.rows)]
