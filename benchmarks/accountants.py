@@ -35,7 +35,7 @@ from hushgrad.accounting import (
 )
 from hushgrad.accounting.saddle_point.contour import saddle_point
 from hushgrad.accounting.saddle_point.loss_sum import LossSum
-from hushgrad.accounting.saddle_point.step_measure import REMOVE, Step
+from hushgrad.accounting.saddle_point.step_measure import REMOVE, SampledStep
 from hushgrad.errors import AccountingError
 from hushgrad.sampling import TruncatedPoissonSampling
 
@@ -124,7 +124,7 @@ def simulated(plan: Plan, epsilon: float, draws: int) -> tuple[float, float]:
     deviation; the weight of a run of steps is e^{T·K(c) − c·ΣL}. Nothing of the accountant enters but the choice of c.
     """
     rate, noise, steps, delta = plan
-    tilt = saddle_point(LossSum(((Step(rate, noise, REMOVE), steps),), 0.0, 1e-8 * delta), epsilon)
+    tilt = saddle_point(LossSum(((SampledStep(rate, noise, REMOVE), steps),), 0.0, 1e-8 * delta), epsilon)
     chance = np.random.default_rng(20240611)
     x = np.arange(-10 * noise, 1 + 10 * noise, noise / 1000)
     loss = np.logaddexp(math.log1p(-rate), math.log(rate) + (2 * x - 1) / (2 * noise**2))

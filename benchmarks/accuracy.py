@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.configuration import OPTIMIZERS, Privacy, RunConfig, suggested_run
 from hushgrad.study.models import build_model
-from hushgrad.study.outcome import Watchers
+from hushgrad.study.outcome import Callbacks
 from hushgrad.study.scoring import accuracy
 from hushgrad.study.tasks import TASKS, Task, TaskOptions, load_task
 from hushgrad.study.training import train
@@ -52,7 +52,7 @@ def config_of(label: str, data: Path, epsilon: float | None, seed: int) -> RunCo
 
 def with_hushgrad(config: RunConfig, task: Task) -> dict[str, Any]:
     """Train by `hushgrad.study` and return accuracy, ε, σ and steps."""
-    _, outcome = train(config, task, Watchers())
+    _, outcome = train(config, task, Callbacks())
     spent = outcome.spent
     return {
         "test_accuracy": outcome.test_accuracy,

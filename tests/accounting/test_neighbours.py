@@ -9,7 +9,7 @@ from hushgrad.errors import AccountingError, InvalidArgumentError
 
 PLAN = [(PoissonSampled(0.02, 1.2), 300)]
 GAUSS = [(Gaussian(3.0), 5)]
-PASSES = [(DisjointPass(3.0, 0), 4), (DisjointPass(3.0, 1), 4)]
+BACKEND = [(DisjointPass(3.0, 0), 4), (DisjointPass(3.0, 1), 4)]
 
 
 def test_zero_out_of_poisson_sampling_is_add_remove_one() -> None:
@@ -19,7 +19,7 @@ def test_zero_out_of_poisson_sampling_is_add_remove_one() -> None:
 
 def test_replacing_in_full_batches_is_twice_the_sensitivity() -> None:
     assert epsilon_under(GAUSS, 1e-6, "replace-one").upper == epsilon([(Gaussian(1.5), 5)], 1e-6)
-    assert epsilon_under(PASSES, 1e-6, "replace-one").upper == epsilon([(Gaussian(1.5), 2)], 1e-6)
+    assert epsilon_under(BACKEND, 1e-6, "replace-one").upper == epsilon([(Gaussian(1.5), 2)], 1e-6)
 
 
 @pytest.mark.parametrize("delta", [1e-6, 1e-10])
@@ -53,12 +53,12 @@ def test_groups_cost_more_and_of_gaussians_k_times_the_sensitivity() -> None:
     values = [epsilon_under(PLAN, 1e-6, "add/remove-one", k).upper for k in (1, 2, 4)]
     assert values == sorted(values)
     assert epsilon_under(GAUSS, 1e-6, "zero-out", 3).upper == pytest.approx(epsilon([(Gaussian(1.0), 5)], 1e-6))
-    assert epsilon_under(PASSES, 1e-6, "zero-out", 3).upper == pytest.approx(epsilon([(Gaussian(1.0), 2)], 1e-6))
+    assert epsilon_under(BACKEND, 1e-6, "zero-out", 3).upper == pytest.approx(epsilon([(Gaussian(1.0), 2)], 1e-6))
 
 
 def test_what_is_not_known_is_refused_with_the_reason() -> None:
     with pytest.raises(AccountingError, match="later batch"):
-        epsilon_under(PASSES, 1e-6, "add/remove-one")
+        epsilon_under(BACKEND, 1e-6, "add/remove-one")
     with pytest.raises(AccountingError, match="a group under replace-one"):
         epsilon_under(PLAN, 1e-6, "replace-one", 2)
     with pytest.raises(AccountingError, match="fixed-size"):

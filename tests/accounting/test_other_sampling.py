@@ -29,10 +29,10 @@ from hushgrad.accounting.selection import selection_epsilon
 from hushgrad.accounting.truncation import (
     Rung,
     crowded,
+    cut_steps,
     displaced,
     epsilon_with_truncation,
     ladder,
-    second_kinds,
     shares_of_delta,
 )
 from hushgrad.errors import AccountingError, InvalidArgumentError
@@ -102,7 +102,7 @@ def test_shares_of_delta_and_the_chance_to_pass_the_last_rung_sum_to_delta(most:
     """
     delta = 1e-6
     form = normal_form([(TruncatedPoisson(0.01, 1.0, 10_000, most), 500)])
-    kinds = second_kinds(form)
+    kinds = cut_steps(form)
     rungs, beyond = ladder(form, kinds, delta)
     probability = kinds[0].probability
     assert beyond <= 1e-4 * delta
@@ -136,7 +136,7 @@ def test_different_events_are_charged_as_their_dearest() -> None:
     mixed = epsilon(steps, 1e-6)
     assert mixed >= epsilon([(PoissonSampled(0.01, event.noise_multiplier), 250) for event, _ in steps], 1e-6)
     assert mixed <= epsilon([(TruncatedPoisson(0.01, 0.9, 10_000, 150), 1000)], 1e-6)
-    rungs, _ = ladder(form := normal_form(steps), second_kinds(form), 1e-6)
+    rungs, _ = ladder(form := normal_form(steps), cut_steps(form), 1e-6)
     assert all(isinstance(rung, Rung) and rung.form.truncated == () for rung in rungs)
     numbers = [sum(count for *_, count in rung.form.sampled) for rung in rungs]
     assert numbers[0] == 1000

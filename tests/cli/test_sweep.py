@@ -54,7 +54,7 @@ def test_a_sweep_with_a_failing_run_says_so_and_exits_with_1(tmp_path, monkeypat
         (("--cores", "1", "--threads-per-run", "2"), 1, "DP101 cores: must be >= 2"),
         (("--storage", "sqlite:///x"), 2, "--storage goes with --search"),
         (("--search", "2"), 2, "--search goes with one task"),
-        (("--search", "2", "--noise-multipliers", "1"), 1, "needs a target epsilon"),
+        (("--search", "2", "--noise-multipliers", "1"), 1, "target_epsilon: a search compares settings"),
         (("--seeds", "0"), 1, "DP101 seeds: must be >= 1"),
     ],
 )

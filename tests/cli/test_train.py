@@ -182,7 +182,10 @@ def test_tensorboard_shows_every_metric_in_the_group_that_says_whether_epsilon_c
         ("--noise-multiplier 1 --classes 1", "DP101 classes: must name at least 2"),
         ("--noise-multiplier 1 --target y", "DP101 task 'digits': it takes no target"),
         ("--noise-multiplier 1 --task mnist", "DP101 task 'mnist': it needs a folder"),
-        ("--noise-multiplier 1 --task mnist --data /nowhere", "DP104 task 'mnist': its data must be an existing folder"),
+        (
+            "--noise-multiplier 1 --task mnist --data /nowhere",
+            "DP104 task 'mnist': its data must be an existing folder",
+        ),
         ("--noise-multiplier 1 --task csv --data /nowhere", "DP101 task 'csv': it needs the column to predict"),
         ("--noise-multiplier 1 --task csv --data /nowhere --target y", "DP104 data file 'nowhere': it does not exist"),
         ("--set epoch=3", "DP101 --set: there is no setting 'epoch'. Write epochs"),

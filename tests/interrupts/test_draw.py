@@ -18,8 +18,8 @@ from torch import Tensor
 
 from hushgrad.errors import InterruptedDrawError
 from hushgrad.noise import gaussian, threads
+from hushgrad.noise.backends import ArrayBackend
 from hushgrad.noise.gaussian import Noised, noisy_updates
-from hushgrad.noise.passes import ArrayPasses
 from hushgrad.noise.threads import on_all_threads
 from hushgrad.randomness import Address, KeyStream
 
@@ -39,9 +39,9 @@ def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads for a few thousand values, in chunks of a thousand."""
     if request.param == "arrays":
-        monkeypatch.setattr(gaussian, "PASSES", ArrayPasses)
-    monkeypatch.setattr(gaussian.PASSES, "size", 1000)
-    monkeypatch.setattr(gaussian.PASSES, "worth_a_thread", 1)
+        monkeypatch.setattr(gaussian, "BACKEND", ArrayBackend)
+    monkeypatch.setattr(gaussian.BACKEND, "size", 1000)
+    monkeypatch.setattr(gaussian.BACKEND, "worth_a_thread", 1)
     monkeypatch.setattr(gaussian, "_idle", {word: deque() for word in gaussian._idle})
     torch.set_num_threads(2)
 
@@ -101,7 +101,7 @@ def test_what_a_handler_raises_as_openmp_calls_a_share_is_raised(monkeypatch: py
 
 def draw_on_two_threads(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     torch.set_num_threads(2)
-    monkeypatch.setattr(gaussian.PASSES, "worth_a_thread", 1)
+    monkeypatch.setattr(gaussian.BACKEND, "worth_a_thread", 1)
     return draw()
 
 
@@ -310,7 +310,7 @@ def look_at_moment(point: int, expected: list[Tensor]) -> bool:
     else:
         assert outcome.error is None
         assert same(updates, expected)
-    idle = [id(passes) for queue in gaussian._idle.values() for passes in queue]
+    idle = [id(backend) for queue in gaussian._idle.values() for backend in queue]
     assert len(idle) == len(set(idle))
     return outcome.rang
 

@@ -1,4 +1,4 @@
-"""Compiled passes give the values of the definition, bit for bit, and are left aside where they cannot."""
+"""The compiled backend gives the values of the definition, bit for bit, and is left aside where it cannot."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from hypothesis import strategies as st
 
 from hushgrad.errors import HushgradWarning
 from hushgrad.noise import compiled, gaussian
-from hushgrad.noise.compiled import CompiledPasses, fastest_passes
+from hushgrad.noise.backends import ArrayBackend, Bits
+from hushgrad.noise.compiled import CompiledBackend, fastest_backend
 from hushgrad.noise.gaussian import noisy_update, standard_normal
-from hushgrad.noise.passes import ArrayPasses, Bits
 from hushgrad.noise.strips import PICKS, strips
 from hushgrad.randomness import Address, KeyStream
 
-pytest.importorskip("numba", reason="compiled passes need numba: pip install 'hushgrad[fast]'")
+pytest.importorskip("numba", reason="the compiled backend needs numba: pip install 'hushgrad[fast]'")
 
 from hushgrad.noise.loops import BLOCK, LOOPS
 
 WORDS = [np.dtype(np.int32), np.dtype(np.int64)]
-CHUNK = CompiledPasses.size
+CHUNK = CompiledBackend.size
 EDGES = [1, 2, 3, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 77, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 12_345]
 
 
 @pytest.fixture
 def by(monkeypatch):
-    """Run a function by given passes."""
+    """Run a function by a given backend."""
 
-    def run(passes, draw):
-        monkeypatch.setattr(gaussian, "PASSES", passes)
+    def run(backend, draw):
+        monkeypatch.setattr(gaussian, "BACKEND", backend)
         monkeypatch.setattr(gaussian, "_idle", {word: deque() for word in gaussian._idle})
         return draw()
 
@@ -56,7 +56,7 @@ def test_a_draw_has_the_same_values_with_numba_and_without(by, count, dtype):
         return [z, noisy_update(total, **arguments), noisy_update(total.clone(), **arguments, overwrite=True)]
 
     integer = torch.int32 if dtype == torch.float32 else torch.int64
-    for one, other in zip(by(CompiledPasses, draws), by(ArrayPasses, draws), strict=True):
+    for one, other in zip(by(CompiledBackend, draws), by(ArrayBackend, draws), strict=True):
         assert torch.equal(one.view(integer), other.view(integer))
 
 
@@ -88,9 +88,9 @@ def test_the_same_words_are_found_to_pick_the_remainder(word, places):
     words[list(places)] |= PICKS - 1
     words[[7, 8]] |= 2 * strips().count - 1  # the last strip is none
     found = []
-    for passes in (ArrayPasses(word), CompiledPasses(word)):
+    for backend in (ArrayBackend(word), CompiledBackend(word)):
         values = np.ones(len(words), f"f{word.itemsize}")
-        found.append(passes.normal(Bits(Words(words), Address(0), 0), values).tolist())
+        found.append(backend.normal(Bits(Words(words), Address(0), 0), values).tolist())
         assert (values[found[-1]] == 0).all()
     assert found[0] == found[1]
     assert set(found[0]) == set(places)
@@ -106,10 +106,10 @@ def test_the_same_words_are_found_to_pick_the_remainder(word, places):
 def test_sums_are_rounded_as_by_array_operations(words, std, divisor, total):
     """Any words, and scales at which products overflow or vanish."""
     stream, results = Words(np.array(words, np.int32)), []
-    for passes in (ArrayPasses(WORDS[0]), CompiledPasses(WORDS[0])):
+    for backend in (ArrayBackend(WORDS[0]), CompiledBackend(WORDS[0])):
         sums = np.full(len(words), total, np.float32)
         with np.errstate(all="ignore"):
-            passes.noised(Bits(stream, Address(0), 0), None, sums, std, divisor)
+            backend.noised(Bits(stream, Address(0), 0), None, sums, std, divisor)
         results.append(sums)
     assert np.array_equal(results[0], results[1], equal_nan=True)
 
@@ -118,32 +118,32 @@ def test_drawing_by_the_loop_leaves_words_and_table_alone():
     """The cipher's bits pass through a few kilobytes: a draw of a whole chunk writes to no more of its scratch."""
     if LOOPS[WORDS[0]][1] is None:
         pytest.skip("this processor has no AES instructions")
-    passes = CompiledPasses(WORDS[0])
-    passes._words[:] = 7
-    table = passes._table.copy()
-    passes.normal(Bits(KeyStream.fixed_for_tests(1), Address(0), 0), np.empty(CHUNK, np.float32))
-    assert (passes._words[BLOCK:] == 7).all()
-    np.testing.assert_array_equal(passes._table, table)
+    backend = CompiledBackend(WORDS[0])
+    backend._words[:] = 7
+    table = backend._table.copy()
+    backend.normal(Bits(KeyStream.fixed_for_tests(1), Address(0), 0), np.empty(CHUNK, np.float32))
+    assert (backend._words[BLOCK:] == 7).all()
+    np.testing.assert_array_equal(backend._table, table)
 
 
 def test_the_choice_is_the_compiled_passes():
-    assert fastest_passes() is CompiledPasses
+    assert fastest_backend() is CompiledBackend
 
 
 def test_without_numba_the_definition_runs(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    assert fastest_passes() is ArrayPasses
+    assert fastest_backend() is ArrayBackend
 
 
 def test_with_numba_switched_off_the_definition_runs(monkeypatch):
     monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
-    assert fastest_passes() is ArrayPasses
+    assert fastest_backend() is ArrayBackend
 
 
 def test_a_numba_that_fails_is_left_aside_with_a_warning(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", types.ModuleType("numba"))
     with pytest.warns(HushgradWarning, match=r'AttributeError.*pip install --upgrade "hushgrad\[fast\]"'):
-        assert fastest_passes() is ArrayPasses
+        assert fastest_backend() is ArrayBackend
 
 
 @pytest.mark.parametrize("which", ["of words", "of a stream"])
@@ -165,11 +165,11 @@ def test_code_that_gives_other_values_is_left_aside_with_a_warning(monkeypatch, 
     broken = (off(of_words), of_stream) if which == "of words" else (of_words, off(of_stream))
     monkeypatch.setitem(LOOPS, WORDS[0], broken)
     with pytest.warns(HushgradWarning, match="other values than NumPy"):
-        assert fastest_passes() is ArrayPasses
+        assert fastest_backend() is ArrayBackend
 
 
 def test_code_that_misses_a_place_is_left_aside(monkeypatch):
     of_words, of_stream = LOOPS[WORDS[1]]
     monkeypatch.setitem(LOOPS, WORDS[1], (lambda *arguments: of_words(*arguments) - 1, of_stream))
     with pytest.warns(HushgradWarning, match="other values than NumPy"):
-        assert compiled.fastest_passes() is ArrayPasses
+        assert compiled.fastest_backend() is ArrayBackend

@@ -14,7 +14,7 @@ from hushgrad.study import training
 from hushgrad.study.augmentation import OverViews, Shifts, mean_over_views
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.models import build_model
-from hushgrad.study.outcome import Watchers
+from hushgrad.study.outcome import Callbacks
 from hushgrad.study.tasks import TaskOptions, load_task
 from hushgrad.study.training import train
 
@@ -123,13 +123,13 @@ def test_views_do_not_change_what_a_run_costs(digits, tmp_path, max_physical_bat
     for count in (0, 4):
         ledger = tmp_path / f"{count}.jsonl"
         settings = config(count, privacy, max_physical_batch_size=max_physical_batch_size)
-        _, outcome = train(settings, digits, Watchers(), ledger=ledger)
+        _, outcome = train(settings, digits, Callbacks(), ledger=ledger)
         charged.append((read_ledger(ledger).events, outcome.spent.guarantee.epsilon))
     assert charged[0] == charged[1]
 
 
 def test_an_ordinary_runs_views_follow_from_its_seed_and_the_model_has_no_trace_of_them(digits):
-    models = [train(config(2, seed=seed), digits, Watchers())[0] for seed in (1, 1, 2)]
+    models = [train(config(2, seed=seed), digits, Callbacks())[0] for seed in (1, 1, 2)]
     first, again, other = (nn.utils.parameters_to_vector(model.parameters()) for model in models)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -148,8 +148,8 @@ def test_a_private_runs_views_are_secret(monkeypatch, digits):
         return real(seed)
 
     monkeypatch.setattr(np.random, "default_rng", noted)
-    train(config(2, Privacy(noise_multiplier=2.0, max_grad_norm=1.0), seed=7), digits, Watchers())
-    train(config(2, None, seed=7), digits, Watchers())
+    train(config(2, Privacy(noise_multiplier=2.0, max_grad_norm=1.0), seed=7), digits, Callbacks())
+    train(config(2, None, seed=7), digits, Callbacks())
     assert seeds == [None, 7]
 
 
@@ -157,7 +157,7 @@ def test_the_sum_as_reduction_is_the_sum_over_records_of_means_over_views(digits
     """One step of ordinary training on all records: the rates 1 and 1/N, with the sum and the mean, agree."""
     count = len(digits.train)
     whole = {"batch_size": count, "momentum": 0.0}
-    mean, _ = train(config(2, learning_rate=1.0, **whole), digits, Watchers())
-    total, _ = train(config(2, learning_rate=1.0 / count, loss_reduction="sum", **whole), digits, Watchers())
+    mean, _ = train(config(2, learning_rate=1.0, **whole), digits, Callbacks())
+    total, _ = train(config(2, learning_rate=1.0 / count, loss_reduction="sum", **whole), digits, Callbacks())
     for one, other in zip(mean.parameters(), total.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-5)

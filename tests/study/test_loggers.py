@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from hushgrad.study.configuration import Privacy, suggested_run
-from hushgrad.study.loggers import Forward, JsonLines, Metric, TensorBoard, hand_over, metrics_of
+from hushgrad.study.loggers import CallableLogger, JsonLines, Metric, TensorBoard, hand_over, metrics_of
 from hushgrad.study.outcome import Measurement
 from hushgrad.study.run import run
 
@@ -46,7 +46,7 @@ def test_a_logger_that_is_not_local_gets_no_metric_that_the_guarantee_leaves_out
 def test_a_run_hands_its_measurements_to_its_loggers_and_closes_them(tmp_path):
     sent = []
     memory, lines = Memory(local=True), JsonLines(tmp_path / "metrics")
-    forward = Forward(lambda values, step: sent.append((step, values)))
+    forward = CallableLogger(lambda values, step: sent.append((step, values)))
     config = suggested_run("digits", privacy=Privacy(noise_multiplier=3.0, max_grad_norm=1.0))
     config = replace(config, batch_size=400, epochs=1)
     finished = run(config, tmp_path / "run", loggers=(memory, lines, forward))

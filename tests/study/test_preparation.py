@@ -7,7 +7,7 @@ from hushgrad.accounting import Gaussian, epsilon
 from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.configuration import Privacy, suggested_run
-from hushgrad.study.outcome import Watchers
+from hushgrad.study.outcome import Callbacks
 from hushgrad.study.preparation import prepare
 from hushgrad.study.report.run_facts import run_facts
 from hushgrad.study.run import run
@@ -99,7 +99,7 @@ def test_frequent_words_get_numbers_and_a_word_of_one_sentence_does_not(folder):
 def test_a_task_that_was_not_prepared_is_refused(folder):
     aim = config(folder, target_epsilon=4.0)
     with pytest.raises(InvalidArgumentError, match="must be prepared"):
-        train(aim, load_task("text", aim.options), Watchers())
+        train(aim, load_task("text", aim.options), Callbacks())
 
 
 def test_a_task_without_a_preparation_is_ready(folder):
@@ -140,4 +140,4 @@ def test_what_a_private_run_prepares_is_paid_for_in_the_ledger_of_training(folde
     ready = prepare(aim, task, tmp_path / "ledger.jsonl").task
     for other in (None, tmp_path / "other.jsonl"):
         with pytest.raises(InvalidArgumentError, match="is not charged in this ledger"):
-            train(aim, ready, Watchers(), ledger=other)
+            train(aim, ready, Callbacks(), ledger=other)

@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import DatasetError, InvalidArgumentError
 from hushgrad.study.configuration import Privacy, suggested_run
-from hushgrad.study.outcome import Watchers
+from hushgrad.study.outcome import Callbacks
 from hushgrad.study.run import run
 from hushgrad.study.scoring import accuracy
 from hushgrad.study.tasks import Task, TaskOptions
@@ -40,21 +40,21 @@ def same(first, second):
 
 
 def test_an_ordinary_run_is_fixed_by_its_seed(task):
-    first, second, other = (train(config(None, seed=seed), task, Watchers())[0] for seed in (1, 1, 2))
+    first, second, other = (train(config(None, seed=seed), task, Callbacks())[0] for seed in (1, 1, 2))
     assert same(first, second)
     assert not same(first, other)
 
 
 def test_the_seed_does_not_fix_a_private_runs_noise(task):
     torch.manual_seed(0)
-    first = train(config(private()), task, Watchers())[0]
+    first = train(config(private()), task, Callbacks())[0]
     torch.manual_seed(0)
-    second = train(config(private()), task, Watchers())[0]
+    second = train(config(private()), task, Callbacks())[0]
     assert not same(first, second)
 
 
 def test_an_ordinary_run_states_no_epsilon(task):
-    _, outcome = train(config(None), task, Watchers())
+    _, outcome = train(config(None), task, Callbacks())
     assert outcome.status == "completed"
     assert outcome.spent is None
     assert not outcome.private
@@ -65,7 +65,7 @@ def test_an_ordinary_run_states_no_epsilon(task):
 @pytest.mark.parametrize("max_physical_batch_size", [None, 7])
 def test_a_private_run_charges_each_logical_step_once(task, tmp_path, loss_reduction, max_physical_batch_size):
     settings = config(private(), loss_reduction=loss_reduction, max_physical_batch_size=max_physical_batch_size)
-    _, outcome = train(settings, task, Watchers(), ledger=tmp_path / "ledger.jsonl")
+    _, outcome = train(settings, task, Callbacks(), ledger=tmp_path / "ledger.jsonl")
     assert outcome.steps == outcome.planned_steps == 9
     assert sum(count for _, count in read_ledger(tmp_path / "ledger.jsonl").events) == 9
     assert outcome.spent.sampling_rate == pytest.approx(20 / 60)
@@ -73,20 +73,20 @@ def test_a_private_run_charges_each_logical_step_once(task, tmp_path, loss_reduc
 
 
 def test_epsilon_only_grows_and_every_epoch_is_tested(task):
-    _, outcome = train(config(private()), task, Watchers())
+    _, outcome = train(config(private()), task, Callbacks())
     epsilons = [measurement.epsilon for measurement in outcome.measurements]
     assert epsilons == sorted(epsilons)
     assert sum(measurement.test_accuracy is not None for measurement in outcome.measurements) == 3
 
 
 def test_a_target_epsilon_is_met_at_the_end(task):
-    _, outcome = train(config(private(None, target_epsilon=2.0, delta=1e-3)), task, Watchers())
+    _, outcome = train(config(private(None, target_epsilon=2.0, delta=1e-3)), task, Callbacks())
     assert 1.9 < outcome.spent.guarantee.epsilon <= 2.0
 
 
 def test_no_noise_says_not_private_wherever_epsilon_is_shown(task):
     """Guarantee: σ = 0 gives an infinite ε and the words NOT PRIVATE."""
-    _, outcome = train(config(private(0.0)), task, Watchers())
+    _, outcome = train(config(private(0.0)), task, Callbacks())
     assert not outcome.private
     assert "NOT PRIVATE" in str(outcome.spent.guarantee)
     assert outcome.measurements[-1].epsilon == float("inf")
@@ -94,55 +94,55 @@ def test_no_noise_says_not_private_wherever_epsilon_is_shown(task):
 
 @pytest.mark.parametrize("privacy", [None, private(1.0)])
 def test_far_apart_points_are_learned(task, privacy):
-    model, outcome = train(config(privacy, epochs=6, learning_rate=0.5, momentum=0.0), task, Watchers())
+    model, outcome = train(config(privacy, epochs=6, learning_rate=0.5, momentum=0.0), task, Callbacks())
     assert outcome.test_accuracy > 0.9
     assert outcome.test_accuracy == accuracy(model, task.test, "cpu")
 
 
 def test_a_requested_stop_ends_the_run_after_the_running_step(task):
     done = []
-    watchers = Watchers(on_step=done.append, stop_requested=lambda: len(done) == 4)
-    _, outcome = train(config(private()), task, watchers)
+    callbacks = Callbacks(on_step=done.append, stop_requested=lambda: len(done) == 4)
+    _, outcome = train(config(private()), task, callbacks)
     assert (outcome.status, outcome.steps, outcome.planned_steps) == ("interrupted", 4, 9)
     assert outcome.spent.guarantee.steps == 4
     assert outcome.test_accuracy is not None
 
 
 def test_a_long_run_is_tested_a_hundred_times_and_at_its_end(task):
-    _, outcome = train(config(None, epochs=350, batch_size=60), task, Watchers())
+    _, outcome = train(config(None, epochs=350, batch_size=60), task, Callbacks())
     tested = [measurement.step for measurement in outcome.measurements if measurement.test_accuracy is not None]
     assert tested == [*range(3, 350, 3), 350]
     assert (outcome.status, outcome.steps) == ("completed", 350)
 
 
 def test_a_stop_requested_in_the_last_step_leaves_a_completed_run(task):
-    _, outcome = train(config(private()), task, Watchers(stop_requested=lambda: True))
+    _, outcome = train(config(private()), task, Callbacks(stop_requested=lambda: True))
     assert (outcome.status, outcome.steps) == ("interrupted", 1)
-    _, outcome = train(config(private(), epochs=1, batch_size=60), task, Watchers(stop_requested=lambda: True))
+    _, outcome = train(config(private(), epochs=1, batch_size=60), task, Callbacks(stop_requested=lambda: True))
     assert (outcome.status, outcome.steps) == ("completed", 1)
 
 
 def test_the_model_that_comes_back_is_an_ordinary_one(task):
-    model, _ = train(config(private()), task, Watchers())
+    model, _ = train(config(private()), task, Callbacks())
     torch.nn.functional.cross_entropy(model(task.train.tensors[0]), task.train.tensors[1]).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_the_number_of_threads_is_given_back(task):
     before = torch.get_num_threads()
-    train(config(None, threads=before + 1), task, Watchers())
+    train(config(None, threads=before + 1), task, Callbacks())
     assert torch.get_num_threads() == before
 
 
 def test_a_batch_larger_than_the_data_is_refused(task):
     for privacy in (None, private()):
         with pytest.raises(DatasetError, match="at most the 60 training examples, got 61"):
-            train(config(privacy, batch_size=61), task, Watchers())
+            train(config(privacy, batch_size=61), task, Callbacks())
 
 
 def test_a_delta_of_one_over_n_is_refused(task):
     with pytest.raises(InvalidArgumentError, match=r"delta: must be below 1/N = 0\.0167"):
-        train(config(private(delta=1 / 60)), task, Watchers())
+        train(config(private(delta=1 / 60)), task, Callbacks())
 
 
 DATA = os.environ.get("HUSHGRAD_DATA")

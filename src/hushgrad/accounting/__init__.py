@@ -23,14 +23,13 @@ from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger.contract import Contract
 from hushgrad.accounting.ledger.ledger import Ledger
-from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger
 
 __all__ = [
     "ACCOUNTANTS",
     "DEFAULT_ACCOUNTANT",
     "Accountant",
-    "Anchor",
     "BallsInBins",
     "Budget",
     "Composition",
@@ -43,6 +42,7 @@ __all__ = [
     "Gaussian",
     "Guarantee",
     "Ledger",
+    "LedgerHead",
     "LedgerView",
     "PoissonSampled",
     "TruncatedPoisson",

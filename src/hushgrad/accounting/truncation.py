@@ -54,7 +54,7 @@ _MARGIN = 1 + 1e-8  # for the rounding of tails of the binomial distribution
 
 
 @dataclass(frozen=True, slots=True)
-class SecondKind:
+class CutStep:
     """A step that may be cut: how likely it is, and what it costs.
 
     It costs what a Poisson-sampled step with `rate` and `noise_multiplier` costs, and a loss of at most `pure` with it.
@@ -79,29 +79,29 @@ class Rung:
 
 
 @lru_cache(maxsize=256)
-def displaced(rate: float, noise_multiplier: float, population: int, max_batch_size: int) -> SecondKind:
+def displaced(rate: float, noise_multiplier: float, population: int, max_batch_size: int) -> CutStep:
     """Return the steps of the second kind if a record takes another one's place."""
     from scipy.stats import binom
 
     probability = float(binom.sf(max_batch_size - 1, population, rate)) * _MARGIN
-    return SecondKind(min(1.0, probability), rate, noise_multiplier / 2, 0.0)
+    return CutStep(min(1.0, probability), rate, noise_multiplier / 2, 0.0)
 
 
 @lru_cache(maxsize=256)
-def crowded(rate: float, noise_multiplier: float, population: int, max_batch_size: int) -> SecondKind | None:
+def crowded(rate: float, noise_multiplier: float, population: int, max_batch_size: int) -> CutStep | None:
     """Return the steps of the second kind if a full step is compared with those one record short; None if none is."""
     from scipy.stats import binom
 
     probability = float(binom.sf(max_batch_size - 2, population, rate))
     if probability == 0:
-        return SecondKind(0.0, rate, noise_multiplier, 0.0)
+        return CutStep(0.0, rate, noise_multiplier, 0.0)
     # With more records in common there are more draws beyond any size: N stands for n < N.
     one_short = float(binom.pmf(max_batch_size - 1, population, rate)) / probability / _MARGIN**2
     if one_short < rate:
         return None
     pure = max(math.log1p(rate / one_short - rate), -math.log1p(-rate))
     crowded_rate = rate / (one_short * (1 - rate) + rate)
-    return SecondKind(min(1.0, probability * _MARGIN), crowded_rate, noise_multiplier, pure)
+    return CutStep(min(1.0, probability * _MARGIN), crowded_rate, noise_multiplier, pure)
 
 
 def epsilon_with_truncation(form: NormalForm, delta: float, epsilon: Callable[[NormalForm, float], float]) -> float:
@@ -110,12 +110,12 @@ def epsilon_with_truncation(form: NormalForm, delta: float, epsilon: Callable[[N
     Guarantee: an upper bound, as `epsilon` is one: the rungs' shares of δ, weighted by their probabilities, and the
     chance to pass the last rung sum to at most `delta`.
     """
-    rungs, beyond = ladder(form, second_kinds(form), delta)
+    rungs, beyond = ladder(form, cut_steps(form), delta)
     shares = shares_of_delta(rungs, delta - beyond, epsilon)
     return max(_epsilon_of(rung, share, epsilon) for rung, share in zip(rungs, shares, strict=True))
 
 
-def second_kinds(form: NormalForm) -> list[SecondKind]:
+def cut_steps(form: NormalForm) -> list[CutStep]:
     """Return the second kind of each truncated step, all by the bound that is likely to be the sharper one."""
     rare, steps = [crowded(*part[:4]) for part in form.truncated], [count for *_, count in form.truncated]
     found = [kind for kind in rare if kind is not None]
@@ -125,7 +125,7 @@ def second_kinds(form: NormalForm) -> list[SecondKind]:
     return [displaced(*part[:4]) for part in form.truncated]
 
 
-def ladder(form: NormalForm, kinds: Sequence[SecondKind], delta: float) -> tuple[list[Rung], float]:
+def ladder(form: NormalForm, kinds: Sequence[CutStep], delta: float) -> tuple[list[Rung], float]:
     """Return the rungs, in order, and the probability to pass the last one, at most a ten-thousandth of `delta`.
 
     `kinds` holds the second kind of each of the form's truncated steps.
@@ -161,7 +161,7 @@ def _smallest(total: int, passes: Callable[[int], float], most: float) -> int:
     return high
 
 
-def _with_second_kind(form: NormalForm, kinds: Sequence[SecondKind], number: int) -> NormalForm:
+def _with_second_kind(form: NormalForm, kinds: Sequence[CutStep], number: int) -> NormalForm:
     """Return `form` with `number` of its truncated steps of the second kind and the others plain."""
     steps: dict[tuple[float, float], int] = {(rate, noise): count for rate, noise, count in form.sampled}
 

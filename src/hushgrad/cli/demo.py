@@ -14,7 +14,7 @@ from hushgrad.cli.settings import setting_option
 from hushgrad.study.configuration import Privacy, RunConfig, max_grad_norm_for, suggested_run
 from hushgrad.study.directory import require_unused
 from hushgrad.study.named_settings import SETTINGS
-from hushgrad.study.run import Finished
+from hushgrad.study.run import RunResult
 
 TARGET_EPSILON = 3.0
 DEFAULT_FOLDER = "hushgrad-demo"
@@ -37,7 +37,7 @@ def demo(out: Path | None, epochs: int | None) -> None:
     _where_to_look_next(folder)
 
 
-def _one(title: str, config: RunConfig, folder: Path) -> Finished:
+def _one(title: str, config: RunConfig, folder: Path) -> RunResult:
     """Run one of the two trainings; if it is interrupted, the demo ends."""
     from hushgrad.study.progress import run_on_screen
 
@@ -48,7 +48,7 @@ def _one(title: str, config: RunConfig, folder: Path) -> Finished:
     return finished
 
 
-def _compare(private: Finished, ordinary: Finished) -> None:
+def _compare(private: RunResult, ordinary: RunResult) -> None:
     """Print the two results as a table."""
     from hushgrad.study.progress import epsilon_text
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from hushgrad.accounting.guarantee import guarantee, round_up
-from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger
 from hushgrad.arguments import whole_number
 from hushgrad.cli.options import ACCOUNTANT, JSON
@@ -81,7 +81,7 @@ def verify(path: str, anchor_record: int | None, anchor_hash: str | None, as_jso
         raise click.UsageError("give --anchor-record and --anchor-hash together")
     anchor = None
     if anchor_record is not None and anchor_hash is not None:
-        anchor = Anchor(whole_number("anchor_record", anchor_record, minimum=0), anchor_hash)
+        anchor = LedgerHead(whole_number("anchor_record", anchor_record, minimum=0), anchor_hash)
     view = read_ledger(path, anchor)
     facts = {"verified": True, **_facts(path, view)}
     if as_json:

@@ -18,7 +18,7 @@ from hushgrad.study.settings import settings_of
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import ORDINARY, Grid, SweepPlan, config_of
 from hushgrad.study.sweep.results import write_results
-from hushgrad.study.sweep.scheduler import Budget, run_sweep
+from hushgrad.study.sweep.scheduler import CoreBudget, run_sweep
 from hushgrad.study.sweep.sweep_file import plan_from, read_sweep, shipped
 from hushgrad.study.tasks import TaskOptions
 
@@ -77,7 +77,7 @@ def sweep(
         return
     if storage is not None:
         raise click.UsageError("--storage goes with --search")
-    _sweep(plan, out, Budget(cores or os.cpu_count() or 1, threads_per_run))
+    _sweep(plan, out, CoreBudget(cores or os.cpu_count() or 1, threads_per_run))
 
 
 def _described(
@@ -122,7 +122,7 @@ def _search(plan: SweepPlan, out: Path, trials: int, storage: str | None) -> Non
     click.echo(f"choice (a random number of trials, drawn beforehand) {round_up(found.drawn_number)}.")
 
 
-def _sweep(plan: SweepPlan, out: Path, budget: Budget) -> None:
+def _sweep(plan: SweepPlan, out: Path, budget: CoreBudget) -> None:
     """Run or resume the plan in `out`, show the end, and leave with the exit status that says how it went."""
     from hushgrad.study.sweep.screen import SweepScreen, new_console, show_results
 

@@ -1,6 +1,6 @@
-"""Compiled passes over a chunk, where numba is installed (`pip install "hushgrad[fast]"`).
+"""A compiled loop over a chunk, where numba is installed (`pip install "hushgrad[fast]"`).
 
-Words and values are those of the stream and of `hushgrad.noise.passes.ArrayPasses`, bit for bit, so numba changes
+Words and values are those of the stream and of `hushgrad.noise.backends.ArrayBackend`, bit for bit, so numba changes
 nothing but speed. Before the compiled loops are used they must prove it, on a chunk with every pick.
 
 Guarantee: a draw has the same values with numba and without.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hushgrad.errors import HushgradWarning
-from hushgrad.noise.passes import ArrayPasses, Bits, Floats, Places, Words
+from hushgrad.noise.backends import ArrayBackend, Bits, Floats, Places, Words
 from hushgrad.noise.strips import PICKS, pick_table, strips
 from hushgrad.randomness import BLOCK_BYTES, Address, KeyStream
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from hushgrad.noise.loops import Loop
 
 
-class CompiledPasses:
-    """The passes as one loop, which releases Python's lock.
+class CompiledBackend:
+    """One compiled loop, which releases Python's lock.
 
     Where the processor has instructions for AES, the loop also runs the cipher, a few words at a time, and leaves the
     rest of its scratch memory untouched.
@@ -70,8 +70,8 @@ class CompiledPasses:
         return self._places[:found]
 
 
-def fastest_passes() -> type[CompiledPasses] | type[ArrayPasses]:
-    """Return the passes to use on this machine: compiled ones where numba is installed.
+def fastest_backend() -> type[CompiledBackend] | type[ArrayBackend]:
+    """Return the backend to use on this machine: the compiled one where numba is installed.
 
     Takes 0.4 s with numba, and a few seconds to compile once after an installation. Warns with a `HushgradWarning`
     where numba is installed and cannot be used.
@@ -79,22 +79,22 @@ def fastest_passes() -> type[CompiledPasses] | type[ArrayPasses]:
     try:
         numba = import_module("numba")
         if numba.config.DISABLE_JIT:
-            return ArrayPasses  # the loop would run in Python
+            return ArrayBackend  # the loop would run in Python
         from hushgrad.noise.loops import LOOPS
 
         for word in LOOPS:
             _require_same_values(word)
     except Exception as error:  # a numba that does not fit NumPy or the machine raises what it likes
         if isinstance(error, ModuleNotFoundError) and error.name == "numba":
-            return ArrayPasses
+            return ArrayBackend
         warnings.warn(
             f"numba is installed and cannot be used ({type(error).__name__}: {error}), so noise is drawn by NumPy: "
             f'the same values in more time. Run: pip install --upgrade "hushgrad[fast]", or uninstall numba',
             HushgradWarning,
             stacklevel=2,
         )
-        return ArrayPasses
-    return CompiledPasses
+        return ArrayBackend
+    return CompiledBackend
 
 
 class _EveryPick:
@@ -111,11 +111,11 @@ def _require_same_values(word: np.dtype[Any]) -> None:
     for stream in (_EveryPick(), KeyStream.fixed_for_tests(0)):
         bits = Bits(stream, Address(1, 2, 3), 4)
         results = []
-        for passes in (ArrayPasses(word), CompiledPasses(word)):
+        for backend in (ArrayBackend(word), CompiledBackend(word)):
             values = np.empty(PICKS, f"f{word.itemsize}")
-            places = [passes.normal(bits, values).copy()]
+            places = [backend.normal(bits, values).copy()]
             sums = values[::-1].copy()
-            places.append(passes.noised(bits, None, sums, 1.7, 3.0))
+            places.append(backend.noised(bits, None, sums, 1.7, 3.0))
             results.append([part.tobytes() for part in (values, sums, *places)])
         if results[0] != results[1]:
             raise ArithmeticError("its code gives other values than NumPy")

@@ -29,15 +29,15 @@ from torch import Tensor
 
 from hushgrad.arguments import non_negative_number, positive_number
 from hushgrad.errors import InterruptedDrawError, InvalidArgumentError
-from hushgrad.noise.compiled import fastest_passes
+from hushgrad.noise.backends import Backend, Bits, Floats, Places
+from hushgrad.noise.compiled import fastest_backend
 from hushgrad.noise.cuda import dispatch
 from hushgrad.noise.cuda.chacha import CipherKey
-from hushgrad.noise.passes import Bits, Floats, Passes, Places
-from hushgrad.noise.strips import Float64s, judged, pick_table
+from hushgrad.noise.strips import Float64s, accept_reject, pick_table
 from hushgrad.noise.threads import on_all_threads
 from hushgrad.randomness import Address, KeyStream
 
-PASSES = fastest_passes()
+BACKEND = fastest_backend()
 
 _REMAINDER_OFFSET = 1 << 60  # bytes into an address; no draw has that many values
 
@@ -166,16 +166,16 @@ class _Draw:
     def word(self) -> np.dtype[Any]:
         return np.dtype(f"i{self.into.itemsize}")
 
-    def chunk(self, start: int, stop: int, passes: Passes, stream: KeyStream) -> Places:
+    def chunk(self, start: int, stop: int, backend: Backend, stream: KeyStream) -> Places:
         """Write the values in [start, stop) and return which of them the remainder stands for."""
         bits, into = Bits(stream, self.address, start), self.into[start:stop]
         if self.std is None:
-            return passes.normal(bits, into)
+            return backend.normal(bits, into)
         total = None if self.total is None else self.total[start:stop]
-        return passes.noised(bits, total, into, self.std, self.divisor)
+        return backend.noised(bits, total, into, self.std, self.divisor)
 
     def complete(self, places: Places, values: Float64s) -> None:
-        """Write the values of the remainder; the passes took them for 0."""
+        """Write the values of the remainder; the backend took them for 0."""
         if self.std is None:
             self.into[places] = values
         else:
@@ -187,15 +187,15 @@ def _run(draws: Sequence[_Draw], stream: KeyStream) -> None:
 
     Guarantee: it returns only after every chunk has said that its values are written and which of them are missing.
     """
-    chunks = [(item, start) for item, draw in enumerate(draws) for start in range(0, len(draw.into), PASSES.size)]
+    chunks = [(item, start) for item, draw in enumerate(draws) for start in range(0, len(draw.into), BACKEND.size)]
     left = deque(range(len(chunks)))
     missing: list[Places | None] = [None] * len(chunks)  # set by a chunk as the last thing it does
-    threads = max(1, min(torch.get_num_threads(), sum(len(draw.into) for draw in draws) // PASSES.worth_a_thread))
+    threads = max(1, min(torch.get_num_threads(), sum(len(draw.into) for draw in draws) // BACKEND.worth_a_thread))
     for word in {draw.word for draw in draws}:
         pick_table(8 * word.itemsize)  # made once, before the threads ask for it
 
     def work() -> None:
-        scratch: dict[np.dtype[Any], Passes] = {}
+        scratch: dict[np.dtype[Any], Backend] = {}
         try:
             while True:
                 try:
@@ -206,14 +206,14 @@ def _run(draws: Sequence[_Draw], stream: KeyStream) -> None:
                 draw = draws[item]
                 if draw.word not in scratch:
                     scratch[draw.word] = _lent(draw.word)
-                passes = scratch[draw.word]
-                missing[chunk] = start + draw.chunk(start, min(start + passes.size, len(draw.into)), passes, stream)
+                backend = scratch[draw.word]
+                missing[chunk] = start + draw.chunk(start, min(start + backend.size, len(draw.into)), backend, stream)
         except BaseException:
             left.clear()  # nobody needs the rest
             raise
         finally:
-            for word, passes in scratch.items():
-                _idle[word].append(passes)
+            for word, backend in scratch.items():
+                _idle[word].append(backend)
 
     on_all_threads(work, threads)
     work()  # what is left where no thread came for it
@@ -242,15 +242,15 @@ def _places(chunks: Sequence[tuple[int, int]], missing: Sequence[Places | None],
 
 # Fresh memory costs a page fault for every 4 KiB, which is more time than the values take, so scratch memory is kept.
 # What the last draw left in it is no more open to others than the sums that it was added to.
-_idle: dict[np.dtype[Any], deque[Passes]] = {word: deque() for word in _WORDS.values()}
+_idle: dict[np.dtype[Any], deque[Backend]] = {word: deque() for word in _WORDS.values()}
 
 
-def _lent(word: np.dtype[Any]) -> Passes:
-    """Return passes, with their scratch memory, for one thread; it puts them back among the idle ones."""
+def _lent(word: np.dtype[Any]) -> Backend:
+    """Return a backend, with its scratch memory, for one thread, which puts it back among the idle ones."""
     try:
         return _idle[word].pop()
     except IndexError:
-        return PASSES(word)
+        return BACKEND(word)
 
 
 def _remainders(counts: Sequence[int], addresses: Sequence[Address], stream: KeyStream) -> list[Float64s]:
@@ -269,7 +269,7 @@ def _remainders(counts: Sequence[int], addresses: Sequence[Address], stream: Key
             part = candidates[end - size : end]
             stream.fill(part, addresses[draw], offset=offsets[draw])
             offsets[draw] += part.nbytes
-        values, is_accepted = judged(candidates)
+        values, is_accepted = accept_reject(candidates)
         for draw, size, end in zip(short, sizes, ends, strict=True):
             mine = slice(end - size, end)
             accepted[draw] = np.concatenate([accepted[draw], values[mine][is_accepted[mine]]])

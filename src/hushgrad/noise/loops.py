@@ -1,6 +1,6 @@
-"""The passes over a chunk as compiled loops. Importing this module needs numba, and compiles them the first time.
+"""The loops over a chunk, compiled. Importing this module needs numba, and compiles them the first time.
 
-The operations of `hushgrad.noise.passes.ArrayPasses` in the same order and rounding: nothing is reassociated and no
+The operations of `hushgrad.noise.backends.ArrayBackend` in the same order and rounding: nothing is reassociated and no
 multiplication is fused with an addition. None of these functions ever runs in Python.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hushgrad.noise import aes
-from hushgrad.noise.passes import Floats, Places, Words
+from hushgrad.noise.backends import Floats, Places, Words
 from hushgrad.noise.strips import PICKS
 
 BLOCK = 512  # values at a time: their bits and pairs stay in the first cache

@@ -119,11 +119,11 @@ def remainder(candidates: NDArray[np.uint64]) -> Float64s:
 
     Guarantee: the tail is drawn from 64 bits of its own; the largest possible `abs(z)` is 10.1.
     """
-    values, is_accepted = judged(candidates)
+    values, is_accepted = accept_reject(candidates)
     return values[is_accepted]
 
 
-def judged(candidates: NDArray[np.uint64]) -> tuple[Float64s, NDArray[np.bool_]]:
+def accept_reject(candidates: NDArray[np.uint64]) -> tuple[Float64s, NDArray[np.bool_]]:
     """Return what each candidate of `remainder` stands for, and which of them are accepted."""
     right = strips()
     first, across, up = candidates[:, 0], *_open_unit_interval(candidates[:, 1:]).T

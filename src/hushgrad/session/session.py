@@ -22,7 +22,7 @@ from hushgrad.accounting.conditions import CLOSED, Condition, third_party
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger.contract import OBSERVED
-from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.arguments import positive_number
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
@@ -300,7 +300,7 @@ class Session:
         return self._parts.spending.events()
 
     @property
-    def anchor(self) -> Anchor | None:
+    def anchor(self) -> LedgerHead | None:
         """The ledger's last record: kept elsewhere, it shows later whether records were lost. None until it opens."""
         return self._parts.spending.anchor
 

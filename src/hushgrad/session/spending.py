@@ -15,7 +15,7 @@ from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger.contract import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract
 from hushgrad.accounting.ledger.file import ledger_path
 from hushgrad.accounting.ledger.ledger import Ledger
-from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.arguments import whole_number
 from hushgrad.errors import (
@@ -177,7 +177,7 @@ class Spending:
         return sum(count for _, count in self.events()) if self._ledger is None else self._ledger.steps
 
     @property
-    def anchor(self) -> Anchor | None:
+    def anchor(self) -> LedgerHead | None:
         """The last record of the ledger; None while it is not open."""
         return None if self._ledger is None else self._ledger.anchor
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.model_file import as_bytes
 from hushgrad.study.outcome import Measurement
@@ -102,7 +102,7 @@ class RunDirectory:
         replace_file(self.model, as_bytes(model, description))
 
 
-def ledger_end(anchor: Anchor | None) -> dict[str, Any] | None:
+def ledger_end(anchor: LedgerHead | None) -> dict[str, Any] | None:
     """Return how many records a ledger has and its last one's hash, as a summary keeps them; None without a ledger."""
     return None if anchor is None else {"records": anchor.seq + 1, "hash": anchor.hash}
 

@@ -114,11 +114,11 @@ class TensorBoard:
 
 
 @dataclass(frozen=True, slots=True)
-class Forward:
+class CallableLogger:
     """Hands metrics to a function `send({name: value}, step=step)`, which is how W&B, MLflow and Trackio take them.
 
-    `Forward(wandb.log)`, `Forward(mlflow.log_metrics)`, `Forward(trackio.log)`. Not local: it gets covered metrics only
-    unless the run is told to share the others.
+    `CallableLogger(wandb.log)`, `CallableLogger(mlflow.log_metrics)`, `CallableLogger(trackio.log)`. Not local: it gets
+    covered metrics only, unless the run is told to share the others.
     """
 
     send: Callable[..., object]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hushgrad import PrivacyEngine
 from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.configuration import Privacy, RunConfig
-from hushgrad.study.outcome import Measurement, Outcome, Spent, Watchers
+from hushgrad.study.outcome import Callbacks, Measurement, PrivacySpent, RunOutcome
 from hushgrad.study.scoring import accuracy
 from hushgrad.study.tasks import Task
 
@@ -22,7 +22,7 @@ MOST_TESTS = 100
 
 
 @dataclass(slots=True)
-class Parts:
+class LoopComponents:
     """The components of a loop; `trained` is the model in the form that takes what `views` makes of a batch."""
 
     model: nn.Module
@@ -40,20 +40,20 @@ class Parts:
 
 
 @dataclass(slots=True)
-class Account:
+class EpsilonCache:
     """The ε of a private run, computed at most once per step, because computing it takes a while."""
 
     engine: PrivacyEngine
     privacy: Privacy
-    _known: tuple[int, Spent] | None = None
+    _known: tuple[int, PrivacySpent] | None = None
 
-    def spent(self, step: int) -> Spent:
+    def spent(self, step: int) -> PrivacySpent:
         """Return what the engine states after `step` steps."""
         if self._known is None or self._known[0] != step:
             mechanism = self.engine.mechanism
             self._known = (
                 step,
-                Spent(
+                PrivacySpent(
                     guarantee=self.engine.guarantee(self.privacy.delta),
                     noise_multiplier=mechanism.noise_multiplier,
                     max_grad_norm=self.privacy.max_grad_norm,
@@ -103,11 +103,11 @@ class _Window:
 def run_loop(
     config: RunConfig,
     task: Task,
-    parts: Parts,
-    account: Account | None,
+    parts: LoopComponents,
+    account: EpsilonCache | None,
     planned_steps: int,
-    watchers: Watchers,
-) -> Outcome:
+    callbacks: Callbacks,
+) -> RunOutcome:
     """Run the epochs and return the outcome; `account` is None for an ordinary run."""
     began = time.perf_counter()
     measurements: list[Measurement] = []
@@ -117,9 +117,9 @@ def run_loop(
     step = 0
     status = "running"
 
-    def outcome_now() -> Outcome:
+    def outcome_now() -> RunOutcome:
         spent = account.spent(step) if account is not None else None
-        return Outcome(status, step, planned_steps, time.perf_counter() - began, tuple(measurements), spent)
+        return RunOutcome(status, step, planned_steps, time.perf_counter() - began, tuple(measurements), spent)
 
     def measure(window: _Window, epoch: int, *, with_test: bool) -> None:
         trained = time.perf_counter()
@@ -129,9 +129,9 @@ def run_loop(
             step=step, epoch=epoch, test_accuracy=tested, epsilon=epsilon, began=began, trained=trained
         )
         measurements.append(measurement)
-        watchers.on_measurement(measurement)
+        callbacks.on_measurement(measurement)
 
-    watchers.on_start(planned_steps, account.engine.mechanism.noise_multiplier if account is not None else None)
+    callbacks.on_start(planned_steps, account.engine.mechanism.noise_multiplier if account is not None else None)
     window = _Window.on(config.device)
     for epoch in range(1, config.epochs + 1):
         tested_at = epoch * steps_per_epoch if epoch % test_every == 0 or epoch == config.epochs else None
@@ -148,8 +148,8 @@ def run_loop(
             step += 1
             if parts.average is not None:
                 parts.average.update(parts.model)
-            watchers.on_step(step)
-            if step < planned_steps and watchers.stop_requested():
+            callbacks.on_step(step)
+            if step < planned_steps and callbacks.stop_requested():
                 status = "interrupted"
                 break
             if step % measure_every == 0 and step != tested_at:
@@ -160,7 +160,7 @@ def run_loop(
         measure(window, epoch, with_test=True)
         if step == planned_steps:
             status = "completed"
-        watchers.on_epoch(parts.released, outcome_now())
+        callbacks.on_epoch(parts.released, outcome_now())
         if status != "running":
             break
         window = _Window.on(config.device)

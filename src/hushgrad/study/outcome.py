@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hushgrad.accounting.guarantee import Guarantee
-from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.accounting.ledger.records import LedgerHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class PrivacySpent:
     """The privacy that a run has spent so far, as the engine states it.
 
     `sampling_rate` is None unless examples were drawn by Poisson sampling; `anchor` is the ledger's last record.
@@ -41,11 +41,11 @@ class Spent:
     noise_multiplier: float
     max_grad_norm: float
     sampling_rate: float | None
-    anchor: Anchor | None = None
+    anchor: LedgerHead | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunOutcome:
     """The outcome of a run, so far or final.
 
     `status` is "running", "completed" or "interrupted"; `spent` is None for an ordinary run.
@@ -56,7 +56,7 @@ class Outcome:
     planned_steps: int
     seconds: float
     measurements: tuple[Measurement, ...]
-    spent: Spent | None
+    spent: PrivacySpent | None
 
     @property
     def private(self) -> bool:
@@ -70,7 +70,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Watchers:
+class Callbacks:
     """Functions that are called while a run goes on.
 
     `on_start` gets the number of planned steps and the noise multiplier (None for an ordinary run), `on_step` the
@@ -81,5 +81,5 @@ class Watchers:
     on_start: Callable[[int, float | None], None] = lambda planned_steps, noise_multiplier: None
     on_step: Callable[[int], None] = lambda step: None
     on_measurement: Callable[[Measurement], None] = lambda measurement: None
-    on_epoch: Callable[[nn.Module, Outcome], None] = lambda model, outcome: None
+    on_epoch: Callable[[nn.Module, RunOutcome], None] = lambda model, outcome: None
     stop_requested: Callable[[], bool] = lambda: False

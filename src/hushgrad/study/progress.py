@@ -12,7 +12,7 @@ from hushgrad.extras import needs_extra
 from hushgrad.study.configuration import RunConfig
 from hushgrad.study.loggers import MetricLogger
 from hushgrad.study.outcome import Measurement
-from hushgrad.study.run import Finished, Reporter, run
+from hushgrad.study.run import Reporter, RunResult, run
 from hushgrad.study.tasks import Task
 
 with needs_extra("study", "progress on the screen"):
@@ -136,7 +136,7 @@ class Screen:
         self._progress.update(self._bar, description="stopping after this step; once more to abandon the run")
 
 
-def run_on_screen(config: RunConfig, out: Path, *, loggers: Sequence[MetricLogger] = ()) -> Finished:
+def run_on_screen(config: RunConfig, out: Path, *, loggers: Sequence[MetricLogger] = ()) -> RunResult:
     """Run, showing progress and then the end."""
     console = Console()
     with Screen(console, config) as screen:
@@ -145,7 +145,7 @@ def run_on_screen(config: RunConfig, out: Path, *, loggers: Sequence[MetricLogge
     return finished
 
 
-def show_end(console: Console, finished: Finished) -> None:
+def show_end(console: Console, finished: RunResult) -> None:
     """Print the accuracy, the guarantee as a sentence, what it leaves out, and where the files are."""
 
     def say(text: str) -> None:

@@ -24,7 +24,7 @@ from hushgrad.study.directory import RunDirectory, json_text, ledger_end, replac
 from hushgrad.study.interruption import finish_step_on_interrupt
 from hushgrad.study.loggers import MetricLogger, hand_over, metrics_of
 from hushgrad.study.model_file import digest_of
-from hushgrad.study.outcome import Measurement, Outcome, Watchers
+from hushgrad.study.outcome import Callbacks, Measurement, RunOutcome
 from hushgrad.study.preparation import Prepared, check_budget, prepare
 from hushgrad.study.scoring import right_on
 from hushgrad.study.settings import settings_of
@@ -46,12 +46,12 @@ ALWAYS_OUTSIDE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class RunResult:
     """A run that is over: where its files are, the task it ran on, the outcome and the summary as written."""
 
     directory: RunDirectory
     task: Task
-    outcome: Outcome
+    outcome: RunOutcome
     summary: dict[str, Any]
 
 
@@ -79,7 +79,7 @@ def run(
     *,
     loggers: Sequence[MetricLogger] = (),
     share_uncovered: bool = False,
-) -> Finished:
+) -> RunResult:
     """Load the task, train, and leave the results in the folder `out`.
 
     `loggers` get every measurement as well; those that are not local get what ε covers, unless `share_uncovered`.
@@ -111,28 +111,28 @@ def run(
             hand_over(logger, measurement.step, metrics_of(measurement), share_uncovered=share_uncovered)
         reporter.on_measurement(measurement)
 
-    def write(model: nn.Module, outcome: Outcome) -> None:
+    def write(model: nn.Module, outcome: RunOutcome) -> None:
         summary = summarise(config, prepared, model, outcome)
         directory.write_summary(summary)
         facts = {"task": config.task, "model": config.model, "steps": str(outcome.steps)}
         directory.write_model(model, {**facts, "guarantee": summary["guarantee"]})
 
     with finish_step_on_interrupt(reporter.on_stop_request) as stop_requested:
-        watchers = Watchers(
+        callbacks = Callbacks(
             on_start=lambda planned_steps, noise_multiplier: reporter.on_start(task, planned_steps, noise_multiplier),
             on_step=reporter.on_step,
             on_measurement=record,
             on_epoch=write,
             stop_requested=stop_requested,
         )
-        model, outcome = train(config, task, watchers, ledger=ledger)
+        model, outcome = train(config, task, callbacks, ledger=ledger)
         write(model, outcome)
         delta = config.privacy.delta if config.privacy else None
         picture = draw_curves(outcome.measurements, title=title_of(config), delta=delta)
         replace_file(directory.curves, picture)
     for logger in loggers:
         logger.close()
-    return Finished(directory, task, outcome, summarise(config, prepared, model, outcome))
+    return RunResult(directory, task, outcome, summarise(config, prepared, model, outcome))
 
 
 def title_of(config: RunConfig) -> str:
@@ -148,7 +148,7 @@ def title_of(config: RunConfig) -> str:
     return f"{config.task}, {config.model}: {aim}, C = {privacy.max_grad_norm:g}, B = {config.batch_size}"
 
 
-def outside_the_guarantee(task: Task, outcome: Outcome) -> tuple[str, ...]:
+def outside_the_guarantee(task: Task, outcome: RunOutcome) -> tuple[str, ...]:
     """Return what epsilon does not cover; for a run without privacy, everything."""
     if not outcome.private:
         return ("everything: this run is not private",)
@@ -184,7 +184,7 @@ def asked_for(config: RunConfig) -> dict[str, Any]:
     return found
 
 
-def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: Outcome) -> dict[str, Any]:
+def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: RunOutcome) -> dict[str, Any]:
     """Return all that a reader needs to judge a run, as JSON values. An infinite epsilon is written as "inf"."""
     task, spent = prepared.task, outcome.spent
     held = spent.guarantee if spent else None

@@ -23,15 +23,15 @@ from hushgrad.session.spending import events_at
 from hushgrad.study.augmentation import OverViews, mean_over_views
 from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.configuration import OPTIMIZERS, Privacy, RunConfig
-from hushgrad.study.loop import Account, Parts, run_loop
+from hushgrad.study.loop import EpsilonCache, LoopComponents, run_loop
 from hushgrad.study.models import build_model
-from hushgrad.study.outcome import Outcome, Watchers
+from hushgrad.study.outcome import Callbacks, RunOutcome
 from hushgrad.study.tasks import TASKS, Task
 
 
 def train(
-    config: RunConfig, task: Task, watchers: Watchers, *, ledger: Path | None = None
-) -> tuple[nn.Module, Outcome]:
+    config: RunConfig, task: Task, callbacks: Callbacks, *, ledger: Path | None = None
+) -> tuple[nn.Module, RunOutcome]:
     """Train a model on a task and return it with the outcome; with `average_decay`, the average of its steps.
 
     A requested stop takes effect at the end of the running step; the outcome is then "interrupted" and exact for the
@@ -54,7 +54,7 @@ def train(
             cure="Pass the ledger in which it was charged",
         )
     with _cpu_threads(config.threads):
-        return _train(config, task, watchers, ledger)
+        return _train(config, task, callbacks, ledger)
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def _cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _train(config: RunConfig, task: Task, watchers: Watchers, ledger: Path | None) -> tuple[nn.Module, Outcome]:
+def _train(config: RunConfig, task: Task, callbacks: Callbacks, ledger: Path | None) -> tuple[nn.Module, RunOutcome]:
     model = build_model(
         config.model,
         input_shape=task.input_shape,
@@ -85,16 +85,16 @@ def _train(config: RunConfig, task: Task, watchers: Watchers, ledger: Path | Non
     planned_steps = config.epochs * len(loader)
     average = ParameterAverage(model, config.average_decay) if config.average_decay else None
     trained = OverViews(model) if config.augmentations else model
-    parts = Parts(model, trained, optimizer, loader, _plain_criterion(config), _views(config), average)
+    parts = LoopComponents(model, trained, optimizer, loader, _plain_criterion(config), _views(config), average)
     if config.privacy is None:
-        return parts.released, run_loop(config, task, parts, None, planned_steps, watchers)
+        return parts.released, run_loop(config, task, parts, None, planned_steps, callbacks)
     engine = PrivacyEngine(ledger=ledger)
     parts.batches = _make_private(
         engine, config, config.privacy, trained, optimizer, loader, len(task.train), events_at(ledger)
     )
     parts.criterion = engine.per_example(mean_over_views if config.augmentations else nn.CrossEntropyLoss())
     try:
-        outcome = run_loop(config, task, parts, Account(engine, config.privacy), planned_steps, watchers)
+        outcome = run_loop(config, task, parts, EpsilonCache(engine, config.privacy), planned_steps, callbacks)
     finally:
         engine.session.close()
     assert outcome.spent is not None  # the loop had an account

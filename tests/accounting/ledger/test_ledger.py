@@ -15,7 +15,7 @@ import pytest
 
 from hushgrad.accounting import Contract, DisjointPass, Gaussian, Ledger, PoissonSampled, read_ledger
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
-from hushgrad.accounting.ledger.records import Anchor, encode
+from hushgrad.accounting.ledger.records import LedgerHead, encode
 from hushgrad.accounting.ledger.view import view_when
 from hushgrad.errors import AccountingError, ContractChangedError, InvalidArgumentError, LedgerError
 
@@ -392,7 +392,7 @@ def test_the_file_is_private_and_links_are_refused(path: Path) -> None:
 def test_the_anchor_of_another_run_is_refused(path: Path) -> None:
     _small(path)
     with pytest.raises(LedgerError, match="another run"):
-        read_ledger(path, Anchor(1, "0" * 64))
+        read_ledger(path, LedgerHead(1, "0" * 64))
 
 
 def test_every_line_is_one_json_object_with_its_kind(path: Path) -> None:
@@ -535,10 +535,10 @@ def test_the_view_at_an_anchor_is_what_the_ledger_said_then_and_none_where_it_ne
     assert (view.steps, view.events, view.anchor) == (3, [(STEP, 3)], then)
     assert view_when(path, last) is not None
     for never in (
-        Anchor(then.seq, last.hash),
-        Anchor(last.seq + 1, last.hash),
-        Anchor(-1, "0" * 64),
-        Anchor(10**30, ""),
+        LedgerHead(then.seq, last.hash),
+        LedgerHead(last.seq + 1, last.hash),
+        LedgerHead(-1, "0" * 64),
+        LedgerHead(10**30, ""),
     ):
         assert view_when(path, never) is None
 

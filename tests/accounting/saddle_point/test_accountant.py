@@ -22,7 +22,14 @@ from hushgrad.accounting.saddle_point.accountant import _one_step_delta, delta_b
 from hushgrad.accounting.saddle_point.accountant import epsilon_bounds as bounds_of_form
 from hushgrad.accounting.saddle_point.contour import Contour, saddle_point
 from hushgrad.accounting.saddle_point.loss_sum import LossSum
-from hushgrad.accounting.saddle_point.step_measure import ADD, REMOVE, Step, measure, needed_panels, quadrature_error
+from hushgrad.accounting.saddle_point.step_measure import (
+    ADD,
+    REMOVE,
+    SampledStep,
+    measure,
+    needed_panels,
+    quadrature_error,
+)
 from hushgrad.errors import AccountingError
 
 ROWS = json.loads((Path(__file__).parents[1] / "golden" / "accounting.json").read_text())["rows"]
@@ -121,7 +128,7 @@ def test_simulation_confirms_delta_where_others_lose_the_tail(
     The standard error is below 6%; the test allows 30%, a false alarm below 1e-5.
     """
     upper = _bounds(rate, noise, steps, delta).upper
-    tilt = saddle_point(LossSum(((Step(rate, noise, REMOVE), steps),), 0.0, 1e-8 * delta), upper)
+    tilt = saddle_point(LossSum(((SampledStep(rate, noise, REMOVE), steps),), 0.0, 1e-8 * delta), upper)
     assert _simulated(rate, noise, steps, upper, tilt, 1500) == pytest.approx(delta, rel=0.3)
 
 
@@ -159,7 +166,7 @@ def test_the_contour_of_a_gaussian_release_is_its_exact_curve(mu: float, delta: 
 def test_the_contour_of_one_step_holds_its_closed_form(
     direction: str, rate: float, noise: float, epsilon: float
 ) -> None:
-    step = Step(rate, noise, direction)
+    step = SampledStep(rate, noise, direction)
     exact = _one_step_delta(step, epsilon)
     total = LossSum(((step, 1),), 0.0, 1e-8 * exact)
     found = Contour(total, saddle_point(total, epsilon), epsilon, exact).bounds(epsilon)
@@ -171,7 +178,7 @@ def test_the_contour_of_one_step_holds_its_closed_form(
 @pytest.mark.parametrize("group_size", [2, 5])
 def test_one_step_of_a_group_is_its_integral(direction: str, group_size: int) -> None:
     rate, noise, epsilon = 0.1, 1.5, 0.05
-    step = Step(rate, noise, direction, group_size)
+    step = SampledStep(rate, noise, direction, group_size)
 
     def integrand(x: float) -> float:
         loss = float(step.loss_of_sum(np.array([x]))[0])
@@ -249,7 +256,7 @@ def test_epsilon_is_monotone_in_every_argument(plan: tuple[float, float, int, fl
 @given(st.floats(0.001, 0.9), st.floats(0.3, 20), st.floats(0, 30), st.floats(0, 3), st.sampled_from([REMOVE, ADD]))
 def test_the_quadrature_error_bound_holds(rate: float, noise: float, tilt: float, turn: float, direction: str) -> None:
     """Against a quadrature with four times the panels."""
-    step = Step(rate, noise, direction)
+    step = SampledStep(rate, noise, direction)
     coarse = measure(step, 1e-15)
     frequency = 10**turn
     fine = measure(step, 1e-15, 4 * needed_panels(coarse, tilt, frequency, 1e-13, 1)[0])

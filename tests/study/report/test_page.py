@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hushgrad.study.report.document import Document, Grid, Section
+from hushgrad.study.report.document import Document, Section, TextTable
 from hushgrad.study.report.files import CARD, PAGE, write_report
 from hushgrad.study.report.render import html as html_page
 from hushgrad.study.report.render import markdown
@@ -37,7 +37,7 @@ class Elements(html.parser.HTMLParser):
 
 
 def hostile_document(text):
-    section = Section(text, (text,), ((text, text),), Grid((text, text), ((text, text),)), (text,))
+    section = Section(text, (text,), ((text, text),), TextTable((text, text), ((text, text),)), (text,))
     return Document(text, True, ((text, text),), (section,))
 
 

@@ -15,7 +15,7 @@ from hushgrad.errors import ContractChangedError, InvalidArgumentError
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import Grid, Subject, make_plan
 from hushgrad.study.sweep.results import write_results
-from hushgrad.study.sweep.scheduler import Budget, run_sweep
+from hushgrad.study.sweep.scheduler import CoreBudget, run_sweep
 
 pytestmark = pytest.mark.usefixtures("forked_programs")
 
@@ -30,7 +30,7 @@ def planned(function, grid=GRID):
 
 def swept(plan, out, cores=2):
     folder = SweepFolder.open(out, plan)
-    end = run_sweep(plan, folder, Budget(cores))
+    end = run_sweep(plan, folder, CoreBudget(cores))
     return folder, end, write_results(folder, plan)
 
 
@@ -160,7 +160,7 @@ def test_a_sweep_is_run_by_one_process_at_a_time(own):
     plan = planned("claims")
     folder = SweepFolder.open(own / "out", plan)
     with folder.locked(), pytest.raises(InvalidArgumentError, match="another process is running this sweep"):
-        run_sweep(plan, folder, Budget(1))
+        run_sweep(plan, folder, CoreBudget(1))
 
 
 def test_runs_of_tasks_are_swept_in_processes_with_their_own_settings(tmp_path):

@@ -18,7 +18,7 @@ from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import event_to_json
 from hushgrad.accounting.ledger.contract import Contract
 from hushgrad.accounting.ledger.file import LedgerFile, ledger_path
-from hushgrad.accounting.ledger.records import NO_HASH, Anchor, encode
+from hushgrad.accounting.ledger.records import NO_HASH, LedgerHead, encode
 from hushgrad.accounting.ledger.view import (
     FORMAT,
     NOTE_VERSION,
@@ -86,9 +86,9 @@ class Ledger:
         return self._state == "open"
 
     @property
-    def anchor(self) -> Anchor:
+    def anchor(self) -> LedgerHead:
         """The last record. Kept elsewhere, it proves later that this ledger has lost no records."""
-        return Anchor(self._seq, self._hash)
+        return LedgerHead(self._seq, self._hash)
 
     def events(self) -> list[tuple[Event, int]]:
         """Return what was charged, in order, as `(event, count)` with equal neighbours merged; a new list."""

@@ -3,7 +3,7 @@
 A record is `{"kind", "seq", "previous", ..., "hash"}`: `seq` counts from 0, `previous` is the hash of the record
 before, and `hash` is SHA-256 over the canonical JSON of everything else. The line must *be* the canonical JSON, byte
 for byte, so there is no byte of a ledger that can change without being noticed. What cannot be noticed from the file
-alone is the loss of whole records at its end; for that, keep an `Anchor` elsewhere (in a checkpoint, say).
+alone is the loss of whole records at its end; for that, keep an `LedgerHead` elsewhere (in a checkpoint, say).
 
 A later version adds what it needs as further kinds; a reader refuses a kind that it does not know.
 """
@@ -27,7 +27,7 @@ _WHERE = "the ledger"
 
 
 @dataclass(frozen=True, slots=True)
-class Anchor:
+class LedgerHead:
     """A point of a ledger: record `seq` had this `hash`. A ledger that lacks it has lost records or is another one."""
 
     seq: int

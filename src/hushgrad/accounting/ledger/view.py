@@ -14,7 +14,7 @@ from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import event_from_json
 from hushgrad.accounting.ledger.contract import ONE_RECORD, Contract
 from hushgrad.accounting.ledger.file import ledger_path, read_bytes
-from hushgrad.accounting.ledger.records import NO_HASH, RESTORE, Anchor, decode, record_at
+from hushgrad.accounting.ledger.records import NO_HASH, RESTORE, LedgerHead, decode, record_at
 from hushgrad.arguments import count_of
 from hushgrad.errors import HushgradError, LedgerError
 
@@ -46,7 +46,7 @@ class LedgerView:
     contract: Contract
     events: list[tuple[Event, int]]
     steps: int
-    anchor: Anchor
+    anchor: LedgerHead
     run: str
     notes: list[Note] = field(default_factory=list)
 
@@ -56,7 +56,7 @@ class LedgerView:
         return conditions_of(self.notes)
 
 
-def read_ledger(path: str | os.PathLike[str], anchor: Anchor | None = None) -> LedgerView:
+def read_ledger(path: str | os.PathLike[str], anchor: LedgerHead | None = None) -> LedgerView:
     """Verify the ledger at `path` and return what it says, without locking it.
 
     With an `anchor` (a `Ledger.anchor` kept elsewhere), also verify that the ledger still contains it.
@@ -66,7 +66,7 @@ def read_ledger(path: str | os.PathLike[str], anchor: Anchor | None = None) -> L
     return view_of(read_bytes(ledger_path(path)), anchor)
 
 
-def view_when(path: str | os.PathLike[str], anchor: Anchor) -> LedgerView | None:
+def view_when(path: str | os.PathLike[str], anchor: LedgerHead) -> LedgerView | None:
     """Return what the ledger at `path` said when `anchor` was its last record; None where it never was.
 
     Raises `LedgerError` for a ledger that is damaged before that record.
@@ -78,14 +78,14 @@ def view_when(path: str | os.PathLike[str], anchor: Anchor) -> LedgerView | None
     return view if view.anchor == anchor else None
 
 
-def view_of(data: bytes, anchor: Anchor | None = None) -> LedgerView:
+def view_of(data: bytes, anchor: LedgerHead | None = None) -> LedgerView:
     """Return what the content of a ledger file says, verified; with an `anchor`, also that it holds that record."""
     events: list[tuple[Event, int]] = []
     notes: list[Note] = []
-    contract, run, last, anchored = None, "", Anchor(-1, NO_HASH), anchor is None
+    contract, run, last, anchored = None, "", LedgerHead(-1, NO_HASH), anchor is None
     returnable = 0  # a lease can be returned only by the record that follows it, and never whole
     for record in decode(data):
-        last = Anchor(record["seq"], record["hash"])
+        last = LedgerHead(record["seq"], record["hash"])
         anchored = anchored or last == anchor
         limit, returnable = returnable, 0
         try:

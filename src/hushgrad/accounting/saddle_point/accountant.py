@@ -18,7 +18,7 @@ from hushgrad.accounting.composition import NormalForm
 from hushgrad.accounting.gaussian import gaussian_epsilon
 from hushgrad.accounting.saddle_point.contour import Contour, log_delta_estimate, saddle_point, saddle_point_of_delta
 from hushgrad.accounting.saddle_point.loss_sum import LossSum, Steps
-from hushgrad.accounting.saddle_point.step_measure import ADD, REMOVE, Step
+from hushgrad.accounting.saddle_point.step_measure import ADD, REMOVE, SampledStep
 from hushgrad.errors import AccountingError
 
 DIRECTIONS = (REMOVE, ADD)
@@ -136,7 +136,7 @@ def _probability_of_taking_part(form: NormalForm, group_size: int) -> float:
 
 
 def _steps(form: NormalForm, direction: str, group_size: int) -> Steps:
-    return tuple((Step(rate, noise, direction, group_size), count) for rate, noise, count in form.sampled)
+    return tuple((SampledStep(rate, noise, direction, group_size), count) for rate, noise, count in form.sampled)
 
 
 def _one_step(rate: float, noise: float, delta: float) -> EpsilonBounds:
@@ -264,7 +264,7 @@ def _delta_of_direction(steps: Steps, precision: float, epsilon: float) -> Delta
     return Contour(total, saddle_point(total, epsilon), epsilon, delta).bounds(epsilon)
 
 
-def _one_step_delta(step: Step, epsilon: float) -> float:
+def _one_step_delta(step: SampledStep, epsilon: float) -> float:
     q, mu = step.rate, 1 / step.noise_multiplier
     if step.direction == REMOVE:
         shifted = epsilon + math.log((-math.expm1(-epsilon) + q * math.exp(-epsilon)) / q)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hushgrad.accounting.saddle_point.step_measure import Array, Step, StepMeasure, measure, needed_panels
+from hushgrad.accounting.saddle_point.step_measure import Array, SampledStep, StepMeasure, measure, needed_panels
 
 _CERTIFICATE_MARGIN = 0.8
 _VARIATION_MARGIN = 1.2
@@ -15,7 +15,7 @@ _RATIO = math.sqrt(2)
 _FREQUENCIES = 64
 _WELL_BOUNDED = 0.5
 
-Steps = tuple[tuple[Step, int], ...]
+Steps = tuple[tuple[SampledStep, int], ...]
 
 
 @dataclass(frozen=True, slots=True)

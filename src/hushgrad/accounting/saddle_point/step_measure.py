@@ -34,7 +34,7 @@ _BETWEEN_NODES = 20.0  # factor on a maximum that was taken over sampled points
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class SampledStep:
     """One sampled Gaussian step: `rate` in (0, 1), `noise_multiplier` > 0, `group_size` >= 1, and the direction."""
 
     rate: float
@@ -79,7 +79,7 @@ class Step:
 
 
 @lru_cache(maxsize=4096)
-def _interval(step: Step, dropped: float) -> tuple[float, float]:
+def _interval(step: SampledStep, dropped: float) -> tuple[float, float]:
     noise, target = step.noise_multiplier, math.log(dropped / 2)
     reach = math.sqrt(2 * math.log(2 / dropped)) + 0.1  # Φ(−r) <= exp(−r²/2)/2
     if step.direction == ADD:
@@ -101,7 +101,7 @@ class StepMeasure:
     rules on equal panels of `half_width` from `first` to `last`.
     """
 
-    step: Step
+    step: SampledStep
     losses: Array
     log_weights: Array
     log_density: Array
@@ -194,7 +194,7 @@ def needed_panels(part: StepMeasure, tilt: float, frequency: float, tolerance: f
     return panels, error
 
 
-def _sampled_part(step: Step, x: Array) -> Array:
+def _sampled_part(step: SampledStep, x: Array) -> Array:
     log_odds = math.log(step.rate) - math.log1p(-step.rate) + (2 * x - 1) / (2 * step.noise_multiplier**2)
     result: Array = 0.5 * (1 + np.tanh(0.5 * log_odds))
     return result
@@ -207,7 +207,7 @@ def _rule() -> tuple[Array, Array]:
 
 
 @lru_cache(maxsize=4096)
-def measure(step: Step, dropped: float, panels: int = 0) -> StepMeasure:
+def measure(step: SampledStep, dropped: float, panels: int = 0) -> StepMeasure:
     """Return `step`'s measure on `panels` panels (0: enough for a slow integrand), leaving out at most `dropped`."""
     low, high = step.interval(dropped)
     noise = step.noise_multiplier

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from hushgrad.study.report.comparison import Row, shown
+from hushgrad.study.report.comparison import Comparison, shown
 from hushgrad.study.report.document import plain
 from hushgrad.study.report.metrics_agreement import metrics_rows, spent_in_metrics
 from hushgrad.study.report.model_agreement import model_rows, steps_of_model
@@ -26,7 +26,7 @@ from hushgrad.study.report.summary_agreement import end_of_the_ledger, summary_r
 from hushgrad.study.report.values import same, stated_epsilon
 
 
-def agreement(files: RunFiles, delta: float) -> list[Row]:
+def agreement(files: RunFiles, delta: float) -> list[Comparison]:
     """Return, for each thing that more than one file says, whether they agree on it."""
     if files.ledger is None:
         return [*_without_a_ledger(files), *metrics_rows(files), *model_rows(files)]
@@ -75,12 +75,12 @@ def notices(files: RunFiles) -> list[str]:
     return found
 
 
-def _without_a_ledger(files: RunFiles) -> Iterator[Row]:
+def _without_a_ledger(files: RunFiles) -> Iterator[Comparison]:
     """A run that says an ε must have a ledger; an ordinary run has none."""
     stated, noise = files.said("epsilon"), files.said("noise_multiplier")
     measured = any(row["epsilon"] is not None for row in files.measurements)
     claims = files.said("private") is True or noise is not None or (stated is not None and not same(stated, math.inf))
-    yield Row(
+    yield Comparison(
         "the ledger of a run that states an ε",
         not (claims or measured),
         {

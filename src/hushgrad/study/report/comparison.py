@@ -12,7 +12,7 @@ from hushgrad.study.report.values import same
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Comparison:
     """One thing that several files say: what each of them says of it, and whether they may stand together."""
 
     what: str
@@ -40,10 +40,10 @@ def contradictions(facts: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def compared(what: str, stated: Any, given: Any, *, held: bool | None = None) -> Row:
+def compared(what: str, stated: Any, given: Any, *, held: bool | None = None) -> Comparison:
     """Return what the summary states beside what the ledger gives, held where they are the same, or as told."""
     held = same(stated, given) if held is None else held
-    return Row(what, held, {SUMMARY: shown(stated), LEDGER: shown(given)})
+    return Comparison(what, held, {SUMMARY: shown(stated), LEDGER: shown(given)})
 
 
 def shown(value: Any) -> str:

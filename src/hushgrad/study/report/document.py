@@ -12,7 +12,7 @@ CONTRADICTION = "FILES CONTRADICT EACH OTHER"
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class TextTable:
     """A table: its columns and its rows of text."""
 
     columns: tuple[str, ...]
@@ -34,7 +34,7 @@ class Section:
     heading: str
     text: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
-    table: Grid | None = None
+    table: TextTable | None = None
     points: tuple[str, ...] = ()
     images: tuple[Image, ...] = field(default=(), repr=False)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from hushgrad._version import __version__
-from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import view_when
 from hushgrad.study.directory import from_json
-from hushgrad.study.report.comparison import Row
+from hushgrad.study.report.comparison import Comparison
 from hushgrad.study.report.document import up
 from hushgrad.study.report.run_files import LEDGER, RunFiles
 from hushgrad.study.report.values import stated_epsilon
@@ -26,12 +26,12 @@ _ROUNDING = 2e-3
 """Relative: a card rounds ε up to four digits, and a report may have ε from a card."""
 
 
-def earlier_claims(out: Path, files: RunFiles, epsilon: float) -> tuple[list[Row], list[float]]:
+def earlier_claims(out: Path, files: RunFiles, epsilon: float) -> tuple[list[Comparison], list[float]]:
     """Return what an earlier report in `out` says against the files of a run, and the ε's that it says.
 
     Nothing where there is none, where it is of another run, or where the files hold all that it saw.
     """
-    rows: list[Row] = []
+    rows: list[Comparison] = []
     stated: list[float] = []
     privacy = _privacy(out / DATA)
     own = out.resolve() == files.folder.resolve()
@@ -40,7 +40,7 @@ def earlier_claims(out: Path, files: RunFiles, epsilon: float) -> tuple[list[Row
         if _lost(privacy, files):
             end = privacy["ledger_end"]
             rows.append(
-                Row(
+                Comparison(
                     f"the ledger in the {DATA} that was here and in the run's folder",
                     False,
                     {DATA: f"had {end['records']} records, ε = {up(before)}", LEDGER: "lacks the last of them"},
@@ -49,7 +49,7 @@ def earlier_claims(out: Path, files: RunFiles, epsilon: float) -> tuple[list[Row
             stated.append(before)
         elif privacy.get("made_with") == __version__ and before > epsilon * (1 + _ROUNDING):
             rows.append(
-                Row(
+                Comparison(
                     f"ε in the {DATA} that was here and from the run's files",
                     False,
                     {DATA: up(before), LEDGER: up(epsilon)},
@@ -59,7 +59,9 @@ def earlier_claims(out: Path, files: RunFiles, epsilon: float) -> tuple[list[Row
     card = _card(out / CARD) if own else None
     if card is not None and not stated and card > epsilon * (1 + _ROUNDING):
         rows.append(
-            Row(f"ε in the {CARD} that was here and from the run's files", False, {CARD: up(card), LEDGER: up(epsilon)})
+            Comparison(
+                f"ε in the {CARD} that was here and from the run's files", False, {CARD: up(card), LEDGER: up(epsilon)}
+            )
         )
         stated.append(card)
     return rows, stated
@@ -85,7 +87,7 @@ def _lost(privacy: dict[str, Any], files: RunFiles) -> bool:
     records, seen = end.get("records"), end.get("hash")
     if type(records) is not int or not isinstance(seen, str):
         return False
-    return files.ledger is None or view_when(files.folder / LEDGER, Anchor(records - 1, seen)) is None
+    return files.ledger is None or view_when(files.folder / LEDGER, LedgerHead(records - 1, seen)) is None
 
 
 def _end(privacy: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ PAGE, DATA, CARD = "report.html", earlier.DATA, earlier.CARD
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class ReportCheck:
     """One thing that `check_report` looked at, and whether it is as it should be."""
 
     what: str
@@ -61,7 +61,7 @@ def write_report(folder: Path, out: Path, *, name: str | None = None, uncovered:
     return report
 
 
-def check_report(folder: Path, out: Path) -> list[Check]:
+def check_report(folder: Path, out: Path) -> list[ReportCheck]:
     """Compute everything in the report in `out` anew from the files in `folder` and return what was compared.
 
     Every number of the JSON is compared with one computed from the run's files; the page and the card must be, to the
@@ -81,15 +81,22 @@ def check_report(folder: Path, out: Path) -> list[Check]:
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidArgumentError("the file is damaged", where=DATA, cure="Make the report anew") from error
     facts = gather_facts(folder, name=name, uncovered=uncovered)
-    checks = [Check(f"{DATA}: {place}", held) for place, held in _compare(stored, facts)]
-    checks.append(Check(f"{DATA}: contradictions", report.get("contradictions", []) == list(contradictions(stored))))
-    checks += [Check(f"the files agree: {row['what']}", row["held"]) for row in facts["agreement"]]
+    checks = [ReportCheck(f"{DATA}: {place}", held) for place, held in _compare(stored, facts)]
+    checks.append(
+        ReportCheck(f"{DATA}: contradictions", report.get("contradictions", []) == list(contradictions(stored)))
+    )
+    checks += [ReportCheck(f"the files agree: {row['what']}", row["held"]) for row in facts["agreement"]]
     document = document_of(stored)
     if made_with != _made_with():
-        return [*checks, Check(f"{PAGE}: made with other versions, so it cannot be compared; make it anew", False)]
+        return [
+            *checks,
+            ReportCheck(f"{PAGE}: made with other versions, so it cannot be compared; make it anew", False),
+        ]
     for file, text in ((PAGE, html(document)), (CARD, markdown(document))):
         path = out / file
-        checks.append(Check(f"{file}: what the JSON gives", path.is_file() and path.read_bytes() == text.encode()))
+        checks.append(
+            ReportCheck(f"{file}: what the JSON gives", path.is_file() and path.read_bytes() == text.encode())
+        )
     return checks
 
 

@@ -7,19 +7,19 @@ from itertools import pairwise
 from typing import Any
 
 from hushgrad.accounting.ledger.view import LedgerView
-from hushgrad.study.report.comparison import Row, shown
+from hushgrad.study.report.comparison import Comparison, shown
 from hushgrad.study.report.document import plain
 from hushgrad.study.report.run_files import LEDGER, METRICS, SUMMARY, RunFiles, first
 from hushgrad.study.report.statements import held_by
 from hushgrad.study.report.values import same, stated_epsilon
 
 
-def metrics_rows(files: RunFiles) -> Iterator[Row]:
+def metrics_rows(files: RunFiles) -> Iterator[Comparison]:
     """Compare the lines of the metrics with one another and with the summary."""
     rows = files.measurements
     if not rows:
         if files.said("test_accuracy") is not None and not files.is_of_an_own_function:
-            yield Row(
+            yield Comparison(
                 "the measurements of a run that states an accuracy",
                 False,
                 {SUMMARY: f"test accuracy {shown(files.said('test_accuracy'))}", METRICS: "nothing"},
@@ -29,20 +29,20 @@ def metrics_rows(files: RunFiles) -> Iterator[Row]:
         earlier["step"] < later["step"] and _grows(earlier["epsilon"], later["epsilon"])
         for earlier, later in pairwise(rows)
     )
-    yield Row("the lines of metrics.jsonl follow one another", ordered, {})
+    yield Comparison("the lines of metrics.jsonl follow one another", ordered, {})
     if files.summary is None:
         return
     steps, last = files.said("steps"), rows[-1]["step"]
     if steps is None:
         return
     ahead = not files.has_ended and isinstance(steps, int) and steps <= last
-    yield Row(
+    yield Comparison(
         "steps in summary.json and in metrics.jsonl",
         same(steps, last) or ahead,
         {SUMMARY: plain(steps), METRICS: plain(last)},
     )
     measured = files.measured_accuracy()
-    yield Row(
+    yield Comparison(
         "test accuracy in summary.json and in metrics.jsonl",
         same(files.said("test_accuracy"), measured),
         {SUMMARY: shown(files.said("test_accuracy")), METRICS: shown(measured)},
@@ -55,18 +55,18 @@ def _grows(earlier: Any, later: Any) -> bool:
     return stated_epsilon(earlier) <= stated_epsilon(later) or same(earlier, later)
 
 
-def spent_in_metrics(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[Row]:
+def spent_in_metrics(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[Comparison]:
     """Compare the last ε that was measured with what the ledger gives for the same steps."""
     if not files.measurements or files.measurements[-1]["epsilon"] is None:
         return
     last, charged = files.measurements[-1], files.steps(ledger)
-    yield Row(
+    yield Comparison(
         "steps in metrics.jsonl and in the ledger",
         last["step"] <= charged,
         {METRICS: plain(last["step"]), LEDGER: plain(charged)},
     )
     spent = held_by(first(ledger.events, last["step"] + files.prepared), delta, ledger.contract).epsilon
-    yield Row(
+    yield Comparison(
         "ε in metrics.jsonl and from the ledger",
         same(last["epsilon"], spent),
         {METRICS: f"{shown(last['epsilon'])} after {last['step']} steps", LEDGER: shown(spent)},

@@ -14,7 +14,7 @@ from importlib import resources
 
 from hushgrad.extras import needs_extra
 from hushgrad.printable import printable
-from hushgrad.study.report.document import CONTRADICTION, Document, Grid
+from hushgrad.study.report.document import CONTRADICTION, Document, TextTable
 
 with needs_extra("report", "a report"):
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -78,7 +78,7 @@ def markdown(document: Document) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table(table: Grid) -> list[str]:
+def _table(table: TextTable) -> list[str]:
     rows = [table.columns, tuple("---" for _ in table.columns)]
     shown = ["| " + " | ".join(cell if cell == "---" else _text(cell) for cell in row) + " |" for row in rows]
     return [*shown, *("| " + " | ".join(map(_text, row)) + " |" for row in table.rows)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from hushgrad.accounting.guarantee import delta_text
 from hushgrad.study.report.comparison import contradictions
-from hushgrad.study.report.document import Document, Grid, Image, Section, percent, percent_up, plain, up
+from hushgrad.study.report.document import Document, Image, Section, TextTable, percent, percent_up, plain, up
 from hushgrad.study.sweep.pictures import curves_picture
 
 Facts = Mapping[str, Any]
@@ -105,7 +105,7 @@ def _subgroups(facts: Facts) -> Section | None:
         f"Accuracy by {found['column']}",
         ("Noise and clipping cost small groups more than large ones. Counts are of test records, without noise.",),
         facts=(("largest gap", percent(found["gap"])),),
-        table=Grid((found["column"], "test records", "accuracy"), rows),
+        table=TextTable((found["column"], "test records", "accuracy"), rows),
     )
 
 
@@ -138,7 +138,7 @@ def _accesses(facts: Facts) -> Section:
         ("preprocessing that was fitted on the records", "not covered"),
     )
     rows = (*covered, *tuned, *((said, "not covered") for said in outside))
-    return Section("What touches the data", table=Grid(("access", "by ε"), rows))
+    return Section("What touches the data", table=TextTable(("access", "by ε"), rows))
 
 
 def _mechanism(facts: Facts) -> Section | None:
@@ -177,7 +177,7 @@ def _levels(facts: Facts) -> Section | None:
         "ε at other δ, other accountants, other definitions",
         ("Every figure is rounded up. An accountant that gives more is not wrong, only less sharp.",),
         facts=(*told, *others),
-        table=Grid(("δ", "ε"), rows),
+        table=TextTable(("δ", "ε"), rows),
     )
 
 
@@ -197,7 +197,7 @@ def _attack(facts: Facts) -> Section | None:
             "are upper bounds for every attack; most reach far less.",
         ),
         facts=(("advantage (true minus false positives)", percent_up(attack["advantage"])),),
-        table=Grid(("false alarms", "members found at most"), rows),
+        table=TextTable(("false alarms", "members found at most"), rows),
     )
 
 
@@ -226,7 +226,7 @@ def _audit(facts: Facts) -> Section | None:
             f"or the audited steps together. A bound above the claim would prove the claim false; one below proves "
             f"nothing.",
         ),
-        table=Grid(("audit", "ε at least", "ε claimed", "the claim is", "confidence", "observations"), rows),
+        table=TextTable(("audit", "ε at least", "ε claimed", "the claim is", "confidence", "observations"), rows),
     )
 
 
@@ -234,7 +234,7 @@ def _assumptions(facts: Facts) -> Section | None:
     if not facts["assumptions"]:
         return None
     rows = tuple((row["assumption"], row["status"], row["evidence"]) for row in facts["assumptions"])
-    return Section("What it rests on", table=Grid(("assumption", "status", "evidence"), rows))
+    return Section("What it rests on", table=TextTable(("assumption", "status", "evidence"), rows))
 
 
 def _settings(facts: Facts) -> Section:
@@ -256,4 +256,6 @@ def _recompute(facts: Facts) -> Section:
     commands = ["hushgrad report --check FOLDER computes every number on this page anew from the run's files."]
     if end is not None:
         commands.append("hushgrad epsilon --ledger ledger.jsonl --delta 1e-5 computes ε from the ledger alone.")
-    return Section("How to recompute it", tuple(commands), facts=tuple(told), table=Grid(("file", "SHA-256"), rows))
+    return Section(
+        "How to recompute it", tuple(commands), facts=tuple(told), table=TextTable(("file", "SHA-256"), rows)
+    )

@@ -23,7 +23,7 @@ from hushgrad.errors import AccountingError, InvalidArgumentError
 from hushgrad.study.configuration import DEFAULT_DELTA
 from hushgrad.study.report.agreement import agreement, largest_epsilon, notices
 from hushgrad.study.report.assumptions import assumptions_of
-from hushgrad.study.report.comparison import Row
+from hushgrad.study.report.comparison import Comparison
 from hushgrad.study.report.document import plain, up
 from hushgrad.study.report.earlier import earlier_claims
 from hushgrad.study.report.run_files import LEDGER, METRICS, MODEL, SUMMARY, RunFiles, file_digest
@@ -168,7 +168,9 @@ def _beyond_ledger(files: RunFiles, held: Guarantee) -> str:
     return further.strip()
 
 
-def audit_facts(path: Path, files: RunFiles, *, besides: float | None) -> tuple[dict[str, Any] | None, list[Row]]:
+def audit_facts(
+    path: Path, files: RunFiles, *, besides: float | None
+) -> tuple[dict[str, Any] | None, list[Comparison]]:
     """Return the audit in `audit.json`, its bounds and claims computed anew, and whether the files agree.
 
     `besides` is the noise multiplier of what was released before training, which is not what was audited.
@@ -183,12 +185,12 @@ def audit_facts(path: Path, files: RunFiles, *, besides: float | None) -> tuple[
         raise InvalidArgumentError("the file is damaged", where=AUDIT, cure="Audit anew") from error
     audit = recomputed(stored)
     fresh = audit.as_json()
-    rows = [Row(f"bounds in {AUDIT} and from what it observed", same(stored, fresh), {})]
+    rows = [Comparison(f"bounds in {AUDIT} and from what it observed", same(stored, fresh), {})]
     if files.ledger is not None:
         audited = sorted({event.noise_multiplier for event, _ in audit.releases})
         charged = sorted({event.noise_multiplier for event, _ in files.ledger.events} - {besides})
         said = {AUDIT: plain(audited), LEDGER: plain(charged)}
-        rows.append(Row(f"σ in {AUDIT} and in the ledger", same(audited, charged), said))
+        rows.append(Comparison(f"σ in {AUDIT} and in the ledger", same(audited, charged), said))
     return fresh, rows
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.ledger.records import Anchor
+from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger, view_when
 from hushgrad.arguments import open_unit_interval
 from hushgrad.study.model_file import ModelContent, read_model
@@ -98,7 +98,7 @@ class RunFiles:
         return first(self.ledger.events, steps + self.prepared) if isinstance(steps, int) else self.ledger.events
 
 
-def anchor_in(summary: Mapping[str, Any] | None) -> Anchor | None:
+def anchor_in(summary: Mapping[str, Any] | None) -> LedgerHead | None:
     """Return the record of the ledger that a summary keeps the hash of; None where it keeps none.
 
     Raises InvalidArgumentError where what it keeps cannot be one.
@@ -108,7 +108,7 @@ def anchor_in(summary: Mapping[str, Any] | None) -> Anchor | None:
         return None
     if not isinstance(end, dict) or type(end.get("records")) is not int or not isinstance(end.get("hash"), str):
         raise damaged_summary("what it keeps of the ledger is not a record and its hash")
-    return Anchor(end["records"] - 1, end["hash"])
+    return LedgerHead(end["records"] - 1, end["hash"])
 
 
 def first(composition: Composition, steps: int) -> Composition:

@@ -9,7 +9,7 @@ from hushgrad.accounting.conditions import CLOSED, DISCARDED, NEVER_EXAMINED, OR
 from hushgrad.accounting.guarantee import Guarantee, delta_text, guarantee
 from hushgrad.accounting.ledger.contract import OBSERVED
 from hushgrad.accounting.ledger.view import LedgerView
-from hushgrad.study.report.comparison import Row, compared
+from hushgrad.study.report.comparison import Comparison, compared
 from hushgrad.study.report.document import up
 from hushgrad.study.report.run_files import LEDGER, SUMMARY, RunFiles, anchor_in
 from hushgrad.study.report.statements import Claim, beyond, held_by
@@ -19,13 +19,13 @@ ONLY_IN_A_SESSION = (NEVER_EXAMINED.name, ORDER_OF_ROWS.name, CLOSED.name, DISCA
 """Conditions that a session may state before its ledger holds them, or without that."""
 
 
-def end_of_the_ledger(files: RunFiles, ledger: LedgerView) -> Iterator[Row]:
+def end_of_the_ledger(files: RunFiles, ledger: LedgerView) -> Iterator[Comparison]:
     """Compare the end of the ledger that the summary knows with the ledger."""
     anchor = anchor_in(files.summary)
     if anchor is not None:
         short = anchor.seq > ledger.anchor.seq
         there = f"record {ledger.anchor.seq} is the last" if short else f"record {anchor.seq} has another"
-        yield Row(
+        yield Comparison(
             "the end of the ledger in summary.json and in the ledger",
             files.known is not None,
             {
@@ -35,7 +35,7 @@ def end_of_the_ledger(files: RunFiles, ledger: LedgerView) -> Iterator[Row]:
         )
 
 
-def summary_rows(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[Row]:
+def summary_rows(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[Comparison]:
     """Compare each thing that the summary says with what the ledger says of it."""
     if files.summary is None:
         return
@@ -70,7 +70,7 @@ def summary_rows(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[
             yield compared(f"{what} in summary.json and in the ledger", files.said(key), value)
 
 
-def _statement(files: RunFiles, held: Guarantee) -> Row:
+def _statement(files: RunFiles, held: Guarantee) -> Comparison:
     """Compare the statement in words. What the run knew beyond its ledger (its conditions) comes after it."""
     stated, claim = files.said("guarantee"), Claim.of(files.said("guarantee"))
     alike = _is_of_this_version(files)
@@ -80,10 +80,10 @@ def _statement(files: RunFiles, held: Guarantee) -> Row:
     given = f"({up(held.epsilon)}, {delta_text(held.delta)}) after {held.steps} steps"
     if not fits and said == given:
         said = "the same figures in other words"
-    return Row("the statement in summary.json and from the ledger", fits, {SUMMARY: said, LEDGER: given})
+    return Comparison("the statement in summary.json and from the ledger", fits, {SUMMARY: said, LEDGER: given})
 
 
-def _terms(files: RunFiles, held: Guarantee) -> Iterator[Row]:
+def _terms(files: RunFiles, held: Guarantee) -> Iterator[Comparison]:
     """Compare what a summary says of the guarantee, each by itself. How sampling is put may differ between versions."""
     terms = [
         ("whether it is private", "private", held.private),
@@ -97,7 +97,7 @@ def _terms(files: RunFiles, held: Guarantee) -> Iterator[Row]:
             yield compared(f"{what} in summary.json and from the ledger", files.said(key), value)
 
 
-def _trusted(files: RunFiles) -> Iterator[Row]:
+def _trusted(files: RunFiles) -> Iterator[Comparison]:
     """Compare the names of what was taken on trust with the ledger's, as it was when the summary was written.
 
     A session knows some that are in no ledger until it is closed. It says those in its statement, too.
@@ -109,7 +109,7 @@ def _trusted(files: RunFiles) -> Iterator[Row]:
     names = sorted({condition.name for condition in noted})
     told = sorted(set(map(str, stated))) if isinstance(stated, list) else None
     fits = told is not None and set(names) <= set(told) <= {*names, *ONLY_IN_A_SESSION}
-    yield Row(
+    yield Comparison(
         "what was taken on trust in summary.json and in the ledger",
         fits,
         {SUMMARY: "nothing" if not told else ", ".join(told), LEDGER: ", ".join(names) or "nothing"},

@@ -8,7 +8,7 @@ from typing import Any
 
 from hushgrad.accounting.guarantee import delta_text
 from hushgrad.study.report.comparison import contradictions
-from hushgrad.study.report.document import Document, Grid, Image, Section, percent, plain, up
+from hushgrad.study.report.document import Document, Image, Section, TextTable, percent, plain, up
 from hushgrad.study.sweep.pictures import accuracy_picture, curves_picture
 from hushgrad.study.sweep.plan import ORDINARY
 from hushgrad.study.sweep.table import Group
@@ -67,7 +67,7 @@ def _accuracy(facts: Facts) -> Section:
     return Section(
         "What noise does",
         ("ε is that of one run alone. Accuracy is the mean over seeds ± the standard deviation between runs.",),
-        table=Grid(columns, rows),
+        table=TextTable(columns, rows),
         images=images,
     )
 
@@ -111,7 +111,7 @@ def _choosing(facts: Facts) -> Section:
             "and only the best is published. This sweep ran a fixed grid, so the column is for the next one."
         )
     columns = ("subject", "best private run", "test accuracy", "its ε alone", "private runs", "ε of an honest choice")
-    table = Grid(columns, rows) if found else None
+    table = TextTable(columns, rows) if found else None
     return Section("What choosing among them costs", tuple(text), facts=tuple(told), table=table)
 
 
@@ -135,7 +135,7 @@ def _settings(facts: Facts) -> Section | None:
     if not told:
         return None
     text = "A task has settings of its own for each ε: runs of one series at different ε may differ in more than noise."
-    return Section("Settings", (text,), table=Grid(("series", "noise", "settings"), tuple(told)))
+    return Section("Settings", (text,), table=TextTable(("series", "noise", "settings"), tuple(told)))
 
 
 def _runs(facts: Facts) -> Section:
@@ -152,7 +152,7 @@ def _runs(facts: Facts) -> Section:
         for run in facts["runs"]
     )
     columns = ("series", "noise", "seed", "status", "ε", "test accuracy", "ledger (SHA-256, first 12 digits)")
-    return Section("All runs", table=Grid(columns, rows))
+    return Section("All runs", table=TextTable(columns, rows))
 
 
 def _outside(facts: Facts) -> Section | None:

@@ -12,7 +12,7 @@ from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.selection import GEOMETRIC, selection_epsilon
 from hushgrad.study.configuration import DEFAULT_DELTA
 from hushgrad.study.report.agreement import agreement, largest_epsilon
-from hushgrad.study.report.comparison import Row as Compared
+from hushgrad.study.report.comparison import Comparison
 from hushgrad.study.report.run_files import LEDGER, RunFiles, anchor_in, file_digest
 from hushgrad.study.report.statements import held_by
 from hushgrad.study.report.values import finite
@@ -36,7 +36,7 @@ class Attempt:
 
     place: str
     files: RunFiles
-    compared: list[Compared]
+    compared: list[Comparison]
     epsilon: float
 
     @classmethod

@@ -17,14 +17,14 @@ from hushgrad.study.sweep.table import Row, gather, read_rows, write_tables
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MetricLines:
     """The measurements of a run that are whole, and whether the last line was cut off while it was written."""
 
     rows: list[dict[str, Any]]
     is_torn: bool = False
 
 
-def read_measurements(run_folder: Path) -> Measured:
+def read_measurements(run_folder: Path) -> MetricLines:
     """Return a run's measurements, the lines of its metrics.jsonl; none for a run of an own function.
 
     A line ends with a line break. One without it at the end, which a crash may leave, counts if it is whole all the
@@ -32,7 +32,7 @@ def read_measurements(run_folder: Path) -> Measured:
     """
     path = run_folder / "metrics.jsonl"
     if not path.exists():
-        return Measured([])
+        return MetricLines([])
     rows: list[dict[str, Any]] = []
     lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
@@ -42,14 +42,14 @@ def read_measurements(run_folder: Path) -> Measured:
             row = None
         if not _is_measurement(row):
             if number == len(lines) and row is None and not line.endswith((b"\n", b"\r")):
-                return Measured(rows, is_torn=True)
+                return MetricLines(rows, is_torn=True)
             raise InvalidArgumentError(
                 "the line is damaged: it is not a measurement",
                 where=f"line {number} of a run's metrics.jsonl",
                 cure="Remove the line, or run anew",
             )
         rows.append(row)
-    return Measured(rows)
+    return MetricLines(rows)
 
 
 def _is_measurement(row: Any) -> bool:

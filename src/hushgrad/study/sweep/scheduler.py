@@ -21,7 +21,7 @@ POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class CoreBudget:
     """How much of the machine a sweep may use: `cores` // `threads_per_run` runs at a time."""
 
     cores: int
@@ -54,7 +54,7 @@ class _Worker:
 def run_sweep(
     plan: SweepPlan,
     folder: SweepFolder,
-    budget: Budget,
+    budget: CoreBudget,
     on_change: Callable[[frozenset[str]], None] = lambda running: None,
 ) -> SweepEnd:
     """Run everything that is not finished yet; call `on_change` with the names of running runs, several times a second.
@@ -92,7 +92,7 @@ def run_sweep(
     return SweepEnd(tuple(failed), told and any(not folder.is_finished(run.name) for run in plan.runs))
 
 
-def _start(run: PlannedRun, folder: SweepFolder, budget: Budget) -> subprocess.Popen[str]:
+def _start(run: PlannedRun, folder: SweepFolder, budget: CoreBudget) -> subprocess.Popen[str]:
     """Start a worker. It is in a session of its own, so that Ctrl-C reaches it only through the sweep."""
     threads = str(budget.threads_per_run)
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)

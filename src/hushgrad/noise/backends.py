@@ -1,7 +1,7 @@
 """What a thread computes on a chunk of words: normal values, or sums with noise.
 
-`ArrayPasses` is the definition: NumPy and torch, one array operation after another. `hushgrad.noise.compiled` has the
-same in one pass.
+`ArrayBackend` is the definition: NumPy and torch, one array operation after another. `hushgrad.noise.compiled` has the
+same as one loop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Places = NDArray[np.intp]
 Words = NDArray[np.signedinteger[Any]]
 
 
-class Source(Protocol):
+class WordSource(Protocol):
     """What a `KeyStream` does for a draw; a test may put words of its own in its place."""
 
     def fill(self, buffer: Any, address: Address, offset: int = 0) -> None:
@@ -32,7 +32,7 @@ class Source(Protocol):
 class Bits:
     """Where the words of a chunk come from: the draw's stream and address, and the place of the first one."""
 
-    stream: Source
+    stream: WordSource
     address: Address
     start: int
 
@@ -41,8 +41,8 @@ class Bits:
         self.stream.fill(words, self.address, offset=self.start * words.itemsize)
 
 
-class Passes(Protocol):
-    """The passes over a chunk of `size` values at the most, with the scratch memory of one thread.
+class Backend(Protocol):
+    """Computes a chunk of at most `size` values, with the scratch memory of one thread.
 
     Both methods return the places of the values that the remainder stands for, in rising order, in memory that the
     next call uses again. One more thread is worth its start for `worth_a_thread` values.
@@ -61,8 +61,8 @@ class Passes(Protocol):
         """
 
 
-class ArrayPasses:
-    """The passes as array operations, each over the whole chunk."""
+class ArrayBackend:
+    """The definition: array operations, each over the whole chunk."""
 
     # Scratch memory (17 bytes a value) leaves the fast caches, which costs less than more frequent changes between
     # Python and the array operations: threads wait for one another there.
