@@ -21,7 +21,8 @@ JOINING = (
     "mechanism",
     "separation",
     "losses",
-    "guards/compatibility",  # guards are always on, and know no session
+    "guards/in_use",  # guards are always on, and know no session
+    "guards/compatibility",
     "guards/frozen_setup",
     "guards/gradient_marks",
     "guards/monitoring",

@@ -114,7 +114,9 @@ class PrivacyEngine:
             max_physical_batch_size=max_physical_batch_size,
         )
         if (target_epsilon is None) != (target_delta is None):
-            raise InvalidArgumentError("target_epsilon and target_delta are one budget: give both or neither")
+            raise InvalidArgumentError(
+                "target_epsilon and target_delta are one budget, got one of them", cure="Give both or neither"
+            )
         budget = None
         if target_epsilon is not None and target_delta is not None:
             budget = Budget(target_epsilon, target_delta, self._accountant)
@@ -193,7 +195,7 @@ class PrivacyEngine:
     def session(self) -> Session:
         """The session under the façade."""
         if self._session is None:
-            raise ProtocolError("call make_private first")
+            raise ProtocolError("this engine trains no model yet", cure="Call make_private first")
         return self._session
 
     @property
@@ -217,7 +219,7 @@ class PrivacyEngine:
         budget: Budget | None = None,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
         if self._session is not None:
-            raise ProtocolError("this engine is in use. Make a new PrivacyEngine for another model")
+            raise ProtocolError("this engine is in use", cure="Make a new PrivacyEngine for another model")
         session = privatize(
             module, optimizer, mechanism, ledger=self._ledger, key=self._key, budget=budget, lease=self._lease
         )

@@ -248,7 +248,8 @@ def _refusal(anchor: Anchor, shape: list[int], lost_by: str | None) -> Callable[
         if anchor.is_accumulating():
             raise PrivacyUnitError(
                 f"the examples of the batch cannot be told apart in an output of the model, of shape {shape}, since "
-                f"{lost_by or 'its forward began'}. Keep the batch on an axis of its own, and mix no examples"
+                f"{lost_by or 'its forward began'}",
+                cure="Keep the batch on an axis of its own, and mix no examples",
             )
 
     return refuse

@@ -41,6 +41,7 @@ from hushgrad.gradients.contribution import Plan
 from hushgrad.guards.compatibility import require_trainable_privately
 from hushgrad.guards.frozen_setup import FrozenSetup
 from hushgrad.guards.gradient_marks import GradientMarks
+from hushgrad.guards.in_use import claim, release
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.guards.probing.probe import Probe, ProbeReport
@@ -57,9 +58,6 @@ from hushgrad.session.step_hooks import StepHooks
 from hushgrad.session.update import Update
 
 NOISE, SENSITIVITY = "noise monitor", "sensitivity monitor"
-
-_in_use = WeakIdKeyDictionary()
-"""The modules and optimizers of all open sessions."""
 
 _left_by_earlier = WeakIdKeyDictionary()
 """For those of closed sessions: the path of the ledger, its steps, and the steps that were not in it either."""
@@ -90,8 +88,7 @@ def privatize(
             over the data, for `DisjointBatches`.
         lease: how many steps are put on disk at once, which saves time; a crash over-charges fewer than that many.
 
-    Raises what `require_trainable_privately` raises, before any data is read, and `ProtocolError` where the model or
-    the optimizer belongs to another open session.
+    Raises what `require_trainable_privately` raises, before any data is read.
     """
     return Session(model, optimizer, mechanism, ledger=ledger, key=key, plan=plan, budget=budget, lease=lease)
 
@@ -123,10 +120,6 @@ class Session:
             )
         self._parameters = require_trainable_privately(model, optimizer)
         self._objects: list[object] = [optimizer, *model.modules()]
-        if any(part in _in_use for part in self._objects):
-            raise ProtocolError(
-                "the model or the optimizer was made private already. Call session.close() first, or build both anew"
-            )
         self._mechanism = mechanism
         self.last_step_updated = False
         """Whether the last `optimizer.step()` ended a logical batch; learning-rate schedules step only then."""
@@ -157,7 +150,7 @@ class Session:
             finish=self._finish_step,
             abandon=self._abandon_step,
         )
-        _in_use.update(dict.fromkeys(self._objects))
+        claim(self._objects)
 
     # The loop ----------------------------------------------------------------------------------------------------
 
@@ -356,8 +349,7 @@ class Session:
         self._closed = True
         self._scope.detach()
         self._hooks.remove()
-        for part in self._objects:
-            _in_use.pop(part, None)  # type: ignore[no-untyped-call]
+        release(self._objects)
         if self._spending.is_open:
             left = (self._ledger_path, self._spending.steps, self._spending.uncounted)
             _left_by_earlier.update(dict.fromkeys(self._objects, left))

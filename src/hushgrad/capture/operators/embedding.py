@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hushgrad.capture.axes.row_owners import Place
 from hushgrad.capture.leaves import Leaf
+from hushgrad.capture.operators.lookup_options import option_error, refused_options
 from hushgrad.capture.operators.operator import Forward, Operator, Recorded, Rules, capture
 from hushgrad.capture.uses import UsePool
-from hushgrad.errors import CrossSampleLeakError, SparseGradientError, UnsupportedModelError
 from hushgrad.gradients.rows import Rows
 
 
@@ -53,24 +53,12 @@ class Embedding(Operator):
 
 def embedding(call: Forward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.embedding`; options under which one record changes another one's row are refused."""
-    ids, weight, padding_idx, max_norm, by_frequency, sparse = _arguments(*args, **kwargs)
+    ids, weight, padding_idx, options = _arguments(*args, **kwargs)
     leaf = call.leaf(weight)
     if leaf is None:
         return NotImplemented
-    if max_norm is not None:
-        raise UnsupportedModelError(
-            f"embedding({leaf.name}): max_norm rescales in the forward those rows that the batch looks up, without "
-            f"noise. Set max_norm=None"
-        )
-    if by_frequency:
-        raise CrossSampleLeakError(
-            f"embedding({leaf.name}): scale_grad_by_freq divides a record's gradient by counts over the whole batch. "
-            f"Set scale_grad_by_freq=False"
-        )
-    if sparse:
-        raise SparseGradientError(
-            f"embedding({leaf.name}): sparse=True would show which rows were touched. Set sparse=False"
-        )
+    for option in refused_options(options):
+        raise option_error(option, f"embedding({leaf.name})")
     if not call.axes.descends(ids):
         return NotImplemented
     if padding_idx is not None and padding_idx < 0:
@@ -85,9 +73,9 @@ def constant_ids(
     """Return the ids of a plain lookup in a parameter by ids that are no data, as positions are; else None."""
     if func is not F.embedding:
         return None
-    ids, weight, padding_idx, max_norm, by_frequency, sparse = _arguments(*args, **kwargs)
+    ids, weight, padding_idx, options = _arguments(*args, **kwargs)
     leaf = call.leaf(weight)
-    is_plain = padding_idx is None and max_norm is None and not by_frequency and not sparse
+    is_plain = padding_idx is None and not any(refused_options(options))
     return ids if is_plain and leaf is not None and leaf.is_parameter and call.leaf(ids) is None else None
 
 
@@ -99,8 +87,9 @@ def _arguments(
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
-) -> tuple[Any, ...]:
-    return input, weight, padding_idx, max_norm, scale_grad_by_freq, sparse
+) -> tuple[Tensor, Tensor, int | None, dict[str, Any]]:
+    options = {"sparse": sparse, "max_norm": max_norm, "scale_grad_by_freq": scale_grad_by_freq}
+    return input, weight, padding_idx, options
 
 
 RULES: Rules = {F.embedding: embedding}

@@ -16,7 +16,7 @@ from hushgrad.capture.axes.batch_axes import BatchAxes, tensors_in
 from hushgrad.capture.scope import Scope
 from hushgrad.checks.doctor.findings import Diagnosis, Finding
 from hushgrad.checks.doctor.recording import Places, RecordingPool
-from hushgrad.checks.doctor.static_checks import can_run, finding_of, problems_of, put_right, require_ordinary
+from hushgrad.checks.doctor.static_checks import can_run, problems_of, put_right
 from hushgrad.checks.doctor.uses import uses_of
 from hushgrad.errors import (
     HushgradError,
@@ -27,6 +27,7 @@ from hushgrad.errors import (
 )
 from hushgrad.gradients.contribution import Plan
 from hushgrad.gradients.machine import is_measured
+from hushgrad.guards.compatibility import require_no_session
 from hushgrad.guards.probing.calls import SEED, devices_of, where_raised
 from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.probing.state import State, forked_randomness
@@ -66,7 +67,7 @@ def doctor(
         raise InvalidArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise InvalidArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    require_ordinary(model)
+    require_no_session(model)
     if criterion is not None and batch is None:
         raise InvalidArgumentError("a criterion needs a batch (inputs, target) to be examined on, got None")
     problems, notes = problems_of(model, optimizer), _notes_of(model)
@@ -204,7 +205,7 @@ class _Examination:
         try:
             work()
         except HushgradError as error:
-            self._refuse(finding_of(error))
+            self._refuse(Finding.of(error))
             return False
         except Exception as error:
             # The text of a foreign exception may hold data: its type and place are told.

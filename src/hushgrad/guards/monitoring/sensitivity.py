@@ -59,8 +59,8 @@ class SensitivityMonitor:
             if not self.raises:
                 return
             raise SensitivityMismatchError(
-                "an example would add more than the clip norm to the sum, so the noise is too small for it. Report "
-                "this with the version of hushgrad and the kinds of layers, and do not release the model"
+                "an example would add more than the clip norm to the sum, so the noise is too small for it",
+                cure="Do not release the model; report this with the version of hushgrad and the kinds of layers",
             )
 
 

@@ -56,9 +56,11 @@ def require_separate_rows(collate_fn: Callable[[list[Any]], Any], records: Seque
             found = _first_difference(collate_fn, records, changed, kept, there, quiet=True)
         if found is not None:
             raise CrossSampleLeakError(
-                f"collate_fn {_name(collate_fn)} mixes records: rows of others changed in {_called(found)} of the "
-                f"batch when some records were exchanged or left out. Let each row be made of one record alone, padded "
-                f"by a constant; mix, pack and normalise nothing over the batch"
+                f"mixes examples: rows of others changed in {_called(found)} of the batch when some examples were "
+                f"exchanged or left out",
+                where=f"collate_fn {_name(collate_fn)}",
+                cure="Make each row from one example alone, padded by a constant; mix, pack and normalise nothing over "
+                "the batch",
             )
     return True
 

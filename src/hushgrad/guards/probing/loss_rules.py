@@ -202,9 +202,8 @@ def _over(read: Reading, value: Value, given: Shape, axes: tuple[int, ...], is_m
                 read.divisors.append(count // read.size)
             else:
                 read.uneven.append(
-                    f"the loss has a mean over {count} values of a batch of {read.size} records: not all of them "
-                    f"count alike, and one record more or less changes what the others' gradients are divided by. "
-                    f"Average within each example first, and then over all {read.size}"
+                    f"the loss has a mean over {count} values of a batch of {read.size} examples: not all of them "
+                    f"count alike, and one example more or less changes what the others' gradients are divided by"
                 )
         kind = "mean" if is_mean else "sum"
         return Total((Term(kind, counts=is_mean and value.picked, law=value.law),))

@@ -112,7 +112,7 @@ def called(model: nn.Module, name: str | None) -> str:
     if name is None:
         return "the model"
     module = model.get_submodule(name)
-    return f"{name!r} ({type(module).__name__})" if name else f"the forward of {type(module).__name__} itself"
+    return f"{name} ({type(module).__name__})" if name else f"the forward of {type(module).__name__} itself"
 
 
 def cure(model: nn.Module, name: str | None) -> str:
