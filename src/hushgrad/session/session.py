@@ -42,6 +42,7 @@ from hushgrad.guards.compatibility import require_trainable_privately
 from hushgrad.guards.frozen_setup import FrozenSetup
 from hushgrad.guards.gradient_marks import GradientMarks
 from hushgrad.guards.in_use import claim, release
+from hushgrad.guards.monitoring.alarms import Alarms
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.guards.probing.probe import Probe, ProbeReport
@@ -110,6 +111,7 @@ class Session:
         plan: Plan | None,
         budget: Budget | None = None,
         lease: int = 1,
+        alarms: Alarms = Alarms.RAISED,
     ) -> None:
         if not isinstance(mechanism, DPSGD):
             raise InvalidArgumentError(f"mechanism must be a DPSGD, got {type(mechanism).__name__}")
@@ -134,7 +136,7 @@ class Session:
         )
         self._frozen = FrozenSetup(model, optimizer, self._parameters)
         self._plan = plan or Plan.of_device(next(iter(self._parameters.values())).device)
-        self._update = Update(self._parameters, mechanism, self._stream.fork("noise"), self._plan)
+        self._update = Update(self._parameters, mechanism, self._stream.fork("noise"), self._plan, alarms)
         self._marks = GradientMarks(model, self._parameters)
         self._pool = UsePool(self._plan, outlasts_backward=False)
         self._loader: PrivateLoader | None = None

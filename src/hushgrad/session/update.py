@@ -11,6 +11,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
+from hushgrad.guards.monitoring.alarms import Alarms
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.mechanism import DPSGD
@@ -29,7 +30,12 @@ class Update:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], mechanism: DPSGD, noise: KeyStream, plan: Plan | None
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        mechanism: DPSGD,
+        noise: KeyStream,
+        plan: Plan | None,
+        alarms: Alarms = Alarms.RAISED,
     ) -> None:
         self._parameters = parameters
         self._mechanism = mechanism
@@ -38,8 +44,8 @@ class Update:
         self._sums: dict[str, Tensor] = {}
         self._number = 0
         self._is_written = False
-        self.monitor = NoiseMonitor()
-        self.sensitivity_monitor = SensitivityMonitor()
+        self.monitor = NoiseMonitor(alarms)
+        self.sensitivity_monitor = SensitivityMonitor(alarms)
 
     @torch.no_grad()  # what was recorded may still hang on the graph of the forward
     def add(self, uses: MutableMapping[str, list[Contribution]], scale: float) -> None:

@@ -96,6 +96,7 @@ def test_correct_training_passes(case: int) -> None:
         ][case - len(CORRECT)]
     verdict = verified(make().to(dtype), claim(poisson=poisson, reduction=reduction), **more)
     assert verdict.passed, str(verdict)
+    assert len({check.code for check in verdict.checks}) == len(verdict.checks)
     assert {check.part for check in verdict.checks} == {"sensitivity", "noise", "sampling", "ledger", "replay"}
 
 

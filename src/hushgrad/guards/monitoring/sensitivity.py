@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from hushgrad.errors import SensitivityMismatchError
 from hushgrad.gradients.contribution import Contribution, Plan
+from hushgrad.guards.monitoring.alarms import Alarms
 
 EVERY = 100
 # Above what rounding does to a norm, products with ten bits (TF32) included.
 _TOLERANCE = 2e-3
 
 
-@dataclass(slots=True)
 class SensitivityMonitor:
     """Watches what single examples add to the sums of one session.
 
@@ -28,9 +27,9 @@ class SensitivityMonitor:
     with an error.
     """
 
-    verdict: str = "within the clip norm"
-    raises: bool = True
-    """`verify` reads what tampered training releases, and gives its own verdict."""
+    def __init__(self, alarms: Alarms = Alarms.RAISED) -> None:
+        self.verdict = "within the clip norm"
+        self._alarms = alarms
 
     @staticmethod
     def is_due(update: int) -> bool:
@@ -56,7 +55,7 @@ class SensitivityMonitor:
             return  # it is left out of the sum
         if float(weights_B[place].double()) * math.sqrt(squared) > clip_norm * (1 + _TOLERANCE):
             self.verdict = "above the clip norm"
-            if not self.raises:
+            if self._alarms is Alarms.NOTED:
                 return
             raise SensitivityMismatchError(
                 "an example would add more than the clip norm to the sum, so the noise is too small for it",

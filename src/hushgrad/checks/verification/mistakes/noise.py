@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hushgrad.checks.verification.checks.noise import NoiseReading
 from hushgrad.checks.verification.mistakes.clipping import Belief
-from hushgrad.checks.verification.verdict import Cause
+from hushgrad.checks.verification.verdict import Cause, failed_codes
 
 _ONCE = "add noise of standard deviation σ·C to the sum, once, before the division by B."
 
@@ -132,7 +132,7 @@ _SHARED = _cause(
 
 def structure_causes(reading: NoiseReading) -> list[Cause]:
     """Return what the structure of the noise says: missing, repeated, dependent or of another shape."""
-    failed = {name for name, check in reading.checks.items() if not check.passed}
+    failed = failed_codes(reading.checks.values())
     found: list[Cause] = []
     if reading.ratio < 1e-6:  # no noise has no structure
         return found
@@ -154,11 +154,11 @@ def structure_causes(reading: NoiseReading) -> list[Cause]:
                 "add noise in every step.",
             )
         )
-    if "mean" in failed and abs(reading.mean) > 0.01 and "repeats" not in failed:
+    if "noise-mean" in failed and abs(reading.mean) > 0.01 and "noise-repeats" not in failed:
         return [*found, _cause("noise-not-centred", "the mean of the noise is not 0.", "draw from N(0, (σ·C)²).")]
     if reading.repeats_inside > 2:
         return [*found, _SHARED]
-    if "across steps" in failed:
+    if "noise-across-steps" in failed:
         found.append(
             _cause(
                 "noise-repeated",
@@ -167,7 +167,7 @@ def structure_causes(reading: NoiseReading) -> list[Cause]:
                 "draw the noise of every step afresh, from a generator that is never reset.",
             )
         )
-    if "across parameters" in failed:
+    if "noise-across-parameters" in failed:
         found.append(
             _cause(
                 "noise-shared-by-parameters",
@@ -175,9 +175,9 @@ def structure_causes(reading: NoiseReading) -> list[Cause]:
                 "draw for every parameter separately.",
             )
         )
-    if not found and ("repeats" in failed or "across coordinates" in failed):
+    if not found and ("noise-repeats" in failed or "noise-across-coordinates" in failed):
         found.append(_SHARED)
-    if not found and "low bits" in failed:
+    if not found and "noise-low-bits" in failed:
         found.append(
             _cause(
                 "noise-in-low-precision",
@@ -185,9 +185,9 @@ def structure_causes(reading: NoiseReading) -> list[Cause]:
                 "draw and add noise in float32 or more.",
             )
         )
-    if not found and "mean" in failed:
+    if not found and "noise-mean" in failed:
         found.append(_cause("noise-not-centred", "the mean of the noise is not 0.", "draw from N(0, (σ·C)²)."))
-    if not found and "shape" in failed:
+    if not found and "noise-shape" in failed:
         found.append(
             _cause(
                 "noise-not-gaussian",
@@ -195,6 +195,6 @@ def structure_causes(reading: NoiseReading) -> list[Cause]:
                 "draw from N(0, (σ·C)²), without clamping, and charge what is drawn.",
             )
         )
-    if not found and "std" not in failed and ("blocks" in failed or "steps" in failed):
+    if not found and "noise-std" not in failed and ("noise-blocks" in failed or "noise-steps" in failed):
         found.append(_cause("noise-uneven", "the noise differs between parameters, parts of them or steps.", _ONCE))
     return found

@@ -21,8 +21,9 @@ from torch.utils.data.dataloader import default_collate
 
 from hushgrad.accounting.ledger.ledger import LedgerView, read_ledger
 from hushgrad.capture.axes.batch_axes import tensors_in
-from hushgrad.checks.verification.update.paired_update import Loop, Output, seeded
+from hushgrad.checks.verification.update.paired_update import Output, narrowest, rounding_error, seeded
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.guards.monitoring.alarms import Alarms
 from hushgrad.guards.probing.state import own_objects
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD
@@ -31,7 +32,7 @@ from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.specs import PoissonSampling, RandomSampling
 from hushgrad.sampling.torch_loader import DataLoaderReading, read_data_loader
-from hushgrad.session.session import Session, privatize
+from hushgrad.session.session import Session
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 TrainingLoop = Callable[[nn.Module, Optimizer, Any, PerExampleLoss], None]
@@ -123,8 +124,8 @@ class Rig:
         stepped: list[PhysicalBatch | None] = []
         # Before the session's own hook, which ends the item.
         optimizer.register_step_pre_hook(lambda *_: stepped.append(session.current_batch))
-        session = privatize(model, optimizer, mechanism, ledger=ledger, key=key)
-        session.sensitivity_monitor.raises = session.noise_monitor.raises = False
+        # What tampered training releases is to be measured here, so the alarms of its monitors do not end it.
+        session = Session(model, optimizer, mechanism, ledger=ledger, key=key, plan=None, alarms=Alarms.NOTED)
         return Running(model, optimizer, session, self.criterion, stepped)
 
     def item(self, rows: Sequence[int]) -> Any:
@@ -222,13 +223,12 @@ class Running:
         return self.per_example().losses(self.model(_to(inputs, device)), _to(target, device))
 
 
-class SessionLoop(Loop):
-    """A `Loop` whose seed is the session's key, so that it is paired by construction."""
+class SessionUpdate:
+    """A `PairedUpdate`: one step of a new session, whose key the seed makes."""
 
     def __init__(self, rig: Rig) -> None:
-        super().__init__(lambda stimulus: {})
         self._rig = rig
-        self.is_paired = True
+        self._word_bits = 32
 
     def call(self, stimulus: Any, seed: int | None = None) -> Output:
         """Return the update of one step of a new session; a batch without rows is an empty draw."""
@@ -238,11 +238,12 @@ class SessionLoop(Loop):
             found = running.update(stimulus if leaves and leaves[0].shape[0] else None)
         finally:
             running.session.close()
-        self.calls += 1
-        if not self.names:
-            self.names = tuple(found)
-            self.word_bits = min(torch.finfo(value.dtype).bits for value in found.values())
+        self._word_bits = narrowest(found)
         return found
+
+    def error_of_difference(self, noise_std: float) -> float:
+        """Return the error of rounding: under one key noise cancels."""
+        return rounding_error(noise_std, self._word_bits)
 
 
 class _Recorder:

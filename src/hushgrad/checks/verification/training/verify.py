@@ -25,7 +25,7 @@ from hushgrad.checks.verification.training.copies import (
     Indices,
     OptimizerFactory,
     Rig,
-    SessionLoop,
+    SessionUpdate,
     Trace,
     TrainingLoop,
     ordinary_loop,
@@ -33,7 +33,7 @@ from hushgrad.checks.verification.training.copies import (
 from hushgrad.checks.verification.update.batches import find_causes, measure, rows_of
 from hushgrad.checks.verification.update.paired_update import arrays, kept_randomness, norm
 from hushgrad.checks.verification.update.verify_update import DEFAULT_FALSE_ALARM, DEFAULT_RESOLUTION, steps_needed
-from hushgrad.checks.verification.verdict import Cause, Check, Measured, Verdict
+from hushgrad.checks.verification.verdict import Cause, Check, Measured, Verdict, failed_codes
 from hushgrad.engine import PrivacyEngine
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.guards.probing.state import State
@@ -122,8 +122,7 @@ def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, al
     rows = min(_ROWS, rig.reading.count)
     batch = rig.item(range(rows))
     _require_pair(batch, rows)
-    session_loop = SessionLoop(rig)
-    contributions = measure(session_loop, batch, list(range(rows)), belief, noise, alpha / 8)
+    contributions = measure(SessionUpdate(rig), batch, list(range(rows)), belief, noise, alpha / 8)
     sampling, sampling_checks = _sampling(rig, resolution, alpha / 4)
     run = rig.train(loop, seed=None, updates=_UPDATES)
     measured_multiplier = noise.std / max(contributions.sensitivity, contributions.unit)
@@ -248,11 +247,12 @@ class _Draws:
 def _each_once(passes: Sequence[Sequence[int]], count: int) -> Check:
     twice = sum(len(set(records)) < len(records) for records in passes)
     return Check(
-        "sampling",
-        "every record takes part at most once in a pass over the data",
-        f"{twice} of {len(passes)} passes hold a record twice",
-        twice == 0,
-        sum(map(len, passes)),
+        code="sampling-each-once",
+        part="sampling",
+        claim="every record takes part at most once in a pass over the data",
+        measured=f"{twice} of {len(passes)} passes hold a record twice",
+        passed=twice == 0,
+        sample_size=sum(map(len, passes)),
         power="every case",
     )
 
@@ -275,7 +275,7 @@ def _ledger(
     said = "no amplification charged"
     if sampling is not None:
         said = f"{min(rates, default=0.0):.6g} charged, {sampling.rate:.6g} measured"
-        trials = sampling.checks["rate"].sample_size
+        trials = sampling.checks["sampling-rate"].sample_size
         q = max(rates, default=0.0)
         room = float(-st.ndtri(alpha / 2)) * math.sqrt(max(q * (1 - q), 1e-300) / trials) + 1 / trials
         rate_right = bool(rates) and max(abs(rate - sampling.rate) for rate in rates) <= room
@@ -288,25 +288,47 @@ def _ledger(
     )
     return (
         Check(
-            "ledger",
-            "the charged noise multiplier is the noise over the sensitivity that were measured",
-            f"{charged:.5g} charged, {multiplier:.5g} measured",
-            bool(abs(multiplier / charged - 1) <= 2e-3 + reach),
-            noise.count,
-            multiplier / charged,
-            None,
-            alpha,
-            f"{2e-3 + 2 * reach:.2%} difference",
+            code="ledger-multiplier",
+            part="ledger",
+            claim="the charged noise multiplier is the noise over the sensitivity that were measured",
+            measured=f"{charged:.5g} charged, {multiplier:.5g} measured",
+            passed=bool(abs(multiplier / charged - 1) <= 2e-3 + reach),
+            sample_size=noise.count,
+            statistic=multiplier / charged,
+            false_alarm=alpha,
+            power=f"{2e-3 + 2 * reach:.2%} difference",
         ),
-        Check("ledger", "the charged sampling rate is the measured one", said, rate_right, max(1, run.updates),
-              None, None, alpha if sampling is not None else 0.0, "what the check of the rate shows"),
-        Check("ledger", "every update is charged, and before it is written",
-              f"{view.steps} charged, {run.updates} updates" + ("" if run.charged_before else ", some uncharged"),
-              view.steps == run.updates and run.charged_before, max(1, run.updates), power="every case"),
-        Check("ledger", "the ledger states the clip norm, the divisor and the source of noise that ran",
-              f"C = {contract.max_grad_norm:g}, B = {contract.expected_batch_size:g}, noise: {contract.noise_source}",
-              same, 4, power="every difference"),
-    )  # fmt: skip
+        Check(
+            code="ledger-rate",
+            part="ledger",
+            claim="the charged sampling rate is the measured one",
+            measured=said,
+            passed=rate_right,
+            sample_size=max(1, run.updates),
+            false_alarm=alpha if sampling is not None else 0.0,
+            power="what the check of the rate shows",
+        ),
+        Check(
+            code="ledger-charged-before",
+            part="ledger",
+            claim="every update is charged, and before it is written",
+            measured=f"{view.steps} charged, {run.updates} updates"
+            + ("" if run.charged_before else ", some uncharged"),
+            passed=view.steps == run.updates and run.charged_before,
+            sample_size=max(1, run.updates),
+            power="every case",
+        ),
+        Check(
+            code="ledger-contract",
+            part="ledger",
+            claim="the ledger states the clip norm, the divisor and the source of noise that ran",
+            measured=f"C = {contract.max_grad_norm:g}, B = {contract.expected_batch_size:g}, "
+            f"noise: {contract.noise_source}",
+            passed=same,
+            sample_size=4,
+            power="every difference",
+        ),
+    )
 
 
 def _replay(rig: Rig, loop: TrainingLoop, unit: float) -> tuple[Check, ...]:
@@ -327,20 +349,23 @@ def _replay(rig: Rig, loop: TrainingLoop, unit: float) -> tuple[Check, ...]:
     room = 2 * unit * (1 + 1e-3) + 1e-5 * norm(plain.first)
     return (
         Check(
-            "replay",
-            "under the same keys, another record changes values only, not which steps run, their charges or rates",
-            f"{calls} calls of step, " + ("all alike" if same else "which differ in what they did"),
-            same and plain.updates > 0,
-            max(1, len(plain.flow)),
+            code="replay-steps",
+            part="replay",
+            claim="under the same keys, another record changes values only, not which steps run, their charges or "
+            "rates",
+            measured=f"{calls} calls of step, " + ("all alike" if same else "which differ in what they did"),
+            passed=same and plain.updates > 0,
+            sample_size=max(1, len(plain.flow)),
             power="every difference within twelve updates",
         ),
         Check(
-            "replay",
-            "under the same keys, replacing a record changes the first update by at most 2C",
-            f"by {change / unit:.4g} C",
-            bool(change <= room),
-            1,
-            change / unit,
+            code="replay-first-update",
+            part="replay",
+            claim="under the same keys, replacing a record changes the first update by at most 2C",
+            measured=f"by {change / unit:.4g} C",
+            passed=bool(change <= room),
+            sample_size=1,
+            statistic=change / unit,
             power="noise or draws that depend on the data",
         ),
     )
@@ -367,26 +392,22 @@ class _Neighbour(torch.utils.data.Dataset[Any]):
         )
 
 
+_RUN_CAUSES = {
+    "ledger-charged-before": Cause(
+        "updates-not-charged",
+        "updates ran that the ledger does not hold.",
+        "update through the session's optimizer step only.",
+    ),
+    "replay-steps": Cause(
+        "control-flow-depends-on-data",
+        "which steps run, or their learning rates, depends on a record (early stopping, skipped batches or schedules "
+        "that look at the loss).",
+        "let nothing but public numbers decide what runs.",
+    ),
+}
+"""What the failure of a check of a run says, by the code of the check."""
+
+
 def _run_causes(checks: Sequence[Check]) -> list[Cause]:
-    causes = []
-    for check in checks:
-        if check.passed:
-            continue
-        if check.claim.startswith("every update is charged"):
-            causes.append(
-                Cause(
-                    "updates-not-charged",
-                    "updates ran that the ledger does not hold.",
-                    "update through the session's optimizer step only.",
-                )
-            )
-        if check.part == "replay" and "values only" in check.claim:
-            causes.append(
-                Cause(
-                    "control-flow-depends-on-data",
-                    "which steps run, or their learning rates, depends on a record (early stopping, skipped batches or "
-                    "schedules that look at the loss).",
-                    "let nothing but public numbers decide what runs.",
-                )
-            )
-    return causes
+    failed = failed_codes(checks)
+    return [cause for code, cause in _RUN_CAUSES.items() if code in failed]

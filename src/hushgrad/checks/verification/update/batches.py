@@ -22,8 +22,8 @@ from hushgrad.checks.verification.checks.noise import NoiseReading, read_noise
 from hushgrad.checks.verification.mistakes.clipping import Belief, other_clip_norm
 from hushgrad.checks.verification.mistakes.explain import charge_causes
 from hushgrad.checks.verification.mistakes.noise import level_causes, structure_causes
-from hushgrad.checks.verification.update.paired_update import Loop, Output, arrays, norm
-from hushgrad.checks.verification.verdict import Cause, Check, Measured, Verdict
+from hushgrad.checks.verification.update.paired_update import FunctionUpdate, Output, PairedUpdate, arrays, norm
+from hushgrad.checks.verification.verdict import Cause, Check, Measured, Verdict, failed_codes
 from hushgrad.errors import InvalidArgumentError
 
 _MOST_ROWS = 8
@@ -59,7 +59,7 @@ def take(batch: Any, rows: Sequence[int], scale: float = 1.0) -> Any:
 class _Lab:
     """Calls the loop on parts of the batch and takes noise away."""
 
-    loop: Loop
+    loop: PairedUpdate
     batch: Any
     rows: list[int]
     base: Output
@@ -84,7 +84,7 @@ def verify_batch_update(
     if available < 4:
         raise InvalidArgumentError(f"batch must have at least 4 examples, got {available}")
     rows = list(range(min(available, _MOST_ROWS)))
-    loop = Loop(update)
+    loop = FunctionUpdate(update)
     loop.find_pairing(take(batch, rows))
     if not loop.is_paired:
         raise InvalidArgumentError(
@@ -126,7 +126,7 @@ class GroupReading:
 
 
 def measure(
-    loop: Loop, batch: Any, rows: list[int], belief: Belief, noise: NoiseReading, false_alarm: float
+    loop: PairedUpdate, batch: Any, rows: list[int], belief: Belief, noise: NoiseReading, false_alarm: float
 ) -> GroupReading:
     """Measure what the examples of a batch add to an update of a paired loop, alone and in groups."""
     base, empty = _base(loop, batch, belief, false_alarm)
@@ -147,7 +147,7 @@ def measure(
 
 
 def _noise(
-    loop: Loop, batch: Any, rows: list[int], belief: Belief, resolution: float, false_alarm: float
+    loop: FunctionUpdate, batch: Any, rows: list[int], belief: Belief, resolution: float, false_alarm: float
 ) -> NoiseReading:
     """Read the noise from differences of pairs of updates for the same rows."""
     part = take(batch, rows)
@@ -162,7 +162,7 @@ def _noise(
     return read_noise([arrays(draw) for draw in draws], claimed, false_alarm, loop.word_bits)
 
 
-def _base(loop: Loop, batch: Any, belief: Belief, alpha: float) -> tuple[Output, Check | None]:
+def _base(loop: PairedUpdate, batch: Any, belief: Belief, alpha: float) -> tuple[Output, Check | None]:
     """Return the noise of the seed that all signals are measured under, and the check of an empty draw.
 
     Where the loop cannot run on no examples the noise follows from three runs, if contributions add up.
@@ -179,15 +179,16 @@ def _base(loop: Loop, batch: Any, belief: Belief, alpha: float) -> tuple[Output,
     total = float((joined**2).sum()) / claimed**2
     p = st.variance_p(total, joined.numel())
     check = Check(
-        "noise",
-        "an empty draw gets noise like any other",
-        f"{math.sqrt(total / joined.numel()) if math.isfinite(total) else math.nan:.4g} times the claimed std",
-        p >= alpha,
-        joined.numel(),
-        total,
-        p,
-        alpha,
-        f"{st.smallest_std_error(joined.numel(), alpha):.1%} error with probability 0.999",
+        code="noise-empty-draw",
+        part="noise",
+        claim="an empty draw gets noise like any other",
+        measured=f"{math.sqrt(total / joined.numel()) if math.isfinite(total) else math.nan:.4g} times the claimed std",
+        passed=p >= alpha,
+        sample_size=joined.numel(),
+        statistic=total,
+        p_value=p,
+        false_alarm=alpha,
+        power=f"{st.smallest_std_error(joined.numel(), alpha):.1%} error with probability 0.999",
     )
     if not check.passed:
         one, other, both = (loop.call(take(batch, rows), 12345) for rows in ([0], [1], [0, 1]))
@@ -210,15 +211,15 @@ def _sensitivity(lab: _Lab, alone: dict[int, Output], unit: float, room: float) 
         changes.append(_minus(lab.signal(lab.rows[:4], scale), lab.signal(lab.rows[1:4])))
     largest = max(changes)
     return largest, Check(
-        "sensitivity",
-        "adding or removing one example changes the sum by at most C",
-        f"by up to {largest / unit:.5g} C, in {len(changes)} removals",
-        largest <= unit + room,
-        len(changes),
-        largest / unit,
-        None,
-        0.0,
-        f"every excess above {room / unit:.2g} C on these examples",
+        code="sensitivity-bound",
+        part="sensitivity",
+        claim="adding or removing one example changes the sum by at most C",
+        measured=f"by up to {largest / unit:.5g} C, in {len(changes)} removals",
+        passed=largest <= unit + room,
+        sample_size=len(changes),
+        statistic=largest / unit,
+        false_alarm=0.0,
+        power=f"every excess above {room / unit:.2g} C on these examples",
     )
 
 
@@ -231,15 +232,17 @@ def _additivity(lab: _Lab, alone: dict[int, Output], unit: float, room: float) -
         gap = norm({n: together[n] - expected[n] for n in together})
         worst = max(worst, gap / (room * math.sqrt(len(group)) * 3 + 2e-3 * unit * len(group)))
     return Check(
-        "sensitivity",
-        "what an example adds does not depend on the others",
-        "groups add up" if worst <= 1 else f"groups differ from their sum by {worst:.3g} times what rounding allows",
-        worst <= 1,
-        len(groups),
-        worst,
-        None,
-        0.0,
-        "differences of 0.2% of C per example",
+        code="sensitivity-additive",
+        part="sensitivity",
+        claim="what an example adds does not depend on the others",
+        measured="groups add up"
+        if worst <= 1
+        else f"groups differ from their sum by {worst:.3g} times what rounding allows",
+        passed=worst <= 1,
+        sample_size=len(groups),
+        statistic=worst,
+        false_alarm=0.0,
+        power="differences of 0.2% of C per example",
     )
 
 
@@ -250,35 +253,35 @@ def _charge(
     seen = max(reading.sensitivity, reading.unit)
     found = noise.std / seen
     return Check(
-        "ledger",
-        "what is charged is the noise over the sensitivity that were measured",
-        f"{found:.5g} measured, {charged:.5g} charged; the largest contribution seen is "
+        code="ledger-multiplier",
+        part="ledger",
+        claim="what is charged is the noise over the sensitivity that were measured",
+        measured=f"{found:.5g} measured, {charged:.5g} charged; the largest contribution seen is "
         f"{reading.sensitivity / reading.unit:.4g} C",
-        abs(found / charged - 1) <= 2e-3 + reach,
-        noise.count,
-        effective / charged,
-        None,
-        alpha,
-        f"{2e-3 + 2 * reach:.2%} difference",
+        passed=abs(found / charged - 1) <= 2e-3 + reach,
+        sample_size=noise.count,
+        statistic=effective / charged,
+        false_alarm=alpha,
+        power=f"{2e-3 + 2 * reach:.2%} difference",
     )
 
 
 def find_causes(reading: GroupReading, belief: Belief, charged: float, noise: NoiseReading) -> list[Cause]:
     """Return the mistakes that fit, the likeliest first."""
-    lab, alone, unit, checks = reading.lab, reading.alone, reading.unit, reading.checks
+    lab, alone, unit = reading.lab, reading.alone, reading.unit
+    failed = failed_codes(reading.checks)
     causes: list[Cause] = []
-    sensitivity, additive = checks[0], checks[1]
-    if not additive.passed:
+    if "sensitivity-additive" in failed:
         causes.append(_mixing(lab, alone, unit))
-    elif not sensitivity.passed:
+    elif "sensitivity-bound" in failed:
         causes.append(_clipping(lab, alone, unit))
     structure = structure_causes(noise)
     causes += structure
-    if not structure and not noise.checks["std"].passed:
+    if not structure and not noise.checks["noise-std"].passed:
         level = level_causes(belief, {len(lab.rows): noise.std * belief.divisor})
         if level is not None:
             causes.append(level)
-    if not causes and any(check.claim.startswith("an empty draw") and not check.passed for check in checks):
+    if not causes and "noise-empty-draw" in failed:
         causes.append(
             Cause(
                 "empty-draw-without-noise",

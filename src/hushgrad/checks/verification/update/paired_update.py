@@ -1,11 +1,12 @@
-"""A loop under test: calls somebody's update, with or without the same random numbers, and reads what it returns."""
+"""An update under test, with or without the same random numbers: the protocol, and the update that is a function."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -65,17 +66,36 @@ def named(values: Any) -> Output:
     return found
 
 
-class Loop:
-    """Somebody's update, as a function of a stimulus.
+class PairedUpdate(Protocol):
+    """An update that repeats itself under the same seed, so that its noise cancels between two calls."""
 
-    `is_paired` says whether the update repeats itself under the same seed of the global generators: then noise cancels
-    between two calls. Otherwise noise is averaged out over `repeats` calls.
+    def call(self, stimulus: Any, seed: int | None = None) -> Output:
+        """Return the update for a stimulus, by name."""
+
+    def error_of_difference(self, noise_std: float) -> float:
+        """Return the standard error of each value of the difference of two calls, rounding included."""
+
+
+def rounding_error(noise_std: float, word_bits: int) -> float:
+    """Return what rounding leaves of noise that cancels, for values of so many bits."""
+    return noise_std * (2e-3 if word_bits == 16 else 3e-7)
+
+
+def narrowest(values: Output) -> int:
+    """Return the fewest bits that the values of an update have."""
+    return min(torch.finfo(value.dtype).bits for value in values.values())
+
+
+class FunctionUpdate:
+    """Somebody's function from a stimulus to an update; its random numbers come from the global generators.
+
+    It is a `PairedUpdate` if `is_paired`, which says whether the update repeats itself under the same seed of the
+    global generators. Otherwise noise is averaged out over `repeats` calls.
     """
 
     def __init__(self, update: Callable[[Any], Any], repeats: int = 64) -> None:
         self._update = update
         self._repeats = repeats
-        self.calls = 0
         self.is_paired = False
         self.names: tuple[str, ...] = ()
         self.word_bits = 32
@@ -84,11 +104,9 @@ class Loop:
         """Return the update for a stimulus, by name."""
         with seeded(seed):
             result = named(self._update(stimulus))
-        self.calls += 1
         if not self.names:
             self.names = tuple(result)
-            widths = {torch.finfo(value.dtype).bits for value in result.values()}
-            self.word_bits = min(widths)
+            self.word_bits = narrowest(result)
         if tuple(result) != self.names:
             raise InvalidArgumentError(f"the update returned {len(result)} tensors, and {len(self.names)} before")
         return result
@@ -117,8 +135,9 @@ class Loop:
 
     def error_of_difference(self, noise_std: float) -> float:
         """Return the standard error of each value of a `difference`, rounding included."""
-        rounding = 2e-3 if self.word_bits == 16 else 3e-7
-        return noise_std * rounding if self.is_paired else noise_std * (2 / self._repeats) ** 0.5
+        if self.is_paired:
+            return rounding_error(noise_std, self.word_bits)
+        return noise_std * math.sqrt(2 / self._repeats)
 
 
 def norm(values: Mapping[str, Tensor]) -> float:
