@@ -74,6 +74,8 @@ def test_every_public_name_is_documented(name: str) -> None:
 def test_every_public_signature_is_typed(name: str) -> None:
     value = PUBLIC[name]
     function = value.__init__ if isinstance(value, type) else value
+    if function is object.__init__:
+        return  # takes no argument
     signature = inspect.signature(function)
     untyped = [
         parameter.name

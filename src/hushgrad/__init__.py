@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hushgrad.checks.verification.update.verify_update import verify_update
     from hushgrad.clipping.flat import FlatClipping
     from hushgrad.engine import PrivacyEngine
+    from hushgrad.guards.monitoring.monitor import Monitor, NoisedUpdate
     from hushgrad.mechanism import DPSGD
     from hushgrad.sampling.specs import DisjointBatches, PoissonSampling, TruncatedPoissonSampling
     from hushgrad.session.session import Session, privatize
@@ -26,6 +27,8 @@ __all__ = [  # noqa: RUF022 - in plain order
     "DPSGD",
     "DisjointBatches",
     "FlatClipping",
+    "Monitor",
+    "NoisedUpdate",
     "PoissonSampling",
     "PrivacyEngine",
     "Session",
@@ -44,6 +47,8 @@ _HOMES = {
     "DPSGD": "hushgrad.mechanism",
     "DisjointBatches": "hushgrad.sampling.specs",
     "FlatClipping": "hushgrad.clipping.flat",
+    "Monitor": "hushgrad.guards.monitoring.monitor",
+    "NoisedUpdate": "hushgrad.guards.monitoring.monitor",
     "PoissonSampling": "hushgrad.sampling.specs",
     "PrivacyEngine": "hushgrad.engine",
     "Session": "hushgrad.session.session",

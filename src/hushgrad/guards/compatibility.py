@@ -45,17 +45,22 @@ def require_trainable_privately(model: nn.Module, optimizer: Optimizer) -> dict[
         UnsupportedModelError, CrossSampleLeakError, PrivateBufferError, SparseGradientError: what the model is.
         ParameterMismatchError, UnsupportedOptimizerError: what the optimizer is.
     """
-    require_model_and_optimizer(model, optimizer)
+    require_module(model)
+    require_optimizer(optimizer)
     problems = list(setup_problems(model, optimizer))
     if problems:
         raise joined(problems)
     return _trainable(model)
 
 
-def require_model_and_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
-    """Refuse, as `InvalidArgumentError`, what is not a module or not an optimizer."""
+def require_module(model: nn.Module, argument: str = "module") -> None:
+    """Refuse, as `InvalidArgumentError`, what is not a module."""
     if not isinstance(model, nn.Module):
-        raise InvalidArgumentError(f"module must be a torch.nn.Module, got {type(model).__name__}")
+        raise InvalidArgumentError(f"{argument} must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def require_optimizer(optimizer: Optimizer) -> None:
+    """Refuse, as `InvalidArgumentError`, what is not an optimizer."""
     if not isinstance(optimizer, Optimizer):
         raise InvalidArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
 

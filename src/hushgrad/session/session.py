@@ -43,6 +43,7 @@ from hushgrad.guards.frozen_setup import FrozenSetup
 from hushgrad.guards.gradient_marks import GradientMarks
 from hushgrad.guards.in_use import claim, release
 from hushgrad.guards.monitoring.alarms import Alarms
+from hushgrad.guards.monitoring.monitor import Monitor, Monitors
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.guards.probing.probe import Probe, ProbeReport
@@ -74,6 +75,7 @@ def privatize(
     plan: Plan | None = None,
     budget: Budget | None = None,
     lease: int = 1,
+    monitors: Sequence[Monitor] = (),
 ) -> Session:
     """Attach a mechanism to a model and its optimizer; both stay the caller's own objects.
 
@@ -88,10 +90,21 @@ def privatize(
             that does not fit, and updates nothing; the same step after a crash and a resume of the ledger. In passes
             over the data, for `DisjointBatches`.
         lease: how many steps are put on disk at once, which saves time; a crash over-charges fewer than that many.
+        monitors: what watches the noised updates, beside the monitors that are always on.
 
     Raises what `require_trainable_privately` raises, before any data is read.
     """
-    return Session(model, optimizer, mechanism, ledger=ledger, key=key, plan=plan, budget=budget, lease=lease)
+    return Session(
+        model,
+        optimizer,
+        mechanism,
+        ledger=ledger,
+        key=key,
+        plan=plan,
+        budget=budget,
+        lease=lease,
+        monitors=monitors,
+    )
 
 
 class Session:
@@ -111,6 +124,7 @@ class Session:
         plan: Plan | None,
         budget: Budget | None = None,
         lease: int = 1,
+        monitors: Sequence[Monitor] = (),
         alarms: Alarms = Alarms.RAISED,
     ) -> None:
         if not isinstance(mechanism, DPSGD):
@@ -120,6 +134,7 @@ class Session:
                 "key must be KeyStream.fixed_for_tests(seed), for tests. A session draws its own secret key: two "
                 "sessions with one key would draw the same noise, which cancels"
             )
+        self._monitors = Monitors(monitors)
         self._parameters = require_trainable_privately(model, optimizer)
         self._objects: list[object] = [optimizer, *model.modules()]
         self._mechanism = mechanism
@@ -127,7 +142,7 @@ class Session:
         """Whether the last `optimizer.step()` ended a logical batch; learning-rate schedules step only then."""
         self._stream = key if key is not None else KeyStream.from_operating_system()
         self._spending = Spending(mechanism, ledger, noise_is_secret=self._stream.is_secret, budget=budget, lease=lease)
-        self._spending.trust(_third_parties(mechanism, plan))
+        self._spending.trust([*_third_parties(mechanism, plan), *self._monitors.conditions])
         self._ledger_path = None if ledger is None else os.path.realpath(ledger)
         left = [_left_by_earlier[part] for part in self._objects if part in _left_by_earlier]
         self._spending.uncounted = max(
@@ -364,6 +379,7 @@ class Session:
             self._spending.note(NOISE, self._update.monitor.finding())
             if self._update.number:
                 self._note_sensitivity()
+            self._note_monitors()
             self._spending.trust([*self._trusted(), *self._probe.open_conditions])
         self._spending.close()
 
@@ -528,7 +544,22 @@ class Session:
             with suppress(LedgerError):  # the alarm is what must be heard
                 self._spending.note(NOISE, self._update.monitor.finding())
             raise
+        self._show_to_monitors()
         self.last_step_updated = True
+
+    def _show_to_monitors(self) -> None:
+        """Let the monitors that were handed in see the update; what they raise takes it away again."""
+        try:
+            self._monitors.see(self._update.number - 1, self._update.mechanism, self._parameters)
+        except BaseException:
+            self._update.clear()
+            with suppress(LedgerError):
+                self._note_monitors()
+            raise
+
+    def _note_monitors(self) -> None:
+        for about, report in self._monitors.reports():
+            self._spending.note(about, report)
 
     # Set-up --------------------------------------------------------------------------------------------------------
 

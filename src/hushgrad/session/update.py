@@ -66,6 +66,11 @@ class Update:
         """How many updates were written."""
         return self._number
 
+    @property
+    def mechanism(self) -> DPSGD:
+        """What clips, and what noise is added, from here on."""
+        return self._mechanism
+
     def follow(self, mechanism: DPSGD) -> None:
         """Clip and add noise as `mechanism` says from here on: the next step of a schedule."""
         self._mechanism = mechanism

@@ -13,8 +13,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from hushgrad.capture.operators.lookup_options import ALLOWED, TABLES, reason, refused_options
-from hushgrad.errors import InvalidArgumentError, UnsupportedModelError
-from hushgrad.guards.compatibility import require_no_session
+from hushgrad.errors import UnsupportedModelError
+from hushgrad.guards.compatibility import require_module, require_no_session
 
 MOST_GROUPS = 32
 CHANNELS_PER_GROUP = 4
@@ -74,8 +74,7 @@ def make_private_ready(model: nn.Module, *, dry_run: bool = False) -> list[Edit]
         UnsupportedModelError: naming every module whose change would alter what the model means, or break it.
         ProtocolError: the model belongs to an open session.
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    require_module(model, "model")
     require_no_session(model)
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -97,7 +96,10 @@ def make_private_ready(model: nn.Module, *, dry_run: bool = False) -> list[Edit]
     reasons += _readers(places) if planned else []
     reasons += _holders(places, exchanged)
     if reasons:
-        raise UnsupportedModelError(f"these cannot be changed without changing what they mean: {'; '.join(reasons)}")
+        raise UnsupportedModelError(
+            f"these cannot be changed without changing what they mean: {'; '.join(reasons)}",
+            cure="Follow the advice after each, then call this again",
+        )
     if not dry_run:
         for plan in planned:
             plan.carry_out()

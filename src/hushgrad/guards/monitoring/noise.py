@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hushgrad.errors import NoiseMismatchError
 from hushgrad.guards.monitoring.alarms import Alarms
+from hushgrad.guards.monitoring.monitor import Report
 
 VALUES = 64
 _FIRST_LOOK = 1024
@@ -57,7 +58,7 @@ class NoiseMonitor:
         """By how many standard errors the sum of squares (chi-square under the claim) is off; 0 before any value."""
         return (self._squares - self.values) / math.sqrt(2 * self.values) if self.values else 0.0
 
-    def finding(self) -> dict[str, str | int | float] | None:
+    def finding(self) -> Report | None:
         """Return what the ledger should say of the steps so far; None where none was watched.
 
         It is a function of noise and of the number of steps. To a tenth of a standard error the sums that were taken
@@ -71,7 +72,7 @@ class NoiseMonitor:
             "verdict": self.verdict,
         }
 
-    def finding_due(self) -> dict[str, str | int | float] | None:
+    def finding_due(self) -> Report | None:
         """Return the finding after 16 steps and each time their number has doubled, otherwise None."""
         if self._watched < self._next_note:
             return None

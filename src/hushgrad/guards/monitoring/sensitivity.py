@@ -14,6 +14,7 @@ from torch import Tensor
 from hushgrad.errors import SensitivityMismatchError
 from hushgrad.gradients.contribution import Contribution, Plan
 from hushgrad.guards.monitoring.alarms import Alarms
+from hushgrad.guards.monitoring.monitor import Report
 
 EVERY = 100
 # Above what rounding does to a norm, products with ten bits (TF32) included.
@@ -36,7 +37,7 @@ class SensitivityMonitor:
         """Whether an example of this update, counted from 0, is looked at."""
         return update % EVERY == 0
 
-    def finding(self, updates: int) -> dict[str, str | int | float]:
+    def finding(self, updates: int) -> Report:
         """Return what the ledger should say after so many updates: a function of their number and of the verdict."""
         return {"steps_sampled": math.ceil(updates / EVERY), "verdict": self.verdict}
 

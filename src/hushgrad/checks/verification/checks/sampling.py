@@ -66,7 +66,9 @@ def read_sampling(
     q = probability("rate", rate)
     each = open_unit_interval("false_alarm", false_alarm) / _CHECKS
     if len(draws) < _LEAST_EXPECTED:
-        raise InvalidArgumentError(f"draws must be at least {_LEAST_EXPECTED}, got {len(draws)}")
+        raise InvalidArgumentError(
+            f"draws must be at least {_LEAST_EXPECTED}, got {len(draws)}", cure="Record more logical batches"
+        )
     sets = [np.asarray(draw, dtype=np.int64).reshape(-1) for draw in draws]
     sizes = np.array([len(draw) for draw in sets])
     measured = float(sizes.sum()) / (len(sets) * count)

@@ -98,7 +98,10 @@ class Rig:
     ) -> Rig:
         """Take an ordinary or a private loader; `mechanism` is what is claimed."""
         if isinstance(criterion, PerExampleLoss):
-            raise InvalidArgumentError("criterion must be the loss that was given to per_example, not what it returned")
+            raise InvalidArgumentError(
+                "criterion must be the loss that was given to per_example, got what per_example returned",
+                cure="Pass the ordinary loss, such as nn.CrossEntropyLoss()",
+            )
         rows = max_physical_batch_size
         if isinstance(data_loader, PrivateLoader):
             rows = rows or data_loader.max_physical_batch_size

@@ -92,9 +92,15 @@ def verify(
     started = time.perf_counter()
     claimed = mechanism.mechanism if isinstance(mechanism, PrivacyEngine) else mechanism
     if not isinstance(claimed, DPSGD):
-        raise InvalidArgumentError(f"mechanism must be a PrivacyEngine or a DPSGD, got {type(mechanism).__name__}")
+        raise InvalidArgumentError(
+            f"mechanism must be a PrivacyEngine or a DPSGD, got {type(mechanism).__name__}",
+            cure="Pass the engine after make_private, or the DPSGD that is charged",
+        )
     if claimed.noise_multiplier == 0:
-        raise InvalidArgumentError("a noise multiplier of 0 is not private, so there is nothing to verify")
+        raise InvalidArgumentError(
+            "a noise multiplier of 0 is not private, so there is nothing to verify",
+            cure="Pass a mechanism with noise_multiplier > 0",
+        )
     alpha = open_unit_interval("false_alarm", false_alarm)
     positive_number("resolution", resolution)
     rig = Rig.of(model, data_loader, criterion, claimed, optimizer, max_physical_batch_size, constant_shapes)
@@ -165,9 +171,15 @@ def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, al
 
 def _require_pair(batch: Any, rows: int) -> None:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise InvalidArgumentError("items of the loader must be (inputs, target)")
+        raise InvalidArgumentError(
+            f"items of the loader must be (inputs, target), got {type(batch).__name__}",
+            cure="Give the loader a collate_fn that returns such pairs",
+        )
     if rows < 4 or rows_of(batch) != rows:
-        raise InvalidArgumentError(f"the data set must give at least 4 records, collated one to a row, got {rows}")
+        raise InvalidArgumentError(
+            f"the data set must give at least 4 examples, one to a row, got {rows}",
+            cure="Pass a loader over more examples, whose collate_fn makes one row of each",
+        )
 
 
 def _noise(rig: Rig, belief: Belief, resolution: float, alpha: float) -> NoiseReading:

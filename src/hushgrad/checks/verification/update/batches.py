@@ -36,7 +36,8 @@ def rows_of(batch: Any) -> int:
     counts = {leaf.shape[0] for leaf in leaves}
     if len(counts) != 1:
         raise InvalidArgumentError(
-            f"batch must hold tensors with examples first, got first dimensions {sorted(counts)}"
+            f"batch must hold tensors with one number of examples, got first dimensions {sorted(counts)}",
+            cure="Put the examples on the first dimension of every tensor",
         )
     return counts.pop()
 
@@ -82,15 +83,16 @@ def verify_batch_update(
     """Measure an update that takes batches; see `verify_update`."""
     available = rows_of(batch)
     if available < 4:
-        raise InvalidArgumentError(f"batch must have at least 4 examples, got {available}")
+        raise InvalidArgumentError(f"batch must have at least 4 examples, got {available}", cure="Pass a larger batch")
     rows = list(range(min(available, _MOST_ROWS)))
     loop = FunctionUpdate(update)
     loop.find_pairing(take(batch, rows))
     if not loop.is_paired:
         raise InvalidArgumentError(
-            "the update does not repeat itself under the same seed of torch's generator, so that one example's part "
-            "cannot be told from noise. Let its noise come from torch's global generator while it is verified (a "
-            "hushgrad loop is verified by hushgrad.verify), and keep nothing from call to call"
+            "the update does not repeat itself under the same seed of torch's generator, so one example's part cannot "
+            "be told from noise",
+            cure="Draw its noise from torch's global generator while it is verified, and keep nothing from call to "
+            "call; verify a hushgrad loop with hushgrad.verify",
         )
     noise = _noise(loop, batch, rows, belief, resolution, false_alarm / 2)
     reading = measure(loop, batch, rows, belief, noise, false_alarm / 4)

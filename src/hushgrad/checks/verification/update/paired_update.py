@@ -60,7 +60,8 @@ def named(values: Any) -> Output:
             value = torch.from_numpy(value)
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise InvalidArgumentError(
-                f"the update must be a floating-point tensor, or a list or dict of them, got {type(value).__name__}"
+                f"the update must be a floating-point tensor, or a list or dict of them, got {type(value).__name__}",
+                cure="Return what the optimizer would be given",
             )
         found[name] = value.detach().to("cpu").clone()
     return found
@@ -108,7 +109,10 @@ class FunctionUpdate:
             self.names = tuple(result)
             self.word_bits = narrowest(result)
         if tuple(result) != self.names:
-            raise InvalidArgumentError(f"the update returned {len(result)} tensors, and {len(self.names)} before")
+            raise InvalidArgumentError(
+                f"the update returned {len(result)} tensors, and {len(self.names)} before",
+                cure="Return a value for each parameter every time, used or not",
+            )
         return result
 
     def find_pairing(self, stimulus: Any) -> None:

@@ -76,7 +76,8 @@ class Form:
         if shapes != self.shapes:
             raise InvalidArgumentError(
                 f"the update must have the shapes of its gradients without their first dimension, {self.shapes}, got "
-                f"{shapes}"
+                f"{shapes}",
+                cure="Sum over the examples, and return one value for each parameter",
             )
         return {name: found[name] for name in self.shapes}
 
@@ -87,7 +88,9 @@ def _shape(value: Any) -> tuple[int, ...]:
     if isinstance(value, int) and not isinstance(value, bool):
         return (whole_number("a size of parameters", value, minimum=1),)
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise InvalidArgumentError(f"parameters must be shapes, got {type(value).__name__}")
+        raise InvalidArgumentError(
+            f"parameters must be shapes, got {type(value).__name__}", cure="Pass tuples such as (32, 32)"
+        )
     return tuple(whole_number("a size of parameters", part, minimum=1) for part in value)
 
 

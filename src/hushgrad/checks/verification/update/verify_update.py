@@ -85,7 +85,10 @@ def verify_update(
         else positive_number("charged_noise_multiplier", charged_noise_multiplier)
     )
     if not callable(update):
-        raise InvalidArgumentError(f"update must be a function, got {type(update).__name__}")
+        raise InvalidArgumentError(
+            f"update must be a function, got {type(update).__name__}",
+            cure="Pass the function from per-example gradients (or from a batch) to the noised update",
+        )
     positive_number("resolution", resolution)
     alpha = open_unit_interval("false_alarm", false_alarm)
     if batch is not None:
