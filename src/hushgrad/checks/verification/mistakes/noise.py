@@ -123,78 +123,87 @@ def _fits(std: Callable[[Belief, int], float], belief: Belief, found: dict[int, 
     return all(abs(std(belief, count) - value) <= _CLOSE * max(value, 1e-300) for count, value in found.items())
 
 
+_CENTRED = _cause("noise-not-centred", "the mean of the noise is not 0.", "draw from N(0, (σ·C)²).")
+
 _SHARED = _cause(
     "noise-shared-by-coordinates",
     "coordinates share their noise (a draw that was expanded, tiled or mirrored).",
     "draw one value for every coordinate.",
 )
 
+_REPEATED = _cause(
+    "noise-repeated",
+    "the noise of different steps is the same or related (a fixed seed, noise drawn once, or differences of "
+    "neighbouring draws), so it cancels.",
+    "draw the noise of every step afresh, from a generator that is never reset.",
+)
+
+_SHARED_BY_PARAMETERS = _cause(
+    "noise-shared-by-parameters", "parameters share their noise.", "draw for every parameter separately."
+)
+
+_LOW_PRECISION = _cause(
+    "noise-in-low-precision",
+    "the noise is rounded to 16 bits or fewer.",
+    "draw and add noise in float32 or more.",
+)
+
+_NOT_GAUSSIAN = _cause(
+    "noise-not-gaussian",
+    "the noise is not Gaussian (another distribution, cut-off tails, or different levels mixed).",
+    "draw from N(0, (σ·C)²), without clamping, and charge what is drawn.",
+)
+
+_UNEVEN = _cause("noise-uneven", "the noise differs between parameters, parts of them or steps.", _ONCE)
+
 
 def structure_causes(reading: NoiseReading) -> list[Cause]:
     """Return what the structure of the noise says: missing, repeated, dependent or of another shape."""
     failed = failed_codes(reading.checks.values())
-    found: list[Cause] = []
     if reading.ratio < 1e-6:  # no noise has no structure
+        return []
+    found = _missing(reading)
+    if "noise-mean" in failed and abs(reading.mean) > 0.01 and "noise-repeats" not in failed:
+        return [*found, _CENTRED]
+    if reading.repeats_inside > 2:
+        return [*found, _SHARED]
+    if "noise-across-steps" in failed:
+        found.append(_REPEATED)
+    if "noise-across-parameters" in failed:
+        found.append(_SHARED_BY_PARAMETERS)
+    if found:
         return found
+    if {"noise-repeats", "noise-across-coordinates"} & failed:
+        return [_SHARED]
+    for code, cause in (
+        ("noise-low-bits", _LOW_PRECISION),
+        ("noise-mean", _CENTRED),
+        ("noise-shape", _NOT_GAUSSIAN),
+    ):
+        if code in failed:
+            return [cause]
+    is_uneven = "noise-std" not in failed and bool({"noise-blocks", "noise-steps"} & failed)
+    return [_UNEVEN] if is_uneven else []
+
+
+def _missing(reading: NoiseReading) -> list[Cause]:
+    """Return whether some parameters, or some steps, have no noise."""
     missing = [name for name, ratio in reading.ratios.items() if ratio < 1e-3 * max(reading.ratios.values())]
-    silent = sum(ratio < 1e-3 * max(reading.step_ratios) for ratio in reading.step_ratios)
     if missing and len(missing) < len(reading.ratios):
-        found.append(
+        return [
             _cause(
                 "noise-missing-for-parameters",
                 f"no noise for some parameters: {', '.join(missing)}.",
                 "add noise to every trainable parameter, used or not.",
             )
-        )
-    elif silent and silent < len(reading.step_ratios):
-        found.append(
+        ]
+    silent = sum(ratio < 1e-3 * max(reading.step_ratios) for ratio in reading.step_ratios)
+    if silent and silent < len(reading.step_ratios):
+        return [
             _cause(
                 "noise-missing-in-steps",
                 f"{silent} of {len(reading.step_ratios)} steps have no noise.",
                 "add noise in every step.",
             )
-        )
-    if "noise-mean" in failed and abs(reading.mean) > 0.01 and "noise-repeats" not in failed:
-        return [*found, _cause("noise-not-centred", "the mean of the noise is not 0.", "draw from N(0, (σ·C)²).")]
-    if reading.repeats_inside > 2:
-        return [*found, _SHARED]
-    if "noise-across-steps" in failed:
-        found.append(
-            _cause(
-                "noise-repeated",
-                "the noise of different steps is the same or related (a fixed seed, noise drawn once, or differences "
-                "of neighbouring draws), so it cancels.",
-                "draw the noise of every step afresh, from a generator that is never reset.",
-            )
-        )
-    if "noise-across-parameters" in failed:
-        found.append(
-            _cause(
-                "noise-shared-by-parameters",
-                "parameters share their noise.",
-                "draw for every parameter separately.",
-            )
-        )
-    if not found and ("noise-repeats" in failed or "noise-across-coordinates" in failed):
-        found.append(_SHARED)
-    if not found and "noise-low-bits" in failed:
-        found.append(
-            _cause(
-                "noise-in-low-precision",
-                "the noise is rounded to 16 bits or fewer.",
-                "draw and add noise in float32 or more.",
-            )
-        )
-    if not found and "noise-mean" in failed:
-        found.append(_cause("noise-not-centred", "the mean of the noise is not 0.", "draw from N(0, (σ·C)²)."))
-    if not found and "noise-shape" in failed:
-        found.append(
-            _cause(
-                "noise-not-gaussian",
-                "the noise is not Gaussian (another distribution, cut-off tails, or different levels mixed).",
-                "draw from N(0, (σ·C)²), without clamping, and charge what is drawn.",
-            )
-        )
-    if not found and "noise-std" not in failed and ("noise-blocks" in failed or "noise-steps" in failed):
-        found.append(_cause("noise-uneven", "the noise differs between parameters, parts of them or steps.", _ONCE))
-    return found
+        ]
+    return []

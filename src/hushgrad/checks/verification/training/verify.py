@@ -6,46 +6,38 @@ and ledger are not touched, and no budget is spent: nothing that is measured lea
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from hushgrad.arguments import open_unit_interval, positive_number
-from hushgrad.checks.verification.checks import statistics as st
 from hushgrad.checks.verification.checks.noise import NoiseReading, read_noise
-from hushgrad.checks.verification.checks.sampling import SamplingReading, draws_needed, read_sampling
 from hushgrad.checks.verification.mistakes.clipping import Belief
+from hushgrad.checks.verification.mistakes.groups import find_causes
 from hushgrad.checks.verification.training.copies import (
-    Indices,
     OptimizerFactory,
     Rig,
     SessionUpdate,
-    Trace,
     TrainingLoop,
     ordinary_loop,
 )
-from hushgrad.checks.verification.update.batches import find_causes, measure, rows_of
-from hushgrad.checks.verification.update.paired_update import arrays, kept_randomness, norm
+from hushgrad.checks.verification.training.draws import read_draws
+from hushgrad.checks.verification.training.run_checks import UPDATES, ledger_checks, replay_checks, run_causes
+from hushgrad.checks.verification.update.groups import measure, rows_of
+from hushgrad.checks.verification.update.paired_update import arrays, kept_randomness
 from hushgrad.checks.verification.update.verify_update import DEFAULT_FALSE_ALARM, DEFAULT_RESOLUTION, steps_needed
-from hushgrad.checks.verification.verdict import Cause, Check, Measured, Verdict, failed_codes
+from hushgrad.checks.verification.verdict import Cause, Measured, Verdict
 from hushgrad.engine import PrivacyEngine
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.guards.probing.state import State
 from hushgrad.mechanism import DPSGD
-from hushgrad.randomness import KeyStream
-from hushgrad.sampling.loader import PrivateLoader
-from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.specs import RandomSampling, TruncatedPoissonSampling
+from hushgrad.sampling.specs import RandomSampling
 
 _ROWS = 8
-_UPDATES = 12
-_MOST_INDICES = 4_000_000
 _MOST_STEPS = 400
 
 
@@ -129,16 +121,16 @@ def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, al
     batch = rig.item(range(rows))
     _require_pair(batch, rows)
     contributions = measure(SessionUpdate(rig), batch, list(range(rows)), belief, noise, alpha / 8)
-    sampling, sampling_checks = _sampling(rig, resolution, alpha / 4)
-    run = rig.train(loop, seed=None, updates=_UPDATES)
+    sampling, of_draws = read_draws(rig, resolution, alpha / 4)
+    run = rig.train(loop, seed=None, updates=UPDATES)
     measured_multiplier = noise.std / max(contributions.sensitivity, contributions.unit)
-    replay = _replay(rig, loop, contributions.unit)
+    of_replay = replay_checks(rig, loop, contributions.unit)
     checks = (
         *contributions.checks,
         *noise.checks.values(),
-        *sampling_checks,
-        *_ledger(rig, run, measured_multiplier, noise, sampling, alpha / 8),
-        *replay,
+        *of_draws,
+        *ledger_checks(rig, run, measured_multiplier, noise, sampling, alpha / 8),
+        *of_replay,
     )
     checks = tuple(check for check in checks if check.sample_size)
     causes: list[Cause] = []
@@ -146,7 +138,7 @@ def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, al
         if not all(check.passed for check in (*contributions.checks, *noise.checks.values())):
             causes += find_causes(contributions, belief, claimed.at(0).noise_multiplier, noise)
         causes += sampling.causes if sampling is not None else ()
-        causes += _run_causes(checks)
+        causes += run_causes(checks)
     return Verdict(
         "private training of this model",
         checks,
@@ -195,231 +187,3 @@ def _noise(rig: Rig, belief: Belief, resolution: float, alpha: float) -> NoiseRe
     claimed = belief.noise_multiplier * belief.max_grad_norm / belief.divisor
     bits = min(torch.finfo(value.dtype).bits for value in first.values())
     return read_noise([arrays(draw) for draw in draws], claimed, alpha, bits)
-
-
-def _sampling(rig: Rig, resolution: float, alpha: float) -> tuple[SamplingReading | None, tuple[Check, ...]]:
-    """Read draws of the loader that training would use, over indices in place of records."""
-    stream = KeyStream.from_operating_system()
-    count, sampling = rig.reading.count, rig.mechanism.sampling
-    observer = _Draws()
-    if not isinstance(sampling, RandomSampling):
-        loader = PrivateLoader(
-            Indices(count),
-            sampling,
-            steps_per_pass=rig.reading.steps,
-            stream=stream,
-            batch_size=rig.reading.batch_size,
-            batches=rig.reading.batches,
-            observer=observer,
-        )
-        for _ in range(3):
-            for _item in loader:
-                pass
-        return None, (_each_once(observer.passes, count),)
-    draws = draws_needed(count, sampling.rate, resolution, alpha)
-    draws = max(40, min(draws, math.ceil(_MOST_INDICES / max(1.0, count * sampling.rate))))
-    loader = PrivateLoader(Indices(count), sampling, steps_per_pass=draws, stream=stream, observer=observer)
-    for _item in loader:
-        pass
-    reading = read_sampling(
-        [batch.indices for batch in observer.batches],
-        population=count,
-        rate=sampling.rate,
-        false_alarm=alpha,
-        max_batch_size=sampling.max_batch_size if isinstance(sampling, TruncatedPoissonSampling) else None,
-    )
-    return reading, tuple(reading.checks.values())
-
-
-class _Draws:
-    """Notes what a loader hands out."""
-
-    def __init__(self) -> None:
-        self.batches: list[PhysicalBatch] = []
-
-    @property
-    def passes(self) -> list[list[int]]:
-        """The records of each pass."""
-        found: dict[int, list[int]] = {}
-        for batch in self.batches:
-            found.setdefault(batch.pass_index, []).extend(batch.indices)
-        return list(found.values())
-
-    def before_draw(self) -> None:
-        """Nothing is required."""
-
-    def begin(self, batch: PhysicalBatch) -> None:
-        """Note an item."""
-        self.batches.append(batch)
-
-    def lost(self, batch: PhysicalBatch) -> None:
-        """Nothing is noted: its records were not handed out."""
-
-
-def _each_once(passes: Sequence[Sequence[int]], count: int) -> Check:
-    twice = sum(len(set(records)) < len(records) for records in passes)
-    return Check(
-        code="sampling-each-once",
-        part="sampling",
-        claim="every record takes part at most once in a pass over the data",
-        measured=f"{twice} of {len(passes)} passes hold a record twice",
-        passed=twice == 0,
-        sample_size=sum(map(len, passes)),
-        power="every case",
-    )
-
-
-def _ledger(
-    rig: Rig,
-    run: Trace,
-    multiplier: float,
-    noise: NoiseReading,
-    sampling: SamplingReading | None,
-    alpha: float,
-) -> tuple[Check, ...]:
-    """Compare the ledger of a run with what was measured."""
-    view = run.ledger
-    reach = float(-st.ndtri(alpha / 2)) / math.sqrt(2 * noise.count)
-    events = [event for event, _ in view.events]
-    charged = max((event.noise_multiplier for event in events), default=math.inf)
-    rates = [rate for rate in (event.charged_rate for event in events) if rate is not None]
-    rate_right = True
-    said = "no amplification charged"
-    if sampling is not None:
-        said = f"{min(rates, default=0.0):.6g} charged, {sampling.rate:.6g} measured"
-        trials = sampling.checks["sampling-rate"].sample_size
-        q = max(rates, default=0.0)
-        room = float(-st.ndtri(alpha / 2)) * math.sqrt(max(q * (1 - q), 1e-300) / trials) + 1 / trials
-        rate_right = bool(rates) and max(abs(rate - sampling.rate) for rate in rates) <= room
-    contract, mechanism = view.contract, rig.mechanism
-    same = (
-        contract.max_grad_norm == mechanism.clipping.max_grad_norm
-        and contract.expected_batch_size == mechanism.expected_batch_size
-        and contract.loss_reduction == mechanism.loss_reduction
-        and contract.noise_is_secret
-    )
-    return (
-        Check(
-            code="ledger-multiplier",
-            part="ledger",
-            claim="the charged noise multiplier is the noise over the sensitivity that were measured",
-            measured=f"{charged:.5g} charged, {multiplier:.5g} measured",
-            passed=bool(abs(multiplier / charged - 1) <= 2e-3 + reach),
-            sample_size=noise.count,
-            statistic=multiplier / charged,
-            false_alarm=alpha,
-            power=f"{2e-3 + 2 * reach:.2%} difference",
-        ),
-        Check(
-            code="ledger-rate",
-            part="ledger",
-            claim="the charged sampling rate is the measured one",
-            measured=said,
-            passed=rate_right,
-            sample_size=max(1, run.updates),
-            false_alarm=alpha if sampling is not None else 0.0,
-            power="what the check of the rate shows",
-        ),
-        Check(
-            code="ledger-charged-before",
-            part="ledger",
-            claim="every update is charged, and before it is written",
-            measured=f"{view.steps} charged, {run.updates} updates"
-            + ("" if run.charged_before else ", some uncharged"),
-            passed=view.steps == run.updates and run.charged_before,
-            sample_size=max(1, run.updates),
-            power="every case",
-        ),
-        Check(
-            code="ledger-contract",
-            part="ledger",
-            claim="the ledger states the clip norm, the divisor and the source of noise that ran",
-            measured=f"C = {contract.max_grad_norm:g}, B = {contract.expected_batch_size:g}, "
-            f"noise: {contract.noise_source}",
-            passed=same,
-            sample_size=4,
-            power="every difference",
-        ),
-    )
-
-
-def _replay(rig: Rig, loop: TrainingLoop, unit: float) -> tuple[Check, ...]:
-    """Train twice under one key, the second time with an altered record: only values may differ, not what happens."""
-    plain = rig.train(loop, seed=31, updates=_UPDATES)
-    # A record that takes part at once, so that whatever depends on it has twelve steps to show.
-    place = plain.drawn[0] if plain.drawn else 0
-    others = [
-        rig.train(loop, seed=31, updates=_UPDATES, dataset=_Neighbour(rig.reading.dataset, place, factor))
-        for factor in (1e6, -1e6)
-    ]
-    same = all(plain.flow == other.flow and plain.ledger.events == other.ledger.events for other in others)
-    calls = ", ".join(str(len(run.flow)) for run in (plain, *others))
-    change = max(
-        norm({n: plain.first[n].double() - other.first[n].double() for n in plain.first if n in other.first})
-        for other in others
-    )
-    room = 2 * unit * (1 + 1e-3) + 1e-5 * norm(plain.first)
-    return (
-        Check(
-            code="replay-steps",
-            part="replay",
-            claim="under the same keys, another record changes values only, not which steps run, their charges or "
-            "rates",
-            measured=f"{calls} calls of step, " + ("all alike" if same else "which differ in what they did"),
-            passed=same and plain.updates > 0,
-            sample_size=max(1, len(plain.flow)),
-            power="every difference within twelve updates",
-        ),
-        Check(
-            code="replay-first-update",
-            part="replay",
-            claim="under the same keys, replacing a record changes the first update by at most 2C",
-            measured=f"by {change / unit:.4g} C",
-            passed=bool(change <= room),
-            sample_size=1,
-            statistic=change / unit,
-            power="noise or draws that depend on the data",
-        ),
-    )
-
-
-class _Neighbour(torch.utils.data.Dataset[Any]):
-    """A data set with one record exchanged: its inputs enormous, or the next record where it has no floats."""
-
-    def __init__(self, dataset: Any, place: int, factor: float) -> None:
-        self._dataset, self._place, self._factor = dataset, place, factor
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        record = self._dataset[index]
-        if index != self._place:
-            return record
-        leaves = [leaf for leaf in pytree.tree_leaves(record) if isinstance(leaf, Tensor)]
-        if not any(leaf.is_floating_point() for leaf in leaves):
-            return self._dataset[(index + 1) % len(self._dataset)]
-        return pytree.tree_map(
-            lambda leaf: self._factor * leaf if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, record
-        )
-
-
-_RUN_CAUSES = {
-    "ledger-charged-before": Cause(
-        "updates-not-charged",
-        "updates ran that the ledger does not hold.",
-        "update through the session's optimizer step only.",
-    ),
-    "replay-steps": Cause(
-        "control-flow-depends-on-data",
-        "which steps run, or their learning rates, depends on a record (early stopping, skipped batches or schedules "
-        "that look at the loss).",
-        "let nothing but public numbers decide what runs.",
-    ),
-}
-"""What the failure of a check of a run says, by the code of the check."""
-
-
-def _run_causes(checks: Sequence[Check]) -> list[Cause]:
-    failed = failed_codes(checks)
-    return [cause for code, cause in _RUN_CAUSES.items() if code in failed]
