@@ -8,24 +8,24 @@ from hushgrad.checks.verification.checks.noise import NoiseReading
 from hushgrad.checks.verification.mistakes.clipping import Belief, other_clip_norm
 from hushgrad.checks.verification.mistakes.explain import charge_causes
 from hushgrad.checks.verification.mistakes.noise import level_causes, structure_causes
-from hushgrad.checks.verification.update.groups import GroupReading, Lab
+from hushgrad.checks.verification.update.groups import GroupReading, PairedProbe
 from hushgrad.checks.verification.update.paired_update import Output, norm
 from hushgrad.checks.verification.verdict import Cause, failed_codes
 
 
 def find_causes(reading: GroupReading, belief: Belief, charged: float, noise: NoiseReading) -> list[Cause]:
     """Return the mistakes that fit, the likeliest first."""
-    lab, alone, unit = reading.lab, reading.alone, reading.unit
+    probe, alone, unit = reading.probe, reading.alone, reading.unit
     failed = failed_codes(reading.checks)
     causes: list[Cause] = []
     if "sensitivity-additive" in failed:
-        causes.append(_mixing(lab, alone, unit))
+        causes.append(_mixing(probe, alone, unit))
     elif "sensitivity-bound" in failed:
-        causes.append(_clipping(lab, alone, unit))
+        causes.append(_clipping(probe, alone, unit))
     structure = structure_causes(noise)
     causes += structure
     if not structure and not noise.checks["noise-std"].passed:
-        level = level_causes(belief, {len(lab.rows): noise.std * belief.divisor})
+        level = level_causes(belief, {len(probe.rows): noise.std * belief.divisor})
         if level is not None:
             causes.append(level)
     if not causes and "noise-empty-draw" in failed:
@@ -41,10 +41,10 @@ def find_causes(reading: GroupReading, belief: Belief, charged: float, noise: No
     return causes
 
 
-def _clipping(lab: Lab, alone: dict[int, Output], unit: float) -> Cause:
+def _clipping(probe: PairedProbe, alone: dict[int, Output], unit: float) -> Cause:
     """Contributions add up and are too large: are they all cut at one other norm?"""
     norms = sorted(norm(value) for value in alone.values())
-    scaled = norm(lab.signal([lab.rows[0]], 1e3))
+    scaled = norm(probe.signal([probe.rows[0]], 1e3))
     if scaled < 1.01 * norms[-1]:
         return other_clip_norm(norms[-1] / unit)
     return Cause(
@@ -54,17 +54,17 @@ def _clipping(lab: Lab, alone: dict[int, Output], unit: float) -> Cause:
     )
 
 
-def _mixing(lab: Lab, alone: dict[int, Output], unit: float) -> Cause:
+def _mixing(probe: PairedProbe, alone: dict[int, Output], unit: float) -> Cause:
     """Explain groups that do not add up: one factor for all, weights that examples share, or real mixing."""
-    first, other = lab.rows[0], lab.rows[1]
-    copies = lab.signal([first] * 4)
+    first, other = probe.rows[0], probe.rows[1]
+    copies = probe.signal([first] * 4)
     ratio = norm(copies) / max(4 * norm(alone[first]), 1e-300)
-    weights, rest = _weights(lab, alone, [first, other])
+    weights, rest = _weights(probe, alone, [first, other])
     pairs = [(weights, rest)]
-    for second in lab.rows[2:6]:
-        pairs.append(_weights(lab, alone, [first, second]))
+    for second in probe.rows[2:6]:
+        pairs.append(_weights(probe, alone, [first, second]))
     fits = max(gap for _, gap in pairs) < 0.02
-    seconds = [other, *lab.rows[2:6]]
+    seconds = [other, *probe.rows[2:6]]
     largest = max(
         abs(weight) * norm(alone[row])
         for (found, _), second in zip(pairs, seconds, strict=True)
@@ -105,9 +105,9 @@ def _mixing(lab: Lab, alone: dict[int, Output], unit: float) -> Cause:
     )
 
 
-def _weights(lab: Lab, alone: dict[int, Output], pair: list[int]) -> tuple[list[float], float]:
+def _weights(probe: PairedProbe, alone: dict[int, Output], pair: list[int]) -> tuple[list[float], float]:
     """Return the weights with which a pair's parts explain the pair, and the share that they leave unexplained."""
-    together = torch.cat([value.reshape(-1) for value in lab.signal(pair).values()])
+    together = torch.cat([value.reshape(-1) for value in probe.signal(pair).values()])
     parts = torch.stack([torch.cat([value.reshape(-1) for value in alone[row].values()]) for row in pair], 1)
     found = torch.linalg.lstsq(parts, together[:, None]).solution[:, 0]
     rest = float((together - parts @ found).norm() / together.norm().clamp(min=1e-300))

@@ -56,7 +56,7 @@ class _Enough(BaseException):
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
+class RunTrace:
     """What one training run did that an observer of its control flow sees, and what it released first.
 
     `flow` has, for every call of `optimizer.step()`, whether it updated, and the learning rates; `charged_before` says
@@ -73,7 +73,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Rig:
+class TrainingReplica:
     """A model, its loss, its data and its mechanism, to be run as often as needed."""
 
     model: nn.Module
@@ -95,7 +95,7 @@ class Rig:
         optimizer: OptimizerFactory,
         max_physical_batch_size: int | None,
         constant_shapes: bool = False,
-    ) -> Rig:
+    ) -> TrainingReplica:
         """Take an ordinary or a private loader; `mechanism` is what is claimed."""
         if isinstance(criterion, PerExampleLoss):
             raise InvalidArgumentError(
@@ -116,7 +116,7 @@ class Rig:
         one_step = replace(mechanism.at(0), steps=None, passes=None)
         return cls(_copied(model), criterion, one_step, reading, data_loader, optimizer, rows, constant_shapes)
 
-    def session(self, *, seed: int | None, ledger: Path | None = None) -> Running:
+    def session(self, *, seed: int | None, ledger: Path | None = None) -> ReplicaSession:
         """Return a session on a fresh copy, under a fixed key (`seed`) or a secret one."""
         model = _copied(self.model).train()
         optimizer = self.optimizer(model.parameters())
@@ -129,7 +129,7 @@ class Rig:
         optimizer.register_step_pre_hook(lambda *_: stepped.append(session.current_batch))
         # What tampered training releases is to be measured here, so the alarms of its monitors do not end it.
         session = Session(model, optimizer, mechanism, ledger=ledger, key=key, plan=None, alarms=Alarms.NOTED)
-        return Running(model, optimizer, session, self.criterion, stepped)
+        return ReplicaSession(model, optimizer, session, self.criterion, stepped)
 
     def item(self, rows: Sequence[int]) -> Any:
         """Return these records, collated as the loader does."""
@@ -143,7 +143,7 @@ class Rig:
         seed: int | None,
         updates: int,
         dataset: Any = None,
-    ) -> Trace:
+    ) -> RunTrace:
         """Run a training loop on a copy for a number of updates, with a ledger on disk."""
         with tempfile.TemporaryDirectory() as folder, seeded(seed):
             path = Path(folder) / "ledger.jsonl"
@@ -166,7 +166,7 @@ class Rig:
                     pass
             finally:
                 running.session.close()
-            return Trace(
+            return RunTrace(
                 tuple(recorder.flow),
                 recorder.updates,
                 recorder.charged_before,
@@ -182,7 +182,7 @@ def _copied(module: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Running:
+class ReplicaSession:
     """One session on one copy; `stepped` holds the loader item of every step."""
 
     model: nn.Module
@@ -229,13 +229,13 @@ class Running:
 class SessionUpdate:
     """A `PairedUpdate`: one step of a new session, whose key the seed makes."""
 
-    def __init__(self, rig: Rig) -> None:
-        self._rig = rig
+    def __init__(self, replica: TrainingReplica) -> None:
+        self._replica = replica
         self._word_bits = 32
 
     def call(self, stimulus: Any, seed: int | None = None) -> Output:
         """Return the update of one step of a new session; a batch without rows is an empty draw."""
-        running = self._rig.session(seed=seed)
+        running = self._replica.session(seed=seed)
         try:
             leaves = list(tensors_in(stimulus))
             found = running.update(stimulus if leaves and leaves[0].shape[0] else None)
@@ -252,7 +252,7 @@ class SessionUpdate:
 class _Recorder:
     """Follows a run from hooks of its optimizer, which come after the session's own."""
 
-    def __init__(self, running: Running, path: Path, updates: int) -> None:
+    def __init__(self, running: ReplicaSession, path: Path, updates: int) -> None:
         self._running, self._path, self._wanted = running, path, updates
         self.flow: list[tuple[Any, ...]] = []
         self.updates = 0

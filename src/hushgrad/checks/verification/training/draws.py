@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hushgrad.checks.verification.checks.sampling import SamplingReading, draws_needed, read_sampling
 from hushgrad.checks.verification.training.copies import (
     Indices,
-    Rig,
+    TrainingReplica,
 )
 from hushgrad.checks.verification.verdict import Check
 from hushgrad.randomness import KeyStream
@@ -19,19 +19,21 @@ from hushgrad.sampling.specs import RandomSampling, TruncatedPoissonSampling
 _MOST_INDICES = 4_000_000
 
 
-def read_draws(rig: Rig, resolution: float, alpha: float) -> tuple[SamplingReading | None, tuple[Check, ...]]:
+def read_draws(
+    replica: TrainingReplica, resolution: float, alpha: float
+) -> tuple[SamplingReading | None, tuple[Check, ...]]:
     """Read draws of the loader that training would use, over indices in place of records."""
     stream = KeyStream.from_operating_system()
-    count, sampling = rig.reading.count, rig.mechanism.sampling
+    count, sampling = replica.reading.count, replica.mechanism.sampling
     observer = _Draws()
     if not isinstance(sampling, RandomSampling):
         loader = PrivateLoader(
             Indices(count),
             sampling,
-            steps_per_pass=rig.reading.steps,
+            steps_per_pass=replica.reading.steps,
             stream=stream,
-            batch_size=rig.reading.batch_size,
-            batches=rig.reading.batches,
+            batch_size=replica.reading.batch_size,
+            batches=replica.reading.batches,
             observer=observer,
         )
         for _ in range(3):

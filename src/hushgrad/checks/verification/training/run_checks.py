@@ -14,9 +14,9 @@ from hushgrad.checks.verification.checks import statistics as st
 from hushgrad.checks.verification.checks.noise import NoiseReading
 from hushgrad.checks.verification.checks.sampling import SamplingReading
 from hushgrad.checks.verification.training.copies import (
-    Rig,
-    Trace,
+    RunTrace,
     TrainingLoop,
+    TrainingReplica,
 )
 from hushgrad.checks.verification.update.paired_update import norm
 from hushgrad.checks.verification.verdict import Cause, Check, failed_codes
@@ -25,8 +25,8 @@ UPDATES = 12
 
 
 def ledger_checks(
-    rig: Rig,
-    run: Trace,
+    replica: TrainingReplica,
+    run: RunTrace,
     multiplier: float,
     noise: NoiseReading,
     sampling: SamplingReading | None,
@@ -37,11 +37,11 @@ def ledger_checks(
         _charged_multiplier(run, multiplier, noise, alpha),
         _charged_rate(run, sampling, alpha),
         _charged_before(run),
-        _contract(rig, run),
+        _contract(replica, run),
     )
 
 
-def _charged_multiplier(run: Trace, multiplier: float, noise: NoiseReading, alpha: float) -> Check:
+def _charged_multiplier(run: RunTrace, multiplier: float, noise: NoiseReading, alpha: float) -> Check:
     reach = float(-st.ndtri(alpha / 2)) / math.sqrt(2 * noise.count)
     charged = max((event.noise_multiplier for event, _ in run.ledger.events), default=math.inf)
     return Check(
@@ -57,7 +57,7 @@ def _charged_multiplier(run: Trace, multiplier: float, noise: NoiseReading, alph
     )
 
 
-def _charged_rate(run: Trace, sampling: SamplingReading | None, alpha: float) -> Check:
+def _charged_rate(run: RunTrace, sampling: SamplingReading | None, alpha: float) -> Check:
     rates = [rate for rate in (event.charged_rate for event, _ in run.ledger.events) if rate is not None]
     is_right, said = True, "no amplification charged"
     if sampling is not None:
@@ -78,7 +78,7 @@ def _charged_rate(run: Trace, sampling: SamplingReading | None, alpha: float) ->
     )
 
 
-def _charged_before(run: Trace) -> Check:
+def _charged_before(run: RunTrace) -> Check:
     return Check(
         code="ledger-charged-before",
         part="ledger",
@@ -91,8 +91,8 @@ def _charged_before(run: Trace) -> Check:
     )
 
 
-def _contract(rig: Rig, run: Trace) -> Check:
-    contract, mechanism = run.ledger.contract, rig.mechanism
+def _contract(replica: TrainingReplica, run: RunTrace) -> Check:
+    contract, mechanism = run.ledger.contract, replica.mechanism
     is_same = (
         contract.max_grad_norm == mechanism.clipping.max_grad_norm
         and contract.expected_batch_size == mechanism.expected_batch_size
@@ -111,13 +111,13 @@ def _contract(rig: Rig, run: Trace) -> Check:
     )
 
 
-def replay_checks(rig: Rig, loop: TrainingLoop, unit: float) -> tuple[Check, ...]:
+def replay_checks(replica: TrainingReplica, loop: TrainingLoop, unit: float) -> tuple[Check, ...]:
     """Train twice under one key, the second time with an altered record: only values may differ, not what happens."""
-    plain = rig.train(loop, seed=31, updates=UPDATES)
+    plain = replica.train(loop, seed=31, updates=UPDATES)
     # A record that takes part at once, so that whatever depends on it has twelve steps to show.
     place = plain.drawn[0] if plain.drawn else 0
     others = [
-        rig.train(loop, seed=31, updates=UPDATES, dataset=_Neighbour(rig.reading.dataset, place, factor))
+        replica.train(loop, seed=31, updates=UPDATES, dataset=_Neighbour(replica.reading.dataset, place, factor))
         for factor in (1e6, -1e6)
     ]
     same = all(plain.flow == other.flow and plain.ledger.events == other.ledger.events for other in others)

@@ -20,9 +20,9 @@ from hushgrad.checks.verification.mistakes.clipping import Belief
 from hushgrad.checks.verification.mistakes.groups import find_causes
 from hushgrad.checks.verification.training.copies import (
     OptimizerFactory,
-    Rig,
     SessionUpdate,
     TrainingLoop,
+    TrainingReplica,
     ordinary_loop,
 )
 from hushgrad.checks.verification.training.draws import read_draws
@@ -95,11 +95,13 @@ def verify(
         )
     alpha = open_unit_interval("false_alarm", false_alarm)
     positive_number("resolution", resolution)
-    rig = Rig.of(model, data_loader, criterion, claimed, optimizer, max_physical_batch_size, constant_shapes)
+    replica = TrainingReplica.of(
+        model, data_loader, criterion, claimed, optimizer, max_physical_batch_size, constant_shapes
+    )
     kept = [State(part, parameters=False) for part in (model, criterion) if isinstance(part, nn.Module)]
     try:
         with kept_randomness():
-            verdict = _verdict(rig, loop, claimed, resolution, alpha, started)
+            verdict = _verdict(replica, loop, claimed, resolution, alpha, started)
     finally:
         for state in kept:
             state.restore()  # what copies share: a class's own counts; the criterion itself
@@ -109,27 +111,29 @@ def verify(
     return verdict
 
 
-def _verdict(rig: Rig, loop: TrainingLoop, claimed: DPSGD, resolution: float, alpha: float, started: float) -> Verdict:
+def _verdict(
+    replica: TrainingReplica, loop: TrainingLoop, claimed: DPSGD, resolution: float, alpha: float, started: float
+) -> Verdict:
     belief = Belief(
-        rig.mechanism.noise_multiplier,
-        rig.mechanism.clipping.sensitivity,
-        rig.mechanism.expected_batch_size,
-        rig.mechanism.divisor,
+        replica.mechanism.noise_multiplier,
+        replica.mechanism.clipping.sensitivity,
+        replica.mechanism.expected_batch_size,
+        replica.mechanism.divisor,
     )
-    noise = _noise(rig, belief, resolution, alpha / 4)
-    rows = min(_ROWS, rig.reading.count)
-    batch = rig.item(range(rows))
+    noise = _noise(replica, belief, resolution, alpha / 4)
+    rows = min(_ROWS, replica.reading.count)
+    batch = replica.item(range(rows))
     _require_pair(batch, rows)
-    contributions = measure(SessionUpdate(rig), batch, list(range(rows)), belief, noise, alpha / 8)
-    sampling, of_draws = read_draws(rig, resolution, alpha / 4)
-    run = rig.train(loop, seed=None, updates=UPDATES)
+    contributions = measure(SessionUpdate(replica), batch, list(range(rows)), belief, noise, alpha / 8)
+    sampling, of_draws = read_draws(replica, resolution, alpha / 4)
+    run = replica.train(loop, seed=None, updates=UPDATES)
     measured_multiplier = noise.std / max(contributions.sensitivity, contributions.unit)
-    of_replay = replay_checks(rig, loop, contributions.unit)
+    of_replay = replay_checks(replica, loop, contributions.unit)
     checks = (
         *contributions.checks,
         *noise.checks.values(),
         *of_draws,
-        *ledger_checks(rig, run, measured_multiplier, noise, sampling, alpha / 8),
+        *ledger_checks(replica, run, measured_multiplier, noise, sampling, alpha / 8),
         *of_replay,
     )
     checks = tuple(check for check in checks if check.sample_size)
@@ -174,9 +178,9 @@ def _require_pair(batch: Any, rows: int) -> None:
         )
 
 
-def _noise(rig: Rig, belief: Belief, resolution: float, alpha: float) -> NoiseReading:
+def _noise(replica: TrainingReplica, belief: Belief, resolution: float, alpha: float) -> NoiseReading:
     """Read the noise of empty draws of one session under a secret key: an update of noise alone."""
-    running = rig.session(seed=None)
+    running = replica.session(seed=None)
     try:
         first = running.update(None)
         size = sum(value.numel() for value in first.values())

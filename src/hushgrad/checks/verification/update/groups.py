@@ -51,7 +51,7 @@ def take(batch: Any, rows: Sequence[int], scale: float = 1.0) -> Any:
 
 
 @dataclass(slots=True)
-class Lab:
+class PairedProbe:
     """Calls the loop on parts of the batch and takes noise away."""
 
     loop: PairedUpdate
@@ -67,9 +67,9 @@ class Lab:
 
 @dataclass(frozen=True, slots=True)
 class GroupReading:
-    """What parts of a batch add to an update: the lab, each example's part, the largest part, and the checks."""
+    """What parts of a batch add to an update: the probe, each example's part, the largest part, and the checks."""
 
-    lab: Lab
+    probe: PairedProbe
     alone: dict[int, Output]
     sensitivity: float
     unit: float
@@ -82,14 +82,14 @@ def measure(
 ) -> GroupReading:
     """Measure what the examples of a batch add to an update of a paired loop, alone and in groups."""
     base, empty = _base(loop, batch, belief, false_alarm)
-    lab = Lab(loop, batch, rows, base)
+    probe = PairedProbe(loop, batch, rows, base)
     unit = belief.max_grad_norm / belief.divisor
     room = loop.error_of_difference(noise.std) * math.sqrt(sum(v.numel() for v in base.values())) * 3 + 1e-4 * unit
-    alone = {row: lab.signal([row]) for row in rows}
-    sensitivity, removals = _sensitivity(lab, alone, unit, room)
-    additive = _additivity(lab, alone, unit, room)
+    alone = {row: probe.signal([row]) for row in rows}
+    sensitivity, removals = _sensitivity(probe, alone, unit, room)
+    additive = _additivity(probe, alone, unit, room)
     return GroupReading(
-        lab,
+        probe,
         alone,
         sensitivity,
         unit,
@@ -136,15 +136,15 @@ def _minus(one: Output, other: Output) -> float:
     return norm({n: one[n] - other[n] for n in one})
 
 
-def _sensitivity(lab: Lab, alone: dict[int, Output], unit: float, room: float) -> tuple[float, Check]:
+def _sensitivity(probe: PairedProbe, alone: dict[int, Output], unit: float, room: float) -> tuple[float, Check]:
     """Leave out each example of groups of 2, 4 and all rows, and one whose inputs are scaled up."""
     changes = [norm(value) for value in alone.values()]
-    for count in dict.fromkeys((2, 4, len(lab.rows))):
-        group = lab.rows[:count]
-        whole = lab.signal(group)
-        changes += [_minus(whole, lab.signal([row for row in group if row != out])) for out in group]
+    for count in dict.fromkeys((2, 4, len(probe.rows))):
+        group = probe.rows[:count]
+        whole = probe.signal(group)
+        changes += [_minus(whole, probe.signal([row for row in group if row != out])) for out in group]
     for scale in (1e-3, 30.0, 1e3):
-        changes.append(_minus(lab.signal(lab.rows[:4], scale), lab.signal(lab.rows[1:4])))
+        changes.append(_minus(probe.signal(probe.rows[:4], scale), probe.signal(probe.rows[1:4])))
     largest = max(changes)
     return largest, Check(
         code="sensitivity-bound",
@@ -159,11 +159,11 @@ def _sensitivity(lab: Lab, alone: dict[int, Output], unit: float, room: float) -
     )
 
 
-def _additivity(lab: Lab, alone: dict[int, Output], unit: float, room: float) -> Check:
+def _additivity(probe: PairedProbe, alone: dict[int, Output], unit: float, room: float) -> Check:
     """Groups of examples against the sum of what each adds alone."""
-    worst, groups = 0.0, [lab.rows[:2], lab.rows[:3], lab.rows, [lab.rows[0]] * 4]
+    worst, groups = 0.0, [probe.rows[:2], probe.rows[:3], probe.rows, [probe.rows[0]] * 4]
     for group in groups:
-        together = lab.signal(group)
+        together = probe.signal(group)
         expected = {n: sum(alone[row][n] for row in group) for n in together}
         gap = norm({n: together[n] - expected[n] for n in together})
         worst = max(worst, gap / (room * math.sqrt(len(group)) * 3 + 2e-3 * unit * len(group)))
