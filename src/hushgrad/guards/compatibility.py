@@ -49,7 +49,7 @@ def require_trainable_privately(model: nn.Module, optimizer: Optimizer) -> dict[
     require_optimizer(optimizer)
     problems = list(setup_problems(model, optimizer))
     if problems:
-        raise joined(problems)
+        raise join_problems(problems)
     return _trainable(model)
 
 
@@ -90,7 +90,7 @@ def setup_problems(model: nn.Module, optimizer: Optimizer | None = None) -> Iter
         yield from _optimizer_problems(model, optimizer)
 
 
-def joined(problems: Sequence[HushgradError]) -> HushgradError:
+def join_problems(problems: Sequence[HushgradError]) -> HushgradError:
     """Return one error, of the first one's kind, that names every place of that kind with what is wrong there."""
     kind = type(problems[0])
     places: dict[tuple[str, str], list[str]] = {}
@@ -171,7 +171,7 @@ def require_separate_examples(model: nn.Module, modules: Sequence[nn.Module]) ->
         CrossSampleLeakError, PrivateBufferError: naming the layers.
     """
     if any(isinstance(part, _NORMS) and (mixes_examples(part) or tracks_statistics(part)) for part in modules):
-        raise joined(list(_norm_problems(model)))
+        raise join_problems(list(_norm_problems(model)))
 
 
 def mixes_examples(layer: nn.Module) -> bool:

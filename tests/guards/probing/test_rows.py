@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hushgrad.guards.probing.rows import Batch, batch_axes, grown_axes, halves, others_differ, rows_agree
+from hushgrad.guards.probing.rows import Batch, batch_axes, grown_axes, others_differ, rows_agree, split_examples
 
 
 def batch(size: int = 5) -> Batch:
@@ -30,7 +30,7 @@ def test_exchanged_and_poisoned_examples_leave_the_others_bit_for_bit() -> None:
 
 def test_halves_are_two_parts_of_all_examples() -> None:
     for size in range(2, 9):
-        some, rest = halves(size)
+        some, rest = split_examples(size)
         assert some
         assert rest
         assert sorted(some + rest) == list(range(size))

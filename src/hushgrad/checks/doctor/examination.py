@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from hushgrad.capture.axes.batch_axes import BatchAxes, tensors_in
 from hushgrad.capture.scope import Scope
 from hushgrad.checks.doctor.findings import Diagnosis, Finding
-from hushgrad.checks.doctor.recording import Places, RecordingPool
+from hushgrad.checks.doctor.recording import ModuleAttribution, RecordingPool
 from hushgrad.checks.doctor.static_checks import can_run, problems_of, put_right
 from hushgrad.checks.doctor.uses import uses_of
 from hushgrad.errors import (
@@ -127,8 +127,8 @@ class _Examination:
             stack.enter_context(_left_as_it_was(model, (args, kwargs, target)))
             stack.enter_context(put_right(model))
             stack.enter_context(torch.enable_grad())
-            places = Places(model, pool.backward)
-            stack.callback(places.remove)
+            attribution = ModuleAttribution(model, pool.backward)
+            stack.callback(attribution.remove)
             for name, module in model.named_modules():
                 if isinstance(module, nn.GroupNorm):
                     stack.callback(module.register_forward_pre_hook(self._look_at_groups(name)).remove)

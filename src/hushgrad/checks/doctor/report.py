@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hushgrad.checks.doctor.folding import folded, short_list
+from hushgrad.checks.doctor.folding import fold_names, short_list
 from hushgrad.printable import printable
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _table(diagnosis: Diagnosis, width: int) -> Table:
     total = sum(use.ordinary_flops for use in diagnosis.uses)
     entries = [(f"{short_list(use.parameters)}\n{use.module}", _facts(use)) for use in diagnosis.uses]
     by_facts = {_facts(use): use for use in diagnosis.uses}
-    for name, facts, count in folded(entries):
+    for name, facts, count in fold_names(entries):
         use = by_facts[facts]  # type: ignore[index]
         parameters, _, module = name.partition("\n")
         cells: list[str | Text] = [printable(parameters, 200)]
@@ -167,7 +167,7 @@ def _findings(findings: tuple[Finding, ...]) -> Table:
 
 
 def _places(where: list[str]) -> str:
-    names = [name for name, _, _ in folded((name, None) for name in where if name)]
+    names = [name for name, _, _ in fold_names((name, None) for name in where if name)]
     shown = ", ".join(printable(name, 120) for name in names[:SHOWN_PLACES])
     return shown + (f" and {len(names) - SHOWN_PLACES} more" if len(names) > SHOWN_PLACES else "")
 

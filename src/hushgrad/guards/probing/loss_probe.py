@@ -13,7 +13,7 @@ from hushgrad.errors import CrossSampleLeakError
 from hushgrad.guards.probing.calls import SEED, where_raised
 from hushgrad.guards.probing.finite import repairs
 from hushgrad.guards.probing.kept import Key
-from hushgrad.guards.probing.rows import Batch, batch_axes, halves, rows_agree
+from hushgrad.guards.probing.rows import Batch, batch_axes, rows_agree, split_examples
 from hushgrad.guards.probing.state import State, agree, describe, forked_randomness
 from hushgrad.guards.probing.trees import Path, tensors_at
 from hushgrad.separation import Separation
@@ -128,7 +128,7 @@ class CriterionProbe:
             )
         axes = self._require_fewer(output, target, size, base)
         batch = Batch((output, target), axes, size)
-        for chosen in halves(size):
+        for chosen in split_examples(size):
             changed, moved = self._run(*batch.exchanged(chosen, away=False))
             self._require_equal(base, changed, chosen, "were exchanged")
             for key in {**still, **moved}:

@@ -22,7 +22,7 @@ from hushgrad.guards.probing.finite import spoiled_rows
 from hushgrad.guards.probing.gradient_probe import require_own_gradient
 from hushgrad.guards.probing.loss_probe import Runs
 from hushgrad.guards.probing.place import called, cure, first_place
-from hushgrad.guards.probing.rows import Batch, batch_axes, grown_axes, halves, others_differ
+from hushgrad.guards.probing.rows import Batch, batch_axes, grown_axes, others_differ, split_examples
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.state_probe import StateProbe, refusal
 from hushgrad.guards.probing.trees import Path, tensors_at
@@ -134,7 +134,7 @@ class _Examination:
         is_told = self._require_own_gradient(fewer, axes, example, base.drew)
         less = fewer.output if self._probe.keeps_runs and not base.drew else None
         del fewer  # outputs may be as large as a step's memory
-        some, rest = halves(size)
+        some, rest = split_examples(size)
         exchanged = self._exchanged(some)
         self._compare(base, exchanged, axes, (rest, rest), None, False, "were exchanged")
         self._kept.require_still(self._batch, base, exchanged, grown_state, rest)
@@ -206,7 +206,7 @@ class _Examination:
         Return whether one was found whose gradient is finite, or no gradient reached anything.
         """
         assert self._quiet is not None
-        order = [left_out, *(row for row in (0, *halves(self._size)[0], *range(self._size)) if row != left_out)]
+        order = [left_out, *(row for row in (0, *split_examples(self._size)[0], *range(self._size)) if row != left_out)]
         for example in list(dict.fromkeys(order))[:FEW]:
             rows = sorted([example, *[row for row in dict.fromkeys(order) if row != example][: FEW - 1]])
             try:

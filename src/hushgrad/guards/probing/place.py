@@ -14,7 +14,7 @@ from hushgrad.guards.probing.trees import tensors_at
 Digest = dict[tuple[Any, ...], tuple[torch.Size, Tensor]]
 
 
-class Trace:
+class ModuleTrace:
     """What went into and out of every submodule during one forward, reduced to numbers per row."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -80,7 +80,7 @@ def first_place(
 
 
 def _traced(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, str, Any]]:
-    trace = Trace(model)
+    trace = ModuleTrace(model)
     try:
         run()
     finally:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hushgrad.errors import PrivateBufferError
 from hushgrad.guards.probing.calls import Outcome, Runner
 from hushgrad.guards.probing.kept import Key
-from hushgrad.guards.probing.rows import Batch, all_agree, grown_axes, halves, others_differ
+from hushgrad.guards.probing.rows import Batch, all_agree, grown_axes, others_differ, split_examples
 from hushgrad.guards.probing.state import State, agree, describe, is_buffer
 
 
@@ -64,7 +64,7 @@ class StateProbe:
             PrivateBufferError: it does.
         """
         same = self._run_after(batch.same(), batch)
-        other = self._run_after(batch.exchanged(halves(self._size)[0], away=False), batch)
+        other = self._run_after(batch.exchanged(split_examples(self._size)[0], away=False), batch)
         if not all_agree(same.output, other.output):
             raise PrivateBufferError(
                 "leaves modules or hooks on the model that hold values of its batch: a later forward gives other "
@@ -77,7 +77,7 @@ class StateProbe:
         return key in base.moved and key in changed.moved and agree(base.moved[key], changed.moved[key])
 
     def _require_overwritten(self, batch: Batch, base: Outcome, key: Key) -> None:
-        after = self._run_after(batch.exchanged(halves(self._size)[0], away=False), batch)
+        after = self._run_after(batch.exchanged(split_examples(self._size)[0], away=False), batch)
         if not all_agree(base.output, after.output) or not agree(after.moved.get(key), base.moved.get(key)):
             raise refusal(key)
 

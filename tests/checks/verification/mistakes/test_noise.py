@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from hushgrad.checks.verification.mistakes.clipping import Belief
-from hushgrad.checks.verification.mistakes.noise import LEVELS, level_causes
+from hushgrad.checks.verification.mistakes.noise import NOISE_SCALE_MISTAKES, level_causes
 
 BELIEF = Belief(noise_multiplier=1.3, max_grad_norm=0.6, expected_batch_size=50.0, divisor=50.0)
 COUNTS = (1, 48, 96)
 
 
-@pytest.mark.parametrize("place", range(len(LEVELS)))
+@pytest.mark.parametrize("place", range(len(NOISE_SCALE_MISTAKES)))
 def test_every_known_level_is_explained_by_its_own_mistake(place: int) -> None:
-    level = LEVELS[place]
+    level = NOISE_SCALE_MISTAKES[place]
     cause = level_causes(BELIEF, {count: level.std(BELIEF, count) for count in COUNTS})
     assert cause is not None
     assert cause.code == level.cause.code

@@ -13,9 +13,9 @@ from hushgrad.checks.verification.update.paired_update import (
     FunctionUpdate,
     PairedUpdate,
     arrays,
-    named,
     narrowest,
     norm,
+    read_output,
     rounding_error,
     seeded,
 )
@@ -59,11 +59,11 @@ def test_a_seed_holds_for_a_while_and_leaves_the_global_generators_as_they_were(
 
 
 def test_an_update_is_a_tensor_a_list_or_a_mapping_of_them() -> None:
-    assert set(named([torch.ones(1), np.ones(2)])) == {"0", "1"}
-    assert set(named({"w": torch.ones(1)})) == {"w"}
+    assert set(read_output([torch.ones(1), np.ones(2)])) == {"0", "1"}
+    assert set(read_output({"w": torch.ones(1)})) == {"w"}
     for wrong in (3, [torch.ones(1, dtype=torch.int64)], "text"):
         with pytest.raises(InvalidArgumentError, match="floating-point"):
-            named(wrong)
+            read_output(wrong)
 
 
 def test_an_update_that_returns_other_tensors_the_second_time_is_refused() -> None:

@@ -14,7 +14,7 @@ _ONCE = "add noise of standard deviation σ·C to the sum, once, before the divi
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class NoiseScaleMistake:
     """A formula for the standard deviation of the noise on the sum; `count` is the number of examples."""
 
     std: Callable[[Belief, int], float]
@@ -27,69 +27,69 @@ def _cause(code: str, mistake: str, cure: str = _ONCE) -> Cause:
 
 _TWICE = _cause("noise-divided-twice", "noise of standard deviation σ·C/B is added to the sum, which is divided again.")
 
-LEVELS: tuple[Level, ...] = (
-    Level(
+NOISE_SCALE_MISTAKES: tuple[NoiseScaleMistake, ...] = (
+    NoiseScaleMistake(
         lambda b, n: b.noise_multiplier * b.max_grad_norm * b.expected_batch_size,
         _cause("noise-after-division", "noise of standard deviation σ·C is added after the division by B."),
     ),
-    Level(lambda b, n: b.noise_multiplier * b.max_grad_norm / b.expected_batch_size, _TWICE),
-    Level(lambda b, n: 0.0, _cause("no-noise", "no noise is added.")),
-    Level(
+    NoiseScaleMistake(lambda b, n: b.noise_multiplier * b.max_grad_norm / b.expected_batch_size, _TWICE),
+    NoiseScaleMistake(lambda b, n: 0.0, _cause("no-noise", "no noise is added.")),
+    NoiseScaleMistake(
         lambda b, n: b.noise_multiplier * b.max_grad_norm / max(1, n),
         _cause("noise-by-actual-size", "the noise on the sum is divided by the number of examples drawn."),
     ),
-    Level(
+    NoiseScaleMistake(
         lambda b, n: b.noise_multiplier * b.max_grad_norm * b.expected_batch_size / max(1, n),
         _cause(
             "noise-by-actual-size",
             "the noise depends on the number of examples drawn, which is secret: it is divided by that number.",
         ),
     ),
-    Level(
+    NoiseScaleMistake(
         lambda b, n: b.noise_multiplier * b.max_grad_norm * n,
         _cause("noise-by-actual-size", "the noise is multiplied by the number of examples drawn."),
     ),
-    Level(
+    NoiseScaleMistake(
         lambda b, n: b.noise_multiplier * b.max_grad_norm * math.sqrt(max(1, n)),
         _cause("noise-per-example", "noise is added to every example's gradient, in place of once to the sum."),
     ),
-    Level(
+    NoiseScaleMistake(
         lambda b, n: b.noise_multiplier * b.max_grad_norm / math.sqrt(b.expected_batch_size),
         _cause("noise-by-root-of-batch", "the noise on the sum is divided by √B."),
     ),
-    Level(
+    NoiseScaleMistake(
         lambda b, n: b.noise_multiplier * b.max_grad_norm * math.sqrt(b.expected_batch_size),
         _cause("noise-by-root-of-batch", "the noise on the sum is multiplied by √B."),
     ),
-    Level(
+    NoiseScaleMistake(
         lambda b, n: b.noise_multiplier,
         _cause("noise-without-clip-norm", "the noise has standard deviation σ, without the factor C."),
     ),
-    Level(
+    NoiseScaleMistake(
         lambda b, n: b.noise_multiplier / b.expected_batch_size,
         _cause("noise-without-clip-norm", "the noise on the sum has standard deviation σ/B, without the factor C."),
     ),
-    Level(
+    NoiseScaleMistake(
         lambda b, n: b.noise_multiplier * b.expected_batch_size,
         _cause("noise-without-clip-norm", "noise of standard deviation σ is added after the division, without C."),
     ),
-    Level(
+    NoiseScaleMistake(
         lambda b, n: b.noise_multiplier * b.max_grad_norm**2,
         _cause("noise-clip-norm-squared", "the noise has the factor C twice."),
     ),
-    Level(
+    NoiseScaleMistake(
         lambda b, n: (b.noise_multiplier * b.max_grad_norm) ** 2,
         _cause("variance-for-std", "the variance (σ·C)² is used as a standard deviation."),
     ),
-    Level(
+    NoiseScaleMistake(
         lambda b, n: math.sqrt(b.noise_multiplier * b.max_grad_norm),
         _cause("std-for-variance", "the standard deviation σ·C is used as a variance."),
     ),
-    Level(
+    NoiseScaleMistake(
         lambda b, n: b.noise_multiplier * b.max_grad_norm / math.sqrt(2),
         _cause("half-the-variance", "half the variance: noise shared out (over ranks, say) and not fully added up."),
     ),
-    Level(
+    NoiseScaleMistake(
         lambda b, n: b.noise_multiplier * b.max_grad_norm / 2,
         _cause("half-the-noise", "the noise has half of its standard deviation (a mean over two shards, say)."),
     ),
@@ -108,7 +108,7 @@ def level_causes(belief: Belief, found: dict[int, float], exact: float | None = 
     """
     if _fits(lambda b, n: b.noise_multiplier * b.max_grad_norm, belief, found) and exact is None:
         return None
-    for level in LEVELS:
+    for level in NOISE_SCALE_MISTAKES:
         if _fits(level.std, belief, found):
             return level.cause
     right = belief.noise_multiplier * belief.max_grad_norm

@@ -43,7 +43,7 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
 
 
-def named(values: Any) -> Output:
+def read_output(values: Any) -> Output:
     """Return an update as tensors by name: a tensor, a sequence of tensors, or a mapping of them; copies.
 
     Raises `InvalidArgumentError` for anything else.
@@ -104,7 +104,7 @@ class FunctionUpdate:
     def call(self, stimulus: Any, seed: int | None = None) -> Output:
         """Return the update for a stimulus, by name."""
         with seeded(seed):
-            result = named(self._update(stimulus))
+            result = read_output(self._update(stimulus))
         if not self.names:
             self.names = tuple(result)
             self.word_bits = narrowest(result)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.arguments import whole_number
-from hushgrad.checks.verification.update.paired_update import named
+from hushgrad.checks.verification.update.paired_update import read_output
 from hushgrad.errors import InvalidArgumentError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -69,7 +69,7 @@ class Form:
 
         Raises `InvalidArgumentError` where its shapes are not those of the gradients.
         """
-        found = named(output)
+        found = read_output(output)
         if set(found) != set(self.shapes) and len(found) == len(self.shapes):
             found = dict(zip(self.shapes, found.values(), strict=True))
         shapes = {name: tuple(value.shape) for name, value in found.items()}
