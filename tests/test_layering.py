@@ -23,7 +23,7 @@ JOINING = (
     "losses",
     "guards/in_use",  # guards are always on, and know no session
     "guards/compatibility",
-    "guards/frozen_setup",
+    "guards/setup_invariants",
     "guards/gradient_marks",
     "guards/monitoring",
     "guards/probing",

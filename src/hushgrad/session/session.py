@@ -39,7 +39,6 @@ from hushgrad.errors import (
 )
 from hushgrad.gradients.contribution import Plan
 from hushgrad.guards.compatibility import require_trainable_privately
-from hushgrad.guards.frozen_setup import FrozenSetup
 from hushgrad.guards.gradient_marks import GradientMarks
 from hushgrad.guards.in_use import claim, release
 from hushgrad.guards.monitoring.alarms import Alarms
@@ -47,6 +46,7 @@ from hushgrad.guards.monitoring.monitor import Monitor, Monitors
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.guards.probing.probe import Probe, ProbeReport
+from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.mechanism import DPSGD
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
@@ -149,7 +149,7 @@ class Session:
             (other + (0 if path is not None and path == self._ledger_path else steps) for path, steps, other in left),
             default=0,
         )
-        self._frozen = FrozenSetup(model, optimizer, self._parameters)
+        self._frozen = SetupInvariants(model, optimizer, self._parameters)
         self._plan = plan or Plan.of_device(next(iter(self._parameters.values())).device)
         self._update = Update(self._parameters, mechanism, self._stream.fork("noise"), self._plan, alarms)
         self._marks = GradientMarks(model, self._parameters)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.guards.probing.calls import SEED
-from hushgrad.guards.probing.quiet import Quiet
+from hushgrad.guards.probing.deterministic_mode import DeterministicMode
 from hushgrad.guards.probing.rows import rows_agree
 from hushgrad.guards.probing.state import forked_randomness
 from hushgrad.guards.probing.trees import Path, tensors_at
@@ -106,7 +106,7 @@ def _collated(collate_fn: Callable[[list[Any]], Any], records: Sequence[Any], qu
     with ExitStack() as stack:
         stack.enter_context(forked_randomness([], SEED))
         if quiet:
-            stack.enter_context(Quiet())
+            stack.enter_context(DeterministicMode())
         batch = collate_fn(copy.deepcopy(list(records)))
         return {path: tensor.clone() for path, tensor in tensors_at(batch)}  # it may fill one buffer again and again
 

@@ -19,7 +19,6 @@ from torch.utils.data.dataloader import default_collate
 
 from hushgrad.accounting.conditions import NEVER_EXAMINED, ORDER_OF_ROWS, Condition, not_examined
 from hushgrad.capture.scope import Scope
-from hushgrad.guards.frozen_setup import modules_of
 from hushgrad.guards.probing.calls import Call
 from hushgrad.guards.probing.collate_probe import RECORDS, require_separate_rows
 from hushgrad.guards.probing.loss_probe import Criterion, CriterionProbe, require_separate_losses
@@ -27,6 +26,7 @@ from hushgrad.guards.probing.model_probe import ModelProbe
 from hushgrad.guards.probing.row_order import rows_are_in_order
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
 from hushgrad.guards.probing.trees import copied, kept_values, tensors_at
+from hushgrad.guards.setup_invariants import modules_of
 
 Signature = tuple[tuple[nn.Module, ...], tuple[bool, ...], tuple[int, ...]]
 """What a change of the model shows in: its modules, their modes and the number of their hooks."""

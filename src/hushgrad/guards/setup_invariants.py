@@ -18,7 +18,7 @@ from hushgrad.guards.compatibility import require_separate_examples
 from hushgrad.sampling.records import PhysicalBatch
 
 
-class FrozenSetup:
+class SetupInvariants:
     """The model's parameters, the optimizer's groups and the layers' modes, as they were at set-up."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, trainable: dict[str, nn.Parameter]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hushgrad.errors import ContractChangedError, StrayGradientError
-from hushgrad.guards.frozen_setup import FrozenSetup, modules_of
+from hushgrad.guards.setup_invariants import SetupInvariants, modules_of
 from hushgrad.sampling.records import PhysicalBatch
 
 
@@ -26,8 +26,8 @@ def test_the_walk_finds_each_module_once(make: object) -> None:
     assert {id(module) for module in found} == {id(module) for module in model.modules()}
 
 
-def frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> FrozenSetup:
-    return FrozenSetup(model, optimizer, dict(model.named_parameters()))
+def frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> SetupInvariants:
+    return SetupInvariants(model, optimizer, dict(model.named_parameters()))
 
 
 def test_all_stray_gradients_are_named() -> None:

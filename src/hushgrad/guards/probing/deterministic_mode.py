@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Quiet(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class DeterministicMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs a forward without randomness: dropout keeps everything, a normal draw is its mean.
 
     Attributes:
