@@ -23,13 +23,13 @@ from benchmarks.contestants import hushgrad_session, ordinary
 from benchmarks.runner import Runner
 from benchmarks.workloads import WORKLOADS, Workload
 from hushgrad.capture.scope import Scope
-from hushgrad.guards.frozen_setup import FrozenSetup
 from hushgrad.guards.probing.probe import Probe
+from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.session.protocol import DeclaredLoop, ObservedLoop
 from hushgrad.session.session import Session
 
 GUARDS: tuple[tuple[type[Any], str], ...] = (
-    *((FrozenSetup, name) for name in vars(FrozenSetup) if name.startswith(("require_", "expect_"))),
+    *((SetupInvariants, name) for name in vars(SetupInvariants) if name.startswith(("require_", "expect_"))),
     *((Probe, name) for name in ("entering", "left", "losses", "evaluated", "examine", "forget")),
     *((loop, name) for loop in (DeclaredLoop, ObservedLoop) for name in vars(loop) if not name.startswith("_")),
     (Scope, "leave_if_stale"),

@@ -21,8 +21,9 @@ JOINING = (
     "mechanism",
     "separation",
     "losses",
-    "guards/compatibility",  # guards are always on, and know no session
-    "guards/frozen_setup",
+    "guards/in_use",  # guards are always on, and know no session
+    "guards/compatibility",
+    "guards/setup_invariants",
     "guards/gradient_marks",
     "guards/monitoring",
     "guards/probing",

@@ -205,7 +205,7 @@ def test_a_module_without_reduction_is_a_function() -> None:
 
 def test_outputs_with_time_folded_into_the_batch_are_refused() -> None:
     flat, target = torch.randn(B * T, K), torch.randint(0, K, (B * T,))
-    with pytest.raises(PrivacyUnitError, match=rf"{B * T} rows for {B} records.*\[B, classes, T\]"):
+    with pytest.raises(PrivacyUnitError, match=rf"{B * T} rows for {B} examples.*\[B, classes, T\]"):
         wrap(nn.CrossEntropyLoss())(flat, target)
 
 
@@ -358,7 +358,7 @@ def test_in_a_loop_the_criterion_knows_the_number_of_records_of_the_item() -> No
     )
     criterion = engine.per_example(nn.CrossEntropyLoss())
     for x, y in loader:
-        with pytest.raises(PrivacyUnitError, match="8 rows for 4 records"):
+        with pytest.raises(PrivacyUnitError, match="8 rows for 4 examples"):
             criterion(model(torch.cat([x, x])), torch.cat([y, y]))
         criterion(model(x), y).backward()
         optimizer.step()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hushgrad.clipping.flat import FlatClipping
     from hushgrad.clipping.rule import ClipRule
     from hushgrad.engine import PrivacyEngine
+    from hushgrad.guards.monitoring.monitor import Monitor, NoisedUpdate
     from hushgrad.mechanism import DPSGD, GaussianNoise, Mechanism, NoiseMechanism
     from hushgrad.sampling.disjoint import DisjointBatches
     from hushgrad.sampling.poisson import PoissonSampling
@@ -35,6 +36,8 @@ __all__ = [  # noqa: RUF022 - in plain order
     "GaussianNoise",
     "Mechanism",
     "NoiseMechanism",
+    "Monitor",
+    "NoisedUpdate",
     "PoissonSampling",
     "PrivacyEngine",
     "SamplingScheme",
@@ -58,6 +61,8 @@ _HOMES = {
     "NoiseMechanism": "hushgrad.mechanism",
     "DisjointBatches": "hushgrad.sampling.disjoint",
     "FlatClipping": "hushgrad.clipping.flat",
+    "Monitor": "hushgrad.guards.monitoring.monitor",
+    "NoisedUpdate": "hushgrad.guards.monitoring.monitor",
     "PoissonSampling": "hushgrad.sampling.poisson",
     "PrivacyEngine": "hushgrad.engine",
     "SamplingScheme": "hushgrad.sampling.scheme",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from hushgrad.clipping.flat import FlatClipping
 from hushgrad.clipping.known import require_clip_rule
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError, ProtocolError
+from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.randomness import KeyStream
@@ -49,6 +50,7 @@ class PrivacyEngine:
         ledger: str | os.PathLike[str] | None = None,
         test_key: int | None = None,
         lease: int = 1,
+        monitors: Sequence[Monitor] = (),
     ) -> None:
         """Make an engine for one training run.
 
@@ -56,6 +58,7 @@ class PrivacyEngine:
             accountant: "saddle-point" (sharp, with an error bound), "pld" or "rdp" (an upper bound).
             ledger: a path makes the record of what ran durable; an existing file is verified and continued.
             lease: how many steps are put on disk at once; a crash over-charges fewer than that many.
+            monitors: what watches the noised updates, beside the monitors that are always on.
             test_key: a fixed key for noise and sampling, for tests only: every ε then says NOT PRIVATE.
         """
         self._accountant = one_of("accountant", accountant, tuple(ACCOUNTANTS))
@@ -64,6 +67,7 @@ class PrivacyEngine:
         self._key = (
             None if test_key is None else KeyStream.fixed_for_tests(whole_number("test_key", test_key, minimum=0))
         )
+        self._monitors = monitors
         self._session: Session | None = None
 
     def make_private(
@@ -208,7 +212,7 @@ class PrivacyEngine:
     def session(self) -> Session:
         """The session under the façade."""
         if self._session is None:
-            raise ProtocolError("call make_private first")
+            raise ProtocolError("this engine trains no model yet", cure="Call make_private first")
         return self._session
 
     @property
@@ -232,9 +236,16 @@ class PrivacyEngine:
         budget: Budget | None = None,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
         if self._session is not None:
-            raise ProtocolError("this engine is in use. Make a new PrivacyEngine for another model")
+            raise ProtocolError("this engine is in use", cure="Make a new PrivacyEngine for another model")
         session = privatize(
-            module, optimizer, mechanism, ledger=self._ledger, key=self._key, budget=budget, lease=self._lease
+            module,
+            optimizer,
+            mechanism,
+            ledger=self._ledger,
+            key=self._key,
+            budget=budget,
+            lease=self._lease,
+            monitors=self._monitors,
         )
         try:
             loader = session.batches_of(

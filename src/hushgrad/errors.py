@@ -198,6 +198,12 @@ class InterruptedDrawError(HushgradError, RuntimeError):
     code = "DP409"
 
 
+class MonitorAlarmError(HushgradError, RuntimeError):
+    """A monitor that was given to the session ended the step."""
+
+    code = "DP410"
+
+
 # 5xx: accounting -----------------------------------------------------------------------------------------------------
 
 

@@ -76,12 +76,15 @@ class PerExampleLoss(nn.Module):
         self._is_separate = False
         if not callable(criterion) or isinstance(criterion, type):
             came = f"the class {criterion.__name__}" if isinstance(criterion, type) else type(criterion).__name__
-            raise InvalidArgumentError(f"criterion must be a loss module (an instance of it) or a function, got {came}")
+            raise InvalidArgumentError(
+                f"criterion must be a loss module or a function, got {came}",
+                cure="Pass an instance, such as nn.CrossEntropyLoss(), or a function (output, target) -> losses [B]",
+            )
         self._function: Callable[[Any, Any], Tensor] = criterion
         if isinstance(criterion, nn.Module):
             if any(parameter.requires_grad for parameter in criterion.parameters()):
                 raise InvalidArgumentError(
-                    "the criterion has trainable parameters, which nobody would clip. Make it part of the model"
+                    "the criterion has trainable parameters, which nobody would clip", cure="Make it part of the model"
                 )
             self._unreduce(criterion)
 
@@ -92,8 +95,8 @@ class PerExampleLoss(nn.Module):
         one_of("reduction of the criterion", reduction, REDUCTIONS)
         if reduction == "sum" and self._loss_reduction == "mean":
             raise InvalidArgumentError(
-                'the criterion has reduction="sum" and the engine loss_reduction="mean". Pass loss_reduction="sum" to '
-                'make_private, or give the criterion reduction="mean"'
+                'the criterion has reduction="sum" and the engine loss_reduction="mean"',
+                cure='Pass loss_reduction="sum" to make_private, or give the criterion reduction="mean"',
             )
         unreduced = copy.copy(criterion)
         unreduced.reduction = "none"  # type: ignore[assignment]
@@ -115,10 +118,11 @@ class PerExampleLoss(nn.Module):
         """
         if others or named:
             raise InvalidArgumentError(
-                f"a criterion of engine.per_example gets (output, target), and {self.name} was called with "
-                f"{2 + len(others) + len(named)} arguments. Call it without reduction and hand its losses [B] to "
-                f"engine.session.backward(losses), which takes those of any criterion; or give per_example a function "
-                f"of two arguments that are tuples"
+                f"a criterion of engine.per_example takes (output, target), got {2 + len(others) + len(named)} "
+                f"arguments",
+                where=f"criterion {self.name}",
+                cure="Call the criterion without reduction and pass its losses [B] to engine.session.backward(losses), "
+                "or give per_example a function of two arguments that are tuples",
             )
         losses = self.losses(output, target)
         if self._observer is not None and torch.is_grad_enabled():
@@ -143,19 +147,26 @@ class PerExampleLoss(nn.Module):
             self._require_matching_target(output, target)
         found = self._function(output, target)
         if not isinstance(found, Tensor):
-            raise LossShapeError(f"the criterion must return a tensor of shape [B], got {type(found).__name__}")
+            raise LossShapeError(
+                f"must return a tensor of shape [B], got {type(found).__name__}",
+                where=f"criterion {self.name}",
+                cure="Return one loss for each example",
+            )
         if found.ndim == 0 or (batch is not None and found.shape[0] != batch):
             expected = "B" if batch is None else batch
             raise LossShapeError(
-                f"need one loss per example, shape [{expected}], got {list(found.shape)}. Return a loss for each "
-                f"example, averaged over its own elements; for sequences give the criterion [B, classes, T]"
+                f"must give one loss per example, shape [{expected}], got {list(found.shape)}",
+                where=f"criterion {self.name}",
+                cure="Return one loss for each example, averaged over its own elements; for sequences give the "
+                "criterion [B, classes, T]",
             )
         if self._unreduced is not None:
             return self._reduce_elements(self._unreduced, found, target)
         if found.ndim != 1:
             raise LossShapeError(
-                f"need one loss per example, shape [{found.shape[0]}], got {list(found.shape)}. Squeeze it, or reduce "
-                f"each example to one number"
+                f"must give one loss per example, shape [{found.shape[0]}], got {list(found.shape)}",
+                where=f"criterion {self.name}",
+                cure="Reduce each example to one number, or squeeze axes of length 1 other than the first",
             )
         self._require_separate_losses(found, output)
         return found
@@ -176,8 +187,10 @@ class PerExampleLoss(nn.Module):
             return  # not to be told from this batch
         if suspects and found.mixes(suspects, silent):
             raise LossShapeError(
-                "the criterion mixes examples: the loss of one depends on the output of another (an average over the "
-                "batch, or pairs within it). Compute each example's loss from its own output and target alone"
+                "mixes examples: the loss of one depends on the output of another (an average over the batch, or pairs "
+                "within it)",
+                where=f"criterion {self.name}",
+                cure="Compute each example's loss from its own output and target alone",
             )
         self._is_separate = True
 
@@ -196,14 +209,14 @@ class PerExampleLoss(nn.Module):
         """Refuse shapes that torch would broadcast: one example's loss would contain another one's target."""
         if target.ndim == 0 or output.ndim == 0 or target.shape[0] != output.shape[0]:
             raise LossShapeError(
-                f"the target has shape {list(target.shape)} for an output of shape {list(output.shape)}. Give it one "
-                f"row for each example"
+                f"the target has shape {list(target.shape)} for an output of shape {list(output.shape)}",
+                cure="Give the target one row for each example",
             )
         if isinstance(self._unreduced, ELEMENTWISE) and target.shape != output.shape:
             raise LossShapeError(
                 f"output and target would be broadcast against each other (shapes {list(output.shape)} and "
-                f"{list(target.shape)}), so that one example's loss contains another one's target. Give both the same "
-                f"shape"
+                f"{list(target.shape)}), so one example's loss would contain another one's target",
+                cure="Give both the same shape",
             )
 
     def _rows(self, output: Any) -> int | None:
@@ -212,10 +225,13 @@ class PerExampleLoss(nn.Module):
         if not isinstance(output, Tensor):
             return batch
         if output.ndim == 0:
-            raise PrivacyUnitError("the model's output has no dimensions. Its first dimension must be the batch")
+            raise PrivacyUnitError(
+                "the model's output has no dimensions", cure="Return an output whose first dimension is the batch"
+            )
         if batch is not None and output.shape[0] != batch:
             raise PrivacyUnitError(
-                f"the model's output has {output.shape[0]} rows for {batch} records. Its first dimension must be the "
-                f"batch: for sequences give the criterion [B, classes, T] and targets [B, T]"
+                f"the model's output has {output.shape[0]} rows for {batch} examples",
+                cure="Put the batch on its first dimension: for sequences give the criterion [B, classes, T] and "
+                "targets [B, T]",
             )
         return output.shape[0]

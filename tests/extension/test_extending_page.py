@@ -85,3 +85,16 @@ def test_the_noise_mechanism_of_the_page_trains() -> None:
     assert session.epsilon(1e-5) == ours.epsilon(1e-5)
     assert "extending.TwoParties" in str(session.guarantee(1e-5))
     session.close()
+
+
+def test_the_monitor_of_the_page_watches() -> None:
+    monitor = names_of("A monitor")["NormMonitor"]()
+    model = nn.Linear(8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    mechanism = DPSGD(noise_multiplier=1, sampling=PoissonSampling(0.1), **REST)
+    session = privatize(model, optimizer, mechanism, monitors=[monitor])
+    session.backward(model(torch.randn(4, 8)).square().sum(1))
+    optimizer.step()
+    assert monitor.report()["steps"] == 1
+    assert 0.1 < monitor.report()["largest"] < 10
+    session.close()

@@ -12,8 +12,10 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from hushgrad import doctor
 from hushgrad.errors import (
     CrossSampleLeakError,
+    HushgradError,
     InvalidArgumentError,
     ParameterMismatchError,
     UnsupportedModelError,
@@ -85,7 +87,7 @@ def test_accepts_several_groups_and_an_optimizer_of_the_trainable_parameters_alo
 
 def test_every_layer_that_mixes_examples_is_named() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Sequential(nn.BatchNorm1d(3, affine=False)))
-    with pytest.raises(CrossSampleLeakError, match=r"'0', '2\.0'"):
+    with pytest.raises(CrossSampleLeakError, match=r"^DP301 0, 2\.0: BatchNorm"):
         require_trainable_privately(model, sgd(model))
 
 
@@ -112,7 +114,7 @@ def test_hooks_on_gradients_are_refused(register: str) -> None:
     """The optimizer-in-backward trick, for one, would see nothing and train nothing."""
     model = nn.Linear(3, 2)
     vars(torch.Tensor)[register](model.weight, lambda _: None)
-    with pytest.raises(UnsupportedModelError, match="weight has a gradient hook"):
+    with pytest.raises(UnsupportedModelError, match="weight: has a gradient hook"):
         require_trainable_privately(model, sgd(model))
 
 
@@ -171,3 +173,56 @@ def test_sharded_models_are_refused_at_set_up(tmp_path: Path) -> None:
             require_trainable_privately(model, torch.optim.SGD(model.parameters(), 0.1))
     finally:
         torch.distributed.destroy_process_group()
+
+
+def kinds() -> dict[str, Callable[[], tuple[nn.Module, torch.optim.Optimizer]]]:
+    """Return programs that set-up refuses, each for one reason."""
+
+    def of(model: nn.Module) -> Callable[[], tuple[nn.Module, torch.optim.Optimizer]]:
+        return lambda: (model, sgd(model))
+
+    hooked, with_gradient, alone = nn.Linear(3, 2), nn.Linear(3, 2), nn.Linear(3, 2)
+    hooked.weight.register_hook(lambda _: None)
+    with_gradient.weight.grad = torch.zeros(2, 3)
+    return {
+        "batch norm": of(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))),
+        "instance norm": of(nn.Sequential(nn.Conv1d(3, 3, 1), nn.InstanceNorm1d(3, track_running_stats=True))),
+        "sparse": of(nn.Sequential(nn.Embedding(5, 3, sparse=True))),
+        "max_norm": of(nn.Sequential(nn.EmbeddingBag(5, 3, max_norm=1.0))),
+        "scale_grad_by_freq": of(nn.Sequential(nn.Embedding(5, 3, scale_grad_by_freq=True))),
+        "eval": of(nn.Linear(3, 2).eval()),
+        "a hook": of(hooked),
+        "a gradient": of(with_gradient),
+        "complex": of(nn.Linear(3, 2, dtype=torch.complex64)),
+        "half in the optimizer": lambda: (alone, torch.optim.SGD([alone.weight], lr=0.1)),
+        "another optimizer": lambda: (alone, torch.optim.SGD([*alone.parameters(), nn.Parameter(torch.ones(1))])),
+        "LBFGS": lambda: (alone, torch.optim.LBFGS(alone.parameters())),
+    }
+
+
+@pytest.mark.parametrize("name", kinds())
+def test_what_set_up_raises_is_what_the_doctor_shows(name: str) -> None:
+    """Both read one list of checks: the same kind, place, fact and cure."""
+    model, optimizer = kinds()[name]()
+    with pytest.raises(HushgradError) as caught:
+        require_trainable_privately(model, optimizer)
+    problems = doctor(model, optimizer=optimizer).problems
+    assert {problem.code for problem in problems} == {caught.value.code}
+    for problem in problems:
+        assert problem.what in caught.value.what
+        assert problem.cure in f"{caught.value.what} {caught.value.cure}"
+        assert problem.cure
+        assert problem.where in f"{caught.value.where} {caught.value.what}"
+
+
+@pytest.mark.parametrize("options", [{"sparse": True}, {"scale_grad_by_freq": True}])
+def test_options_of_gradients_are_no_matter_in_a_table_that_is_not_trained(options: dict[str, bool]) -> None:
+    model = nn.Sequential(frozen(nn.Embedding(5, 3, **options)), nn.Linear(3, 2))
+    require_trainable_privately(model, torch.optim.SGD(model[1].parameters(), lr=0.1))
+
+
+def test_a_frozen_table_with_max_norm_is_refused() -> None:
+    """Its forward writes to the rows that the batch looks up, which would show them."""
+    model = nn.Sequential(frozen(nn.Embedding(5, 3, max_norm=1.0)), nn.Linear(3, 2))
+    with pytest.raises(UnsupportedModelError, match="DP306 0: max_norm rescales"):
+        require_trainable_privately(model, torch.optim.SGD(model[1].parameters(), lr=0.1))

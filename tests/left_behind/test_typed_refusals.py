@@ -196,9 +196,9 @@ def test_what_ordinary_layers_allow_in_place_is_exact(name: str) -> None:
 @pytest.mark.parametrize(
     ("part", "named"),
     [
-        (lambda layer: torch.jit.trace(layer, torch.randn(2, 4)), "'part'"),
-        (lambda layer: torch.jit.script(layer), "'part'"),
-        (lambda layer: nn.Sequential(nn.Tanh(), torch.jit.script(nn.Sequential(layer))), r"'part\.1'"),
+        (lambda layer: torch.jit.trace(layer, torch.randn(2, 4)), "part"),
+        (lambda layer: torch.jit.script(layer), "part"),
+        (lambda layer: nn.Sequential(nn.Tanh(), torch.jit.script(nn.Sequential(layer))), r"part\.1"),
     ],
     ids=["traced", "scripted", "nested"],
 )

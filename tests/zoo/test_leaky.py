@@ -103,7 +103,7 @@ def plain(out: Tensor, y: Tensor) -> Tensor:
 def test_a_layer_that_mixes_examples_is_refused_at_set_up(
     name: str, make: Callable[[], nn.Module], kind: type[HushgradError]
 ) -> None:
-    with pytest.raises(kind, match="'1'") as raised:
+    with pytest.raises(kind, match=r"^DP30[12] 1: ") as raised:
         attached(make(), features())
     assert any(cure in str(raised.value) for cure in CURES)
 

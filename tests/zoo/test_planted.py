@@ -63,7 +63,7 @@ FEW = [
 def test_correct_updates_of_many_settings_raise_no_alarm(
     settings: list[tuple[float, float, int, str, torch.dtype]],
 ) -> None:
-    """162 of the 200 correct runs (the others: verification/test_training). False alarms: 162 · 1e-6 in all."""
+    """162 of the 200 correct runs (the others: verification/training/test_verify). False alarms: 162 · 1e-6 in all."""
     for sigma, clip, size, form, dtype in settings:
         verdict = hushgrad.verify_update(
             _correct(sigma, clip, size),

@@ -1,4 +1,7 @@
-"""What is refused when a model and an optimizer are made private, before any data is read."""
+"""What is refused when a model and an optimizer are made private, before any data is read: one list of checks.
+
+Each check yields errors as values. Set-up raises those of the first kind joined to one, the doctor shows all of them.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,28 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
+from hushgrad.capture.operators.lookup_options import OF_GRADIENTS, TABLES, option_error, refused_options
 from hushgrad.errors import (
     CrossSampleLeakError,
+    HushgradError,
     InvalidArgumentError,
     ParameterMismatchError,
     PrivateBufferError,
-    SparseGradientError,
+    ProtocolError,
     UnsupportedModelError,
     UnsupportedOptimizerError,
 )
+from hushgrad.guards.in_use import is_in_use
 from hushgrad.torch_internals import BatchNorm, InstanceNorm, has_gradient_hooks
 
 TRAINABLE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_NORMS = (BatchNorm, InstanceNorm)
+
+READY = "hushgrad.make_private_ready(model)"
+
+WHOLE = "the model itself"
+"""What a message calls the module whose dotted name is empty."""
 
 
 def require_trainable_privately(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
@@ -27,51 +40,108 @@ def require_trainable_privately(model: nn.Module, optimizer: Optimizer) -> dict[
 
     Raises:
         InvalidArgumentError: not a module, or not an optimizer.
+        ProtocolError: the model or the optimizer belongs to an open session.
         UnsupportedModelError, CrossSampleLeakError, PrivateBufferError, SparseGradientError: what the model is.
         ParameterMismatchError, UnsupportedOptimizerError: what the optimizer is.
     """
+    require_module(model)
+    require_optimizer(optimizer)
+    problems = list(setup_problems(model, optimizer))
+    if problems:
+        raise join_problems(problems)
+    return _trainable(model)
+
+
+def require_module(model: nn.Module, argument: str = "module") -> None:
+    """Refuse, as `InvalidArgumentError`, what is not a module."""
     if not isinstance(model, nn.Module):
-        raise InvalidArgumentError(f"module must be a torch.nn.Module, got {type(model).__name__}")
+        raise InvalidArgumentError(f"{argument} must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def require_optimizer(optimizer: Optimizer) -> None:
+    """Refuse, as `InvalidArgumentError`, what is not an optimizer."""
     if not isinstance(optimizer, Optimizer):
         raise InvalidArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    _require_one_process(model)
-    _require_parts_in_python(model)
-    require_separate_examples(model, list(model.modules()))
-    _require_dense_gradients(model)
-    trainable = _trainable_parameters(model)
-    _require_supported_optimizer(optimizer)
-    _require_same_parameters(model, optimizer, trainable)
-    return trainable
 
 
-def _require_one_process(model: nn.Module) -> None:
-    wrappers = [part for part in model.modules() if _is_replica_or_shard(type(part))]
-    if wrappers:
-        kinds = ", ".join(dict.fromkeys(type(part).__name__ for part in wrappers))
-        raise UnsupportedModelError(
-            f"{kinds} is not supported: replicas would drift apart, and shards hold parts of what is clipped as one. "
-            f"Train the plain module in one process"
+def require_no_session(model: nn.Module, optimizer: Optimizer | None = None) -> None:
+    """Refuse, as `ProtocolError`, a model or an optimizer that belongs to an open session."""
+    for problem in _session_problems(model, optimizer):
+        raise problem
+
+
+def setup_problems(model: nn.Module, optimizer: Optimizer | None = None) -> Iterator[HushgradError]:
+    """Yield everything that set-up refuses, each as an error whose `where` is a dotted name if it is one part.
+
+    Nothing is run or changed. Without an optimizer the model alone is looked at.
+    """
+    yield from _session_problems(model, optimizer)
+    yield from _process_problems(model)
+    yield from _scripted_problems(model)
+    yield from _norm_problems(model)
+    yield from _table_problems(model)
+    if not model.training:
+        yield UnsupportedModelError(
+            "the model is in eval() mode", cure="Call model.train() before making the model private"
         )
+    yield from _parameter_problems(model)
+    if optimizer is not None:
+        yield from _optimizer_problems(model, optimizer)
+
+
+def join_problems(problems: Sequence[HushgradError]) -> HushgradError:
+    """Return one error, of the first one's kind, that names every place of that kind with what is wrong there."""
+    kind = type(problems[0])
+    places: dict[tuple[str, str], list[str]] = {}
+    for problem in problems:
+        if type(problem) is kind:
+            places.setdefault((problem.what, problem.cure), []).append(problem.where)
+    if len(places) == 1:
+        [((what, cure), names)] = places.items()
+        return kind(what, where=", ".join(names), cure=cure)
+    each = [
+        f"{', '.join(names)}: {what} ({cure})" if any(names) else f"{what} ({cure})"
+        for (what, cure), names in places.items()
+    ]
+    return kind("; ".join(each), cure="Follow the advice in brackets after each")
+
+
+def _session_problems(model: nn.Module, optimizer: Optimizer | None) -> Iterator[HushgradError]:
+    if is_in_use([*model.modules(), *([] if optimizer is None else [optimizer])]):
+        yield ProtocolError(
+            "the model or the optimizer is private already", cure="Call session.close() first, or build both anew"
+        )
+
+
+def _process_problems(model: nn.Module) -> Iterator[HushgradError]:
+    for name, part in model.named_modules():
+        if is_replica_or_shard(part):
+            yield UnsupportedModelError(
+                f"{type(part).__name__} is not supported: each replica would add its own noise, and a shard sees only "
+                f"part of an example's gradient",
+                where=name or WHOLE,
+                cure="Train the plain module in one process",
+            )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         world = torch.distributed.get_world_size()
         if world > 1:
-            raise UnsupportedModelError(f"a world size of {world} is not supported. Train in one process")
+            yield UnsupportedModelError(f"a world size of {world} is not supported", cure="Train in one process")
 
 
-def _is_replica_or_shard(kind: type) -> bool:
-    """Whether a class is one of torch's wrappers, or one that `fully_shard` made."""
-    if issubclass(kind, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+def is_replica_or_shard(part: nn.Module) -> bool:
+    """Whether a module is one of torch's wrappers, or one that `fully_shard` made."""
+    if isinstance(part, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return True
-    return any(base.__module__.startswith("torch.distributed.fsdp") for base in kind.__mro__)
+    return any(base.__module__.startswith("torch.distributed.fsdp") for base in type(part).__mro__)
 
 
-def _require_parts_in_python(model: nn.Module) -> None:
-    parts = dict(scripted_parts(model))
-    if parts:
-        names = ", ".join(f"{name!r}" if name else "the model itself" for name in parts)
-        raise UnsupportedModelError(
-            f"{names}: a scripted or traced part (torch.jit) runs outside of Python, so that the use of the trainable "
-            f"parameters in it cannot be seen. Use the module that it was made from"
+def _scripted_problems(model: nn.Module) -> Iterator[HushgradError]:
+    for name, _ in scripted_parts(model):
+        yield UnsupportedModelError(
+            "a scripted or traced part (torch.jit) runs outside of Python, where the use of its trainable parameters "
+            "cannot be seen",
+            where=name or WHOLE,
+            cure="Use the module that it was made from",
         )
 
 
@@ -90,6 +160,8 @@ def scripted_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def require_separate_examples(model: nn.Module, modules: Sequence[nn.Module]) -> None:
     """Refuse normalization layers that mix examples, or that write statistics of them, in the mode they are in now.
 
+    This runs in every step.
+
     Args:
         model: for the names in the message.
         modules: all modules of `model`.
@@ -97,85 +169,110 @@ def require_separate_examples(model: nn.Module, modules: Sequence[nn.Module]) ->
     Raises:
         CrossSampleLeakError, PrivateBufferError: naming the layers.
     """
-    mixing = [part for part in modules if isinstance(part, BatchNorm) and _uses_batch(part)]
-    if mixing:
-        raise CrossSampleLeakError(
-            f"BatchNorm mixes the examples of a batch: {_names(model, mixing)}. Use nn.GroupNorm instead, or put these "
-            f"layers into eval() so that their frozen statistics are used (and again after every model.train())"
-        )
-    tracking = [
-        part for part in modules if isinstance(part, InstanceNorm) and part.track_running_stats and part.training
-    ]
-    if tracking:
-        raise PrivateBufferError(
-            f"InstanceNorm with track_running_stats=True writes statistics of the data into buffers without noise: "
-            f"{_names(model, tracking)}. Set track_running_stats=False"
-        )
+    if any(isinstance(part, _NORMS) and (mixes_examples(part) or tracks_statistics(part)) for part in modules):
+        raise join_problems(list(_norm_problems(model)))
 
 
-def _require_dense_gradients(model: nn.Module) -> None:
-    sparse = [part for part in model.modules() if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.sparse]
-    if sparse:
-        raise SparseGradientError(
-            f"sparse=True would show which rows were touched: {_names(model, sparse)}. Set sparse=False"
-        )
+def mixes_examples(layer: nn.Module) -> bool:
+    """Whether a layer normalises by statistics of the batch, in the mode it is in now."""
+    return isinstance(layer, BatchNorm) and (layer.training or layer.running_mean is None)
 
 
-def _names(model: nn.Module, chosen: Sequence[nn.Module]) -> str:
-    names = [name for name, part in model.named_modules() if any(part is other for other in chosen)]
-    return ", ".join(repr(name) if name else "the model itself" for name in names)
+def tracks_statistics(layer: nn.Module) -> bool:
+    """Whether a layer that keeps examples apart writes statistics of them, in the mode it is in now."""
+    return isinstance(layer, InstanceNorm) and layer.track_running_stats and layer.training
 
 
-def _uses_batch(layer: BatchNorm) -> bool:
-    return layer.training or layer.running_mean is None
+def _norm_problems(model: nn.Module) -> Iterator[HushgradError]:
+    for name, part in model.named_modules():
+        if mixes_examples(part):
+            yield CrossSampleLeakError(
+                f"{type(part).__name__} mixes the examples of a batch",
+                where=name or WHOLE,
+                cure=f"Use nn.GroupNorm instead ({READY} puts it in), or call eval() on these "
+                "layers, and again after every model.train(), so that they use their frozen statistics",
+            )
+    for name, part in model.named_modules():
+        if tracks_statistics(part):
+            yield PrivateBufferError(
+                f"{type(part).__name__} with track_running_stats=True writes statistics of the data into buffers "
+                f"without noise",
+                where=name or WHOLE,
+                cure=f"Set track_running_stats=False, as {READY} does",
+            )
 
 
-def _trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    if not model.training:
-        raise UnsupportedModelError("the model is in eval() mode. Call model.train() before making it private")
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+def _table_problems(model: nn.Module) -> Iterator[HushgradError]:
+    for name, part in model.named_modules():
+        if isinstance(part, TABLES):
+            is_trained = any(parameter.requires_grad for parameter in part.parameters())
+            for option in refused_options(vars(part)):
+                if is_trained or option not in OF_GRADIENTS:
+                    yield option_error(option, name or WHOLE, helped_by=READY)
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _parameter_problems(model: nn.Module) -> Iterator[HushgradError]:
+    trainable = _trainable(model)
     if not trainable:
-        raise UnsupportedModelError("no parameter requires gradients, so there is nothing to train")
-    problems = []
+        yield UnsupportedModelError(
+            "no parameter requires gradients, so there is nothing to train",
+            cure="Call requires_grad_(True) on what should be trained",
+        )
     for name, parameter in trainable.items():
-        if isinstance(parameter, nn.UninitializedParameter):
-            problems.append(f"{name} is not initialised yet (run the lazy module once)")
-        elif parameter.is_meta:
-            problems.append(f"{name} is on the meta device (materialise it first)")
-        elif parameter.dtype not in TRAINABLE_DTYPES:
-            problems.append(f"{name} is {parameter.dtype} (use a real floating dtype of at least 16 bits)")
-        elif parameter.is_sparse or parameter.layout != torch.strided:
-            problems.append(f"{name} is not a dense tensor")
-        elif has_gradient_hooks(parameter):
-            problems.append(f"{name} has a gradient hook, which would see or change gradients (remove the hook)")
-        elif parameter.grad is not None:
-            problems.append(f"{name} holds a gradient already (call optimizer.zero_grad())")
-    if problems:
-        raise UnsupportedModelError(f"these parameters cannot be trained privately: {'; '.join(problems)}")
-    return trainable
+        for what, cure in _reasons_against(parameter):
+            yield UnsupportedModelError(what, where=name, cure=cure)
 
 
-def _require_supported_optimizer(optimizer: Optimizer) -> None:
+def _reasons_against(parameter: nn.Parameter) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with a parameter, and the cure."""
+    if isinstance(parameter, nn.UninitializedParameter):
+        yield "is not initialised yet", "Run the lazy module once"
+        return
+    if parameter.is_meta:
+        yield "is on the meta device, where it has no values", "Call model.to_empty(device=...) and initialise it"
+        return
+    if parameter.dtype not in TRAINABLE_DTYPES:
+        yield f"has dtype {parameter.dtype}", "Use a real floating dtype of at least 16 bits"
+    if parameter.layout != torch.strided:
+        yield "is not a dense tensor", "Make it dense"
+    if has_gradient_hooks(parameter):
+        yield "has a gradient hook, which would see or change gradients", "Remove the hook"
+    if parameter.grad is not None:
+        yield "holds a gradient already", "Call optimizer.zero_grad()"
+
+
+def is_unready(parameter: nn.Parameter) -> bool:
+    """Whether no backward can be run with a parameter."""
+    if isinstance(parameter, nn.UninitializedParameter) or parameter.is_meta:
+        return True
+    return parameter.requires_grad and (parameter.dtype not in TRAINABLE_DTYPES or parameter.layout != torch.strided)
+
+
+def _optimizer_problems(model: nn.Module, optimizer: Optimizer) -> Iterator[HushgradError]:
     if isinstance(optimizer, LBFGS):
-        raise UnsupportedOptimizerError(
-            "LBFGS evaluates its closure several times for one step, and each would be a release. Use SGD or Adam"
+        yield UnsupportedOptimizerError(
+            "LBFGS evaluates its closure several times for one step, and each evaluation would be a release",
+            cure="Use SGD or Adam",
         )
     if isinstance(optimizer, SparseAdam):
-        raise UnsupportedOptimizerError("SparseAdam needs sparse gradients, which show the rows touched. Use Adam")
-
-
-def _require_same_parameters(model: nn.Module, optimizer: Optimizer, trainable: dict[str, nn.Parameter]) -> None:
-    updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    own = {id(parameter) for parameter in model.parameters()}
-    missing = [name for name, parameter in trainable.items() if id(parameter) not in updated]
-    foreign = len(updated - own)
-    if missing:
-        raise ParameterMismatchError(
-            f"trainable but not in the optimizer: {', '.join(missing)}. Give the optimizer all of model.parameters(), "
-            f"or freeze these with requires_grad_(False)"
+        yield UnsupportedOptimizerError(
+            "SparseAdam needs sparse gradients, which show the rows that were touched", cure="Use Adam"
         )
+    updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in _trainable(model).items():
+        if id(parameter) not in updated:
+            yield ParameterMismatchError(
+                "trainable but not in the optimizer",
+                where=name,
+                cure="Give the optimizer all of model.parameters(), or freeze these with requires_grad_(False)",
+            )
+    foreign = len(updated - {id(parameter) for parameter in model.parameters()})
     if foreign:
-        raise ParameterMismatchError(
-            f"the optimizer updates {foreign} tensors that are not parameters of the model, so nobody would clip them. "
-            f"Make them parameters of the module, or give them an optimizer of their own"
+        yield ParameterMismatchError(
+            f"the optimizer updates {foreign} tensors that are not parameters of the model, so nobody would clip them",
+            cure="Make them parameters of the module, or give them an optimizer of their own",
         )

@@ -26,20 +26,25 @@ MOST_VALUES = 1 << 13
 LARGEST_FACTOR = 2.0**64
 """By how much a mark may have grown for it to be a scaled one; a gradient of 1 is 2**100 times as large."""
 
-Problem = tuple[type[HushgradError], str]
+Problem = tuple[type[HushgradError], str, str]
+"""The kind of an error, what is wrong, and the cure: not the error, which would hold the frames it was raised in."""
 
-CLEARED = (
+CLEARED: Problem = (
+    ProtocolError,
     "gradients were cleared between a backward and optimizer.step() (zero_grad(), or .grad set to None or 0). An "
     "ordinary step would leave that backward out; a private one may not, since which backwards are dropped could "
-    "depend on the data. If the backward was not for this model's update (a generator's loss, an adversarial example), "
-    "run it inside `with engine.session.paused():`, or call torch.autograd.grad(loss, inputs). If it was, call "
-    "zero_grad() before it or after optimizer.step(). Now call session.discard() and take the next batch"
+    "depend on the data",
+    "Run a backward that is not for this model's update (a generator's loss, an adversarial example) inside `with "
+    "engine.session.paused():`, or call torch.autograd.grad(loss, inputs); for any other, call zero_grad() before it "
+    "or after optimizer.step(). Now call session.discard() and take the next batch",
 )
 
-SCALED = (
+SCALED: Problem = (
+    UnsupportedOptimizerError,
     "gradients were multiplied between a backward and optimizer.step(), by a GradScaler or by hand. The sums that are "
-    "clipped and noised are elsewhere and stay as they are. Call loss.backward() and optimizer.step() without a scaler "
-    "(bfloat16 needs none), and scale the learning rate. Now call session.discard() and take the next batch"
+    "clipped and noised are elsewhere and stay as they are",
+    "Call loss.backward() and optimizer.step() without a scaler (bfloat16 needs none), and scale the learning rate. "
+    "Now call session.discard() and take the next batch",
 )
 
 
@@ -81,8 +86,8 @@ class GradientMarks:
         """
         self._problem = self._problem or self._found()
         if self._problem is not None:
-            kind, message = self._problem
-            raise kind(message)
+            kind, what, cure = self._problem
+            raise kind(what, cure=cure)
 
     def take_away(self) -> None:
         """Leave no mark behind, but one that something was added to: that is a stray gradient, and stays."""
@@ -125,12 +130,12 @@ class GradientMarks:
             return None
         grads = {name: self._parameters[name].grad for name in self._put}
         if any(grad is None for grad in grads.values()):
-            return ProtocolError, CLEARED
+            return CLEARED
         # Memory that is shared was multiplied once for each mark in it.
         if any(_is_scaled(grad) for name, grad in grads.items() if grad is not None and name in self._alone):
-            return UnsupportedOptimizerError, SCALED
+            return SCALED
         if any(grad is not None and not bool(grad.any()) for grad in grads.values()):
-            return ProtocolError, CLEARED
+            return CLEARED
         return None  # clip_grad_norm_ writes the same values again, and a stray gradient is left to be found as one
 
     def _is_intact(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which models and optimizers belong to an open session, and what those of closed sessions have spent.
+"""The modules and the optimizer of a session, and what was spent on them in earlier ones.
 
 Known for the whole process: nothing is put on objects that are somebody else's.
 """
@@ -11,10 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
-from hushgrad.errors import ProtocolError
-
-_in_use = WeakIdKeyDictionary()
-"""The modules and optimizers of all open sessions."""
+from hushgrad.guards.in_use import claim, release
 
 _left_by_earlier = WeakIdKeyDictionary()
 """For those of closed sessions: the path of the ledger, its steps, and the steps that were not in it either."""
@@ -24,21 +21,11 @@ class Members:
     """The modules and the optimizer of one session."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Refuse those of another open session.
-
-        Raises:
-            ProtocolError: the model, a part of it or the optimizer belongs to one.
-        """
         self._objects: Sequence[object] = [optimizer, *model.modules()]
-        if any(part in _in_use for part in self._objects):
-            raise ProtocolError(
-                "the model or the optimizer was made private already",
-                cure="Call session.close() first, or build both anew",
-            )
 
     def join(self) -> None:
         """The session is open: no other one may take them."""
-        _in_use.update(dict.fromkeys(self._objects))
+        claim(self._objects)
 
     def steps_elsewhere(self, ledger: str | None) -> int:
         """Return how many steps they took in earlier sessions that the ledger at this path does not hold."""
@@ -49,8 +36,7 @@ class Members:
 
     def leave(self) -> None:
         """The session is closed."""
-        for part in self._objects:
-            _in_use.pop(part, None)  # type: ignore[no-untyped-call]
+        release(self._objects)
 
     def remember(self, ledger: str | None, steps: int, elsewhere: int) -> None:
         """Keep in mind what was spent on them: `steps` in the ledger at this path, and `elsewhere` not in it."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from hushgrad.capture.scope import Scope
 from hushgrad.gradients.contribution import Plan
-from hushgrad.guards.frozen_setup import FrozenSetup
 from hushgrad.guards.gradient_marks import GradientMarks
+from hushgrad.guards.monitoring.monitor import Monitors
 from hushgrad.guards.probing.probe import Probe
+from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.mechanism import Mechanism
 from hushgrad.session.spending import Spending
 from hushgrad.session.update import Update
@@ -27,16 +28,18 @@ class Parts:
         marks: what shows in `.grad` between a backward and the step.
         update: the clipped sums, and the noised update.
         spending: the ledger, and what may still be spent.
+        monitors: those that were handed in.
     """
 
     mechanism: Mechanism
     plan: Plan
     scope: Scope
     probe: Probe
-    frozen: FrozenSetup
+    frozen: SetupInvariants
     marks: GradientMarks
     update: Update
     spending: Spending
+    monitors: Monitors
 
     def take_marks(self) -> None:
         """Begin a step or an item: nothing of the last update, and no mark, is left in `.grad`.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from torch import nn
 from torch.optim import Optimizer
 
 from hushgrad.accounting.budget import Budget
 from hushgrad.gradients.contribution import Plan
+from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.mechanism import Mechanism
 from hushgrad.randomness import KeyStream
 from hushgrad.session.session import Session
@@ -24,6 +26,7 @@ def privatize(
     plan: Plan | None = None,
     budget: Budget | None = None,
     lease: int = 1,
+    monitors: Sequence[Monitor] = (),
 ) -> Session:
     """Attach a mechanism to a model and its optimizer; both stay the caller's own objects.
 
@@ -38,8 +41,11 @@ def privatize(
             that does not fit, and updates nothing; the same step after a crash and a resume of the ledger. In passes
             over the data, for `DisjointBatches`.
         lease: how many steps are put on disk at once, which saves time; a crash over-charges fewer than that many.
+        monitors: what watches the noised updates, beside the monitors that are always on.
 
     Raises what `require_trainable_privately` raises, before any data is read, and `ProtocolError` where the model or
     the optimizer belongs to another open session.
     """
-    return Session(model, optimizer, mechanism, ledger=ledger, key=key, plan=plan, budget=budget, lease=lease)
+    return Session(
+        model, optimizer, mechanism, ledger=ledger, key=key, plan=plan, budget=budget, lease=lease, monitors=monitors
+    )

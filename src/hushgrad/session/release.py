@@ -39,6 +39,19 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
         with suppress(LedgerError):  # the alarm is what must be heard
             note_noise(parts)
         raise
+    try:
+        parts.monitors.see(update.number - 1, mechanism, update.parameters)
+    except BaseException:
+        update.clear()
+        with suppress(LedgerError):
+            note_monitors(parts)
+        raise
+
+
+def note_monitors(parts: Parts) -> None:
+    """Leave in the ledger what the monitors that were handed in report."""
+    for about, report in parts.monitors.reports():
+        parts.spending.note(about, report)
 
 
 def note_noise(parts: Parts) -> None:

@@ -30,11 +30,13 @@ from hushgrad.clipping.known import OWN
 from hushgrad.errors import ClosedSessionError, InvalidArgumentError, LedgerError, LossShapeError, ProtocolError
 from hushgrad.gradients.contribution import Plan
 from hushgrad.guards.compatibility import require_trainable_privately
-from hushgrad.guards.frozen_setup import FrozenSetup
 from hushgrad.guards.gradient_marks import GradientMarks
+from hushgrad.guards.monitoring.alarms import Alarms
+from hushgrad.guards.monitoring.monitor import Monitor, Monitors
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.guards.probing.probe import Probe, ProbeReport
+from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.randomness import KeyStream
@@ -47,7 +49,7 @@ from hushgrad.session.members import Members
 from hushgrad.session.observed import ObservedLoop
 from hushgrad.session.parts import Parts
 from hushgrad.session.paused import frozen_for_a_while
-from hushgrad.session.release import note_noise, note_sensitivity, release
+from hushgrad.session.release import note_monitors, note_noise, note_sensitivity, release
 from hushgrad.session.spending import Spending
 from hushgrad.session.step_hooks import StepHooks
 from hushgrad.session.update import Update
@@ -70,6 +72,8 @@ class Session:
         plan: Plan | None,
         budget: Budget | None = None,
         lease: int = 1,
+        monitors: Sequence[Monitor] = (),
+        alarms: Alarms = Alarms.RAISED,
     ) -> None:
         """Attach to a model and its optimizer; `privatize` says what the arguments are."""
         if not isinstance(mechanism, Mechanism):
@@ -80,7 +84,8 @@ class Session:
         self._members = Members(model, optimizer)
         self._stream = _stream_of(key)
         spending = Spending(mechanism, ledger, noise_is_secret=self._stream.is_secret, budget=budget, lease=lease)
-        spending.trust(_third_parties(mechanism, plan))
+        watching = Monitors(monitors)
+        spending.trust([*_third_parties(mechanism, plan), *watching.conditions])
         self._ledger_path = None if ledger is None else os.path.realpath(ledger)
         spending.uncounted = self._members.steps_elsewhere(self._ledger_path)
         plan = plan or Plan.of_device(next(iter(self._parameters.values())).device)
@@ -90,10 +95,11 @@ class Session:
             plan=plan,
             scope=Scope(model, UsePool(plan), probe),
             probe=probe,
-            frozen=FrozenSetup(model, optimizer, self._parameters),
+            frozen=SetupInvariants(model, optimizer, self._parameters),
             marks=GradientMarks(model, self._parameters),
-            update=Update(self._parameters, mechanism, self._stream.fork("noise"), plan),
+            update=Update(self._parameters, mechanism, self._stream.fork("noise"), plan, alarms),
             spending=spending,
+            monitors=watching,
         )
         probe.join(self._parts.scope)
         self._loop: Loop = DeclaredLoop(self._parts)
@@ -380,6 +386,7 @@ class Session:
             note_noise(parts)
             if parts.update.number:
                 note_sensitivity(parts)
+            note_monitors(parts)
             parts.spending.trust([*self._trusted(), *parts.probe.open_conditions])
         parts.spending.close()
 

@@ -12,6 +12,7 @@ from hushgrad.clipping.bound import BoundRule
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.gradients.clipped_sum import Weighed, clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
+from hushgrad.guards.monitoring.alarms import Alarms
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.mechanism import Mechanism
@@ -31,7 +32,12 @@ class Update:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], mechanism: Mechanism, noise: KeyStream, plan: Plan | None
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        mechanism: Mechanism,
+        noise: KeyStream,
+        plan: Plan | None,
+        alarms: Alarms = Alarms.RAISED,
     ) -> None:
         self._parameters = parameters
         self._clip = BoundRule(mechanism.clipping, parameters)
@@ -40,8 +46,8 @@ class Update:
         self._sums: dict[str, Tensor] = {}
         self._number = 0
         self._is_written = False
-        self.monitor = NoiseMonitor()
-        self.sensitivity_monitor = SensitivityMonitor()
+        self.monitor = NoiseMonitor(alarms)
+        self.sensitivity_monitor = SensitivityMonitor(alarms)
 
     @torch.no_grad()  # what was recorded may still hang on the graph of the forward
     def add(self, uses: MutableMapping[str, list[Contribution]], scale: float, mechanism: Mechanism) -> None:
@@ -71,6 +77,11 @@ class Update:
         if rule is not self._clip.rule and rule != self._clip.rule:
             self._clip = BoundRule(rule, self._parameters)
         return self._clip
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """What is trained, by name; `.grad` holds a written update."""
+        return self._parameters
 
     @property
     def number(self) -> int:

@@ -117,7 +117,7 @@ HARMLESS: list[tuple[Callable[[list[Record]], Any], list[Record]]] = [
 def test_a_collate_function_that_mixes_records_is_refused(
     collate: Callable[[list[Record]], Any], batch: list[Record]
 ) -> None:
-    with pytest.raises(CrossSampleLeakError, match=f"collate_fn {collate.__name__} mixes records.*Let each row"):
+    with pytest.raises(CrossSampleLeakError, match=f"collate_fn {collate.__name__}: mixes examples.*Make each row"):
         require_separate_rows(collate, batch)
 
 

@@ -110,11 +110,11 @@ def test_a_probe_leaves_nothing_behind(name: str, make: Callable[[], nn.Module],
 @pytest.mark.parametrize(
     ("make", "place"),
     [
-        (layer(leaky_models.Centred), "'1' (Centred)"),
-        (lambda: nn.Sequential(nn.Sequential(nn.Linear(WIDTH, 3), leaky_models.GhostNorm())), "'0.1' (GhostNorm)"),
+        (layer(leaky_models.Centred), "1 (Centred)"),
+        (lambda: nn.Sequential(nn.Sequential(nn.Linear(WIDTH, 3), leaky_models.GhostNorm())), "0.1 (GhostNorm)"),
         (leaky_models.at_the_end(lambda h: h - h.mean(0)), "the forward of Mixing itself"),
-        (leaky_models.Hooked, "'head' (Linear)"),
-        (layer(leaky_models.Mixup), "'1' (Mixup)"),
+        (leaky_models.Hooked, "head (Linear)"),
+        (layer(leaky_models.Mixup), "1 (Mixup)"),
     ],
 )
 def test_the_message_names_the_innermost_module_in_which_examples_met(
@@ -126,7 +126,7 @@ def test_the_message_names_the_innermost_module_in_which_examples_met(
 
 
 def test_attention_over_the_wrong_axis_is_named_with_its_cure() -> None:
-    with pytest.raises(CrossSampleLeakError, match=r"'body.attention' \(MultiheadAttention\).*batch_first=True"):
+    with pytest.raises(CrossSampleLeakError, match=r"body.attention \(MultiheadAttention\).*batch_first=True"):
         probed(leaky_models.Tokens(leaky_models.SelfAttention()), tokens())
 
 

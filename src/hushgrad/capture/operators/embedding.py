@@ -12,10 +12,10 @@ from torch import Tensor
 from hushgrad.capture.axes import products as products
 from hushgrad.capture.axes.row_owners import BatchLocation
 from hushgrad.capture.leaves import TrackedTensor
+from hushgrad.capture.operators.lookup_options import option_error, refused_options
 from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture
 from hushgrad.capture.operators.registration import captures
 from hushgrad.capture.uses import UsePool
-from hushgrad.errors import CrossSampleLeakError, SparseGradientError, UnsupportedModelError
 from hushgrad.gradients.rows import Rows
 
 
@@ -56,27 +56,13 @@ class Embedding(Operator):
 @captures(F.embedding, axis=products.embedding)
 def embedding(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `F.embedding`; options under which one record changes another one's row are refused."""
-    ids, weight, padding_idx, max_norm, by_frequency, sparse = _arguments(*args, **kwargs)
+    ids, weight, padding_idx, options = _arguments(*args, **kwargs)
     leaf = context.leaf(weight)
     if leaf is None:
         return NotImplemented
     where = f"embedding({leaf.name})"
-    if max_norm is not None:
-        raise UnsupportedModelError(
-            "max_norm rescales the rows that the batch looks up, in the forward and without noise",
-            where=where,
-            cure="Set max_norm=None",
-        )
-    if by_frequency:
-        raise CrossSampleLeakError(
-            "scale_grad_by_freq divides an example's gradient by counts over the whole batch",
-            where=where,
-            cure="Set scale_grad_by_freq=False",
-        )
-    if sparse:
-        raise SparseGradientError(
-            "sparse=True would show which rows were touched", where=where, cure="Set sparse=False"
-        )
+    for option in refused_options(options):
+        raise option_error(option, where)
     if not context.axes.descends(ids):
         return NotImplemented
     if padding_idx is not None and padding_idx < 0:
@@ -91,9 +77,9 @@ def constant_ids(
     """Return the ids of a plain lookup in a parameter by ids that are no data, as positions are; else None."""
     if func is not F.embedding:
         return None
-    ids, weight, padding_idx, max_norm, by_frequency, sparse = _arguments(*args, **kwargs)
+    ids, weight, padding_idx, options = _arguments(*args, **kwargs)
     leaf = context.leaf(weight)
-    is_plain = padding_idx is None and max_norm is None and not by_frequency and not sparse
+    is_plain = padding_idx is None and not any(refused_options(options))
     return ids if is_plain and leaf is not None and leaf.is_parameter and context.leaf(ids) is None else None
 
 
@@ -105,5 +91,6 @@ def _arguments(
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
-) -> tuple[Any, ...]:
-    return input, weight, padding_idx, max_norm, scale_grad_by_freq, sparse
+) -> tuple[Tensor, Tensor, int | None, dict[str, Any]]:
+    options = {"sparse": sparse, "max_norm": max_norm, "scale_grad_by_freq": scale_grad_by_freq}
+    return input, weight, padding_idx, options

@@ -111,10 +111,15 @@ def recomputed(value: Mapping[str, Any]) -> AuditReport:
             elif bound["method"] == "one run, f-DP":
                 bounds.append(one_run_gaussian_bound(made, statistic, count, delta=delta, confidence=confidence))
             else:
-                raise InvalidArgumentError("the result of an audit has a bound by a method that is not known")
+                raise InvalidArgumentError(
+                    "the result of an audit has a bound by a method that is not known",
+                    cure="Read it with the version of hushgrad that wrote it",
+                )
         return AuditReport(tuple(bounds), _claims(releases, delta), delta, count, present, absent, releases)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-        raise InvalidArgumentError("this is not the result of an audit, or it was damaged; audit anew") from error
+        raise InvalidArgumentError(
+            "this is not the result of an audit, or it was damaged", cure="Run the audit again"
+        ) from error
 
 
 def _claims(releases: Composition, delta: float) -> dict[str, float]:
@@ -169,7 +174,9 @@ def audit(
     """
     rate = mechanism.sampling.poisson_rate
     if rate is None or mechanism.sampling.largest_batch is not None or mechanism.noise_multiplier == 0:
-        raise InvalidArgumentError("an audit needs Poisson sampling and a noise multiplier > 0")
+        raise InvalidArgumentError(
+            "an audit needs Poisson sampling and a noise multiplier > 0", cure="Pass such a mechanism"
+        )
     count = whole_number("canaries", canaries, minimum=20)
     number = whole_number("steps", steps, minimum=1)
     chosen = count // 2 if guesses is None else whole_number("guesses", guesses, minimum=1)
@@ -228,7 +235,10 @@ def guess(scores: Scores, members: Members, guesses: int) -> tuple[int, int]:
     """
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(members, dtype=np.bool_)
     if values.shape != truth.shape or values.ndim != 1:
-        raise InvalidArgumentError(f"scores and members must have one shape [m], got {values.shape}, {truth.shape}")
+        raise InvalidArgumentError(
+            f"scores and members must have one shape [m], got {values.shape}, {truth.shape}",
+            cure="Pass one score and one membership for each canary",
+        )
     half = min(whole_number("guesses", guesses, minimum=2), len(values)) // 2
     order = np.argsort(values, kind="stable")
     right = int(truth[order[len(order) - half :]].sum()) + int((~truth[order[:half]]).sum())
@@ -238,5 +248,5 @@ def guess(scores: Scores, members: Members, guesses: int) -> tuple[int, int]:
 def _gradient(model: DiracCanaries) -> Scores:
     gradient = model.values.weight.grad
     if gradient is None:
-        raise InvalidArgumentError("the session wrote no update")
+        raise InvalidArgumentError("the session wrote no update", cure="Report this with the version of hushgrad")
     return gradient.detach().double().reshape(-1).numpy().copy()

@@ -143,7 +143,9 @@ def one_run_bound(guesses: int, right: int, canaries: int, *, delta: float, conf
     v = whole_number("right", right, minimum=0)
     m = whole_number("canaries", canaries, minimum=1)
     if v > r or r > m:
-        raise InvalidArgumentError(f"right <= guesses <= canaries must hold, got {v}, {r}, {m}")
+        raise InvalidArgumentError(
+            f"right <= guesses <= canaries must hold, got {v}, {r}, {m}", cure="Count each canary once"
+        )
 
     def p_value(epsilon: float) -> float:
         q = 1 / (1 + math.exp(-epsilon))
@@ -171,7 +173,9 @@ def one_run_gaussian_bound(
     v = whole_number("right", right, minimum=0)
     m = whole_number("canaries", canaries, minimum=1)
     if v > r or r > m:
-        raise InvalidArgumentError(f"right <= guesses <= canaries must hold, got {v}, {r}, {m}")
+        raise InvalidArgumentError(
+            f"right <= guesses <= canaries must hold, got {v}, {r}, {m}", cure="Count each canary once"
+        )
 
     def is_rejected(mu: float) -> bool:
         return _rejects(mu, r, v, m, 1 - confidence)
@@ -212,11 +216,14 @@ def _largest_rejected(p_value: Callable[[float], float], alpha: float) -> float:
 
 def _confidence(value: float) -> None:
     if not 0.5 < open_unit_interval("confidence", value) < 1:
-        raise InvalidArgumentError(f"confidence must be in (0.5, 1), got {value}")
+        raise InvalidArgumentError(f"confidence must be in (0.5, 1), got {value}", cure="Pass a value such as 0.95")
 
 
 def _scores(name: str, values: Scores) -> Scores:
     found = np.asarray(values, dtype=np.float64).reshape(-1)
     if len(found) < 2 or not np.isfinite(found).all():
-        raise InvalidArgumentError(f"{name} must hold at least 2 finite scores, got {len(found)}")
+        raise InvalidArgumentError(
+            f"{name} must hold at least 2 scores, all finite, got {len(found)} scores",
+            cure="Run more games, and leave out none",
+        )
     return found

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution, Plan
 from hushgrad.gradients.convolution import Convolution
 from hushgrad.gradients.dense import Dense
@@ -52,17 +50,12 @@ def without_values(contribution: Contribution) -> tuple[Contribution, int]:
     return contribution.map_examples(measure), held
 
 
-def together(parts: Sequence[Contribution]) -> Contribution:
-    """Return all uses of one parameter as the contribution whose norm is taken."""
-    return combine(parts)
-
-
 @dataclass(frozen=True, eq=False)
 class Setting:
     """What the cost of a use depends on beside its own shape.
 
     Attributes:
-        whole: all uses of the parameter in one physical batch, `together`.
+        whole: all uses of the parameter in one physical batch, combined.
         count: how many they are.
         held_bytes: what the use holds.
         output_values: the number of values of the operator's output gradient.

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from hushgrad.capture.axes.batch_axes import BatchAxes, tensors_in
 from hushgrad.capture.scope import Scope
 from hushgrad.checks.doctor.findings import Diagnosis, Finding
-from hushgrad.checks.doctor.recording import Places, RecordingPool
-from hushgrad.checks.doctor.static_checks import can_run, finding_of, problems_of, put_right, require_ordinary
+from hushgrad.checks.doctor.recording import ModuleAttribution, RecordingPool
+from hushgrad.checks.doctor.static_checks import can_run, problems_of, put_right
 from hushgrad.checks.doctor.uses import uses_of
 from hushgrad.errors import (
     HushgradError,
@@ -26,6 +26,7 @@ from hushgrad.errors import (
 )
 from hushgrad.gradients.contribution import Plan
 from hushgrad.gradients.machine import is_measured
+from hushgrad.guards.compatibility import require_module, require_no_session, require_optimizer
 from hushgrad.guards.probing.calls import SEED, devices_of, where_raised
 from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.probing.state import State, forked_randomness
@@ -62,13 +63,14 @@ def doctor(
         InvalidArgumentError: not a module, or a batch that is not what is described above.
         ProtocolError: the model belongs to an open session.
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise InvalidArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    require_ordinary(model)
+    require_module(model, "model")
+    if optimizer is not None:
+        require_optimizer(optimizer)
+    require_no_session(model)
     if criterion is not None and batch is None:
-        raise InvalidArgumentError("a criterion needs a batch (inputs, target) to be examined on, got None")
+        raise InvalidArgumentError(
+            "a criterion needs a batch to be examined on, got None", cure="Pass batch=(inputs, target)"
+        )
     problems, notes = problems_of(model, optimizer), _notes_of(model)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     examination = None
@@ -115,7 +117,8 @@ class _Examination:
         pool.batch_size = BatchAxes().seed((args, kwargs), None)
         if pool.batch_size is None:
             raise InvalidArgumentError(
-                "batch must hold at least one tensor with the examples on its first dimension, got none"
+                "batch must hold at least one tensor, got none",
+                cure="Pass what the model takes, with the examples on the first dimension",
             )
         if pool.batch_size == 1:
             self._note("the batch has one example, so nothing can be said about whether examples are mixed")
@@ -124,8 +127,8 @@ class _Examination:
             stack.enter_context(_left_as_it_was(model, (args, kwargs, target)))
             stack.enter_context(put_right(model))
             stack.enter_context(torch.enable_grad())
-            places = Places(model, pool.backward)
-            stack.callback(places.remove)
+            attribution = ModuleAttribution(model, pool.backward)
+            stack.callback(attribution.remove)
             for name, module in model.named_modules():
                 if isinstance(module, nn.GroupNorm):
                     stack.callback(module.register_forward_pre_hook(self._look_at_groups(name)).remove)
@@ -164,8 +167,8 @@ class _Examination:
         scalars = [part for part in outputs if part.ndim == 0]
         if not outputs:
             raise UncoveredParameterUseError(
-                "no output of the model requires gradients, so no parameter has one. Run no part of the forward under "
-                "torch.no_grad(), and detach nothing on the way"
+                "no output of the model requires gradients, so no parameter gets one",
+                cure="Run no part of the forward under torch.no_grad(), and detach nothing on the way",
             )
         if scalars:
             self._note(
@@ -204,7 +207,7 @@ class _Examination:
         try:
             work()
         except HushgradError as error:
-            self._refuse(finding_of(error))
+            self._refuse(Finding.of(error))
             return False
         except Exception as error:
             # The text of a foreign exception may hold data: its type and place are told.
@@ -253,7 +256,8 @@ def _arguments(
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise InvalidArgumentError(
                 f"with a criterion the batch must be (inputs, target), got {type(batch).__name__}"
-                + (f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else "")
+                + (f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""),
+                cure="Pass a pair; inputs may be a tensor, a tuple or a dictionary",
             )
         inputs, target = batch
     if isinstance(inputs, Mapping):

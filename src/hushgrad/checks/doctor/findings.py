@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hushgrad.checks.doctor.report import report
+from hushgrad.errors import HushgradError
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Finding:
 
     Attributes:
         code: the code of the error that would be raised; empty for a note.
-        where: the dotted name of the module, parameter or operator; empty for the model as a whole.
+        where: the dotted name of the module, parameter or operator; empty where it is no one part.
         what: what it is.
         cure: what to do; may be empty for a note.
     """
@@ -60,6 +61,11 @@ class Finding:
     where: str
     what: str
     cure: str = ""
+
+    @classmethod
+    def of(cls, error: HushgradError) -> Finding:
+        """Return an error as a finding."""
+        return cls(error.code, error.where, error.what, error.cure)
 
 
 @dataclass(frozen=True)

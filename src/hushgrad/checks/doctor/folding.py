@@ -10,7 +10,7 @@ NUMBER = re.compile(r"(?<![^.\s])\d+(?![^.,\s])")
 HOLE = "\0"
 
 
-def folded(entries: Iterable[tuple[str, Hashable]]) -> list[tuple[str, Hashable, int]]:
+def fold_names(entries: Iterable[tuple[str, Hashable]]) -> list[tuple[str, Hashable, int]]:
     """Return `(name, facts, how many)` with those entries joined that differ in one number of their name only.
 
     Args:

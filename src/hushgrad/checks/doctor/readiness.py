@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from hushgrad.checks.doctor.static_checks import FLAGS, LOOKUPS, require_ordinary
-from hushgrad.errors import InvalidArgumentError, UnsupportedModelError
+from hushgrad.capture.operators.lookup_options import ALLOWED, TABLES, reason, refused_options
+from hushgrad.errors import UnsupportedModelError
+from hushgrad.guards.compatibility import require_module, require_no_session
 from hushgrad.torch_internals import CONTAINERS, BatchNorm, InstanceNorm, buffers_of, children_of, hook_counts
 
 MOST_GROUPS = 32
@@ -72,9 +73,8 @@ def make_private_ready(model: nn.Module, *, dry_run: bool = False) -> list[Edit]
         UnsupportedModelError: naming every module whose change would alter what the model means, or break it.
         ProtocolError: the model belongs to an open session.
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    require_ordinary(model)
+    require_module(model, "model")
+    require_no_session(model)
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name)
@@ -90,12 +90,15 @@ def make_private_ready(model: nn.Module, *, dry_run: bool = False) -> list[Edit]
                 exchanged.add(module)
         elif isinstance(module, InstanceNorm) and module.track_running_stats and _is_active(module, model):
             planned.append(_untracked(module, tuple(names)))
-        elif isinstance(module, LOOKUPS):
-            planned += list(_unflagged(module, tuple(names)))
+        elif isinstance(module, TABLES):
+            planned += list(_allowed(module, tuple(names)))
     reasons += _readers(places) if planned else []
     reasons += _holders(places, exchanged)
     if reasons:
-        raise UnsupportedModelError(f"these cannot be changed without changing what they mean: {'; '.join(reasons)}")
+        raise UnsupportedModelError(
+            f"these cannot be changed without changing what they mean: {'; '.join(reasons)}",
+            cure="Follow the advice after each, then call this again",
+        )
     if not dry_run:
         for plan in planned:
             plan.carry_out()
@@ -189,12 +192,11 @@ def _untracked(module: InstanceNorm, names: tuple[str, ...]) -> _Planned:
     return _Planned(edit, carry_out)
 
 
-def _unflagged(module: nn.Module, names: tuple[str, ...]) -> Iterator[_Planned]:
-    for flag, (wanted, _, why) in FLAGS.items():
-        came = vars(module)[flag]
-        if came is not wanted and came != wanted:
-            edit = Edit(names, f"{_shown(module)} with {flag}={came}", f"{flag}={wanted}", why)
-            yield _Planned(edit, _setting(vars(module), flag, wanted))
+def _allowed(module: nn.Module, names: tuple[str, ...]) -> Iterator[_Planned]:
+    for option in refused_options(vars(module)):
+        before = f"{_shown(module)} with {option}={vars(module)[option]}"
+        edit = Edit(names, before, f"{option}={ALLOWED[option]}", reason(option))
+        yield _Planned(edit, _setting(vars(module), option, ALLOWED[option]))
 
 
 def _setting(own: dict[str, Any], flag: str, wanted: Any) -> Callable[[], None]:

@@ -127,7 +127,7 @@ def _home(node: Node) -> str:
     return cls.__module__ if cls is not None else ""
 
 
-class Places:
+class ModuleAttribution:
     """Learns in whose forward each captured operator ran, from the graph of what every module returns.
 
     Inner modules return before outer ones, so what a module's outputs reach and no inner module's did is its own.

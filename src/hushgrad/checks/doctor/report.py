@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hushgrad.checks.doctor.folding import folded, short_list
+from hushgrad.checks.doctor.folding import fold_names, short_list
 from hushgrad.printable import printable
 from hushgrad.text_table import text_table, wrapped
 
@@ -47,7 +47,7 @@ def _table(diagnosis: Diagnosis, width: int) -> str:
     entries = [(f"{short_list(use.parameters)}\n{use.module}", _facts(use)) for use in diagnosis.uses]
     by_facts = {_facts(use): use for use in diagnosis.uses}
     rows = []
-    for name, facts, count in folded(entries):
+    for name, facts, count in fold_names(entries):
         use = by_facts[facts]  # type: ignore[index]
         parameters, _, module = name.partition("\n")
         times = f" ×{use.calls}" if use.calls > 1 and not wide else ""
@@ -142,7 +142,7 @@ def _findings(findings: tuple[Finding, ...], width: int) -> list[str]:
 
 
 def _places(where: list[str]) -> str:
-    names = [name for name, _, _ in folded((name, None) for name in where if name)]
+    names = [name for name, _, _ in fold_names((name, None) for name in where if name)]
     shown = ", ".join(printable(name, 120) for name in names[:SHOWN_PLACES])
     return shown + (f" and {len(names) - SHOWN_PLACES} more" if len(names) > SHOWN_PLACES else "")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hushgrad.checks.doctor.cost import SLICES_COST, Cost, Setting, cost_of, taken_by, together
+from hushgrad.checks.doctor.cost import SLICES_COST, Cost, Setting, cost_of, taken_by
 from hushgrad.checks.doctor.findings import Use
 from hushgrad.checks.doctor.recording import Recorded
+from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Plan
 
 Key = tuple[str, str, tuple[str, ...], str]
@@ -17,7 +18,7 @@ def uses_of(recorded: Sequence[Recorded], plan: Plan) -> tuple[Use, ...]:
     by_parameter: dict[str, list[Recorded]] = {}
     for part in recorded:
         by_parameter.setdefault(part.parameter, []).append(part)
-    wholes = {name: together([part.contribution for part in parts]) for name, parts in by_parameter.items()}
+    wholes = {name: combine([part.contribution for part in parts]) for name, parts in by_parameter.items()}
     calls: dict[tuple[int, str], list[Recorded]] = {}
     for part in recorded:
         calls.setdefault((part.call, part.operator), []).append(part)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,11 +17,12 @@ from hushgrad.text_table import text_table, wrapped
 PARTS = ("sensitivity", "noise", "sampling", "ledger", "replay")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
     """One theorem and its test.
 
     Attributes:
+        code: a stable name, by which causes and explanations are chosen; the claim may be reworded.
         part: "sensitivity", "noise", "sampling", "ledger" or "replay".
         claim: the theorem, in words.
         measured: what was found, in words and numbers.
@@ -33,6 +34,7 @@ class Check:
         power: which error the check finds, and with what probability.
     """
 
+    code: str
     part: str
     claim: str
     measured: str
@@ -42,6 +44,16 @@ class Check:
     p_value: float | None = None
     false_alarm: float = 0.0
     power: str = ""
+
+
+def by_code(checks: Iterable[Check]) -> dict[str, Check]:
+    """Return the checks by their codes, which are all different."""
+    return {check.code: check for check in checks}
+
+
+def failed_codes(checks: Iterable[Check]) -> set[str]:
+    """Return the codes of the checks that did not pass."""
+    return {check.code for check in checks if not check.passed}
 
 
 @dataclass(frozen=True, slots=True)

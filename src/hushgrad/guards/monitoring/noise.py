@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from hushgrad.errors import NoiseMismatchError
+from hushgrad.guards.monitoring.alarms import Alarms
+from hushgrad.guards.monitoring.monitor import Report
 
 VALUES = 64
 _FIRST_LOOK = 1024
@@ -23,7 +24,6 @@ _FINGERPRINT = 8
 _MOST_FINGERPRINTS = 1 << 20
 
 
-@dataclass(slots=True)
 class NoiseMonitor:
     """Watches the noise of one session.
 
@@ -32,20 +32,21 @@ class NoiseMonitor:
     probability below 1e-12 in all. Values beside sums 1e5 times larger than the noise are left out, because rounding
     would be taken for noise.
 
-    `verdict` and `finding()` are for the ledger. With `raises` off a mismatch is noted and training goes on.
+    `verdict` and `finding()` are for the ledger.
 
     Guarantee: noise that comes a second time, and noise of another level than is charged, end training with an error.
     """
 
-    values: int = 0
-    verdict: str = "as charged"
-    raises: bool = True
-    _watched: int = 0
-    _next_note: int = _FIRST_NOTE
-    _squares: float = 0.0
-    _next_look: int = _FIRST_LOOK
-    _steps: int = 0
-    _seen: set[bytes] = field(default_factory=set)
+    def __init__(self, alarms: Alarms = Alarms.RAISED) -> None:
+        self.values = 0
+        self.verdict = "as charged"
+        self._alarms = alarms
+        self._watched = 0
+        self._next_note = _FIRST_NOTE
+        self._squares = 0.0
+        self._next_look = _FIRST_LOOK
+        self._steps = 0
+        self._seen: set[bytes] = set()
 
     @property
     def ratio(self) -> float:
@@ -57,7 +58,7 @@ class NoiseMonitor:
         """By how many standard errors the sum of squares (chi-square under the claim) is off; 0 before any value."""
         return (self._squares - self.values) / math.sqrt(2 * self.values) if self.values else 0.0
 
-    def finding(self) -> dict[str, str | int | float] | None:
+    def finding(self) -> Report | None:
         """Return what the ledger should say of the steps so far; None where none was watched.
 
         It is a function of noise and of the number of steps. To a tenth of a standard error the sums that were taken
@@ -71,7 +72,7 @@ class NoiseMonitor:
             "verdict": self.verdict,
         }
 
-    def finding_due(self) -> dict[str, str | int | float] | None:
+    def finding_due(self) -> Report | None:
         """Return the finding after 16 steps and each time their number has doubled, otherwise None."""
         if self._watched < self._next_note:
             return None
@@ -110,11 +111,7 @@ class NoiseMonitor:
 
     def _require_new(self, fingerprint: bytes) -> None:
         if fingerprint in self._seen:
-            self._mismatch(
-                "drawn a second time",
-                "noise was drawn that an earlier step had already: it would cancel. Report this with the version of "
-                "hushgrad, and do not release the model",
-            )
+            self._mismatch("drawn a second time", "noise was drawn that an earlier step had already: it would cancel")
         if len(self._seen) < _MOST_FINGERPRINTS:
             self._seen.add(fingerprint)
 
@@ -122,14 +119,16 @@ class NoiseMonitor:
         if abs(self.standard_errors) > _LIMIT:
             self._mismatch(
                 "not what is charged",
-                f"the noise was measured as {self.ratio:.3g} times what is charged, over {self.values} values. Do not "
-                f"release the model: its epsilon is not the one in the ledger",
+                f"the noise was measured as {self.ratio:.3g} times what is charged, over {self.values} values, so "
+                f"epsilon is not the one in the ledger",
             )
 
-    def _mismatch(self, verdict: str, message: str) -> None:
+    def _mismatch(self, verdict: str, what: str) -> None:
         self.verdict = verdict
-        if self.raises:
-            raise NoiseMismatchError(message)
+        if self._alarms is Alarms.RAISED:
+            raise NoiseMismatchError(
+                what, cure="Do not release the model; report this with the version of hushgrad you use"
+            )
 
 
 def _first(values: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,6 +20,8 @@ from hushgrad.clipping.bound import BoundRule
 from hushgrad.errors import SensitivityMismatchError
 from hushgrad.gradients.clipped_sum import Weighed
 from hushgrad.gradients.contribution import Contribution, Plan
+from hushgrad.guards.monitoring.alarms import Alarms
+from hushgrad.guards.monitoring.monitor import Report
 
 EVERY = 100
 # Above what rounding does to a norm, products with ten bits (TF32) included.
@@ -29,7 +30,6 @@ _TOLERANCE = 2e-3
 _ALONE, _SAME = 8, 1e-5
 
 
-@dataclass(slots=True)
 class SensitivityMonitor:
     """Watches what single examples add to the sums of one session.
 
@@ -38,16 +38,16 @@ class SensitivityMonitor:
     Guarantee: a clip rule that gives an example another factor beside others than alone ends training with an error.
     """
 
-    verdict: str = "within the clip norm"
-    raises: bool = True
-    """`verify` reads what tampered training releases, and gives its own verdict."""
+    def __init__(self, alarms: Alarms = Alarms.RAISED) -> None:
+        self.verdict = "within the clip norm"
+        self._alarms = alarms
 
     @staticmethod
     def is_due(update: int) -> bool:
         """Whether an example of this update, counted from 0, is looked at."""
         return update % EVERY == 0
 
-    def finding(self, updates: int) -> dict[str, str | int | float]:
+    def finding(self, updates: int) -> Report:
         """Return what the ledger should say after so many updates: a function of their number and of the verdict."""
         return {"steps_sampled": math.ceil(updates / EVERY), "verdict": self.verdict}
 
@@ -95,7 +95,7 @@ class SensitivityMonitor:
         self._alarm(excess)
 
     def _alarm(self, error: SensitivityMismatchError) -> None:
-        if self.raises:
+        if self._alarms is Alarms.RAISED:
             raise error
 
 

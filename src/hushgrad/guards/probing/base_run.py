@@ -43,9 +43,10 @@ def base_run(runner: Runner, batch: Batch, left: Left, name: str) -> tuple[Batch
 def other_outputs(name: str) -> CrossSampleLeakError:
     """Return the refusal of a model that does not repeat itself."""
     return CrossSampleLeakError(
-        f"{name} gives other outputs when it is run again on the same batch with the same random numbers: it keeps "
-        f"something from one call to the next, outside of its buffers and attributes. Keep no values of a batch "
-        f"between calls, and draw random numbers from torch, NumPy or random only"
+        "gives other outputs when it is run again on the same batch with the same random numbers: it keeps something "
+        "from one call to the next, outside of its buffers and attributes",
+        where=name,
+        cure="Keep no values of a batch between calls, and draw random numbers from torch, NumPy or random only",
     )
 
 
@@ -72,10 +73,11 @@ def _run_as_it_was(runner: Runner, batch: Batch, left: Left, name: str) -> Outco
         raise
     except Exception as error:
         raise CrossSampleLeakError(
-            f"{name} fails when it is run again on the same batch ({where_raised(failure or error)}): it keeps "
-            f"something from one call to the next, outside of its buffers and attributes. Keep no values of a batch "
-            f"between calls; where a first forward makes parts of the model, run one on inputs of your own making "
-            f"before make_private"
+            f"fails when it is run again on the same batch ({where_raised(failure or error)}): it keeps something "
+            f"from one call to the next, outside of its buffers and attributes",
+            where=name,
+            cure="Keep no values of a batch between calls; if the first forward creates parts of the model, run one on "
+            "inputs of your own making before make_private",
         ) from None
 
 

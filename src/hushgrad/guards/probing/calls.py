@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import HushgradError
+from hushgrad.guards.probing.deterministic_mode import DeterministicMode
 from hushgrad.guards.probing.finite import count_nan
 from hushgrad.guards.probing.kept import Key
-from hushgrad.guards.probing.quiet import Quiet
 from hushgrad.guards.probing.state import State, Structure, forked_randomness, randomness_used
 from hushgrad.guards.probing.trees import Path, copied, detached, tensors_at
 
@@ -173,7 +173,7 @@ class Runner:
     ) -> Outcome:
         args, kwargs = inputs
         self.forwards += share
-        silence = Quiet()
+        silence = DeterministicMode()
         try:
             with ExitStack() as stack:
                 stack.enter_context(forked_randomness(self.devices, SEED))

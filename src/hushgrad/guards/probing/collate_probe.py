@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.guards.probing.calls import SEED
-from hushgrad.guards.probing.quiet import Quiet
+from hushgrad.guards.probing.deterministic_mode import DeterministicMode
 from hushgrad.guards.probing.rows import rows_agree
 from hushgrad.guards.probing.state import forked_randomness
 from hushgrad.guards.probing.trees import Path, tensors_at
@@ -56,9 +56,11 @@ def require_separate_rows(collate_fn: Callable[[list[Any]], Any], records: Seque
             found = _first_difference(collate_fn, records, changed, kept, there, quiet=True)
         if found is not None:
             raise CrossSampleLeakError(
-                f"collate_fn {_name(collate_fn)} mixes records: rows of others changed in {_called(found)} of the "
-                f"batch when some records were exchanged or left out. Let each row be made of one record alone, padded "
-                f"by a constant; mix, pack and normalise nothing over the batch"
+                f"mixes examples: rows of others changed in {_called(found)} of the batch when some examples were "
+                f"exchanged or left out",
+                where=f"collate_fn {_name(collate_fn)}",
+                cure="Make each row from one example alone, padded by a constant; mix, pack and normalise nothing over "
+                "the batch",
             )
     return True
 
@@ -104,7 +106,7 @@ def _collated(collate_fn: Callable[[list[Any]], Any], records: Sequence[Any], qu
     with ExitStack() as stack:
         stack.enter_context(forked_randomness([], SEED))
         if quiet:
-            stack.enter_context(Quiet())
+            stack.enter_context(DeterministicMode())
         batch = collate_fn(copy.deepcopy(list(records)))
         return {path: tensor.clone() for path, tensor in tensors_at(batch)}  # it may fill one buffer again and again
 

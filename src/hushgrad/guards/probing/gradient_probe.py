@@ -158,8 +158,8 @@ def _require_sum_of_losses(
         raise CrossSampleLeakError(
             f"the loss that the model returns ({_called(path)}) is not the {'mean' if mean else 'sum'} of one loss for "
             f"each example: an example's part in it depends on the others (a mean over the tokens of the whole batch, "
-            f"say, or negatives from it). Take the model's outputs instead, and average within each example: "
-            f"engine.per_example(criterion)"
+            f"say, or negatives from it)",
+            cure="Take the model's outputs instead, and average within each example: engine.per_example(criterion)",
         )
     return True
 
@@ -196,9 +196,10 @@ def _require_equal(
         return False
     if difference > looseness**2 * size:
         raise CrossSampleLeakError(
-            f"the gradient of one example depends on the others of its batch, though its output does not: it is not "
-            f"the gradient that the example gives alone (most of all for parameter {culprit!r}). Detach, replace and "
-            f"normalise gradients within one example only, never by values of the batch"
+            "the gradient of one example depends on the others of its batch, though its output does not: it is not "
+            "the gradient that the example gives alone, most of all for this parameter",
+            where=culprit,
+            cure="Detach, replace and normalise gradients within one example only, never by values of the batch",
         )
     return True
 

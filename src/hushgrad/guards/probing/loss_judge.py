@@ -60,7 +60,7 @@ class LossJudge:
             own = [UNREAD_LOSS if isinstance(reading.value, Unread) else OWN_LOSS]
             return [*inner, *(own if reading.has_own else [])]
         if reading.faults:
-            raise CrossSampleLeakError(f"{reading.faults[0]}. {CURE}")
+            raise CrossSampleLeakError(reading.faults[0], cure=CURE)
         if not reading.has_own:
             is_unread = isinstance(reading.value, Unread) and not reading.has_inner
             return [*inner, *([UNREAD_LOSS] if is_unread else [])]
@@ -88,8 +88,8 @@ class LossJudge:
             elif length not in known:
                 raise LossShapeError(
                     f"an output of the model was broadcast against the targets (to shape {list(shape)}, for "
-                    f"{reading.size} records), so that one example's loss contains another one's target. Give both "
-                    f"the same shape"
+                    f"{reading.size} examples), so that one example's loss contains another one's target",
+                    cure="Give both the same shape",
                 )
         if known and (kind in self._lengths or len(self._lengths) < MOST_KINDS):
             self._lengths[kind] = known
@@ -99,8 +99,8 @@ class LossJudge:
         if any(term.kind == other and term.is_plain for term in terms):
             raise LossShapeError(
                 f"loss_reduction is {declared!r}, and the loss (or a part of it) is a {other} over the batch: each "
-                f"example's gradient would be scaled by the number of records in the batch, which is no constant. Pass "
-                f"loss_reduction={other!r}, or make every part of the loss a {declared} over the batch"
+                f"example's gradient would be scaled by the number of examples in the batch, which is no constant",
+                cure=f"Pass loss_reduction={other!r}, or make every part of the loss a {declared} over the batch",
             )
 
     def _divisors_shown(self, reading: Reading, kind: Kind, shown: Shown | None) -> tuple[float, ...] | None:
@@ -148,8 +148,9 @@ class LossJudge:
             lengths = {1} if law.kind == "classes" else _products(shape)
             if any(abs(divisor * length - counted.total) < CLOSE * counted.total for length in lengths):
                 raise CrossSampleLeakError(
-                    f"the loss is divided by the number of tokens (or elements) in the batch, of which the examples "
-                    f"have different numbers: one example changes what the others' gradients are divided by. {CURE}"
+                    "the loss is divided by the number of tokens (or elements) in the batch, of which the examples "
+                    "have different numbers: one example changes what the others' gradients are divided by",
+                    cure=CURE,
                 )
             if len(self._cleared) < MOST_KINDS:
                 self._cleared.add(kind)
@@ -163,9 +164,10 @@ class LossJudge:
         for one, other in zip(earlier, divisors, strict=False):
             if abs(one - other) > SAME * max(one, other):
                 raise CrossSampleLeakError(
-                    f"the loss divides each example's part by another number than in an earlier batch (its longest "
-                    f"record, its number of tokens, a size that is not this batch's), so that one example changes what "
-                    f"the others' gradients are divided by. {CURE}"
+                    "the loss divides each example's part by another number than in an earlier batch (its longest "
+                    "record, its number of tokens, a size that is not this batch's), so that one example changes what "
+                    "the others' gradients are divided by",
+                    cure=CURE,
                 )
 
 
@@ -178,13 +180,15 @@ def _refuse_uneven(counted: Counted, hidden: list[Term]) -> None:
     """Refuse means over what was chosen of each example, if not of all the same number, or with other weights."""
     if any(term.counts for term in hidden) and counted.least != counted.most:
         raise CrossSampleLeakError(
-            f"the loss is a mean over the targets (or values) that are not left out, of which the examples have "
-            f"different numbers: one example changes what the others' gradients are divided by. {CURE}"
+            "the loss is a mean over the targets (or values) that are not left out, of which the examples have "
+            "different numbers: one example changes what the others' gradients are divided by",
+            cure=CURE,
         )
     if any(term.is_weighted for term in hidden) and counted.weight is None:
         raise CrossSampleLeakError(
-            f"the loss is a mean with class weights, which divides by the sum of the batch's weights: one example "
-            f"changes what the others' gradients are divided by. {CURE}"
+            "the loss is a mean with class weights, which divides by the sum of the batch's weights: one example "
+            "changes what the others' gradients are divided by",
+            cure=CURE,
         )
 
 

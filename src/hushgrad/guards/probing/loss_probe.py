@@ -13,7 +13,7 @@ from hushgrad.errors import CrossSampleLeakError
 from hushgrad.guards.probing.calls import SEED, where_raised
 from hushgrad.guards.probing.finite import repairs
 from hushgrad.guards.probing.kept import Key
-from hushgrad.guards.probing.rows import Batch, batch_axes, halves, rows_agree
+from hushgrad.guards.probing.rows import Batch, batch_axes, rows_agree, split_examples
 from hushgrad.guards.probing.state import State, agree, describe, forked_randomness
 from hushgrad.guards.probing.trees import Path, tensors_at
 from hushgrad.separation import Separation
@@ -68,8 +68,9 @@ def require_separate_losses(losses: Tensor, outputs: Iterable[Tensor]) -> bool:
     is_spread = bool(silent & finite) and len(finite) < size
     if is_spread or found.mixes(suspects, silent):
         raise CrossSampleLeakError(
-            f"the loss of one example depends on the outputs of others in its batch: its gradient with respect to "
-            f"them is not 0. {CURE}"
+            "the loss of one example depends on the outputs of others in its batch: its gradient with respect to them "
+            "is not 0",
+            cure=CURE,
         )
     return size - len(silent) > 1 and not silent & finite
 
@@ -120,19 +121,22 @@ class CriterionProbe:
         again, _ = self._run(output, target)
         if not rows_agree(base, again):
             raise CrossSampleLeakError(
-                f"criterion {self._criterion.name} gives other losses when it is run again on the same values, so it "
-                f"keeps something from one call to the next. {CURE}"
+                "gives other losses when it is run again on the same values, so it keeps something from one call to "
+                "the next",
+                where=self._place,
+                cure=CURE,
             )
         axes = self._require_fewer(output, target, size, base)
         batch = Batch((output, target), axes, size)
-        for chosen in halves(size):
+        for chosen in split_examples(size):
             changed, moved = self._run(*batch.exchanged(chosen, away=False))
             self._require_equal(base, changed, chosen, "were exchanged")
             for key in {**still, **moved}:
                 if not agree(still.get(key), moved.get(key)):
                     raise CrossSampleLeakError(
-                        f"criterion {self._criterion.name} keeps {describe(key)!r}, which follows the data and may "
-                        f"enter later losses. {CURE}"
+                        f"keeps {describe(key)!r}, which follows the data and may enter later losses",
+                        where=self._place,
+                        cure=CURE,
                     )
         if runs is not None:
             self._require_separate_through_model(target, size, runs)
@@ -160,11 +164,16 @@ class CriterionProbe:
                 return *batch.value, found, left, True
         if not failed:
             raise CrossSampleLeakError(
-                f"criterion {self._criterion.name} gives losses that are not finite even for outputs and targets "
-                f"between 0 and 1, so it keeps something from one call to the next that a record has made NaN or Inf. "
-                f"{CURE}"
+                "gives losses that are not finite even for outputs and targets between 0 and 1, so it keeps something "
+                "from one call to the next that an example has made NaN or Inf",
+                where=self._place,
+                cure=CURE,
             )
         return output, target, losses, moved, False
+
+    @property
+    def _place(self) -> str:
+        return f"criterion {self._criterion.name}"
 
     def _run(self, output: Any, target: Any) -> tuple[Tensor, dict[Key, Any]]:
         devices = [tensor.device for _, tensor in tensors_at((output, target))]
@@ -192,9 +201,10 @@ class CriterionProbe:
                 return axes
         came = "" if failure is None else f" ({where_raised(failure)})"
         raise CrossSampleLeakError(
-            f"criterion {self._criterion.name} cannot be evaluated without one of the examples{came}, so it depends on "
-            f"how many there are. Give it everything that belongs to an example in its two arguments, which may be "
-            f"tuples or dictionaries. {CURE}"
+            f"cannot be evaluated without one of the examples{came}, so it depends on how many there are",
+            where=self._place,
+            cure=f"Pass everything that belongs to an example in its two arguments, which may be tuples or "
+            f"dictionaries. {CURE}",
         ) from None
 
     def _require_separate_through_model(self, target: Any, size: int, runs: Runs) -> None:
@@ -216,6 +226,8 @@ class CriterionProbe:
             changed = changed[kept]
         if changed.shape != others.shape or not rows_agree(others, changed):
             raise CrossSampleLeakError(
-                f"criterion {self._criterion.name} makes the loss of one example depend on the others: when some of "
-                f"them {what}, the losses of others changed. {CURE}"
+                f"makes the loss of one example depend on the others: when some of them {what}, the losses of others "
+                f"changed",
+                where=self._place,
+                cure=CURE,
             )

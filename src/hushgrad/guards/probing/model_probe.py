@@ -22,7 +22,7 @@ from hushgrad.guards.probing.finite import spoiled_rows
 from hushgrad.guards.probing.gradient_probe import require_own_gradient
 from hushgrad.guards.probing.loss_probe import Runs
 from hushgrad.guards.probing.place import called, cure, first_place
-from hushgrad.guards.probing.rows import Batch, batch_axes, grown_axes, halves, others_differ
+from hushgrad.guards.probing.rows import Batch, batch_axes, grown_axes, others_differ, split_examples
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.state_probe import StateProbe, refusal
 from hushgrad.guards.probing.trees import Path, tensors_at
@@ -69,9 +69,10 @@ class ModelProbe:
         changed = call.state.changed_parameters()
         if trained := [name for name in changed if name in self.parameters]:
             raise PrivateBufferError(
-                f"a forward writes new values into the trained parameter {trained[0]!r}, outside of the optimizer. "
-                f"Initialise and project parameters before or after training steps, from nothing that was computed "
-                f"from data"
+                "a forward writes new values into this trained parameter, outside of the optimizer",
+                where=trained[0],
+                cure="Initialise and project parameters before or after training steps, and from no value that was "
+                "computed from data",
             )
         if spoiled := call.state.spoiled_parameters() if changed else []:
             raise refusal(("parameter", spoiled[0]))  # all that a forward makes of it from now on looks alike
@@ -86,8 +87,9 @@ class ModelProbe:
         except Exception as error:
             raise UnsupportedModelError(
                 f"the model runs on the batch and fails ({where_raised(error)}) when it is run again on the same "
-                f"records or altered ones, so it cannot be examined. Take nothing in the forward that a second run "
-                f"cannot have, and no values, order or number of records for granted"
+                f"examples or on altered ones, so it cannot be examined",
+                cure="Let the forward use up nothing that a second run needs, and accept examples of any values, in "
+                "any order and number",
             ) from None
         finally:
             now.restore()
@@ -132,7 +134,7 @@ class _Examination:
         is_told = self._require_own_gradient(fewer, axes, example, base.drew)
         less = fewer.output if self._probe.keeps_runs and not base.drew else None
         del fewer  # outputs may be as large as a step's memory
-        some, rest = halves(size)
+        some, rest = split_examples(size)
         exchanged = self._exchanged(some)
         self._compare(base, exchanged, axes, (rest, rest), None, False, "were exchanged")
         self._kept.require_still(self._batch, base, exchanged, grown_state, rest)
@@ -166,9 +168,11 @@ class _Examination:
 
     def _depends_on_number(self, failure: Exception, on_what: str) -> CrossSampleLeakError:
         return CrossSampleLeakError(
-            f"{self._name(None)} runs on the examples of the batch and fails {on_what} ({where_raised(failure)}), so "
-            f"it depends on how many there are. Take the batch size from the input's shape, write no example's values "
-            f"into tensors of a fixed number of rows, and let no squeeze() take the batch's own axis away"
+            f"runs on the whole batch and fails {on_what} ({where_raised(failure)}), so it depends on how many "
+            f"examples there are",
+            where=self._name(None),
+            cure="Take the batch size from the input's shape, do not index a fixed-size buffer by batch position, and "
+            "pass dim= to squeeze()",
         )
 
     def _exchanged(self, chosen: Sequence[int]) -> Outcome:
@@ -189,10 +193,11 @@ class _Examination:
             raise
         except Exception as error:
             raise UnsupportedModelError(
-                f"{self._name(None)} runs on the batch as it is and fails when some of its records take each other's "
-                f"place ({where_raised(error)}), so it cannot be examined: it counts on the order in which records "
-                f"come, or on something beside the tensors of its inputs that goes with each of them. Take records in "
-                f"any order (pack_padded_sequence and pack_sequence: enforce_sorted=False)"
+                f"runs on the batch as it is and fails when some examples take each other's place "
+                f"({where_raised(error)}), so it cannot be examined: it relies on the order of the examples, or on "
+                f"something beside its input tensors that belongs to each of them",
+                where=self._name(None),
+                cure="Accept examples in any order (pack_padded_sequence and pack_sequence: enforce_sorted=False)",
             ) from None
 
     def _require_own_gradient(self, fewer: Outcome, axes: dict[Path, int], left_out: int, drew: bool) -> bool:
@@ -201,7 +206,7 @@ class _Examination:
         Return whether one was found whose gradient is finite, or no gradient reached anything.
         """
         assert self._quiet is not None
-        order = [left_out, *(row for row in (0, *halves(self._size)[0], *range(self._size)) if row != left_out)]
+        order = [left_out, *(row for row in (0, *split_examples(self._size)[0], *range(self._size)) if row != left_out)]
         for example in list(dict.fromkeys(order))[:FEW]:
             rows = sorted([example, *[row for row in dict.fromkeys(order) if row != example][: FEW - 1]])
             try:
@@ -271,8 +276,9 @@ class _Examination:
             return
         name = self._place(others, size, inputs, quiet)
         raise CrossSampleLeakError(
-            f"{called(self._probe.model, name)} mixes the examples of a batch: when some of them {what}, the outputs "
-            f"of others changed. {cure(self._probe.model, name)}"
+            f"mixes the examples of a batch: when some of them {what}, the outputs of others changed",
+            where=called(self._probe.model, name),
+            cure=cure(self._probe.model, name),
         )
 
     def _agree_quietly(self, axes: dict[Path, int], others: tuple[Sequence[int], Sequence[int]], inputs: Any) -> bool:

@@ -14,7 +14,7 @@ from hushgrad.guards.probing.trees import tensors_at
 Digest = dict[tuple[Any, ...], tuple[torch.Size, Tensor]]
 
 
-class Trace:
+class ModuleTrace:
     """What went into and out of every submodule during one forward, reduced to numbers per row."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -80,7 +80,7 @@ def first_place(
 
 
 def _traced(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, str, Any]]:
-    trace = Trace(model)
+    trace = ModuleTrace(model)
     try:
         run()
     finally:
@@ -112,7 +112,7 @@ def called(model: nn.Module, name: str | None) -> str:
     if name is None:
         return "the model"
     module = model.get_submodule(name)
-    return f"{name!r} ({type(module).__name__})" if name else f"the forward of {type(module).__name__} itself"
+    return f"{name} ({type(module).__name__})" if name else f"the forward of {type(module).__name__} itself"
 
 
 def cure(model: nn.Module, name: str | None) -> str:

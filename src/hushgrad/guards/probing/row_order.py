@@ -36,8 +36,8 @@ def rows_are_in_order(item: Any, inputs: Any, rows: int) -> bool:
     if moved:
         raise ProtocolError(
             "the rows of an item reached the model in another order than the loader's. With constant_shapes the last "
-            "rows of an item are padding, known by their place: keep the order of the rows, or leave constant_shapes "
-            "out"
+            "rows of an item are padding, known by their position",
+            cure="Keep the order of the rows, or leave constant_shapes out",
         )
     return False
 

@@ -106,7 +106,7 @@ class Batch:
         return with_tensors(self.value, lambda path, tensor: tensor.detach().clone())
 
 
-def halves(size: int) -> tuple[list[int], list[int]]:
+def split_examples(size: int) -> tuple[list[int], list[int]]:
     """Return two parts of the examples, drawn once and for all; both have at least one example.
 
     When one part is altered the other must not notice, and the reverse. Examples may influence each other in one

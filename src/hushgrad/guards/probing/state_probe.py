@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hushgrad.errors import PrivateBufferError
 from hushgrad.guards.probing.calls import Outcome, Runner
 from hushgrad.guards.probing.kept import Key
-from hushgrad.guards.probing.rows import Batch, all_agree, grown_axes, halves, others_differ
+from hushgrad.guards.probing.rows import Batch, all_agree, grown_axes, others_differ, split_examples
 from hushgrad.guards.probing.state import State, agree, describe, is_buffer
 
 
@@ -64,19 +64,20 @@ class StateProbe:
             PrivateBufferError: it does.
         """
         same = self._run_after(batch.same(), batch)
-        other = self._run_after(batch.exchanged(halves(self._size)[0], away=False), batch)
+        other = self._run_after(batch.exchanged(split_examples(self._size)[0], away=False), batch)
         if not all_agree(same.output, other.output):
             raise PrivateBufferError(
-                f"{name} leaves parts or hooks on the model that hold values of its batch: a later forward gives "
-                f"other outputs after another batch. Make parts and hooks of constants alone, or make them before "
-                f"training"
+                "leaves modules or hooks on the model that hold values of its batch: a later forward gives other "
+                "outputs after another batch",
+                where=name,
+                cure="Build modules and hooks from constants only, or before training",
             )
 
     def _same(self, base: Outcome, changed: Outcome, key: Key) -> bool:
         return key in base.moved and key in changed.moved and agree(base.moved[key], changed.moved[key])
 
     def _require_overwritten(self, batch: Batch, base: Outcome, key: Key) -> None:
-        after = self._run_after(batch.exchanged(halves(self._size)[0], away=False), batch)
+        after = self._run_after(batch.exchanged(split_examples(self._size)[0], away=False), batch)
         if not all_agree(base.output, after.output) or not agree(after.moved.get(key), base.moved.get(key)):
             raise refusal(key)
 
@@ -101,7 +102,8 @@ def refusal(key: Key) -> PrivateBufferError:
     """Return the refusal of state that follows the data, naming its place."""
     kind = {"buffer": "buffer", "parameter": "parameter"}.get(key[0], "attribute")
     return PrivateBufferError(
-        f"{kind} {describe(key)!r} of the model follows the data: a forward writes into it, without noise, what "
-        f"depends on the examples of the batch. Freeze it, put its module into eval(), or compute it anew in every "
-        f"forward without keeping it"
+        f"this {kind} of the model follows the data: a forward writes into it, without noise, what depends on the "
+        f"examples of the batch",
+        where=describe(key),
+        cure="Freeze it, put its module into eval(), or compute it in every forward without keeping it",
     )

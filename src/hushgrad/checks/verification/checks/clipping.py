@@ -51,15 +51,16 @@ def reads_as_reference(added: Mapping[int, Output], expected: Mapping[int, Outpu
     gaps = [_distance(added[row], expected[row]) / (room + 2e-3 * norm(expected[row])) for row in added]
     worst = max(gaps)
     return Check(
-        "sensitivity",
-        "each example adds what the clip rule's reference makes of its gradient",
-        "as computed one example at a time" if worst <= 1 else f"{worst:.3g} times further off than rounding allows",
-        worst <= 1,
-        len(gaps),
-        worst,
-        None,
-        0.0,
-        f"differences of {room / unit + 2e-3:.2g} C",
+        code="sensitivity-reference",
+        part="sensitivity",
+        claim="each example adds what the clip rule's reference makes of its gradient",
+        measured="as computed one example at a time"
+        if worst <= 1
+        else f"{worst:.3g} times further off than rounding allows",
+        passed=worst <= 1,
+        sample_size=len(gaps),
+        statistic=worst,
+        power=f"differences of {room / unit + 2e-3:.2g} C",
     )
 
 
@@ -82,6 +83,7 @@ def _limits(clip: BoundRule, given: Sequence[Mapping[str, Tensor]]) -> tuple[Che
     passed = bool(clip.within(norms_GB, factors_GB, 1.0).all())
     shares = (factors_GB.abs().double() * norms_GB.double() / torch.tensor(clip.limits).double().unsqueeze(1)).amax()
     return _exact(
+        "rule-limits",
         "the clip rule's factor times the norm is within the limit of each group, for norms from 0 to 1e12 C",
         f"up to {float(shares):.5g} of the limit",
         passed,
@@ -102,6 +104,7 @@ def _own_factors(clip: BoundRule, given: Sequence[Mapping[str, Tensor]]) -> tupl
         gaps_GB = (together_GB - alone_GB).abs() / alone_GB.abs().clamp(min=1e-300)
         worst, count = max(worst, _finite(gaps_GB.amax())), count + norms_GB.shape[1]
     return _exact(
+        "rule-own-factors",
         "the clip rule gives an example the same factors alone and beside others",
         "the same" if worst <= _ROUNDING else f"they differ by {worst:.3g} of the factor",
         worst <= _ROUNDING,
@@ -125,6 +128,7 @@ def _formula(clip: BoundRule, given: Sequence[Mapping[str, Tensor]]) -> tuple[Ch
         count = next(iter(gradients.values())).shape[0]
         worst = max(worst, _distance(_of_reference(clip, gradients), expected) / (count * clip.rule.sensitivity))
     return _exact(
+        "rule-formula",
         "the clip rule's factors do what its reference says",
         "the same" if worst <= _ROUNDING else f"they differ by {worst:.3g} C for each example",
         worst <= _ROUNDING,
@@ -147,6 +151,7 @@ def _reference(clip: BoundRule, given: Sequence[Mapping[str, Tensor]]) -> tuple[
         if rows == 1:
             largest, count = max(largest, _finite(torch.tensor(norm(whole) / limit))), count + 1
     return _exact(
+        "rule-reference",
         "one example changes the clip rule's reference by at most its sensitivity",
         f"by up to {largest:.5g} C, in {count} removals",
         largest <= 1 + _ROUNDING,
@@ -174,5 +179,13 @@ def _finite(value: Tensor) -> float:
     return number if math.isfinite(number) else math.inf
 
 
-def _exact(claim: str, measured: str, passed: bool, count: int) -> Check:
-    return Check("sensitivity", claim, measured, passed, count, power="every difference on these gradients")
+def _exact(code: str, claim: str, measured: str, passed: bool, count: int) -> Check:
+    return Check(
+        code=code,
+        part="sensitivity",
+        claim=claim,
+        measured=measured,
+        passed=passed,
+        sample_size=count,
+        power="every difference on these gradients",
+    )

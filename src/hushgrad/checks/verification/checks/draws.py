@@ -17,7 +17,7 @@ from scipy import stats
 
 from hushgrad.arguments import open_unit_interval
 from hushgrad.checks.verification.checks.sampling import SamplingReading, range_check
-from hushgrad.checks.verification.verdict import Cause, Check
+from hushgrad.checks.verification.verdict import Cause, Check, by_code
 
 DRAWS = 4000
 """How many draws show what a training needs to know, where each holds few records."""
@@ -53,14 +53,15 @@ def read_draws(
     sets = [np.asarray(draw, dtype=np.int64).reshape(-1) for draw in draws]
     sizes = np.array([len(draw) for draw in sets])
     most = population if largest_batch is None else min(population, largest_batch)
-    checks = {"range": range_check(sets, population)}
+    found = [range_check(sets, population)]
     if draws_afresh:
-        checks["rate"] = _most_often(_counts(sets, population), len(sets), inclusion, each)
-        checks["overlaps"] = _afresh(sets, sizes, population, most, inclusion, each)
+        found.append(_most_often(_counts(sets, population), len(sets), inclusion, each))
+        found.append(_afresh(sets, sizes, population, most, inclusion, each))
         if expected_size is not None:
-            checks["sizes"] = _mean_size(sizes, most, expected_size, each)
+            found.append(_mean_size(sizes, most, expected_size, each))
+    checks = by_code(found)
     measured = float(sizes.sum()) / (len(sets) * population)
-    return SamplingReading(measured, checks, tuple(_CAUSES[name] for name, c in checks.items() if not c.passed))
+    return SamplingReading(measured, checks, tuple(_CAUSES[code] for code, check in checks.items() if not check.passed))
 
 
 def _counts(sets: Sequence[Counts], population: int) -> Counts:
@@ -74,15 +75,16 @@ def _most_often(counts: Counts, steps: int, inclusion: float, alpha: float) -> C
     p = min(1.0, len(counts) * float(stats.binom.sf(most - 1, steps, inclusion)))
     shown = float(stats.binom.isf(alpha / len(counts), steps, inclusion)) / steps
     return Check(
-        "sampling",
-        "no record takes part more often than the charge allows",
-        f"the most frequent one in {most} of {steps} steps, {inclusion:.6g} of them charged",
-        p >= alpha,
-        steps,
-        float(most),
-        p,
-        alpha,
-        f"a record that takes part in {shown:.2%} of the steps in place of {inclusion:.2%}",
+        code="sampling-rate",
+        part="sampling",
+        claim="no record takes part more often than the charge allows",
+        measured=f"the most frequent one in {most} of {steps} steps, {inclusion:.6g} of them charged",
+        passed=p >= alpha,
+        sample_size=steps,
+        statistic=float(most),
+        p_value=p,
+        false_alarm=alpha,
+        power=f"a record that takes part in {shown:.2%} of the steps in place of {inclusion:.2%}",
     )
 
 
@@ -98,15 +100,15 @@ def _room(sizes: Counts, most: int, alpha: float) -> float:
 def _mean_size(sizes: Counts, most: int, expected: float, alpha: float) -> Check:
     number, mean, room = len(sizes), float(sizes.mean()), _room(sizes, most, alpha)
     return Check(
-        "sampling",
-        "logical batches have the expected size on average",
-        f"{mean:.6g} records measured, {expected:.6g} expected",
-        abs(mean - expected) <= room + 1e-9 * expected,
-        number,
-        mean,
-        None,
-        alpha,
-        f"a mean size that is off by {2 * room:.3g}",
+        code="sampling-sizes",
+        part="sampling",
+        claim="logical batches have the expected size on average",
+        measured=f"{mean:.6g} records measured, {expected:.6g} expected",
+        passed=abs(mean - expected) <= room + 1e-9 * expected,
+        sample_size=number,
+        statistic=mean,
+        false_alarm=alpha,
+        power=f"a mean size that is off by {2 * room:.3g}",
     )
 
 
@@ -127,35 +129,36 @@ def _afresh(sets: Sequence[Counts], sizes: Counts, population: int, most: int, i
     p_few = math.exp(-((least - found) ** 2) / (2 * most * least)) if found < least else 1.0
     p = min(1.0, 4 * min(p_often, p_few))
     return Check(
-        "sampling",
-        "draws of different steps are independent",
-        f"{found} records in common of {len(pairs)} pairs of steps, one record in {int(counts.max())} of them",
-        p >= alpha,
-        len(pairs),
-        float(found),
-        p,
-        alpha,
-        "batches that come again, and records that take turns (shuffling)",
+        code="sampling-overlaps",
+        part="sampling",
+        claim="draws of different steps are independent",
+        measured=f"{found} records in common of {len(pairs)} pairs of steps, one record in {int(counts.max())} of them",
+        passed=p >= alpha,
+        sample_size=len(pairs),
+        statistic=float(found),
+        p_value=p,
+        false_alarm=alpha,
+        power="batches that come again, and records that take turns (shuffling)",
     )
 
 
 _CAUSES = {
-    "range": Cause(
+    "sampling-range": Cause(
         "sampling-with-replacement",
         "a draw holds a record twice, or a record that is none.",
         "draw each record at most once in a logical batch.",
     ),
-    "rate": Cause(
+    "sampling-rate": Cause(
         "sampling-rate",
         "a record takes part more often than is charged.",
         "charge the greatest probability with which any record is drawn (inclusion_probability, event).",
     ),
-    "sizes": Cause(
+    "sampling-sizes": Cause(
         "sampling-size",
         "logical batches are larger or smaller than the sum is divided by.",
         "return from expected_batch_size what the sampler draws on average.",
     ),
-    "overlaps": Cause(
+    "sampling-overlaps": Cause(
         "sampling-dependent",
         "a draw depends on the one before.",
         "draw every step independently, or say draws_afresh = False and charge what that costs.",

@@ -9,16 +9,16 @@ from hushgrad.checks.verification.mistakes.clipping import Belief, clipped_to, o
 from hushgrad.checks.verification.mistakes.noise import level_causes, structure_causes
 from hushgrad.checks.verification.update.contributions import Contributions, distance
 from hushgrad.checks.verification.update.paired_update import norm
-from hushgrad.checks.verification.verdict import Cause
+from hushgrad.checks.verification.verdict import Cause, failed_codes
 
 _DIVISORS = {"not-divided", "actual-batch-size", "divided-twice", "mean-then-divided"}
 
 
 def diagnose(belief: Belief, noise: NoiseReading, contributions: Contributions) -> list[Cause]:
     """Return the mistakes that fit, the likeliest first; the best known explanation of each part that failed."""
-    failed = {name for name, check in contributions.checks.items() if not check.passed}
+    failed = failed_codes(contributions.checks.values())
     causes: list[Cause] = []
-    if "state" in failed:
+    if "sensitivity-state" in failed:
         causes.append(
             Cause(
                 "state-kept",
@@ -26,7 +26,7 @@ def diagnose(belief: Belief, noise: NoiseReading, contributions: Contributions) 
                 "begin every logical batch with sums of 0.",
             )
         )
-    signal = _signal_cause(belief, contributions) if not causes and "formula" in failed else None
+    signal = _signal_cause(belief, contributions) if not causes and "sensitivity-formula" in failed else None
     if signal is not None:
         causes.append(signal)
     structure = structure_causes(noise)
@@ -35,11 +35,11 @@ def diagnose(belief: Belief, noise: NoiseReading, contributions: Contributions) 
         causes.append(clipped)
     else:
         causes += structure
-        if not structure or not noise.checks["std"].passed:
+        if not structure or not noise.checks["noise-std"].passed:
             level = _level(belief, noise, contributions, signal, explained=bool(structure))
             if level is not None:
                 causes.append(level)
-    if "sensitivity" in failed and not causes:
+    if "sensitivity-bound" in failed and not causes:
         causes.append(
             Cause(
                 "sensitivity-exceeded",
@@ -47,9 +47,9 @@ def diagnose(belief: Belief, noise: NoiseReading, contributions: Contributions) 
                 "multiply each example's gradient by min(1, C/‖g‖), computed in float32, and sum after that.",
             )
         )
-    if "formula" in failed and not causes:
+    if "sensitivity-formula" in failed and not causes:
         causes.append(_INTERACTION)
-    if "non-finite" in failed and not causes:
+    if "sensitivity-non-finite" in failed and not causes:
         causes.append(
             Cause(
                 "non-finite-poisons",
@@ -57,7 +57,7 @@ def diagnose(belief: Belief, noise: NoiseReading, contributions: Contributions) 
                 "let examples whose norm is not finite contribute 0, by selection (0 × infinity is NaN).",
             )
         )
-    if "empty" in failed and not causes:
+    if "noise-empty-draw" in failed and not causes:
         causes.append(
             Cause(
                 "empty-draw-without-noise",
@@ -147,8 +147,13 @@ def _clipped_noise(noise: NoiseReading, belief: Belief, contributions: Contribut
     middle = sum(ratios) / len(ratios)
     size = noise.count / len(ratios)
     spread = (sum((ratio - middle) ** 2 for ratio in ratios) / len(ratios)) ** 0.5
-    if middle > 0 and spread < 0.02 * middle / (2 * size) ** 0.5 and not noise.checks["std"].passed and len(ratios) > 4:
-        if not noise.checks["across steps"].passed:
+    if (
+        middle > 0
+        and spread < 0.02 * middle / (2 * size) ** 0.5
+        and not noise.checks["noise-std"].passed
+        and len(ratios) > 4
+    ):
+        if not noise.checks["noise-across-steps"].passed:
             return None
         return Cause(
             "noise-clipped",
@@ -181,7 +186,7 @@ def _level(
         share = live[0] / noise.ratio if noise.ratio else 1.0
         by_count = {count: std * share for count, std in by_count.items()}
     measured = {count: on_sum(count, std) for count, std in by_count.items()}
-    exact = noise.ratio if not noise.checks["std"].passed and not explained and code not in _DIVISORS else None
+    exact = noise.ratio if not noise.checks["noise-std"].passed and not explained and code not in _DIVISORS else None
     cause = level_causes(belief, measured, exact)
     if cause is None and -1 in contributions.noise_by_count:
         return Cause(

@@ -21,9 +21,10 @@ from torch.utils.data.dataloader import default_collate
 
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger
 from hushgrad.capture.axes.batch_axes import tensors_in
-from hushgrad.checks.verification.update.paired_update import Loop, Output, seeded
+from hushgrad.checks.verification.update.paired_update import Output, narrowest, rounding_error, seeded
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.gradients.oracle import one_at_a_time
+from hushgrad.guards.monitoring.alarms import Alarms
 from hushgrad.guards.probing.state import own_objects
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import Mechanism
@@ -32,7 +33,6 @@ from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.sampling.torch_loader import DataLoaderReading, LoadingOptions, read_data_loader
-from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -57,7 +57,7 @@ class _Enough(BaseException):
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
+class RunTrace:
     """What one training run did that an observer of its control flow sees, and what it released first.
 
     `flow` has, for every call of `optimizer.step()`, whether it updated, and the learning rates; `charged_before` says
@@ -74,7 +74,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Rig:
+class TrainingReplica:
     """A model, its loss, its data and its mechanism, to be run as often as needed."""
 
     model: nn.Module
@@ -95,10 +95,13 @@ class Rig:
         optimizer: OptimizerFactory,
         max_physical_batch_size: int | None,
         constant_shapes: bool = False,
-    ) -> Rig:
+    ) -> TrainingReplica:
         """Take an ordinary or a private loader; `mechanism` is what is claimed."""
         if isinstance(criterion, PerExampleLoss):
-            raise InvalidArgumentError("criterion must be the loss that was given to per_example, not what it returned")
+            raise InvalidArgumentError(
+                "criterion must be the loss that was given to per_example, got what per_example returned",
+                cure="Pass the ordinary loss, such as nn.CrossEntropyLoss()",
+            )
         rows = max_physical_batch_size
         if isinstance(data_loader, PrivateLoader):
             rows = rows or data_loader.max_physical_batch_size
@@ -115,7 +118,7 @@ class Rig:
         one_step = replace(mechanism.at(0), steps=None, passes=None)
         return cls(_copied(model), criterion, one_step, reading, optimizer, rows, constant_shapes)
 
-    def session(self, *, seed: int | None, ledger: Path | None = None) -> Running:
+    def session(self, *, seed: int | None, ledger: Path | None = None) -> ReplicaSession:
         """Return a session on a fresh copy, under a fixed key (`seed`) or a secret one."""
         model = _copied(self.model).train()
         optimizer = self.optimizer(model.parameters())
@@ -126,9 +129,9 @@ class Rig:
         stepped: list[PhysicalBatch | None] = []
         # Before the session's own hook, which ends the item.
         optimizer.register_step_pre_hook(lambda *_: stepped.append(session.current_batch))
-        session = privatize(model, optimizer, mechanism, ledger=ledger, key=key)
-        session.sensitivity_monitor.raises = session.noise_monitor.raises = False
-        return Running(model, optimizer, session, self.criterion, stepped)
+        # What tampered training releases is to be measured here, so the alarms of its monitors do not end it.
+        session = Session(model, optimizer, mechanism, ledger=ledger, key=key, plan=None, alarms=Alarms.NOTED)
+        return ReplicaSession(model, optimizer, session, self.criterion, stepped)
 
     @property
     def names(self) -> list[str]:
@@ -156,7 +159,7 @@ class Rig:
         seed: int | None,
         updates: int,
         dataset: Any = None,
-    ) -> Trace:
+    ) -> RunTrace:
         """Run a training loop on a copy for a number of updates, with a ledger on disk."""
         with tempfile.TemporaryDirectory() as folder, seeded(seed):
             path = Path(folder) / "ledger.jsonl"
@@ -180,7 +183,7 @@ class Rig:
                     pass
             finally:
                 running.session.close()
-            return Trace(
+            return RunTrace(
                 tuple(recorder.flow),
                 recorder.updates,
                 recorder.charged_before,
@@ -214,7 +217,7 @@ def _copied(module: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Running:
+class ReplicaSession:
     """One session on one copy; `stepped` holds the loader item of every step."""
 
     model: nn.Module
@@ -250,33 +253,33 @@ class Running:
         return _losses_of(item, self.model, self.per_example())
 
 
-class SessionLoop(Loop):
-    """A `Loop` whose seed is the session's key, so that it is paired by construction."""
+class SessionUpdate:
+    """A `PairedUpdate`: one step of a new session, whose key the seed makes."""
 
-    def __init__(self, rig: Rig) -> None:
-        super().__init__(lambda stimulus: {})
-        self._rig = rig
-        self.is_paired = True
+    def __init__(self, replica: TrainingReplica) -> None:
+        self._replica = replica
+        self.word_bits = 32
 
     def call(self, stimulus: Any, seed: int | None = None) -> Output:
         """Return the update of one step of a new session; a batch without rows is an empty draw."""
-        running = self._rig.session(seed=seed)
+        running = self._replica.session(seed=seed)
         try:
             leaves = list(tensors_in(stimulus))
             found = running.update(stimulus if leaves and leaves[0].shape[0] else None)
         finally:
             running.session.close()
-        self.calls += 1
-        if not self.names:
-            self.names = tuple(found)
-            self.word_bits = min(torch.finfo(value.dtype).bits for value in found.values())
+        self.word_bits = narrowest(found)
         return found
+
+    def error_of_difference(self, noise_std: float) -> float:
+        """Return the error of rounding: under one key noise cancels."""
+        return rounding_error(noise_std, self.word_bits)
 
 
 class _Recorder:
     """Follows a run from hooks of its optimizer, which come after the session's own."""
 
-    def __init__(self, running: Running, path: Path, updates: int) -> None:
+    def __init__(self, running: ReplicaSession, path: Path, updates: int) -> None:
         self._running, self._path, self._wanted = running, path, updates
         self.flow: list[tuple[Any, ...]] = []
         self.updates = 0

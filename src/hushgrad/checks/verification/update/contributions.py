@@ -11,9 +11,9 @@ import torch
 from hushgrad.checks.verification.checks import statistics as st
 from hushgrad.checks.verification.checks.noise import NoiseReading
 from hushgrad.checks.verification.mistakes.clipping import SIGNALS, Belief, Signal
-from hushgrad.checks.verification.update.paired_update import Loop, Output, norm
+from hushgrad.checks.verification.update.paired_update import FunctionUpdate, Output, norm
 from hushgrad.checks.verification.update.stimuli import Stimuli, Stimulus
-from hushgrad.checks.verification.verdict import Check
+from hushgrad.checks.verification.verdict import Check, by_code
 
 _STEPS_BESIDE = 24
 _LEAST_VALUES = 20_000
@@ -49,7 +49,7 @@ class Contributions:
 
 
 def read_contributions(
-    loop: Loop, stimuli: Stimuli, belief: Belief, noise: NoiseReading, false_alarm: float
+    loop: FunctionUpdate, stimuli: Stimuli, belief: Belief, noise: NoiseReading, false_alarm: float
 ) -> Contributions:
     """Measure contributions with the noise cancelled or averaged out."""
     unit = belief.max_grad_norm / belief.divisor
@@ -58,13 +58,15 @@ def read_contributions(
     formula, fits, measured = _formula(loop, stimuli, belief, error, size, unit)
     sensitivity, tolerance, check = _sensitivity(loop, stimuli, measured, unit, error, size, false_alarm / 3)
     beside, noise_by_count, notes = _noise_beside(loop, stimuli, belief, false_alarm / 3)
-    checks = {
-        "state": _state(loop, stimuli, unit, error, size),
-        "sensitivity": check,
-        "formula": formula,
-        "non-finite": _non_finite(loop, stimuli, unit, error, size),
-        **beside,
-    }
+    checks = by_code(
+        (
+            _state(loop, stimuli, unit, error, size),
+            check,
+            formula,
+            _non_finite(loop, stimuli, unit, error, size),
+            *beside,
+        )
+    )
     return Contributions(checks, sensitivity, fits, measured, noise_by_count, tolerance, notes)
 
 
@@ -79,7 +81,7 @@ def _room(error: float, size: int) -> float:
 
 
 def _formula(
-    loop: Loop, stimuli: Stimuli, belief: Belief, error: float, size: int, unit: float
+    loop: FunctionUpdate, stimuli: Stimuli, belief: Belief, error: float, size: int, unit: float
 ) -> tuple[Check, tuple[Signal, ...], tuple[tuple[Stimulus, Output], ...]]:
     """Compare the update without noise with every known way to make it."""
     measured = tuple(
@@ -99,15 +101,15 @@ def _formula(
     fits = SIGNALS[:1] if right <= 1 else tuple(signal for signal in SIGNALS[1:] if off_by(signal) <= 1)
     return (
         Check(
-            "sensitivity",
-            "without noise the update is Σ g·min(1, C/‖g‖), divided as believed",
-            "as computed" if right <= 1 else f"{right:.3g} times further from it than rounding allows",
-            right <= 1,
-            len(measured),
-            right,
-            None,
-            1e-9,
-            f"differences of {(room + 2e-3 * unit) / unit:.2g} times one clipped example",
+            code="sensitivity-formula",
+            part="sensitivity",
+            claim="without noise the update is Σ g·min(1, C/‖g‖), divided as believed",
+            measured="as computed" if right <= 1 else f"{right:.3g} times further from it than rounding allows",
+            passed=right <= 1,
+            sample_size=len(measured),
+            statistic=right,
+            false_alarm=1e-9,
+            power=f"differences of {(room + 2e-3 * unit) / unit:.2g} times one clipped example",
         ),
         fits,
         measured,
@@ -115,7 +117,7 @@ def _formula(
 
 
 def _sensitivity(
-    loop: Loop,
+    loop: FunctionUpdate,
     stimuli: Stimuli,
     measured: tuple[tuple[Stimulus, Output], ...],
     unit: float,
@@ -150,20 +152,20 @@ def _sensitivity(
         measured_unit,
         room,
         Check(
-            "sensitivity",
-            "adding or removing one example changes the sum by at most C",
-            f"by up to {largest / unit:.5g} C, in {len(changes)} removals",
-            bool(measured_unit <= unit + room),
-            len(changes),
-            largest / unit,
-            None,
-            0.0 if loop.is_paired else alpha,
-            f"every excess above {room / unit:.2g} C on these gradients",
+            code="sensitivity-bound",
+            part="sensitivity",
+            claim="adding or removing one example changes the sum by at most C",
+            measured=f"by up to {largest / unit:.5g} C, in {len(changes)} removals",
+            passed=bool(measured_unit <= unit + room),
+            sample_size=len(changes),
+            statistic=largest / unit,
+            false_alarm=0.0 if loop.is_paired else alpha,
+            power=f"every excess above {room / unit:.2g} C on these gradients",
         ),
     )
 
 
-def _state(loop: Loop, stimuli: Stimuli, unit: float, error: float, size: int) -> Check:
+def _state(loop: FunctionUpdate, stimuli: Stimuli, unit: float, error: float, size: int) -> Check:
     """An update after a batch of huge gradients must not remember them."""
     claim = "an update depends on its own batch only, not on those before"
     zero, aligned = stimuli.zeros(4), stimuli.for_the_formula()[5]
@@ -187,42 +189,49 @@ def _state(loop: Loop, stimuli: Stimuli, unit: float, error: float, size: int) -
             )
         change, room = abs(float(np.mean(found))), 7 * error + 1e-3 * unit
     return Check(
-        "sensitivity",
-        claim,
-        f"a batch of huge gradients changes the next update by {change / unit:.3g} C",
-        bool(change <= room),
-        2 if loop.is_paired else 64,
-        change / unit,
-        None,
-        0.0 if loop.is_paired else 1e-9,
-        "gradients that were not cleared",
+        code="sensitivity-state",
+        part="sensitivity",
+        claim=claim,
+        measured=f"a batch of huge gradients changes the next update by {change / unit:.3g} C",
+        passed=bool(change <= room),
+        sample_size=2 if loop.is_paired else 64,
+        statistic=change / unit,
+        false_alarm=0.0 if loop.is_paired else 1e-9,
+        power="gradients that were not cleared",
     )
 
 
-def _non_finite(loop: Loop, stimuli: Stimuli, unit: float, error: float, size: int) -> Check:
+def _non_finite(loop: FunctionUpdate, stimuli: Stimuli, unit: float, error: float, size: int) -> Check:
     """One example with NaN or infinity must not decide whether the update is finite."""
     claim = "examples with gradients that are not finite contribute at most C each"
     bad, good = stimuli.with_bad_rows()
     try:
         change = norm(loop.difference(bad, good))
     except (ArithmeticError, RuntimeError, ValueError) as failure:
-        return Check("sensitivity", claim, f"the update was refused ({type(failure).__name__})", False, 2)
+        return Check(
+            code="sensitivity-non-finite",
+            part="sensitivity",
+            claim=claim,
+            measured=f"the update was refused ({type(failure).__name__})",
+            passed=False,
+            sample_size=2,
+        )
     return Check(
-        "sensitivity",
-        claim,
-        f"two of them change the update by {change / unit:.3g} C",
-        bool(change <= 2 * unit + _room(error, size)),
-        2,
-        change / unit,
-        None,
-        0.0 if loop.is_paired else 1e-9,
-        "every update that is not finite",
+        code="sensitivity-non-finite",
+        part="sensitivity",
+        claim=claim,
+        measured=f"two of them change the update by {change / unit:.3g} C",
+        passed=bool(change <= 2 * unit + _room(error, size)),
+        sample_size=2,
+        statistic=change / unit,
+        false_alarm=0.0 if loop.is_paired else 1e-9,
+        power="every update that is not finite",
     )
 
 
 def _noise_beside(
-    loop: Loop, stimuli: Stimuli, belief: Belief, alpha: float
-) -> tuple[dict[str, Check], dict[int, float], tuple[str, ...]]:
+    loop: FunctionUpdate, stimuli: Stimuli, belief: Belief, alpha: float
+) -> tuple[list[Check], dict[int, float], tuple[str, ...]]:
     """Measure the noise for other numbers of examples, beside huge gradients, and on an empty draw."""
     claimed = belief.noise_multiplier * belief.max_grad_norm / belief.divisor
     huge = stimuli.huge_on_top()
@@ -240,17 +249,24 @@ def _noise_beside(
     found["very different norms"] = (squares / claimed**2, values)
     by_count_huge = math.sqrt(squares / values) if math.isfinite(squares) else math.inf
     notes: list[str] = []
-    checks: dict[str, Check] = {}
+    checks: list[Check] = []
     try:
         drawn = loop.draw(stimuli.zeros(0), steps)
     except (ArithmeticError, RuntimeError, ValueError, IndexError, TypeError, StopIteration) as failure:
         notes.append(f"An empty draw was not tested: the update raises {type(failure).__name__} for it")
     else:
         squares, values = _squares(drawn)
-        checks["empty"] = _level(
-            "an empty draw gets noise like any other", {"no examples": (squares / claimed**2, values)}, alpha / 2
+        checks.append(
+            _level(
+                "noise-empty-draw",
+                "an empty draw gets noise like any other",
+                {"no examples": (squares / claimed**2, values)},
+                alpha / 2,
+            )
         )
-    checks["beside"] = _level("the noise is the same whatever the examples are, and how many", found, alpha / 2)
+    checks.append(
+        _level("noise-beside", "the noise is the same whatever the examples are, and how many", found, alpha / 2)
+    )
     if by_count_huge < 0.9 * min(by_count.values()) or by_count_huge > 1.1 * max(by_count.values()):
         by_count[-1] = by_count_huge
     return checks, by_count, tuple(notes)
@@ -262,19 +278,20 @@ def _squares(draws: list[Output]) -> tuple[float, int]:
     return (total if math.isfinite(total) else math.inf), joined.numel()
 
 
-def _level(claim: str, found: dict[str, tuple[float, int]], alpha: float) -> Check:
+def _level(code: str, claim: str, found: dict[str, tuple[float, int]], alpha: float) -> Check:
     ps = {what: st.variance_p(squares, values) for what, (squares, values) in found.items()}
     worst = min(ps, key=lambda what: ps[what])
     p = min(1.0, ps[worst] * len(ps))
     squares, values = found[worst]
     return Check(
-        "noise",
-        claim,
-        f"the worst of {len(found)} cases, {worst}: {math.sqrt(squares / values):.4g} times the claimed std",
-        p >= alpha,
-        sum(part[1] for part in found.values()),
-        squares,
-        p,
-        alpha,
-        f"{st.smallest_std_error(values, alpha / len(found)):.1%} error with probability 0.999",
+        code=code,
+        part="noise",
+        claim=claim,
+        measured=f"the worst of {len(found)} cases, {worst}: {math.sqrt(squares / values):.4g} times the claimed std",
+        passed=p >= alpha,
+        sample_size=sum(part[1] for part in found.values()),
+        statistic=squares,
+        p_value=p,
+        false_alarm=alpha,
+        power=f"{st.smallest_std_error(values, alpha / len(found)):.1%} error with probability 0.999",
     )

@@ -1,11 +1,12 @@
-"""A loop under test: calls somebody's update, with or without the same random numbers, and reads what it returns."""
+"""An update under test, with or without the same random numbers: the protocol, and the update that is a function."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
 
 
-def named(values: Any) -> Output:
+def read_output(values: Any) -> Output:
     """Return an update as tensors by name: a tensor, a sequence of tensors, or a mapping of them; copies.
 
     Raises `InvalidArgumentError` for anything else.
@@ -59,23 +60,43 @@ def named(values: Any) -> Output:
             value = torch.from_numpy(value)
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise InvalidArgumentError(
-                f"the update must be a floating-point tensor, or a list or dict of them, got {type(value).__name__}"
+                f"the update must be a floating-point tensor, or a list or dict of them, got {type(value).__name__}",
+                cure="Return what the optimizer would be given",
             )
         found[name] = value.detach().to("cpu").clone()
     return found
 
 
-class Loop:
-    """Somebody's update, as a function of a stimulus.
+class PairedUpdate(Protocol):
+    """An update that repeats itself under the same seed, so that its noise cancels between two calls."""
 
-    `is_paired` says whether the update repeats itself under the same seed of the global generators: then noise cancels
-    between two calls. Otherwise noise is averaged out over `repeats` calls.
+    def call(self, stimulus: Any, seed: int | None = None) -> Output:
+        """Return the update for a stimulus, by name."""
+
+    def error_of_difference(self, noise_std: float) -> float:
+        """Return the standard error of each value of the difference of two calls, rounding included."""
+
+
+def rounding_error(noise_std: float, word_bits: int) -> float:
+    """Return what rounding leaves of noise that cancels, for values of so many bits."""
+    return noise_std * (2e-3 if word_bits == 16 else 3e-7)
+
+
+def narrowest(values: Output) -> int:
+    """Return the fewest bits that the values of an update have."""
+    return min(torch.finfo(value.dtype).bits for value in values.values())
+
+
+class FunctionUpdate:
+    """Somebody's function from a stimulus to an update; its random numbers come from the global generators.
+
+    It is a `PairedUpdate` if `is_paired`, which says whether the update repeats itself under the same seed of the
+    global generators. Otherwise noise is averaged out over `repeats` calls.
     """
 
     def __init__(self, update: Callable[[Any], Any], repeats: int = 64) -> None:
         self._update = update
         self._repeats = repeats
-        self.calls = 0
         self.is_paired = False
         self.names: tuple[str, ...] = ()
         self.word_bits = 32
@@ -83,14 +104,15 @@ class Loop:
     def call(self, stimulus: Any, seed: int | None = None) -> Output:
         """Return the update for a stimulus, by name."""
         with seeded(seed):
-            result = named(self._update(stimulus))
-        self.calls += 1
+            result = read_output(self._update(stimulus))
         if not self.names:
             self.names = tuple(result)
-            widths = {torch.finfo(value.dtype).bits for value in result.values()}
-            self.word_bits = min(widths)
+            self.word_bits = narrowest(result)
         if tuple(result) != self.names:
-            raise InvalidArgumentError(f"the update returned {len(result)} tensors, and {len(self.names)} before")
+            raise InvalidArgumentError(
+                f"the update returned {len(result)} tensors, and {len(self.names)} before",
+                cure="Return a value for each parameter every time, used or not",
+            )
         return result
 
     def find_pairing(self, stimulus: Any) -> None:
@@ -117,8 +139,9 @@ class Loop:
 
     def error_of_difference(self, noise_std: float) -> float:
         """Return the standard error of each value of a `difference`, rounding included."""
-        rounding = 2e-3 if self.word_bits == 16 else 3e-7
-        return noise_std * rounding if self.is_paired else noise_std * (2 / self._repeats) ** 0.5
+        if self.is_paired:
+            return rounding_error(noise_std, self.word_bits)
+        return noise_std * math.sqrt(2 / self._repeats)
 
 
 def norm(values: Mapping[str, Tensor]) -> float:

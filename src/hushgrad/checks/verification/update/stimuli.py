@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.arguments import whole_number
-from hushgrad.checks.verification.update.paired_update import named
+from hushgrad.checks.verification.update.paired_update import read_output
 from hushgrad.errors import InvalidArgumentError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -69,14 +69,15 @@ class Form:
 
         Raises `InvalidArgumentError` where its shapes are not those of the gradients.
         """
-        found = named(output)
+        found = read_output(output)
         if set(found) != set(self.shapes) and len(found) == len(self.shapes):
             found = dict(zip(self.shapes, found.values(), strict=True))
         shapes = {name: tuple(value.shape) for name, value in found.items()}
         if shapes != self.shapes:
             raise InvalidArgumentError(
                 f"the update must have the shapes of its gradients without their first dimension, {self.shapes}, got "
-                f"{shapes}"
+                f"{shapes}",
+                cure="Sum over the examples, and return one value for each parameter",
             )
         return {name: found[name] for name in self.shapes}
 
@@ -87,7 +88,9 @@ def _shape(value: Any) -> tuple[int, ...]:
     if isinstance(value, int) and not isinstance(value, bool):
         return (whole_number("a size of parameters", value, minimum=1),)
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise InvalidArgumentError(f"parameters must be shapes, got {type(value).__name__}")
+        raise InvalidArgumentError(
+            f"parameters must be shapes, got {type(value).__name__}", cure="Pass tuples such as (32, 32)"
+        )
     return tuple(whole_number("a size of parameters", part, minimum=1) for part in value)
 
 

@@ -20,7 +20,7 @@ from hushgrad.checks.verification.mistakes.clipping import Belief
 from hushgrad.checks.verification.mistakes.explain import charge_causes, diagnose
 from hushgrad.checks.verification.update.batches import verify_batch_update
 from hushgrad.checks.verification.update.contributions import read_contributions
-from hushgrad.checks.verification.update.paired_update import Loop, arrays
+from hushgrad.checks.verification.update.paired_update import FunctionUpdate, arrays
 from hushgrad.checks.verification.update.stimuli import Form, Stimuli
 from hushgrad.checks.verification.verdict import Check, Measured, Verdict
 from hushgrad.errors import InvalidArgumentError
@@ -85,13 +85,16 @@ def verify_update(
         else positive_number("charged_noise_multiplier", charged_noise_multiplier)
     )
     if not callable(update):
-        raise InvalidArgumentError(f"update must be a function, got {type(update).__name__}")
+        raise InvalidArgumentError(
+            f"update must be a function, got {type(update).__name__}",
+            cure="Pass the function from per-example gradients (or from a batch) to the noised update",
+        )
     positive_number("resolution", resolution)
     alpha = open_unit_interval("false_alarm", false_alarm)
     if batch is not None:
         return verify_batch_update(update, belief, charged, batch, resolution, alpha, started)
     form = Form.of(parameters, dtype)
-    loop = Loop(lambda stimulus: form.read(update(form.hand_over(stimulus))))
+    loop = FunctionUpdate(lambda stimulus: form.read(update(form.hand_over(stimulus))))
     count = _EXAMPLES if round(belief.expected_batch_size) not in (_EXAMPLES, 2 * _EXAMPLES) else _EXAMPLES - 1
     count = count if form.size <= _LARGE else 3
     stimuli = Stimuli(form.shapes, belief.max_grad_norm, count)
@@ -137,13 +140,13 @@ def charge_check(charged: float, effective: float, noise: NoiseReading, exact: b
     reach = float(-st.ndtri(alpha / 2)) / math.sqrt(2 * noise.count)
     room = 2e-3 + reach if exact else 0.03 + reach
     return Check(
-        "ledger",
-        "what is charged is the noise over the sensitivity that were measured",
-        f"{effective:.5g} measured, {charged:.5g} charged",
-        bool(abs(effective / charged - 1) <= room),
-        noise.count,
-        effective / charged,
-        None,
-        alpha,
-        f"{room + reach:.2%} difference",
+        code="ledger-multiplier",
+        part="ledger",
+        claim="what is charged is the noise over the sensitivity that were measured",
+        measured=f"{effective:.5g} measured, {charged:.5g} charged",
+        passed=bool(abs(effective / charged - 1) <= room),
+        sample_size=noise.count,
+        statistic=effective / charged,
+        false_alarm=alpha,
+        power=f"{room + reach:.2%} difference",
     )

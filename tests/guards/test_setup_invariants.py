@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from hushgrad.errors import ContractChangedError, StrayGradientError
-from hushgrad.guards.frozen_setup import FrozenSetup
+from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.sampling.records import PhysicalBatch
 
 
-def frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> FrozenSetup:
-    return FrozenSetup(model, optimizer, dict(model.named_parameters()))
+def frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> SetupInvariants:
+    return SetupInvariants(model, optimizer, dict(model.named_parameters()))
 
 
 def test_all_stray_gradients_are_named() -> None:
@@ -21,7 +21,7 @@ def test_all_stray_gradients_are_named() -> None:
     setup.require_no_surprises()
     for parameter in model[0].parameters():
         parameter.grad = torch.zeros_like(parameter)
-    with pytest.raises(StrayGradientError, match=r"0\.weight, 0\.bias\."):
+    with pytest.raises(StrayGradientError, match=r"0\.weight, 0\.bias: "):
         setup.require_no_surprises()
 
 

@@ -136,7 +136,7 @@ def test_a_criterion_that_mixes_examples_is_a_problem() -> None:
         return F.cross_entropy(out, y, reduction="none") / len(y)
 
     diagnosis = doctor(nn.Linear(WIDTH, CLASSES), (features(), torch.arange(BATCH) % CLASSES), criterion=coupled)
-    assert any("coupled" in problem.what for problem in diagnosis.problems)
+    assert any(problem.where == "criterion coupled" for problem in diagnosis.problems)
 
 
 def test_a_model_that_fails_is_told_without_its_message() -> None:

@@ -42,10 +42,12 @@ def test_every_check_states_its_sample_size_false_alarm_probability_and_power() 
     verdict = verified(false_alarm=1e-4)
     assert verdict.passed
     assert verdict.false_alarm <= 1e-4
+    assert len({check.code for check in verdict.checks}) == len(verdict.checks)
     for check in verdict.checks:
         assert check.sample_size > 0
         assert 0 <= check.false_alarm < 1e-4
         assert check.power
+        assert check.code.startswith(check.part)
         assert check.claim
         assert check.measured
 

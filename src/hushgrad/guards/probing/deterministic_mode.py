@@ -15,7 +15,7 @@ from torch import Tensor
 from hushgrad.torch_internals import TorchDispatchMode, schema_of
 
 
-class Quiet(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class DeterministicMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs a forward without randomness: dropout keeps everything, a normal draw is its mean.
 
     Attributes:

@@ -19,7 +19,7 @@ from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.torch_internals import modules_of, parameters_of, version
 
 
-class FrozenSetup:
+class SetupInvariants:
     """The model's parameters, the optimizer's groups and the layers' modes, as they were at set-up."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, trainable: dict[str, nn.Parameter]) -> None:
@@ -57,27 +57,30 @@ class FrozenSetup:
         if "grad_scale" in vars(self._optimizer):
             raise UnsupportedOptimizerError(
                 "a GradScaler calls the optimizer: it skips steps by looking at gradients without noise, and scales "
-                "losses that are clipped. Call loss.backward() and optimizer.step() yourself, with bfloat16 autocast"
+                "losses that are clipped",
+                cure="Call loss.backward() and optimizer.step() yourself, with bfloat16 autocast",
             )
         if [True for parameter in parameters if parameter.grad is not None]:
             stray = [name for name, parameter in self._model.named_parameters() if parameter.grad is not None]
             raise StrayGradientError(
-                f"got an ordinary gradient, without clipping and noise: {', '.join(stray)}. Use each parameter inside "
-                f"the model's own forward only (in a custom autograd function by hushgrad.register_operator), write "
-                f"nothing to .grad, and call optimizer.zero_grad() before going on"
+                "got an ordinary gradient, without clipping and noise",
+                where=", ".join(stray),
+                cure="Use each parameter inside the model's own forward only (in a custom autograd function by "
+                "hushgrad.register_operator), write nothing to .grad, and call optimizer.zero_grad() before going on",
             )
 
     def _require_same_parameters(self, parameters: Sequence[nn.Parameter]) -> None:
         now = {id(parameter) for parameter in parameters if parameter.requires_grad}
         if now != self._trainable.keys() and not self._are_only_frozen(now, parameters):
             raise ContractChangedError(
-                f"{self._difference(now)}. What is trained is fixed by make_private: close the session and make the "
-                f"model private again to train other parameters, and step outside of session.paused()"
+                f"{self._difference(now)}: what is trained was fixed by make_private",
+                cure="Call optimizer.step() outside of session.paused(); to train other parameters, close the session "
+                "and make the model private again",
             )
         if [id(tensor) for tensor in _updated(self._optimizer)] != self._updated:
             raise ContractChangedError(
-                "the optimizer's param_groups hold other tensors than when it was made private. Close the session and "
-                "make the model private again after changing them"
+                "the optimizer's param_groups hold other tensors than when it was made private",
+                cure="Close the session, change them, and make the model private again",
             )
 
     def require_steady_groups(self, item: PhysicalBatch) -> None:
@@ -87,7 +90,8 @@ class FrozenSetup:
         elif self._values != self._group_values():
             raise ContractChangedError(
                 "a value of the optimizer's param_groups (the learning rate, say) changed inside a logical batch, "
-                "whose number of physical batches is secret. Step schedulers only when last_step_updated is True"
+                "whose number of physical batches is secret",
+                cure="Step schedulers only when last_step_updated is True",
             )
 
     def expect_no_update(self) -> None:
@@ -103,8 +107,9 @@ class FrozenSetup:
         if expected is not None and expected != self._parameter_versions():
             raise UnsupportedOptimizerError(
                 "the optimizer changed parameters in a step without gradients, so the model would show how many "
-                "physical batches there were, which is secret. Use an optimizer that skips parameters without a "
-                "gradient, as all of torch.optim do, or max_physical_batch_size=None"
+                "physical batches there were, which is secret",
+                cure="Use an optimizer that skips parameters without a gradient, as all of torch.optim do, or "
+                "max_physical_batch_size=None",
             )
 
     def expect_nothing(self) -> None:
@@ -131,8 +136,9 @@ class FrozenSetup:
         )
         if not self._has_moved:
             raise UnsupportedOptimizerError(
-                "optimizer.step() was charged and left every parameter of the model as it was. Use an optimizer whose "
-                "step writes to the parameters of its param_groups each time that they hold a gradient"
+                "optimizer.step() was charged and left every parameter of the model as it was",
+                cure="Use an optimizer whose step writes to the parameters of its param_groups each time that they "
+                "hold a gradient",
             )
 
     def _trained(self) -> list[nn.Parameter]:

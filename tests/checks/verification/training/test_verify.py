@@ -20,7 +20,7 @@ import hushgrad
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.events.truncated_poisson import inclusion_rate
 from hushgrad.checks.verification.checks.sampling import _pair_rate
-from hushgrad.checks.verification.training.copies import Rig
+from hushgrad.checks.verification.training.copies import TrainingReplica
 from hushgrad.checks.verification.verdict import Verdict
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
@@ -97,6 +97,7 @@ def test_correct_training_passes(case: int) -> None:
         ][case - len(CORRECT)]
     verdict = verified(make().to(dtype), claim(poisson=poisson, reduction=reduction), **more)
     assert verdict.passed, str(verdict)
+    assert len({check.code for check in verdict.checks}) == len(verdict.checks)
     assert {check.part for check in verdict.checks} == {"sensitivity", "noise", "sampling", "ledger", "replay"}
 
 
@@ -264,10 +265,10 @@ def test_a_private_loader_is_measured_in_its_own_shapes() -> None:
         max_physical_batch_size=16,
         constant_shapes=True,
     )
-    rig = Rig.of(mlp(), loader, nn.CrossEntropyLoss(), claim(), torch.optim.SGD, None)
-    assert (rig.max_physical_batch_size, rig.constant_shapes) == (16, True)
-    rig = Rig.of(mlp(), data, nn.CrossEntropyLoss(), claim(), torch.optim.SGD, None)
-    assert (rig.max_physical_batch_size, rig.constant_shapes) == (None, False)
+    replica = TrainingReplica.of(mlp(), loader, nn.CrossEntropyLoss(), claim(), torch.optim.SGD, None)
+    assert (replica.max_physical_batch_size, replica.constant_shapes) == (16, True)
+    replica = TrainingReplica.of(mlp(), data, nn.CrossEntropyLoss(), claim(), torch.optim.SGD, None)
+    assert (replica.max_physical_batch_size, replica.constant_shapes) == (None, False)
 
 
 @pytest.mark.statistical

@@ -1,0 +1,114 @@
+"""Reads the draws of the loader that training would use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from hushgrad.checks.verification.checks.draws import DRAWS, read_draws
+from hushgrad.checks.verification.checks.sampling import SamplingReading, draws_needed, read_sampling
+from hushgrad.checks.verification.training.copies import (
+    Indices,
+    TrainingReplica,
+)
+from hushgrad.checks.verification.verdict import Check
+from hushgrad.randomness import KeyStream
+from hushgrad.sampling.loader import PrivateLoader
+from hushgrad.sampling.records import PhysicalBatch
+from hushgrad.sampling.scheme import SamplingScheme
+
+_MOST_INDICES = 4_000_000
+
+
+def draws_of_training(
+    replica: TrainingReplica, resolution: float, alpha: float
+) -> tuple[SamplingReading | None, tuple[Check, ...]]:
+    """Read draws of the loader that training would use, over indices in place of records."""
+    count, scheme = replica.reading.count, replica.mechanism.sampling
+    if scheme.counts_in == "passes":
+        observer = _observed(replica, scheme, replica.reading.steps, passes=3)
+        return None, (_each_once(observer.passes, count),)
+    rate = scheme.poisson_rate
+    inclusion = scheme.inclusion_probability(count)
+    needed = DRAWS if rate is None else draws_needed(count, rate, resolution, alpha)
+    observer = _observed(replica, scheme, max(40, min(needed, math.ceil(_MOST_INDICES / max(1.0, count * inclusion)))))
+    draws = [batch.indices for batch in observer.batches]
+    if rate is not None:
+        most = scheme.largest_batch
+        reading = read_sampling(draws, population=count, rate=rate, false_alarm=alpha, max_batch_size=most)
+    else:
+        reading = read_draws(
+            draws,
+            population=count,
+            inclusion=inclusion,
+            expected_size=scheme.expected_batch_size(count),
+            largest_batch=scheme.largest_batch,
+            draws_afresh=scheme.draws_afresh,
+            false_alarm=alpha,
+        )
+    return reading, tuple(reading.checks.values())
+
+
+def not_tested(scheme: SamplingScheme) -> tuple[str, ...]:
+    """Return what the draws of a scheme could not show."""
+    if scheme.counts_in == "passes" or scheme.draws_afresh:
+        return ()
+    return (
+        "Steps are not drawn afresh, so how often records take part could not be tested: only each draw by itself.",
+    )
+
+
+def _observed(replica: TrainingReplica, scheme: SamplingScheme, steps: int, passes: int = 1) -> _Draws:
+    """Draw as training would, over indices in place of records."""
+    observer = _Draws()
+    loader = PrivateLoader(
+        Indices(replica.reading.count),
+        scheme,
+        steps_per_pass=steps,
+        stream=KeyStream.from_operating_system(),
+        batch_size=replica.mechanism.expected_batch_size,
+        batches=replica.reading.batches if scheme.takes_batches else None,
+        observer=observer,
+    )
+    for _ in range(passes):
+        for _item in loader:
+            pass
+    return observer
+
+
+class _Draws:
+    """Notes what a loader hands out."""
+
+    def __init__(self) -> None:
+        self.batches: list[PhysicalBatch] = []
+
+    @property
+    def passes(self) -> list[list[int]]:
+        """The records of each pass."""
+        found: dict[int, list[int]] = {}
+        for batch in self.batches:
+            found.setdefault(batch.pass_index, []).extend(batch.indices)
+        return list(found.values())
+
+    def before_draw(self) -> None:
+        """Nothing is required."""
+
+    def begin(self, batch: PhysicalBatch, item: object) -> None:
+        """Note an item."""
+        self.batches.append(batch)
+
+    def lost(self, batch: PhysicalBatch) -> None:
+        """Nothing is noted: its records were not handed out."""
+
+
+def _each_once(passes: Sequence[Sequence[int]], count: int) -> Check:
+    twice = sum(len(set(records)) < len(records) for records in passes)
+    return Check(
+        code="sampling-each-once",
+        part="sampling",
+        claim="every record takes part at most once in a pass over the data",
+        measured=f"{twice} of {len(passes)} passes hold a record twice",
+        passed=twice == 0,
+        sample_size=sum(map(len, passes)),
+        power="every case",
+    )
