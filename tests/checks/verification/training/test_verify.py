@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hushgrad
+import hushgrad.mechanism.gaussian
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.events.truncated_poisson import inclusion_rate
 from hushgrad.checks.verification.checks.sampling import _pair_rate
@@ -24,7 +25,7 @@ from hushgrad.checks.verification.training.copies import TrainingReplica
 from hushgrad.checks.verification.verdict import Verdict
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.mechanism import DPSGD
+from hushgrad.mechanism import DPSGD, GaussianNoise
 from hushgrad.sampling.disjoint import DisjointBatches
 from hushgrad.sampling.poisson import PoissonSampler, PoissonSampling
 from hushgrad.sampling.records import Cutting
@@ -135,11 +136,25 @@ def _parts(verdict: Verdict) -> set[str]:
 
 @pytest.mark.statistical
 def test_noise_one_percent_low_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    std = DPSGD.noise_std.fget  # type: ignore[attr-defined]
-    monkeypatch.setattr(DPSGD, "noise_std", property(lambda self: 0.99 * std(self)))
+    right = hushgrad.mechanism.gaussian.noisy_updates
+    monkeypatch.setattr(
+        hushgrad.mechanism.gaussian,
+        "noisy_updates",
+        lambda totals, *, noise_std, divisor, stream: right(
+            totals, noise_std=0.99 * noise_std, divisor=divisor, stream=stream
+        ),
+    )
     verdict = verified(resolution=0.01)
     assert not verdict.passed
     assert "noise" in _parts(verdict)
+
+
+@pytest.mark.statistical
+def test_noise_that_calls_itself_one_percent_lower_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs is what the noise says of itself, and it is charged as more."""
+    monkeypatch.setattr(GaussianNoise, "std", lambda self, sensitivity: 0.99 * self.noise_multiplier * sensitivity)
+    verdict = verified(resolution=0.01)
+    assert "ledger" in _parts(verdict)
 
 
 @pytest.mark.statistical
