@@ -64,4 +64,7 @@ def test_a_setup_that_is_none_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "setups.py").write_text(SETUP)
     result = CliRunner().invoke(main, ["verify", f"{tmp_path / 'setups.py'}:incomplete"])
     assert result.exit_code == 1
-    assert "must return (model, data loader, loss, engine or mechanism)" in result.output
+    assert (
+        "SETUP must return four values, got Linear. Return (model, data loader, loss, engine or mechanism)"
+        in result.output
+    )

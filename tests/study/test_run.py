@@ -8,6 +8,7 @@ import safetensors
 from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import DatasetError, InvalidArgumentError, MissingExtraError, TaskDataError
+from hushgrad.study.config_json import config_from_json
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.directory import RunDirectory
 from hushgrad.study.run import run
@@ -23,16 +24,18 @@ def strict(text):
     return json.loads(text, parse_constant=pytest.fail)
 
 
-def test_a_run_leaves_five_valid_files_that_agree(tmp_path):
+def test_a_run_leaves_six_valid_files_that_agree(tmp_path):
     finished = run(config(), tmp_path / "out")
     directory = finished.directory
     assert sorted(path.name for path in directory.path.iterdir()) == [
+        "config.json",
         "curves.png",
         "ledger.jsonl",
         "metrics.jsonl",
         "model.safetensors",
         "summary.json",
     ]
+    assert config_from_json(strict(directory.config.read_text())) == config()
     summary = strict(directory.summary.read_text())
     rows = [strict(line) for line in directory.metrics.read_text().splitlines()]
     ledger = read_ledger(directory.ledger)

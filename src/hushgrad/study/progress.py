@@ -166,6 +166,14 @@ def show_end(console: Console, finished: RunResult) -> None:
         say(f"  - {item}")
     directory = finished.directory
     say(f"Files in {directory.path}:")
-    for path in (directory.summary, directory.metrics, directory.curves, directory.model, directory.ledger):
+    files = (
+        directory.summary,
+        directory.metrics,
+        directory.curves,
+        directory.model,
+        directory.ledger,
+        directory.config,
+    )
+    for path in files:
         if path.exists():
             say(f"  {path.name}")
