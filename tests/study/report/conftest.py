@@ -1,15 +1,20 @@
-"""One small private run and one small sweep, made once; tests that alter files take copies."""
+"""Small private runs and one small sweep, made once; tests that alter files take copies."""
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hushgrad.study.configuration import Privacy, suggested_run
-from hushgrad.study.run import run
+from hushgrad.study.run import Reporter, run
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import Grid, Subject, make_plan
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tampering import private
 
 HOSTILE = "<script>document.title='hacked'</script>\"><img src=x onerror=alert(1)>"
 
@@ -53,3 +58,27 @@ def finished_sweep(tmp_path_factory):
 def sweep_folder(finished_sweep, tmp_path):
     """A copy of the sweep's folder."""
     return Path(shutil.copytree(finished_sweep, tmp_path / "sweep"))
+
+
+@pytest.fixture(scope="session")
+def left_behind(tmp_path_factory):
+    """The folder of a run of 8 steps as it was during step 6 (as SIGKILL would have left it), and at its end."""
+    base = tmp_path_factory.mktemp("contradictions")
+
+    def keep(step):
+        if step == 6:
+            shutil.copytree(base / "whole", base / "killed")
+
+    run(private(), base / "whole", Reporter(on_step=keep))
+    return base
+
+
+@pytest.fixture(scope="session")
+def of_another_run(tmp_path_factory):
+    """The ledger of another run with the same settings."""
+    return run(private(seed=1), tmp_path_factory.mktemp("contradictions") / "b").directory.ledger
+
+
+@pytest.fixture
+def folder(left_behind, tmp_path):
+    return shutil.copytree(left_behind / "whole", tmp_path / "run")

@@ -1,129 +1,31 @@
-"""Files of a run that contradict each other, and files that differ because a run was killed, goes on or continued."""
+"""Files of a run that contradict each other."""
 
 import json
 import re
 import shutil
-from dataclasses import replace
 
 import pytest
-import safetensors.torch
 from click.testing import CliRunner
+from tampering import (
+    as_written_by_an_older_version,
+    cut,
+    edit,
+    edit_metrics,
+    edit_model,
+    edit_values,
+    epsilon_of,
+    forge,
+    other_contract,
+    other_noise,
+)
 
-from hushgrad.accounting.events.poisson import PoissonSampled
-from hushgrad.accounting.ledger.ledger import Ledger
-from hushgrad.accounting.ledger.records import encode
-from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.cli.main import main
-from hushgrad.errors import HushgradError, InvalidArgumentError
-from hushgrad.study.configuration import Privacy, suggested_run
+from hushgrad.errors import HushgradError
 from hushgrad.study.report.comparison import contradictions
 from hushgrad.study.report.files import CARD, DATA, PAGE, write_report
 from hushgrad.study.report.run_facts import run_facts
-from hushgrad.study.run import Reporter, run
 
 ALARM = "FILES CONTRADICT EACH OTHER"
-
-
-def private(**changes):
-    noise = {"noise_multiplier": changes.pop("noise_multiplier", 3.0), "max_grad_norm": 1.0}
-    return replace(suggested_run("digits", privacy=Privacy(**noise)), **{"batch_size": 400, "epochs": 2, **changes})
-
-
-@pytest.fixture(scope="session")
-def left_behind(tmp_path_factory):
-    """The folder of a run of 8 steps as it was during step 6 (as SIGKILL would have left it), and at its end."""
-    base = tmp_path_factory.mktemp("contradictions")
-
-    def keep(step):
-        if step == 6:
-            shutil.copytree(base / "whole", base / "killed")
-
-    run(private(), base / "whole", Reporter(on_step=keep))
-    return base
-
-
-@pytest.fixture(scope="session")
-def of_another_run(tmp_path_factory):
-    """The ledger of another run with the same settings."""
-    return run(private(seed=1), tmp_path_factory.mktemp("contradictions") / "b").directory.ledger
-
-
-@pytest.fixture
-def folder(left_behind, tmp_path):
-    return shutil.copytree(left_behind / "whole", tmp_path / "run")
-
-
-def edit(folder, **changes):
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text())
-    summary |= {key: change(summary[key]) if callable(change) else change for key, change in changes.items()}
-    path.write_text(json.dumps({key: value for key, value in summary.items() if value is not ...}))
-
-
-def as_written_by_an_older_version(folder):
-    edit(folder, ledger=..., model_digest=...)
-    return folder
-
-
-def edit_metrics(folder, line, **changes):
-    path = folder / "metrics.jsonl"
-    rows = [json.loads(text) for text in path.read_text().splitlines()]
-    rows[line] |= {key: change(rows[line][key]) for key, change in changes.items()}
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def edit_model(folder, **words):
-    path = folder / "model.safetensors"
-    with safetensors.safe_open(path, "pt") as opened:
-        words = opened.metadata() | words
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    safetensors.torch.save_file(tensors, path, metadata=words)
-
-
-def edit_values(folder):
-    path = folder / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-
-
-def cut(folder, *, charges=0):
-    """Cut the ledger's last record, or all from the last `charges` charges on."""
-    path = folder / "ledger.jsonl"
-    lines = path.read_text().splitlines(keepends=True)
-    last = len(lines) - 1
-    while charges:
-        charges -= '"kind":"charge"' in lines[last]
-        last -= bool(charges)
-    path.write_text("".join(lines[:last]))
-
-
-def forge(folder, change):
-    """Write the ledger anew with other contents and right hashes."""
-    path = folder / "ledger.jsonl"
-    previous, lines = "0" * 64, []
-    for text in path.read_text().splitlines():
-        record = change(json.loads(text))
-        kind, seq = record.pop("kind"), record.pop("seq")
-        body = {key: value for key, value in record.items() if key not in ("previous", "hash")}
-        line, previous = encode(kind, seq, previous, body)
-        lines.append(line)
-    path.write_bytes(b"".join(lines))
-
-
-def other_noise(record):
-    return record | {"event": record["event"] | {"noise_multiplier": 9.0}} if record["kind"] == "charge" else record
-
-
-def other_contract(**changes):
-    def change(record):
-        return record | {"contract": record["contract"] | changes} if record["kind"] == "header" else record
-
-    return change
-
-
-def epsilon_of(folder):
-    return json.loads((folder / "summary.json").read_text())["epsilon"]
 
 
 TAMPERED = {
@@ -209,6 +111,8 @@ TAMPERED = {
         "ε", "summary.json", "ledger.jsonl",
     ),
 }  # fmt: skip
+
+
 WITHOUT_A_HASH = {
     "a ledger without its last note",
     "another statement",
@@ -280,35 +184,6 @@ def test_page_json_card_and_terminal_begin_with_the_contradiction_and_never_show
     assert "the files agree: steps in summary.json and in the ledger" in checked.output
 
 
-def test_untouched_files_are_reported_without_alarm(folder, tmp_path):
-    for made in (folder, as_written_by_an_older_version(folder)):
-        result = CliRunner().invoke(main, ["report", str(made), "--out", str(tmp_path / "out")])
-        assert result.exit_code == 0, result.output
-        assert result.stderr == ""
-        assert ALARM not in (tmp_path / "out" / PAGE).read_text()
-        assert json.loads((tmp_path / "out" / DATA).read_text())["contradictions"] == []
-        assert run_facts(made)["notices"] == []
-
-
-@pytest.mark.parametrize("is_of_today", [True, False], ids=["hash", "older version"])
-def test_a_run_that_was_killed_after_its_summary_shows_what_the_ledger_holds_and_no_alarm(
-    left_behind, tmp_path, is_of_today
-):
-    folder = shutil.copytree(left_behind / "killed", tmp_path / "killed")
-    if not is_of_today:
-        as_written_by_an_older_version(folder)
-    facts = run_facts(folder)
-    assert contradictions(facts) == ()
-    assert facts["steps"]["executed"] == 6
-    assert facts["privacy"]["epsilon"] > epsilon_of(folder)
-    assert facts["privacy"]["private"]
-    assert "2 steps more than the 4" in facts["notices"][0]
-    result = CliRunner().invoke(main, ["report", str(folder)])
-    assert result.exit_code == 0
-    assert '<p class="notice">ledger.jsonl holds 2 steps more' in (folder / PAGE).read_text()
-    assert CliRunner().invoke(main, ["report", "--check", str(folder)]).exit_code == 0
-
-
 @pytest.mark.parametrize(
     "tamper",
     [
@@ -323,82 +198,6 @@ def test_a_killed_run_whose_files_were_changed_raises_the_alarm(left_behind, tmp
     folder = shutil.copytree(left_behind / "killed", tmp_path / "killed")
     tamper(folder)
     assert contradictions(run_facts(folder))
-
-
-def test_a_ledger_that_was_continued_after_the_run_ended_is_told_and_no_alarm(folder):
-    view = read_ledger(folder / "ledger.jsonl")
-    with Ledger(folder / "ledger.jsonl", contract=view.contract) as ledger:
-        ledger.charge(PoissonSampled(view.events[0][0].sampling_rate, 1.0), 5)
-    facts = run_facts(folder)
-    assert contradictions(facts) == ()
-    assert "5 steps more than the 8" in facts["notices"][0]
-    assert facts["privacy"]["epsilon"] > epsilon_of(folder)
-    edit(folder, ledger=...)  # without the hash nobody can tell a continued ledger from an edited summary
-    assert contradictions(run_facts(folder))
-
-
-def test_a_model_that_is_older_than_its_summary_is_told_and_no_alarm(left_behind, folder):
-    shutil.copy(left_behind / "killed" / "model.safetensors", folder / "model.safetensors")
-    facts = run_facts(folder)
-    assert contradictions(facts) == ()
-    assert facts["notices"] == ["model.safetensors is of step 4, older than the 8 steps that summary.json describes"]
-
-
-def test_a_model_that_is_missing_is_told_and_no_alarm(left_behind, folder):
-    (folder / "model.safetensors").unlink()
-    facts = run_facts(folder)
-    assert contradictions(facts) == ()
-    assert facts["notices"] == [
-        "model.safetensors is missing, though summary.json says that the run has ended: it was removed or moved"
-    ]
-    killed = shutil.copytree(left_behind / "killed", folder / "killed")
-    (killed / "model.safetensors").unlink()
-    assert all("model" not in notice for notice in run_facts(killed)["notices"])
-
-
-@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
-def test_a_last_line_of_the_metrics_that_a_crash_cut_off_is_told_and_the_others_are_read(folder, share):
-    path = folder / "metrics.jsonl"
-    whole = run_facts(folder)
-    line = path.read_bytes().splitlines(keepends=True)[-1]
-    with path.open("ab") as stream:
-        stream.write(line[: max(1, int(share * len(line)) - 1)])
-    facts = run_facts(folder)
-    assert contradictions(facts) == ()
-    assert facts["curves"] == whole["curves"]
-    assert facts["notices"] == [
-        "the last line of metrics.jsonl was cut off while it was written; what stands before it is whole"
-    ]
-    with path.open("ab") as stream:
-        stream.write(b"\n")
-    with pytest.raises(InvalidArgumentError, match="is damaged"):
-        run_facts(folder)
-
-
-@pytest.mark.parametrize("key", ["adjacency", "private", "sampling", "accountant", "taken_on_trust", "model_digest"])
-def test_a_summary_of_an_older_version_that_does_not_say_something_is_readable(folder, key):
-    edit(folder, **{key: ...}, versions=lambda versions: versions | {"hushgrad": "0.0.1"})
-    assert contradictions(run_facts(folder)) == ()
-
-
-def test_a_model_that_was_saved_again_with_the_same_values_and_words_is_the_same(folder):
-    for _ in range(5):  # the words of a header stand in any order
-        edit_model(folder)
-        assert contradictions(run_facts(folder)) == ()
-
-
-@pytest.mark.parametrize("name", ["never examined", "discarded batches", "closed session"])
-def test_a_condition_that_only_a_session_knows_is_no_contradiction(folder, name):
-    edit(folder, taken_on_trust=lambda names: [*names, name])
-    assert contradictions(run_facts(folder)) == ()
-
-
-def test_without_a_summary_the_error_says_what_was_spent(folder):
-    (folder / "summary.json").unlink()
-    with pytest.raises(
-        InvalidArgumentError, match=r"summary.json: the file is missing, and ledger.jsonl holds 8 steps, ε = 1\."
-    ):
-        run_facts(folder)
 
 
 def test_an_earlier_report_that_saw_more_than_the_files_hold_raises_the_alarm_until_they_hold_it_again(
@@ -419,45 +218,6 @@ def test_an_earlier_report_that_saw_more_than_the_files_hold_raises_the_alarm_un
     for file in files:
         shutil.copy(left_behind / "whole" / file, folder / file)
     assert write_report(folder, folder)["contradictions"] == []
-
-
-def test_reports_of_a_run_that_goes_on_and_of_two_runs_in_one_place_raise_no_alarm(left_behind, folder, tmp_path):
-    assert write_report(left_behind / "whole", tmp_path / "out")["contradictions"] == []
-    other = tmp_path / "out"
-    for file in ("ledger.jsonl", "summary.json", "metrics.jsonl", "model.safetensors"):
-        shutil.copy(left_behind / "killed" / file, folder / file)
-    assert write_report(folder, folder)["contradictions"] == []
-    for file in ("ledger.jsonl", "summary.json", "metrics.jsonl", "model.safetensors"):
-        shutil.copy(left_behind / "whole" / file, folder / file)
-    assert write_report(folder, folder)["contradictions"] == []
-    forge(folder, lambda record: record | {"run": "another"} if record["kind"] == "header" else record)
-    edit(folder, ledger=...)
-    assert write_report(folder, other)["contradictions"] == []
-
-
-def test_conditions_that_only_the_run_knew_stay_beside_the_statement(folder):
-    edit(folder, guarantee=lambda text: f"{text} 2 logical batches were discarded.")
-    edit_model(folder, guarantee=json.loads((folder / "summary.json").read_text())["guarantee"])
-    facts = run_facts(folder)
-    assert contradictions(facts) == ()
-    assert facts["privacy"]["beyond_ledger"] == "2 logical batches were discarded."
-    write_report(folder, folder)
-    assert "<p>2 logical batches were discarded.</p>" in (folder / PAGE).read_text()
-
-
-@pytest.mark.parametrize("line", ["{", "[]", '{"step": 1}', '{"step": "1", "test_accuracy": 1, "epsilon": 1}', "\xff"])
-def test_a_line_of_the_metrics_that_is_no_measurement_is_refused(folder, line):
-    with (folder / "metrics.jsonl").open("ab") as stream:
-        stream.write(line.encode("latin-1") + b"\n")
-    with pytest.raises(InvalidArgumentError, match=r"line \d+ of a run's metrics.jsonl: the line is damaged"):
-        run_facts(folder)
-
-
-@pytest.mark.parametrize("end", [1, [], {"records": "8", "hash": "a"}, {"records": 8}])
-def test_what_cannot_be_the_end_of_a_ledger_is_refused(folder, end):
-    edit(folder, ledger=end)
-    with pytest.raises(InvalidArgumentError, match=r"summary\.json: the file is damaged"):
-        run_facts(folder)
 
 
 def runs_folder(sweep_folder, aim):
