@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from hushgrad import DPSGD, FlatClipping, Mechanism, PoissonSampling, Session, privatize
+from hushgrad.accounting import accountants as table
 from hushgrad.gradients.oracle import clipped_sum_of, one_at_a_time
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
@@ -25,9 +26,9 @@ def names_of(section: str) -> dict[str, Any]:
     (text,) = re.findall(
         rf"^## {section}\n(.*?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
     )
-    (source,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {"__name__": "extending"}
-    exec(source, names)
+    for source in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(source, names)
     return names
 
 
@@ -97,4 +98,24 @@ def test_the_monitor_of_the_page_watches() -> None:
     optimizer.step()
     assert monitor.report()["steps"] == 1
     assert 0.1 < monitor.report()["largest"] < 10
+    session.close()
+
+
+def test_the_accountant_of_the_page_bounds_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "_KNOWN", dict(table._KNOWN))
+    monkeypatch.setattr(table, "ACCOUNTANTS", table._KNOWN)
+    names_of("An accountant")
+    mechanism = DPSGD(noise_multiplier=1.1, sampling=PoissonSampling(0.1), steps=10, **REST)
+    assert mechanism.epsilon(1e-5) < mechanism.epsilon(1e-5, "zcdp") < 20
+
+
+def test_the_adapter_of_the_page_trains() -> None:
+    fit = names_of("A framework adapter")["fit"]
+    model = nn.Linear(8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    session = privatize(model, optimizer, DPSGD(noise_multiplier=1, sampling=PoissonSampling(0.1), **REST))
+    data = TensorDataset(torch.randn(40, 8), torch.randn(40, 2))
+    loader = session.batches(data, max_physical_batch_size=2)
+    fit(session, model, optimizer, loader, lambda outputs, y: (outputs - y).square().mean(1))
+    assert session.steps == len(loader) == 10
     session.close()
