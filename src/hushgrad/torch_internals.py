@@ -39,6 +39,12 @@ __all__ = [
 version: Callable[[Tensor], int] = attrgetter("_version")
 """How often a tensor's memory was written to: tells of a change in place. Writes to `.data` don't count."""
 
+
+def versions_of(tensors: Iterable[Tensor]) -> list[int]:
+    """Return the version of each tensor. Asked for all parameters in each step."""
+    return [tensor._version for tensor in tensors]
+
+
 base_of: Callable[[Tensor], Tensor | None] = attrgetter("_base")
 """The tensor that a view was taken of, through all views between; None for a tensor that is no view."""
 
@@ -82,21 +88,39 @@ CONTAINERS = ("_modules", "_parameters", "_buffers")
 forward_pre_hooks_of: Callable[[nn.Module], Mapping[int, Any]] = attrgetter("_forward_pre_hooks")
 """A module's forward pre-hooks: by them a model is known that belongs to a session."""
 
-_hooks_of_module: Callable[[nn.Module], tuple[Mapping[int, Any], ...]] = attrgetter(
-    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-)
-
 
 def hook_counts(modules: Iterable[nn.Module]) -> tuple[int, ...]:
     """Return how many hooks each module has that run in its forward or backward. Asked for all modules in each item."""
     return tuple(
-        [len(one) + len(two) + len(three) + len(four) for one, two, three, four in map(_hooks_of_module, modules)]
+        [
+            len(part._forward_hooks)
+            + len(part._forward_pre_hooks)
+            + len(part._backward_hooks)
+            + len(part._backward_pre_hooks)
+            for part in modules
+        ]
     )
 
 
 def has_gradient_hooks(tensor: Tensor) -> bool:
     """Return whether a tensor has hooks that see or change its gradient; torch keeps None where it has none."""
     return bool(tensor._backward_hooks) or bool(tensor._post_accumulate_grad_hooks)
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Return all modules of a model, each once, in any order. Runs in every step, unlike torch's own `modules()`."""
+    found, waiting = {id(model): model}, [model]
+    while waiting:
+        for module in waiting.pop()._modules.values():
+            if module is not None and id(module) not in found:
+                found[id(module)] = module
+                waiting.append(module)
+    return list(found.values())
+
+
+def own_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Return the parameters that some modules hold themselves; one that two hold stands there twice."""
+    return [value for module in modules for value in module._parameters.values() if value is not None]
 
 
 MODULE_CALL_FILE = nn.Module._call_impl.__code__.co_filename
@@ -227,14 +251,3 @@ def shape_of_output(node: Any, index: int) -> tuple[int, ...]:
 def function_of(node: Any) -> type | None:
     """Return the class of a custom autograd function whose backward a node is; None for a node of torch's own."""
     return vars(type(node)).get("_forward_cls")  # type: ignore[no-any-return]
-
-
-def modules_of(model: nn.Module) -> list[nn.Module]:
-    """Return all modules of a model, each once, in any order. Runs in every step, unlike torch's own `modules()`."""
-    found, waiting = {id(model): model}, [model]
-    while waiting:
-        for module in children_of(waiting.pop()).values():
-            if module is not None and id(module) not in found:
-                found[id(module)] = module
-                waiting.append(module)
-    return list(found.values())

@@ -6,7 +6,7 @@ train() would mix examples. Neither is visible from the sums.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from hushgrad.errors import ContractChangedError, StrayGradientError, UnsupportedOptimizerError
 from hushgrad.guards.compatibility import require_separate_examples
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.torch_internals import modules_of, parameters_of, version
+from hushgrad.torch_internals import modules_of, own_parameters, version, versions_of
 
 
 class SetupInvariants:
@@ -39,7 +39,7 @@ class SetupInvariants:
         Raises:
             ContractChangedError: parameters became trainable, were replaced, are all frozen, or entered the optimizer.
         """
-        self._require_same_parameters(_parameters(modules_of(self._model)))
+        self._require_same_parameters(own_parameters(modules_of(self._model)))
 
     def require_no_surprises(self) -> None:
         """Refuse to end a physical batch where anything happened that the clipped sums do not show.
@@ -51,7 +51,7 @@ class SetupInvariants:
             StrayGradientError: something wrote a gradient that was not clipped and noised.
         """
         modules = modules_of(self._model)
-        parameters = _parameters(modules)
+        parameters = own_parameters(modules)
         self._require_same_parameters(parameters)
         require_separate_examples(self._model, modules)
         if "grad_scale" in vars(self._optimizer):
@@ -142,10 +142,10 @@ class SetupInvariants:
             )
 
     def _trained(self) -> list[nn.Parameter]:
-        return [parameter for parameter in _parameters(modules_of(self._model)) if id(parameter) in self._trainable]
+        return [parameter for parameter in own_parameters(modules_of(self._model)) if id(parameter) in self._trainable]
 
     def _parameter_versions(self) -> list[int]:
-        return [version(parameter) for parameter in _parameters(modules_of(self._model))]
+        return versions_of(own_parameters(modules_of(self._model)))
 
     def _group_values(self) -> list[dict[str, Any]]:
         return [
@@ -172,10 +172,6 @@ class SetupInvariants:
 def _sample(parameter: Tensor) -> Tensor:
     """Some values of a parameter: an optimizer that writes to `parameter.data` leaves no mark but these."""
     return parameter.detach().reshape(-1)[:64].clone()
-
-
-def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    return [value for module in modules for value in parameters_of(module).values() if value is not None]
 
 
 def _updated(optimizer: Optimizer) -> list[Tensor]:

@@ -15,7 +15,7 @@ A worked example, with B = 2 examples of T = 3 positions, as in GPT-2's attentio
     _.split(8, 2)[0]             [2, 3, 8]        axis 0   a view, told by strides (`rules.viewed`)
     _.view(2, 3, 4, 2).transpose(1, 2)            axis 0   heads of attention, [2, 4, 3, 2]
     _.permute(2, 0, 1, 3)        [3, 2, 4, 2]     axis 1   the axis moves with the dimension
-    _.reshape(6, 8)              [6, 8]           owners   rows are ordered t·B + b, no two blocks: see `row_owners.py`
+    _.reshape(6, 8)              [6, 8]           owners   rows are ordered t·B + b, no two blocks: see `segment_ids.py`
     _ - _.mean(0)                [6, 8]           None     each row depends on all others; a use of a parameter on it
                                                            is refused, by the name of `mean` and its line
 
@@ -37,8 +37,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from hushgrad.capture.axes.row_owners import BatchLocation, SegmentIds, follow_rows, packed_owners
 from hushgrad.capture.axes.rules import Axis, OperatorCall, changes_in_place, main_argument
+from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, follow_rows, packed_owners
 from hushgrad.capture.axes.table import AXIS_RULES, CONSTANTS
 from hushgrad.capture.source_line import calling_forward
 from hushgrad.errors import PrivacyUnitError

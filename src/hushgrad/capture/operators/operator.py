@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture.axes.batch_axes import BatchAxes
-from hushgrad.capture.axes.row_owners import BatchLocation
+from hushgrad.capture.axes.segment_ids import BatchLocation
 from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError, UncoveredParameterUseError
@@ -78,7 +78,9 @@ class ForwardContext:
                 cure="Give the model one row for each example, with the batch on the first axis of its inputs",
             )
 
-    def record(self, where: str, locations: Sequence[BatchLocation], uses: Callable[[], Recorded]) -> None:
+    def record(
+        self, where: str, locations: Sequence[BatchLocation], uses: Callable[..., Recorded], *arguments: Any
+    ) -> None:
         """Record the uses of one captured call, from inside its backward. Every autograd function of ours does it here.
 
         Nothing is recorded in a backward that only asks for gradients by some inputs (`autograd.grad`).
@@ -87,6 +89,7 @@ class ForwardContext:
             where: what the call is called in messages.
             locations: where the batch lies in the outputs whose gradients came.
             uses: makes the contributions, to parameters or to tensors derived from some.
+            arguments: what `uses` is called with.
 
         Raises:
             PrivacyUnitError: the examples cannot be told apart, or are others than those of the physical batch.
@@ -94,7 +97,7 @@ class ForwardContext:
         if not self.anchor.is_accumulating():
             return
         self.check_batch(where, locations)
-        for leaf, contribution in uses():
+        for leaf, contribution in uses(*arguments):
             for name, part in leaf.to_parameters(contribution):
                 self.pool.add(name, part)
 
@@ -184,7 +187,7 @@ class _Captured(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         operator, context = ctx.operator, ctx.context
         saved = ctx.saved_tensors
-        context.record(operator.name, [operator.axis], lambda: operator.record(context.pool, saved, gradient))
+        context.record(operator.name, [operator.axis], operator.record, context.pool, saved, gradient)
         return (None, None, None, *operator.input_gradients(saved, gradient, ctx.needs_input_grad[3:]))
 
 
