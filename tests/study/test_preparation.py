@@ -123,7 +123,7 @@ def test_a_counted_vocabulary_needs_an_epsilon_and_no_other_takes_one(kind, own)
 
 @pytest.mark.parametrize("own", [0.0, -1.0, float("nan"), float("inf")])
 def test_an_epsilon_of_the_vocabulary_must_be_a_number_above_zero(own):
-    with pytest.raises(InvalidArgumentError, match="vocabulary_epsilon must be"):
+    with pytest.raises(InvalidArgumentError, match="vocabulary_epsilon: must be"):
         TaskOptions(vocabulary="counted", vocabulary_epsilon=own)
 
 
