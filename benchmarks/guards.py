@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from hushgrad.session.protocol import DeclaredLoop, ObservedLoop
 
 from benchmarks.contestants import hushgrad_session, ordinary
 from benchmarks.runner import Runner
@@ -25,7 +26,6 @@ from benchmarks.workloads import WORKLOADS, Workload
 from hushgrad.capture.scope import Scope
 from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.setup_invariants import SetupInvariants
-from hushgrad.session.protocol import DeclaredLoop, ObservedLoop
 from hushgrad.session.session import Session
 
 GUARDS: tuple[tuple[type[Any], str], ...] = (

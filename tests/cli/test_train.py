@@ -169,10 +169,10 @@ def test_tensorboard_shows_every_metric_in_the_group_that_says_whether_epsilon_c
         ("--noise-multiplier 1 --physical-batch-size 0", "DP101 max_physical_batch_size: must be >= 1"),
         ("--noise-multiplier 1 --epochs 0", "DP101 epochs: must be >= 1"),
         ("--noise-multiplier 1 --lr -1", "DP101 learning_rate: must be > 0"),
-        ("--noise-multiplier 1 --momentum 1", "DP101 momentum must be in [0, 1)"),
+        ("--noise-multiplier 1 --momentum 1", "DP101 momentum: must be in [0, 1)"),
         ("--noise-multiplier 1 --seed -1", "DP101 seed: must be >= 0"),
         ("--noise-multiplier 1 --augmentations -1", "DP101 augmentations: must be >= 0"),
-        ("--noise-multiplier 1 --average 1", "DP101 average_decay must be in [0, 1)"),
+        ("--noise-multiplier 1 --average 1", "DP101 average_decay: must be in [0, 1)"),
         (
             "--noise-multiplier 1 --hidden many",
             "DP101 hidden_sizes is written N,N,…, got 'many'. Give whole numbers, such as 64,32, or none",

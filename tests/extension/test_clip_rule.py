@@ -161,9 +161,9 @@ def test_make_private_takes_a_rule_and_no_other_clip_norm(tmp_path: Path) -> Non
     engine_of(tmp_path / "same", max_grad_norm=C)
     with pytest.raises(InvalidArgumentError, match=r"max_grad_norm is 1, and the clip rule PerLayer.*Leave max_grad"):
         engine_of(tmp_path / "other", max_grad_norm=1.0)
-    with pytest.raises(InvalidArgumentError, match="max_grad_norm must be a real number, got NoneType"):
+    with pytest.raises(InvalidArgumentError, match="max_grad_norm: must be a real number, got NoneType"):
         engine_of(tmp_path / "none", clipping="flat")
-    with pytest.raises(InvalidArgumentError, match="clipping must be one of 'flat', got 'per-layer'"):
+    with pytest.raises(InvalidArgumentError, match="clipping: must be one of 'flat', got 'per-layer'"):
         engine_of(tmp_path / "text", clipping="per-layer", max_grad_norm=1.0)
     with pytest.raises(InvalidArgumentError, match="must be a clip rule"):
         engine_of(tmp_path / "number", clipping=1.0, max_grad_norm=1.0)
@@ -200,7 +200,7 @@ def test_the_guarantee_names_a_third_partys_rule(tmp_path: Path) -> None:
     engine = engine_of(tmp_path / "ledger")
     for conditions in (engine.guarantee(1e-5).conditions, read_ledger(tmp_path / "ledger").conditions):
         (told,) = [condition for condition in conditions if condition.name == "third-party clip rule"]
-        assert "the clip rule was PerLayer, which is not hushgrad's" in told.sentence
+        assert "the clip rule was tests.extension.test_clip_rule.PerLayer, which is not hushgrad's" in told.sentence
     flat = engine_of(tmp_path / "flat", "flat", max_grad_norm=1.0)
     assert "third-party" not in str(flat.guarantee(1e-5))
 

@@ -71,7 +71,7 @@ def test_what_is_no_noise_and_what_is_no_event_are_refused() -> None:
         Mechanism(noise=1.0, sampling=POISSON, **REST)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="must be an Event, got NoneType"):
         Mechanism(noise=NoEvent(), sampling=POISSON, **REST)
-    with pytest.raises(InvalidArgumentError, match="noise_multiplier must be >= 0"):
+    with pytest.raises(InvalidArgumentError, match="noise_multiplier: must be >= 0"):
         Mechanism(noise=NoEvent(-1.0), sampling=POISSON, **REST)
     assert require_noise(GaussianNoise(1)) == GaussianNoise(1.0)
 

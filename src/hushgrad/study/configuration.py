@@ -33,7 +33,9 @@ def _widths(given: str) -> tuple[int, ...]:
 
 def _check_widths(name: str, value: Any) -> None:
     if not isinstance(value, tuple):
-        raise InvalidArgumentError(f"{name} must be whole numbers, such as (64, 32), got {type(value).__name__}")
+        raise InvalidArgumentError(
+            f"must be whole numbers, got {type(value).__name__}", where=name, cure="Pass a tuple, such as (64, 32)"
+        )
     for width in value:
         whole_number(f"each width of {name}", width, minimum=1)
 

@@ -43,17 +43,25 @@ def values_from_file(file: Path) -> dict[str, Any]:
             f"the file of settings cannot be read ({error.strerror})", where=printable(str(file)), cure="Check the path"
         ) from error
     if len(content) > MOST_BYTES:
-        raise InvalidArgumentError(f"a file of settings must hold at most {MOST_BYTES} bytes", where="--config")
+        raise InvalidArgumentError(
+            f"a file of settings must hold at most {MOST_BYTES} bytes",
+            where="--config",
+            cure="Check that this is the right file",
+        )
     try:
         read = from_json if file.suffix == ".json" else tomllib.loads
         found = read(content.decode("utf-8"))
     except ValueError as error:
         language = "JSON" if file.suffix == ".json" else "TOML"
         raise InvalidArgumentError(
-            f"the file is not valid {language} ({printable(str(error))})", where=printable(str(file))
+            f"the file is not valid {language} ({printable(str(error))})",
+            where=printable(str(file)),
+            cure="Repair that line",
         ) from error
     if not isinstance(found, dict):
-        raise InvalidArgumentError("a file of settings must hold names and values", where=printable(str(file)))
+        raise InvalidArgumentError(
+            "a file of settings must hold names and values", where=printable(str(file)), cure="Write name = value"
+        )
     return _flat(found, printable(str(file)))
 
 
@@ -125,7 +133,9 @@ def _flat(found: Mapping[str, Any], where: str) -> dict[str, Any]:
             _require_once(values, value, where)
             values |= value
         elif value is not None:
-            raise InvalidArgumentError(f"{name} must be a table, got {type(value).__name__}", where=where)
+            raise InvalidArgumentError(
+                f"{name} must be a table, got {type(value).__name__}", where=where, cure=f"Write it as [{name}]"
+            )
     require_known(values, where)
     values = {name: frozen(value) for name, value in values.items()}
     if isinstance(values.get("data"), str):

@@ -160,7 +160,7 @@ def several(kind: Kind) -> Kind:
 
     def check(name: str, value: Any) -> None:
         if not isinstance(value, tuple):
-            raise InvalidArgumentError(f"{name} must be a list, got {type(value).__name__}")
+            raise InvalidArgumentError(f"must be a list, got {type(value).__name__}", where=name, cure="Pass a tuple")
         for item in value:
             kind.check(name, item)
 
@@ -176,20 +176,26 @@ def fraction(name: str, value: Any) -> float:
     """Check a number in [0, 1)."""
     found = real_number(name, value)
     if not 0 <= found < 1:
-        raise InvalidArgumentError(f"{name} must be in [0, 1), got {found}")
+        raise InvalidArgumentError(
+            f"must be in [0, 1), got {found}", where=name, cure="Pass a number from 0 up to, but not, 1"
+        )
     return found
 
 
 def _text(name: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise InvalidArgumentError(f"{name} must be text, got {type(value).__name__}")
+        raise InvalidArgumentError(f"must be text, got {type(value).__name__}", where=name, cure="Pass text")
 
 
 def _path(name: str, value: Any) -> None:
     if not isinstance(value, Path):
-        raise InvalidArgumentError(f"{name} must be a path, got {type(value).__name__}")
+        raise InvalidArgumentError(
+            f"must be a path, got {type(value).__name__}", where=name, cure="Pass a pathlib.Path"
+        )
 
 
 def _names(name: str, value: Any) -> None:
     if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
-        raise InvalidArgumentError(f"{name} must be names, such as ('a', 'b'), got {type(value).__name__}")
+        raise InvalidArgumentError(
+            f"must be names, got {type(value).__name__}", where=name, cure="Pass a tuple of text, such as ('a', 'b')"
+        )

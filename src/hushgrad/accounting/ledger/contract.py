@@ -54,7 +54,11 @@ class Contract:
             object.__setattr__(self, "population", count_of("population", self.population, minimum=1))
         for name, text in (("clipping", self.clipping), ("unit", self.unit)):
             if not ((text is None and name == "clipping") or (isinstance(text, str) and text and text.isprintable())):
-                raise InvalidArgumentError(f"{name} must be one printable line of text, got {type(text).__name__}")
+                raise InvalidArgumentError(
+                    f"must be one printable line of text, got {type(text).__name__}",
+                    where=name,
+                    cure="Pass one line without control characters",
+                )
 
     @property
     def noise_is_secret(self) -> bool:

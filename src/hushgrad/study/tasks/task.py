@@ -53,12 +53,24 @@ def _bounds_from(given: str) -> tuple[str, float, float]:
 
 def _check_bounds(name: str, value: Any) -> None:
     if not isinstance(value, tuple) or not all(isinstance(item, tuple) and len(item) == 3 for item in value):
-        raise InvalidArgumentError(f"{name} must be triples of a column, its lower and its upper bound")
+        raise InvalidArgumentError(
+            f"must be triples of a column, its lower and its upper bound, got {type(value).__name__}",
+            where=name,
+            cure="Pass such as (('age', 0, 120),)",
+        )
     for column, low, high in value:
         if not isinstance(column, str):
-            raise InvalidArgumentError(f"{name} must begin with a column's name, got {type(column).__name__}")
+            raise InvalidArgumentError(
+                f"must begin with a column's name, got {type(column).__name__}",
+                where=name,
+                cure="Pass the name as text",
+            )
         if not real_number("the lower bound", low) < real_number("the upper bound", high):
-            raise InvalidArgumentError(f"the bounds of {printable(column)!r} must be LOW < HIGH, got {low} and {high}")
+            raise InvalidArgumentError(
+                f"bounds must be LOW < HIGH, got {low} and {high}",
+                where=f"column {printable(column)!r}",
+                cure="Give the smaller bound first",
+            )
 
 
 BOUNDS = Kind(
