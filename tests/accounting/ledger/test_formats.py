@@ -85,7 +85,7 @@ def test_a_contract_with_the_fields_of_another_format_is_refused(
     said = {name: value for name, value in asdict(FLAT).items() if name not in left_out}
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(encode("header", 0, NO_HASH, {"format": format_, "run": "x", "contract": said})[0])
-    with pytest.raises(LedgerError, match="record 0 of the ledger cannot be understood"):
+    with pytest.raises(LedgerError, match="record 0 of the ledger: it cannot be understood"):
         read_ledger(path)
 
 
