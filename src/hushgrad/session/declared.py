@@ -20,7 +20,7 @@ _NEEDS_A_LOADER = "Make a loader with session.batches(dataset) or session.batche
 class DeclaredLoop(Loop):
     """Physical batches that are disjoint parts of a logical batch; `optimizer.step()` ends it."""
 
-    item = None
+    item = latest = None
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts

@@ -19,6 +19,11 @@ class Loop(ABC):
 
     @property
     @abstractmethod
+    def latest(self) -> PhysicalBatch | None:
+        """The item in work, or the last one of a logical batch that waits for its step."""
+
+    @property
+    @abstractmethod
     def is_open(self) -> bool:
         """Whether a logical batch was begun that has not ended."""
 

@@ -39,6 +39,11 @@ class ObservedLoop(Loop):
         return self._order.item
 
     @property
+    def latest(self) -> PhysicalBatch | None:
+        """The item in work, or the last one of a logical batch that waits for its step."""
+        return self._order.item or self._order.complete
+
+    @property
     def is_open(self) -> bool:
         """Whether a logical batch was begun and has not ended."""
         return self._order.is_open

@@ -276,8 +276,8 @@ class Session:
 
     @property
     def current_batch(self) -> PhysicalBatch | None:
-        """The loader item that is being worked on, if any."""
-        return self._loop.item
+        """The loader item that is being worked on, if any; once it has ended, the last one until the step."""
+        return self._loop.latest
 
     # What was spent --------------------------------------------------------------------------------------------------
 

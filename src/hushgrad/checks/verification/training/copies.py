@@ -37,6 +37,10 @@ from hushgrad.session.session import Session
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 TrainingLoop = Callable[[nn.Module, Optimizer, Any, PerExampleLoss], None]
+"""One pass of training: `(model, optimizer, loader, criterion)`."""
+
+SessionLoop = Callable[[Session, nn.Module, Optimizer, PrivateLoader, PerExampleLoss], None]
+"""One pass of a loop that works with the session itself: `(session, model, optimizer, loader, criterion)`."""
 
 
 def ordinary_loop(model: nn.Module, optimizer: Optimizer, loader: Any, criterion: PerExampleLoss) -> None:
@@ -50,6 +54,11 @@ def ordinary_loop(model: nn.Module, optimizer: Optimizer, loader: Any, criterion
 
 def _to(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
+
+
+def without_session(loop: TrainingLoop) -> SessionLoop:
+    """Return a training loop as one that is given the session, and does not use it."""
+    return lambda session, *rest: loop(*rest)
 
 
 class _Enough(BaseException):
@@ -154,7 +163,7 @@ class TrainingReplica:
 
     def train(
         self,
-        loop: TrainingLoop,
+        loop: SessionLoop,
         *,
         seed: int | None,
         updates: int,
@@ -176,7 +185,7 @@ class TrainingReplica:
                 try:
                     while recorder.updates < updates:
                         before = recorder.updates
-                        loop(running.model, running.optimizer, private, running.per_example())
+                        loop(running.session, running.model, running.optimizer, private, running.per_example())
                         if recorder.updates == before:
                             break
                 except _Enough:
