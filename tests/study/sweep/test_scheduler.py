@@ -85,7 +85,8 @@ def test_the_workers_of_a_killed_sweep_end_with_it(own):
         "def say(*arguments):\n"
         "    process = start(*arguments); print(process.pid, flush=True); return process\n"
         "scheduler._start = say\n"
-        "folder = SweepFolder.existing(Path('out')); scheduler.run_sweep(folder.plan(), folder, scheduler.CoreBudget(1))\n"
+        "folder = SweepFolder.existing(Path('out'))\n"
+        "scheduler.run_sweep(folder.plan(), folder, scheduler.CoreBudget(1))\n"
     )
     process = subprocess.Popen([PYTHON, "-c", script], stdout=subprocess.PIPE, text=True)
     worker = int(process.stdout.readline())
