@@ -154,6 +154,11 @@ class PrivateLoader:
             observer=observer,
         )
 
+    @property
+    def population(self) -> int:
+        """N, the number of records of the dataset, by its use declared public."""
+        return self._count
+
     def __len__(self) -> int:
         return self._steps_per_pass
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from hushgrad.errors import LossShapeError
 from hushgrad.sampling.records import PhysicalBatch
 
 
@@ -53,3 +54,18 @@ class Loop(ABC):
     @abstractmethod
     def close(self) -> None:
         """The session ends: refuse backwards through what was run."""
+
+
+def require_losses(losses: Tensor) -> Tensor:
+    """Return losses of shape `[b]`.
+
+    Raises:
+        LossShapeError: something else.
+    """
+    if not isinstance(losses, Tensor) or losses.ndim != 1:
+        shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise LossShapeError(
+            f"losses must have shape [b], one number per example, got {shape}",
+            cure='Compute the loss with reduction="none" and reduce each example\'s own elements to one number',
+        )
+    return losses

@@ -22,14 +22,14 @@ class ObservedLoop(Loop):
 
     Args:
         parts: those of the session.
-        dataset: what the loader reads.
         require_open: raises where the session was closed.
     """
 
-    def __init__(self, parts: Parts, dataset: Any, require_open: Callable[[], None]) -> None:
+    def __init__(self, parts: Parts, require_open: Callable[[], None]) -> None:
         self._parts = parts
-        self._dataset = dataset
         self._require_open = require_open
+        self.dataset: Any = None
+        """What the loader reads, once there is one."""
         self._order = ObservedOrder()
         self._batch: OpenBatch | None = None
 
@@ -62,7 +62,7 @@ class ObservedLoop(Loop):
         parts.marks.take_away()
         parts.frozen.require_same_parameters()
         parts.spending.require_pass(batch.pass_index)
-        parts.probe.examine_collate(self._dataset, batch.indices, item)
+        parts.probe.examine_collate(self.dataset, batch.indices, item)
         self._order.begin(batch)
         if batch.first:
             parts.update.drop()  # of a logical batch whose step was interrupted before its release
