@@ -518,7 +518,7 @@ def test_disjoint_batches_are_padded_and_no_record_counts_twice():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"constant_shapes": True}, "needs max_physical_batch_size"),
+        ({"constant_shapes": True}, "needs to know the rows.*Pass max_physical_batch_size"),
         ({"constant_shapes": "yes", "max_physical_batch_size": 2}, "True or False"),
         ({"sampling": TruncatedPoissonSampling(0.5, 5, 2)}, "population of 5 records"),
         ({"sampling": TruncatedPoissonSampling(0.5, 4, 2), "batches": [[0]]}, "draws its own"),

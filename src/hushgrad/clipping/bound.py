@@ -52,7 +52,9 @@ class BoundRule:
         found = self.rule.groups(names)
         if isinstance(found, str) or not isinstance(found, Sequence):
             raise InvalidArgumentError(
-                f"groups() must return a sequence of groups of names, got {type(found).__name__}", where=self._label
+                f"groups() must return a sequence of groups of names, got {type(found).__name__}",
+                where=self._label,
+                cure="Return a list with a list of names for each group",
             )
         if any(isinstance(group, str) or not isinstance(group, Sequence) for group in found):
             raise InvalidArgumentError(
@@ -81,7 +83,9 @@ class BoundRule:
         found = tuple(self.rule.limits(count))
         if len(found) != count:
             raise InvalidArgumentError(
-                f"limits({count}) must return one limit for each of {count} groups, got {len(found)}", where=self._label
+                f"limits({count}) must return one limit for each of {count} groups, got {len(found)}",
+                where=self._label,
+                cure="Return as many limits as there are groups, in their order",
             )
         limits = tuple(positive_number(f"the limit of group {i} of {self._label}", v) for i, v in enumerate(found))
         self._together = sum(limit**2 for limit in limits) ** 0.5
@@ -129,6 +133,7 @@ class BoundRule:
             raise InvalidArgumentError(
                 f"factors() must return a floating-point tensor of the shape of the norms, {list(shape)}, got {came}",
                 where=self._label,
+                cure="Return one factor for each group and example",
             )
         return found if found.device == device else found.to(device)
 

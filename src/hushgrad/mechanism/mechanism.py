@@ -60,8 +60,9 @@ class Mechanism:
         event = noise.event(require_scheme(self.sampling))
         if not isinstance(event, Event):
             raise InvalidArgumentError(
-                f"the event of {type(noise).__name__} with {type(self.sampling).__name__} must be an Event, got "
-                f"{type(event).__name__}"
+                f"its event with {type(self.sampling).__name__} must be an Event, got {type(event).__name__}",
+                where=f"the noise {type(noise).__name__}",
+                cure="Return from event() what a step costs, such as sampling.event(noise_multiplier)",
             )
         size = positive_number("expected_batch_size", self.expected_batch_size)
         object.__setattr__(self, "expected_batch_size", size)
@@ -88,14 +89,20 @@ class Mechanism:
                     cure="Leave it out, or take a sampling that is counted in steps (PoissonSampling)",
                 )
             if isinstance(factors, str) or not isinstance(factors, Sequence) or not factors:
-                raise InvalidArgumentError(f"{name} must be a sequence of one factor for each step")
+                raise InvalidArgumentError(
+                    f"must be a sequence of one factor for each step, got {type(factors).__name__}",
+                    where=name,
+                    cure="Pass a tuple of numbers > 0",
+                )
             checked = tuple(positive_number(f"{name}[{i}]", factor) for i, factor in enumerate(factors))
             object.__setattr__(self, name, checked)
             if self.steps is None:
                 object.__setattr__(self, "steps", len(checked))
             elif self.steps > len(checked):
                 raise InvalidArgumentError(
-                    f"{name} must have a factor for each of the {self.steps} steps, got {len(checked)}"
+                    f"must have a factor for each of the {self.steps} steps, got {len(checked)}",
+                    where=name,
+                    cure="Pass as many factors as there are steps, or plan fewer steps",
                 )
 
     @property
@@ -112,7 +119,10 @@ class Mechanism:
             return self
         number = whole_number("step", step, minimum=0)
         if number >= self._planned("steps", self.steps):
-            raise InvalidArgumentError(f"the schedule has {self.steps} steps, numbered from 0; step {number} is none")
+            raise InvalidArgumentError(
+                f"the schedule has {self.steps} steps, numbered from 0; step {number} is none of them",
+                cure="Ask for one of its steps",
+            )
         clipping = self.clipping
         if self.clip_schedule is not None:
             clipping = clipping.scaled(self.clip_schedule[number])
@@ -131,7 +141,9 @@ class Mechanism:
 
     def _require_one_step(self) -> None:
         if self.is_scheduled:
-            raise InvalidArgumentError("noise and clip norm differ from step to step; ask mechanism.at(step)")
+            raise InvalidArgumentError(
+                "noise and clip norm differ from step to step", cure="Ask mechanism.at(step), of one step"
+            )
 
     @property
     def noise_std(self) -> float:
@@ -216,5 +228,7 @@ class Mechanism:
     @staticmethod
     def _planned(name: str, value: int | None) -> int:
         if value is None:
-            raise InvalidArgumentError(f"{name} must be given to the mechanism to say what it will spend")
+            raise InvalidArgumentError(
+                "must be given to say what the mechanism will spend", where=name, cure=f"Pass {name}= to the mechanism"
+            )
         return value

@@ -203,8 +203,8 @@ class PrivateLoader:
             with self._one_reader():
                 if this_pass is not self._current_pass:
                     raise ProtocolError(
-                        "another iteration over this loader was begun before this one ended; "
-                        "iterate over a private loader one pass at a time"
+                        "another iteration over this loader was begun before this one ended",
+                        cure="Iterate over a private loader one pass at a time",
                     )
                 self._before_draw()
                 found = self._read(items, planned)
@@ -216,8 +216,9 @@ class PrivateLoader:
         # One step, between whose halves no interrupt can come. What an interrupt leaves behind is its own thread's.
         if self._reader.setdefault("thread", this) != this:
             raise ProtocolError(
-                "two threads read from this loader at once. Read a private loader in one thread, that of the training "
-                "loop; its DataLoader may have workers (num_workers)"
+                "two threads read from this loader at once",
+                cure="Read a private loader in one thread, that of the training loop; its DataLoader may have workers "
+                "(num_workers)",
             )
         try:
             yield
@@ -237,8 +238,8 @@ class PrivateLoader:
         if records != batch.size:
             self._lose([batch])
             raise BatchStructureError(
-                "collate_fn got another number of records than were drawn; "
-                "the dataset's __getitems__ must return one record for each index"
+                "collate_fn got another number of records than were drawn",
+                cure="Return one record for each index from the dataset's __getitems__",
             )
         if self._observer is not None:
             self._observer.begin(batch, item)
@@ -257,8 +258,9 @@ class PrivateLoader:
         count = len(self.dataset)
         if count != self._count:
             raise ContractChangedError(
-                f"the dataset had {self._count} records when the loader was made and has {count} now; "
-                "the sampling rate and the charge rest on that length: make a new private loader"
+                f"the dataset had {self._count} records when the loader was made and has {count} now; the sampling "
+                f"rate and the charge rest on that length",
+                cure="Make the model private again, over the dataset as it is now",
             )
 
 
@@ -331,7 +333,11 @@ def _cutting(sampling: SamplingScheme, max_physical_batch_size: int | None, cons
     if rows is not None:
         rows = whole_number("max_physical_batch_size", rows, minimum=1)
     if not isinstance(constant_shapes, bool):
-        raise InvalidArgumentError(f"constant_shapes must be True or False, got {type(constant_shapes).__name__}")
+        raise InvalidArgumentError(
+            f"must be True or False, got {type(constant_shapes).__name__}",
+            where="constant_shapes",
+            cure="Pass True or False",
+        )
     if not constant_shapes:
         return Cutting(rows)
     most = sampling.largest_batch
@@ -340,8 +346,9 @@ def _cutting(sampling: SamplingScheme, max_physical_batch_size: int | None, cons
         return Cutting(rows, True, -(-most // rows))
     if rows is None:
         raise InvalidArgumentError(
-            "constant_shapes needs max_physical_batch_size, the rows of every item; or truncate draws to a "
-            "max_batch_size, so that a logical batch is one item"
+            "constant_shapes needs to know the rows of every item",
+            cure="Pass max_physical_batch_size; or truncate draws to a max_batch_size, so that a logical batch is one "
+            "item",
         )
     return Cutting(rows, True)
 
@@ -372,7 +379,8 @@ class _CountingCollate:
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise BatchStructureError(
                 f"collate_fn raised {type(error).__name__} in {place.name} ({PurePath(place.filename).name}, line "
-                f"{place.lineno}); it must accept any number of records from 1 on, all of one structure"
+                f"{place.lineno})",
+                cure="Let it accept any number of records from 1 on, all of one structure",
             ) from None
 
 

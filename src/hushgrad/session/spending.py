@@ -51,7 +51,9 @@ class Spending:
         lease: int = 1,
     ) -> None:
         if budget is not None and not isinstance(budget, Budget):
-            raise InvalidArgumentError(f"budget must be a Budget(epsilon, delta), got {type(budget).__name__}")
+            raise InvalidArgumentError(
+                f"must be a Budget, got {type(budget).__name__}", where="budget", cure="Pass Budget(epsilon, delta)"
+            )
         self._mechanism = mechanism
         self._path = None if path is None else ledger_path(path)
         self._budget = budget
@@ -134,7 +136,8 @@ class Spending:
         passes = self._last_pass
         if passes is not None and self._first_pass + loader_pass >= passes:
             raise BudgetExhaustedError(
-                f"all {passes} passes over the data that {self._reason()} are spent; the model was not updated"
+                f"all {passes} passes over the data that {self._reason()} are used up; the model was not updated",
+                cure="Stop here, or plan more",
             )
 
     def require_step(self) -> None:
@@ -142,7 +145,8 @@ class Spending:
         steps = self._last_step
         if steps is not None and self.steps >= steps:
             raise BudgetExhaustedError(
-                f"all {steps} steps that {self._reason()} are spent; the model was not updated. Stop here, or plan more"
+                f"all {steps} steps that {self._reason()} are used up; the model was not updated",
+                cure="Stop here, or plan more",
             )
 
     def _reason(self) -> str:
@@ -164,7 +168,9 @@ class Spending:
     def charge(self, loader_pass: int = 0) -> None:
         """Charge one step; return when the charge is as durable as the ledger."""
         if self._ledger is None:
-            raise ProtocolError("nothing can be charged before it is known how batches are drawn")
+            raise ProtocolError(
+                "nothing can be charged before it is known how batches are drawn", cure="Open the spending first"
+            )
         lease = self._lease
         if self._last_step is not None:
             lease = max(1, min(lease, self._last_step - self.steps))
@@ -259,13 +265,15 @@ class Spending:
                 return
             raise ContractChangedError(
                 "the ledger holds other steps than the first ones of the mechanism's schedule; together they would "
-                "spend more than was planned. Continue with the old values, or begin a new ledger for a new run"
+                "spend more than was planned",
+                cure="Continue with the old values, or begin a new ledger for a new run",
             )
         foreign = [event for event, _ in earlier if event != mechanism.event(event.data_pass or 0)]
         if foreign:
             raise ContractChangedError(
                 f"the ledger holds {foreign[0]}, the mechanism plans {mechanism.event()}; together they would spend "
-                f"more than was planned. Continue with the old values, or begin a new ledger for a new run"
+                f"more than was planned",
+                cure="Continue with the old values, or begin a new ledger for a new run",
             )
 
 

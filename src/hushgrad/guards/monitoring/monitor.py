@@ -72,7 +72,9 @@ class Monitors:
 
     def __init__(self, monitors: Sequence[Monitor]) -> None:
         if not isinstance(monitors, (list, tuple)):
-            raise InvalidArgumentError(f"monitors must be a list, got {type(monitors).__name__}")
+            raise InvalidArgumentError(
+                f"must be a list, got {type(monitors).__name__}", where="monitors", cure="Pass [monitor]"
+            )
         for monitor in monitors:
             if not isinstance(monitor, Monitor):
                 came = f"the class {monitor.__name__}" if isinstance(monitor, type) else type(monitor).__name__
