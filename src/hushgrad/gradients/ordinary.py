@@ -17,7 +17,7 @@ def ordinary_gradients(
 ) -> dict[str, Tensor]:
     """Return the gradient of each parameter that a backward from the outputs reaches, by ordinary autograd.
 
-    Guarantee: `.grad` of the parameters, and of whatever else the backward reaches, is afterwards what it was.
+    Guarantee: `.grad` of the parameters, and of every leaf that the graph shows, is afterwards what it was.
     """
     if not may_run_backwards(outputs):
         found = torch.autograd.grad(outputs, list(parameters.values()), cotangents, allow_unused=True)
