@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.clipping.rule import ClipRule
+from hushgrad.gradients.ordinary import ordinary_gradients
 
 
 def one_at_a_time(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> dict[str, Tensor]:
@@ -20,9 +21,10 @@ def one_at_a_time(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> d
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradients: dict[str, list[Tensor]] = {name: [] for name in named}
     for loss in losses:
-        found = torch.autograd.grad(loss(), list(named.values()), allow_unused=True)
-        for (name, parameter), gradient in zip(named.items(), found, strict=True):
-            gradients[name].append(torch.zeros_like(parameter) if gradient is None else gradient)
+        total = loss()
+        found = ordinary_gradients([total], [torch.ones_like(total)], named)
+        for name, parameter in named.items():
+            gradients[name].append(found[name] if name in found else torch.zeros_like(parameter))
     return {name: torch.stack(parts) for name, parts in gradients.items()}
 
 

@@ -19,42 +19,45 @@ class DeterministicMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs a forward without randomness: dropout keeps everything, a normal draw is its mean.
 
     Attributes:
+        was_needed: whether anything random was met.
         unknown: a random operator that was met and has no quiet form; its values are drawn as usual.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.was_needed = False
         self.unknown: str | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator."""
         kwargs = kwargs or {}
-        args, kwargs = _without_dropout(func, args, kwargs)
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        name = schema_of(func).name.removeprefix("aten::")
+        if name == "native_dropout_backward":
+            return args[0].clone()  # it would scale what the quiet forward has not scaled
+        places = _places_of_dropout(func)
+        for place, argument in places:
+            if place < len(args) and args[place]:
+                args, self.was_needed = (*args[:place], 0.0, *args[place + 1 :]), True
+            elif kwargs.get(argument):
+                kwargs, self.was_needed = {**kwargs, argument: 0.0}, True
+        if places or torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
-        quiet = FORMS.get(schema_of(func).name.removeprefix("aten::"))
-        if quiet is not None:
-            return quiet(func, args, kwargs)
-        if not _had_dropout(func):
+        self.was_needed = True
+        quiet = FORMS.get(name)
+        if quiet is None:
             self.unknown = schema_of(func).name
-        return func(*args, **kwargs)
+            return func(*args, **kwargs)
+        return quiet(func, args, kwargs)
 
 
-def _had_dropout(func: Any) -> bool:
-    return any(argument.name in ("dropout_p", "dropout") for argument in schema_of(func).arguments)
-
-
-def _without_dropout(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a fused operator with its own dropout set to 0."""
-    for place, argument in enumerate(schema_of(func).arguments):
-        if argument.name in ("dropout_p", "dropout") and str(argument.type) == "float":
-            if place < len(args):
-                args = (*args[:place], 0.0, *args[place + 1 :])
-            elif argument.name in kwargs:
-                kwargs = {**kwargs, argument.name: 0.0}
-    return args, kwargs
+def _places_of_dropout(func: Any) -> list[tuple[int, str]]:
+    """Return the place and the name of a fused operator's own probability of dropout."""
+    arguments = enumerate(schema_of(func).arguments)
+    return [
+        (place, argument.name)
+        for place, argument in arguments
+        if argument.name in ("dropout_p", "dropout") and str(argument.type) == "float"
+    ]
 
 
 Form = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]

@@ -15,6 +15,7 @@ from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution
+from hushgrad.gradients.ordinary import kept_gradients, may_run_backwards, ordinary_gradients
 from hushgrad.guards.probing.calls import Outcome, Runner
 from hushgrad.guards.probing.rows import Batch
 from hushgrad.guards.probing.state import PART
@@ -69,7 +70,10 @@ def require_own_gradient(
     own: dict[str, Tensor] = {}
     alone: dict[Path, Tensor] = {}
 
+    runs_backwards = False
+
     def run_alone(output: Any) -> None:
+        nonlocal runs_backwards
         outputs = dict(tensors_at(output))
         taken = [path for path in outputs if path in call.reached and outputs[path].requires_grad]
         trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
@@ -81,10 +85,9 @@ def require_own_gradient(
                 else torch.ones_like(outputs[path])
                 for path in taken
             ]
-            found = torch.autograd.grad(
-                [outputs[path] for path in taken], list(trained.values()), cotangents, allow_unused=True
-            )
-            own.update({name: g for name, g in zip(trained, found, strict=True) if g is not None})
+            tensors = [outputs[path] for path in taken]
+            runs_backwards = may_run_backwards(tensors)
+            own.update(ordinary_gradients(tensors, cotangents, trained))
 
     paused, scope.paused = scope.paused, True
     try:
@@ -105,8 +108,12 @@ def require_own_gradient(
                 pairs.append((tensor, _spread(alone[path], tensor, axes[path], count)))
             else:
                 pairs.append((tensor, torch.full_like(tensor, weight)))
-        if pairs:
-            torch.autograd.backward([tensor for tensor, _ in pairs], [c for _, c in pairs], inputs=[scope.anchor])
+        tensors, cotangents = [tensor for tensor, _ in pairs], [cotangent for _, cotangent in pairs]
+        if runs_backwards:
+            with kept_gradients(tensors, parameters.values()):
+                torch.autograd.backward(tensors, cotangents)
+        elif pairs:
+            torch.autograd.backward(tensors, cotangents, inputs=[scope.anchor])
 
     with scope.recording_into(pool):
         outcome = runner.run(batch.only(rows), quiet=quiet, share=3 * count / batch.size, then=run_captured)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ from torch.utils.data.dataloader import default_collate
 
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger
 from hushgrad.capture.axes.batch_axes import tensors_in
+from hushgrad.checks.verification.update.groups import SEED
 from hushgrad.checks.verification.update.paired_update import Output, narrowest, rounding_error, seeded
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.errors import InvalidArgumentError, UnsupportedModelError
 from hushgrad.gradients.oracle import one_at_a_time
 from hushgrad.guards.monitoring.alarms import Alarms
+from hushgrad.guards.probing.deterministic_mode import DeterministicMode
+from hushgrad.guards.probing.kept import kept_by
 from hushgrad.guards.probing.state import own_objects
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import Mechanism
@@ -129,7 +133,7 @@ class TrainingReplica:
 
     def session(self, *, seed: int | None, ledger: Path | None = None) -> ReplicaSession:
         """Return a session on a fresh copy, under a fixed key (`seed`) or a secret one."""
-        model = _copied(self.model).train()
+        model = _training(_copied(self.model))
         optimizer = self.optimizer(model.parameters())
         key = None if seed is None else KeyStream.fixed_for_tests(seed)
         mechanism = self.mechanism
@@ -149,7 +153,7 @@ class TrainingReplica:
 
     def gradients_of(self, row: int) -> Output:
         """Return one example's gradient by ordinary autograd on a copy, `[1, *shape]` for each parameter."""
-        model = _copied(self.model).train()
+        model = _training(_copied(self.model))
         criterion = PerExampleLoss(
             self.criterion, loss_reduction=self.mechanism.loss_reduction, batch_size=lambda: 1, observer=None
         )
@@ -221,8 +225,20 @@ def _declarable(scheme: SamplingScheme) -> SamplingScheme:
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """Return a copy that shares the session, the engine or the loader that the module may keep."""
-    return copy.deepcopy(module, {id(value): value for value in own_objects(module)})
+    """Return a copy that shares the session, the engine or the loader that the module may keep.
+
+    A tensor with a graph, such as the weight that an old `weight_norm` computed last, is copied without it.
+    """
+    memo: dict[int, Any] = {id(value): value for value in own_objects(module)}
+    for _, value in kept_by(module)[0]:
+        if isinstance(value, Tensor) and not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo)
+
+
+def _training(model: nn.Module) -> nn.Module:
+    """Return the model in training mode; parts of one that trains stay in the mode in which they are."""
+    return model if model.training else model.train()
 
 
 @dataclass(frozen=True)
@@ -263,14 +279,52 @@ class ReplicaSession:
 
 
 class SessionUpdate:
-    """A `PairedUpdate`: one step of a new session, whose key the seed makes."""
+    """A `PairedUpdate`: one step of a new session, whose key the seed makes.
+
+    Under one seed the random numbers of the model repeat themselves for one batch and not for a part of it: a mask
+    drawn for three examples is not the mask drawn for four. A model that draws (`is_quiet`, once `find_randomness` has
+    looked) runs with constants in their place.
+    """
 
     def __init__(self, replica: TrainingReplica) -> None:
         self._replica = replica
         self.word_bits = 32
+        self.is_quiet = False
+
+    def find_randomness(self) -> None:
+        """Find out whether the model draws random numbers.
+
+        Raises:
+            UnsupportedModelError: by an operator in whose place there is no constant.
+        """
+        silence = DeterministicMode()
+        with seeded(SEED), silence:
+            self._replica.gradients_of(0)
+        if silence.unknown is not None:
+            raise UnsupportedModelError(
+                f"the model draws random numbers by {silence.unknown}, so that what one example adds cannot be told "
+                f"from other numbers drawn for the others",
+                cure="Verify the model with that part in eval(), or with a constant in its place",
+            )
+        self.is_quiet = silence.was_needed
 
     def call(self, stimulus: Any, seed: int | None = None) -> Output:
         """Return the update of one step of a new session; a batch without rows is an empty draw."""
+        with self.randomness(seed):
+            return self._update(stimulus, seed)
+
+    def call_as_drawn(self, stimulus: Any, seed: int, drawn_from: int) -> Output:
+        """Return the update with the model's random numbers as they are drawn from a seed of their own."""
+        with seeded(drawn_from):
+            return self._update(stimulus, seed)
+
+    @contextmanager
+    def randomness(self, seed: int | None) -> Iterator[None]:
+        """The model's random numbers as they are in `call`."""
+        with seeded(seed), DeterministicMode() if self.is_quiet else nullcontext():
+            yield
+
+    def _update(self, stimulus: Any, seed: int | None) -> Output:
         running = self._replica.session(seed=seed)
         try:
             leaves = list(tensors_in(stimulus))

@@ -31,8 +31,8 @@ from hushgrad.checks.verification.training.copies import (
 )
 from hushgrad.checks.verification.training.draws import draws_of_training, not_tested
 from hushgrad.checks.verification.training.run_checks import UPDATES, ledger_checks, replay_checks, run_causes
-from hushgrad.checks.verification.update.groups import GroupReading, measure, rows_of
-from hushgrad.checks.verification.update.paired_update import arrays, kept_randomness
+from hushgrad.checks.verification.update.groups import SEED, GroupReading, measure, rows_of, take
+from hushgrad.checks.verification.update.paired_update import arrays, kept_randomness, norm
 from hushgrad.checks.verification.update.verify_update import DEFAULT_FALSE_ALARM, DEFAULT_RESOLUTION, steps_needed
 from hushgrad.checks.verification.verdict import Cause, Check, Measured, Verdict
 from hushgrad.engine import PrivacyEngine
@@ -41,6 +41,10 @@ from hushgrad.gradients.oracle import clipped_sum_of
 from hushgrad.guards.probing.state import State
 from hushgrad.mechanism import Mechanism
 
+WITHOUT_RANDOMNESS = (
+    "The model draws random numbers (dropout, say), and other ones for other groups of examples: what examples add "
+    "together was measured with constants in their place, and as they are drawn only what each adds alone"
+)
 _ROWS = 8
 _MOST_STEPS = 400
 
@@ -133,9 +137,11 @@ def _verdict(
     batch = replica.item(range(rows))
     _require_pair(batch, rows)
     update = SessionUpdate(replica)
+    update.find_randomness()
     contributions = measure(update, batch, list(range(rows)), belief, noise, alpha / 8)
     rule = read_rule(replica.mechanism.clipping, replica.names)
     as_reference = _as_reference(replica, update, contributions, noise)
+    as_drawn = (_as_drawn(update, batch, contributions, noise),) if update.is_quiet else ()
     sampling, of_draws = draws_of_training(replica, resolution, alpha / 4)
     run = replica.train(loop, seed=None, updates=UPDATES)
     measured_multiplier = noise.std / max(contributions.sensitivity, contributions.unit)
@@ -144,6 +150,7 @@ def _verdict(
         *contributions.checks,
         *rule.checks,
         as_reference,
+        *as_drawn,
         *noise.checks.values(),
         *of_draws,
         *ledger_checks(replica, run, measured_multiplier, noise, sampling, alpha / 8),
@@ -176,7 +183,7 @@ def _verdict(
             sampling.rate if sampling is not None else None,
             run.updates,
         ),
-        notes=(*contributions.notes, *not_tested(claimed.sampling)),
+        notes=(*contributions.notes, *((WITHOUT_RANDOMNESS,) if update.is_quiet else ()), *not_tested(claimed.sampling)),
         seconds=time.perf_counter() - started,
     )
 
@@ -186,15 +193,39 @@ def _as_reference(
 ) -> Check:
     """Compare what each example adds alone with the clip rule's reference of its gradient, by ordinary autograd."""
     clipping, divisor = replica.mechanism.clipping, replica.mechanism.divisor
-    expected = {
-        row: {name: value / divisor for name, value in clipped_sum_of(replica.gradients_of(row), clipping).items()}
-        for row in contributions.alone
-    }
-    size = sum(value.numel() for value in contributions.alone[0].values())
+    expected = {}
+    for row in contributions.alone:
+        with update.randomness(SEED):
+            gradients = replica.gradients_of(row)
+        expected[row] = {name: value / divisor for name, value in clipped_sum_of(gradients, clipping).items()}
     unit = contributions.unit
-    room = 3 * update.error_of_difference(noise.std) * math.sqrt(size)
-    return reads_as_reference(
-        contributions.alone, expected, unit, room + (5e-2 if update.word_bits == 16 else 1e-4) * unit
+    room = _rounding(update, contributions, noise) + (5e-2 if update.word_bits == 16 else 1e-4) * unit
+    return reads_as_reference(contributions.alone, expected, unit, room)
+
+
+def _rounding(update: SessionUpdate, contributions: GroupReading, noise: NoiseReading) -> float:
+    size = sum(value.numel() for value in contributions.alone[0].values())
+    return 3 * update.error_of_difference(noise.std) * math.sqrt(size)
+
+
+def _as_drawn(update: SessionUpdate, batch: Any, contributions: GroupReading, noise: NoiseReading) -> Check:
+    """Run each example alone with the model's random numbers as they are drawn, also with its inputs scaled up."""
+    base, unit = contributions.probe.base, contributions.unit
+    norms = []
+    for row in contributions.alone:
+        for scale in (1.0, 1e3):
+            found = update.call_as_drawn(take(batch, [row], scale), SEED, drawn_from=len(norms))
+            norms.append(norm({name: value.double() - base[name] for name, value in found.items()}))
+    room = _rounding(update, contributions, noise) + 1e-4 * unit
+    return Check(
+        code="sensitivity-as-drawn",
+        part="sensitivity",
+        claim="with the model's random numbers as they are drawn, one example alone adds at most C",
+        measured=f"up to {max(norms) / unit:.5g} C",
+        passed=max(norms) <= unit + room,
+        sample_size=len(norms),
+        statistic=max(norms) / unit,
+        power=f"every excess above {room / unit:.2g} C on these examples",
     )
 
 

@@ -23,6 +23,9 @@ from hushgrad.checks.verification.verdict import Check
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.torch_internals import tree_leaves, tree_map
 
+SEED = 12345
+"""What makes noise repeat itself, so that it cancels between two updates."""
+
 
 def rows_of(batch: Any) -> int:
     """Return the number of examples of a batch: the first dimension that all its tensors share."""
@@ -61,7 +64,7 @@ class PairedProbe:
 
     def signal(self, rows: Sequence[int], scale: float = 1.0) -> Output:
         """Return the update for these rows without noise."""
-        found = self.loop.call(take(self.batch, rows, scale), 12345)
+        found = self.loop.call(take(self.batch, rows, scale), SEED)
         return {n: found[n].double() - self.base[n] for n in found}
 
 
@@ -104,11 +107,11 @@ def _base(loop: PairedUpdate, batch: Any, belief: Belief, alpha: float) -> tuple
     Where the loop cannot run on no examples the noise follows from three runs, if contributions add up.
     """
     try:
-        found = loop.call(take(batch, []), 12345)
+        found = loop.call(take(batch, []), SEED)
         loop.call(take(batch, [0]))  # an empty draw must leave the loop usable
         drawn = [loop.call(take(batch, [])) for _ in range(8)]
     except (ArithmeticError, RuntimeError, ValueError, IndexError, TypeError):
-        one, other, both = (loop.call(take(batch, rows), 12345) for rows in ([0], [1], [0, 1]))
+        one, other, both = (loop.call(take(batch, rows), SEED) for rows in ([0], [1], [0, 1]))
         return {n: one[n].double() + other[n].double() - both[n].double() for n in one}, None
     joined = torch.cat([value.double().reshape(-1) for draw in drawn for value in draw.values()])
     claimed = belief.noise_multiplier * belief.max_grad_norm / belief.divisor
@@ -127,7 +130,7 @@ def _base(loop: PairedUpdate, batch: Any, belief: Belief, alpha: float) -> tuple
         power=f"{st.smallest_std_error(joined.numel(), alpha):.1%} error with probability 0.999",
     )
     if not check.passed:
-        one, other, both = (loop.call(take(batch, rows), 12345) for rows in ([0], [1], [0, 1]))
+        one, other, both = (loop.call(take(batch, rows), SEED) for rows in ([0], [1], [0, 1]))
         return {n: one[n].double() + other[n].double() - both[n].double() for n in one}, check
     return {n: value.double() for n, value in found.items()}, check
 
