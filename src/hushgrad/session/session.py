@@ -26,7 +26,7 @@ from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.arguments import positive_number
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
-from hushgrad.clipping.known import OWN
+from hushgrad.clipping import known as clip_rules
 from hushgrad.errors import ClosedSessionError, InvalidArgumentError, LedgerError, LossShapeError, ProtocolError
 from hushgrad.gradients.contribution import Plan
 from hushgrad.guards.compatibility import require_trainable_privately
@@ -39,7 +39,9 @@ from hushgrad.guards.probing.probe import Probe, ProbeReport
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD, Mechanism
+from hushgrad.mechanism import known as noise_kinds
 from hushgrad.randomness import KeyStream
+from hushgrad.sampling import known as sampling_kinds
 from hushgrad.sampling.loader import PrivateLoader, require_expected_size
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader
@@ -74,8 +76,12 @@ class Session:
         lease: int = 1,
         monitors: Sequence[Monitor] = (),
         alarms: Alarms = Alarms.RAISED,
+        batches_are_chosen: bool = False,
     ) -> None:
-        """Attach to a model and its optimizer; `privatize` says what the arguments are."""
+        """Attach to a model and its optimizer; `privatize` says what the arguments are.
+
+        `batches_are_chosen`: by `verify`, for what nobody asks the ε of; any sampling may then be declared.
+        """
         if not isinstance(mechanism, Mechanism):
             raise InvalidArgumentError(
                 f"mechanism must be a DPSGD or another Mechanism, got {type(mechanism).__name__}"
@@ -83,13 +89,22 @@ class Session:
         self._parameters = require_trainable_privately(model, optimizer)
         self._members = Members(model, optimizer)
         self._stream = _stream_of(key)
-        spending = Spending(mechanism, ledger, noise_is_secret=self._stream.is_secret, budget=budget, lease=lease)
+        spending = Spending(
+            mechanism,
+            ledger,
+            noise_is_secret=self._stream.is_secret,
+            budget=budget,
+            lease=lease,
+            batches_are_chosen=batches_are_chosen,
+        )
         watching = Monitors(monitors)
         spending.trust([*_third_parties(mechanism, plan), *watching.conditions])
         self._ledger_path = None if ledger is None else os.path.realpath(ledger)
         spending.uncounted = self._members.steps_elsewhere(self._ledger_path)
         plan = plan or Plan.of_device(next(iter(self._parameters.values())).device)
         probe = Probe(model, self._parameters, mechanism.loss_reduction)
+        # Asks the clip rule and the noise, whose code may fail: before anything is put on the model.
+        update = Update(self._parameters, mechanism, self._stream.fork("noise"), plan, alarms)
         self._parts = Parts(
             mechanism=mechanism,
             plan=plan,
@@ -97,7 +112,7 @@ class Session:
             probe=probe,
             frozen=SetupInvariants(model, optimizer, self._parameters),
             marks=GradientMarks(model, self._parameters),
-            update=Update(self._parameters, mechanism, self._stream.fork("noise"), plan, alarms),
+            update=update,
             spending=spending,
             monitors=watching,
         )
@@ -419,12 +434,12 @@ def _stream_of(key: KeyStream | None) -> KeyStream:
 
 def _third_parties(mechanism: Mechanism, plan: Plan | None) -> list[Condition]:
     """Return the parts that are classes of somebody else's: subclasses of ours may compute something else."""
-    own = {
+    own: dict[str, tuple[object, tuple[type, ...]]] = {
         "mechanism": (mechanism, (DPSGD, Mechanism)),
-        "clip rule": (mechanism.clipping, OWN),
+        "clip rule": (mechanism.clipping, clip_rules.OWN),
         "plan of norms": (plan, (Plan, NoneType)),
+        "noise": (mechanism.noise, noise_kinds.OWN),
+        "sampling": (mechanism.sampling, sampling_kinds.OWN),
     }
     foreign = [(part, type(value)) for part, (value, kinds) in own.items() if type(value) not in kinds]
-    kinds_of = {"noise": type(mechanism.noise), "sampling": type(mechanism.sampling)}
-    foreign += [(part, kind) for part, kind in kinds_of.items() if not kind.__module__.startswith("hushgrad.")]
     return [third_party(part, f"{kind.__module__}.{kind.__qualname__}") for part, kind in foreign]

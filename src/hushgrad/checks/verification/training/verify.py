@@ -118,7 +118,7 @@ def _verdict(
 ) -> Verdict:
     belief = Belief(
         replica.mechanism.noise.std(1.0),
-        replica.mechanism.clipping.sensitivity,
+        replica.mechanism.sensitivity,
         replica.mechanism.expected_batch_size,
         replica.mechanism.divisor,
     )
