@@ -64,8 +64,12 @@ class Session:
         lease: int = 1,
         monitors: Sequence[Monitor] = (),
         alarms: Alarms = Alarms.RAISED,
+        batches_are_chosen: bool = False,
     ) -> None:
-        """Attach to a model and its optimizer; `privatize` says what the arguments are."""
+        """Attach to a model and its optimizer; `privatize` says what the arguments are.
+
+        `batches_are_chosen`: by `verify`, for what nobody asks the ε of; any sampling may then be declared.
+        """
         self._parts = set_up(
             model,
             optimizer,
@@ -77,6 +81,7 @@ class Session:
             lease=lease,
             monitors=monitors,
             alarms=alarms,
+            batches_are_chosen=batches_are_chosen,
         )
         self._loop: Loop = DeclaredLoop(self._parts)
         self._closed = False

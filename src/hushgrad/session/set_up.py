@@ -13,7 +13,7 @@ from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.conditions import Condition, third_party
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
-from hushgrad.clipping.known import OWN
+from hushgrad.clipping import known as clip_rules
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.gradients.contribution import Plan
 from hushgrad.guards.compatibility import require_trainable_privately
@@ -23,7 +23,9 @@ from hushgrad.guards.monitoring.monitor import Monitor, Monitors
 from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.mechanism import DPSGD, Mechanism
+from hushgrad.mechanism import known as noise_kinds
 from hushgrad.randomness import KeyStream
+from hushgrad.sampling import known as sampling_kinds
 from hushgrad.session.members import Members
 from hushgrad.session.parts import Parts
 from hushgrad.session.spending import Spending
@@ -42,6 +44,7 @@ def set_up(
     lease: int,
     monitors: Sequence[Monitor],
     alarms: Alarms,
+    batches_are_chosen: bool,
 ) -> Parts:
     """Return the parts of a new session; `privatize` says what the arguments are, and what is raised.
 
@@ -55,11 +58,20 @@ def set_up(
     parameters = require_trainable_privately(model, optimizer)
     members = Members(model, optimizer, ledger)
     stream = _stream_of(key)
-    spending = Spending(mechanism, ledger, noise_is_secret=stream.is_secret, budget=budget, lease=lease)
+    spending = Spending(
+        mechanism,
+        ledger,
+        noise_is_secret=stream.is_secret,
+        budget=budget,
+        lease=lease,
+        batches_are_chosen=batches_are_chosen,
+    )
     watching = Monitors(monitors)
     spending.trust([*_third_parties(mechanism, plan), *watching.conditions])
     spending.uncounted = members.steps_elsewhere()
     plan = plan or Plan.of_device(next(iter(parameters.values())).device)
+    # Asks the clip rule and the noise, whose code may fail: before anything is put on the model.
+    update = Update(parameters, mechanism, stream.fork("noise"), plan, alarms)
     probe = Probe(model, parameters, mechanism.loss_reduction)
     scope = Scope(model, UsePool(plan), probe)
     probe.join(scope)
@@ -73,7 +85,7 @@ def set_up(
         probe=probe,
         frozen=SetupInvariants(model, optimizer, parameters),
         marks=GradientMarks(model, parameters),
-        update=Update(parameters, mechanism, stream.fork("noise"), plan, alarms),
+        update=update,
         spending=spending,
         monitors=watching,
     )
@@ -94,12 +106,12 @@ def _stream_of(key: KeyStream | None) -> KeyStream:
 
 def _third_parties(mechanism: Mechanism, plan: Plan | None) -> list[Condition]:
     """Return the parts that are classes of somebody else's: subclasses of ours may compute something else."""
-    own = {
+    own: dict[str, tuple[object, tuple[type, ...]]] = {
         "mechanism": (mechanism, (DPSGD, Mechanism)),
-        "clip rule": (mechanism.clipping, OWN),
+        "clip rule": (mechanism.clipping, clip_rules.OWN),
         "plan of norms": (plan, (Plan, NoneType)),
+        "noise": (mechanism.noise, noise_kinds.OWN),
+        "sampling": (mechanism.sampling, sampling_kinds.OWN),
     }
     foreign = [(part, type(value)) for part, (value, kinds) in own.items() if type(value) not in kinds]
-    kinds_of = {"noise": type(mechanism.noise), "sampling": type(mechanism.sampling)}
-    foreign += [(part, kind) for part, kind in kinds_of.items() if not kind.__module__.startswith("hushgrad.")]
     return [third_party(part, f"{kind.__module__}.{kind.__qualname__}") for part, kind in foreign]

@@ -49,12 +49,15 @@ class Spending:
         noise_is_secret: bool,
         budget: Budget | None = None,
         lease: int = 1,
+        batches_are_chosen: bool = False,
     ) -> None:
         if budget is not None and not isinstance(budget, Budget):
             raise InvalidArgumentError(
                 f"must be a Budget, got {type(budget).__name__}", where="budget", cure="Pass Budget(epsilon, delta)"
             )
         self._mechanism = mechanism
+        self._now = (-1, mechanism)
+        self._batches_are_chosen = batches_are_chosen
         self._path = None if path is None else ledger_path(path)
         self._budget = budget
         self._lease = whole_number("lease", lease, minimum=1)
@@ -84,7 +87,8 @@ class Spending:
         if self._ledger is not None:
             return
         scheme = self._mechanism.sampling
-        if sampling == DECLARED and not scheme.can_be_declared:
+        can_be_declared = scheme.can_be_declared and scheme.counts_in == "steps"
+        if sampling == DECLARED and not (can_be_declared or self._batches_are_chosen):
             raise ProtocolError(
                 f"{type(scheme).__name__} without a loader cannot be charged: nobody sees that it is kept to"
                 + (" and where a pass ends" if scheme.counts_in == "passes" else ""),
@@ -163,7 +167,10 @@ class Spending:
         """Return the mechanism of the next step to be charged (of the last one, where all are)."""
         if not self._mechanism.is_scheduled or self._mechanism.steps is None:
             return self._mechanism
-        return self._mechanism.at(min(self.steps, self._mechanism.steps - 1))
+        step = min(self.steps, self._mechanism.steps - 1)
+        if self._now[0] != step:  # made once: what clips a step and what makes its noise are one value
+            self._now = (step, self._mechanism.at(step))
+        return self._now[1]
 
     def charge(self, loader_pass: int = 0) -> None:
         """Charge one step; return when the charge is as durable as the ledger."""
@@ -248,7 +255,7 @@ class Spending:
             sampling=sampling,
             noise_source=self._noise_source,
             expected_batch_size=self._mechanism.expected_batch_size,
-            max_grad_norm=self._mechanism.clipping.sensitivity,
+            max_grad_norm=self._mechanism.sensitivity,
             clipping=self._mechanism.clipping.describe(),
             loss_reduction=self._mechanism.loss_reduction,
             population=population,

@@ -81,6 +81,12 @@ class Monitors:
                 raise InvalidArgumentError(
                     f"a monitor must be a hushgrad.Monitor, got {came}", cure="Pass instances of a subclass"
                 )
+            name: object = monitor.name
+            if not (isinstance(name, str) and name and name.isprintable()):
+                raise InvalidArgumentError(
+                    f"the name of the monitor {type(monitor).__name__} must be one printable line of text",
+                    cure="Return such a name, or leave `name` out",
+                )
         self._monitors = tuple(monitors)
 
     @property
@@ -99,12 +105,16 @@ class Monitors:
             return
         gradients = {name: p.grad.detach() for name, p in parameters.items() if p.grad is not None}
         update = NoisedUpdate(number, mechanism, MappingProxyType(gradients))
+        written = [parameter.grad for parameter in parameters.values()]
         before = [version(gradient) for gradient in gradients.values()]
         for monitor in self._monitors:
             monitor.see(update)
-            if [version(gradient) for gradient in gradients.values()] != before:
+            is_held = all(
+                parameter.grad is given for parameter, given in zip(parameters.values(), written, strict=True)
+            )
+            if not is_held or [version(gradient) for gradient in gradients.values()] != before:
                 raise ContractChangedError(
-                    "this monitor wrote to the update that it was shown, so the model would not be updated by what "
+                    "this monitor changed the update that it was shown, so the model would not be updated by what "
                     "was noised",
                     where=monitor.name,
                     cure="Work on a copy: gradient.clone()",

@@ -223,7 +223,9 @@ def test_a_random_operator_without_a_constant_is_refused_by_its_name() -> None:
         verified(Drawn(lambda h: h * torch.binomial(torch.ones(h.shape), torch.full(h.shape, 0.5))))
 
 
-@pytest.mark.parametrize("factors", [lambda _, norms: (2 * C / norms).clamp(max=1.0), lambda _, n: C / n.amax() + 0 * n])
+@pytest.mark.parametrize(
+    "factors", [lambda _, norms: (2 * C / norms).clamp(max=1.0), lambda _, n: C / n.amax() + 0 * n]
+)
 def test_tampered_clipping_of_a_model_with_dropout_is_found(monkeypatch: pytest.MonkeyPatch, factors: Any) -> None:
     monkeypatch.setattr(FlatClipping, "factors", factors)
     model = dropout()

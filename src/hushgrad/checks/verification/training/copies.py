@@ -35,7 +35,6 @@ from hushgrad.mechanism import Mechanism
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.sampling.torch_loader import DataLoaderReading, LoadingOptions, read_data_loader
 from hushgrad.session.session import Session
 
@@ -136,14 +135,20 @@ class TrainingReplica:
         model = _training(_copied(self.model))
         optimizer = self.optimizer(model.parameters())
         key = None if seed is None else KeyStream.fixed_for_tests(seed)
-        mechanism = self.mechanism
-        if ledger is None and not mechanism.sampling.can_be_declared:
-            mechanism = replace(mechanism, sampling=_declarable(mechanism.sampling))
         stepped: list[PhysicalBatch | None] = []
         # Before the session's own hook, which ends the item.
         optimizer.register_step_pre_hook(lambda *_: stepped.append(session.current_batch))
         # What tampered training releases is to be measured here, so the alarms of its monitors do not end it.
-        session = Session(model, optimizer, mechanism, ledger=ledger, key=key, plan=None, alarms=Alarms.NOTED)
+        session = Session(
+            model,
+            optimizer,
+            self.mechanism,
+            ledger=ledger,
+            key=key,
+            plan=None,
+            alarms=Alarms.NOTED,
+            batches_are_chosen=ledger is None,
+        )
         return ReplicaSession(model, optimizer, session, self.criterion, stepped)
 
     @property
@@ -211,17 +216,6 @@ def _losses_of(item: Any, model: nn.Module, criterion: PerExampleLoss) -> Tensor
     device = next(model.parameters()).device
     inputs, target = item
     return criterion.losses(model(_to(inputs, device)), _to(target, device))
-
-
-def _declarable(scheme: SamplingScheme) -> SamplingScheme:
-    """Return the same scheme for a session whose batches the verification chooses, and whose ε nobody asks.
-
-    It is still of its own kind, because the noise may have a proof with that alone.
-    """
-    kind = type(scheme.__class__.__name__, (scheme.__class__,), {"can_be_declared": True, "__slots__": ()})
-    twin = copy.copy(scheme)
-    object.__setattr__(twin, "__class__", kind)
-    return twin
 
 
 def _copied(module: nn.Module) -> nn.Module:

@@ -99,7 +99,7 @@ def _charged_before(run: RunTrace) -> Check:
 def _contract(replica: TrainingReplica, run: RunTrace) -> Check:
     contract, mechanism = run.ledger.contract, replica.mechanism
     is_same = (
-        contract.max_grad_norm == mechanism.clipping.sensitivity
+        contract.max_grad_norm == mechanism.sensitivity
         and contract.clipping == mechanism.clipping.describe()
         and contract.expected_batch_size == mechanism.expected_batch_size
         and contract.loss_reduction == mechanism.loss_reduction

@@ -128,7 +128,7 @@ def _verdict(
 ) -> Verdict:
     belief = Belief(
         replica.mechanism.noise.std(1.0),
-        replica.mechanism.clipping.sensitivity,
+        replica.mechanism.sensitivity,
         replica.mechanism.expected_batch_size,
         replica.mechanism.divisor,
     )
@@ -183,7 +183,11 @@ def _verdict(
             sampling.rate if sampling is not None else None,
             run.updates,
         ),
-        notes=(*contributions.notes, *((WITHOUT_RANDOMNESS,) if update.is_quiet else ()), *not_tested(claimed.sampling)),
+        notes=(
+            *contributions.notes,
+            *((WITHOUT_RANDOMNESS,) if update.is_quiet else ()),
+            *not_tested(claimed.sampling),
+        ),
         seconds=time.perf_counter() - started,
     )
 
