@@ -215,7 +215,7 @@ def _rounding(update: SessionUpdate, contributions: GroupReading, noise: NoiseRe
 def _as_drawn(update: SessionUpdate, batch: Any, contributions: GroupReading, noise: NoiseReading) -> Check:
     """Run each example alone with the model's random numbers as they are drawn, also with its inputs scaled up."""
     base, unit = contributions.probe.base, contributions.unit
-    norms = []
+    norms: list[float] = []
     for row in contributions.alone:
         for scale in (1.0, 1e3):
             found = update.call_as_drawn(take(batch, [row], scale), SEED, drawn_from=len(norms))
