@@ -140,6 +140,19 @@ class Turns(Strata):
             yield tuple((np.arange(B) * 6 + step % 6).tolist())
 
 
+@dataclass(frozen=True)
+class Rewound(Strata):
+    """The planted bug that one pass does not show: it numbers its steps anew in every pass, which then is the first."""
+
+    def sampler(self, population: int, stream: KeyStream, batches: object = None) -> StrataSampler:
+        return RewoundSampler(self._rates(population), stream)
+
+
+class RewoundSampler(StrataSampler):
+    def one_pass(self, steps: int, first_step: int) -> Iterator[tuple[int, ...]]:
+        return super().one_pass(steps, 0)
+
+
 @pytest.fixture(autouse=True)
 def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kinds are a process's own: what a test registers is forgotten after it."""
@@ -242,6 +255,7 @@ def test_verification_passes() -> None:
         (TooOften, "sampling", "sampling-rate"),
         (TooOftenButLess, "sampling", "sampling-size"),
         (Turns, "sampling", "sampling-dependent"),
+        (Rewound, "sampling", "sampling-dependent"),
         (Cheap, "ledger", None),
     ],
 )

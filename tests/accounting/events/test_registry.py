@@ -228,3 +228,17 @@ def test_a_registered_kind_is_named_in_every_guarantee(registered: type[Broadcas
         "third-party event",
         True,
     )
+
+
+def test_a_ledger_whose_kind_refuses_what_it_once_wrote_is_refused_with_its_record(
+    registered: type[Broadcast], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ledger(tmp_path / "ledger", contract=CONTRACT) as ledger:
+        ledger.charge(registered(2.0), 3)
+
+    def stricter(self: Broadcast) -> None:
+        raise ValueError("too large")
+
+    monkeypatch.setattr(registered, "__post_init__", stricter)
+    with pytest.raises(LedgerError, match=r"record 1 of the ledger: .*refuses what was written of it with ValueError"):
+        read_ledger(tmp_path / "ledger")

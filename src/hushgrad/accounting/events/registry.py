@@ -18,7 +18,7 @@ from hushgrad.accounting.events.fixed_size import FixedSizeSampled
 from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.errors import HushgradError, InvalidArgumentError
 
 _KINDS: dict[tuple[str, int], type[Event]] = {}
 
@@ -159,7 +159,16 @@ def event_from_json(value: Mapping[str, Any]) -> Event:
             f"an event of type {name} must have the fields {sorted(expected)}, got {sorted(map(str, given))}",
             cure="Pass what Event.to_json returned",
         )
-    return kind(**{field: value[field] for field in expected})
+    try:
+        return kind(**{field: value[field] for field in expected})
+    except HushgradError:
+        raise
+    except Exception as error:  # somebody else's check of its own fields
+        raise InvalidArgumentError(
+            f"the kind {kind.__name__} refuses what was written of it with {type(error).__name__}",
+            where=f"an event of type {name} version {version}",
+            cure="Let a version of a kind accept all that it once wrote; give new rules a new version",
+        ) from None
 
 
 _OWN = (PoissonSampled, Gaussian, TruncatedPoisson, FixedSizeSampled, BallsInBins, DisjointPass)

@@ -2,7 +2,8 @@
 
 On the first update and every hundredth after it one example of the first physical batch is taken, by its place. Its
 norm in each group of parameters, times the weight with which it is about to be summed there, must not be above the
-group's limit. And the clip rule must give it, and some others, the factor that each of them gets alone.
+group's limit. And the clip rule must give the first examples the factors that each of them gets alone, and the others
+those that they get beside half of them.
 
 That factor times norm is within the limits, by the norms as they were measured, is looked at in every step
 (`gradients/clipped_sum.py`); here the measuring is looked at, too.
