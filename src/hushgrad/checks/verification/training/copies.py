@@ -88,6 +88,7 @@ class TrainingReplica:
     optimizer: OptimizerFactory
     max_physical_batch_size: int | None
     constant_shapes: bool
+    is_narrow: bool = False  # whether gradients pass through 16 bits
 
     @classmethod
     def of(
@@ -177,10 +178,13 @@ class TrainingReplica:
                 private = running.session.batches_of(
                     reading, max_physical_batch_size=self.max_physical_batch_size, constant_shapes=self.constant_shapes
                 )
+                criterion = running.per_example()
+                if self.is_narrow:
+                    criterion = _Summed(criterion, running.session)
                 try:
                     while recorder.updates < updates:
                         before = recorder.updates
-                        loop(running.model, running.optimizer, private, running.per_example())
+                        loop(running.model, running.optimizer, private, criterion)
                         if recorder.updates == before:
                             break
                 except _Enough:
@@ -195,6 +199,18 @@ class TrainingReplica:
                 recorder.first,
                 recorder.drawn,
             )
+
+
+class _Summed(nn.Module):
+    """The loss of a loop whose gradients pass through 16 bits: the session refuses a mean, which would divide them."""
+
+    def __init__(self, criterion: PerExampleLoss, session: Session) -> None:
+        super().__init__()
+        self._criterion, self._session = criterion, session
+
+    def forward(self, output: Any, target: Any) -> Tensor:
+        """Return the sum of the losses, which nothing may scale."""
+        return self._session.loss(self._criterion.losses(output, target))
 
 
 def _losses_of(item: Any, model: nn.Module, criterion: PerExampleLoss) -> Tensor:
@@ -281,6 +297,7 @@ class SessionUpdate:
         self._replica = replica
         self.word_bits = 32
         self.is_quiet = False
+        self.is_narrow = False
 
     def find_randomness(self) -> None:
         """Find out whether the model draws random numbers.
@@ -320,6 +337,7 @@ class SessionUpdate:
         try:
             leaves = list(tensors_in(stimulus))
             found = running.update(stimulus if leaves and leaves[0].shape[0] else None)
+            self.is_narrow |= running.session.is_narrow
         finally:
             running.session.close()
         self.word_bits = narrowest(found)

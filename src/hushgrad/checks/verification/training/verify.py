@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -137,8 +138,10 @@ def _verdict(
     as_reference = _as_reference(replica, update, contributions, noise)
     as_drawn = (_as_drawn(update, batch, contributions, noise),) if update.is_quiet else ()
     sampling, of_draws = draws_of_training(replica, resolution, alpha / 4)
+    replica = replace(replica, is_narrow=update.is_narrow)
     run = replica.train(loop, seed=None, updates=UPDATES)
-    measured_multiplier = noise.std / max(contributions.sensitivity, contributions.unit)
+    certain = contributions.sensitivity - _rounding(update, contributions, noise)  # the rest may be rounding
+    measured_multiplier = noise.std / max(certain, contributions.unit)
     of_replay = replay_checks(replica, loop, contributions.unit)
     checks = (
         *contributions.checks,
@@ -193,7 +196,7 @@ def _as_reference(
             gradients = replica.gradients_of(row)
         expected[row] = {name: value / divisor for name, value in clipped_sum_of(gradients, clipping).items()}
     unit = contributions.unit
-    room = _rounding(update, contributions, noise) + (5e-2 if update.word_bits == 16 else 1e-4) * unit
+    room = _rounding(update, contributions, noise) + (5e-2 if update.word_bits == 16 or update.is_narrow else 1e-4) * unit
     return reads_as_reference(contributions.alone, expected, unit, room)
 
 
