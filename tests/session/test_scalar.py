@@ -165,6 +165,17 @@ def test_a_mean_in_16_bits_beside_the_scalar_is_refused() -> None:
         optimizer.step()
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_session_tells_whether_gradients_pass_through_16_bits(autocast: bool) -> None:
+    model, optimizer, session, loader = attach(autocast=autocast)
+    assert not session.is_narrow
+    for item in loader:
+        found = losses(model, item)
+        assert session.is_narrow is autocast
+        session.backward(found)
+        optimizer.step()
+
+
 def test_without_a_loader_there_is_no_item_that_the_scalar_could_belong_to() -> None:
     model = nn.Linear(3, 2)
     mechanism = DPSGD(

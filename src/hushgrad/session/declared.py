@@ -34,6 +34,11 @@ class DeclaredLoop(Loop):
         """Whether anything was summed since the last step."""
         return not self._order.is_new
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether gradients of the forwards so far pass through 16 bits."""
+        return self._pool.is_narrow
+
     def backward(self, losses_B: Tensor) -> None:
         """Run backward on the losses of one physical batch, and add its clipped sum; `[0]` is an empty draw."""
         parts, size = self._parts, losses_B.shape[0]

@@ -28,6 +28,11 @@ class Loop(ABC):
     def is_open(self) -> bool:
         """Whether a logical batch was begun that has not ended."""
 
+    @property
+    @abstractmethod
+    def is_narrow(self) -> bool:
+        """Whether gradients of the forwards in work, or the latest ones, pass through 16 bits."""
+
     @abstractmethod
     def backward(self, losses_B: Tensor) -> None:
         """Run backward on the losses of one physical batch, one for each example."""

@@ -48,6 +48,11 @@ class ObservedLoop(Loop):
         """Whether a logical batch was begun and has not ended."""
         return self._order.is_open
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether gradients of the forwards of the item in work pass through 16 bits."""
+        return self._batch is not None and self._batch.is_narrow
+
     # What the loader tells -------------------------------------------------------------------------------------------
 
     def before_draw(self) -> None:

@@ -29,6 +29,11 @@ class OpenBatch:
         pool.batch_size = rows
 
     @property
+    def is_narrow(self) -> bool:
+        """Whether gradients of its forwards so far pass through 16 bits."""
+        return self._pool.is_narrow
+
+    @property
     def divides_losses(self) -> bool:
         """Whether losses are divided by the number of rows before their backward, which `add` undoes.
 

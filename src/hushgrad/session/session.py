@@ -281,6 +281,14 @@ class Session:
         """The ledger's last record: kept elsewhere, it shows later whether records were lost. None until it opens."""
         return self._parts.spending.anchor
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether gradients of the latest forwards pass through 16 bits, so that no mean over a batch may divide them.
+
+        `backward` and `loss` see to it by themselves.
+        """
+        return self._loop.is_narrow
+
     def epsilon(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> float:
         """Return ε at `delta` for everything that was charged; 0 before the first step, inf without noise."""
         return self._parts.spending.epsilon(delta, accountant)

@@ -38,6 +38,8 @@ class Checkpointed(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         hidden = torch.tanh(self.first(x))
+        if self.way == "plain":
+            return self.last(self.middle(hidden))
         if self.way == "sequential":
             assert isinstance(self.part, nn.Sequential)
             return self.last(checkpoint_sequential(self.part, 2, hidden, use_reentrant=True))
@@ -74,6 +76,25 @@ def test_reentrant_checkpointing_passes_the_probe(way: str) -> None:
 def test_reentrant_checkpointing_with_dropout_passes_the_probe() -> None:
     model = Checkpointed(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.4), nn.Linear(4, 4)))
     assert trained(model).session.probe_report.examined
+
+
+class OwnNoise(nn.Module):
+    """Noise from a generator that the model keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.generator = nn.Linear(4, 4), torch.Generator().manual_seed(3)
+
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = self.layer(h)
+        return out + 0.1 * torch.randn(h.shape, generator=self.generator)
+
+
+def test_noise_from_a_generator_of_the_model_is_not_taken_for_mixing() -> None:
+    """Fewer examples get other noise, as from the global generator."""
+    assert trained(Checkpointed(OwnNoise(), way="plain")).session.probe_report.examined
+    with pytest.raises(HushgradError, match=r"mixes the examples|cannot be told apart"):
+        trained(Checkpointed(OwnNoise(), change=centred, way="plain"))
 
 
 def centred(h: Tensor) -> Tensor:

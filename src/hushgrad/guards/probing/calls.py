@@ -182,7 +182,7 @@ class Runner:
                     stack.enter_context(silence)
                 with self.call.settings():
                     output = self.call.module(*args, **kwargs)
-                drew = randomness_used(self.devices, SEED)
+                drew = randomness_used(self.devices, SEED) or self.state.has_drawn()
                 if then is not None:
                     then(output)
             moved, structure = self.state.moved(parameters=parameters), self.state.other_structure()

@@ -77,6 +77,12 @@ class State:
                 found[("parameter", name)] = _fingerprint(named[name])
         return found
 
+    def has_drawn(self) -> bool:
+        """Return whether a generator that the model keeps was drawn from since the copy was taken."""
+        return any(
+            isinstance(kept, torch.Generator) and not agree(kept, copied) for kept, copied in self._saved.values()
+        )
+
     def other_structure(self) -> Structure | None:
         """Return the structure as it is now; None where it is that of the copy."""
         if all(is_same(holder, content) for holder, content in self._structure):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 
-from hushgrad.checks.verification.checks.noise_bits import low_bits, repeated, repeats
+from hushgrad.checks.verification.checks.noise_bits import low_bits, repeated, repeats, unrounded
 
 NOISE = np.random.default_rng(5).standard_normal(4000).astype(np.float32)
 
@@ -25,3 +27,12 @@ def test_noise_rounded_to_16_bits_fails_and_is_not_judged_where_the_parameter_ha
 
 def test_noise_on_a_coarse_grid_fails() -> None:
     assert not low_bits([{"a": np.round(NOISE * 8) / np.float32(8.1)}], ["a"], 32).passed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_values_of_16_bits_are_spread_among_those_that_round_to_them(dtype: torch.dtype) -> None:
+    values = torch.from_numpy(NOISE).to(dtype)
+    spread = unrounded(values.float().numpy())
+    assert torch.equal(torch.from_numpy(spread).to(dtype), values)
+    assert len(np.unique(spread)) > len(values.unique())
+    assert (unrounded(np.zeros(3, np.float32)) >= 0).all()

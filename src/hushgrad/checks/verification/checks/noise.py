@@ -22,7 +22,7 @@ from hushgrad.checks.verification.checks.independence import (
     across_parameters,
     across_steps,
 )
-from hushgrad.checks.verification.checks.noise_bits import MOST_VALUES, low_bits, repeated, repeats
+from hushgrad.checks.verification.checks.noise_bits import MOST_VALUES, low_bits, repeated, repeats, unrounded
 from hushgrad.checks.verification.verdict import Check, by_code
 
 CHECKS = 9
@@ -75,7 +75,7 @@ def read_noise(draws: Sequence[Draw], claimed_std: float, false_alarm: float, wo
             _parts_std(scaled, names, each),
             _steps_std(flat, ratio, each),
             _mean(scaled, names, ratio, each),
-            _shape(everything, ratio, each),
+            _shape(everything if word_bits != 16 else _unrounded(draws, names) / claimed_std, ratio, each),
             across_steps(flat, each),
             across_parameters(scaled, names, each),
             across_coordinates(scaled, names, each),
@@ -86,6 +86,10 @@ def read_noise(draws: Sequence[Draw], claimed_std: float, false_alarm: float, wo
     inside = max(repeated(draws[0][name], word_bits) for name in names)
     mean = float(everything.mean()) / ratio if 0 < ratio < math.inf else 0.0
     return NoiseReading(ratio * claimed_std, ratio, ratios, step_ratios, count, checks, inside, mean)
+
+
+def _unrounded(draws: Sequence[Draw], names: Sequence[str]) -> Array:
+    return np.concatenate([unrounded(draw[name]) for draw in draws for name in names])
 
 
 def _rms(values: Array) -> float:

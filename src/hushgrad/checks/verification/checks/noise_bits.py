@@ -13,6 +13,20 @@ from hushgrad.checks.verification.verdict import Check
 MOST_VALUES = 1 << 21
 
 
+def unrounded(values: Array) -> Array:
+    """Return values of 16 bits each at a place, drawn by a fixed seed, among those that are rounded to it.
+
+    Their few levels would show in a test of their shape, which is not that of the noise before it was rounded.
+    """
+    flat = np.ascontiguousarray(values, dtype=np.float32).ravel()
+    words = flat.view(np.uint32) & np.uint32(0x7FFFFFFF)
+    half = np.uint32(1 << 15 if not (words & np.uint32(0xFFFF)).any() else 1 << 12)  # bfloat16, float16
+    low = np.where(words >= half, words - half, 0).astype(np.uint32).view(np.float32).astype(np.float64)
+    high = (words + half).view(np.float32).astype(np.float64)
+    spread: Array = np.copysign(low + (high - low) * np.random.default_rng(1).random(len(flat)), flat)
+    return spread
+
+
 def repeats(draws: Sequence[Draw], names: Sequence[str], word_bits: int) -> Check:
     """Runs of values that occur twice, bit for bit. By chance: below 1e-12 for up to 10⁷ values."""
     words = np.concatenate([_words(draw[name], word_bits) for draw in draws for name in names])[:MOST_VALUES]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import default_collate
 
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger
-from hushgrad.capture.axes.batch_axes import tensors_in
-from hushgrad.checks.verification.update.groups import SEED
-from hushgrad.checks.verification.update.paired_update import Output, narrowest, rounding_error, seeded
-from hushgrad.errors import InvalidArgumentError, UnsupportedModelError
+from hushgrad.checks.verification.update.paired_update import Output, seeded
+from hushgrad.errors import InvalidArgumentError
 from hushgrad.gradients.oracle import one_at_a_time
 from hushgrad.guards.monitoring.alarms import Alarms
-from hushgrad.guards.probing.deterministic_mode import DeterministicMode
 from hushgrad.guards.probing.kept import kept_by
 from hushgrad.guards.probing.state import own_objects
 from hushgrad.losses import PerExampleLoss
@@ -39,14 +35,14 @@ from hushgrad.sampling.torch_loader import DataLoaderReading, LoadingOptions, re
 from hushgrad.session.session import Session
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-TrainingLoop = Callable[[nn.Module, Optimizer, Any, PerExampleLoss], None]
+TrainingLoop = Callable[[nn.Module, Optimizer, Any, nn.Module], None]
 """One pass of training: `(model, optimizer, loader, criterion)`."""
 
-SessionLoop = Callable[[Session, nn.Module, Optimizer, PrivateLoader, PerExampleLoss], None]
+SessionLoop = Callable[[Session, nn.Module, Optimizer, PrivateLoader, Any], None]
 """One pass of a loop that works with the session itself: `(session, model, optimizer, loader, criterion)`."""
 
 
-def ordinary_loop(model: nn.Module, optimizer: Optimizer, loader: Any, criterion: PerExampleLoss) -> None:
+def ordinary_loop(model: nn.Module, optimizer: Optimizer, loader: Any, criterion: nn.Module) -> None:
     """One pass: loader item, backward, `optimizer.step()`."""
     device = next(model.parameters()).device
     for inputs, target in loader:
@@ -96,6 +92,7 @@ class TrainingReplica:
     optimizer: OptimizerFactory
     max_physical_batch_size: int | None
     constant_shapes: bool
+    is_narrow: bool = False  # whether gradients pass through 16 bits
 
     @classmethod
     def of(
@@ -191,10 +188,12 @@ class TrainingReplica:
                 private = running.session.batches_of(
                     reading, max_physical_batch_size=self.max_physical_batch_size, constant_shapes=self.constant_shapes
                 )
+                own_loss = running.per_example()
+                criterion = _Summed(own_loss, running.session) if self.is_narrow else own_loss
                 try:
                     while recorder.updates < updates:
                         before = recorder.updates
-                        loop(running.session, running.model, running.optimizer, private, running.per_example())
+                        loop(running.session, running.model, running.optimizer, private, criterion)
                         if recorder.updates == before:
                             break
                 except _Enough:
@@ -209,6 +208,22 @@ class TrainingReplica:
                 recorder.first,
                 recorder.drawn,
             )
+
+
+class _Summed(nn.Module):
+    """The loss of a loop whose gradients pass through 16 bits: the session refuses a mean, which would divide them."""
+
+    def __init__(self, criterion: PerExampleLoss, session: Session) -> None:
+        super().__init__()
+        self._criterion, self._session = criterion, session
+
+    def forward(self, output: Any, target: Any) -> Tensor:
+        """Return the sum of the losses, which nothing may scale."""
+        return self._session.loss(self.losses(output, target))
+
+    def losses(self, output: Any, target: Any) -> Tensor:
+        """Return the losses of the examples, `[B]`."""
+        return self._criterion.losses(output, target)
 
 
 def _losses_of(item: Any, model: nn.Module, criterion: PerExampleLoss) -> Tensor:
@@ -270,67 +285,6 @@ class ReplicaSession:
         if item is None:
             return torch.zeros(0, device=next(self.model.parameters()).device)
         return _losses_of(item, self.model, self.per_example())
-
-
-class SessionUpdate:
-    """A `PairedUpdate`: one step of a new session, whose key the seed makes.
-
-    Under one seed the random numbers of the model repeat themselves for one batch and not for a part of it: a mask
-    drawn for three examples is not the mask drawn for four. A model that draws (`is_quiet`, once `find_randomness` has
-    looked) runs with constants in their place.
-    """
-
-    def __init__(self, replica: TrainingReplica) -> None:
-        self._replica = replica
-        self.word_bits = 32
-        self.is_quiet = False
-
-    def find_randomness(self) -> None:
-        """Find out whether the model draws random numbers.
-
-        Raises:
-            UnsupportedModelError: by an operator in whose place there is no constant.
-        """
-        silence = DeterministicMode()
-        with seeded(SEED), silence:
-            self._replica.gradients_of(0)
-        if silence.unknown is not None:
-            raise UnsupportedModelError(
-                f"the model draws random numbers by {silence.unknown}, so that what one example adds cannot be told "
-                f"from other numbers drawn for the others",
-                cure="Verify the model with that part in eval(), or with a constant in its place",
-            )
-        self.is_quiet = silence.was_needed
-
-    def call(self, stimulus: Any, seed: int | None = None) -> Output:
-        """Return the update of one step of a new session; a batch without rows is an empty draw."""
-        with self.randomness(seed):
-            return self._update(stimulus, seed)
-
-    def call_as_drawn(self, stimulus: Any, seed: int, drawn_from: int) -> Output:
-        """Return the update with the model's random numbers as they are drawn from a seed of their own."""
-        with seeded(drawn_from):
-            return self._update(stimulus, seed)
-
-    @contextmanager
-    def randomness(self, seed: int | None) -> Iterator[None]:
-        """The model's random numbers as they are in `call`."""
-        with seeded(seed), DeterministicMode() if self.is_quiet else nullcontext():
-            yield
-
-    def _update(self, stimulus: Any, seed: int | None) -> Output:
-        running = self._replica.session(seed=seed)
-        try:
-            leaves = list(tensors_in(stimulus))
-            found = running.update(stimulus if leaves and leaves[0].shape[0] else None)
-        finally:
-            running.session.close()
-        self.word_bits = narrowest(found)
-        return found
-
-    def error_of_difference(self, noise_std: float) -> float:
-        """Return the error of rounding: under one key noise cancels."""
-        return rounding_error(noise_std, self.word_bits)
 
 
 class _Recorder:

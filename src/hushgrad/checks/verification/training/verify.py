@@ -6,10 +6,10 @@ and ledger are not touched, and no budget is spent: nothing that is measured lea
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +23,6 @@ from hushgrad.checks.verification.mistakes.groups import find_causes
 from hushgrad.checks.verification.training.copies import (
     OptimizerFactory,
     SessionLoop,
-    SessionUpdate,
     TrainingLoop,
     TrainingReplica,
     ordinary_loop,
@@ -31,8 +30,14 @@ from hushgrad.checks.verification.training.copies import (
 )
 from hushgrad.checks.verification.training.draws import draws_of_training, not_tested
 from hushgrad.checks.verification.training.run_checks import UPDATES, ledger_checks, replay_checks, run_causes
-from hushgrad.checks.verification.update.groups import SEED, GroupReading, measure, rows_of, take
-from hushgrad.checks.verification.update.paired_update import arrays, kept_randomness, norm
+from hushgrad.checks.verification.training.session_update import (
+    WITHOUT_RANDOMNESS,
+    SessionUpdate,
+    reads_as_drawn,
+    rounding,
+)
+from hushgrad.checks.verification.update.groups import SEED, GroupReading, measure, rows_of
+from hushgrad.checks.verification.update.paired_update import arrays, kept_randomness
 from hushgrad.checks.verification.update.verify_update import DEFAULT_FALSE_ALARM, DEFAULT_RESOLUTION, steps_needed
 from hushgrad.checks.verification.verdict import Cause, Check, Measured, Verdict
 from hushgrad.engine import PrivacyEngine
@@ -41,10 +46,6 @@ from hushgrad.gradients.oracle import clipped_sum_of
 from hushgrad.guards.probing.state import State
 from hushgrad.mechanism import Mechanism
 
-WITHOUT_RANDOMNESS = (
-    "The model draws random numbers (dropout, say), and other ones for other groups of examples: what examples add "
-    "together was measured with constants in their place, and as they are drawn only what each adds alone"
-)
 _ROWS = 8
 _MOST_STEPS = 400
 
@@ -141,10 +142,12 @@ def _verdict(
     contributions = measure(update, batch, list(range(rows)), belief, noise, alpha / 8)
     rule = read_rule(replica.mechanism.clipping, replica.names)
     as_reference = _as_reference(replica, update, contributions, noise)
-    as_drawn = (_as_drawn(update, batch, contributions, noise),) if update.is_quiet else ()
+    as_drawn = (reads_as_drawn(update, batch, contributions, noise),) if update.is_quiet else ()
     sampling, of_draws = draws_of_training(replica, resolution, alpha / 4)
+    replica = replace(replica, is_narrow=update.is_narrow)
     run = replica.train(loop, seed=None, updates=UPDATES)
-    measured_multiplier = noise.std / max(contributions.sensitivity, contributions.unit)
+    certain = contributions.sensitivity - rounding(update, contributions, noise)  # the rest may be rounding
+    measured_multiplier = noise.std / max(certain, contributions.unit)
     of_replay = replay_checks(replica, loop, contributions.unit)
     checks = (
         *contributions.checks,
@@ -203,34 +206,9 @@ def _as_reference(
             gradients = replica.gradients_of(row)
         expected[row] = {name: value / divisor for name, value in clipped_sum_of(gradients, clipping).items()}
     unit = contributions.unit
-    room = _rounding(update, contributions, noise) + (5e-2 if update.word_bits == 16 else 1e-4) * unit
+    is_coarse = update.word_bits == 16 or update.is_narrow
+    room = rounding(update, contributions, noise) + (5e-2 if is_coarse else 1e-4) * unit
     return reads_as_reference(contributions.alone, expected, unit, room)
-
-
-def _rounding(update: SessionUpdate, contributions: GroupReading, noise: NoiseReading) -> float:
-    size = sum(value.numel() for value in contributions.alone[0].values())
-    return 3 * update.error_of_difference(noise.std) * math.sqrt(size)
-
-
-def _as_drawn(update: SessionUpdate, batch: Any, contributions: GroupReading, noise: NoiseReading) -> Check:
-    """Run each example alone with the model's random numbers as they are drawn, also with its inputs scaled up."""
-    base, unit = contributions.probe.base, contributions.unit
-    norms: list[float] = []
-    for row in contributions.alone:
-        for scale in (1.0, 1e3):
-            found = update.call_as_drawn(take(batch, [row], scale), SEED, drawn_from=len(norms))
-            norms.append(norm({name: value.double() - base[name] for name, value in found.items()}))
-    room = _rounding(update, contributions, noise) + 1e-4 * unit
-    return Check(
-        code="sensitivity-as-drawn",
-        part="sensitivity",
-        claim="with the model's random numbers as they are drawn, one example alone adds at most C",
-        measured=f"up to {max(norms) / unit:.5g} C",
-        passed=max(norms) <= unit + room,
-        sample_size=len(norms),
-        statistic=max(norms) / unit,
-        power=f"every excess above {room / unit:.2g} C on these examples",
-    )
 
 
 def _require_pair(batch: Any, rows: int) -> None:

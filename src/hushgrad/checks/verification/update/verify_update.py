@@ -57,7 +57,8 @@ def verify_update(
         charged_noise_multiplier: what the accountant is given; by default σ.
         parameters: a shape, a list of shapes, or a mapping from names to shapes.
         batch: a batch of at least four examples (a tensor, or a tuple, list or dict of tensors, examples first); the
-            update is then given parts of it. Take a C that is about the size of its gradients' norms.
+            update is then given parts of it. Take a C that is about the size of its gradients' norms. Dropout is to be
+            off: it draws other masks for other parts.
         loss_reduction: "mean" where the noised sum is divided by B, "sum" where it is not divided.
         dtype: the dtype of the gradients that the update is given.
         resolution: the relative error of the noise's standard deviation that must be found with probability 0.999.
