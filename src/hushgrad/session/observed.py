@@ -83,8 +83,8 @@ class ObservedLoop(Loop):
     def loss(self, losses_B: Tensor, scale: float) -> Tensor:
         """Return the sum of the losses, to be run backward by somebody else."""
         batch = self._require_batch(losses_B)
-        self._parts.probe.losses(losses_B)
         batch.expect(losses_B)
+        self._parts.probe.losses(losses_B)
         total = expecting(losses_B, scale, batch)
         self._parts.probe.total(total)
         return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import torch
 from torch import Tensor
 
 from hushgrad.capture.uses import UsePool
@@ -48,7 +49,18 @@ class OpenBatch:
         return self._is_narrow or self._pool.is_narrow or self._parts.probe.saw_narrow_loss
 
     def expect(self, losses_B: Tensor) -> None:
-        """A backward of these losses will come."""
+        """A backward of these losses will come.
+
+        Raises:
+            ProtocolError: they hold no gradient to run back from.
+        """
+        if not (losses_B.requires_grad and torch.is_grad_enabled() and losses_B.is_floating_point()):
+            raise ProtocolError(
+                f"losses hold no gradient to run back from: requires_grad is {losses_B.requires_grad}, gradients are "
+                f"{'on' if torch.is_grad_enabled() else 'off'}, the dtype is {losses_B.dtype}",
+                cure="Compute them from the model's outputs as floating-point numbers, outside of torch.no_grad(), "
+                "torch.inference_mode() and session.paused(), and do not detach them",
+            )
         self._is_narrow = self._is_narrow or self._parts.probe.is_narrow(losses_B)
 
     def divides_now(self) -> bool:

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, suppress
 from types import NoneType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -403,13 +402,6 @@ class Session:
             raise LossShapeError(
                 f"losses must have shape [b], one number per example, got {shape}",
                 cure='Compute the loss with reduction="none" and reduce each example\'s own elements to one number',
-            )
-        if losses.shape[0] and not (losses.requires_grad and torch.is_grad_enabled() and losses.is_floating_point()):
-            raise ProtocolError(
-                f"losses hold no gradient to run back from: requires_grad is {losses.requires_grad}, gradients are "
-                f"{'on' if torch.is_grad_enabled() else 'off'}, the dtype is {losses.dtype}",
-                cure="Compute them from the model's outputs as floating-point numbers, outside of torch.no_grad(), "
-                "torch.inference_mode() and session.paused(), and do not detach them",
             )
         return losses
 

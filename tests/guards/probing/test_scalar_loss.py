@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -770,3 +771,23 @@ def test_a_factor_on_losses_that_were_examined_is_on_trust() -> None:
     (losses.sum() / len(inputs)).backward()
     optimizer.step()
     assert conditions(engine) == {UNREAD_LOSS.name}
+
+
+def test_a_loss_whose_backward_runs_in_another_thread_than_the_forward_is_looked_at() -> None:
+    model = classifier()
+    engine, _, loader = private_loop(model, CLASSIFIED)
+    inputs, targets = next(iter(loader))
+    loss = F.cross_entropy(model(inputs), targets, reduction="sum")
+    found: list[HushgradError] = []
+
+    def run() -> None:
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        except HushgradError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert [type(error) for error in found] == [LossShapeError]
+    assert conditions(engine) == set()

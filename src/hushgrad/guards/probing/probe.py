@@ -204,6 +204,7 @@ class Probe:
 
     def forget(self) -> None:
         """Drop what the current batch has run: it was discarded, or has no examples."""
+        self._is_busy = False  # an interrupt may have come before `examine` said so
         self._pending.clear()
         self._evaluations.clear()
         self._padded = None

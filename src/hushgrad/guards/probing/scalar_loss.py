@@ -167,17 +167,13 @@ class ScalarLoss:
     def _losses(self) -> Iterator[tuple[list[Tensor], bool]]:
         """Yield the losses of each backward of the loop that is at work, and whether they were given gradients.
 
-        The innermost backward comes first. On a GPU this runs in a thread of torch's own, while the loop's waits.
+        The innermost backward comes first. On a CPU this runs in the thread that called backward, which need not be
+        that of the forward; on a GPU in one of torch's own, while the loop's waits.
         """
-        frame: FrameType | None = sys._current_frames().get(self._thread)
-        while frame is not None:
-            if (arguments := losses_of_backward(frame)) is not None:
-                tensors, gradients = arguments
-                given = (gradients,) if isinstance(gradients, Tensor) else gradients or ()
-                roots = [tensors] if isinstance(tensors, Tensor) else tensors
-                losses = [part for part in roots if isinstance(part, Tensor) and part.grad_fn is not None]
-                yield losses, any(part is not None for part in given)
-            frame = frame.f_back
+        here = threading.get_ident()
+        running = sys._current_frames()
+        for thread in dict.fromkeys((here, self._thread)):
+            yield from _backwards_above(running.get(thread))
 
     def _is_vouched(self, loss: Tensor) -> bool:
         """Whether a loss is the declared mean or sum of losses that were examined, and nothing else; most are."""
@@ -201,6 +197,17 @@ def _is_sessions(value: Value) -> bool:
 
 def _key(tensor: Tensor) -> Key:
     return sequence_number(tensor.grad_fn), tensor.output_nr
+
+
+def _backwards_above(frame: FrameType | None) -> Iterator[tuple[list[Tensor], bool]]:
+    while frame is not None:
+        if (arguments := losses_of_backward(frame)) is not None:
+            tensors, gradients = arguments
+            given = (gradients,) if isinstance(gradients, Tensor) else gradients or ()
+            roots = [tensors] if isinstance(tensors, Tensor) else tensors
+            losses = [part for part in roots if isinstance(part, Tensor) and part.grad_fn is not None]
+            yield losses, any(part is not None for part in given)
+        frame = frame.f_back
 
 
 def _gone() -> None:
