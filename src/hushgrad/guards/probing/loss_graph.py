@@ -135,7 +135,9 @@ def operator_name(node: Any) -> str:
 
 def reaches_inside(root: Any, outputs: Container[Key], anchor: Any) -> bool:
     """Return whether a loss comes from an operator of the model on a way that passes none of its outputs."""
-    return any(_is_inside(type(node).__name__, node.next_functions, anchor) for node, _ in _way(root, outputs, anchor))
+    return any(
+        _is_inside(type(node).__name__, node.next_functions, anchor) for node, _ in _way(root, 0, outputs, anchor)
+    )
 
 
 def is_narrow(root: Any, outputs: Container[Key], anchor: Any) -> bool:
@@ -144,24 +146,40 @@ def is_narrow(root: Any, outputs: Container[Key], anchor: Any) -> bool:
     Between the loss and the outputs of the model, that is: of what is inside of it capture knows. A scalar's own
     gradient is the same for all examples, and no division has come before it.
     """
-    return any(
-        dtype_of_output(node, index) in NARROW and _shape(node, index) and type(node).__name__ != "AccumulateGrad"
-        for node, index in _way(root, outputs, anchor)
-    )
+    narrow = [
+        (node, index)
+        for node, index in _way(root, 0, outputs, anchor)
+        if dtype_of_output(node, index) in NARROW and _shape(node, index)
+    ]
+    return any(_leads_to_model(node, index, outputs, anchor) for node, index in narrow)
 
 
-def _way(root: Any, outputs: Container[Key], anchor: Any) -> Iterator[tuple[Any, int]]:
-    """Yield what lies between a loss and the model: down to its outputs, and to operators inside of it."""
-    known, waiting = set(), [(root, 0)]
+def _leads_to_model(node: Any, index: int, outputs: Container[Key], anchor: Any) -> bool:
+    for part, place in _way(node, index, outputs, anchor):
+        if _is_inside(type(part).__name__, part.next_functions, anchor):
+            return True
+        if any(below is not None and (sequence_number(below), at) in outputs for below, at in _below(part, place)):
+            return True
+    return False
+
+
+def _way(root: Any, index: int, outputs: Container[Key], anchor: Any) -> Iterator[tuple[Any, int]]:
+    """Yield what lies between a value and the model: down to its outputs, and to operators inside of it."""
+    known, waiting = set(), [(root, index)]
     while waiting:
-        place = node, index = waiting.pop()
-        if node is None or place in known or (sequence_number(node), index) in outputs:
+        place = node, number = waiting.pop()
+        if node is None or place in known or (sequence_number(node), number) in outputs:
             continue
         known.add(place)
         yield place
-        kind, edges = type(node).__name__, node.next_functions
-        if not _is_inside(kind, edges, anchor):
-            waiting.extend([edges[index]] if kind == HOOKED else edges)
+        if not _is_inside(type(node).__name__, node.next_functions, anchor):
+            waiting.extend(_below(node, number))
+
+
+def _below(node: Any, index: int) -> Sequence[tuple[Any, int]]:
+    """Return what an output of a node was made of."""
+    edges: Sequence[tuple[Any, int]] = node.next_functions
+    return [edges[index]] if type(node).__name__ == HOOKED else edges
 
 
 def _is_inside(kind: str, edges: Sequence[tuple[Any, int]], anchor: Any) -> bool:
