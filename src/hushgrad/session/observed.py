@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hushgrad.capture.uses import UsePool
-from hushgrad.errors import LossShapeError
+from hushgrad.errors import LossShapeError, ProtocolError
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.session.loop import Loop
 from hushgrad.session.open_batch import OpenBatch
@@ -88,16 +88,12 @@ class ObservedLoop(Loop):
 
     def backward(self, losses_B: Tensor) -> None:
         """Run backward on the losses of the item; those of several calls add up per example before clipping."""
-        batch = self._require_batch(losses_B)
-        self._parts.probe.losses(losses_B)
-        if batch.divides_losses:
-            losses_B.mean().backward()  # type: ignore[no-untyped-call]
-        else:
-            expecting(losses_B, 1.0, batch).backward()  # type: ignore[no-untyped-call]
+        self.loss(losses_B, 1.0).backward()  # type: ignore[no-untyped-call]
 
     def loss(self, losses_B: Tensor, scale: float) -> Tensor:
         """Return the sum of the losses, to be run backward by somebody else."""
         batch = self._require_batch(losses_B)
+        batch.expect(losses_B)
         self._parts.probe.losses(losses_B)
         total = expecting(losses_B, scale, batch)
         self._parts.probe.total(total)
@@ -117,8 +113,7 @@ class ObservedLoop(Loop):
         return None if self._order.complete is None else self._order.end_logical_batch().pass_index
 
     def _end(self, item: PhysicalBatch) -> None:
-        parts, batch = self._parts, self._batch
-        assert batch is not None
+        parts, batch = self._parts, self._open_batch()
         parts.frozen.require_no_surprises()
         batch.require_backward()
         parts.frozen.require_steady_groups(item)
@@ -149,5 +144,12 @@ class ObservedLoop(Loop):
                 f"losses must have shape [{item.size}], one for each example of the item, got {list(losses_B.shape)}",
                 cure="Reduce each example's own elements to one number, and keep the batch",
             )
-        assert self._batch is not None
+        return self._open_batch()
+
+    def _open_batch(self) -> OpenBatch:
+        if self._batch is None:
+            raise ProtocolError(
+                "the item in work was interrupted as it was handed out",
+                cure="Call session.discard() and iterate over the loader anew",
+            )
         return self._batch

@@ -161,13 +161,17 @@ class Session:
         depend on its examples (their loss, their number, memory that ran out), because ε holds for the batches that
         were drawn and not for a choice of them. `guarantee` says how many were dropped.
         """
-        if not self._closed and self._loop.is_open:
-            self._parts.spending.discard()
+        if not self._closed:
+            self._count_open_batch()
         self._loop.discard()
         self._parts.update.drop()
         self._parts.marks.take_away()
         for parameter in self._parts.parameters.values():
             parameter.grad = None
+
+    def _count_open_batch(self) -> None:
+        if self._loop.is_open:
+            self._parts.spending.discard()
 
     def paused(self) -> AbstractContextManager[None]:
         """Run forwards and backwards through the model that are not for its own update (a generator's step, say).
@@ -327,6 +331,7 @@ class Session:
 
     def _prepare_step(self) -> None:
         """End the physical batch in work, and release the noised update where its logical batch is complete."""
+        self._require_open()  # a closure came before
         self._parts.take_marks()
         loader_pass = self._loop.end_step()
         if loader_pass is None:
@@ -346,7 +351,10 @@ class Session:
         self._parts.frozen.expect_nothing()
 
     def close(self) -> None:
-        """Give back an ordinary model and optimizer, and close the ledger. What was spent can still be read."""
+        """Give back an ordinary model and optimizer, and close the ledger. What was spent can still be read.
+
+        A logical batch that was begun is dropped, and counted as `discard` counts it.
+        """
         if self._closed:
             return
         self._closed = True
@@ -361,6 +369,7 @@ class Session:
         self._loop.close()
         parts.update.drop()
         parts.probe.forget()
+        self._count_open_batch()
         with suppress(LedgerError):  # no ε depends on a note, and what was charged is on disk
             note_noise(parts)
             if parts.update.number:
