@@ -717,7 +717,6 @@ def test_a_draw_that_is_no_sequence_of_whole_numbers_is_refused(draw):
 @pytest.mark.parametrize(
     "draw",
     [torch.tensor([3, 5]), [torch.tensor(3), torch.tensor(5)], np.array([3, 5]), [3, 5], iter([3, 5])],
-    ids=repr,
     ids=lambda form: type(form).__name__,
 )
 def test_indices_in_any_form_are_the_records_that_are_read(draw):
