@@ -93,7 +93,7 @@ class OwnNoise(nn.Module):
 def test_noise_from_a_generator_of_the_model_is_not_taken_for_mixing() -> None:
     """Fewer examples get other noise, as from the global generator."""
     assert trained(Checkpointed(OwnNoise(), way="plain")).session.probe_report.examined
-    with pytest.raises(HushgradError, match="mixes the examples|cannot be told apart"):
+    with pytest.raises(HushgradError, match=r"mixes the examples|cannot be told apart"):
         trained(Checkpointed(OwnNoise(), change=centred, way="plain"))
 
 
