@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from hushgrad.session.protocol import DeclaredLoop, ObservedLoop
 
 from benchmarks.contestants import hushgrad_session, ordinary
 from benchmarks.runner import Runner
@@ -26,12 +25,13 @@ from benchmarks.workloads import WORKLOADS, Workload
 from hushgrad.capture.scope import Scope
 from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.setup_invariants import SetupInvariants
+from hushgrad.session.order import DeclaredOrder, ObservedOrder
 from hushgrad.session.session import Session
 
 GUARDS: tuple[tuple[type[Any], str], ...] = (
     *((SetupInvariants, name) for name in vars(SetupInvariants) if name.startswith(("require_", "expect_"))),
     *((Probe, name) for name in ("entering", "left", "losses", "evaluated", "examine", "forget")),
-    *((loop, name) for loop in (DeclaredLoop, ObservedLoop) for name in vars(loop) if not name.startswith("_")),
+    *((loop, name) for loop in (DeclaredOrder, ObservedOrder) for name in vars(loop) if not name.startswith("_")),
     (Scope, "leave_if_stale"),
 )
 """Looked up on their classes: a guard that is renamed is an error here and not a silent 0."""

@@ -23,7 +23,8 @@ WITH_OTHER_PACKAGES = (
     "accounting",  # dp-accounting, scipy
     "benchmarks",  # Opacus, matplotlib, rich
     "cli",  # click, rich
-    "checks",  # scipy, Opacus, click, rich
+    "checks",  # scipy, Opacus, click
+    "extension",  # scipy
     "guards",  # scipy
     "kernels",  # Triton
     "light_install",  # click

@@ -189,6 +189,28 @@ def test_a_condition_is_noted_once_also_over_sessions_and_steps(tmp_path: Path) 
     assert len(noted) == 1
 
 
+def test_a_logical_batch_that_is_open_when_the_session_is_closed_counts_as_discarded(tmp_path: Path) -> None:
+    for steps, path in enumerate((tmp_path / "begun", tmp_path / "ended")):
+        model = nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        engine = PrivacyEngine(test_key=1, ledger=path)
+        _, _, loader = engine.make_private(
+            module=model,
+            optimizer=optimizer,
+            data_loader=DataLoader(DATA, batch_size=10),
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+        )
+        inputs, targets = next(iter(loader))
+        F.cross_entropy(model(inputs), targets).backward()
+        if steps:
+            optimizer.step()
+        engine.session.close()
+        engine.session.close()
+        assert (conditions.discarded(1) in engine.guarantee(1e-5).conditions) == (not steps)
+        assert (conditions.discarded(1) in read_ledger(path).conditions) == (not steps)
+
+
 def test_discards_of_all_sessions_are_added_up(tmp_path: Path) -> None:
     for _ in range(2):
         engine = run(tmp_path / "ledger", discards=2, poisson_sampling=True)

@@ -322,11 +322,11 @@ def test_schedules_are_charged_as_truncated_steps() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"constant_shapes": True}, "needs max_physical_batch_size"),
-        ({"constant_shapes": 1, "max_physical_batch_size": 4}, "constant_shapes must be True or False"),
+        ({"constant_shapes": True}, "needs to know the rows.*Pass max_physical_batch_size"),
+        ({"constant_shapes": 1, "max_physical_batch_size": 4}, "constant_shapes: must be True or False"),
         ({"max_batch_size": 0}, "max_batch_size: must be >= 1"),
         ({"max_batch_size": "most"}, "max_batch_size: must be a whole number"),
-        ({"max_batch_size": 12, "poisson_sampling": False}, "leave one of them out"),
+        ({"max_batch_size": 12, "poisson_sampling": False}, "Leave one of them out"),
     ],
 )
 def test_shapes_that_cannot_be_are_refused_before_data_is_read(arguments: dict[str, Any], message: str) -> None:

@@ -6,13 +6,16 @@ Whoever does would have to be changed for the next kind. Ask the thing instead.
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 import hushgrad
 from hushgrad.accounting.events import registry
+from hushgrad.mechanism import known as noise_kinds
 from hushgrad.mechanism.noise import NoiseMechanism
+from hushgrad.sampling import known as sampling_kinds
 from hushgrad.sampling.scheme import SamplingScheme
 
 ROOT = Path(hushgrad.__file__).parent
@@ -68,3 +71,9 @@ def test_nobody_outside_of_a_concept_asks_which_kind_it_is(folder: str) -> None:
         and (found := kinds_asked_for(path.read_text(encoding="utf-8"), names))
     }
     assert not asked, "give the concept a property instead"
+
+
+@pytest.mark.parametrize(("base", "own"), [(NoiseMechanism, noise_kinds.OWN), (SamplingScheme, sampling_kinds.OWN)])
+def test_the_kinds_that_no_guarantee_names_are_all_of_hushgrads(base: type, own: tuple[type, ...]) -> None:
+    assert {kind.__name__ for kind in own} == _kinds_of(base)
+    assert all(vars(sys.modules[kind.__module__])[kind.__name__] is kind for kind in own)

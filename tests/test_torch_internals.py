@@ -500,6 +500,7 @@ def test_nodes_show_what_their_formulas_keep_by_the_names_that_the_loss_rules_us
             assert found == value, (type(out.grad_fn).__name__, name)
     assert insides.saved(x.sum().grad_fn, "dim", None) is None
     assert insides.shape_of_output(x.sum(1).grad_fn, 0) == (4,)
+    assert insides.dtype_of_output(x.sum(1).bfloat16().grad_fn, 0) is torch.bfloat16
 
 
 def test_a_node_of_a_custom_function_names_its_class_and_one_of_torch_does_not() -> None:

@@ -305,13 +305,17 @@ def _sampling(
 ) -> SamplingScheme:
     """Return the scheme that the arguments of `make_private` name: q = batch_size / N exactly."""
     if not isinstance(poisson_sampling, bool):
-        raise InvalidArgumentError(f"poisson_sampling must be True or False, got {type(poisson_sampling).__name__}")
+        raise InvalidArgumentError(
+            f"must be True or False, got {type(poisson_sampling).__name__}",
+            where="poisson_sampling",
+            cure="Pass True, or False to keep the loader's own batches",
+        )
     rate, count = reading.batch_size / reading.count, reading.count
     if not poisson_sampling:
         if max_batch_size is not None:
             raise InvalidArgumentError(
-                "max_batch_size truncates Poisson draws, and poisson_sampling=False keeps the loader's own batches; "
-                "leave one of them out"
+                "max_batch_size truncates Poisson draws, and poisson_sampling=False keeps the loader's own batches",
+                cure="Leave one of them out",
             )
         return DisjointBatches()
     if max_batch_size is None:

@@ -248,6 +248,11 @@ def shape_of_output(node: Any, index: int) -> tuple[int, ...]:
     return tuple(node._input_metadata[index].shape)
 
 
+def dtype_of_output(node: Any, index: int) -> torch.dtype:
+    """Return the dtype of one of the outputs that a node made: that of the gradient which comes back to it."""
+    return node._input_metadata[index].dtype  # type: ignore[no-any-return]
+
+
 def function_of(node: Any) -> type | None:
     """Return the class of a custom autograd function whose backward a node is; None for a node of torch's own."""
     return vars(type(node)).get("_forward_cls")  # type: ignore[no-any-return]

@@ -15,6 +15,7 @@ from hushgrad.accounting import (
     Accountant,
     DisjointPass,
     EpsilonBounds,
+    Event,
     FixedSizeSampled,
     PoissonSampled,
     TruncatedPoisson,
@@ -112,3 +113,47 @@ def test_a_name_that_is_taken_and_a_thing_that_is_no_accountant_are_refused(zcdp
 def test_steps_of_a_fixed_size_are_taken_at_its_word(zcdp: str) -> None:
     """Of these the default accountant knows no lower bound."""
     assert epsilon([(FixedSizeSampled(10, 100, 2.0), 5)], 1e-5, "hopeful") >= 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": ""},
+        {"name": "red\x1b[31m"},
+        {"name": 5},
+        {"name": ["a"]},
+        {"description": None},
+        {"description": "two\nlines"},
+        {"bounds": 5},
+        {"smallest_delta": math.nan},
+        {"smallest_delta": None},
+        {"smallest_delta": 1.0},
+        {"states_error": "no"},
+        {"exact_without_sampling": 1},
+    ],
+    ids=str,
+)
+def test_an_accountant_with_a_field_that_means_nothing_is_not_registered(changes: dict[str, object]) -> None:
+    fields = {
+        "name": "odd",
+        "bounds": without_amplification,
+        "smallest_delta": 0.0,
+        "exact_without_sampling": False,
+        "states_error": False,
+        "description": "odd",
+    }
+    with pytest.raises(InvalidArgumentError, match=next(iter(changes))):
+        register_accountant(Accountant(**{**fields, **changes}))  # type: ignore[arg-type]
+    assert "odd" not in table.ACCOUNTANTS
+
+
+@pytest.mark.parametrize(
+    "found",
+    [5.0, None, (0.0, 5.0), EpsilonBounds(0.0, "5"), EpsilonBounds(0.0, torch.tensor(5.0)), EpsilonBounds(9.0, 5.0)],  # type: ignore[arg-type]
+    ids=repr,
+)
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_what_is_no_pair_of_bounds_is_refused(zcdp: str, event: Event, found: object) -> None:
+    register_accountant(Accountant("odd", lambda form, delta: found, 0.0, False, True, "odd"))  # type: ignore[arg-type,return-value]
+    with pytest.raises(AccountingError, match=r"accountant 'odd'.*EpsilonBounds\(lower, upper\)"):
+        epsilon([(event, 3)], 1e-5, "odd")

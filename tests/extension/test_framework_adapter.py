@@ -124,16 +124,35 @@ def test_the_framework_trains_what_a_plain_loop_trains() -> None:
 def test_the_adapter_is_verified() -> None:
     data = TensorDataset(torch.randn(N, 3), torch.randn(N, 2))
 
-    def loop(model: nn.Module, optimizer: Any, loader: Any, criterion: Any) -> None:
-        framework = Framework(optimizer)
-        for batch in loader.logical_batches():
-            for x, y in batch:
-                framework.optimizer.zero_grad()
-                criterion(model(x), y).backward()
-                optimizer.step()
+    def loop(session: Session, model: nn.Module, optimizer: Any, loader: Any, criterion: Any) -> None:
+        Framework(optimizer).fit(loader.logical_batches(), Adapter(session, model).micro_batches)
 
-    verdict = hushgrad.verify(nn.Linear(3, 2), DataLoader(data, batch_size=B), nn.MSELoss(), MECHANISM, loop=loop)
+    verdict = hushgrad.verify(
+        nn.Linear(3, 2), DataLoader(data, batch_size=B), nn.MSELoss(), MECHANISM, session_loop=loop
+    )
     assert verdict.passed
+
+
+class StopsWhenTheLossIsSmall(Framework):
+    """Planted: early stopping by the loss of a private batch, which the ledger does not show."""
+
+    def backward(self, loss: Tensor) -> None:
+        super().backward(loss)
+        if float(loss.detach()) > 1e3:
+            self.optimizer.param_groups[0]["lr"] = 1e-9
+
+
+def test_a_schedule_that_follows_the_loss_is_found_by_verify() -> None:
+    data = TensorDataset(torch.randn(N, 3), torch.randn(N, 2))
+
+    def loop(session: Session, model: nn.Module, optimizer: Any, loader: Any, criterion: Any) -> None:
+        StopsWhenTheLossIsSmall(optimizer).fit(loader.logical_batches(), Adapter(session, model).micro_batches)
+
+    verdict = hushgrad.verify(
+        nn.Linear(3, 2), DataLoader(data, batch_size=B), nn.MSELoss(), MECHANISM, session_loop=loop
+    )
+    assert not verdict.passed
+    assert "control-flow-depends-on-data" in {cause.code for cause in verdict.causes}
 
 
 @pytest.mark.parametrize(

@@ -186,3 +186,28 @@ def test_an_engine_hands_its_monitors_on_and_its_training_passes_verification() 
     verdict = hushgrad.verify(model, loader, nn.CrossEntropyLoss(), engine, resolution=0.05)
     assert verdict.passed, str(verdict)
     engine.session.close()
+
+
+def test_a_monitor_that_puts_another_update_in_its_place_ends_the_step() -> None:
+    class Replaces(Monitor):
+        def see(self, update: NoisedUpdate) -> None:
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+
+    session, model, optimizer = session_with(Replaces())
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(ContractChangedError, match="Replaces: this monitor changed the update"):
+        step(session, model, optimizer)
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    session.close()
+
+
+@pytest.mark.parametrize("name", ["", 5, None, "two\nlines", "\x1b[31m"])
+def test_a_name_that_a_guarantee_cannot_print_is_refused(name: Any) -> None:
+    class Named(NormMonitor):
+        @property
+        def name(self) -> str:
+            return name  # type: ignore[no-any-return]
+
+    with pytest.raises(InvalidArgumentError, match="the name of the monitor Named"):
+        session_with(Named())

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hushgrad
 from hushgrad import DPSGD, Budget, FlatClipping, SamplingScheme
-from hushgrad.accounting import Event, PoissonSampled, epsilon, read_ledger, register_event
+from hushgrad.accounting import Event, PoissonSampled, epsilon, guarantee, read_ledger, register_event
 from hushgrad.accounting.events import registry
 from hushgrad.accounting.events.costs import Costs
 from hushgrad.arguments import non_negative_number, probability
@@ -140,6 +140,19 @@ class Turns(Strata):
             yield tuple((np.arange(B) * 6 + step % 6).tolist())
 
 
+@dataclass(frozen=True)
+class Rewound(Strata):
+    """The planted bug that one pass does not show: it numbers its steps anew in every pass, which then is the first."""
+
+    def sampler(self, population: int, stream: KeyStream, batches: object = None) -> StrataSampler:
+        return RewoundSampler(self._rates(population), stream)
+
+
+class RewoundSampler(StrataSampler):
+    def one_pass(self, steps: int, first_step: int) -> Iterator[tuple[int, ...]]:
+        return super().one_pass(steps, 0)
+
+
 @pytest.fixture(autouse=True)
 def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kinds are a process's own: what a test registers is forgotten after it."""
@@ -179,12 +192,14 @@ def test_training_with_it_is_charged_and_told(tmp_path: Path) -> None:
     told = session.guarantee(1e-5)
     assert "Poisson with rates 0.1 to 0.2, by public strata" in str(told)
     assert "under zero-out neighbours" in str(told)
-    (condition,) = told.conditions
-    assert condition.name == "third-party sampling"
-    assert f"{__name__}.Strata" in condition.sentence
+    of_event, of_scheme = told.conditions
+    assert (of_event.name, of_scheme.name) == ("third-party event", "third-party sampling")
+    assert f"{__name__}.StrataSampled," in of_event.sentence
+    assert f"{__name__}.Strata," in of_scheme.sentence
     session.close()
     view = read_ledger(tmp_path / "ledger")
-    assert (view.events, view.conditions) == ([(StrataSampled(OFTEN, SELDOM, 1.0), 30)], told.conditions)
+    assert (view.events, view.conditions) == ([(StrataSampled(OFTEN, SELDOM, 1.0), 30)], (of_scheme,))
+    assert guarantee(view.events, 1e-5, conditions=view.conditions).conditions == told.conditions
 
 
 def test_a_ledger_of_it_is_continued_to_the_end_of_its_budget(tmp_path: Path) -> None:
@@ -240,6 +255,7 @@ def test_verification_passes() -> None:
         (TooOften, "sampling", "sampling-rate"),
         (TooOftenButLess, "sampling", "sampling-size"),
         (Turns, "sampling", "sampling-dependent"),
+        (Rewound, "sampling", "sampling-dependent"),
         (Cheap, "ledger", None),
     ],
 )

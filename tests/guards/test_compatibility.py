@@ -134,9 +134,9 @@ def test_subclasses_of_refused_optimizers_are_refused(base: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [None, 3, "model", [nn.Linear(2, 2)]])
 def test_what_is_no_module_or_no_optimizer_is_refused(wrong: Any) -> None:
-    with pytest.raises(InvalidArgumentError, match="module must be"):
+    with pytest.raises(InvalidArgumentError, match="module: must be"):
         require_trainable_privately(wrong, sgd(nn.Linear(2, 2)))
-    with pytest.raises(InvalidArgumentError, match="optimizer must be"):
+    with pytest.raises(InvalidArgumentError, match="optimizer: must be"):
         require_trainable_privately(nn.Linear(2, 2), wrong)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hushgrad.errors import ContractChangedError, StrayGradientError
+from hushgrad.errors import ContractChangedError, StrayGradientError, UnsupportedOptimizerError
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.sampling.records import PhysicalBatch
 
@@ -51,3 +51,23 @@ def test_a_learning_rate_kept_in_a_tensor_is_compared_by_value(in_place: bool) -
     with pytest.raises(ContractChangedError, match="learning rate"):
         setup.require_steady_groups(item(first=False, last=True))
     setup.require_steady_groups(item(first=True, last=True))
+
+
+def test_an_optimizer_that_decays_through_data_in_a_step_without_gradients_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    setup = frozen(model, torch.optim.SGD(model.parameters()))
+    setup.expect_no_update()
+    for parameter in model.parameters():
+        parameter.data.mul_(0.9)  # leaves no mark but the values
+    with pytest.raises(UnsupportedOptimizerError, match="without gradients"):
+        setup.require_expected_update()
+
+
+def test_weights_that_are_not_finite_have_not_moved_in_a_step_that_leaves_them() -> None:
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.fill_(float("nan"))
+        model.bias.fill_(float("inf"))
+    setup = frozen(model, torch.optim.SGD(model.parameters()))
+    setup.expect_no_update()
+    setup.require_expected_update()

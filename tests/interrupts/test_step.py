@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +151,9 @@ def test_an_interrupted_look_at_the_noise_leaves_no_false_alarm() -> None:
 
 def test_an_interrupt_as_an_update_is_handed_out_leaves_gradients_switched_on() -> None:
     parameters = {"a": nn.Parameter(torch.zeros(3)), "b": nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))}
-    update = hushgrad.session.update.Update(parameters, replace(MECHANISM), KeyStream.fixed_for_tests(1), None)
+    update = hushgrad.session.update.Update(parameters, MECHANISM, KeyStream.fixed_for_tests(1), None)
     for point in range(1, 10_000):
-        outcome = interrupted_at(point, update.write, is_of_writing)
+        outcome = interrupted_at(point, partial(update.write, MECHANISM), is_of_writing)
         assert torch.is_grad_enabled()
         if not outcome.rang:
             break

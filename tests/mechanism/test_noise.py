@@ -21,8 +21,8 @@ from hushgrad import (
     SamplingScheme,
     privatize,
 )
-from hushgrad.accounting import Event
-from hushgrad.errors import InvalidArgumentError, NoiseMismatchError, UnprovenMechanismError
+from hushgrad.accounting import DisjointPass, Event, Gaussian
+from hushgrad.errors import InvalidArgumentError, NoiseMismatchError, ProtocolError, UnprovenMechanismError
 from hushgrad.mechanism.noise import require_noise
 from hushgrad.noise.gaussian import Noised
 from hushgrad.randomness import Address, KeyStream
@@ -145,4 +145,99 @@ def test_noise_of_somebody_else_is_named_in_the_guarantee() -> None:
     ours = Mechanism(noise=GaussianNoise(1.0), sampling=POISSON, **REST)
     session = privatize(model, torch.optim.SGD(model.parameters(), lr=0.1), ours)
     assert [condition.name for condition in session.guarantee(1e-5).conditions if "third" in condition.name] == []
+    session.close()
+
+
+def test_noise_that_gives_back_no_list_of_dense_tensors_ends_the_step() -> None:
+    class Odd(Uniform):
+        given: Any = None
+
+        def event(self, sampling: SamplingScheme, pass_index: int = 0) -> Event:
+            return sampling.event(1.0, pass_index)
+
+        def updates(self, state: Any, totals: Sequence[Noised], *, sensitivity: float, divisor: float) -> Any:
+            return self.given
+
+    for given in (None, (part for part in [torch.zeros(2)]), [torch.zeros(2).to_sparse()], [[0.0, 0.0]]):
+        Odd.given = given
+        mechanism = Mechanism(noise=Odd(), sampling=POISSON, **REST)
+        with pytest.raises(NoiseMismatchError, match="Odd gave back"):
+            mechanism.updates(None, [Noised(torch.zeros(2), Address(0))])
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, float("nan"), float("inf"), None, True])
+def test_a_std_that_no_noise_could_be_measured_against_is_refused(std: Any) -> None:
+    class Silent(GaussianNoise):
+        def std(self, sensitivity: float) -> float:
+            return std  # type: ignore[no-any-return]
+
+    with pytest.raises(InvalidArgumentError, match=r"std\(\) of Silent"):
+        Mechanism(noise=Silent(1.0), sampling=POISSON, **REST)
+    Mechanism(noise=GaussianNoise(0.0), sampling=POISSON, **REST)  # no noise on purpose
+
+
+def test_noise_that_keeps_its_multiplier_is_neither_scheduled_nor_calibrated() -> None:
+    class Fixed(GaussianNoise):
+        def with_noise_multiplier(self, noise_multiplier: float) -> Self:
+            return self
+
+    own = Mechanism(noise=Fixed(1.0), sampling=POISSON, noise_schedule=(1.0, 3.0), **REST)
+    for ask in (lambda: own.at(1), own.composition, lambda: own.calibrate(epsilon=1, delta=1e-5)):
+        with pytest.raises(InvalidArgumentError, match=r"with_noise_multiplier\(.*multiplier 1"):
+            ask()
+
+
+def test_a_class_derived_from_gaussian_noise_keeps_its_fields_under_another_multiplier() -> None:
+    assert Misshapen(1.0, "flat").with_noise_multiplier(2.0) == Misshapen(2.0, "flat")
+
+
+@pytest.mark.parametrize("kind", [GaussianNoise, PoissonSampling])
+def test_a_derived_class_is_named_in_the_guarantee_wherever_it_says_it_comes_from(kind: type) -> None:
+    derived = type("Derived", (kind,), {"__module__": "hushgrad.more"})
+    noise = derived(1.0) if kind is GaussianNoise else GaussianNoise(1.0)
+    sampling = derived(0.1) if kind is PoissonSampling else POISSON
+    model = nn.Linear(2, 2)
+    mechanism = Mechanism(noise=noise, sampling=sampling, **REST)
+    session = privatize(model, torch.optim.SGD(model.parameters(), lr=0.1), mechanism)
+    assert "hushgrad.more.Derived" in str(session.guarantee(1e-5))
+    session.close()
+
+
+@dataclass(frozen=True)
+class Counted(PoissonSampling):
+    """A scheme whose event says something else of passes than it does."""
+
+    given: Any = None
+
+    def event(self, noise_multiplier: float, pass_index: int = 0) -> Any:
+        return self.given(noise_multiplier, pass_index)
+
+
+class InPasses(Counted):
+    counts_in = "passes"
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (Counted, lambda noise, index: DisjointPass(noise, index)),
+        (Counted, lambda noise, index: DisjointPass(noise, 0)),
+        (InPasses, lambda noise, index: Gaussian(noise)),
+        (InPasses, lambda noise, index: DisjointPass(noise, 0)),
+        (InPasses, lambda noise, index: DisjointPass(noise, index + 1)),
+    ],
+)
+def test_a_charge_that_is_counted_otherwise_than_the_sampling_cannot_be_made_a_mechanism(kind: Any, given: Any) -> None:
+    """Else many steps would be charged as one pass, or a budget in passes would be spent in each step."""
+    with pytest.raises(InvalidArgumentError, match="is counted in"):
+        DPSGD(noise_multiplier=1.0, sampling=kind(0.1, given), **REST)
+
+
+def test_a_loop_of_ones_own_is_never_charged_in_passes() -> None:
+    scheme = InPasses(0.1, DisjointPass)  # its author forgot `can_be_declared = False`
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    session = privatize(model, optimizer, DPSGD(noise_multiplier=1.0, sampling=scheme, **REST))
+    with pytest.raises(ProtocolError, match="where a pass ends"):
+        session.backward(model(torch.ones(2, 2)).sum(1))
     session.close()

@@ -518,7 +518,7 @@ def test_disjoint_batches_are_padded_and_no_record_counts_twice():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"constant_shapes": True}, "needs max_physical_batch_size"),
+        ({"constant_shapes": True}, "needs to know the rows.*Pass max_physical_batch_size"),
         ({"constant_shapes": "yes", "max_physical_batch_size": 2}, "True or False"),
         ({"sampling": TruncatedPoissonSampling(0.5, 5, 2)}, "population of 5 records"),
         ({"sampling": TruncatedPoissonSampling(0.5, 4, 2), "batches": [[0]]}, "draws its own"),
@@ -662,3 +662,87 @@ def test_an_interrupt_at_any_line_of_a_read_locks_no_loader():
             sys.settrace(None)
         assert len(list(loader)) == 2
     assert moment > 20
+
+
+@dataclass(frozen=True)
+class Given(PoissonSampling):
+    """A scheme of somebody else's, whose sampler yields what it is given."""
+
+    given: tuple = ()
+    often: str = "steps"
+
+    @property
+    def counts_in(self):
+        return self.often
+
+    def sampler(self, population, stream, batches=None):
+        return self
+
+    def one_pass(self, steps, first_step):
+        yield from self.given
+
+
+def given_by(*draws, often="steps"):
+    return PrivateLoader(
+        TensorDataset(torch.arange(8.0)),
+        Given(0.25, draws, often),
+        steps_per_pass=len(draws),
+        stream=KeyStream.fixed_for_tests(0),
+    )
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        torch.tensor([3, 5, 3]),
+        [torch.tensor(3), torch.tensor(3)],
+        np.array([3, 3]),
+        tuple(np.array([3, 3])),
+        (True, np.int8(1)),
+    ],
+    ids=repr,
+)
+def test_a_record_drawn_twice_is_refused_in_whatever_form_its_index_comes(twice):
+    """Equal tensors are different members of a set."""
+    with pytest.raises(DuplicateRecordError):
+        list(given_by(twice))
+
+
+@pytest.mark.parametrize("draw", [(1.0, 2.0), ("1",), None, 5, (1.5,), (torch.tensor([1, 2]),), [None]], ids=repr)
+def test_a_draw_that_is_no_sequence_of_whole_numbers_is_refused(draw):
+    with pytest.raises(UnsupportedSamplerError, match="whole numbers"):
+        list(given_by(draw))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [torch.tensor([3, 5]), [torch.tensor(3), torch.tensor(5)], np.array([3, 5]), [3, 5], iter([3, 5])],
+    ids=repr,
+    ids=lambda form: type(form).__name__,
+)
+def test_indices_in_any_form_are_the_records_that_are_read(draw):
+    (item,) = given_by(draw)
+    assert item[0].tolist() == [3.0, 5.0]
+
+
+def test_a_scheme_counted_in_passes_draws_no_record_twice_in_one():
+    assert len(list(given_by((0, 1), (1, 2), often="steps"))) == 2
+    assert len(list(given_by((0, 1), (2, 3), often="passes"))) == 2
+    with pytest.raises(DuplicateRecordError, match="in one pass"):
+        list(given_by((0, 1), (1, 2), often="passes"))
+
+
+@pytest.mark.parametrize("most", [0, -1, 2.5, "4", True])
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_largest_batch_that_is_no_number_of_records_is_refused(most, constant):
+    class Limited(Given):
+        largest_batch = most
+
+    with pytest.raises(InvalidArgumentError, match="largest_batch"):
+        PrivateLoader(
+            TensorDataset(torch.arange(8.0)),
+            Limited(0.25, ((1,),)),
+            steps_per_pass=1,
+            stream=KeyStream.fixed_for_tests(0),
+            constant_shapes=constant,
+        )

@@ -63,3 +63,11 @@ def test_disjoint_batches_without_batches_are_refused():
 
 def test_the_repr_of_a_batch_does_not_show_who_was_drawn():
     assert "4321" not in repr(PhysicalBatch((4321,), 1, 1.0, 0, 0, first=True, last=True))
+
+
+def test_a_scheme_counted_in_something_else_is_refused():
+    class InEpochs(PoissonSampling):
+        counts_in = "epochs"
+
+    with pytest.raises(InvalidArgumentError, match=r"counts_in: must be one of 'steps', 'passes'"):
+        require_scheme(InEpochs(0.1))

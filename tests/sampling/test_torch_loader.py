@@ -69,7 +69,7 @@ REFUSED_SAMPLERS = {
     "too many": (lambda: DataLoader(DATA, 10, sampler=RandomSampler(DATA, num_samples=150)), "num_samples"),
     "another source": (lambda: DataLoader(DATA, 10, sampler=SequentialSampler(range(50))), "50 records"),
     "subclass": (lambda: DataLoader(DATA, 10, sampler=OwnRandomSampler(DATA)), "OwnRandomSampler"),
-    "a list": (lambda: DataLoader(DATA, 10, sampler=list(range(100))), "leave the sampler out"),
+    "a list": (lambda: DataLoader(DATA, 10, sampler=list(range(100))), "Leave the sampler out"),
     "batch sampler": (
         lambda: DataLoader(DATA, batch_sampler=OwnBatchSampler(SequentialSampler(DATA), 10, False)),
         "OwnBatchSampler",

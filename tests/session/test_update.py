@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,18 @@ from torch import Tensor, nn
 
 import hushgrad.mechanism.gaussian
 import hushgrad.session.update
-from hushgrad import DPSGD, FlatClipping, PoissonSampling, privatize
+from hushgrad import (
+    DPSGD,
+    ClipRule,
+    FlatClipping,
+    GaussianNoise,
+    Mechanism,
+    Monitor,
+    PoissonSampling,
+    privatize,
+)
+from hushgrad.errors import InvalidArgumentError, SensitivityMismatchError
+from hushgrad.guards.monitoring.monitor import NoisedUpdate
 from hushgrad.randomness import KeyStream
 from hushgrad.session.update import SMALL_VALUES, Update
 
@@ -176,3 +188,104 @@ def test_one_small_parameter_alone_leaves_memory_that_others_read_as_it_is(monke
     update.add({}, 1.0, MECHANISM)
     update.write(MECHANISM)
     assert torch.equal(memory, torch.full((6,), 1e3))
+
+
+@dataclass(frozen=True)
+class Listed(ClipRule):
+    """Its constant stands in a list, which a frozen dataclass does not freeze, and two of them are always equal."""
+
+    kept: list[float] = field(compare=False)
+
+    @property
+    def sensitivity(self) -> float:
+        return self.kept[0]
+
+    def limits(self, count: int) -> list[float]:
+        return [self.sensitivity] * count
+
+    def factors(self, norms_GB: Tensor) -> Tensor:
+        return (self.sensitivity / norms_GB).clamp(max=1)
+
+    def scaled(self, factor: float) -> Listed:
+        return Listed([self.sensitivity * factor])
+
+    def reference(self, per_example: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+def one_large_example(mechanism: DPSGD, before_step: Callable[[int], None] = lambda number: None) -> list[float]:
+    """Return the norm of what one example moved the weights by, step by step, times B: what it added to the sum."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    session = privatize(model, optimizer, mechanism)
+    found = []
+    for number in range(mechanism.steps or 1):
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        session.backward(100 * (model(torch.ones(1, 3)) - 9).square().sum(1))
+        before_step(number)
+        optimizer.step()
+        moved = [old - new.detach() for old, new in zip(before, model.parameters(), strict=True)]
+        found.append(4 * float(torch.cat([part.flatten() for part in moved]).norm()))
+    session.close()
+    return found
+
+
+def listed(sigma: float, **changes: Any) -> tuple[DPSGD, list[float]]:
+    rule = Listed([1.0])
+    sampling = PoissonSampling(0.1)
+    return DPSGD(noise_multiplier=sigma, clipping=rule, sampling=sampling, expected_batch_size=4, **changes), rule.kept
+
+
+def test_each_step_is_clipped_to_what_its_noise_is_made_for_whatever_a_rule_calls_equal() -> None:
+    mechanism, _ = listed(1e-9, clip_schedule=(1.0, 0.1, 2.0))
+    assert one_large_example(mechanism) == pytest.approx([1.0, 0.1, 2.0], rel=1e-4)
+
+
+def test_a_rule_that_changes_after_the_backward_does_not_change_the_noise() -> None:
+    seen: list[float] = []
+
+    class Sees(Monitor):
+        def see(self, update: NoisedUpdate) -> None:
+            seen.append(update.mechanism.noise_std)
+
+    mechanism, kept = listed(1.0)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    session = privatize(model, optimizer, mechanism, monitors=[Sees()])
+    session.backward(100 * (model(torch.ones(1, 3)) - 9).square().sum(1))
+    kept[0] = 1e-6
+    optimizer.step()
+    assert seen == [1.0]
+    session.close()
+
+
+def test_a_rule_that_grew_since_its_mechanism_was_made_is_refused() -> None:
+    mechanism, kept = listed(1.0)
+    kept[0] = 5.0
+    with pytest.raises(SensitivityMismatchError, match="more than the sensitivity 1 that the noise is made from"):
+        one_large_example(mechanism)
+
+
+@pytest.mark.parametrize("part", ["rule", "noise"])
+def test_a_rule_or_noise_that_fails_at_set_up_leaves_an_ordinary_model(part: str) -> None:
+    class NoGroups(Listed):
+        def groups(self, names: Sequence[str]) -> list[list[str]]:
+            return []
+
+    class NoStart(GaussianNoise):
+        def start(self, stream: KeyStream) -> KeyStream:
+            raise ZeroDivisionError
+
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    rule = dataclass(frozen=True)(NoGroups)([1.0]) if part == "rule" else FlatClipping(1.0)
+    noise = NoStart(1.0) if part == "noise" else GaussianNoise(1.0)
+    wrong = Mechanism(noise=noise, clipping=rule, sampling=PoissonSampling(0.1), expected_batch_size=4)
+    with pytest.raises((InvalidArgumentError, ZeroDivisionError)):
+        privatize(model, optimizer, wrong)
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    model(torch.ones(2, 3)).sum().backward()
+    assert model.weight.grad is not None
+    optimizer.zero_grad()
+    privatize(model, optimizer, listed(1.0)[0]).close()

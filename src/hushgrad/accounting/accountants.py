@@ -8,6 +8,7 @@ A new accountant is one more row here; a program adds one of its own by `registe
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -88,12 +89,35 @@ def register_accountant(accountant: Accountant) -> Accountant:
             f"an accountant must be an Accountant(name, bounds, ...), got {type(accountant).__name__}",
             cure="Make a hushgrad.accounting.accountants.Accountant of it",
         )
+    _require_well_formed(accountant)
     if accountant.name in _KNOWN:
         raise InvalidArgumentError(
             f"an accountant {accountant.name!r} is registered already", cure="Give this one a name of its own"
         )
     _KNOWN[accountant.name] = accountant
     return accountant
+
+
+def _require_well_formed(accountant: Accountant) -> None:
+    wrong = [
+        f"{part} must be one printable line of text"
+        for part, text in (("name", accountant.name), ("description", accountant.description))
+        if not (isinstance(text, str) and text.strip() and text.isprintable())
+    ]
+    least = accountant.smallest_delta
+    if isinstance(least, bool) or not isinstance(least, numbers.Real) or not 0 <= float(least) < 1:
+        wrong.append("smallest_delta must be a number in [0, 1)")
+    if not callable(accountant.bounds):
+        wrong.append("bounds must be a function")
+    wrong += [
+        f"{part} must be True or False"
+        for part in ("exact_without_sampling", "states_error")
+        if not isinstance(getattr(accountant, part), bool)
+    ]
+    if wrong:
+        raise InvalidArgumentError(
+            f"this accountant cannot be registered: {'; '.join(wrong)}", cure="Change these fields, then register it"
+        )
 
 
 def epsilon(composition: Composition, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> float:
@@ -132,11 +156,11 @@ def epsilon_bounds(composition: Composition, delta: float, accountant: str = DEF
             cure=f"Use accountant={other!r}, or a larger delta",
         )
     if form.truncated:
-        most = epsilon_with_truncation(form, delta, lambda plain, share: chosen.bounds(plain, share).upper)
-        least = chosen.bounds(as_if_never_cut(form), delta).lower if chosen.states_error else 0.0
+        most = epsilon_with_truncation(form, delta, lambda plain, share: _asked(chosen, plain, share).upper)
+        least = _asked(chosen, as_if_never_cut(form), delta).lower if chosen.states_error else 0.0
         result = EpsilonBounds(least, max(most, least))
     else:
-        result = chosen.bounds(form, delta)
+        result = _asked(chosen, form, delta)
     if math.isnan(result.upper) or result.upper < 0:
         raise AccountingError(
             "this accountant found no epsilon for this composition",
@@ -146,6 +170,22 @@ def epsilon_bounds(composition: Composition, delta: float, accountant: str = DEF
     if chosen.name not in OWN_ACCOUNTANTS:
         _require_known_loss(chosen, result, form, delta)
     return result
+
+
+def _asked(chosen: Accountant, form: NormalForm, delta: float) -> EpsilonBounds:
+    """Return the accountant's bounds; of somebody else's, refuse what are none."""
+    found = chosen.bounds(form, delta)
+    if chosen.name in OWN_ACCOUNTANTS:
+        return found
+    if isinstance(found, EpsilonBounds) and all(isinstance(part, numbers.Real) for part in (found.lower, found.upper)):
+        lower, upper = float(found.lower), float(found.upper)
+        if not lower > upper:
+            return EpsilonBounds(lower if lower >= 0 else 0.0, upper)
+    raise AccountingError(
+        "this accountant returned something else than EpsilonBounds(lower, upper) of two numbers, the lower first",
+        where=f"accountant {chosen.name!r}",
+        cure=f"Use accountant={DEFAULT_ACCOUNTANT!r}, and mend that accountant",
+    )
 
 
 def _require_known_loss(chosen: Accountant, found: EpsilonBounds, form: NormalForm, delta: float) -> None:

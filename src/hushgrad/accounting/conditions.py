@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from hushgrad.printable import printable
+
+_LONGEST_NAME = 300
+
 NOTED_AS = "taken on trust"
 """The subject of those notes of a ledger that hold conditions."""
 
@@ -80,7 +84,8 @@ def third_party(part: str, name: str) -> Condition:
     """Return that `part` (say, "clip rule") was a class of somebody else's, called `name`."""
     return Condition(
         f"third-party {part}",
-        f"the {part} was {name}, which is not hushgrad's: that it does what was charged is on trust",
+        f"the {part} was {printable(name, _LONGEST_NAME)}, which is not hushgrad's: that it does what was charged is "
+        f"on trust",
     )
 
 

@@ -13,7 +13,7 @@ from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, normal_form
 from hushgrad.accounting.conditions import DECLARED_SAMPLING, FIXED_KEY, Condition, joined, third_party
 from hushgrad.accounting.events.event import Event
-from hushgrad.accounting.events.registry import order_of
+from hushgrad.accounting.events.registry import is_own, order_of
 from hushgrad.accounting.ledger.contract import DECLARED, ONE_RECORD, Contract
 
 _DIGITS = 4
@@ -137,6 +137,8 @@ def guarantee(
     notes, trusted = [], list(conditions)
     if accountant not in OWN_ACCOUNTANTS:
         trusted.append(third_party("accountant", accountant))
+    charged = {type(event) for event, count in composition if count}
+    trusted += [third_party("event", f"{kind.__module__}.{kind.__qualname__}") for kind in charged if not is_own(kind)]
     if form.noiseless:
         notes.append("the noise multiplier is 0 in at least one step")
     elif math.isinf(value):

@@ -66,6 +66,7 @@ class Scope:
 
     def __init__(self, model: nn.Module, pool: UsePool, observer: CallObserver | None = None) -> None:
         self._pool = pool
+        self._instead: UsePool | None = None
         self._observer = observer
         self._anchor = GraphAnchor()
         self._sites = [
@@ -86,19 +87,21 @@ class Scope:
                 self._handles.append(module.register_forward_hook(after, always_call=True))
 
     def record_into(self, pool: UsePool) -> None:
-        """Send the uses of coming forwards to `pool`; a graph of an earlier forward keeps the pool it began with."""
+        """Send the uses of coming forwards to `pool`; a graph of an earlier forward keeps the pool it began with.
+
+        What was suspended for a while is taken up again: an interrupt may have come before it was.
+        """
         self.leave_if_stale()
-        self._pool = pool
+        self._pool, self._instead, self.paused = pool, None, False
 
     @contextmanager
     def recording_into(self, pool: UsePool) -> Iterator[None]:
         """Send the uses of the forwards inside to `pool`, and tell nobody of them."""
-        kept = self._pool, self._observer
-        self._pool, self._observer = pool, None
+        outer, self._instead = self._instead, pool
         try:
             yield
         finally:
-            self._pool, self._observer = kept
+            self._instead = outer
 
     @property
     def anchor(self) -> Tensor:
@@ -139,12 +142,12 @@ class Scope:
             if leaves:
                 refuse_transforms(transform, next(iter(leaves.values())).name)
             return None
-        observer = self._observer
+        pool, observer = (self._pool, self._observer) if self._instead is None else (self._instead, None)
         token = None if observer is None else observer.entering(module, args, kwargs)
         axes = BatchAxes()
-        batch_size = axes.seed((args, kwargs), self._pool.batch_size)
+        batch_size = axes.seed((args, kwargs), pool.batch_size)
         call = RunningCall()
-        forward = ForwardContext(self._pool, self._anchor, axes, leaves, batch_size, held, self.registered)
+        forward = ForwardContext(pool, self._anchor, axes, leaves, batch_size, held, self.registered)
         mode = CaptureMode(forward, partial(call.is_running, CALLER_OF_OPERATOR))
         begun = _Open(mode, call, _nobody if observer is None else partial(observer.left, token), [module])
         self._here.open = begun

@@ -72,7 +72,9 @@ def _failures_told(option: str, what: str, *, tell_text: bool) -> Iterator[None]
     except (Exception, SystemExit) as error:
         text = printable(" ".join(str(error).split()), 300) if tell_text else ""
         raise InvalidArgumentError(
-            f"{printable(what)} raised {where_raised(error)}" + (f": {text}" if text else ""), where=option
+            f"{printable(what)} raised {where_raised(error)}" + (f": {text}" if text else ""),
+            where=option,
+            cure="Correct it there, and run the command again",
         ) from None
 
 

@@ -31,14 +31,17 @@ class BoundRule:
     sensitivity that the noise is made from.
     """
 
-    def __init__(self, rule: ClipRule, names: Iterable[str]) -> None:
+    def __init__(self, rule: ClipRule, names: Iterable[str], *, sensitivity: float | None = None) -> None:
         """Bind `rule` to the parameters called `names`.
+
+        `sensitivity` is what the noise is made from; by default what the rule says now.
 
         Raises:
             InvalidArgumentError: its groups are no partition of the parameters, or a limit is missing or not positive.
             SensitivityMismatchError: its limits together are above its sensitivity.
         """
         self.rule = rule
+        self.sensitivity = rule.sensitivity if sensitivity is None else sensitivity
         self._label = f"the clip rule {type(rule).__name__}"
         given = tuple(names)
         self.groups = self._partition(given)
@@ -52,9 +55,16 @@ class BoundRule:
         found = self.rule.groups(names)
         if isinstance(found, str) or not isinstance(found, Sequence):
             raise InvalidArgumentError(
-                f"groups() must return a sequence of groups of names, got {type(found).__name__}", where=self._label
+                f"groups() must return a sequence of groups of names, got {type(found).__name__}",
+                where=self._label,
+                cure="Return a list with a list of names for each group",
             )
-        if any(isinstance(group, str) or not isinstance(group, Sequence) for group in found):
+        if any(
+            isinstance(group, str)
+            or not isinstance(group, Sequence)
+            or not all(isinstance(name, str) for name in group)
+            for group in found
+        ):
             raise InvalidArgumentError(
                 "groups() must return groups, each a sequence of names",
                 where=self._label,
@@ -63,8 +73,8 @@ class BoundRule:
         counts, trained = Counter(name for group in found for name in group), set(names)
         wrong = {
             "in no group": [name for name in names if name not in counts],
-            "in more than one": [str(name) for name, count in counts.items() if count > 1],
-            "not a trainable parameter": [str(name) for name in counts if name not in trained],
+            "in more than one": [name for name, count in counts.items() if count > 1],
+            "not a trainable parameter": [name for name in counts if name not in trained],
             "empty": [f"group {number}" for number, group in enumerate(found) if not group],
         }
         told = [f"{what}: {', '.join(offenders)}" for what, offenders in wrong.items() if offenders]
@@ -78,17 +88,21 @@ class BoundRule:
 
     def _checked_limits(self) -> tuple[float, ...]:
         count = len(self.groups)
-        found = tuple(self.rule.limits(count))
+        given = self.rule.limits(count)
+        found = tuple(given) if isinstance(given, Iterable) else ()
         if len(found) != count:
+            came = len(found) if isinstance(given, Iterable) else type(given).__name__
             raise InvalidArgumentError(
-                f"limits({count}) must return one limit for each of {count} groups, got {len(found)}", where=self._label
+                f"limits({count}) must return one limit for each of {count} groups, got {came}",
+                where=self._label,
+                cure="Return as many limits as there are groups, in their order",
             )
         limits = tuple(positive_number(f"the limit of group {i} of {self._label}", v) for i, v in enumerate(found))
         self._together = sum(limit**2 for limit in limits) ** 0.5
-        if not self._together <= self.rule.sensitivity * (1 + 1e-9):
+        if not self._together <= self.sensitivity * (1 + 1e-9):
             raise SensitivityMismatchError(
                 f"the limits of its {count} groups come to {self._together:.6g} together (the root of the sum of their "
-                f"squares), more than the sensitivity {self.rule.sensitivity:.6g} that the noise is made from",
+                f"squares), more than the sensitivity {self.sensitivity:.6g} that the noise is made from",
                 where=self._label,
                 cure="Let `sensitivity` be at least that, or lower the limits",
             )
@@ -129,6 +143,7 @@ class BoundRule:
             raise InvalidArgumentError(
                 f"factors() must return a floating-point tensor of the shape of the norms, {list(shape)}, got {came}",
                 where=self._label,
+                cure="Return one factor for each group and example",
             )
         return found if found.device == device else found.to(device)
 

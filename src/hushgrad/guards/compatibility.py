@@ -55,13 +55,19 @@ def require_trainable_privately(model: nn.Module, optimizer: Optimizer) -> dict[
 def require_module(model: nn.Module, argument: str = "module") -> None:
     """Refuse, as `InvalidArgumentError`, what is not a module."""
     if not isinstance(model, nn.Module):
-        raise InvalidArgumentError(f"{argument} must be a torch.nn.Module, got {type(model).__name__}")
+        raise InvalidArgumentError(
+            f"must be a torch.nn.Module, got {type(model).__name__}", where=argument, cure="Pass the model itself"
+        )
 
 
 def require_optimizer(optimizer: Optimizer) -> None:
     """Refuse, as `InvalidArgumentError`, what is not an optimizer."""
     if not isinstance(optimizer, Optimizer):
-        raise InvalidArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        raise InvalidArgumentError(
+            f"must be a torch.optim.Optimizer, got {type(optimizer).__name__}",
+            where="optimizer",
+            cure="Pass the optimizer itself, such as torch.optim.SGD(model.parameters(), lr=0.1)",
+        )
 
 
 def require_no_session(model: nn.Module, optimizer: Optimizer | None = None) -> None:

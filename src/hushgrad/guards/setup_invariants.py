@@ -18,6 +18,9 @@ from hushgrad.guards.compatibility import require_separate_examples
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.torch_internals import modules_of, own_parameters, version, versions_of
 
+EVERY = 64
+"""The values of parameters are looked at in one of so many steps without gradients, the first one included."""
+
 
 class SetupInvariants:
     """The model's parameters, the optimizer's groups and the layers' modes, as they were at set-up."""
@@ -30,6 +33,8 @@ class SetupInvariants:
         self._updated = [id(tensor) for tensor in _updated(optimizer)]
         self._values: list[dict[str, Any]] | None = None
         self._versions: list[int] | None = None
+        self._values_before: list[Tensor] | None = None
+        self._steps_without_update = 0
         self._has_moved = False
         self._unmoved: list[tuple[int, Tensor]] | None = None
 
@@ -97,6 +102,10 @@ class SetupInvariants:
     def expect_no_update(self) -> None:
         """A step begins that does not end a logical batch, so there is no gradient to update with."""
         self._versions = self._parameter_versions()
+        # A write through `.data` leaves no mark but the values, which are dearer to look at.
+        if self._steps_without_update % EVERY == 0:
+            self._values_before = [_sample(parameter) for parameter in self._trained()]
+        self._steps_without_update += 1
 
     def require_expected_update(self) -> None:
         """The step has ended: refuse an optimizer that changes parameters without gradients.
@@ -104,7 +113,12 @@ class SetupInvariants:
         It would do so once per physical batch, whose number is secret.
         """
         expected, self._versions = self._versions, None
-        if expected is not None and expected != self._parameter_versions():
+        values, self._values_before = self._values_before, None
+        is_same = values is None or all(
+            torch.allclose(_sample(parameter), before, rtol=0, atol=0, equal_nan=True)
+            for parameter, before in zip(self._trained(), values, strict=True)
+        )
+        if expected is not None and not (is_same and expected == self._parameter_versions()):
             raise UnsupportedOptimizerError(
                 "the optimizer changed parameters in a step without gradients, so the model would show how many "
                 "physical batches there were, which is secret",
@@ -114,7 +128,7 @@ class SetupInvariants:
 
     def expect_nothing(self) -> None:
         """The step was left before its end: nothing can be said of what it changed."""
-        self._versions, self._unmoved = None, None
+        self._versions, self._values_before, self._unmoved = None, None, None
 
     def expect_moved_weights(self) -> None:
         """An update is about to be written; the first one is watched."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from torch import Tensor
@@ -48,7 +48,7 @@ class GaussianNoise(NoiseMechanism):
 
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:
         """Return the same noise with another σ."""
-        return type(self)(noise_multiplier)
+        return replace(self, noise_multiplier=noise_multiplier)
 
     def describe(self) -> str:
         """Return the standard deviation in words."""

@@ -5,11 +5,13 @@ This is the one place where the noise that runs and the noise that is charged ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
@@ -35,6 +37,7 @@ class Mechanism:
     Attributes:
         noise: what is added to the sum.
         noise_multiplier: that of the noise.
+        sensitivity: that of the clip rule, read once: the noise is made from it.
 
     Raises `UnprovenMechanismError` where nobody has proven what this noise costs with this sampling, and
     `InvalidArgumentError` for a field out of range.
@@ -45,6 +48,7 @@ class Mechanism:
     noise: NoiseMechanism
     noise_multiplier: float = field(init=False, repr=False, compare=False)
     clipping: ClipRule
+    sensitivity: float = field(init=False, repr=False, compare=False)
     sampling: SamplingScheme
     expected_batch_size: float
     steps: int | None = None
@@ -56,13 +60,17 @@ class Mechanism:
     def __post_init__(self) -> None:
         noise = require_noise(self.noise)
         object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", noise.noise_multiplier))
-        require_clip_rule(self.clipping)
+        rule = require_clip_rule(self.clipping)
+        object.__setattr__(self, "sensitivity", positive_number("sensitivity", rule.sensitivity))
+        self._std()
         event = noise.event(require_scheme(self.sampling))
         if not isinstance(event, Event):
             raise InvalidArgumentError(
-                f"the event of {type(noise).__name__} with {type(self.sampling).__name__} must be an Event, got "
-                f"{type(event).__name__}"
+                f"its event with {type(self.sampling).__name__} must be an Event, got {type(event).__name__}",
+                where=f"the noise {type(noise).__name__}",
+                cure="Return from event() what a step costs, such as sampling.event(noise_multiplier)",
             )
+        self._check_passes(event)
         size = positive_number("expected_batch_size", self.expected_batch_size)
         object.__setattr__(self, "expected_batch_size", size)
         if self.steps is not None:
@@ -77,6 +85,22 @@ class Mechanism:
         one_of("loss_reduction", self.loss_reduction, ("mean", "sum"))
         self._check_schedules()
 
+    def _check_passes(self, first: Event) -> None:
+        """Refuse a charge that is counted otherwise than the sampling: many steps would cost as much as one."""
+        numbers = [first.data_pass, self.noise.event(self.sampling, 1).data_pass]
+        in_passes = self.sampling.counts_in == "passes"
+        if numbers == ([0, 1] if in_passes else [None, None]):
+            return
+        said = (
+            "belongs to no pass, or not to the one it is asked for" if in_passes else "belongs to a pass over the data"
+        )
+        raise InvalidArgumentError(
+            f"{type(self.sampling).__name__} is counted in {self.sampling.counts_in}, and its event "
+            f"{type(first).__name__} {said}",
+            cure='Give a scheme of which a record takes part in one step of a pass counts_in = "passes" and an event '
+            "with that pass_index (DisjointPass); give any other an event without a pass",
+        )
+
     def _check_schedules(self) -> None:
         for name in ("noise_schedule", "clip_schedule"):
             factors: Sequence[float] | None = self.noise_schedule if name == "noise_schedule" else self.clip_schedule
@@ -88,14 +112,20 @@ class Mechanism:
                     cure="Leave it out, or take a sampling that is counted in steps (PoissonSampling)",
                 )
             if isinstance(factors, str) or not isinstance(factors, Sequence) or not factors:
-                raise InvalidArgumentError(f"{name} must be a sequence of one factor for each step")
+                raise InvalidArgumentError(
+                    f"must be a sequence of one factor for each step, got {type(factors).__name__}",
+                    where=name,
+                    cure="Pass a tuple of numbers > 0",
+                )
             checked = tuple(positive_number(f"{name}[{i}]", factor) for i, factor in enumerate(factors))
             object.__setattr__(self, name, checked)
             if self.steps is None:
                 object.__setattr__(self, "steps", len(checked))
             elif self.steps > len(checked):
                 raise InvalidArgumentError(
-                    f"{name} must have a factor for each of the {self.steps} steps, got {len(checked)}"
+                    f"must have a factor for each of the {self.steps} steps, got {len(checked)}",
+                    where=name,
+                    cure="Pass as many factors as there are steps, or plan fewer steps",
                 )
 
     @property
@@ -112,7 +142,10 @@ class Mechanism:
             return self
         number = whole_number("step", step, minimum=0)
         if number >= self._planned("steps", self.steps):
-            raise InvalidArgumentError(f"the schedule has {self.steps} steps, numbered from 0; step {number} is none")
+            raise InvalidArgumentError(
+                f"the schedule has {self.steps} steps, numbered from 0; step {number} is none of them",
+                cure="Ask for one of its steps",
+            )
         clipping = self.clipping
         if self.clip_schedule is not None:
             clipping = clipping.scaled(self.clip_schedule[number])
@@ -121,7 +154,18 @@ class Mechanism:
 
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:
         """Return this mechanism with another noise multiplier."""
-        return self._changed(noise=self.noise.with_noise_multiplier(noise_multiplier))
+        return self._changed(noise=self._noise_with(noise_multiplier))
+
+    def _noise_with(self, noise_multiplier: float) -> NoiseMechanism:
+        """Return the noise with another multiplier; one that keeps its own would be charged for as if it had not."""
+        noise = require_noise(self.noise.with_noise_multiplier(noise_multiplier))
+        if not math.isclose(noise.noise_multiplier, noise_multiplier, rel_tol=1e-9):
+            raise InvalidArgumentError(
+                f"with_noise_multiplier({noise_multiplier:g}) of {type(self.noise).__name__} returned noise with the "
+                f"multiplier {noise.noise_multiplier:g}",
+                cure="Return the same noise with the multiplier that is given, by dataclasses.replace for instance",
+            )
+        return noise
 
     def _changed(self, **changes: Any) -> Self:
         return replace(self, **changes)
@@ -131,13 +175,20 @@ class Mechanism:
 
     def _require_one_step(self) -> None:
         if self.is_scheduled:
-            raise InvalidArgumentError("noise and clip norm differ from step to step; ask mechanism.at(step)")
+            raise InvalidArgumentError(
+                "noise and clip norm differ from step to step", cure="Ask mechanism.at(step), of one step"
+            )
 
     @property
     def noise_std(self) -> float:
         """Standard deviation of the noise on the sum of clipped gradients, in units of the gradient; Gaussian: σ·C."""
         self._require_one_step()
-        return self.noise.std(self.clipping.sensitivity)
+        return self._std()
+
+    def _std(self) -> float:
+        name, std = f"std() of {type(self.noise).__name__}", self.noise.std(self.sensitivity)
+        # 0 would be taken for no noise to look at, and what is no number for no measure of it.
+        return non_negative_number(name, std) if self.noise_multiplier == 0 else positive_number(name, std)
 
     @property
     def divisor(self) -> float:
@@ -151,11 +202,11 @@ class Mechanism:
         """
         self._require_one_step()
         forms = [(part.total.shape, part.total.dtype, part.total.device) for part in totals]
-        updates = self.noise.updates(state, totals, sensitivity=self.clipping.sensitivity, divisor=self.divisor)
-        if [(update.shape, update.dtype, update.device) for update in updates] != forms:
+        updates = self.noise.updates(state, totals, sensitivity=self.sensitivity, divisor=self.divisor)
+        if not _are_tensors(updates) or [(part.shape, part.dtype, part.device) for part in updates] != forms:
             raise NoiseMismatchError(
-                f"{type(self.noise).__name__} gave back {len(updates)} updates for {len(forms)} sums, or updates of "
-                f"other shapes, dtypes or devices than the sums",
+                f"{type(self.noise).__name__} gave back something else than a list of {len(forms)} dense tensors for "
+                f"{len(forms)} sums, or tensors of other shapes, dtypes or devices than the sums",
                 cure="Return one update for each total from updates(), in its order, shape, dtype and device",
             )
         return updates
@@ -181,7 +232,7 @@ class Mechanism:
         if self.noise_schedule is None:
             return [(self.noise.event(self.sampling), number)]
         runs = groupby(self._noise_at(step) for step in range(number))
-        noises = [(self.noise.with_noise_multiplier(multiplier), len(list(run))) for multiplier, run in runs]
+        noises = [(self._noise_with(multiplier), len(list(run))) for multiplier, run in runs]
         return [(noise.event(self.sampling), steps) for noise, steps in noises]
 
     def equal_steps(self, step: int, most: int) -> int:
@@ -216,5 +267,13 @@ class Mechanism:
     @staticmethod
     def _planned(name: str, value: int | None) -> int:
         if value is None:
-            raise InvalidArgumentError(f"{name} must be given to the mechanism to say what it will spend")
+            raise InvalidArgumentError(
+                "must be given to say what the mechanism will spend", where=name, cure=f"Pass {name}= to the mechanism"
+            )
         return value
+
+
+def _are_tensors(updates: object) -> bool:
+    return isinstance(updates, list | tuple) and all(
+        isinstance(update, Tensor) and update.layout is torch.strided for update in updates
+    )

@@ -33,7 +33,9 @@ class BinomialTable:
     def __init__(self, trials: int, rate: float) -> None:
         self.trials = whole_number("trials", trials, minimum=1)
         if self.trials >= _MAX_TRIALS:
-            raise InvalidArgumentError(f"trials must be < {_MAX_TRIALS}, got {self.trials}")
+            raise InvalidArgumentError(
+                f"must be < {_MAX_TRIALS}, got {self.trials}", where="trials", cure="Draw from fewer records"
+            )
         exact = Fraction(probability("rate", rate))
         success, failure = exact.numerator, exact.denominator - exact.numerator
         mode = min(self.trials, (self.trials + 1) * success // exact.denominator)

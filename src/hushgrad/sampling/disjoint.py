@@ -72,8 +72,8 @@ class CheckedBatches:
             for index in indices:
                 if seen[index]:
                     raise DuplicateRecordError(
-                        "the sampler gave one record twice in one pass over the data, which would be charged once; "
-                        "use a sampler without replacement, or poisson_sampling=True"
+                        "the sampler gave one record twice in one pass over the data, which would be charged once",
+                        cure="Use a sampler without replacement, or poisson_sampling=True",
                     )
                 seen[index] = True
             yield indices
@@ -83,12 +83,12 @@ class CheckedBatches:
             indices = tuple(operator.index(index) for index in batch)
         except TypeError:
             raise UnsupportedSamplerError(
-                "a batch of the sampler must be a sequence of whole numbers; give indices into the dataset"
+                "a batch of the sampler must be a sequence of whole numbers", cure="Give indices into the dataset"
             ) from None
         # A negative index would be another name for a record that was seen already.
         if any(not 0 <= index < self.count for index in indices):
             raise UnsupportedSamplerError(
-                f"the sampler gave an index outside [0, {self.count}), the length of the dataset; "
-                "give indices into the dataset that the loader reads"
+                f"the sampler gave an index outside [0, {self.count}), the length of the dataset",
+                cure="Give indices into the dataset that the loader reads",
             )
         return indices

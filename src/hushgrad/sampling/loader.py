@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import operator
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import default_collate
 
@@ -114,7 +117,10 @@ class PrivateLoader:
         self.batch_size = positive_number("batch_size", expected)
         sampler = sampling.sampler(self._count, stream.fork("sampling"), batches)
         one_pass = partial(sampler.one_pass, self._steps_per_pass)
-        self._planner = _Planner(one_pass, cutting, self._count, sampling.largest_batch, stream.fork("padding"))
+        in_passes = sampling.counts_in == "passes"
+        self._planner = _Planner(
+            one_pass, cutting, self._count, sampling.largest_batch, stream.fork("padding"), in_passes
+        )
         self.options = options or LoadingOptions()
         self._items = _torch_loader(dataset, self._planner, self.options)
         self._current_pass: object = None
@@ -153,6 +159,11 @@ class PrivateLoader:
             constant_shapes=constant_shapes,
             observer=observer,
         )
+
+    @property
+    def population(self) -> int:
+        """N, the number of records of the dataset, by its use declared public."""
+        return self._count
 
     def __len__(self) -> int:
         return self._steps_per_pass
@@ -198,8 +209,8 @@ class PrivateLoader:
             with self._one_reader():
                 if this_pass is not self._current_pass:
                     raise ProtocolError(
-                        "another iteration over this loader was begun before this one ended; "
-                        "iterate over a private loader one pass at a time"
+                        "another iteration over this loader was begun before this one ended",
+                        cure="Iterate over a private loader one pass at a time",
                     )
                 self._before_draw()
                 found = self._read(items, planned)
@@ -211,8 +222,9 @@ class PrivateLoader:
         # One step, between whose halves no interrupt can come. What an interrupt leaves behind is its own thread's.
         if self._reader.setdefault("thread", this) != this:
             raise ProtocolError(
-                "two threads read from this loader at once. Read a private loader in one thread, that of the training "
-                "loop; its DataLoader may have workers (num_workers)"
+                "two threads read from this loader at once",
+                cure="Read a private loader in one thread, that of the training loop; its DataLoader may have workers "
+                "(num_workers)",
             )
         try:
             yield
@@ -232,8 +244,8 @@ class PrivateLoader:
         if records != batch.size:
             self._lose([batch])
             raise BatchStructureError(
-                "collate_fn got another number of records than were drawn; "
-                "the dataset's __getitems__ must return one record for each index"
+                "collate_fn got another number of records than were drawn",
+                cure="Return one record for each index from the dataset's __getitems__",
             )
         if self._observer is not None:
             self._observer.begin(batch, item)
@@ -252,8 +264,9 @@ class PrivateLoader:
         count = len(self.dataset)
         if count != self._count:
             raise ContractChangedError(
-                f"the dataset had {self._count} records when the loader was made and has {count} now; "
-                "the sampling rate and the charge rest on that length: make a new private loader"
+                f"the dataset had {self._count} records when the loader was made and has {count} now; the sampling "
+                f"rate and the charge rest on that length",
+                cure="Make the model private again, over the dataset as it is now",
             )
 
 
@@ -267,12 +280,14 @@ class _Planner:
         count: int,
         most: int | None,
         padding: KeyStream,
+        once_per_pass: bool,
     ) -> None:
         self._one_pass = one_pass
         self._cutting = cutting
         self._count = count
-        self._most = count if most is None else most
+        self._most = count if most is None else whole_number("largest_batch", most, minimum=1)
         self._padding = padding
+        self._once_per_pass = once_per_pass
         self._planned: deque[PhysicalBatch] = deque()
         self._next_step = 0
         self._next_pass = 0
@@ -286,17 +301,27 @@ class _Planner:
         # The torch loader may make an iterator that it never starts; so nothing is counted before the first draw.
         planned, pass_index = self._planned, self._next_pass
         self._next_pass += 1
-        for indices in self._one_pass(self._next_step):
+        seen = np.zeros(self._count if self._once_per_pass else 0, dtype=np.bool_)
+        for drawn in self._one_pass(self._next_step):
             step = self._next_step
             self._next_step += 1
-            self._require_chargeable(indices)
+            indices = self._chargeable(drawn)
+            if self._once_per_pass:
+                _require_new(indices, seen)
             for item, batch in enumerate(cut(indices, self._cutting, step, pass_index)):
                 planned.append(batch)
                 missing = batch.size - len(batch.indices)
                 yield [*batch.indices, *self._draw_padding(step, item, missing)]
 
-    def _require_chargeable(self, indices: tuple[int, ...]) -> None:
-        """Refuse a draw that costs more than a step is charged for, whoever made the sampler."""
+    def _chargeable(self, drawn: Iterable[Any]) -> tuple[int, ...]:
+        """Return a draw as whole numbers; refuse one that costs more than a step is charged for, whoever drew it."""
+        try:  # equal tensors, say, count as different ones, and would hide that a record comes twice
+            indices = tuple(map(operator.index, drawn))
+        except TypeError:
+            raise UnsupportedSamplerError(
+                "the sampler drew something else than a sequence of whole numbers",
+                cure="Yield the indices of the records of each logical batch, in a tuple",
+            ) from None
         if len(set(indices)) != len(indices):
             raise DuplicateRecordError(
                 "the sampler drew one record twice in one logical batch, which would be charged once",
@@ -312,6 +337,7 @@ class _Planner:
                 f"the sampler drew an index outside [0, {self._count}), the length of the dataset",
                 cure="Draw from range(population)",
             )
+        return indices
 
     def _draw_padding(self, step: int, item: int, missing: int) -> list[int]:
         if not missing:
@@ -320,23 +346,40 @@ class _Planner:
         return indices
 
 
+def _require_new(indices: tuple[int, ...], seen: NDArray[np.bool_]) -> None:
+    """Refuse a record that came in this pass before, and note these."""
+    chosen = np.fromiter(indices, np.int64, len(indices))
+    if seen[chosen].any():
+        raise DuplicateRecordError(
+            "the sampler drew one record twice in one pass over the data, which would be charged once",
+            cure='Draw every record at most once in a pass, or count in steps (counts_in = "steps")',
+        )
+    seen[chosen] = True
+
+
 def _cutting(sampling: SamplingScheme, max_physical_batch_size: int | None, constant_shapes: bool) -> Cutting:
     """Return how logical batches are cut, from checked arguments."""
     rows = max_physical_batch_size
     if rows is not None:
         rows = whole_number("max_physical_batch_size", rows, minimum=1)
     if not isinstance(constant_shapes, bool):
-        raise InvalidArgumentError(f"constant_shapes must be True or False, got {type(constant_shapes).__name__}")
+        raise InvalidArgumentError(
+            f"must be True or False, got {type(constant_shapes).__name__}",
+            where="constant_shapes",
+            cure="Pass True or False",
+        )
     if not constant_shapes:
         return Cutting(rows)
     most = sampling.largest_batch
     if most is not None:
+        most = whole_number("largest_batch", most, minimum=1)
         rows = rows or most
         return Cutting(rows, True, -(-most // rows))
     if rows is None:
         raise InvalidArgumentError(
-            "constant_shapes needs max_physical_batch_size, the rows of every item; or truncate draws to a "
-            "max_batch_size, so that a logical batch is one item"
+            "constant_shapes needs to know the rows of every item",
+            cure="Pass max_physical_batch_size; or truncate draws to a max_batch_size, so that a logical batch is one "
+            "item",
         )
     return Cutting(rows, True)
 
@@ -344,7 +387,9 @@ def _cutting(sampling: SamplingScheme, max_physical_batch_size: int | None, cons
 def require_expected_size(sampling: SamplingScheme, batch_size: float, population: int) -> None:
     """Refuse batches of another size than the scheme expects: the sum would be divided by another number."""
     expected = sampling.expected_batch_size(population)
-    if expected is not None and not math.isclose(expected, batch_size, rel_tol=1e-9):
+    if expected is not None and not math.isclose(
+        positive_number("expected_batch_size", expected), batch_size, rel_tol=1e-9
+    ):
         raise InvalidArgumentError(
             f"the expected batch size is {batch_size:g}, and the mechanism's sampling takes {expected:g} of "
             f"{population} records ({sampling.describe()})",
@@ -367,7 +412,8 @@ class _CountingCollate:
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise BatchStructureError(
                 f"collate_fn raised {type(error).__name__} in {place.name} ({PurePath(place.filename).name}, line "
-                f"{place.lineno}); it must accept any number of records from 1 on, all of one structure"
+                f"{place.lineno})",
+                cure="Let it accept any number of records from 1 on, all of one structure",
             ) from None
 
 

@@ -80,7 +80,7 @@ def cut(indices: tuple[int, ...], cutting: Cutting, step: int, pass_index: int) 
     count = cutting.items or needed
     if count < needed:
         raise InvalidArgumentError(
-            f"a logical batch must have at most {count} x {rows} records; cut it into more items"
+            f"a logical batch must have at most {count} x {rows} records", cure="Cut it into more items"
         )
     parts = [indices[place * rows : (place + 1) * rows] for place in range(count)]
     return [

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Literal, Protocol
 
 from hushgrad.accounting.events.event import Event
+from hushgrad.arguments import one_of
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream
 
@@ -34,9 +35,11 @@ class SamplingScheme(ABC):
 
     Attributes:
         counts_in: what a charge is counted in: "steps", each of which is a release of its own, or "passes" over the
-            data, of which a record takes part in one step at most. Only steps have schedules.
+            data, of which a record takes part in one step at most: its event then belongs to a pass (`data_pass`), and
+            the loader refuses a record that comes twice in one. Only steps have schedules.
         takes_batches: whether the batches are the caller's own.
-        can_be_declared: whether a loop without hushgrad's loader may be charged for it, at the caller's word.
+        can_be_declared: whether a loop without hushgrad's loader may be charged for it, at the caller's word. Never
+            for one that is counted in passes: nobody would see where a pass ends.
         draws_afresh: whether each step is drawn independently of all others.
     """
 
@@ -101,4 +104,5 @@ def require_scheme(sampling: object) -> SamplingScheme:
             cure="Give PoissonSampling(rate), TruncatedPoissonSampling(rate, population, max_batch_size), "
             "DisjointBatches() or a SamplingScheme of your own",
         )
+    one_of("counts_in", sampling.counts_in, ("steps", "passes"))
     return sampling

@@ -19,15 +19,19 @@ from torch.utils.data.distributed import DistributedSampler
 
 from hushgrad.errors import DatasetError, InvalidArgumentError, UnsupportedSamplerError
 
-_CURES: dict[type, str] = {
-    SubsetRandomSampler: "pass torch.utils.data.Subset(dataset, indices) as the dataset and leave the sampler out",
-    WeightedRandomSampler: (
-        "weights would change every example's probability and so the charge; leave the sampler out and weight the "
-        "examples' losses"
+_CURE = "Leave the sampler out: pass DataLoader(dataset, batch_size=..., shuffle=True)"
+_CURES: dict[type, tuple[str, str]] = {
+    SubsetRandomSampler: (
+        "it draws from a part of the dataset",
+        "Pass torch.utils.data.Subset(dataset, indices) as the dataset, and leave the sampler out",
     ),
-    DistributedSampler: "it pads with duplicates; leave the sampler out and train in one process",
+    WeightedRandomSampler: (
+        "weights would change every example's probability, and so the charge",
+        "Leave the sampler out, and weight the examples' losses",
+    ),
+    DistributedSampler: ("it pads with duplicates", "Leave the sampler out, and train in one process"),
 }
-_CURE = "leave the sampler out: pass DataLoader(dataset, batch_size=..., shuffle=True)"
+"""Of samplers that cannot be honoured: why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -82,21 +86,24 @@ def read_data_loader(data_loader: Any) -> DataLoaderReading:
         return data_loader
     if not isinstance(data_loader, DataLoader):
         raise InvalidArgumentError(
-            f"data_loader must be a torch.utils.data.DataLoader, got {type(data_loader).__name__}; "
-            "wrap the dataset in a DataLoader, and make a loader private once only"
+            f"must be a torch.utils.data.DataLoader, got {type(data_loader).__name__}",
+            where="data_loader",
+            cure="Wrap the dataset in a DataLoader, and make a loader private once only",
         )
     if type(data_loader).__iter__ is not DataLoader.__iter__:
         raise InvalidArgumentError(
-            f"data_loader is a {type(data_loader).__name__} with its own __iter__, which would be left out; "
-            "move what it does to the dataset or to collate_fn"
+            f"is a {type(data_loader).__name__} with its own __iter__, which would be left out",
+            where="data_loader",
+            cure="Move what it does to the dataset or to collate_fn",
         )
     count = dataset_length(data_loader.dataset)
     batches = _known_batch_sampler(data_loader)
     _require_every_record_once(batches.sampler, count)
     if batches.batch_size > count:
         raise DatasetError(
-            f"batch_size {batches.batch_size} is greater than the {count} records of the dataset; "
-            f"use batch_size={count} for full batches"
+            f"{batches.batch_size} is greater than the {count} records of the dataset",
+            where="batch_size",
+            cure=f"Use batch_size={count} for full batches",
         )
     return DataLoaderReading(
         dataset=data_loader.dataset,
@@ -123,17 +130,20 @@ def dataset_length(dataset: Any) -> int:
     """Return len(dataset), at least 1, or raise `DatasetError`."""
     if isinstance(dataset, IterableDataset):
         raise DatasetError(
-            "the dataset is an IterableDataset, whose records cannot be drawn by index; "
-            "load it into a map-style dataset with __len__ and __getitem__"
+            "it is an IterableDataset, whose records cannot be drawn by index",
+            where="the dataset",
+            cure="Load it into a map-style dataset, with __len__ and __getitem__",
         )
     try:
         count = len(dataset)
     except TypeError:
         raise DatasetError(
-            f"the dataset ({type(dataset).__name__}) has no length, so a sampling rate is not defined; add __len__"
+            f"{type(dataset).__name__} has no length, so a sampling rate is not defined",
+            where="the dataset",
+            cure="Add __len__",
         ) from None
     if count < 1:
-        raise DatasetError("the dataset is empty; private training needs at least one record")
+        raise DatasetError("it is empty", where="the dataset", cure="Give it at least one record")
     return count
 
 
@@ -141,12 +151,15 @@ def _known_batch_sampler(data_loader: DataLoader[Any]) -> BatchSampler:
     batches = data_loader.batch_sampler
     if batches is None:
         raise UnsupportedSamplerError(
-            "data_loader has batch_size=None (batching switched off), so one item is not a known number of records; "
-            "pass batch_size and let collate_fn build the batch"
+            "it has batch_size=None (batching switched off), so one item is not a known number of records",
+            where="data_loader",
+            cure="Pass batch_size, and let collate_fn build the batch",
         )
     if type(batches) is not BatchSampler:
         raise UnsupportedSamplerError(
-            f"data_loader has a batch_sampler of its own ({type(batches).__name__}), which cannot be honoured; {_CURE}"
+            f"it has a batch_sampler of its own ({type(batches).__name__}), which cannot be honoured",
+            where="data_loader",
+            cure=_CURE,
         )
     return batches
 
@@ -156,15 +169,16 @@ def _require_every_record_once(sampler: Any, count: int) -> None:
     if kind is RandomSampler:
         if sampler.replacement:
             raise UnsupportedSamplerError(
-                f"RandomSampler(replacement=True) draws some records several times and others never; {_CURE}"
+                "RandomSampler(replacement=True) draws some records several times and others never", cure=_CURE
             )
         if sampler.num_samples != count:
             raise UnsupportedSamplerError(
-                f"RandomSampler has num_samples={sampler.num_samples} for {count} records; {_CURE}"
+                f"RandomSampler has num_samples={sampler.num_samples} for {count} records", cure=_CURE
             )
     elif kind is not SequentialSampler:
-        raise UnsupportedSamplerError(f"{kind.__name__} cannot be honoured; {_CURES.get(kind, _CURE)}")
+        why, cure = _CURES.get(kind, ("it is not known how it draws", _CURE))
+        raise UnsupportedSamplerError(f"{kind.__name__} cannot be honoured: {why}", cure=cure)
     if len(sampler.data_source) != count:
         raise UnsupportedSamplerError(
-            f"{kind.__name__} draws from {len(sampler.data_source)} records and the dataset has {count}; {_CURE}"
+            f"{kind.__name__} draws from {len(sampler.data_source)} records and the dataset has {count}", cure=_CURE
         )

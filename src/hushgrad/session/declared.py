@@ -20,7 +20,7 @@ _NEEDS_A_LOADER = "Make a loader with session.batches(dataset) or session.batche
 class DeclaredLoop(Loop):
     """Physical batches that are disjoint parts of a logical batch; `optimizer.step()` ends it."""
 
-    item = None
+    item = latest = None
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -50,6 +50,7 @@ class DeclaredLoop(Loop):
         batch = OpenBatch(parts, self._pool, size, size)
         try:
             if size > 0:
+                batch.expect(losses_B)
                 parts.probe.losses(losses_B)
                 losses_B.sum().backward()  # type: ignore[no-untyped-call]
                 batch.examine()
@@ -76,6 +77,7 @@ class DeclaredLoop(Loop):
     def discard(self) -> None:
         """Forget the physical batches since the last step."""
         self._pool.clear()
+        self._parts.scope.record_into(self._pool)
         self._order.discard()
         self._parts.probe.forget()
 

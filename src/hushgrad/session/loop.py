@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from hushgrad.errors import LossShapeError
 from hushgrad.sampling.records import PhysicalBatch
 
 
@@ -16,6 +17,11 @@ class Loop(ABC):
     @abstractmethod
     def item(self) -> PhysicalBatch | None:
         """The loader's item in work, if there is one."""
+
+    @property
+    @abstractmethod
+    def latest(self) -> PhysicalBatch | None:
+        """The item in work, or the last one of a logical batch that waits for its step."""
 
     @property
     @abstractmethod
@@ -53,3 +59,18 @@ class Loop(ABC):
     @abstractmethod
     def close(self) -> None:
         """The session ends: refuse backwards through what was run."""
+
+
+def require_losses(losses: Tensor) -> Tensor:
+    """Return losses of shape `[b]`.
+
+    Raises:
+        LossShapeError: something else.
+    """
+    if not isinstance(losses, Tensor) or losses.ndim != 1:
+        shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise LossShapeError(
+            f"losses must have shape [b], one number per example, got {shape}",
+            cure='Compute the loss with reduction="none" and reduce each example\'s own elements to one number',
+        )
+    return losses

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hushgrad.capture.uses import UsePool
-from hushgrad.errors import LossShapeError
+from hushgrad.errors import LossShapeError, ProtocolError
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.session.loop import Loop
 from hushgrad.session.open_batch import OpenBatch
@@ -22,14 +22,14 @@ class ObservedLoop(Loop):
 
     Args:
         parts: those of the session.
-        dataset: what the loader reads.
         require_open: raises where the session was closed.
     """
 
-    def __init__(self, parts: Parts, dataset: Any, require_open: Callable[[], None]) -> None:
+    def __init__(self, parts: Parts, require_open: Callable[[], None]) -> None:
         self._parts = parts
-        self._dataset = dataset
         self._require_open = require_open
+        self.dataset: Any = None
+        """What the loader reads, once there is one."""
         self._order = ObservedOrder()
         self._batch: OpenBatch | None = None
 
@@ -37,6 +37,11 @@ class ObservedLoop(Loop):
     def item(self) -> PhysicalBatch | None:
         """The item in work, if any."""
         return self._order.item
+
+    @property
+    def latest(self) -> PhysicalBatch | None:
+        """The item in work, or the last one of a logical batch that waits for its step."""
+        return self._order.item or self._order.complete
 
     @property
     def is_open(self) -> bool:
@@ -62,7 +67,7 @@ class ObservedLoop(Loop):
         parts.marks.take_away()
         parts.frozen.require_same_parameters()
         parts.spending.require_pass(batch.pass_index)
-        parts.probe.examine_collate(self._dataset, batch.indices, item)
+        parts.probe.examine_collate(self.dataset, batch.indices, item)
         self._order.begin(batch)
         if batch.first:
             parts.update.drop()  # of a logical batch whose step was interrupted before its release
@@ -83,16 +88,12 @@ class ObservedLoop(Loop):
 
     def backward(self, losses_B: Tensor) -> None:
         """Run backward on the losses of the item; those of several calls add up per example before clipping."""
-        batch = self._require_batch(losses_B)
-        self._parts.probe.losses(losses_B)
-        if batch.divides_losses:
-            losses_B.mean().backward()  # type: ignore[no-untyped-call]
-        else:
-            expecting(losses_B, 1.0, batch).backward()  # type: ignore[no-untyped-call]
+        self.loss(losses_B, 1.0).backward()  # type: ignore[no-untyped-call]
 
     def loss(self, losses_B: Tensor, scale: float) -> Tensor:
         """Return the sum of the losses, to be run backward by somebody else."""
         batch = self._require_batch(losses_B)
+        batch.expect(losses_B)
         self._parts.probe.losses(losses_B)
         total = expecting(losses_B, scale, batch)
         self._parts.probe.total(total)
@@ -112,8 +113,7 @@ class ObservedLoop(Loop):
         return None if self._order.complete is None else self._order.end_logical_batch().pass_index
 
     def _end(self, item: PhysicalBatch) -> None:
-        parts, batch = self._parts, self._batch
-        assert batch is not None
+        parts, batch = self._parts, self._open_batch()
         parts.frozen.require_no_surprises()
         batch.require_backward()
         parts.frozen.require_steady_groups(item)
@@ -144,5 +144,12 @@ class ObservedLoop(Loop):
                 f"losses must have shape [{item.size}], one for each example of the item, got {list(losses_B.shape)}",
                 cure="Reduce each example's own elements to one number, and keep the batch",
             )
-        assert self._batch is not None
+        return self._open_batch()
+
+    def _open_batch(self) -> OpenBatch:
+        if self._batch is None:
+            raise ProtocolError(
+                "the item in work was interrupted as it was handed out",
+                cure="Call session.discard() and iterate over the loader anew",
+            )
         return self._batch

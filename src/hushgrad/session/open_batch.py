@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import torch
+from torch import Tensor
+
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import LedgerError, ProtocolError, SensitivityMismatchError, UnsupportedModelError
 from hushgrad.session.padding import without_padding
 from hushgrad.session.parts import Parts
 from hushgrad.session.release import note_sensitivity
+from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task
 
 
 class OpenBatch:
@@ -26,6 +30,9 @@ class OpenBatch:
 
     def __init__(self, parts: Parts, pool: UsePool, rows: int, drawn: int) -> None:
         self._parts, self._pool, self._rows, self._drawn = parts, pool, rows, drawn
+        self._is_narrow = False
+        self._decided = (NO_GRAPH_TASK, False)
+        self._has_divided = False
         pool.batch_size = rows
 
     @property
@@ -40,11 +47,38 @@ class OpenBatch:
         Not where gradients pass through 16 bits: they would be rounded after the division, and one example more or less
         would change the rounding of all others.
         """
-        return self._parts.mechanism.loss_reduction == "mean" and not self._pool.is_narrow
+        return self._parts.mechanism.loss_reduction == "mean" and not self._passes_16_bits
 
-    def note_undivided(self) -> None:
-        """The losses of the backward that runs now were not divided by the number of rows."""
-        self._pool.note_undivided()
+    @property
+    def _passes_16_bits(self) -> bool:
+        return self._is_narrow or self._pool.is_narrow or self._parts.probe.saw_narrow_loss
+
+    def expect(self, losses_B: Tensor) -> None:
+        """A backward of these losses will come.
+
+        Raises:
+            ProtocolError: they hold no gradient to run back from.
+        """
+        if not (losses_B.requires_grad and torch.is_grad_enabled() and losses_B.is_floating_point()):
+            raise ProtocolError(
+                f"losses hold no gradient to run back from: requires_grad is {losses_B.requires_grad}, gradients are "
+                f"{'on' if torch.is_grad_enabled() else 'off'}, the dtype is {losses_B.dtype}",
+                cure="Compute them from the model's outputs as floating-point numbers, outside of torch.no_grad(), "
+                "torch.inference_mode() and session.paused(), and do not detach them",
+            )
+        self._is_narrow = self._is_narrow or self._parts.probe.is_narrow(losses_B)
+
+    def divides_now(self) -> bool:
+        """Return `divides_losses` for the backward that runs, the same for all losses in it, and take note of it."""
+        task, divides = self._decided
+        if task != current_graph_task():
+            divides = self.divides_losses
+            self._decided = current_graph_task(), divides
+        if divides:
+            self._has_divided = True
+        else:
+            self._pool.note_undivided()
+        return divides
 
     def require_backward(self) -> None:
         """Refuse to end a batch on which no backward has ended."""
@@ -64,9 +98,15 @@ class OpenBatch:
         pool = self._pool
         if self._parts.mechanism.loss_reduction == "sum":
             return 1.0
-        if pool.undivided == pool.backwards and not (pool.is_narrow and self._parts.probe.saw_own_loss):
+        if pool.undivided == pool.backwards and not (self._passes_16_bits and self._parts.probe.saw_own_loss):
             return 1.0
-        if pool.is_narrow:
+        if pool.undivided and self._has_divided:
+            raise UnsupportedModelError(
+                "gradients of some backwards over this item passed through 16 bits, and those of earlier ones did not",
+                cure="Add the losses of each example and call session.backward once for an item, or run all of its "
+                "forwards under the same autocast",
+            )
+        if self._passes_16_bits:
             raise UnsupportedModelError(
                 "a mean loss divides gradients by the number of examples before they are rounded to 16 bits, so that "
                 "one example changes how all others' gradients are rounded, by more than the clip norm in sum",

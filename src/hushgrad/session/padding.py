@@ -29,7 +29,8 @@ def without_padding(uses: dict[str, list[Contribution]], drawn: int, rows: int) 
 def _first(part: Contribution, drawn: int, rows: int, name: str) -> Contribution:
     if part.batch_size != rows:
         raise PrivacyUnitError(
-            f"{name}: saw {part.batch_size} examples in an item of {rows} rows, so that padding cannot be told from "
-            f"records. Give the model one row for each row of the item"
+            f"saw {part.batch_size} examples in an item of {rows} rows, so padding cannot be told from examples",
+            where=name,
+            cure="Give the model one row for each row of the item",
         )
     return part.map_examples(lambda operand: operand[:drawn])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from hushgrad.capture.scope import Scope
 from hushgrad.gradients.contribution import Plan
 from hushgrad.guards.gradient_marks import GradientMarks
@@ -11,6 +13,8 @@ from hushgrad.guards.monitoring.monitor import Monitors
 from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.mechanism import Mechanism
+from hushgrad.randomness import KeyStream
+from hushgrad.session.members import Members
 from hushgrad.session.spending import Spending
 from hushgrad.session.update import Update
 
@@ -21,6 +25,9 @@ class Parts:
 
     Attributes:
         mechanism: what every step does and costs.
+        parameters: what is trained, by name.
+        members: the modules and the optimizer, which belong to this session.
+        stream: the session's own secret bits.
         plan: how norms are computed.
         scope: captures the forwards of the model.
         probe: looks for examples that influence each other.
@@ -32,6 +39,9 @@ class Parts:
     """
 
     mechanism: Mechanism
+    parameters: dict[str, nn.Parameter]
+    members: Members
+    stream: KeyStream
     plan: Plan
     scope: Scope
     probe: Probe

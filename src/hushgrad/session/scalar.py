@@ -27,7 +27,6 @@ class _Expecting(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, losses_B: Tensor, scale: float, batch: OpenBatch) -> Tensor:
         ctx.scale, ctx.batch, ctx.shape = scale, batch, losses_B.shape
-        ctx.divides = batch.divides_losses
         return losses_B.sum()
 
     @staticmethod
@@ -42,9 +41,7 @@ class _Expecting(torch.autograd.Function):
                 "gradient accumulation, say). Scale it by nothing that depends on the batch, and use no GradScaler "
                 "(bfloat16 needs none)",
             )
-        if not ctx.divides:
-            ctx.batch.note_undivided()
-        weight = 1 / ctx.shape[0] if ctx.divides else 1.0
+        weight = 1 / ctx.shape[0] if ctx.batch.divides_now() else 1.0
         return torch.full(ctx.shape, weight, dtype=gradient.dtype, device=gradient.device), None, None
 
 

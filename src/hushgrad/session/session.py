@@ -6,11 +6,9 @@ or clip again a gradient without noise. The order of a step is: charge, then noi
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from types import NoneType
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,35 +22,27 @@ from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger.contract import OBSERVED
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.arguments import positive_number
-from hushgrad.capture.scope import Scope
-from hushgrad.capture.uses import UsePool
-from hushgrad.clipping.known import OWN
-from hushgrad.errors import ClosedSessionError, InvalidArgumentError, LedgerError, LossShapeError, ProtocolError
+from hushgrad.errors import ClosedSessionError, LedgerError, ProtocolError
 from hushgrad.gradients.contribution import Plan
-from hushgrad.guards.compatibility import require_trainable_privately
-from hushgrad.guards.gradient_marks import GradientMarks
 from hushgrad.guards.monitoring.alarms import Alarms
-from hushgrad.guards.monitoring.monitor import Monitor, Monitors
+from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
-from hushgrad.guards.probing.probe import Probe, ProbeReport
-from hushgrad.guards.setup_invariants import SetupInvariants
+from hushgrad.guards.probing.probe import ProbeReport
 from hushgrad.losses import PerExampleLoss
-from hushgrad.mechanism import DPSGD, Mechanism
+from hushgrad.mechanism import Mechanism
 from hushgrad.randomness import KeyStream
-from hushgrad.sampling.loader import PrivateLoader, require_expected_size
+from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader
+from hushgrad.sampling.torch_loader import LoadingOptions
 from hushgrad.session.declared import DeclaredLoop
-from hushgrad.session.loop import Loop
-from hushgrad.session.members import Members
+from hushgrad.session.loaders import loader_of, loader_over
+from hushgrad.session.loop import Loop, require_losses
 from hushgrad.session.observed import ObservedLoop
-from hushgrad.session.parts import Parts
 from hushgrad.session.paused import frozen_for_a_while
 from hushgrad.session.release import note_monitors, note_noise, note_sensitivity, release
-from hushgrad.session.spending import Spending
+from hushgrad.session.set_up import set_up
 from hushgrad.session.step_hooks import StepHooks
-from hushgrad.session.update import Update
 
 
 class Session:
@@ -74,34 +64,25 @@ class Session:
         lease: int = 1,
         monitors: Sequence[Monitor] = (),
         alarms: Alarms = Alarms.RAISED,
+        batches_are_chosen: bool = False,
     ) -> None:
-        """Attach to a model and its optimizer; `privatize` says what the arguments are."""
-        if not isinstance(mechanism, Mechanism):
-            raise InvalidArgumentError(
-                f"mechanism must be a DPSGD or another Mechanism, got {type(mechanism).__name__}"
-            )
-        self._parameters = require_trainable_privately(model, optimizer)
-        self._members = Members(model, optimizer)
-        self._stream = _stream_of(key)
-        spending = Spending(mechanism, ledger, noise_is_secret=self._stream.is_secret, budget=budget, lease=lease)
-        watching = Monitors(monitors)
-        spending.trust([*_third_parties(mechanism, plan), *watching.conditions])
-        self._ledger_path = None if ledger is None else os.path.realpath(ledger)
-        spending.uncounted = self._members.steps_elsewhere(self._ledger_path)
-        plan = plan or Plan.of_device(next(iter(self._parameters.values())).device)
-        probe = Probe(model, self._parameters, mechanism.loss_reduction)
-        self._parts = Parts(
-            mechanism=mechanism,
+        """Attach to a model and its optimizer; `privatize` says what the arguments are.
+
+        `batches_are_chosen`: by `verify`, for what nobody asks the ε of; any sampling may then be declared.
+        """
+        self._parts = set_up(
+            model,
+            optimizer,
+            mechanism,
+            ledger=ledger,
+            key=key,
             plan=plan,
-            scope=Scope(model, UsePool(plan), probe),
-            probe=probe,
-            frozen=SetupInvariants(model, optimizer, self._parameters),
-            marks=GradientMarks(model, self._parameters),
-            update=Update(self._parameters, mechanism, self._stream.fork("noise"), plan, alarms),
-            spending=spending,
-            monitors=watching,
+            budget=budget,
+            lease=lease,
+            monitors=monitors,
+            alarms=alarms,
+            batches_are_chosen=batches_are_chosen,
         )
-        probe.join(self._parts.scope)
         self._loop: Loop = DeclaredLoop(self._parts)
         self._closed = False
         self._hooks = StepHooks(
@@ -111,7 +92,7 @@ class Session:
             finish=self._finish_step,
             abandon=self._abandon_step,
         )
-        self._members.join()
+        self._parts.members.join()
 
     # The loop --------------------------------------------------------------------------------------------------------
 
@@ -129,7 +110,8 @@ class Session:
             LossShapeError: not one number per example.
             ProtocolError: out of turn.
         """
-        self._loop.backward(self._require_losses(losses))
+        self._require_open()
+        self._loop.backward(require_losses(losses))
 
     def loss(self, losses: Tensor, *, scale: float = 1.0) -> Tensor:
         """Return the sum of `losses` as a scalar, for a loop whose `backward` is called by somebody else.
@@ -148,7 +130,8 @@ class Session:
             LossShapeError: not one number per example.
             ProtocolError: out of turn, or without a loader of this session; from the backward, another gradient.
         """
-        return self._loop.loss(self._require_losses(losses), positive_number("scale", scale))
+        self._require_open()
+        return self._loop.loss(require_losses(losses), positive_number("scale", scale))
 
     def end_item(self) -> None:
         """End the loader's item in work: its clipped sum joins its logical batch.
@@ -178,20 +161,24 @@ class Session:
         depend on its examples (their loss, their number, memory that ran out), because ε holds for the batches that
         were drawn and not for a choice of them. `guarantee` says how many were dropped.
         """
-        if not self._closed and self._loop.is_open:
-            self._parts.spending.discard()
+        if not self._closed:
+            self._count_open_batch()
         self._loop.discard()
         self._parts.update.drop()
         self._parts.marks.take_away()
-        for parameter in self._parameters.values():
+        for parameter in self._parts.parameters.values():
             parameter.grad = None
+
+    def _count_open_batch(self) -> None:
+        if self._loop.is_open:
+            self._parts.spending.discard()
 
     def paused(self) -> AbstractContextManager[None]:
         """Run forwards and backwards through the model that are not for its own update (a generator's step, say).
 
         Inside, its parameters require no gradient: gradients pass through them and nothing is recorded.
         """
-        return frozen_for_a_while(self._parameters.values())
+        return frozen_for_a_while(self._parts.parameters.values())
 
     # The loader ------------------------------------------------------------------------------------------------------
 
@@ -216,25 +203,18 @@ class Session:
             constant_shapes: whether every item has exactly that many rows, padding of weight 0 included (see
                 `PrivateLoader`).
         """
-        count = dataset_length(dataset)
-        sampling, size = self.mechanism.sampling, self.mechanism.expected_batch_size
-        require_expected_size(sampling, size, count)
-        if steps_per_pass is None:
-            steps_per_pass = math.ceil(count / size) if batches is None else len(batches)
-        observer = self._observer(dataset)
-        loader = PrivateLoader(
+        observer = self._observer()
+        loader = loader_over(
+            self._parts,
             dataset,
-            sampling,
+            observer,
             steps_per_pass=steps_per_pass,
-            stream=self._stream.fork("loader"),
-            batch_size=size,
             batches=batches,
             options=options,
             max_physical_batch_size=max_physical_batch_size,
             constant_shapes=constant_shapes,
-            observer=observer,
         )
-        self._observe(observer, count, None if options is None else options.collate_fn)
+        self._observe(observer, loader)
         return loader
 
     def batches_of(
@@ -244,40 +224,35 @@ class Session:
 
         `data_loader` may also be what `read_data_loader` read of one.
         """
-        reading = read_data_loader(data_loader)
-        observer = self._observer(reading.dataset)
-        loader = PrivateLoader.from_data_loader(
-            reading,
-            self.mechanism.sampling,
-            stream=self._stream.fork("loader"),
+        observer = self._observer()
+        loader = loader_of(
+            self._parts,
+            data_loader,
+            observer,
             max_physical_batch_size=max_physical_batch_size,
             constant_shapes=constant_shapes,
-            observer=observer,
         )
-        if loader.batch_size != self.mechanism.expected_batch_size:
-            raise InvalidArgumentError(
-                f"the data loader has batch_size {loader.batch_size:g}, the mechanism expected_batch_size "
-                f"{self.mechanism.expected_batch_size:g}",
-                cure="Give both the same number",
-            )
-        self._observe(observer, reading.count, reading.options.collate_fn)
+        self._observe(observer, loader)
         return loader
 
-    def _observer(self, dataset: Any) -> ObservedLoop:
+    def _observer(self) -> ObservedLoop:
         self._require_open()
         if self._parts.spending.is_open:
-            raise ProtocolError("a session has one loader, made before its first backward")
-        return ObservedLoop(self._parts, dataset, self._require_open)
+            raise ProtocolError(
+                "a session has one loader, made before its first backward", cure="Iterate over that loader again"
+            )
+        return ObservedLoop(self._parts, self._require_open)
 
-    def _observe(self, loop: ObservedLoop, population: int, collate_fn: Callable[[list[Any]], Any] | None) -> None:
-        self._parts.spending.open(OBSERVED, population)
-        self._parts.probe.watch_items(collate_fn)
+    def _observe(self, loop: ObservedLoop, loader: PrivateLoader) -> None:
+        self._parts.spending.open(OBSERVED, loader.population)
+        self._parts.probe.watch_items(loader.options.collate_fn)
+        loop.dataset = loader.dataset
         self._loop = loop
 
     @property
     def current_batch(self) -> PhysicalBatch | None:
-        """The loader item that is being worked on, if any."""
-        return self._loop.item
+        """The loader item that is being worked on, if any; once it has ended, the last one until the step."""
+        return self._loop.latest
 
     # What was spent --------------------------------------------------------------------------------------------------
 
@@ -356,6 +331,7 @@ class Session:
 
     def _prepare_step(self) -> None:
         """End the physical batch in work, and release the noised update where its logical batch is complete."""
+        self._require_open()  # a closure came before
         self._parts.take_marks()
         loader_pass = self._loop.end_step()
         if loader_pass is None:
@@ -375,21 +351,25 @@ class Session:
         self._parts.frozen.expect_nothing()
 
     def close(self) -> None:
-        """Give back an ordinary model and optimizer, and close the ledger. What was spent can still be read."""
+        """Give back an ordinary model and optimizer, and close the ledger. What was spent can still be read.
+
+        A logical batch that was begun is dropped, and counted as `discard` counts it.
+        """
         if self._closed:
             return
         self._closed = True
         parts = self._parts
         parts.scope.detach()
         self._hooks.remove()
-        self._members.leave()
+        parts.members.leave()
         if parts.spending.is_open:
-            self._members.remember(self._ledger_path, parts.spending.steps, parts.spending.uncounted)
+            parts.members.remember(parts.spending.steps, parts.spending.uncounted)
         parts.update.clear()
         parts.marks.take_away()
         self._loop.close()
         parts.update.drop()
         parts.probe.forget()
+        self._count_open_batch()
         with suppress(LedgerError):  # no ε depends on a note, and what was charged is on disk
             note_noise(parts)
             if parts.update.number:
@@ -401,38 +381,3 @@ class Session:
     def _require_open(self) -> None:
         if self._closed:
             raise ClosedSessionError("this session was closed", cure="Call privatize or make_private again")
-
-    def _require_losses(self, losses: Tensor) -> Tensor:
-        self._require_open()
-        if not isinstance(losses, Tensor) or losses.ndim != 1:
-            shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-            raise LossShapeError(
-                f"losses must have shape [b], one number per example, got {shape}",
-                cure='Compute the loss with reduction="none" and reduce each example\'s own elements to one number',
-            )
-        return losses
-
-
-def _stream_of(key: KeyStream | None) -> KeyStream:
-    """Return the session's own secret bits, or those of a key for tests."""
-    if key is None:
-        return KeyStream.from_operating_system()
-    if not isinstance(key, KeyStream) or key.is_secret:
-        raise InvalidArgumentError(
-            "key must be KeyStream.fixed_for_tests(seed), for tests. A session draws its own secret key: two sessions "
-            "with one key would draw the same noise, which cancels"
-        )
-    return key
-
-
-def _third_parties(mechanism: Mechanism, plan: Plan | None) -> list[Condition]:
-    """Return the parts that are classes of somebody else's: subclasses of ours may compute something else."""
-    own = {
-        "mechanism": (mechanism, (DPSGD, Mechanism)),
-        "clip rule": (mechanism.clipping, OWN),
-        "plan of norms": (plan, (Plan, NoneType)),
-    }
-    foreign = [(part, type(value)) for part, (value, kinds) in own.items() if type(value) not in kinds]
-    kinds_of = {"noise": type(mechanism.noise), "sampling": type(mechanism.sampling)}
-    foreign += [(part, kind) for part, kind in kinds_of.items() if not kind.__module__.startswith("hushgrad.")]
-    return [third_party(part, f"{kind.__module__}.{kind.__qualname__}") for part, kind in foreign]

@@ -49,10 +49,15 @@ class Spending:
         noise_is_secret: bool,
         budget: Budget | None = None,
         lease: int = 1,
+        batches_are_chosen: bool = False,
     ) -> None:
         if budget is not None and not isinstance(budget, Budget):
-            raise InvalidArgumentError(f"budget must be a Budget(epsilon, delta), got {type(budget).__name__}")
+            raise InvalidArgumentError(
+                f"must be a Budget, got {type(budget).__name__}", where="budget", cure="Pass Budget(epsilon, delta)"
+            )
         self._mechanism = mechanism
+        self._now = (-1, mechanism)
+        self._batches_are_chosen = batches_are_chosen
         self._path = None if path is None else ledger_path(path)
         self._budget = budget
         self._lease = whole_number("lease", lease, minimum=1)
@@ -82,7 +87,8 @@ class Spending:
         if self._ledger is not None:
             return
         scheme = self._mechanism.sampling
-        if sampling == DECLARED and not scheme.can_be_declared:
+        can_be_declared = scheme.can_be_declared and scheme.counts_in == "steps"
+        if sampling == DECLARED and not (can_be_declared or self._batches_are_chosen):
             raise ProtocolError(
                 f"{type(scheme).__name__} without a loader cannot be charged: nobody sees that it is kept to"
                 + (" and where a pass ends" if scheme.counts_in == "passes" else ""),
@@ -134,7 +140,8 @@ class Spending:
         passes = self._last_pass
         if passes is not None and self._first_pass + loader_pass >= passes:
             raise BudgetExhaustedError(
-                f"all {passes} passes over the data that {self._reason()} are spent; the model was not updated"
+                f"all {passes} passes over the data that {self._reason()} are used up; the model was not updated",
+                cure="Stop here, or plan more",
             )
 
     def require_step(self) -> None:
@@ -142,7 +149,8 @@ class Spending:
         steps = self._last_step
         if steps is not None and self.steps >= steps:
             raise BudgetExhaustedError(
-                f"all {steps} steps that {self._reason()} are spent; the model was not updated. Stop here, or plan more"
+                f"all {steps} steps that {self._reason()} are used up; the model was not updated",
+                cure="Stop here, or plan more",
             )
 
     def _reason(self) -> str:
@@ -159,12 +167,17 @@ class Spending:
         """Return the mechanism of the next step to be charged (of the last one, where all are)."""
         if not self._mechanism.is_scheduled or self._mechanism.steps is None:
             return self._mechanism
-        return self._mechanism.at(min(self.steps, self._mechanism.steps - 1))
+        step = min(self.steps, self._mechanism.steps - 1)
+        if self._now[0] != step:  # made once: what clips a step and what makes its noise are one value
+            self._now = (step, self._mechanism.at(step))
+        return self._now[1]
 
     def charge(self, loader_pass: int = 0) -> None:
         """Charge one step; return when the charge is as durable as the ledger."""
         if self._ledger is None:
-            raise ProtocolError("nothing can be charged before it is known how batches are drawn")
+            raise ProtocolError(
+                "nothing can be charged before it is known how batches are drawn", cure="Open the spending first"
+            )
         lease = self._lease
         if self._last_step is not None:
             lease = max(1, min(lease, self._last_step - self.steps))
@@ -242,7 +255,7 @@ class Spending:
             sampling=sampling,
             noise_source=self._noise_source,
             expected_batch_size=self._mechanism.expected_batch_size,
-            max_grad_norm=self._mechanism.clipping.sensitivity,
+            max_grad_norm=self._mechanism.sensitivity,
             clipping=self._mechanism.clipping.describe(),
             loss_reduction=self._mechanism.loss_reduction,
             population=population,
@@ -259,13 +272,15 @@ class Spending:
                 return
             raise ContractChangedError(
                 "the ledger holds other steps than the first ones of the mechanism's schedule; together they would "
-                "spend more than was planned. Continue with the old values, or begin a new ledger for a new run"
+                "spend more than was planned",
+                cure="Continue with the old values, or begin a new ledger for a new run",
             )
         foreign = [event for event, _ in earlier if event != mechanism.event(event.data_pass or 0)]
         if foreign:
             raise ContractChangedError(
                 f"the ledger holds {foreign[0]}, the mechanism plans {mechanism.event()}; together they would spend "
-                f"more than was planned. Continue with the old values, or begin a new ledger for a new run"
+                f"more than was planned",
+                cure="Continue with the old values, or begin a new ledger for a new run",
             )
 
 

@@ -69,8 +69,8 @@ class StepHooks:
             if calls > 1:
                 self._abandon()
                 raise UnsupportedOptimizerError(
-                    "the optimizer evaluated its closure more than once in one step, and each time would be a release. "
-                    "Use an optimizer that evaluates it once, such as SGD or Adam"
+                    "the optimizer evaluated its closure more than once in one step, and each time would be a release",
+                    cure="Use an optimizer that evaluates it once, such as SGD or Adam",
                 )
             result = closure()
             self._prepare()

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.clipping.bound import BoundRule
-from hushgrad.clipping.rule import ClipRule
 from hushgrad.gradients.clipped_sum import Weighed, clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.guards.monitoring.alarms import Alarms
@@ -40,7 +39,7 @@ class Update:
         alarms: Alarms = Alarms.RAISED,
     ) -> None:
         self._parameters = parameters
-        self._clip = BoundRule(mechanism.clipping, parameters)
+        self._clip = self._bound_to(mechanism)
         self._noise = mechanism.noise.start(noise)
         self._plan = plan
         self._sums: dict[str, Tensor] = {}
@@ -58,7 +57,9 @@ class Update:
             scale: undoes the division of its mean loss.
             mechanism: that of the step which the sum is for.
         """
-        clip = self._bound(mechanism.clipping)
+        if mechanism.clipping is not self._clip.rule:  # with a schedule each step has one of its own
+            self._clip = self._bound_to(mechanism)
+        clip = self._clip
 
         def look(weighed: Weighed) -> None:
             self.sensitivity_monitor.check(self._number, weighed, clip)
@@ -72,11 +73,8 @@ class Update:
             else:
                 self._sums[name] = part
 
-    def _bound(self, rule: ClipRule) -> BoundRule:
-        """Return the rule bound to the parameters; with a schedule each step has one of its own."""
-        if rule is not self._clip.rule and rule != self._clip.rule:
-            self._clip = BoundRule(rule, self._parameters)
-        return self._clip
+    def _bound_to(self, mechanism: Mechanism) -> BoundRule:
+        return BoundRule(mechanism.clipping, self._parameters, sensitivity=mechanism.sensitivity)
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -200,3 +200,45 @@ def _without_noise() -> type[Event]:
 def test_what_could_not_be_read_again_is_not_registered(kind: Any, what: str, kinds: None) -> None:
     with pytest.raises(InvalidArgumentError, match=what):
         register_event(kind)
+
+
+def test_a_kind_that_leaves_a_field_out_of_its_equality_is_refused(kinds: None) -> None:
+    """Equal events are charged as one, with the fields of the first or of the last."""
+
+    @dataclass(frozen=True)
+    class Loose(Broadcast):
+        noise_multiplier: float = field(compare=False)
+        type = "test_loose"
+
+    with pytest.raises(InvalidArgumentError, match="no field may be left out of that: noise_multiplier"):
+        register_event(Loose)
+
+
+def test_a_kind_cannot_say_itself_which_events_are_equal() -> None:
+    with pytest.raises(InvalidArgumentError, match="Remove its __eq__"):
+        type("Same", (Broadcast,), {"type": "test_same", "__eq__": lambda self, other: True})
+    dataclass(frozen=True, slots=True)(type("Slotted", (Broadcast,), {"type": "test_slotted"}))
+
+
+def test_a_registered_kind_is_named_in_every_guarantee(registered: type[Broadcast]) -> None:
+    found = guarantee([(PoissonSampled(0.1, 1.0), 1)], 1e-5).conditions
+    assert found == ()
+    (condition,) = guarantee([(registered(1.0), 3)], 1e-5).conditions
+    assert (condition.name, f"{registered.__module__}.{registered.__qualname__}" in condition.sentence) == (
+        "third-party event",
+        True,
+    )
+
+
+def test_a_ledger_whose_kind_refuses_what_it_once_wrote_is_refused_with_its_record(
+    registered: type[Broadcast], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ledger(tmp_path / "ledger", contract=CONTRACT) as ledger:
+        ledger.charge(registered(2.0), 3)
+
+    def stricter(self: Broadcast) -> None:
+        raise ValueError("too large")
+
+    monkeypatch.setattr(registered, "__post_init__", stricter)
+    with pytest.raises(LedgerError, match=r"record 1 of the ledger: .*refuses what was written of it with ValueError"):
+        read_ledger(tmp_path / "ledger")

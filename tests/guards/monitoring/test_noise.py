@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 import hushgrad
 from hushgrad.accounting import read_ledger
 from hushgrad.errors import NoiseMismatchError
 from hushgrad.guards.monitoring.alarms import Alarms
-from hushgrad.guards.monitoring.noise import NoiseMonitor
+from hushgrad.guards.monitoring.noise import NoiseMonitor, _least_squares
 from hushgrad.mechanism import DPSGD
 from hushgrad.session.session import Session
 
@@ -146,3 +147,41 @@ def test_an_alarm_is_in_the_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     note = [note for note in notes if note.about == "noise monitor"][-1]
     assert note.values["verdict"] == "not what is charged"
     assert float(note.values["standard_errors"]) < -9
+
+
+@pytest.mark.parametrize("count", [8, 22, 64, 1000])
+def test_one_step_without_noise_is_an_alarm_in_that_step(count: int) -> None:
+    monitor, total = NoiseMonitor(), torch.randn(count)
+    monitor.after(monitor.before([total]), [total + torch.randn(count)], 1.0, 1.0)
+    with pytest.raises(NoiseMismatchError, match="times what is charged"):
+        monitor.after(monitor.before([total]), [total.clone()], 1.0, 1.0)
+    assert monitor.verdict == "missing in a step"
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 64])
+def test_a_sum_of_squares_that_is_an_alarm_is_rarer_than_one_in_1e20(count: int) -> None:
+    assert 0 < stats.chi2.cdf(_least_squares(count), count) <= 1e-20
+    assert _least_squares(count) > 0
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 100.0])
+def test_repeated_noise_is_found_beside_sums_that_differ(size: float) -> None:
+    """Adding a sum and taking it away again rounds the noise, each time otherwise."""
+    monitor, noise = NoiseMonitor(), torch.randn(64)
+
+    def repeat() -> None:
+        for _ in range(10):
+            total = size * torch.randn(64)
+            monitor.after(monitor.before([total]), [(total + noise) / 7.3], 1.0, 7.3)
+
+    with pytest.raises(NoiseMismatchError, match="already"):
+        repeat()
+
+
+def test_noise_drawn_afresh_raises_no_alarm_whatever_the_sums_are() -> None:
+    """False alarms: below 1e-16 for two that agree, below 1e-16 for small ones, in 10⁴ steps."""
+    monitor = NoiseMonitor()
+    for number in range(10_000):
+        total = (10.0 ** (number % 6)) * torch.ones(9)
+        monitor.after(monitor.before([total]), [(total + torch.randn(9)) / 3], 1.0, 3.0)
+    assert monitor.verdict == "as charged"

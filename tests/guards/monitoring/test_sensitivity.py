@@ -144,3 +144,47 @@ def test_a_rule_of_factors_of_their_own_raises_no_alarm(tmp_path: Path, scale: f
     for shared in (lambda norms: 1.0, lambda norms: norms / (norms + 1), lambda norms: 0.5 + 0.5 * norms.cos()):
         train(2, tmp_path / "ledger.jsonl", scale, clipping=Own(shared=shared))
     assert verdict(read_ledger(tmp_path / "ledger.jsonl")) == "within the clip norm"
+
+
+def beside_the_first(norms_GB: Tensor) -> Tensor:
+    """A factor that shows itself beyond the examples that are asked for alone."""
+    shared = torch.ones_like(norms_GB[:1])
+    shared[:, 8:] = 1 / (1 + norms_GB[:, :1].mean())
+    return shared
+
+
+def of_the_largest(norms_GB: Tensor) -> Tensor:
+    """Only the example of the largest norm is left out, which is the last of the batch."""
+    norms_B = norms_GB.sum(0, keepdim=True)
+    place = norms_B.argmax()
+    return torch.ones_like(norms_B).index_fill(1, place, 0.5) if norms_B.shape[1] > 1 else torch.ones_like(norms_B)
+
+
+@pytest.mark.parametrize("shared", [beside_the_first, of_the_largest])
+def test_a_factor_that_depends_on_others_is_seen_at_every_place(shared: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    mechanism = DPSGD(
+        noise_multiplier=1.0,
+        clipping=Own(shared=shared),
+        sampling=hushgrad.PoissonSampling(0.1),
+        expected_batch_size=16,
+    )
+    session = hushgrad.privatize(model, optimizer, mechanism)
+    with pytest.raises(SensitivityMismatchError, match="another factor beside others than alone"):
+        session.backward(model(torch.arange(1.0, 34).unsqueeze(1).expand(33, 3)).square().sum(1))
+    session.close()
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 9, 10, 33])
+def test_a_rule_that_is_right_raises_no_alarm_in_batches_of_any_size(size: int) -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    mechanism = DPSGD(
+        noise_multiplier=1.0, clipping=Own(), sampling=hushgrad.PoissonSampling(0.1), expected_batch_size=16
+    )
+    session = hushgrad.privatize(model, optimizer, mechanism)
+    session.backward(model(torch.randn(size, 3)).square().sum(1))
+    optimizer.step()
+    session.close()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from leaky_models import BATCH, CLASSES, WIDTH, layer
 from torch import Tensor, nn
 
+from hushgrad import DPSGD, FlatClipping, PoissonSampling, privatize
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import (
@@ -255,3 +256,31 @@ def test_errors_of_the_library_pass_through() -> None:
 
     with pytest.raises(HushgradError, match="mine"):
         probed(Refusing(WIDTH, CLASSES), features())
+
+
+class ChangesWithItsCalls(nn.Module):
+    """Counts its forwards where nobody sees it, and computes something else from one of them on."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        calls = iter(range(1000))
+        self.layer = nn.Linear(WIDTH, CLASSES)
+        self.factor = lambda: 2.0 if next(calls) >= first else 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.factor() * self.layer(x)
+        return out
+
+
+@pytest.mark.parametrize("size", [2, 4, 5, 9])
+@pytest.mark.parametrize("first", range(2, 5))
+def test_a_model_that_changes_with_its_calls_is_told_so_in_batches_of_every_size(first: int, size: int) -> None:
+    model = ChangesWithItsCalls(first)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    mechanism = DPSGD(
+        noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.1), expected_batch_size=4
+    )
+    session = privatize(model, optimizer, mechanism)
+    with pytest.raises(CrossSampleLeakError):
+        session.backward(model(torch.randn(size, WIDTH)).square().sum(1))
+    session.close()

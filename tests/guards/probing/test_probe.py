@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, PrivacyEngine, privatize
-from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError, UnsupportedOptimizerError
+from hushgrad.errors import (
+    CrossSampleLeakError,
+    HushgradError,
+    PrivateBufferError,
+    ProtocolError,
+    UnsupportedOptimizerError,
+)
 from hushgrad.guards.probing.probe import KEPT_CALLS
 from hushgrad.session.session import Session
 
@@ -216,7 +222,7 @@ def test_a_backward_after_a_forward_without_gradients_says_so() -> None:
     session, _ = attached(model)
     with torch.no_grad():
         losses = model(torch.randn(4, WIDTH)).square().mean(1)
-    with pytest.raises(RuntimeError, match="does not require grad"):
+    with pytest.raises(ProtocolError, match="requires_grad is False"):
         session.backward(losses)
 
 

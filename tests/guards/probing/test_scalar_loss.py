@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -714,7 +715,7 @@ def test_the_same_loss_is_refused_again_when_the_step_is_tried_again() -> None:
     for _ in range(2):
         with pytest.raises(CrossSampleLeakError):
             rows(model(inputs), targets).backward()
-        with pytest.raises(HushgradError, match="without a finished backward"):
+        with pytest.raises(HushgradError, match="no backward has finished"):
             optimizer.step()
     assert engine.session.steps == 0
 
@@ -723,3 +724,70 @@ def test_no_message_names_a_number_of_the_data() -> None:
     with pytest.raises(CrossSampleLeakError) as caught:
         trained(speaker(), SPOKEN_CUT, rows, steps=1)
     assert not any(character.isdigit() for character in str(caught.value).removeprefix("DP301"))
+
+
+@pytest.mark.parametrize(
+    "reduced",
+    [
+        lambda losses: losses.logsumexp(0),
+        lambda losses: losses.norm(),
+        lambda losses: losses.max(),
+        lambda losses: losses.var(),
+        lambda losses: losses.sum(),
+    ],
+    ids=["logsumexp", "norm", "max", "var", "sum"],
+)
+def test_losses_that_were_examined_are_still_held_to_the_declared_reduction(
+    reduced: Callable[[Tensor], Tensor],
+) -> None:
+    model = classifier()
+    engine, _, loader = private_loop(model, CLASSIFIED)
+    inputs, targets = next(iter(loader))
+    losses = F.cross_entropy(model(inputs), targets, reduction="none")
+    engine.session.loss(losses)  # examined, and not run backward
+    loss = reduced(losses)
+    with pytest.raises((CrossSampleLeakError, LossShapeError)):
+        loss.backward()
+
+
+def test_an_examination_of_one_output_of_an_operator_says_nothing_of_the_others() -> None:
+    model = classifier()
+    engine, _, loader = private_loop(model, CLASSIFIED)
+    inputs, targets = next(iter(loader))
+    losses = F.cross_entropy(model(inputs), targets, reduction="none")
+    first, mixed = torch.stack([losses, losses.softmax(0)]).unbind(0)
+    engine.session.loss(first)
+    loss = mixed.mean()
+    with pytest.raises(CrossSampleLeakError):
+        loss.backward()
+
+
+def test_a_factor_on_losses_that_were_examined_is_on_trust() -> None:
+    model = classifier()
+    engine, optimizer, loader = private_loop(model, CLASSIFIED)
+    inputs, targets = next(iter(loader))
+    losses = F.cross_entropy(model(inputs), targets, reduction="none")
+    engine.session.loss(losses)
+    (losses.sum() / len(inputs)).backward()
+    optimizer.step()
+    assert conditions(engine) == {UNREAD_LOSS.name}
+
+
+def test_a_loss_whose_backward_runs_in_another_thread_than_the_forward_is_looked_at() -> None:
+    model = classifier()
+    engine, _, loader = private_loop(model, CLASSIFIED)
+    inputs, targets = next(iter(loader))
+    loss = F.cross_entropy(model(inputs), targets, reduction="sum")
+    found: list[HushgradError] = []
+
+    def run() -> None:
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        except HushgradError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert [type(error) for error in found] == [LossShapeError]
+    assert conditions(engine) == set()

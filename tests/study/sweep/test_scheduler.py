@@ -46,8 +46,8 @@ def test_a_sweep_killed_half_way_and_resumed_gives_the_table_of_one_that_was_nev
     script = (
         "import sys; from pathlib import Path\n"
         "from hushgrad.study.sweep.folder import SweepFolder\n"
-        "from hushgrad.study.sweep.scheduler import Budget, run_sweep\n"
-        "folder = SweepFolder.existing(Path('cut')); run_sweep(folder.plan(), folder, Budget(2))\n"
+        "from hushgrad.study.sweep.scheduler import CoreBudget, run_sweep\n"
+        "folder = SweepFolder.existing(Path('cut')); run_sweep(folder.plan(), folder, CoreBudget(2))\n"
     )
     SweepFolder.open(own / "cut", plan)
     process = subprocess.Popen([PYTHON, "-c", script])
@@ -85,7 +85,8 @@ def test_the_workers_of_a_killed_sweep_end_with_it(own):
         "def say(*arguments):\n"
         "    process = start(*arguments); print(process.pid, flush=True); return process\n"
         "scheduler._start = say\n"
-        "folder = SweepFolder.existing(Path('out')); scheduler.run_sweep(folder.plan(), folder, scheduler.Budget(1))\n"
+        "folder = SweepFolder.existing(Path('out'))\n"
+        "scheduler.run_sweep(folder.plan(), folder, scheduler.CoreBudget(1))\n"
     )
     process = subprocess.Popen([PYTHON, "-c", script], stdout=subprocess.PIPE, text=True)
     worker = int(process.stdout.readline())

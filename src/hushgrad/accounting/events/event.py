@@ -19,6 +19,7 @@ from dataclasses import fields
 from typing import Any, ClassVar, Self, TypeAlias, final
 
 from hushgrad.accounting.events.costs import Costs
+from hushgrad.errors import InvalidArgumentError
 
 ADD_REMOVE_ONE = "add/remove-one"
 ZERO_OUT = "zero-out"
@@ -41,6 +42,16 @@ class Event(ABC):
     version: ClassVar[int]
     adjacency: ClassVar[str]
     noise_multiplier: float
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # The second time, with slots, it is the dataclass's own.
+        if "__eq__" in vars(cls) and "__dataclass_fields__" not in vars(cls):
+            raise InvalidArgumentError(
+                "equal events are charged as one, so whether two are equal is a matter of all their fields",
+                where=cls.__name__,
+                cure="Remove its __eq__: that of the dataclass compares the fields",
+            )
 
     @abstractmethod
     def add_to(self, costs: Costs, count: int) -> None:

@@ -18,7 +18,7 @@ from hushgrad.accounting.events.fixed_size import FixedSizeSampled
 from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.errors import HushgradError, InvalidArgumentError
 
 _KINDS: dict[tuple[str, int], type[Event]] = {}
 
@@ -76,6 +76,9 @@ def _wrong_with(kind: type[Event]) -> list[str]:
             wrong.append("all its fields must be arguments: an event is made again from what was written")
         if names & _TAKEN:
             wrong.append(f"its fields must have other names than {sorted(names & _TAKEN)}")
+        unequal = sorted(field.name for field in dataclasses.fields(kind) if not field.compare)  # type: ignore[arg-type]
+        if unequal:
+            wrong.append(f"equal events are charged as one, so no field may be left out of that: {', '.join(unequal)}")
     if inspect.isabstract(kind):
         wrong.append(f"it must define {', '.join(sorted(kind.__abstractmethods__))}")
     if kind.to_json is not Event.to_json:
@@ -119,6 +122,11 @@ def _is_plain(value: object) -> bool:
     return type(value) in (str, int, bool, type(None)) or (type(value) is float and math.isfinite(value))
 
 
+def is_own(kind: type[Event]) -> bool:
+    """Return whether the kind is one of hushgrad's; one of somebody else's is named in every guarantee."""
+    return kind in _OWN
+
+
 def order_of(kind: type[Event]) -> int:
     """Return the place of `kind` among those registered; after them all where it is not."""
     kinds = list(_KINDS.values())
@@ -151,8 +159,18 @@ def event_from_json(value: Mapping[str, Any]) -> Event:
             f"an event of type {name} must have the fields {sorted(expected)}, got {sorted(map(str, given))}",
             cure="Pass what Event.to_json returned",
         )
-    return kind(**{field: value[field] for field in expected})
+    try:
+        return kind(**{field: value[field] for field in expected})
+    except HushgradError:
+        raise
+    except Exception as error:  # somebody else's check of its own fields
+        raise InvalidArgumentError(
+            f"the kind {kind.__name__} refuses what was written of it with {type(error).__name__}",
+            where=f"an event of type {name} version {version}",
+            cure="Let a version of a kind accept all that it once wrote; give new rules a new version",
+        ) from None
 
 
-for _kind in (PoissonSampled, Gaussian, TruncatedPoisson, FixedSizeSampled, BallsInBins, DisjointPass):
+_OWN = (PoissonSampled, Gaussian, TruncatedPoisson, FixedSizeSampled, BallsInBins, DisjointPass)
+for _kind in _OWN:
     register_event(_kind)

@@ -72,12 +72,20 @@ class Monitors:
 
     def __init__(self, monitors: Sequence[Monitor]) -> None:
         if not isinstance(monitors, (list, tuple)):
-            raise InvalidArgumentError(f"monitors must be a list, got {type(monitors).__name__}")
+            raise InvalidArgumentError(
+                f"must be a list, got {type(monitors).__name__}", where="monitors", cure="Pass [monitor]"
+            )
         for monitor in monitors:
             if not isinstance(monitor, Monitor):
                 came = f"the class {monitor.__name__}" if isinstance(monitor, type) else type(monitor).__name__
                 raise InvalidArgumentError(
                     f"a monitor must be a hushgrad.Monitor, got {came}", cure="Pass instances of a subclass"
+                )
+            name: object = monitor.name
+            if not (isinstance(name, str) and name and name.isprintable()):
+                raise InvalidArgumentError(
+                    f"the name of the monitor {type(monitor).__name__} must be one printable line of text",
+                    cure="Return such a name, or leave `name` out",
                 )
         self._monitors = tuple(monitors)
 
@@ -97,12 +105,16 @@ class Monitors:
             return
         gradients = {name: p.grad.detach() for name, p in parameters.items() if p.grad is not None}
         update = NoisedUpdate(number, mechanism, MappingProxyType(gradients))
+        written = [parameter.grad for parameter in parameters.values()]
         before = [version(gradient) for gradient in gradients.values()]
         for monitor in self._monitors:
             monitor.see(update)
-            if [version(gradient) for gradient in gradients.values()] != before:
+            is_held = all(
+                parameter.grad is given for parameter, given in zip(parameters.values(), written, strict=True)
+            )
+            if not is_held or [version(gradient) for gradient in gradients.values()] != before:
                 raise ContractChangedError(
-                    "this monitor wrote to the update that it was shown, so the model would not be updated by what "
+                    "this monitor changed the update that it was shown, so the model would not be updated by what "
                     "was noised",
                     where=monitor.name,
                     cure="Work on a copy: gradient.clone()",

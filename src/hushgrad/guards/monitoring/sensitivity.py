@@ -2,7 +2,8 @@
 
 On the first update and every hundredth after it one example of the first physical batch is taken, by its place. Its
 norm in each group of parameters, times the weight with which it is about to be summed there, must not be above the
-group's limit. And the clip rule must give it, and some others, the factor that each of them gets alone.
+group's limit. And the clip rule must give the first examples the factors that each of them gets alone, and the others
+those that they get beside half of them.
 
 That factor times norm is within the limits, by the norms as they were measured, is looked at in every step
 (`gradients/clipped_sum.py`); here the measuring is looked at, too.
@@ -75,9 +76,14 @@ class SensitivityMonitor:
         self._require_own_factors(weighed, clip)
 
     def _require_own_factors(self, weighed: Weighed, clip: BoundRule) -> None:
-        roots_GB, weights_GB = weighed.roots[:, :_ALONE], weighed.weights[:, :_ALONE]
-        alone_GB = torch.cat([clip.factors(root_G1 * weighed.scale) for root_G1 in torch.split(roots_GB, 1, 1)], 1)
-        alike = torch.isclose(alone_GB * weighed.scale, weights_GB, rtol=_SAME, atol=0.0)
+        roots_GB = weighed.roots
+        few, rest = min(_ALONE, roots_GB.shape[1]), max(0, roots_GB.shape[1] - _ALONE)
+        # Each of the first by itself; of the others one half beside the other shows what they have from one another.
+        parts = torch.split(
+            roots_GB, [*[1] * few, *([rest // 2, rest - rest // 2] if rest > 1 else [rest] * bool(rest))], 1
+        )
+        apart_GB = torch.cat([clip.factors(part * weighed.scale) for part in parts], 1)
+        alike = torch.isclose(apart_GB * weighed.scale, weighed.weights, rtol=_SAME, atol=0.0)
         if not (alike | ~torch.isfinite(roots_GB)).all():
             self.verdict = "factors depend on other examples"
             self._alarm(

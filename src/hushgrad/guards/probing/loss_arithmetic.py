@@ -141,7 +141,7 @@ def negative_log_likelihood(read: Reading, op: Operator) -> Value:
     rows = Rows(None if value.axis is None else max(value.axis - 1, 0), law=value.law)
     found = _reduced(read, rows, saved(op.node, "reduction"), lengths)
     if isinstance(found, Total) and saved(op.node, "reduction") == MEAN:
-        is_weighted = _was_given(op.node, "_saved_weight")
+        is_weighted = _was_given(op.node, "weight")
         found = Total(tuple(term._replace(counts=True, is_weighted=is_weighted) for term in found.terms))
     return found
 
@@ -227,6 +227,6 @@ def _without(axis: int, axes: Sequence[int]) -> int:
 def _was_given(node: Any, name: str) -> bool:
     """Whether an optional tensor of an operator was given; torch refuses to show one that it let go of."""
     try:
-        return getattr(node, name) is not None
+        return saved(node, name) is not None
     except RuntimeError:
         return True

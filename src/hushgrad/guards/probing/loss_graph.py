@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from hushgrad.guards.probing.loss_rules import RULES
 from hushgrad.guards.probing.loss_values import Key, Operator, Reading, Rows, Shape, Term, Total, Unread, Value
-from hushgrad.torch_internals import sequence_number, shape_of_output
+from hushgrad.torch_internals import dtype_of_output, sequence_number, shape_of_output
 
 MOST_NODES = 400
 """Larger graphs are not read; Python loops over the examples make such."""
@@ -24,6 +26,8 @@ HOOKED = "BackwardHookFunctionBackward"
 
 RECOMPUTED = "CheckpointFunctionBackward"
 """A checkpointed part of a model (use_reentrant=True), whose own graph is made when its backward runs."""
+
+NARROW = (torch.bfloat16, torch.float16)
 
 _SUFFIX = re.compile(r"Backward\d*$")
 _names: dict[str, str] = {}
@@ -35,11 +39,11 @@ class LossGraph:
     Args:
         size: B.
         outputs: the model's outputs.
-        vouched: what is known of the values of nodes that were examined elsewhere, by their numbers.
+        vouched: what is known of values that were examined elsewhere, by their keys.
         anchor: what every captured operator of the model hangs on.
     """
 
-    def __init__(self, size: int, outputs: Container[Key], vouched: Mapping[int, Value], anchor: Any) -> None:
+    def __init__(self, size: int, outputs: Container[Key], vouched: Mapping[Key, Value], anchor: Any) -> None:
         self._size = size
         self._anchor = anchor
         self._outputs = outputs
@@ -87,9 +91,9 @@ class LossGraph:
             found = self._output((number, index), _shape(node, index))
             self._read.outputs[number, index] = found
             return found
-        if number in self._vouched:
+        if (number, index) in self._vouched:
             self._read.has_vouched = True
-            return self._vouched[number]
+            return self._vouched[number, index]
         edges = node.next_functions
         if kind == HOOKED and edges[index][0] is not None:
             return self._value(*edges[index])
@@ -102,7 +106,7 @@ class LossGraph:
         for value in values:
             if isinstance(value, Unread):
                 return value
-        name = _names.get(kind) or _names.setdefault(kind, _SUFFIX.sub("", kind))
+        name = operator_name(node)
         rule = RULES.get(name)
         if rule is None:
             return Unread(f"{name} is not known to be for each example alone")
@@ -123,19 +127,59 @@ class LossGraph:
         return Unread("an output of the model has no axis with the batch")
 
 
+def operator_name(node: Any) -> str:
+    """Return the name of the operator that a node is of, without what tells its variants apart."""
+    kind = type(node).__name__
+    return _names.get(kind) or _names.setdefault(kind, _SUFFIX.sub("", kind))
+
+
 def reaches_inside(root: Any, outputs: Container[Key], anchor: Any) -> bool:
     """Return whether a loss comes from an operator of the model on a way that passes none of its outputs."""
-    known, waiting = set(), [(root, 0)]
+    return any(
+        _is_inside(type(node).__name__, node.next_functions, anchor) for node, _ in _way(root, 0, outputs, anchor)
+    )
+
+
+def is_narrow(root: Any, outputs: Container[Key], anchor: Any) -> bool:
+    """Return whether gradients of single examples pass through 16 bits on their way from a loss to the model.
+
+    Between the loss and the outputs of the model, that is: of what is inside of it capture knows. A scalar's own
+    gradient is the same for all examples, and no division has come before it.
+    """
+    narrow = [
+        (node, index)
+        for node, index in _way(root, 0, outputs, anchor)
+        if dtype_of_output(node, index) in NARROW and _shape(node, index)
+    ]
+    return any(_leads_to_model(node, index, outputs, anchor) for node, index in narrow)
+
+
+def _leads_to_model(node: Any, index: int, outputs: Container[Key], anchor: Any) -> bool:
+    for part, place in _way(node, index, outputs, anchor):
+        if _is_inside(type(part).__name__, part.next_functions, anchor):
+            return True
+        if any(below is not None and (sequence_number(below), at) in outputs for below, at in _below(part, place)):
+            return True
+    return False
+
+
+def _way(root: Any, index: int, outputs: Container[Key], anchor: Any) -> Iterator[tuple[Any, int]]:
+    """Yield what lies between a value and the model: down to its outputs, and to operators inside of it."""
+    known, waiting = set(), [(root, index)]
     while waiting:
-        place = node, index = waiting.pop()
-        if node is None or place in known or (sequence_number(node), index) in outputs:
+        place = node, number = waiting.pop()
+        if node is None or place in known or (sequence_number(node), number) in outputs:
             continue
         known.add(place)
-        kind, edges = type(node).__name__, node.next_functions
-        if _is_inside(kind, edges, anchor):
-            return True
-        waiting.extend([edges[index]] if kind == HOOKED else edges)
-    return False
+        yield place
+        if not _is_inside(type(node).__name__, node.next_functions, anchor):
+            waiting.extend(_below(node, number))
+
+
+def _below(node: Any, index: int) -> Sequence[tuple[Any, int]]:
+    """Return what an output of a node was made of."""
+    edges: Sequence[tuple[Any, int]] = node.next_functions
+    return [edges[index]] if type(node).__name__ == HOOKED else edges
 
 
 def _is_inside(kind: str, edges: Sequence[tuple[Any, int]], anchor: Any) -> bool:

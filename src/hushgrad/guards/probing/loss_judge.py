@@ -61,10 +61,17 @@ class LossJudge:
             return [*inner, *(own if reading.has_own else [])]
         if reading.faults:
             raise CrossSampleLeakError(reading.faults[0], cure=CURE)
-        if not reading.has_own:
+        if not reading.has_own and self._is_declared(reading):
             is_unread = isinstance(reading.value, Unread) and not reading.has_inner
             return [*inner, *([UNREAD_LOSS] if is_unread else [])]
         return [*inner, *self._judge_own(reading, shown)]
+
+    def _is_declared(self, reading: Reading) -> bool:
+        """Whether examined losses were reduced as declared, as far as their graph could be read."""
+        if not reading.has_vouched or isinstance(reading.value, Unread):
+            return True
+        kinds = {"vouched", "model", self._loss_reduction}
+        return isinstance(reading.value, Total) and all(term.kind in kinds for term in reading.value.terms)
 
     def _judge_own(self, reading: Reading, shown: Shown | None) -> list[Condition]:
         kind = tuple(reading.operators)

@@ -185,8 +185,17 @@ class Probe:
 
     @property
     def saw_own_loss(self) -> bool:
-        """Whether a backward over the item in work came, also in part, from a scalar loss of the loop's own."""
+        """Whether a backward over the item in work came, also in part, from a scalar that the session did not make."""
         return self._scalar_loss.saw_own
+
+    @property
+    def saw_narrow_loss(self) -> bool:
+        """Whether gradients of the item in work passed through 16 bits between a loss and the model's outputs."""
+        return self._scalar_loss.saw_narrow
+
+    def is_narrow(self, losses: Tensor) -> bool:
+        """Return whether gradients of these losses pass through 16 bits before they come to the model's outputs."""
+        return self._scalar_loss.is_narrow(losses)
 
     def _look_at_graph(self, losses: Tensor) -> bool:
         calls = [part.call for part in self._pending if _holds(part.call.inputs, losses.shape[0])]
@@ -195,6 +204,7 @@ class Probe:
 
     def forget(self) -> None:
         """Drop what the current batch has run: it was discarded, or has no examples."""
+        self._is_busy = False  # an interrupt may have come before `examine` said so
         self._pending.clear()
         self._evaluations.clear()
         self._padded = None

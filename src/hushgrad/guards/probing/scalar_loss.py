@@ -18,7 +18,7 @@ from weakref import ref
 from torch import Tensor, nn
 
 from hushgrad.accounting.conditions import INNER_LOSS, OUTSIDE_CALL, UNREAD_LOSS, Condition
-from hushgrad.guards.probing.loss_graph import LossGraph, reaches_inside
+from hushgrad.guards.probing.loss_graph import LossGraph, is_narrow, operator_name, reaches_inside
 from hushgrad.guards.probing.loss_judge import LossJudge
 from hushgrad.guards.probing.loss_values import Key, Rows, Term, Total, Value
 from hushgrad.guards.probing.trees import tensors_at
@@ -57,10 +57,13 @@ class ScalarLoss:
         """How many examples the item in work has; None where there is no loader, and no plain loss is taken."""
         self._thread = 0
         self._outputs: dict[Key, _Output] = {}
-        self._vouched: dict[int, Value] = {}
+        self._vouched: dict[Key, Value] = {}
+        self._reduction = {"mean": "Mean", "sum": "Sum"}[loss_reduction]
         self._looked_at: set[int] = set()
         self.saw_own = False
-        """Whether a loss of the item in work had a part that was not vouched for."""
+        """Whether a loss of the item in work had a part that is no sum of the session's own (`vouch_total`)."""
+        self.saw_narrow = False
+        """Whether gradients of the item in work passed through 16 bits between its losses and the model's outputs."""
         self._conditions: dict[Condition, None] = {}
 
     # What the probe tells --------------------------------------------------------------------------------------------
@@ -74,7 +77,7 @@ class ScalarLoss:
         self._outputs.clear()
         self._vouched.clear()
         self._looked_at.clear()
-        self.saw_own = False
+        self.saw_own = self.saw_narrow = False
 
     def left(self, module: nn.Module, output: Any) -> None:
         """A captured forward that may be trained on returned `output`."""
@@ -85,7 +88,7 @@ class ScalarLoss:
             node = tensor.grad_fn
             if node is None:
                 continue
-            key = (sequence_number(node), tensor.output_nr)
+            key = _key(tensor)
             if key in self._outputs:
                 continue
             self._outputs[key] = _kept(tensor) if is_watched else _Output(_gone, version(tensor))
@@ -96,14 +99,18 @@ class ScalarLoss:
     def vouch(self, losses: Tensor) -> None:
         """These losses, `[B]`, are examined elsewhere, as to the model's outputs."""
         if losses.grad_fn is not None:
-            self._vouched[sequence_number(losses.grad_fn)] = Rows(0)
+            self._vouched[_key(losses)] = Rows(0)
             if reaches_inside(losses.grad_fn, self._outputs, self._anchor):
                 self._conditions[INNER_LOSS] = None
 
     def vouch_total(self, loss: Tensor) -> None:
         """This scalar is the sum of losses that were examined; another gradient than it expects is refused."""
         if loss.grad_fn is not None:
-            self._vouched[sequence_number(loss.grad_fn)] = Total((Term("vouched"),))
+            self._vouched[_key(loss)] = Total((Term("vouched"),))
+
+    def is_narrow(self, losses: Tensor) -> bool:
+        """Return whether gradients of these losses pass through 16 bits before they come to the model's outputs."""
+        return losses.grad_fn is not None and is_narrow(losses.grad_fn, self._outputs, self._anchor)
 
     def close(self) -> None:
         """The item is about to be released: a backward that was not looked at is taken on trust."""
@@ -135,13 +142,16 @@ class ScalarLoss:
     def _look(self, key: Key, gradient: Tensor, size: int) -> None:
         for losses, is_scaled in self._losses():
             nodes = [loss.grad_fn for loss in losses]
-            if all(self._is_vouched(node) for node in nodes):
+            if all(self._is_vouched(loss) for loss in losses):
+                self.saw_own |= not all(_is_sessions(self._vouched.get(_key(loss))) for loss in losses)
+                self._look_for_16_bits(losses)
                 return
             readings = [LossGraph(size, self._outputs, self._vouched, self._anchor).read(node) for node in nodes]
             if not any(key in reading.outputs or reading.has_vouched for reading in readings):
                 continue  # a backward inside another one
+            self._look_for_16_bits(losses)
             for loss, reading in zip(losses, readings, strict=True):
-                self.saw_own |= reading.has_own
+                self.saw_own |= not _is_sessions(reading.value)
                 reading.loss = loss.detach()
                 if isinstance(reading.value, Total) and is_scaled:
                     reading.value = reading.value.scaled()
@@ -151,32 +161,53 @@ class ScalarLoss:
         self.saw_own = True
         self._conditions[UNREAD_LOSS] = None
 
+    def _look_for_16_bits(self, losses: list[Tensor]) -> None:
+        self.saw_narrow = self.saw_narrow or any(self.is_narrow(loss) for loss in losses)
+
     def _losses(self) -> Iterator[tuple[list[Tensor], bool]]:
         """Yield the losses of each backward of the loop that is at work, and whether they were given gradients.
 
-        The innermost backward comes first. On a GPU this runs in a thread of torch's own, while the loop's waits.
+        The innermost backward comes first. On a CPU this runs in the thread that called backward, which need not be
+        that of the forward; on a GPU in one of torch's own, while the loop's waits.
         """
-        frame: FrameType | None = sys._current_frames().get(self._thread)
-        while frame is not None:
-            if (arguments := losses_of_backward(frame)) is not None:
-                tensors, gradients = arguments
-                given = (gradients,) if isinstance(gradients, Tensor) else gradients or ()
-                roots = [tensors] if isinstance(tensors, Tensor) else tensors
-                losses = [part for part in roots if isinstance(part, Tensor) and part.grad_fn is not None]
-                yield losses, any(part is not None for part in given)
-            frame = frame.f_back
+        here = threading.get_ident()
+        running = sys._current_frames()
+        for thread in dict.fromkeys((here, self._thread)):
+            yield from _backwards_above(running.get(thread))
 
-    def _is_vouched(self, root: Any) -> bool:
-        """Whether a loss is a mean or sum of losses that were examined, and nothing else; most are."""
-        if isinstance(self._vouched.get(sequence_number(root)), Total):
+    def _is_vouched(self, loss: Tensor) -> bool:
+        """Whether a loss is the declared mean or sum of losses that were examined, and nothing else; most are."""
+        if isinstance(self._vouched.get(_key(loss)), Total):
             return True
-        edges = root.next_functions
-        return len(edges) == 1 and edges[0][0] is not None and sequence_number(edges[0][0]) in self._vouched
+        root: Any = loss.grad_fn
+        if operator_name(root) != self._reduction:
+            return False
+        [(part, index)] = root.next_functions
+        return part is not None and (sequence_number(part), index) in self._vouched
 
     def _values(self, key: Key) -> Tensor | None:
         output = self._outputs[key]
         values = output.values()
         return values if values is not None and version(values) == output.version else None
+
+
+def _is_sessions(value: Value) -> bool:
+    return isinstance(value, Total) and all(term.kind == "vouched" for term in value.terms)
+
+
+def _key(tensor: Tensor) -> Key:
+    return sequence_number(tensor.grad_fn), tensor.output_nr
+
+
+def _backwards_above(frame: FrameType | None) -> Iterator[tuple[list[Tensor], bool]]:
+    while frame is not None:
+        if (arguments := losses_of_backward(frame)) is not None:
+            tensors, gradients = arguments
+            given = (gradients,) if isinstance(gradients, Tensor) else gradients or ()
+            roots = [tensors] if isinstance(tensors, Tensor) else tensors
+            losses = [part for part in roots if isinstance(part, Tensor) and part.grad_fn is not None]
+            yield losses, any(part is not None for part in given)
+        frame = frame.f_back
 
 
 def _gone() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hushgrad
 import hushgrad.mechanism.gaussian
+from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.events.truncated_poisson import inclusion_rate
 from hushgrad.checks.verification.checks.sampling import _pair_rate
@@ -25,10 +26,11 @@ from hushgrad.checks.verification.training.copies import TrainingReplica
 from hushgrad.checks.verification.verdict import Verdict
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.mechanism import DPSGD, GaussianNoise
+from hushgrad.mechanism import DPSGD, GaussianNoise, Mechanism
 from hushgrad.sampling.disjoint import DisjointBatches
 from hushgrad.sampling.poisson import PoissonSampler, PoissonSampling
 from hushgrad.sampling.records import Cutting
+from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 
 N, B, SIGMA, C = 400, 40, 1.1, 0.5
@@ -307,3 +309,29 @@ def test_the_rates_of_truncated_draws_are_those_of_the_law_of_sizes() -> None:
         pairs = (law * kept * (kept - 1)).sum() / (count * (count - 1))
         assert _pair_rate(count, rate, most) == pytest.approx(pairs, rel=1e-9, abs=1e-12)
     assert inclusion_rate(10**9, 1e-5, 10_500) == pytest.approx(1e-5, rel=1e-6)
+
+
+@dataclass(frozen=True)
+class ProvenWithDisjoint(GaussianNoise):
+    """Noise whose proof is for one class of sampling, which it asks for by name."""
+
+    def event(self, sampling: SamplingScheme, pass_index: int = 0) -> Event:
+        if type(sampling) is not DisjointBatches:
+            raise self.unproven(sampling, cure="Take DisjointBatches()")
+        return super().event(sampling, pass_index)
+
+
+@pytest.mark.statistical
+def test_noise_that_is_proven_for_one_class_of_sampling_is_verified_with_it() -> None:
+    mechanism = Mechanism(
+        noise=ProvenWithDisjoint(SIGMA), clipping=FlatClipping(C), sampling=DisjointBatches(), expected_batch_size=B
+    )
+    verdict = verified(mechanism=mechanism)
+    assert verdict.passed, verdict.to_text()
+
+
+def test_a_sampler_that_begins_anew_in_every_pass_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = PoissonSampler.one_pass
+    monkeypatch.setattr(PoissonSampler, "one_pass", lambda self, steps, first_step: right(self, steps, 0))
+    verdict = verified()
+    assert {check.part for check in verdict.checks if not check.passed} == {"sampling"}

@@ -31,12 +31,15 @@ from hushgrad.mechanism import Mechanism
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.sampling.torch_loader import DataLoaderReading, LoadingOptions, read_data_loader
 from hushgrad.session.session import Session
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 TrainingLoop = Callable[[nn.Module, Optimizer, Any, nn.Module], None]
+"""One pass of training: `(model, optimizer, loader, criterion)`."""
+
+SessionLoop = Callable[[Session, nn.Module, Optimizer, PrivateLoader, Any], None]
+"""One pass of a loop that works with the session itself: `(session, model, optimizer, loader, criterion)`."""
 
 
 def ordinary_loop(model: nn.Module, optimizer: Optimizer, loader: Any, criterion: nn.Module) -> None:
@@ -50,6 +53,11 @@ def ordinary_loop(model: nn.Module, optimizer: Optimizer, loader: Any, criterion
 
 def _to(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
+
+
+def without_session(loop: TrainingLoop) -> SessionLoop:
+    """Return a training loop as one that is given the session, and does not use it."""
+    return lambda session, *rest: loop(*rest)
 
 
 class _Enough(BaseException):
@@ -124,14 +132,20 @@ class TrainingReplica:
         model = _training(_copied(self.model))
         optimizer = self.optimizer(model.parameters())
         key = None if seed is None else KeyStream.fixed_for_tests(seed)
-        mechanism = self.mechanism
-        if ledger is None and not mechanism.sampling.can_be_declared:
-            mechanism = replace(mechanism, sampling=_declarable(mechanism.sampling))
         stepped: list[PhysicalBatch | None] = []
         # Before the session's own hook, which ends the item.
         optimizer.register_step_pre_hook(lambda *_: stepped.append(session.current_batch))
         # What tampered training releases is to be measured here, so the alarms of its monitors do not end it.
-        session = Session(model, optimizer, mechanism, ledger=ledger, key=key, plan=None, alarms=Alarms.NOTED)
+        session = Session(
+            model,
+            optimizer,
+            self.mechanism,
+            ledger=ledger,
+            key=key,
+            plan=None,
+            alarms=Alarms.NOTED,
+            batches_are_chosen=ledger is None,
+        )
         return ReplicaSession(model, optimizer, session, self.criterion, stepped)
 
     @property
@@ -155,7 +169,7 @@ class TrainingReplica:
 
     def train(
         self,
-        loop: TrainingLoop,
+        loop: SessionLoop,
         *,
         seed: int | None,
         updates: int,
@@ -179,7 +193,7 @@ class TrainingReplica:
                 try:
                     while recorder.updates < updates:
                         before = recorder.updates
-                        loop(running.model, running.optimizer, private, criterion)
+                        loop(running.session, running.model, running.optimizer, private, criterion)
                         if recorder.updates == before:
                             break
                 except _Enough:
@@ -205,7 +219,11 @@ class _Summed(nn.Module):
 
     def forward(self, output: Any, target: Any) -> Tensor:
         """Return the sum of the losses, which nothing may scale."""
-        return self._session.loss(self._criterion.losses(output, target))
+        return self._session.loss(self.losses(output, target))
+
+    def losses(self, output: Any, target: Any) -> Tensor:
+        """Return the losses of the examples, `[B]`."""
+        return self._criterion.losses(output, target)
 
 
 def _losses_of(item: Any, model: nn.Module, criterion: PerExampleLoss) -> Tensor:
@@ -213,17 +231,6 @@ def _losses_of(item: Any, model: nn.Module, criterion: PerExampleLoss) -> Tensor
     device = next(model.parameters()).device
     inputs, target = item
     return criterion.losses(model(_to(inputs, device)), _to(target, device))
-
-
-def _declarable(scheme: SamplingScheme) -> SamplingScheme:
-    """Return the same scheme for a session whose batches the verification chooses, and whose ε nobody asks.
-
-    It is still of its own kind, because the noise may have a proof with that alone.
-    """
-    kind = type(scheme.__class__.__name__, (scheme.__class__,), {"can_be_declared": True, "__slots__": ()})
-    twin = copy.copy(scheme)
-    object.__setattr__(twin, "__class__", kind)
-    return twin
 
 
 def _copied(module: nn.Module) -> nn.Module:

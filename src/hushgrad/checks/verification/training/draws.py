@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 
 from hushgrad.checks.verification.checks.draws import DRAWS, read_draws
 from hushgrad.checks.verification.checks.sampling import SamplingReading, draws_needed, read_sampling
@@ -18,6 +19,7 @@ from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.scheme import SamplingScheme
 
 _MOST_INDICES = 4_000_000
+_PASSES = 4
 
 
 def draws_of_training(
@@ -31,8 +33,8 @@ def draws_of_training(
     rate = scheme.poisson_rate
     inclusion = scheme.inclusion_probability(count)
     needed = DRAWS if rate is None else draws_needed(count, rate, resolution, alpha)
-    observer = _observed(replica, scheme, max(40, min(needed, math.ceil(_MOST_INDICES / max(1.0, count * inclusion)))))
-    draws = [batch.indices for batch in observer.batches]
+    steps = max(40, min(needed, math.ceil(_MOST_INDICES / max(1.0, count * inclusion))))
+    draws = _in_pairs(_observed(replica, scheme, 2 * math.ceil(steps / (2 * _PASSES)), _PASSES))
     if rate is not None:
         most = scheme.largest_batch
         reading = read_sampling(draws, population=count, rate=rate, false_alarm=alpha, max_batch_size=most)
@@ -47,6 +49,16 @@ def draws_of_training(
             false_alarm=alpha,
         )
     return reading, tuple(reading.checks.values())
+
+
+def _in_pairs(observer: _Draws) -> list[tuple[int, ...]]:
+    """Return the draws of some passes in an order in which neighbours would show what depends on what.
+
+    The first passes as they came: a step beside the next one. The last two interleaved: a step beside that of the same
+    place in the next pass, which a sampler that begins anew in every pass draws again.
+    """
+    *before, one, other = observer.draws
+    return [*chain.from_iterable(before), *chain.from_iterable(zip(one, other, strict=False))]
 
 
 def not_tested(scheme: SamplingScheme) -> tuple[str, ...]:
@@ -83,12 +95,17 @@ class _Draws:
         self.batches: list[PhysicalBatch] = []
 
     @property
+    def draws(self) -> list[list[tuple[int, ...]]]:
+        """The draws of each pass."""
+        found: dict[int, list[tuple[int, ...]]] = {}
+        for batch in self.batches:
+            found.setdefault(batch.pass_index, []).append(batch.indices)
+        return list(found.values())
+
+    @property
     def passes(self) -> list[list[int]]:
         """The records of each pass."""
-        found: dict[int, list[int]] = {}
-        for batch in self.batches:
-            found.setdefault(batch.pass_index, []).extend(batch.indices)
-        return list(found.values())
+        return [list(chain.from_iterable(draws)) for draws in self.draws]
 
     def before_draw(self) -> None:
         """Nothing is required."""

@@ -14,7 +14,7 @@ from hushgrad.checks.verification.checks.noise import NoiseReading
 from hushgrad.checks.verification.checks.sampling import SamplingReading
 from hushgrad.checks.verification.training.copies import (
     RunTrace,
-    TrainingLoop,
+    SessionLoop,
     TrainingReplica,
 )
 from hushgrad.checks.verification.update.paired_update import norm
@@ -99,7 +99,7 @@ def _charged_before(run: RunTrace) -> Check:
 def _contract(replica: TrainingReplica, run: RunTrace) -> Check:
     contract, mechanism = run.ledger.contract, replica.mechanism
     is_same = (
-        contract.max_grad_norm == mechanism.clipping.sensitivity
+        contract.max_grad_norm == mechanism.sensitivity
         and contract.clipping == mechanism.clipping.describe()
         and contract.expected_batch_size == mechanism.expected_batch_size
         and contract.loss_reduction == mechanism.loss_reduction
@@ -117,7 +117,7 @@ def _contract(replica: TrainingReplica, run: RunTrace) -> Check:
     )
 
 
-def replay_checks(replica: TrainingReplica, loop: TrainingLoop, unit: float) -> tuple[Check, ...]:
+def replay_checks(replica: TrainingReplica, loop: SessionLoop, unit: float) -> tuple[Check, ...]:
     """Train twice under one key, the second time with an altered record: only values may differ, not what happens."""
     plain = replica.train(loop, seed=31, updates=UPDATES)
     # A record that takes part at once, so that whatever depends on it has twelve steps to show.

@@ -22,9 +22,11 @@ from hushgrad.checks.verification.mistakes.clipping import Belief
 from hushgrad.checks.verification.mistakes.groups import find_causes
 from hushgrad.checks.verification.training.copies import (
     OptimizerFactory,
+    SessionLoop,
     TrainingLoop,
     TrainingReplica,
     ordinary_loop,
+    without_session,
 )
 from hushgrad.checks.verification.training.draws import draws_of_training, not_tested
 from hushgrad.checks.verification.training.run_checks import UPDATES, ledger_checks, replay_checks, run_causes
@@ -60,6 +62,7 @@ def verify(
     mechanism: Any,
     *,
     loop: TrainingLoop = ordinary_loop,
+    session_loop: SessionLoop | None = None,
     optimizer: OptimizerFactory = small_steps,
     max_physical_batch_size: int | None = None,
     constant_shapes: bool = False,
@@ -75,6 +78,8 @@ def verify(
         criterion: the ordinary loss, as it is given to `engine.per_example`.
         mechanism: the claim: a `PrivacyEngine` after `make_private`, or a `DPSGD`. Of a schedule the first step counts.
         loop: `(model, optimizer, loader, criterion)`, one pass of training; by default the ordinary loop.
+        session_loop: in its place, `(session, model, optimizer, loader, criterion)`: one pass of a loop that works with
+            the session itself (an adapter for a framework); `criterion.losses(output, target)` gives `[B]`.
         optimizer: makes the optimizer of a copy from its parameters; by default SGD with a learning rate of 0.01.
         max_physical_batch_size, constant_shapes: as in `make_private`; by default those of a private loader.
         report: a path for the verdict as JSON, such as `verdict.json` beside the ledger.
@@ -108,7 +113,8 @@ def verify(
     kept = [State(part, parameters=False) for part in (model, criterion) if isinstance(part, nn.Module)]
     try:
         with kept_randomness():
-            verdict = _verdict(replica, loop, claimed, resolution, alpha, started)
+            run = without_session(loop) if session_loop is None else session_loop
+            verdict = _verdict(replica, run, claimed, resolution, alpha, started)
     finally:
         for state in kept:
             state.restore()  # what copies share: a class's own counts; the criterion itself
@@ -119,11 +125,11 @@ def verify(
 
 
 def _verdict(
-    replica: TrainingReplica, loop: TrainingLoop, claimed: Mechanism, resolution: float, alpha: float, started: float
+    replica: TrainingReplica, loop: SessionLoop, claimed: Mechanism, resolution: float, alpha: float, started: float
 ) -> Verdict:
     belief = Belief(
         replica.mechanism.noise.std(1.0),
-        replica.mechanism.clipping.sensitivity,
+        replica.mechanism.sensitivity,
         replica.mechanism.expected_batch_size,
         replica.mechanism.divisor,
     )

@@ -1,0 +1,11 @@
+"""Which sampling schemes are hushgrad's own."""
+
+from __future__ import annotations
+
+from hushgrad.sampling.disjoint import DisjointBatches
+from hushgrad.sampling.poisson import PoissonSampling
+from hushgrad.sampling.scheme import SamplingScheme
+from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
+
+OWN: tuple[type[SamplingScheme], ...] = (PoissonSampling, TruncatedPoissonSampling, DisjointBatches)
+"""A class derived from one of them is somebody else's, and named in every guarantee."""

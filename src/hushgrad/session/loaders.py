@@ -1,0 +1,70 @@
+"""The loaders of a session: they draw as its mechanism says, from its own secret bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from hushgrad.errors import InvalidArgumentError
+from hushgrad.sampling.loader import PrivateLoader, require_expected_size
+from hushgrad.sampling.records import BatchObserver
+from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader
+from hushgrad.session.parts import Parts
+
+
+def loader_over(
+    parts: Parts,
+    dataset: Any,
+    observer: BatchObserver,
+    *,
+    steps_per_pass: int | None,
+    batches: Sequence[Sequence[int]] | None,
+    options: LoadingOptions | None,
+    max_physical_batch_size: int | None,
+    constant_shapes: bool,
+) -> PrivateLoader:
+    """Return a loader over a data set; see `Session.batches`."""
+    count = dataset_length(dataset)
+    sampling, size = parts.mechanism.sampling, parts.mechanism.expected_batch_size
+    require_expected_size(sampling, size, count)
+    if steps_per_pass is None:
+        steps_per_pass = math.ceil(count / size) if batches is None else len(batches)
+    return PrivateLoader(
+        dataset,
+        sampling,
+        steps_per_pass=steps_per_pass,
+        stream=parts.stream.fork("loader"),
+        batch_size=size,
+        batches=batches,
+        options=options,
+        max_physical_batch_size=max_physical_batch_size,
+        constant_shapes=constant_shapes,
+        observer=observer,
+    )
+
+
+def loader_of(
+    parts: Parts,
+    data_loader: Any,
+    observer: BatchObserver,
+    *,
+    max_physical_batch_size: int | None,
+    constant_shapes: bool,
+) -> PrivateLoader:
+    """Return a loader with what a DataLoader says about its data; see `Session.batches_of`."""
+    loader = PrivateLoader.from_data_loader(
+        read_data_loader(data_loader),
+        parts.mechanism.sampling,
+        stream=parts.stream.fork("loader"),
+        max_physical_batch_size=max_physical_batch_size,
+        constant_shapes=constant_shapes,
+        observer=observer,
+    )
+    if loader.batch_size != parts.mechanism.expected_batch_size:
+        raise InvalidArgumentError(
+            f"the data loader has batch_size {loader.batch_size:g}, the mechanism expected_batch_size "
+            f"{parts.mechanism.expected_batch_size:g}",
+            cure="Give both the same number",
+        )
+    return loader
