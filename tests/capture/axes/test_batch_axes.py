@@ -62,6 +62,8 @@ PERMUTATION = torch.tensor([2, 0, 1])
 
 # On x of shape [B, B, B], the most confusing there is: each with the axis on which the batch must be found.
 KEPT: dict[str, tuple[Transform, int]] = {
+    "broadcast_tensors": (lambda x: torch.broadcast_tensors(x[:, 0, :1], CONSTANT[0])[0], 0),
+    "broadcast_tensors behind": (lambda x: torch.broadcast_tensors(CONSTANT, x[:, 0])[1], 1),
     "tanh": (lambda x: x.tanh(), 0),
     "F.gelu": (F.gelu, 0),
     "in place relu": (lambda x: x.clone().relu_(), 0),
@@ -236,6 +238,7 @@ LOST: dict[str, Transform] = {
     "flatten after transpose": lambda x: x.transpose(0, 1).flatten(),
     "two rows for three": lambda x: torch.cat([x, x], 1).reshape(2, -1),
     "broadcast onto time": lambda x: x + x[:, 0],
+    "broadcast_tensors onto time": lambda x: torch.broadcast_tensors(x, x[:, 0])[1],
     "time onto batch": lambda x: x + x.transpose(0, 1),
     "renorm": lambda x: x.renorm(2, 0, 1.0),
     "unique": lambda x: x.unique(),
