@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from attached import Attached, B, Model, P, X, assert_same, batch, losses, refused, wanted
 from private_loops import Training
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,3 +46,79 @@ def test_a_hook_that_may_change_the_gradient_of_a_derived_parameter_is_refused()
     x, _ = next(iter(training.loader))
     with pytest.raises(UncoveredParameterUseError, match="Remove the hook"):
         training.model(x)
+
+
+def test_a_weight_penalty_inside_the_forward_is_refused() -> None:
+    refused(UncoveredParameterUseError, "weight_decay", lambda m, x: m.p.square().sum().expand(B, 1), X, p=P)
+
+
+def test_a_penalty_that_joins_the_loss_outside_the_forward_is_refused() -> None:
+    kept = []
+
+    def forward(m: Model, x: Tensor) -> Tensor:
+        kept.append(m.layer.weight.square().sum())
+        return m.layer(x)
+
+    attached = Attached(Model(forward, layer=nn.Linear(4, 2)))
+    with pytest.raises(UncoveredParameterUseError, match="weight_decay"):
+        (losses(attached.model(X)).sum() + kept[0]).backward()
+    assert attached.pool.take() == {}
+
+
+def _filled(x: Tensor, value: Tensor) -> Tensor:
+    buffer = torch.zeros_like(x)
+    buffer.copy_(value)
+    return x + buffer
+
+
+def _constant_filled(x: Tensor, value: Tensor) -> Tensor:
+    buffer = torch.zeros(4)
+    buffer[:] = value
+    return x + buffer
+
+
+def _written_out(x: Tensor, value: Tensor) -> Tensor:
+    buffer = torch.empty(4)
+    torch.mul(value, 2, out=buffer)
+    return x + buffer
+
+
+def _through_data(x: Tensor, value: Tensor) -> Tensor:
+    buffer = x.clone()
+    buffer.index_copy_(1, torch.arange(4), value.expand_as(x))
+    return buffer
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, p: x + p.mul_(2),
+        lambda x, p: x + p.__iadd__(1),
+        lambda x, p: x * p.fill_(1.0),
+        lambda x, p: x + (p * 1).add_(x[0]),
+        lambda x, p: p.__setitem__(0, 1.0) or x * p,
+        _constant_filled,
+        _written_out,
+        _through_data,
+    ],
+)
+def test_a_parameter_changed_or_written_in_place_is_refused(use: Callable[[Tensor, Tensor], Tensor]) -> None:
+    refused(UncoveredParameterUseError, "in place|writes", lambda m, x: use(x, m.p), X, p=P)
+
+
+def test_a_buffer_filled_with_a_parameter_beside_data_is_exact() -> None:
+    attached = Attached(Model(lambda m, x: _filled(x, m.p).tanh(), p=nn.Parameter(torch.randn(4))).double())
+    x = batch()
+    losses(attached.model(x)).sum().backward()
+    assert_same(attached.sums(), wanted(attached.model, lambda m, i: losses(m(x[i : i + 1])).sum()))
+    attached.scope.detach()
+
+
+def test_a_tensor_that_was_changed_through_another_one_is_refused() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        doubled = m.weight * 2
+        view = doubled.view(-1)
+        view /= 3
+        return F.linear(x, doubled)
+
+    refused(UncoveredParameterUseError, "in place", forward, torch.randn(B, 4), weight=nn.Parameter(torch.randn(4, 4)))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from attached import Attached, Model, assert_same, batch, losses, wanted
 from private_loops import Training
 from torch import Tensor, nn
 
@@ -92,3 +96,106 @@ def test_what_keeps_the_examples_apart_is_not_refused(after: Callable[[Tensor], 
         training.model(x).reshape(x.shape[0], -1).sum(1).mean().backward()
         training.optimizer.step()
     assert training.session.steps == 3
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, SystemExit, ValueError])
+def test_a_forward_that_is_left_by_an_exception_has_no_effect_afterwards(failure: type[BaseException]) -> None:
+    stop = [True]
+
+    def forward(m: Model, x: Tensor) -> Tensor:
+        h = m.first(x)
+        if stop[0]:
+            raise failure
+        return m.second(h)
+
+    attached = Attached(Model(forward, first=nn.Linear(4, 4), second=nn.Linear(4, 2)).double())
+    model = attached.model
+    with pytest.raises(failure):
+        model(batch())
+    # An ordinary use of a parameter, with an ordinary gradient.
+    weight = next(model.parameters())
+    (weight * 2).sum().backward()
+    assert torch.equal(weight.grad, torch.full_like(weight, 2))
+    weight.grad = None
+    other = nn.Linear(4, 4).double()
+    other(batch()).sum().backward()
+    assert other.weight.grad is not None
+    # The next forward is captured as if nothing had been.
+    stop[0] = False
+    x = batch()
+    losses(model(x)).sum().backward()
+    assert_same(attached.sums(), wanted(model, lambda m, i: losses(m(x[i : i + 1])).sum()))
+    attached.scope.detach()
+    assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_an_exception_that_the_forward_handles_itself_changes_nothing() -> None:
+    class Failing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError
+
+    def forward(m: Model, x: Tensor) -> Tensor:
+        try:
+            x = m.failing(x)
+        except ValueError:
+            x = m.layer(x)
+        return m.layer(x).tanh()
+
+    attached = Attached(Model(forward, failing=Failing(), layer=nn.Linear(4, 4)).double())
+    x = batch()
+    losses(attached.model(x)).sum().backward()
+    expected = wanted(attached.model, lambda m, i: losses(m(x[i : i + 1])).sum())
+    found = attached.sums()
+    assert_same(found, {name: value for name, value in expected.items() if name in found})
+    assert set(expected) - set(found) == {"failing.weight"}
+    attached.scope.detach()
+
+
+def _saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded: nn.Module = torch.load(file, weights_only=False)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), _saved], ids=["deepcopy", "pickle", "save"]
+)
+def test_a_copy_of_an_attached_model_is_an_ordinary_model(
+    attached: Attached, copied: Callable[[nn.Module], nn.Module]
+) -> None:
+    ordinary = copied(attached.model)
+    losses(ordinary(batch())).sum().backward()
+    assert all(parameter.grad is not None for parameter in ordinary.parameters())
+    assert attached.pool.backwards == 0
+
+
+def test_a_saved_model_loads_without_this_library(attached: Attached) -> None:
+    assert b"hushgrad" not in pickle.dumps(attached.model)
+
+
+def test_detaching_gives_back_an_ordinary_model(attached: Attached) -> None:
+    attached.scope.detach()
+    losses(attached.model(batch())).sum().backward()
+    assert all(parameter.grad is not None for parameter in attached.model.parameters())
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in attached.model.modules())
+    assert all(not m._forward_hooks_always_called for m in attached.model.modules())
+
+
+def test_capture_puts_no_attribute_on_modules_or_parameters(model: nn.Module) -> None:
+    before = [set(vars(part)) for part in (*model.modules(), *model.parameters())]
+    attached = Attached(model)
+    losses(model(batch())).sum().backward()
+    assert [set(vars(part)) for part in (*model.modules(), *model.parameters())] == before
+    attached.scope.detach()
+
+
+def test_a_paused_scope_leaves_the_forward_alone(attached: Attached) -> None:
+    attached.scope.paused = True
+    losses(attached.model(batch())).sum().backward()
+    assert all(parameter.grad is not None for parameter in attached.model.parameters())
