@@ -1,0 +1,87 @@
+"""What a model keeps beside parameters: found wherever it is, but for what trains the model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from first_forwards import BATCH, CLASSES, WIDTH, Body, attached, data
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from hushgrad import PrivacyEngine
+from hushgrad.errors import PrivateBufferError
+
+
+class Trainer:
+    """Holds everything, and what it is told to remember."""
+
+    def __init__(self, **parts: Any) -> None:
+        vars(self).update(parts)
+
+
+def keep(model: nn.Module, what: str, engine: PrivacyEngine, optimizer: Any, loader: Any) -> None:
+    parts: dict[str, Callable[[], Any]] = {
+        "engine": lambda: engine,
+        "session": lambda: engine.session,
+        "criterion": lambda: engine.per_example(nn.CrossEntropyLoss()),
+        "optimizer": lambda: optimizer,
+        "loader": lambda: loader,
+        "list": lambda: [engine, {"session": engine.session}],
+        "trainer": lambda: Trainer(
+            engine=engine, session=engine.session, optimizer=optimizer, loader=loader, model=model
+        ),
+    }
+    if what == "itself":
+        vars(model)["me"] = model
+    else:
+        setattr(model, what, parts[what]())
+
+
+KEPT = ["engine", "session", "criterion", "optimizer", "loader", "list", "trainer", "itself"]
+
+
+@pytest.mark.parametrize("path", ["criterion", "losses", "scalar"])
+@pytest.mark.parametrize("what", KEPT)
+def test_a_model_may_keep_what_trains_it(what: str, path: str) -> None:
+    model = Body()
+    twin = copy.deepcopy(model)
+    updated = []
+    for part, keeps in ((model, True), (twin, False)):
+        engine, optimizer, loader = attached(part, TensorDataset(*[t[:BATCH] for t in data().tensors]), lr=0.1)
+        if keeps:
+            keep(part, what, engine, optimizer, loader)
+        torch.manual_seed(0)
+        for x, y in [(torch.randn(BATCH, WIDTH), torch.arange(BATCH) % CLASSES)]:
+            for _ in loader:
+                if path == "criterion":
+                    engine.per_example(nn.CrossEntropyLoss())(part(x), y).backward()
+                elif path == "losses":
+                    engine.session.backward(F.cross_entropy(part(x), y, reduction="none"))
+                else:
+                    F.cross_entropy(part(x), y).backward()
+                optimizer.step()
+        assert engine.session.steps == 1
+        updated.append(part.head.weight.detach())
+    assert torch.equal(*updated)
+
+
+@pytest.mark.parametrize("what", KEPT)
+def test_state_beside_what_trains_it_is_still_looked_at(what: str) -> None:
+    class Follows(Body):
+        def prepare(self, x: Tensor) -> None:
+            holder = vars(self).get("trainer", self.box)
+            holder.largest = float(x.max())
+
+    model = Follows()
+    engine, optimizer, loader = attached(model, data())
+    keep(model, what, engine, optimizer, loader)
+    x, y = next(iter(loader))
+    F.cross_entropy(model(x), y).backward()
+    with pytest.raises(PrivateBufferError, match="largest"):
+        optimizer.step()
+    assert engine.session.steps == 0
