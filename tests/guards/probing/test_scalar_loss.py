@@ -295,6 +295,6 @@ def test_the_same_loss_is_refused_again_when_the_step_is_tried_again() -> None:
     for _ in range(2):
         with pytest.raises(CrossSampleLeakError):
             rows(model(inputs), targets).backward()
-        with pytest.raises(HushgradError, match="without a finished backward"):
+        with pytest.raises(HushgradError, match="no backward has finished"):
             optimizer.step()
     assert engine.session.steps == 0
