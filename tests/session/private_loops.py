@@ -65,8 +65,6 @@ class Training:
 
 
 NO_NOISE = DPSGD(noise_multiplier=0, clipping=FlatClipping(1e6), sampling=PoissonSampling(0.5), expected_batch_size=8)
-
-
 NOISY = replace(NO_NOISE, noise_multiplier=1.0, clipping=FlatClipping(1.0))
 
 

@@ -14,52 +14,22 @@ from torch.utils.data import DataLoader, TensorDataset
 from hushgrad import PrivacyEngine
 
 COUNT, CLASSES, WORDS, LENGTH = 60, 5, 11, 6
-
-
 GENERATOR = torch.Generator().manual_seed(0)
-
-
 FEATURES = torch.randn(COUNT, 6, generator=GENERATOR)
-
-
 LABELS = torch.randint(0, CLASSES, (COUNT,), generator=GENERATOR)
-
-
 NUMBERS = torch.randn(COUNT, 1, generator=GENERATOR)
-
-
 IDS = torch.randint(0, WORDS, (COUNT, LENGTH), generator=GENERATOR)
-
-
 NEXT = IDS.roll(-1, 1)
-
-
 LENGTHS = torch.randint(2, LENGTH + 1, (COUNT,), generator=GENERATOR)
-
-
 CUT = NEXT.masked_fill(torch.arange(LENGTH) >= LENGTHS[:, None], -100)
 """Targets of which the examples have different numbers."""
-
-
 LATE = NEXT.clone()
-
-
 LATE[:, 0] = -100
 """Targets of which every example has the same number."""
-
-
 RARE = LABELS.masked_fill(torch.arange(COUNT) % 3 == 0, -100)
-
-
 WEIGHTS = torch.tensor([0.1, 0.2, 0.3, 0.2, 0.2])
-
-
 SENTENCES = [ids[:length] + 1 for ids, length in zip(IDS, LENGTHS.tolist(), strict=True)]
-
-
 Loss = Callable[[Any, Tensor], Tensor]
-
-
 Calling = Callable[[nn.Module, Tensor], Any]
 
 
@@ -116,14 +86,8 @@ def conditions(engine: PrivacyEngine) -> set[str]:
 
 
 CLASSIFIED = TensorDataset(FEATURES, LABELS)
-
-
 MEASURED = TensorDataset(FEATURES, NUMBERS)
-
-
 FLAT = TensorDataset(FEATURES, NUMBERS[:, 0])
-
-
 SPOKEN, SPOKEN_CUT, SPOKEN_LATE = (TensorDataset(IDS, targets) for targets in (NEXT, CUT, LATE))
 
 

@@ -23,10 +23,7 @@ from hushgrad.guards.probing.rows import Batch
 from hushgrad.session.session import Session
 
 WIDTH, TARGETS = leaky_models.WIDTH, 3
-
-
 NAN, INF = float("nan"), float("inf")
-
 
 SPOILED: dict[str, tuple[str, float]] = {
     "NaN in the input": ("x", NAN),
@@ -120,7 +117,6 @@ def test_a_record_that_is_not_finite_contributes_nothing_to_the_first_update(wha
 
 
 SOME = {"statistics that nobody uses", "a maximum in a Python number", "gradients centred by a hook"}
-
 
 LEAKY = [
     pytest.param(name, make, marks=[] if name in SOME else pytest.mark.slow, id=name)

@@ -137,7 +137,6 @@ REDUCED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "root of a sum": lambda one, other: (one + other).sqrt(),
 }
 
-
 KEPT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "as it is": lambda one, other: one,
     "multiplied": lambda one, other: one * 3,
