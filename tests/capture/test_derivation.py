@@ -122,3 +122,26 @@ def test_a_tensor_that_was_changed_through_another_one_is_refused() -> None:
         return F.linear(x, doubled)
 
     refused(UncoveredParameterUseError, "in place", forward, torch.randn(B, 4), weight=nn.Parameter(torch.randn(4, 4)))
+
+
+DERIVED: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda w: w.T,
+    "normalised": lambda w: w / w.norm(),
+    "cut and joined": lambda w: torch.cat([w[:2], w[2:] * 2]),
+    "of several results": lambda w: w.chunk(2)[0].repeat(2, 1),
+    "changed in place": lambda w: (w * 2).add_(w.sum()),
+}
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_a_tensor_made_of_parameters_alone_is_used_exactly(name: str) -> None:
+    derive = DERIVED[name]
+    attached = Attached(Model(lambda m, x: x @ derive(m.w), w=nn.Parameter(torch.randn(4, 4))).double())
+    x = batch()
+    losses(attached.model(x)).sum().backward()
+    assert_same(attached.sums(), wanted(attached.model, lambda m, i: losses(m(x[i : i + 1])).sum()))
+    attached.scope.detach()
+
+
+def test_a_sparse_tensor_of_a_parameter_is_refused_with_a_dense_cure() -> None:
+    refused(UncoveredParameterUseError, "sparse", lambda m, x: x * m.p.to_sparse().to_dense(), X, p=P)

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from attached import Attached, Model, assert_same, batch, losses, wanted
+from attached import Attached, B, Model, assert_same, batch, losses, wanted
 from private_loops import Training
 from torch import Tensor, nn
 
+from hushgrad.capture.scope import Scope
+from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError, PrivacyUnitError
 
 
@@ -199,3 +201,75 @@ def test_a_paused_scope_leaves_the_forward_alone(attached: Attached) -> None:
     attached.scope.paused = True
     losses(attached.model(batch())).sum().backward()
     assert all(parameter.grad is not None for parameter in attached.model.parameters())
+
+
+# Pools and observers -------------------------------------------------------------------------------------------------
+
+
+class Told:
+    """Notes of which forwards it was told."""
+
+    def __init__(self) -> None:
+        self.entered: list[nn.Module] = []
+        self.left_with: list[Any] = []
+
+    def entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        self.entered.append(module)
+        return len(self.entered)
+
+    def left(self, token: int, output: Any) -> None:
+        self.left_with.append((token, output))
+
+
+def test_an_observer_is_told_of_outermost_forwards_with_gradients_and_of_no_others(model: nn.Module) -> None:
+    told = Told()
+    scope = Scope(model, UsePool(), told)
+    output = model(batch())
+    with torch.no_grad():
+        model(batch())
+    part = model[0](batch())
+    assert told.entered == [model, model[0]]
+    assert [token for token, _ in told.left_with] == [1, 2]
+    assert told.left_with[0][1] is output
+    assert told.left_with[1][1] is part
+    scope.detach()
+
+
+def test_a_forward_that_is_left_by_an_exception_is_told_as_left_without_an_output() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        raise ValueError
+
+    model, told = Model(forward, layer=nn.Linear(4, 4)), Told()
+    scope = Scope(model, UsePool(), told)
+    with pytest.raises(ValueError):  # noqa: PT011
+        model(torch.randn(B, 4))
+    scope.leave_if_stale()
+    assert told.left_with == [(1, None)]
+    scope.detach()
+
+
+def test_forwards_for_another_pool_are_recorded_there_and_told_nobody(model: nn.Module) -> None:
+    told, own, other = Told(), UsePool(), UsePool()
+    own.batch_size = other.batch_size = B
+    scope = Scope(model, own, told)
+    with scope.recording_into(other):
+        losses(model(batch())).sum().backward()
+    assert len(other.take()) == 4
+    assert own.take() == {}
+    assert told.entered == []
+    losses(model(batch())).sum().backward()
+    assert len(own.take()) == 4
+    assert told.entered == [model]
+    scope.detach()
+
+
+def test_a_graph_keeps_the_pool_that_its_forward_began_with(model: nn.Module) -> None:
+    first, second = UsePool(), UsePool()
+    first.batch_size = second.batch_size = B
+    scope = Scope(model, first)
+    found = losses(model(batch())).sum()
+    scope.record_into(second)
+    found.backward()
+    assert len(first.take()) == 4
+    assert second.take() == {}
+    scope.detach()

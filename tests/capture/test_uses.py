@@ -7,6 +7,7 @@ import torch
 from attached import Attached, B, assert_same, batch, losses, wanted
 from torch import Tensor, nn
 
+from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError
 
 
@@ -74,3 +75,55 @@ def test_a_backward_whose_number_of_examples_nobody_declared_is_refused(model: n
     with pytest.raises(PrivacyUnitError, match="outside"):
         losses(model(batch())).sum().backward()
     attached.scope.detach()
+
+
+# The examples of a tensor --------------------------------------------------------------------------------------------
+
+
+def pool(size: int | None) -> UsePool:
+    found = UsePool()
+    found.batch_size = size
+    return found
+
+
+def test_the_batch_comes_first_wherever_it_lies() -> None:
+    x = torch.randn(3, 4, 2)
+    assert torch.equal(pool(4).examples(x, 1, "here"), x.movedim(1, 0))
+
+
+def test_positions_that_are_folded_into_the_batch_become_a_dimension_of_their_own() -> None:
+    x = torch.randn(6, 2)
+    assert torch.equal(pool(3).examples(x, 0, "here"), x.view(3, 2, 2))
+
+
+def test_floating_values_come_in_at_least_float32_and_others_as_they_are() -> None:
+    for dtype, expected in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.int64, torch.int64),
+    ):
+        assert pool(2).examples(torch.ones(2, 3, dtype=dtype), 0, "here").dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "axis", "message"),
+    [
+        (None, 0, "number of examples is unknown"),
+        (4, None, "can no longer be told apart"),
+        (3, 0, "saw 4 rows for 3"),
+        (0, 0, "saw 4 rows for 0"),
+    ],
+)
+def test_rows_that_cannot_be_assigned_to_the_examples_are_refused(
+    size: int | None, axis: int | None, message: str
+) -> None:
+    with pytest.raises(PrivacyUnitError, match=f"here: .*{message}"):
+        pool(size).examples(torch.randn(4, 2), axis, "here")
+
+
+def test_to_take_the_uses_is_to_empty_the_pool(attached: Attached) -> None:
+    losses(attached.model(batch())).sum().backward()
+    assert len(attached.pool.take()) == 4
+    assert attached.pool.take() == {}
+    assert attached.pool.backwards == 0
