@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch.nn.functional as F
-from first_forwards import BATCH, Body, attached, data
+from first_forwards import BATCH, CLASSES, Body, attached, data
+from torch import Tensor, nn
 
-from hushgrad.errors import HushgradError
+from hushgrad.errors import CrossSampleLeakError, HushgradError
 
 
 @pytest.mark.parametrize("when", ["forward", "backward", "step"])
@@ -45,3 +48,53 @@ def test_a_gradient_that_mixes_is_found_when_its_parameters_come_back() -> None:
                 optimizer.step()
             break
     assert engine.session.steps == 1
+
+
+class Losing(Body):
+    """Returns its loss: a mean of one loss for each example, or over all that is not left out."""
+
+    def __init__(self, mean: bool) -> None:
+        super().__init__()
+        self.mean = mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = (x[:, :CLASSES] > 0).float()
+        found = super().forward(x).square() * kept
+        return (found.sum(1) / kept.sum(1).clamp(min=1)).mean() if self.mean else found.sum() / kept.sum()
+
+
+@pytest.mark.parametrize("mean", [True, False])
+def test_a_loss_that_the_model_returns_is_the_mean_of_one_for_each_example_or_it_is_refused(mean: bool) -> None:
+    model = Losing(mean)
+    engine, optimizer, loader = attached(model, data())
+    x, _ = next(iter(loader))
+    model(x).backward()
+    if mean:
+        optimizer.step()
+        assert engine.session.steps == 1
+    else:
+        with pytest.raises(CrossSampleLeakError, match="not the mean of one loss for each example"):
+            optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@pytest.mark.parametrize("mixes", [True, False])
+def test_a_gradient_that_depends_on_other_examples_is_refused_and_one_that_is_scaled_within_one_is_not(
+    mixes: bool,
+) -> None:
+    model = Body()
+
+    def scaled(module: nn.Module, outer: Any) -> Any:
+        (gradient,) = outer
+        return (gradient / (gradient.norm() if mixes else 2),)
+
+    model.first.register_full_backward_pre_hook(scaled)
+    engine, optimizer, loader = attached(model, data())
+    x, y = next(iter(loader))
+    F.cross_entropy(model(x), y).backward()
+    if mixes:
+        with pytest.raises(HushgradError):
+            optimizer.step()
+    else:
+        optimizer.step()
+        assert engine.session.steps == 1

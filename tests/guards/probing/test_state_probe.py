@@ -6,7 +6,8 @@ import pytest
 from first_forwards import Body, train
 from torch import Tensor, nn
 
-from hushgrad.errors import PrivateBufferError
+from hushgrad.errors import HushgradError, PrivateBufferError
+from hushgrad.guards.probing.state_probe import refusal
 
 
 class HookOfABatch(Body):
@@ -64,3 +65,50 @@ LEAKY = [HookOfABatch, HookOfEveryBatch, PartOfABatch, BufferOfABatch, ClassOfAB
 def test_what_a_first_forward_makes_of_its_batch_is_refused(make: type[Body]) -> None:
     with pytest.raises(PrivateBufferError):
         train(make())
+
+
+class Own(Body):
+    """Keeps each example's own values, which the next call overwrites, or adds to."""
+
+    adds = False
+
+    def prepare(self, x: Tensor) -> None:
+        kept = vars(self).get("kept")
+        self.kept = x.clone() if kept is None or not self.adds or kept.shape != x.shape else kept + x
+
+
+class Adds(Own):
+    adds = True
+
+    def after(self, out: Tensor) -> Tensor:
+        return out + self.kept.sum()
+
+
+class Counts(Body):
+    """What does not follow the data."""
+
+    def prepare(self, x: Tensor) -> None:
+        self.calls = vars(self).get("calls", 0) + 1
+
+
+@pytest.mark.parametrize("make", [Own, Counts])
+def test_a_cache_that_nobody_reads_later_and_a_count_are_allowed(make: type[Body]) -> None:
+    assert train(make()).session.probe_report.examined
+
+
+def test_a_cache_that_enters_the_next_call_is_refused() -> None:
+    with pytest.raises(HushgradError):
+        train(Adds())
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (("buffer", "norm", "mean"), r"norm\.mean: this buffer"),
+        (("parameter", "norm.weight"), r"norm\.weight: this parameter"),
+        (("attribute", "box", "largest"), r"box\.largest: this attribute"),
+    ],
+)
+def test_a_refusal_names_the_place_and_what_it_is(key: tuple[str, ...], message: str) -> None:
+    with pytest.raises(PrivateBufferError, match=message):
+        raise refusal(key)
