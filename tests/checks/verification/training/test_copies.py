@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
+import replicas
 import torch
 import torch.nn.functional as F
 from first_forwards import CLASSES, WIDTH, attached, data, held
+from replicas import flat, replica
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from verified_training import SIGMA, B, C, N, claim, mlp
@@ -15,7 +18,7 @@ from verified_training import SIGMA, B, C, N, claim, mlp
 import hushgrad
 import hushgrad.mechanism.gaussian
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, verify
-from hushgrad.checks.verification.training.copies import TrainingReplica
+from hushgrad.checks.verification.training.copies import SessionUpdate, TrainingReplica, ordinary_loop, without_session
 from hushgrad.errors import InvalidArgumentError
 
 
@@ -88,3 +91,58 @@ def test_a_private_loader_is_measured_in_its_own_shapes() -> None:
     assert (replica.max_physical_batch_size, replica.constant_shapes) == (16, True)
     replica = TrainingReplica.of(mlp(), data, nn.CrossEntropyLoss(), claim(), torch.optim.SGD, None)
     assert (replica.max_physical_batch_size, replica.constant_shapes) == (None, False)
+
+
+# The copies ----------------------------------------------------------------------------------------------------------
+
+
+def test_two_sessions_under_one_seed_write_the_same_update_and_under_secret_keys_never() -> None:
+    source = replica()
+    updates = [flat(SessionUpdate(source).call(source.item([0, 1, 2]), seed)) for seed in (3, 3, 4, None, None)]
+    assert torch.equal(updates[0], updates[1])
+    assert len({tuple(update.tolist()) for update in updates[1:]}) == 4
+
+
+def test_an_item_without_rows_is_an_empty_draw_of_noise_alone() -> None:
+    source = replica()
+    update = SessionUpdate(source)
+    x, y = source.item([0])
+    empty, one = (flat(update.call(item, 3)) for item in ((x[:0], y[:0]), (x, y)))
+    gradient = flat(source.gradients_of(0))
+    clipped = gradient * min(1.0, replicas.C / float(gradient.norm()))
+    torch.testing.assert_close(one - empty, clipped / replicas.B, rtol=1e-4, atol=1e-6)
+
+
+def test_one_examples_gradient_is_that_of_ordinary_autograd() -> None:
+    source = replica()
+    model = copy.deepcopy(source.model)
+    x, y = source.item([4])
+    F.cross_entropy(model(x), y).backward()
+    found = source.gradients_of(4)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name][0], parameter.grad)
+
+
+def test_a_run_says_what_an_observer_of_its_control_flow_sees() -> None:
+    source = replica()
+    run = source.train(without_session(ordinary_loop), seed=5, updates=4)
+    assert run.updates == 4
+    assert run.charged_before
+    assert [updated for updated, _, _ in run.flow] == [True] * 4
+    assert {rates for _, rates, _ in run.flow} == {(0.1,)}
+    assert run.ledger.steps == 4
+    assert set(run.drawn) <= set(range(replicas.N))
+    assert set(run.first) == set(source.names) == {"weight", "bias"}
+    assert source.train(without_session(ordinary_loop), seed=5, updates=4).flow == run.flow
+
+
+def test_training_copies_leaves_the_model_as_it_was() -> None:
+    source = replica()
+    before = copy.deepcopy(source.model.state_dict())
+    source.train(without_session(ordinary_loop), seed=None, updates=2)
+    assert all(torch.equal(value, before[name]) for name, value in source.model.state_dict().items())
+
+
+def test_a_schedule_and_limits_are_not_part_of_what_is_measured() -> None:
+    mechanism = replica(steps=7).mechanism
+    assert (mechanism.steps, mechanism.passes) == (None, None)
