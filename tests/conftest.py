@@ -24,6 +24,7 @@ WITH_OTHER_PACKAGES = (
     "benchmarks",  # Opacus, matplotlib, rich
     "cli",  # click, rich
     "checks",  # scipy, Opacus, click, rich
+    "extension",  # click
     "guards",  # scipy
     "kernels",  # Triton
     "light_install",  # click
