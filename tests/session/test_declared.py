@@ -122,3 +122,27 @@ def test_disjoint_batches_need_a_loader_that_sees_the_passes() -> None:
     model, _, session = attach(mechanism)
     with pytest.raises(ProtocolError, match="where a pass ends"):
         session.backward(losses(model, torch.randn(4, 3).double()))
+
+
+def test_what_needs_an_item_of_a_loader_is_refused_with_the_way_to_one() -> None:
+    model, _, session = attach()
+    for call in (session.end_item, lambda: session.loss(losses(model, torch.randn(4, 3).double()))):
+        with pytest.raises(ProtocolError, match="session's own loader") as caught:
+            call()
+        assert "session.batches(dataset)" in caught.value.cure
+
+
+def test_a_discarded_logical_batch_leaves_nothing_in_the_next_update() -> None:
+    x = torch.randn(4, 3).double()
+    model, optimizer, session = attach()
+    plain = copy.deepcopy(model)
+    session.backward(losses(model, torch.randn(7, 3).double()))
+    session.discard()
+    with pytest.raises(ProtocolError, match="without a backward"):
+        optimizer.step()
+    session.backward(losses(model, x))
+    optimizer.step()
+    (losses(plain, x).sum() / 8).backward()
+    torch.optim.SGD(plain.parameters(), lr=0.1).step()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)

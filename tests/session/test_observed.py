@@ -151,3 +151,25 @@ def test_disjoint_passes_are_charged_once_each_and_never_share_a_number(tmp_path
         assert passes == list(range(3 * (run + 1)))
         assert session.epsilon(1e-5) == epsilon([(DisjointPass(1.0, i), 1) for i in passes], 1e-5)
         session.close()
+
+
+def test_the_item_in_work_is_told_until_its_logical_batch_has_its_step() -> None:
+    training = Training()
+    assert training.session.current_batch is None
+    for item in training.loader:
+        batch = training.session.current_batch
+        assert batch is not None
+        assert batch.size == len(item[0])
+        training.work(item)
+        assert training.session.current_batch is None
+
+
+def test_an_item_that_ends_by_itself_is_told_until_the_step() -> None:
+    training = Training(physical=None)
+    item = next(iter(training.loader))
+    batch = training.session.current_batch
+    training.loss(item).backward()
+    training.session.end_item()
+    assert training.session.current_batch is batch
+    training.optimizer.step()
+    assert training.session.current_batch is None

@@ -10,6 +10,7 @@ from private_loops import attach, losses
 from torch import nn
 
 from hushgrad.errors import ContractChangedError
+from hushgrad.session.paused import frozen_for_a_while
 
 
 def test_a_generators_step_through_a_paused_critic_is_ordinary_and_leaves_nothing_in_the_critic() -> None:
@@ -45,3 +46,11 @@ def test_a_step_inside_a_pause_is_refused() -> None:
         optimizer.step()
     optimizer.step()
     assert session.steps == 1
+
+
+def test_only_what_required_a_gradient_requires_one_again() -> None:
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    with frozen_for_a_while(model.parameters()):
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert (model.weight.requires_grad, model.bias.requires_grad) == (True, False)

@@ -13,8 +13,10 @@ from private_loops import NO_NOISE, NOISY, Training, attach, losses, same, value
 from torch import Tensor
 
 import hushgrad.mechanism.gaussian
+from hushgrad import Monitor, NoisedUpdate
 from hushgrad.accounting.ledger.view import read_ledger
-from hushgrad.errors import BudgetExhaustedError, LedgerError, ProtocolError
+from hushgrad.errors import BudgetExhaustedError, LedgerError, MonitorAlarmError, ProtocolError
+from hushgrad.session.spending import Spending
 
 
 def test_an_interrupt_between_a_logical_batch_and_its_release_carries_no_sum_over(
@@ -125,3 +127,41 @@ def test_steps_are_a_hard_limit() -> None:
         assert same(before, values(model))
         assert session.steps == 2
         assert not session._parts.update._sums
+
+
+class Refuses(Monitor):
+    """Ends training at the first update."""
+
+    def see(self, update: NoisedUpdate) -> None:
+        raise MonitorAlarmError("the first update", where=self.name, cure="Wait")
+
+    def report(self) -> dict[str, int]:
+        return {"seen": 1}
+
+
+def test_an_alarm_of_a_monitor_takes_the_update_away_and_the_charge_and_its_report_stand(tmp_path: Path) -> None:
+    model, optimizer, session = attach(NOISY, ledger=tmp_path / "ledger", monitors=[Refuses()])
+    before = values(model)
+    session.backward(losses(model, torch.randn(4, 3).double()))
+    with pytest.raises(MonitorAlarmError):
+        optimizer.step()
+    assert same(before, values(model))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    view = read_ledger(tmp_path / "ledger")
+    assert view.steps == session.steps == 1
+    assert {"seen": 1} in [note.values for note in view.notes]
+
+
+def test_what_was_taken_on_trust_is_in_the_ledger_before_the_step_is_charged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, optimizer, session = attach(NOISY, ledger=tmp_path / "ledger")
+    session.backward(torch.zeros(0))
+    order: list[str] = []
+    for name in ("trust", "charge"):
+        real = getattr(Spending, name)
+        monkeypatch.setattr(
+            Spending, name, lambda self, *rest, real=real, name=name: (order.append(name), real(self, *rest))[1]
+        )
+    optimizer.step()
+    assert order == ["trust", "charge"]
