@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -83,3 +84,20 @@ def test_in_32_bits_a_mean_loss_is_undone_as_before() -> None:
     engine = clipped_sum(9, "none", "mean", "engine")
     session = clipped_sum(9, "none", "mean", "session")
     torch.testing.assert_close(engine, session, rtol=1e-6, atol=1e-7)
+
+
+def test_a_mean_of_the_loops_own_beside_undivided_losses_is_refused_in_16_bits() -> None:
+    """One backward of both: the mean's part was divided before it was rounded."""
+    for own, refused in ((False, False), (True, True)):
+        engine, model, optimizer, loader = attached(8)
+        x, y = next(iter(loader))
+        with sixteen_bits("autocast"):
+            output = model(x)
+        total = engine.session.loss(F.cross_entropy(output.float(), y, reduction="none"))
+        (total + F.cross_entropy(output.float(), y) if own else total).backward()
+        if refused:
+            with pytest.raises(UnsupportedModelError, match="16 bits"):
+                optimizer.step()
+        else:
+            optimizer.step()
+        assert engine.session.steps == (not refused)

@@ -20,6 +20,7 @@ import hushgrad.mechanism.gaussian
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, verify
 from hushgrad.checks.verification.training.copies import SessionUpdate, TrainingReplica, ordinary_loop, without_session
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.session.spending import Spending
 
 
 def test_verify_leaves_model_criterion_and_random_numbers_as_they_were() -> None:
@@ -146,3 +147,9 @@ def test_training_copies_leaves_the_model_as_it_was() -> None:
 def test_a_schedule_and_limits_are_not_part_of_what_is_measured() -> None:
     mechanism = replica(steps=7).mechanism
     assert (mechanism.steps, mechanism.passes) == (None, None)
+
+
+def test_an_update_that_is_not_in_the_ledger_when_it_is_written_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Spending, "charge", lambda self, loader_pass: None)
+    run = replica().train(without_session(ordinary_loop), seed=5, updates=2)
+    assert (run.updates, run.ledger.steps, run.charged_before) == (2, 0, False)

@@ -94,6 +94,14 @@ def test_gradients_are_handed_over_in_the_loops_own_form_as_copies_and_read_back
     assert list(form.read(total)) == list(form.shapes)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_loop_writes_into_its_gradients_is_not_in_the_stimulus(dtype: torch.dtype) -> None:
+    one = stimuli().zeros(2)
+    for given in Form.of(SHAPES, dtype).hand_over(one).values():
+        given += 1
+    assert not any(value.any() for value in one.gradients.values())
+
+
 def test_an_update_under_other_names_is_read_in_its_order_and_one_of_other_shapes_is_refused() -> None:
     form = Form.of(SHAPES, torch.float32)
     found = form.read([np.ones((3, 2), np.float32), torch.zeros(3)])
