@@ -15,10 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, PrivacyEngine, TruncatedPoissonSampling, privatize
 from hushgrad.accounting import PoissonSampled, TruncatedPoisson, epsilon
 from hushgrad.accounting.ledger.view import read_ledger
-from hushgrad.errors import BudgetExhaustedError, ContractChangedError, InvalidArgumentError, PrivacyUnitError
-from hushgrad.gradients.dense import Dense
+from hushgrad.errors import BudgetExhaustedError, ContractChangedError, InvalidArgumentError
 from hushgrad.randomness import KeyStream
-from hushgrad.session.padding import without_padding
 
 COUNT, BATCH = 40, 8
 
@@ -151,14 +149,6 @@ def test_draws_without_records_are_steps_of_noise_alone_in_the_same_shape() -> N
         assert shapes == {(rows, 8)}
         assert items == [1 if isinstance(how, PoissonSampling) else 2] * 6
         assert all(torch.equal(one, other) for one, other in zip(untrained, values, strict=True))
-
-
-def test_uses_of_another_number_of_examples_than_rows_are_refused() -> None:
-    uses = {"weight": [Dense(torch.ones(4, 2))]}
-    assert without_padding(uses, 4, 4) is uses
-    assert without_padding(uses, 1, 4)["weight"][0].per_example().shape == (1, 2)
-    with pytest.raises(PrivacyUnitError, match="weight: saw 4 examples in an item of 5 rows"):
-        without_padding(uses, 3, 5)
 
 
 # A compiler sees one shape ----------------------------------------------------------------------------------------

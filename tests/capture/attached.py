@@ -6,12 +6,14 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.clipping.flat import FlatClipping
+from hushgrad.errors import HushgradError
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.oracle import clipped_sum_of, one_at_a_time
 
@@ -66,3 +68,18 @@ class Model(nn.Module):
 
 
 X = torch.randn(B, 4)
+P = nn.Parameter(torch.randn(4))
+
+
+def refused(
+    error: type[HushgradError], match: str, forward: Callable[..., Tensor], *inputs: Tensor, **children: Any
+) -> None:
+    """Check that a model is refused by the end of its backward, and that nothing is recorded."""
+    attached = Attached(Model(forward, **children))
+    try:
+        with pytest.raises(error, match=match):
+            losses(attached.model(*inputs)).sum().backward()
+    finally:
+        attached.scope.detach()
+    assert attached.pool.take() == {}
+    assert all(parameter.grad is None for parameter in attached.model.parameters())

@@ -11,6 +11,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parents[1] / "gradients"))
+sys.path.insert(2, str(Path(__file__).parents[1] / "session"))
 
 from attached import Attached
 

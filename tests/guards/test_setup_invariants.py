@@ -1,12 +1,15 @@
-"""What was fixed at set-up. That a loop which changes it is refused: see test_protocol."""
+"""What was fixed at set-up, and that a loop which changes it is refused."""
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from private_loops import Training
 from torch import nn
 
-from hushgrad.errors import ContractChangedError, StrayGradientError, UnsupportedOptimizerError
+from hushgrad.errors import ContractChangedError, CrossSampleLeakError, StrayGradientError, UnsupportedOptimizerError
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.sampling.records import PhysicalBatch
 
@@ -51,6 +54,134 @@ def test_a_learning_rate_kept_in_a_tensor_is_compared_by_value(in_place: bool) -
     with pytest.raises(ContractChangedError, match="learning rate"):
         setup.require_steady_groups(item(first=False, last=True))
     setup.require_steady_groups(item(first=True, last=True))
+
+
+def test_a_stray_ordinary_gradient_raises_and_names_the_parameter() -> None:
+    training = Training()
+    before = training.values()
+    item = next(iter(training.loader))
+    (training.loss(item) + training.model[2].weight.square().sum()).backward()
+    with pytest.raises(StrayGradientError, match=r"2\.weight") as caught:
+        training.optimizer.step()
+    assert "0.weight" not in str(caught.value)
+    assert training.is_as(before)
+    assert training.session.steps == 0
+
+
+def test_a_gradient_written_by_hand_raises() -> None:
+    training = Training()
+    training.loss(next(iter(training.loader))).backward()
+    training.model[0].bias.grad = torch.ones(4)
+    with pytest.raises(StrayGradientError, match=r"0\.bias"):
+        training.optimizer.step()
+
+
+def test_a_gradient_left_on_a_frozen_parameter_of_the_optimizer_raises() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].weight.requires_grad_(False)
+    training = Training(model=model, optimizer=lambda _: torch.optim.SGD(model.parameters(), lr=0.1))
+    item = next(iter(training.loader))
+    model[0].weight.requires_grad_(True)
+    model[0].weight.sum().backward()
+    model[0].weight.requires_grad_(False)
+    training.loss(item).backward()
+    with pytest.raises(StrayGradientError, match=r"0\.weight"):
+        training.optimizer.step()
+
+
+def test_a_parameter_unfrozen_after_make_private_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].weight.requires_grad_(False)
+    training = Training(model=model, optimizer=lambda _: torch.optim.SGD(model.parameters(), lr=0.1))
+    before = training.values()
+    model[0].weight.requires_grad_(True)
+    with pytest.raises(ContractChangedError, match=r"0\.weight"):
+        training.work(next(iter(training.loader)))
+    assert training.is_as(before)
+
+
+def test_a_parameter_frozen_for_a_while_keeps_its_value_and_is_trained_again_afterwards() -> None:
+    training = Training()
+    bias = training.model[0].bias
+    values = []
+    for trainable, item in zip((True, False, True), training.loader, strict=False):
+        bias.requires_grad_(trainable)
+        training.work(item)
+        values.append(bias.detach().clone())
+    assert torch.equal(values[0], values[1])
+    assert not torch.equal(values[1], values[2])
+
+
+def test_a_model_that_is_frozen_altogether_takes_no_step() -> None:
+    training = Training()
+    item = next(iter(training.loader))
+    training.loss(item).backward()
+    training.model.requires_grad_(False)
+    with pytest.raises(ContractChangedError, match="no longer trainable"):
+        training.optimizer.step()
+
+
+def test_a_layer_replaced_after_make_private_is_refused() -> None:
+    training = Training()
+    training.model[2] = nn.Linear(4, 2)
+    with pytest.raises(ContractChangedError, match=r"2\.weight"):
+        training.work(next(iter(training.loader)))
+
+
+def test_a_param_group_added_after_make_private_is_refused() -> None:
+    training = Training()
+    training.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+    with pytest.raises(ContractChangedError, match="param_groups"):
+        training.work(next(iter(training.loader)))
+
+
+def test_a_batch_norm_put_back_into_train_mode_is_refused() -> None:
+    """`model.train()` at the top of an epoch also wakes the frozen statistics of a backbone without parameters."""
+    backbone = nn.BatchNorm1d(3, affine=False).eval()
+    head = nn.Linear(3, 2)
+    training = Training(model=nn.Sequential(backbone, head))
+    training.model.train()
+    x, y = next(iter(training.loader))
+    nn.functional.mse_loss(head(backbone(x)), y).backward()
+    with pytest.raises(CrossSampleLeakError, match="DP301 0: BatchNorm"):
+        training.optimizer.step()
+
+
+def test_loading_an_optimizers_state_is_no_change_of_contract() -> None:
+    training = Training(optimizer=lambda p: torch.optim.Adam(p, lr=0.1))
+    items = iter(training.loader)
+    for _ in range(3):
+        training.work(next(items))
+    training.optimizer.load_state_dict(copy.deepcopy(training.optimizer.state_dict()))
+    for item in items:
+        training.work(item)
+    assert training.session.steps == 3
+
+
+def test_a_schedule_that_steps_inside_a_logical_batch_is_refused() -> None:
+    training = Training()
+    schedule = torch.optim.lr_scheduler.ExponentialLR(training.optimizer, 0.9)
+    with pytest.raises(ContractChangedError, match="last_step_updated"):
+        training.run(lambda item: (training.work(item), schedule.step()))
+
+
+def test_a_schedule_guarded_by_last_step_updated_steps_once_per_logical_batch() -> None:
+    training = Training()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(training.optimizer, max_lr=0.1, total_steps=10)
+    for item in training.loader:
+        training.work(item)
+        if training.engine.last_step_updated:
+            schedule.step()
+    assert schedule.last_epoch == len(training.loader) == 3
+
+
+def test_a_schedule_steps_freely_where_every_item_is_a_logical_batch() -> None:
+    training = Training(physical=None)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(training.optimizer, 3)
+    for item in training.loader:
+        training.work(item)
+        schedule.step()
+    assert training.session.steps == 3
 
 
 def test_an_optimizer_that_decays_through_data_in_a_step_without_gradients_is_refused() -> None:

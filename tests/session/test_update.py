@@ -9,21 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from private_loops import Training
 from torch import Tensor, nn
 
 import hushgrad.mechanism.gaussian
 import hushgrad.session.update
-from hushgrad import (
-    DPSGD,
-    ClipRule,
-    FlatClipping,
-    GaussianNoise,
-    Mechanism,
-    Monitor,
-    PoissonSampling,
-    privatize,
-)
+from hushgrad import DPSGD, ClipRule, FlatClipping, GaussianNoise, Mechanism, Monitor, PoissonSampling, privatize
 from hushgrad.errors import InvalidArgumentError, SensitivityMismatchError
+from hushgrad.guards.gradient_marks import shows_nothing
 from hushgrad.guards.monitoring.monitor import NoisedUpdate
 from hushgrad.randomness import KeyStream
 from hushgrad.session.update import SMALL_VALUES, Update
@@ -188,6 +181,64 @@ def test_one_small_parameter_alone_leaves_memory_that_others_read_as_it_is(monke
     update.add({}, 1.0, MECHANISM)
     update.write(MECHANISM)
     assert torch.equal(memory, torch.full((6,), 1e3))
+
+
+def test_grad_shows_nothing_from_backward_to_the_end_of_the_logical_batch_and_is_none_after_every_step() -> None:
+    training = Training(noise_multiplier=1.0)
+    seen: list[bool] = []
+    training.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(all(gradient is not None for gradient in training.gradients()))
+    )
+    for item in training.loader:
+        training.loss(item).backward()
+        assert all(shows_nothing(parameter) for parameter in training.model.parameters())
+        training.optimizer.step()
+        assert training.gradients() == [None] * 4
+        assert seen[-1] == training.engine.last_step_updated
+    assert seen == [False, False, True] * 3
+
+
+def test_parameters_stay_as_they_are_until_the_logical_batch_ends() -> None:
+    training = Training(noise_multiplier=1.0, optimizer=lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1))
+    before = training.values()
+    for item in training.loader:
+        training.work(item)
+        if training.engine.last_step_updated:
+            assert not training.is_as(before)
+            before = training.values()
+        assert training.is_as(before)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zero_grad_before_a_backward_and_after_a_step_is_harmless(set_to_none: bool) -> None:
+    calm, nervous = Training(), Training()
+    nervous.model.load_state_dict(calm.model.state_dict())
+    nervous.loader.dataset.tensors = calm.loader.dataset.tensors
+    for item in calm.loader:
+        calm.work(item)
+    for item in nervous.loader:
+        nervous.optimizer.zero_grad(set_to_none)
+        loss = nervous.loss(item)
+        nervous.model.zero_grad(set_to_none)
+        loss.backward()
+        nervous.optimizer.step()
+        nervous.optimizer.zero_grad(set_to_none)
+    assert calm.is_as(nervous.values())
+
+
+def test_clip_grad_norm_between_backward_and_step_sees_and_changes_nothing() -> None:
+    plain, clipped = Training(physical=None), Training(physical=None)
+    clipped.model.load_state_dict(plain.model.state_dict())
+    clipped.loader.dataset.tensors = plain.loader.dataset.tensors
+    for item in plain.loader:
+        plain.work(item)
+    for item in clipped.loader:
+        clipped.loss(item).backward()
+        norm = nn.utils.clip_grad_norm_(clipped.model.parameters(), 1e-3)
+        assert norm == 0
+        nn.utils.clip_grad_value_(clipped.model.parameters(), 1e-3)
+        clipped.optimizer.step()
+    assert plain.is_as(clipped.values())
 
 
 @dataclass(frozen=True)

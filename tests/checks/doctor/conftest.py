@@ -1,8 +1,9 @@
-"""The zoo's models can be imported by the tests of this folder."""
+"""The zoo's models and helper modules of this folder can be imported by its tests."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "zoo"))
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parents[2] / "zoo"))

@@ -11,38 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from leaky_models import AT_SETUP, BATCH, CLASSES, ON_FEATURES, WIDTH
+from patients import Patient, features, ids
 from torch import Tensor, nn
 
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, doctor, privatize
 from hushgrad.errors import InvalidArgumentError, ProtocolError
-
-
-class Patient(nn.Module):
-    """A model with dropout, a buffer, a frozen and an unused part, a tied weight, and two calls of one layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(11, WIDTH)
-        self.twice = nn.Linear(WIDTH, WIDTH)
-        self.dropout = nn.Dropout(0.3)
-        self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
-        self.unused = nn.Linear(2, 2)
-        self.scale = nn.Parameter(torch.ones(WIDTH))
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        self.calls += 1
-        h = self.tokens(ids).mean(1)
-        h = self.dropout(self.twice(self.twice(h).tanh())) * self.scale
-        return F.linear(self.frozen(h), self.tokens.weight)
-
-
-def ids() -> Tensor:
-    return torch.randint(0, 11, (4, 5))
-
-
-def features() -> Tensor:
-    return torch.randn(BATCH, WIDTH)
 
 
 def test_the_model_is_left_exactly_as_it_was() -> None:
@@ -76,23 +49,6 @@ def test_the_model_is_left_exactly_as_it_was() -> None:
     assert torch.equal(gradient, torch.ones(WIDTH, WIDTH))
     assert all(p.grad is None for name, p in model.named_parameters() if name != "twice.weight")
     assert torch.equal(kept, batch)
-
-
-def test_every_use_of_every_parameter_has_a_row() -> None:
-    diagnosis = doctor(Patient(), ids())
-    assert diagnosis.is_ready
-    assert diagnosis.batch_size == 4
-    rows = {(use.operator, use.parameters): use for use in diagnosis.uses}
-    assert rows[("linear", ("twice.weight", "twice.bias"))].calls == 2
-    assert ("embedding", ("tokens.weight",)) in rows
-    assert any(use.operator == "linear" and use.parameters == ("tokens.weight",) for use in diagnosis.uses)
-    assert any(use.parameters == ("scale",) for use in diagnosis.uses)
-    assert all(use.private_flops >= use.ordinary_flops > 0 for use in diagnosis.uses)
-    assert diagnosis.cost is not None
-    assert diagnosis.cost >= 1
-    notes = {note.where: note.what for note in diagnosis.notes}
-    assert "frozen" in notes["frozen.weight"]
-    assert "not used" in notes["unused.weight"]
 
 
 def test_all_offenders_are_listed_and_not_the_first_only() -> None:
@@ -165,17 +121,6 @@ def test_without_a_batch_nothing_is_run_and_that_is_said() -> None:
     assert diagnosis.batch_size is None
     assert diagnosis.uses == ()
     assert "Give a batch" in str(diagnosis)
-
-
-@pytest.mark.parametrize("width", [80, 140])
-def test_the_report_fits_the_screen(width: int) -> None:
-    """No line is longer than the screen, and every operator and problem is in it."""
-    with_problem = nn.Sequential(Patient(), nn.BatchNorm1d(11))
-    text = doctor(with_problem, ids()).text(width)
-    assert all(len(line) <= width for line in text.splitlines())
-    for word in ("embedding", "linear", "BatchNorm1d", "make_private_ready", "Not ready: 1 problem"):
-        assert word in text
-    assert ("kept" in text) == (width == 140)
 
 
 def test_as_json_is_plain_values() -> None:

@@ -13,7 +13,6 @@ from torch import nn
 import hushgrad
 from hushgrad.accounting import read_ledger
 from hushgrad.errors import NoiseMismatchError
-from hushgrad.guards.monitoring.alarms import Alarms
 from hushgrad.guards.monitoring.noise import NoiseMonitor, _least_squares
 from hushgrad.mechanism import DPSGD
 from hushgrad.session.session import Session
@@ -83,21 +82,6 @@ def test_noise_that_rounding_swallows_is_not_taken_for_repeated_noise() -> None:
     for _ in range(3):  # beside a sum of 1, noise of 1e-8 is nothing in float32
         monitor.after(monitor.before([total]), [total.clone()], 1e-8, 1.0)
     assert monitor.verdict == "as charged"
-
-
-def test_for_a_verification_a_mismatch_is_noted_and_raises_nothing() -> None:
-    monitor, total, noise = NoiseMonitor(Alarms.NOTED), torch.zeros(100), torch.randn(100)
-    for _ in range(2):
-        monitor.after(monitor.before([total]), [noise], 1.0, 1.0)
-    assert monitor.verdict == "drawn a second time"
-
-
-def test_a_running_sessions_alarms_have_no_public_switch() -> None:
-    running, _ = session(nn.Linear(2, 2))
-    for monitor in (running.noise_monitor, running.sensitivity_monitor):
-        public = {name: value for name, value in vars(monitor).items() if not name.startswith("_")}
-        assert not [name for name, value in public.items() if isinstance(value, (bool, Alarms))]
-    running.close()
 
 
 def test_no_noise_on_purpose_is_not_an_alarm() -> None:

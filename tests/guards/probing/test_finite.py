@@ -115,7 +115,9 @@ def test_a_record_that_is_not_finite_contributes_nothing_to_the_first_update(wha
 
 # What is hidden by it ------------------------------------------------------------------------------------------------
 
+
 SOME = {"statistics that nobody uses", "a maximum in a Python number", "gradients centred by a hook"}
+
 LEAKY = [
     pytest.param(name, make, marks=[] if name in SOME else pytest.mark.slow, id=name)
     for name, make, _, _ in leaky_models.ON_FEATURES
@@ -154,27 +156,6 @@ def test_a_record_that_is_not_finite_hides_no_leaky_criterion(name: str, make: C
         x[place] = value
         with pytest.raises(HushgradError):
             train(nn.Linear(WIDTH, TARGETS), TensorDataset(x, torch.arange(size) % TARGETS), size, "criterion", make())
-
-
-def test_losses_that_mix_are_refused_beside_one_that_is_not_finite() -> None:
-    """By their graph: a NaN of a record's own backward is told from one that comes over from another record."""
-    out = torch.randn(6, TARGETS, requires_grad=True)
-    scale = torch.ones(6)
-    scale[2] = NAN
-    assert require_separate_losses(out.square().mean(1) * scale, [out])
-    for mixed in (out.square().mean(1) * scale + out[5].sum(), (out - out[:2].mean(0)).square().mean(1) * scale):
-        with pytest.raises(CrossSampleLeakError):
-            require_separate_losses(mixed, [out])
-
-
-def test_a_gradient_that_is_not_finite_at_a_finite_loss_is_no_leak() -> None:
-    """The root of an error of 0, say: it is looked at in the next batch."""
-    out = torch.randn(6, TARGETS)
-    out[2] = 0
-    out.requires_grad_()
-    assert not require_separate_losses(out.square().sum(1).sqrt(), [out])
-    with pytest.raises(CrossSampleLeakError):
-        require_separate_losses(out.square().sum(1).sqrt() + out[5].sum(), [out])
 
 
 def test_where_no_two_losses_are_finite_the_next_batch_is_asked() -> None:

@@ -1,140 +1,100 @@
-"""The gradient of one example beside others and alone, also where a model runs a backward inside its own."""
+"""The captured gradient of one example is the gradient that this example gives alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
+import torch.nn.functional as F
+from first_forwards import BATCH, CLASSES, Body, attached, data
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential
-from torch.utils.data import DataLoader, TensorDataset
 
-from hushgrad import PrivacyEngine
 from hushgrad.errors import CrossSampleLeakError, HushgradError
-from hushgrad.guards.probing import gradient_probe, model_probe
-
-WIDTH, CLASSES, BATCH = 3, 2, 8
-pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-Part = Callable[[Tensor], Tensor]
 
 
-class Checkpointed(nn.Module):
-    """A model whose middle is computed again in its backward, the old way."""
-
-    def __init__(self, part: nn.Module | None = None, change: Part | None = None, way: str = "part") -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(WIDTH, 4), nn.Linear(4, CLASSES)
-        self.part = part or nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
-        self.change = change
-        self.way = way
-
-    def middle(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.part(hidden)
-        if self.way == "nested":
-            out = checkpoint(self.part, out, use_reentrant=True)
-        return out if self.change is None else self.change(out)
-
-    def forward(self, x: Tensor) -> Any:
-        hidden = torch.tanh(self.first(x))
-        if self.way == "plain":
-            return self.last(self.middle(hidden))
-        if self.way == "sequential":
-            assert isinstance(self.part, nn.Sequential)
-            return self.last(checkpoint_sequential(self.part, 2, hidden, use_reentrant=True))
-        if self.way == "last":
-            return checkpoint(self.last, self.middle(hidden), use_reentrant=True)
-        return self.last(checkpoint(self.middle, hidden, use_reentrant=True))
-
-
-def trained(model: nn.Module, steps: int = 2) -> PrivacyEngine:
-    """Train a few steps."""
-    torch.manual_seed(4)
-    engine = PrivacyEngine()
-    data = TensorDataset(torch.randn(40, WIDTH), torch.randn(40, CLASSES))
-    _, optimizer, loader = engine.make_private(
-        module=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-        data_loader=DataLoader(data, batch_size=BATCH),
-        noise_multiplier=1.0,
-        max_grad_norm=1.0,
-    )
-    for (x, y), _ in zip(loader, range(steps), strict=False):
-        engine.session.backward((model(x) - y).square().mean(1))
+@pytest.mark.parametrize("when", ["forward", "backward", "step"])
+def test_parameters_frozen_for_a_while_are_examined_when_they_come_back(when: str) -> None:
+    model = Body()
+    engine, optimizer, loader = attached(model, data(4 * BATCH))
+    calls = []
+    for place, (x, y) in enumerate(loader):
+        model.first.requires_grad_(not (place == 0 and when == "forward"))
+        out = model(x)
+        model.first.requires_grad_(not (place == 0 and when == "backward"))
+        engine.session.backward(F.cross_entropy(out, y, reduction="none"))
+        model.first.requires_grad_(not (place == 0 and when == "step"))
         optimizer.step()
-    return engine
+        model.first.requires_grad_(True)
+        calls.append(engine.session.probe_report.calls)
+    assert calls == ([1, 2, 2, 2] if when == "forward" else [1, 1, 1, 1])
 
 
-@pytest.mark.parametrize("way", ["part", "nested", "sequential", "last"])
-def test_reentrant_checkpointing_passes_the_probe(way: str) -> None:
-    engine = trained(Checkpointed(way=way))
-    assert engine.session.steps == 2
-    assert engine.session.probe_report.examined
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+def test_a_gradient_that_mixes_is_found_when_its_parameters_come_back() -> None:
+    class Mixing(Body):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first.register_full_backward_pre_hook(lambda module, outer: (outer[0] / outer[0].norm(),))
+
+    model = Mixing()
+    engine, optimizer, loader = attached(model, data())
+    for place, (x, y) in enumerate(loader):
+        model.first.requires_grad_(place > 0)
+        F.cross_entropy(model(x), y).backward()
+        if place == 0:
+            optimizer.step()
+        else:
+            with pytest.raises(HushgradError):
+                optimizer.step()
+            break
+    assert engine.session.steps == 1
 
 
-def test_reentrant_checkpointing_with_dropout_passes_the_probe() -> None:
-    model = Checkpointed(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.4), nn.Linear(4, 4)))
-    assert trained(model).session.probe_report.examined
+class Losing(Body):
+    """Returns its loss: a mean of one loss for each example, or over all that is not left out."""
 
-
-class OwnNoise(nn.Module):
-    """Noise from a generator that the model keeps."""
-
-    def __init__(self) -> None:
+    def __init__(self, mean: bool) -> None:
         super().__init__()
-        self.layer, self.generator = nn.Linear(4, 4), torch.Generator().manual_seed(3)
+        self.mean = mean
 
-    def forward(self, h: Tensor) -> Tensor:
-        out: Tensor = self.layer(h)
-        return out + 0.1 * torch.randn(h.shape, generator=self.generator)
-
-
-def test_noise_from_a_generator_of_the_model_is_not_taken_for_mixing() -> None:
-    """Fewer examples get other noise, as from the global generator."""
-    assert trained(Checkpointed(OwnNoise(), way="plain")).session.probe_report.examined
-    with pytest.raises(HushgradError, match=r"mixes the examples|cannot be told apart"):
-        trained(Checkpointed(OwnNoise(), change=centred, way="plain"))
+    def forward(self, x: Tensor) -> Tensor:
+        kept = (x[:, :CLASSES] > 0).float()
+        found = super().forward(x).square() * kept
+        return (found.sum(1) / kept.sum(1).clamp(min=1)).mean() if self.mean else found.sum() / kept.sum()
 
 
-def centred(h: Tensor) -> Tensor:
-    return h - h.mean(0)
+@pytest.mark.parametrize("mean", [True, False])
+def test_a_loss_that_the_model_returns_is_the_mean_of_one_for_each_example_or_it_is_refused(mean: bool) -> None:
+    model = Losing(mean)
+    engine, optimizer, loader = attached(model, data())
+    x, _ = next(iter(loader))
+    model(x).backward()
+    if mean:
+        optimizer.step()
+        assert engine.session.steps == 1
+    else:
+        with pytest.raises(CrossSampleLeakError, match="not the mean of one loss for each example"):
+            optimizer.step()
 
 
-def centred_gradient(h: Tensor) -> Tensor:
-    if h.requires_grad:
-        h.register_hook(lambda gradient: gradient - gradient.mean(0))
-    return h
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@pytest.mark.parametrize("mixes", [True, False])
+def test_a_gradient_that_depends_on_other_examples_is_refused_and_one_that_is_scaled_within_one_is_not(
+    mixes: bool,
+) -> None:
+    model = Body()
 
+    def scaled(module: nn.Module, outer: Any) -> Any:
+        (gradient,) = outer
+        return (gradient / (gradient.norm() if mixes else 2),)
 
-@pytest.mark.parametrize("change", [centred, centred_gradient])
-def test_a_leak_inside_reentrant_checkpointing_is_found(change: Part) -> None:
-    with pytest.raises(HushgradError) as caught:
-        trained(Checkpointed(change=change))
-    assert caught.value.code in ("DP301", "DP304")
-    if change is centred_gradient:
-        assert isinstance(caught.value, CrossSampleLeakError)
-        assert "the gradient of one example depends on the others" in str(caught.value)
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-def test_the_probe_of_a_gradient_leaves_no_gradient_behind(monkeypatch: pytest.MonkeyPatch, frozen: bool) -> None:
-    model = Checkpointed()
-    if frozen:
-        model.part.requires_grad_(False)
-    examined, right = [], gradient_probe.require_own_gradient
-
-    def watched(*args: Any, **named: Any) -> Any:
-        leaves = [*model.parameters(), named["scope"].anchor]
-        before = [leaf.grad for leaf in leaves]
-        marks = [None if gradient is None else gradient.clone() for gradient in before]
-        found = right(*args, **named)
-        for leaf, gradient, mark in zip(leaves, before, marks, strict=True):
-            assert leaf.grad is gradient
-            assert mark is None or torch.equal(mark, gradient)
-        examined.append(found)
-        return found
-
-    monkeypatch.setattr(model_probe, "require_own_gradient", watched)
-    trained(model)
-    assert examined
+    model.first.register_full_backward_pre_hook(scaled)
+    engine, optimizer, loader = attached(model, data())
+    x, y = next(iter(loader))
+    F.cross_entropy(model(x), y).backward()
+    if mixes:
+        with pytest.raises(HushgradError):
+            optimizer.step()
+    else:
+        optimizer.step()
+        assert engine.session.steps == 1

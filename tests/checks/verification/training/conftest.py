@@ -1,0 +1,9 @@
+"""Helper modules of this folder, and those of the probe's tests, can be imported by its tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parents[3] / "guards" / "probing"))

@@ -1,0 +1,169 @@
+"""What a model keeps beside parameters: found wherever it is, but for what trains the model."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from first_forwards import BATCH, CLASSES, WIDTH, Body, attached, data
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from hushgrad import PrivacyEngine
+from hushgrad.errors import PrivateBufferError
+from hushgrad.guards.probing.kept import content_of, is_same, kept_by, refill
+from hushgrad.guards.probing.state import describe
+
+
+class Trainer:
+    """Holds everything, and what it is told to remember."""
+
+    def __init__(self, **parts: Any) -> None:
+        vars(self).update(parts)
+
+
+def keep(model: nn.Module, what: str, engine: PrivacyEngine, optimizer: Any, loader: Any) -> None:
+    parts: dict[str, Callable[[], Any]] = {
+        "engine": lambda: engine,
+        "session": lambda: engine.session,
+        "criterion": lambda: engine.per_example(nn.CrossEntropyLoss()),
+        "optimizer": lambda: optimizer,
+        "loader": lambda: loader,
+        "list": lambda: [engine, {"session": engine.session}],
+        "trainer": lambda: Trainer(
+            engine=engine, session=engine.session, optimizer=optimizer, loader=loader, model=model
+        ),
+    }
+    if what == "itself":
+        vars(model)["me"] = model
+    else:
+        setattr(model, what, parts[what]())
+
+
+KEPT = ["engine", "session", "criterion", "optimizer", "loader", "list", "trainer", "itself"]
+
+
+@pytest.mark.parametrize("path", ["criterion", "losses", "scalar"])
+@pytest.mark.parametrize("what", KEPT)
+def test_a_model_may_keep_what_trains_it(what: str, path: str) -> None:
+    model = Body()
+    twin = copy.deepcopy(model)
+    updated = []
+    for part, keeps in ((model, True), (twin, False)):
+        engine, optimizer, loader = attached(part, TensorDataset(*[t[:BATCH] for t in data().tensors]), lr=0.1)
+        if keeps:
+            keep(part, what, engine, optimizer, loader)
+        torch.manual_seed(0)
+        for x, y in [(torch.randn(BATCH, WIDTH), torch.arange(BATCH) % CLASSES)]:
+            for _ in loader:
+                if path == "criterion":
+                    engine.per_example(nn.CrossEntropyLoss())(part(x), y).backward()
+                elif path == "losses":
+                    engine.session.backward(F.cross_entropy(part(x), y, reduction="none"))
+                else:
+                    F.cross_entropy(part(x), y).backward()
+                optimizer.step()
+        assert engine.session.steps == 1
+        updated.append(part.head.weight.detach())
+    assert torch.equal(*updated)
+
+
+@pytest.mark.parametrize("what", KEPT)
+def test_state_beside_what_trains_it_is_still_looked_at(what: str) -> None:
+    class Follows(Body):
+        def prepare(self, x: Tensor) -> None:
+            holder = vars(self).get("trainer", self.box)
+            holder.largest = float(x.max())
+
+    model = Follows()
+    engine, optimizer, loader = attached(model, data())
+    keep(model, what, engine, optimizer, loader)
+    x, y = next(iter(loader))
+    F.cross_entropy(model(x), y).backward()
+    with pytest.raises(PrivateBufferError, match="largest"):
+        optimizer.step()
+    assert engine.session.steps == 0
+
+
+# What is found, and how it is refilled -------------------------------------------------------------------------------
+
+
+class Deep(nn.Module):
+    shared = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("seen", torch.zeros(2))
+        self.count = 3
+        self.box = SimpleNamespace(values=[torch.ones(1), {"inner": np.zeros(2)}])
+        self.words = "no state"
+        self.generator = torch.Generator()
+
+
+def places(model: nn.Module) -> set[str]:
+    return {describe(key) for key, _ in kept_by(model)[0]}
+
+
+def test_buffers_attributes_nested_values_generators_and_values_of_the_class_are_found() -> None:
+    assert places(Deep()) >= {"seen", "count", "box.values.0", "box.values.1.inner", "generator"}
+    assert any(place.endswith("Deep.shared") for place in places(Deep()))
+
+
+def test_parameters_strings_and_modules_are_no_state() -> None:
+    assert not places(Deep()) & {"layer", "layer.weight", "layer.bias", "words"}
+
+
+def test_each_object_is_looked_into_once_however_often_it_is_held() -> None:
+    model = Deep()
+    model.box.itself, model.again = model.box, model.box.values
+    assert [key for key, value in kept_by(model)[0] if value is model.box.values[0]] == [("attribute", "again", 0)]
+
+
+HOLDERS: list[Callable[[], Any]] = [
+    lambda: {"a": 1, "b": 2},
+    lambda: OrderedDict(a=1, b=2),
+    lambda: [1, 2],
+    lambda: deque([1, 2]),
+    lambda: {1, 2},
+    lambda: type("Class", (), {"a": 1, "b": 2}),
+]
+
+
+def change(holder: Any) -> None:
+    if isinstance(holder, type):
+        holder.c, holder.a = 3, 4  # type: ignore[attr-defined]
+    elif isinstance(holder, dict):
+        holder["a"] = holder.pop("a") + 1
+        holder["c"] = 3
+    elif isinstance(holder, set):
+        holder.add(3)
+    else:
+        holder.append(3)
+
+
+@pytest.mark.parametrize("make", HOLDERS)
+def test_a_holder_is_refilled_with_the_very_objects_that_it_had_in_their_order(make: Callable[[], Any]) -> None:
+    holder = make()
+    content = content_of(holder)
+    assert is_same(holder, content)
+    change(holder)
+    assert not is_same(holder, content)
+    refill(holder, content)
+    assert is_same(holder, content)
+
+
+def test_the_order_of_a_dictionary_counts() -> None:
+    holder = {"a": 1, "b": 2}
+    content = content_of(holder)
+    holder["a"] = holder.pop("a")
+    assert not is_same(holder, content)
+    refill(holder, content)
+    assert list(holder) == ["a", "b"]

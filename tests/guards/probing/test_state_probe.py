@@ -1,0 +1,124 @@
+"""Does what a model keeps follow the data? Then it is refused."""
+
+from __future__ import annotations
+
+import pytest
+from first_forwards import Body, train
+from torch import Tensor, nn
+
+from hushgrad.errors import HushgradError, PrivateBufferError
+from hushgrad.guards.probing.state_probe import refusal
+
+
+class HookOfABatch(Body):
+    def after(self, out: Tensor) -> Tensor:
+        if "is_ready" not in vars(self):
+            mean = out.detach().mean(0)
+            self.head.register_forward_hook(lambda module, args, out: out - mean)
+            self.is_ready = True
+        return out
+
+
+class HookOfEveryBatch(Body):
+    def after(self, out: Tensor) -> Tensor:
+        mean = out.detach().mean(0)
+        self.head.register_forward_hook(lambda module, args, out: out - mean)
+        return out
+
+
+class PartOfABatch(Body):
+    def after(self, out: Tensor) -> Tensor:
+        if "minus" in self._modules:
+            return self.minus(out)
+        mean = out.detach().mean(0)
+
+        class Minus(nn.Module):
+            def forward(self, h: Tensor) -> Tensor:
+                return h - mean
+
+        self.minus = Minus()
+        return out
+
+
+class BufferOfABatch(Body):
+    def prepare(self, x: Tensor) -> None:
+        if "mean" not in self._buffers:
+            self.register_buffer("mean", x.mean(0))
+
+
+class ClassOfABatch(Body):
+    largest = 0.0
+
+    def prepare(self, x: Tensor) -> None:
+        type(self).largest = float(x.max())
+
+
+class ObjectOfABatch(Body):
+    def prepare(self, x: Tensor) -> None:
+        self.box.largest = float(x.max())
+
+
+LEAKY = [HookOfABatch, HookOfEveryBatch, PartOfABatch, BufferOfABatch, ClassOfABatch, ObjectOfABatch]
+
+
+@pytest.mark.parametrize("make", LEAKY)
+def test_what_a_first_forward_makes_of_its_batch_is_refused(make: type[Body]) -> None:
+    with pytest.raises(PrivateBufferError):
+        train(make())
+
+
+class Own(Body):
+    """Keeps each example's own values, which the next call overwrites, or adds to."""
+
+    adds = False
+
+    def prepare(self, x: Tensor) -> None:
+        kept = vars(self).get("kept")
+        self.kept = x.clone() if kept is None or not self.adds or kept.shape != x.shape else kept + x
+
+
+class Adds(Own):
+    adds = True
+
+    def after(self, out: Tensor) -> Tensor:
+        return out + self.kept.sum()
+
+
+class Counts(Body):
+    """What does not follow the data."""
+
+    def prepare(self, x: Tensor) -> None:
+        self.calls = vars(self).get("calls", 0) + 1
+
+
+class Reads(Own):
+    """Each example gets something of the one that was in its place before: within a call nothing is mixed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        earlier = vars(self).get("kept")
+        out = super().forward(x)
+        return out if earlier is None or earlier.shape != x.shape else out + earlier.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("make", [Own, Counts])
+def test_a_cache_that_nobody_reads_later_and_a_count_are_allowed(make: type[Body]) -> None:
+    assert train(make()).session.probe_report.examined
+
+
+@pytest.mark.parametrize("make", [Adds, Reads])
+def test_a_cache_that_enters_the_next_call_is_refused(make: type[Body]) -> None:
+    with pytest.raises(HushgradError):
+        train(make())
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (("buffer", "norm", "mean"), r"norm\.mean: this buffer"),
+        (("parameter", "norm.weight"), r"norm\.weight: this parameter"),
+        (("attribute", "box", "largest"), r"box\.largest: this attribute"),
+    ],
+)
+def test_a_refusal_names_the_place_and_what_it_is(key: tuple[str, ...], message: str) -> None:
+    with pytest.raises(PrivateBufferError, match=message):
+        raise refusal(key)
