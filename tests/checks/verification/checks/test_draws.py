@@ -60,13 +60,16 @@ def taking_turns(source: np.random.Generator, step: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("draw", "found"),
     [
-        (lambda source, step: source.permutation(N)[: K + 3], {"rate", "sizes"}),
-        (lambda source, step: source.permutation(N)[: K // 2], {"sizes"}),
-        (lambda source, step: np.array([0, *(1 + source.permutation(N - 1)[: K - 1])]), {"rate", "overlaps"}),
-        (lambda source, step: source.integers(0, N, K), {"range"}),
-        (lambda source, step: source.permutation(N + 1)[:K], {"range"}),
-        (lambda source, step: fixed(np.random.default_rng(step // 2), 0), {"overlaps"}),
-        (taking_turns, {"overlaps"}),
+        (lambda source, step: source.permutation(N)[: K + 3], {"sampling-rate", "sampling-sizes"}),
+        (lambda source, step: source.permutation(N)[: K // 2], {"sampling-sizes"}),
+        (
+            lambda source, step: np.array([0, *(1 + source.permutation(N - 1)[: K - 1])]),
+            {"sampling-rate", "sampling-overlaps"},
+        ),
+        (lambda source, step: source.integers(0, N, K), {"sampling-range"}),
+        (lambda source, step: source.permutation(N + 1)[:K], {"sampling-range"}),
+        (lambda source, step: fixed(np.random.default_rng(step // 2), 0), {"sampling-overlaps"}),
+        (taking_turns, {"sampling-overlaps"}),
     ],
     ids=["more", "fewer", "one always", "twice", "nobody", "again", "turns"],
 )
@@ -77,4 +80,4 @@ def test_draws_that_cost_more_are_found(draw: Draw, found: set[str]) -> None:
 @pytest.mark.statistical
 def test_of_draws_that_depend_on_one_another_each_is_looked_at_by_itself() -> None:
     assert read(taking_turns, afresh=False) == set()
-    assert read(lambda source, step: source.integers(0, N, K), afresh=False) == {"range"}
+    assert read(lambda source, step: source.integers(0, N, K), afresh=False) == {"sampling-range"}
