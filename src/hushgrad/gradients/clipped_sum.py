@@ -11,9 +11,9 @@ from torch import Tensor
 from hushgrad.clipping.bound import BoundRule
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import SensitivityMismatchError
-from hushgrad.gradients.alike import Alike, alike
 from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution, Plan, full_precision
+from hushgrad.gradients.stacking import Stacked, group_by_shape
 
 Parts = dict[str, Contribution]
 
@@ -83,7 +83,7 @@ def _clipped_sums(
         return {}
     members = clip.split(combined)
     del combined  # so that what a member lets go is gone
-    stacks = [alike(parts, plan) for parts in members]
+    stacks = [group_by_shape(parts, plan) for parts in members]
     squares_GB = _measure(members, stacks, plan)
     roots_GB = squares_GB.sqrt()
     weights_GB = clip.factors(roots_GB * scale) * scale
@@ -105,7 +105,7 @@ def _clipped_sums(
     return sums
 
 
-def _measure(members: Sequence[Parts], stacks: Sequence[tuple[Sequence[Alike], Sequence[str]]], plan: Plan) -> Tensor:
+def _measure(members: Sequence[Parts], stacks: Sequence[tuple[Sequence[Stacked], Sequence[str]]], plan: Plan) -> Tensor:
     """Return squared norms `[G, B]`, over the parameters of each group together.
 
     Contributions that stand alone are replaced one by one by what is cheapest to sum: where gradients are formed and

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hushgrad.checks.doctor.cost import Form, Setting, cost_of, form_of, taken_by, without_values
+from hushgrad.checks.doctor.cost import GradientForm, LayerSetting, cost_of, form_of, taken_by, without_values
 from hushgrad.gradients.contribution import Contribution, Plan
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.outer import OuterProducts
@@ -20,8 +20,8 @@ def linear(positions: int = T) -> OuterProducts:
     return OuterProducts(torch.randn(B, positions, P), torch.randn(B, positions, D))
 
 
-def setting(whole: Contribution, **changes: object) -> Setting:
-    return replace(Setting(whole, count=1, held_bytes=100, output_values=B * T * P, input_needed=True), **changes)
+def setting(whole: Contribution, **changes: object) -> LayerSetting:
+    return replace(LayerSetting(whole, count=1, held_bytes=100, output_values=B * T * P, input_needed=True), **changes)
 
 
 def test_shapes_without_values_hold_no_memory_and_say_what_the_real_ones_hold() -> None:
@@ -33,8 +33,8 @@ def test_shapes_without_values_hold_no_memory_and_say_what_the_real_ones_hold() 
 
 
 def test_the_form_of_a_matrix_is_its_positions_outputs_and_inputs() -> None:
-    assert form_of(linear()) == Form(T, P, D)
-    assert form_of(Dense(torch.randn(B, P, D))) == Form(None, None, None)
+    assert form_of(linear()) == GradientForm(T, P, D)
+    assert form_of(Dense(torch.randn(B, P, D))) == GradientForm(None, None, None)
 
 
 def test_an_ordinary_step_forms_a_weight_gradient_and_an_input_gradient_where_one_is_needed() -> None:

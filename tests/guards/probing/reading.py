@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.guards.probing.loss_graph import LossGraph
-from hushgrad.guards.probing.loss_values import Reading, Rows, Term, Total, Unread
+from hushgrad.guards.probing.loss_values import PerExample, Reading, Term, Total, Unread
 from hushgrad.torch_internals import sequence_number
 
 B = 4
@@ -29,11 +29,11 @@ def terms(loss: Callable[[Tensor], Tensor], *shape: int) -> tuple[Term, ...]:
     return reading.value.terms
 
 
-def rows(values: Callable[[Tensor], Tensor], *shape: int) -> Rows:
+def rows(values: Callable[[Tensor], Tensor], *shape: int) -> PerExample:
     """Return what values of single examples are taken for; there are no faults."""
     reading = read(values, *shape)
     assert reading.faults == []
-    assert isinstance(reading.value, Rows), reading.value
+    assert isinstance(reading.value, PerExample), reading.value
     return reading.value
 
 

@@ -19,7 +19,7 @@ SLICES_COST = 2
 
 
 @dataclass(frozen=True)
-class Form:
+class GradientForm:
     """The shape of a use: T positions of a `[p, d]` weight, whose parts are None where it has no such form."""
 
     positions: int | None
@@ -32,7 +32,7 @@ class Cost:
     """How one use of one parameter is handled, and what that takes."""
 
     way: str
-    form: Form
+    form: GradientForm
     ordinary_flops: int
     private_flops: int
     memory_bytes: int
@@ -51,7 +51,7 @@ def without_values(contribution: Contribution) -> tuple[Contribution, int]:
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class LayerSetting:
     """What the cost of a use depends on beside its own shape.
 
     Attributes:
@@ -69,7 +69,7 @@ class Setting:
     input_needed: bool
 
 
-def cost_of(part: Contribution, setting: Setting, plan: Plan) -> Cost:
+def cost_of(part: Contribution, setting: LayerSetting, plan: Plan) -> Cost:
     """Return the cost of one use of a parameter, given as shapes."""
     whole, held = setting.whole, setting.held_bytes
     form = form_of(part)
@@ -98,17 +98,17 @@ def taken_by(whole: Contribution, plan: Plan) -> int:
     return 0
 
 
-def form_of(part: Contribution) -> Form:
+def form_of(part: Contribution) -> GradientForm:
     """Return T, p and d of a use."""
     if isinstance(part, OuterProducts):
-        return Form(part.left.shape[1], part.left.shape[2], part.right.shape[2])
+        return GradientForm(part.left.shape[1], part.left.shape[2], part.right.shape[2])
     if isinstance(part, Convolution):
-        return Form(
+        return GradientForm(
             torch.Size(part.grad_outputs.shape[2:]).numel(), part.geometry.weight_shape[0], part.geometry.columns
         )
     if isinstance(part, Rows):
-        return Form(part.ids.shape[1], part.num_rows, part.gradients.shape[-1])
-    return Form(None, None, None)
+        return GradientForm(part.ids.shape[1], part.num_rows, part.gradients.shape[-1])
+    return GradientForm(None, None, None)
 
 
 def _gemm(part: Factored) -> int:
@@ -116,7 +116,7 @@ def _gemm(part: Factored) -> int:
     return 2 * part.batch_size * (form.positions or 0) * (form.outputs or 0) * (form.inputs or 0)
 
 
-def _of_matrix(setting: Setting, whole: Factored, own: Form, plan: Plan) -> tuple[str, int, int]:
+def _of_matrix(setting: LayerSetting, whole: Factored, own: GradientForm, plan: Plan) -> tuple[str, int, int]:
     """Return the way, the operations beyond an ordinary weight gradient, and the bytes held until sums are formed."""
     form = form_of(whole)
     share = (own.positions or 0) / max(1, form.positions or 0)
@@ -132,7 +132,7 @@ def _of_matrix(setting: Setting, whole: Factored, own: Form, plan: Plan) -> tupl
     return f"{way}, drop", int(share * 2 * values) + _gemm(whole), setting.held_bytes
 
 
-def _added_up(setting: Setting) -> tuple[int, int]:
+def _added_up(setting: LayerSetting) -> tuple[int, int]:
     """Return one use's share where uses are added as per-example gradients of the whole parameter."""
     values = _values(setting.whole)
     return 5 * values // setting.count, 4 * values // setting.count

@@ -75,7 +75,7 @@ def doctor(
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     examination = None
     if batch is not None and can_run(model):
-        examination = _Examination(model, trainable, criterion, problems, notes)
+        examination = _ModelExamination(model, trainable, criterion, problems, notes)
         examination.run(*_arguments(model, batch, criterion))
     elif batch is not None:
         notes.append(Finding("", "", "the model was not run: it cannot be, before the problems above are solved"))
@@ -93,7 +93,7 @@ def doctor(
     )
 
 
-class _Examination:
+class _ModelExamination:
     """One forward, backward and probe of a model."""
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hushgrad.checks.doctor.cost import SLICES_COST, Cost, Setting, cost_of, taken_by
+from hushgrad.checks.doctor.cost import SLICES_COST, Cost, LayerSetting, cost_of, taken_by
 from hushgrad.checks.doctor.findings import Use
 from hushgrad.checks.doctor.recording import Recorded
 from hushgrad.gradients.combine import combine
@@ -27,7 +27,7 @@ def uses_of(recorded: Sequence[Recorded], plan: Plan) -> tuple[Use, ...]:
         costs = []
         for part in parts:
             whole, count = wholes[part.parameter], len(by_parameter[part.parameter])
-            setting = Setting(whole, count, part.held_bytes, part.output_values, part.input_needed)
+            setting = LayerSetting(whole, count, part.held_bytes, part.output_values, part.input_needed)
             costs.append((part, cost_of(part.contribution, setting, plan)))
             if count == 1:  # its gradients are formed at once, in this order
                 plan = plan.after(taken_by(whole, plan))

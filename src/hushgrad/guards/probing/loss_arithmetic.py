@@ -11,9 +11,9 @@ from typing import Any
 
 from hushgrad.guards.probing.loss_values import (
     Law,
-    Operator,
+    LossOperator,
+    PerExample,
     Reading,
-    Rows,
     Shape,
     Term,
     Total,
@@ -42,14 +42,14 @@ NONE, MEAN, SUM = 0, 1, 2
 """The `reduction` of a criterion, as torch numbers it."""
 
 
-def elementwise(read: Reading, op: Operator) -> Value:
+def elementwise(read: Reading, op: LossOperator) -> Value:
     """Arithmetic and functions of single values."""
     totals = [value for value in op.values if isinstance(value, Total)]
     if totals:
         return _of_totals(read, op, totals)
     joined = join_rows(read, op.values, op.shapes, op.shape, keeps_law=op.name in LINEAR | SCALING | {"Where"})
     given = [value for value in op.values if value is not None]
-    if len(given) != 1 or not isinstance(given[0], Rows) or given[0].raw is None:
+    if len(given) != 1 or not isinstance(given[0], PerExample) or given[0].raw is None:
         return joined
     raw, shifted = given[0].raw, given[0].shifted
     if op.name in COPYING:
@@ -63,7 +63,7 @@ def elementwise(read: Reading, op: Operator) -> Value:
     return joined
 
 
-def _of_totals(read: Reading, op: Operator, totals: list[Total]) -> Value:
+def _of_totals(read: Reading, op: LossOperator, totals: list[Total]) -> Value:
     alone = sum(value is not None for value in op.values) == 1
     if op.name in LINEAR and alone:
         return totals[0]
@@ -88,9 +88,9 @@ def _divided(read: Reading, node: Any, total: Total) -> Total:
 
 def join_rows(
     read: Reading, values: list[Value], shapes: list[Shape], shape: Shape, *, keeps_law: bool = False
-) -> Rows:
+) -> PerExample:
     """Return what an elementwise operator makes of values of single examples."""
-    rows = [(value, old) for value, old in zip(values, shapes, strict=True) if isinstance(value, Rows)]
+    rows = [(value, old) for value, old in zip(values, shapes, strict=True) if isinstance(value, PerExample)]
     axes: set[int | None] = set()
     grown: list[tuple[int, Shape] | None] = []
     for value, old in rows:
@@ -108,10 +108,10 @@ def join_rows(
         read.mixes("each example is set against every other one")
     axis_of_all = known.pop() if len(axes) == 1 and known else None
     picked = any(value.picked for value, _ in rows)
-    return Rows(axis_of_all, law=kept, grown=grown[0] if all(grown) else None, picked=picked)
+    return PerExample(axis_of_all, law=kept, grown=grown[0] if all(grown) else None, picked=picked)
 
 
-def criterion(read: Reading, op: Operator) -> Value:
+def criterion(read: Reading, op: LossOperator) -> Value:
     """A criterion of values and targets, with its own reduction."""
     if any(isinstance(value, Total) for value in op.values):
         read.mixes("a criterion of a sum or mean over all examples")
@@ -120,7 +120,7 @@ def criterion(read: Reading, op: Operator) -> Value:
     if op.name in ROW_CRITERIA:
         given = given[:-1]
     joined = join_rows(read, op.values, op.shapes, given)
-    raw = [value for value in op.values if isinstance(value, Rows)]
+    raw = [value for value in op.values if isinstance(value, PerExample)]
     if len(raw) == 1 and raw[0].raw is not None:
         if op.name == "MseLoss":
             joined = joined._replace(law=Law("square", raw[0].raw))
@@ -129,16 +129,16 @@ def criterion(read: Reading, op: Operator) -> Value:
     return _reduced(read, joined, saved(op.node, "reduction"), given)
 
 
-def negative_log_likelihood(read: Reading, op: Operator) -> Value:
+def negative_log_likelihood(read: Reading, op: LossOperator) -> Value:
     """The choice of a class for each row, with its reduction; a mean divides by the weights of what was counted."""
     value, given = op.values[0], op.shapes[0]
-    if not isinstance(value, Rows) or len(given) < 2:
+    if not isinstance(value, PerExample) or len(given) < 2:
         return Unread("classes are chosen from a sum over the examples")
     if value.axis == 1:
         read.mixes("the batch lies on the axis of classes")
         return Unread(op.name)
     lengths = (given[0], *given[2:])
-    rows = Rows(None if value.axis is None else max(value.axis - 1, 0), law=value.law)
+    rows = PerExample(None if value.axis is None else max(value.axis - 1, 0), law=value.law)
     found = _reduced(read, rows, saved(op.node, "reduction"), lengths)
     if isinstance(found, Total) and saved(op.node, "reduction") == MEAN:
         is_weighted = _was_given(op.node, "weight")
@@ -147,12 +147,12 @@ def negative_log_likelihood(read: Reading, op: Operator) -> Value:
 
 
 def _reduced(read: Reading, value: Value, reduction: int, shape: Shape) -> Value:
-    if reduction == NONE or not isinstance(value, Rows):
+    if reduction == NONE or not isinstance(value, PerExample):
         return value
     return _over(read, value, shape, tuple(range(len(shape))), reduction == MEAN)
 
 
-def along(read: Reading, op: Operator) -> Value:
+def along(read: Reading, op: LossOperator) -> Value:
     """A sum, a mean or another reduction over some axes or all."""
     value, given = op.values[0], op.shapes[0]
     axes = axes_of(saved(op.node, "dim", None), len(given))
@@ -169,7 +169,7 @@ def _within(
     read: Reading, operator: str, value: Value, given: Shape, axes: tuple[int, ...], *, keeps: bool = False
 ) -> Value:
     """Return what an operator along some axes makes of the values of single examples."""
-    if not isinstance(value, Rows):
+    if not isinstance(value, PerExample):
         return Unread(operator)
     read.note_broadcast(value)
     if value.axis in axes or len(axes) == len(given):
@@ -177,7 +177,7 @@ def _within(
         return Unread(operator)
     if value.axis is None:
         return Unread(f"{operator} where the batch has no axis of its own")
-    return Rows(value.axis if keeps else _without(value.axis, axes))
+    return PerExample(value.axis if keeps else _without(value.axis, axes))
 
 
 def _over(read: Reading, value: Value, given: Shape, axes: tuple[int, ...], is_mean: bool) -> Value:
@@ -187,7 +187,7 @@ def _over(read: Reading, value: Value, given: Shape, axes: tuple[int, ...], is_m
         if is_mean:
             read.divisors.append(count)
         return value
-    if not isinstance(value, Rows):
+    if not isinstance(value, PerExample):
         return value
     read.note_broadcast(value)
     if len(axes) == len(given) or value.axis in axes:
@@ -205,18 +205,23 @@ def _over(read: Reading, value: Value, given: Shape, axes: tuple[int, ...], is_m
         return Unread("a sum over some axes, where the batch has no axis of its own")
     if is_mean:
         read.divisors.append(count)
-    return Rows(_without(value.axis, axes), law=value.law)
+    return PerExample(_without(value.axis, axes), law=value.law)
 
 
-def over_classes(read: Reading, op: Operator) -> Value:
+def over_classes(read: Reading, op: LossOperator) -> Value:
     """An operator along one axis that keeps it."""
     axes = axes_of(saved(op.node, "dim"), len(op.shapes[0]))
     value = op.values[0]
     found = _within(read, op.name, value, op.shapes[0], axes, keeps=True)
-    if isinstance(found, Rows) and isinstance(value, Rows) and op.name == "LogSoftmax" and value.raw is not None:
+    if (
+        isinstance(found, PerExample)
+        and isinstance(value, PerExample)
+        and op.name == "LogSoftmax"
+        and value.raw is not None
+    ):
         is_known = not value.shifted
         return found._replace(law=Law("classes", value.raw, op.shapes[0][axes[0]]) if is_known else None)
-    return found._replace(law=value.law) if isinstance(found, Rows) and isinstance(value, Rows) else found
+    return found._replace(law=value.law) if isinstance(found, PerExample) and isinstance(value, PerExample) else found
 
 
 def _without(axis: int, axes: Sequence[int]) -> int:

@@ -15,7 +15,17 @@ from typing import Any
 import torch
 
 from hushgrad.guards.probing.loss_rules import RULES
-from hushgrad.guards.probing.loss_values import Key, Operator, Reading, Rows, Shape, Term, Total, Unread, Value
+from hushgrad.guards.probing.loss_values import (
+    Key,
+    LossOperator,
+    PerExample,
+    Reading,
+    Shape,
+    Term,
+    Total,
+    Unread,
+    Value,
+)
 from hushgrad.torch_internals import dtype_of_output, sequence_number, shape_of_output
 
 MOST_NODES = 400
@@ -111,19 +121,19 @@ class LossGraph:
         if rule is None:
             return Unread(f"{name} is not known to be for each example alone")
         shapes = [() if part is None else _shape(part, place) for part, place in edges]
-        return rule(self._read, Operator(name, node, _shape(node, index), values, shapes))
+        return rule(self._read, LossOperator(name, node, _shape(node, index), values, shapes))
 
     def _output(self, output: Key, shape: Shape) -> Value:
         """Return what an output of the model of this shape is taken for."""
         if math.prod(shape) == 1:
             return Total((Term("model"),))
         if len(shape) > 2 and shape[0] == shape[1] == self._size:
-            return Rows(None, raw=output)  # examples or positions first: not to be told
+            return PerExample(None, raw=output)  # examples or positions first: not to be told
         for axis in (0, 1):
             if axis < len(shape) and shape[axis] == self._size:
-                return Rows(axis, raw=output)
+                return PerExample(axis, raw=output)
         if shape[0] % self._size == 0:
-            return Rows(0, raw=output)
+            return PerExample(0, raw=output)
         return Unread("an output of the model has no axis with the batch")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from hushgrad.accounting.conditions import INNER_LOSS, LOSS_OF_MODEL, OWN_LOSS, UNREAD_LOSS, Condition
 from hushgrad.errors import CrossSampleLeakError, LossShapeError
 from hushgrad.guards.probing.counted_rows import Counted, CountedRows, counted_values
-from hushgrad.guards.probing.loss_values import Key, Law, Reading, Rows, Shape, Term, Total, Unread
+from hushgrad.guards.probing.loss_values import Key, Law, PerExample, Reading, Shape, Term, Total, Unread
 
 CLOSE = 1e-4
 """A divisor this near to a number of parts, relative to it, is that number."""
@@ -123,7 +123,7 @@ class LossJudge:
         laws = {term.law for term in hidden}
         (law,) = laws if len(laws) == 1 else (None,)
         layout = reading.outputs[key]
-        if law is None or law.output != key or not isinstance(layout, Rows):
+        if law is None or law.output != key or not isinstance(layout, PerExample):
             return None
         if layout.axis is None:
             return None

@@ -16,7 +16,7 @@ from hushgrad.guards.probing.loss_arithmetic import (
     over_classes,
 )
 from hushgrad.guards.probing.loss_shapes import connectionist, distances, expand, picked, product, stacked, turned, view
-from hushgrad.guards.probing.loss_values import Operator, Reading, Value
+from hushgrad.guards.probing.loss_values import LossOperator, Reading, Value
 
 ELEMENTWISE = LINEAR | SCALING | NONLINEAR | {"Lerp", "NanToNum", "NativeDropout", "Sign", "Where"}
 CRITERIA = {
@@ -28,7 +28,7 @@ VIEWS = {"ReshapeAlias", "Squeeze", "Unsqueeze", "UnsafeView", "View"}
 PICKING = {"Index", "MaskedSelect", "Select", "Slice"}
 
 
-Rule = Callable[[Reading, Operator], Value]
+Rule = Callable[[Reading, LossOperator], Value]
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),

@@ -21,7 +21,7 @@ class Law(NamedTuple):
     classes: int = 0
 
 
-class Rows(NamedTuple):
+class PerExample(NamedTuple):
     """Values of single examples. `axis` holds the examples, None where no one axis does.
 
     `raw`: the output of the model (its key) whose own values these are, arranged anew, else None; `shifted`: or that
@@ -44,7 +44,7 @@ class Term(NamedTuple):
     `kind`: "mean", "sum", "model" (a scalar that the model returned), "vouched" (a sum of losses that were examined,
     which its own backward holds to its gradient) or "other". `is_plain`: False where it has a factor that the graph
     does not show. `counts`: whether it is divided by a number of chosen values (of targets that
-    are not ignored, say). `is_weighted`: whether classes have weights. `law`: see `Rows`.
+    are not ignored, say). `is_weighted`: whether classes have weights. `law`: see `PerExample`.
     """
 
     kind: str
@@ -70,11 +70,11 @@ class Unread(NamedTuple):
     why: str
 
 
-Value = Rows | Total | Unread | None
+Value = PerExample | Total | Unread | None
 """None is a constant: it does not come from the model."""
 
 
-class Operator(NamedTuple):
+class LossOperator(NamedTuple):
     """One operator of a graph: its node and the shape it made, and what it was given, constants as None and ()."""
 
     name: str
@@ -133,7 +133,7 @@ class Reading:
             for length in lengths
         )
 
-    def note_broadcast(self, value: Rows) -> None:
+    def note_broadcast(self, value: PerExample) -> None:
         """Take note that values are reduced which were broadcast before."""
         if value.grown is not None:
             self.broadcasts.append(value.grown)

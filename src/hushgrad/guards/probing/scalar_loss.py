@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hushgrad.accounting.conditions import INNER_LOSS, OUTSIDE_CALL, UNREAD_LOSS, Condition
 from hushgrad.guards.probing.loss_graph import LossGraph, is_narrow, operator_name, reaches_inside
 from hushgrad.guards.probing.loss_judge import LossJudge
-from hushgrad.guards.probing.loss_values import Key, Rows, Term, Total, Value
+from hushgrad.guards.probing.loss_values import Key, PerExample, Term, Total, Value
 from hushgrad.guards.probing.trees import tensors_at
 from hushgrad.torch_internals import current_graph_task, losses_of_backward, sequence_number, version
 
@@ -99,7 +99,7 @@ class ScalarLoss:
     def vouch(self, losses: Tensor) -> None:
         """These losses, `[B]`, are examined elsewhere, as to the model's outputs."""
         if losses.grad_fn is not None:
-            self._vouched[_key(losses)] = Rows(0)
+            self._vouched[_key(losses)] = PerExample(0)
             if reaches_inside(losses.grad_fn, self._outputs, self._anchor):
                 self._conditions[INNER_LOSS] = None
 

@@ -21,7 +21,7 @@ from hushgrad.gradients.rounding import product_of_squares
 SMALL_OPERAND, SMALLEST_GROUP = 1 << 14, 3
 
 
-class Alike(ABC):
+class Stacked(ABC):
     """Contributions of n parameters, stacked."""
 
     names: tuple[str, ...]
@@ -36,7 +36,7 @@ class Alike(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class AlikeProducts(Alike):
+class AlikeProducts(Stacked):
     """Outer products at one position, `left [n, B, p]` and `right [n, B, d]`."""
 
     names: tuple[str, ...]
@@ -56,7 +56,7 @@ class AlikeProducts(Alike):
 
 
 @dataclass(frozen=True, eq=False)
-class AlikeDense(Alike):
+class AlikeDense(Stacked):
     """Gradients themselves, `[n, B, *shape]`."""
 
     names: tuple[str, ...]
@@ -78,7 +78,7 @@ def _squares(values_nBK: Tensor) -> Tensor:
     return norms_nB.square()
 
 
-def alike(contributions: Mapping[str, Contribution], plan: Plan) -> tuple[list[Alike], list[str]]:
+def group_by_shape(contributions: Mapping[str, Contribution], plan: Plan) -> tuple[list[Stacked], list[str]]:
     """Return groups of small contributions of one shape, and the names of those that stay alone."""
     groups: dict[tuple[object, ...], list[str]] = {}
     alone: list[str] = []
@@ -90,7 +90,7 @@ def alike(contributions: Mapping[str, Contribution], plan: Plan) -> tuple[list[A
             first = operands[0]
             kind = (type(part), *(operand.shape for operand in operands), first.dtype, first.device)
             groups.setdefault(kind, []).append(name)
-    found: list[Alike] = []
+    found: list[Stacked] = []
     for names in groups.values():
         if len(names) < SMALLEST_GROUP:
             alone += names
@@ -111,7 +111,7 @@ def _small_operands(part: Contribution, plan: Plan) -> tuple[Tensor, ...] | None
     return operands if all(operand.numel() <= SMALL_OPERAND for operand in operands) else None
 
 
-def _stacked(names: Sequence[str], parts: Sequence[Contribution]) -> Alike:
+def _stacked(names: Sequence[str], parts: Sequence[Contribution]) -> Stacked:
     dense = [part.gradients for part in parts if isinstance(part, Dense)]
     if dense:
         return AlikeDense(tuple(names), torch.stack(dense))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from hushgrad.clipping.flat import FlatClipping
-from hushgrad.gradients.alike import SMALL_OPERAND, SMALLEST_GROUP, alike
 from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.outer import OuterProducts
+from hushgrad.gradients.stacking import SMALL_OPERAND, SMALLEST_GROUP, group_by_shape
 
 B = 5
 
@@ -47,7 +47,7 @@ def alone_only(contributions: Mapping[str, Contribution]) -> dict[str, torch.Ten
 
 def test_a_group_gives_the_norms_and_sums_of_its_members() -> None:
     contributions = mixed()
-    groups, alone = alike(contributions, Plan())
+    groups, alone = group_by_shape(contributions, Plan())
     assert sorted(len(group.names) for group in groups) == [3, 3, 4, 5]
     assert sorted([*alone, *(name for group in groups for name in group.names)]) == sorted(contributions)
     weights = torch.rand(B).double()
@@ -91,7 +91,7 @@ def test_an_example_whose_square_overflows_in_a_group_is_clipped() -> None:
 def test_what_is_large_or_rare_or_forced_another_way_stays_alone() -> None:
     large = {f"large {number}": Dense(torch.zeros(2, SMALL_OPERAND)) for number in range(4)}
     rare = {f"rare {number}": Dense(torch.zeros(2, 3)) for number in range(SMALLEST_GROUP - 1)}
-    assert alike(large | rare, Plan())[0] == []
+    assert group_by_shape(large | rare, Plan())[0] == []
     forced = {str(number): part for number, part in enumerate(products(4, 3, 2))}
-    assert alike(forced, Plan(way="instantiate"))[0] == []
-    assert len(alike(forced, Plan())[0]) == 1
+    assert group_by_shape(forced, Plan(way="instantiate"))[0] == []
+    assert len(group_by_shape(forced, Plan())[0]) == 1
