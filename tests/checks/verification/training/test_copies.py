@@ -18,7 +18,8 @@ from verified_training import SIGMA, B, C, N, claim, mlp
 import hushgrad
 import hushgrad.mechanism.gaussian
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, verify
-from hushgrad.checks.verification.training.copies import SessionUpdate, TrainingReplica, ordinary_loop, without_session
+from hushgrad.checks.verification.training.copies import TrainingReplica, ordinary_loop, without_session
+from hushgrad.checks.verification.training.session_update import SessionUpdate
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.session.spending import Spending
 
