@@ -51,7 +51,7 @@ def test_a_model_or_optimizer_has_one_open_session() -> None:
 def test_all_modules_and_the_optimizer_are_claimed_together_and_given_back_together() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    members = Members(model, optimizer)
+    members = Members(model, optimizer, None)
     members.join()
     assert all(is_in_use([part]) for part in (optimizer, model, *model))
     members.leave()
@@ -73,10 +73,14 @@ def test_steps_count_elsewhere_unless_the_ledger_holds_them(
     remembered: tuple[str | None, int, int], path: str | None, elsewhere: int
 ) -> None:
     model, other = nn.Linear(2, 2), nn.Linear(2, 2)
-    members = Members(model, torch.optim.SGD(model.parameters(), 0.1))
-    assert members.steps_elsewhere(path) == 0
-    members.remember(*remembered)
-    again = Members(model, torch.optim.SGD(model.parameters(), 0.1))
-    assert again.steps_elsewhere(path) == elsewhere
-    assert Members(nn.Sequential(model), torch.optim.SGD(model.parameters(), 0.1)).steps_elsewhere(path) == elsewhere
-    assert Members(other, torch.optim.SGD(other.parameters(), 0.1)).steps_elsewhere(path) == 0
+    ledger, steps, uncounted = remembered
+
+    def of(model: nn.Module, ledger: str | None) -> Members:
+        return Members(model, torch.optim.SGD(model.parameters(), 0.1), ledger)
+
+    members = of(model, ledger)
+    assert members.steps_elsewhere() == 0
+    members.remember(steps, uncounted)
+    assert of(model, path).steps_elsewhere() == elsewhere
+    assert of(nn.Sequential(model), path).steps_elsewhere() == elsewhere
+    assert of(other, path).steps_elsewhere() == 0

@@ -63,7 +63,7 @@ def test_every_monitor_is_shown_the_update_as_it_was_written_and_frozen_paramete
 
 
 def test_a_monitor_that_writes_to_the_update_is_named_and_ends_the_step() -> None:
-    with pytest.raises(ContractChangedError, match=r"Writes: this monitor wrote"):
+    with pytest.raises(ContractChangedError, match=r"Writes: this monitor changed"):
         Monitors([Looks(), Writes()]).see(0, MECHANISM, parameters())
 
 

@@ -37,7 +37,7 @@ def test_a_draw_that_is_not_cut_as_charged_is_found(monkeypatch: pytest.MonkeyPa
     """The truncated sampler leaves larger draws as they are, and the loader that would refuse them does not look."""
     claimed = replace(claim(), sampling=TruncatedPoissonSampling(B / N, N, 42))
     monkeypatch.setattr(PoissonSampler, "_cut_size", lambda self, size: size)
-    monkeypatch.setattr("hushgrad.sampling.loader._Planner._require_chargeable", lambda *_: None)
+    monkeypatch.setattr("hushgrad.sampling.loader._Planner._chargeable", lambda _, drawn: tuple(drawn))
     monkeypatch.setattr("hushgrad.sampling.loader.Cutting", lambda *_: Cutting(64, True))
     verdict = verified(mechanism=claimed, max_physical_batch_size=64, constant_shapes=True)
     assert not verdict.passed
@@ -64,6 +64,7 @@ def test_a_pass_that_holds_a_record_twice_is_found(monkeypatch: pytest.MonkeyPat
     source = replica(sampling=DisjointBatches())
     batches = [tuple(range(12))] * 5
     monkeypatch.setattr(CheckedBatches, "one_pass", lambda self, *_: iter(batches))
+    monkeypatch.setattr("hushgrad.sampling.loader._require_new", lambda *_: None)  # which would refuse them
     _, (check,) = draws_of_training(source, 0.05, 1e-6)
     assert not check.passed
     assert "3 of 3 passes" in check.measured
