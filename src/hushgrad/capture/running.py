@@ -43,11 +43,12 @@ class RunningCall:
         """
         if self._life() is None:
             return False
-        address = self._address
-        known: list[int] = []
+        address, known = self._address, None
         try:
             site = id(_frame_at(asker).f_code) + asker
-            known = self._distances.setdefault(site, known)
+            known = self._distances.get(site)
+            if known is None:
+                known = self._distances[site] = []
             for distance in known:
                 if id(_frame_at(distance)) == address:
                     return True
@@ -57,8 +58,9 @@ class RunningCall:
         distance = 0
         while frame is not None:
             if id(frame) == address:
-                known.insert(0, distance)
-                del known[DEPTHS:]
+                if known is not None:
+                    known.insert(0, distance)
+                    del known[DEPTHS:]
                 return True
             frame, distance = frame.f_back, distance + 1
         return False

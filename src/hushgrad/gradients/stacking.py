@@ -83,12 +83,10 @@ def group_by_shape(contributions: Mapping[str, Contribution], plan: Plan) -> tup
     groups: dict[tuple[object, ...], list[str]] = {}
     alone: list[str] = []
     for name, part in contributions.items():
-        operands = _small_operands(part, plan)
-        if operands is None:
+        kind = _small_kind(part, plan)
+        if kind is None:
             alone.append(name)
         else:
-            first = operands[0]
-            kind = (type(part), *(operand.shape for operand in operands), first.dtype, first.device)
             groups.setdefault(kind, []).append(name)
     found: list[Stacked] = []
     for names in groups.values():
@@ -99,16 +97,19 @@ def group_by_shape(contributions: Mapping[str, Contribution], plan: Plan) -> tup
     return found, alone
 
 
-def _small_operands(part: Contribution, plan: Plan) -> tuple[Tensor, ...] | None:
-    """Return the operands that would be stacked; None where it does not pay or the plan wants another way."""
-    operands: tuple[Tensor, ...]
-    if isinstance(part, OuterProducts) and part.way(plan) == "product":
-        operands = (part.left, part.right)
-    elif isinstance(part, Dense) and part.gradients.ndim > 1:
-        operands = (part.gradients,)
-    else:
-        return None
-    return operands if all(operand.numel() <= SMALL_OPERAND for operand in operands) else None
+def _small_kind(part: Contribution, plan: Plan) -> tuple[object, ...] | None:
+    """Return what the parts of one stack have in common; None where it does not pay or the plan wants another way."""
+    # Asked of every parameter in every step: written out, without loops over the operands.
+    if isinstance(part, OuterProducts):
+        left, right = part.left, part.right
+        is_small = left.numel() <= SMALL_OPERAND and right.numel() <= SMALL_OPERAND
+        if is_small and part.way(plan) == "product":
+            return type(part), left.shape, right.shape, left.dtype, left.device
+    elif isinstance(part, Dense):
+        gradients = part.gradients
+        if gradients.ndim > 1 and gradients.numel() <= SMALL_OPERAND:
+            return type(part), gradients.shape, gradients.dtype, gradients.device
+    return None
 
 
 def _stacked(names: Sequence[str], parts: Sequence[Contribution]) -> Stacked:
