@@ -13,6 +13,8 @@ import pytest
 
 import hushgrad
 from hushgrad.accounting.events import registry
+from hushgrad.clipping import known as clip_rules
+from hushgrad.clipping.rule import ClipRule
 from hushgrad.mechanism import known as noise_kinds
 from hushgrad.mechanism.noise import NoiseMechanism
 from hushgrad.sampling import known as sampling_kinds
@@ -54,6 +56,7 @@ def _kinds_of(base: type) -> frozenset[str]:
 
 CONCEPTS = {
     "accounting/events": (frozenset(kind.__name__ for kind in registry._KINDS.values()), "PoissonSampled"),
+    "clipping": (_kinds_of(ClipRule), "FlatClipping"),
     "mechanism": (_kinds_of(NoiseMechanism), "GaussianNoise"),
     "sampling": (_kinds_of(SamplingScheme), "PoissonSampling"),
 }
@@ -73,7 +76,10 @@ def test_nobody_outside_of_a_concept_asks_which_kind_it_is(folder: str) -> None:
     assert not asked, "give the concept a property instead"
 
 
-@pytest.mark.parametrize(("base", "own"), [(NoiseMechanism, noise_kinds.OWN), (SamplingScheme, sampling_kinds.OWN)])
+@pytest.mark.parametrize(
+    ("base", "own"),
+    [(ClipRule, clip_rules.OWN), (NoiseMechanism, noise_kinds.OWN), (SamplingScheme, sampling_kinds.OWN)],
+)
 def test_the_kinds_that_no_guarantee_names_are_all_of_hushgrads(base: type, own: tuple[type, ...]) -> None:
     assert {kind.__name__ for kind in own} == _kinds_of(base)
     assert all(vars(sys.modules[kind.__module__])[kind.__name__] is kind for kind in own)

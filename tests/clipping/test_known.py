@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,36 +132,3 @@ def test_only_hushgrads_own_rules_are_its_own() -> None:
     assert hushgrad.FlatClipping in OWN
     assert is_own(FlatClipping(1.0))
     assert not is_own(Own())
-
-
-# Who asks which clip rule it is --------------------------------------------------------------------------------------
-
-
-def kinds_asked_for(source: str, names: frozenset[str]) -> set[str]:
-    """Return the rules that a source compares an object with: isinstance, issubclass, `type(x) is`, match."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        asked: list[ast.AST] = []
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
-            asked = list(node.args[1:])
-        elif isinstance(node, ast.MatchClass):
-            asked = [node.cls]
-        elif isinstance(node, ast.Compare):
-            asked = [node.left, *node.comparators]
-        for part in asked:
-            for leaf in ast.walk(part):
-                if isinstance(leaf, ast.Name | ast.Attribute):
-                    found.add(leaf.id if isinstance(leaf, ast.Name) else leaf.attr)
-    return found & names
-
-
-def test_nobody_but_clipping_asks_which_clip_rule_it_is() -> None:
-    root = Path(hushgrad.__file__).parent
-    names = frozenset(kind.__name__ for kind in OWN)
-    assert kinds_asked_for("isinstance(rule, FlatClipping)", names) == {"FlatClipping"}
-    asked = {
-        str(path.relative_to(root)): found
-        for path in sorted(root.rglob("*.py"))
-        if path.parent != root / "clipping" and (found := kinds_asked_for(path.read_text(encoding="utf-8"), names))
-    }
-    assert not asked, "give the rule a method instead"
