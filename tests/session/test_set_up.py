@@ -11,8 +11,7 @@ from torch import nn
 from hushgrad import DPSGD, FlatClipping, PoissonSampling
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.guards.in_use import is_in_use
-from hushgrad.guards.monitoring.alarms import Alarms
-from hushgrad.randomness import KeyStream
+from hushgrad.randomness import Address, KeyStream
 from hushgrad.session.set_up import set_up
 
 MECHANISM = DPSGD(
@@ -20,21 +19,8 @@ MECHANISM = DPSGD(
 )
 
 
-def parts_of(model: nn.Module, **changes: Any) -> Any:
-    arguments: dict[str, Any] = {
-        "ledger": None,
-        "key": None,
-        "plan": None,
-        "budget": None,
-        "lease": 1,
-        "monitors": (),
-        "alarms": Alarms.RAISED,
-        "batches_are_chosen": False,
-        "mechanism": MECHANISM,
-    }
-    arguments.update(changes)
-    mechanism = arguments.pop("mechanism")
-    return set_up(model, torch.optim.SGD(model.parameters(), lr=0.1), mechanism, **arguments)
+def parts_of(model: nn.Module, mechanism: Any = MECHANISM, **changes: Any) -> Any:
+    return set_up(model, torch.optim.SGD(model.parameters(), lr=0.1), mechanism, **changes)
 
 
 def test_a_set_up_claims_nothing_yet() -> None:
@@ -46,8 +32,6 @@ def test_a_set_up_claims_nothing_yet() -> None:
 
 def test_two_sessions_have_different_secret_bits_and_a_test_key_repeats_its_own() -> None:
     def bits(**changes: Any) -> bytes:
-        from hushgrad.randomness import Address
-
         return bytes(parts_of(nn.Linear(3, 2), **changes).stream.read(Address(0), 32))
 
     assert bits() != bits()

@@ -14,6 +14,7 @@ from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.mechanism import Mechanism
 from hushgrad.randomness import KeyStream
 from hushgrad.session.session import Session
+from hushgrad.session.set_up import set_up
 
 
 def privatize(
@@ -46,6 +47,7 @@ def privatize(
     Raises what `require_trainable_privately` raises, before any data is read, and `ProtocolError` where the model or
     the optimizer belongs to another open session.
     """
-    return Session(
+    parts = set_up(
         model, optimizer, mechanism, ledger=ledger, key=key, plan=plan, budget=budget, lease=lease, monitors=monitors
     )
+    return Session(parts, optimizer)

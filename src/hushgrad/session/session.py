@@ -6,7 +6,6 @@ or clip again a gradient without noise. The order of a step is: charge, then noi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
-from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.conditions import CLOSED, Condition, third_party
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.guarantee import Guarantee
@@ -23,15 +21,11 @@ from hushgrad.accounting.ledger.contract import OBSERVED
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.arguments import positive_number
 from hushgrad.errors import ClosedSessionError, LedgerError, ProtocolError
-from hushgrad.gradients.contribution import Plan
-from hushgrad.guards.monitoring.alarms import Alarms
-from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.guards.probing.probe import ProbeReport
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import Mechanism
-from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.torch_loader import LoadingOptions
@@ -39,9 +33,9 @@ from hushgrad.session.declared import DeclaredLoop
 from hushgrad.session.loaders import loader_of, loader_over
 from hushgrad.session.loop import Loop, require_losses
 from hushgrad.session.observed import ObservedLoop
+from hushgrad.session.parts import Parts
 from hushgrad.session.paused import frozen_for_a_while
 from hushgrad.session.release import note_monitors, note_noise, note_sensitivity, release
-from hushgrad.session.set_up import set_up
 from hushgrad.session.step_hooks import StepHooks
 
 
@@ -51,38 +45,9 @@ class Session:
     last_step_updated = False
     """Whether the last `optimizer.step()` ended a logical batch; learning-rate schedules step only then."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        mechanism: Mechanism,
-        *,
-        ledger: str | os.PathLike[str] | None,
-        key: KeyStream | None,
-        plan: Plan | None,
-        budget: Budget | None = None,
-        lease: int = 1,
-        monitors: Sequence[Monitor] = (),
-        alarms: Alarms = Alarms.RAISED,
-        batches_are_chosen: bool = False,
-    ) -> None:
-        """Attach to a model and its optimizer; `privatize` says what the arguments are.
-
-        `batches_are_chosen`: by `verify`, for what nobody asks the ε of; any sampling may then be declared.
-        """
-        self._parts = set_up(
-            model,
-            optimizer,
-            mechanism,
-            ledger=ledger,
-            key=key,
-            plan=plan,
-            budget=budget,
-            lease=lease,
-            monitors=monitors,
-            alarms=alarms,
-            batches_are_chosen=batches_are_chosen,
-        )
+    def __init__(self, parts: Parts, optimizer: Optimizer) -> None:
+        """Attach to the model and the optimizer that `parts` were set up for; users call `privatize`."""
+        self._parts = parts
         self._loop: Loop = DeclaredLoop(self._parts)
         self._closed = False
         self._hooks = StepHooks(

@@ -37,16 +37,19 @@ def set_up(
     optimizer: Optimizer,
     mechanism: Mechanism,
     *,
-    ledger: str | os.PathLike[str] | None,
-    key: KeyStream | None,
-    plan: Plan | None,
-    budget: Budget | None,
-    lease: int,
-    monitors: Sequence[Monitor],
-    alarms: Alarms,
-    batches_are_chosen: bool,
+    ledger: str | os.PathLike[str] | None = None,
+    key: KeyStream | None = None,
+    plan: Plan | None = None,
+    budget: Budget | None = None,
+    lease: int = 1,
+    monitors: Sequence[Monitor] = (),
+    alarms: Alarms = Alarms.RAISED,
+    batches_are_chosen: bool = False,
 ) -> Parts:
     """Return the parts of a new session; `privatize` says what the arguments are, and what is raised.
+
+    `alarms` and `batches_are_chosen` are for `verify`, which reads what tampered training releases, and chooses batches
+    that nobody asks the ε of: any sampling may then be declared.
 
     Nothing of the model or the optimizer is claimed yet.
     """

@@ -33,6 +33,7 @@ from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.torch_loader import DataLoaderReading, LoadingOptions, read_data_loader
 from hushgrad.session.session import Session
+from hushgrad.session.set_up import set_up
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 TrainingLoop = Callable[[nn.Module, Optimizer, Any, nn.Module], None]
@@ -136,16 +137,16 @@ class TrainingReplica:
         # Before the session's own hook, which ends the item.
         optimizer.register_step_pre_hook(lambda *_: stepped.append(session.current_batch))
         # What tampered training releases is to be measured here, so the alarms of its monitors do not end it.
-        session = Session(
+        parts = set_up(
             model,
             optimizer,
             self.mechanism,
             ledger=ledger,
             key=key,
-            plan=None,
             alarms=Alarms.NOTED,
             batches_are_chosen=ledger is None,
         )
+        session = Session(parts, optimizer)
         return ReplicaSession(model, optimizer, session, self.criterion, stepped)
 
     @property
