@@ -42,6 +42,20 @@ def backward(session: Session, model: nn.Module, size: int) -> None:
     session.backward(F.cross_entropy(model(torch.randn(size, WIDTH)), y, reduction="none"))
 
 
+def batches_of_four(model: nn.Module, count: int) -> tuple[PrivacyEngine, torch.optim.Optimizer, Any]:
+    """Return an engine, an optimizer and a loader over `count` examples, four to an item, in their own batches."""
+    engine = PrivacyEngine(test_key=1)
+    _, optimizer, loader = engine.make_private(
+        module=model,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        data_loader=DataLoader(TensorDataset(torch.randn(count, WIDTH), torch.arange(count) % CLASSES), batch_size=4),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        poisson_sampling=False,
+    )
+    return engine, optimizer, loader
+
+
 def test_no_update_is_released_before_the_model_was_probed_on_a_batch_of_at_least_two_examples() -> None:
     model = nn.Sequential(nn.Linear(WIDTH, CLASSES), leaky_models.EarlyExit())
     session, optimizer = attached(model)
@@ -57,15 +71,7 @@ def test_no_update_is_released_before_the_model_was_probed_on_a_batch_of_at_leas
 def test_a_refused_step_is_refused_again() -> None:
     """Catching the error and stepping once more releases nothing."""
     model = nn.Sequential(nn.Linear(WIDTH, CLASSES), leaky_models.StatisticsOnly())
-    engine = PrivacyEngine(test_key=1)
-    _, optimizer, loader = engine.make_private(
-        module=model,
-        optimizer=torch.optim.SGD(model.parameters(), 0.1),
-        data_loader=DataLoader(TensorDataset(torch.randn(8, WIDTH), torch.arange(8) % CLASSES), batch_size=4),
-        noise_multiplier=1.0,
-        max_grad_norm=1.0,
-        poisson_sampling=False,
-    )
+    engine, optimizer, loader = batches_of_four(model, 8)
     x, y = next(iter(loader))
     F.cross_entropy(model(x), y).backward()
     for _ in range(3):
@@ -228,15 +234,7 @@ def test_a_backward_after_a_forward_without_gradients_says_so() -> None:
 
 def test_criteria_are_examined_once_each() -> None:
     model = classifier()
-    engine = PrivacyEngine(test_key=1)
-    _, optimizer, loader = engine.make_private(
-        module=model,
-        optimizer=torch.optim.SGD(model.parameters(), 0.1),
-        data_loader=DataLoader(TensorDataset(torch.randn(12, WIDTH), torch.arange(12) % CLASSES), batch_size=4),
-        noise_multiplier=1.0,
-        max_grad_norm=1.0,
-        poisson_sampling=False,
-    )
+    engine, optimizer, loader = batches_of_four(model, 12)
     one, two = engine.per_example(nn.CrossEntropyLoss()), engine.per_example(nn.MultiMarginLoss())
     for x, y in loader:
         out = model(x)
@@ -247,15 +245,7 @@ def test_criteria_are_examined_once_each() -> None:
 
 def test_a_criterion_that_comes_later_is_examined_too() -> None:
     model = classifier()
-    engine = PrivacyEngine(test_key=1)
-    _, optimizer, loader = engine.make_private(
-        module=model,
-        optimizer=torch.optim.SGD(model.parameters(), 0.1),
-        data_loader=DataLoader(TensorDataset(torch.randn(12, WIDTH), torch.arange(12) % CLASSES), batch_size=4),
-        noise_multiplier=1.0,
-        max_grad_norm=1.0,
-        poisson_sampling=False,
-    )
+    engine, optimizer, loader = batches_of_four(model, 12)
     good = engine.per_example(nn.CrossEntropyLoss())
     late = engine.per_example(lambda out, y: F.cross_entropy(out, y, reduction="none") / len(y))
     items = iter(loader)
@@ -287,15 +277,7 @@ def test_a_model_that_cannot_run_on_one_example_alone_is_refused_with_the_cure()
 def test_an_evaluation_with_gradients_between_two_batches_is_not_kept() -> None:
     """A loop that forgets no_grad() in its evaluation holds no graph of it, and has nothing of it examined."""
     model = classifier()
-    engine = PrivacyEngine(test_key=1)
-    _, optimizer, loader = engine.make_private(
-        module=model,
-        optimizer=torch.optim.SGD(model.parameters(), 0.1),
-        data_loader=DataLoader(TensorDataset(torch.randn(8, WIDTH), torch.arange(8) % CLASSES), batch_size=4),
-        noise_multiplier=1.0,
-        max_grad_norm=1.0,
-        poisson_sampling=False,
-    )
+    engine, optimizer, loader = batches_of_four(model, 8)
     criterion = engine.per_example(nn.CrossEntropyLoss())
     outputs = []
     for x, y in loader:
