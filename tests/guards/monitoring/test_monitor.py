@@ -67,6 +67,31 @@ def test_a_monitor_that_writes_to_the_update_is_named_and_ends_the_step() -> Non
         Monitors([Looks(), Writes()]).see(0, MECHANISM, parameters())
 
 
+@pytest.mark.parametrize("uncounted", [lambda g: g.view(-1)[:1].data.add_(9), lambda g: g.numpy().fill(9)])
+def test_a_write_that_pytorch_does_not_count_reaches_neither_the_update_nor_the_next_monitor(uncounted: Any) -> None:
+    class Hides(Looks):
+        def see(self, update: NoisedUpdate) -> None:
+            uncounted(update.gradients["weight"])
+
+    held, after = parameters(), Looks()
+    Monitors([Hides(), after]).see(0, MECHANISM, held)
+    assert held["weight"].grad is not None
+    assert held["weight"].grad.tolist() == [1, 2]
+    assert after.seen[0].gradients["weight"].tolist() == [1, 2]
+
+
+def test_a_monitor_that_reaches_the_update_itself_is_named() -> None:
+    held = parameters()
+
+    class Reaches(Looks):
+        def see(self, update: NoisedUpdate) -> None:
+            assert held["weight"].grad is not None
+            held["weight"].grad.mul_(2)
+
+    with pytest.raises(ContractChangedError, match=r"Reaches: this monitor changed"):
+        Monitors([Reaches()]).see(0, MECHANISM, held)
+
+
 def test_what_is_shown_holds_no_place_for_another_gradient() -> None:
     monitor = Looks()
     Monitors([monitor]).see(0, MECHANISM, parameters())

@@ -31,8 +31,8 @@ class NoisedUpdate:
     Attributes:
         number: of the update in this session, counted from 0.
         mechanism: what this step did and cost: σ, C, the divisor, `noise_std` on the sum.
-        gradients: by parameter name, (sum of clipped gradients + noise) / divisor, as the optimizer will see it. To be
-            read only; frozen parameters have none.
+        gradients: by parameter name, (sum of clipped gradients + noise) / divisor, a copy of what the optimizer will
+            see. To be read only; frozen parameters have none.
     """
 
     number: int
@@ -95,7 +95,7 @@ class Monitors:
         return [third_party("monitor", monitor.name) for monitor in self._monitors]
 
     def see(self, number: int, mechanism: Mechanism, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Show the update that was written to `p.grad` to all monitors.
+        """Show each monitor a copy of the update that was written to `p.grad`.
 
         Raises:
             ContractChangedError: a monitor wrote to it.
@@ -104,15 +104,18 @@ class Monitors:
         if not self._monitors:
             return
         gradients = {name: p.grad.detach() for name, p in parameters.items() if p.grad is not None}
-        update = NoisedUpdate(number, mechanism, MappingProxyType(gradients))
         written = [parameter.grad for parameter in parameters.values()]
         before = [version(gradient) for gradient in gradients.values()]
         for monitor in self._monitors:
-            monitor.see(update)
+            # A copy for each: a write through `.data` or NumPy counts no version, and then reaches nobody else.
+            shown = {name: gradient.clone() for name, gradient in gradients.items()}
+            untouched = [version(gradient) for gradient in shown.values()]
+            monitor.see(NoisedUpdate(number, mechanism, MappingProxyType(shown)))
             is_held = all(
                 parameter.grad is given for parameter, given in zip(parameters.values(), written, strict=True)
             )
-            if not is_held or [version(gradient) for gradient in gradients.values()] != before:
+            is_held &= [version(gradient) for gradient in gradients.values()] == before
+            if not is_held or [version(gradient) for gradient in shown.values()] != untouched:
                 raise ContractChangedError(
                     "this monitor changed the update that it was shown, so the model would not be updated by what "
                     "was noised",
