@@ -61,6 +61,15 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _gradients_stay_on() -> Iterator[None]:
+    """No test leaves gradients switched off for those after it; one that does fails, and no other."""
+    yield
+    were_on = torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    assert were_on, "the test left gradients switched off"
+
+
+@pytest.fixture(autouse=True)
 def _reproducible_data() -> None:
     """Seed what tests draw their models and data from. The library's own noise does not depend on it."""
     torch.manual_seed(20)

@@ -49,8 +49,12 @@ def values(model: nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
+PACKAGE = str(Path(hushgrad.__file__).parent) + os.sep
+
+
 def is_of_the_step(file: str) -> bool:
-    return f"{os.sep}hushgrad{os.sep}" in file
+    """Whether a file is of the library itself: torch may lie below a folder of the same name."""
+    return file.startswith(PACKAGE)
 
 
 def batches() -> Iterator[Tensor]:
