@@ -22,6 +22,10 @@ from hushgrad.torch_internals import base_of, function_of
 
 NODES_TO_LOOK_AT = 100
 
+_GRAD_FN: Any = Tensor.grad_fn
+HOOKING = frozenset({Tensor.register_hook, _GRAD_FN.__get__})
+"""What hangs a hook on a gradient, or gets at the node to hang one on."""
+
 PACKAGE = __name__.rpartition(".")[0]
 
 
@@ -62,6 +66,8 @@ class CaptureMode(TorchFunctionMode):
             _sort(context, kwargs.values(), leaves, sources, strangers)
         if (leaves or strangers) and self._has_ended():
             return func(*args, **kwargs)
+        if func in HOOKING:
+            context.hangs_hooks = True
         for value in strangers:
             _require_known_graph(context, value)
             context.axes.adopt(value)

@@ -75,7 +75,7 @@ def set_up(
     plan = plan or Plan.of_device(next(iter(parameters.values())).device)
     # Asks the clip rule and the noise, whose code may fail: before anything is put on the model.
     update = Update(parameters, mechanism, stream.fork("noise"), plan, alarms)
-    probe = Probe(model, parameters, mechanism.loss_reduction)
+    probe = Probe(model, parameters, mechanism.loss_reduction, stream.fork("looks"))
     scope = Scope(model, UsePool(plan), probe)
     probe.join(scope)
     return Parts(

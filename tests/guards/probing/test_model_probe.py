@@ -15,7 +15,7 @@ from leaky_models import BATCH, CLASSES, WIDTH, layer
 from torch import Tensor, nn
 
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, privatize
-from hushgrad.capture.scope import Scope
+from hushgrad.capture.scope import Scope, Seen
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import (
     CrossSampleLeakError,
@@ -37,7 +37,7 @@ def probed(model: nn.Module, *inputs: Tensor, reached: bool = False) -> ModelPro
     try:
         call = Call.begun(model, model, inputs, {})
         scope.paused = True
-        call.returned(model(*inputs), lambda: True)
+        call.returned(model(*inputs), Seen({}, False), lambda: True)
         scope.paused = False
         if reached:
             call.reached.add(())
@@ -87,7 +87,7 @@ def test_a_probe_leaves_nothing_behind(name: str, make: Callable[[], nn.Module],
     scope = Scope(model, UsePool())
     try:
         call = Call.begun(model, model, (x,), {})
-        call.returned(model(x), lambda: True)
+        call.returned(model(x), Seen({}, False), lambda: True)
         before = {name: value.detach().clone() for name, value in model.state_dict().items()}
         attributes = [
             {key: value for key, value in vars(part).items() if not key.startswith("_")} for part in model.modules()
@@ -239,7 +239,7 @@ def test_autocast_around_the_call_is_kept() -> None:
     x, scope = features(), Scope(model, UsePool())
     with torch.autocast("cpu", torch.bfloat16):
         call = Call.begun(model, model, (x,), {})
-        call.returned(model(x), lambda: True)
+        call.returned(model(x), Seen({}, False), lambda: True)
     probe = ModelProbe(model, scope, dict(model.named_parameters()), "mean", keeps_runs=True)
     probe.examine(call, BATCH)
     scope.detach()

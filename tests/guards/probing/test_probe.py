@@ -21,7 +21,7 @@ from hushgrad.errors import (
     ProtocolError,
     UnsupportedOptimizerError,
 )
-from hushgrad.guards.probing.probe import KEPT_CALLS
+from hushgrad.guards.probing.kept_calls import KEPT_WHOLE
 from hushgrad.session.session import Session
 
 
@@ -308,7 +308,7 @@ def test_many_calls_of_one_module_are_probed_by_a_few_of_them() -> None:
     out = torch.stack([model(torch.randn(4, WIDTH)) for _ in range(9)]).sum(0)
     session.backward(out.square().mean(1))
     optimizer.step()
-    assert session.probe_report.calls == KEPT_CALLS
+    assert session.probe_report.calls == KEPT_WHOLE
 
 
 class Scaled(nn.Module):

@@ -43,7 +43,8 @@ class GraphAnchor:
 class ForwardContext:
     """What the operators of one forward share: its leaves, its batch axes, where uses go.
 
-    `registered` takes the names of the operators of others that ran (`register_operator`).
+    `registered` takes the names of the operators of others that ran (`register_operator`). `hangs_hooks` is set where
+    the forward hangs hooks on tensors or nodes, which see and change gradients.
     """
 
     pool: UsePool
@@ -53,6 +54,7 @@ class ForwardContext:
     batch_size: int | None
     held: list[Tensor]
     registered: set[str] = field(default_factory=set)
+    hangs_hooks: bool = False
 
     def leaf(self, value: Any) -> TrackedTensor | None:
         """Return the leaf that a tensor stands for, or None for any other value."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hushgrad.capture.scope import Scope
+from hushgrad.capture.scope import Scope, Seen
 from hushgrad.errors import HushgradError
 from hushgrad.guards.probing.deterministic_mode import DeterministicMode
 from hushgrad.guards.probing.finite import count_nan
 from hushgrad.guards.probing.kept import Key
+from hushgrad.guards.probing.lifting import Lifted, lifted
 from hushgrad.guards.probing.state import State, Structure, forked_randomness, randomness_used
 from hushgrad.guards.probing.trees import Path, copied, detached, tensors_at
+from hushgrad.torch_internals import version
 
 SEED = 20_260_101
 
@@ -35,9 +37,14 @@ class Call:
         inputs: `(args, kwargs)` as they were, whatever the loop writes into them afterwards.
         autocast: device, whether autocast was on there, and its dtype.
         is_training: whether the model was in train().
+        lifting: how altered inputs become what the module takes; None until `lift`.
         output: what it returned; None once it was forgotten.
         reached: the paths of the outputs that a backward of a loss came back through.
-        missing: how many NaN it returned.
+        missing: how many NaN it returned; None where that is not compared.
+        has_returned: whether it did, and was not left by an exception.
+        versions: those of the outputs, by which it shows that the loop wrote into them.
+        seen: what capture saw of the forward.
+        axes: of each input, by its path, the axis of the examples; None where it is still to be found.
     """
 
     module: nn.Module
@@ -45,24 +52,49 @@ class Call:
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
     autocast: list[tuple[str, bool, torch.dtype]]
     is_training: bool
+    lifting: Lifted | None = None
     output: Any = None
     reached: set[Path] = field(default_factory=set)
-    missing: int = 0
+    missing: int | None = 0
+    axes: Mapping[Path, int] | None = None
+    has_returned: bool = False
+    versions: list[int] = field(default_factory=list)
+    seen: Seen = field(default_factory=lambda: Seen({}, False))
 
     @classmethod
-    def begun(cls, model: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """Return the call that is beginning, with the settings around it."""
+    def begun(
+        cls,
+        model: nn.Module,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        with_parameters: bool = True,
+    ) -> Call:
+        """Return the call that is beginning, with the settings around it.
+
+        `with_parameters`: whether it is to be told which parameters the call writes to.
+        """
         autocast = [
             (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in AUTOCAST_DEVICES
         ]
-        return cls(module, State(model), copied((args, kwargs)), autocast, model.training)
+        state = State(model, parameters=with_parameters)
+        return cls(module, state, copied((args, kwargs)), autocast, model.training)
 
-    def returned(self, output: Any, is_accumulating: Callable[[], bool]) -> None:
+    def lift(self, size: int) -> None:
+        """Make tensors of all inputs that hold `size` examples, before they are altered; once."""
+        if self.lifting is not None:
+            return
+        self.lifting = lifted(self.inputs, size, outer=2)
+        self.inputs = self.lifting.value
+
+    def returned(self, output: Any, seen: Seen, is_accumulating: Callable[[], bool]) -> None:
         """Take note of the output, and of the parts of it that gradients will come back through.
 
-        `is_accumulating`: whether the backward that is running accumulates gradients, or only asks for some.
+        `seen`: what capture saw of it. `is_accumulating`: whether the backward that is running accumulates gradients, or only asks for some.
         """
-        self.output, self.missing = output, count_nan(output)
+        self.output, self.missing, self.seen, self.has_returned = output, count_nan(output), seen, True
+        self.versions = [version(tensor) for _, tensor in tensors_at(output)]
         for path, tensor in tensors_at(output):
             if tensor.requires_grad:
                 tensor.register_hook(self._mark(path, is_accumulating))  # type: ignore[no-untyped-call]
@@ -115,6 +147,7 @@ class Runner:
         scope: is off while a run only records gradients because the model wants them.
         devices: those whose random numbers are the same in each run.
         forwards: the cost so far, in forwards of the whole batch.
+        unit: the cost of a run on what the call holds now, which may be a part of the batch.
     """
 
     call: Call
@@ -122,6 +155,7 @@ class Runner:
     scope: Scope
     devices: list[torch.device]
     forwards: float = 0.0
+    unit: float = 1.0
     _wants_gradients: bool | None = None  # None until a run has come to its end
 
     def run(
@@ -171,8 +205,8 @@ class Runner:
         gradients: bool,
         then: Callable[[Any], None] | None = None,
     ) -> Outcome:
-        args, kwargs = inputs
-        self.forwards += share
+        args, kwargs = inputs if self.call.lifting is None else self.call.lifting.lowered(inputs)
+        self.forwards += share * self.unit
         silence = DeterministicMode()
         try:
             with ExitStack() as stack:

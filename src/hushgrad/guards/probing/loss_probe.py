@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from hushgrad.errors import CrossSampleLeakError
 from hushgrad.guards.probing.calls import SEED, where_raised
 from hushgrad.guards.probing.finite import repairs
 from hushgrad.guards.probing.kept import Key
+from hushgrad.guards.probing.lifting import Lifted, lifted
 from hushgrad.guards.probing.rows import Batch, batch_axes, rows_agree, split_examples
 from hushgrad.guards.probing.state import State, agree, describe, forked_randomness
 from hushgrad.guards.probing.trees import Path, tensors_at
@@ -101,8 +102,11 @@ class CriterionProbe:
         self._criterion = criterion
         module = criterion.watched
         self._state = None if module is None else State(module)
+        self._lifting = Lifted(None, {})
+        self.axes: Mapping[Path, int] = {}
+        """Of each tensor in `(output, target)` that holds the batch, the axis of the examples, once that was examined."""
 
-    def examine(self, output: Any, target: Any, size: int, runs: Runs | None) -> bool:
+    def examine(self, output: Any, target: Any, size: int, runs: Runs | None, losses: Tensor | None = None) -> bool:
         """Refuse a criterion that gives an example another loss when the others change.
 
         Examples whose losses are not finite are replaced by others, which tell more.
@@ -111,12 +115,17 @@ class CriterionProbe:
             output, target: what the criterion was given for a batch of `size` examples.
             size: B, at least 2.
             runs: what the model gave for this batch and for altered ones, if `output` is what it returned.
+            losses: what the criterion gave for these examples among others of their batch, if they are a part of one.
 
         Returns whether it could be told. It cannot where the criterion runs on no values that give finite losses.
 
         Raises:
             CrossSampleLeakError: naming the criterion.
         """
+        self._lifting = lifted((output, target), size, outer=1)
+        output, target = self._lifting.value
+        if losses is not None:
+            self._require_equal(losses, self._run(output, target)[0], [], "were left out")
         output, target, base, still, is_told = self._finite(output, target, size)
         again, _ = self._run(output, target)
         if not rows_agree(base, again):
@@ -126,8 +135,8 @@ class CriterionProbe:
                 where=self._place,
                 cure=CURE,
             )
-        axes = self._require_fewer(output, target, size, base)
-        batch = Batch((output, target), axes, size)
+        self.axes = self._require_fewer(output, target, size, base)
+        batch = Batch((output, target), self.axes, size)
         for chosen in split_examples(size):
             changed, moved = self._run(*batch.exchanged(chosen, away=False))
             self._require_equal(base, changed, chosen, "were exchanged")
@@ -179,7 +188,7 @@ class CriterionProbe:
         devices = [tensor.device for _, tensor in tensors_at((output, target))]
         try:
             with torch.no_grad(), forked_randomness(devices, SEED):
-                found = self._criterion.losses(output, target).detach()
+                found = self._criterion.losses(*self._lifting.lowered((output, target))).detach()
             return found, {} if self._state is None else self._state.moved()
         finally:
             if self._state is not None:

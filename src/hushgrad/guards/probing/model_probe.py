@@ -8,7 +8,7 @@ the captured gradient of one example must be the one that the example gives alon
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,10 +22,11 @@ from hushgrad.guards.probing.finite import spoiled_rows
 from hushgrad.guards.probing.gradient_probe import require_own_gradient
 from hushgrad.guards.probing.loss_probe import Runs
 from hushgrad.guards.probing.place import called, cure, first_place
-from hushgrad.guards.probing.rows import Batch, batch_axes, grown_axes, others_differ, split_examples
+from hushgrad.guards.probing.rows import Batch, batch_axes, fits, grown_axes, others_differ, split_examples
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.state_probe import StateProbe, refusal
 from hushgrad.guards.probing.trees import Path, tensors_at
+from hushgrad.torch_internals import version
 
 FEW = 4
 """How many examples are run backward: what a backward keeps must be small beside what the first step holds."""
@@ -46,6 +47,7 @@ class ModelProbe:
         forwards: the cost so far, in forwards of a batch; a backward counts as two.
         keeps_runs: whether `runs` is wanted.
         runs: what the last examined call returned for altered batches.
+        axes: of each module's inputs, by their paths, the axes of the examples, as they were found.
         skipped: what could not be examined, and why.
     """
 
@@ -56,6 +58,7 @@ class ModelProbe:
     forwards: float = 0.0
     keeps_runs: bool = False
     runs: Runs | None = None
+    axes: dict[nn.Module, Mapping[Path, int]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
     def examine(self, call: Call, size: int) -> bool:
@@ -65,6 +68,31 @@ class ModelProbe:
             CrossSampleLeakError: an example's output or gradient depends on another example.
             PrivateBufferError: something that the model keeps depends on the data.
         """
+        return self._examine(call, size, None, 1.0)
+
+    def look(self, call: Call, size: int, order: Sequence[int]) -> None:
+        """Examine a few examples of a call on a batch of `size`; they must give what they gave in the batch, too.
+
+        Args:
+            call: one that has returned.
+            size: B, at least 2.
+            order: all examples, those to be preferred first.
+
+        Raises what `examine` raises.
+        """
+        call.lift(size)
+        axes = self.axes.get(call.module, {})
+        if not fits(axes, call.inputs, size):
+            axes = next(iter(batch_axes(call.inputs, size)), {})
+        if not axes:
+            return
+        batch = Batch(call.inputs, axes, size)
+        rows = sorted([*dict.fromkeys([batch.largest(), *order])][:FEW])
+        few = replace(call, inputs=batch.only(rows), axes=axes, missing=None)
+        is_unchanged = call.versions == [version(tensor) for _, tensor in tensors_at(call.output)]
+        self._examine(few, len(rows), Among(call.output, rows, size) if is_unchanged else None, len(rows) / size)
+
+    def _examine(self, call: Call, size: int, among: Among | None, unit: float) -> bool:
         now = State(self.model, parameters=False)
         changed = call.state.changed_parameters()
         if trained := [name for name in changed if name in self.parameters]:
@@ -78,10 +106,11 @@ class ModelProbe:
             raise refusal(("parameter", spoiled[0]))  # all that a forward makes of it from now on looks alike
         call.state.hold(changed)
         left = Left(now, call.state.other_structure(), bool(changed))
+        call.lift(size)
         call.state.restore()
-        runner = Runner(call, call.state, self.scope, devices_of(self.model, call.inputs))
+        runner = Runner(call, call.state, self.scope, devices_of(self.model, call.inputs), unit=unit)
         try:
-            return _Examination(self, runner, size, left).run()
+            return _Examination(self, runner, size, left, among).run()
         except (HushgradError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -96,9 +125,25 @@ class ModelProbe:
             self.forwards += runner.forwards
 
 
+@dataclass(frozen=True, eq=False)
+class Among:
+    """What examples gave among others.
+
+    Attributes:
+        output: the output for the batch that they are of.
+        rows: their numbers there.
+        size: the number of its examples.
+    """
+
+    output: Any
+    rows: Sequence[int]
+    size: int
+
+
 class _Examination:
-    def __init__(self, probe: ModelProbe, runner: Runner, size: int, left: Left) -> None:
+    def __init__(self, probe: ModelProbe, runner: Runner, size: int, left: Left, among: Among | None) -> None:
         self._probe = probe
+        self._among = among
         self._left = left
         self._runner = runner
         self._size = size
@@ -111,11 +156,13 @@ class _Examination:
     def run(self) -> bool:
         """Run and compare; return whether it was possible to tell."""
         size, runner = self._size, self._runner
-        candidates = batch_axes(runner.call.inputs, size)
+        known = runner.call.axes
+        candidates = batch_axes(runner.call.inputs, size) if known is None else [dict(known)]
         if not candidates:
             return True  # nothing of the batch went in; an output made of constants is the same for every example
         self._batch = Batch(runner.call.inputs, candidates[0], size)
-        self._batch, base = base_run(runner, self._batch, self._left, self._name(None))
+        given = self._batch
+        self._batch, base = base_run(runner, given, self._left, self._name(None))
         self._require_repeatable(base, runner.run(self._batch.same(), quiet=False))
         if base.structure is not None:
             self._kept.require_nothing_handed_on(self._batch, self._name(None))
@@ -125,6 +172,9 @@ class _Examination:
         example = self._batch.largest()
         fewer = self._run_with_fewer(candidates, example, base.drew)
         axes = grown_axes(base.output, fewer.output, size)
+        self._probe.axes[runner.call.module] = self._batch.axes
+        if self._among is not None and not base.drew and self._batch.value is given.value:
+            self._require_as_among(self._among, base, axes)
         self._quiet = runner.run(self._batch.same(), quiet=True) if base.drew else base
         if fewer.unknown is None:
             others = [row for row in range(size) if row != example]
@@ -282,6 +332,16 @@ class _Examination:
             where=called(self._probe.model, name),
             cure=cure(self._probe.model, name),
         )
+
+    def _require_as_among(self, among: Among, base: Outcome, axes: dict[Path, int]) -> None:
+        kept, sizes = (among.rows, range(self._size)), (among.size, self._size)
+        if others_differ(among.output, base.output, axes, kept, sizes):
+            raise CrossSampleLeakError(
+                "mixes the examples of a batch: when a few of them were run again without the others, their outputs "
+                "changed",
+                where=self._name(None),
+                cure=cure(self._probe.model, None),
+            )
 
     def _agree_quietly(self, axes: dict[Path, int], others: tuple[Sequence[int], Sequence[int]], inputs: Any) -> bool:
         """Whether others differ by their random numbers only: an operator may draw as many as the values decide."""

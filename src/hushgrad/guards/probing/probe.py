@@ -1,8 +1,8 @@
-"""When a model and its losses are probed: on the first batch, and again when the modules have changed.
+"""When a model and its losses are probed: on the first batch, again when the modules have changed, and now and then.
 
 A probe stays pending until a physical batch of at least two examples was examined, before its sums can be released, and
-two of them had finite values and gradients: what is not finite contributes nothing, and shows nothing.
-While nothing is pending it costs one look at the list of modules for each forward.
+two of them had finite values and gradients: what is not finite contributes nothing, and shows nothing. Afterwards a few
+examples of secret random batches are looked at. In all others it costs one look at the list of modules for each forward.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +17,18 @@ from torch.autograd.graph import Node
 from torch.utils.data.dataloader import default_collate
 
 from hushgrad.accounting.conditions import NEVER_EXAMINED, ORDER_OF_ROWS, Condition, not_examined
-from hushgrad.capture.scope import Scope
-from hushgrad.guards.probing.calls import Call
+from hushgrad.capture.scope import Scope, Seen
 from hushgrad.guards.probing.collate_probe import RECORDS, require_separate_rows
-from hushgrad.guards.probing.loss_probe import Criterion, CriterionProbe, require_separate_losses
+from hushgrad.guards.probing.evaluations import Evaluation, Evaluations
+from hushgrad.guards.probing.kept_calls import KeptCalls, Pending, Signature, signature_of
+from hushgrad.guards.probing.looks import Looks
+from hushgrad.guards.probing.loss_probe import Criterion, require_separate_losses
 from hushgrad.guards.probing.model_probe import ModelProbe
 from hushgrad.guards.probing.row_order import rows_are_in_order
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
-from hushgrad.guards.probing.trees import copied, kept_values, tensors_at
-from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task, hook_counts, modules_of, will_execute
-
-Signature = tuple[tuple[nn.Module, ...], tuple[bool, ...], tuple[int, ...]]
-"""What a change of the model shows in: its modules, their modes and the number of their hooks."""
+from hushgrad.guards.probing.trees import Path, kept_values, tensors_at
+from hushgrad.randomness import KeyStream
+from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task, will_execute
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,8 @@ class ProbeReport:
         calls: how many forwards of the model were examined.
         criteria: how many criteria were examined.
         examined: whether a batch of at least two examples with finite values and gradients was examined.
+        looks: how many calls were looked at by a few of their examples, in this batch and in later ones.
+        look_forwards: what these looks cost in all, in forwards of a physical batch.
         notes: what could not be examined, and why.
     """
 
@@ -48,40 +49,20 @@ class ProbeReport:
     calls: int
     criteria: int
     examined: bool
+    looks: int
+    look_forwards: float
     notes: tuple[str, ...]
 
 
 MOST_LOOKS_AT_ORDER = 3
 """How many items are looked at for the order of their rows, where it cannot be told."""
 
-KEPT_CALLS = 4
-"""How many calls of one module in one batch are kept to be examined; the others run the same code."""
-
-
-@dataclass(eq=False)
-class _Pending:
-    call: Call
-    signature: Signature
-    frozen: list[nn.Parameter]  # for a while; their gradients are not examined with this call
-
-
 @dataclass(frozen=True, eq=False)
 class _Entered:
     """An outermost forward that may be trained on, and what is kept of it where it has to be examined."""
 
     module: nn.Module
-    pending: _Pending | None
-
-
-@dataclass(eq=False)
-class _Evaluation:
-    """What a criterion was given: the output itself, to know it again, and the values of then."""
-
-    criterion: Criterion
-    given: Any
-    output: Any
-    target: Any
-    is_reached: bool = False
+    pending: Pending | None
 
 
 class Probe:
@@ -89,9 +70,21 @@ class Probe:
 
     Guarantee: no update is released before the model was probed on a batch of at least two examples, unless all
     batches so far held one. Until two examples of a batch have finite values and gradients, each batch is probed.
+
+    Args:
+        model: the root.
+        parameters: what is trained, by name.
+        loss_reduction: "mean" or "sum", as declared.
+        stream: secret bits for the choice of later batches that are looked at; None where there are no later ones.
     """
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], loss_reduction: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        loss_reduction: str,
+        stream: KeyStream | None = None,
+    ) -> None:
         self._model = model
         self._parameters = parameters
         self._loss_reduction = loss_reduction
@@ -100,12 +93,15 @@ class Probe:
         self._anchor: Node | None = None
         self._examined: dict[Signature, bool] = {}  # whether on more than one example
         self._frozen: dict[Signature, list[nn.Parameter]] = {}  # what was frozen then
-        self._criteria: WeakSet[Any] = WeakSet()
-        self._pending: list[_Pending] = []
-        self._evaluations: dict[Criterion, _Evaluation] = {}
+        self._looks = Looks(stream)
+        self._has_begun = False  # whether it was drawn for the batch in work if it is looked at
+        self._calls = KeptCalls(model, list(parameters.values()), self._looks)
+        self._axes: dict[nn.Module, Mapping[Path, int]] = {}
+        self._evaluations = Evaluations(self._looks, self._is_accumulating)
         self._is_busy = False
         self._is_told = True  # what the graph of the losses of this batch was asked
-        self._forwards, self._call_count, self._criterion_count = 0.0, 0, 0
+        self._forwards, self._call_count = 0.0, 0
+        self._look_count, self._look_forwards = 0, 0.0
         self._notes: list[str] = []
         self.is_waiting = True
         """Whether forwards may belong to a batch that is trained on; between two items of a loader they do not."""
@@ -133,24 +129,23 @@ class Probe:
             return None  # in session.paused()
         if self._padded is not None:
             self._look_at_order(args, kwargs)
-        signature = _signature_of(self._model)
+        if not self._has_begun:
+            self._has_begun = True
+            self._looks.begin()
+        signature = signature_of(self._model)
         if self._frozen and any(parameter.requires_grad for parameter in self._frozen.get(signature, ())):
             self._examined.pop(signature)
             self._frozen.pop(signature)
-        if not self._examined.get(signature, False) and self._has_room(module, signature):
-            frozen = [parameter for parameter in self._parameters.values() if not parameter.requires_grad]
-            return _Entered(module, _Pending(Call.begun(self._model, module, args, kwargs), signature, frozen))
-        return _Entered(module, None)
+        is_known = self._examined.get(signature, False)
+        return _Entered(module, self._calls.begun(module, args, kwargs, signature, is_known=is_known))
 
-    def left(self, entered: _Entered | None, output: Any) -> None:
+    def left(self, entered: _Entered | None, output: Any, seen: Seen) -> None:
         """It has returned."""
         if entered is None or output is None:
             return
+        if entered.pending is not None:
+            entered.pending.call.returned(output, seen, self._is_accumulating)
         self._scalar_loss.left(entered.module, output)
-        pending = entered.pending
-        if pending is not None:
-            pending.call.returned(output, self._is_accumulating)
-            self._pending.append(pending)
 
     def evaluated(self, criterion: Criterion, output: Any, target: Any, losses: Tensor) -> None:
         """A criterion gave these losses; it is examined at the end of the batch unless it was before.
@@ -161,12 +156,8 @@ class Probe:
         if self._is_busy or not self.is_waiting:
             return
         self._scalar_loss.vouch(losses)
-        if criterion in self._criteria or not losses.requires_grad:
+        if not losses.requires_grad or not self._evaluations.note(criterion, output, target, losses):
             return
-        if criterion not in self._evaluations or not self._evaluations[criterion].is_reached:
-            evaluation = _Evaluation(criterion, output, *copied((output, target)))
-            self._evaluations[criterion] = evaluation
-            losses.register_hook(self._mark(evaluation))  # type: ignore[no-untyped-call]
         self._look_at_graph(losses)  # values that are not finite are seen to when the criterion is examined
 
     def losses(self, losses: Tensor) -> None:
@@ -198,14 +189,15 @@ class Probe:
         return self._scalar_loss.is_narrow(losses)
 
     def _look_at_graph(self, losses: Tensor) -> bool:
-        calls = [part.call for part in self._pending if _holds(part.call.inputs, losses.shape[0])]
+        calls = [part.call for part in (*self._calls.whole, *self._calls.in_part) if _holds(part.call.inputs, losses.shape[0])]
         outputs = [tensor for call in calls for _, tensor in tensors_at(call.output)]
         return require_separate_losses(losses, outputs)
 
     def forget(self) -> None:
         """Drop what the current batch has run: it was discarded, or has no examples."""
         self._is_busy = False  # an interrupt may have come before `examine` said so
-        self._pending.clear()
+        self._has_begun = False
+        self._calls.clear()
         self._evaluations.clear()
         self._padded = None
         self._is_told = True
@@ -242,7 +234,7 @@ class Probe:
 
     def is_due(self, size: int) -> bool:
         """Return whether `examine` will run the model again."""
-        return any(self._is_due(part, size) for part in self._pending)
+        return any(self._is_due(part, size) for part in (*self._calls.whole, *self._calls.in_part))
 
     def examine(self, size: int) -> None:
         """Probe what ran on a physical batch of `size` examples, unless it was probed before.
@@ -251,12 +243,14 @@ class Probe:
             CrossSampleLeakError, PrivateBufferError: naming the place and the cure.
         """
         self._scalar_loss.close()
-        pending = [part for part in self._pending if self._is_due(part, size)]
-        evaluations = [part for part in self._evaluations.values() if part.is_reached and size > 1]
-        if pending or evaluations:
+        pending = [part for part in self._calls.whole if self._is_due(part, size)]
+        in_part = [part for part in self._calls.in_part if self._is_due(part, size)]
+        evaluations = self._evaluations.reached() if size > 1 else []
+        if pending or in_part or evaluations:
             self._is_busy = True
             try:
                 self._examine(pending, evaluations, size)
+                self._look(in_part, size)
             finally:
                 self._is_busy = False
         self.forget()
@@ -281,8 +275,10 @@ class Probe:
         return ProbeReport(
             forwards=self._forwards,
             calls=self._call_count,
-            criteria=self._criterion_count,
+            criteria=self._evaluations.examined,
             examined=any(self._examined.values()),
+            looks=self._look_count,
+            look_forwards=self._look_forwards,
             notes=tuple(dict.fromkeys(self._notes)),
         )
 
@@ -297,19 +293,11 @@ class Probe:
         never = bool(self._examined) and not any(self._examined.values())
         return (*([NEVER_EXAMINED] if never else []), *([ORDER_OF_ROWS] if self._is_in_order is False else []))
 
-    def _has_room(self, module: nn.Module, signature: Signature) -> bool:
-        """Keep few calls of one module: the first ones of a batch, the last one in eval(), where most train nothing."""
-        alike = [part for part in self._pending if part.call.module is module and part.signature == signature]
-        if not self._model.training:
-            for part in alike:
-                if not part.call.reached:
-                    self._pending.remove(part)
-            return True
-        return len(alike) < KEPT_CALLS
-
-    def _is_due(self, pending: _Pending, size: int) -> bool:
-        if not pending.call.is_training and not pending.call.reached:
-            return False  # an evaluation between two batches
+    def _is_due(self, pending: Pending, size: int) -> bool:
+        if not pending.call.has_returned or (not pending.call.is_training and not pending.call.reached):
+            return False  # left by an exception; an evaluation between two batches
+        if pending.is_look:
+            return size > 1
         known = self._examined.get(pending.signature)
         return known is None or (size > 1 and not known)
 
@@ -317,16 +305,23 @@ class Probe:
         assert self._anchor is not None
         return will_execute(self._anchor)
 
-    def _mark(self, evaluation: _Evaluation) -> Callable[[Tensor], None]:
-        def hook(gradient: Tensor) -> None:
-            if self._is_accumulating():
-                evaluation.is_reached = True
-
-        return hook
-
-    def _examine(self, pending: Sequence[_Pending], evaluations: Sequence[_Evaluation], size: int) -> None:
+    def _model_probe(self) -> ModelProbe:
         assert self._scope is not None
         probe = ModelProbe(self._model, self._scope, self._parameters, self._loss_reduction)
+        probe.axes = self._axes
+        return probe
+
+    def _look(self, pending: Sequence[Pending], size: int) -> None:
+        """Examine a few examples of calls: of those for which the first batch had no room, and of later ones."""
+        probe = self._model_probe()
+        for part in pending:
+            probe.look(part.call, size, self._looks.some(size, size))
+        self._look_count += len(pending)
+        self._look_forwards += probe.forwards
+        self._notes.extend(probe.skipped)
+
+    def _examine(self, pending: Sequence[Pending], evaluations: Sequence[Evaluation], size: int) -> None:
+        probe = self._model_probe()
         probe.keeps_runs = len(pending) == 1 and bool(evaluations)
         for part in pending:
             if not evaluations:
@@ -338,12 +333,7 @@ class Probe:
         self._notes.extend(probe.skipped)
         for evaluation in evaluations:
             is_output = len(pending) == 1 and pending[0].call.output is evaluation.given
-            is_told = CriterionProbe(evaluation.criterion).examine(
-                evaluation.output, evaluation.target, size, probe.runs if is_output else None
-            )
-            self._criterion_count += 1
-            if is_told:
-                self._criteria.add(evaluation.criterion)
+            self._evaluations.examine(evaluation, size, probe.runs if is_output else None)
         for part in pending:
             self._examined[part.signature] = size > 1 and self._is_told
             if part.frozen:
@@ -354,8 +344,3 @@ def _holds(inputs: Any, size: int) -> bool:
     """Whether inputs hold as many examples as there are losses; capture says what is wrong where they do not."""
     shapes = [tensor.shape for _, tensor in tensors_at(inputs) if tensor.ndim]
     return any(shape[0] == size or (len(shape) > 2 and shape[1] == size) for shape in shapes)
-
-
-def _signature_of(model: nn.Module) -> Signature:
-    modules = modules_of(model)
-    return tuple(modules), tuple([module.training for module in modules]), hook_counts(modules)

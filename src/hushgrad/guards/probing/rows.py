@@ -140,6 +140,15 @@ def batch_axes(value: Any, size: int) -> list[dict[Path, int]]:
     return distinct
 
 
+def fits(axes: Mapping[Path, int], value: Any, size: int) -> bool:
+    """Return whether nested values hold `size` examples on these axes, and nothing else does on its first."""
+    there = dict(tensors_at(value))
+    for path, axis in axes.items():
+        if path not in there or there[path].ndim <= axis or there[path].shape[axis] != size:
+            return False
+    return bool(axes)
+
+
 def _is_about_positions(tensor: Tensor) -> bool:
     """Whether a tensor may be a square mask or the numbers of the positions."""
     if tensor.ndim == 1:

@@ -1,37 +1,57 @@
-"""Nested values: the tensors in them, and the same structure with other tensors."""
+"""Nested values: the tensors in them, and the same structure with other parts."""
 
 from __future__ import annotations
 
 import copy
+import enum
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 Path = tuple[Any, ...]
 
+DESCEND = object()
+"""What a visitor returns for a value whose parts are to be visited."""
+
+MOST_DEPTH = 12
+"""How deep objects are opened; some refer back to what holds them."""
+
+CLOSED = (nn.Module, type, ModuleType, enum.Enum, torch.Generator, np.ndarray, np.generic, str, bytes, PackedSequence)
+"""What is taken whole, whatever attributes it has."""
+
 
 def tensors_at(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """Yield `(path, tensor)` for the tensors in nested tuples, lists, mappings and dataclasses, in a fixed order."""
+    """Yield `(path, tensor)` for the tensors in nested containers, dataclasses and objects, in a fixed order."""
     if isinstance(value, Tensor):
         yield path, value
-    else:
+    elif len(path) <= MOST_DEPTH:
         for key, part in _parts(value):
             yield from tensors_at(part, (*path, key))
 
 
-def with_tensors(value: Any, change: Callable[[Path, Tensor], Tensor], path: Path = ()) -> Any:
+def with_tensors(value: Any, change: Callable[[Path, Tensor], Any]) -> Any:
     """Return the same nested structure with each tensor replaced by `change(path, tensor)`.
 
-    Values of other types are shared with the original.
+    Values of other types are shared with the original, and so are objects without any tensor.
     """
-    if isinstance(value, Tensor):
-        return change(path, value)
-    parts = {key: with_tensors(part, change, (*path, key)) for key, part in _parts(value)}
+    return with_parts(value, lambda path, part: change(path, part) if isinstance(part, Tensor) else DESCEND)
+
+
+def with_parts(value: Any, visit: Callable[[Path, Any], Any], path: Path = ()) -> Any:
+    """Return the same nested structure with each part replaced by `visit(path, part)`, unless that is `DESCEND`."""
+    found = visit(path, value)
+    if found is not DESCEND:
+        return found
+    given = _parts(value) if len(path) <= MOST_DEPTH else []
+    parts = {key: with_parts(part, visit, (*path, key)) for key, part in given}
     if not parts:
         return value
     if isinstance(value, Mapping):
@@ -43,24 +63,34 @@ def with_tensors(value: Any, change: Callable[[Path, Tensor], Tensor], path: Pat
         return type(value)(*parts.values())  # a named tuple
     if isinstance(value, (tuple, list)):
         return type(value)(parts.values())
-    return replace(value, **parts)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **parts)
+    return _with_attributes(value, {key: parts[key] for key, part in given if parts[key] is not part})
 
 
 def copied(value: Any) -> Any:
-    """Return the same nested structure with tensors of its own, which later writes do not reach; one for each tensor.
+    """Return the same nested structure with tensors and arrays of its own, which later writes do not reach.
 
-    Parameters are shared with the original: they change by the optimizer's step alone.
+    One for each tensor. Parameters are shared with the original: they change by the optimizer's step alone.
     """
-    own: dict[int, Tensor] = {}
+    own: dict[int, Any] = {}
 
-    def copy_of(_: Path, tensor: Tensor) -> Tensor:
-        if isinstance(tensor, nn.Parameter):
-            return tensor
-        if id(tensor) not in own:
-            own[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-        return own[id(tensor)]
+    def visit(_: Path, part: Any) -> Any:
+        if isinstance(part, nn.Parameter) or not isinstance(part, (Tensor, np.ndarray, PackedSequence)):
+            return part if isinstance(part, nn.Parameter) else DESCEND
+        if id(part) not in own:
+            own[id(part)] = _copy_of(part)
+        return own[id(part)]
 
-    return with_tensors(value, copy_of)
+    return with_parts(value, visit)
+
+
+def _copy_of(part: Any) -> Any:
+    if isinstance(part, Tensor):
+        return part.detach().clone().requires_grad_(part.requires_grad)
+    if isinstance(part, PackedSequence):
+        return part._replace(data=part.data.detach().clone())
+    return part.copy()
 
 
 @contextmanager
@@ -80,12 +110,12 @@ def kept_values(value: Any) -> Iterator[None]:
                 array[...] = copied_array
 
 
-def _arrays(value: Any) -> Iterator[np.ndarray[Any, Any]]:
+def _arrays(value: Any, depth: int = 0) -> Iterator[np.ndarray[Any, Any]]:
     if isinstance(value, np.ndarray):
         yield value
-    elif not isinstance(value, Tensor):
+    elif not isinstance(value, Tensor) and depth <= MOST_DEPTH:
         for _, part in _parts(value):
-            yield from _arrays(part)
+            yield from _arrays(part, depth + 1)
 
 
 def detached(value: Any) -> Any:
@@ -94,12 +124,38 @@ def detached(value: Any) -> Any:
 
 
 def _parts(value: Any) -> list[tuple[Any, Any]]:
+    if value is None or isinstance(value, (bool, int, float, complex, CLOSED)):
+        return []
     if isinstance(value, Mapping):
         return list(value.items())
     if isinstance(value, tuple) and type(value) is not tuple and "_fields" not in vars(type(value)):
-        return []  # a tuple of its own kind, such as a packed sequence or torch.Size's relatives
+        return []  # a tuple of its own kind, such as torch.Size's relatives
     if isinstance(value, (tuple, list)):
         return list(enumerate(value))
     if is_dataclass(value) and not isinstance(value, type):
         return [(entry.name, getattr(value, entry.name)) for entry in fields(value) if entry.init]
-    return []
+    if inspect.isroutine(value) or type(value).__module__ == "builtins":
+        return []
+    return list(attributes_of(value).items())
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """Return what an object of any class keeps in its dictionary and its slots, by name."""
+    own = getattr(value, "__dict__", None)
+    found = dict(own) if isinstance(own, dict) else {}
+    for cls in type(value).__mro__:
+        slots = vars(cls).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                found[name] = getattr(value, name)
+    return found
+
+
+def _with_attributes(value: Any, changes: Mapping[str, Any]) -> Any:
+    """Return a copy of an object of any class with some attributes changed; the object itself if there are none."""
+    if not changes:
+        return value
+    other = copy.copy(value)
+    for name, part in changes.items():
+        object.__setattr__(other, name, part)
+    return other

@@ -1,0 +1,105 @@
+"""The evaluations of criteria in the batch in work, kept until they are examined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from hushgrad.guards.probing.lifting import lifted
+from hushgrad.guards.probing.looks import Looks
+from hushgrad.guards.probing.loss_probe import Criterion, CriterionProbe, Runs
+from hushgrad.guards.probing.rows import Batch, fits
+from hushgrad.guards.probing.trees import Path, copied
+
+FEW = 4
+"""How many examples of a criterion that was examined before are looked at again."""
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """What a criterion was given: the output itself, to know it again, and the values of then.
+
+    `losses`: what it gave for the examples that are kept; None where they are all, and the criterion is not known.
+    """
+
+    criterion: Criterion
+    given: Any
+    output: Any
+    target: Any
+    losses: Tensor | None = None
+    is_reached: bool = False
+
+
+class Evaluations:
+    """Those of one batch; and which criteria were examined.
+
+    Args:
+        looks: decides whether a criterion that was examined is looked at again.
+        is_accumulating: whether the backward that runs accumulates gradients of the model.
+    """
+
+    def __init__(self, looks: Looks, is_accumulating: Callable[[], bool]) -> None:
+        self._looks = looks
+        self._is_accumulating = is_accumulating
+        self._known: WeakKeyDictionary[Any, Mapping[Path, int]] = WeakKeyDictionary()  # with the axes of its arguments
+        self._kept: dict[Criterion, Evaluation] = {}
+        self.examined = 0
+        """How many criteria were examined; those that are looked at again count once."""
+
+    def clear(self) -> None:
+        """The batch is over."""
+        self._kept.clear()
+
+    def note(self, criterion: Criterion, output: Any, target: Any, losses: Tensor) -> bool:
+        """Keep what a criterion was given if it is to be examined; return whether it is."""
+        is_known = criterion in self._known
+        if is_known and not (self._looks.wanted and losses.shape[0] > 1):
+            return False
+        if criterion not in self._kept or not self._kept[criterion].is_reached:
+            kept = self._part(criterion, output, target, losses) if is_known else None
+            evaluation = kept or Evaluation(criterion, output, *copied((output, target)))
+            self._kept[criterion] = evaluation
+            losses.register_hook(self._mark(evaluation))  # type: ignore[no-untyped-call]
+        return True
+
+    def reached(self) -> list[Evaluation]:
+        """Return those that a backward came back through."""
+        return [part for part in self._kept.values() if part.is_reached]
+
+    def examine(self, evaluation: Evaluation, size: int, runs: Runs | None) -> None:
+        """Probe one of a batch of `size` examples; `runs` are the model's on altered ones, where its output is these.
+
+        Raises:
+            CrossSampleLeakError: naming the criterion.
+        """
+        if evaluation.losses is not None:
+            size, runs = evaluation.losses.shape[0], None
+        probe = CriterionProbe(evaluation.criterion)
+        if probe.examine(evaluation.output, evaluation.target, size, runs, evaluation.losses):
+            self._known.setdefault(evaluation.criterion, probe.axes)
+        if evaluation.losses is None:
+            self.examined += 1
+
+    def _part(self, criterion: Criterion, output: Any, target: Any, losses: Tensor) -> Evaluation | None:
+        """Keep a few examples; None where it is not told which parts belong to which."""
+        size = losses.shape[0]
+        lifting = lifted((output, target), size, outer=1)
+        axes = self._known[criterion]
+        if not fits(axes, lifting.value, size):
+            return None
+        rows = sorted(self._looks.some(size, FEW))
+        part_output, part_target = lifting.lowered(Batch(lifting.value, axes, size).only(rows))
+        chosen = losses.detach()[torch.tensor(rows, device=losses.device)]
+        return Evaluation(criterion, output, part_output, part_target, chosen)
+
+    def _mark(self, evaluation: Evaluation) -> Callable[[Tensor], None]:
+        def hook(gradient: Tensor) -> None:
+            if self._is_accumulating():
+                evaluation.is_reached = True
+
+        return hook

@@ -1,0 +1,128 @@
+"""What belongs to single examples and is no tensor, made tensors for as long as a batch is altered, and back again.
+
+A list of B numbers, an array with B rows, a list of B texts or of B tensors of different lengths: each holds the batch
+as a tensor with B rows does, and is altered in the same ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from hushgrad.errors import UnsupportedModelError
+from hushgrad.guards.probing.trees import DESCEND, Path, copied, with_parts
+
+TICKET = 1_000_003
+"""The first number that stands for an entry of a list; numbers from 0 on could be taken for those of positions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A packed sequence as `[B, T, ...]` and the lengths `[B]`."""
+
+    padded: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Lifted:
+    """Nested values in which all that holds the batch is a tensor.
+
+    Attributes:
+        value: the nested structure.
+        back: for each tensor that stands for something else, by its path, how to make that of it.
+    """
+
+    value: Any
+    back: dict[Path, Callable[[Tensor], Any]]
+
+    def lowered(self, value: Any) -> Any:
+        """Return an altered structure as the model takes it."""
+
+        def visit(path: Path, part: Any) -> Any:
+            if isinstance(part, Packed):
+                lengths = part.lengths.clamp(1, part.padded.shape[1]).cpu()
+                return pack_padded_sequence(part.padded, lengths, batch_first=True, enforce_sorted=False)
+            return self.back[path](part) if path in self.back and isinstance(part, Tensor) else DESCEND
+
+        return with_parts(value, visit)
+
+
+def lifted(value: Any, size: int, *, outer: int) -> Lifted:
+    """Return nested values of `size` examples with tensors in the place of whatever else has an entry for each.
+
+    The `outer` containers say nothing by their lengths: 2 for `(args, kwargs)`, 1 for `(output, target)`.
+
+    Raises:
+        UnsupportedModelError: something in them can be read only once.
+    """
+    back: dict[Path, Callable[[Tensor], Any]] = {}
+
+    def visit(path: Path, part: Any) -> Any:
+        if len(path) < outer:
+            return DESCEND
+        if isinstance(part, PackedSequence):
+            return Packed(*pad_packed_sequence(part, batch_first=True))
+        if isinstance(part, Iterator):
+            raise UnsupportedModelError(
+                f"is given an iterator ({type(part).__name__}), which can be read only once, so that it cannot be run "
+                f"again on altered examples",
+                where="the model",
+                cure="Pass a list or a tensor",
+            )
+        found = _lifted_part(part, size)
+        if found is None:
+            return DESCEND
+        tensor, back[path] = found
+        return tensor
+
+    return Lifted(with_parts(value, visit), back)
+
+
+def _lifted_part(part: Any, size: int) -> tuple[Tensor, Callable[[Tensor], Any]] | None:
+    """Return the tensor for something with an entry for each of `size` examples, and the way back."""
+    if isinstance(part, np.ndarray):
+        if not part.ndim or part.shape[0] != size:
+            return None
+        if part.dtype.kind in "biufc" and part.dtype.isnative:
+            try:
+                return torch.from_numpy(part.copy()), lambda tensor: tensor.numpy()
+            except TypeError:  # a width that torch has not
+                pass
+        return _tickets(list(part), lambda entries: np.array(entries, dtype=part.dtype).reshape(-1, *part.shape[1:]))
+    if type(part) not in (list, tuple) or len(part) != size or not size:
+        return None
+    kind = type(part)
+    if all(isinstance(entry, Tensor) for entry in part):
+        if all(entry.ndim and entry.shape[0] == size for entry in part):
+            return None  # several tensors that hold the batch each
+        return _tickets(part, kind)
+    if all(isinstance(entry, (bool, int, float, np.generic)) for entry in part):
+        return _numbers(part, kind)
+    return _tickets(part, kind)
+
+
+def _numbers(part: Sequence[Any], kind: Callable[[Any], Any]) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    make = type(part[0])
+    if all(isinstance(entry, (bool, np.bool_)) for entry in part):
+        tensor = torch.tensor([bool(entry) for entry in part])
+    elif all(isinstance(entry, (int, np.integer)) and abs(int(entry)) < 2**62 for entry in part):
+        tensor = torch.tensor([int(entry) for entry in part])
+    else:
+        try:
+            tensor = torch.tensor([float(entry) for entry in part], dtype=torch.float64)
+        except (TypeError, ValueError, OverflowError):
+            return _tickets(part, kind)
+        make = float if make in (bool, int) else make
+    return tensor, lambda found: kind([make(entry) for entry in found.tolist()])
+
+
+def _tickets(entries: Sequence[Any], kind: Callable[[Any], Any]) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    numbers = torch.arange(TICKET, TICKET + len(entries))
+    return numbers, lambda found: kind([copied(entries[int(number) - TICKET]) for number in found.tolist()])
