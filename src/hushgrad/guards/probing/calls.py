@@ -62,24 +62,12 @@ class Call:
     seen: Seen = field(default_factory=lambda: Seen({}, False))
 
     @classmethod
-    def begun(
-        cls,
-        model: nn.Module,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        with_parameters: bool = True,
-    ) -> Call:
-        """Return the call that is beginning, with the settings around it.
-
-        `with_parameters`: whether it is to be told which parameters the call writes to.
-        """
+    def begun(cls, model: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Return the call that is beginning, with the settings around it."""
         autocast = [
             (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in AUTOCAST_DEVICES
         ]
-        state = State(model, parameters=with_parameters)
-        return cls(module, state, copied((args, kwargs)), autocast, model.training)
+        return cls(module, State(model), copied((args, kwargs)), autocast, model.training)
 
     def lift(self, size: int) -> None:
         """Make tensors of all inputs that hold `size` examples, before they are altered; once."""

@@ -88,7 +88,7 @@ class KeptCalls:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], signature: Signature, *, is_look: bool
     ) -> Pending:
         frozen = [parameter for parameter in self._parameters if not parameter.requires_grad]
-        call = Call.begun(self._model, module, args, kwargs, with_parameters=not is_look)
+        call = Call.begun(self._model, module, args, kwargs)
         return Pending(call, signature, frozen, is_look)
 
     def _has_room(self, module: nn.Module, signature: Signature) -> bool:

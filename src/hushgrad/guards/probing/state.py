@@ -41,14 +41,11 @@ class State:
         self._holders = [(holder, content_of(holder)) for holder in holders]
         self._structure = [(holder, content_of(holder)) for holder in structure_of(model.modules())]
         self._uses = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-        self._has_prints = parameters
         named = model.named_parameters(remove_duplicate=False) if parameters else ()
         self._prints = {name: _fingerprint(p) for name, p in named}
 
     def changed_parameters(self) -> list[str]:
-        """Return the names of the parameters with other values now than when the copy was taken, if that is told."""
-        if not self._has_prints:
-            return []
+        """Return the names of the parameters with other values now than when the copy was taken."""
         return [
             name
             for name, parameter in self._model.named_parameters(remove_duplicate=False)
