@@ -110,7 +110,7 @@ class ModelProbe:
         call.state.restore()
         runner = Runner(call, call.state, self.scope, devices_of(self.model, call.inputs), unit=unit)
         try:
-            return _Examination(self, runner, size, left, among).run()
+            return _Examination(self, runner, size, left, None if changed else among).run()
         except (HushgradError, torch.OutOfMemoryError):
             raise
         except Exception as error:
