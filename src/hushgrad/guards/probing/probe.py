@@ -7,7 +7,8 @@ While nothing is pending it costs one look at the list of modules for each forwa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -19,6 +20,13 @@ from torch.utils.data.dataloader import default_collate
 
 from hushgrad.accounting.conditions import NEVER_EXAMINED, ORDER_OF_ROWS, Condition, not_examined
 from hushgrad.capture.scope import Scope
+from hushgrad.errors import (
+    CrossSampleLeakError,
+    HushgradError,
+    LossShapeError,
+    PrivacyUnitError,
+    PrivateBufferError,
+)
 from hushgrad.guards.probing.calls import Call
 from hushgrad.guards.probing.collate_probe import RECORDS, require_separate_rows
 from hushgrad.guards.probing.loss_probe import Criterion, CriterionProbe, require_separate_losses
@@ -58,6 +66,14 @@ KEPT_CALLS = 4
 """How many calls of one module in one batch are kept to be examined; the others run the same code."""
 
 
+FINDINGS = (CrossSampleLeakError, PrivateBufferError, LossShapeError, PrivacyUnitError)
+"""Errors of an examination that say something of batches before, too: those that were released like the one examined.
+
+What capture refuses by itself (DP304 in a forward) does not: capture looks at every batch, and what it refuses was
+never released.
+"""
+
+
 @dataclass(eq=False)
 class _Pending:
     call: Call
@@ -95,7 +111,9 @@ class Probe:
         self._model = model
         self._parameters = parameters
         self._loss_reduction = loss_reduction
-        self._scalar_loss = ScalarLoss(model, loss_reduction, self._is_accumulating)
+        self._scalar_loss = ScalarLoss(model, loss_reduction, self._is_accumulating, self._findings_told)
+        self.on_finding: Callable[[HushgradError], None] = lambda error: None
+        """Told of every error that says that examples influence each other, before it is raised."""
         self._scope: Scope | None = None
         self._anchor: Node | None = None
         self._examined: dict[Signature, bool] = {}  # whether on more than one example
@@ -167,7 +185,8 @@ class Probe:
             evaluation = _Evaluation(criterion, output, *copied((output, target)))
             self._evaluations[criterion] = evaluation
             losses.register_hook(self._mark(evaluation))  # type: ignore[no-untyped-call]
-        self._look_at_graph(losses)  # values that are not finite are seen to when the criterion is examined
+        with self._findings_told():
+            self._look_at_graph(losses)  # values that are not finite are seen to when the criterion is examined
 
     def losses(self, losses: Tensor) -> None:
         """Look at the graph of the losses of a batch, before the backward uses it up.
@@ -176,8 +195,9 @@ class Probe:
             CrossSampleLeakError: the loss of one example depends on another's outputs.
         """
         self._scalar_loss.vouch(losses)
-        if not self._look_at_graph(losses):
-            self._is_told = False
+        with self._findings_told():
+            if not self._look_at_graph(losses):
+                self._is_told = False
 
     def total(self, loss: Tensor) -> None:
         """`loss` is the sum of losses that were examined, and will be held to its gradient when its backward runs."""
@@ -256,7 +276,8 @@ class Probe:
         if pending or evaluations:
             self._is_busy = True
             try:
-                self._examine(pending, evaluations, size)
+                with self._findings_told():
+                    self._examine(pending, evaluations, size)
             finally:
                 self._is_busy = False
         self.forget()
@@ -271,7 +292,7 @@ class Probe:
         """
         if self.collate_fn is None or self.collate_fn is default_collate or len(indices) < 2:
             return
-        with kept_values(item):
+        with kept_values(item), self._findings_told():
             if require_separate_rows(self.collate_fn, [dataset[index] for index in indices[:RECORDS]]):
                 self.collate_fn = None
 
@@ -296,6 +317,14 @@ class Probe:
         """What would be on trust if the session ended now; a later batch may still show it."""
         never = bool(self._examined) and not any(self._examined.values())
         return (*([NEVER_EXAMINED] if never else []), *([ORDER_OF_ROWS] if self._is_in_order is False else []))
+
+    @contextmanager
+    def _findings_told(self) -> Iterator[None]:
+        try:
+            yield
+        except FINDINGS as error:
+            self.on_finding(error)
+            raise
 
     def _has_room(self, module: nn.Module, signature: Signature) -> bool:
         """Keep few calls of one module: the first ones of a batch, the last one in eval(), where most train nothing."""
