@@ -229,3 +229,9 @@ class UnprovenMechanismError(HushgradError, ValueError):
     """Nobody has proven what this noise costs together with this sampling."""
 
     code = "DP504"
+
+
+class NotEstablishedError(HushgradError, RuntimeError):
+    """It was found that earlier steps of this account may have leaked, so nothing is released any more."""
+
+    code = "DP505"

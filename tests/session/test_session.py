@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from private_loops import NO_NOISE, NOISY, attach, losses, network, same, values
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hushgrad import DPSGD, DisjointBatches, FlatClipping, privatize
+from hushgrad import DPSGD, DisjointBatches, FlatClipping, PrivacyEngine, privatize
 from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.ledger.view import read_ledger
@@ -22,9 +24,11 @@ from hushgrad.errors import (
     AccountingError,
     ClosedSessionError,
     ContractChangedError,
+    CrossSampleLeakError,
     InvalidArgumentError,
     LedgerError,
     LossShapeError,
+    NotEstablishedError,
     ProtocolError,
 )
 from hushgrad.randomness import KeyStream
@@ -253,3 +257,36 @@ def test_the_clipped_sum_holds_no_graph_of_the_forward() -> None:
     session.backward(losses(model, torch.randn(4, 3).double()))
     assert all(not total.requires_grad for total in session._parts.update._sums.values())
     assert len(session._parts.update._sums) == 4
+
+
+def test_a_loss_that_mixes_from_the_fourth_step_on_ends_the_account_of_the_three_before(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = PrivacyEngine(ledger=tmp_path / "run.jsonl", test_key=0)
+    _, _, loader = engine.make_private(
+        module=model,
+        optimizer=optimizer,
+        data_loader=DataLoader(TensorDataset(torch.randn(32, 3), torch.randn(32, 2)), batch_size=8),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+    )
+
+    def run() -> None:
+        for _ in range(2):
+            for x, y in loader:
+                output = model(x)
+                target = output.mean(0) if engine.session.steps == 3 else y
+                (output - target).square().mean().backward()
+                optimizer.step()
+
+    with pytest.raises(CrossSampleLeakError):
+        run()
+    assert engine.session.steps == 3
+    assert engine.get_epsilon(1e-5) == math.inf
+    with pytest.raises(NotEstablishedError, match="DP301"):
+        optimizer.step()
+    engine.session.discard()
+    with pytest.raises(NotEstablishedError):
+        next(iter(loader))
+    engine.session.close()
+    assert epsilon(read_ledger(tmp_path / "run.jsonl").events, 1e-5) == math.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 from dataclasses import replace
@@ -14,10 +15,14 @@ from torch.utils.data import TensorDataset
 
 from hushgrad import DPSGD, Budget, DisjointBatches, FlatClipping, PoissonSampling, PrivacyEngine, Session, privatize
 from hushgrad.accounting import PoissonSampled, epsilon, read_ledger
+from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.errors import (
     BudgetExhaustedError,
     ContractChangedError,
+    CrossSampleLeakError,
     InvalidArgumentError,
+    LedgerError,
+    NotEstablishedError,
     UnreachableTargetError,
 )
 from hushgrad.randomness import KeyStream
@@ -328,3 +333,85 @@ def test_batches_that_were_drawn_and_could_not_be_read_are_told_of(dataset: type
         assert f"{failed} logical batch{' was' if failed == 1 else 'es were'} discarded" in said
     else:
         assert "discarded" not in said
+
+
+FOUND = CrossSampleLeakError("the output of one example depends on the others", where="layers.3", cure="Mend it")
+
+
+def test_after_a_finding_every_figure_of_the_ledger_is_infinite_and_nothing_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    optimizer, session = attach(PLAN, path)
+    updates(optimizer, session, 3)
+    session._parts.probe.on_finding(FOUND)
+    assert session.epsilon(1e-5) == math.inf
+    said = session.guarantee(1e-5)
+    assert said.epsilon == math.inf
+    assert said.steps == session.steps == 3
+    assert "Nothing is established for any of these steps" in str(said)
+    assert str(FOUND).removesuffix(". Mend it") in str(said)
+    for go_on in (
+        lambda: session.backward(torch.zeros(0)),
+        optimizer.step,
+        session.end_item,
+        lambda: session.loss(torch.zeros(1)),
+    ):
+        with pytest.raises(NotEstablishedError, match=r"DP301 layers\.3"):
+            go_on()
+    session._parts.probe.on_finding(FOUND)  # another one adds nothing
+    session.discard()
+    session.close()
+    held = read_ledger(path)
+    assert (held.steps, len(held.events)) == (3, 2)
+    assert epsilon(held.events, 1e-5) == math.inf
+
+
+def test_a_ledger_with_a_finding_is_continued_by_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    optimizer, session = attach(PLAN, path)
+    updates(optimizer, session, 3)
+    session._parts.probe.on_finding(FOUND)
+    session.close()
+    with pytest.raises(NotEstablishedError, match="after 3 steps"):
+        attach(PLAN, path)
+    with pytest.raises(NotEstablishedError):
+        Ledger(path, contract=read_ledger(path).contract)
+    assert PrivacyEngine(ledger=path).get_epsilon(1e-5) == math.inf
+
+
+def test_before_any_step_a_finding_is_an_ordinary_refusal(tmp_path: Path) -> None:
+    optimizer, session = attach(PLAN, tmp_path / "run.jsonl")
+    session._parts.probe.on_finding(FOUND)
+    assert updates(optimizer, session, 2) == 2
+    assert 0 < session.epsilon(1e-5) < math.inf
+
+
+def test_a_finding_before_the_first_batch_of_a_resume_ends_the_account_of_the_steps_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    optimizer, session = attach(PLAN, path, lease=8)
+    updates(optimizer, session, 3)
+    session.close()
+    _, resumed = attach(PLAN, path)
+    resumed._parts.probe.on_finding(FOUND)
+    assert resumed.epsilon(1e-5) == math.inf
+    assert epsilon(read_ledger(path).events, 1e-5) == math.inf
+
+
+def test_a_finding_inside_a_lease_returns_what_was_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    optimizer, session = attach(PLAN, path, lease=8)
+    updates(optimizer, session, 3)
+    session._parts.probe.on_finding(FOUND)
+    assert read_ledger(path).steps == 3
+    assert epsilon(read_ledger(path).events, 1e-5) == math.inf
+
+
+def test_a_finding_that_the_disk_refuses_is_said_and_counts_in_this_process(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    optimizer, session = attach(PLAN, path)
+    updates(optimizer, session, 3)
+    path.rename(tmp_path / "moved.jsonl")
+    with pytest.raises(LedgerError, match="could not be made to hold what was found"):
+        session._parts.probe.on_finding(FOUND)
+    assert session.epsilon(1e-5) == math.inf
+    with pytest.raises(NotEstablishedError):
+        session.backward(torch.zeros(0))

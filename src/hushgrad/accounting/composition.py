@@ -16,7 +16,7 @@ from typing import TypeAlias
 from hushgrad.accounting.events.costs import Costs
 from hushgrad.accounting.events.event import ADD_REMOVE_ONE, Event
 from hushgrad.arguments import whole_number
-from hushgrad.errors import AccountingError
+from hushgrad.errors import AccountingError, NotEstablishedError
 
 Composition: TypeAlias = Sequence[tuple[Event, int]]
 """Events with how often each ran, in order: `Ledger.events()` has this form."""
@@ -68,12 +68,38 @@ class NormalForm:
         return not (self.noiseless or self.is_sampled or self.gaussian_precision)
 
 
+def steps_of(composition: Composition) -> list[tuple[Event, int]]:
+    """Return the steps of a composition: all of it but findings."""
+    return [(event, count) for event, count in composition if event.finding is None]
+
+
+def count_steps(composition: Composition) -> int:
+    """Return how many steps a composition has; a finding is none."""
+    return sum(count for _, count in steps_of(composition))
+
+
+def finding_of(composition: Composition) -> str | None:
+    """Return what was found after which nothing of the composition is established; None where nothing was."""
+    return next((event.finding for event, count in composition if count and event.finding is not None), None)
+
+
+def require_established(composition: Composition) -> None:
+    """Refuse to add to an account after a finding. Raises `NotEstablishedError`."""
+    found = finding_of(composition)
+    if found is not None:
+        raise NotEstablishedError(
+            f"after {count_steps(composition)} steps it was found that earlier ones may have leaked, so epsilon is "
+            f"infinite for all of them and nothing is released any more; found was {found}",
+            cure="Keep what was trained to yourself, mend what was found, and train a new model with a new ledger",
+        )
+
+
 def adjacency_of(events: Iterable[Event]) -> str:
     """Return the neighbouring relation of all `events` (add/remove-one if there are none).
 
     Raises `AccountingError` where they have different relations: one epsilon cannot speak of two.
     """
-    relations = sorted({event.adjacency for event in events})
+    relations = sorted({event.adjacency for event in events if event.finding is None})
     if len(relations) > 1:
         raise AccountingError(
             f"the composition mixes the neighbouring relations {' and '.join(relations)}, and one epsilon cannot hold "

@@ -10,7 +10,7 @@ from typing import Any
 
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, OWN_ACCOUNTANTS, epsilon_bounds
 from hushgrad.accounting.bounds import EpsilonBounds
-from hushgrad.accounting.composition import Composition, normal_form
+from hushgrad.accounting.composition import Composition, count_steps, finding_of, normal_form, steps_of
 from hushgrad.accounting.conditions import DECLARED_SAMPLING, FIXED_KEY, Condition, joined, third_party
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import is_own, order_of
@@ -139,7 +139,10 @@ def guarantee(
         trusted.append(third_party("accountant", accountant))
     charged = {type(event) for event, count in composition if count}
     trusted += [third_party("event", f"{kind.__module__}.{kind.__qualname__}") for kind in charged if not is_own(kind)]
-    if form.noiseless:
+    found = finding_of(composition)
+    if found is not None:
+        notes.append(f"nothing is established for any of these steps, because it was found after them: {found}")
+    elif form.noiseless:
         notes.append("the noise multiplier is 0 in at least one step")
     elif math.isinf(value):
         notes.append("epsilon is too large for the accountant to tell from infinity")
@@ -159,7 +162,7 @@ def guarantee(
         adjacency=form.adjacency,
         sampling=_sampling(composition),
         accountant=accountant,
-        steps=sum(count for _, count in composition),
+        steps=count_steps(composition),
         unit=ONE_RECORD if contract is None else contract.unit,
         noise_is_secret=contract is None or contract.noise_is_secret,
         notes=tuple(notes),
@@ -171,7 +174,7 @@ def guarantee(
 
 def _sampling(composition: Composition) -> str:
     kinds: dict[type[Event], list[tuple[Event, int]]] = {}
-    for event, count in composition:
+    for event, count in steps_of(composition):
         if count:
             kinds.setdefault(type(event), []).append((event, count))
     said = [kind.sentence(kinds[kind], alone=len(kinds) == 1) for kind in sorted(kinds, key=order_of)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from hushgrad.accounting.composition import finding_of
 from hushgrad.accounting.guarantee import guarantee, round_up
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger
@@ -74,6 +75,8 @@ def show(path: str, delta: float | None, accountant: str, as_json: bool) -> None
 def verify(path: str, anchor_record: int | None, anchor_hash: str | None, as_json: bool) -> None:
     """Verify every byte of a ledger; exit code 1 and the first bad record where it was damaged or edited.
 
+    That it is whole does not mean that its steps are established: a finding is named.
+
     The last record's number and hash are printed. Kept elsewhere, and given back as --anchor-record and --anchor-hash,
     they also show whether records were cut off at the end since.
     """
@@ -92,7 +95,9 @@ def verify(path: str, anchor_record: int | None, anchor_hash: str | None, as_jso
 
 def _facts(path: str, view: LedgerView) -> dict[str, Any]:
     contract = view.contract
+    found = finding_of(view.events)
     return {
+        **({} if found is None else {"not_established": found}),
         "ledger": path,
         "run": view.run,
         "steps": view.steps,

@@ -20,7 +20,7 @@ from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger.contract import OBSERVED
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.arguments import positive_number
-from hushgrad.errors import ClosedSessionError, LedgerError, ProtocolError
+from hushgrad.errors import ClosedSessionError, HushgradError, LedgerError, ProtocolError
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.guards.probing.probe import ProbeReport
@@ -57,6 +57,7 @@ class Session:
             finish=self._finish_step,
             abandon=self._abandon_step,
         )
+        self._parts.probe.on_finding = self._found
         self._parts.members.join()
 
     # The loop --------------------------------------------------------------------------------------------------------
@@ -259,7 +260,10 @@ class Session:
         return self._loop.is_narrow
 
     def epsilon(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> float:
-        """Return ε at `delta` for everything that was charged; 0 before the first step, inf without noise."""
+        """Return ε at `delta` for everything that was charged; 0 before the first step, inf without noise.
+
+        It is inf, too, once it was found that steps before may have leaked.
+        """
         return self._parts.spending.epsilon(delta, accountant)
 
     def guarantee(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> Guarantee:
@@ -346,3 +350,11 @@ class Session:
     def _require_open(self) -> None:
         if self._closed:
             raise ClosedSessionError("this session was closed", cure="Call privatize or make_private again")
+        self._parts.spending.require_established()
+
+    def _found(self, error: HushgradError) -> None:
+        """The model or the loss was found to mix examples: steps before may have leaked as this batch would have.
+
+        Nothing is released any more. Where no step was charged yet the error is an ordinary refusal.
+        """
+        self._parts.spending.not_established(error)

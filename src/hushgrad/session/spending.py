@@ -8,9 +8,10 @@ from contextlib import suppress
 
 from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.budget import MOST, Budget
-from hushgrad.accounting.composition import Composition, adjacency_of
+from hushgrad.accounting.composition import Composition, adjacency_of, count_steps, finding_of, require_established
 from hushgrad.accounting.conditions import NO_LEDGER_PATH, NOTED_AS, Condition, discarded, uncounted
 from hushgrad.accounting.events.event import Event
+from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger.contract import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract
 from hushgrad.accounting.ledger.file import ledger_path
@@ -21,6 +22,7 @@ from hushgrad.arguments import whole_number
 from hushgrad.errors import (
     BudgetExhaustedError,
     ContractChangedError,
+    HushgradError,
     InvalidArgumentError,
     LedgerError,
     ProtocolError,
@@ -67,6 +69,7 @@ class Spending:
         self._ledger: Ledger | None = None
         self._first_pass = 0
         self._trusted: list[Condition] = []  # what the ledger does not hold yet
+        require_established(events_at(self._path))
         self.uncounted = 0
         """How many steps the same model took in earlier sessions of this process that this ledger does not hold."""
 
@@ -83,6 +86,7 @@ class Spending:
             ContractChangedError: the ledger holds steps that are not part of this plan.
             AccountingError: it holds steps under another neighbouring relation.
             LedgerError: the file cannot be opened or trusted.
+            NotEstablishedError: it holds a finding.
         """
         if self._ledger is not None:
             return
@@ -187,7 +191,7 @@ class Spending:
     @property
     def steps(self) -> int:
         """The number of steps charged, those of earlier sessions with this ledger included."""
-        return sum(count for _, count in self.events()) if self._ledger is None else self._ledger.steps
+        return count_steps(self.events()) if self._ledger is None else self._ledger.steps
 
     @property
     def anchor(self) -> LedgerHead | None:
@@ -236,6 +240,25 @@ class Spending:
         self._trusted.append(discarded(1))
         with suppress(LedgerError):  # it is told by this object, also where the disk does not hold it
             self.trust([])
+
+    def not_established(self, error: HushgradError) -> None:
+        """Take note that steps charged before may have leaked: `error` says what was found.
+
+        Guarantee: where any step was charged, every ε, guarantee, report and resume of this ledger says from here on
+        that nothing is established, in this process also where the disk refuses. Without a step there is no account
+        that it could end, and the error is an ordinary refusal.
+
+        Raises `LedgerError` where it could not be made durable.
+        """
+        if self.steps and finding_of(self.events()) is None:
+            if self._ledger is None:
+                self._ledger = Ledger(self._path, contract=self._charged()[1])
+            self._ledger.end(NotEstablished(code=error.code, place=error.where, what=error.what))
+
+    def require_established(self) -> None:
+        """Refuse to go on after a finding. Raises `NotEstablishedError`."""
+        if self._ledger is not None:
+            self._ledger.require_established()
 
     def note(self, about: str, finding: Mapping[str, str | int | float] | None) -> None:
         """Leave a finding of a monitor in the ledger, if there is one and the ledger takes it.

@@ -1,4 +1,4 @@
-"""Ledgers as the first version wrote them, one line for each kind of event, byte for byte."""
+"""Ledgers as they were first written, one line for each kind of event, byte for byte."""
 
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from hushgrad.accounting import (
     TruncatedPoisson,
     read_ledger,
 )
+from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.events.registry import _KINDS, event_to_json
 from hushgrad.accounting.ledger.records import decode, encode
 
@@ -26,6 +27,10 @@ EVENTS: dict[str, list[tuple[Event, int]]] = {
     ],
     "zero-out": [(DisjointPass(2, 3), 5), (BallsInBins(10, 0.75, 4), 10)],
     "replace-one": [(FixedSizeSampled(64, 1000, 1.5), 3)],
+    "not-established": [
+        (PoissonSampled(0.01, 1.1), 20),
+        (NotEstablished("DP301", "layers.3", "the output of one example depends on the others"), 1),
+    ],
 }
 
 

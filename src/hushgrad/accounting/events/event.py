@@ -80,6 +80,11 @@ class Event(ABC):
         """How likely the charge takes a record's part in the step to be; None: charged without amplification."""
         return None
 
+    @property
+    def finding(self) -> str | None:
+        """For what is no step: what was found after which nothing charged before is established. None for a step."""
+        return None
+
     @final
     def to_json(self) -> JSON:
         """Return the event as a JSON object with its type and version."""

@@ -16,6 +16,7 @@ from hushgrad.accounting.events.disjoint_pass import DisjointPass
 from hushgrad.accounting.events.event import JSON, RELATIONS, Event
 from hushgrad.accounting.events.fixed_size import FixedSizeSampled
 from hushgrad.accounting.events.gaussian import Gaussian
+from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.errors import HushgradError, InvalidArgumentError
@@ -171,6 +172,6 @@ def event_from_json(value: Mapping[str, Any]) -> Event:
         ) from None
 
 
-_OWN = (PoissonSampled, Gaussian, TruncatedPoisson, FixedSizeSampled, BallsInBins, DisjointPass)
+_OWN = (PoissonSampled, Gaussian, TruncatedPoisson, FixedSizeSampled, BallsInBins, DisjointPass, NotEstablished)
 for _kind in _OWN:
     register_event(_kind)

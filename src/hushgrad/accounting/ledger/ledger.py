@@ -12,9 +12,10 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from hushgrad._version import __version__
-from hushgrad.accounting.composition import adjacency_of
+from hushgrad.accounting.composition import adjacency_of, require_established
 from hushgrad.accounting.conditions import Condition, joined
 from hushgrad.accounting.events.event import Event
+from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.events.registry import event_to_json
 from hushgrad.accounting.ledger.contract import Contract
 from hushgrad.accounting.ledger.file import LedgerFile, ledger_path
@@ -107,12 +108,14 @@ class Ledger:
 
         Raises `LedgerError` where the charge could not be made durable: then no noise may be drawn, the charge counts
         in this object (the file may or may not hold it), and the ledger takes no further charge until it is opened
-        again. `AccountingError` for an event under another neighbouring relation than those before, and
+        again. `NotEstablishedError` after a finding. `AccountingError` for an event under another neighbouring relation
+        than those before, and
         `InvalidArgumentError` for one of a kind that is not registered: nothing is charged then.
         """
         count = count_of("count", count, minimum=1)
         if self._state != "open":
             raise self._takes_no_more("charge")
+        self.require_established()
         lease = count_of("lease", lease, minimum=1)
         adjacency_of([event, *(last for last, _ in self._events[-1:])])
         if self._leased >= count and self._events[-1][0] == event:
@@ -130,6 +133,32 @@ class Ledger:
         reserved = max(count, lease) if self._file is not None else count
         self._append("charge", {"event": written, "count": reserved})
         self._leased = reserved - count
+
+    def require_established(self) -> None:
+        """Refuse to go on after a finding. Raises `NotEstablishedError`."""
+        if self._events and self._events[-1][0].finding is not None:  # nothing is charged after it
+            require_established(self._events)
+
+    def end(self, finding: NotEstablished) -> None:
+        """End the account: nothing it holds is established, and it takes no further charge. Return when on disk.
+
+        Guarantee: from here on every ε of this ledger is infinite, in this object also where the disk refuses.
+
+        Raises `LedgerError` where it could not be made durable: the file then says less than is known.
+        """
+        self._events.append((finding, 1))  # in memory first, as a charge
+        try:
+            if self._state != "open":
+                raise self._takes_no_more("finding")
+            self._return_lease()
+            self._append("charge", {"event": event_to_json(finding), "count": 1})
+        except LedgerError as error:
+            raise LedgerError(
+                f"it could not be made to hold what was found ({finding.finding}), so its file states an epsilon that "
+                f"does not hold: {error.what}",
+                where="the ledger",
+                cure="Do not continue or quote that file, and release nothing that was trained with it",
+            ) from error
 
     def note(self, about: str, values: Mapping[str, NoteValue]) -> None:
         """Record what a monitor found; return when it is on disk. It is no step, and changes no ε.
@@ -203,6 +232,7 @@ class Ledger:
                 where="the ledger",
                 cure="Use the old values, or a new ledger for a new run",
             )
+        require_established(view.events)
         self._events, self._steps, self._run = view.events, view.steps, view.run
         self._conditions = view.conditions
         self._seq, self._hash = view.anchor.seq, view.anchor.hash

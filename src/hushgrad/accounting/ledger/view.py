@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hushgrad.accounting.composition import adjacency_of
+from hushgrad.accounting.composition import adjacency_of, count_steps
 from hushgrad.accounting.conditions import NOTED_AS, Condition, from_note, joined
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import event_from_json
@@ -104,7 +104,7 @@ def view_of(data: bytes, anchor: LedgerHead | None = None) -> LedgerView:
                 event, count = events.pop()
                 events.append((event, count - unused))
             elif record["kind"] == "note":
-                notes.append(read_note(record, sum(count for _, count in events)))
+                notes.append(read_note(record, count_steps(events)))
             elif record["kind"] != "resumed":
                 raise LedgerError("its kind is unknown to this version of hushgrad", cure=_NEWER)
         except HushgradError as error:
@@ -123,7 +123,7 @@ def view_of(data: bytes, anchor: LedgerHead | None = None) -> LedgerView:
             where="the ledger",
             cure=RESTORE,
         )
-    return LedgerView(contract, events, sum(count for _, count in events), last, run, notes)
+    return LedgerView(contract, events, count_steps(events), last, run, notes)
 
 
 def _read_header(record: dict[str, Any]) -> tuple[Contract, str]:

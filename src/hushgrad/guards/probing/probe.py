@@ -7,7 +7,8 @@ examples of secret random batches are looked at. In all others it costs one look
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,13 @@ from torch.utils.data.dataloader import default_collate
 
 from hushgrad.accounting.conditions import NEVER_EXAMINED, ORDER_OF_ROWS, Condition, not_examined
 from hushgrad.capture.scope import Scope, Seen
+from hushgrad.errors import (
+    CrossSampleLeakError,
+    HushgradError,
+    LossShapeError,
+    PrivacyUnitError,
+    PrivateBufferError,
+)
 from hushgrad.guards.probing.collate_probe import RECORDS, require_separate_rows
 from hushgrad.guards.probing.evaluations import Evaluation, Evaluations
 from hushgrad.guards.probing.kept_calls import KeptCalls, Pending, Signature, signature_of
@@ -57,6 +65,14 @@ class ProbeReport:
 MOST_LOOKS_AT_ORDER = 3
 """How many items are looked at for the order of their rows, where it cannot be told."""
 
+FINDINGS = (CrossSampleLeakError, PrivateBufferError, LossShapeError, PrivacyUnitError)
+"""Errors of an examination that say something of batches before, too: those that were released like the one examined.
+
+What capture refuses by itself (DP304 in a forward) does not: capture looks at every batch, and what it refuses was
+never released.
+"""
+
+
 @dataclass(frozen=True, eq=False)
 class _Entered:
     """An outermost forward that may be trained on, and what is kept of it where it has to be examined."""
@@ -88,7 +104,9 @@ class Probe:
         self._model = model
         self._parameters = parameters
         self._loss_reduction = loss_reduction
-        self._scalar_loss = ScalarLoss(model, loss_reduction, self._is_accumulating)
+        self._scalar_loss = ScalarLoss(model, loss_reduction, self._is_accumulating, self._findings_told)
+        self.on_finding: Callable[[HushgradError], None] = lambda error: None
+        """Told of every error that says that examples influence each other, before it is raised."""
         self._scope: Scope | None = None
         self._anchor: Node | None = None
         self._examined: dict[Signature, bool] = {}  # whether on more than one example
@@ -158,7 +176,8 @@ class Probe:
         self._scalar_loss.vouch(losses)
         if not losses.requires_grad or not self._evaluations.note(criterion, output, target, losses):
             return
-        self._look_at_graph(losses)  # values that are not finite are seen to when the criterion is examined
+        with self._findings_told():
+            self._look_at_graph(losses)  # values that are not finite are seen to when the criterion is examined
 
     def losses(self, losses: Tensor) -> None:
         """Look at the graph of the losses of a batch, before the backward uses it up.
@@ -167,8 +186,9 @@ class Probe:
             CrossSampleLeakError: the loss of one example depends on another's outputs.
         """
         self._scalar_loss.vouch(losses)
-        if not self._look_at_graph(losses):
-            self._is_told = False
+        with self._findings_told():
+            if not self._look_at_graph(losses):
+                self._is_told = False
 
     def total(self, loss: Tensor) -> None:
         """`loss` is the sum of losses that were examined, and will be held to its gradient when its backward runs."""
@@ -189,7 +209,11 @@ class Probe:
         return self._scalar_loss.is_narrow(losses)
 
     def _look_at_graph(self, losses: Tensor) -> bool:
-        calls = [part.call for part in (*self._calls.whole, *self._calls.in_part) if _holds(part.call.inputs, losses.shape[0])]
+        calls = [
+            part.call
+            for part in (*self._calls.whole, *self._calls.in_part)
+            if _holds(part.call.inputs, losses.shape[0])
+        ]
         outputs = [tensor for call in calls for _, tensor in tensors_at(call.output)]
         return require_separate_losses(losses, outputs)
 
@@ -249,8 +273,9 @@ class Probe:
         if pending or in_part or evaluations:
             self._is_busy = True
             try:
-                self._examine(pending, evaluations, size)
-                self._look(in_part, size)
+                with self._findings_told():
+                    self._examine(pending, evaluations, size)
+                    self._look(in_part, size)
             finally:
                 self._is_busy = False
         self.forget()
@@ -265,7 +290,7 @@ class Probe:
         """
         if self.collate_fn is None or self.collate_fn is default_collate or len(indices) < 2:
             return
-        with kept_values(item):
+        with kept_values(item), self._findings_told():
             if require_separate_rows(self.collate_fn, [dataset[index] for index in indices[:RECORDS]]):
                 self.collate_fn = None
 
@@ -292,6 +317,14 @@ class Probe:
         """What would be on trust if the session ended now; a later batch may still show it."""
         never = bool(self._examined) and not any(self._examined.values())
         return (*([NEVER_EXAMINED] if never else []), *([ORDER_OF_ROWS] if self._is_in_order is False else []))
+
+    @contextmanager
+    def _findings_told(self) -> Iterator[None]:
+        try:
+            yield
+        except FINDINGS as error:
+            self.on_finding(error)
+            raise
 
     def _is_due(self, pending: Pending, size: int) -> bool:
         if not pending.call.has_returned or (not pending.call.is_training and not pending.call.reached):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, NamedTuple
 from weakref import ref
@@ -46,9 +47,17 @@ class ScalarLoss:
         model: the root; outermost calls of other modules are noted.
         loss_reduction: "mean" or "sum", as declared.
         is_accumulating: whether the backward that runs accumulates gradients of the model.
+        findings_told: makes what is raised inside known to the session.
     """
 
-    def __init__(self, model: nn.Module, loss_reduction: str, is_accumulating: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_reduction: str,
+        is_accumulating: Callable[[], bool],
+        findings_told: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._findings_told = findings_told
         self._model = model
         self._judge = LossJudge(loss_reduction)
         self._is_accumulating = is_accumulating
@@ -133,7 +142,8 @@ class ScalarLoss:
             task = current_graph_task()
             if self.size is not None and task not in self._looked_at:
                 self._looked_at.add(task)
-                self._look(key, gradient, self.size)
+                with self._findings_told():
+                    self._look(key, gradient, self.size)
                 if gradient.numel() > FEW_VALUES:
                     self._outputs[key] = self._outputs[key]._replace(values=_gone)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hushgrad.accounting.composition import finding_of, steps_of
 from hushgrad.accounting.conditions import DISCARDED, UNCOUNTED
 from hushgrad.accounting.guarantee import delta_text
 from hushgrad.accounting.ledger.contract import OBSERVED
@@ -18,7 +19,8 @@ def assumptions_of(files: RunFiles, *, contradictions: int) -> list[dict[str, st
     contract = ledger.contract
     trusted = ledger.conditions
     bears_on_gradients = any(condition.name not in (DISCARDED, UNCOUNTED) for condition in trusted)
-    distinct = {(event.type, event.noise_multiplier) for event, _ in ledger.events}
+    found = finding_of(ledger.events)
+    distinct = {(event.type, event.noise_multiplier) for event, _ in steps_of(ledger.events)}
     delta, population = summary.get("delta"), contract.population
     rows = [
         (
@@ -54,9 +56,11 @@ def assumptions_of(files: RunFiles, *, contradictions: int) -> list[dict[str, st
         ),
         (
             "One record's gradient depends on that record alone, and its norm is at most C",
-            UNKNOWN if bears_on_gradients else HELD,
-            "enforced: per-example gradients are clipped before they are added; model and loss were examined on the "
-            "first batch, and a parameter that was used out of sight stops the run"
+            BROKEN if found is not None else UNKNOWN if bears_on_gradients else HELD,
+            f"found after steps that were released: {found}"
+            if found is not None
+            else "enforced: per-example gradients are clipped before they are added; model and loss were examined on "
+            "the first batch, and a parameter that was used out of sight stops the run"
             + ("; on trust is what stands below by name" if bears_on_gradients else ""),
         ),
         _delta_row(delta, population),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hushgrad.accounting.accountants import ACCOUNTANTS, epsilon_bounds
-from hushgrad.accounting.composition import Composition
+from hushgrad.accounting.composition import Composition, steps_of
 from hushgrad.accounting.guarantee import Guarantee, as_sentence, delta_text, guarantee
 from hushgrad.accounting.ledger.view import LedgerView
 from hushgrad.accounting.risk import gaussian_mu, membership_advantage, true_positive_rate, zero_concentrated
@@ -154,7 +154,7 @@ def _charged(ledger: LedgerView, held: Guarantee) -> dict[str, Any]:
         "clip_rule": contract.clipping,
         "max_grad_norm": contract.max_grad_norm,
         "loss_reduction": contract.loss_reduction,
-        "noise_multipliers": sorted({event.noise_multiplier for event, _ in ledger.events}),
+        "noise_multipliers": sorted({event.noise_multiplier for event, _ in steps_of(ledger.events)}),
         "releases": [{**event.to_json(), "count": count} for event, count in ledger.events],
         "ledger_end": {"records": ledger.anchor.seq + 1, "hash": ledger.anchor.hash, "run": ledger.run},
     }
@@ -188,7 +188,7 @@ def audit_facts(
     rows = [Comparison(f"bounds in {AUDIT} and from what it observed", same(stored, fresh), {})]
     if files.ledger is not None:
         audited = sorted({event.noise_multiplier for event, _ in audit.releases})
-        charged = sorted({event.noise_multiplier for event, _ in files.ledger.events} - {besides})
+        charged = sorted({event.noise_multiplier for event, _ in steps_of(files.ledger.events)} - {besides})
         said = {AUDIT: plain(audited), LEDGER: plain(charged)}
         rows.append(Comparison(f"σ in {AUDIT} and in the ledger", same(audited, charged), said))
     return fresh, rows

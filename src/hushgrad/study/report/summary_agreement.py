@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from hushgrad._version import __version__
+from hushgrad.accounting.composition import count_steps, finding_of, steps_of
 from hushgrad.accounting.conditions import CLOSED, DISCARDED, NEVER_EXAMINED, ORDER_OF_ROWS, UNCOUNTED
 from hushgrad.accounting.guarantee import Guarantee, delta_text, guarantee
 from hushgrad.accounting.ledger.contract import OBSERVED
 from hushgrad.accounting.ledger.view import LedgerView
-from hushgrad.study.report.comparison import Comparison, compared
+from hushgrad.study.report.comparison import Comparison, compared, shown
 from hushgrad.study.report.document import up
 from hushgrad.study.report.run_files import LEDGER, SUMMARY, RunFiles, anchor_in
 from hushgrad.study.report.statements import Claim, beyond, held_by
@@ -42,7 +44,7 @@ def summary_rows(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[
     contract, steps = ledger.contract, files.said("steps")
     described = files.described()
     held = held_by(described, delta, contract)
-    charged = sum(count for _, count in described) - files.prepared if files.known else files.steps(ledger)
+    charged = count_steps(described) - files.prepared if files.known else files.steps(ledger)
     ahead = files.known is None and anchor_in(files.summary) is None and not files.has_ended
     yield compared(
         "steps in summary.json and in the ledger",
@@ -50,13 +52,16 @@ def summary_rows(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[
         charged,
         held=same(steps, charged) or (ahead and isinstance(steps, int) and steps <= charged),
     )
+    yield from _established(files, ledger)
     yield compared("ε in summary.json and from its ledger", files.said("epsilon"), held.epsilon)
     yield _statement(files, held)
     yield from _terms(files, held)
     yield from _trusted(files)
     noises = [n for n in map(files.said, ("noise_multiplier", "vocabulary_noise_multiplier")) if n is not None]
     noises = sorted(set(noises)) if all(isinstance(n, int | float) for n in noises) else noises
-    yield compared("σ in summary.json and in the ledger", noises, sorted({e.noise_multiplier for e, _ in described}))
+    yield compared(
+        "σ in summary.json and in the ledger", noises, sorted({e.noise_multiplier for e, _ in steps_of(described)})
+    )
     rates = {event.poisson_rate for event, _ in described if event.poisson_rate is not None}
     declared = [
         ("C", "max_grad_norm", contract.max_grad_norm),
@@ -68,6 +73,17 @@ def summary_rows(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[
     for what, key, value in declared:
         if value is not None and files.said(key) is not None:
             yield compared(f"{what} in summary.json and in the ledger", files.said(key), value)
+
+
+def _established(files: RunFiles, ledger: LedgerView) -> Iterator[Comparison]:
+    """Compare a summary with what was found after it: a finding ends the account of the steps before it, too."""
+    found, stated = finding_of(ledger.events), files.said("epsilon")
+    if found is not None:
+        yield Comparison(
+            "whether the ε of summary.json is established",
+            same(stated, math.inf),
+            {SUMMARY: f"ε = {shown(stated)}", LEDGER: f"not established: {found}"},
+        )
 
 
 def _statement(files: RunFiles, held: Guarantee) -> Comparison:

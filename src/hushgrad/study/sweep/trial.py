@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hushgrad._version import __version__
+from hushgrad.accounting.composition import steps_of
 from hushgrad.accounting.guarantee import guarantee
 from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.arguments import real_number
@@ -112,7 +113,7 @@ def _summary(target: str, trial: Trial, numbers: dict[str, float]) -> dict[str, 
             "it left no ledger, so its epsilon is unknown", where=target, cure="Pass ledger=trial.ledger to the engine"
         )
     ledger = read_ledger(trial.ledger)
-    noises = {event.noise_multiplier for event, _ in ledger.events}
+    noises = {event.noise_multiplier for event, _ in steps_of(ledger.events)}
     if noises != {trial.noise_multiplier}:
         raise ContractChangedError(
             f"it was asked for the noise multiplier {trial.noise_multiplier:g}, and its ledger holds "
