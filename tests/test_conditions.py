@@ -123,7 +123,10 @@ def test_a_run_of_the_recommended_kind_takes_nothing_on_trust(tmp_path: Path) ->
 RUNS: dict[str, tuple[str, Callable[[Path], PrivacyEngine | Session]]] = {
     "own loss": ("own scalar loss", lambda path: run(path, loss="own")),
     "unread": ("own scalar loss, not read", lambda path: run(path, loss="unread")),
-    "forward": ("outside of the model's call", lambda path: run(path, call=lambda model, x: model.forward(x))),
+    "parts": (
+        "outside of the model's call",
+        lambda path: run(path, call=lambda model, x: model[2](model[1](model[0](x)))),
+    ),
     "one record": ("never examined", lambda path: run(path, batch_size=1)),
     "discarded": ("discarded batches", lambda path: run(path, discards=2, poisson_sampling=True)),
     "clip rule": ("third-party clip rule", lambda path: own_session(path, clipping=OwnClipping(1.0))),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import LossShapeError, ProtocolError
+from hushgrad.guards.probing.widths import Drawn
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.session.loop import Loop
 from hushgrad.session.open_batch import OpenBatch
@@ -30,6 +31,8 @@ class ObservedLoop(Loop):
         self._require_open = require_open
         self.dataset: Any = None
         """What the loader reads, once there is one."""
+        self.collate_fn: Callable[[list[Any]], Any] | None = None
+        """What makes its items; None for torch's own."""
         self._order = ObservedOrder()
         self._batch: OpenBatch | None = None
 
@@ -67,7 +70,8 @@ class ObservedLoop(Loop):
         parts.marks.take_away()
         parts.frozen.require_same_parameters()
         parts.spending.require_pass(batch.pass_index)
-        parts.probe.examine_collate(self.dataset, batch.indices, item)
+        drawn = Drawn(self.dataset, batch.indices, item, self.collate_fn)
+        parts.probe.examine_collate(drawn)
         self._order.begin(batch)
         if batch.first:
             parts.update.drop()  # of a logical batch whose step was interrupted before its release
@@ -75,7 +79,7 @@ class ObservedLoop(Loop):
         pool = UsePool(parts.plan, on_backward=parts.marks.put)
         self._batch = OpenBatch(parts, pool, batch.size, len(batch.indices))
         parts.scope.record_into(pool)
-        parts.probe.begin_item(batch.size)
+        parts.probe.begin_item(batch.size, drawn)
         if 0 < len(batch.indices) < batch.size:
             parts.probe.expect_order(item, batch.size)
 

@@ -211,8 +211,8 @@ class Session:
 
     def _observe(self, loop: ObservedLoop, loader: PrivateLoader) -> None:
         self._parts.spending.open(OBSERVED, loader.population)
-        self._parts.probe.watch_items(loader.options.collate_fn)
-        loop.dataset = loader.dataset
+        self._parts.probe.watch_items()
+        loop.dataset, loop.collate_fn = loader.dataset, loader.options.collate_fn
         self._loop = loop
 
     @property

@@ -272,8 +272,8 @@ def test_a_scalar_loss_that_the_model_returns_is_a_condition_of_its_own() -> Non
 
 @pytest.mark.parametrize(
     "call",
-    [lambda model, inputs: model.forward(inputs), lambda model, inputs: model[2](model[1](model[0](inputs)))],
-    ids=["forward", "parts"],
+    [lambda model, inputs: model[2](model[1](model[0](inputs))), lambda model, inputs: model[1:](model[0](inputs))],
+    ids=["parts", "slices"],
 )
 @pytest.mark.parametrize("way", ["scalar", "session"])
 def test_code_outside_of_the_model_s_call_is_a_condition(call: Calling, way: str) -> None:

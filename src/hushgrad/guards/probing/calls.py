@@ -79,7 +79,10 @@ class Call:
     def returned(self, output: Any, seen: Seen, is_accumulating: Callable[[], bool]) -> None:
         """Take note of the output, and of the parts of it that gradients will come back through.
 
-        `seen`: what capture saw of it. `is_accumulating`: whether the backward that is running accumulates gradients, or only asks for some.
+        Args:
+            output: what the module returned.
+            seen: what capture saw of it.
+            is_accumulating: whether the backward that is running accumulates gradients, or only asks for some.
         """
         self.output, self.missing, self.seen, self.has_returned = output, count_nan(output), seen, True
         self.versions = [version(tensor) for _, tensor in tensors_at(output)]

@@ -66,15 +66,25 @@ class KeptCalls:
         self._others = self.count = 0
 
     def begun(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], signature: Signature, *, is_known: bool
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        signature: Signature,
+        *,
+        is_known: bool,
+        is_new: bool,
     ) -> Pending | None:
-        """A call begins; return what is kept of it. `is_known`: whether this signature was examined before."""
+        """A call begins; return what is kept of it.
+
+        `is_known`: whether this signature was examined before; `is_new`: whether its inputs show what none have shown.
+        """
         self.count += 1
         if not is_known and self._has_room(module, signature):
             found = self._kept(module, args, kwargs, signature, is_look=False)
             self.whole.append(found)
             return found
-        if is_known and not self._looks.wanted:
+        if is_known and not (is_new or self._looks.wanted):
             return None
         self._others += 1
         place = self._looks.place(self._others, KEPT_LATER if is_known else KEPT_IN_PART)

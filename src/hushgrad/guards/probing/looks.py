@@ -1,7 +1,7 @@
 """When the probe looks again: at secret random batches, more often early than late, at some of the batch's calls.
 
-Batch number t is looked at with probability min(1/2, 6/t). So what begins in the second half of a run, whatever its
-length, is met by at least one look with probability 0.98, and a run of T batches has about 6·ln(T/12) + 12 looks.
+Batch number t is looked at with probability min(1/2, 6/t). So what begins in the second half of a run of at least 40
+batches is met by a look with probability 0.98, and a run of T batches has about 6·ln(T/12) + 6 looks.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from hushgrad.guards.probing.kept import Key
 from hushgrad.guards.probing.lifting import Lifted, lifted
 from hushgrad.guards.probing.rows import Batch, batch_axes, rows_agree, split_examples
 from hushgrad.guards.probing.state import State, agree, describe, forked_randomness
-from hushgrad.guards.probing.trees import Path, tensors_at
+from hushgrad.guards.probing.trees import Path, tensors_at, with_tensors
+from hushgrad.guards.probing.widths import OwnWidth, cut_to
 from hushgrad.separation import Separation
 
 CURE = (
@@ -86,6 +87,7 @@ class Runs:
         chosen: their numbers.
         fewer: for the batch without the example `left_out`; None where random numbers forbid to compare.
         left_out: its number.
+        alone: short records by themselves, each with its own width, what it gave, and whether padding is on the left.
     """
 
     whole: Any
@@ -93,6 +95,7 @@ class Runs:
     chosen: Sequence[int]
     fewer: Any
     left_out: int
+    alone: Sequence[tuple[OwnWidth, Any, bool]]
 
 
 class CriterionProbe:
@@ -104,7 +107,7 @@ class CriterionProbe:
         self._state = None if module is None else State(module)
         self._lifting = Lifted(None, {})
         self.axes: Mapping[Path, int] = {}
-        """Of each tensor in `(output, target)` that holds the batch, the axis of the examples, once that was examined."""
+        """The axis of the examples in each tensor of `(output, target)` that holds them, once that was examined."""
 
     def examine(self, output: Any, target: Any, size: int, runs: Runs | None, losses: Tensor | None = None) -> bool:
         """Refuse a criterion that gives an example another loss when the others change.
@@ -227,6 +230,28 @@ class CriterionProbe:
         if runs.fewer is not None and (axes := batch_axes(target, size)):
             fewer, _ = self._run(runs.fewer, Batch(target, axes[0], size).without(runs.left_out))
             self._require_equal(base, fewer, [runs.left_out], "were left out")
+        for width, output, left in runs.alone:
+            self._require_same_alone(base, target, size, width, output, left)
+
+    def _require_same_alone(
+        self, base: Tensor, target: Any, size: int, width: OwnWidth, output: Any, left: bool
+    ) -> None:
+        """A short record must have the loss that it has at its own width."""
+        axes = next(iter(batch_axes(target, size)), {})
+
+        def cut(path: Path, tensor: Tensor) -> Tensor:
+            return cut_to(tensor, width, axes.get(path), left)
+
+        try:
+            found, _ = self._run(output, with_tensors(Batch(target, axes, size).only([width.row]), cut))
+        except Exception:
+            return  # targets that the loop would not cut in this way
+        if found.shape == (1,) and not rows_agree(base[width.row : width.row + 1], found):
+            raise CrossSampleLeakError(
+                "gives an example another loss when it is padded to a longer one of its batch than it gives it alone",
+                where=self._place,
+                cure="Average over the example's own tokens, and leave padding out",
+            )
 
     def _require_equal(self, base: Tensor, changed: Tensor, altered: Sequence[int], what: str) -> None:
         kept = [row for row in range(base.shape[0]) if row not in altered]

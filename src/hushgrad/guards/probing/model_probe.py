@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError, UnsupportedModelError
@@ -21,11 +21,13 @@ from hushgrad.guards.probing.calls import Call, Outcome, Runner, devices_of, whe
 from hushgrad.guards.probing.finite import spoiled_rows
 from hushgrad.guards.probing.gradient_probe import require_own_gradient
 from hushgrad.guards.probing.loss_probe import Runs
+from hushgrad.guards.probing.novelty import Novelty
 from hushgrad.guards.probing.place import called, cure, first_place
-from hushgrad.guards.probing.rows import Batch, batch_axes, fits, grown_axes, others_differ, split_examples
+from hushgrad.guards.probing.rows import Batch, all_agree, batch_axes, fits, grown_axes, others_differ, split_examples
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.state_probe import StateProbe, refusal
 from hushgrad.guards.probing.trees import Path, tensors_at
+from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_to, narrowed, own_widths
 from hushgrad.torch_internals import version
 
 FEW = 4
@@ -48,6 +50,8 @@ class ModelProbe:
         keeps_runs: whether `runs` is wanted.
         runs: what the last examined call returned for altered batches.
         axes: of each module's inputs, by their paths, the axes of the examples, as they were found.
+        drawn: the loader's item that is in work; None without a loader.
+        novelty: what is known of the inputs of earlier batches.
         skipped: what could not be examined, and why.
     """
 
@@ -59,6 +63,8 @@ class ModelProbe:
     keeps_runs: bool = False
     runs: Runs | None = None
     axes: dict[nn.Module, Mapping[Path, int]] = field(default_factory=dict)
+    drawn: Drawn | None = None
+    novelty: Novelty = field(default_factory=Novelty)
     skipped: list[str] = field(default_factory=list)
 
     def examine(self, call: Call, size: int) -> bool:
@@ -68,7 +74,7 @@ class ModelProbe:
             CrossSampleLeakError: an example's output or gradient depends on another example.
             PrivateBufferError: something that the model keeps depends on the data.
         """
-        return self._examine(call, size, None, 1.0)
+        return self._examine(call, size, None, None, 1.0)
 
     def look(self, call: Call, size: int, order: Sequence[int]) -> None:
         """Examine a few examples of a call on a batch of `size`; they must give what they gave in the batch, too.
@@ -87,12 +93,19 @@ class ModelProbe:
         if not axes:
             return
         batch = Batch(call.inputs, axes, size)
-        rows = sorted([*dict.fromkeys([batch.largest(), *order])][:FEW])
+        widths = self.widths(call, batch)
+        rows = sorted([*dict.fromkeys([*(width.row for width in widths), batch.largest(), *order])][:FEW])
+        here = [replace(width, row=rows.index(width.row)) for width in widths]
         few = replace(call, inputs=batch.only(rows), axes=axes, missing=None)
         is_unchanged = call.versions == [version(tensor) for _, tensor in tensors_at(call.output)]
-        self._examine(few, len(rows), Among(call.output, rows, size) if is_unchanged else None, len(rows) / size)
+        among = Among(call.output, rows, size) if is_unchanged else None
+        self._examine(few, len(rows), among, here, len(rows) / size)
 
-    def _examine(self, call: Call, size: int, among: Among | None, unit: float) -> bool:
+    def widths(self, call: Call, batch: Batch) -> list[OwnWidth]:
+        """Return records of a call that are shorter than the longest, with their own lengths."""
+        return own_widths(self.drawn, batch, self.novelty.varying(call.module, call.inputs))
+
+    def _examine(self, call: Call, size: int, among: Among | None, widths: list[OwnWidth] | None, unit: float) -> bool:
         now = State(self.model, parameters=False)
         changed = call.state.changed_parameters()
         if trained := [name for name in changed if name in self.parameters]:
@@ -110,7 +123,7 @@ class ModelProbe:
         call.state.restore()
         runner = Runner(call, call.state, self.scope, devices_of(self.model, call.inputs), unit=unit)
         try:
-            return _Examination(self, runner, size, left, None if changed else among).run()
+            return _Examination(self, runner, size, left, None if changed else among, widths).run()
         except (HushgradError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -141,8 +154,17 @@ class Among:
 
 
 class _Examination:
-    def __init__(self, probe: ModelProbe, runner: Runner, size: int, left: Left, among: Among | None) -> None:
+    def __init__(
+        self,
+        probe: ModelProbe,
+        runner: Runner,
+        size: int,
+        left: Left,
+        among: Among | None,
+        widths: list[OwnWidth] | None,
+    ) -> None:
         self._probe = probe
+        self._widths = widths
         self._among = among
         self._left = left
         self._runner = runner
@@ -151,6 +173,7 @@ class _Examination:
         self._batch = Batch(runner.call.inputs, {}, size)
         self._can_go_away = True
         self._quiet: Outcome | None = None
+        self._alone: list[tuple[OwnWidth, Any, bool]] = []
         self._is_comparable = True  # whether equal seeds give equal random numbers to the unaltered examples
 
     def run(self) -> bool:
@@ -180,6 +203,8 @@ class _Examination:
             others = [row for row in range(size) if row != example]
             inputs = self._batch.without(example)
             self._compare(self._quiet, fewer, axes, (others, range(size - 1)), inputs, base.drew, "were left out")
+        if self._batch.value is given.value:
+            self._require_same_alone(axes, base.drew)
         grown_state = self._kept.grown(base, fewer)
         is_told = self._require_own_gradient(fewer, axes, example, base.drew)
         less = fewer.output if self._probe.keeps_runs and not base.drew else None
@@ -189,7 +214,7 @@ class _Examination:
         self._compare(base, exchanged, axes, (rest, rest), None, False, "were exchanged")
         self._kept.require_still(self._batch, base, exchanged, grown_state, rest)
         if self._probe.keeps_runs and self._is_comparable:
-            self._probe.runs = Runs(base.output, exchanged.output, some, less, example)
+            self._probe.runs = Runs(base.output, exchanged.output, some, less, example, self._alone)
         del exchanged
         self._poison(base, axes, rest, some)
         if not self._is_comparable:
@@ -332,6 +357,46 @@ class _Examination:
             where=called(self._probe.model, name),
             cure=cure(self._probe.model, name),
         )
+
+    def _require_same_alone(self, axes: dict[Path, int], drew: bool) -> None:
+        """Run short records alone, each at its own width: they must give what they give beside longer ones."""
+        widths = self._probe.widths(self._runner.call, self._batch) if self._widths is None else self._widths
+        for width in widths:
+            is_told = False
+            for inputs, left in narrowed(self._batch, width):
+                try:
+                    alone = self._runner.run(inputs, quiet=drew, share=1 / self._size)
+                except HushgradError:
+                    raise
+                except Exception:  # inputs of this width are none that the loop would make
+                    continue
+                is_told = True
+                self._require_as_padded(width, alone, axes, left)
+                if self._probe.keeps_runs and not drew:
+                    self._alone.append((width, alone.output, left))
+                break
+            if width.is_sure and not is_told:
+                self._probe.skipped.append("that an example does not depend on how far it is padded")
+
+    def _require_as_padded(self, width: OwnWidth, alone: Outcome, axes: dict[Path, int], left: bool) -> None:
+        assert self._quiet is not None
+        there = dict(tensors_at(self._quiet.output))
+        base = {
+            path: there[path].index_select(axis, self._row(there[path], axis, width.row)) for path, axis in axes.items()
+        }
+        cut = {path: cut_to(tensor, width, axes[path], left) for path, tensor in base.items()}
+        own = {path: tensor for path, tensor in tensors_at(alone.output) if path in axes}
+        if alone.unknown is None and not all_agree(cut, own):
+            raise CrossSampleLeakError(
+                "gives an example other outputs when it is padded to a longer one of its batch than it gives it alone",
+                where=self._name(None),
+                cure="Leave padding out of every mean, maximum, convolution, attention and last state: mask it, "
+                "divide by the example's own length, or pad all batches to one constant length",
+            )
+
+    def _row(self, tensor: Tensor, axis: int, row: int) -> Tensor:
+        unit = tensor.shape[axis] // self._size
+        return torch.arange(row * unit, (row + 1) * unit, device=tensor.device)
 
     def _require_as_among(self, among: Among, base: Outcome, axes: dict[Path, int]) -> None:
         kept, sizes = (among.rows, range(self._size)), (among.size, self._size)

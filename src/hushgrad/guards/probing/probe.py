@@ -2,11 +2,12 @@
 
 A probe stays pending until a physical batch of at least two examples was examined, before its sums can be released, and
 two of them had finite values and gradients: what is not finite contributes nothing, and shows nothing. Afterwards a few
-examples of secret random batches are looked at. In all others it costs one look at the list of modules for each forward.
+examples of secret random batches are looked at; all others cost one look at the list of modules for each forward.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,15 +27,18 @@ from hushgrad.errors import (
     PrivacyUnitError,
     PrivateBufferError,
 )
+from hushgrad.guards.probing.bypass import require_no_bypass
 from hushgrad.guards.probing.collate_probe import RECORDS, require_separate_rows
 from hushgrad.guards.probing.evaluations import Evaluation, Evaluations
 from hushgrad.guards.probing.kept_calls import KeptCalls, Pending, Signature, signature_of
 from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loss_probe import Criterion, require_separate_losses
 from hushgrad.guards.probing.model_probe import ModelProbe
+from hushgrad.guards.probing.novelty import Novelty
 from hushgrad.guards.probing.row_order import rows_are_in_order
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
 from hushgrad.guards.probing.trees import Path, kept_values, tensors_at
+from hushgrad.guards.probing.widths import Drawn
 from hushgrad.randomness import KeyStream
 from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task, will_execute
 
@@ -114,6 +118,8 @@ class Probe:
         self._looks = Looks(stream)
         self._has_begun = False  # whether it was drawn for the batch in work if it is looked at
         self._calls = KeptCalls(model, list(parameters.values()), self._looks)
+        self._novelty = Novelty()
+        self._drawn: Drawn | None = None
         self._axes: dict[nn.Module, Mapping[Path, int]] = {}
         self._evaluations = Evaluations(self._looks, self._is_accumulating)
         self._is_busy = False
@@ -126,8 +132,7 @@ class Probe:
         self._padded: tuple[Any, int] | None = None
         self._looks_at_order = 0
         self._is_in_order: bool | None = None  # None while there was no padding
-        self.collate_fn: Callable[[list[Any]], Any] | None = None
-        """The caller's own way to make a batch of records, until it was examined; torch's default needs no look."""
+        self._collate_is_known = False  # torch's default needs no look
 
     def join(self, scope: Scope) -> None:
         """Take the scope of the model, whose observer this probe is."""
@@ -145,17 +150,19 @@ class Probe:
             return None
         if not any(parameter.requires_grad for parameter in self._parameters.values()):
             return None  # in session.paused()
+        if module is not self._model:
+            require_no_bypass(self._model, module, sys._getframe())
         if self._padded is not None:
             self._look_at_order(args, kwargs)
-        if not self._has_begun:
-            self._has_begun = True
-            self._looks.begin()
+        self._begin_looks()
         signature = signature_of(self._model)
         if self._frozen and any(parameter.requires_grad for parameter in self._frozen.get(signature, ())):
             self._examined.pop(signature)
             self._frozen.pop(signature)
         is_known = self._examined.get(signature, False)
-        return _Entered(module, self._calls.begun(module, args, kwargs, signature, is_known=is_known))
+        is_new = self._novelty.note(module, (args, kwargs), self._axes.get(module, {})) and is_known
+        pending = self._calls.begun(module, args, kwargs, signature, is_known=is_known, is_new=is_new)
+        return _Entered(module, pending)
 
     def left(self, entered: _Entered | None, output: Any, seen: Seen) -> None:
         """It has returned."""
@@ -223,13 +230,15 @@ class Probe:
         self._has_begun = False
         self._calls.clear()
         self._evaluations.clear()
-        self._padded = None
+        self._padded = self._drawn = None
         self._is_told = True
         self._scalar_loss.forget()
 
-    def begin_item(self, size: int) -> None:
+    def begin_item(self, size: int, drawn: Drawn) -> None:
         """An item of `size` examples is handed out; what ran before it is forgotten."""
+        has_begun = self._has_begun
         self.forget()
+        self._drawn, self._has_begun = drawn, has_begun
         self.is_waiting = True
         self._scalar_loss.size = size
 
@@ -238,9 +247,8 @@ class Probe:
         self.forget()
         self.is_waiting = False
 
-    def watch_items(self, collate_fn: Callable[[list[Any]], Any] | None) -> None:
-        """A loader will hand out items that `collate_fn` makes."""
-        self.collate_fn = collate_fn
+    def watch_items(self) -> None:
+        """A loader will hand out items."""
         self.end_item()
 
     def expect_order(self, item: Any, rows: int) -> None:
@@ -280,19 +288,21 @@ class Probe:
                 self._is_busy = False
         self.forget()
 
-    def examine_collate(self, dataset: Any, indices: Sequence[int], item: Any) -> None:
-        """Probe the caller's `collate_fn` on the first records drawn, at least two; they are read once more.
+    def examine_collate(self, drawn: Drawn) -> None:
+        """Probe the caller's `collate_fn` on the first records drawn, at least two, and on some of later batches.
 
-        `item` is what it made of them: where it fills a buffer of its own, that holds the item again afterwards.
+        They are read once more. Where it fills a buffer of its own, that holds the item again afterwards.
 
         Raises:
             CrossSampleLeakError: it mixes records.
         """
-        if self.collate_fn is None or self.collate_fn is default_collate or len(indices) < 2:
+        self._begin_looks()
+        is_due = self._looks.wanted or not self._collate_is_known
+        if drawn.collate_fn is None or drawn.collate_fn is default_collate or len(drawn.indices) < 2 or not is_due:
             return
-        with kept_values(item), self._findings_told():
-            if require_separate_rows(self.collate_fn, [dataset[index] for index in indices[:RECORDS]]):
-                self.collate_fn = None
+        with kept_values(drawn.item), self._findings_told():
+            records = [drawn.dataset[index] for index in drawn.indices[:RECORDS]]
+            self._collate_is_known |= require_separate_rows(drawn.collate_fn, records)
 
     @property
     def report(self) -> ProbeReport:
@@ -326,6 +336,12 @@ class Probe:
             self.on_finding(error)
             raise
 
+    def _begin_looks(self) -> None:
+        """Decide once for each batch whether it is looked at."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._looks.begin()
+
     def _is_due(self, pending: Pending, size: int) -> bool:
         if not pending.call.has_returned or (not pending.call.is_training and not pending.call.reached):
             return False  # left by an exception; an evaluation between two batches
@@ -341,7 +357,7 @@ class Probe:
     def _model_probe(self) -> ModelProbe:
         assert self._scope is not None
         probe = ModelProbe(self._model, self._scope, self._parameters, self._loss_reduction)
-        probe.axes = self._axes
+        probe.axes, probe.drawn, probe.novelty = self._axes, self._drawn, self._novelty
         return probe
 
     def _look(self, pending: Sequence[Pending], size: int) -> None:
@@ -349,6 +365,7 @@ class Probe:
         probe = self._model_probe()
         for part in pending:
             probe.look(part.call, size, self._looks.some(size, size))
+            self._novelty.examined(part.call.module)
         self._look_count += len(pending)
         self._look_forwards += probe.forwards
         self._notes.extend(probe.skipped)
@@ -368,6 +385,7 @@ class Probe:
             is_output = len(pending) == 1 and pending[0].call.output is evaluation.given
             self._evaluations.examine(evaluation, size, probe.runs if is_output else None)
         for part in pending:
+            self._novelty.examined(part.call.module)
             self._examined[part.signature] = size > 1 and self._is_told
             if part.frozen:
                 self._frozen[part.signature] = part.frozen

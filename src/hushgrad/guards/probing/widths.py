@@ -1,0 +1,278 @@
+"""How long one record is by itself, where batches are padded (or cut) to their longest record.
+
+A model that sees padding (a mean over positions, a convolution, a last state, attention without a mask) gives a record
+other outputs beside a longer one. So a short record is run alone at its own width, as it would come if no longer one
+had been drawn with it, and must give what it gave in the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hushgrad.guards.probing.calls import SEED
+from hushgrad.guards.probing.rows import Batch
+from hushgrad.guards.probing.state import forked_randomness
+from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts, with_tensors
+
+MOST_ROWS = 3
+"""How many records are read once more to learn their own lengths."""
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """An item of a loader, and where it came from.
+
+    Attributes:
+        dataset: what was read.
+        indices: of the records that were drawn; rows after them are padding.
+        item: what the loop was handed.
+        collate_fn: the caller's; None for torch's own, which pads nothing.
+    """
+
+    dataset: Any
+    indices: Sequence[int]
+    item: Any
+    collate_fn: Callable[[list[Any]], Any] | None
+
+
+@dataclass(frozen=True, eq=False)
+class OwnWidth:
+    """One record's own lengths.
+
+    Attributes:
+        row: its number in the batch.
+        lengths: for lengths of axes in the batch, those that the record has when it comes alone.
+        alone: the tensors of the item that is made of it alone; none where that was not made.
+        is_sure: whether the lengths come from the records themselves, and are no guess.
+    """
+
+    row: int
+    lengths: Mapping[int, int]
+    alone: Sequence[Tensor]
+    is_sure: bool
+
+    def of(self, length: int) -> int:
+        """Return the record's own length of an axis; an axis that is one shorter was shifted by the loop."""
+        if length in self.lengths:
+            return self.lengths[length]
+        return max(1, self.lengths[length + 1] - 1) if length + 1 in self.lengths else length
+
+
+def own_widths(drawn: Drawn | None, batch: Batch, varying: Set[int]) -> list[OwnWidth]:
+    """Return the own lengths of a few records that are shorter than the longest of their batch, the shortest first.
+
+    Args:
+        drawn: the item; None where there is no loader.
+        batch: what the model was given for it, with tensors for all that holds the batch.
+        varying: lengths of axes that were others in earlier batches.
+    """
+    count = batch.size if drawn is None else min(len(drawn.indices), batch.size)
+    found = [] if drawn is None else _from_records(drawn, count, batch.size)
+    if not found:
+        guessed = _guessed(drawn, batch, varying, count)
+        found = [OwnWidth(row, lengths, (), False) for row, lengths in guessed]
+    shorter = [width for width in found if any(own < length for length, own in width.lengths.items())]
+    shorter.sort(key=lambda width: min(own / length for length, own in width.lengths.items()))
+    return [*shorter[:1], *shorter[-1:]] if len(shorter) > 1 else shorter
+
+
+def narrowed(batch: Batch, width: OwnWidth) -> Iterator[tuple[Any, bool]]:
+    """Yield the inputs of one record at its own width, and whether padding was on the left; likelier ways first.
+
+    Nothing is yielded where what would be cut off is no padding.
+    """
+    for left in (False, True):
+        if _cuts_padding(batch, width, left):
+            single = batch.only([width.row])
+
+            def cut(path: Path, tensor: Tensor, left: bool = left) -> Tensor:
+                return cut_to(tensor, width, batch.axes.get(path), left)
+
+            inputs = with_tensors(single, cut)
+            yield inputs, left
+            yield with_parts(inputs, lambda path, part: _own_number(path, part, width)), left
+
+
+def cut_to(tensor: Tensor, width: OwnWidth, batch_axis: int | None, left: bool) -> Tensor:
+    """Return a tensor cut to a record's own width along all axes but that of the batch."""
+    for axis in range(tensor.ndim):
+        length = tensor.shape[axis]
+        own = length if axis == batch_axis else width.of(length)
+        if own < length:
+            tensor = tensor.narrow(axis, length - own if left else 0, own)
+    return tensor.contiguous()
+
+
+def _own_number(path: Path, part: Any, width: OwnWidth) -> Any:
+    if type(part) is int and part > 1 and part in width.lengths:
+        return width.lengths[part]
+    return part if isinstance(part, Tensor) else DESCEND
+
+
+def _cuts_padding(batch: Batch, width: OwnWidth, left: bool) -> bool:
+    """Whether something would be cut off, and all of that is padding in this record, or the same for all records."""
+    cut = False
+    for path, tensor in tensors_at(batch.value):
+        axis = batch.axes.get(path)
+        if axis is None:
+            continue
+        places = [
+            place
+            for place in range(tensor.ndim)
+            if place != axis and width.of(tensor.shape[place]) < tensor.shape[place]
+        ]
+        if not places:
+            continue
+        cut = True
+        if len(places) > 1:
+            continue  # a mask over pairs of positions
+        length = tensor.shape[places[0]]
+        own = width.of(length)
+        front = tensor.detach().movedim((axis, places[0]), (0, 1))
+        beyond = front[:, : length - own] if left else front[:, own:]
+        kept = front[width.row, length - own :] if left else front[width.row, :own]
+        if not (
+            _is_constant(beyond[width.row])
+            or bool((beyond == beyond[:1]).all())
+            or any(part.shape[1:] == kept.shape and torch.equal(part[0], kept.to(part.device)) for part in width.alone)
+        ):
+            return False
+    return cut
+
+
+def _is_constant(positions: Tensor) -> bool:
+    """Whether all positions, on axis 0, hold the same; NaN is the same as NaN."""
+    return bool(((positions == positions[:1]) | (positions != positions)).all())
+
+
+# The records' own lengths --------------------------------------------------------------------------------------------
+
+
+def _from_records(drawn: Drawn, count: int, size: int) -> list[OwnWidth]:
+    """Read a few records again, and learn how long they come alone; of lists of records all are known."""
+    listed = list(_lengths_of_lists(drawn.item, count))
+    if listed:
+        return [OwnWidth(row, lengths, (), True) for row, lengths in listed]
+    if drawn.collate_fn is None:
+        return []
+    found = []
+    for row in _telling(drawn.item, count)[:MOST_ROWS]:
+        alone = _alone(drawn, row)
+        lengths: dict[int, int] = {}
+        for path, tensor in tensors_at(drawn.item):
+            other = alone.get(path)
+            if other is None or other.ndim != tensor.ndim:
+                continue
+            of_batch = next(
+                (n for n in (0, 1) if n < tensor.ndim and (tensor.shape[n], other.shape[n]) == (size, 1)), -1
+            )
+            for axis in range(tensor.ndim):
+                length, own = tensor.shape[axis], other.shape[axis]
+                if axis != of_batch and own not in (0, length):
+                    lengths[length] = max(own, lengths.get(length, 0))
+        if lengths:
+            found.append(OwnWidth(row, lengths, list(alone.values()), True))
+    return found
+
+
+def _alone(drawn: Drawn, row: int) -> dict[Path, Tensor]:
+    assert drawn.collate_fn is not None
+    try:
+        with forked_randomness([], SEED):
+            item = drawn.collate_fn([copy.deepcopy(drawn.dataset[drawn.indices[row]])])
+            return {path: tensor.clone() for path, tensor in tensors_at(item)}
+    except Exception:  # a record that cannot be read again, or that no item can be made of alone
+        return {}
+
+
+def _lengths_of_lists(value: Any, count: int) -> Iterator[tuple[int, dict[int, int]]]:
+    """Yield `(row, lengths)` for lists with an entry of its own length for each record."""
+    found: list[dict[int, int]] = [{} for _ in range(count)]
+
+    def visit(path: Path, part: Any) -> Any:
+        if type(part) in (list, tuple) and len(part) == count and count > 1:
+            entries = [dict(_lengths(entry)) for entry in part]
+            for key in entries[0]:
+                own = [entry.get(key, 0) for entry in entries]
+                if max(own) != min(own):
+                    for row in range(count):
+                        found[row][max(own)] = max(1, own[row])
+        return part if isinstance(part, (Tensor, np.ndarray)) else DESCEND
+
+    with_parts(value, visit)
+    yield from ((row, lengths) for row, lengths in enumerate(found) if lengths)
+
+
+def _lengths(value: Any, path: Path = ()) -> Iterator[tuple[tuple[Path, int], int]]:
+    """Yield `((path, axis), length)` of the tensors, arrays and lists of numbers in a record."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        yield from (((path, axis), length) for axis, length in enumerate(value.shape))
+    elif isinstance(value, (list, tuple)) and value and all(isinstance(part, (int, float)) for part in value):
+        yield (path, 0), len(value)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _lengths(part, (*path, key))
+    elif isinstance(value, (list, tuple)):
+        for key, part in enumerate(value):
+            yield from _lengths(part, (*path, key))
+
+
+def _telling(item: Any, count: int) -> list[int]:
+    """Return rows, those first that seem to be the shortest."""
+    scores = np.zeros(count)
+    for _, tensor in tensors_at(item):
+        if tensor.ndim >= 2 and tensor.shape[0] >= count and tensor.shape[1]:
+            scores = np.maximum(scores, 1 - contents(tensor)[:count] / tensor.shape[1])
+            scores = np.maximum(scores, 1 - contents(tensor.flip(1))[:count] / tensor.shape[1])
+    return [int(row) for row in np.argsort(-scores, kind="stable")]
+
+
+def contents(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Return for each row of `[B, T, ...]` how many positions come before the padding, at least 1.
+
+    Padding is what repeats the last position; where nothing does, there is none.
+    """
+    with torch.no_grad():
+        flat = tensor.detach().reshape(*tensor.shape[:2], -1)
+        same = ((flat == flat[:, -1:]) | (flat != flat)).all(2)
+        run = same.flip(1).long().cumprod(1).sum(1)
+        own = torch.where(run > 1, tensor.shape[1] - run, tensor.shape[1])
+        found: np.ndarray[Any, Any] = own.clamp(min=1).cpu().numpy()
+        return found
+
+
+def _guessed(drawn: Drawn | None, batch: Batch, varying: Set[int], count: int) -> Iterator[tuple[int, dict[int, int]]]:
+    """Yield lengths that explain an axis which follows the longest record, or which the loop cut to it."""
+    taken = [tensor for path, tensor in tensors_at(batch.value) if path in batch.axes]
+    item = taken if drawn is None else [tensor for _, tensor in tensors_at(drawn.item)]
+    given = {length for tensor in item for length in tensor.shape[1:]}
+    inner = {
+        tensor.shape[place]
+        for path, tensor in tensors_at(batch.value)
+        if path in batch.axes
+        for place in range(tensor.ndim)
+        if place != batch.axes[path]
+    }
+    followed = (inner - given) | (inner & varying)
+    if not followed:
+        return
+    for tensor in (*item, *taken):
+        if not tensor.ndim or tensor.shape[0] < count:
+            continue
+        if tensor.ndim == 1 and not tensor.is_floating_point():
+            own = tensor[:count].cpu().numpy()
+        elif tensor.ndim >= 2 and tensor.shape[1]:
+            own = contents(tensor)[:count]
+        else:
+            continue
+        longest = int(own.max())
+        if 1 <= own.min() < longest and longest in followed:
+            yield from ((row, {longest: int(own[row])}) for row in range(count))
+            return
