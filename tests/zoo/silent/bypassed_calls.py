@@ -86,6 +86,8 @@ def by_functional_call(model: Any, x: Tensor) -> Any:
     return torch.func.functional_call(model, dict(model.named_parameters()), (x,))
 
 
+OUTSIDE = ("outside of the model's call",)
+
 LEAKY: tuple[Program, ...] = (
     leaky("model.forward(x)", DATA, make=Net, call=lambda model, x: model.forward(x)),
     leaky("type(model).forward(model, x)", DATA, make=Net, call=lambda model, x: type(model).forward(model, x)),
@@ -107,15 +109,16 @@ LEAKY: tuple[Program, ...] = (
 )
 
 CLEAN: tuple[Program, ...] = (
-    clean("model.forward(x), nothing mixed", DATA, make=plain, call=lambda model, x: model.forward(x)),
-    clean("model.features(x), nothing mixed", DATA, make=plain, call=lambda model, x: model.features(x)),
+    clean("model.forward(x), nothing mixed", DATA, told=OUTSIDE, make=plain, call=lambda model, x: model.forward(x)),
+    clean("model.features(x), nothing mixed", DATA, told=OUTSIDE, make=plain, call=lambda model, x: model.features(x)),
     clean(
         "model.training_step(x) that calls the model", DATA, make=plain, call=lambda model, x: model.training_step(x)
     ),
-    clean("layers called one by one", DATA, make=plain, call=one_by_one(torch.tanh)),
+    clean("layers called one by one", DATA, told=OUTSIDE, make=plain, call=one_by_one(torch.tanh)),
     clean(
         "layers called one by one, each record's own norm",
         DATA,
+        told=OUTSIDE,
         make=plain,
         call=one_by_one(lambda h: h / h.norm(dim=1, keepdim=True)),
     ),

@@ -1,7 +1,8 @@
 """The silent zoo on one page: kinds of silent failure, and what became of their programs.
 
-`python tests/zoo/silent/scoreboard.py` prints the table, `--list` each program, `--write` the table of docs/probe.md.
-Exit status 1 if a leaky program is silent, or a clean one is not trained.
+`make scoreboard` prints the table; `python tests/zoo/silent/scoreboard.py` takes a word that kinds or programs must
+hold, `--list` for a line of each program, and `--write` for the table of docs/probe.md. Exit status 1 if a leaky
+program is silent or ends untyped, or a clean one does not train.
 """
 
 from __future__ import annotations
@@ -121,42 +122,25 @@ def listed(rows: list[Row]) -> str:
     )
 
 
+HEADS = (
+    "kind", "examined", "when", "on trust",
+    "leaky: refused", "exact", "on trust and said", "silent or untyped", "worst S of the exact",
+    "clean: train", "do not",
+)  # fmt: skip
+
+
 def markdown(rows: list[Row]) -> str:
-    """Return the table of docs/probe.md."""
-    heads = (
-        "kind",
-        "examined",
-        "when",
-        "on trust",
-        "leaky: refused",
-        "exact",
-        "on trust and said",
-        "worst S of the exact",
-        "clean, all train",
-    )
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    """Return the table of docs/probe.md: a row for each kind, of runs."""
+    lines = [HEADS, ("---",) * len(HEADS)]
     for kind, mine in of_kinds(rows):
-        leaky = [row for row in mine if not row.program.is_clean]
-        by = Counter(row.found.outcome for row in leaky)
-        exact = [row.found.moved for row in leaky if row.found.outcome == EXACT]
-        lines.append(
-            "| "
-            + " | ".join(
-                [
-                    kind.title,
-                    kind.examined,
-                    kind.when,
-                    kind.trusted,
-                    str(by[REFUSED]),
-                    str(by[EXACT]),
-                    str(by[TRUSTED]),
-                    f"{max(exact):.3f}" if exact else "–",
-                    str(len(mine) - len(leaky)),
-                ]
-            )
-            + " |"
-        )
-    return "\n".join(lines)
+        leaky = [row.found for row in mine if not row.program.is_clean]
+        refused, exact, told = (sum(found.outcome == one for found in leaky) for one in (REFUSED, EXACT, TRUSTED))
+        worst = max((found.moved for found in leaky if found.outcome == EXACT), default=None)
+        false = sum(row.is_fault for row in mine if row.program.is_clean)
+        figures = (refused, exact, told, len(leaky) - refused - exact - told, "–" if worst is None else f"{worst:.3f}",
+                   len(mine) - len(leaky) - false, false)  # fmt: skip
+        lines.append((kind.title, kind.examined, kind.when, kind.trusted, *map(str, figures)))
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def between_markers(page: str) -> str:
@@ -189,7 +173,7 @@ def main() -> int:
         print(f"  {row.found.outcome}, {kind}: {row.kind.title}: {row.program.name} [{row.way}]: {moved}")
     programs = {(row.kind.title, row.program.name) for row in rows}
     print(f"{len(programs)} programs, {len(rows)} runs, {time.perf_counter() - start:.0f} s, {len(faults)} faults")
-    if options.write and not options.word and not faults:
+    if options.write and not options.word:
         PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), markdown(rows)), encoding="utf-8")
     return 1 if faults else 0
 

@@ -65,6 +65,7 @@ class Program:
         slack: how much more rounding may add.
         trust: names of conditions of which one must be stated if the program runs and is leaky all the same. Only for
             programs of which docs/probe.md shows that they cannot be seen.
+        told: names of conditions that a clean program may state with `per_example`; others state none.
         unguarded: S in a hand-written step that clips each example's gradient and looks at nothing; None where such a
             step has no meaning.
     """
@@ -76,6 +77,7 @@ class Program:
     limit: float = REMOVED
     slack: float = SLACK
     trust: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
     unguarded: Callable[[str], float] | None = None
 
     def run(self, way: str) -> Found:
@@ -261,9 +263,9 @@ def leaky(
     )
 
 
-def clean(name: str, data: dict[str, Any], *, ways: tuple[str, ...] = WAYS, **training: Any) -> Program:
+def clean(name: str, data: dict[str, Any], *, told: tuple[str, ...] = (), **training: Any) -> Program:
     """Return a program that must train."""
-    return replace(leaky(name, data, ways=ways, **training), is_clean=True)
+    return replace(leaky(name, data, **training), is_clean=True, told=told)
 
 
 class Of(nn.Module):
