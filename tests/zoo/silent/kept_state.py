@@ -199,7 +199,7 @@ class Late(nn.Module):
         self.a, self.calls, self.v, self.keep = nn.Linear(4, 3), 0, "1.0", keep
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += self.training and torch.is_grad_enabled()
+        self.calls += 1
         h = self.a(x)
         out = h / float(self.v) if self.calls > 6 else h
         self.v = str(max(float(self.v), self.keep(largest(h))))

@@ -115,7 +115,7 @@ def listed(rows: list[Row]) -> str:
                 "clean" if row.program.is_clean else "leaky",
                 f"{row.found.outcome}{' !' if row.is_fault else ''}",
                 row.found.error or f"{row.found.moved:.4g}",
-                ", ".join(sorted(row.found.conditions)),
+                row.found.note or ", ".join(sorted(row.found.conditions)),
             ]
             for row in rows
         ],

@@ -39,10 +39,11 @@ class Kept(torch.optim.SGD):
 
 @dataclass(frozen=True)
 class Measured:
-    """What two runs showed: S, and the names of the conditions that the guarantee states."""
+    """What two runs showed: S, and the names of the conditions that the guarantee states; `note` says more."""
 
     moved: float
     conditions: frozenset[str] = frozenset()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Found:
     moved: float = math.nan
     error: str = ""
     conditions: frozenset[str] = frozenset()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,17 +89,17 @@ class Program:
             try:
                 measured = self.measure(way)
             except HushgradError as error:
-                is_whole = bool(error.what and error.cure)
-                return Found(
-                    REFUSED if is_whole else UNTYPED, error=error.code if is_whole else f"{error.code} no cure"
-                )
+                note = " ".join(getattr(error, "__notes__", ()))
+                if error.what and error.cure:
+                    return Found(REFUSED, error=error.code, note=note)
+                return Found(UNTYPED, error=f"{error.code} without a cure", note=note)
             except Exception as error:
                 return Found(UNTYPED, error=type(error).__name__)
         if measured.moved <= self.limit + self.slack:
             outcome = EXACT
         else:
             outcome = TRUSTED if measured.conditions & set(self.trust) else SILENT
-        return Found(outcome, measured.moved, conditions=measured.conditions)
+        return Found(outcome, measured.moved, conditions=measured.conditions, note=measured.note)
 
 
 @dataclass(frozen=True)
