@@ -18,7 +18,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 SUPPORTED = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo "hushgrad needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
 
-.PHONY: demo test test-slow test-latest lint bench docs lock clean
+.PHONY: demo test test-slow test-latest lint bench scoreboard docs lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready-study  ## train on the embedded data, with privacy and without
@@ -45,6 +45,9 @@ lint: $(VENV)/.ready-dev  ## check style and types
 
 bench: $(VENV)/.ready-dev  ## measure step time and memory against the ordinary step and against Opacus
 	$(BIN)/python -m benchmarks --write-readme
+
+scoreboard: $(VENV)/.ready-dev  ## run programs that leak in silence elsewhere: refused, exact, told, or SILENT (an error)
+	$(BIN)/python tests/zoo/silent/scoreboard.py
 
 docs: $(VENV)/.ready-docs  ## build the pages under docs/_build/html
 	$(BIN)/python -m sphinx -q -W -b html docs docs/_build/html

@@ -1,0 +1,182 @@
+"""The silent zoo on one page: kinds of silent failure, and what became of their programs.
+
+`make scoreboard` prints the table; `python tests/zoo/silent/scoreboard.py` takes a word that kinds or programs must
+hold, `--list` for a line of each program, and `--write` for the table of docs/probe.md. Exit status 1 if a leaky
+program is silent or ends untyped, or a clean one does not train.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import bypassed_calls
+import gradient_mixing
+import hidden_inputs
+import kept_state
+import later_batches
+import later_calls
+import layout_coincidences
+import loop_faults
+import number_limits
+import own_scalar_losses
+import padded_lengths
+import quiet_randomness
+import relative_tolerances
+import run_accounts
+import torch
+from silent_programs import EXACT, OUTCOMES, REFUSED, SILENT, TRUSTED, UNTYPED, Found, Kind, Program
+
+from hushgrad.text_table import text_table
+
+KINDS: tuple[Kind, ...] = (
+    padded_lengths.KIND,
+    hidden_inputs.KIND,
+    bypassed_calls.KIND,
+    later_calls.KIND,
+    layout_coincidences.KIND,
+    quiet_randomness.KIND,
+    gradient_mixing.KIND,
+    relative_tolerances.KIND,
+    kept_state.KIND,
+    own_scalar_losses.KIND,
+    later_batches.KIND,
+    number_limits.KIND,
+    run_accounts.KIND,
+    loop_faults.KIND,
+)
+
+PAGE = Path(__file__).parents[3] / "docs" / "probe.md"
+BEGIN, END = "<!-- silent:begin -->", "<!-- silent:end -->"
+FALSE_ALARMS = "false alarms"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One program in one of its ways."""
+
+    kind: Kind
+    program: Program
+    way: str
+    found: Found
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether a leaky program was silent or ended untyped, or a clean one did not train."""
+        return self.found.outcome != EXACT if self.program.is_clean else self.found.outcome in (SILENT, UNTYPED)
+
+
+def played(kinds: Iterable[Kind] = KINDS, word: str = "") -> list[Row]:
+    """Run the programs whose kind or name holds `word`."""
+    torch.set_num_threads(1)
+    return [
+        Row(kind, program, way, program.run(way))
+        for kind in kinds
+        for program in kind.programs
+        if word in kind.title or word in program.name
+        for way in program.ways
+    ]
+
+
+def of_kinds(rows: list[Row]) -> list[tuple[Kind, list[Row]]]:
+    """Return the rows of each kind that has some."""
+    return [(kind, mine) for kind in KINDS if (mine := [row for row in rows if row.kind is kind])]
+
+
+def counts(rows: list[Row]) -> list[str]:
+    """Return how many leaky runs ended in each of `OUTCOMES`, and how many clean ones there are and were refused."""
+    leaky = Counter(row.found.outcome for row in rows if not row.program.is_clean)
+    clean = [row for row in rows if row.program.is_clean]
+    return [*(str(leaky[outcome]) for outcome in OUTCOMES), str(len(clean)), str(sum(row.is_fault for row in clean))]
+
+
+def board(rows: list[Row]) -> str:
+    """Return the scoreboard as plain text."""
+    heads = ["kind", *OUTCOMES, "clean", FALSE_ALARMS]
+    cells = [[kind.title, *counts(mine)] for kind, mine in of_kinds(rows)]
+    return text_table(heads, [*cells, ["all", *counts(rows)]], right=heads[1:])
+
+
+def listed(rows: list[Row]) -> str:
+    """Return a line for each run: what became of it, S or the code of its error, and the conditions stated."""
+    heads = ["kind", "program", "way", "is", "outcome", "S or error", "stated"]
+    return text_table(
+        heads,
+        [
+            [
+                row.kind.title,
+                row.program.name,
+                row.way,
+                "clean" if row.program.is_clean else "leaky",
+                f"{row.found.outcome}{' !' if row.is_fault else ''}",
+                row.found.error or f"{row.found.moved:.4g}",
+                row.found.note or ", ".join(sorted(row.found.conditions)),
+            ]
+            for row in rows
+        ],
+    )
+
+
+HEADS = (
+    "kind", "examined", "when", "on trust",
+    "leaky: refused", "exact", "on trust and said", "silent or untyped", "worst S of the exact",
+    "clean: train", "do not",
+)  # fmt: skip
+
+
+def markdown(rows: list[Row]) -> str:
+    """Return the table of docs/probe.md: a row for each kind, of runs."""
+    lines = [HEADS, ("---",) * len(HEADS)]
+    for kind, mine in of_kinds(rows):
+        leaky = [row.found for row in mine if not row.program.is_clean]
+        refused, exact, told = (sum(found.outcome == one for found in leaky) for one in (REFUSED, EXACT, TRUSTED))
+        worst = max((found.moved for found in leaky if found.outcome == EXACT), default=None)
+        false = sum(row.is_fault for row in mine if row.program.is_clean)
+        figures = (refused, exact, told, len(leaky) - refused - exact - told, "–" if worst is None else f"{worst:.3f}",
+                   len(mine) - len(leaky) - false, false)  # fmt: skip
+        lines.append((kind.title, kind.examined, kind.when, kind.trusted, *map(str, figures)))
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def between_markers(page: str) -> str:
+    """Return the table that a page holds."""
+    return page.split(BEGIN + "\n")[1].split("\n" + END)[0]
+
+
+def with_table(page: str, table: str) -> str:
+    """Return a page with its table replaced."""
+    head, rest = page.split(BEGIN + "\n")
+    return head + BEGIN + "\n" + table + "\n" + END + rest.split(END, 1)[1]
+
+
+def main() -> int:
+    """Print the scoreboard."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("word", nargs="?", default="", help="run only kinds and programs whose names hold this")
+    parser.add_argument("--list", action="store_true", help="print each program")
+    parser.add_argument("--write", action="store_true", help="write the table of docs/probe.md")
+    options = parser.parse_args()
+    start = time.perf_counter()
+    rows = played(word=options.word)
+    if options.list:
+        print(listed(rows), end="\n\n")
+    print(board(rows))
+    faults = [row for row in rows if row.is_fault]
+    for row in faults if not options.list else []:
+        kind = "clean" if row.program.is_clean else "leaky"
+        moved = row.found.error or f"S = {row.found.moved:.4g}"
+        print(f"  {row.found.outcome}, {kind}: {row.kind.title}: {row.program.name} [{row.way}]: {moved}")
+    programs = {(row.kind.title, row.program.name) for row in rows}
+    print(f"{len(programs)} programs, {len(rows)} runs, {time.perf_counter() - start:.0f} s, {len(faults)} faults")
+    if options.write and not options.word:
+        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), markdown(rows)), encoding="utf-8")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
