@@ -20,6 +20,7 @@ from hushgrad.guards.probing.base_run import Left, base_run, other_outputs
 from hushgrad.guards.probing.calls import Call, Outcome, Runner, devices_of, where_raised
 from hushgrad.guards.probing.finite import spoiled_rows
 from hushgrad.guards.probing.gradient_probe import require_own_gradient
+from hushgrad.guards.probing.layout import require_records_first
 from hushgrad.guards.probing.loss_probe import Runs
 from hushgrad.guards.probing.novelty import Novelty
 from hushgrad.guards.probing.place import called, cure, first_place
@@ -27,7 +28,7 @@ from hushgrad.guards.probing.rows import Batch, all_agree, batch_axes, fits, gro
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.state_probe import StateProbe, refusal
 from hushgrad.guards.probing.trees import Path, tensors_at
-from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_to, narrowed, own_widths
+from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_to, narrowed, own_widths, widened
 from hushgrad.torch_internals import version
 
 FEW = 4
@@ -180,6 +181,9 @@ class _Examination:
         """Run and compare; return whether it was possible to tell."""
         size, runner = self._size, self._runner
         known = runner.call.axes
+        drawn = self._probe.drawn
+        if drawn is not None and runner.call.axes is None:
+            require_records_first(drawn.item, drawn.axes, runner.call.inputs, size)
         candidates = batch_axes(runner.call.inputs, size) if known is None else [dict(known)]
         if not candidates:
             return True  # nothing of the batch went in; an output made of constants is the same for every example
@@ -205,6 +209,8 @@ class _Examination:
             self._compare(self._quiet, fewer, axes, (others, range(size - 1)), inputs, base.drew, "were left out")
         if self._batch.value is given.value:
             self._require_same_alone(axes, base.drew)
+            if self._widths is None:
+                self._require_same_uncut(axes, base.drew)
         grown_state = self._kept.grown(base, fewer)
         is_told = self._require_own_gradient(fewer, axes, example, base.drew)
         less = fewer.output if self._probe.keeps_runs and not base.drew else None
@@ -387,12 +393,37 @@ class _Examination:
         cut = {path: cut_to(tensor, width, axes[path], left) for path, tensor in base.items()}
         own = {path: tensor for path, tensor in tensors_at(alone.output) if path in axes}
         if alone.unknown is None and not all_agree(cut, own):
-            raise CrossSampleLeakError(
-                "gives an example other outputs when it is padded to a longer one of its batch than it gives it alone",
-                where=self._name(None),
-                cure="Leave padding out of every mean, maximum, convolution, attention and last state: mask it, "
-                "divide by the example's own length, or pad all batches to one constant length",
-            )
+            raise self._padding_shows()
+
+    def _padding_shows(self) -> CrossSampleLeakError:
+        return CrossSampleLeakError(
+            "gives an example other outputs when it is padded to a longer one of its batch than it gives it alone",
+            where=self._name(None),
+            cure="Leave padding out of every mean, maximum, convolution, attention and last state: mask it, divide by "
+            "the example's own length, or pad all batches to one constant length",
+        )
+
+    def _require_same_uncut(self, axes: dict[Path, int], drew: bool) -> None:
+        """Run two records of a batch that the loop cut to its longest as they were before: padding may show nothing."""
+        found = None if self._probe.drawn is None else widened(self._probe.drawn, self._batch)
+        if found is None:
+            return
+        wide, length, former = found
+        rows = split_examples(self._size)[0][:2]
+        try:
+            outcome = self._runner.run(wide.only(rows), quiet=drew, share=len(rows) / self._size)
+        except HushgradError:
+            raise
+        except Exception:  # longer than the model can take
+            return
+        assert self._quiet is not None
+        back = OwnWidth(0, {former: length}, (), False)
+        there = dict(tensors_at(outcome.output))
+        cut = {path: cut_to(there[path], back, axis, False) for path, axis in axes.items() if path in there}
+        base = {path: tensor for path, tensor in tensors_at(self._quiet.output) if path in axes}
+        sizes = (self._size, len(rows))
+        if outcome.unknown is None and others_differ(base, cut, _nested(axes), (rows, range(len(rows))), sizes):
+            raise self._padding_shows()
 
     def _row(self, tensor: Tensor, axis: int, row: int) -> Tensor:
         unit = tensor.shape[axis] // self._size
@@ -444,3 +475,8 @@ class _Examination:
             module = self._runner.call.module
             name = next((known for known, part in self._probe.model.named_modules() if part is module), None)
         return called(self._probe.model, name)
+
+
+def _nested(axes: Mapping[Path, int]) -> dict[Path, int]:
+    """Return axes for tensors that stand in a dictionary by their paths."""
+    return {(path,): axis for path, axis in axes.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -132,6 +132,7 @@ class Probe:
         self._padded: tuple[Any, int] | None = None
         self._looks_at_order = 0
         self._is_in_order: bool | None = None  # None while there was no padding
+        self._item_axes: Mapping[Path, int] = {}
         self._collate_is_known = False  # torch's default needs no look
 
     def join(self, scope: Scope) -> None:
@@ -238,7 +239,7 @@ class Probe:
         """An item of `size` examples is handed out; what ran before it is forgotten."""
         has_begun = self._has_begun
         self.forget()
-        self._drawn, self._has_begun = drawn, has_begun
+        self._drawn, self._has_begun = replace(drawn, axes=self._item_axes), has_begun
         self.is_waiting = True
         self._scalar_loss.size = size
 
@@ -302,7 +303,9 @@ class Probe:
             return
         with kept_values(drawn.item), self._findings_told():
             records = [drawn.dataset[index] for index in drawn.indices[:RECORDS]]
-            self._collate_is_known |= require_separate_rows(drawn.collate_fn, records)
+            axes = require_separate_rows(drawn.collate_fn, records)
+            if axes is not None:
+                self._collate_is_known, self._item_axes = True, axes
 
     @property
     def report(self) -> ProbeReport:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,12 +34,14 @@ class Drawn:
         indices: of the records that were drawn; rows after them are padding.
         item: what the loop was handed.
         collate_fn: the caller's; None for torch's own, which pads nothing.
+        axes: of those tensors of the item whose records are not on axis 0, the axis on which they are.
     """
 
     dataset: Any
     indices: Sequence[int]
     item: Any
     collate_fn: Callable[[list[Any]], Any] | None
+    axes: Mapping[Path, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,35 @@ def narrowed(batch: Batch, width: OwnWidth) -> Iterator[tuple[Any, bool]]:
             yield with_parts(inputs, lambda path, part: _own_number(path, part, width)), left
 
 
+def widened(drawn: Drawn, batch: Batch) -> tuple[Batch, int, int] | None:
+    """Return the inputs as they were before the loop cut them to the longest record, the length cut to, and the former.
+
+    None where they were not cut, or where what was cut off is more than padding.
+    """
+    count = min(len(drawn.indices), batch.size)
+    items = [tensor for _, tensor in tensors_at(drawn.item) if tensor.ndim > 1 and tensor.shape[0] == batch.size]
+    found: tuple[int, int] | None = None
+    whole: dict[Path, Tensor] = {}
+    for path, tensor in tensors_at(batch.value):
+        if batch.axes.get(path) != 0 or tensor.ndim < 2:
+            continue
+        length = tensor.shape[1]
+        for item in items:
+            if item.ndim != tensor.ndim or item.shape[1] <= length or item.shape[2:] != tensor.shape[2:]:
+                continue
+            own = item.to(tensor.device, tensor.dtype)
+            is_prefix = torch.equal(own[:count, :length], tensor.detach()[:count])
+            if is_prefix and int(contents(item[:count]).max()) == length and _is_constant(own.movedim(1, 0)[length:]):
+                whole[path], found = own, (length, item.shape[1])
+    if found is None:
+        return None
+    for path, tensor in tensors_at(batch.value):
+        if path not in whole and path in batch.axes and found[0] in tensor.shape[1:]:
+            return None
+    wide = with_tensors(batch.value, lambda path, tensor: whole.get(path, tensor))
+    return replace(batch, value=wide), *found
+
+
 def cut_to(tensor: Tensor, width: OwnWidth, batch_axis: int | None, left: bool) -> Tensor:
     """Return a tensor cut to a record's own width along all axes but that of the batch."""
     for axis in range(tensor.ndim):
@@ -136,7 +167,9 @@ def _cuts_padding(batch: Batch, width: OwnWidth, left: bool) -> bool:
         length = tensor.shape[places[0]]
         own = width.of(length)
         front = tensor.detach().movedim((axis, places[0]), (0, 1))
-        beyond = front[:, : length - own] if left else front[:, own:]
+        # The loop's own shift ([:, :-1]) leaves a record one of its own positions more beside a longer one.
+        shifted = int(not left and length not in width.lengths)
+        beyond = front[:, : length - own] if left else front[:, min(own + shifted, length - 1) :]
         kept = front[width.row, length - own :] if left else front[width.row, :own]
         if not (
             _is_constant(beyond[width.row])
