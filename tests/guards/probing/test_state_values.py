@@ -18,7 +18,16 @@ import pytest
 import torch
 from torch import nn
 
-from hushgrad.guards.probing.state_values import agree, copy_of, differs_by_itself, fingerprint, is_atom, write
+from hushgrad.guards.probing.state_values import (
+    LARGE,
+    agree,
+    copy_of,
+    differs_by_itself,
+    fingerprint,
+    is_atom,
+    saved_copy,
+    write,
+)
 
 
 class Level(Enum):
@@ -91,6 +100,16 @@ def test_a_parameter_that_is_no_part_of_the_model_is_compared_by_its_fingerprint
     with torch.no_grad():
         parameter[0] = 2
     assert not agree(parameter, copied)
+
+
+def test_a_large_tensor_is_not_copied_and_a_write_to_it_is_told() -> None:
+    large = torch.zeros(1, dtype=torch.int8).expand(LARGE)
+    assert isinstance(saved_copy(large, is_buffer=True), torch.Tensor)
+    copied = saved_copy(large, is_buffer=False)
+    assert not isinstance(copied, torch.Tensor)
+    assert agree(large, copied)
+    large[:1].add_(1)
+    assert not agree(large, copied)
 
 
 @pytest.mark.parametrize(

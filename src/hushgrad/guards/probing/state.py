@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hushgrad.guards.probing.holders import content_of, is_same, refill
 from hushgrad.guards.probing.kept import CacheEntry, DictKey, Key, kept_by, structure_of
-from hushgrad.guards.probing.state_values import RANDOM, agree, copy_of, fingerprint, write
+from hushgrad.guards.probing.state_values import RANDOM, agree, copy_of, fingerprint, saved_copy, write
 
 SAMPLES = 3
 """How often a batch is run again to see how far what is kept differs by itself, where it differs."""
@@ -42,7 +42,7 @@ class State:
         model = self._model = root if isinstance(root, nn.Module) else nn.Module()
         self._held: list[tuple[Tensor, Tensor]] = []
         cells, holders, _, self.unread = kept_by(root)
-        self._saved = {key: (value, copy_of(value)) for key, value in cells}
+        self._saved = {key: (value, saved_copy(value, is_buffer=is_buffer(key))) for key, value in cells}
         self._generators = [self._saved[key] for key, value in cells if isinstance(value, RANDOM)]
         self._holders = [(holder, content_of(holder)) for holder in holders]
         self._structure = [(holder, content_of(holder)) for holder in structure_of(model.modules())]

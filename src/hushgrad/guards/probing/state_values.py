@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hushgrad.torch_internals import version
+
 PART = 1 << 17
 """How many values of a parameter are summed at a time, in double precision."""
 
@@ -55,6 +57,20 @@ def is_atom(value: Any) -> bool:
 
 class Print(tuple[float, ...]):
     """The fingerprint of a parameter that is no part of the model: it is compared, and cannot be put back."""
+
+
+class Version(int):
+    """How often a large tensor was written to: it is too large to be copied, and cannot be put back."""
+
+
+LARGE = 1 << 24
+"""From how many values on a tensor that is no buffer is not copied."""
+
+
+def saved_copy(value: Any, *, is_buffer: bool) -> Any:
+    """Return what a value is compared with later, and put back from."""
+    is_large = isinstance(value, Tensor) and value.numel() >= LARGE and not is_buffer
+    return Version(version(value)) if is_large else copy_of(value)
 
 
 def copy_of(value: Any) -> Any:
@@ -92,7 +108,7 @@ def _plain(state: Any) -> Any:
 
 def write(original: Any, copied: Any) -> None:
     """Give a value back what a copy of it holds."""
-    if isinstance(original, nn.Parameter):
+    if isinstance(copied, (Print, Version)):
         return
     if isinstance(original, Tensor):
         original.data.copy_(copied)  # not counted as a version: a graph may hold this tensor
@@ -121,6 +137,8 @@ def agree(value: Any, copied: Any) -> bool:
     """Return whether two values of state are equal and of one type, NaN being equal to itself."""
     if type(value) in PLAIN:
         return type(value) is type(copied) and bool(value == copied or (value != value and copied != copied))
+    if isinstance(copied, Version) and isinstance(value, Tensor):
+        return version(value) == copied
     if isinstance(copied, Print) and isinstance(value, nn.Parameter):
         return fingerprint(value) == tuple(copied)
     if isinstance(value, LEAF) and not isinstance(value, (Tensor, np.ndarray)):
