@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import collections
+import contextvars
 import datetime
 import enum
 import functools
@@ -11,6 +12,7 @@ import io
 import itertools
 import logging
 import random
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -29,6 +31,8 @@ SEEN: list[float] = []
 LAST = 1.0
 TABLE: dict[Any, Any] = {}
 BY_OBJECT: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+OF_THREAD = threading.local()
+OF_CONTEXT: contextvars.ContextVar[float] = contextvars.ContextVar("of_context", default=1.0)
 
 
 class Level(enum.Enum):
@@ -129,6 +133,8 @@ LEAKY: dict[str, tuple[Callable[[Any], Any], Callable[[Any, float], Any]]] = {
     "a list of the file": (sets(), lambda m, x: SEEN.append(x)),
     "a variable of the file": (sets(), lambda m, x: write_variable(x)),
     "a dictionary of the file": (sets(), lambda m, x: TABLE.update({"max": x})),
+    "a variable of the thread": (sets(), lambda m, x: setattr(OF_THREAD, "kept", x)),
+    "a variable of the context": (sets(), lambda m, x: OF_CONTEXT.set(x)),
     "a dictionary of weak keys": (sets(), lambda m, x: BY_OBJECT.update({m: x})),
     "a variable of a module": (sets(), lambda m, x: setattr(torch, "_of_a_test", x)),
     "a default argument": (sets(), lambda m, x: with_memory(x)),

@@ -7,6 +7,7 @@ import inspect
 import operator
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from contextvars import ContextVar
 from types import FunctionType, MemberDescriptorType
 from typing import Any
 
@@ -100,7 +101,22 @@ class Cache:
         self.function.cache_clear()
 
 
-Partial = (Namespace, Variables, Slots, Cache)
+class Context:
+    """The value of a context variable; one that had none keeps None."""
+
+    def __init__(self, variable: ContextVar[Any]) -> None:
+        self.variable = variable
+
+    def content(self) -> dict[str, Any]:
+        """Return it by its name."""
+        return {self.variable.name: self.variable.get(None)}
+
+    def put(self, content: Mapping[str, Any]) -> None:
+        """Give it back."""
+        self.variable.set(content[self.variable.name])
+
+
+Partial = (Namespace, Variables, Slots, Cache, Context)
 
 
 def slots_of(value: Any) -> dict[str, MemberDescriptorType]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from types import BuiltinFunctionType, FunctionType, GeneratorType, MappingProxyType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hushgrad.guards.probing.holders import Cache, Slots, Variables, content_of, slots_of
+from hushgrad.guards.probing.holders import Cache, Context, Slots, Variables, content_of, slots_of
 from hushgrad.guards.probing.state_values import LEAF, is_atom
 from hushgrad.guards.probing.user_code import (
     Namespace,
@@ -230,6 +232,8 @@ class _Walk:
                 for cls in value.__mro__:
                     if is_users_class(cls):
                         self.add_class(cls, depth)
+        elif isinstance(value, ContextVar):
+            self._add_parts(key, Context(value), depth)
         elif isinstance(value, weakref.ref):
             self.waiting.append((key, value(), depth))
         elif isinstance(value, MappingProxyType):
@@ -265,7 +269,9 @@ class _Walk:
     def _look_at_object(self, key: Key, value: Any, depth: int) -> None:
         kind = type(value)
         name = f"{kind.__module__}.{kind.__qualname__}"
-        if kind.__module__.partition(".")[0] in OPAQUE_LIBRARIES and not isinstance(value, (dict, set)):
+        if kind.__module__.partition(".")[0] in OPAQUE_LIBRARIES and not isinstance(
+            value, (dict, set, threading.local)
+        ):
             return
         is_container = isinstance(value, (dict, list, deque, set, tuple, frozenset))
         is_users = is_users_class(kind)
