@@ -37,6 +37,9 @@ ELEMENTWISE = (
 class LossObserver(Protocol):
     """Is told of every evaluation that gradients can come back through."""
 
+    def evaluating(self, criterion: PerExampleLoss) -> None:
+        """A criterion is going to be called."""
+
     def evaluated(self, criterion: PerExampleLoss, output: Any, target: Any, losses: Tensor) -> None:
         """Called with the arguments and the losses `[B]`."""
 
@@ -124,6 +127,8 @@ class PerExampleLoss(nn.Module):
                 cure="Call the criterion without reduction and pass its losses [B] to engine.session.backward(losses), "
                 "or give per_example a function of two arguments that are tuples",
             )
+        if self._observer is not None and torch.is_grad_enabled():
+            self._observer.evaluating(self)
         losses = self.losses(output, target)
         if self._observer is not None and torch.is_grad_enabled():
             self._observer.evaluated(self, output, target, losses)
@@ -136,9 +141,9 @@ class PerExampleLoss(nn.Module):
         return criterion.__name__ if isinstance(criterion, FunctionType) else type(criterion).__name__
 
     @property
-    def watched(self) -> nn.Module | None:
-        """The criterion if it is a module, which may keep something between calls."""
-        return self._function if isinstance(self._function, nn.Module) else None
+    def watched(self) -> Any:
+        """The criterion itself, which may keep something between calls."""
+        return self._function
 
     def losses(self, output: Any, target: Any) -> Tensor:
         """Return the losses of the examples, `[B]`."""

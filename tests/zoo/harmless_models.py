@@ -50,6 +50,17 @@ class Counting(Body):
         return h / (1 + 0.1 * self.calls)
 
 
+CALLS: list[int] = []
+
+
+class CountingOutside(Body):
+    """Counts its calls in a variable of the module's file."""
+
+    def middle(self, h: Tensor) -> Tensor:
+        CALLS.append(1)
+        return h / (1 + 0.1 * len(CALLS))
+
+
 class Caching(Body):
     """Keeps its last activations for a look at them."""
 
@@ -225,6 +236,7 @@ ON_FEATURES: list[tuple[str, Make, str]] = [
     ("alpha dropout", layer(lambda: nn.AlphaDropout(0.3)), "tensor"),
     ("random leaky relu", layer(nn.RReLU), "tensor"),
     ("calls are counted", Counting, "tensor"),
+    ("calls are counted outside of the model", CountingOutside, "tensor"),
     ("activations are cached", Caching, "tensor"),
     ("shapes are remembered", CachingHistory, "tensor"),
     ("a teacher of moving weights", Teacher, "tensor"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from queue import SimpleQueue
+
 import pytest
 import torch
-from first_forwards import READY, WIDTH, Body, train
+from first_forwards import WIDTH, Body, train
 from torch import Tensor, nn
 
 from hushgrad.capture.scope import Scope, Seen
@@ -18,17 +20,19 @@ from hushgrad.guards.probing.state import State
 
 def test_a_part_that_a_registry_says_is_there_is_asked_for_before_training() -> None:
     """What the forward noted elsewhere cannot be taken back: the message says what to do, and that works."""
+    ready: SimpleQueue[bool] = SimpleQueue()  # which nobody can look into
 
     class Needed(Body):
         def prepare(self, x: Tensor) -> None:
-            if self not in READY:
+            if not ready.qsize():
                 self.outputs: list[Tensor] = []
                 self.first.register_forward_hook(lambda module, args, out: self.outputs.append(out))
-                READY.add(self)
+                ready.put(True)
             self.outputs.clear()
 
     with pytest.raises(CrossSampleLeakError, match=r"fails when it is run again.*run one on inputs of your own"):
         train(Needed())
+    ready.get()
     model = Needed()
     model(torch.zeros(1, WIDTH))
     assert train(model).session.steps == 2
@@ -70,11 +74,11 @@ def test_examples_that_give_nan_are_replaced_and_the_others_are_as_they_were() -
 
 def test_a_run_with_more_nan_than_the_call_had_is_refused() -> None:
     """What is kept out of reach has become NaN, and all runs would look alike."""
-    calls: list[int] = []
+    calls: SimpleQueue[int] = SimpleQueue()
 
     def forward(x: Tensor) -> Tensor:
-        calls.append(1)
-        return x * (1.0 if len(calls) == 1 else torch.nan)
+        calls.put(1)
+        return x * (1.0 if calls.qsize() == 1 else torch.nan)
 
     class Spoils(nn.Module):
         def __init__(self) -> None:

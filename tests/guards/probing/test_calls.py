@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -170,12 +171,12 @@ def test_what_such_a_model_keeps_of_a_batch_is_refused() -> None:
 
 
 def test_a_model_that_fails_on_every_second_run_is_refused_as_before() -> None:
-    calls: list[int] = []
+    calls: SimpleQueue[int] = SimpleQueue()
 
     def once(h: Tensor) -> None:
-        if calls:
+        if calls.qsize():
             raise RuntimeError
-        calls.append(1)
+        calls.put(1)
 
     with pytest.raises(CrossSampleLeakError, match=r"fails when it is run again.*keeps something from one call"):
         train(Body(once))
@@ -188,56 +189,56 @@ def runner(model: nn.Module) -> tuple[Runner, Any]:
 
 
 def test_gradients_are_recorded_only_where_the_first_run_wants_them_and_for_all_runs_after_it() -> None:
-    seen: list[bool] = []
+    seen: SimpleQueue[bool] = SimpleQueue()  # lists are put back after each run
     for want, expected in ((lambda h: None, [False, False]), (retain, [False, True, True])):
-        model = Body(lambda h, want=want: (seen.append(torch.is_grad_enabled()), want(h))[1])
+        model = Body(lambda h, want=want: (seen.put(torch.is_grad_enabled()), want(h))[1])
         again, inputs = runner(model)
         for _ in range(2):
             assert not again.run(inputs, quiet=False).output.requires_grad
-        assert seen == expected
+        assert [seen.get() for _ in range(seen.qsize())] == expected
         assert again.forwards == len(expected)
-        seen.clear()
 
 
 def test_a_run_that_fails_after_one_has_come_to_its_end_is_not_run_again() -> None:
     def positive(h: Tensor) -> None:
-        seen.append(1)
+        seen.put(1)
         if bool(h.isnan().any()):
             raise ValueError("NaN")
 
-    seen: list[int] = []
+    seen: SimpleQueue[int] = SimpleQueue()
     again, inputs = runner(Body(positive))
     again.run(inputs, quiet=False)
     with pytest.raises(ValueError, match="NaN"):
         again.run(((torch.full((BATCH, WIDTH), float("nan")),), {}), quiet=False)
-    assert len(seen) == 2
+    assert seen.qsize() == 2
 
 
 def test_no_memory_is_no_reason_to_record_gradients() -> None:
-    seen: list[int] = []
+    seen: SimpleQueue[int] = SimpleQueue()
 
     def full(h: Tensor) -> None:
-        seen.append(1)
+        seen.put(1)
         raise torch.OutOfMemoryError
 
     again, inputs = runner(Body(full))
     with pytest.raises(torch.OutOfMemoryError):
         again.run(inputs, quiet=False)
-    assert len(seen) == 1
+    assert seen.qsize() == 1
 
 
 def test_the_graph_of_a_run_is_dropped_at_once() -> None:
-    held: list[weakref.ref[Tensor]] = []
+    held: SimpleQueue[weakref.ref[Tensor]] = SimpleQueue()
 
     def note(h: Tensor) -> None:
         h.retain_grad()
-        held.append(weakref.ref(h))
+        held.put(weakref.ref(h))
 
     again, inputs = runner(Body(note))
     outcome = again.run(inputs, quiet=False)
     gc.collect()
     assert outcome.output.shape == (BATCH, CLASSES)
-    assert [part() for part in held] == [None]
+    assert held.qsize() == 1
+    assert held.get()() is None
 
 
 def test_capture_sees_nothing_of_such_a_run() -> None:

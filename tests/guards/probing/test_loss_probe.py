@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from first_forwards import BATCH, CLASSES, Body, attached, data
 from torch import Tensor, nn
 
 from hushgrad.errors import CrossSampleLeakError
@@ -134,3 +135,79 @@ def test_losses_that_are_not_finite_for_some_are_asked_of_others_in_their_place(
     assert CriterionProbe(Asked(with_a_hole)).examine(output, target, 6, None)
     with pytest.raises(CrossSampleLeakError):
         CriterionProbe(Asked(lambda o, y: with_a_hole(o, y) / len(y))).examine(output, target, 6, None)
+
+
+# What a criterion keeps ------------------------------------------------------------------------------------------
+
+
+KEPT: dict[str, float] = {}
+
+
+class Remembers:
+    def __init__(self) -> None:
+        self.largest = ""
+
+    def __call__(self, out: Tensor, y: Tensor) -> Tensor:
+        self.largest = str(float(out.detach().abs().max()))
+        return F.cross_entropy(out, y, reduction="none")
+
+
+def remembers_around() -> Callable[[Tensor, Tensor], Tensor]:
+    largest = 1.0
+
+    def criterion(out: Tensor, y: Tensor) -> Tensor:
+        nonlocal largest
+        largest = float(out.detach().abs().max())
+        return F.cross_entropy(out, y, reduction="none")
+
+    return criterion
+
+
+def remembers_in_the_file(out: Tensor, y: Tensor) -> Tensor:
+    KEPT["largest"] = float(out.detach().abs().max())
+    return F.cross_entropy(out, y, reduction="none")
+
+
+def remembers_the_first() -> Callable[[Tensor, Tensor], Tensor]:
+    scale: list[float] = []
+
+    def criterion(out: Tensor, y: Tensor) -> Tensor:
+        if not scale:
+            scale.append(1 + float(out.detach().abs().max()))
+        return F.cross_entropy(out / scale[0], y, reduction="none")
+
+    return criterion
+
+
+def counts() -> Callable[[Tensor, Tensor], Tensor]:
+    calls = 0
+
+    def criterion(out: Tensor, y: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return F.cross_entropy(out, y, reduction="none") / (1 + 0.1 * calls)
+
+    return criterion
+
+
+@pytest.mark.parametrize("make", [Remembers, remembers_around, lambda: remembers_in_the_file, remembers_the_first])
+def test_a_criterion_that_keeps_what_follows_the_data_is_refused(make: Callable[[], Any]) -> None:
+    """Guarantee: objects, closures and functions that name variables are watched as loss modules are."""
+    with pytest.raises(CrossSampleLeakError, match="criterion"):
+        step(make())
+
+
+def test_a_criterion_that_counts_its_calls_is_none() -> None:
+    criterion = counts()
+    assert step(criterion) == 1
+    out, y = torch.zeros(1, CLASSES), torch.zeros(1, dtype=torch.long)
+    assert float(criterion(out, y)) == pytest.approx(float(torch.tensor(CLASSES).log()) / 1.2)  # its second call
+
+
+def step(criterion: Any) -> int:
+    model = Body()
+    engine, optimizer, loader = attached(model, data(BATCH))
+    for x, y in loader:
+        engine.per_example(criterion)(model(x), y).backward()
+        optimizer.step()
+    return engine.session.steps

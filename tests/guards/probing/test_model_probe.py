@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 
@@ -263,7 +264,7 @@ class ChangesWithItsCalls(nn.Module):
 
     def __init__(self, first: int) -> None:
         super().__init__()
-        calls = iter(range(1000))
+        calls = itertools.count()
         self.layer = nn.Linear(WIDTH, CLASSES)
         self.factor = lambda: 2.0 if next(calls) >= first else 1.0
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from first_forwards import Body, train
+from keeping_models import LEAKY as KEEPING
+from keeping_models import SEEN, TABLE, Cycling, Keeping, Logged, first_of
 from torch import Tensor, nn
 
 from hushgrad.errors import HushgradError, PrivateBufferError
@@ -122,3 +124,38 @@ def test_a_cache_that_enters_the_next_call_is_refused(make: type[Body]) -> None:
 def test_a_refusal_names_the_place_and_what_it_is(key: tuple[str, ...], message: str) -> None:
     with pytest.raises(PrivateBufferError, match=message):
         raise refusal(key)
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_what_a_forward_writes_of_its_batch_is_refused_wherever_it_is_and_though_nobody_reads_it(name: str) -> None:
+    """Guarantee: state of the model and of its code is found by its being written, not by its being read."""
+    first_of.cache_clear()
+    with pytest.raises(PrivateBufferError, match="follows the data") as raised:
+        train(Keeping(*KEEPING[name]))
+    message = str(raised.value)
+    assert "Freeze it" in message
+    assert not any(character.isdigit() for character in message.removeprefix("DP302").replace(".0", "")), message
+
+
+def test_counts_times_logs_tables_and_generators_train_and_are_given_back() -> None:
+    calls, seen = Logged.calls, len(SEEN)
+    engine = train(Logged())
+    assert engine.session.probe_report.examined
+    assert engine.session.probe_report.notes == ()
+    assert (Logged.calls - calls, len(SEEN) - seen) == (2, 2)
+
+
+def test_what_cannot_be_looked_into_is_said() -> None:
+    engine = train(Cycling())
+    assert any("itertools.repeat" in note for note in engine.session.probe_report.notes)
+
+
+def test_a_key_that_came_with_the_data_is_not_named() -> None:
+    class Words(Body):
+        def prepare(self, x: Tensor) -> None:
+            TABLE.setdefault(f"word{float(x.max())}", []).append(float(x.max()))
+
+    TABLE.clear()
+    with pytest.raises(PrivateBufferError) as raised:
+        train(Words())
+    assert "word" not in str(raised.value)

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from hushgrad.capture.scope import Scope, Seen
 from hushgrad.errors import HushgradError
-from hushgrad.guards.probing.deterministic_mode import DeterministicMode
+from hushgrad.guards.probing.deterministic_mode import QUANTILES, DeterministicMode
 from hushgrad.guards.probing.finite import count_nan
 from hushgrad.guards.probing.kept import Key
+from hushgrad.guards.probing.laws import Law
 from hushgrad.guards.probing.lifting import Lifted, lifted
+from hushgrad.guards.probing.seeds import Seeds, seeds_left
 from hushgrad.guards.probing.state import State, Structure, forked_randomness, randomness_used
 from hushgrad.guards.probing.trees import Path, copied, detached, tensors_at
 from hushgrad.torch_internals import version
@@ -119,6 +121,8 @@ class Outcome:
         drew: whether random numbers were drawn.
         unknown: a random operator that could not be made quiet.
         structure: what the run left behind, where it made or took away parts or hooks.
+        seeds: by what random numbers are drawn after the run, where it has seeded a generator.
+        laws: what a quiet run would have drawn from.
     """
 
     output: Any
@@ -126,6 +130,8 @@ class Outcome:
     drew: bool
     unknown: str | None
     structure: Structure | None
+    seeds: Seeds = ()
+    laws: tuple[Law, ...] = ()
 
 
 @dataclass(eq=False)
@@ -156,6 +162,7 @@ class Runner:
         quiet: bool,
         share: float = 1.0,
         parameters: bool = False,
+        quantile: float = QUANTILES[0],
         then: Callable[[Any], None] | None = None,
     ) -> Outcome:
         """Run the call without gradients, or with them if `then` is given, which gets the output.
@@ -164,13 +171,14 @@ class Runner:
         Where the first run fails without them and one with them does not, all further runs have them, too. Their graph
         is dropped at once. Once a run without them has come to its end, what fails does so for another reason.
 
-        `share` is the cost, in forwards of the whole batch; `parameters`: whether those are looked at for changes.
+        `share` is the cost, in forwards of the whole batch; `parameters`: whether those are looked at for changes;
+        `quantile`: which constants a quiet run has in place of random numbers.
         """
         if then is not None:
-            return self._run(inputs, quiet, share, parameters, True, then)
+            return self._run(inputs, quantile if quiet else None, share, parameters, True, then)
         if not self._wants_gradients:
             try:
-                outcome = self._run(inputs, quiet, share, parameters, False)
+                outcome = self._run(inputs, quantile if quiet else None, share, parameters, False)
             except (HushgradError, torch.OutOfMemoryError):
                 raise
             except Exception:
@@ -181,7 +189,7 @@ class Runner:
                 return outcome
         paused, self.scope.paused = self.scope.paused, True
         try:
-            outcome = self._run(inputs, quiet, share, parameters, True)
+            outcome = self._run(inputs, quantile if quiet else None, share, parameters, True)
         finally:
             self.scope.paused = paused
         self._wants_gradients = True
@@ -190,7 +198,7 @@ class Runner:
     def _run(
         self,
         inputs: Any,
-        quiet: bool,
+        quantile: float | None,
         share: float,
         parameters: bool,
         gradients: bool,
@@ -198,22 +206,23 @@ class Runner:
     ) -> Outcome:
         args, kwargs = inputs if self.call.lifting is None else self.call.lifting.lowered(inputs)
         self.forwards += share * self.unit
-        silence = DeterministicMode()
+        silence = DeterministicMode() if quantile is None else DeterministicMode(quantile)
         try:
             with ExitStack() as stack:
                 stack.enter_context(forked_randomness(self.devices, SEED))
                 stack.enter_context(torch.set_grad_enabled(gradients))
-                if quiet:
+                if quantile is not None:
                     stack.enter_context(silence)
                 with self.call.settings():
                     output = self.call.module(*args, **kwargs)
                 drew = randomness_used(self.devices, SEED) or self.state.has_drawn()
+                seeds = seeds_left(self.devices, SEED)
                 if then is not None:
                     then(output)
             moved, structure = self.state.moved(parameters=parameters), self.state.other_structure()
         finally:
             self.state.restore()
-        return Outcome(output, moved, drew, silence.unknown, structure)
+        return Outcome(output, moved, drew, silence.unknown, structure, seeds, tuple(silence.laws))
 
 
 def devices_of(model: nn.Module, inputs: Any) -> list[torch.device]:

@@ -1,53 +1,70 @@
 """Random operators replaced by constants, so that runs on batches of different sizes can be compared.
 
-Dropout masks drawn for B − 1 examples are other masks than those drawn for B.
+Dropout masks drawn for B − 1 examples are other masks than those drawn for B. The constant is a quantile of the law
+that is drawn from, and no mean: a scale or a rate that was computed from the batch shows in it.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
+from functools import partial
+from statistics import NormalDist
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hushgrad.guards.probing.laws import Law, arguments_of, law_of
 from hushgrad.torch_internals import TorchDispatchMode, schema_of
+
+QUANTILES = (0.6914624612740131, 0.2, 0.9)
+"""Where in its law a constant lies; a normal draw is its mean and half a standard deviation, unless said otherwise."""
 
 
 class DeterministicMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs a forward without randomness: dropout keeps everything, a normal draw is its mean.
+    """Runs a forward without randomness: dropout keeps everything and scales as it does, draws are a quantile.
 
     Attributes:
-        was_needed: whether anything random was met.
+        laws: what was drawn from, in order.
         unknown: a random operator that was met and has no quiet form; its values are drawn as usual.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quantile: float = QUANTILES[0]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.was_needed = False
+        self._quantile = quantile
+        self.laws: list[Law] = []
         self.unknown: str | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator."""
         kwargs = kwargs or {}
         name = schema_of(func).name.removeprefix("aten::")
-        if name == "native_dropout_backward":
-            return args[0].clone()  # it would scale what the quiet forward has not scaled
         places = _places_of_dropout(func)
+        is_random = not places and torch.Tag.nondeterministic_seeded in func.tags
+        rates = [(place < len(args) and args[place]) or kwargs.get(argument) for place, argument in places]
+        if any(rates) or is_random:
+            self.laws.append(law_of(func, args, kwargs))
         for place, argument in places:
-            if place < len(args) and args[place]:
-                args, self.was_needed = (*args[:place], 0.0, *args[place + 1 :]), True
-            elif kwargs.get(argument):
-                kwargs, self.was_needed = {**kwargs, argument: 0.0}, True
-        if places or torch.Tag.nondeterministic_seeded not in func.tags:
+            if place < len(args):
+                args = (*args[:place], 0.0, *args[place + 1 :])
+            elif argument in kwargs:
+                kwargs = {**kwargs, argument: 0.0}
+        if not is_random:
             return func(*args, **kwargs)
-        self.was_needed = True
         quiet = FORMS.get(name)
         if quiet is None:
             self.unknown = schema_of(func).name
             return func(*args, **kwargs)
-        return quiet(func, args, kwargs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return quiet(self._quantile, partial(func, *args, **kwargs), arguments_of(func, args, kwargs))
+
+    @property
+    def was_needed(self) -> bool:
+        """Whether anything random was met."""
+        return bool(self.laws)
 
 
 def _places_of_dropout(func: Any) -> list[tuple[int, str]]:
@@ -60,87 +77,137 @@ def _places_of_dropout(func: Any) -> list[tuple[int, str]]:
     ]
 
 
-Form = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+Form = Callable[[float, Any, dict[str, Any]], Any]
+"""The quantile, a function that runs the operator, and its arguments by name."""
 
 
-def _filled(value: float) -> Form:
+def _filled(value: Callable[[float, dict[str, Any]], float]) -> Form:
     """Every value is the same; tensors that are only drawn into keep their shape and device."""
 
-    def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return func(*args, **kwargs).fill_(value)
+    def run(quantile: float, draw: Any, given: dict[str, Any]) -> Any:
+        return draw().fill_(value(quantile, given))
 
     return run
 
 
-def _uniform(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    low = args[1] if len(args) > 1 else kwargs.get("from", 0.0)
-    high = args[2] if len(args) > 2 else kwargs.get("to", 1.0)
-    return args[0].fill_((low + high) / 2)
+def _levels(quantile: float, drawn: Tensor) -> Tensor:
+    """Return what uniform numbers are compared with: one for all, and beyond the first quantile one for each column.
+
+    Rows are alike, so that it doesn't matter which example is drawn for first.
+    """
+    if quantile == QUANTILES[0] or drawn.ndim < 2:
+        return torch.full((), quantile, device=drawn.device)
+    columns = torch.rand(drawn.shape[-1], generator=torch.Generator().manual_seed(int(1000 * quantile)))
+    return columns.to(drawn.device)
 
 
-def _normal(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    drawn = func(*args, **kwargs)
-    mean = args[0] if schema_of(func).name == "aten::normal" else args[1] if len(args) > 1 else kwargs.get("mean", 0.0)
-    return drawn.copy_(mean) if isinstance(mean, Tensor) else drawn.fill_(mean)
+def _uniform(quantile: float, draw: Any, given: dict[str, Any]) -> Any:
+    drawn, low, high = draw(), given.get("from", 0.0), given.get("to", 1.0)
+    return drawn.copy_(low + _levels(quantile, drawn) * (high - low))
 
 
-def _dropout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
 
 
-def _bernoulli(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    chances = args[1] if len(args) > 1 and isinstance(args[1], Tensor) else None
-    if schema_of(func).name == "aten::bernoulli_" or len(args) > 1 or "p" in kwargs:
-        drawn = func(*args, **kwargs)
-        return drawn.fill_(1) if chances is None else drawn.copy_(chances >= 0.5)
-    return (args[0] >= 0.5).to(args[0].dtype)
+def _z(quantile: float) -> float:
+    return NormalDist().inv_cdf(quantile)
 
 
-def _permutation(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    drawn = func(*args, **kwargs)
+def _whole(quantile: float, given: dict[str, Any]) -> float:
+    low, high = _or(given.get("low", given.get("from")), 0), _or(given.get("high", given.get("to")), 1)
+    return float(low + math.floor(quantile * (high - low)))
+
+
+def _geometric(quantile: float, given: dict[str, Any]) -> float:
+    return max(1.0, math.ceil(math.log(1 - quantile) / math.log(1 - min(given["p"], 1 - 1e-9))))
+
+
+def _normal(quantile: float, draw: Any, given: dict[str, Any]) -> Any:
+    drawn = draw()
+    mean, std = given.get("mean", 0.0), given.get("std", 1.0)
+    value = mean + _z(quantile) * std
+    return drawn.copy_(value) if isinstance(value, Tensor) else drawn.fill_(value)
+
+
+def _dropout(quantile: float, draw: Any, given: dict[str, Any]) -> Any:
+    values, rate, train = given["input"], given["p"], _or(given.get("train"), True)
+    scale = (1 / (1 - rate) if rate < 1 else 0.0) if train else 1.0
+    return values * scale, torch.ones_like(values, dtype=torch.bool)
+
+
+def _fused_dropout(quantile: float, draw: Any, given: dict[str, Any]) -> Any:
+    values = given["self"]
+    return values / given["p"], torch.ones_like(values, dtype=torch.uint8)  # here p is the part that is kept
+
+
+def _bernoulli(quantile: float, draw: Any, given: dict[str, Any]) -> Any:
+    """Where a number says how many are kept, all are: the number itself is compared. A tensor shows in each value."""
+    drawn = draw()
+    chances = given["p"] if "p" in given else given["self"]
+    if not isinstance(chances, Tensor):
+        return drawn.fill_(float(chances > 0))
+    return drawn.copy_(chances > 1 - _levels(quantile, drawn))
+
+
+def _permutation(quantile: float, draw: Any, given: dict[str, Any]) -> Any:
+    drawn = draw()
     return drawn.copy_(torch.arange(drawn.numel() - 1, -1, -1, device=drawn.device))  # moves all, unlike the identity
 
 
-def _likeliest(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    count = args[1]
-    chosen = args[0].topk(min(count, args[0].shape[-1]), -1).indices
-    return chosen if chosen.shape[-1] == count else chosen[..., :1].expand(*chosen.shape[:-1], count).clone()
+def _chosen(quantile: float, draw: Any, given: dict[str, Any]) -> Any:
+    """The same random numbers decide in every row, by its own chances."""
+    chances, count = given["self"], given["num_samples"]
+    fixed = torch.Generator().manual_seed(int(1000 * quantile))
+    if given.get("replacement"):
+        at = torch.rand(count, generator=fixed, dtype=torch.float64).to(chances.device)
+        upto = chances.double().cumsum(-1)
+        places = torch.searchsorted(upto, (at * upto[..., -1:]).contiguous(), right=True)
+        return places.clamp(max=chances.shape[-1] - 1)
+    waits = torch.rand(chances.shape[-1], generator=fixed, dtype=torch.float64).log().neg().to(chances.device)
+    return (chances.double() / waits).topk(count, -1).indices
 
 
-def _mean_slope(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    values, slopes, slope = args[0], args[1], (args[2] + args[3]) / 2
+def _mean_slope(quantile: float, draw: Any, given: dict[str, Any]) -> Any:
+    values, slopes = given["self"], given["noise"]
+    slope = given["lower"] + quantile * (given["upper"] - given["lower"])
     slopes.copy_(torch.where(values > 0, 1.0, slope))  # the backward multiplies by them
     return torch.ops.aten.leaky_relu.default(values, slope)
 
 
-def _rates(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0].clone()
+def _counts(quantile: float, draw: Any, given: dict[str, Any]) -> Any:
+    rates = given["self"]
+    return (rates + _z(quantile) * rates.sqrt()).clamp(min=0)
 
 
 FORMS: dict[str, Form] = {
     "native_dropout": _dropout,
-    "_fused_dropout": _dropout,
+    "_fused_dropout": _fused_dropout,
     "bernoulli": _bernoulli,
     "bernoulli_": _bernoulli,
-    "rand": _filled(0.5),
-    "rand_like": _filled(0.5),
-    "randn": _filled(0.0),
-    "randn_like": _filled(0.0),
-    "randint": _filled(0),
-    "randint_like": _filled(0),
-    "random_": _filled(0),
+    "rand": _uniform,
+    "rand_like": _uniform,
+    "randn": _filled(lambda quantile, given: _z(quantile)),
+    "randn_like": _filled(lambda quantile, given: _z(quantile)),
+    "randint": _filled(_whole),
+    "randint_like": _filled(_whole),
+    "random_": _filled(_whole),
     "uniform_": _uniform,
     "normal": _normal,
     "normal_": _normal,
     "normal_functional": _normal,
-    "exponential_": _filled(1.0),
-    "geometric_": _filled(1.0),
-    "log_normal_": _filled(1.0),
-    "cauchy_": _filled(0.0),
+    "exponential_": _filled(lambda quantile, given: -math.log(1 - quantile) / given.get("lambd", 1.0)),
+    "geometric_": _filled(_geometric),
+    "log_normal_": _filled(
+        lambda quantile, given: math.exp(given.get("mean", 1.0) + given.get("std", 2.0) * _z(quantile))
+    ),
+    "cauchy_": _filled(
+        lambda quantile, given: (
+            given.get("median", 0.0) + given.get("sigma", 1.0) * math.tan(math.pi * (quantile - 0.5))
+        )
+    ),
     "randperm": _permutation,
-    "multinomial": _likeliest,
-    "poisson": _rates,
+    "multinomial": _chosen,
+    "poisson": _counts,
     "rrelu_with_noise": _mean_slope,
 }

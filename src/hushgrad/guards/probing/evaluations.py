@@ -14,6 +14,7 @@ from hushgrad.guards.probing.lifting import lifted
 from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loss_probe import Criterion, CriterionProbe, Runs
 from hushgrad.guards.probing.rows import Batch, fits
+from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.trees import Path, copied
 
 FEW = 4
@@ -25,6 +26,7 @@ class Evaluation:
     """What a criterion was given: the output itself, to know it again, and the values of then.
 
     `losses`: what it gave for the examples that are kept; None where they are all, and the criterion is not known.
+    `before`: what the criterion kept before.
     """
 
     criterion: Criterion
@@ -32,6 +34,7 @@ class Evaluation:
     output: Any
     target: Any
     losses: Tensor | None = None
+    before: State | None = None
     is_reached: bool = False
 
 
@@ -48,12 +51,18 @@ class Evaluations:
         self._is_accumulating = is_accumulating
         self._known: WeakKeyDictionary[Any, Mapping[Path, int]] = WeakKeyDictionary()  # with the axes of its arguments
         self._kept: dict[Criterion, Evaluation] = {}
+        self._before: State | None = None  # what the criterion keeps that is being called
         self.examined = 0
         """How many criteria were examined; those that are looked at again count once."""
 
     def clear(self) -> None:
         """The batch is over."""
         self._kept.clear()
+        self._before = None
+
+    def begin(self, criterion: Criterion) -> None:
+        """A criterion is going to be called: keep what it keeps, if it is to be examined."""
+        self._before = State(criterion.watched) if self._looks.wanted or criterion not in self._known else None
 
     def note(self, criterion: Criterion, output: Any, target: Any, losses: Tensor) -> bool:
         """Keep what a criterion was given if it is to be examined; return whether it is."""
@@ -63,6 +72,7 @@ class Evaluations:
         if criterion not in self._kept or not self._kept[criterion].is_reached:
             kept = self._part(criterion, output, target, losses) if is_known else None
             evaluation = kept or Evaluation(criterion, output, *copied((output, target)))
+            evaluation.before = self._before
             self._kept[criterion] = evaluation
             losses.register_hook(self._mark(evaluation))  # type: ignore[no-untyped-call]
         return True
@@ -71,19 +81,22 @@ class Evaluations:
         """Return those that a backward came back through."""
         return [part for part in self._kept.values() if part.is_reached]
 
-    def examine(self, evaluation: Evaluation, size: int, runs: Runs | None) -> None:
+    def examine(self, evaluation: Evaluation, size: int, runs: Runs | None) -> list[str]:
         """Probe one of a batch of `size` examples; `runs` are the model's on altered ones, where its output is these.
+
+        Returns what the criterion keeps and could not be looked into, in words.
 
         Raises:
             CrossSampleLeakError: naming the criterion.
         """
         if evaluation.losses is not None:
             size, runs = evaluation.losses.shape[0], None
-        probe = CriterionProbe(evaluation.criterion)
+        probe = CriterionProbe(evaluation.criterion, evaluation.before)
         if probe.examine(evaluation.output, evaluation.target, size, runs, evaluation.losses):
             self._known.setdefault(evaluation.criterion, probe.axes)
         if evaluation.losses is None:
             self.examined += 1
+        return probe.unread
 
     def _part(self, criterion: Criterion, output: Any, target: Any, losses: Tensor) -> Evaluation | None:
         """Keep a few examples; None where it is not told which parts belong to which."""

@@ -18,7 +18,7 @@ from hushgrad.gradients.contribution import Contribution
 from hushgrad.gradients.ordinary import kept_gradients, may_run_backwards, ordinary_gradients
 from hushgrad.guards.probing.calls import Outcome, Runner
 from hushgrad.guards.probing.rows import Batch
-from hushgrad.guards.probing.state import PART
+from hushgrad.guards.probing.state_values import PART
 from hushgrad.guards.probing.trees import Path, tensors_at
 
 LOOSENESS = {torch.float64: 1e-6, torch.float32: 1e-2}

@@ -1,23 +1,47 @@
-"""What a model keeps between two forwards beside parameters, and what holds it: how to read it and to refill it."""
+"""What a model or a criterion keeps between two calls beside parameters, wherever its code can keep it.
+
+That is: buffers and attributes, what is in them however deep, what hooks and methods keep (variables around them,
+default arguments, their own attributes), the classes of the model and of its helpers, and the variables that the user's
+code names, in its files or in modules.
+"""
 
 from __future__ import annotations
 
-import inspect
-import operator
-from collections import OrderedDict, deque
+import functools
+import sys
+import threading
+import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any
+from contextvars import ContextVar
+from types import BuiltinFunctionType, FunctionType, GeneratorType, MappingProxyType, MethodType, ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from hushgrad.guards.probing.holders import Cache, Context, Slots, Variables, content_of, slots_of
+from hushgrad.guards.probing.state_values import LEAF, is_atom
+from hushgrad.guards.probing.user_code import (
+    Namespace,
+    is_own,
+    is_users_class,
+    is_users_function,
+    is_users_module,
+    spaces_of,
+)
 from hushgrad.torch_internals import REGISTERED, buffers_of
 
-DEPTH = 4
-"""How deep into nested attributes state is looked for."""
+DEPTH = 24
+"""How deep state is looked for: a step into a container or an object of the user's is one."""
+
+STRANGE = 6
+"""What a step into an object of somebody else's class takes of the depth."""
+
+PLACES = 20_000
+"""How many values are looked at, at most."""
 
 INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 """What torch keeps on every module: its dictionaries of parameters, submodules and hooks."""
@@ -25,96 +49,298 @@ INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 STRUCTURE = sorted(INTERNAL - set(REGISTERED))
 """What says which code runs in a forward."""
 
-OPAQUE = (
-    nn.Module,
-    nn.Parameter,
-    DataLoader,  # the loop's own, as are its workers and queues
-    type,
-    FunctionType,
-    BuiltinFunctionType,
-    MethodType,
-    ModuleType,
-    str,
-    bytes,
-)
+HOOKS = [name for name in STRUCTURE if name.endswith("hooks")]
 
 OWN, TORCH = __name__.partition(".")[0], torch.__name__
+
+GLOBAL_RANDOM = (torch.default_generator, np.random.mtrand._rand, sys.modules["random"]._inst)
+"""Every run draws from these anew, so they are no state of a model."""
+
+OPAQUE_LIBRARIES = frozenset(
+    {"logging", "threading", "_thread", "concurrent", "multiprocessing", "asyncio", "subprocess"}
+)
+LIBRARIES = frozenset({*sys.stdlib_module_names, TORCH, "numpy"}) - {"__main__"}
+"""What their functions keep is no state of a model."""
+
+UNREAD = ("_queue.SimpleQueue", "sqlite3.Connection", "mmap.mmap", "itertools.", "builtins.generator")
 
 Key = tuple[Any, ...]
 Cell = tuple[Key, Any]
 
 
-def kept_by(model: nn.Module) -> tuple[list[Cell], list[Any], list[Any]]:
-    """Return `(place, value)` of each tensor, number or generator that a model keeps, what holds them, and the rest.
+class CacheEntry(str):
+    """A part of a key: one entry of a cache, by its arguments. That other arguments came is no state."""
 
-    Holders are dictionaries (those of objects included), lists, deques, sets and classes. Each is looked into once, the
-    nearest first. The rest are objects of this library, which are no state of the model.
+
+class DictKey(str):
+    """A part of a key: a key of a dictionary, which may have come with the data."""
+
+
+class Kept(NamedTuple):
+    """What is kept.
+
+    `cells` are `(place, value)` of single values: tensors, arrays, generators, what is compared by `==`, containers of
+    such, and what kind of thing an object is. `holders` are what holds them, each once. `own_objects` are this
+    library's, which are no state of the model. `unread` says what could not be looked into.
     """
-    cells: list[Cell] = []
-    holders: list[Any] = []
-    own_objects: list[Any] = []
-    seen: set[int] = set()
-    waiting: deque[tuple[Key, Any, int]] = deque()
-    classes: dict[type, None] = {}
-    for prefix, module in model.named_modules():
-        names = tuple(prefix.split(".")) if prefix else ()
+
+    cells: list[Cell]
+    holders: list[Any]
+    own_objects: list[Any]
+    unread: list[str]
+
+
+def kept_by(root: Any) -> Kept:
+    """Return what a model keeps, or a criterion; what is nearest comes first."""
+    walk = _Walk()
+    modules = dict(root.named_modules()) if isinstance(root, nn.Module) else {}
+    walk.modules.update(map(id, modules.values()))
+    for prefix, module in modules.items():
+        walk.add_module(tuple(prefix.split(".")) if prefix else (), module)
+    if not isinstance(root, nn.Module):
+        walk.waiting.append((("attribute",), root, DEPTH))
+    for cls in walk.classes:
+        if cls.__module__.partition(".")[0] not in (OWN, TORCH):
+            walk.add_class(cls, DEPTH)
+    walk.run()
+    return Kept(walk.cells, walk.holders, walk.own_objects, walk.unread)
+
+
+class _Walk:
+    def __init__(self) -> None:
+        self.cells: list[Cell] = []
+        self.holders: list[Any] = []
+        self.own_objects: list[Any] = []
+        self.unread: list[str] = []
+        self.waiting: deque[tuple[Key, Any, int]] = deque()
+        self.classes: dict[type, None] = {}
+        self.modules: set[int] = set()
+        self._seen: dict[int, Key] = {}
+        self._known_classes: set[type] = {object}
+        self._alive: list[Any] = []  # what was made on the way: its address must not be given to something else
+
+    def add_module(self, names: Key, module: nn.Module) -> None:
         own = vars(module)
-        holders += [own, *(own[name] for name in REGISTERED if isinstance(own.get(name), (dict, set)))]
-        cells += [
-            (("buffer", *names, name), buffer) for name, buffer in buffers_of(module).items() if buffer is not None
-        ]
-        waiting += [
+        self.holders += [own, *(own[name] for name in REGISTERED if isinstance(own.get(name), (dict, set)))]
+        for name, buffer in buffers_of(module).items():
+            if buffer is not None:
+                self.cells.append((("buffer", *names, name), buffer))
+        self.waiting += [
             (("attribute", *names, name), value, DEPTH)
             for name, value in own.items()
             if name not in INTERNAL and name != "training"
         ]
-        classes.update(dict.fromkeys(type(module).__mro__))
-    for cls in classes:
-        if cls is not object and cls.__module__.partition(".")[0] not in (OWN, TORCH):
-            holders.append(cls)
-            waiting += [(("class", cls, name), value, DEPTH) for name, value in content_of(cls).items()]
-    while waiting:
-        key, value, depth = waiting.popleft()
-        if isinstance(value, (bool, int, float, complex)):
-            cells.append((key, value))
-        elif id(value) in seen:
-            continue
-        elif isinstance(value, (Tensor, np.ndarray, torch.Generator)) and not isinstance(value, nn.Parameter):
-            seen.add(id(value))
-            cells.append((key, value))
-        elif isinstance(value, (*OPAQUE, Tensor)):
-            continue
-        elif _is_own(value):
-            own_objects.append(value)
-        elif depth:
-            seen.add(id(value))
-            holder, parts = _inside(value)
-            if holder is not None:
-                holders.append(holder)
-            waiting += [((*key, name), part, depth - 1) for name, part in parts]
-    return cells, holders, own_objects
+        for name, parameter in own.get("_parameters", {}).items():
+            if parameter is not None and parameter.__dict__:
+                self._add_parts(("attribute", *names, name), parameter.__dict__, DEPTH)
+        for kind in HOOKS:
+            if hooks := own.get(kind):
+                for number, hook in enumerate(hooks.values()):
+                    if not is_own(hook) and not is_own(type(getattr(hook, "__self__", None))):
+                        self.waiting.append((("attribute", *names, kind.strip("_"), number), hook, DEPTH))
+        self.classes.update(dict.fromkeys(type(module).__mro__))
+
+    def add_class(self, cls: type, depth: int) -> None:
+        """What a class keeps and, if it is the user's, what its methods keep."""
+        if cls in self._known_classes:
+            return
+        self._known_classes.add(cls)
+        self.holders.append(cls)
+        content = content_of(cls)
+        self.waiting += [(("class", cls, name), value, depth) for name, value in content.items()]
+        if is_users_class(cls):
+            for name, value in vars(cls).items():
+                if name not in content and not isinstance(value, type):
+                    self.waiting += [(("class", cls, name), part, depth) for part in _code_of(value)]
+
+    def run(self) -> None:
+        for _ in range(PLACES):
+            if not self.waiting:
+                return
+            self._look(*self.waiting.popleft())
+        self.unread.append(f"state beyond the first {PLACES} values that the model's code reaches")
+
+    def _look(self, key: Key, value: Any, depth: int) -> None:
+        if is_atom(value):
+            self.cells.append((key, value))
+        elif isinstance(value, GLOBAL_RANDOM_TYPES) and any(value is known for known in GLOBAL_RANDOM):
+            return
+        elif id(value) in self._seen:
+            if self._seen[id(value)] != key:
+                self.cells.append((key, ("the same as", _named(self._seen[id(value)]))))
+        elif isinstance(value, (DataLoader, ModuleType)):
+            if isinstance(value, ModuleType) and is_users_module(value):
+                self._note(key, value)
+                self._add_parts(key, Namespace(vars(value), None, lambda part: not callable(part)), depth - 1)
+        elif isinstance(value, nn.Module) and (id(value) in self.modules or _is_object_of_own(value)):
+            self.cells.append((key, ("a", _kind(type(value)))))
+        elif isinstance(value, nn.Parameter):
+            return  # of the model, or of a module that is looked at there
+        elif isinstance(value, LEAF):
+            self._note(key, value)
+            self.cells.append((key, value))
+            if isinstance(value, Tensor) and value.__dict__:
+                self._add_parts(key, value.__dict__, depth - 1)
+        elif _is_object_of_own(value):
+            self.own_objects.append(value)
+        elif depth <= 0:
+            self.unread.append(f"what is kept deeper than {DEPTH} levels")
+        else:
+            self._note(key, value)
+            self._look_inside(key, value, depth - 1)
+
+    def _note(self, key: Key, value: Any) -> None:
+        self._seen[id(value)] = key
+        self._alive.append(value)
+
+    def _add_parts(self, key: Key, holder: Any, depth: int, *, by_keys: bool = False) -> None:
+        """Look at what a holder holds: as one value where that can be, else part by part."""
+        self.holders.append(holder)
+        content = content_of(holder)
+        if not isinstance(content, dict):
+            if all(map(is_atom, content)):
+                self.cells.append((key, frozenset(content) if isinstance(holder, (set, frozenset)) else tuple(content)))
+            else:
+                self.waiting += [((*key, place), part, depth) for place, part in enumerate(content)]
+                self.cells.append((key, ("parts", len(content))))
+            return
+        if by_keys:
+            names = [name if is_atom(name) else ("a", _kind(type(name))) for name in content]
+            self.cells.append(((*key, "keys"), tuple(names)))
+            self.waiting += [
+                ((*key, DictKey(name if isinstance(name, (str, int)) else place)), part, depth)
+                for place, (name, part) in enumerate(content.items())
+            ]
+            self.waiting += [((*key, "keys", n), name, depth) for n, name in enumerate(content) if not is_atom(name)]
+        else:
+            self.waiting += [((*key, name), part, depth) for name, part in content.items()]
+
+    def _look_inside(self, key: Key, value: Any, depth: int) -> None:
+        if isinstance(value, FunctionType):
+            self._look_at_function(key, value, depth)
+        elif isinstance(value, MethodType):
+            self.waiting += [(key, value.__func__, depth), ((*key, "self"), value.__self__, depth)]
+        elif isinstance(value, BuiltinFunctionType):
+            self.cells.append((key, ("a", value.__qualname__)))
+            if value.__self__ is not None and not isinstance(value.__self__, (type, ModuleType)):
+                self.waiting.append(((*key, "self"), value.__self__, depth))
+        elif isinstance(value, functools._lru_cache_wrapper):
+            self._look_at_cache(key, value, depth)
+        elif isinstance(value, type):
+            self.cells.append((key, ("a", _kind(value))))
+            if is_users_class(value):
+                for cls in value.__mro__:
+                    if is_users_class(cls):
+                        self.add_class(cls, depth)
+        elif isinstance(value, ContextVar):
+            self._add_parts(key, Context(value), depth)
+        elif isinstance(value, weakref.ref):
+            self.waiting.append((key, value(), depth))
+        elif isinstance(value, MappingProxyType):
+            self._add_parts(key, dict(value), depth)
+        else:
+            self._look_at_object(key, value, depth)
+
+    def _look_at_function(self, key: Key, function: FunctionType, depth: int) -> None:
+        if is_own(function):
+            return
+        self.cells.append((key, ("code", function.__code__)))
+        if str(function.__module__).partition(".")[0] in LIBRARIES:
+            return
+        self._add_parts(key, Variables(function), depth)
+        self._add_parts(key, function.__dict__, depth)
+        if is_users_function(function):
+            for name, space in spaces_of(function):
+                self.holders.append(space)
+                for variable, value in space.content().items():
+                    self.waiting.append((("variable", name, variable), value, depth))
+
+    def _look_at_cache(self, key: Key, function: Any, depth: int) -> None:
+        inner = function.__wrapped__
+        if not isinstance(inner, FunctionType) or not is_users_function(inner):
+            return
+        cache = Cache(function)
+        self.holders.append(cache)
+        for place, (arguments, result) in enumerate(cache.entries()):
+            entry = CacheEntry(repr(arguments) if is_atom(arguments) else place)
+            self.waiting.append(((*key, "cache", entry), result, depth))
+        self.waiting.append((key, inner, depth))
+
+    def _look_at_object(self, key: Key, value: Any, depth: int) -> None:
+        kind = type(value)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if kind.__module__.partition(".")[0] in OPAQUE_LIBRARIES and not isinstance(
+            value, (dict, set, threading.local)
+        ):
+            return
+        is_container = isinstance(value, (dict, list, deque, set, tuple, frozenset))
+        is_users = is_users_class(kind)
+        if not is_container:
+            self.cells.append((key, ("a", _kind(kind))))
+            depth -= 0 if is_users else STRANGE - 1
+        if isinstance(value, (tuple, frozenset)):
+            self.waiting += [((*key, place), part, depth) for place, part in enumerate(value)]
+        elif is_container:
+            self._add_parts(key, value, depth, by_keys=isinstance(value, dict))
+        elif isinstance(value, functools.partial):
+            self.waiting += [((*key, part), getattr(value, part), depth) for part in ("func", "args", "keywords")]
+        own = getattr(value, "__dict__", None)
+        if type(own) is dict and own:
+            self._add_parts(key, own, depth)
+        elif type(own) is dict:
+            self.holders.append(own)
+        slots = slots_of(value) if is_users or not is_container else {}
+        if slots:
+            self._add_parts(key, Slots(value, slots), depth)
+        if isinstance(value, nn.Module):
+            parameters = [part for part in own.get("_parameters", {}).values() if part is not None] if own else []
+            self.cells += [((*key, "parameter", number), part) for number, part in enumerate(parameters)]
+        if is_users:
+            for cls in kind.__mro__:
+                if is_users_class(cls):
+                    self.add_class(cls, depth)
+        if own is None and not slots and not is_container and not isinstance(value, functools.partial):
+            self._look_at_closed(name, key, value, depth)
+
+    def _look_at_closed(self, name: str, key: Key, value: Any, depth: int) -> None:
+        """An object that shows nothing of itself: said, unless it is of torch, NumPy or Python and holds nothing."""
+        for part in _code_of(value):
+            if part is not value:
+                self.waiting.append((key, part, depth))
+                return
+        top = name.partition(".")[0]
+        if isinstance(value, GeneratorType) and value.gi_frame is not None:
+            self.waiting += [((*key, name), part, depth) for name, part in dict(value.gi_frame.f_locals).items()]
+        if name.startswith(UNREAD) or top not in LIBRARIES:
+            self.unread.append(f"what {_named(key)} ({name}) keeps, which cannot be looked into and put back")
 
 
-def _is_own(value: Any) -> bool:
+GLOBAL_RANDOM_TYPES = tuple({type(value) for value in GLOBAL_RANDOM})
+
+
+def _is_object_of_own(value: Any) -> bool:
     """Whether an object is one of this library's: a session, an engine, a criterion. One of a subclass is not."""
-    return type(value).__module__.partition(".")[0] == OWN
+    return not isinstance(value, type) and type(value).__module__.partition(".")[0] == OWN
 
 
-def _inside(value: Any) -> tuple[Any, list[tuple[Any, Any]]]:
-    """Return what can be written to of a value, and its parts by name."""
-    if isinstance(value, dict):
-        return value, list(content_of(value).items())
-    if isinstance(value, (list, deque)):
-        return value, list(enumerate(value))
-    if isinstance(value, set):
-        return value, []
-    if isinstance(value, tuple):
-        return None, list(enumerate(value))
-    try:
-        own = vars(value)
-    except TypeError:
-        return None, []
-    return (own, list(own.items())) if isinstance(own, dict) else (None, [])
+def _kind(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _named(key: Key) -> str:
+    return ".".join(part.__qualname__ if isinstance(part, type) else str(part) for part in key[1:])
+
+
+def _code_of(value: Any) -> Iterator[Any]:
+    """Yield the functions behind an entry of a class."""
+    if isinstance(value, (staticmethod, classmethod)):
+        yield from _code_of(value.__func__)
+    elif isinstance(value, property):
+        yield from (part for part in (value.fget, value.fset, value.fdel) if part is not None)
+    elif isinstance(value, (FunctionType, functools._lru_cache_wrapper, functools.partialmethod)):
+        yield value
+    elif isinstance(value, functools.cached_property):
+        yield value.func
 
 
 def structure_of(modules: Iterable[nn.Module]) -> Iterator[Any]:
@@ -125,62 +351,3 @@ def structure_of(modules: Iterable[nn.Module]) -> Iterator[Any]:
             holder = own.get(name)
             if isinstance(holder, (dict, set)):
                 yield holder
-
-
-def content_of(holder: Any) -> Any:
-    """Return what is in a holder, as a dictionary or a list."""
-    if isinstance(holder, type):
-        return {name: value for name, value in vars(holder).items() if not _is_code(name, value)}
-    if isinstance(holder, dict):
-        return dict(_base(holder).items(holder))
-    return list(holder)
-
-
-def _is_code(name: str, value: Any) -> bool:
-    """Whether an entry of a class says what it does, and not what it keeps."""
-    return (
-        name.startswith("__")
-        or isinstance(value, (type, staticmethod, classmethod))
-        or inspect.isroutine(value)
-        or inspect.isdatadescriptor(value)
-        or inspect.ismethoddescriptor(value)
-    )
-
-
-def _base(holder: dict[Any, Any]) -> Any:
-    """Return the class whose methods are used: those of subclasses may refuse (an output of `transformers`)."""
-    return OrderedDict if isinstance(holder, OrderedDict) else dict
-
-
-def is_same(holder: Any, content: Any) -> bool:
-    """Whether a holder still has the very objects that it had, in the same order."""
-    if isinstance(holder, type):
-        holder = content_of(holder)
-    if len(holder) != len(content):
-        return False
-    if isinstance(content, dict) and not all(map(operator.is_, holder.values(), content.values())):
-        return False
-    return all(map(operator.is_, holder, content))
-
-
-def refill(holder: Any, content: Any) -> None:
-    """Give a holder its content back; it stays the same object, which handles of hooks know."""
-    if isinstance(holder, type):
-        for name in content_of(holder).keys() - content.keys():
-            delattr(holder, name)
-        for name, value in content.items():
-            if vars(holder).get(name) is not value:
-                setattr(holder, name, value)
-    elif isinstance(holder, dict):
-        base = _base(holder)
-        for name in [name for name in content_of(holder) if name not in content]:
-            base.__delitem__(holder, name)
-        if not all(a is b for a, b in zip(content_of(holder), content, strict=False)):
-            base.clear(holder)  # their order counts, for hooks
-        for name, value in content.items():
-            base.__setitem__(holder, name, value)
-    elif isinstance(holder, list):
-        list.__setitem__(holder, slice(None), content)
-    else:
-        holder.clear()
-        holder.extend(content) if isinstance(holder, deque) else holder.update(content)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.guards.probing.calls import SEED, where_raised
@@ -15,7 +15,8 @@ from hushgrad.guards.probing.finite import repairs
 from hushgrad.guards.probing.kept import Key
 from hushgrad.guards.probing.lifting import Lifted, lifted
 from hushgrad.guards.probing.rows import Batch, batch_axes, rows_agree, split_examples
-from hushgrad.guards.probing.state import State, agree, describe, forked_randomness
+from hushgrad.guards.probing.state import SAMPLES, State, following, forked_randomness
+from hushgrad.guards.probing.state_values import differs_by_itself
 from hushgrad.guards.probing.trees import Path, tensors_at, with_tensors
 from hushgrad.guards.probing.widths import OwnWidth, cut_to
 from hushgrad.separation import Separation
@@ -34,8 +35,8 @@ class Criterion(Protocol):
         """What messages call it."""
 
     @property
-    def watched(self) -> nn.Module | None:
-        """The loss module whose state is watched, if there is one."""
+    def watched(self) -> Any:
+        """The loss module, function or object whose state is watched."""
 
     def losses(self, output: Any, target: Any) -> Tensor:
         """Return the losses of the examples, `[B]`."""
@@ -99,12 +100,17 @@ class Runs:
 
 
 class CriterionProbe:
-    """Evaluates a criterion again on altered outputs and targets."""
+    """Evaluates a criterion again on altered outputs and targets.
 
-    def __init__(self, criterion: Criterion) -> None:
+    Attributes:
+        unread: what the criterion keeps and could not be looked into, in words.
+    """
+
+    def __init__(self, criterion: Criterion, state: State | None = None) -> None:
+        """Begin; `state` is what the criterion kept before it was called for the batch, where that is known."""
         self._criterion = criterion
-        module = criterion.watched
-        self._state = None if module is None else State(module)
+        self._state = State(criterion.watched) if state is None else state
+        self.unread = self._state.unread
         self._lifting = Lifted(None, {})
         self.axes: Mapping[Path, int] = {}
         """The axis of the examples in each tensor of `(output, target)` that holds them, once that was examined."""
@@ -125,10 +131,18 @@ class CriterionProbe:
         Raises:
             CrossSampleLeakError: naming the criterion.
         """
-        self._lifting = lifted((output, target), size, outer=1)
-        output, target = self._lifting.value
-        if losses is not None:
-            self._require_equal(losses, self._run(output, target)[0], [], "were left out")
+        now = State(self._criterion.watched)
+        self._state.restore()
+        try:
+            self._lifting = lifted((output, target), size, outer=1)
+            output, target = self._lifting.value
+            if losses is not None:
+                self._require_equal(losses, self._run(output, target)[0], [], "were left out")
+            return self._examine(output, target, size, runs)
+        finally:
+            now.restore()
+
+    def _examine(self, output: Any, target: Any, size: int, runs: Runs | None) -> bool:
         output, target, base, still, is_told = self._finite(output, target, size)
         again, _ = self._run(output, target)
         if not rows_agree(base, again):
@@ -143,10 +157,12 @@ class CriterionProbe:
         for chosen in split_examples(size):
             changed, moved = self._run(*batch.exchanged(chosen, away=False))
             self._require_equal(base, changed, chosen, "were exchanged")
-            for key in {**still, **moved}:
-                if not agree(still.get(key), moved.get(key)):
+            for key in following(still, moved):
+                samples = [still, *(self._run(output, target)[1] for _ in range(SAMPLES))]
+                *same, other = [found.get(key, self._state.saved(key)) for found in (*samples, moved)]
+                if not differs_by_itself(same, other):
                     raise CrossSampleLeakError(
-                        f"keeps {describe(key)!r}, which follows the data and may enter later losses",
+                        f"keeps {self._state.place(key)!r}, which follows the data and may enter later losses",
                         where=self._place,
                         cure=CURE,
                     )
@@ -192,10 +208,9 @@ class CriterionProbe:
         try:
             with torch.no_grad(), forked_randomness(devices, SEED):
                 found = self._criterion.losses(*self._lifting.lowered((output, target))).detach()
-            return found, {} if self._state is None else self._state.moved()
+            return found, self._state.moved()
         finally:
-            if self._state is not None:
-                self._state.restore()
+            self._state.restore()
 
     def _require_fewer(self, output: Any, target: Any, size: int, base: Tensor) -> dict[Path, int]:
         """Leave one example out, and return which of the arguments hold the batch, and where."""

@@ -18,9 +18,11 @@ from hushgrad.capture.scope import Scope
 from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError, UnsupportedModelError
 from hushgrad.guards.probing.base_run import Left, base_run, other_outputs
 from hushgrad.guards.probing.calls import Call, Outcome, Runner, devices_of, where_raised
+from hushgrad.guards.probing.deterministic_mode import QUANTILES
 from hushgrad.guards.probing.finite import spoiled_rows
 from hushgrad.guards.probing.gradient_probe import require_own_gradient
 from hushgrad.guards.probing.layout import require_records_first
+from hushgrad.guards.probing.laws import follows_batch, what_follows
 from hushgrad.guards.probing.loss_probe import Runs
 from hushgrad.guards.probing.novelty import Novelty
 from hushgrad.guards.probing.place import called, cure, first_place
@@ -122,6 +124,7 @@ class ModelProbe:
         left = Left(now, call.state.other_structure(), bool(changed))
         call.lift(size)
         call.state.restore()
+        self.skipped.extend(call.state.unread)
         runner = Runner(call, call.state, self.scope, devices_of(self.model, call.inputs), unit=unit)
         try:
             return _Examination(self, runner, size, left, None if changed else among, widths).run()
@@ -190,11 +193,17 @@ class _Examination:
         self._batch = Batch(runner.call.inputs, candidates[0], size)
         given = self._batch
         self._batch, base = base_run(runner, given, self._left, self._name(None))
-        self._require_repeatable(base, runner.run(self._batch.same(), quiet=False))
+        again = runner.run(self._batch.same(), quiet=False)
+        self._require_repeatable(base, again)
+        if base.seeds != again.seeds:
+            base = replace(base, seeds=())  # seeded by the clock or the system, and not by the batch
+        del again
         if base.structure is not None:
             self._kept.require_nothing_handed_on(self._batch, self._name(None))
         if size == 1:
-            self._kept.require_still(self._batch, base, self._exchanged([0]), {}, [])
+            exchanged = self._exchanged([0])
+            self._require_own_seeds(base, exchanged)
+            self._kept.require_still(self._batch, base, exchanged, {}, [])
             return True
         example = self._batch.largest()
         fewer = self._run_with_fewer(candidates, example, base.drew)
@@ -217,6 +226,7 @@ class _Examination:
         del fewer  # outputs may be as large as a step's memory
         some, rest = split_examples(size)
         exchanged = self._exchanged(some)
+        self._require_own_seeds(base, exchanged)
         self._compare(base, exchanged, axes, (rest, rest), None, False, "were exchanged")
         self._kept.require_still(self._batch, base, exchanged, grown_state, rest)
         if self._probe.keeps_runs and self._is_comparable:
@@ -256,20 +266,22 @@ class _Examination:
             "pass dim= to squeeze()",
         )
 
-    def _exchanged(self, chosen: Sequence[int]) -> Outcome:
+    def _exchanged(self, chosen: Sequence[int], **settings: Any) -> Outcome:
+        settings = {"quiet": False, "parameters": True, **settings}
         if self._can_go_away:
             try:
-                return self._runner.run(self._batch.exchanged(chosen, away=True), quiet=False, parameters=True)
+                return self._runner.run(self._batch.exchanged(chosen, away=True), **settings)
             except HushgradError:
                 raise
             except Exception:  # values out of the range that the model can take
                 self._can_go_away = False
-        return self._run_exchanged(chosen)
+        return self._run_exchanged(chosen, **settings)
 
-    def _run_exchanged(self, chosen: Sequence[int]) -> Outcome:
+    def _run_exchanged(self, chosen: Sequence[int], **settings: Any) -> Outcome:
         """Run the batch with rows in each other's place, which only a model that counts on their order refuses."""
+        settings = {"quiet": False, "parameters": True, **settings}
         try:
-            return self._runner.run(self._batch.exchanged(chosen, away=False), quiet=False, parameters=True)
+            return self._runner.run(self._batch.exchanged(chosen, away=False), **settings)
         except HushgradError:
             raise
         except Exception as error:
@@ -440,14 +452,31 @@ class _Examination:
             )
 
     def _agree_quietly(self, axes: dict[Path, int], others: tuple[Sequence[int], Sequence[int]], inputs: Any) -> bool:
-        """Whether others differ by their random numbers only: an operator may draw as many as the values decide."""
+        """Whether others differ by their random numbers only: an operator may draw as many as the values decide.
+
+        Where draws are compared with probabilities, which only some constants show, several are tried.
+        """
         chosen = [row for row in range(self._size) if row not in others[0]]
-        again = self._batch.exchanged(chosen, away=False) if inputs is None else inputs
-        assert self._quiet is not None
-        quiet = self._runner.run(again, quiet=True)
-        same = not others_differ(self._quiet.output, quiet.output, axes, others, (self._size, self._size))
+        runner, before = self._runner, self._quiet
+        assert before is not None
         self._is_comparable = False
-        return same and quiet.unknown is None
+        for quantile in QUANTILES:
+            if quantile != QUANTILES[0]:
+                before = runner.run(self._batch.same(), quiet=True, quantile=quantile)
+            settings: dict[str, Any] = {"quiet": True, "quantile": quantile}
+            after = self._exchanged(chosen, **settings) if inputs is None else runner.run(inputs, **settings)
+            if followed := what_follows(before.laws, after.laws, chosen, self._size):
+                raise follows_batch(followed, self._name(None))
+            size = (self._size, self._size)
+            if after.unknown is not None or others_differ(before.output, after.output, axes, others, size):
+                return False
+            if inputs is not None or not any(law.is_compared for law in before.laws):
+                return True
+        return True
+
+    def _require_own_seeds(self, base: Outcome, changed: Outcome) -> None:
+        if base.seeds and base.seeds != changed.seeds:
+            raise follows_batch("the seed of a random generator", self._name(None))
 
     def _place(
         self, others: tuple[Sequence[int], Sequence[int]], size: tuple[int, int], inputs: Any, quiet: bool

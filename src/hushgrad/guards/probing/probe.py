@@ -173,6 +173,11 @@ class Probe:
             entered.pending.call.returned(output, seen, self._is_accumulating)
         self._scalar_loss.left(entered.module, output)
 
+    def evaluating(self, criterion: Criterion) -> None:
+        """A criterion is going to be called: keep what it keeps, unless it was examined before."""
+        if not self._is_busy and self.is_waiting:
+            self._evaluations.begin(criterion)
+
     def evaluated(self, criterion: Criterion, output: Any, target: Any, losses: Tensor) -> None:
         """A criterion gave these losses; it is examined at the end of the batch unless it was before.
 
@@ -386,7 +391,7 @@ class Probe:
         self._notes.extend(probe.skipped)
         for evaluation in evaluations:
             is_output = len(pending) == 1 and pending[0].call.output is evaluation.given
-            self._evaluations.examine(evaluation, size, probe.runs if is_output else None)
+            self._notes += self._evaluations.examine(evaluation, size, probe.runs if is_output else None)
         for part in pending:
             self._novelty.examined(part.call.module)
             self._examined[part.signature] = size > 1 and self._is_told

@@ -1,4 +1,4 @@
-"""What a model keeps between two forwards: parts, hooks, buffers, attributes, and what its classes keep.
+"""What a model or a criterion keeps between two calls, as a copy: parts, hooks, and all that its code can keep.
 
 A forward may change any of these in its first call: set a flag and install hooks, register a buffer, make a part of its
 own. A run of the probe starts from what was there before the call, whole, and the model is given back as the call left
@@ -7,9 +7,8 @@ it, whole: half of either is another model.
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,45 +16,52 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hushgrad.guards.probing.kept import Key, content_of, is_same, kept_by, refill, structure_of
+from hushgrad.guards.probing.holders import content_of, is_same, refill
+from hushgrad.guards.probing.kept import CacheEntry, DictKey, Key, kept_by, structure_of
+from hushgrad.guards.probing.state_values import RANDOM, agree, copy_of, fingerprint, saved_copy, write
 
-PART = 1 << 18
-"""How many values of a parameter are summed at a time, in double precision."""
+SAMPLES = 3
+"""How often a batch is run again to see how far what is kept differs by itself, where it differs."""
 
 Structure = dict[str, list[int]]
 """How many parts, parameters and hooks of each kind every module has, by its name."""
 
 
 class State:
-    """A copy of what a model keeps, to compare with and to go back to.
+    """A copy of what a model (or a criterion) keeps, to compare with and to go back to.
 
     Values of parameters are not copied: forwards that change them are told by fingerprints.
+
+    Attributes:
+        unread: what could not be looked into, in words.
     """
 
-    def __init__(self, model: nn.Module, *, parameters: bool = True) -> None:
+    def __init__(self, root: Any, *, parameters: bool = True) -> None:
         """Take the copy; without `parameters` whether those change is not to be told from it."""
-        self._model = model
+        self._root = root
+        model = self._model = root if isinstance(root, nn.Module) else nn.Module()
         self._held: list[tuple[Tensor, Tensor]] = []
-        cells, holders, _ = kept_by(model)
-        self._saved = {key: (value, _copy(value)) for key, value in cells}
+        cells, holders, _, self.unread = kept_by(root)
+        self._saved = {key: (value, saved_copy(value, is_buffer=is_buffer(key))) for key, value in cells}
+        self._generators = [self._saved[key] for key, value in cells if isinstance(value, RANDOM)]
         self._holders = [(holder, content_of(holder)) for holder in holders]
         self._structure = [(holder, content_of(holder)) for holder in structure_of(model.modules())]
         self._uses = [(p, p.requires_grad, p.grad) for p in model.parameters()]
         named = model.named_parameters(remove_duplicate=False) if parameters else ()
-        self._prints = {name: _fingerprint(p) for name, p in named}
+        self._prints = {name: fingerprint(p) for name, p in named}
 
     def changed_parameters(self) -> list[str]:
         """Return the names of the parameters with other values now than when the copy was taken."""
         return [
             name
             for name, parameter in self._model.named_parameters(remove_duplicate=False)
-            if _fingerprint(parameter) != self._prints.get(name)
+            if fingerprint(parameter) != self._prints.get(name)
         ]
 
     def spoiled_parameters(self) -> list[str]:
         """Return the names of the parameters with more values that are not finite than when the copy was taken."""
         named = dict(self._model.named_parameters(remove_duplicate=False))
-        return [name for name, before in self._prints.items() if before and _fingerprint(named[name])[2] > before[2]]
+        return [name for name, before in self._prints.items() if before and fingerprint(named[name])[2] > before[2]]
 
     def hold(self, names: Sequence[str]) -> None:
         """Copy some parameters as they are now; `restore` puts these values back."""
@@ -64,9 +70,9 @@ class State:
 
     def moved(self, *, parameters: bool = True) -> dict[Key, Any]:
         """Return copies of what has other values now than when the copy was taken, by place."""
-        now = dict(kept_by(self._model)[0])
+        now = dict(kept_by(self._root).cells)
         found = {
-            key: _copy(value)
+            key: copy_of(value)
             for key, value in now.items()
             if key not in self._saved or not agree(value, self._saved[key][1])
         }
@@ -74,14 +80,25 @@ class State:
         if parameters:
             named = dict(self._model.named_parameters(remove_duplicate=False))
             for name in self.changed_parameters():
-                found[("parameter", name)] = _fingerprint(named[name])
+                found[("parameter", name)] = fingerprint(named[name])
         return found
 
     def has_drawn(self) -> bool:
         """Return whether a generator that the model keeps was drawn from since the copy was taken."""
-        return any(
-            isinstance(kept, torch.Generator) and not agree(kept, copied) for kept, copied in self._saved.values()
-        )
+        return any(not agree(kept, copied) for kept, copied in self._generators)
+
+    def saved(self, key: Key) -> Any:
+        """Return the copy of the value at a place; None where nothing was."""
+        return self._saved.get(key, (None, None))[1]
+
+    def place(self, key: Key) -> str:
+        """Return the name of a place; what a dictionary holds by keys that came with the data is not named."""
+        known = {saved[:length] for saved in self._saved for length in range(1, len(saved) + 1)}
+        shown = [
+            "[...]" if isinstance(part, (DictKey, CacheEntry)) and key[: n + 1] not in known else part
+            for n, part in enumerate(key)
+        ]
+        return describe(tuple(shown))
 
     def other_structure(self) -> Structure | None:
         """Return the structure as it is now; None where it is that of the copy."""
@@ -101,7 +118,7 @@ class State:
                 refill(holder, content)
         for original, copied in self._saved.values():
             if not agree(original, copied):
-                _write(original, copied)
+                write(original, copied)
         for parameter, requires_grad, gradient in self._uses:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
@@ -113,7 +130,18 @@ class State:
 
 def own_objects(model: nn.Module) -> list[Any]:
     """Return the objects of this library that a model keeps, beside modules: they are shared with a copy of it."""
-    return kept_by(model)[2]
+    return kept_by(model).own_objects
+
+
+def following(one: Mapping[Key, Any], two: Mapping[Key, Any]) -> list[Key]:
+    """Return the places that two runs from one state have left different; `one` and `two` are what they moved."""
+    return [key for key in {**one, **two} if not _is_same(one, two, key)]
+
+
+def _is_same(one: Mapping[Key, Any], two: Mapping[Key, Any], key: Key) -> bool:
+    if key not in one or key not in two:
+        return any(isinstance(part, CacheEntry) for part in key)  # other arguments came, which is no state
+    return agree(one[key], two[key])
 
 
 def describe(key: Key) -> str:
@@ -124,61 +152,6 @@ def describe(key: Key) -> str:
 def is_buffer(key: Key) -> bool:
     """Whether a place is a registered buffer or parameter, which is saved and shared with the model."""
     return key[0] in ("buffer", "parameter")
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, torch.Generator):
-        return value.get_state()
-    return value.copy() if isinstance(value, np.ndarray) else value
-
-
-def _write(original: Any, copied: Any) -> None:
-    if isinstance(original, Tensor):
-        original.data.copy_(copied)  # not counted as a version: a graph may hold this tensor
-    elif isinstance(original, torch.Generator):
-        original.set_state(copied)
-    elif isinstance(original, np.ndarray):
-        original[...] = copied
-
-
-def agree(value: Any, copied: Any) -> bool:
-    """Return whether two values of state are equal, NaN being equal to itself."""
-    if isinstance(value, torch.Generator):
-        value = value.get_state()
-    if isinstance(value, Tensor) or isinstance(copied, Tensor):
-        if not (isinstance(value, Tensor) and isinstance(copied, Tensor)):
-            return False
-        if value.shape != copied.shape or value.dtype != copied.dtype:
-            return False
-        return bool(torch.equal(value, copied) or ((value == copied) | ((value != value) & (copied != copied))).all())
-    if isinstance(value, np.ndarray) or isinstance(copied, np.ndarray):
-        return isinstance(value, np.ndarray) and isinstance(copied, np.ndarray) and np.array_equal(value, copied)
-    return bool(value == copied or (value != value and copied != copied))
-
-
-@torch.no_grad()
-def _fingerprint(parameter: Tensor) -> tuple[float, ...]:
-    """Two sums that change when values do, and how many are not finite.
-
-    A copy of every parameter would double the memory of a model.
-    """
-    if parameter.is_meta or parameter.numel() == 0 or isinstance(parameter, nn.UninitializedParameter):
-        return ()
-    flat = parameter.detach().reshape(-1)
-    if flat.is_complex():
-        return ()
-    sums = [0.0, 0.0, 0.0]
-    parts: list[Tensor] = flat.split(PART)  # type: ignore[no-untyped-call]
-    for part in parts:
-        values = part.double()
-        found = float(values.sum()), float(values.dot(values)), 0.0
-        if not all(map(math.isfinite, found)):
-            values, unusual = values.nan_to_num(0.0, 0.0, 0.0), values.isfinite().logical_not()
-            found = float(values.sum()), float(values.dot(values)), float(unusual.sum())
-        sums = [total + more for total, more in zip(sums, found, strict=True)]
-    return tuple(sums)
 
 
 @contextmanager

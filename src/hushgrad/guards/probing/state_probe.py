@@ -11,7 +11,8 @@ from hushgrad.errors import PrivateBufferError
 from hushgrad.guards.probing.calls import Outcome, Runner
 from hushgrad.guards.probing.kept import Key
 from hushgrad.guards.probing.rows import Batch, all_agree, grown_axes, others_differ, split_examples
-from hushgrad.guards.probing.state import State, agree, describe, is_buffer
+from hushgrad.guards.probing.state import SAMPLES, State, describe, following, is_buffer
+from hushgrad.guards.probing.state_values import agree, differs_by_itself
 
 
 class StateProbe:
@@ -42,9 +43,9 @@ class StateProbe:
         Raises:
             PrivateBufferError: naming the place.
         """
-        keys = [key for key in {**base.moved, **changed.moved} if not self._same(base, changed, key)]
+        keys = following(base.moved, changed.moved)
         size = (self._size, self._size)
-        cached = []
+        cached, moving = [], []
         for key in keys:
             one, two = base.moved.get(key), changed.moved.get(key)
             own = axes is not None and key in axes and not is_buffer(key)
@@ -53,7 +54,9 @@ class StateProbe:
             elif axes is None and not is_buffer(key) and isinstance(one, Tensor) and one.ndim:
                 continue  # looked at with the exchanged example
             else:
-                raise refusal(key)
+                moving.append(key)
+        if moving:
+            self._require_unsteady(batch, base, changed, moving)
         if cached:
             self._require_overwritten(batch, base, cached[0])
 
@@ -73,13 +76,25 @@ class StateProbe:
                 cure="Build modules and hooks from constants only, or before training",
             )
 
-    def _same(self, base: Outcome, changed: Outcome, key: Key) -> bool:
-        return key in base.moved and key in changed.moved and agree(base.moved[key], changed.moved[key])
+    def _require_unsteady(self, batch: Batch, base: Outcome, changed: Outcome, keys: Sequence[Key]) -> None:
+        """Refuse what does not differ from run to run of one batch as well, and as far: clocks and addresses do."""
+        held = []  # so that what is made in the next run gets other addresses
+        samples = [base.moved]
+        for _ in range(SAMPLES):
+            inputs = batch.same()
+            again = self._runner.run(inputs, quiet=False, parameters=True)
+            held.append((inputs, again))
+            samples.append(again.moved)
+        start = self._runner.state
+        for key in keys:
+            *same, other = [moved.get(key, start.saved(key)) for moved in (*samples, changed.moved)]
+            if is_buffer(key) or not differs_by_itself(same, other):
+                raise refusal(key, start.place(key))
 
     def _require_overwritten(self, batch: Batch, base: Outcome, key: Key) -> None:
         after = self._run_after(batch.exchanged(split_examples(self._size)[0], away=False), batch)
         if not all_agree(base.output, after.output) or not agree(after.moved.get(key), base.moved.get(key)):
-            raise refusal(key)
+            raise refusal(key, self._runner.state.place(key))
 
     def _run_after(self, earlier: Any, batch: Batch) -> Outcome:
         """Run a batch from what a run on an earlier one left behind."""
@@ -98,12 +113,12 @@ class _After(State):
         """Leave what the earlier run left behind."""
 
 
-def refusal(key: Key) -> PrivateBufferError:
+def refusal(key: Key, place: str = "") -> PrivateBufferError:
     """Return the refusal of state that follows the data, naming its place."""
-    kind = {"buffer": "buffer", "parameter": "parameter"}.get(key[0], "attribute")
+    kinds = {"buffer": "buffer of the model", "parameter": "parameter of the model", "variable": "variable"}
     return PrivateBufferError(
-        f"this {kind} of the model follows the data: a forward writes into it, without noise, what depends on the "
-        f"examples of the batch",
-        where=describe(key),
+        f"this {kinds.get(key[0], 'attribute of the model')} follows the data: a forward writes into it, without "
+        f"noise, what depends on the examples of the batch",
+        where=place or describe(key),
         cure="Freeze it, put its module into eval(), or compute it in every forward without keeping it",
     )
