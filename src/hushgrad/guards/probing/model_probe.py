@@ -21,8 +21,8 @@ from hushgrad.guards.probing.calls import Call, Outcome, Runner, devices_of, whe
 from hushgrad.guards.probing.deterministic_mode import QUANTILES
 from hushgrad.guards.probing.finite import spoiled_rows
 from hushgrad.guards.probing.gradient_probe import require_own_gradient
-from hushgrad.guards.probing.layout import require_records_first
 from hushgrad.guards.probing.laws import follows_batch, what_follows
+from hushgrad.guards.probing.layout import require_records_first
 from hushgrad.guards.probing.loss_probe import Runs
 from hushgrad.guards.probing.novelty import Novelty
 from hushgrad.guards.probing.place import called, cure, first_place
