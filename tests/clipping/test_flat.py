@@ -32,7 +32,7 @@ def test_an_example_within_the_clip_norm_is_left_as_it_is(max_grad_norm: float, 
 
 def test_an_example_beyond_the_clip_norm_is_scaled_onto_it() -> None:
     norms_B = torch.tensor([2.0, 8.0, 1e20])
-    torch.testing.assert_close(FlatClipping(2.0).factors(norms_B) * norms_B, torch.tensor([2.0, 2.0, 2.0]))
+    torch.testing.assert_close(FlatClipping(2.0).factors(norms_B) * norms_B, torch.tensor([2.0] * 3).double())
 
 
 def test_a_norm_that_is_not_finite_gets_the_factor_zero() -> None:
