@@ -27,7 +27,7 @@ def test_a_product_below_a_tiny_floor_is_infinite_where_it_may_have_lost_digits(
 
 def test_what_may_be_lost_is_the_same_share_whatever_else_is_large() -> None:
     """The sizes of terms say where the squared norm may have lost more than a millionth to underflow."""
-    left, right = torch.full((2, 4), 1e-24, dtype=DOUBLE), torch.tensor([[1e3] * 4, [1e14] * 4], dtype=DOUBLE)
+    left, right = torch.full((2, 4), 1e-32, dtype=DOUBLE), torch.tensor([[1e3] * 4, [1e14] * 4], dtype=DOUBLE)
     norms = 16 * left[:, 0] * right[:, 0]
     assert Sizes.of(left, right, (8, 8), SINGLE).above(norms, 1e9, FLOOR).tolist() == [False, True]
     assert Sizes.of(left, right, (8, 8), DOUBLE).above(norms, 1e9, FLOOR).tolist() == [False, False]

@@ -82,6 +82,8 @@ class Sizes(NamedTuple):
 def squared_norms(values_BK: Tensor) -> Tensor:
     """Return the sums of squares over the last dimension, in float64: by blocks in float32, then in float64."""
     count = values_BK.shape[-1]
+    if values_BK.stride(-1) != 1:
+        values_BK = values_BK.contiguous()  # else squares are added one by one, not in the lanes of a vector
     if count <= BLOCK or values_BK.dtype == torch.float64:
         few: Tensor = torch.linalg.vector_norm(values_BK, dim=-1).double().square_()
         return few
