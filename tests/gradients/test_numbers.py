@@ -173,13 +173,18 @@ def test_tiny_factors_beside_huge_ones_are_within_every_clip_norm(
 def test_sums_with_records_that_cancel_are_those_of_float64(
     batch: int, positions: int, shares: list[float], way: Way | None, budget: int
 ) -> None:
-    """Guarantee: what an example that was set apart adds is what was measured, to the rounding of float64."""
+    """What is left may be rounded by float32 as its terms are, at most a hundred times as large; not its norm.
+
+    Guarantee: what such an example adds is what was measured, to the rounding of float64, however its terms cancel.
+    """
     records = [common_mode(positions, 8, 6, share) for share in shares[:batch]]
     part = OuterProducts(torch.cat([one.left for one in records]), torch.cat([one.right for one in records]))
     exact = {"w": part.select(torch.arange(batch)).per_example()}
     limit = float(norm_of(exact).median())
     sums: dict[str, Tensor] = clipped_sums({"w": [part]}, clip=FlatClipping(limit), plan=Plan(way, keep_bytes=budget))
-    assert distance(sums, clipped_sum_of(exact, FlatClipping(limit))) <= 3e-5
+    alone = [added({"w": part.alone(place)}, limit, Plan(way, keep_bytes=budget)) for place in range(batch)]
+    assert max(alone) <= ALLOWED
+    assert distance(sums, clipped_sum_of(exact, FlatClipping(limit))) <= 1e-4
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])

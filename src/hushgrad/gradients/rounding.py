@@ -109,5 +109,5 @@ def product_of_squares(
         floor: a squared norm that counts as much as any smaller one.
     """
     product = left * right
-    lost = (left * widths[1]).add_(right, alpha=widths[0]).add_(1.0)
+    lost = (left * widths[1]).add_(right, alpha=widths[0])
     return product.masked_fill_(lost.mul_(TINY[dtype] / SHARE) > product.clamp(min=floor), torch.inf)
