@@ -153,6 +153,9 @@ def test_a_clip_norm_whose_square_underflows_is_kept(limit: float, scale: float)
 def test_tiny_factors_beside_huge_ones_are_within_every_clip_norm(
     small: int, large: int, exponent: int, scale: float, positions: int, way: Way
 ) -> None:
+    """Guarantee: a finite one contributes never more than its limit times 1 + 1e-5, also where its squared norm
+    overflows or underflows float32 or its terms cancel.
+    """
     left, right = (torch.rand(1, positions, width) + 0.5 for width in (3, 4))
     part = OuterProducts(left * 10.0**small, right * 10.0**large)
     limit = max(10.0**exponent, SMALLEST_CLIP_NORM)
