@@ -229,6 +229,35 @@ def test_padding_whose_place_could_not_be_looked_at_is_a_condition(tmp_path: Pat
     assert "order of rows" in names(computed)
 
 
+@pytest.mark.parametrize("constant_shapes", [False, True])
+@pytest.mark.parametrize("is_narrow", [False, True])
+def test_sixteen_bits_in_batches_of_drawn_sizes_are_a_condition(
+    tmp_path: Path, constant_shapes: bool, is_narrow: bool
+) -> None:
+    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = PrivacyEngine(ledger=tmp_path / "ledger")
+    _, _, loader = engine.make_private(
+        module=model,
+        optimizer=optimizer,
+        data_loader=DataLoader(DATA, batch_size=10),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        max_physical_batch_size=16,
+        constant_shapes=constant_shapes,
+    )
+    for inputs, targets in loader:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_narrow):
+            output = model(inputs)
+        engine.session.backward(F.cross_entropy(output.float(), targets, reduction="none"))
+        optimizer.step()
+    assert ("rounded together" in names(engine)) == (is_narrow and not constant_shapes)
+    engine.session.close()
+    assert (conditions.ROUNDED_TOGETHER in read_ledger(tmp_path / "ledger").conditions) == (
+        is_narrow and not constant_shapes
+    )
+
+
 def test_what_the_probe_could_not_examine_is_a_condition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = run(tmp_path / "ledger")
     engine.session._parts.probe._notes.append("a part: its random numbers could not be silenced")

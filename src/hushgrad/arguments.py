@@ -30,6 +30,22 @@ def positive_number(name: str, value: Any) -> float:
     return number
 
 
+SMALLEST_CLIP_NORM = 1e-20
+"""Sums are handed out in float32, whose smallest numbers are near 1e-38: a norm may be spread over many of them."""
+
+
+def clip_norm(name: str, value: Any) -> float:
+    """Return `value`, a clip norm, as a float that float32 can hold spread over all values of a gradient."""
+    number = positive_number(name, value)
+    if number < SMALLEST_CLIP_NORM:
+        raise _refused(
+            name,
+            f"must be at least {SMALLEST_CLIP_NORM:g}, got {number}: float32 cannot hold gradients so small",
+            "Multiply the losses by a constant, and the clip norm by the same",
+        )
+    return number
+
+
 def non_negative_number(name: str, value: Any) -> float:
     """Return `value` as a float of at least 0."""
     number = real_number(name, value)

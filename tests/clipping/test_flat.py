@@ -32,7 +32,7 @@ def test_an_example_within_the_clip_norm_is_left_as_it_is(max_grad_norm: float, 
 
 def test_an_example_beyond_the_clip_norm_is_scaled_onto_it() -> None:
     norms_B = torch.tensor([2.0, 8.0, 1e20])
-    torch.testing.assert_close(FlatClipping(2.0).factors(norms_B) * norms_B, torch.tensor([2.0, 2.0, 2.0]))
+    torch.testing.assert_close(FlatClipping(2.0).factors(norms_B) * norms_B, torch.tensor([2.0] * 3).double())
 
 
 def test_a_norm_that_is_not_finite_gets_the_factor_zero() -> None:
@@ -48,6 +48,21 @@ def test_the_sensitivity_is_the_clip_norm() -> None:
 def test_a_clip_norm_that_is_not_a_positive_number_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="max_grad_norm: must be"):
         FlatClipping(wrong)
+
+
+@pytest.mark.parametrize("tiny", [1e-21, 1e-30, 1e-45, 5e-324])
+def test_a_clip_norm_that_float32_cannot_hold_is_refused_with_a_cure(tiny: float) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"at least 1e-20, got .* Multiply the losses by a constant"):
+        FlatClipping(tiny)
+    with pytest.raises(InvalidArgumentError, match="at least 1e-20"):
+        FlatClipping(1.0).scaled(tiny)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_factors_of_norms_in_any_dtype_are_within_the_clip_norm(dtype: torch.dtype) -> None:
+    norms_B = torch.linspace(0.1, 9, 1000).to(dtype)
+    for limit in (0.3, 1 / 3, 2.0):
+        assert (FlatClipping(limit).factors(norms_B) * norms_B.double() <= limit * (1 + 1e-12)).all()
 
 
 def test_a_class_that_is_derived_from_it_is_refused() -> None:

@@ -54,7 +54,7 @@ def test_a_group_gives_the_norms_and_sums_of_its_members() -> None:
     for group in groups:
         members = [contributions[name] for name in group.names]
         squared = sum(member.measure(Plan())[0] for member in members)
-        torch.testing.assert_close(group.measure(), squared, rtol=1e-12, atol=0)
+        torch.testing.assert_close(group.measure(Plan()), squared, rtol=1e-12, atol=0)
         for total, member in zip(group.weighted_sums(weights), members, strict=True):
             torch.testing.assert_close(total, member.weighted_sum(weights), rtol=1e-12, atol=1e-14)
 

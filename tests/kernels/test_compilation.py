@@ -55,7 +55,7 @@ def test_norms_compile_with_products_in_full_precision(dtype, target):
     from hushgrad.gradients.cuda.gram import _gram
     from hushgrad.gradients.cuda.instantiate import _instantiate
 
-    pointers = {"left": dtype, "right": dtype, "partial_norms": "fp32", "partial_diagonals": "fp32"}
+    pointers = {"left": dtype, "right": dtype, "partial_norms": "fp32"}
     constants = {"BLOCK": 64, "LEFT": 32, "RIGHT": 32, "WIDEN": False}
     gram = compiled(_gram, pointers, constants, target, num_warps=8, enable_fp_fusion=True)
     pointers = {"left": dtype, "right": dtype, "partial": "fp32", "gradients": "fp32"}

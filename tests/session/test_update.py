@@ -19,7 +19,7 @@ from hushgrad.errors import InvalidArgumentError, SensitivityMismatchError
 from hushgrad.guards.gradient_marks import shows_nothing
 from hushgrad.guards.monitoring.monitor import NoisedUpdate
 from hushgrad.randomness import KeyStream
-from hushgrad.session.update import SMALL_VALUES, Update
+from hushgrad.session.update import SMALL_VALUES, Update, _towards_zero
 
 MECHANISM = DPSGD(
     noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.5), expected_batch_size=8
@@ -63,6 +63,29 @@ def test_the_layout_and_dtype_of_an_update_are_those_of_its_parameter() -> None:
         assert parameter.grad is not None
         assert parameter.grad.stride() == parameter.stride()
         assert parameter.grad.dtype == parameter.dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_sum_without_noise_is_not_made_larger_by_rounding_to_16_bits(dtype: torch.dtype) -> None:
+    values = torch.cat([torch.randn(4096), torch.randn(4096) * 1e-6, torch.tensor([0.0, 1e9, -1e9, torch.inf, -1e-9])])
+    rounded = _towards_zero(values, dtype)
+    assert rounded.dtype == dtype
+    assert (rounded.float().abs() <= values.abs()).all()
+    assert (rounded.float() * values >= 0).nan_to_num(1).all()
+    step = torch.finfo(dtype).eps * values.abs() + torch.finfo(dtype).smallest_normal
+    is_held = values.abs() < torch.finfo(dtype).max
+    assert ((rounded.float() - values).abs() <= step)[is_held].all()
+    narrow = nn.Linear(64, 64).to(dtype)
+    optimizer = torch.optim.SGD(narrow.parameters(), lr=0.0)
+    session = privatize(
+        narrow, optimizer, replace(MECHANISM, noise_multiplier=0, loss_reduction="sum", clipping=FlatClipping(1e-2))
+    )
+    session.backward(narrow(torch.randn(1, 128, 64, dtype=dtype)).float().square().sum((1, 2)))
+    found: list[Tensor] = []
+    optimizer.register_step_pre_hook(lambda *_: found.extend(p.grad.double() for p in narrow.parameters()))
+    optimizer.step()
+    assert 0.9e-2 <= sum(float(part.square().sum()) for part in found) ** 0.5 <= 1e-2 * (1 + 1e-6)
+    session.close()
 
 
 def test_parameters_of_equal_shape_and_equal_parameters_of_later_updates_get_different_noise() -> None:

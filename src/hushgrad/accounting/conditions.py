@@ -76,6 +76,11 @@ ORDER_OF_ROWS = Condition(
     "order of rows",
     "padding was told from records by its place, and that the loop keeps the order of rows could not be looked at",
 )
+ROUNDED_TOGETHER = Condition(
+    "rounded together",
+    "gradients passed through 16 bits in batches whose number of rows follows the draw: that kernels round a record's "
+    "values the same whatever the number of rows is on trust",
+)
 DISCARDED, UNCOUNTED = "discarded batches", "uncounted steps"
 CLOSED = Condition("closed session", "the session was closed: how the model was trained after that is not covered")
 

@@ -102,13 +102,14 @@ def batched_vjp(
 
     Vectorised over examples where torch can, else a loop: exact either way.
     """
-    dtype = accumulation_dtype(output.dtype)
     targets = [parameter.graph for parameter in parameters]
-    row_bytes = sum(target.numel() for target in targets) * dtype.itemsize + output.numel() * dtype.itemsize
+    dtypes = [accumulation_dtype(target.dtype) for target in targets]  # real, also where the output is complex
+    row_bytes = sum(value.numel() * accumulation_dtype(value.dtype).itemsize for value in (*targets, output))
     parts: list[list[Tensor]] = [[] for _ in targets]
     for chunk in chunks_of_examples(gradients.shape[0], row_bytes, BATCHED_VJP_BYTES):
         rows = gradients[chunk].to(output.dtype)
-        for target, part, gradient in zip(targets, parts, _vjp_rows(output, targets, rows), strict=True):
+        found = _vjp_rows(output, targets, rows)
+        for target, dtype, part, gradient in zip(targets, dtypes, parts, found, strict=True):
             if gradient is None:
                 gradient = target.new_zeros(rows.shape[0], *target.shape)
             part.append(gradient.to(dtype))

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from hushgrad.arguments import positive_number
+from hushgrad.arguments import clip_norm
 from hushgrad.clipping.known import is_own
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import ContractChangedError, InvalidArgumentError, SensitivityMismatchError
@@ -97,7 +97,7 @@ class BoundRule:
                 where=self._label,
                 cure="Return as many limits as there are groups, in their order",
             )
-        limits = tuple(positive_number(f"the limit of group {i} of {self._label}", v) for i, v in enumerate(found))
+        limits = tuple(clip_norm(f"the limit of group {i} of {self._label}", v) for i, v in enumerate(found))
         self._together = sum(limit**2 for limit in limits) ** 0.5
         if not self._together <= self.sensitivity * (1 + 1e-9):
             raise SensitivityMismatchError(
@@ -155,8 +155,11 @@ class BoundRule:
             weights_GB: what gradients are about to be multiplied with: factor · scale.
             scale: what undoes the division of a mean loss.
         """
-        floor = min(SMALLEST_NORM, self._smallest_limit / scale)
-        return weights_GB.abs() * roots_GB.clamp(min=floor) <= self._ceiling_for(roots_GB)
+        return weights_GB.abs() * roots_GB.clamp(min=self.floor(scale)) <= self._ceiling_for(roots_GB)
+
+    def floor(self, scale: float) -> float:
+        """Return a norm, as measured, up to which none is told from 0: no factor may be larger there than at it."""
+        return min(SMALLEST_NORM, self._smallest_limit / scale)
 
     def _ceiling_for(self, roots_GB: Tensor) -> Tensor | float:
         if self._ceiling is not None:

@@ -9,7 +9,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
-from hushgrad.arguments import positive_number
+from hushgrad.arguments import clip_norm
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError
 
@@ -32,7 +32,7 @@ class FlatClipping(ClipRule):
         )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_grad_norm", positive_number("max_grad_norm", self.max_grad_norm))
+        object.__setattr__(self, "max_grad_norm", clip_norm("max_grad_norm", self.max_grad_norm))
 
     @property
     def sensitivity(self) -> float:
@@ -44,9 +44,10 @@ class FlatClipping(ClipRule):
         return (self.max_grad_norm,) * count
 
     def factors(self, norms_GB: Tensor) -> Tensor:
-        """Return min(1, C/‖g‖) for each norm, and 0 where it is not finite."""
-        factors_GB = torch.where(norms_GB > self.max_grad_norm, self.max_grad_norm / norms_GB, 1.0)
-        return torch.where(torch.isfinite(norms_GB), factors_GB, 0.0)
+        """Return min(1, C/‖g‖) for each norm, in float64, and 0 where it is not finite."""
+        wide_GB = norms_GB.double()
+        factors_GB = torch.where(wide_GB > self.max_grad_norm, self.max_grad_norm / wide_GB, 1.0)
+        return torch.where(torch.isfinite(wide_GB), factors_GB, 0.0)
 
     def scaled(self, factor: float) -> Self:
         """Return flat clipping to C · `factor`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hushgrad.arguments import positive_number
+from hushgrad.arguments import clip_norm
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError
@@ -37,7 +37,7 @@ def require_clip_rule(rule: Any) -> ClipRule:
             f"the clip rule {name} must be a frozen dataclass itself: what was checked must stay so",
             cure=f"Write @dataclass(frozen=True) above class {name}",
         )
-    positive_number(f"{name}.sensitivity", getattr(rule, "sensitivity", None))
+    clip_norm(f"{name}.sensitivity", getattr(rule, "sensitivity", None))
     _require_text(rule, name)
     return rule
 

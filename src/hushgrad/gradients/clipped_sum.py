@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 from hushgrad.clipping.bound import BoundRule
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import SensitivityMismatchError
+from hushgrad.gradients.apart import AT_ONCE
 from hushgrad.gradients.combine import combine
-from hushgrad.gradients.contribution import Contribution, Plan, full_precision
+from hushgrad.gradients.contribution import Contribution, Plan, all_digits, full_precision
+from hushgrad.gradients.rounding import FAINT, FLOOR, LEAST_WEIGHT
 from hushgrad.gradients.stacking import Stacked, group_by_shape
 
 Parts = dict[str, Contribution]
@@ -52,7 +55,7 @@ def clipped_sums(
         on_excess: is told of an example that would enter with more than a limit, in place of raising.
 
     Guarantee: an example whose gradient is not finite contributes exactly 0, and a finite one never more than its
-    factor allows, also where its squared norm overflows float32.
+    limit times 1 + 1e-5, also where its squared norm overflows or underflows float32 or its terms cancel.
     Guarantee: nothing is summed unless every example's factor times its norm is within the limit of each group.
 
     Raises:
@@ -61,8 +64,9 @@ def clipped_sums(
     if not contributions:
         return {}
     bound = clip if isinstance(clip, BoundRule) else BoundRule(clip, contributions)
-    with full_precision():
-        return _clipped_sums(contributions, bound, scale, plan or Plan(), watch, on_excess or _raise)
+    with full_precision(), all_digits():
+        needed = replace(plan or Plan(), floor=min(FLOOR, bound.floor(scale) ** 2))
+        return _clipped_sums(contributions, bound, scale, needed, watch, on_excess or _raise)
 
 
 def _raise(excess: SensitivityMismatchError) -> None:
@@ -85,17 +89,21 @@ def _clipped_sums(
     del combined  # so that what a member lets go is gone
     stacks = [group_by_shape(parts, plan) for parts in members]
     squares_GB = _measure(members, stacks, plan)
+    if plan.floor < FAINT:  # a clip norm so small that squares may have underflowed
+        squares_GB = squares_GB.masked_fill(squares_GB < FAINT, torch.inf)
     roots_GB = squares_GB.sqrt()
     weights_GB = clip.factors(roots_GB * scale) * scale
-    within_GB, overflowed_B = clip.within(roots_GB, weights_GB, scale), None
-    if not within_GB.all():  # the one look at values of a physical batch: it waits for the device
+    within_GB, lost_B = clip.within(roots_GB, weights_GB, scale), None
+    is_light_GB = weights_GB.abs() < LEAST_WEIGHT
+    if not (within_GB & ~is_light_GB).all():  # the one look at values of a physical batch: it waits for the device
         overflowed_B = ~torch.isfinite(squares_GB).all(0)
         if not (within_GB | overflowed_B).all():
             on_excess(clip.excess())
+        lost_B = overflowed_B | (is_light_GB & (weights_GB != 0)).any(0)
     if watch is not None:
         watch(Weighed(members, roots_GB, weights_GB, scale))
-    if overflowed_B is not None and overflowed_B.any():
-        return _rescued(members, weights_GB, overflowed_B, clip, scale, plan, on_excess)
+    if lost_B is not None and lost_B.any():
+        return _rescued(members, weights_GB, lost_B, clip, scale, plan, on_excess)
     sums: dict[str, Tensor] = {}
     for parts, (groups, alone), weights_B in zip(members, stacks, weights_GB.unbind(), strict=True):
         for name in alone:
@@ -113,7 +121,7 @@ def _measure(members: Sequence[Parts], stacks: Sequence[tuple[Sequence[Stacked],
     """
     rows: list[Tensor | None] = []
     for parts, (groups, alone) in zip(members, stacks, strict=True):
-        squares: list[Tensor] = [group.measure() for group in groups]
+        squares: list[Tensor] = [group.measure(plan) for group in groups]
         for name in alone:
             part = parts[name]
             squared_B, parts[name] = part.measure(plan)
@@ -145,22 +153,24 @@ def _together(rows: Sequence[Tensor | None]) -> Tensor:
 def _rescued(
     members: Sequence[Parts],
     weights_GB: Tensor,
-    overflowed_B: Tensor,
+    lost_B: Tensor,
     clip: BoundRule,
     scale: float,
     plan: Plan,
     on_excess: Callable[[SensitivityMismatchError], None],
 ) -> dict[str, Tensor]:
-    """The clipped sums where some examples overflowed: those are measured and summed again in float64."""
-    kept_GB = weights_GB.masked_fill(overflowed_B, 0)
+    """The clipped sums where float32 lost some examples: those are measured and summed again in float64."""
+    kept_GB = weights_GB.masked_fill(lost_B, 0)
     sums = {
-        name: part.zeroed(overflowed_B).weighted_sum(weights_B)
+        name: part.zeroed(lost_B).weighted_sum(weights_B)
         for parts, weights_B in zip(members, kept_GB.unbind(), strict=True)
         for name, part in parts.items()
     }
-    rows = overflowed_B.nonzero().squeeze(1)
-    for name, rescued in _sums_in_float64(members, rows, clip, scale, plan, on_excess).items():
-        sums[name] += rescued.to(sums[name].dtype)
+    parts = [part for parts in members for part in parts.values()]
+    most = AT_ONCE // max(1, 2 * sum(part.nbytes for part in parts) // parts[0].batch_size)
+    for rows in torch.split(lost_B.nonzero().squeeze(1), max(1, most)):
+        for name, rescued in _sums_in_float64(members, rows, clip, scale, plan, on_excess).items():
+            sums[name] += rescued.to(sums[name].dtype)
     return sums
 
 
@@ -172,7 +182,7 @@ def _sums_in_float64(
     plan: Plan,
     on_excess: Callable[[SensitivityMismatchError], None],
 ) -> dict[str, Tensor]:
-    """The clipped sums of a few examples with huge gradients; those that are not finite are left out."""
+    """The clipped sums of a few examples with huge or tiny gradients; those that are not finite are left out."""
     chosen = [{name: part.select(rows) for name, part in parts.items()} for parts in members]
     squares_GR = _measure(chosen, [([], list(parts)) for parts in chosen], plan)
     broken_R = ~torch.isfinite(squares_GR).all(0)

@@ -16,10 +16,14 @@ import torch
 from torch import Tensor
 
 from hushgrad.gradients.machine import CPU, Machine, machine_of
+from hushgrad.gradients.rounding import FLOOR
 
 Way = Literal["product", "gram", "instantiate"]
 
 AUTOCAST_DEVICES = ("cpu", "cuda")
+
+KEEP_NONE = -1
+"""A budget by which no gradients are kept, also where they take no more memory than their operands."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,14 @@ class Plan:
 
     `way` forces a way wherever the form of the gradient admits it; else it is the fastest by the constants of
     `machine`. `keep_bytes` is a budget for all parameters in one physical batch, beyond the operands in whose place
-    gradients are kept. Every plan gives the same numbers.
+    gradients are kept. `floor` is a squared norm below which examples are not clipped, so that digits that do not count
+    beside it may be lost. Every plan gives the same numbers.
     """
 
     way: Way | None = None
     keep_bytes: int = CPU.keep_bytes
     machine: Machine = CPU
+    floor: float = FLOOR
 
     @classmethod
     def of_device(cls, device: torch.device, way: Way | None = None, keep_bytes: int | None = None) -> Plan:
@@ -67,7 +73,10 @@ class Contribution(ABC):
 
     @abstractmethod
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
-        """Return the squared norms `[B]` and a contribution that is the cheapest to sum afterwards."""
+        """Return the squared norms `[B]`, in float64, and what is to be summed afterwards.
+
+        Infinite where float32 cannot tell the norm. What is returned to be summed is what was measured.
+        """
 
     def formed(self, plan: Plan) -> Tensor | None:
         """Return the gradients `[B, *shape]` where forming them is the way, and takes no more memory than operands do.
@@ -100,6 +109,10 @@ class Contribution(ABC):
         """
         return self.map_examples(lambda operand: _select(operand, rows))
 
+    def alone(self, place: int) -> Contribution:
+        """Return the contribution of one example, as it will be summed."""
+        return self.map_examples(lambda operand: operand[place : place + 1])
+
     def zeroed(self, drop_B: Tensor) -> Contribution:
         """Return the contribution with the marked examples replaced by zeros in every operand (0 × Inf is NaN)."""
         return self.map_examples(lambda operand: _zero(operand, drop_B))
@@ -117,7 +130,9 @@ def _zero(operand: Tensor, drop_B: Tensor) -> Tensor:
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which norms and sums of values of `dtype` are formed: at least float32."""
+    """Return the dtype in which norms and sums of values of `dtype` are formed: at least float32, or complex64."""
+    if dtype.is_complex:
+        return torch.complex128 if dtype == torch.complex128 else torch.complex64
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -133,6 +148,19 @@ def _without_autocast(devices: Sequence[str]) -> Iterator[None]:
         for device in devices:
             stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+@contextmanager
+def all_digits() -> Iterator[None]:
+    """Run products and convolutions of float32 with all its digits, whatever the user allowed (TF32, bf16)."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def chunks_of_examples(batch_size: int, bytes_per_example: int, budget: int) -> list[slice]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
@@ -15,7 +15,7 @@ from hushgrad.gradients.contribution import Contribution, Plan, Way, chunks_of_e
 from hushgrad.gradients.factored import Factored
 from hushgrad.gradients.machine import Machine
 from hushgrad.gradients.outer import OuterProducts, inner_product
-from hushgrad.gradients.rounding import CANCELLATION
+from hushgrad.gradients.rounding import LONG, POSITIONS, WIDE, WIDTH, Sizes, squared_norms
 from hushgrad.gradients.windows import Axis, window_gram, window_gram_cost
 
 # Gram matrices from windows take the inputs apart modulo the stride; above so many parts, calls cost more than copies.
@@ -91,6 +91,7 @@ class Convolution(Factored):
         if self.geometry.groups != 1:
             return {"instantiate": forming}
         grams = machine.multiply_add * positions**2 * p + min(self._gram_times(machine).values())
+        grams *= 1 if self.is_narrow else WIDE
         return {"gram": grams, "instantiate": forming}
 
     def _gram_times(self, machine: Machine) -> Mapping[str, float]:
@@ -111,24 +112,43 @@ class Convolution(Factored):
         times = self._gram_times(plan.machine)
         return min(times, key=lambda name: times[name]) == "unfolded"
 
-    def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
-        """Return the squared norms `[B]`, and `Dense` gradients where they were formed and may be kept."""
-        if self.way(plan) == "gram":
-            return self._gram_norms(plan), self
-        return self.measure_formed(plan)
-
-    def _gram_norms(self, plan: Plan) -> Tensor:
+    def gram_norms(self, plan: Plan) -> Tensor:
         """‖G_i‖² = ⟨L Lᵀ, R Rᵀ⟩ as for outer products, R what positions see, which need not be written out."""
         if self._is_unfolded(plan):
-            return self.unfolded().measure(replace(plan, way="gram"))[0]
+            return self.unfolded().gram_norms(plan)
         left_BpT = self.grad_outputs.flatten(2)
-        gram_BTT, batch = torch.bmm(left_BpT.mT, left_BpT), self.batch_size
-        norms_B, diagonal_B = inner_product(gram_BTT, window_gram(self.inputs, self._axes), batch)
-        for row in (norms_B < CANCELLATION * diagonal_B).nonzero().squeeze(1).tolist():
-            one = slice(row, row + 1)
-            gradient = _instantiate(self.inputs[one], self.grad_outputs[one], self.geometry)
-            norms_B[row] = (gradient * gradient).sum()
-        return norms_B
+        gram_BTT = torch.bmm(left_BpT.mT, left_BpT)
+        return inner_product(gram_BTT, window_gram(self.inputs, self._axes), self.batch_size)
+
+    def sizes(self) -> Sizes:
+        """Return how large the terms of the positions are: output gradients times what the position sees."""
+        geometry = self.geometry
+        space = self.inputs.shape[2:]
+        inputs_BTd, outputs_BTp = (operand.flatten(2).mT for operand in self.operands)
+        squares = squared_norms(inputs_BTd).to(self.inputs.dtype).view(-1, 1, *space)
+        kernel = squares.new_ones(1, 1, *geometry.weight_shape[2:])
+        no_padding = [0] * len(space)
+        seen = torch.convolution(
+            squares, kernel, None, geometry.stride, geometry.padding, geometry.dilation, False, no_padding, 1
+        )
+        widths = self.grad_outputs.shape[1], geometry.columns * geometry.groups
+        return Sizes.of(squared_norms(outputs_BTp), seen.flatten(1).double(), widths, self.inputs.dtype)
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether there are few positions of few values."""
+        narrow = max(self.grad_outputs.shape[1], self.geometry.columns) <= WIDTH
+        return narrow and self.grad_outputs[0, 0].numel() <= POSITIONS
+
+    @property
+    def drifts(self) -> bool:
+        """Whether there are many output positions."""
+        return self.grad_outputs[0, 0].numel() > LONG
+
+    @property
+    def terms(self) -> int:
+        """The number of output positions, of the whole batch: they are summed in one call."""
+        return self.batch_size * self.grad_outputs[0, 0].numel()
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """Return Σ_i weights_B[i] · G_i as one ordinary convolution weight gradient."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan
+from hushgrad.gradients.rounding import squared_norms
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +29,7 @@ class Dense(Contribution):
 
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]` and itself."""
-        flat_BK = self.gradients.reshape(self.batch_size, -1)
-        return torch.linalg.vector_norm(flat_BK, dim=1).square(), self
+        return squared_norms(self.gradients.reshape(self.batch_size, -1)), self
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """Return Σ_i weights_B[i] · G_i as one matrix-vector product."""

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from hushgrad.gradients.apart import Apart, in_portions, measured_in_float64
 from hushgrad.gradients.contribution import Contribution, Plan, Way, chunks_of_examples
 from hushgrad.gradients.dense import Dense
+from hushgrad.gradients.rounding import FAR, FAR_IN_FLOAT64, NEAR, UNIT, Sizes
 
 
 class Factored(Contribution):
@@ -56,6 +58,83 @@ class Factored(Contribution):
     def formed(self, plan: Plan) -> Tensor | None:
         """Return the gradients where forming them is the way and takes no more memory."""
         return self.per_example() if self.way(plan) == "instantiate" and self.grows_by == 0 else None
+
+    @abstractmethod
+    def sizes(self) -> Sizes:
+        """Return how large the terms are of which the gradients are sums."""
+
+    @abstractmethod
+    def gram_norms(self, plan: Plan) -> Tensor:
+        """Return the squared norms `[B]` from Gram matrices in the operands' dtype, summed in float64."""
+
+    @property
+    @abstractmethod
+    def is_narrow(self) -> bool:
+        """Whether Gram matrices in float32 keep the digits of a norm, unless its terms cancel."""
+
+    @property
+    @abstractmethod
+    def drifts(self) -> bool:
+        """Whether a sum of so many terms may drift in float32. The fastest way never leaves one to `weighted_sum`."""
+
+    def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
+        """Return the squared norms `[B]`, and `Dense` gradients where they were formed and may be kept.
+
+        Examples whose terms all but cancel are measured in float64, and set `Apart` where they are summed so.
+        """
+        if self.way(plan) == "gram":
+            norms_B, sizes = self._by_gram(plan)
+        else:
+            norms_B, kept = self.measure_formed(plan)
+            if kept is not self:
+                return norms_B, kept
+            sizes = self.sizes()
+        if self.operands[0].dtype == torch.float64:
+            return self._by_forming(norms_B, sizes, plan), self
+        far_B = sizes.above(norms_B, FAR, plan.floor)
+        if self.drifts:
+            far_B = torch.ones_like(far_B)
+        rows = self._not_zero(far_B.nonzero().squeeze(1))
+        if not len(rows):
+            return norms_B, self
+        return norms_B.index_copy(0, rows, measured_in_float64(self, rows, plan)), Apart(self, rows)
+
+    def _by_gram(self, plan: Plan) -> tuple[Tensor, Sizes]:
+        """Return squared norms from Gram matrices: in float64 unless float32 keeps their digits."""
+        sizes = self.sizes()
+        if self.operands[0].dtype == torch.float64:
+            return self.gram_norms(plan), sizes
+        if not self.is_narrow:
+            every = torch.arange(self.batch_size, device=self.operands[0].device)
+            return torch.cat([self.select(rows).gram_norms(plan) for rows in in_portions(self, every)]), sizes  # type: ignore[attr-defined]
+        norms_B = self.gram_norms(plan)
+        near = sizes.above(norms_B, NEAR, plan.floor).nonzero().squeeze(1)
+        for rows in in_portions(self, near) if len(near) else ():
+            norms_B[rows] = self.select(rows).gram_norms(plan)  # type: ignore[attr-defined]
+        return norms_B, sizes
+
+    def _by_forming(self, norms_B: Tensor, sizes: Sizes, plan: Plan) -> Tensor:
+        """Return the norms, in float64, with those of gradients that are formed where even its digits are lost.
+
+        Where not even these can be told, norms are taken as large as rounding may make the sum.
+        """
+        for row in sizes.above(norms_B, FAR_IN_FLOAT64, plan.floor).nonzero().squeeze(1).tolist():
+            one = self.map_examples(lambda operand, row=row: operand[row : row + 1])  # type: ignore[misc]
+            norms_B[row] = one.per_example().square().sum()
+        rounded_B = sizes.squares.sqrt().mul_(self.terms * UNIT)
+        return norms_B.clamp(min=0).sqrt().add_(rounded_B).square_()
+
+    @property
+    @abstractmethod
+    def terms(self) -> int:
+        """How many terms are summed for each value of a gradient."""
+
+    def _not_zero(self, rows: Tensor) -> Tensor:
+        """Return the rows without those of which one operand is zero: they add nothing."""
+        if not len(rows):
+            return rows
+        some = [(operand[rows] != 0).flatten(1).any(1) for operand in self.operands]
+        return rows[some[0] & some[1]]
 
     def measure_formed(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]` of gradients that are formed: all and kept, or by the budget's portions."""

@@ -24,6 +24,7 @@ def measure_machine(device: torch.device) -> Machine:
     Shapes are those of layers of medium size. Times are medians.
     """
     outer = OuterProducts(torch.randn(16, 128, 512, device=device), torch.randn(16, 128, 256, device=device))
+    few = OuterProducts(torch.randn(64, 32, 512, device=device), torch.randn(64, 32, 256, device=device))
     geometry = Geometry((128, 128, 3, 3), (1, 1), (1, 1), (1, 1), 1)
     images = torch.randn(16, 128, 16, 16, device=device)
     convolution = Convolution(images, torch.randn_like(images), geometry)
@@ -43,7 +44,7 @@ def measure_machine(device: torch.device) -> Machine:
 
     return Machine(
         multiply_add=nanoseconds(lambda: left @ right) / (16 * 128 * 512 * 256),
-        gram_multiply_add=nanoseconds(lambda: outer.measure(Plan("gram"))) / (16 * 128**2 * (512 + 256)),
+        gram_multiply_add=nanoseconds(lambda: few.measure(Plan("gram"))) / (64 * 32**2 * (512 + 256)),
         formed=kept(outer) / (16 * 512 * 256),
         convolved=kept(convolution) / (16 * 128 * 128 * 9),
         unfolded=nanoseconds(lambda: unfold(images, geometry, torch.Size((16, 16)))) / (16 * 256 * 128 * 9),

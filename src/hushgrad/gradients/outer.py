@@ -12,7 +12,7 @@ from hushgrad.gradients.contribution import Contribution, Plan, Way
 from hushgrad.gradients.cuda import dispatch
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.factored import Factored
-from hushgrad.gradients.rounding import CANCELLATION, product_of_squares
+from hushgrad.gradients.rounding import LONG, POSITIONS, SMALL, WIDE, WIDTH, Sizes, product_of_squares, squared_norms
 
 # Positions in a block of a Gram matrix: below this, products of blocks are too small to be fast.
 SMALLEST_BLOCK = 32
@@ -48,7 +48,7 @@ class OuterProducts(Factored):
         forming = product if self.grows_by <= plan.keep_bytes else 2 * product
         ways: dict[Way, float] = {"product": product} if positions == 1 else {}
         return ways | {
-            "gram": machine.gram_multiply_add * self.gram_products(plan) + product,
+            "gram": machine.gram_multiply_add * self.gram_products(plan) * (1 if self.is_narrow else WIDE) + product,
             "instantiate": machine.formed * p * d + forming,
         }
 
@@ -57,28 +57,45 @@ class OuterProducts(Factored):
         return self.left.shape[1] ** 2 * (self.left.shape[2] + self.right.shape[2])
 
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
-        """Return the squared norms `[B]`, and `Dense` gradients where they were formed and may be kept."""
-        way = self.way(plan)
-        if way == "product":
-            squares = (torch.linalg.vector_norm(side.squeeze(1), dim=1).square() for side in (self.left, self.right))
-            return product_of_squares(*squares), self
-        if way == "gram":
-            return self._gram_norms(), self
-        if dispatch.measures(self.left, self.right):
-            is_kept = self.grows_by <= plan.keep_bytes
-            norms_B, gradients = dispatch.instantiated_norms(self.left, self.right, keep=is_kept)
-            return norms_B, self if gradients is None else Dense(gradients)
-        return self.measure_formed(plan)
+        """Return the squared norms `[B]`, and what is to be summed."""
+        if self.way(plan) != "product":
+            return super().measure(plan)
+        widths = self.left.shape[2], self.right.shape[2]
+        left_B, right_B = (squared_norms(side.squeeze(1)) for side in (self.left, self.right))
+        return product_of_squares(left_B, right_B, widths, self.left.dtype, plan.floor), self
 
-    def _gram_norms(self) -> Tensor:
-        """‖G_i‖² = ⟨L Lᵀ, R Rᵀ⟩; examples in which the terms cancel are computed again from their gradient."""
+    def measure_formed(self, plan: Plan) -> tuple[Tensor, Contribution]:
+        """Return the squared norms `[B]` of gradients that are formed, and these where they may be kept."""
+        if not dispatch.measures(self.left, self.right):
+            return super().measure_formed(plan)
+        norms_B, gradients = dispatch.instantiated_norms(self.left, self.right, keep=self.grows_by <= plan.keep_bytes)
+        return norms_B, self if gradients is None else Dense(gradients)
+
+    def sizes(self) -> Sizes:
+        """Return how large the outer products are."""
+        squares = squared_norms(self.left), squared_norms(self.right)
+        return Sizes.of(*squares, (self.left.shape[2], self.right.shape[2]), self.left.dtype)
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether there are few positions of few values."""
+        positions, p = self.left.shape[1:]
+        return positions <= POSITIONS and max(p, self.right.shape[2]) <= WIDTH
+
+    @property
+    def drifts(self) -> bool:
+        """Whether many positions are summed in a product so small that it is not cut into blocks."""
+        return self.left.shape[1] > LONG and self.left.shape[2] * self.right.shape[2] < SMALL
+
+    @property
+    def terms(self) -> int:
+        """The number of positions, of the whole batch: they are summed in one product."""
+        return self.left.shape[0] * self.left.shape[1]
+
+    def gram_norms(self, plan: Plan) -> Tensor:
+        """Return ‖G_i‖² = ⟨L Lᵀ, R Rᵀ⟩."""
         by_kernel = dispatch.measures(self.left, self.right)
-        norms_B, diagonal_B = (dispatch.gram_norms if by_kernel else _gram)(self.left, self.right)
-        cancelled = (norms_B < CANCELLATION * diagonal_B).nonzero().squeeze(1)
-        for row in cancelled.tolist():
-            gradient = self.left[row].mT @ self.right[row]
-            norms_B[row] = (gradient * gradient).sum()
-        return norms_B
+        return (dispatch.gram_norms if by_kernel else _gram)(self.left, self.right)
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """Return Σ_i weights_B[i] · G_i as one matrix product; the weights go into the narrower operand."""
@@ -104,35 +121,31 @@ class OuterProducts(Factored):
         return OuterProducts(self.right, self.left)
 
 
-def _gram(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ⟨L Lᵀ, R Rᵀ⟩ and the part of it on the diagonals, `[B]` both.
+def _gram(left: Tensor, right: Tensor) -> Tensor:
+    """Return ⟨L Lᵀ, R Rᵀ⟩, `[B]`.
 
     Gram matrices are symmetric, so blocks above the diagonal count twice and those below are not computed: halves of
     the positions against each other, then halves of the halves, down to blocks of a few positions.
     """
     batch, positions = left.shape[:2]
-    norms_B, blocks = left.new_zeros(batch), 1
+    norms_B, blocks = left.new_zeros(batch, dtype=torch.float64), 1
     can_cut = left.is_contiguous() and right.is_contiguous()  # else the blocks would be copied
     while can_cut and positions % (2 * blocks) == 0 and positions // (2 * blocks) >= SMALLEST_BLOCK:
         halves = [(part[:, :, 0].flatten(0, 1), part[:, :, 1].flatten(0, 1)) for part in _cut(left, right, blocks, 2)]
         above, across = (torch.bmm(first, second.mT) for first, second in halves)
-        norms_B += 2 * above.mul_(across).view(batch, -1).sum(1)
+        norms_B += 2 * inner_product(above, across, batch)
         blocks *= 2
     left_btp, right_btd = (part.flatten(0, 2) for part in _cut(left, right, blocks, 1))
     products, others = torch.bmm(left_btp, left_btp.mT), torch.bmm(right_btd, right_btd.mT)
-    within_B, diagonal_B = inner_product(products, others, batch)
-    return norms_B + within_B, diagonal_B
+    return norms_B + inner_product(products, others, batch)
 
 
-def inner_product(gram: Tensor, other: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """Return the inner products of Gram matrices and the part of them on the diagonals, `[B]` both.
+def inner_product(gram: Tensor, other: Tensor, batch: int) -> Tensor:
+    """Return the inner products of matrices `[B·n, t, s]`, n blocks for each example: `[B]`, rows summed in float64.
 
-    Both are `[B·n, t, t]`: n blocks for each example. The first is overwritten. Infinite where digits may be lost.
+    The first is overwritten.
     """
-    squares = (matrix.diagonal(dim1=1, dim2=2).reshape(batch, -1) for matrix in (gram, other))
-    diagonal_B = product_of_squares(*squares).sum(1)
-    norms_B = gram.mul_(other).view(batch, -1).sum(1)
-    return norms_B.masked_fill_(diagonal_B.isinf(), torch.inf), diagonal_B
+    return gram.mul_(other).sum(2).view(batch, -1).sum(1, dtype=torch.float64)
 
 
 def _cut(left: Tensor, right: Tensor, blocks: int, parts: int) -> tuple[Tensor, Tensor]:

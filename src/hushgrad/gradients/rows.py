@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan
+from hushgrad.gradients.rounding import squared_norms
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +31,24 @@ class Rows(Contribution):
         return self.ids, self.gradients
 
     def measure(self, plan: Plan) -> tuple[Tensor, Contribution]:
-        """Return the squared norms `[B]`: rows looked up more than once are added before they are squared."""
+        """Return the squared norms `[B]`, and rows that were looked up more than once added up into one."""
+        once = self._once()
+        return squared_norms(once.gradients.reshape(self.batch_size, -1)), once
+
+    def _once(self) -> Rows:
+        """Return the same gradients with each row of an example in one place, and zeros in its other places.
+
+        Summed with weights place by place, terms that cancel would be rounded otherwise than they were measured.
+        """
         examples_B1 = torch.arange(self.batch_size, device=self.ids.device).unsqueeze(1)
         pairs, segments = torch.unique(examples_B1 * self.num_rows + self.ids, return_inverse=True)
-        width = self.gradients.shape[-1]
-        sums_Sd = self.gradients.new_zeros(pairs.shape[0], width)
-        sums_Sd.index_add_(0, segments.flatten(), self.gradients.reshape(-1, width))
-        owners_S = pairs.div(self.num_rows, rounding_mode="floor")
-        norms_B = self.gradients.new_zeros(self.batch_size)
-        return norms_B.index_add_(0, owners_S, (sums_Sd * sums_Sd).sum(1)), self
+        if pairs.shape[0] == self.ids.numel():
+            return self
+        segments, width = segments.flatten(), self.gradients.shape[-1]
+        places_S = torch.empty_like(pairs).scatter_(0, segments, torch.arange(len(segments), device=pairs.device))
+        sums = self.gradients.new_zeros(len(segments), width)
+        sums.index_add_(0, places_S[segments], self.gradients.reshape(-1, width))
+        return Rows(self.ids, sums.view_as(self.gradients), self.num_rows)
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """Return Σ_i weights_B[i] · G_i, `[num_rows, d]`, by adding rows into place."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from hushgrad.gradients.contribution import Contribution, Plan
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.outer import OuterProducts
-from hushgrad.gradients.rounding import product_of_squares
+from hushgrad.gradients.rounding import product_of_squares, squared_norms
 
 # Values of an operand up to which copying it is cheaper than a few calls of its own, and how many make a group.
 SMALL_OPERAND, SMALLEST_GROUP = 1 << 14, 3
@@ -27,8 +27,8 @@ class Stacked(ABC):
     names: tuple[str, ...]
 
     @abstractmethod
-    def measure(self) -> Tensor:
-        """Return the squared norms over all of the parameters, `[B]`."""
+    def measure(self, plan: Plan) -> Tensor:
+        """Return the squared norms over all of the parameters, `[B]`, in float64."""
 
     @abstractmethod
     def weighted_sums(self, weights_B: Tensor) -> Tensor:
@@ -43,9 +43,11 @@ class AlikeProducts(Stacked):
     left: Tensor
     right: Tensor
 
-    def measure(self) -> Tensor:
+    def measure(self, plan: Plan) -> Tensor:
         """Return Σ_n ‖left‖²‖right‖²."""
-        return product_of_squares(_squares(self.left), _squares(self.right)).sum(0)
+        widths = self.left.shape[2], self.right.shape[2]
+        squares = squared_norms(self.left), squared_norms(self.right)
+        return product_of_squares(*squares, widths, self.left.dtype, plan.floor).sum(0)
 
     def weighted_sums(self, weights_B: Tensor) -> Tensor:
         """Return one batched product, the weights in the narrower operand."""
@@ -62,20 +64,15 @@ class AlikeDense(Stacked):
     names: tuple[str, ...]
     gradients: Tensor
 
-    def measure(self) -> Tensor:
+    def measure(self, plan: Plan) -> Tensor:
         """Return the sum of squares."""
-        return _squares(self.gradients.flatten(2)).sum(0)
+        return squared_norms(self.gradients.flatten(2)).sum(0)
 
     def weighted_sums(self, weights_B: Tensor) -> Tensor:
         """Return one product of a vector with matrices."""
         flat_nBK = self.gradients.flatten(2)
         sums_nK = torch.matmul(weights_B.to(flat_nBK.dtype), flat_nBK)
         return sums_nK.reshape(len(self.names), *self.gradients.shape[2:])
-
-
-def _squares(values_nBK: Tensor) -> Tensor:
-    norms_nB: Tensor = torch.linalg.vector_norm(values_nBK, dim=2)
-    return norms_nB.square()
 
 
 def group_by_shape(contributions: Mapping[str, Contribution], plan: Plan) -> tuple[list[Stacked], list[str]]:

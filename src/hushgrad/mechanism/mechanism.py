@@ -19,7 +19,7 @@ from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.calibration import calibrate_noise_multiplier
 from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.events.event import Event
-from hushgrad.arguments import non_negative_number, one_of, positive_number, whole_number
+from hushgrad.arguments import clip_norm, non_negative_number, one_of, positive_number, whole_number
 from hushgrad.clipping.known import require_clip_rule
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError, NoiseMismatchError
@@ -118,6 +118,8 @@ class Mechanism:
                     cure="Pass a tuple of numbers > 0",
                 )
             checked = tuple(positive_number(f"{name}[{i}]", factor) for i, factor in enumerate(factors))
+            if name == "clip_schedule":
+                clip_norm("the sensitivity times the smallest factor of clip_schedule", self.sensitivity * min(checked))
             object.__setattr__(self, name, checked)
             if self.steps is None:
                 object.__setattr__(self, "steps", len(checked))

@@ -25,6 +25,7 @@ class DeclaredLoop(Loop):
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._order = DeclaredOrder()
+        self._rounds_together = False
         # One for all: forwards run before it is said which batch they belong to.
         self._pool = UsePool(parts.plan, outlasts_backward=False)
         parts.scope.record_into(self._pool)
@@ -38,6 +39,11 @@ class DeclaredLoop(Loop):
     def is_narrow(self) -> bool:
         """Whether gradients of the forwards so far pass through 16 bits."""
         return self._pool.is_narrow
+
+    @property
+    def rounds_together(self) -> bool:
+        """Whether gradients passed through 16 bits: how many rows a batch has is not known to be fixed."""
+        return self._rounds_together
 
     def backward(self, losses_B: Tensor) -> None:
         """Run backward on the losses of one physical batch, and add its clipped sum; `[0]` is an empty draw."""
@@ -55,6 +61,7 @@ class DeclaredLoop(Loop):
                 losses_B.sum().backward()  # type: ignore[no-untyped-call]
                 batch.examine()
                 batch.add(scale=1.0)
+                self._rounds_together |= batch.passes_16_bits
         finally:
             batch.close()
         self._order.end_backward()

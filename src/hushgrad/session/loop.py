@@ -33,6 +33,14 @@ class Loop(ABC):
     def is_narrow(self) -> bool:
         """Whether gradients of the forwards in work, or the latest ones, pass through 16 bits."""
 
+    @property
+    @abstractmethod
+    def rounds_together(self) -> bool:
+        """Whether gradients passed through 16 bits in a batch whose number of rows follows the draw.
+
+        Kernels may then choose another order of their operations, and round all records of the batch otherwise.
+        """
+
     @abstractmethod
     def backward(self, losses_B: Tensor) -> None:
         """Run backward on the losses of one physical batch, one for each example."""

@@ -33,6 +33,9 @@ class ObservedLoop(Loop):
         """What the loader reads, once there is one."""
         self.collate_fn: Callable[[list[Any]], Any] | None = None
         """What makes its items; None for torch's own."""
+        self.has_constant_shapes = False
+        """Whether every item of the loader has one number of rows."""
+        self._rounds_together = False
         self._order = ObservedOrder()
         self._batch: OpenBatch | None = None
 
@@ -55,6 +58,11 @@ class ObservedLoop(Loop):
     def is_narrow(self) -> bool:
         """Whether gradients of the forwards of the item in work pass through 16 bits."""
         return self._batch is not None and self._batch.is_narrow
+
+    @property
+    def rounds_together(self) -> bool:
+        """Whether gradients passed through 16 bits in an item whose number of rows follows the draw."""
+        return self._rounds_together
 
     # What the loader tells -------------------------------------------------------------------------------------------
 
@@ -125,6 +133,7 @@ class ObservedLoop(Loop):
         batch.examine()
         self._order.start_adding()
         batch.add(scale)
+        self._rounds_together |= batch.passes_16_bits and not self.has_constant_shapes
         self.close()
         self._order.end_item()
         parts.probe.end_item()

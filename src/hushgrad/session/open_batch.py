@@ -47,10 +47,11 @@ class OpenBatch:
         Not where gradients pass through 16 bits: they would be rounded after the division, and one example more or less
         would change the rounding of all others.
         """
-        return self._parts.mechanism.loss_reduction == "mean" and not self._passes_16_bits
+        return self._parts.mechanism.loss_reduction == "mean" and not self.passes_16_bits
 
     @property
-    def _passes_16_bits(self) -> bool:
+    def passes_16_bits(self) -> bool:
+        """Whether gradients pass through 16 bits, in the model or in the loop's computation of its losses."""
         return self._is_narrow or self._pool.is_narrow or self._parts.probe.saw_narrow_loss
 
     def expect(self, losses_B: Tensor) -> None:
@@ -98,7 +99,7 @@ class OpenBatch:
         pool = self._pool
         if self._parts.mechanism.loss_reduction == "sum":
             return 1.0
-        if pool.undivided == pool.backwards and not (self._passes_16_bits and self._parts.probe.saw_own_loss):
+        if pool.undivided == pool.backwards and not (self.passes_16_bits and self._parts.probe.saw_own_loss):
             return 1.0
         if pool.undivided and self._has_divided:
             raise UnsupportedModelError(
@@ -106,7 +107,7 @@ class OpenBatch:
                 cure="Add the losses of each example and call session.backward once for an item, or run all of its "
                 "forwards under the same autocast",
             )
-        if self._passes_16_bits:
+        if self.passes_16_bits:
             raise UnsupportedModelError(
                 "a mean loss divides gradients by the number of examples before they are rounded to 16 bits, so that "
                 "one example changes how all others' gradients are rounded, by more than the clip norm in sum",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
-from hushgrad.accounting.conditions import CLOSED, Condition, third_party
+from hushgrad.accounting.conditions import CLOSED, ROUNDED_TOGETHER, Condition, third_party
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger.contract import OBSERVED
@@ -213,6 +213,7 @@ class Session:
         self._parts.spending.open(OBSERVED, loader.population)
         self._parts.probe.watch_items()
         loop.dataset, loop.collate_fn = loader.dataset, loader.options.collate_fn
+        loop.has_constant_shapes = loader.constant_shapes
         self._loop = loop
 
     @property
@@ -287,9 +288,10 @@ class Session:
         return self._parts.probe.report
 
     def _trusted(self) -> list[Condition]:
-        """Return what was taken on trust so far: by the probe, and of operators that were registered."""
+        """Return what was taken on trust so far: by the probe, of operators that were registered, and of 16 bits."""
         operators = (third_party("operator", name) for name in sorted(self._parts.scope.registered))
-        return [*self._parts.probe.conditions, *operators]
+        rounding = [ROUNDED_TOGETHER] if self._loop.rounds_together else []
+        return [*self._parts.probe.conditions, *operators, *rounding]
 
     # The step, and the end -------------------------------------------------------------------------------------------
 

@@ -131,11 +131,12 @@ class Update:
             ],
         )
         self.monitor.after(sample, updates, mechanism.noise_std, mechanism.divisor)
+        is_bare = not mechanism.noise_std > 0
         for places, parts, flat in zip(together, shared, updates, strict=False):
             for place, update in zip(places, _unflattened(flat, parts), strict=True):
-                parameters[place].grad = _laid_out_as(parameters[place], update)
+                parameters[place].grad = _laid_out_as(parameters[place], update, is_bare)
         for place, update in zip(alone, updates[len(flats) :], strict=True):
-            parameters[place].grad = _laid_out_as(parameters[place], update)
+            parameters[place].grad = _laid_out_as(parameters[place], update, is_bare)
 
     def _total(self, sums: Mapping[str, Tensor], name: str) -> Tensor:
         total = sums.get(name)
@@ -147,11 +148,24 @@ class Update:
         return total
 
 
-def _laid_out_as(parameter: Tensor, update: Tensor) -> Tensor:
-    """Return the (contiguous) update in the parameter's dtype and memory layout; fused optimizers pair raw memory."""
+def _laid_out_as(parameter: Tensor, update: Tensor, is_bare: bool) -> Tensor:
+    """Return the (contiguous) update in the parameter's dtype and memory layout; fused optimizers pair raw memory.
+
+    A bare one, without noise, is not made larger by rounding to 16 bits, so that it shows what was clipped.
+    """
+    if is_bare and update.dtype != parameter.dtype:
+        update = _towards_zero(update, parameter.dtype)
     if parameter.is_contiguous():
         return update if update.dtype == parameter.dtype else update.to(parameter.dtype)
     return torch.empty_like(parameter).copy_(update)
+
+
+def _towards_zero(update: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the values in a dtype of 16 bits, none larger than it was."""
+    rounded = update.to(dtype)
+    is_larger = rounded.to(update.dtype).abs() > update.abs()
+    # Sign and magnitude, of any binary format: the word before is the next value nearer to 0.
+    return (rounded.view(torch.int16) - is_larger.to(torch.int16)).view(dtype)
 
 
 def _draws(totals: Sequence[Tensor]) -> tuple[list[list[int]], list[int]]:

@@ -61,8 +61,8 @@ def test_the_first_and_every_hundredth_update_is_looked_at() -> None:
 def test_an_example_above_the_clip_norm_ends_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, factor: float
 ) -> None:
-    """Guarantee: of every hundredth update one example is checked, and one that adds more than the clip norm ends
-    training with an error.
+    """Guarantee: of every hundredth update one example is checked, of those nearest to the clip norm, and one that adds
+    more ends training with an error.
     """
     right = FlatClipping.factors
 

@@ -213,8 +213,10 @@ def _transposed_rule(space: int) -> Rule:
 
 
 def _is_known(context: ForwardContext, x: Tensor, weight: Tensor, bias: Tensor | None, space: int) -> bool:
-    """Whether x is a batch of images with the batch first, and weight and bias are leaves or constants."""
+    """Whether x is a real batch of images with the batch first, and weight and bias are leaves or constants."""
     if not context.axes.descends(x) or x.ndim != space + 2 or context.axes.get(x) not in (0, None):
+        return False
+    if x.is_complex():
         return False
     parts = [part for part in (weight, bias) if part is not None and context.leaf(part) is None]
     return not any(part.requires_grad or context.axes.descends(part) for part in parts)

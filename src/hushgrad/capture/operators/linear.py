@@ -1,4 +1,7 @@
-"""`F.linear`, `x @ W` and `addmm`: the leaf is a matrix, the data has any number of middle dimensions."""
+"""`F.linear`, `x @ W` and `addmm`: the leaf is a matrix, the data has any number of middle dimensions.
+
+Complex products are left to `generic.py`.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,7 @@ def linear(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, .
     """Capture `F.linear(input, weight, bias=None)`."""
     x, weight, bias = _linear_arguments(*args, **kwargs)
     weight_leaf, bias_leaf = context.leaf(weight), context.leaf(bias)
-    if not context.axes.descends(x) or weight.ndim != 2 or _on_last_dimension(context, x):
+    if not context.axes.descends(x) or weight.ndim != 2 or x.is_complex() or _on_last_dimension(context, x):
         return NotImplemented
     if context.axes.descends(weight) or (bias is not None and context.axes.descends(bias)):
         return NotImplemented
@@ -105,7 +108,7 @@ def matmul(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, .
         return NotImplemented
     x, weight = args
     leaf = context.leaf(weight)
-    if leaf is None or not context.axes.descends(x) or weight.ndim != 2 or x.ndim < 2:
+    if leaf is None or not context.axes.descends(x) or weight.ndim != 2 or x.ndim < 2 or x.is_complex():
         return NotImplemented
     if _on_last_dimension(context, x):
         return NotImplemented
@@ -122,7 +125,7 @@ def addmm(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ..
     leaf, bias_leaf = context.leaf(weight), context.leaf(bias)
     if not context.axes.descends(x) or context.axes.descends(weight) or context.axes.descends(bias):
         return NotImplemented
-    if bias.ndim != 1 or bias.shape[0] != weight.shape[1] or _on_last_dimension(context, x):
+    if bias.ndim != 1 or bias.shape[0] != weight.shape[1] or x.is_complex() or _on_last_dimension(context, x):
         return NotImplemented
     if not (leaf or _is_constant(weight)) or not (bias_leaf or _is_constant(bias)):
         return NotImplemented

@@ -15,17 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hushgrad.gradients.rounding import HUGE
 from hushgrad.kernels.launch import must_widen, on_device_of, power_of_two
 
-_HUGE: tl.constexpr = tl.constexpr(HUGE)
 
-
-def norms(left: Tensor, right: Tensor, *, block: int = 64) -> tuple[Tensor, Tensor]:
-    """Return ⟨L Lᵀ, R Rᵀ⟩ and the part of it on the diagonals, Σ_t ‖l_t‖²‖r_t‖², float32 `[B]` both.
-
-    Where a square on the diagonal is beyond 2**64 both are infinite, as in torch's way: beside it, another one may
-    have lost its digits.
+def norms(left: Tensor, right: Tensor, *, block: int = 64) -> Tensor:
+    """Return ⟨L Lᵀ, R Rᵀ⟩, `[B]`: pairs of blocks in float32, summed in float64.
 
     Args:
         left: `[B, T, p]`, float32, bfloat16 or float16; products are summed in float32.
@@ -36,21 +30,18 @@ def norms(left: Tensor, right: Tensor, *, block: int = 64) -> tuple[Tensor, Tens
     blocks = triton.cdiv(positions, block)
     pairs = blocks * (blocks + 1) // 2
     partial_norms = torch.empty(batch, pairs, dtype=torch.float32, device=left.device)
-    partial_diagonals = torch.empty(batch, blocks, dtype=torch.float32, device=left.device)
     with on_device_of(left):
         if batch * pairs:
             _gram[(batch * pairs,)](
                 left,
                 right,
                 partial_norms,
-                partial_diagonals,
                 positions,
                 left.shape[2],
                 right.shape[2],
                 *left.stride(),
                 *right.stride(),
                 pairs,
-                blocks,
                 BLOCK=block,
                 LEFT=power_of_two(left.shape[2], 16, 32),
                 RIGHT=power_of_two(right.shape[2], 16, 32),
@@ -58,8 +49,7 @@ def norms(left: Tensor, right: Tensor, *, block: int = 64) -> tuple[Tensor, Tens
                 num_warps=8,
                 enable_fp_fusion=True,
             )
-        diagonal_B = partial_diagonals.sum(1)
-        return partial_norms.sum(1).masked_fill_(diagonal_B.isinf(), torch.inf), diagonal_B
+        return partial_norms.sum(1, dtype=torch.float64)
 
 
 @triton.jit
@@ -67,7 +57,6 @@ def _gram(
     left,
     right,
     partial_norms,
-    partial_diagonals,
     positions,
     p,
     d,
@@ -78,7 +67,6 @@ def _gram(
     right_t,
     right_d,
     pairs,
-    blocks,
     BLOCK: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
@@ -91,25 +79,18 @@ def _gram(
     row = pair - column * (column + 1) // 2
     s = row * BLOCK + tl.arange(0, BLOCK)
     t = column * BLOCK + tl.arange(0, BLOCK)
-    products, left_squares = _products(left + example * left_b, s, t, positions, p, left_t, left_p, BLOCK, LEFT, WIDEN)
-    others, right_squares = _products(
-        right + example * right_b, s, t, positions, d, right_t, right_d, BLOCK, RIGHT, WIDEN
-    )
+    products = _products(left + example * left_b, s, t, positions, p, left_t, left_p, BLOCK, LEFT, WIDEN)
+    others = _products(right + example * right_b, s, t, positions, d, right_t, right_d, BLOCK, RIGHT, WIDEN)
     weight = tl.where(row == column, 1.0, 2.0)
     tl.store(partial_norms + program, weight * tl.sum(tl.sum(products * others, axis=1), axis=0))
-    if row == column:
-        is_huge = (left_squares > _HUGE) | (right_squares > _HUGE)
-        diagonal = tl.where(is_huge, float("inf"), left_squares * right_squares)
-        tl.store(partial_diagonals + example * blocks + row, tl.sum(diagonal, axis=0))
 
 
 @triton.jit
 def _products(
     matrix, s, t, positions, width, stride_t, stride_w, BLOCK: tl.constexpr, WIDTH: tl.constexpr, WIDEN: tl.constexpr
 ):
-    """Return the block (s, t) of M Mᵀ, and the squares of the rows s, in float32."""
+    """Return the block (s, t) of M Mᵀ, in float32."""
     products = tl.zeros([BLOCK, BLOCK], tl.float32)
-    squares = tl.zeros([BLOCK], tl.float32)
     for start in range(0, width, WIDTH):
         columns = (start + tl.arange(0, WIDTH)).to(tl.int64)
         is_row, is_column = (s < positions)[:, None], (columns < width)[None, :]
@@ -119,6 +100,4 @@ def _products(
         if WIDEN:
             one, other = one.to(tl.float32), other.to(tl.float32)
         products = tl.dot(one, other, products, input_precision="ieee")
-        wide = one.to(tl.float32)
-        squares += tl.sum(wide * wide, axis=1)
-    return products, squares
+    return products

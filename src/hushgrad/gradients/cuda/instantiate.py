@@ -18,7 +18,7 @@ from hushgrad.kernels.launch import must_widen, on_device_of, power_of_two
 
 
 def norms(left: Tensor, right: Tensor, *, keep: bool, block: int = 64) -> tuple[Tensor, Tensor | None]:
-    """Return ‖Σ_t l_t ⊗ r_t‖² for each example, `[B]`, and the gradients `[B, p, d]` if `keep`, float32 both.
+    """Return ‖Σ_t l_t ⊗ r_t‖² for each example, `[B]` in float64, and the gradients `[B, p, d]` in float32 if `keep`.
 
     Args:
         left: `[B, T, p]`, float32, bfloat16 or float16; products are summed in float32.
@@ -52,7 +52,7 @@ def norms(left: Tensor, right: Tensor, *, keep: bool, block: int = 64) -> tuple[
                 num_warps=8,
                 enable_fp_fusion=True,
             )
-        return partial.sum(1), gradients
+        return partial.sum(1, dtype=torch.float64), gradients
 
 
 @triton.jit

@@ -15,13 +15,12 @@ TOLERANCE = 1e-5
 
 @cache
 def gram(device: torch.device, dtype: torch.dtype) -> None:
-    """Take norms and diagonals of a few matrices, one of them zero, on the device, and compare with float64."""
+    """Take norms of a few matrices, one of them zero, on the device, and compare with float64."""
     from hushgrad.gradients.cuda.gram import norms
 
     left, right = _problem(dtype)
-    norms_B, diagonal_B = norms(left.to(device), right.to(device))
-    squares = left.double().square().sum(2) * right.double().square().sum(2)
-    is_right = _close(norms_B, _gradients(left, right).square().sum((1, 2))) and _close(diagonal_B, squares.sum(1))
+    norms_B = norms(left.to(device), right.to(device))
+    is_right = _close(norms_B, _gradients(left, right).square().sum((1, 2)))
     require_known_answer(is_right, "Gram", device)
 
 

@@ -1,8 +1,9 @@
-"""A monitor that stays on: now and then one example's clipped contribution is computed again, in float64.
+"""A monitor that stays on: now and then what one example adds to a sum is formed by itself, and its norm is taken.
 
-On the first update and every hundredth after it one example of the first physical batch is taken, by its place. Its
-norm in each group of parameters, times the weight with which it is about to be summed there, must not be above the
-group's limit. And the clip rule must give the first examples the factors that each of them gets alone, and the others
+On the first update and every hundredth after it one example of the first physical batch is taken: of those that come
+nearest to a limit one by its place, because an example far below it could not show an error. What is about to be added
+for it in each group of parameters, formed as the sum forms it, must not be above the group's limit, by its norm in
+float64. And the clip rule must give the first examples the factors that each of them gets alone, and the others
 those that they get beside half of them.
 
 That factor times norm is within the limits, by the norms as they were measured, is looked at in every step
@@ -20,13 +21,16 @@ from torch import Tensor
 from hushgrad.clipping.bound import BoundRule
 from hushgrad.errors import SensitivityMismatchError
 from hushgrad.gradients.clipped_sum import Weighed
-from hushgrad.gradients.contribution import Contribution, Plan
+from hushgrad.gradients.contribution import Contribution
+from hushgrad.gradients.rounding import LEAST_WEIGHT, squared_norms
 from hushgrad.guards.monitoring.alarms import Alarms
 from hushgrad.guards.monitoring.monitor import Report
 
 EVERY = 100
-# Above what rounding does to a norm, products with ten bits (TF32) included.
-_TOLERANCE = 2e-3
+# Above what rounding does to a contribution (1e-5), and to forming it alone.
+_TOLERANCE = 2e-5
+# Examples that come so near to a limit as the nearest one does are looked at in turn.
+_NEAR = 0.99
 # Examples whose factor is computed alone; and what the order of operations in a kernel may change in a factor.
 _ALONE, _SAME = 8, 1e-5
 
@@ -34,8 +38,8 @@ _ALONE, _SAME = 8, 1e-5
 class SensitivityMonitor:
     """Watches what single examples add to the sums of one session.
 
-    Guarantee: of every hundredth update one example is checked, and one that adds more than the clip norm ends training
-    with an error.
+    Guarantee: of every hundredth update one example is checked, of those nearest to the clip norm, and one that adds
+    more ends training with an error.
     Guarantee: a clip rule that gives an example another factor beside others than alone ends training with an error.
     """
 
@@ -58,14 +62,13 @@ class SensitivityMonitor:
         Raises:
             SensitivityMismatchError: it would add more than a limit, or a factor depends on other examples.
         """
-        place = (update // EVERY) % weighed.weights.shape[1]
-        norms = [_norm(parts, place) for parts in weighed.members]
-        if all(map(math.isfinite, norms)):  # else it is left out of the sum
-            weights = weighed.weights[:, place].double().tolist()
-            if any(
-                not abs(weight) * norm <= limit * (1 + _TOLERANCE)
-                for weight, norm, limit in zip(weights, norms, clip.limits, strict=True)
-            ):
+        place = _place(update // EVERY, weighed, clip)
+        if place is not None:
+            weights_GB = weighed.weights[:, place : place + 1]
+            norms = [
+                _added(parts, place, weights_B) for parts, weights_B in zip(weighed.members, weights_GB, strict=True)
+            ]
+            if not all(norm <= limit * (1 + _TOLERANCE) for norm, limit in zip(norms, clip.limits, strict=True)):
                 self.exceeded(
                     SensitivityMismatchError(
                         "an example would add more than the clip norm to the sum, so the noise is too small for it",
@@ -105,15 +108,22 @@ class SensitivityMonitor:
             raise error
 
 
-def _norm(parts: Mapping[str, Contribution], place: int) -> float:
-    """Return the norm of one example over these parameters, computed again in float64."""
+def _place(turn: int, weighed: Weighed, clip: BoundRule) -> int | None:
+    """Return whose turn it is among the examples that come nearest to a limit; None if all are summed in float64."""
+    limits_G1 = weighed.roots.new_tensor(clip.limits).unsqueeze(1)
+    shares_B = (weighed.weights.abs() * weighed.roots / limits_G1).amax(0)
+    shares_B = shares_B.masked_fill((weighed.weights.abs() < LEAST_WEIGHT).any(0), torch.nan)
+    shares = [(share if math.isfinite(share) else -1.0) for share in shares_B.tolist()]
+    nearest = max(shares)
+    if nearest < 0:
+        return None
+    near = [place for place, share in enumerate(shares) if share >= _NEAR * nearest]
+    return near[turn % len(near)]
+
+
+def _added(parts: Mapping[str, Contribution], place: int, weights_B: Tensor) -> float:
+    """Return the norm of what one example adds to the sums of these parameters."""
     squared = 0.0
     for part in parts.values():
-        row = part.map_examples(lambda operand: _row(operand, place))
-        squared += float(row.measure(Plan())[0])
-    return math.sqrt(squared) if squared >= 0 else math.nan
-
-
-def _row(operand: Tensor, place: int) -> Tensor:
-    chosen = operand[place : place + 1]
-    return chosen.double() if chosen.is_floating_point() else chosen
+        squared += float(squared_norms(part.alone(place).weighted_sum(weights_B).reshape(-1)))
+    return math.sqrt(squared)

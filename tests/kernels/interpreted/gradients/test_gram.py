@@ -5,16 +5,13 @@ import torch
 
 from hushgrad.gradients.cuda.gram import norms
 from hushgrad.gradients.outer import _gram
-from hushgrad.gradients.rounding import CANCELLATION, HUGE
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def exact(left, right):
-    """Return norms and diagonals in float64."""
-    gradients = torch.bmm(left.double().mT, right.double())
-    diagonals = left.double().square().sum(2) * right.double().square().sum(2)
-    return gradients.square().sum((1, 2)), diagonals.sum(1)
+    """Return norms in float64."""
+    return torch.bmm(left.double().mT, right.double()).square().sum((1, 2))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -22,29 +19,14 @@ def exact(left, right):
     ("batch", "positions", "p", "d"),
     [(1, 1, 1, 1), (2, 1, 7, 3), (3, 17, 5, 33), (2, 38, 33, 17)],
 )
-def test_norms_and_diagonals_are_those_of_float64(batch, positions, p, d, dtype):
+def test_norms_are_those_of_float64(batch, positions, p, d, dtype):
     left, right = torch.randn(batch, positions, p).to(dtype), torch.randn(batch, positions, d).to(dtype)
-    expected = exact(left, right)
-    for found, wanted in zip(norms(left, right, block=16), expected, strict=True):
-        assert found.dtype == torch.float32
-        assert torch.allclose(found.double(), wanted, rtol=1e-5)
+    assert torch.allclose(norms(left, right, block=16), exact(left, right), rtol=1e-5)
 
 
 def test_the_kernel_agrees_with_torchs_way_at_its_own_block_size():
     left, right = torch.randn(3, 96, 20), torch.randn(3, 96, 9)
-    for found, wanted in zip(norms(left, right), _gram(left, right), strict=True):
-        assert torch.allclose(found, wanted, rtol=1e-5)
-
-
-def test_terms_that_cancel_show_as_a_small_share_of_the_diagonal():
-    """Positions in pairs of opposite sign: the gradient is 0, and torch's rule to compute it again applies."""
-    left = torch.randn(2, 40, 6)
-    right = torch.randn(2, 40, 5)
-    left[0, 1::2], right[0, 1::2] = left[0, ::2], -right[0, ::2]
-    norms_B, diagonal_B = norms(left, right, block=16)
-    assert norms_B[0] < CANCELLATION * diagonal_B[0]
-    assert norms_B[1] > CANCELLATION * diagonal_B[1]
-    assert torch.allclose(diagonal_B.double(), exact(left, right)[1], rtol=1e-5)
+    assert torch.allclose(norms(left, right), _gram(left, right), rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
@@ -56,19 +38,9 @@ def test_an_example_that_overflows_shows_and_changes_no_other(value, side):
     clean = norms(*factors, block=16)
     factors[side][1, 18, 2] = value
     spoilt = norms(*factors, block=16)
-    for found, wanted, reference in zip(spoilt, clean, _gram(*factors), strict=True):
-        assert not torch.isfinite(found[1])
-        assert not torch.isfinite(reference[1])
-        assert torch.equal(found[[0, 2]], wanted[[0, 2]])
-
-
-def test_a_square_beyond_two_to_the_64_makes_both_infinite_as_in_torchs_way():
-    """A factor whose square is huge beside one whose square underflows: float32 would say 0, or too little."""
-    left, right = torch.full((2, 1, 1), 1e-23), torch.full((2, 1, 1), 1e18)
-    right[1] = HUGE**0.5 / 2
-    for found, wanted in zip(norms(left, right), _gram(left, right), strict=True):
-        assert torch.equal(found, wanted)
-        assert found.tolist() == [torch.inf, 0.0]
+    assert not torch.isfinite(spoilt[1])
+    assert not torch.isfinite(_gram(*factors)[1])
+    assert torch.equal(spoilt[[0, 2]], clean[[0, 2]])
 
 
 def test_factors_in_any_layout_are_read_where_they_lie():
@@ -76,19 +48,19 @@ def test_factors_in_any_layout_are_read_where_they_lie():
     left, right = wide_left.transpose(0, 1)[:, ::2, ::3], wide_right.mT[:, ::2]
     found = norms(left, right.expand(4, 13, 20), block=16)
     wanted = norms(left.contiguous(), right.contiguous(), block=16)
-    assert torch.equal(found[0], wanted[0])
+    assert torch.equal(found, wanted)
     one = torch.randn(1, 9, 5).expand(3, 9, 5)
-    assert norms(one, one)[0].unique().numel() == 1
+    assert norms(one, one).unique().numel() == 1
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3, 2), (2, 0, 3, 2), (2, 5, 0, 2)])
 def test_nothing_to_sum_is_zero(shape):
     batch, positions, p, d = shape
-    for found in norms(torch.ones(batch, positions, p), torch.ones(batch, positions, d)):
-        assert torch.equal(found, torch.zeros(batch))
+    found = norms(torch.ones(batch, positions, p), torch.ones(batch, positions, d))
+    assert torch.equal(found, torch.zeros(batch, dtype=torch.float64))
 
 
 def test_the_same_operands_give_the_same_norms_again():
     """Guarantee: partial sums are added in a fixed order, so that the same operands give the same norms again."""
     left, right = torch.randn(2, 50, 7), torch.randn(2, 50, 8)
-    assert torch.equal(norms(left, right, block=16)[0], norms(left, right, block=16)[0])
+    assert torch.equal(norms(left, right, block=16), norms(left, right, block=16))
