@@ -86,6 +86,11 @@ ORDER_OF_ROWS = Condition(
     "order of rows",
     "padding was told from records by its place, and that the loop keeps the order of rows could not be looked at",
 )
+CHANGED_IN_ITEM = Condition(
+    "values changed within an item",
+    "a value of the optimizer's groups (the learning rate, say) changed between an item of the loader and its step: "
+    "that it follows the number of the step and not the records drawn, their number included, is on trust",
+)
 DISCARDED, UNCOUNTED = "discarded batches", "uncounted steps"
 CLOSED = Condition("closed session", "the session was closed: how the model was trained after that is not covered")
 

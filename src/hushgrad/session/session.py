@@ -289,7 +289,7 @@ class Session:
     def _trusted(self) -> list[Condition]:
         """Return what was taken on trust so far: by the probe, and of operators that were registered."""
         operators = (third_party("operator", name) for name in sorted(self._parts.scope.registered))
-        return [*self._parts.probe.conditions, *operators]
+        return [*self._parts.probe.conditions, *self._parts.frozen.conditions, *operators]
 
     # The step, and the end -------------------------------------------------------------------------------------------
 
@@ -313,6 +313,8 @@ class Session:
         self._parts.update.clear()
         self._parts.frozen.require_expected_update()
         self._parts.frozen.require_moved_weights()
+        if self.last_step_updated:
+            self._parts.members.step_taken(self._parts.spending.steps, self._parts.spending.uncounted)
 
     def _abandon_step(self) -> None:
         """The step is refused in its middle: take the update away again. The charge stands."""
@@ -357,4 +359,6 @@ class Session:
 
         Nothing is released any more. Where no step was charged yet the error is an ordinary refusal.
         """
+        if self._parts.spending.steps:
+            self._parts.members.not_established()
         self._parts.spending.not_established(error)
