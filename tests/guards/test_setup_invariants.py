@@ -263,3 +263,13 @@ def test_weights_that_are_not_finite_have_not_moved_in_a_step_that_leaves_them()
     setup = frozen(model, torch.optim.SGD(model.parameters()))
     setup.expect_no_update()
     setup.require_expected_update()
+
+
+def test_a_gradient_hook_that_comes_after_set_up_sees_nothing_and_is_refused() -> None:
+    training, seen = Training(), []
+    training.model[2].weight.register_hook(lambda gradient: seen.append(gradient))
+    item = next(iter(training.loader))
+    training.loss(item).backward()
+    with pytest.raises(ContractChangedError, match=r"2\.weight: got a gradient hook"):
+        training.optimizer.step()
+    assert not seen

@@ -18,7 +18,7 @@ from hushgrad.accounting.conditions import CHANGED_IN_ITEM, Condition
 from hushgrad.errors import ContractChangedError, StrayGradientError, UnsupportedOptimizerError
 from hushgrad.guards.compatibility import require_separate_examples
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.torch_internals import modules_of, own_parameters, version, versions_of
+from hushgrad.torch_internals import has_gradient_hooks, modules_of, own_parameters, version, versions_of
 
 EVERY = 64
 """The values of parameters are looked at in one of so many steps without gradients, the first one included."""
@@ -61,7 +61,7 @@ class SetupInvariants:
         """Refuse to end a physical batch where anything happened that the clipped sums do not show.
 
         Raises:
-            ContractChangedError: as `require_same_parameters`.
+            ContractChangedError: as `require_same_parameters`; or a parameter got a gradient hook.
             CrossSampleLeakError, PrivateBufferError: a normalization layer is in a mode that set-up would have refused.
             UnsupportedOptimizerError: a GradScaler drives the optimizer.
             StrayGradientError: something wrote a gradient that was not clipped and noised.
@@ -75,6 +75,13 @@ class SetupInvariants:
                 "a GradScaler calls the optimizer: it skips steps by looking at gradients without noise, and scales "
                 "losses that are clipped",
                 cure="Call loss.backward() and optimizer.step() yourself, with bfloat16 autocast",
+            )
+        if [True for parameter in parameters if has_gradient_hooks(parameter)]:
+            hooked = [name for name, parameter in self._model.named_parameters() if has_gradient_hooks(parameter)]
+            raise ContractChangedError(
+                "got a gradient hook after it was made private, which would see gradients without clipping and noise",
+                where=", ".join(hooked),
+                cure="Remove the hook",
             )
         if [True for parameter in parameters if parameter.grad is not None]:
             stray = [name for name, parameter in self._model.named_parameters() if parameter.grad is not None]

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
+from hushgrad.accounting.ledger.file import ledger_path
 from hushgrad.errors import NotEstablishedError
 from hushgrad.guards.in_use import claim, release
 from hushgrad.session.trained_values import TrainedValues
@@ -50,7 +51,7 @@ class Members:
     def __init__(self, model: nn.Module, optimizer: Optimizer, ledger: str | os.PathLike[str] | None) -> None:
         self._objects: Sequence[object] = [optimizer, *model.modules()]
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        path = None if ledger is None else os.path.realpath(ledger)
+        path = None if ledger is None else os.path.realpath(ledger_path(ledger))
         self._account = _Account(path, TrainedValues(self._parameters))
 
     def join(self) -> None:
