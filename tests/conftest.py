@@ -70,6 +70,12 @@ def _gradients_stay_on() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How far ledgers went is kept for each test by itself, and never in the home of who runs them."""
+    monkeypatch.setenv("HUSHGRAD_STATE", str(tmp_path_factory.getbasetemp() / "state" / os.urandom(8).hex()))
+
+
+@pytest.fixture(autouse=True)
 def _reproducible_data() -> None:
     """Seed what tests draw their models and data from. The library's own noise does not depend on it."""
     torch.manual_seed(20)

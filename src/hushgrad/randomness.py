@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from hushgrad.arguments import whole_number
 from hushgrad.errors import InvalidArgumentError, ProtocolError
-from hushgrad.process import Process, this_process
+from hushgrad.process import Process, this_process, this_start
 
 KEY_BYTES = 32
 BLOCK_BYTES = 16
@@ -68,17 +68,20 @@ class KeyStream:
     """A stream of uniform random bits under a secret key.
 
     The stream belongs to the process that made it. A forked child holds the same key, so its draws would repeat the
-    parent's; it gets a `ProtocolError` instead. A snapshot of the process or of its machine that is restored cannot be
-    told from the original, so it must not go on training. Equality is identity, and `repr` does not show the key.
+    parent's; it gets a `ProtocolError` instead, as does a process that was restored from a checkpoint, at the first
+    draw of its next step. A whole machine that is restored cannot be told from the original, so it must not go on
+    training. Equality is identity, and `repr` does not show the key.
 
     Guarantee: draws at different addresses never share a block of the cipher; forks for different purposes have
     unrelated keys.
-    Guarantee: a stream cannot be pickled, copied or drawn from in a forked process.
+    Guarantee: a stream cannot be pickled, copied or drawn from in a forked process, whoever forked it.
     """
 
     _key: bytes = field(repr=False)
     is_secret: bool
     _process: Process = field(repr=False, default_factory=this_process)
+    _start: tuple[bytes, bytes] = field(repr=False, default_factory=this_start)
+    _seen: set[int] = field(repr=False, default_factory=set)  # the step that was drawn for last
 
     @classmethod
     def from_operating_system(cls) -> KeyStream:
@@ -94,6 +97,7 @@ class KeyStream:
     def fork(self, purpose: str) -> KeyStream:
         """Return an independent stream for a purpose ("noise", "sampling", a run, an attempt)."""
         self._require_own_process()
+        self._require_own_start()
         derived = HKDF(SHA256(), KEY_BYTES, None, b"hushgrad fork: " + purpose.encode()).derive(self._key)
         return KeyStream(derived, self.is_secret)
 
@@ -110,6 +114,10 @@ class KeyStream:
             ProtocolError: the stream was made in another process.
         """
         self._require_own_process()
+        if address.step not in self._seen:
+            self._require_own_start()
+            self._seen.clear()
+            self._seen.add(address.step)
         view = buffer.data if isinstance(buffer, np.ndarray) else memoryview(buffer)
         if view.readonly or not view.c_contiguous:
             raise InvalidArgumentError(
@@ -143,6 +151,7 @@ class KeyStream:
             ProtocolError: the stream was made in another process.
         """
         self._require_own_process()
+        self._require_own_start()
         return bytearray(self._key)
 
     def _require_own_process(self) -> None:
@@ -151,6 +160,15 @@ class KeyStream:
                 "a forked process would draw the same bits from it as its parent",
                 where="KeyStream",
                 cure="Make the stream, and the object that holds it, in the process that uses it",
+            )
+
+    def _require_own_start(self) -> None:
+        if self._start != this_start():
+            raise ProtocolError(
+                "this process was restored from a checkpoint of another one, or forked by it, and would draw the same "
+                "bits from it",
+                where="KeyStream",
+                cure="Start the program again, which draws a new key, and continue from its own checkpoint and ledger",
             )
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:

@@ -100,3 +100,10 @@ def test_the_error_that_is_printed_is_not_below_the_error_that_is_stated(noise: 
     found = re.search(r"at most (\S+) above the exact value", str(result))
     assert found is None if result.epsilon == 0 else found is not None and float(found[1]) >= result.numerical_error
     assert f", {delta_text(delta)})-differential privacy" in str(result)
+
+
+def test_every_guarantee_says_that_one_record_is_one() -> None:
+    plan = guarantee([(PoissonSampled(0.01, 1.1), 10)], 1e-5)
+    run = guarantee([], 1e-5, contract=Contract(sampling="observed", noise_source="operating system"))
+    for held in (plan, run):
+        assert "One record is one row of the dataset: of a person with several, equal ones too" in str(held)

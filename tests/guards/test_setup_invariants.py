@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from private_loops import Training
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from hushgrad import PrivacyEngine
 from hushgrad.errors import ContractChangedError, CrossSampleLeakError, StrayGradientError, UnsupportedOptimizerError
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.sampling.records import PhysicalBatch
@@ -54,6 +57,64 @@ def test_a_learning_rate_kept_in_a_tensor_is_compared_by_value(in_place: bool) -
     with pytest.raises(ContractChangedError, match="learning rate"):
         setup.require_steady_groups(item(first=False, last=True))
     setup.require_steady_groups(item(first=True, last=True))
+
+
+def changing(training: Training, change: Callable[[int, int], float | None]) -> None:
+    """Train eight passes of items of 3, 3 and 2 records, or of other sizes; `change(size, step)` is the new rate."""
+    step = 0
+    for _ in range(4):
+        for item in training.loader:
+            rate = change(len(item[0]), step)
+            if rate is not None:
+                training.optimizer.param_groups[0]["lr"] = rate
+            training.work(item)
+            step += 1
+
+
+def poisson() -> Training:
+    """Items of many sizes, each a logical batch."""
+    training = Training(physical=None)
+    training.session.close()
+    training.engine = PrivacyEngine(test_key=3)
+    _, _, training.loader = training.engine.make_private(
+        module=training.model,
+        optimizer=training.optimizer,
+        data_loader=DataLoader(TensorDataset(torch.randn(24, 3), torch.randn(24, 2)), batch_size=8),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+    )
+    training.session = training.engine.session
+    return training
+
+
+def names(training: Training) -> list[str]:
+    return [condition.name for condition in training.session.guarantee(1e-5).conditions]
+
+
+@pytest.mark.parametrize("power", [1.0, 0.5, -1.0])
+def test_a_learning_rate_that_goes_with_the_size_of_the_item_is_refused(power: float) -> None:
+    training = poisson()
+    with pytest.raises(ContractChangedError, match="goes with the number of records"):
+        changing(training, lambda size, step: 0.01 * size**power)
+
+
+@pytest.mark.parametrize(
+    "rate", [lambda step: 0.01 * (step + 1), lambda step: 0.1 / (step + 1), lambda step: 0.9**step]
+)
+def test_a_schedule_between_an_item_and_its_step_trains_and_is_a_condition(rate: Callable[[int], float]) -> None:
+    training = poisson()
+    changing(training, lambda size, step: rate(step))
+    assert "values changed within an item" in names(training)
+
+
+def test_a_schedule_after_each_step_is_no_condition() -> None:
+    training = poisson()
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(training.optimizer, 0.9)
+    for _ in range(4):
+        for item in training.loader:
+            training.work(item)
+            scheduler.step()
+    assert "values changed within an item" not in names(training)
 
 
 def test_a_stray_ordinary_gradient_raises_and_names_the_parameter() -> None:
@@ -202,3 +263,13 @@ def test_weights_that_are_not_finite_have_not_moved_in_a_step_that_leaves_them()
     setup = frozen(model, torch.optim.SGD(model.parameters()))
     setup.expect_no_update()
     setup.require_expected_update()
+
+
+def test_a_gradient_hook_that_comes_after_set_up_sees_nothing_and_is_refused() -> None:
+    training, seen = Training(), []
+    training.model[2].weight.register_hook(lambda gradient: seen.append(gradient))
+    item = next(iter(training.loader))
+    training.loss(item).backward()
+    with pytest.raises(ContractChangedError, match=r"2\.weight: got a gradient hook"):
+        training.optimizer.step()
+    assert not seen

@@ -17,12 +17,14 @@ from hushgrad import DPSGD, Budget, DisjointBatches, FlatClipping, PoissonSampli
 from hushgrad.accounting import PoissonSampled, epsilon, read_ledger
 from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.errors import (
+    BatchStructureError,
     BudgetExhaustedError,
     ContractChangedError,
     CrossSampleLeakError,
     InvalidArgumentError,
     LedgerError,
     NotEstablishedError,
+    ProtocolError,
     UnreachableTargetError,
 )
 from hushgrad.randomness import KeyStream
@@ -64,11 +66,14 @@ def a_plan(chance: random.Random) -> tuple[DPSGD, Budget, int]:
             return mechanism, Budget(at + (beyond - at) * chance.random(), delta), steps
 
 
-def test_a_hundred_random_plans_stop_at_exactly_the_computed_step_with_and_without_crashes(tmp_path: Path) -> None:
+def test_a_hundred_random_plans_stop_at_exactly_the_computed_step_with_and_without_crashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Guarantee: a budget ends training at exactly the last step that fits into it, the same step every time.
 
     Also after a crash and a resume: with leases of 4, what was updated is at least all steps but 3 for each crash.
     """
+    monkeypatch.setenv("HUSHGRAD_STATE", "off")  # this process lives on, and would know what a crash leaves for old
     chance = random.Random(7)
     for number in range(100):
         mechanism, budget, steps = a_plan(chance)
@@ -296,6 +301,17 @@ def test_a_schedule_needs_a_factor_for_every_step_and_an_asked_step() -> None:
     assert PLAN.at(3) is PLAN
 
 
+def not_all(records: list[tuple[torch.Tensor]]) -> list[torch.Tensor]:
+    """Refuse the record that `Breaking` cannot read."""
+    values = torch.stack([value for (value,) in records])
+    if bool((values == MARK).any()):
+        raise OSError("unreadable")
+    return [values]
+
+
+MARK = 77.0
+
+
 class Breaking(TensorDataset):
     """Record 3 cannot be read."""
 
@@ -306,16 +322,22 @@ class Breaking(TensorDataset):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("dataset", [TensorDataset, Breaking])
-def test_batches_that_were_drawn_and_could_not_be_read_are_told_of(dataset: type[TensorDataset], workers: int) -> None:
+@pytest.mark.parametrize("breaks", ["nothing", "the record", "its collate"])
+def test_a_loop_goes_on_after_a_batch_that_could_not_be_read_only_if_it_says_so(breaks: str, workers: int) -> None:
     """A loop that catches the error and goes on makes a number of steps that depends on one record."""
     torch.manual_seed(0)
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     plan = replace(PLAN, sampling=PoissonSampling(0.25), expected_batch_size=10.0)
     session = privatize(model, optimizer, plan, key=KeyStream.fixed_for_tests(1))
-    options = LoadingOptions(num_workers=workers, multiprocessing_context="fork" if workers else None)
-    loader = session.batches(dataset(torch.randn(40, 2)), options=options)
+    options = LoadingOptions(
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+        collate_fn=not_all if breaks == "its collate" else None,
+    )
+    records = torch.randn(40, 2)
+    records[3] = MARK if breaks == "its collate" else 0
+    loader = session.batches((Breaking if breaks == "the record" else TensorDataset)(records), options=options)
     drawn, failed = 0, 0
     for _ in range(4):
         try:
@@ -324,11 +346,15 @@ def test_batches_that_were_drawn_and_could_not_be_read_are_told_of(dataset: type
                 session.backward(model(x).square().sum(1))
                 optimizer.step()
                 drawn += 1
-        except OSError:
+        except (OSError, BatchStructureError):
             failed += 1
+            for _ in range(2):
+                with pytest.raises(ProtocolError, match="one record decide how many steps run"):
+                    next(iter(loader))
+            session.discard()
     said = str(session.guarantee(1e-5))
     assert session.steps == drawn
-    assert (failed > 0) == (dataset is Breaking)
+    assert (failed > 0) == (breaks != "nothing")
     if failed:
         assert f"{failed} logical batch{' was' if failed == 1 else 'es were'} discarded" in said
     else:

@@ -11,12 +11,13 @@ import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, NormalForm, normal_form
 from hushgrad.accounting.floating_point import usual_floating_point
-from hushgrad.accounting.truncation import as_if_never_cut, epsilon_with_truncation
+from hushgrad.accounting.truncation import epsilon_with_truncation, least_with_truncation
 from hushgrad.arguments import one_of, open_unit_interval
 from hushgrad.errors import AccountingError, InvalidArgumentError
 
@@ -157,7 +158,7 @@ def epsilon_bounds(composition: Composition, delta: float, accountant: str = DEF
         )
     if form.truncated:
         most = epsilon_with_truncation(form, delta, lambda plain, share: _asked(chosen, plain, share).upper)
-        least = _asked(chosen, as_if_never_cut(form), delta).lower if chosen.states_error else 0.0
+        least = least_with_truncation(form, delta, partial(_least, chosen)) if chosen.states_error else 0.0
         result = EpsilonBounds(least, max(most, least))
     else:
         result = _asked(chosen, form, delta)
@@ -170,6 +171,10 @@ def epsilon_bounds(composition: Composition, delta: float, accountant: str = DEF
     if chosen.name not in OWN_ACCOUNTANTS:
         _require_known_loss(chosen, result, form, delta)
     return result
+
+
+def _least(chosen: Accountant, form: NormalForm, delta: float) -> float:
+    return _asked(chosen, form, delta).lower
 
 
 def _asked(chosen: Accountant, form: NormalForm, delta: float) -> EpsilonBounds:
@@ -192,7 +197,7 @@ def _require_known_loss(chosen: Accountant, found: EpsilonBounds, form: NormalFo
     """Refuse an ε below what is known to be spent; of steps of a fixed size no lower bound is known."""
     if form.fixed_size:
         return
-    least = ACCOUNTANTS[DEFAULT_ACCOUNTANT].bounds(as_if_never_cut(form), delta).lower
+    least = least_with_truncation(form, delta, partial(_least, ACCOUNTANTS[DEFAULT_ACCOUNTANT]))
     if found.upper < least:
         raise AccountingError(
             f"accountant {chosen.name!r} claims a smaller epsilon than is known to be spent",

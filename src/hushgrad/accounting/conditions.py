@@ -43,6 +43,16 @@ NO_LEDGER_PATH = Condition(
     "no ledger path", "the ledger was kept in memory: what other processes or an earlier start of this one trained on "
     "these records is not counted",
 )  # fmt: skip
+NOT_WATCHED = Condition(
+    "no history of ledgers",
+    "this machine does not keep how far the ledger went (HUSHGRAD_STATE): that its file is not an older copy, and that "
+    "no other copy was continued, is on trust",
+)
+OLDER_COPY = Condition(
+    "an older copy",
+    "this machine wrote records of this run that the ledger lacks: it is an older copy, or another copy was continued, "
+    "and what was trained there is not counted here",
+)
 OWN_LOSS = Condition(
     "own scalar loss",
     "the loop ran backward on a scalar loss of its own: its graph shows one part for each record, and that no part "
@@ -80,6 +90,11 @@ ROUNDED_TOGETHER = Condition(
     "rounded together",
     "gradients passed through 16 bits in batches whose number of rows follows the draw: that kernels round a record's "
     "values the same whatever the number of rows is on trust",
+)
+CHANGED_IN_ITEM = Condition(
+    "values changed within an item",
+    "a value of the optimizer's groups (the learning rate, say) changed between an item of the loader and its step: "
+    "that it follows the number of the step and not the records drawn, their number included, is on trust",
 )
 DISCARDED, UNCOUNTED = "discarded batches", "uncounted steps"
 CLOSED = Condition("closed session", "the session was closed: how the model was trained after that is not covered")

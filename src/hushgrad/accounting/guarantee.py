@@ -18,6 +18,8 @@ from hushgrad.accounting.ledger.contract import DECLARED, ONE_RECORD, Contract
 
 _DIGITS = 4
 
+ONE_IS_ONE = "one record is one row of the dataset: of a person with several, equal ones too, this holds for each alone"
+
 TOLD_OTHERWISE = (DECLARED_SAMPLING, FIXED_KEY)
 """Conditions that a note or a warning already states."""
 
@@ -146,6 +148,8 @@ def guarantee(
         notes.append("the noise multiplier is 0 in at least one step")
     elif math.isinf(value):
         notes.append("epsilon is too large for the accountant to tell from infinity")
+    if contract is None or contract.unit == ONE_RECORD:
+        notes.append(ONE_IS_ONE)
     if contract is not None:
         notes.append(f"sampling was {contract.sampling}")
         if contract.sampling == DECLARED:

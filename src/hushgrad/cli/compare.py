@@ -110,4 +110,4 @@ def _shown(value: float | str | None) -> str:
 
 
 def _error(row: Row) -> str:
-    return "-" if row["error"] is None else f"{row['error']:.1e}"
+    return "-" if row["error"] is None else round_up(row["error"], 2)

@@ -66,15 +66,16 @@ def curve(noise_multiplier: float | None, ledger: str | None, png: str | None, a
         return
     print_table(
         ["delta", "epsilon", "error at most"],
-        [[delta_text(delta), round_up(bounds.upper), f"{bounds.error:.1e}"] for delta, bounds in epsilons],
+        [[delta_text(delta), round_up(bounds.upper), round_up(bounds.error, 2)] for delta, bounds in epsilons],
     )
     click.echo()
     print_table(
-        ["false positives", "true positives at most"], [[f"{rate:g}", f"{power:.4g}"] for rate, power in powers]
+        ["false positives", "true positives at most"], [[f"{rate:g}", round_up(power)] for rate, power in powers]
     )
     click.echo()
     click.echo(
-        f"Membership advantage at most {advantage:.4g}. At least as private as {mu:.4g}-GDP at every delta >= 1e-10."
+        f"Membership advantage at most {round_up(advantage)}. At least as private as {round_up(mu)}-GDP at every "
+        f"delta >= 1e-10."
     )
 
 

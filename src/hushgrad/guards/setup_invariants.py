@@ -6,6 +6,7 @@ train() would mix examples. Neither is visible from the sums.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hushgrad.accounting.conditions import CHANGED_IN_ITEM, Condition
 from hushgrad.errors import ContractChangedError, StrayGradientError, UnsupportedOptimizerError
 from hushgrad.guards.compatibility import require_separate_examples
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.torch_internals import modules_of, own_parameters, version, versions_of
+from hushgrad.torch_internals import has_gradient_hooks, modules_of, own_parameters, version, versions_of
 
 EVERY = 64
 """The values of parameters are looked at in one of so many steps without gradients, the first one included."""
+
+
+SIZES = 3
+"""Items of so many sizes are looked at before a value is said to go with the size."""
 
 
 class SetupInvariants:
@@ -37,6 +43,11 @@ class SetupInvariants:
         self._steps_without_update = 0
         self._has_moved = False
         self._unmoved: list[tuple[int, Tensor]] | None = None
+        self._marks: list[object] | None = None
+        self._shares: dict[tuple[int, float], float] | None = None
+        self._sizes: set[int] = set()
+        self.conditions: tuple[Condition, ...] = ()
+        """What was taken on trust so far."""
 
     def require_same_parameters(self) -> None:
         """Refuse to go on with other trainable parameters than at set-up.
@@ -50,7 +61,7 @@ class SetupInvariants:
         """Refuse to end a physical batch where anything happened that the clipped sums do not show.
 
         Raises:
-            ContractChangedError: as `require_same_parameters`.
+            ContractChangedError: as `require_same_parameters`; or a parameter got a gradient hook.
             CrossSampleLeakError, PrivateBufferError: a normalization layer is in a mode that set-up would have refused.
             UnsupportedOptimizerError: a GradScaler drives the optimizer.
             StrayGradientError: something wrote a gradient that was not clipped and noised.
@@ -64,6 +75,13 @@ class SetupInvariants:
                 "a GradScaler calls the optimizer: it skips steps by looking at gradients without noise, and scales "
                 "losses that are clipped",
                 cure="Call loss.backward() and optimizer.step() yourself, with bfloat16 autocast",
+            )
+        if [True for parameter in parameters if has_gradient_hooks(parameter)]:
+            hooked = [name for name, parameter in self._model.named_parameters() if has_gradient_hooks(parameter)]
+            raise ContractChangedError(
+                "got a gradient hook after it was made private, which would see gradients without clipping and noise",
+                where=", ".join(hooked),
+                cure="Remove the hook",
             )
         if [True for parameter in parameters if parameter.grad is not None]:
             stray = [name for name, parameter in self._model.named_parameters() if parameter.grad is not None]
@@ -88,8 +106,23 @@ class SetupInvariants:
                 cure="Close the session, change them, and make the model private again",
             )
 
+    def begin_item(self) -> None:
+        """An item is handed out: what changes the optimizer's values from here on may follow it."""
+        self._marks = self._group_marks()
+
     def require_steady_groups(self, item: PhysicalBatch) -> None:
-        """Refuse values that change inside a logical batch: its number of physical batches is secret."""
+        """Refuse values that change inside a logical batch: its number of physical batches is secret.
+
+        Between an item and its step a schedule may change them, which is a condition; what follows the number of
+        records is refused.
+
+        Raises:
+            ContractChangedError: values changed inside a logical batch, or go with its size.
+        """
+        marks, self._marks = self._marks, None
+        if marks is not None and marks != self._group_marks():
+            self.conditions = (CHANGED_IN_ITEM,)
+            self._require_unrelated(item.size)
         if item.first:
             self._values = None if item.last else self._group_values()
         elif self._values != self._group_values():
@@ -97,6 +130,35 @@ class SetupInvariants:
                 "a value of the optimizer's param_groups (the learning rate, say) changed inside a logical batch, "
                 "whose number of physical batches is secret",
                 cure="Step schedulers only when last_step_updated is True",
+            )
+
+    def _require_unrelated(self, size: int) -> None:
+        """Refuse numbers that kept to a power of the size of items while they had `SIZES` sizes."""
+        now = [
+            float(value)
+            for group in self._group_values()
+            for value in group.values()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        ]
+        shares = {
+            (place, power): value / size**power
+            for place, value in enumerate(now)
+            for power in (1.0, 0.5, -0.5, -1.0)
+            if value and size
+        }
+        before = shares if self._shares is None else self._shares
+        self._shares = {
+            key: share
+            for key, share in before.items()
+            if key in shares and math.isclose(share, shares[key], rel_tol=1e-9)
+        }
+        self._sizes.add(size)
+        if self._shares and len(self._sizes) >= SIZES:
+            raise ContractChangedError(
+                "a value of the optimizer's param_groups (the learning rate, say) goes with the number of records of "
+                "the item, which is secret",
+                cure="Let it follow the number of the step alone; the update is divided by the expected batch size "
+                "already",
             )
 
     def expect_no_update(self) -> None:
@@ -169,6 +231,15 @@ class SetupInvariants:
                 if key != "params"
             }
             for group in self._optimizer.param_groups
+        ]
+
+    def _group_marks(self) -> list[object]:
+        """Return what a change of a group's values shows in, without waiting for a device."""
+        return [
+            (key, id(value), version(value)) if isinstance(value, Tensor) else (key, value)
+            for group in self._optimizer.param_groups
+            for key, value in group.items()
+            if key != "params"
         ]
 
     def _are_only_frozen(self, now: set[int], parameters: Sequence[nn.Parameter]) -> bool:

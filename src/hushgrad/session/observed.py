@@ -79,7 +79,11 @@ class ObservedLoop(Loop):
         parts.frozen.require_same_parameters()
         parts.spending.require_pass(batch.pass_index)
         drawn = Drawn(self.dataset, batch.indices, item, self.collate_fn)
-        parts.probe.examine_collate(drawn)
+        try:
+            parts.probe.examine_collate(drawn)
+        except BaseException:
+            self.lost(batch)
+            raise
         self._order.begin(batch)
         if batch.first:
             parts.update.drop()  # of a logical batch whose step was interrupted before its release
@@ -88,11 +92,16 @@ class ObservedLoop(Loop):
         self._batch = OpenBatch(parts, pool, batch.size, len(batch.indices))
         parts.scope.record_into(pool)
         parts.probe.begin_item(batch.size, drawn)
+        parts.frozen.begin_item()
         if 0 < len(batch.indices) < batch.size:
             parts.probe.expect_order(item, batch.size)
 
     def lost(self, batch: PhysicalBatch) -> None:
-        """Count a logical batch that was drawn and could not be read: which ones fail may depend on their examples."""
+        """Count a logical batch that was drawn and could not be read: which ones fail may depend on their examples.
+
+        The loop cannot read on until it says that it drops the batch: else one record would decide how many steps run.
+        """
+        self._order.lose()
         if batch.first:  # a later item's is open, and `discard` counts it
             self._parts.spending.discard()
 

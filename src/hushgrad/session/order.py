@@ -22,6 +22,7 @@ class ObservedOrder:
         """The last item of a logical batch that waits for its step."""
         self._open_step: int | None = None
         self._is_adding = False
+        self._is_lost = False
 
     @property
     def is_open(self) -> bool:
@@ -30,6 +31,13 @@ class ObservedOrder:
 
     def before_draw(self) -> None:
         """Refuse to read on before the loop has finished with the last item."""
+        if self._is_lost:
+            raise ProtocolError(
+                "the next batch was asked for after the records of the last one could not be read or collated: a loop "
+                "that goes on without it lets one record decide how many steps run",
+                cure="Let the dataset return a constant record where one cannot be read, and mend collate_fn. To drop "
+                "that batch all the same call session.discard(), which every guarantee then tells",
+            )
         if self.item is not None:
             raise ProtocolError(
                 "the next batch was asked for before optimizer.step() was called for the last one",
@@ -60,6 +68,10 @@ class ObservedOrder:
                 "the rest of a logical batch came after it was discarded", cure="Iterate over the loader anew"
             )
         self.item, self._open_step = batch, batch.step
+
+    def lose(self) -> None:
+        """The records of an item could not be handed out."""
+        self._is_lost = True
 
     def require_item(self) -> PhysicalBatch:
         """Return the item in work."""
@@ -98,7 +110,8 @@ class ObservedOrder:
 
     def discard(self) -> None:
         """Forget the item and the open logical batch."""
-        self.item, self.complete, self._open_step, self._is_adding = None, None, None, False
+        self.item, self.complete, self._open_step = None, None, None
+        self._is_adding = self._is_lost = False
 
 
 class DeclaredOrder:

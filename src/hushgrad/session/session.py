@@ -291,7 +291,7 @@ class Session:
         """Return what was taken on trust so far: by the probe, of operators that were registered, and of 16 bits."""
         operators = (third_party("operator", name) for name in sorted(self._parts.scope.registered))
         rounding = [ROUNDED_TOGETHER] if self._loop.rounds_together else []
-        return [*self._parts.probe.conditions, *operators, *rounding]
+        return [*self._parts.probe.conditions, *self._parts.frozen.conditions, *operators, *rounding]
 
     # The step, and the end -------------------------------------------------------------------------------------------
 
@@ -315,6 +315,8 @@ class Session:
         self._parts.update.clear()
         self._parts.frozen.require_expected_update()
         self._parts.frozen.require_moved_weights()
+        if self.last_step_updated:
+            self._parts.members.step_taken(self._parts.spending.steps, self._parts.spending.uncounted)
 
     def _abandon_step(self) -> None:
         """The step is refused in its middle: take the update away again. The charge stands."""
@@ -359,4 +361,6 @@ class Session:
 
         Nothing is released any more. Where no step was charged yet the error is an ordinary refusal.
         """
+        if self._parts.spending.steps:
+            self._parts.members.not_established()
         self._parts.spending.not_established(error)

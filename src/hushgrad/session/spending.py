@@ -9,7 +9,7 @@ from contextlib import suppress
 from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.budget import MOST, Budget
 from hushgrad.accounting.composition import Composition, adjacency_of, count_steps, finding_of, require_established
-from hushgrad.accounting.conditions import NO_LEDGER_PATH, NOTED_AS, Condition, discarded, uncounted
+from hushgrad.accounting.conditions import NO_LEDGER_PATH, NOT_WATCHED, NOTED_AS, Condition, discarded, uncounted
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.guarantee import Guarantee, guarantee
@@ -113,6 +113,8 @@ class Spending:
         self._ledger = ledger
         if self.uncounted:
             self.trust([uncounted(self.uncounted)])
+        if self._path is not None and not ledger.is_watched:
+            self.trust([NOT_WATCHED])
 
     def _limit_to(self, budget: Budget, earlier: list[tuple[Event, int]]) -> None:
         """Set how many steps or passes fit, those that the ledger holds of this plan included.
@@ -211,6 +213,8 @@ class Spending:
         """Return the guarantee at `delta` for everything that was charged, under `trusted` and what was noted."""
         events, contract, noted = self._charged()
         besides = [NO_LEDGER_PATH] if self._path is None else []
+        if self._path is not None and self._ledger is not None and not self._ledger.is_watched:
+            besides.append(NOT_WATCHED)
         if self.uncounted:
             besides.append(uncounted(self.uncounted))
         return guarantee(events, delta, accountant, contract, [*noted, *self._trusted, *trusted, *besides])

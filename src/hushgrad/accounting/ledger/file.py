@@ -36,7 +36,8 @@ class LedgerFile:
     def __init__(self, path: Path, descriptor: int, created: bool) -> None:
         self.path = path
         self.created = created
-        self._final = path
+        self.final = path
+        """The path that the ledger has once it is published."""
         self._descriptor = descriptor
         self._owner = this_process()
         self._size = 0
@@ -57,7 +58,7 @@ class LedgerFile:
         except OSError as error:
             raise _failed("cannot be opened", error, _PATH) from None
         file = cls(at, descriptor, created)
-        file._final = path
+        file.final = path
         try:
             file._lock()
             file._size = os.fstat(descriptor).st_size
@@ -72,7 +73,7 @@ class LedgerFile:
         Raises `LedgerError` where another ledger has taken the name meanwhile.
         """
         try:
-            os.link(self.path, self._final)  # unlike a rename, this never replaces a file
+            os.link(self.path, self.final)  # unlike a rename, this never replaces a file
         except FileExistsError:
             raise LedgerError(
                 "another writer created it just now", where=_WHERE, cure="Wait for that writer, or use another path"
@@ -80,7 +81,7 @@ class LedgerFile:
         except OSError as error:
             raise _failed("cannot be created on this file system", error, _LOCAL) from None
         os.unlink(self.path)
-        self.path = self._final
+        self.path = self.final
         _sync_folder(self.path)
 
     def _lock(self) -> None:
@@ -156,7 +157,7 @@ class LedgerFile:
 
     def remove_unpublished(self) -> None:
         """Remove a file that was created and never published."""
-        if self.created and self.path != self._final:
+        if self.created and self.path != self.final:
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:

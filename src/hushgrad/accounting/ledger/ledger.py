@@ -19,6 +19,7 @@ from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.events.registry import event_to_json
 from hushgrad.accounting.ledger.contract import Contract
 from hushgrad.accounting.ledger.file import LedgerFile, ledger_path
+from hushgrad.accounting.ledger.history import History
 from hushgrad.accounting.ledger.records import NO_HASH, LedgerHead, encode
 from hushgrad.accounting.ledger.view import (
     FORMAT,
@@ -37,7 +38,7 @@ class Ledger:
     """The ledger of one training run. Steps can only be added to it.
 
     Guarantee: `charge` returns after the charge is on disk; nothing lowers what was charged; a second writer, a damaged
-    file and a changed contract are refused.
+    file and a changed contract are refused, as is an older copy where this machine wrote the later records.
     Guarantee: with leases, a crash leaves the file with at most lease − 1 steps more than were taken, never fewer.
 
     `Ledger(contract=...)` is kept in memory. With a `path`, a missing file is created (mode 0600) and an existing one
@@ -57,11 +58,14 @@ class Ledger:
         self._leased = 0
         self._file = None if path is None else LedgerFile.open(ledger_path(path))
         self._run = os.urandom(16).hex()
+        self._history: History | None = None
         try:
             if self._file is not None and not self._file.created:
                 self._resume(self._file.read())
             else:
                 header = {"format": FORMAT, "hushgrad": __version__, "run": self._run, "contract": asdict(contract)}
+                if self._file is not None:
+                    self._history = History.open(self._run, self._file.final, None)
                 self._append("header", header)
                 if self._file is not None:
                     self._file.publish()
@@ -80,6 +84,11 @@ class Ledger:
     def steps(self) -> int:
         """The number of steps charged so far."""
         return self._steps
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether this machine keeps how far the file goes, which shows later that one is an older copy."""
+        return self._history is not None and self._history.is_kept
 
     @property
     def is_open(self) -> bool:
@@ -200,6 +209,8 @@ class Ledger:
 
     def _release_file(self) -> None:
         self._state = "closed"
+        if self._history is not None:
+            self._history.close()
         if self._file is not None:
             self._file.close()
 
@@ -218,6 +229,8 @@ class Ledger:
             self._state = "in doubt after a failed write"
             self._file.append(line)
         self._seq, self._hash, self._state = self._seq + 1, own, "open"
+        if self._history is not None:
+            self._history.keep(self.anchor)
 
     def _resume(self, data: bytes) -> None:
         view = view_of(data)
@@ -236,4 +249,6 @@ class Ledger:
         self._events, self._steps, self._run = view.events, view.steps, view.run
         self._conditions = view.conditions
         self._seq, self._hash = view.anchor.seq, view.anchor.hash
+        assert self._file is not None
+        self._history = History.open(self._run, self._file.path, data)
         self._append("resumed", {"hushgrad": __version__})

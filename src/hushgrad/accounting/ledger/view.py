@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hushgrad.accounting.composition import adjacency_of, count_steps
-from hushgrad.accounting.conditions import NOTED_AS, Condition, from_note, joined
+from hushgrad.accounting.conditions import NOTED_AS, OLDER_COPY, Condition, from_note, joined
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import event_from_json
 from hushgrad.accounting.ledger.contract import ONE_RECORD, Contract
 from hushgrad.accounting.ledger.file import ledger_path, read_bytes
+from hushgrad.accounting.ledger.history import is_behind, last_seen
 from hushgrad.accounting.ledger.records import NO_HASH, RESTORE, LedgerHead, decode, record_at
 from hushgrad.arguments import count_of
 from hushgrad.errors import HushgradError, LedgerError
@@ -40,7 +41,8 @@ class Note:
 class LedgerView:
     """What a ledger says: its contract, its events in order as `(event, count)`, its number of steps and its end.
 
-    `notes` are what monitors found meanwhile. No ε depends on them.
+    `notes` are what monitors found meanwhile. No ε depends on them. `is_behind`: whether this machine wrote records of
+    the run that the file lacks, so that it is an older copy or another one was continued.
     """
 
     contract: Contract
@@ -49,11 +51,12 @@ class LedgerView:
     anchor: LedgerHead
     run: str
     notes: list[Note] = field(default_factory=list)
+    is_behind: bool = False
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
         """What the run took on trust, as its notes say."""
-        return conditions_of(self.notes)
+        return joined([*conditions_of(self.notes), *([OLDER_COPY] if self.is_behind else [])])
 
 
 def read_ledger(path: str | os.PathLike[str], anchor: LedgerHead | None = None) -> LedgerView:
@@ -63,7 +66,11 @@ def read_ledger(path: str | os.PathLike[str], anchor: LedgerHead | None = None) 
 
     Guarantee: a damaged or edited file is refused, naming the first bad record. Raises `LedgerError`.
     """
-    return view_of(read_bytes(ledger_path(path)), anchor)
+    data = read_bytes(ledger_path(path))
+    view = view_of(data, anchor)
+    if (seen := last_seen(view.run)) is not None and is_behind(data, seen):  # or it was written to meanwhile
+        view = replace(view, is_behind=is_behind(read_bytes(ledger_path(path)), seen))
+    return view
 
 
 def view_when(path: str | os.PathLike[str], anchor: LedgerHead) -> LedgerView | None:
