@@ -247,7 +247,7 @@ def test_under_strict_what_would_be_taken_on_trust_of_a_loss_is_refused_before_a
 
 def test_under_strict_a_part_of_the_model_called_by_itself_is_refused_and_the_recommended_loop_trains() -> None:
     with pytest.raises(TakenOnTrustError, match="outside of the model's call"):
-        run(None, call=lambda model, x: model.forward(x), strict=True)
+        run(None, call=lambda model, x: model[2](model[1](model[0](x))), strict=True)
     assert names(run(None, strict=True)) == ["no ledger path"]
 
 
