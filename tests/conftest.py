@@ -12,6 +12,9 @@ import hypothesis
 import pytest
 import torch
 
+from hushgrad.guards.probing.loss_trace import LossTrace
+from hushgrad.torch_internals import take_from_below
+
 # The same examples in every run, so that a failure is seen again; HYPOTHESIS_PROFILE=default draws new ones.
 hypothesis.settings.register_profile("fixed", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
@@ -136,3 +139,10 @@ def choose_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str | 
 
     yield chosen
     has_kernels.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def no_trace_of_an_abandoned_loop() -> Iterator[None]:
+    """A loop that is left in the middle of an item leaves a mode behind until its session is collected."""
+    yield
+    take_from_below(lambda mode: isinstance(mode, LossTrace))

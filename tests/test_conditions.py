@@ -17,6 +17,7 @@ from hushgrad import DPSGD, ClipRule, FlatClipping, PoissonSampling, PrivacyEngi
 from hushgrad.accounting import conditions
 from hushgrad.accounting.guarantee import guarantee
 from hushgrad.accounting.ledger.view import read_ledger
+from hushgrad.errors import TakenOnTrustError
 from hushgrad.gradients.contribution import Plan
 from hushgrad.session.session import Session
 from hushgrad.study.report.assumptions import UNKNOWN, assumptions_of
@@ -65,13 +66,14 @@ def run(
     batch_size: int = 10,
     discards: int = 0,
     test_key: int | None = None,
+    strict: bool = False,
     call: Callable[[nn.Module, Tensor], Tensor] = lambda model, inputs: model(inputs),
     **settings: Any,
 ) -> PrivacyEngine:
     """Run two logical batches through the engine; the session stays open."""
     model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    engine = PrivacyEngine(ledger=ledger, test_key=test_key)
+    engine = PrivacyEngine(ledger=ledger, test_key=test_key, strict=strict)
     _, _, loader = engine.make_private(
         module=model,
         optimizer=optimizer,
@@ -263,3 +265,23 @@ def test_what_the_probe_could_not_examine_is_a_condition(tmp_path: Path, monkeyp
     engine.session._parts.probe._notes.append("a part: its random numbers could not be silenced")
     assert names(engine) == ["not examined"]
     assert "not examined: a part: its random numbers" in str(engine.guarantee(1e-5)).lower()
+
+
+@pytest.mark.parametrize("kind", ["own", "unread"])
+def test_under_strict_what_would_be_taken_on_trust_of_a_loss_is_refused_before_anything_is_released(kind: str) -> None:
+    with pytest.raises(TakenOnTrustError, match="one loss per example") as caught:
+        run(None, loss=kind, strict=True)
+    assert caught.value.where.startswith("own scalar loss")
+
+
+def test_under_strict_a_part_of_the_model_called_by_itself_is_refused_and_the_recommended_loop_trains() -> None:
+    with pytest.raises(TakenOnTrustError, match="outside of the model's call"):
+        run(None, call=lambda model, x: model[2](model[1](model[0](x))), strict=True)
+    assert names(run(None, strict=True)) == ["no ledger path"]
+
+
+def test_a_loss_that_is_not_read_is_said_with_its_operator_and_the_line_of_its_backward() -> None:
+    made = run(None, loss="unread").session.guarantee(1e-5, "rdp")
+    (condition,) = [condition for condition in made.conditions if "not read" in condition.name]
+    assert "DiagEmbed is not known" in condition.sentence
+    assert "test_conditions.py, line " in condition.sentence

@@ -359,6 +359,18 @@ def test_the_innermost_mode_is_the_top_one_and_unseen_calls_are_not_seen() -> No
     assert insides.top_mode() is None
 
 
+def test_a_mode_is_put_below_the_others_and_taken_out_from_there() -> None:
+    below = Seen()
+    with Seen() as above:
+        insides.push_below(below)
+        assert insides.top_mode() is above
+    assert insides.top_mode() is below
+    with Seen() as above:
+        insides.take_from_below(lambda mode: mode is below)
+        assert insides.top_mode() is above
+    assert insides.top_mode() is None
+
+
 def test_packing_and_cells_show_themselves_by_the_functions_that_rules_stand_at() -> None:
     x, lengths = torch.randn(3, 2, 4), [3, 1]
     with Seen() as mode:

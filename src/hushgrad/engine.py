@@ -51,6 +51,7 @@ class PrivacyEngine:
         test_key: int | None = None,
         lease: int = 1,
         monitors: Sequence[Monitor] = (),
+        strict: bool = False,
     ) -> None:
         """Make an engine for one training run.
 
@@ -59,6 +60,8 @@ class PrivacyEngine:
             ledger: a path makes the record of what ran durable; an existing file is verified and continued.
             lease: how many steps are put on disk at once; a crash over-charges fewer than that many.
             monitors: what watches the noised updates, beside the monitors that are always on.
+            strict: True refuses, before anything of it is released, what would be taken on trust of the model and its
+                loss (docs/probe.md lists it): `TakenOnTrustError`.
             test_key: a fixed key for noise and sampling, for tests only: every ε then says NOT PRIVATE.
         """
         self._accountant = one_of("accountant", accountant, tuple(ACCOUNTANTS))
@@ -68,6 +71,11 @@ class PrivacyEngine:
             None if test_key is None else KeyStream.fixed_for_tests(whole_number("test_key", test_key, minimum=0))
         )
         self._monitors = monitors
+        if not isinstance(strict, bool):
+            raise InvalidArgumentError(
+                f"must be True or False, got {type(strict).__name__}", where="strict", cure="Pass True or False"
+            )
+        self._strict = strict
         self._session: Session | None = None
 
     def make_private(
@@ -246,6 +254,7 @@ class PrivacyEngine:
             budget=budget,
             lease=self._lease,
             monitors=self._monitors,
+            strict=self._strict,
         )
         try:
             loader = session.batches_of(

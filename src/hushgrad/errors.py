@@ -141,6 +141,12 @@ class SparseGradientError(HushgradError, ValueError):
     code = "DP307"
 
 
+class TakenOnTrustError(HushgradError, ValueError):
+    """What `strict=True` asks to be established would be taken on trust."""
+
+    code = "DP308"
+
+
 # 4xx: parameters and the optimizer -----------------------------------------------------------------------------------
 
 

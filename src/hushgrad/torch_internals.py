@@ -19,7 +19,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.autograd import Variable, forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
@@ -196,6 +196,25 @@ def top_mode() -> TorchFunctionMode | None:
     """Return the innermost function mode of this thread: only that one may be left."""
     stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     return stack[-1] if stack else None
+
+
+def push_below(mode: TorchFunctionMode) -> None:
+    """Put a function mode below all others of this thread, whose `with` blocks then still end in their order."""
+    _with_stack(lambda modes: [mode, *modes])
+
+
+def take_from_below(is_over: Callable[[TorchFunctionMode], bool]) -> None:
+    """Take the function modes that are over out of this thread's stack, wherever they lie."""
+    _with_stack(lambda modes: [mode for mode in modes if not is_over(mode)])
+
+
+def _with_stack(change: Callable[[list[TorchFunctionMode]], list[TorchFunctionMode]]) -> None:
+    """Put the function modes of this thread in another order, without leaving or entering them."""
+    modes: list[TorchFunctionMode] = list(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+    for _ in modes:
+        _pop_mode()  # type: ignore[no-untyped-call]
+    for mode in change(modes):
+        _push_mode(mode)  # type: ignore[no-untyped-call]
 
 
 def functorch_transform() -> str | None:

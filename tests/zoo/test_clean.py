@@ -113,3 +113,27 @@ def test_a_clean_model_trains_a_step_and_is_not_refused(name: str) -> None:
     assert engine.session.probe_report.examined
     now = dict(model.named_parameters())
     assert all(not torch.equal(now[key], value) for key, value in before.items())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ZOO)
+def test_a_clean_model_with_a_per_example_loss_takes_nothing_on_trust(name: str) -> None:
+    model, entry = built(name)
+    frozen = {part for part in model.modules() if not part.training}
+    model.train()
+    for part in frozen:
+        part.eval()
+    engine = PrivacyEngine(test_key=1, strict=True)
+    _, optimizer, loader = engine.make_private(
+        module=model,
+        optimizer=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1),
+        data_loader=DataLoader(Records(entry.inputs(B), B), batch_size=B),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        poisson_sampling=False,
+    )
+    criterion = engine.per_example(lambda output, _: losses(entry.take(output)))
+    for inputs in loader:
+        criterion(call(model, inputs), torch.zeros(B)).backward()
+        optimizer.step()
+    assert engine.session._parts.probe.conditions == ()

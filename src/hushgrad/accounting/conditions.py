@@ -114,6 +114,11 @@ def not_examined(note: str) -> Condition:
     return Condition("not examined", f"not examined: {note}")
 
 
+def not_read(why: str) -> Condition:
+    """Return that a loss of the loop's own could not be read; `why` names the operator and the line."""
+    return Condition(UNREAD_LOSS.name, f"{UNREAD_LOSS.sentence} ({printable(why, _LONGEST_NAME)})")
+
+
 def discarded(count: int) -> Condition:
     """Return that `count` logical batches were drawn and dropped."""
     return Condition(

@@ -36,6 +36,7 @@ class Parts:
         update: the clipped sums, and the noised update.
         spending: the ledger, and what may still be spent.
         monitors: those that were handed in.
+        is_strict: whether what the probe would take on trust is refused.
     """
 
     mechanism: Mechanism
@@ -50,6 +51,7 @@ class Parts:
     update: Update
     spending: Spending
     monitors: Monitors
+    is_strict: bool
 
     def take_marks(self) -> None:
         """Begin a step or an item: nothing of the last update, and no mark, is left in `.grad`.

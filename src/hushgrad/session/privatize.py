@@ -28,6 +28,7 @@ def privatize(
     budget: Budget | None = None,
     lease: int = 1,
     monitors: Sequence[Monitor] = (),
+    strict: bool = False,
 ) -> Session:
     """Attach a mechanism to a model and its optimizer; both stay the caller's own objects.
 
@@ -43,11 +44,22 @@ def privatize(
             over the data, for `DisjointBatches`.
         lease: how many steps are put on disk at once, which saves time; a crash over-charges fewer than that many.
         monitors: what watches the noised updates, beside the monitors that are always on.
+        strict: True refuses, before anything of it is released, what the probe and the reader of losses would take on
+            trust (`TakenOnTrustError`).
 
     Raises what `require_trainable_privately` raises, before any data is read, and `ProtocolError` where the model or
     the optimizer belongs to another open session.
     """
     parts = set_up(
-        model, optimizer, mechanism, ledger=ledger, key=key, plan=plan, budget=budget, lease=lease, monitors=monitors
+        model,
+        optimizer,
+        mechanism,
+        ledger=ledger,
+        key=key,
+        plan=plan,
+        budget=budget,
+        lease=lease,
+        monitors=monitors,
+        strict=strict,
     )
     return Session(parts, optimizer)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from hushgrad.accounting.conditions import Condition
-from hushgrad.errors import LedgerError, NoiseMismatchError
+from hushgrad.accounting.conditions import NEVER_EXAMINED, Condition
+from hushgrad.errors import LedgerError, NoiseMismatchError, TakenOnTrustError
 from hushgrad.session.parts import Parts
 
 NOISE, SENSITIVITY = "noise monitor", "sensitivity monitor"
@@ -25,6 +25,7 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
     update, spending = parts.update, parts.spending
     try:
         spending.require_step()
+        _require_established(parts)
         mechanism = spending.current()
         spending.note(NOISE, update.monitor.finding_due())
         spending.trust(trusted())
@@ -46,6 +47,23 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
         with suppress(LedgerError):
             note_monitors(parts)
         raise
+
+
+def _require_established(parts: Parts) -> None:
+    """Refuse, under strict, what the probe took on trust; what a later batch may still show is not settled yet.
+
+    Raises:
+        TakenOnTrustError: naming the first condition.
+    """
+    open_ones = [condition for condition in parts.probe.open_conditions if condition is not NEVER_EXAMINED]
+    if parts.is_strict and (trusted := [*parts.probe.conditions, *open_ones]):
+        raise TakenOnTrustError(
+            f"strict=True, and this would be taken on trust: {trusted[0].sentence}",
+            where=trusted[0].name,
+            cure="Call the model itself, and run backward on engine.per_example(criterion) or on "
+            "engine.session.backward(losses) with one loss per example; or leave strict out, and read what is on "
+            "trust in engine.guarantee(delta)",
+        )
 
 
 def note_monitors(parts: Parts) -> None:

@@ -43,6 +43,7 @@ def set_up(
     budget: Budget | None = None,
     lease: int = 1,
     monitors: Sequence[Monitor] = (),
+    strict: bool = False,
     alarms: Alarms = Alarms.RAISED,
     batches_are_chosen: bool = False,
 ) -> Parts:
@@ -75,7 +76,7 @@ def set_up(
     plan = plan or Plan.of_device(next(iter(parameters.values())).device)
     # Asks the clip rule and the noise, whose code may fail: before anything is put on the model.
     update = Update(parameters, mechanism, stream.fork("noise"), plan, alarms)
-    probe = Probe(model, parameters, mechanism.loss_reduction, stream.fork("looks"))
+    probe = Probe(model, parameters, mechanism.loss_reduction, stream.fork("looks"), mechanism.expected_batch_size)
     scope = Scope(model, UsePool(plan), probe)
     probe.join(scope)
     return Parts(
@@ -91,6 +92,7 @@ def set_up(
         update=update,
         spending=spending,
         monitors=watching,
+        is_strict=strict,
     )
 
 

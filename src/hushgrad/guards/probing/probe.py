@@ -33,6 +33,7 @@ from hushgrad.guards.probing.evaluations import Evaluation, Evaluations
 from hushgrad.guards.probing.kept_calls import KeptCalls, Pending, Signature, signature_of
 from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loss_probe import Criterion, require_separate_losses
+from hushgrad.guards.probing.loss_programs import LossPrograms
 from hushgrad.guards.probing.model_probe import ModelProbe
 from hushgrad.guards.probing.novelty import Novelty
 from hushgrad.guards.probing.row_order import rows_are_in_order
@@ -104,11 +105,15 @@ class Probe:
         parameters: Mapping[str, nn.Parameter],
         loss_reduction: str,
         stream: KeyStream | None = None,
+        expected_size: float | None = None,
     ) -> None:
         self._model = model
         self._parameters = parameters
         self._loss_reduction = loss_reduction
-        self._scalar_loss = ScalarLoss(model, loss_reduction, self._is_accumulating, self._findings_told)
+        self._programs = LossPrograms(loss_reduction, expected_size, stream)
+        self._scalar_loss = ScalarLoss(
+            model, loss_reduction, self._is_accumulating, self._findings_told, self._programs
+        )
         self.on_finding: Callable[[HushgradError], None] = lambda error: None
         """Told of every error that says that examples influence each other, before it is raised."""
         self._scope: Scope | None = None
@@ -155,6 +160,7 @@ class Probe:
             require_no_bypass(self._model, module, sys._getframe())
         if self._padded is not None:
             self._look_at_order(args, kwargs)
+        self._programs.given((args, kwargs))
         self._begin_looks()
         signature = signature_of(self._model)
         if self._frozen and any(parameter.requires_grad for parameter in self._frozen.get(signature, ())):
@@ -167,7 +173,10 @@ class Probe:
 
     def left(self, entered: _Entered | None, output: Any, seen: Seen) -> None:
         """It has returned."""
-        if entered is None or output is None:
+        if entered is None:
+            return
+        self._programs.returned(output)
+        if output is None:
             return
         if entered.pending is not None:
             entered.pending.call.returned(output, seen, self._is_accumulating)
@@ -187,6 +196,7 @@ class Probe:
         if self._is_busy or not self.is_waiting:
             return
         self._scalar_loss.vouch(losses)
+        self._programs.losses(losses)
         if not losses.requires_grad or not self._evaluations.note(criterion, output, target, losses):
             return
         with self._findings_told():
@@ -199,6 +209,7 @@ class Probe:
             CrossSampleLeakError: the loss of one example depends on another's outputs.
         """
         self._scalar_loss.vouch(losses)
+        self._programs.losses(losses)
         with self._findings_told():
             if not self._look_at_graph(losses):
                 self._is_told = False
@@ -238,6 +249,7 @@ class Probe:
         self._evaluations.clear()
         self._padded = self._drawn = None
         self._is_told = True
+        self._programs.forget()
         self._scalar_loss.forget()
 
     def begin_item(self, size: int, drawn: Drawn) -> None:
@@ -245,6 +257,7 @@ class Probe:
         has_begun = self._has_begun
         self.forget()
         self._drawn, self._has_begun = replace(drawn, axes=self._item_axes), has_begun
+        self._programs.begin(size, drawn.item)
         self.is_waiting = True
         self._scalar_loss.size = size
 
@@ -281,6 +294,8 @@ class Probe:
             CrossSampleLeakError, PrivateBufferError: naming the place and the cure.
         """
         self._scalar_loss.close()
+        with self._findings_told():
+            self._scalar_loss.doubt(self._programs.examine())
         pending = [part for part in self._calls.whole if self._is_due(part, size)]
         in_part = [part for part in self._calls.in_part if self._is_due(part, size)]
         evaluations = self._evaluations.reached() if size > 1 else []
@@ -341,6 +356,7 @@ class Probe:
         try:
             yield
         except FINDINGS as error:
+            self._programs.stop()
             self.on_finding(error)
             raise
 

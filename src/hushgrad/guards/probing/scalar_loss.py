@@ -18,10 +18,12 @@ from weakref import ref
 
 from torch import Tensor, nn
 
-from hushgrad.accounting.conditions import INNER_LOSS, OUTSIDE_CALL, UNREAD_LOSS, Condition
+from hushgrad.accounting.conditions import INNER_LOSS, OUTSIDE_CALL, UNREAD_LOSS, Condition, not_read
+from hushgrad.guards.probing.loop_line import loop_line
 from hushgrad.guards.probing.loss_graph import LossGraph, is_narrow, operator_name, reaches_inside
 from hushgrad.guards.probing.loss_judge import LossJudge
-from hushgrad.guards.probing.loss_values import Key, PerExample, Term, Total, Value
+from hushgrad.guards.probing.loss_programs import LossPrograms
+from hushgrad.guards.probing.loss_values import Key, PerExample, Term, Total, Unread, Value
 from hushgrad.guards.probing.trees import tensors_at
 from hushgrad.torch_internals import current_graph_task, losses_of_backward, sequence_number, version
 
@@ -48,6 +50,7 @@ class ScalarLoss:
         loss_reduction: "mean" or "sum", as declared.
         is_accumulating: whether the backward that runs accumulates gradients of the model.
         findings_told: makes what is raised inside known to the session.
+        programs: is told of the losses.
     """
 
     def __init__(
@@ -56,11 +59,13 @@ class ScalarLoss:
         loss_reduction: str,
         is_accumulating: Callable[[], bool],
         findings_told: Callable[[], AbstractContextManager[None]],
+        programs: LossPrograms,
     ) -> None:
         self._findings_told = findings_told
         self._model = model
         self._judge = LossJudge(loss_reduction)
         self._is_accumulating = is_accumulating
+        self._programs = programs
         self._anchor: Any = None
         self.size: int | None = None
         """How many examples the item in work has; None where there is no loader, and no plain loss is taken."""
@@ -124,7 +129,12 @@ class ScalarLoss:
     def close(self) -> None:
         """The item is about to be released: a backward that was not looked at is taken on trust."""
         if self.size is not None and not self._looked_at and not self._vouched:
-            self._conditions[UNREAD_LOSS] = None
+            self._conditions[not_read("its backward was not seen")] = None
+
+    def doubt(self, why: str) -> None:
+        """Take note of why the program of the item's own loss could not be told; "" where it could."""
+        if why:
+            self._conditions[not_read(why)] = None
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -150,7 +160,8 @@ class ScalarLoss:
         return hook
 
     def _look(self, key: Key, gradient: Tensor, size: int) -> None:
-        for losses, is_scaled in self._losses():
+        line = ""
+        for losses, is_scaled, line in self._losses():
             nodes = [loss.grad_fn for loss in losses]
             if all(self._is_vouched(loss) for loss in losses):
                 self.saw_own |= not all(_is_sessions(self._vouched.get(_key(loss))) for loss in losses)
@@ -163,19 +174,21 @@ class ScalarLoss:
             for loss, reading in zip(losses, readings, strict=True):
                 self.saw_own |= not _is_sessions(reading.value)
                 reading.loss = loss.detach()
+                self._programs.scalar(loss)
                 if isinstance(reading.value, Total) and is_scaled:
                     reading.value = reading.value.scaled()
                 shown = (key, gradient, self._values(key)) if len(losses) == 1 else None
-                self._conditions.update(dict.fromkeys(self._judge.judge(reading, shown)))
+                for condition in self._judge.judge(reading, shown):
+                    self._conditions[_located(condition, reading.value, line)] = None
             return
         self.saw_own = True
-        self._conditions[UNREAD_LOSS] = None
+        self._conditions[not_read("the loss of a backward was not found")] = None
 
     def _look_for_16_bits(self, losses: list[Tensor]) -> None:
         self.saw_narrow = self.saw_narrow or any(self.is_narrow(loss) for loss in losses)
 
-    def _losses(self) -> Iterator[tuple[list[Tensor], bool]]:
-        """Yield the losses of each backward of the loop that is at work, and whether they were given gradients.
+    def _losses(self) -> Iterator[tuple[list[Tensor], bool, str]]:
+        """Yield the losses of each backward that is at work, whether they were given gradients, and its line.
 
         The innermost backward comes first. On a CPU this runs in the thread that called backward, which need not be
         that of the forward; on a GPU in one of torch's own, while the loop's waits.
@@ -209,15 +222,23 @@ def _key(tensor: Tensor) -> Key:
     return sequence_number(tensor.grad_fn), tensor.output_nr
 
 
-def _backwards_above(frame: FrameType | None) -> Iterator[tuple[list[Tensor], bool]]:
+def _backwards_above(frame: FrameType | None) -> Iterator[tuple[list[Tensor], bool, str]]:
     while frame is not None:
         if (arguments := losses_of_backward(frame)) is not None:
             tensors, gradients = arguments
             given = (gradients,) if isinstance(gradients, Tensor) else gradients or ()
             roots = [tensors] if isinstance(tensors, Tensor) else tensors
             losses = [part for part in roots if isinstance(part, Tensor) and part.grad_fn is not None]
-            yield losses, any(part is not None for part in given)
+            yield losses, any(part is not None for part in given), loop_line(frame)
         frame = frame.f_back
+
+
+def _located(condition: Condition, value: Value, line: str) -> Condition:
+    """Return the condition of a loss that was not read with its reason and the line of its backward."""
+    if condition is not UNREAD_LOSS:
+        return condition
+    why = value.why if isinstance(value, Unread) else "a factor or divisor is not in its graph"
+    return not_read(f"{why}; {line}")
 
 
 def _gone() -> None:

@@ -1,0 +1,255 @@
+"""Does one example's loss or gradient depend on another's row of anything? Asked by running a loop's program again.
+
+The rows of some examples are exchanged in the item and in the model's outputs; the gradient that comes back to the
+outputs of all others must stay what it was, and so must their losses. This sees what the graph of a loss cannot show:
+factors and targets without a gradient, choices among examples, divisors that the batch decides. Then one example is
+left out: a mean over the batch grows by a known factor, a sum does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from hushgrad.errors import CrossSampleLeakError, LossShapeError
+from hushgrad.guards.probing.loss_numbers import NumbersTaken
+from hushgrad.guards.probing.loss_program import Made, Program
+from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, axis_of, blocks, is_same, replayed
+from hushgrad.guards.probing.rows import AWAY, split_examples
+from hushgrad.torch_internals import version
+
+CURE = (
+    "Give each example one loss, of its own outputs and targets alone: engine.per_example(criterion), or "
+    "engine.session.backward(losses) with losses of shape [B]. Divide by nothing, weigh by nothing and choose by "
+    "nothing that other examples of the batch decide"
+)
+
+SMALLEST = 3
+"""Of fewer examples none is left out."""
+
+
+def require_separate_program(program: Program, loss_reduction: str, expected_size: float | None) -> str:
+    """Run the calls of an item again on altered examples, and compare what the others get.
+
+    Args:
+        program: of the item.
+        loss_reduction: as declared.
+        expected_size: the expected batch size, by which losses may be divided; None where it is not known.
+
+    Returns why it could not be told, "" where it could: neither the losses nor gradients of others changed, and all of
+    the loop's calls were seen.
+
+    Raises:
+        CrossSampleLeakError: they changed; `where` names the call and its line.
+        LossShapeError: the loss is a sum where a mean was declared, or the reverse.
+    """
+    if not program.ends or program.size < 2:
+        return program.hidden
+    if any(version(source.values) != source.version for source in program.sources.values()):
+        return "a tensor was written to by what is not seen"
+    try:
+        base, again = replayed(program, {}), replayed(program, {})
+    except NotRunningError:
+        return program.hidden or "its calls cannot be run again"
+    if _differing(program, base, again, range(program.size)) is not None:
+        return program.hidden or "its calls give other values each time"
+    return _Examination(program, base).run(loss_reduction, expected_size)
+
+
+class _Examination:
+    def __init__(self, program: Program, base: Replay) -> None:
+        self._program = program
+        self._base = base
+        self._numbers = NumbersTaken(program, base.numbers)
+
+    def run(self, loss_reduction: str, expected_size: float | None) -> str:
+        program, why = self._program, self._program.hidden
+        some, rest = split_examples(program.size)
+        for half, (chosen, kept) in enumerate(((some, rest), (rest, some))):
+            for away in (False, True):
+                try:
+                    changed = replayed(program, self._altered(chosen, away))
+                except NotRunningError:
+                    why = why if away else why or "its calls cannot be run on other examples"
+                    continue
+                if self._is_reordered(changed, kept):
+                    return why or "the loop changes the order of rows"
+                self._numbers.note(half, changed.numbers)
+                found = _differing(program, self._base, changed, kept)
+                if found is not None:
+                    raise _leak(found, self._culprit(changed, kept))
+        if (call := self._numbers.used()) is not None:
+            raise _leak("the loss of one example, by a number or a decision that the batch made,", call)
+        if (call := self._numbers.of_single_rows()) is not None and self._has_idle_rows():
+            raise _leak("the part of some examples in the loss, by what Python made of numbers of single ones,", call)
+        self._leave_out(loss_reduction, expected_size)
+        return self._numbers.doubt() or why
+
+    def _altered(self, chosen: Sequence[int], away: bool) -> dict[int, Tensor]:
+        """Return the item and the outputs with the rows of some examples exchanged for their neighbours'."""
+        size = self._program.size
+        found: dict[int, Tensor] = {}
+        for slot, source in self._program.sources.items():
+            if source.kind not in ("item", "output"):
+                continue
+            values = source.values
+            axis = axis_of(values, size)
+            if axis is None:
+                if source.kind == "output" and values.numel() == 1:
+                    found[slot] = values * 1.5 + 0.1
+                continue
+            changed = values.clone(memory_format=torch.contiguous_format)
+            rows, old = blocks(changed, axis, size), blocks(values, axis, size)
+            for example in chosen:
+                row = old[(example + 1) % size]
+                rows[example] = row * AWAY + 1 if away and row.is_floating_point() else row
+            found[slot] = changed
+        return found
+
+    def _is_reordered(self, changed: Replay, kept: Sequence[int]) -> bool:
+        """Whether the model was given rows in an order that depends on the others: outputs belong to other rows then.
+
+        Raises:
+            CrossSampleLeakError: what it was given mixes them.
+        """
+        size = self._program.size
+        for slot in self._program.inputs:
+            one, other = self._base.values.get(slot), changed.values.get(slot)
+            axis = None if one is None else axis_of(one, size)
+            if one is None or other is None or one.shape != other.shape or axis is None:
+                continue
+            before, after = blocks(one, axis, size), blocks(other, axis, size)
+            if is_same(before[list(kept)], after[list(kept)]):
+                continue
+            unmoved = (before.reshape(size, 1, -1) == after.reshape(1, size, -1)).all(2).any(1)
+            if int(unmoved.sum()) >= len(kept):
+                return True
+            raise _leak("what the model is given for one example", self._culprit(changed, kept))
+        return False
+
+    def _culprit(self, changed: Replay, kept: Sequence[int]) -> Made | None:
+        """Return the first call that made another row of an example that was kept, else the last call."""
+        size, calls = self._program.size, self._program.calls[: self._program.last]
+        for number, call in enumerate(calls):
+            for slot in call.outputs:
+                one, other = self._base.made[number, slot], changed.made[number, slot]
+                has_rows = one.shape == other.shape and one.ndim and one.shape[0] == size
+                if has_rows and not is_same(one[list(kept)], other[list(kept)]):
+                    return call
+        return next((call for call in reversed(calls) if call.outputs), None)
+
+    def _has_idle_rows(self) -> bool:
+        """Whether some examples get no gradient, and others do."""
+        size = self._program.size
+        reached = torch.zeros(size, dtype=torch.bool)
+        for gradient in self._base.gradients:
+            axis = None if gradient is None else axis_of(gradient, size)
+            if gradient is not None and axis is not None:
+                reached |= blocks(gradient, axis, size).reshape(size, -1).ne(0).any(1).cpu()
+        return bool(reached.any()) and not bool(reached.all())
+
+    # One example less ------------------------------------------------------------------------------------------------
+
+    def _leave_out(self, loss_reduction: str, expected_size: float | None) -> None:
+        """Refuse a sum where a mean was declared, the reverse, and losses that are divided by the number of examples.
+
+        Numbers that are the batch's size are made one less with it. Where the program cannot be run so, nothing shows.
+        """
+        size = self._program.size
+        kinds = {end.is_rows for end in self._program.ends}
+        is_public = expected_size == size and not self._numbers.holds_size()
+        if size < SMALLEST or len(kinds) > 1 or (True in kinds and is_public):
+            return
+        for is_multiple in (False, True):
+            try:
+                fewer = replayed(self._program, self._without_last(), partial(_less, size, is_multiple))
+            except NotRunningError:
+                continue
+            if any(not made.numel() and self._base.made[key].numel() for key, made in fewer.made.items()):
+                continue  # a slice beyond the end: the calls were written out for each example
+            self._compare_fewer(fewer, loss_reduction, is_rows=True in kinds)
+            return
+
+    def _without_last(self) -> dict[int, Tensor]:
+        size = self._program.size
+        found: dict[int, Tensor] = {}
+        for slot, source in self._program.sources.items():
+            values = source.values
+            axis = axis_of(values, size) if source.kind in ("item", "output") else None
+            if axis is not None:
+                found[slot] = values.narrow(axis, 0, values.shape[axis] // size * (size - 1))
+            elif values.ndim and values.shape[0] == size:
+                found[slot] = values[:-1]
+            elif source.kind != "output" and values.numel() == 1 and float(values.real) == size:
+                found[slot] = values - 1
+        return found
+
+    def _compare_fewer(self, fewer: Replay, loss_reduction: str, *, is_rows: bool) -> None:
+        size = self._program.size
+        mean = size / (size - 1)
+        for one, other in zip(self._base.gradients, fewer.gradients, strict=True):
+            axis = None if one is None else axis_of(one, size)
+            if one is None or other is None or axis is None or not bool(one.any()):
+                continue
+            before, after = blocks(one, axis, size)[:-1], blocks(other, axis, size - 1)
+            if not bool(before.any()):
+                continue
+            if is_rows:
+                if is_same(before, after, mean):
+                    last = self._program.calls[self._program.last - 1]
+                    raise _leak("each loss is divided by the number of examples in the batch, which", last)
+                continue
+            other_kind = {"mean": "sum", "sum": "mean"}[loss_reduction]
+            if is_same(before, after, mean if other_kind == "mean" else 1.0):
+                raise LossShapeError(
+                    f"loss_reduction is {loss_reduction!r}, and the loss (or a part of it) is a {other_kind} over the "
+                    f"batch: each example's gradient would be scaled by the number of examples in the batch, which is "
+                    f"no constant",
+                    cure=f"Pass loss_reduction={other_kind!r}, or make every part of the loss a {loss_reduction} over "
+                    f"the batch",
+                )
+
+
+def _less(size: int, is_multiple: bool, value: object) -> object:
+    """Return a number of the program for a batch of one example less."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value:
+        return value
+    if value == size or (is_multiple and isinstance(value, int) and value > size and value % size == 0):
+        return type(value)(value // size * (size - 1))
+    if isinstance(value, float) and abs(value * size - 1) < 1e-12:
+        return 1 / (size - 1)
+    return value
+
+
+def _leak(what: str, call: Made | None) -> CrossSampleLeakError:
+    return CrossSampleLeakError(
+        f"the loop lets examples of a batch change each other: when some of them were exchanged or left out, {what} "
+        f"changed for the others (batch statistics, a choice among examples, a weight or divisor that the batch "
+        f"decides)",
+        where="" if call is None else str(call),
+        cure=CURE,
+    )
+
+
+def _differing(program: Program, base: Replay, changed: Replay, kept: Sequence[int]) -> str | None:
+    """Return what of the examples that were kept is not what it was, None if all of it is."""
+    size, rows = program.size, list(kept)
+    for slot, first, second in zip(program.outputs, base.gradients, changed.gradients, strict=True):
+        if first is None and second is None:
+            continue
+        zero = torch.zeros_like(base.values[slot])
+        one, other = (zero if part is None else part for part in (first, second))
+        axis = axis_of(one, size)
+        if axis is None:
+            if one.numel() == 1 and not is_same(one.reshape(1, 1), other.reshape(1, 1)):
+                return "the gradient of the model's own loss"
+        elif not is_same(blocks(one, axis, size)[rows], blocks(other, axis, size)[rows]):
+            return "the gradient of one example"
+    for end in program.ends:
+        one, other = base.values[end.slot], changed.values[end.slot]
+        if end.is_rows and one.ndim and one.shape[0] == size and not is_same(one[rows], other[rows]):
+            return "the loss of one example"
+    return None

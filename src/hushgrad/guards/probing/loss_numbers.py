@@ -1,0 +1,138 @@
+"""Numbers that left torch while a loop computed its loss: which depend on several examples, and which came back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Size
+
+from hushgrad.guards.probing.loss_program import Made, Program, slots_of
+from hushgrad.guards.probing.numbers_taken import is_made_of, numbers_in
+
+OF_CRITERIA = "losses.py"
+"""This library's own criterion asks for the size of each batch."""
+
+HARMLESS = {"isnan", "isfinite", "isinf"}
+"""What is asked of a loss before it is trusted, and holds for any examples of use."""
+
+
+class NumbersTaken:
+    """The numbers of one program.
+
+    Args:
+        program: of the item.
+        numbers: what each call gave that made a number, for the item itself.
+    """
+
+    def __init__(self, program: Program, numbers: Mapping[int, Any]) -> None:
+        self._program, self._numbers = program, numbers
+        self._moved: tuple[set[int], set[int]] = (set(), set())
+
+    def note(self, half: int, numbers: Mapping[int, Any]) -> None:
+        """Take note of what they are when one `half` of the examples is exchanged (0 or 1)."""
+        self._moved[half].update(
+            call for call, number in self._numbers.items() if not _is_equal(number, numbers.get(call))
+        )
+
+    def used(self) -> Made | None:
+        """Return a call of the losses' that took a number of several examples; None if none is known to."""
+        shared = sorted(self._moved[0] & self._moved[1])
+        if not shared and not (self._moved[0] | self._moved[1]):
+            return None
+        used = self._used()
+        calls = self._program.calls
+        for number in shared:
+            if isinstance(self._numbers[number], bool) and not self._only_asks_whether_finite(number):
+                return calls[number]
+        starts = [(number, self._numbers[number]) for number in shared]
+        moved = sorted(self._moved[0] | self._moved[1])
+        together = [value for call in moved for value in numbers_in(self._numbers[call])]
+        if len(together) > 1 and not all(isinstance(self._numbers[call], Size) for call in moved):
+            starts.append((moved[0], together))
+        for first, taken in starts:
+            for later in sorted(call for call in used if call > first):
+                call = calls[later]
+                if is_made_of(taken, call.args, call.kwargs, call.place.numbers):
+                    return call
+        for number in shared:
+            if not isinstance(self._numbers[number], Size) and self._comes_back(number, used):
+                return calls[number]
+        return None
+
+    def doubt(self) -> str:
+        """Return which number of the examples' may have come back unseen, "" if none left torch."""
+        for number in sorted(self._moved[0] | self._moved[1]):
+            if not isinstance(self._numbers[number], Size):
+                return f"numbers of the batch's examples leave torch: {self._program.calls[number]}"
+        return ""
+
+    def of_single_rows(self) -> Made | None:
+        """Return a call by which Python got a number of one example's output; None where it did not of two or more."""
+        outputs = self._depending_on_outputs()
+        alone = [
+            number
+            for number in sorted(self._moved[0] ^ self._moved[1])
+            if not isinstance(self._numbers[number], Size) and number in outputs
+        ]
+        return self._program.calls[alone[0]] if len(alone) > 1 else None
+
+    def holds_size(self) -> bool:
+        """Whether the loop asked a tensor for the number of examples."""
+        size = self._program.size
+        return any(
+            number == size or (isinstance(number, Size) and size in number)
+            for call, number in self._numbers.items()
+            if call < self._program.last and self._program.calls[call].place.file != OF_CRITERIA
+        )
+
+    def _depending_on_outputs(self) -> set[int]:
+        reached, found = set(self._program.outputs), set()
+        for number, call in enumerate(self._program.calls):
+            given = {slot.number for slot in slots_of((call.args, call.kwargs))}
+            if reached & given:
+                found.add(number)
+                reached |= set(call.outputs)
+        return found
+
+    def _used(self) -> set[int]:
+        """Return the calls that the losses were made by."""
+        wanted, found = {end.slot for end in self._program.ends}, set()
+        for number in range(self._program.last - 1, -1, -1):
+            call = self._program.calls[number]
+            is_change = not call.outputs and call.taken is None
+            changed = [slot.number for slot in slots_of(call.args)[:1]] if is_change else []
+            if wanted & {*call.outputs, *changed}:
+                found.add(number)
+                wanted |= {slot.number for slot in slots_of((call.args, call.kwargs))}
+        return found
+
+    def _comes_back(self, number: int, used: Iterable[int]) -> bool:
+        """Whether a later call was given a tensor that was made of Python's numbers after this one left."""
+        sources = self._program.sources
+        before = max((slot for made in self._program.calls[:number] for slot in made.outputs), default=0)
+        return any(
+            slot.number > before and slot.number in sources and sources[slot.number].kind == "number"
+            for later in used
+            if later > number
+            for slot in slots_of((self._program.calls[later].args, self._program.calls[later].kwargs))
+        )
+
+    def _only_asks_whether_finite(self, number: int) -> bool:
+        calls = self._program.calls
+        wanted = {slot.number for slot in slots_of(calls[number].args)}
+        for call in reversed(calls[:number]):
+            if wanted & set(call.outputs):
+                if call.name in HARMLESS:
+                    return True
+                if call.name not in ("any", "all", "sum", "logical_not", "invert"):
+                    return False
+                wanted |= {slot.number for slot in slots_of(call.args)}
+        return False
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return one == other or (math.isnan(one) and math.isnan(other))
+    return bool(one == other)

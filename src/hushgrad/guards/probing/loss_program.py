@@ -1,0 +1,132 @@
+"""A loop's program from an item of the loader to its losses: the calls that were seen, tensors by number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Slot(NamedTuple):
+    """A tensor of the program, by its number."""
+
+    number: int
+
+
+class Place(NamedTuple):
+    """The line of the loop that made a call: the name of its file, without its folder."""
+
+    file: str
+    line: int
+    numbers: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}"
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """One call: its function and arguments, tensors as slots; what it made, and the settings it ran under.
+
+    `taken`: the number (or numbers) that left torch by it, None where it made tensors. `places`: which of what an
+    autograd function returned has which slot.
+    """
+
+    function: Callable[..., Any]
+    args: Any
+    kwargs: Any
+    outputs: tuple[int, ...]
+    place: Place
+    with_gradients: bool
+    autocast: tuple[tuple[str, torch.dtype], ...]
+    taken: Any = None
+    places: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the call is called in messages."""
+        name = getattr(self.function, "__name__", "a call")
+        if name == "apply":
+            name = getattr(getattr(self.function, "__self__", None), "__name__", name)
+        if name == "__get__":
+            name = getattr(getattr(self.function, "__self__", None), "__name__", name)
+        return str(name).strip("_")
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.place})"
+
+
+class Source(NamedTuple):
+    """A tensor that the program did not compute: its values then, and what it is."""
+
+    values: Tensor
+    version: int
+    kind: str  # "item", "output", "number" (made after numbers left torch) or "constant"
+
+
+class End(NamedTuple):
+    """A loss, or losses, of the program: its slot, how many calls came before, and whether it has a row for each."""
+
+    slot: int
+    calls: int
+    is_rows: bool
+
+
+@dataclass(eq=False)
+class Program:
+    """The calls of one item.
+
+    Attributes:
+        size: B.
+        calls: in order.
+        sources: by slot.
+        ends: the losses.
+        inputs: the slots that the model was given, of values computed from the item.
+        outputs: the slots of the model's outputs, by the keys under which they are known.
+        hidden: why it is not all of what the loop computed; "" if it is, as far as it shows.
+    """
+
+    size: int
+    calls: list[Made] = field(default_factory=list)
+    sources: dict[int, Source] = field(default_factory=dict)
+    ends: list[End] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    hidden: str = ""
+
+    @property
+    def last(self) -> int:
+        """How many calls came before the last loss."""
+        return max((end.calls for end in self.ends), default=0)
+
+
+def tensors_of(*values: Any) -> Iterator[Tensor]:
+    """Yield the tensors among nested arguments, or of what a call returned, whatever kind of tuple that is."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from tensors_of(*value)
+        elif isinstance(value, dict):
+            yield from tensors_of(*value.values())
+
+
+def slots_of(value: Any) -> list[Slot]:
+    """Return the tensors among nested arguments, by number."""
+    if isinstance(value, Slot):
+        return [value]
+    if type(value) in (tuple, list):
+        return [slot for part in value for slot in slots_of(part)]
+    return [slot for part in value.values() for slot in slots_of(part)] if isinstance(value, dict) else []
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return nested arguments with their parts changed; lists and dictionaries are copied."""
+    if type(value) in (tuple, list):
+        return type(value)([mapped(part, change) for part in value])
+    if isinstance(value, dict):
+        return {key: mapped(part, change) for key, part in value.items()}
+    return change(value)

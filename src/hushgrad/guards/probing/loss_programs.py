@@ -1,0 +1,92 @@
+"""For which items the program between item and loss is written down, and when it is run again."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import Tensor
+
+from hushgrad.guards.probing.looks import Looks
+from hushgrad.guards.probing.loss_examination import require_separate_program
+from hushgrad.guards.probing.loss_trace import LossTrace
+from hushgrad.randomness import KeyStream
+
+FIRST = 2
+"""So many items are always looked at."""
+
+
+class LossPrograms:
+    """Looks at the programs of one session: of its first two items, and of secret random ones (see `Looks`).
+
+    Guarantee: no update is released from an item that was looked at, if one example's loss, or the gradient that its
+    outputs get, changes with the rows of others.
+
+    Args:
+        loss_reduction: "mean" or "sum", as declared.
+        expected_size: the expected batch size, None if it is not known.
+        stream: secret bits for the later items; None to look at the first two only.
+    """
+
+    def __init__(self, loss_reduction: str, expected_size: float | None, stream: KeyStream | None = None) -> None:
+        self._declared = loss_reduction, expected_size
+        self._trace: LossTrace | None = None
+        self._is_own = False
+        self._items = 0
+        self._looks = Looks(None if stream is None else stream.fork("loss programs"))
+
+    def begin(self, size: int, item: Any) -> None:
+        """An item of `size` examples is handed out."""
+        if size < 2:
+            return
+        self._items += 1
+        self._looks.begin()
+        if self._items <= FIRST or self._looks.wanted:
+            self._trace = LossTrace(size, item)
+            weakref.finalize(self, self._trace.end)
+
+    def given(self, inputs: Any) -> None:
+        """A forward that may be trained on begins with these."""
+        if self._trace is not None:
+            self._trace.given(inputs)
+
+    def returned(self, output: Any) -> None:
+        """It has returned this, None if it raised."""
+        if self._trace is not None:
+            self._trace.returned(output)
+
+    def losses(self, losses: Tensor) -> None:
+        """A backward will run on these losses `[B]`."""
+        if self._trace is not None:
+            self._trace.loss(losses, is_rows=True)
+
+    def scalar(self, loss: Tensor) -> None:
+        """A backward runs on this loss of the loop's own."""
+        if self._trace is not None:
+            self._is_own = True
+            self._trace.loss(loss, is_rows=False)
+
+    def examine(self) -> str:
+        """Run the item's program again; return why its own loss could not be told, "" if it could or it has none.
+
+        Raises:
+            CrossSampleLeakError: examples change each other's losses or gradients.
+            LossShapeError: the loss is a sum where a mean was declared, or the reverse.
+        """
+        if self._trace is None:
+            return ""
+        self._trace.end()
+        why = require_separate_program(self._trace.program, *self._declared)
+        return why if self._is_own else ""
+
+    def stop(self) -> None:
+        """Write down no more of the item in work; what was written is still examined."""
+        if self._trace is not None:
+            self._trace.end()
+
+    def forget(self) -> None:
+        """The item is done, or another one begins."""
+        if self._trace is not None:
+            self._trace.end()
+            self._trace = None
+        self._is_own = False

@@ -1,0 +1,294 @@
+"""What a loop computes between an item of the loader and the backward of its loss, written down call by call.
+
+A mode at the bottom of torch's stack sees the loop's own torch calls, so that they can be run again on altered examples
+(see `loss_replay`). It changes nothing, and it is there for a few items only. Calls inside the model's forward, of
+which the model's probe knows, are left out.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path, PurePath
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from hushgrad.capture.axes.rules import changes_in_place
+from hushgrad.guards.probing.loop_line import LIBRARY, TORCH
+from hushgrad.guards.probing.loss_program import End, Made, Place, Program, Slot, Source, mapped, tensors_of
+from hushgrad.guards.probing.trees import tensors_at
+from hushgrad.torch_internals import (
+    base_of,
+    function_of,
+    functorch_transform,
+    push_below,
+    take_from_below,
+    version,
+)
+
+MOST_CALLS = 20_000
+"""Longer programs are not run again."""
+
+MOST_KEPT = 2**26
+"""Nor those that work on more values than this which they did not compute themselves."""
+
+CRITERIA = str(Path(LIBRARY) / "losses.py")
+DEVICES = ("cpu", "cuda")
+APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+"""The code that calls a custom autograd function."""
+
+SILENT = {
+    "__repr__", "__format__", "__str__", "__hash__", "backward", "register_hook", "retain_grad", "requires_grad_",
+    "register_post_accumulate_grad_hook", "is_floating_point", "is_complex", "data_ptr", "dim", "ndimension",
+    "is_contiguous", "element_size", "stride", "storage_offset", "untyped_storage", "get_device", "__dir__",
+}  # fmt: skip
+"""Calls that compute nothing a loss could be made of."""
+
+
+class LossTrace(TorchFunctionMode):
+    """Writes down the calls of one item, in the thread that took it."""
+
+    def __init__(self, size: int, item: Any) -> None:
+        """Begin for an item of `size` examples."""
+        super().__init__()
+        self.program = Program(size)
+        self._thread = threading.get_ident()
+        self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._live: set[int] = set()
+        self._count = 0
+        self._kept = 0
+        self._has_taken = False
+        self._applied: dict[int, tuple[Any, int]] = {}  # by the node that an autograd function made
+        for _, tensor in tensors_at(item):
+            self._adopt(tensor, "item")
+        self._is_on = True
+        is_compiling = "torch._dynamo" in sys.modules  # then this is no code of the loop's to compile
+        self._run = torch.compiler.disable(self._seen) if is_compiling else self._seen  # type: ignore[no-untyped-call]
+        push_below(self)
+
+    def end(self) -> None:
+        """Take the mode away; what was written down stays."""
+        if self._is_on and threading.get_ident() == self._thread:
+            self._is_on = False
+            take_from_below(lambda mode: isinstance(mode, LossTrace) and not mode._is_on)
+        self._known.clear()
+        self._applied.clear()
+
+    def _take_out(self) -> None:
+        """Leave the stack to a forward of the model: compiled code takes note of what lies on it."""
+        if threading.get_ident() == self._thread:
+            take_from_below(lambda mode: mode is self)
+
+    # What the probe tells ------------------------------------------------------------------------------------------
+
+    def given(self, inputs: Any) -> None:
+        """The model is called with these."""
+        self._take_out()
+        for _, tensor in tensors_at(inputs):
+            if (slot := self._slot(tensor)) is not None and slot in self._live:
+                self.program.inputs.append(slot)
+
+    def returned(self, output: Any) -> None:
+        """The model returned this."""
+        if self._is_on and threading.get_ident() == self._thread:
+            self._take_out()
+            push_below(self)
+        for _, tensor in tensors_at(output):
+            if tensor.grad_fn is not None or tensor.requires_grad or self._slot(tensor) is None:
+                self.program.outputs.append(self._adopt(tensor, "output"))
+
+    def loss(self, loss: Tensor, *, is_rows: bool) -> None:
+        """This is a loss that the loop runs backward on, or losses of one row for each example."""
+        slot = self._slot(loss)
+        if slot is None or slot not in self._live:
+            self.hide("the loss comes from what is not seen")
+        elif all(end.slot != slot for end in self.program.ends):
+            self.program.ends.append(End(slot, len(self.program.calls), is_rows))
+
+    def hide(self, why: str) -> None:
+        """Take note that not all of the program is seen."""
+        self.program.hidden = self.program.hidden or why
+
+    # The mode --------------------------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one call, and write it down if values of the batch go in."""
+        kwargs = kwargs or {}
+        if not self._is_on or threading.get_ident() != self._thread:
+            return func(*args, **kwargs)
+        return self._run(func, types, args, kwargs)
+
+    def _seen(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in SILENT or not self._takes_batch(args, kwargs):
+            return func(*args, **kwargs)
+        place, applied = _place()
+        if place is None or (applied is not None and self._write_applied(applied, place)):
+            return func(*args, **kwargs)
+        if name == "__iter__":
+            return iter(self._seen(Tensor.unbind, types, args, {}))
+        if functorch_transform() is not None:
+            self.hide("a transform of torch.func")
+            return func(*args, **kwargs)
+        if len(self.program.calls) >= MOST_CALLS:
+            self.hide("it is too long")
+            return func(*args, **kwargs)
+        is_change = changes_in_place(func) or name == "__setitem__" or "out" in kwargs
+        given = mapped((args, kwargs), partial(self._given, is_changed=is_change))
+        result = func(*args, **kwargs)
+        self._write(func, given, result, place, args[0] if is_change and args else None)
+        return result
+
+    def _write(self, func: Callable[..., Any], given: Any, result: Any, place: Place, changed: Any) -> None:
+        made = list(tensors_of(result))
+        is_getter = getattr(func, "__name__", "") == "__get__"
+        if is_getter and not made and not isinstance(result, torch.Size):
+            return
+        taken = None
+        if not made and changed is None:
+            if not _is_number(result):
+                return
+            taken = result
+            self._has_taken = self._has_taken or not isinstance(result, torch.Size)
+        outputs = tuple(self._made(tensor) for tensor in made)
+        if isinstance(changed, Tensor) and (slot := self._slot(changed)) is not None:
+            self._live.add(slot)
+            if slot in self.program.sources and (base_of(changed) is not None):
+                self.hide("values are written into a part of a tensor")
+        self.program.calls.append(
+            Made(
+                func,
+                given[0],
+                given[1],
+                outputs,
+                place,
+                torch.is_grad_enabled(),
+                tuple((device, torch.get_autocast_dtype(device)) for device in DEVICES if _is_autocast(device)),
+                taken,
+            )
+        )
+
+    def _takes_batch(self, args: Any, kwargs: Any) -> bool:
+        return any(self._slot(tensor) in self._live for tensor in tensors_of(args, kwargs))
+
+    def _given(self, value: Any, *, is_changed: bool) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        tensor = value
+        slot = self._slot(tensor)
+        if slot is None:
+            slot = self._adopt(tensor, "number" if self._has_taken else "constant")
+        elif slot in self.program.sources and is_changed:
+            source = self.program.sources[slot]
+            if source.version == version(tensor) and source.values.data_ptr() == tensor.data_ptr():
+                values = tensor.detach().clone()
+                self.program.sources[slot] = source._replace(values=values, version=version(values))
+        return Slot(slot)
+
+    def _write_applied(self, applied: FrameType, place: Place) -> bool:
+        """Write down an autograd function of the loop's own as one call; return whether it could be."""
+        forward, cls, args, kwargs = _function_call(applied)
+        node = forward.f_locals.get(forward.f_code.co_varnames[0])
+        if function_of(node) is not cls or kwargs:
+            self.hide(f"{cls.__name__}, an autograd function of a kind that is not seen")
+            return False
+        if id(node) not in self._applied:
+            given = mapped(args, partial(self._given, is_changed=False))
+            self._applied[id(node)] = node, len(self.program.calls)
+            self.program.calls.append(Made(applied.f_locals["cls"].apply, given, {}, (), place, True, ()))
+        return True
+
+    def _applied_output(self, tensor: Tensor) -> int | None:
+        """Return the slot of what an autograd function made, which is first seen as it is used."""
+        node = tensor.grad_fn
+        if node is None or (found := self._applied.get(id(node))) is None:
+            return None
+        call = self.program.calls[found[1]]
+        slot = self._name(tensor)
+        self._live.add(slot)
+        places = {**dict(call.places), tensor.output_nr: slot}
+        self.program.calls[found[1]] = replace(call, outputs=tuple(places.values()), places=tuple(places.items()))
+        return slot
+
+    def _slot(self, tensor: Tensor) -> int | None:
+        known = self._known.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        return self._applied_output(tensor) if self._applied else None
+
+    def _made(self, tensor: Tensor) -> int:
+        slot = self._slot(tensor)
+        if slot is None:
+            slot = self._name(tensor)
+        self._live.add(slot)
+        return slot
+
+    def _name(self, tensor: Tensor) -> int:
+        self._count += 1
+        self._known[id(tensor)] = weakref.ref(tensor), self._count
+        return self._count
+
+    def _adopt(self, tensor: Tensor, kind: str) -> int:
+        if kind == "constant" and tensor.requires_grad and not tensor.is_leaf:
+            self.hide("a value that comes from inside the model, or from calls that are not seen")
+        slot = self._name(tensor)
+        values = tensor.detach()
+        self._kept += values.numel()
+        if self._kept > MOST_KEPT:
+            self.hide("it works on too many values")
+            values = values.new_empty(0)
+        self.program.sources[slot] = Source(values, version(tensor), kind)
+        if kind in ("item", "output"):
+            self._live.add(slot)
+        return slot
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, complex, list, tuple, torch.Size)) or hasattr(value, "__array__")
+
+
+def _is_autocast(device: str) -> bool:
+    return torch.is_autocast_enabled(device)
+
+
+def _place() -> tuple[Place | None, FrameType | None]:
+    """Return the line of the loop's code that runs, and the frame of the autograd function that it is in, if any.
+
+    No line for calls of this library's own.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    place: Place | None = None
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if place is None and file != __file__ and not file.startswith(TORCH):
+            if file.startswith(LIBRARY) and file != CRITERIA:
+                return None, None
+            numbers = tuple(part for part in frame.f_code.co_consts if type(part) in (int, float))
+            place = Place(PurePath(file).name, frame.f_lineno, numbers)
+            if torch.is_grad_enabled():
+                return place, None
+        if frame.f_code is APPLY:
+            return place, frame
+        frame = frame.f_back
+    return place, None
+
+
+def _function_call(applied: FrameType) -> tuple[FrameType, Any, tuple[Any, ...], dict[str, Any]]:
+    """Return the frame of an autograd function's forward, its class, and what it was called with."""
+    frame: FrameType = sys._getframe(2)
+    inner = frame
+    while frame is not applied:
+        inner = frame
+        assert frame.f_back is not None
+        frame = frame.f_back
+    return inner, applied.f_locals["cls"], applied.f_locals["args"], applied.f_locals["kwargs"]

@@ -1,0 +1,67 @@
+"""What a loop computes between an item and its loss is written down, and nothing else is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from programs import B, program
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from hushgrad.guards.probing.loss_trace import LossTrace
+from hushgrad.torch_internals import top_mode
+
+
+class Twice(torch.autograd.Function):
+    """An operator of the loop's own."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradients: Tensor) -> Tensor:
+        return gradients * 2
+
+
+def names(found: Any) -> list[str]:
+    return [call.name for call in found.calls]
+
+
+def test_calls_on_values_of_the_batch_are_written_down_in_order_and_others_are_not() -> None:
+    found = program(lambda o, y: (F.cross_entropy(o, y, reduction="none") * torch.ones(B).mul(2)).mean())
+    assert names(found) == ["cross_entropy", "mul", "mean"]
+    assert not found.hidden
+
+
+def test_numbers_that_leave_torch_are_written_down() -> None:
+    found = program(lambda o, y: o.square().mean() / float(o.std()))
+    assert [call.name for call in found.calls if call.taken is not None] == ["float"]
+
+
+def test_an_autograd_function_of_the_loops_own_is_one_call() -> None:
+    found = program(lambda o, y: Twice.apply(o).mean())  # type: ignore[no-untyped-call]
+    assert names(found) == ["Twice", "mean"]
+    assert not found.hidden
+
+
+def test_what_is_not_seen_is_said() -> None:
+    assert program(lambda o, y: torch.vmap(lambda row: row.sum())(o).mean()).hidden
+
+
+def test_a_mode_lies_below_those_of_the_user_and_is_gone_afterwards() -> None:
+    class Own(TorchFunctionMode):
+        """A mode of the user's."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    before = top_mode()
+    with Own() as own:
+        trace = LossTrace(B, (torch.ones(B),))
+        assert top_mode() is own
+    assert top_mode() is trace
+    trace.end()
+    assert top_mode() is before
