@@ -198,6 +198,11 @@ def top_mode() -> TorchFunctionMode | None:
     return stack[-1] if stack else None
 
 
+def function_modes() -> list[TorchFunctionMode]:
+    """Return the function modes of this thread, the outermost first."""
+    return list(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+
+
 def push_below(mode: TorchFunctionMode) -> None:
     """Put a function mode below all others of this thread, whose `with` blocks then still end in their order."""
     _with_stack(lambda modes: [mode, *modes])
@@ -210,7 +215,7 @@ def take_from_below(is_over: Callable[[TorchFunctionMode], bool]) -> None:
 
 def _with_stack(change: Callable[[list[TorchFunctionMode]], list[TorchFunctionMode]]) -> None:
     """Put the function modes of this thread in another order, without leaving or entering them."""
-    modes: list[TorchFunctionMode] = list(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+    modes = function_modes()
     for _ in modes:
         _pop_mode()  # type: ignore[no-untyped-call]
     for mode in change(modes):

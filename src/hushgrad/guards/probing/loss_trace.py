@@ -27,6 +27,7 @@ from hushgrad.guards.probing.loss_program import End, Made, Place, Program, Slot
 from hushgrad.guards.probing.trees import tensors_at
 from hushgrad.torch_internals import (
     base_of,
+    function_modes,
     function_of,
     functorch_transform,
     push_below,
@@ -39,6 +40,9 @@ MOST_CALLS = 20_000
 
 MOST_KEPT = 2**26
 """Nor those that work on more values than this which they did not compute themselves."""
+
+MOST_OTHERS = 1
+"""So many other loops may be in an item in one thread (two private models that train in turns)."""
 
 CRITERIA = str(Path(LIBRARY) / "losses.py")
 DEVICES = ("cpu", "cuda")
@@ -72,7 +76,15 @@ class LossTrace(TorchFunctionMode):
         self._is_on = True
         is_compiling = "torch._dynamo" in sys.modules  # then this is no code of the loop's to compile
         self._run = torch.compiler.disable(self._seen) if is_compiling else self._seen  # type: ignore[no-untyped-call]
+        self._end_older()
         push_below(self)
+
+    def _end_older(self) -> None:
+        """Leave few traces of other loops in this thread: of those that were left in an item nobody tells the end."""
+        others = [mode for mode in function_modes() if isinstance(mode, LossTrace) and mode._is_on]
+        for mode in others[MOST_OTHERS:]:  # the newest lie lowest
+            mode.hide("many other loops ran within its item")
+            mode.end()
 
     def end(self) -> None:
         """Take the mode away; what was written down stays."""
