@@ -6,6 +6,8 @@ a data value: shapes, dtypes, counts that the caller declared and names only.
 
 from __future__ import annotations
 
+import traceback
+from pathlib import PurePath
 from typing import Any, Self
 
 
@@ -241,3 +243,9 @@ class NotEstablishedError(HushgradError, RuntimeError):
     """It was found that earlier steps of this account may have leaked, so nothing is released any more."""
 
     code = "DP505"
+
+
+def where_raised(error: BaseException) -> str:
+    """Return the type of an exception and the place it comes from; its text may hold data."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {place.name} ({PurePath(place.filename).name}, line {place.lineno})"

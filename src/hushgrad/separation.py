@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hushgrad.errors import HushgradError, UnsupportedModelError, where_raised
+
 CLASSES = 32
 """So many weights there are, 1 to 2⁻³¹. Up to so many examples two backwards tell all of them apart, three up to its
 square."""
@@ -60,7 +62,7 @@ class Separation:
         for bit in range(max(1, (len(suspects) - 1).bit_length())):
             for side in (0, 1):
                 part = [example for place, example in enumerate(suspects) if place >> bit & 1 == side]
-                if part and self._reaches(part, silent):
+                if part and (self._reaches(part, silent) or self._is_moved(part, silent)):
                     return True
         return False
 
@@ -97,8 +99,41 @@ class Separation:
             for tensor, gradient in zip(self._outputs, gradients, strict=True)
         )
 
+    def _is_moved(self, examples: Sequence[int], silent: frozenset[int]) -> bool:
+        """Whether the rows of these examples get another gradient when the losses of all others count half.
+
+        A hook that scales the gradients of a batch by their norm gives no row a gradient of another loss.
+        """
+        rows = torch.tensor(examples, device=self._losses.device)
+        halved = torch.full_like(self._losses, 0.5).index_fill(0, rows, 1)
+        plain, other = self._gradients(torch.ones_like(self._losses)), self._gradients(halved)
+        quiet = torch.tensor([example in silent for example in examples], device=self._losses.device)
+        for tensor, one, two in zip(self._outputs, plain, other, strict=True):
+            if one is None or two is None:
+                continue
+            same = [
+                _is_close(
+                    _rows_of(one, axis, self._size)[rows.to(one.device)],
+                    _rows_of(two, axis, self._size)[rows.to(two.device)],
+                    quiet.to(one.device),
+                )
+                for axis in self._axes(tensor)
+            ]
+            if not any(same):
+                return True
+        return False
+
     def _gradients(self, weights: Tensor) -> Sequence[Tensor | None]:
-        return torch.autograd.grad(self._losses, self._outputs, weights, retain_graph=True, allow_unused=True)
+        try:
+            return torch.autograd.grad(self._losses, self._outputs, weights, retain_graph=True, allow_unused=True)
+        except (HushgradError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"a backward of the losses fails ({where_raised(error)}) when some of them count less or nothing, so "
+                f"that it cannot be told whether they are separate",
+                cure="Let hooks and custom autograd functions take any gradients, those of zeros included",
+            ) from None
 
     def _axes(self, tensor: Tensor) -> list[int]:
         return [axis for axis in ([0, 1] if tensor.ndim > 2 else [0]) if tensor.shape[axis] % self._size == 0]
@@ -118,3 +153,10 @@ def _differing(plain: Tensor, weighted: Tensor, weights: Tensor, axis: int, size
 
 def _is_zero(rows: Tensor, quiet: Tensor) -> bool:
     return bool(((rows == 0) | (rows.isnan() & quiet.unsqueeze(1))).all())
+
+
+def _is_close(one: Tensor, two: Tensor, quiet: Tensor) -> bool:
+    """Whether rows are the same up to rounding; those that are `quiet`, or not finite, say nothing."""
+    told = one.isfinite().all(1) & two.isfinite().all(1) & quiet.logical_not()
+    difference, size = (one - two).abs().amax(1), one.abs().amax(1)
+    return bool((difference[told] <= 1e-3 * size[told]).all()) if one.shape[1] else True

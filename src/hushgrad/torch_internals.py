@@ -102,6 +102,11 @@ def hook_counts(modules: Iterable[nn.Module]) -> tuple[int, ...]:
     )
 
 
+def has_backward_hooks(model: nn.Module) -> bool:
+    """Return whether a module, or a part of it, has hooks that run in its backward."""
+    return any(part._backward_hooks or part._backward_pre_hooks for part in model.modules())
+
+
 def has_gradient_hooks(tensor: Tensor) -> bool:
     """Return whether a tensor has hooks that see or change its gradient; torch keeps None where it has none."""
     return bool(tensor._backward_hooks) or bool(tensor._post_accumulate_grad_hooks)

@@ -117,6 +117,15 @@ class UsePool:
         self.clear()
         return uses
 
+    def gradient_of(self, example: int) -> dict[str, Tensor]:
+        """Return the gradient of one example by each parameter that was used, `[*shape]`, and keep all of it."""
+        found = {}
+        for name, uses in self._finished.items():
+            parts = [*uses.factored, *([] if uses.kept is None else [Dense(uses.kept)])]
+            own = [part.alone(example).per_example()[0].double() for part in parts]
+            found[name] = torch.stack(own).sum(0)
+        return found
+
     def clear(self) -> None:
         """Drop everything that was recorded."""
         self._finished, self._running, self.backwards, self.undivided = {}, {}, 0, 0

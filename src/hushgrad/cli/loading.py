@@ -14,8 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from hushgrad.errors import InvalidArgumentError
-from hushgrad.guards.probing.calls import where_raised
+from hushgrad.errors import InvalidArgumentError, where_raised
 from hushgrad.printable import printable
 
 PREFIX = "hushgrad_examined_"

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import operator
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from hushgrad.errors import (
     InvalidArgumentError,
     ProtocolError,
     UnsupportedSamplerError,
+    where_raised,
 )
 from hushgrad.randomness import Address, KeyStream
 from hushgrad.sampling.logical_batches import LogicalBatch, logical_batches
@@ -409,10 +408,8 @@ class _CountingCollate:
             return len(records), self._collate_fn(records)
         except Exception as error:
             # The text of the caller's exception may hold data; its type and its place do not.
-            place = traceback.extract_tb(error.__traceback__)[-1]
             raise BatchStructureError(
-                f"collate_fn raised {type(error).__name__} in {place.name} ({PurePath(place.filename).name}, line "
-                f"{place.lineno})",
+                f"collate_fn raised {where_raised(error)}",
                 cure="Let it accept any number of records from 1 on, all of one structure",
             ) from None
 

@@ -128,7 +128,7 @@ class OpenBatch:
         if self._drawn:
             if parts.probe.is_due(self._rows):  # an ordinary gradient is told by its own name, not as a leak
                 parts.frozen.require_no_surprises()
-            parts.probe.examine(self._rows)
+            parts.probe.examine(self._rows, self._pool.gradient_of if self._pool.backwards == 1 else None)
 
     def add(self, scale: float) -> None:
         """Add the clipped sum of the examples that were drawn to the update.

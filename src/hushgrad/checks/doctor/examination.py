@@ -23,11 +23,12 @@ from hushgrad.errors import (
     StrayGradientError,
     UncoveredParameterUseError,
     UnsupportedModelError,
+    where_raised,
 )
 from hushgrad.gradients.contribution import Plan
 from hushgrad.gradients.machine import is_measured
 from hushgrad.guards.compatibility import require_module, require_no_session, require_optimizer
-from hushgrad.guards.probing.calls import SEED, devices_of, where_raised
+from hushgrad.guards.probing.calls import SEED, devices_of
 from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.probing.state import State, forked_randomness
 from hushgrad.guards.probing.trees import with_tensors

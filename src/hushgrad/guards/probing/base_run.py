@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hushgrad.errors import CrossSampleLeakError, HushgradError
-from hushgrad.guards.probing.calls import Outcome, Runner, where_raised
+from hushgrad.errors import CrossSampleLeakError, HushgradError, where_raised
+from hushgrad.guards.probing.calls import Outcome, Runner
 from hushgrad.guards.probing.finite import count_nan, repairs, spoiled_rows
 from hushgrad.guards.probing.rows import Batch
 from hushgrad.guards.probing.state import State, Structure

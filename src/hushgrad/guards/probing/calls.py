@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -22,9 +20,14 @@ from hushgrad.guards.probing.lifting import Lifted, lifted
 from hushgrad.guards.probing.seeds import Seeds, seeds_left
 from hushgrad.guards.probing.state import State, Structure, forked_randomness, randomness_used
 from hushgrad.guards.probing.trees import Path, copied, detached, tensors_at
-from hushgrad.torch_internals import version
+from hushgrad.torch_internals import function_of, has_backward_hooks, has_gradient_hooks, version
 
 SEED = 20_260_101
+
+MOST_NODES = 5_000
+"""So many nodes of a graph are looked at for custom functions."""
+
+OWN, TORCH = __name__.partition(".")[0], torch.__name__
 
 AUTOCAST_DEVICES = ("cpu", "cuda")
 
@@ -42,7 +45,10 @@ class Call:
         lifting: how altered inputs become what the module takes; None until `lift`.
         output: what it returned; None once it was forgotten.
         reached: the paths of the outputs that a backward of a loss came back through.
+        gradients: what came back to each of them; None where it came more than once.
         missing: how many NaN it returned; None where that is not compared.
+        is_hooked: whether hooks hung on its outputs already as it returned.
+        changes_gradients: whether hooks, or custom autograd functions, may do to gradients what no value shows.
         has_returned: whether it did, and was not left by an exception.
         versions: those of the outputs, by which it shows that the loop wrote into them.
         seen: what capture saw of the forward.
@@ -57,9 +63,12 @@ class Call:
     lifting: Lifted | None = None
     output: Any = None
     reached: set[Path] = field(default_factory=set)
+    gradients: dict[Path, Tensor | None] = field(default_factory=dict)
     missing: int | None = 0
     axes: Mapping[Path, int] | None = None
     has_returned: bool = False
+    is_hooked: bool = False
+    changes_gradients: bool = False
     versions: list[int] = field(default_factory=list)
     seen: Seen = field(default_factory=lambda: Seen({}, False))
 
@@ -86,6 +95,11 @@ class Call:
             seen: what capture saw of it.
             is_accumulating: whether the backward that is running accumulates gradients, or only asks for some.
         """
+        tensors = [tensor for _, tensor in tensors_at(output)]
+        self.is_hooked = any(has_gradient_hooks(tensor) for tensor in tensors)
+        self.changes_gradients = (
+            self.is_hooked or seen.hangs_hooks or has_backward_hooks(self.module) or any(map(_has_functions, tensors))
+        )
         self.output, self.missing, self.seen, self.has_returned = output, count_nan(output), seen, True
         self.versions = [version(tensor) for _, tensor in tensors_at(output)]
         for path, tensor in tensors_at(output):
@@ -93,10 +107,11 @@ class Call:
                 tensor.register_hook(self._mark(path, is_accumulating))  # type: ignore[no-untyped-call]
 
     def _mark(self, path: Path, is_accumulating: Callable[[], bool]) -> Callable[[Tensor], None]:
-        reached = self.reached  # and not the call, which holds the tensor that this hook hangs on
+        reached, gradients = self.reached, self.gradients  # and not the call, which holds the tensor of this hook
 
         def hook(gradient: Tensor) -> None:
             if is_accumulating():
+                gradients[path] = None if path in reached else gradient.detach()
                 reached.add(path)
 
         return hook
@@ -225,13 +240,23 @@ class Runner:
         return Outcome(output, moved, drew, silence.unknown, structure, seeds, tuple(silence.laws))
 
 
+def _has_functions(tensor: Tensor) -> bool:
+    """Whether a custom autograd function of somebody else's is among the nearer part of a tensor's graph."""
+    known: set[Any] = set()
+    waiting = [] if tensor.grad_fn is None else [tensor.grad_fn]
+    while waiting and len(known) < MOST_NODES:
+        node = waiting.pop()
+        if node in known:
+            continue
+        known.add(node)
+        function = function_of(node)
+        if function is not None and function.__module__.partition(".")[0] not in (OWN, TORCH):
+            return True
+        waiting += [part for part, _ in node.next_functions if part is not None]
+    return False
+
+
 def devices_of(model: nn.Module, inputs: Any) -> list[torch.device]:
     """Return the devices of a model and its inputs, each once."""
     found = {parameter.device for parameter in model.parameters()}
     return [*(found | {tensor.device for _, tensor in tensors_at(inputs)})]
-
-
-def where_raised(error: BaseException) -> str:
-    """Return the type of an exception and the place it comes from; its text may hold data."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} in {place.name} ({PurePath(place.filename).name}, line {place.lineno})"

@@ -39,6 +39,7 @@ def require_own_gradient(
     loss_reduction: str,
     whole: Any,
     fewer: Any,
+    scale: float = 1.0,
 ) -> tuple[Outcome | None, bool]:
     """Run some examples forward and backward under capture, and one of them alone without; compare its gradient.
 
@@ -55,6 +56,7 @@ def require_own_gradient(
         quiet: run without randomness. Nothing is compared where a random operator could not be made quiet.
         loss_reduction: how a scalar output is made of the examples' losses.
         whole, fewer: the outputs for the batch, and for it without the example.
+        scale: how large the weights are: a hook may change large gradients only.
 
     Returns the outcome of the captured run, or None where no gradient reached any output; and whether anything could be
     told, for which the gradient of the example must be finite.
@@ -80,7 +82,7 @@ def require_own_gradient(
         alone.update({path: outputs[path].detach() for path in outputs})
         if taken:
             cotangents = [
-                _weights(outputs[path], axes[path], count)[place].movedim(0, axes[path])
+                scale * _weights(outputs[path], axes[path], count)[place].movedim(0, axes[path])
                 if path in axes
                 else torch.ones_like(outputs[path])
                 for path in taken
@@ -105,7 +107,7 @@ def require_own_gradient(
             if path not in call.reached or not tensor.requires_grad or path not in alone:
                 continue
             if path in axes:
-                pairs.append((tensor, _spread(alone[path], tensor, axes[path], count)))
+                pairs.append((tensor, scale * _spread(alone[path], tensor, axes[path], count)))
             else:
                 pairs.append((tensor, torch.full_like(tensor, weight)))
         tensors, cotangents = [tensor for tensor, _ in pairs], [cotangent for _, cotangent in pairs]
@@ -127,6 +129,69 @@ def require_own_gradient(
             mean = loss_reduction == "mean"
             is_told &= _require_sum_of_losses(path, tensor, less.get(path), alone[path], batch.size, mean)
     return outcome, _require_equal(pool.take(), own, parameters, place, call.autocast) and is_told
+
+
+def require_gradient_of_batch(
+    runner: Runner,
+    batch: Batch,
+    *,
+    scope: Scope,
+    parameters: Mapping[str, nn.Parameter],
+    axes: Mapping[Path, int],
+    example: int,
+    place: tuple[int, int],
+    recorded: Mapping[str, Tensor],
+) -> None:
+    """Compare one example's recorded gradient, of the loop's own loss in the whole batch, with the one it gives alone.
+
+    The example runs alone on the gradient that the loop's loss gave its outputs. So hooks and custom functions see the
+    values and the number of examples that they see in training.
+
+    Args:
+        runner, batch: what is run; it draws no random numbers.
+        scope: is off for the example alone.
+        parameters: the trainable ones.
+        axes: the axis of the examples in each output.
+        example: which one.
+        place: its number in the batch of the loop, and the size of that.
+        recorded: its gradients by the parameters.
+
+    Raises:
+        CrossSampleLeakError: they differ.
+    """
+    call = runner.call
+    own: dict[str, Tensor] = {}
+    is_whole = True
+
+    def run_alone(output: Any) -> None:
+        nonlocal is_whole
+        tensors, cotangents = [], []
+        for path, tensor in tensors_at(output):
+            gradient = call.gradients.get(path)
+            if path not in call.reached or not tensor.requires_grad:
+                continue
+            if gradient is None or path not in axes:
+                is_whole = False
+                return
+            unit = gradient.shape[axes[path]] // place[1]
+            part = gradient.narrow(axes[path], place[0] * unit, unit)
+            if part.shape != tensor.shape:
+                is_whole = False
+                return
+            tensors.append(tensor)
+            cotangents.append(part)
+        if tensors:
+            trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+            own.update(ordinary_gradients(tensors, cotangents, trained))
+
+    paused, scope.paused = scope.paused, True
+    try:
+        runner.run(batch.only([example]), quiet=False, share=3 / batch.size, then=run_alone)
+    finally:
+        scope.paused = paused
+    if is_whole and own:
+        found = {name: gradient.reshape(parameters[name].shape) for name, gradient in recorded.items()}
+        _require_same(found, own, parameters, call.autocast)
 
 
 def _weights(alone: Tensor, axis: int, size: int) -> Tensor:
@@ -184,15 +249,26 @@ def _require_equal(
     autocast: Sequence[tuple[str, bool, torch.dtype]],
 ) -> bool:
     """Return whether the gradient is finite. One that is not contributes nothing, and shows nothing."""
+    found = {}
+    for name, parameter in parameters.items():
+        if parts := uses.get(name):
+            row = torch.tensor([example], device=parameter.device)
+            found[name] = combine(parts).select(row).per_example()[0].reshape(parameter.shape)
+    return _require_same(found, own, parameters, autocast)
+
+
+@torch.no_grad()
+def _require_same(
+    captured: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    autocast: Sequence[tuple[str, bool, torch.dtype]],
+) -> bool:
     difference, size, worst, culprit = 0.0, 0.0, 0.0, ""
     low = any(enabled for _, enabled, _ in autocast)
     looseness = 0.0
     for name, parameter in parameters.items():
-        parts, wanted = uses.get(name), own.pop(name, None)
-        found = None
-        if parts:
-            row = torch.tensor([example], device=parameter.device)
-            found = combine(parts).select(row).per_example()[0].reshape(parameter.shape)
+        found, wanted = captured.get(name), own.get(name)
         wanted_square = _square(wanted)
         off = _distance(found, wanted)
         difference, size = difference + off, size + (off if wanted is None else wanted_square)

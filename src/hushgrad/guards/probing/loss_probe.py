@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hushgrad.errors import CrossSampleLeakError
-from hushgrad.guards.probing.calls import SEED, where_raised
+from hushgrad.errors import CrossSampleLeakError, where_raised
+from hushgrad.guards.probing.calls import SEED
 from hushgrad.guards.probing.finite import repairs
 from hushgrad.guards.probing.kept import Key
 from hushgrad.guards.probing.lifting import Lifted, lifted

@@ -50,7 +50,7 @@ APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-def
 """The code that calls a custom autograd function."""
 
 SILENT = {
-    "__repr__", "__format__", "__str__", "__hash__", "backward", "register_hook", "retain_grad", "requires_grad_",
+    "__repr__", "__format__", "__str__", "__hash__", "backward", "retain_grad", "requires_grad_",
     "register_post_accumulate_grad_hook", "is_floating_point", "is_complex", "data_ptr", "dim", "ndimension",
     "is_contiguous", "element_size", "stride", "storage_offset", "untyped_storage", "get_device", "__dir__",
 }  # fmt: skip
@@ -167,7 +167,7 @@ class LossTrace(TorchFunctionMode):
         if is_getter and not made and not isinstance(result, torch.Size):
             return
         taken = None
-        if not made and changed is None:
+        if not made and changed is None and func is not Tensor.register_hook:
             if not _is_number(result):
                 return
             taken = result

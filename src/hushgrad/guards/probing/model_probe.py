@@ -7,7 +7,7 @@ the captured gradient of one example must be the one that the example gives alon
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.capture.scope import Scope
-from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError, UnsupportedModelError
+from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError, UnsupportedModelError, where_raised
 from hushgrad.guards.probing.base_run import Left, base_run, other_outputs
-from hushgrad.guards.probing.calls import Call, Outcome, Runner, devices_of, where_raised
+from hushgrad.guards.probing.calls import Call, Outcome, Runner, devices_of
 from hushgrad.guards.probing.deterministic_mode import QUANTILES
 from hushgrad.guards.probing.finite import spoiled_rows
-from hushgrad.guards.probing.gradient_probe import require_own_gradient
+from hushgrad.guards.probing.gradient_probe import require_gradient_of_batch, require_own_gradient
 from hushgrad.guards.probing.laws import follows_batch, what_follows
 from hushgrad.guards.probing.layout import require_records_first
 from hushgrad.guards.probing.loss_probe import Runs
@@ -30,12 +30,18 @@ from hushgrad.guards.probing.rows import Batch, all_agree, batch_axes, fits, gro
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.state_probe import StateProbe, refusal
 from hushgrad.guards.probing.trees import Path, tensors_at
-from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_to, narrowed, own_widths, widened
+from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_to, extremes, narrowed, own_widths, widened
 from hushgrad.torch_internals import version
 
 FEW = 4
 """How many examples are run backward: what a backward keeps must be small beside what the first step holds."""
 
+
+MOST_HOOKED = 32
+"""How many are, where hooks on the outputs or custom functions may ask how many there are."""
+
+LARGE = 1e4
+"""By how much gradients are scaled, for hooks that change large ones only."""
 
 NOT_TOLD = "no two examples of a batch had finite values and gradients, so that the next batch is examined as well"
 
@@ -53,6 +59,8 @@ class ModelProbe:
         keeps_runs: whether `runs` is wanted.
         runs: what the last examined call returned for altered batches.
         axes: of each module's inputs, by their paths, the axes of the examples, as they were found.
+        recorded: gives the gradients of one example that the loop's own backward recorded; None where they are not of
+            this call alone.
         drawn: the loader's item that is in work; None without a loader.
         novelty: what is known of the inputs of earlier batches.
         skipped: what could not be examined, and why.
@@ -66,6 +74,7 @@ class ModelProbe:
     keeps_runs: bool = False
     runs: Runs | None = None
     axes: dict[nn.Module, Mapping[Path, int]] = field(default_factory=dict)
+    recorded: Callable[[int], Mapping[str, Tensor]] | None = None
     drawn: Drawn | None = None
     novelty: Novelty = field(default_factory=Novelty)
     skipped: list[str] = field(default_factory=list)
@@ -97,7 +106,8 @@ class ModelProbe:
             return
         batch = Batch(call.inputs, axes, size)
         widths = self.widths(call, batch)
-        rows = sorted([*dict.fromkeys([*(width.row for width in widths), batch.largest(), *order])][:FEW])
+        preferred = [*(width.row for width in widths), *extremes(batch), batch.largest(), *order]
+        rows = sorted([*dict.fromkeys(preferred)][:FEW])
         here = [replace(width, row=rows.index(width.row)) for width in widths]
         few = replace(call, inputs=batch.only(rows), axes=axes, missing=None)
         is_unchanged = call.versions == [version(tensor) for _, tensor in tensors_at(call.output)]
@@ -222,6 +232,9 @@ class _Examination:
                 self._require_same_uncut(axes, base.drew)
         grown_state = self._kept.grown(base, fewer)
         is_told = self._require_own_gradient(fewer, axes, example, base.drew)
+        if self._probe.recorded is not None and not base.drew and self._batch.value is given.value:
+            for one in (example, next(row for row in range(size) if row != example)):
+                self._require_gradient_of_batch(axes, one)  # the largest may well be what others are scaled by
         less = fewer.output if self._probe.keeps_runs and not base.drew else None
         del fewer  # outputs may be as large as a step's memory
         some, rest = split_examples(size)
@@ -300,8 +313,11 @@ class _Examination:
         """
         assert self._quiet is not None
         order = [left_out, *(row for row in (0, *split_examples(self._size)[0], *range(self._size)) if row != left_out)]
-        for example in list(dict.fromkeys(order))[:FEW]:
-            rows = sorted([example, *[row for row in dict.fromkeys(order) if row != example][: FEW - 1]])
+        call = self._runner.call
+        is_changed = call.is_hooked or (drew and call.changes_gradients)
+        for example, scale in self._trials(list(dict.fromkeys(order)), is_changed):
+            most = MOST_HOOKED if is_changed else FEW
+            rows = sorted([example, *[row for row in dict.fromkeys(order) if row != example][: most - 1]])
             try:
                 captured, is_told = require_own_gradient(
                     self._runner,
@@ -315,6 +331,7 @@ class _Examination:
                     loss_reduction=self._probe.loss_reduction,
                     whole=self._quiet.output,
                     fewer=fewer.output if example == left_out else None,
+                    scale=scale,
                 )
             except HushgradError:
                 raise
@@ -327,9 +344,34 @@ class _Examination:
             elif captured is not None:
                 kept, inputs = (rows, range(len(rows))), self._batch.only(rows)
                 self._compare(self._quiet, captured, axes, kept, inputs, drew, "were left out")
-            if is_told:
+            if is_told and scale == 1:
                 return True
         return False
+
+    def _trials(self, order: Sequence[int], is_changed: bool) -> Iterator[tuple[int, float]]:
+        """Yield the examples to try, one after another until one tells; if they matter, large gradients first."""
+        if is_changed:
+            yield order[-1], LARGE
+        yield from ((example, 1.0) for example in order[:FEW])
+
+    def _require_gradient_of_batch(self, axes: dict[Path, int], example: int) -> None:
+        assert self._probe.recorded is not None
+        row, size = (example, self._size) if self._among is None else (self._among.rows[example], self._among.size)
+        try:
+            require_gradient_of_batch(
+                self._runner,
+                self._batch,
+                scope=self._probe.scope,
+                parameters=self._probe.parameters,
+                axes=axes,
+                example=example,
+                place=(row, size),
+                recorded=self._probe.recorded(row),
+            )
+        except HushgradError:
+            raise
+        except Exception as error:
+            raise self._depends_on_number(error, "on one of them") from None
 
     def _poison(self, base: Outcome, axes: dict[Path, int], chosen: Sequence[int], others: Sequence[int]) -> None:
         inputs, what = self._batch.poisoned(chosen), "were NaN" if self._batch.is_floating else "were exchanged"

@@ -13,6 +13,12 @@ from torch import nn
 from hushgrad.guards.probing.trees import Path, tensors_at
 from hushgrad.guards.probing.widths import contents
 
+MUCH = 0.75
+"""A record that is shorter than this, relative to the shortest so far, is something new."""
+
+SHORT = 0.05
+"""Once a record was as short as this beside the longest, shorter ones show nothing more."""
+
 Place = tuple[int, Path, int]
 """A module (its `id`), a path among its inputs, and an axis."""
 
@@ -23,7 +29,7 @@ class Novelty:
     def __init__(self) -> None:
         self._lengths: dict[Place, int] = {}
         self._varying: set[Place] = set()
-        self._uneven: set[int] = set()
+        self._shortest: dict[int, float] = {}  # of the records seen so far, relative to the longest
         self._due: set[int] = set()
 
     def note(self, module: nn.Module, inputs: Any, axes: Mapping[Path, int]) -> bool:
@@ -45,10 +51,11 @@ class Novelty:
                     self._varying.add(place)
                     self._due.add(own)
             is_of_numbers = tensor.ndim == 2 and not tensor.is_floating_point() and not tensor.is_complex()
-            if own not in self._uneven and is_of_numbers and of_batch == 0 and tensor.numel():
+            if is_of_numbers and of_batch == 0 and tensor.numel() and self._shortest.get(own, 1.0) > SHORT:
                 lengths = contents(tensor)
-                if lengths.min() != lengths.max():
-                    self._uneven.add(own)
+                shortest = float(lengths.min() / lengths.max())
+                if shortest < MUCH * self._shortest.get(own, 1.0):
+                    self._shortest[own] = shortest
                     self._due.add(own)
         return own in self._due
 

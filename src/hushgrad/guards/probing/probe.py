@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.data.dataloader import default_collate
 
-from hushgrad.accounting.conditions import NEVER_EXAMINED, ORDER_OF_ROWS, Condition, not_examined
+from hushgrad.accounting.conditions import INNER_LOSS, NEVER_EXAMINED, ORDER_OF_ROWS, Condition, not_examined
 from hushgrad.capture.scope import Scope, Seen
 from hushgrad.errors import (
     CrossSampleLeakError,
@@ -125,6 +125,7 @@ class Probe:
         self._calls = KeptCalls(model, list(parameters.values()), self._looks)
         self._novelty = Novelty()
         self._drawn: Drawn | None = None
+        self._recorded: Callable[[int], Mapping[str, Tensor]] | None = None
         self._axes: dict[nn.Module, Mapping[Path, int]] = {}
         self._evaluations = Evaluations(self._looks, self._is_accumulating)
         self._is_busy = False
@@ -247,7 +248,7 @@ class Probe:
         self._has_begun = False
         self._calls.clear()
         self._evaluations.clear()
-        self._padded = self._drawn = None
+        self._padded = self._drawn = self._recorded = None
         self._is_told = True
         self._programs.forget()
         self._scalar_loss.forget()
@@ -287,8 +288,10 @@ class Probe:
         """Return whether `examine` will run the model again."""
         return any(self._is_due(part, size) for part in (*self._calls.whole, *self._calls.in_part))
 
-    def examine(self, size: int) -> None:
+    def examine(self, size: int, recorded: Callable[[int], Mapping[str, Tensor]] | None = None) -> None:
         """Probe what ran on a physical batch of `size` examples, unless it was probed before.
+
+        `recorded` gives the gradients of one example by the parameters, where one backward has recorded all of them.
 
         Raises:
             CrossSampleLeakError, PrivateBufferError: naming the place and the cure.
@@ -299,6 +302,8 @@ class Probe:
         pending = [part for part in self._calls.whole if self._is_due(part, size)]
         in_part = [part for part in self._calls.in_part if self._is_due(part, size)]
         evaluations = self._evaluations.reached() if size > 1 else []
+        if self._calls.count == 1 and INNER_LOSS not in self._scalar_loss.conditions:
+            self._recorded = recorded
         if pending or in_part or evaluations:
             self._is_busy = True
             try:
@@ -382,6 +387,7 @@ class Probe:
         assert self._scope is not None
         probe = ModelProbe(self._model, self._scope, self._parameters, self._loss_reduction)
         probe.axes, probe.drawn, probe.novelty = self._axes, self._drawn, self._novelty
+        probe.recorded = self._recorded
         return probe
 
     def _look(self, pending: Sequence[Pending], size: int) -> None:

@@ -281,6 +281,15 @@ def contents(tensor: Tensor) -> np.ndarray[Any, Any]:
         return found
 
 
+def extremes(batch: Batch) -> list[int]:
+    """Return the example with the longest and that with the shortest content, by what is of whole numbers."""
+    lengths = np.zeros(batch.size)
+    for path, tensor in tensors_at(batch.value):
+        if batch.axes.get(path) == 0 and tensor.ndim == 2 and tensor.numel() and not tensor.is_floating_point():
+            lengths = np.maximum(lengths, contents(tensor))
+    return [int(lengths.argmax()), int(lengths.argmin())] if lengths.min() < lengths.max() else []
+
+
 def _guessed(drawn: Drawn | None, batch: Batch, varying: Set[int], count: int) -> Iterator[tuple[int, dict[int, int]]]:
     """Yield lengths that explain an axis which follows the longest record, or which the loop cut to it."""
     taken = [tensor for path, tensor in tensors_at(batch.value) if path in batch.axes]
