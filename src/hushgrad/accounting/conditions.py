@@ -78,6 +78,11 @@ OUTSIDE_CALL = Condition(
     "a part of the model was called by itself, or a method of it in place of the model: what that code does between "
     "its parts, by value, was not seen",
 )
+VALUES_READ = Condition(
+    "values read by the loop",
+    "the loop read numbers of the batch's records (item, tolist, numpy, a comparison) before it called the model: that "
+    "nothing it computes from them gives one record another input because of others is on trust",
+)
 NEVER_EXAMINED = Condition(
     "never examined",
     "a session had batches of one record only, so that records do not influence each other was not examined",

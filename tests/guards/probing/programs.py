@@ -20,9 +20,9 @@ TARGETS = torch.tensor([0, 1, 2, 0, 0, 1])
 def program(loss: Callable[[Tensor, Tensor], Any], *, is_rows: bool = False) -> Program:
     """Return the program of a loss of one output `[B, K]` and targets `[B]`, which are the item."""
     item = (torch.zeros(B, 2), TARGETS.clone())
-    trace = LossTrace(B, item)
+    trace = LossTrace(B, item, {})
     try:
-        trace.given((item[0],))
+        trace.given(((item[0],), {}), ())
         output = OUTPUT.clone().requires_grad_() * 1
         trace.returned(output)
         found = loss(output, item[1])

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.guards.probing.loss_programs import FIRST, LossPrograms
+from hushgrad.guards.probing.widths import Drawn
 from hushgrad.randomness import KeyStream
 from hushgrad.torch_internals import top_mode
+
+
+def drawn(item: Any) -> Drawn:
+    return Drawn(None, (), item, None)
 
 
 def looked_at(programs: LossPrograms, items: int, size: int = 4) -> list[int]:
     found = []
     for number in range(items):
-        programs.begin(size, (torch.ones(size, 2),))
+        programs.begin(size, drawn((torch.ones(size, 2),)))
         if top_mode() is not None:
             found.append(number)
         programs.forget()
@@ -37,8 +44,8 @@ def test_an_item_whose_examples_change_each_other_is_refused() -> None:
     outputs get, changes with the rows of others."""
     programs = LossPrograms("mean", None)
     item = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
-    programs.begin(4, (item,))
-    programs.given((item,))
+    programs.begin(4, drawn((item,)))
+    programs.given(((item,), {}), None)
     output = (item * 1).requires_grad_() * 1
     programs.returned(output)
     losses = output.square().sum(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path, PurePath
 from types import FrameType
 
@@ -15,6 +16,14 @@ LIBRARY, TORCH = str(Path(hushgrad.__file__).parent), str(Path(torch.__file__).p
 def is_of_loop(frame: FrameType) -> bool:
     """Return whether a frame runs code that is neither torch's nor this library's."""
     return not frame.f_code.co_filename.startswith((LIBRARY, TORCH))
+
+
+def loop_frame() -> FrameType | None:
+    """Return the frame of the loop that is running below this library's and torch's; None where there is none."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not is_of_loop(frame):
+        frame = frame.f_back
+    return frame
 
 
 def line_of(frame: FrameType) -> str:

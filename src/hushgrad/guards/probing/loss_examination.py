@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hushgrad.errors import CrossSampleLeakError, LossShapeError
 from hushgrad.guards.probing.loss_numbers import NumbersTaken
-from hushgrad.guards.probing.loss_program import Made, Program
+from hushgrad.guards.probing.loss_program import Given, Made, Program
 from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, axis_of, blocks, is_same, replayed
 from hushgrad.guards.probing.rows import AWAY, split_examples
 from hushgrad.torch_internals import version
@@ -81,6 +81,9 @@ class _Examination:
                 found = _differing(program, self._base, changed, kept)
                 if found is not None:
                     raise _leak(found, self._culprit(changed, kept))
+        program.reads_before_model = self._numbers.left_before_model()
+        if (given := self._numbers.given()) is not None:
+            raise _leak("a number that the model is given, computed from the batch,", given)
         if (call := self._numbers.used()) is not None:
             raise _leak("the loss of one example, by a number or a decision that the batch made,", call)
         if (call := self._numbers.of_single_rows()) is not None and self._has_idle_rows():
@@ -96,16 +99,17 @@ class _Examination:
             if source.kind not in ("item", "output"):
                 continue
             values = source.values
-            axis = axis_of(values, size)
+            axis = self._program.axes.get(slot, axis_of(values, size))
             if axis is None:
                 if source.kind == "output" and values.numel() == 1:
                     found[slot] = values * 1.5 + 0.1
                 continue
             changed = values.clone(memory_format=torch.contiguous_format)
             rows, old = blocks(changed, axis, size), blocks(values, axis, size)
+            beyond = AWAY * max(1.0, _largest(values)) if away and values.is_floating_point() else None
             for example in chosen:
                 row = old[(example + 1) % size]
-                rows[example] = row * AWAY + 1 if away and row.is_floating_point() else row
+                rows[example] = row if beyond is None else row * AWAY + beyond  # it decides any maximum
             found[slot] = changed
         return found
 
@@ -119,7 +123,11 @@ class _Examination:
         for slot in self._program.inputs:
             one, other = self._base.values.get(slot), changed.values.get(slot)
             axis = None if one is None else axis_of(one, size)
-            if one is None or other is None or one.shape != other.shape or axis is None:
+            if one is None or other is None or one.shape != other.shape:
+                continue
+            if axis is None:
+                if not is_same(one.reshape(1, -1), other.reshape(1, -1)):
+                    raise _leak("a tensor that the model is given for all examples", self._culprit(changed, kept))
                 continue
             before, after = blocks(one, axis, size), blocks(other, axis, size)
             if is_same(before[list(kept)], after[list(kept)]):
@@ -178,7 +186,7 @@ class _Examination:
         found: dict[int, Tensor] = {}
         for slot, source in self._program.sources.items():
             values = source.values
-            axis = axis_of(values, size) if source.kind in ("item", "output") else None
+            axis = self._program.axes.get(slot, axis_of(values, size)) if source.kind in ("item", "output") else None
             if axis is not None:
                 found[slot] = values.narrow(axis, 0, values.shape[axis] // size * (size - 1))
             elif values.ndim and values.shape[0] == size:
@@ -213,6 +221,10 @@ class _Examination:
                 )
 
 
+def _largest(values: Tensor) -> float:
+    return float(values.abs().nan_to_num(0.0, 0.0, 0.0).max()) if values.numel() else 0.0
+
+
 def _less(size: int, is_multiple: bool, value: object) -> object:
     """Return a number of the program for a batch of one example less."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value:
@@ -224,7 +236,7 @@ def _less(size: int, is_multiple: bool, value: object) -> object:
     return value
 
 
-def _leak(what: str, call: Made | None) -> CrossSampleLeakError:
+def _leak(what: str, call: Made | Given | None) -> CrossSampleLeakError:
     return CrossSampleLeakError(
         f"the loop lets examples of a batch change each other: when some of them were exchanged or left out, {what} "
         f"changed for the others (batch statistics, a choice among examples, a weight or divisor that the batch "

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Size
 
-from hushgrad.guards.probing.loss_program import Made, Program, slots_of
-from hushgrad.guards.probing.numbers_taken import is_made_of, numbers_in
+from hushgrad.guards.probing.loss_program import Given, Made, Program, slots_of
+from hushgrad.guards.probing.numbers_taken import is_made_of, is_one_of, numbers_in
 
 OF_CRITERIA = "losses.py"
 """This library's own criterion asks for the size of each batch."""
@@ -61,6 +61,22 @@ class NumbersTaken:
                 return calls[number]
         return None
 
+    def given(self) -> Given | None:
+        """Return a call of the model that got a number made of several examples; None if none is known to."""
+        shared = sorted(self._moved[0] & self._moved[1])
+        moved = sorted(self._moved[0] | self._moved[1])
+        for given in self._program.given:
+            starts = [self._numbers[number] for number in shared if number < given.calls]
+            starts.append([value for call in moved if call < given.calls for value in numbers_in(self._numbers[call])])
+            if any(is_one_of(taken, given.numbers, given.place.numbers) for taken in starts):
+                return given
+        return None
+
+    def left_before_model(self) -> bool:
+        """Return whether a number of the examples left torch before a forward of the model began."""
+        moved = [call for call in self._moved[0] | self._moved[1] if not isinstance(self._numbers[call], Size)]
+        return any(call < begun for call in moved for begun in self._program.begun)
+
     def doubt(self) -> str:
         """Return which number of the examples' may have come back unseen, "" if none left torch."""
         for number in sorted(self._moved[0] | self._moved[1]):
@@ -97,8 +113,8 @@ class NumbersTaken:
         return found
 
     def _used(self) -> set[int]:
-        """Return the calls that the losses were made by."""
-        wanted, found = {end.slot for end in self._program.ends}, set()
+        """Return the calls that the losses, or what the model was given, were made by."""
+        wanted, found = {*(end.slot for end in self._program.ends), *self._program.inputs}, set()
         for number in range(self._program.last - 1, -1, -1):
             call = self._program.calls[number]
             is_change = not call.outputs and call.taken is None

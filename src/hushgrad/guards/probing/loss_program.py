@@ -67,6 +67,17 @@ class Source(NamedTuple):
     kind: str  # "item", "output", "number" (made after numbers left torch) or "constant"
 
 
+class Given(NamedTuple):
+    """Numbers that a forward was given, or found in the model's attributes: after how many calls, and where."""
+
+    calls: int
+    numbers: tuple[float, ...]
+    place: Place
+
+    def __str__(self) -> str:
+        return f"the model's call ({self.place})"
+
+
 class End(NamedTuple):
     """A loss, or losses, of the program: its slot, how many calls came before, and whether it has a row for each."""
 
@@ -83,19 +94,27 @@ class Program:
         size: B.
         calls: in order.
         sources: by slot.
+        axes: of parts of the item, by slot, where the examples are on another axis than the first that fits.
         ends: the losses.
-        inputs: the slots that the model was given, of values computed from the item.
+        inputs: the slots that the model was given, or has as buffers, of values computed from the item.
+        given: the numbers that it was given.
+        begun: how many calls came before each forward of the model.
         outputs: the slots of the model's outputs, by the keys under which they are known.
+        reads_before_model: whether numbers of examples left torch before a forward of the model began, as replays tell.
         hidden: why it is not all of what the loop computed; "" if it is, as far as it shows.
     """
 
     size: int
     calls: list[Made] = field(default_factory=list)
     sources: dict[int, Source] = field(default_factory=dict)
+    axes: dict[int, int] = field(default_factory=dict)
     ends: list[End] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
+    given: list[Given] = field(default_factory=list)
+    begun: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     hidden: str = ""
+    reads_before_model: bool = False
 
     @property
     def last(self) -> int:

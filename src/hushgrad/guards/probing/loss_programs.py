@@ -10,6 +10,8 @@ from torch import Tensor
 from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loss_examination import require_separate_program
 from hushgrad.guards.probing.loss_trace import LossTrace
+from hushgrad.guards.probing.state import State
+from hushgrad.guards.probing.widths import Drawn
 from hushgrad.randomness import KeyStream
 
 FIRST = 2
@@ -33,22 +35,24 @@ class LossPrograms:
         self._trace: LossTrace | None = None
         self._is_own = False
         self._items = 0
+        self.has_read = False
+        """Whether the loop read numbers of the batch's examples before it called the model."""
         self._looks = Looks(None if stream is None else stream.fork("loss programs"))
 
-    def begin(self, size: int, item: Any) -> None:
+    def begin(self, size: int, drawn: Drawn) -> None:
         """An item of `size` examples is handed out."""
         if size < 2:
             return
         self._items += 1
         self._looks.begin()
         if self._items <= FIRST or self._looks.wanted:
-            self._trace = LossTrace(size, item)
+            self._trace = LossTrace(size, drawn.item, drawn.axes)
             weakref.finalize(self, self._trace.end)
 
-    def given(self, inputs: Any) -> None:
-        """A forward that may be trained on begins with these."""
+    def given(self, inputs: Any, state: State | None) -> None:
+        """A forward that may be trained on begins with these inputs, and from this state where that was kept."""
         if self._trace is not None:
-            self._trace.given(inputs)
+            self._trace.given(inputs, () if state is None else state.values())
 
     def returned(self, output: Any) -> None:
         """It has returned this, None if it raised."""
@@ -77,6 +81,7 @@ class LossPrograms:
             return ""
         self._trace.end()
         why = require_separate_program(self._trace.program, *self._declared)
+        self.has_read |= self._trace.program.reads_before_model
         return why if self._is_own else ""
 
     def stop(self) -> None:

@@ -7,24 +7,27 @@ which the model's probe knows, are left out.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path as File
+from pathlib import PurePath
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from hushgrad.capture.axes.rules import changes_in_place
-from hushgrad.guards.probing.loop_line import LIBRARY, TORCH
-from hushgrad.guards.probing.loss_program import End, Made, Place, Program, Slot, Source, mapped, tensors_of
-from hushgrad.guards.probing.trees import tensors_at
+from hushgrad.guards.probing.loop_line import LIBRARY, TORCH, loop_frame
+from hushgrad.guards.probing.loss_program import End, Given, Made, Place, Program, Slot, Source, mapped, tensors_of
+from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts
 from hushgrad.torch_internals import (
     base_of,
     function_modes,
@@ -44,7 +47,7 @@ MOST_KEPT = 2**26
 MOST_OTHERS = 1
 """So many other loops may be in an item in one thread (two private models that train in turns)."""
 
-CRITERIA = str(Path(LIBRARY) / "losses.py")
+CRITERIA = str(File(LIBRARY) / "losses.py")
 DEVICES = ("cpu", "cuda")
 APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 """The code that calls a custom autograd function."""
@@ -60,8 +63,8 @@ SILENT = {
 class LossTrace(TorchFunctionMode):
     """Writes down the calls of one item, in the thread that took it."""
 
-    def __init__(self, size: int, item: Any) -> None:
-        """Begin for an item of `size` examples."""
+    def __init__(self, size: int, item: Any, axes: Mapping[Path, int]) -> None:
+        """Begin for an item of `size` examples; `axes` says where they are in tensors that have them elsewhere."""
         super().__init__()
         self.program = Program(size)
         self._thread = threading.get_ident()
@@ -71,8 +74,10 @@ class LossTrace(TorchFunctionMode):
         self._kept = 0
         self._has_taken = False
         self._applied: dict[int, tuple[Any, int]] = {}  # by the node that an autograd function made
-        for _, tensor in tensors_at(item):
-            self._adopt(tensor, "item")
+        for path, tensor in tensors_at(item):
+            slot = self._adopt(tensor, "item")
+            if path in axes:
+                self.program.axes[slot] = axes[path]
         self._is_on = True
         is_compiling = "torch._dynamo" in sys.modules  # then this is no code of the loop's to compile
         self._run = torch.compiler.disable(self._seen) if is_compiling else self._seen  # type: ignore[no-untyped-call]
@@ -101,12 +106,21 @@ class LossTrace(TorchFunctionMode):
 
     # What the probe tells ------------------------------------------------------------------------------------------
 
-    def given(self, inputs: Any) -> None:
-        """The model is called with these."""
+    def given(self, inputs: Any, kept: Iterable[Any]) -> None:
+        """The model is called with these inputs, and `kept` is what it holds beside parameters."""
         self._take_out()
-        for _, tensor in tensors_at(inputs):
-            if (slot := self._slot(tensor)) is not None and slot in self._live:
+        self.program.begun.append(len(self.program.calls))
+        held = list(kept)
+        for tensor in (*(tensor for _, tensor in tensors_at(inputs)), *held):
+            if isinstance(tensor, Tensor) and (slot := self._slot(tensor)) is not None and slot in self._live:
                 self.program.inputs.append(slot)
+        own = [part for part in held if _is_countable(part) and not float(part).is_integer()]  # not met by chance
+        numbers = {float(part) for part in (*_numbers_at(inputs, self.program.size), *own)}
+        frame = loop_frame()
+        if numbers and frame is not None:
+            constants = tuple(part for part in frame.f_code.co_consts if type(part) in (int, float))
+            place = Place(PurePath(frame.f_code.co_filename).name, frame.f_lineno, constants)
+            self.program.given.append(Given(len(self.program.calls), tuple(numbers), place))
 
     def returned(self, output: Any) -> None:
         """The model returned this."""
@@ -200,7 +214,7 @@ class LossTrace(TorchFunctionMode):
         slot = self._slot(tensor)
         if slot is None:
             slot = self._adopt(tensor, "number" if self._has_taken else "constant")
-        elif slot in self.program.sources and is_changed:
+        if slot in self.program.sources and is_changed:
             source = self.program.sources[slot]
             if source.version == version(tensor) and source.values.data_ptr() == tensor.data_ptr():
                 values = tensor.detach().clone()
@@ -263,6 +277,26 @@ class LossTrace(TorchFunctionMode):
         if kind in ("item", "output"):
             self._live.add(slot)
         return slot
+
+
+def _numbers_at(inputs: Any, size: int) -> list[Any]:
+    """Return the numbers among `(args, kwargs)`, but for lists with one for each example: those the probe alters."""
+    found: list[Any] = []
+
+    def visit(path: tuple[Any, ...], part: Any) -> Any:
+        if _is_countable(part):
+            found.append(part)
+        is_own = len(path) > 1 and isinstance(part, (list, tuple)) and len(part) == size
+        return part if is_own or isinstance(part, Tensor) else DESCEND
+
+    with_parts(inputs, visit)
+    return found
+
+
+def _is_countable(value: Any) -> bool:
+    if isinstance(value, (bool, np.bool_)):
+        return False
+    return isinstance(value, (int, float, np.integer, np.floating)) and math.isfinite(value)
 
 
 def _is_number(value: Any) -> bool:

@@ -15,6 +15,9 @@ from torch import Size
 CLOSE = 1e-9
 """Relative to the number: two doubles are not so near to each other by chance."""
 
+CLOSE_OF_SINGLE = 1e-6
+"""The same where it was computed in single precision."""
+
 MOST_NUMBERS = 8
 MOST_CONSTANTS = 12
 SMALL = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12)
@@ -28,6 +31,30 @@ def is_made_of(taken: Any, args: Any, kwargs: Any, constants: Iterable[Any]) -> 
         return False
     known = [*sorted(written)[:MOST_CONSTANTS], *SMALL]
     return any(_is_near(number, value) for start in _starts(taken) for value in _made(start, known) for number in used)
+
+
+def is_one_of(taken: Any, given: Iterable[float], constants: Iterable[Any]) -> bool:
+    """Return whether a number among those given is `taken`, or a usual statistic of it: in the precision of float32."""
+    written = {float(part) for part in constants if _is_finite(part)}
+    used = [number for number in given if not _is_plain(number) and number not in written]
+    numbers = list(numbers_in(taken))
+    if not used or not numbers:
+        return False
+    return any(abs(number - value) <= CLOSE_OF_SINGLE * abs(value) for value in _statistics(numbers) for number in used)
+
+
+def _statistics(numbers: list[float]) -> Iterator[float]:
+    if len(numbers) == 1:
+        value = numbers[0]
+        yield from (value, -value)
+        if not value.is_integer():
+            yield from _functions(value)
+        return
+    total, squares = math.fsum(numbers), math.fsum(number * number for number in numbers)
+    count, mean = len(numbers), total / len(numbers)
+    spread = max(0.0, squares / count - mean * mean)
+    yield from (total, mean, max(numbers), min(numbers), math.sqrt(squares), math.sqrt(squares / count))
+    yield from (spread, math.sqrt(spread), math.sqrt(spread * count / (count - 1)))
 
 
 def _starts(taken: Any) -> Iterator[float]:

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.data.dataloader import default_collate
 
-from hushgrad.accounting.conditions import INNER_LOSS, NEVER_EXAMINED, ORDER_OF_ROWS, Condition, not_examined
+from hushgrad.accounting.conditions import (
+    INNER_LOSS,
+    NEVER_EXAMINED,
+    ORDER_OF_ROWS,
+    VALUES_READ,
+    Condition,
+    not_examined,
+)
 from hushgrad.capture.scope import Scope, Seen
 from hushgrad.errors import (
     CrossSampleLeakError,
@@ -133,6 +140,7 @@ class Probe:
         self._forwards, self._call_count = 0.0, 0
         self._look_count, self._look_forwards = 0, 0.0
         self._notes: list[str] = []
+        self._read: dict[Condition, None] = {}
         self.is_waiting = True
         """Whether forwards may belong to a batch that is trained on; between two items of a loader they do not."""
         self._padded: tuple[Any, int] | None = None
@@ -161,7 +169,6 @@ class Probe:
             require_no_bypass(self._model, module, sys._getframe())
         if self._padded is not None:
             self._look_at_order(args, kwargs)
-        self._programs.given((args, kwargs))
         self._begin_looks()
         signature = signature_of(self._model)
         if self._frozen and any(parameter.requires_grad for parameter in self._frozen.get(signature, ())):
@@ -170,6 +177,7 @@ class Probe:
         is_known = self._examined.get(signature, False)
         is_new = self._novelty.note(module, (args, kwargs), self._axes.get(module, {})) and is_known
         pending = self._calls.begun(module, args, kwargs, signature, is_known=is_known, is_new=is_new)
+        self._programs.given((args, kwargs), None if pending is None else pending.call.state)
         return _Entered(module, pending)
 
     def left(self, entered: _Entered | None, output: Any, seen: Seen) -> None:
@@ -258,7 +266,7 @@ class Probe:
         has_begun = self._has_begun
         self.forget()
         self._drawn, self._has_begun = replace(drawn, axes=self._item_axes), has_begun
-        self._programs.begin(size, drawn.item)
+        self._programs.begin(size, self._drawn)
         self.is_waiting = True
         self._scalar_loss.size = size
 
@@ -299,10 +307,13 @@ class Probe:
         self._scalar_loss.close()
         with self._findings_told():
             self._scalar_loss.doubt(self._programs.examine())
+        if self._programs.has_read:
+            self._read[VALUES_READ] = None
         pending = [part for part in self._calls.whole if self._is_due(part, size)]
         in_part = [part for part in self._calls.in_part if self._is_due(part, size)]
         evaluations = self._evaluations.reached() if size > 1 else []
-        if self._calls.count == 1 and INNER_LOSS not in self._scalar_loss.conditions:
+        is_plain = type(self._model).__call__ is nn.Module.__call__  # else what is hooked is not what a run returns
+        if is_plain and self._calls.count == 1 and INNER_LOSS not in self._scalar_loss.conditions:
             self._recorded = recorded
         if pending or in_part or evaluations:
             self._is_busy = True
@@ -348,7 +359,11 @@ class Probe:
     @property
     def conditions(self) -> tuple[Condition, ...]:
         """What this session took on trust so far, in the order in which it came about."""
-        return (*self._scalar_loss.conditions, *(not_examined(note) for note in dict.fromkeys(self._notes)))
+        return (
+            *self._scalar_loss.conditions,
+            *self._read,
+            *(not_examined(note) for note in dict.fromkeys(self._notes)),
+        )
 
     @property
     def open_conditions(self) -> tuple[Condition, ...]:

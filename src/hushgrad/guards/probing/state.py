@@ -83,6 +83,10 @@ class State:
                 found[("parameter", name)] = fingerprint(named[name])
         return found
 
+    def values(self) -> Iterator[Any]:
+        """Yield what was kept when the copy was taken, the objects themselves."""
+        return (value for value, _ in self._saved.values())
+
     def has_drawn(self) -> bool:
         """Return whether a generator that the model keeps was drawn from since the copy was taken."""
         return any(not agree(kept, copied) for kept, copied in self._generators)
