@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hushgrad.capture.uses import UsePool
-from hushgrad.errors import LossShapeError, ProtocolError
+from hushgrad.errors import HushgradError, LossShapeError, ProtocolError
 from hushgrad.guards.probing.widths import Drawn
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.session.loop import Loop
@@ -81,6 +81,8 @@ class ObservedLoop(Loop):
         drawn = Drawn(self.dataset, batch.indices, item, self.collate_fn)
         try:
             parts.probe.examine_collate(drawn)
+        except HushgradError:
+            raise  # refused, and asked again it is refused again
         except BaseException:
             self.lost(batch)
             raise

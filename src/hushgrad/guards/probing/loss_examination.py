@@ -203,8 +203,9 @@ class _Examination:
             if one is None or other is None or axis is None or not bool(one.any()):
                 continue
             before, after = blocks(one, axis, size)[:-1], blocks(other, axis, size - 1)
-            if not bool(before.any()):
-                continue
+            flat = before.reshape(len(before), -1)
+            if not bool((flat.isfinite().all(1) & flat.any(1)).any()):
+                continue  # nothing that tells
             if is_rows:
                 if is_same(before, after, mean):
                     last = self._program.calls[self._program.last - 1]

@@ -232,7 +232,9 @@ class _Examination:
                 self._require_same_uncut(axes, base.drew)
         grown_state = self._kept.grown(base, fewer)
         is_told = self._require_own_gradient(fewer, axes, example, base.drew)
-        if self._probe.recorded is not None and not base.drew and self._batch.value is given.value:
+        # What comes back to one output may hold what came back to another one that was made of it.
+        is_single = len(runner.call.reached) == 1 and not base.drew
+        if self._probe.recorded is not None and is_single and self._batch.value is given.value:
             for one in (example, next(row for row in range(size) if row != example)):
                 self._require_gradient_of_batch(axes, one)  # the largest may well be what others are scaled by
         less = fewer.output if self._probe.keeps_runs and not base.drew else None
@@ -314,9 +316,10 @@ class _Examination:
         assert self._quiet is not None
         order = [left_out, *(row for row in (0, *split_examples(self._size)[0], *range(self._size)) if row != left_out)]
         call = self._runner.call
-        is_changed = call.is_hooked or (drew and call.changes_gradients)
+        is_seen_in_batch = self._probe.recorded is not None and not drew and len(call.reached) == 1
+        is_changed = call.is_hooked or (call.changes_gradients and not is_seen_in_batch)
         for example, scale in self._trials(list(dict.fromkeys(order)), is_changed):
-            most = MOST_HOOKED if is_changed else FEW
+            most = FEW if scale == 1 and not call.is_hooked else MOST_HOOKED
             rows = sorted([example, *[row for row in dict.fromkeys(order) if row != example][: most - 1]])
             try:
                 captured, is_told = require_own_gradient(
