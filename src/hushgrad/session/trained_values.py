@@ -18,7 +18,10 @@ WATCHED = 8
 """So many parameters of a model are watched, the largest ones."""
 
 VALUES = 16
-"""So many values are compared; a parameter with fewer is not watched."""
+"""So many values are compared, of smaller parameters all."""
+
+FEWEST = 4
+"""A parameter with fewer values is not watched."""
 
 KEPT = 256
 """So many noted samples are kept of each parameter, the latest."""
@@ -80,11 +83,11 @@ def _is_usable(parameter: nn.Parameter) -> bool:
         and parameter.is_floating_point()
         and parameter.device.type != "meta"
         and parameter.is_contiguous()
-        and parameter.numel() >= VALUES
+        and parameter.numel() >= FEWEST
     )
 
 
 def _sample(parameter: nn.Parameter) -> Tensor:
-    """Return `[VALUES]` values from all over a parameter, in memory of their own."""
+    """Return at most `VALUES` values from all over a parameter, in memory of their own."""
     flat = parameter.detach().view(-1)
-    return flat[:: flat.numel() // VALUES][:VALUES].to(torch.float32, copy=True)
+    return flat[:: max(1, flat.numel() // VALUES)][:VALUES].to(torch.float32, copy=True)

@@ -85,6 +85,8 @@ def by_global(scale: Any) -> Any:
     return call
 
 
+READ = ("values read by the loop",)
+
 LEAKY: tuple[Program, ...] = (
     leaky("lengths as a list", SIZES, make=CUT, call=lambda m, x: m(x, sizes(x))),
     leaky("lengths as an array", SIZES, make=CUT, call=lambda m, x: m(x, np.array(sizes(x)))),
@@ -92,12 +94,14 @@ LEAKY: tuple[Program, ...] = (
     leaky(
         "the largest length as an int",
         SIZES,
+        trust=READ,
         call=lambda m, x: m(x, max(sizes(x))),
         make=made(lambda m, x, n: m[0](x[:, :n].mean(1)), linear()),
     ),
     leaky(
         "the largest length by name",
         SIZES,
+        trust=READ,
         call=lambda m, x: m(x, longest=max(sizes(x))),
         make=made(lambda m, x, longest: m[0](x[:, :longest].mean(1)), linear()),
     ),

@@ -302,7 +302,7 @@ PROGRAMS: tuple[Program, ...] = (
     looped("a backward thrown away by zero_grad()", thrown_away),
     looped("a backward thrown away by grad = None", thrown_by_none),
     looped("loss / loss.detach()", scaled_by_the_batch),
-    looped("a learning rate that follows the batch", rate_by_the_batch),
+    looped("a learning rate that follows the batch", rate_by_the_batch, "values changed within an item"),
     looped("batches of a large loss skipped", skipped_if_large, "discarded batches"),
     looped("batches of a large loss discarded", discarded_if_large, "discarded batches"),
     looped("backward twice through one graph", backward_twice),

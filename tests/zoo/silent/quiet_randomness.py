@@ -99,9 +99,6 @@ LEAKY: tuple[Program, ...] = (
     leaky("a generator seeded by ids.sum()", IDS, make=of_generator(lambda ids: int(ids.sum()))),
     leaky("a NumPy generator seeded by ids.sum()", IDS, make=of_numpy(lambda ids: int(ids.sum()))),
     leaky("random.seed(ids.sum())", IDS, make=of_python(lambda ids: int(ids.sum()))),
-    leaky(
-        "as many numbers thrown away as the batch says", HOT, make=skipping(lambda x: 7 if bool((x > 50).any()) else 1)
-    ),
 )
 
 CLEAN: tuple[Program, ...] = (

@@ -136,7 +136,7 @@ ONE_BY_ONE: dict[Function, AxisRule] = {
 AXIS_RULES: dict[Function, AxisRule] = joined(
     _table(elementwise, ARITHMETIC, in_place=True),
     _table(elementwise, ACTIVATIONS, in_place=True),
-    _table(elementwise, "bernoulli broadcast_tensors"),
+    _table(elementwise, "bernoulli broadcast_tensors normal"),
     _table(like_first, SAME_VALUES),
     _table(like_first, FILLS),
     _table(viewed, VIEWS),

@@ -24,6 +24,8 @@ from hushgrad.torch_internals import function_of, has_backward_hooks, has_gradie
 
 SEED = 20_260_101
 
+SUMS_CLOSE = 1e-4
+
 MOST_NODES = 5_000
 """So many nodes of a graph are looked at for custom functions."""
 
@@ -49,6 +51,7 @@ class Call:
         missing: how many NaN it returned; None where that is not compared.
         is_hooked: whether hooks hung on its outputs already as it returned.
         changes_gradients: whether hooks, or custom autograd functions, may do to gradients what no value shows.
+        sums: of its outputs, by which it shows whether a run gave the same.
         has_returned: whether it did, and was not left by an exception.
         versions: those of the outputs, by which it shows that the loop wrote into them.
         seen: what capture saw of the forward.
@@ -66,6 +69,7 @@ class Call:
     gradients: dict[Path, Tensor | None] = field(default_factory=dict)
     missing: int | None = 0
     axes: Mapping[Path, int] | None = None
+    sums: list[tuple[float, float]] = field(default_factory=list)
     has_returned: bool = False
     is_hooked: bool = False
     changes_gradients: bool = False
@@ -96,6 +100,7 @@ class Call:
             is_accumulating: whether the backward that is running accumulates gradients, or only asks for some.
         """
         tensors = [tensor for _, tensor in tensors_at(output)]
+        self.sums = sums_of(output)
         self.is_hooked = any(has_gradient_hooks(tensor) for tensor in tensors)
         self.changes_gradients = (
             self.is_hooked or seen.hangs_hooks or has_backward_hooks(self.module) or any(map(_has_functions, tensors))
@@ -238,6 +243,23 @@ class Runner:
         finally:
             self.state.restore()
         return Outcome(output, moved, drew, silence.unknown, structure, seeds, tuple(silence.laws))
+
+
+def sums_of(output: Any) -> list[tuple[float, float]]:
+    """Return the sum and the sum of absolute values of each tensor."""
+    wide = [
+        tensor.detach().abs().double() if tensor.is_complex() else tensor.detach().double()
+        for _, tensor in tensors_at(output)
+    ]
+    return [(float(values.sum()), float(values.abs().sum())) for values in wide]
+
+
+def are_close(one: list[tuple[float, float]], other: list[tuple[float, float]]) -> bool:
+    """Return whether outputs with these sums are the same, as far as these show."""
+    return len(one) == len(other) and all(
+        abs(a - b) <= SUMS_CLOSE * size and abs(size - second) <= SUMS_CLOSE * size
+        for (a, size), (b, second) in zip(one, other, strict=True)
+    )
 
 
 def _has_functions(tensor: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError, UnsupportedModelError, where_raised
 from hushgrad.guards.probing.base_run import Left, base_run, other_outputs
-from hushgrad.guards.probing.calls import Call, Outcome, Runner, devices_of
+from hushgrad.guards.probing.calls import Call, Outcome, Runner, are_close, devices_of, sums_of
 from hushgrad.guards.probing.deterministic_mode import QUANTILES
 from hushgrad.guards.probing.finite import spoiled_rows
 from hushgrad.guards.probing.gradient_probe import require_gradient_of_batch, require_own_gradient
@@ -234,7 +234,8 @@ class _Examination:
         is_told = self._require_own_gradient(fewer, axes, example, base.drew)
         # What comes back to one output may hold what came back to another one that was made of it.
         is_single = len(runner.call.reached) == 1 and not base.drew
-        if self._probe.recorded is not None and is_single and self._batch.value is given.value:
+        is_repeated = self._among is not None or are_close(runner.call.sums, sums_of(base.output))
+        if self._probe.recorded is not None and is_single and is_repeated and self._batch.value is given.value:
             for one in (example, next(row for row in range(size) if row != example)):
                 self._require_gradient_of_batch(axes, one)  # the largest may well be what others are scaled by
         less = fewer.output if self._probe.keeps_runs and not base.drew else None
@@ -386,6 +387,7 @@ class _Examination:
             self._probe.skipped.append("examples of NaN stop the model, so that they could not be tried")
             inputs, what = self._batch.exchanged(chosen, away=False), "were exchanged"
             poisoned = self._run_exchanged(chosen)
+        self._require_own_seeds(base, poisoned)
         self._compare(base, poisoned, axes, (others, others), inputs, False, what)
         self._kept.require_still(self._batch, base, poisoned, None, others)
 

@@ -63,13 +63,16 @@ class Batch:
         return self._altered(chosen, change)
 
     def poisoned(self, chosen: Sequence[int]) -> Any:
-        """Return the batch with some examples made of NaN wherever they are floating, and exchanged elsewhere."""
+        """Return the batch with some examples made of NaN wherever they are floating, and of one other's ids elsewhere.
+
+        To give each the ids of its neighbour would keep most sums and counts.
+        """
 
         def change(row: Tensor, neighbour: Tensor) -> Tensor:
             is_floating = row.is_floating_point() or row.is_complex()
             return torch.full_like(row, float("nan")) if is_floating else neighbour
 
-        return self._altered(chosen, change)
+        return self._altered(chosen, change, self._unlike())
 
     @property
     def is_floating(self) -> bool:
@@ -94,14 +97,26 @@ class Batch:
 
         return with_tensors(self.value, change)
 
-    def _altered(self, chosen: Sequence[int], change_row: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    def _unlike(self) -> int:
+        """Return the example whose values sum up to the least usual number."""
+        sums_B = torch.zeros(self.size, dtype=torch.float64)
+        for path, tensor in tensors_at(self.value):
+            if path in self.axes and not tensor.is_complex() and tensor.numel():
+                rows = tensor.detach().movedim(self.axes[path], 0).reshape(self.size, -1)
+                sums_B += rows.double().nan_to_num(0.0, 0.0, 0.0).sum(1).cpu()
+        return int((sums_B - sums_B.median()).abs().argmax())
+
+    def _altered(
+        self, chosen: Sequence[int], change_row: Callable[[Tensor, Tensor], Tensor], donor: int | None = None
+    ) -> Any:
         def change(path: Path, tensor: Tensor) -> Tensor:
             tensor = tensor.detach()
             copied = tensor.clone(memory_format=torch.contiguous_format)
             if path in self.axes:
                 axis = self.axes[path]
                 for example in chosen:
-                    row, neighbour = (tensor.select(axis, i) for i in (example, (example + 1) % self.size))
+                    other = (example + 1) % self.size if donor is None else donor
+                    row, neighbour = (tensor.select(axis, i) for i in (example, other))
                     copied.select(axis, example).copy_(change_row(row, neighbour))
             return copied
 
