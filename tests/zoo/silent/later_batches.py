@@ -49,6 +49,14 @@ def by_own_largest(h: Tensor) -> Tensor:
     return h / h.detach().abs().amax(1, keepdim=True).clamp(min=1)
 
 
+def centre(out: Tensor) -> Tensor:
+    return out - out.mean(0).detach()
+
+
+def own_centre(out: Tensor) -> Tensor:
+    return out - out.mean(1, keepdim=True).detach()
+
+
 @dataclass(frozen=True)
 class Run:
     """A run of 40 steps; `before` is called with the model and the number of the step before each of them."""
@@ -131,7 +139,7 @@ def switched(begins: Any, change: Any, before: Any = set_epoch) -> Run:
 
 
 def late_loss(change: Any) -> Run:
-    """The loop's own code mixes from step 20 on."""
+    """The loop's own code mixes from step 20 on, by value."""
     return Run(
         lambda: Switch(lambda m, x: False, by_largest), call=lambda m, x, step: change(m(x)) if step >= 20 else m(x)
     )
@@ -207,7 +215,7 @@ def programs(kind: Any, change: Any, is_clean: bool) -> tuple[Program, ...]:
             f"in every second step from 20 on{tail}",
             switched(lambda m, x: m.calls >= 20 and m.calls % 2 == 0, change, set_calls),
         ),
-        kind(f"the loop's own code from step 20 on{tail}", late_loss(change)),
+        kind(f"the loop's own code from step 20 on{tail}", late_loss(own_centre if is_clean else centre)),
         kind(f"equal lengths for 20 steps, mean over positions{tail}", pooled(is_clean)),
         kind(f"equal lengths for 20 steps, the model's own token mean{tail}", language(is_clean), ("scalar",)),
     )

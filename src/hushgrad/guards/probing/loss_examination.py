@@ -81,7 +81,7 @@ class _Examination:
                 found = _differing(program, self._base, changed, kept)
                 if found is not None:
                     raise _leak(found, self._culprit(changed, kept))
-        program.reads_before_model = self._numbers.left_before_model()
+        program.reads_values = self._numbers.have_left()
         if (given := self._numbers.given()) is not None:
             raise _leak("a number that the model is given, computed from the batch,", given)
         if (call := self._numbers.used()) is not None:

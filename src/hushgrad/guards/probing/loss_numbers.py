@@ -72,10 +72,12 @@ class NumbersTaken:
                 return given
         return None
 
-    def left_before_model(self) -> bool:
-        """Return whether a number of the examples left torch before a forward of the model began."""
-        moved = [call for call in self._moved[0] | self._moved[1] if not isinstance(self._numbers[call], Size)]
-        return any(call < begun for call in moved for begun in self._program.begun)
+    def have_left(self) -> bool:
+        """Return whether numbers of the examples left torch before the losses, but to ask if they are finite."""
+        return any(
+            not isinstance(self._numbers[call], Size) and not self._only_asks_whether_finite(call)
+            for call in self._moved[0] | self._moved[1]
+        )
 
     def doubt(self) -> str:
         """Return which number of the examples' may have come back unseen, "" if none left torch."""

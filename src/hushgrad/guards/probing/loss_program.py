@@ -98,9 +98,8 @@ class Program:
         ends: the losses.
         inputs: the slots that the model was given, or has as buffers, of values computed from the item.
         given: the numbers that it was given.
-        begun: how many calls came before each forward of the model.
         outputs: the slots of the model's outputs, by the keys under which they are known.
-        reads_before_model: whether numbers of examples left torch before a forward of the model began, as replays tell.
+        reads_values: whether numbers of the examples left torch before the losses were made, as replays tell.
         hidden: why it is not all of what the loop computed; "" if it is, as far as it shows.
     """
 
@@ -111,10 +110,9 @@ class Program:
     ends: list[End] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     given: list[Given] = field(default_factory=list)
-    begun: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     hidden: str = ""
-    reads_before_model: bool = False
+    reads_values: bool = False
 
     @property
     def last(self) -> int:

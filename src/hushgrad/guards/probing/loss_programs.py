@@ -36,7 +36,7 @@ class LossPrograms:
         self._is_own = False
         self._items = 0
         self.has_read = False
-        """Whether the loop read numbers of the batch's examples before it called the model."""
+        """Whether the loop read numbers of the batch's examples before it had its losses."""
         self._looks = Looks(None if stream is None else stream.fork("loss programs"))
 
     def begin(self, size: int, drawn: Drawn) -> None:
@@ -81,7 +81,7 @@ class LossPrograms:
             return ""
         self._trace.end()
         why = require_separate_program(self._trace.program, *self._declared)
-        self.has_read |= self._trace.program.reads_before_model
+        self.has_read |= self._trace.program.reads_values
         return why if self._is_own else ""
 
     def stop(self) -> None:

@@ -109,7 +109,6 @@ class LossTrace(TorchFunctionMode):
     def given(self, inputs: Any, kept: Iterable[Any]) -> None:
         """The model is called with these inputs, and `kept` is what it holds beside parameters."""
         self._take_out()
-        self.program.begun.append(len(self.program.calls))
         held = list(kept)
         for tensor in (*(tensor for _, tensor in tensors_at(inputs)), *held):
             if isinstance(tensor, Tensor) and (slot := self._slot(tensor)) is not None and slot in self._live:
