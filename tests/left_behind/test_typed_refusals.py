@@ -301,6 +301,6 @@ def test_a_model_that_counts_on_the_order_of_records_is_told_so() -> None:
 
 
 def test_a_model_that_cannot_run_twice_on_a_batch_is_told_so() -> None:
-    calls = iter(range(1))
+    calls = (number for number in range(1))  # which nobody can put back
     with nothing_left(), pytest.raises((UnsupportedModelError, CrossSampleLeakError), match="StopIteration"):
         Training(Net(lambda m, h: h + next(calls))).backward(batch())

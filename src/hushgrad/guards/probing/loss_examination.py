@@ -8,7 +8,8 @@ left out: a mean over the batch grows by a known factor, a sum does not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,6 +20,7 @@ from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_program import Given, Made, Program
 from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, axis_of, blocks, is_same, replayed
 from hushgrad.guards.probing.rows import AWAY, split_examples
+from hushgrad.guards.probing.widths import contents
 from hushgrad.torch_internals import version
 
 CURE = (
@@ -27,16 +29,22 @@ CURE = (
     "nothing that other examples of the batch decide"
 )
 
+FURTHER = 3
+"""By so many positions batches are padded further."""
+
 SMALLEST = 3
 """Of fewer examples none is left out."""
 
 
-def require_separate_program(program: Program, loss_reduction: str, expected_size: float | None) -> str:
+def require_separate_program(
+    program: Program, loss_reduction: str, expected_size: float | None, lengths: Set[int] = frozenset()
+) -> str:
     """Run the calls of an item again on altered examples, and compare what the others get.
 
     Args:
         program: of the item.
         loss_reduction: as declared.
+        lengths: of axes that follow the longest record of the item.
         expected_size: the expected batch size, by which losses may be divided; None where it is not known.
 
     Returns why it could not be told, "" where it could: neither the losses nor gradients of others changed, and all of
@@ -56,7 +64,11 @@ def require_separate_program(program: Program, loss_reduction: str, expected_siz
         return program.hidden or "its calls cannot be run again"
     if _differing(program, base, again, range(program.size)) is not None:
         return program.hidden or "its calls give other values each time"
-    return _Examination(program, base).run(loss_reduction, expected_size)
+    found = _Examination(program, base)
+    why = found.run(loss_reduction, expected_size)
+    if lengths:
+        found.require_same_if_longer(lengths)
+    return why
 
 
 class _Examination:
@@ -159,6 +171,59 @@ class _Examination:
                 reached |= blocks(gradient, axis, size).reshape(size, -1).ne(0).any(1).cpu()
         return bool(reached.any()) and not bool(reached.all())
 
+    # Padding ---------------------------------------------------------------------------------------------------------
+
+    def require_same_if_longer(self, lengths: Set[int]) -> None:
+        """Refuse losses of short records that change when the batch is padded further, as to a longer one."""
+        for left in (False, True):
+            rows = self._padded_rows(lengths, left)
+            if not rows:
+                continue
+            try:
+                longer = replayed(self._program, self._extended(lengths, left))
+            except NotRunningError:
+                continue
+            gradients = [
+                None if one is None or other is None else _cut_like(other, one, left)
+                for one, other in zip(self._base.gradients, longer.gradients, strict=True)
+            ]
+            if _differing(self._program, self._base, replace(longer, gradients=gradients), rows) is not None:
+                last = self._program.calls[self._program.last - 1] if self._program.last else None
+                raise CrossSampleLeakError(
+                    "the loss of one example is divided by (or made of) how far it is padded, which the longest record "
+                    "of its batch decides",
+                    where="" if last is None else str(last),
+                    cure="Average over the example's own tokens: (losses * mask).sum(1) / mask.sum(1)",
+                )
+
+    def _padded_rows(self, lengths: Set[int], left: bool) -> list[int]:
+        """Return the rows that end in padding in every part of the item: a mask of a whole record is all alike, too."""
+        size, found = self._program.size, set(range(self._program.size))
+        is_any = False
+        for slot, source in self._program.sources.items():
+            values = source.values
+            is_padded = source.kind == "item" and self._program.axes.get(slot, 0) == 0 and values.ndim > 1
+            if is_padded and values.shape[0] == size and values.shape[1] in lengths:
+                own = contents(values.flip(1) if left else values)
+                found &= {row for row in range(size) if own[row] < values.shape[1]}
+                is_any = True
+        return sorted(found) if is_any else []
+
+    def _extended(self, lengths: Set[int], left: bool) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+        for slot, source in self._program.sources.items():
+            if source.kind not in ("item", "output"):
+                continue
+            values = source.values
+            of_batch = self._program.axes.get(slot, axis_of(values, self._program.size))
+            for axis in range(values.ndim):
+                if axis != of_batch and {values.shape[axis], values.shape[axis] + 1} & lengths:
+                    end = values.narrow(axis, 0 if left else values.shape[axis] - 1, 1)
+                    parts = [*[end] * FURTHER, values] if left else [values, *[end] * FURTHER]
+                    values = torch.cat(parts, axis)
+            found[slot] = values
+        return found
+
     # One example less ------------------------------------------------------------------------------------------------
 
     def _leave_out(self, loss_reduction: str, expected_size: float | None) -> None:
@@ -220,6 +285,12 @@ class _Examination:
                     cure=f"Pass loss_reduction={other_kind!r}, or make every part of the loss a {loss_reduction} over "
                     f"the batch",
                 )
+
+
+def _cut_like(longer: Tensor, like: Tensor, left: bool) -> Tensor:
+    for axis, length in enumerate(like.shape):
+        longer = longer.narrow(axis, longer.shape[axis] - length if left else 0, length)
+    return longer
 
 
 def _largest(values: Tensor) -> float:

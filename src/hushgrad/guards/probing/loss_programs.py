@@ -11,7 +11,7 @@ from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loss_examination import require_separate_program
 from hushgrad.guards.probing.loss_trace import LossTrace
 from hushgrad.guards.probing.state import State
-from hushgrad.guards.probing.widths import Drawn
+from hushgrad.guards.probing.widths import Drawn, elastic_lengths
 from hushgrad.randomness import KeyStream
 
 FIRST = 2
@@ -70,8 +70,10 @@ class LossPrograms:
             self._is_own = True
             self._trace.loss(loss, is_rows=False)
 
-    def examine(self) -> str:
-        """Run the item's program again; return why its own loss could not be told, "" if it could or it has none.
+    def examine(self, drawn: Drawn | None) -> str:
+        """Run the program of the item, which is `drawn`, again.
+
+        Returns why its own loss could not be told, "" if it could or it has none.
 
         Raises:
             CrossSampleLeakError: examples change each other's losses or gradients.
@@ -80,8 +82,10 @@ class LossPrograms:
         if self._trace is None:
             return ""
         self._trace.end()
-        why = require_separate_program(self._trace.program, *self._declared)
-        self.has_read |= self._trace.program.reads_values
+        program = self._trace.program
+        lengths = elastic_lengths(drawn, program.size) if drawn is not None and program.ends else set()
+        why = require_separate_program(program, *self._declared, lengths)
+        self.has_read |= program.reads_values
         return why if self._is_own else ""
 
     def stop(self) -> None:

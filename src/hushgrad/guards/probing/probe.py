@@ -306,7 +306,7 @@ class Probe:
         """
         self._scalar_loss.close()
         with self._findings_told():
-            self._scalar_loss.doubt(self._programs.examine())
+            self._scalar_loss.doubt(self._programs.examine(self._drawn))
         if self._programs.has_read:
             self._read[VALUES_READ] = None
         pending = [part for part in self._calls.whole if self._is_due(part, size)]

@@ -281,6 +281,12 @@ def contents(tensor: Tensor) -> np.ndarray[Any, Any]:
         return found
 
 
+def elastic_lengths(drawn: Drawn, size: int) -> set[int]:
+    """Return the lengths of axes in an item of `size` rows that follow its longest record, as a few records tell."""
+    widths = _from_records(drawn, min(len(drawn.indices), size), size)
+    return {length for width in widths for length, own in width.lengths.items() if own < length}
+
+
 def extremes(batch: Batch) -> list[int]:
     """Return the example with the longest and that with the shortest content, by what is of whole numbers."""
     lengths = np.zeros(batch.size)
