@@ -365,8 +365,8 @@ FOUND = CrossSampleLeakError("the output of one example depends on the others", 
 
 
 def test_after_a_finding_every_figure_of_the_ledger_is_infinite_and_nothing_goes_on(tmp_path: Path) -> None:
-    """Guarantee: where any step was charged, every ε, guarantee, report and resume of this ledger says from here on that
-    nothing is established.
+    """Guarantee: where any step was charged, every ε, guarantee, report and resume of this ledger says from here on
+    that nothing is established.
     """
     path = tmp_path / "run.jsonl"
     optimizer, session = attach(PLAN, path)
@@ -438,8 +438,8 @@ def test_a_finding_inside_a_lease_returns_what_was_not_taken(tmp_path: Path) -> 
 
 
 def test_a_finding_that_the_disk_refuses_is_said_and_counts_in_this_process(tmp_path: Path) -> None:
-    """Guarantee: where any step was charged, every ε, guarantee, report and resume of this ledger says from here on that
-    nothing is established, in this process also where the disk refuses.
+    """Guarantee: where any step was charged, every ε, guarantee, report and resume of this ledger says from here on
+    that nothing is established, in this process also where the disk refuses.
     """
     path = tmp_path / "run.jsonl"
     optimizer, session = attach(PLAN, path)
