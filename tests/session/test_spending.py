@@ -365,6 +365,9 @@ FOUND = CrossSampleLeakError("the output of one example depends on the others", 
 
 
 def test_after_a_finding_every_figure_of_the_ledger_is_infinite_and_nothing_goes_on(tmp_path: Path) -> None:
+    """Guarantee: where any step was charged, every ε, guarantee, report and resume of this ledger says from here on
+    that nothing is established.
+    """
     path = tmp_path / "run.jsonl"
     optimizer, session = attach(PLAN, path)
     updates(optimizer, session, 3)
@@ -389,6 +392,9 @@ def test_after_a_finding_every_figure_of_the_ledger_is_infinite_and_nothing_goes
     held = read_ledger(path)
     assert (held.steps, len(held.events)) == (3, 2)
     assert epsilon(held.events, 1e-5) == math.inf
+    assert PrivacyEngine(ledger=path).get_epsilon(1e-5) == math.inf
+    with pytest.raises(NotEstablishedError, match=r"DP301 layers\.3.*after 3 steps|after 3 steps.*DP301 layers\.3"):
+        attach(PLAN, path)
 
 
 def test_a_ledger_with_a_finding_is_continued_by_nobody(tmp_path: Path) -> None:
@@ -432,6 +438,9 @@ def test_a_finding_inside_a_lease_returns_what_was_not_taken(tmp_path: Path) -> 
 
 
 def test_a_finding_that_the_disk_refuses_is_said_and_counts_in_this_process(tmp_path: Path) -> None:
+    """Guarantee: where any step was charged, every ε, guarantee, report and resume of this ledger says from here on
+    that nothing is established, in this process also where the disk refuses.
+    """
     path = tmp_path / "run.jsonl"
     optimizer, session = attach(PLAN, path)
     updates(optimizer, session, 3)

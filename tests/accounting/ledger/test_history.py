@@ -43,6 +43,7 @@ def test_a_ledger_that_is_continued_where_it_lies_or_was_moved_to_is_accepted(pa
 
 
 def test_an_older_copy_is_refused_and_a_reader_says_that_it_is_one(path: Path, tmp_path: Path) -> None:
+    """Guarantee: a ledger that lacks the last record that this machine saw of its run is refused."""
     charged(path).close()
     old = Path(shutil.copy(path, tmp_path / "old.jsonl"))
     charged(path, 3).close()
@@ -66,6 +67,9 @@ def test_a_copy_taken_while_steps_run_is_refused_after_the_writer_was_killed(pat
 
 
 def test_two_copies_cannot_be_continued_one_after_the_other_or_at_once(path: Path, tmp_path: Path) -> None:
+    """Guarantee: a ledger that lacks the last record that this machine saw of its run is refused, as is one whose run
+    goes on in another file at the moment.
+    """
     charged(path).close()
     copy = Path(shutil.copy(path, tmp_path / "copy.jsonl"))
     with charged(path), pytest.raises(LedgerError, match="another copy of it is in use by a writer"):

@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -7,17 +8,34 @@ import resource
 import stat
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hushgrad.accounting import Contract, DisjointPass, Gaussian, Ledger, PoissonSampled, read_ledger
+from hushgrad.accounting import (
+    ACCOUNTANTS,
+    Contract,
+    DisjointPass,
+    Gaussian,
+    Ledger,
+    PoissonSampled,
+    epsilon,
+    read_ledger,
+)
+from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.accounting.ledger.records import LedgerHead, encode
 from hushgrad.accounting.ledger.view import view_when
-from hushgrad.errors import AccountingError, ContractChangedError, InvalidArgumentError, LedgerError
+from hushgrad.errors import (
+    AccountingError,
+    ContractChangedError,
+    InvalidArgumentError,
+    LedgerError,
+    NotEstablishedError,
+)
 
 CONTRACT = Contract(
     "observed",
@@ -317,6 +335,33 @@ def test_a_full_disk_is_an_error_before_noise_and_leaves_a_valid_file(path: Path
     with Ledger(path, contract=CONTRACT) as again:
         again.charge(STEP)
     assert read_ledger(path).steps == 2
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_finding_makes_every_epsilon_of_the_ledger_infinite(path: Path, is_full: bool) -> None:
+    """Guarantee: from here on every ε of this ledger is infinite, in this object also where the disk refuses."""
+    found = NotEstablished(code="DP301", place="layers.3", what="the output of one example depends on the others")
+    ledger = Ledger(path, contract=CONTRACT)
+    ledger.charge(STEP)
+    assert all(0 < epsilon(ledger.events(), 1e-5, accountant) < math.inf for accountant in ACCOUNTANTS)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if is_full:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
+    try:
+        with pytest.raises(LedgerError, match="could not be made to hold") if is_full else nullcontext():
+            ledger.end(found)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for _ in range(2):
+        assert all(epsilon(ledger.events(), 1e-5, accountant) == math.inf for accountant in ACCOUNTANTS)
+        with pytest.raises(NotEstablishedError):
+            ledger.require_established()
+        with pytest.raises((NotEstablishedError, LedgerError)):
+            ledger.charge(STEP)
+    assert ledger.steps == 1
+    ledger.close()
+    held = epsilon(read_ledger(path).events, 1e-5)
+    assert held < math.inf if is_full else held == math.inf
 
 
 def test_a_disk_that_is_full_at_the_start_leaves_nothing_behind(path: Path) -> None:

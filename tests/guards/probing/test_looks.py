@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from hushgrad.guards.probing.looks import Looks, chance, chance_of_missing
+from hushgrad.guards.probing.looks import MOST_OFTEN, Looks, chance, chance_of_missing
 from hushgrad.randomness import KeyStream
 
 
@@ -24,14 +24,23 @@ def test_the_number_of_looks_grows_with_the_logarithm_of_the_run() -> None:
 
 
 def test_looks_come_with_the_stated_probability_and_differ_by_key() -> None:
-    """Over 400 keys each of 40 batches is looked at in a share within 5 standard deviations: false alarm below 1e-4."""
+    """Guarantee: where nobody knows the session's key, nobody can tell before a batch whether it will be looked at.
+
+    Over 400 keys each of 40 batches is looked at in a share within 5 standard deviations: false alarm below 1e-4. That
+    of batches whose predecessor was looked at is the same: what was seen tells nothing of what comes.
+    """
     keys = 400
-    counts = [0] * 40
+    counts, after, both = [0] * 40, 0, 0
     for key in range(keys):
         looks = Looks(KeyStream.fixed_for_tests(key))
+        before = False
         for number in range(40):
             looks.begin()
             counts[number] += looks.wanted
+            if 0 < number < 12:  # of equal chances
+                after, both = after + before, both + (before and looks.wanted)
+            before = looks.wanted
+    assert abs(both / after - MOST_OFTEN) < 5 * math.sqrt(MOST_OFTEN * (1 - MOST_OFTEN) / after)
     for number, count in enumerate(counts, start=1):
         expected = chance(number)
         assert abs(count / keys - expected) < 5 * math.sqrt(expected * (1 - expected) / keys)

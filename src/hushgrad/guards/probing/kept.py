@@ -32,7 +32,7 @@ from hushgrad.guards.probing.user_code import (
     is_users_module,
     spaces_of,
 )
-from hushgrad.torch_internals import REGISTERED, buffers_of
+from hushgrad.torch_internals import CONTAINERS, REGISTERED, buffers_of, own_parameters, parameters_of
 
 DEPTH = 24
 """How deep state is looked for: a step into a container or an object of the user's is one."""
@@ -130,7 +130,7 @@ class _Walk:
             for name, value in own.items()
             if name not in INTERNAL and name != "training"
         ]
-        for name, parameter in own.get("_parameters", {}).items():
+        for name, parameter in parameters_of(module).items():
             if parameter is not None and parameter.__dict__:
                 self._add_parts(("attribute", *names, name), parameter.__dict__, DEPTH)
         for kind in HOOKS:
@@ -292,9 +292,8 @@ class _Walk:
         slots = slots_of(value) if is_users or not is_container else {}
         if slots:
             self._add_parts(key, Slots(value, slots), depth)
-        if isinstance(value, nn.Module):
-            parameters = [part for part in own.get("_parameters", {}).values() if part is not None] if own else []
-            self.cells += [((*key, "parameter", number), part) for number, part in enumerate(parameters)]
+        if isinstance(value, nn.Module) and own and own.keys() >= set(CONTAINERS):  # else its __init__ did not run
+            self.cells += [((*key, "parameter", number), part) for number, part in enumerate(own_parameters([value]))]
         if is_users:
             for cls in kind.__mro__:
                 if is_users_class(cls):

@@ -1,0 +1,105 @@
+"""Whether a later call shows what no examined one did: another length, or records of different lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hushgrad.guards.probing.novelty import MUCH, SHORT, Novelty
+
+MODULE, OTHER = nn.Identity(), nn.Identity()
+AXES = {(0, 0): 0}
+
+
+def given(value: Tensor) -> tuple[Any, ...]:
+    return (value,), {}
+
+
+def ids(*lengths: int, width: int = 10) -> Tensor:
+    """Ids of records of these lengths, padded with zeros on the right."""
+    return torch.tensor([[*range(1, length + 1), *[0] * (width - length)] for length in lengths])
+
+
+def test_a_first_call_and_calls_like_it_show_nothing_new() -> None:
+    novelty = Novelty()
+    for _ in range(3):
+        assert not novelty.note(MODULE, given(torch.randn(4, 10, 2)), AXES)
+        assert not novelty.note(MODULE, given(ids(10, 10)), AXES)
+    assert novelty.varying(MODULE, given(torch.randn(4, 10, 2))) == set()
+
+
+def test_another_length_is_new_until_it_was_examined_and_never_again() -> None:
+    novelty = Novelty()
+    novelty.note(MODULE, given(torch.randn(4, 10, 2)), AXES)
+    assert novelty.note(MODULE, given(torch.randn(4, 7, 2)), AXES)
+    assert novelty.note(MODULE, given(torch.randn(4, 10, 2)), AXES)  # still to be looked at
+    novelty.examined(MODULE)
+    for width in (7, 10, 3):
+        assert not novelty.note(MODULE, given(torch.randn(4, width, 2)), AXES)
+    assert novelty.note(MODULE, given(torch.randn(4, 7, 5)), AXES)  # the other axis
+
+
+def test_another_number_of_examples_is_nothing_new() -> None:
+    novelty = Novelty()
+    for size in (4, 1, 9):
+        assert not novelty.note(MODULE, given(torch.randn(size, 10)), AXES)
+    second = Novelty()
+    for size in (4, 1, 9):
+        assert not second.note(MODULE, given(torch.randn(10, size)), {(0, 0): 1})
+
+
+def test_axes_whose_length_is_not_always_the_same_are_told_by_their_length_in_a_call() -> None:
+    novelty = Novelty()
+    novelty.note(MODULE, given(torch.randn(4, 10, 2)), AXES)
+    novelty.note(MODULE, given(torch.randn(4, 7, 2)), AXES)
+    assert novelty.varying(MODULE, given(torch.randn(4, 6, 2))) == {6}
+    assert novelty.varying(OTHER, given(torch.randn(4, 6, 2))) == set()
+
+
+def test_modules_and_inputs_are_told_apart() -> None:
+    novelty = Novelty()
+    novelty.note(MODULE, given(torch.randn(4, 10)), AXES)
+    assert not novelty.note(OTHER, given(torch.randn(4, 7)), AXES)
+    assert not novelty.note(MODULE, ((), {"mask": torch.randn(4, 7)}), {((1), "mask"): 0})
+    assert novelty.note(MODULE, given(torch.randn(4, 7)), AXES)
+    assert not novelty.note(OTHER, given(torch.randn(4, 7)), AXES)
+    novelty.examined(OTHER)
+    assert novelty.note(MODULE, given(torch.randn(4, 10)), AXES)
+
+
+def test_records_of_different_lengths_for_once_are_new_and_again_where_one_is_much_shorter() -> None:
+    novelty = Novelty()
+    assert not novelty.note(MODULE, given(ids(10, 9)), AXES)  # not by much: 0.9 of the longest
+    assert novelty.note(MODULE, given(ids(10, 6)), AXES)
+    novelty.examined(MODULE)
+    assert not novelty.note(MODULE, given(ids(10, 6)), AXES)
+    assert not novelty.note(MODULE, given(ids(10, 5)), AXES)
+    assert 5 / 6 > MUCH > 4 / 6
+    assert novelty.note(MODULE, given(ids(10, 4)), AXES)
+    novelty.examined(MODULE)
+    assert not novelty.note(MODULE, given(ids(10, 10)), AXES)
+
+
+def test_looks_for_shorter_records_come_to_an_end() -> None:
+    """Each is due at 3/4 of the last one at most, and none beyond a twentieth: a dozen looks, however long it runs."""
+    novelty, due = Novelty(), 0
+    for length in range(200, 0, -1):
+        due += novelty.note(MODULE, given(ids(200, length, width=201)), AXES)
+        novelty.examined(MODULE)
+    assert 5 < due <= 12
+    assert MUCH**12 < SHORT
+
+
+def test_lengths_of_records_are_read_of_rows_of_whole_numbers_alone() -> None:
+    for value, axes in (
+        (ids(10, 3).float(), AXES),
+        (ids(10, 3).T.contiguous(), {(0, 0): 1}),
+        (ids(10, 3)[:, :, None], AXES),
+        (ids(10, 3), {}),
+        (ids(10, 3) + 0j, AXES),
+        (torch.zeros(0, 4, dtype=torch.long), AXES),
+    ):
+        assert not Novelty().note(MODULE, given(value), axes)
+    assert Novelty().note(MODULE, given(ids(10, 3)), AXES)
