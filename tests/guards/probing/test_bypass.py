@@ -1,4 +1,4 @@
-"""Calls of the model's parts from its own methods: refused, since nobody sees what the method computes."""
+"""Calls of the model's parts from its own methods: refused where nobody can run again what the method computes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hushgrad import PrivacyEngine
-from hushgrad.errors import UnsupportedModelError
+from hushgrad import DPSGD, FlatClipping, PoissonSampling, PrivacyEngine, Session, privatize
+from hushgrad.errors import CrossSampleLeakError, UnsupportedModelError
+from hushgrad.randomness import KeyStream
 
 
 class Encoder(nn.Module):
@@ -48,8 +49,22 @@ class Model(nn.Module):
 Way = Callable[[Any, Tensor], Tensor]
 
 
-def train(way: Way, model: nn.Module | None = None) -> PrivacyEngine:
+def train(way: Way, model: nn.Module | None = None) -> Session:
+    """Two steps of a loop without a loader, whose own code nobody can run again."""
     model = model or Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    mechanism = DPSGD(
+        noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.5), expected_batch_size=4
+    )
+    session = privatize(model, optimizer, mechanism, key=KeyStream.fixed_for_tests(1))
+    for x in torch.randn(2, 4, 3):
+        session.backward(way(model, x).square().flatten(1).sum(1))
+        optimizer.step()
+    return session
+
+
+def with_loader(way: Way) -> PrivacyEngine:
+    model = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     engine = PrivacyEngine(test_key=1)
     _, _, loader = engine.make_private(
@@ -106,4 +121,10 @@ def test_a_function_that_was_set_on_the_model_is_one_of_its_methods() -> None:
     ids=["call", "dunder", "a step that calls the model", "parts called by the loop"],
 )
 def test_calls_of_the_model_and_of_its_parts_by_the_loop_are_no_bypass(way: Way) -> None:
-    assert train(way).session.steps == 2
+    assert train(way).steps == 2
+
+
+def test_with_a_loader_a_method_that_runs_parts_trains_if_it_mixes_nothing() -> None:
+    assert with_loader(lambda model, x: model.forward(x)).session.steps == 2
+    with pytest.raises(CrossSampleLeakError, match=r"test_bypass\.py, line"):
+        with_loader(lambda model, x: model.encode(x))

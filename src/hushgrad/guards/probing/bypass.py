@@ -1,7 +1,8 @@
 """Was a part of the model called from a method of the model, in place of a call of the model itself?
 
-`model.forward(x)` and `model.encode(x)` run the same parts as `model(x)`, and what they compute between those is seen
-by nobody: neither by capture nor by a probe, which both begin where a module is called.
+`model.forward(x)` and `model.encode(x)` run the same parts as `model(x)`. What they compute between those is run again
+with the rest of the loop's own code, where there is a loader. In a loop without one it is seen by nobody: neither by
+capture nor by a probe, which both begin where a module is called.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ class Probe:
             return None
         if not any(parameter.requires_grad for parameter in self._parameters.values()):
             return None  # in session.paused()
-        if module is not self._model:
+        if module is not self._model and self._drawn is None:  # else what runs between parts is run again
             require_no_bypass(self._model, module, sys._getframe())
         if self._padded is not None:
             self._look_at_order(args, kwargs)
