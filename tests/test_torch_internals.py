@@ -179,6 +179,7 @@ def test_a_module_keeps_what_it_registers_where_we_look() -> None:
     module.register_module("inner", nn.ReLU())
     module.register_buffer("hidden", torch.zeros(1), persistent=False)
     assert dict(insides.parameters_of(module)) == dict(module.named_parameters(recurse=False))
+    assert list(map(id, insides.own_parameters([module, nn.ReLU()]))) == list(map(id, module.parameters(recurse=False)))
     assert dict(insides.buffers_of(module)) == dict(module.named_buffers(recurse=False))
     assert dict(insides.children_of(module)) == dict(module.named_children())
     assert set(insides.CONTAINERS) | set(insides.REGISTERED) <= vars(module).keys()

@@ -125,3 +125,16 @@ def test_each_object_is_looked_into_once_however_often_it_is_held() -> None:
     model = Deep()
     model.box.itself, model.again = model.box, model.box.values
     assert [key for key, value in kept_by(model)[0] if value is model.box.values[0]] == [("attribute", "again", 0)]
+
+
+def test_parameters_of_a_module_that_an_object_holds_are_looked_at_and_one_that_never_began_is_no_error() -> None:
+    class Helper:
+        pass
+
+    model, helper = Deep(), Helper()
+    began, never = nn.Linear(2, 1), nn.Linear.__new__(nn.Linear)
+    never.__dict__["width"] = 5
+    helper.began, helper.never = began, never  # type: ignore[attr-defined]
+    model.helper = helper
+    found = {id(value) for key, value in kept_by(model).cells if "parameter" in key}
+    assert found == {id(began.weight), id(began.bias)}

@@ -129,6 +129,11 @@ def test_a_batch_begins_with_all_the_room() -> None:
         kept.call()
     assert numbers(kept.calls.whole) == list(range(1, KEPT_WHOLE + 1))
     assert kept.calls.in_part == []
+    for _ in range(2):
+        kept.clear()
+        for _ in range(KEPT_LATER):
+            kept.call(is_known=True, is_new=True)
+        assert len(kept.calls.in_part) == KEPT_LATER
 
 
 def test_in_eval_those_that_no_backward_reached_make_room_for_the_last_call() -> None:

@@ -290,3 +290,11 @@ def test_ids_and_their_mask_are_widened_together_or_not_at_all() -> None:
 )
 def test_what_was_not_cut_to_the_longest_record_is_not_widened(item: Tensor, given: Tensor) -> None:
     assert widened(drawn(None, item=item), batch(given)) is None
+
+
+def test_a_row_that_is_no_record_is_not_cut_short_by_those_that_are() -> None:
+    item = padded([*RECORDS[:3], [2] * 7], width=8)
+    source = Drawn(RECORDS, range(3), item, None)
+    assert widened(source, batch(item[:, :T])) is None
+    item[3, T:] = 0
+    assert widened(source, batch(item[:, :T])) is not None
