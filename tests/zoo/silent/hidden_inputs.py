@@ -157,11 +157,16 @@ LEAKY: tuple[Program, ...] = (
 
 CLEAN: tuple[Program, ...] = (
     clean(
-        "lengths as a list, each record's own", SIZES, make=made(own_mean, linear()), call=lambda m, x: m(x, sizes(x))
+        "lengths as a list, each record's own",
+        SIZES,
+        told=READ,
+        make=made(own_mean, linear()),
+        call=lambda m, x: m(x, sizes(x)),
     ),
     clean(
         "lengths as an array, each record's own",
         SIZES,
+        told=READ,
         make=made(own_mean, linear()),
         call=lambda m, x: m(x, np.array(sizes(x))),
     ),
@@ -189,12 +194,14 @@ CLEAN: tuple[Program, ...] = (
         "a list of numbers, each record's own",
         ROWS,
         call=lambda m, x: m(x, x[:, 0].tolist()),
+        told=READ,
         make=made(lambda m, x, v: m[0](x) * torch.tensor(v)[:, None], linear()),
     ),
     clean(
         "an array of features, each record's own",
         ROWS,
         call=lambda m, x: m(x, x.numpy().copy()),
+        told=READ,
         make=made(lambda m, x, v: m[0](x + torch.from_numpy(v)), linear()),
     ),
     clean(

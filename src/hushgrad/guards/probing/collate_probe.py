@@ -21,7 +21,7 @@ from hushgrad.guards.probing.calls import SEED
 from hushgrad.guards.probing.deterministic_mode import DeterministicMode
 from hushgrad.guards.probing.rows import rows_agree
 from hushgrad.guards.probing.state import forked_randomness
-from hushgrad.guards.probing.trees import Path, tensors_at, with_tensors
+from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts, with_tensors
 
 RECORDS = 6
 """How many records a probe looks at, at most."""
@@ -179,8 +179,18 @@ def _collated(collate_fn: Callable[[list[Any]], Any], records: Sequence[Any], qu
         stack.enter_context(forked_randomness([], SEED))
         if quiet:
             stack.enter_context(DeterministicMode())
-        batch = collate_fn(copy.deepcopy(list(records)))
+        batch = with_parts(collate_fn(copy.deepcopy(list(records))), _as_tensor)
         return with_tensors(batch, lambda _, tensor: tensor.clone())  # it may fill one buffer again and again
+
+
+def _as_tensor(path: Path, part: Any) -> Any:
+    """Return arrays and real numbers as tensors: a statistic of the batch may come as one."""
+    if isinstance(part, np.ndarray) and part.dtype.kind in "biufc":
+        try:
+            return torch.from_numpy(part.copy())
+        except TypeError:
+            return DESCEND
+    return torch.tensor(float(part), dtype=torch.float64) if isinstance(part, (float, np.floating)) else DESCEND
 
 
 def _rows_agree(one: Tensor, two: Tensor) -> bool:

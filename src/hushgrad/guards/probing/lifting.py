@@ -76,6 +76,13 @@ def lifted(value: Any, size: int, *, outer: int) -> Lifted:
                 where="the model",
                 cure="Pass a list or a tensor",
             )
+        if callable(part) and _holds_values(part):
+            raise UnsupportedModelError(
+                "is given a function that holds tensors or arrays of its own, so that these cannot be altered with the "
+                "rest of the batch",
+                where="the model",
+                cure="Pass the tensors as arguments, and functions that hold none",
+            )
         found = _lifted_part(part, size)
         if found is None:
             return DESCEND
@@ -109,20 +116,37 @@ def _lifted_part(part: Any, size: int) -> tuple[Tensor, Callable[[Tensor], Any]]
 
 
 def _numbers(part: Sequence[Any], kind: Callable[[Any], Any]) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """Return numbers of one type as a tensor; of several types, or too large ones, each keeps its own."""
     make = type(part[0])
-    if all(isinstance(entry, (bool, np.bool_)) for entry in part):
+    if any(type(entry) is not make for entry in part):
+        return _tickets(part, kind)
+    if issubclass(make, (bool, np.bool_)):
         tensor = torch.tensor([bool(entry) for entry in part])
-    elif all(isinstance(entry, (int, np.integer)) and abs(int(entry)) < 2**62 for entry in part):
-        tensor = torch.tensor([int(entry) for entry in part])
-    else:
-        try:
-            tensor = torch.tensor([float(entry) for entry in part], dtype=torch.float64)
-        except (TypeError, ValueError, OverflowError):
+    elif issubclass(make, (int, np.integer)):
+        if any(abs(int(entry)) >= 2**62 for entry in part):
             return _tickets(part, kind)
-        make = float if make in (bool, int) else make
+        tensor = torch.tensor([int(entry) for entry in part])
+    elif issubclass(make, (float, np.floating)):
+        tensor = torch.tensor([float(entry) for entry in part], dtype=torch.float64)
+    else:
+        return _tickets(part, kind)
     return tensor, lambda found: kind([make(entry) for entry in found.tolist()])
 
 
 def _tickets(entries: Sequence[Any], kind: Callable[[Any], Any]) -> tuple[Tensor, Callable[[Tensor], Any]]:
     numbers = torch.arange(TICKET, TICKET + len(entries))
     return numbers, lambda found: kind([copied(entries[int(number) - TICKET]) for number in found.tolist()])
+
+
+def _holds_values(function: Any) -> bool:
+    """Whether a function keeps tensors or arrays: around it, as arguments given before, or as its own object."""
+    if isinstance(function, (Tensor, torch.nn.Module, type)):
+        return False
+    held: list[Any] = [getattr(function, "__self__", None), *getattr(function, "args", ())]
+    held += dict(getattr(function, "keywords", None) or {}).values()
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            held.append(cell.cell_contents)
+        except ValueError:  # not filled yet
+            continue
+    return any(isinstance(part, (Tensor, np.ndarray)) and not isinstance(part, torch.nn.Parameter) for part in held)

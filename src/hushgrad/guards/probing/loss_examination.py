@@ -20,7 +20,7 @@ from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_program import Given, Made, Program
 from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, axis_of, blocks, is_same, replayed
 from hushgrad.guards.probing.rows import AWAY, split_examples
-from hushgrad.guards.probing.widths import contents
+from hushgrad.guards.probing.widths import OwnWidth, cut_like
 from hushgrad.torch_internals import version
 
 CURE = (
@@ -37,14 +37,14 @@ SMALLEST = 3
 
 
 def require_separate_program(
-    program: Program, loss_reduction: str, expected_size: float | None, lengths: Set[int] = frozenset()
+    program: Program, loss_reduction: str, expected_size: float | None, widths: Sequence[OwnWidth] = ()
 ) -> str:
     """Run the calls of an item again on altered examples, and compare what the others get.
 
     Args:
         program: of the item.
         loss_reduction: as declared.
-        lengths: of axes that follow the longest record of the item.
+        widths: records of the item that are shorter than its longest.
         expected_size: the expected batch size, by which losses may be divided; None where it is not known.
 
     Returns why it could not be told, "" where it could: neither the losses nor gradients of others changed, and all of
@@ -66,8 +66,8 @@ def require_separate_program(
         return program.hidden or "its calls give other values each time"
     found = _Examination(program, base)
     why = found.run(loss_reduction, expected_size)
-    if lengths:
-        found.require_same_if_longer(lengths)
+    if widths:
+        found.require_same_if_longer(widths)
     return why
 
 
@@ -173,10 +173,11 @@ class _Examination:
 
     # Padding ---------------------------------------------------------------------------------------------------------
 
-    def require_same_if_longer(self, lengths: Set[int]) -> None:
+    def require_same_if_longer(self, widths: Sequence[OwnWidth]) -> None:
         """Refuse losses of short records that change when the batch is padded further, as to a longer one."""
+        lengths = {length for width in widths for length in width.lengths}
         for left in (False, True):
-            rows = self._padded_rows(lengths, left)
+            rows = [width.row for width in widths if self._is_padded(width, left)]
             if not rows:
                 continue
             try:
@@ -184,7 +185,7 @@ class _Examination:
             except NotRunningError:
                 continue
             gradients = [
-                None if one is None or other is None else _cut_like(other, one, left)
+                None if one is None or other is None else cut_like(other, one, left)
                 for one, other in zip(self._base.gradients, longer.gradients, strict=True)
             ]
             if _differing(self._program, self._base, replace(longer, gradients=gradients), rows) is not None:
@@ -196,18 +197,20 @@ class _Examination:
                     cure="Average over the example's own tokens: (losses * mask).sum(1) / mask.sum(1)",
                 )
 
-    def _padded_rows(self, lengths: Set[int], left: bool) -> list[int]:
-        """Return the rows that end in padding in every part of the item: a mask of a whole record is all alike, too."""
-        size, found = self._program.size, set(range(self._program.size))
+    def _is_padded(self, width: OwnWidth, left: bool) -> bool:
+        """Whether a record ends in padding, or begins with it, in every part of the item that is padded."""
         is_any = False
         for slot, source in self._program.sources.items():
             values = source.values
-            is_padded = source.kind == "item" and self._program.axes.get(slot, 0) == 0 and values.ndim > 1
-            if is_padded and values.shape[0] == size and values.shape[1] in lengths:
-                own = contents(values.flip(1) if left else values)
-                found &= {row for row in range(size) if own[row] < values.shape[1]}
+            if source.kind != "item" or self._program.axes.get(slot, 0) or values.ndim < 2:
+                continue
+            length, own = values.shape[1], width.lengths.get(values.shape[1], values.shape[1])
+            if values.shape[0] == self._program.size and own < length:
+                beyond = values[width.row, : length - own] if left else values[width.row, own:]
+                if not bool((beyond == beyond[:1]).all()):
+                    return False
                 is_any = True
-        return sorted(found) if is_any else []
+        return is_any
 
     def _extended(self, lengths: Set[int], left: bool) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
@@ -216,11 +219,11 @@ class _Examination:
                 continue
             values = source.values
             of_batch = self._program.axes.get(slot, axis_of(values, self._program.size))
-            for axis in range(values.ndim):
-                if axis != of_batch and {values.shape[axis], values.shape[axis] + 1} & lengths:
-                    end = values.narrow(axis, 0 if left else values.shape[axis] - 1, 1)
-                    parts = [*[end] * FURTHER, values] if left else [values, *[end] * FURTHER]
-                    values = torch.cat(parts, axis)
+            others = [axis for axis in range(values.ndim) if axis != of_batch]
+            if others and {values.shape[others[0]], values.shape[others[0]] + 1} & lengths:
+                axis = others[0]
+                end = values.narrow(axis, 0 if left else values.shape[axis] - 1, 1)
+                values = torch.cat([*[end] * FURTHER, values] if left else [values, *[end] * FURTHER], axis)
             found[slot] = values
         return found
 
@@ -285,12 +288,6 @@ class _Examination:
                     cure=f"Pass loss_reduction={other_kind!r}, or make every part of the loss a {loss_reduction} over "
                     f"the batch",
                 )
-
-
-def _cut_like(longer: Tensor, like: Tensor, left: bool) -> Tensor:
-    for axis, length in enumerate(like.shape):
-        longer = longer.narrow(axis, longer.shape[axis] - length if left else 0, length)
-    return longer
 
 
 def _largest(values: Tensor) -> float:

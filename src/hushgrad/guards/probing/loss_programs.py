@@ -11,7 +11,7 @@ from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loss_examination import require_separate_program
 from hushgrad.guards.probing.loss_trace import LossTrace
 from hushgrad.guards.probing.state import State
-from hushgrad.guards.probing.widths import Drawn, elastic_lengths
+from hushgrad.guards.probing.widths import Drawn, short_records
 from hushgrad.randomness import KeyStream
 
 FIRST = 2
@@ -83,8 +83,8 @@ class LossPrograms:
             return ""
         self._trace.end()
         program = self._trace.program
-        lengths = elastic_lengths(drawn, program.size) if drawn is not None and program.ends else set()
-        why = require_separate_program(program, *self._declared, lengths)
+        widths = short_records(drawn, program.size) if drawn is not None and program.ends else []
+        why = require_separate_program(program, *self._declared, widths)
         self.has_read |= program.reads_values
         return why if self._is_own else ""
 

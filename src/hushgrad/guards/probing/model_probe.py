@@ -30,7 +30,7 @@ from hushgrad.guards.probing.rows import Batch, all_agree, batch_axes, fits, gro
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.state_probe import StateProbe, refusal
 from hushgrad.guards.probing.trees import Path, tensors_at
-from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_to, extremes, narrowed, own_widths, widened
+from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_like, cut_to, extremes, narrowed, own_widths, widened
 from hushgrad.torch_internals import version
 
 FEW = 4
@@ -449,9 +449,9 @@ class _Examination:
         base = {
             path: there[path].index_select(axis, self._row(there[path], axis, width.row)) for path, axis in axes.items()
         }
-        cut = {path: cut_to(tensor, width, axes[path], left) for path, tensor in base.items()}
         own = {path: tensor for path, tensor in tensors_at(alone.output) if path in axes}
-        if alone.unknown is None and not all_agree(cut, own):
+        cut = {path: cut_like(tensor, own[path], left) for path, tensor in base.items() if path in own}
+        if alone.unknown is None and not all_agree(cut, own, same_kernels=False):
             raise self._padding_shows()
 
     def _padding_shows(self) -> CrossSampleLeakError:

@@ -46,7 +46,7 @@ from hushgrad.guards.probing.novelty import Novelty
 from hushgrad.guards.probing.row_order import rows_are_in_order
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
 from hushgrad.guards.probing.trees import Path, kept_values, tensors_at
-from hushgrad.guards.probing.widths import Drawn
+from hushgrad.guards.probing.widths import Drawn, telling_rows
 from hushgrad.randomness import KeyStream
 from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task, will_execute
 
@@ -338,7 +338,7 @@ class Probe:
         if drawn.collate_fn is None or drawn.collate_fn is default_collate or len(drawn.indices) < 2 or not is_due:
             return
         with kept_values(drawn.item), self._findings_told():
-            records = [drawn.dataset[index] for index in drawn.indices[:RECORDS]]
+            records = [drawn.dataset[drawn.indices[row]] for row in telling_rows(drawn, RECORDS)]
             axes = require_separate_rows(drawn.collate_fn, records)
             if axes is not None:
                 self._collate_is_known, self._item_axes = True, axes

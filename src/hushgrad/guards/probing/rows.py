@@ -220,13 +220,16 @@ def others_differ(
     return False
 
 
-def all_agree(one: Any, two: Any) -> bool:
-    """Return whether two runs on the same examples gave the same, up to rounding."""
+def all_agree(one: Any, two: Any, *, same_kernels: bool = True) -> bool:
+    """Return whether two runs on the same examples gave the same, up to rounding.
+
+    `same_kernels`: whether both ran on as many examples, so that each row was computed in the same way.
+    """
     first, second = dict(tensors_at(one)), dict(tensors_at(two))
     return first.keys() == second.keys() and all(
         tensor.shape == second[path].shape
         and tensor.dtype == second[path].dtype
-        and rows_agree(tensor.detach(), second[path].detach())
+        and rows_agree(tensor.detach(), second[path].detach(), same_kernels=same_kernels)
         for path, tensor in first.items()
     )
 
@@ -237,7 +240,7 @@ def _blocks(tensor: Tensor, axis: int, size: int) -> Tensor:
     return front.reshape(size, front.shape[0] // size, *front.shape[1:]) if front.shape[0] % size == 0 else front
 
 
-def rows_agree(one: Tensor, two: Tensor) -> bool:
+def rows_agree(one: Tensor, two: Tensor, *, same_kernels: bool = True) -> bool:
     """Return whether two tensors agree up to rounding where both have values; NaN agrees with NaN.
 
     Where one is longer than the other (the batch was cut to its longest example), the common part is compared.
@@ -245,12 +248,14 @@ def rows_agree(one: Tensor, two: Tensor) -> bool:
     if one.ndim == 0 or two.ndim == 0:
         one, two = one.reshape(1, -1), two.reshape(1, -1)
     rows = range(min(one.shape[0], two.shape[0]))
-    return _agree(one, two, rows, rows)
+    return _agree(one, two, rows, rows, same_kernels)
 
 
-def _agree(one: Tensor, two: Tensor, rows_one: Sequence[int], rows_two: Sequence[int]) -> bool:
+def _agree(
+    one: Tensor, two: Tensor, rows_one: Sequence[int], rows_two: Sequence[int], same_kernels: bool = True
+) -> bool:
     """As `rows_agree`, for the rows with these numbers. Few at a time: outputs may be as large as a step's memory."""
-    is_same_shape = one.shape == two.shape
+    is_same_shape = same_kernels and one.shape == two.shape
     shape = [min(a, b) for a, b in zip(one.shape[1:], two.shape[1:], strict=True)]
     common = (slice(None), *(slice(0, length) for length in shape))
     one, two = one[common], two[common]

@@ -133,12 +133,36 @@ def widened(drawn: Drawn, batch: Batch) -> tuple[Batch, int, int] | None:
 
 def cut_to(tensor: Tensor, width: OwnWidth, batch_axis: int | None, left: bool) -> Tensor:
     """Return a tensor cut to a record's own width along all axes but that of the batch."""
-    for axis in range(tensor.ndim):
+    for axis in places_of(tensor, width, batch_axis):
         length = tensor.shape[axis]
-        own = length if axis == batch_axis else width.of(length)
-        if own < length:
-            tensor = tensor.narrow(axis, length - own if left else 0, own)
+        own = width.of(length)
+        tensor = tensor.narrow(axis, length - own if left else 0, own)
     return tensor.contiguous()
+
+
+def places_of(tensor: Tensor, width: OwnWidth, batch_axis: int | None) -> list[int]:
+    """Return the axes of positions that a record has fewer of: one, but for masks over pairs and for images.
+
+    An axis of features may be as long by chance. One that the loop shifted is sought among whole numbers only.
+    """
+    others = [axis for axis in range(tensor.ndim) if axis != batch_axis]
+    exact = [axis for axis in others if width.lengths.get(tensor.shape[axis], tensor.shape[axis]) < tensor.shape[axis]]
+    if exact:
+        return exact if tensor.ndim > 3 else exact[:1]
+    is_shifted = (
+        others and not tensor.is_floating_point() and width.of(tensor.shape[others[0]]) < tensor.shape[others[0]]
+    )
+    return others[:1] if is_shifted else []
+
+
+def cut_like(tensor: Tensor, own: Tensor, left: bool) -> Tensor:
+    """Return a tensor cut to the shape that another one has, where it is longer."""
+    if tensor.ndim != own.ndim:
+        return tensor
+    for axis, length in enumerate(own.shape):
+        if length < tensor.shape[axis]:
+            tensor = tensor.narrow(axis, tensor.shape[axis] - length if left else 0, length)
+    return tensor
 
 
 def _own_number(path: Path, part: Any, width: OwnWidth) -> Any:
@@ -154,11 +178,7 @@ def _cuts_padding(batch: Batch, width: OwnWidth, left: bool) -> bool:
         axis = batch.axes.get(path)
         if axis is None:
             continue
-        places = [
-            place
-            for place in range(tensor.ndim)
-            if place != axis and width.of(tensor.shape[place]) < tensor.shape[place]
-        ]
+        places = places_of(tensor, width, axis)
         if not places:
             continue
         cut = True
@@ -234,7 +254,7 @@ def _lengths_of_lists(value: Any, count: int) -> Iterator[tuple[int, dict[int, i
             entries = [dict(_lengths(entry)) for entry in part]
             for key in entries[0]:
                 own = [entry.get(key, 0) for entry in entries]
-                if max(own) != min(own):
+                if min(own) and max(own) != min(own):
                     for row in range(count):
                         found[row][max(own)] = max(1, own[row])
         return part if isinstance(part, (Tensor, np.ndarray)) else DESCEND
@@ -281,10 +301,32 @@ def contents(tensor: Tensor) -> np.ndarray[Any, Any]:
         return found
 
 
-def elastic_lengths(drawn: Drawn, size: int) -> set[int]:
-    """Return the lengths of axes in an item of `size` rows that follow its longest record, as a few records tell."""
+def short_records(drawn: Drawn, size: int) -> list[OwnWidth]:
+    """Return a few records of an item of `size` rows that are shorter than its longest, read once more to tell."""
     widths = _from_records(drawn, min(len(drawn.indices), size), size)
-    return {length for width in widths for length, own in width.lengths.items() if own < length}
+    return [width for width in widths if any(own < length for length, own in width.lengths.items())]
+
+
+def telling_rows(drawn: Drawn, most: int) -> list[int]:
+    """Return some rows of an item, the longest, the shortest and the one with the largest value among them.
+
+    The second and fourth are those that a probe exchanges and leaves out.
+    """
+    count = len(drawn.indices)
+    largest, lengths = np.zeros(count), np.zeros(count)
+    for _, tensor in tensors_at(drawn.item):
+        if tensor.ndim and tensor.shape[0] >= count and tensor.numel() and not tensor.is_complex():
+            sizes = tensor.detach()[:count].reshape(count, -1).abs().double().nan_to_num(0.0, 0.0, 0.0).amax(1)
+            largest = np.maximum(largest, sizes.cpu().numpy())
+            if tensor.ndim > 1 and tensor.shape[1]:
+                lengths = np.maximum(lengths, contents(tensor[:count]))
+    special = dict.fromkeys([int(largest.argmax()), int(lengths.argmax()), int(lengths.argmin())])
+    others = [row for row in range(count) if row not in special]
+    rows = []
+    for row in special:
+        rows += [*others[:1], row]
+        others = others[1:]
+    return [*rows, *others][:most]
 
 
 def extremes(batch: Batch) -> list[int]:
