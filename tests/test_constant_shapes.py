@@ -155,7 +155,7 @@ def test_draws_without_records_are_steps_of_noise_alone_in_the_same_shape() -> N
 
 
 def test_what_a_loop_compiles_is_compiled_once() -> None:
-    """A frozen part in front of a private one, by a backend that only counts; draws of every size compile it again."""
+    """A frozen part in front of a private one, by a backend that only counts; draws of every size compile it anew."""
 
     def shapes_compiled(constant_shapes: bool) -> list[list[tuple[int, ...]]]:
         torch._dynamo.reset()
@@ -169,15 +169,17 @@ def test_what_a_loop_compiles_is_compiled_once() -> None:
         model = networks()["mlp"].double()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         session = privatize(model, optimizer, mechanism(14), key=KeyStream.fixed_for_tests(3))
-        for x, y in session.batches(data(), steps_per_pass=4, constant_shapes=constant_shapes):
+        for x, y in session.batches(data(), steps_per_pass=24, constant_shapes=constant_shapes):
             session.backward(nn.functional.cross_entropy(model(features(x)), y, reduction="none"))
             optimizer.step()
         session.close()
         torch._dynamo.reset()
         return seen
 
-    assert shapes_compiled(constant_shapes=True) == [[(14, 8)]]
-    assert len(shapes_compiled(constant_shapes=False)) > 1
+    compiled = shapes_compiled(constant_shapes=True)
+    assert compiled
+    assert all(shapes == [(14, 8)] for shapes in compiled)  # again for items whose calls are written down
+    assert len({str(shapes) for shapes in shapes_compiled(constant_shapes=False)}) > 1
 
 
 # Truncation through the façade -------------------------------------------------------------------------------------

@@ -7,11 +7,12 @@ torch 2.13; tests/test_torch_internals.py asks whether each still means what it 
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from operator import attrgetter
 from types import FrameType, FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -225,6 +226,32 @@ def _with_stack(change: Callable[[list[TorchFunctionMode]], list[TorchFunctionMo
         _pop_mode()  # type: ignore[no-untyped-call]
     for mode in change(modes):
         _push_mode(mode)  # type: ignore[no-untyped-call]
+
+
+class EagerCode:
+    """Has what a loop compiled run eagerly, as long as anybody wants it so.
+
+    Under a function mode torch.compile would give such code up for good.
+    """
+
+    _wanted: ClassVar[set[int]] = set()
+    _former: ClassVar[Any] = None
+
+    @classmethod
+    def want(cls, who: object) -> None:
+        """Somebody begins to want it; without effect where nothing can be compiled yet."""
+        if "torch._dynamo" in sys.modules:
+            if not cls._wanted:
+                cls._former = torch.compiler.set_stance("force_eager")
+            cls._wanted.add(id(who))
+
+    @classmethod
+    def release(cls, who: object) -> None:
+        """They want it no more."""
+        if id(who) in cls._wanted:
+            cls._wanted.discard(id(who))
+            if not cls._wanted:
+                cls._former.__exit__(None, None, None)
 
 
 def functorch_transform() -> str | None:

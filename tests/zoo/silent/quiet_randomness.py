@@ -110,6 +110,7 @@ CLEAN: tuple[Program, ...] = (
     clean(
         "bernoulli of each record's own rate",
         HOT,
+        told=("not examined",),
         make=made(lambda m, x: m[0](x * torch.bernoulli(x.mean(1, keepdim=True).clamp(0, 1).expand_as(x))), linear()),
     ),
     clean(

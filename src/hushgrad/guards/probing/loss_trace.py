@@ -29,6 +29,7 @@ from hushgrad.guards.probing.loop_line import LIBRARY, TORCH, loop_frame
 from hushgrad.guards.probing.loss_program import End, Given, Made, Place, Program, Slot, Source, mapped, tensors_of
 from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts
 from hushgrad.torch_internals import (
+    EagerCode,
     base_of,
     function_modes,
     function_of,
@@ -82,6 +83,7 @@ class LossTrace(TorchFunctionMode):
         is_compiling = "torch._dynamo" in sys.modules  # then this is no code of the loop's to compile
         self._run = torch.compiler.disable(self._seen) if is_compiling else self._seen  # type: ignore[no-untyped-call]
         self._end_older()
+        EagerCode.want(self)
         push_below(self)
 
     def _end_older(self) -> None:
@@ -95,6 +97,7 @@ class LossTrace(TorchFunctionMode):
         """Take the mode away; what was written down stays."""
         if self._is_on and threading.get_ident() == self._thread:
             self._is_on = False
+            EagerCode.release(self)
             take_from_below(lambda mode: isinstance(mode, LossTrace) and not mode._is_on)
         self._known.clear()
         self._applied.clear()
@@ -149,13 +152,11 @@ class LossTrace(TorchFunctionMode):
     ) -> Any:
         """Run one call, and write it down if values of the batch go in."""
         kwargs = kwargs or {}
-        if not self._is_on or threading.get_ident() != self._thread:
-            return func(*args, **kwargs)
-        return self._run(func, types, args, kwargs)
+        return self._run(func, types, args, kwargs) if self._is_on else func(*args, **kwargs)
 
     def _seen(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
-        if name in SILENT or not self._takes_batch(args, kwargs):
+        if name in SILENT or threading.get_ident() != self._thread or not self._takes_batch(args, kwargs):
             return func(*args, **kwargs)
         place, applied = _place()
         if place is None or (applied is not None and self._write_applied(applied, place)):

@@ -135,6 +135,9 @@ class Probe:
         self._recorded: Callable[[int], Mapping[str, Tensor]] | None = None
         self._axes: dict[nn.Module, Mapping[Path, int]] = {}
         self._evaluations = Evaluations(self._looks, self._is_accumulating)
+        self._may_compile = False
+        self._uncompiled: tuple[Callable[..., Any], ...] = (self._entering, self._left)
+        self._choose_uncompiled()
         self._is_busy = False
         self._is_told = True  # what the graph of the losses of this batch was asked
         self._forwards, self._call_count = 0.0, 0
@@ -159,6 +162,20 @@ class Probe:
 
     def entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Entered | None:
         """An outermost forward begins; return what is kept of it until it has returned."""
+        found: _Entered | None = self._uncompiled[0](module, args, kwargs)
+        return found
+
+    def left(self, entered: _Entered | None, output: Any, seen: Seen) -> None:
+        """It has returned."""
+        self._uncompiled[1](entered, output, seen)
+
+    def _choose_uncompiled(self) -> None:
+        """Keep what is done around a forward out of what a loop compiles, once it may compile anything."""
+        if not self._may_compile and "torch._dynamo" in sys.modules:
+            self._may_compile = True
+            self._uncompiled = tuple(map(torch.compiler.disable, self._uncompiled))
+
+    def _entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Entered | None:
         if self._is_busy or not self.is_waiting:
             return None
         if current_graph_task() != NO_GRAPH_TASK:  # a block that checkpointing computes again
@@ -180,8 +197,7 @@ class Probe:
         self._programs.given((args, kwargs), None if pending is None else pending.call.state)
         return _Entered(module, pending)
 
-    def left(self, entered: _Entered | None, output: Any, seen: Seen) -> None:
-        """It has returned."""
+    def _left(self, entered: _Entered | None, output: Any, seen: Seen) -> None:
         if entered is None:
             return
         self._programs.returned(output)
@@ -253,6 +269,7 @@ class Probe:
     def forget(self) -> None:
         """Drop what the current batch has run: it was discarded, or has no examples."""
         self._is_busy = False  # an interrupt may have come before `examine` said so
+        self._choose_uncompiled()
         self._has_begun = False
         self._calls.clear()
         self._evaluations.clear()
