@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from hushgrad import PrivacyEngine, Session
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.guards.probing.loss_programs import FIRST, LossPrograms
 from hushgrad.guards.probing.widths import Drawn
@@ -53,3 +57,89 @@ def test_an_item_whose_examples_change_each_other_is_refused() -> None:
     with pytest.raises(CrossSampleLeakError, match=r"test_loss_programs\.py, line"):
         programs.examine(None)
     programs.forget()
+
+
+# Earlier items --------------------------------------------------------------------------------------------------------
+
+
+class Kept:
+    """What a loop keeps between two items."""
+
+    def __init__(self) -> None:
+        self.centre, self.number, self.total = torch.zeros(2), 1.5, 0.0
+        self.buffer, self.mask = torch.zeros(6, 3), torch.zeros(0)
+
+
+def moving_centre(kept: Kept, out: Tensor) -> Tensor:
+    losses = (out - kept.centre).square().sum(1)
+    kept.centre = 0.5 * kept.centre + 0.5 * out.detach().mean(0)
+    return losses
+
+
+def centre_in_place(kept: Kept, out: Tensor) -> Tensor:
+    losses = (out - kept.centre).square().sum(1)
+    kept.centre.mul_(0.5).add_(0.5 * out.detach().mean(0))
+    return losses
+
+
+def largest_so_far(kept: Kept, out: Tensor) -> Tensor:
+    losses = out.square().sum(1) / kept.number
+    kept.number = float(out.detach().abs().max())
+    return losses
+
+
+def logged_average(kept: Kept, out: Tensor) -> Tensor:
+    losses = out.square().sum(1)
+    kept.centre = 0.9 * kept.centre + 0.1 * losses.detach().mean()
+    return losses
+
+
+def mask_of_shape(kept: Kept, out: Tensor) -> Tensor:
+    kept.mask = kept.mask if len(kept.mask) else torch.ones_like(out[0])
+    return (out * kept.mask).square().sum(1)
+
+
+def two_items(loss: Callable[[Kept, Tensor], Tensor], call: Callable[[Kept, Any, Tensor], Tensor]) -> Session:
+    model, kept = nn.Linear(3, 2), Kept()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = PrivacyEngine(test_key=1)
+    _, _, loader = engine.make_private(
+        module=model,
+        optimizer=optimizer,
+        data_loader=DataLoader(list(torch.randn(12, 3)), batch_size=6),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        poisson_sampling=False,
+    )
+    for x in loader:
+        engine.session.backward(loss(kept, call(kept, model, x)))
+        optimizer.step()
+    return engine.session
+
+
+def plain(kept: Kept, model: Any, x: Tensor) -> Tensor:
+    return model(x)
+
+
+def by_buffer(kept: Kept, model: Any, x: Tensor) -> Tensor:
+    kept.buffer.copy_(x)
+    return model(kept.buffer)
+
+
+def by_rows_of_a_buffer(kept: Kept, model: Any, x: Tensor) -> Tensor:
+    kept.buffer[: len(x)] = x
+    return model(kept.buffer[: len(x)])
+
+
+@pytest.mark.parametrize("loss", [moving_centre, centre_in_place, largest_so_far])
+def test_values_of_an_earlier_item_in_a_loss_are_refused(loss: Callable[[Kept, Tensor], Tensor]) -> None:
+    with pytest.raises(CrossSampleLeakError, match=r"earlier batch|test_loss_programs\.py, line"):
+        two_items(loss, plain)
+
+
+@pytest.mark.parametrize("call", [plain, by_buffer, by_rows_of_a_buffer])
+@pytest.mark.parametrize("loss", [logged_average, mask_of_shape])
+def test_what_is_overwritten_logged_or_made_of_a_shape_alone_is_no_earlier_value(
+    loss: Callable[[Kept, Tensor], Tensor], call: Callable[[Kept, Any, Tensor], Tensor]
+) -> None:
+    assert two_items(loss, call).steps == 2

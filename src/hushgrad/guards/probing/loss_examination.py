@@ -94,6 +94,13 @@ class _Examination:
                 if found is not None:
                     raise _leak(found, self._culprit(changed, kept))
         program.reads_values = self._numbers.have_left()
+        if (old := self._numbers.of_earlier() or self._reads_earlier()) is not None:
+            raise CrossSampleLeakError(
+                "values of an earlier batch enter the loss, or what the model is given: what was kept of its examples "
+                "then changes the gradients of others now",
+                where=str(old),
+                cure="Keep nothing of a batch for a later one: no running statistics, centres, queues or states",
+            )
         if (given := self._numbers.given()) is not None:
             raise _leak("a number that the model is given, computed from the batch,", given)
         if (call := self._numbers.used()) is not None:
@@ -102,6 +109,29 @@ class _Examination:
             raise _leak("the part of some examples in the loss, by what Python made of numbers of single ones,", call)
         self._leave_out(loss_reduction, expected_size)
         return self._numbers.doubt() or why
+
+    def _reads_earlier(self) -> Made | None:
+        """Return a call of the program's if other values in tensors of earlier items change what comes out."""
+        old = {
+            slot: source.values * 1.5 + 1
+            for slot, source in self._program.sources.items()
+            if source.kind == "earlier" and source.values.is_floating_point()
+        }
+        if not old:
+            return None
+        try:
+            changed = replayed(self._program, old)
+        except NotRunningError:
+            return None
+        everyone = range(self._program.size)
+        is_given = any(
+            not is_same(one.reshape(1, -1), changed.values[slot].reshape(1, -1))
+            for slot in self._program.inputs
+            if (one := self._base.values.get(slot)) is not None
+        )
+        if not is_given and _differing(self._program, self._base, changed, everyone) is None:
+            return None
+        return self._culprit(changed, everyone)
 
     def _altered(self, chosen: Sequence[int], away: bool) -> dict[int, Tensor]:
         """Return the item and the outputs with the rows of some examples exchanged for their neighbours'."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Size
 
-from hushgrad.guards.probing.loss_program import Given, Made, Program, slots_of
+from hushgrad.guards.probing.loss_program import Given, Made, Place, Program, slots_of
 from hushgrad.guards.probing.numbers_taken import is_made_of, is_one_of, numbers_in
 
 OF_CRITERIA = "losses.py"
@@ -59,6 +59,17 @@ class NumbersTaken:
         for number in shared:
             if not isinstance(self._numbers[number], Size) and self._comes_back(number, used):
                 return calls[number]
+        return None
+
+    def of_earlier(self) -> Made | Place | None:
+        """Return a call of the losses', or of the model, that took a number of an earlier item; None if none did."""
+        if self._program.carried:
+            return self._program.carried[0]
+        for number in sorted(self._used()):
+            call = self._program.calls[number]
+            written = {float(part) for part in call.place.numbers if isinstance(part, (int, float))}
+            if self._program.earlier & (set(numbers_in((call.args, call.kwargs))) - written):
+                return call
         return None
 
     def given(self) -> Given | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -64,7 +65,20 @@ class Source(NamedTuple):
 
     values: Tensor
     version: int
-    kind: str  # "item", "output", "number" (made after numbers left torch) or "constant"
+    kind: str  # "item", "output", "earlier" (of an item before), "number" (made after numbers left torch), "constant"
+
+
+@dataclass(eq=False)
+class Earlier:
+    """What a loop still has of the items before: tensors that were made of them, and numbers that left torch."""
+
+    tensors: dict[int, weakref.ref[Tensor]] = field(default_factory=dict)
+    numbers: set[float] = field(default_factory=set)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Return whether a tensor was made of an earlier item."""
+        found = self.tensors.get(id(tensor))
+        return found is not None and found() is tensor
 
 
 class Given(NamedTuple):
@@ -98,6 +112,8 @@ class Program:
         ends: the losses.
         inputs: the slots that the model was given, or has as buffers, of values computed from the item.
         given: the numbers that it was given.
+        carried: where the model was given a tensor that was made of an earlier item.
+        earlier: the numbers that left torch in earlier items.
         outputs: the slots of the model's outputs, by the keys under which they are known.
         reads_values: whether numbers of the examples left torch before the losses were made, as replays tell.
         hidden: why it is not all of what the loop computed; "" if it is, as far as it shows.
@@ -110,6 +126,8 @@ class Program:
     ends: list[End] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     given: list[Given] = field(default_factory=list)
+    carried: list[Place] = field(default_factory=list)
+    earlier: frozenset[float] = frozenset()
     outputs: list[int] = field(default_factory=list)
     hidden: str = ""
     reads_values: bool = False

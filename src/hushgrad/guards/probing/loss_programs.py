@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loss_examination import require_separate_program
+from hushgrad.guards.probing.loss_program import Earlier
 from hushgrad.guards.probing.loss_trace import LossTrace
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.widths import Drawn, short_records
@@ -34,6 +35,7 @@ class LossPrograms:
         self._declared = loss_reduction, expected_size
         self._trace: LossTrace | None = None
         self._is_own = False
+        self._earlier = Earlier()
         self._items = 0
         self.has_read = False
         """Whether the loop read numbers of the batch's examples before it had its losses."""
@@ -46,7 +48,7 @@ class LossPrograms:
         self._items += 1
         self._looks.begin()
         if self._items <= FIRST or self._looks.wanted:
-            self._trace = LossTrace(size, drawn.item, drawn.axes)
+            self._trace = LossTrace(size, drawn.item, drawn.axes, self._earlier)
             weakref.finalize(self, self._trace.end)
 
     def given(self, inputs: Any, state: State | None) -> None:

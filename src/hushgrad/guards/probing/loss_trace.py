@@ -26,7 +26,19 @@ from torch.overrides import TorchFunctionMode
 
 from hushgrad.capture.axes.rules import changes_in_place
 from hushgrad.guards.probing.loop_line import LIBRARY, TORCH, loop_frame
-from hushgrad.guards.probing.loss_program import End, Given, Made, Place, Program, Slot, Source, mapped, tensors_of
+from hushgrad.guards.probing.loss_program import (
+    Earlier,
+    End,
+    Given,
+    Made,
+    Place,
+    Program,
+    Slot,
+    Source,
+    mapped,
+    tensors_of,
+)
+from hushgrad.guards.probing.numbers_taken import numbers_in
 from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts
 from hushgrad.torch_internals import (
     EagerCode,
@@ -64,10 +76,14 @@ SILENT = {
 class LossTrace(TorchFunctionMode):
     """Writes down the calls of one item, in the thread that took it."""
 
-    def __init__(self, size: int, item: Any, axes: Mapping[Path, int]) -> None:
-        """Begin for an item of `size` examples; `axes` says where they are in tensors that have them elsewhere."""
+    def __init__(self, size: int, item: Any, axes: Mapping[Path, int], earlier: Earlier | None = None) -> None:
+        """Begin for an item of `size` examples; `axes` says where they are in tensors that have them elsewhere.
+
+        `earlier` is what is known of the items before, and takes what is known of this one at the end.
+        """
         super().__init__()
-        self.program = Program(size)
+        self._earlier = Earlier() if earlier is None else earlier
+        self.program = Program(size, earlier=frozenset(self._earlier.numbers))
         self._thread = threading.get_ident()
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._live: set[int] = set()
@@ -99,8 +115,21 @@ class LossTrace(TorchFunctionMode):
             self._is_on = False
             EagerCode.release(self)
             take_from_below(lambda mode: isinstance(mode, LossTrace) and not mode._is_on)
+            self._hand_on()
         self._known.clear()
         self._applied.clear()
+
+    def _hand_on(self) -> None:
+        """Take note of what the loop may carry into a later item."""
+        program = self.program
+        made = {key: known for key, (known, slot) in self._known.items() if slot in self._live}
+        self._earlier.tensors = {
+            **{key: ref for key, ref in self._earlier.tensors.items() if ref() is not None},
+            **made,
+        }
+        for call in program.calls:
+            if call.taken is not None and not isinstance(call.taken, torch.Size):
+                self._earlier.numbers.update(number for number in numbers_in(call.taken) if not number.is_integer())
 
     def _take_out(self) -> None:
         """Leave the stack to a forward of the model: compiled code takes note of what lies on it."""
@@ -117,6 +146,9 @@ class LossTrace(TorchFunctionMode):
             if isinstance(tensor, Tensor) and (slot := self._slot(tensor)) is not None and slot in self._live:
                 self.program.inputs.append(slot)
         own = [part for part in held if _is_countable(part) and not float(part).is_integer()]  # not met by chance
+        for _, tensor in tensors_at(inputs):
+            if self._slot(tensor) is None and self._earlier.holds(tensor) and (frame := loop_frame()) is not None:
+                self.program.carried.append(Place(PurePath(frame.f_code.co_filename).name, frame.f_lineno))
         numbers = {float(part) for part in (*_numbers_at(inputs, self.program.size), *own)}
         frame = loop_frame()
         if numbers and frame is not None:
@@ -156,7 +188,9 @@ class LossTrace(TorchFunctionMode):
 
     def _seen(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
-        if name in SILENT or threading.get_ident() != self._thread or not self._takes_batch(args, kwargs):
+        is_change = changes_in_place(func) or name == "__setitem__" or "out" in kwargs
+        is_wanted = self._takes_batch(args, kwargs) or (is_change and self._knows(args))
+        if name in SILENT or threading.get_ident() != self._thread or not is_wanted:
             return func(*args, **kwargs)
         place, applied = _place()
         if place is None or (applied is not None and self._write_applied(applied, place)):
@@ -169,7 +203,6 @@ class LossTrace(TorchFunctionMode):
         if len(self.program.calls) >= MOST_CALLS:
             self.hide("it is too long")
             return func(*args, **kwargs)
-        is_change = changes_in_place(func) or name == "__setitem__" or "out" in kwargs
         given = mapped((args, kwargs), partial(self._given, is_changed=is_change))
         result = func(*args, **kwargs)
         self._write(func, given, result, place, args[0] if is_change and args else None)
@@ -187,6 +220,8 @@ class LossTrace(TorchFunctionMode):
             taken = result
             self._has_taken = self._has_taken or not isinstance(result, torch.Size)
         outputs = tuple(self._made(tensor) for tensor in made)
+        if getattr(func, "__name__", "").endswith("_like"):  # of the batch's shape, and of none of its values
+            self._live.difference_update(outputs)
         if isinstance(changed, Tensor) and (slot := self._slot(changed)) is not None:
             self._live.add(slot)
             if slot in self.program.sources and (base_of(changed) is not None):
@@ -204,6 +239,10 @@ class LossTrace(TorchFunctionMode):
             )
         )
 
+    def _knows(self, args: Any) -> bool:
+        """Whether what is changed in place is a tensor of the program's, if of none of the item's values."""
+        return bool(args) and isinstance(args[0], Tensor) and self._slot(args[0]) is not None
+
     def _takes_batch(self, args: Any, kwargs: Any) -> bool:
         return any(self._slot(tensor) in self._live for tensor in tensors_of(args, kwargs))
 
@@ -213,7 +252,8 @@ class LossTrace(TorchFunctionMode):
         tensor = value
         slot = self._slot(tensor)
         if slot is None:
-            slot = self._adopt(tensor, "number" if self._has_taken else "constant")
+            kind = "number" if self._has_taken else "constant"
+            slot = self._adopt(tensor, "earlier" if self._earlier.holds(tensor) else kind)
         if slot in self.program.sources and is_changed:
             source = self.program.sources[slot]
             if source.version == version(tensor) and source.values.data_ptr() == tensor.data_ptr():
