@@ -194,19 +194,25 @@ def _as_tensor(path: Path, part: Any) -> Any:
 
 
 def _rows_agree(one: Tensor, two: Tensor) -> bool:
-    """Whether rows agree where both have values, and hold one constant beyond."""
+    """Whether rows agree where both have values, and hold one constant beyond, on the right or on the left."""
     if one.shape[1:] == two.shape[1:]:
         return rows_agree(one, two)
-    common = tuple(slice(0, min(a, b)) for a, b in zip(one.shape, two.shape, strict=True))
-    if not rows_agree(one[common], two[common]):
-        return False
-    paddings = []
+    return any(_agree_but_for_padding(one, two, left) for left in (False, True))
+
+
+def _agree_but_for_padding(one: Tensor, two: Tensor, left: bool) -> bool:
+    shape = [min(a, b) for a, b in zip(one.shape, two.shape, strict=True)]
+    parts, paddings = [], []
     for tensor in (one, two):
+        whole = zip(tensor.shape, shape, strict=True)
+        common = tuple(slice(size - length if left else 0, size if left else length) for size, length in whole)
         beyond = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
         beyond[common] = False
+        parts.append(tensor[common])
         paddings.append(tensor[beyond])
     values = torch.cat(paddings)
-    return bool(((values == values[:1]) | (values.isnan() & values[:1].isnan())).all())
+    is_constant = bool(((values == values[:1]) | (values.isnan() & values[:1].isnan())).all())
+    return is_constant and rows_agree(*parts)
 
 
 def _called(path: Path) -> str:

@@ -25,12 +25,13 @@ from hushgrad.guards.probing.laws import follows_batch, what_follows
 from hushgrad.guards.probing.layout import require_records_first
 from hushgrad.guards.probing.loss_probe import Runs
 from hushgrad.guards.probing.novelty import Novelty
+from hushgrad.guards.probing.padding_probe import PaddingProbe
 from hushgrad.guards.probing.place import called, cure, first_place
-from hushgrad.guards.probing.rows import Batch, all_agree, batch_axes, fits, grown_axes, others_differ, split_examples
+from hushgrad.guards.probing.rows import Batch, batch_axes, fits, grown_axes, others_differ, split_examples
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.state_probe import StateProbe, refusal
 from hushgrad.guards.probing.trees import Path, tensors_at
-from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_like, cut_to, extremes, narrowed, own_widths, widened
+from hushgrad.guards.probing.widths import Drawn, OwnWidth, extremes, own_widths
 from hushgrad.torch_internals import version
 
 FEW = 4
@@ -227,9 +228,7 @@ class _Examination:
             inputs = self._batch.without(example)
             self._compare(self._quiet, fewer, axes, (others, range(size - 1)), inputs, base.drew, "were left out")
         if self._batch.value is given.value:
-            self._require_same_alone(axes, base.drew)
-            if self._widths is None:
-                self._require_same_uncut(axes, base.drew)
+            self._require_same_width(axes, base.drew)
         grown_state = self._kept.grown(base, fewer)
         is_told = self._require_own_gradient(fewer, axes, example, base.drew)
         # What comes back to one output may hold what came back to another one that was made of it.
@@ -423,70 +422,18 @@ class _Examination:
             cure=cure(self._probe.model, name),
         )
 
-    def _require_same_alone(self, axes: dict[Path, int], drew: bool) -> None:
-        """Run short records alone, each at its own width: they must give what they give beside longer ones."""
+    def _require_same_width(self, axes: dict[Path, int], drew: bool) -> None:
+        """Refuse outputs that depend on how far an example is padded."""
+        assert self._quiet is not None
+        probe = PaddingProbe(self._runner, self._batch, self._quiet, axes, drew, self._name(None))
         widths = self._probe.widths(self._runner.call, self._batch) if self._widths is None else self._widths
-        for width in widths:
-            is_told = False
-            for inputs, left in narrowed(self._batch, width):
-                try:
-                    alone = self._runner.run(inputs, quiet=drew, share=1 / self._size)
-                except HushgradError:
-                    raise
-                except Exception:  # inputs of this width are none that the loop would make
-                    continue
-                is_told = True
-                self._require_as_padded(width, alone, axes, left)
-                if self._probe.keeps_runs and not drew:
-                    self._alone.append((width, alone.output, left))
-                break
-            if width.is_sure and not is_told:
-                self._probe.skipped.append("that an example does not depend on how far it is padded")
-
-    def _require_as_padded(self, width: OwnWidth, alone: Outcome, axes: dict[Path, int], left: bool) -> None:
-        assert self._quiet is not None
-        there = dict(tensors_at(self._quiet.output))
-        base = {
-            path: there[path].index_select(axis, self._row(there[path], axis, width.row)) for path, axis in axes.items()
-        }
-        own = {path: tensor for path, tensor in tensors_at(alone.output) if path in axes}
-        cut = {path: cut_like(tensor, own[path], left) for path, tensor in base.items() if path in own}
-        if alone.unknown is None and not all_agree(cut, own, same_kernels=False):
-            raise self._padding_shows()
-
-    def _padding_shows(self) -> CrossSampleLeakError:
-        return CrossSampleLeakError(
-            "gives an example other outputs when it is padded to a longer one of its batch than it gives it alone",
-            where=self._name(None),
-            cure="Leave padding out of every mean, maximum, convolution, attention and last state: mask it, divide by "
-            "the example's own length, or pad all batches to one constant length",
-        )
-
-    def _require_same_uncut(self, axes: dict[Path, int], drew: bool) -> None:
-        """Run two records of a batch that the loop cut to its longest as they were before: padding may show nothing."""
-        found = None if self._probe.drawn is None else widened(self._probe.drawn, self._batch)
-        if found is None:
-            return
-        wide, length, former = found
-        rows = split_examples(self._size)[0][:2]
-        try:
-            outcome = self._runner.run(wide.only(rows), quiet=drew, share=len(rows) / self._size)
-        except HushgradError:
-            raise
-        except Exception:  # longer than the model can take
-            return
-        assert self._quiet is not None
-        back = OwnWidth(0, {former: length}, (), False)
-        there = dict(tensors_at(outcome.output))
-        cut = {path: cut_to(there[path], back, axis, False) for path, axis in axes.items() if path in there}
-        base = {path: tensor for path, tensor in tensors_at(self._quiet.output) if path in axes}
-        sizes = (self._size, len(rows))
-        if outcome.unknown is None and others_differ(base, cut, _nested(axes), (rows, range(len(rows))), sizes):
-            raise self._padding_shows()
-
-    def _row(self, tensor: Tensor, axis: int, row: int) -> Tensor:
-        unit = tensor.shape[axis] // self._size
-        return torch.arange(row * unit, (row + 1) * unit, device=tensor.device)
+        for found in probe.alone(widths):
+            if isinstance(found, str):
+                self._probe.skipped.append(found)
+            elif self._probe.keeps_runs and not drew:
+                self._alone.append(found)
+        if self._widths is None and self._probe.drawn is not None:
+            probe.require_same_uncut(self._probe.drawn)
 
     def _require_as_among(self, among: Among, base: Outcome, axes: dict[Path, int]) -> None:
         kept, sizes = (among.rows, range(self._size)), (among.size, self._size)
@@ -551,8 +498,3 @@ class _Examination:
             module = self._runner.call.module
             name = next((known for known, part in self._probe.model.named_modules() if part is module), None)
         return called(self._probe.model, name)
-
-
-def _nested(axes: Mapping[Path, int]) -> dict[Path, int]:
-    """Return axes for tensors that stand in a dictionary by their paths."""
-    return {(path,): axis for path, axis in axes.items()}

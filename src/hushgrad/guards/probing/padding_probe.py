@@ -1,0 +1,111 @@
+"""Does an example's output depend on how far it is padded? Short records run alone, cut ones as they were before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hushgrad.errors import CrossSampleLeakError, HushgradError
+from hushgrad.guards.probing.calls import Outcome, Runner
+from hushgrad.guards.probing.rows import Batch, all_agree, others_differ, split_examples
+from hushgrad.guards.probing.trees import Path, tensors_at
+from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_like, cut_to, narrowed, widened
+
+NOT_TOLD = "that an example does not depend on how far it is padded"
+
+
+@dataclass(frozen=True, eq=False)
+class PaddingProbe:
+    """Compares what one call gives for other widths.
+
+    Attributes:
+        runner, batch: what is run.
+        base: what it gave for the batch; without randomness where random numbers are drawn.
+        axes: the axis of the examples in each output.
+        is_quiet: whether runs are to be without randomness.
+        name: what messages call the model.
+    """
+
+    runner: Runner
+    batch: Batch
+    base: Outcome
+    axes: Mapping[Path, int]
+    is_quiet: bool
+    name: str
+
+    def alone(self, widths: Sequence[OwnWidth]) -> Iterator[tuple[OwnWidth, Any, bool] | str]:
+        """Run short records alone, each at its own width: they must give what they give beside longer ones.
+
+        Yields what each gave, and whether padding was on its left; or what could not be told.
+
+        Raises:
+            CrossSampleLeakError: one gave something else.
+        """
+        for width in widths:
+            found = self._alone(width)
+            if found is not None:
+                yield found
+            elif width.is_sure:
+                yield NOT_TOLD
+
+    def require_same_uncut(self, drawn: Drawn) -> None:
+        """Run two records of a batch that the loop cut to its longest as they were before: padding may show nothing.
+
+        Raises:
+            CrossSampleLeakError: they give something else.
+        """
+        found = widened(drawn, self.batch)
+        if found is None:
+            return
+        wide, length, former = found
+        rows = split_examples(self.batch.size)[0][:2]
+        outcome = self._run(wide.only(rows), len(rows))
+        if outcome is None or outcome.unknown is not None:
+            return
+        back = OwnWidth(0, {former: length}, (), False)
+        there = dict(tensors_at(outcome.output))
+        cut = {path: cut_to(there[path], back, axis, False) for path, axis in self.axes.items() if path in there}
+        base = {path: tensor for path, tensor in tensors_at(self.base.output) if path in self.axes}
+        places = {(path,): axis for path, axis in self.axes.items()}
+        if others_differ(base, cut, places, (rows, range(len(rows))), (self.batch.size, len(rows))):
+            raise self._shows()
+
+    def _alone(self, width: OwnWidth) -> tuple[OwnWidth, Any, bool] | None:
+        for inputs, left in narrowed(self.batch, width):
+            outcome = self._run(inputs, 1)
+            if outcome is None:
+                continue
+            there = dict(tensors_at(self.base.output))
+            base = {path: _row(there[path], axis, width.row, self.batch.size) for path, axis in self.axes.items()}
+            own = {path: tensor for path, tensor in tensors_at(outcome.output) if path in self.axes}
+            cut = {path: cut_like(tensor, own[path], left) for path, tensor in base.items() if path in own}
+            if outcome.unknown is None and not all_agree(cut, own, same_kernels=False):
+                raise self._shows()
+            return width, outcome.output, left
+        return None
+
+    def _run(self, inputs: Any, count: int) -> Outcome | None:
+        """Run some examples; None where the model cannot take inputs of this width, which the loop would not make."""
+        try:
+            return self.runner.run(inputs, quiet=self.is_quiet, share=count / self.batch.size)
+        except HushgradError:
+            raise
+        except Exception:
+            return None
+
+    def _shows(self) -> CrossSampleLeakError:
+        return CrossSampleLeakError(
+            "gives an example other outputs when it is padded to a longer one of its batch than it gives it alone",
+            where=self.name,
+            cure="Leave padding out of every mean, maximum, convolution, attention and last state: mask it, divide by "
+            "the example's own length, or pad all batches to one constant length",
+        )
+
+
+def _row(tensor: Tensor, axis: int, row: int, size: int) -> Tensor:
+    unit = tensor.shape[axis] // size
+    return tensor.index_select(axis, torch.arange(row * unit, (row + 1) * unit, device=tensor.device))
