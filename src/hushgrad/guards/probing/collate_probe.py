@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -184,12 +185,14 @@ def _collated(collate_fn: Callable[[list[Any]], Any], records: Sequence[Any], qu
 
 
 def _as_tensor(path: Path, part: Any) -> Any:
-    """Return arrays and real numbers as tensors: a statistic of the batch may come as one."""
+    """Return arrays, real numbers and texts as tensors: a statistic of the batch may come as one."""
     if isinstance(part, np.ndarray) and part.dtype.kind in "biufc":
         try:
             return torch.from_numpy(part.copy())
         except TypeError:
             return DESCEND
+    if isinstance(part, str):
+        return torch.tensor(float(zlib.crc32(part.encode(errors="replace"))), dtype=torch.float64)
     return torch.tensor(float(part), dtype=torch.float64) if isinstance(part, (float, np.floating)) else DESCEND
 
 
