@@ -163,6 +163,7 @@ def _private(workload: Workload, watch: Stopwatch) -> Runner:
         expected_batch_size=workload.batch_size,
     )
     session = hushgrad.privatize(model, optimizer, mechanism)
+    session._parts.probe.stop_looks()
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()

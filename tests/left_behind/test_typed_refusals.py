@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -301,6 +302,7 @@ def test_a_model_that_counts_on_the_order_of_records_is_told_so() -> None:
 
 
 def test_a_model_that_cannot_run_twice_on_a_batch_is_told_so() -> None:
-    calls = (number for number in range(1))  # which nobody can put back
-    with nothing_left(), pytest.raises((UnsupportedModelError, CrossSampleLeakError), match="StopIteration"):
-        Training(Net(lambda m, h: h + next(calls))).backward(batch())
+    calls: SimpleQueue[int] = SimpleQueue()  # which nobody can put back
+    calls.put(1)
+    with nothing_left(), pytest.raises((UnsupportedModelError, CrossSampleLeakError), match="Empty"):
+        Training(Net(lambda m, h: h + calls.get_nowait())).backward(batch())

@@ -74,7 +74,7 @@ def test_an_example_whose_terms_cancel_is_measured_from_its_gradient(on_gpu):
 def test_kept_gradients_are_those_that_the_norms_were_taken_of(on_gpu):
     left, right = torch.randn(2, 20, 6), torch.randn(2, 20, 5)
     squared_B, kept = OuterProducts(left, right).measure(Plan("instantiate"))
-    assert torch.allclose(kept.per_example().square().sum((1, 2)), squared_B, rtol=1e-6)
+    assert torch.allclose(kept.per_example().double().square().sum((1, 2)), squared_B, rtol=1e-6)
     assert on_gpu["instantiate"] == 1
 
 

@@ -28,7 +28,9 @@ RECORDS = 6
 """How many records a probe looks at, at most."""
 
 
-def require_separate_rows(collate_fn: Callable[[list[Any]], Any], records: Sequence[Any]) -> dict[Path, int] | None:
+def require_separate_rows(
+    collate_fn: Callable[[list[Any]], Any], records: Sequence[Any]
+) -> tuple[dict[Path, int], frozenset[Path]] | None:
     """Refuse a collate function that lets one record change another one's row.
 
     Every other record is replaced by a copy of its neighbour and then left out; the rows of the kept ones must not
@@ -39,8 +41,8 @@ def require_separate_rows(collate_fn: Callable[[list[Any]], Any], records: Seque
         records: at least two. They are copied, so nothing is done to them. Those with values that are not finite are
             left out, since one of them could make all rows alike; where all have such, they are taken as they are.
 
-    Returns the axis of the records in each tensor that has one; None where nothing could be told, of a single record
-    that is finite.
+    Returns the axis of the records in each tensor that has one, and the paths of lists with an entry for each; None
+    where nothing could be told, of a single record that is finite.
 
     Raises:
         CrossSampleLeakError: naming the part of the batch.
@@ -65,7 +67,8 @@ def require_separate_rows(collate_fn: Callable[[list[Any]], Any], records: Seque
                 cure="Make each row from one example alone, padded by a constant; mix, pack and normalise nothing over "
                 "the batch",
             )
-    return grown(_collated(collate_fn, records, True), _collated(collate_fn, fewer, True), size, len(fewer))
+    whole, less = _collated(collate_fn, records, True), _collated(collate_fn, fewer, True)
+    return grown(whole, less, size, len(fewer)), frozenset(_row_lists(whole, less, size, len(fewer)))
 
 
 def _is_finite(record: Any) -> bool:

@@ -47,6 +47,10 @@ class Looks:
         self.wanted = False
         """Whether the batch in work is looked at."""
 
+    def stop(self) -> None:
+        """Look no more: for benchmarks of an ordinary step."""
+        self._stream, self.wanted = None, False
+
     def begin(self) -> None:
         """A batch begins."""
         self._number += 1

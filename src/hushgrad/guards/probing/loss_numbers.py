@@ -15,6 +15,9 @@ OF_CRITERIA = "losses.py"
 """This library's own criterion asks for the size of each batch."""
 
 HARMLESS = {"isnan", "isfinite", "isinf"}
+
+ASSERTED = {"allclose", "equal"}
+"""What a loop asserts of a batch; that its values were read is said all the same."""
 """What is asked of a loss before it is trusted, and holds for any examples of use."""
 
 
@@ -44,7 +47,8 @@ class NumbersTaken:
         used = self._used()
         calls = self._program.calls
         for number in shared:
-            if isinstance(self._numbers[number], bool) and not self._only_asks_whether_finite(number):
+            is_bool = isinstance(self._numbers[number], bool) and calls[number].name not in ASSERTED
+            if is_bool and not self._only_asks_whether_finite(number):
                 return calls[number]
         starts = [(number, self._numbers[number]) for number in shared]
         moved = sorted(self._moved[0] | self._moved[1])

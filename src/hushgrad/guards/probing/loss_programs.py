@@ -90,6 +90,10 @@ class LossPrograms:
         self.has_read |= program.reads_values
         return why if self._is_own else ""
 
+    def stop_looks(self) -> None:
+        """Look at no later item: for benchmarks of an ordinary step."""
+        self._looks.stop()
+
     def stop(self) -> None:
         """Write down no more of the item in work; what was written is still examined."""
         if self._trace is not None:

@@ -8,7 +8,7 @@ examples of secret random batches are looked at; all others cost one look at the
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -150,6 +150,7 @@ class Probe:
         self._looks_at_order = 0
         self._is_in_order: bool | None = None  # None while there was no padding
         self._item_axes: Mapping[Path, int] = {}
+        self._item_lists: Set[Path] = frozenset()
         self._collate_is_known = False  # torch's default needs no look
 
     def join(self, scope: Scope) -> None:
@@ -266,6 +267,11 @@ class Probe:
         outputs = [tensor for call in calls for _, tensor in tensors_at(call.output)]
         return require_separate_losses(losses, outputs)
 
+    def stop_looks(self) -> None:
+        """Look at no later batch: for benchmarks of an ordinary step, which measure looks by themselves."""
+        self._looks.stop()
+        self._programs.stop_looks()
+
     def forget(self) -> None:
         """Drop what the current batch has run: it was discarded, or has no examples."""
         self._is_busy = False  # an interrupt may have come before `examine` said so
@@ -282,7 +288,7 @@ class Probe:
         """An item of `size` examples is handed out; what ran before it is forgotten."""
         has_begun = self._has_begun
         self.forget()
-        self._drawn, self._has_begun = replace(drawn, axes=self._item_axes), has_begun
+        self._drawn, self._has_begun = replace(drawn, axes=self._item_axes, lists=self._item_lists), has_begun
         self._programs.begin(size, self._drawn)
         self.is_waiting = True
         self._scalar_loss.size = size
@@ -356,9 +362,10 @@ class Probe:
             return
         with kept_values(drawn.item), self._findings_told():
             records = [drawn.dataset[drawn.indices[row]] for row in telling_rows(drawn, RECORDS)]
-            axes = require_separate_rows(drawn.collate_fn, records)
-            if axes is not None:
-                self._collate_is_known, self._item_axes = True, axes
+            found = require_separate_rows(drawn.collate_fn, records)
+            if found is not None:
+                self._collate_is_known = True
+                self._item_axes, self._item_lists = found
 
     @property
     def report(self) -> ProbeReport:

@@ -34,6 +34,7 @@ class Drawn:
         indices: of the records that were drawn; rows after them are padding.
         item: what the loop was handed.
         collate_fn: the caller's; None for torch's own, which pads nothing.
+        lists: the paths of lists in the item that have an entry for each record.
         axes: of those tensors of the item whose records are not on axis 0, the axis on which they are.
     """
 
@@ -42,6 +43,7 @@ class Drawn:
     item: Any
     collate_fn: Callable[[list[Any]], Any] | None
     axes: Mapping[Path, int] = field(default_factory=dict)
+    lists: Set[Path] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +150,7 @@ def places_of(tensor: Tensor, width: OwnWidth, batch_axis: int | None) -> list[i
     others = [axis for axis in range(tensor.ndim) if axis != batch_axis]
     exact = [axis for axis in others if width.lengths.get(tensor.shape[axis], tensor.shape[axis]) < tensor.shape[axis]]
     if exact:
-        return exact if tensor.ndim > 3 else exact[:1]
+        return exact if tensor.ndim > 3 or not tensor.is_floating_point() else exact[:1]
     is_shifted = (
         others and not tensor.is_floating_point() and width.of(tensor.shape[others[0]]) < tensor.shape[others[0]]
     )
@@ -210,11 +212,11 @@ def _is_constant(positions: Tensor) -> bool:
 
 def _from_records(drawn: Drawn, count: int, size: int) -> list[OwnWidth]:
     """Read a few records again, and learn how long they come alone; of lists of records all are known."""
-    listed = list(_lengths_of_lists(drawn.item, count))
-    if listed:
-        return [OwnWidth(row, lengths, (), True) for row, lengths in listed]
     if drawn.collate_fn is None:
         return []
+    listed = list(_lengths_of_lists(drawn, count))
+    if listed:
+        return [OwnWidth(row, lengths, (), True) for row, lengths in listed]
     found = []
     for row in _telling(drawn.item, count)[:MOST_ROWS]:
         alone = _alone(drawn, row)
@@ -245,12 +247,12 @@ def _alone(drawn: Drawn, row: int) -> dict[Path, Tensor]:
         return {}
 
 
-def _lengths_of_lists(value: Any, count: int) -> Iterator[tuple[int, dict[int, int]]]:
+def _lengths_of_lists(drawn: Drawn, count: int) -> Iterator[tuple[int, dict[int, int]]]:
     """Yield `(row, lengths)` for lists with an entry of its own length for each record."""
     found: list[dict[int, int]] = [{} for _ in range(count)]
 
     def visit(path: Path, part: Any) -> Any:
-        if type(part) in (list, tuple) and len(part) == count and count > 1:
+        if path in drawn.lists and len(part) == count and count > 1:
             entries = [dict(_lengths(entry)) for entry in part]
             for key in entries[0]:
                 own = [entry.get(key, 0) for entry in entries]
@@ -259,7 +261,7 @@ def _lengths_of_lists(value: Any, count: int) -> Iterator[tuple[int, dict[int, i
                         found[row][max(own)] = max(1, own[row])
         return part if isinstance(part, (Tensor, np.ndarray)) else DESCEND
 
-    with_parts(value, visit)
+    with_parts(drawn.item, visit)
     yield from ((row, lengths) for row, lengths in enumerate(found) if lengths)
 
 
