@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hushgrad.guards.probing.loss_trace import LossTrace
-from hushgrad.torch_internals import take_from_below
+from hushgrad.torch_internals import function_modes
 
 # The same examples in every run, so that a failure is seen again; HYPOTHESIS_PROFILE=default draws new ones.
 hypothesis.settings.register_profile("fixed", derandomize=True)
@@ -145,4 +145,6 @@ def choose_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str | 
 def no_trace_of_an_abandoned_loop() -> Iterator[None]:
     """A loop that is left in the middle of an item leaves a mode behind until its session is collected."""
     yield
-    take_from_below(lambda mode: isinstance(mode, LossTrace))
+    for mode in function_modes():
+        if isinstance(mode, LossTrace):
+            mode.end()

@@ -149,7 +149,7 @@ def test_the_dataset_is_not_changed_by_a_collate_that_pads_in_place() -> None:
 def test_lists_of_records_tell_the_lengths_of_all() -> None:
     tensors = [torch.ones(len(record), 2) for record in RECORDS]
     for item in (RECORDS, tensors, [{"ids": record} for record in RECORDS]):
-        source = drawn(None, item=item)
+        source = Drawn(RECORDS, range(B), item, list, lists=frozenset({()}))
         found = own_widths(source, batch(padded(RECORDS)), set())
         assert [(width.row, width.of(T), width.is_sure) for width in found] == [(1, 1, True), (0, 3, True)]
 

@@ -225,9 +225,7 @@ def _from_records(drawn: Drawn, count: int, size: int) -> list[OwnWidth]:
             other = alone.get(path)
             if other is None or other.ndim != tensor.ndim:
                 continue
-            of_batch = next(
-                (n for n in (0, 1) if n < tensor.ndim and (tensor.shape[n], other.shape[n]) == (size, 1)), -1
-            )
+            of_batch = next((n for n in (0, 1) if n < tensor.ndim and tensor.shape[n] == size * other.shape[n]), -1)
             for axis in range(tensor.ndim):
                 length, own = tensor.shape[axis], other.shape[axis]
                 if axis != of_batch and own not in (0, length):
