@@ -363,6 +363,17 @@ def _guessed(drawn: Drawn | None, batch: Batch, varying: Set[int], count: int) -
         else:
             continue
         longest = int(own.max())
-        if 1 <= own.min() < longest and longest in followed:
+        is_length = tensor.ndim > 1 or _are_lengths(own, taken, longest)
+        if 1 <= own.min() < longest and longest in followed and is_length:
             yield from ((row, {longest: int(own[row])}) for row in range(count))
             return
+
+
+def _are_lengths(own: np.ndarray[Any, Any], taken: Sequence[Tensor], longest: int) -> bool:
+    """Whether whole numbers of the records are lengths: some input is padded beyond them. Classes are none."""
+    for tensor in taken:
+        if tensor.ndim > 1 and tensor.shape[0] >= len(own) and tensor.shape[1] == longest:
+            found = contents(tensor[: len(own)])
+            if int(found.max()) == longest and bool((found <= np.maximum(own, 1)).all()):
+                return True
+    return False
