@@ -350,30 +350,22 @@ def _guessed(drawn: Drawn | None, batch: Batch, varying: Set[int], count: int) -
         for place in range(tensor.ndim)
         if place != batch.axes[path]
     }
-    followed = (inner - given) | (inner & varying)
-    if not followed:
-        return
-    for tensor in (*item, *taken):
-        if not tensor.ndim or tensor.shape[0] < count:
-            continue
-        if tensor.ndim == 1 and not tensor.is_floating_point():
-            own = tensor[:count].cpu().numpy()
-        elif tensor.ndim >= 2 and tensor.shape[1]:
+    cut, followed = inner - given, inner & varying
+    for tensor in item if cut else ():  # what the loop cut was longer, and padded
+        if tensor.ndim > 1 and tensor.shape[0] >= count:
             own = contents(tensor)[:count]
-        else:
+            if int(own.max()) in cut and int(own.max()) < tensor.shape[1]:
+                yield from _rows_of(own)
+                return
+    for tensor in (*item, *taken) if followed else ():
+        if not tensor.ndim or tensor.shape[0] < count or (tensor.ndim == 1 and tensor.is_floating_point()):
             continue
-        longest = int(own.max())
-        is_length = tensor.ndim > 1 or _are_lengths(own, taken, longest)
-        if 1 <= own.min() < longest and longest in followed and is_length:
-            yield from ((row, {longest: int(own[row])}) for row in range(count))
+        own = tensor[:count].cpu().numpy() if tensor.ndim == 1 else contents(tensor)[:count]
+        if int(own.max()) in followed:
+            yield from _rows_of(own)
             return
 
 
-def _are_lengths(own: np.ndarray[Any, Any], taken: Sequence[Tensor], longest: int) -> bool:
-    """Whether whole numbers of the records are lengths: some input is padded beyond them. Classes are none."""
-    for tensor in taken:
-        if tensor.ndim > 1 and tensor.shape[0] >= len(own) and tensor.shape[1] == longest:
-            found = contents(tensor[: len(own)])
-            if int(found.max()) == longest and bool((found <= np.maximum(own, 1)).all()):
-                return True
-    return False
+def _rows_of(own: np.ndarray[Any, Any]) -> Iterator[tuple[int, dict[int, int]]]:
+    if 1 <= own.min() < own.max():
+        yield from ((row, {int(own.max()): int(length)}) for row, length in enumerate(own))
