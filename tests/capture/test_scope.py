@@ -14,7 +14,7 @@ from attached import Attached, B, Model, assert_same, batch, losses, wanted
 from private_loops import Training
 from torch import Tensor, nn
 
-from hushgrad.capture.scope import Scope, Seen
+from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError, PrivacyUnitError
 
@@ -217,7 +217,7 @@ class Told:
         self.entered.append(module)
         return len(self.entered)
 
-    def left(self, token: int, output: Any, seen: Seen) -> None:
+    def left(self, token: int, output: Any, hangs_hooks: bool) -> None:
         self.left_with.append((token, output))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,27 +29,17 @@ from hushgrad.torch_internals import parameters_of, top_mode
 CALLER_OF_MODULE, CALLER_OF_OPERATOR = 6, 3
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What capture saw of a forward.
-
-    Attributes:
-        axes: of the outputs, by their `id`, the axis on which the batch was followed; None where it was lost.
-        hangs_hooks: whether the forward hung hooks on activations, which see and change gradients.
-    """
-
-    axes: Mapping[int, int | None]
-    hangs_hooks: bool
-
-
 class CallObserver(Protocol):
     """Is told of every outermost forward that is captured."""
 
     def entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Called before the forward runs; what it returns comes back when the forward is left."""
 
-    def left(self, token: Any, output: Any, seen: Seen) -> None:
-        """Called with what `entering` returned and what the forward returned, None if it was left by an exception."""
+    def left(self, token: Any, output: Any, hangs_hooks: bool) -> None:
+        """Called with what `entering` returned and what the forward returned, None if it was left by an exception.
+
+        `hangs_hooks`: whether the forward hung hooks on activations, which see and change gradients.
+        """
 
 
 @dataclass(eq=False)
@@ -61,7 +51,7 @@ class _Open:
 
     mode: CaptureMode
     call: RunningCall
-    left: Callable[[Any, Seen], None]
+    left: Callable[[Any, bool], None]
     entered: list[nn.Module] = field(default_factory=list)
 
 
@@ -186,10 +176,9 @@ class Scope:
         try:
             guard_outputs(context, output)
             context.pool.is_narrow |= context.axes.is_narrow
-            seen = Seen({id(tensor): context.axes.get(tensor) for tensor in tensors_in(output)}, context.hangs_hooks)
         finally:
             self._exit(begun)
-        begun.left(output, seen)
+        begun.left(output, context.hangs_hooks)
 
     def _let_go(self, reference: weakref.ref[_Open], frame: FrameType | None) -> None:
         """The arguments of a call are gone, as `frame` ran: its hooks have run, or never will."""
@@ -199,7 +188,7 @@ class Scope:
 
     def _abandon(self, begun: _Open) -> None:
         self._exit(begun)
-        begun.left(None, Seen({}, False))
+        begun.left(None, False)
 
     def _leaves(self, held: list[Tensor]) -> dict[int, TrackedTensor]:
         """Resolve the parameters by name now: their tensors may have been swapped since the session began.
@@ -240,7 +229,7 @@ def _forget_from(entered: list[nn.Module], module: nn.Module) -> bool:
     return False
 
 
-def _nobody(output: Any, seen: Seen) -> None:
+def _nobody(output: Any, hangs_hooks: bool) -> None:
     """Is told that a forward was left."""
 
 

@@ -78,7 +78,7 @@ class ObservedLoop(Loop):
         parts.marks.take_away()
         parts.frozen.require_same_parameters()
         parts.spending.require_pass(batch.pass_index)
-        drawn = Drawn(self.dataset, batch.indices, item, self.collate_fn)
+        drawn = Drawn(self.dataset, batch.indices, item, batch.size, self.collate_fn)
         try:
             parts.probe.examine_collate(drawn)
         except HushgradError:

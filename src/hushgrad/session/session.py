@@ -211,7 +211,7 @@ class Session:
 
     def _observe(self, loop: ObservedLoop, loader: PrivateLoader) -> None:
         self._parts.spending.open(OBSERVED, loader.population)
-        self._parts.probe.watch_items()
+        self._parts.probe.end_item()  # until an item comes, forwards belong to none
         loop.dataset, loop.collate_fn = loader.dataset, loader.options.collate_fn
         loop.has_constant_shapes = loader.constant_shapes
         self._loop = loop

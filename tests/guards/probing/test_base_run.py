@@ -9,7 +9,7 @@ import torch
 from first_forwards import WIDTH, Body, train
 from torch import Tensor, nn
 
-from hushgrad.capture.scope import Scope, Seen
+from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.guards.probing.base_run import Left, base_run
@@ -51,7 +51,7 @@ class Fills(nn.Module):
 
 def begun(model: nn.Module, x: Tensor) -> tuple[Runner, Batch, Left]:
     call = Call.begun(model, model, (x,), {})
-    call.returned(model(x), Seen({}, False), lambda: False)
+    call.returned(model(x), False, lambda: False)
     runner = Runner(call, call.state, Scope(model, UsePool()), [torch.device("cpu")])
     inputs = ((x,), {})
     return runner, Batch(inputs, batch_axes(inputs, len(x))[0], len(x)), Left(State(model), None, False)

@@ -19,13 +19,13 @@ from hushgrad.torch_internals import top_mode
 
 
 def drawn(item: Any) -> Drawn:
-    return Drawn(None, (), item, None)
+    return Drawn(None, (), item, len(item), None)
 
 
 def looked_at(programs: LossPrograms, items: int, size: int = 4) -> list[int]:
     found = []
     for number in range(items):
-        programs.begin(size, drawn((torch.ones(size, 2),)))
+        programs.begin(size, drawn(torch.ones(size, 2)))
         if top_mode() is not None:
             found.append(number)
         programs.forget()
@@ -48,7 +48,7 @@ def test_an_item_whose_examples_change_each_other_is_refused() -> None:
     outputs get, changes with the rows of others."""
     programs = LossPrograms("mean", None)
     item = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
-    programs.begin(4, drawn((item,)))
+    programs.begin(4, drawn(item))
     programs.given(((item,), {}), None)
     output = (item * 1).requires_grad_() * 1
     programs.returned(output)

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.llama import Llama
 from leaky_models import BATCH, CLASSES, WIDTH, layer
 from torch import Tensor, nn
 
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, privatize
-from hushgrad.capture.scope import Scope, Seen
+from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import (
     CrossSampleLeakError,
@@ -38,7 +39,7 @@ def probed(model: nn.Module, *inputs: Tensor, reached: bool = False) -> ModelPro
     try:
         call = Call.begun(model, model, inputs, {})
         scope.paused = True
-        call.returned(model(*inputs), Seen({}, False), lambda: True)
+        call.returned(model(*inputs), False, lambda: True)
         scope.paused = False
         if reached:
             call.reached.add(())
@@ -88,7 +89,7 @@ def test_a_probe_leaves_nothing_behind(name: str, make: Callable[[], nn.Module],
     scope = Scope(model, UsePool())
     try:
         call = Call.begun(model, model, (x,), {})
-        call.returned(model(x), Seen({}, False), lambda: True)
+        call.returned(model(x), False, lambda: True)
         before = {name: value.detach().clone() for name, value in model.state_dict().items()}
         attributes = [
             {key: value for key, value in vars(part).items() if not key.startswith("_")} for part in model.modules()
@@ -235,12 +236,32 @@ def test_low_precision_is_no_leak() -> None:
     probed(model.to(torch.bfloat16), features().to(torch.bfloat16), reached=True)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_decoder_in_low_precision_trains_on_two_records_at_a_time(seed: int) -> None:
+    """A batch that is looked at whole runs again with the shapes of the captured forward, and by other kernels."""
+    torch.manual_seed(seed)
+    model = Llama(vocabulary=50, width=16, depth=1, heads=4, shared_heads=2, inner=24).to(torch.bfloat16)
+    mechanism = DPSGD(
+        noise_multiplier=1.0,
+        clipping=FlatClipping(1.0),
+        sampling=PoissonSampling(rate=0.01),
+        expected_batch_size=2,
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    session = privatize(model, optimizer, mechanism)
+    for _ in range(16):
+        ids, labels = torch.randint(0, 50, (2, 6)), torch.randint(0, 50, (2, 6))
+        optimizer.zero_grad()
+        session.backward(F.cross_entropy(model(ids).mT, labels, reduction="none").mean(1))
+        optimizer.step()
+
+
 def test_autocast_around_the_call_is_kept() -> None:
     model = nn.Sequential(nn.Linear(WIDTH, 64), nn.Linear(64, CLASSES))
     x, scope = features(), Scope(model, UsePool())
     with torch.autocast("cpu", torch.bfloat16):
         call = Call.begun(model, model, (x,), {})
-        call.returned(model(x), Seen({}, False), lambda: True)
+        call.returned(model(x), False, lambda: True)
     probe = ModelProbe(model, scope, dict(model.named_parameters()), "mean", keeps_runs=True)
     probe.examine(call, BATCH)
     scope.detach()

@@ -50,3 +50,13 @@ def test_a_difference_in_the_rows_of_others_is_seen_and_rounding_is_not() -> Non
     assert others_differ(base, changed, axes, others, (4, 4))
     assert rows_agree(base, base * (1 + 1e-7))
     assert rows_agree(torch.tensor([[float("nan")]]), torch.tensor([[float("nan")]]))
+
+
+def test_a_small_value_that_other_kernels_round_otherwise_is_rounding_beside_large_ones() -> None:
+    """As the last logits of a decoder in bfloat16 came out of its captured forward and of a plain one."""
+    base = torch.tensor([[5.44, -0.152], [5.16, 0.03]], dtype=torch.bfloat16)
+    other = torch.tensor([[5.47, -0.136], [5.19, 0.03]], dtype=torch.bfloat16)
+    axes, everyone = {(): 0}, ([0, 1], [0, 1])
+    assert others_differ(base, other, axes, everyone, (2, 2))
+    assert not others_differ(base, other, axes, everyone, (2, 2), same_kernels=False)
+    assert others_differ(base, base.neg(), axes, everyone, (2, 2), same_kernels=False)

@@ -52,7 +52,7 @@ def time_first(records: list[Any]) -> Tensor:
 
 def drawn(collate: Any = pad_right, **options: Any) -> Drawn:
     item = collate(RECORDS) if collate is not None else options.pop("item")
-    return Drawn(RECORDS, range(B), item, collate, **options)
+    return Drawn(RECORDS, range(B), item, B, collate, **options)
 
 
 def batch(value: Any, axis: int = 0, size: int = B) -> Batch:
@@ -113,13 +113,13 @@ def test_records_on_the_second_axis_are_read_again_too() -> None:
 
 def test_rows_after_the_drawn_ones_are_no_records() -> None:
     item = torch.cat([padded(RECORDS), torch.zeros(3, T, dtype=torch.long)])
-    source = Drawn(RECORDS, range(B), item, pad_right)
+    source = Drawn(RECORDS, range(B), item, B + 3, pad_right)
     assert all(width.row < B for width in own_widths(source, batch(item, size=B + 3), set()))
 
 
 def test_where_all_records_are_as_long_no_one_has_a_width_of_its_own() -> None:
     records = [[1, 2], [3, 4], [5, 6]]
-    source = Drawn(records, range(3), padded(records), pad_right)
+    source = Drawn(records, range(3), padded(records), 3, pad_right)
     assert own_widths(source, batch(source.item, size=3), set()) == []
 
 
@@ -128,7 +128,7 @@ def test_a_record_that_cannot_be_read_again_says_nothing() -> None:
         def __getitem__(self, index: int) -> list[int]:
             raise OSError("gone")
 
-    source = Drawn(Gone(), range(B), padded(RECORDS), pad_right)
+    source = Drawn(Gone(), range(B), padded(RECORDS), B, pad_right)
     assert own_widths(source, batch(source.item), set()) == []
 
 
@@ -141,7 +141,7 @@ def test_the_dataset_is_not_changed_by_a_collate_that_pads_in_place() -> None:
             record += [0] * (width + 1 - len(record))
         return torch.tensor(some)
 
-    source = Drawn(records, range(2), padded(records, width=4), in_place)
+    source = Drawn(records, range(2), padded(records, width=4), 2, in_place)
     assert own_widths(source, batch(source.item, size=2), set())
     assert records == [[5, 6, 7], [8]]
 
@@ -149,7 +149,7 @@ def test_the_dataset_is_not_changed_by_a_collate_that_pads_in_place() -> None:
 def test_lists_of_records_tell_the_lengths_of_all() -> None:
     tensors = [torch.ones(len(record), 2) for record in RECORDS]
     for item in (RECORDS, tensors, [{"ids": record} for record in RECORDS]):
-        source = Drawn(RECORDS, range(B), item, list, lists=frozenset({()}))
+        source = Drawn(RECORDS, range(B), item, B, list, lists=frozenset({()}))
         found = own_widths(source, batch(padded(RECORDS)), set())
         assert [(width.row, width.of(T), width.is_sure) for width in found] == [(1, 1, True), (0, 3, True)]
 
@@ -294,7 +294,7 @@ def test_what_was_not_cut_to_the_longest_record_is_not_widened(item: Tensor, giv
 
 def test_a_row_that_is_no_record_is_not_cut_short_by_those_that_are() -> None:
     item = padded([*RECORDS[:3], [2] * 7], width=8)
-    source = Drawn(RECORDS, range(3), item, None)
+    source = Drawn(RECORDS, range(3), item, B, None)
     assert widened(source, batch(item[:, :T])) is None
     item[3, T:] = 0
     assert widened(source, batch(item[:, :T])) is not None

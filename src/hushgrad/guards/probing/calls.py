@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hushgrad.capture.scope import Scope, Seen
+from hushgrad.capture.scope import Scope
 from hushgrad.errors import HushgradError
 from hushgrad.guards.probing.deterministic_mode import QUANTILES, DeterministicMode
 from hushgrad.guards.probing.finite import count_nan
@@ -54,7 +54,6 @@ class Call:
         sums: of its outputs, by which it shows whether a run gave the same.
         has_returned: whether it did, and was not left by an exception.
         versions: those of the outputs, by which it shows that the loop wrote into them.
-        seen: what capture saw of the forward.
         axes: of each input, by its path, the axis of the examples; None where it is still to be found.
     """
 
@@ -74,7 +73,6 @@ class Call:
     is_hooked: bool = False
     changes_gradients: bool = False
     versions: list[int] = field(default_factory=list)
-    seen: Seen = field(default_factory=lambda: Seen({}, False))
 
     @classmethod
     def begun(cls, model: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -91,21 +89,21 @@ class Call:
         self.lifting = lifted(self.inputs, size, outer=2)
         self.inputs = self.lifting.value
 
-    def returned(self, output: Any, seen: Seen, is_accumulating: Callable[[], bool]) -> None:
+    def returned(self, output: Any, hangs_hooks: bool, is_accumulating: Callable[[], bool]) -> None:
         """Take note of the output, and of the parts of it that gradients will come back through.
 
         Args:
             output: what the module returned.
-            seen: what capture saw of it.
+            hangs_hooks: whether the forward hung hooks on activations.
             is_accumulating: whether the backward that is running accumulates gradients, or only asks for some.
         """
         tensors = [tensor for _, tensor in tensors_at(output)]
         self.sums = sums_of(output)
         self.is_hooked = any(has_gradient_hooks(tensor) for tensor in tensors)
         self.changes_gradients = (
-            self.is_hooked or seen.hangs_hooks or has_backward_hooks(self.module) or any(map(_has_functions, tensors))
+            self.is_hooked or hangs_hooks or has_backward_hooks(self.module) or any(map(_has_functions, tensors))
         )
-        self.output, self.missing, self.seen, self.has_returned = output, count_nan(output), seen, True
+        self.output, self.missing, self.has_returned = output, count_nan(output), True
         self.versions = [version(tensor) for _, tensor in tensors_at(output)]
         for path, tensor in tensors_at(output):
             if tensor.requires_grad:

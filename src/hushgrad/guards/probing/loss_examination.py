@@ -18,8 +18,8 @@ from torch import Tensor
 from hushgrad.errors import CrossSampleLeakError, LossShapeError
 from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_program import Given, Made, Program
-from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, axis_of, blocks, is_same, replayed
-from hushgrad.guards.probing.rows import AWAY, split_examples
+from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, axis_of, is_same, replayed
+from hushgrad.guards.probing.rows import AWAY, blocks, split_examples
 from hushgrad.guards.probing.widths import OwnWidth, cut_like
 from hushgrad.torch_internals import version
 
@@ -108,7 +108,8 @@ class _Examination:
         if (call := self._numbers.of_single_rows()) is not None and self._has_idle_rows():
             raise _leak("the part of some examples in the loss, by what Python made of numbers of single ones,", call)
         self._leave_out(loss_reduction, expected_size)
-        return self._numbers.doubt() or why
+        program.doubt = self._numbers.doubt()
+        return why
 
     def _reads_earlier(self) -> Made | None:
         """Return a call of the program's if other values in tensors of earlier items change what comes out."""

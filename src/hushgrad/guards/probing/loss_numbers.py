@@ -15,10 +15,10 @@ OF_CRITERIA = "losses.py"
 """This library's own criterion asks for the size of each batch."""
 
 HARMLESS = {"isnan", "isfinite", "isinf"}
+"""What is asked of a loss before it is trusted, and holds for any examples of use."""
 
 ASSERTED = {"allclose", "equal"}
 """What a loop asserts of a batch; that its values were read is said all the same."""
-"""What is asked of a loss before it is trusted, and holds for any examples of use."""
 
 
 class NumbersTaken:

@@ -116,6 +116,7 @@ class Program:
         earlier: the numbers that left torch in earlier items.
         outputs: the slots of the model's outputs, by the keys under which they are known.
         reads_values: whether numbers of the examples left torch before the losses were made, as replays tell.
+        doubt: which of them may have come back unseen.
         hidden: why it is not all of what the loop computed; "" if it is, as far as it shows.
     """
 
@@ -131,6 +132,7 @@ class Program:
     outputs: list[int] = field(default_factory=list)
     hidden: str = ""
     reads_values: bool = False
+    doubt: str = ""
 
     @property
     def last(self) -> int:

@@ -12,7 +12,7 @@ from hushgrad.guards.probing.loss_examination import require_separate_program
 from hushgrad.guards.probing.loss_program import Earlier
 from hushgrad.guards.probing.loss_trace import LossTrace
 from hushgrad.guards.probing.state import State
-from hushgrad.guards.probing.widths import Drawn, short_records
+from hushgrad.guards.probing.widths import Drawn
 from hushgrad.randomness import KeyStream
 
 FIRST = 2
@@ -34,11 +34,14 @@ class LossPrograms:
     def __init__(self, loss_reduction: str, expected_size: float | None, stream: KeyStream | None = None) -> None:
         self._declared = loss_reduction, expected_size
         self._trace: LossTrace | None = None
+        self._end: weakref.finalize[..., LossPrograms] | None = None  # of the trace, should nobody tell of it
         self._is_own = False
         self._earlier = Earlier()
         self._items = 0
         self.has_read = False
         """Whether the loop read numbers of the batch's examples before it had its losses."""
+        self.untold: dict[str, None] = {}
+        """Why programs of losses `[B]` could not be run again."""
         self._looks = Looks(None if stream is None else stream.fork("loss programs"))
 
     def begin(self, size: int, drawn: Drawn) -> None:
@@ -49,7 +52,7 @@ class LossPrograms:
         self._looks.begin()
         if self._items <= FIRST or self._looks.wanted:
             self._trace = LossTrace(size, drawn.item, drawn.axes, self._earlier)
-            weakref.finalize(self, self._trace.end)
+            self._end = weakref.finalize(self, self._trace.end)
 
     def given(self, inputs: Any, state: State | None) -> None:
         """A forward that may be trained on begins with these inputs, and from this state where that was kept."""
@@ -85,10 +88,14 @@ class LossPrograms:
             return ""
         self._trace.end()
         program = self._trace.program
-        widths = short_records(drawn, program.size) if drawn is not None and program.ends else []
+        widths = drawn.short_records if drawn is not None and program.ends else []
         why = require_separate_program(program, *self._declared, widths)
         self.has_read |= program.reads_values
-        return why if self._is_own else ""
+        if self._is_own:
+            return program.doubt or why
+        if why and program.ends:
+            self.untold[why] = None
+        return ""
 
     def stop_looks(self) -> None:
         """Look at no later item: for benchmarks of an ordinary step."""
@@ -104,4 +111,7 @@ class LossPrograms:
         if self._trace is not None:
             self._trace.end()
             self._trace = None
+        if self._end is not None:
+            self._end.detach()  # it holds the trace, and so what the item was
+            self._end = None
         self._is_own = False

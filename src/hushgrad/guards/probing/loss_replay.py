@@ -103,12 +103,6 @@ def axis_of(values: Tensor, size: int) -> int | None:
     return 0 if values.ndim and values.shape[0] and values.shape[0] % size == 0 else None
 
 
-def blocks(values: Tensor, axis: int, size: int) -> Tensor:
-    """Return a view `[B, m, ...]` of what belongs to each example."""
-    front: Tensor = values.movedim(axis, 0).unflatten(0, (size, values.shape[axis] // size))  # type: ignore[no-untyped-call]
-    return front
-
-
 def is_same(one: Tensor, other: Tensor, factor: float = 1.0) -> bool:
     """Whether the rows of `other` are `factor` times those of `one`, up to rounding.
 

@@ -111,25 +111,24 @@ class LossTrace(TorchFunctionMode):
 
     def end(self) -> None:
         """Take the mode away; what was written down stays."""
-        if self._is_on and threading.get_ident() == self._thread:
+        if self._is_on:
             self._is_on = False
             EagerCode.release(self)
-            take_from_below(lambda mode: isinstance(mode, LossTrace) and not mode._is_on)
             self._hand_on()
+        if threading.get_ident() == self._thread:
+            take_from_below(lambda mode: isinstance(mode, LossTrace) and not mode._is_on)
         self._known.clear()
         self._applied.clear()
 
     def _hand_on(self) -> None:
         """Take note of what the loop may carry into a later item."""
-        program = self.program
+        earlier = self._earlier
+        alive = {key: known for key, known in earlier.tensors.items() if known() is not None}
         made = {key: known for key, (known, slot) in self._known.items() if slot in self._live}
-        self._earlier.tensors = {
-            **{key: ref for key, ref in self._earlier.tensors.items() if ref() is not None},
-            **made,
-        }
-        for call in program.calls:
+        earlier.tensors = {**alive, **made}
+        for call in self.program.calls:
             if call.taken is not None and not isinstance(call.taken, torch.Size):
-                self._earlier.numbers.update(number for number in numbers_in(call.taken) if not number.is_integer())
+                earlier.numbers.update(number for number in numbers_in(call.taken) if not number.is_integer())
 
     def _take_out(self) -> None:
         """Leave the stack to a forward of the model: compiled code takes note of what lies on it."""
@@ -141,20 +140,19 @@ class LossTrace(TorchFunctionMode):
     def given(self, inputs: Any, kept: Iterable[Any]) -> None:
         """The model is called with these inputs, and `kept` is what it holds beside parameters."""
         self._take_out()
-        held = list(kept)
-        for tensor in (*(tensor for _, tensor in tensors_at(inputs)), *held):
-            if isinstance(tensor, Tensor) and (slot := self._slot(tensor)) is not None and slot in self._live:
-                self.program.inputs.append(slot)
-        own = [part for part in held if _is_countable(part) and not float(part).is_integer()]  # not met by chance
-        for _, tensor in tensors_at(inputs):
-            if self._slot(tensor) is None and self._earlier.holds(tensor) and (frame := loop_frame()) is not None:
-                self.program.carried.append(Place(PurePath(frame.f_code.co_filename).name, frame.f_lineno))
-        numbers = {float(part) for part in (*_numbers_at(inputs, self.program.size), *own)}
+        program, held, tensors = self.program, list(kept), [tensor for _, tensor in tensors_at(inputs)]
+        for tensor in (*tensors, *(part for part in held if isinstance(part, Tensor))):
+            if (slot := self._slot(tensor)) in self._live:
+                program.inputs.append(slot)
         frame = loop_frame()
-        if numbers and frame is not None:
-            constants = tuple(part for part in frame.f_code.co_consts if type(part) in (int, float))
-            place = Place(PurePath(frame.f_code.co_filename).name, frame.f_lineno, constants)
-            self.program.given.append(Given(len(self.program.calls), tuple(numbers), place))
+        if frame is None:
+            return
+        place = _place_of(frame)
+        program.carried += [place for tensor in tensors if self._slot(tensor) is None and self._earlier.holds(tensor)]
+        own = [part for part in held if _is_countable(part) and not float(part).is_integer()]  # not met by chance
+        numbers = {float(part) for part in (*_numbers_at(inputs, program.size), *own)}
+        if numbers:
+            program.given.append(Given(len(program.calls), tuple(numbers), place))
 
     def returned(self, output: Any) -> None:
         """The model returned this."""
@@ -347,6 +345,11 @@ def _is_autocast(device: str) -> bool:
     return torch.is_autocast_enabled(device)
 
 
+def _place_of(frame: FrameType) -> Place:
+    constants = tuple(part for part in frame.f_code.co_consts if type(part) in (int, float))
+    return Place(PurePath(frame.f_code.co_filename).name, frame.f_lineno, constants)
+
+
 def _place() -> tuple[Place | None, FrameType | None]:
     """Return the line of the loop's code that runs, and the frame of the autograd function that it is in, if any.
 
@@ -359,8 +362,7 @@ def _place() -> tuple[Place | None, FrameType | None]:
         if place is None and file != __file__ and not file.startswith(TORCH):
             if file.startswith(LIBRARY) and file != CRITERIA:
                 return None, None
-            numbers = tuple(part for part in frame.f_code.co_consts if type(part) in (int, float))
-            place = Place(PurePath(file).name, frame.f_lineno, numbers)
+            place = _place_of(frame)
             if torch.is_grad_enabled():
                 return place, None
         if frame.f_code is APPLY:

@@ -6,12 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from hushgrad.errors import CrossSampleLeakError, HushgradError
 from hushgrad.guards.probing.calls import Outcome, Runner
-from hushgrad.guards.probing.rows import Batch, all_agree, others_differ, split_examples
+from hushgrad.guards.probing.rows import Batch, all_agree, blocks, others_differ, split_examples
 from hushgrad.guards.probing.trees import Path, tensors_at
 from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_like, cut_to, narrowed, widened
 
@@ -80,7 +77,10 @@ class PaddingProbe:
             if outcome is None:
                 continue
             there = dict(tensors_at(self.base.output))
-            base = {path: _row(there[path], axis, width.row, self.batch.size) for path, axis in self.axes.items()}
+            base = {
+                path: blocks(there[path], axis, self.batch.size)[width.row].movedim(0, axis)
+                for path, axis in self.axes.items()
+            }
             own = {path: tensor for path, tensor in tensors_at(outcome.output) if path in self.axes}
             cut = {path: cut_like(tensor, own[path], left) for path, tensor in base.items() if path in own}
             if outcome.unknown is None and not all_agree(cut, own, same_kernels=False):
@@ -104,8 +104,3 @@ class PaddingProbe:
             cure="Leave padding out of every mean, maximum, convolution, attention and last state: mask it, divide by "
             "the example's own length, or pad all batches to one constant length",
         )
-
-
-def _row(tensor: Tensor, axis: int, row: int, size: int) -> Tensor:
-    unit = tensor.shape[axis] // size
-    return tensor.index_select(axis, torch.arange(row * unit, (row + 1) * unit, device=tensor.device))

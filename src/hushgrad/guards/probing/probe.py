@@ -26,7 +26,7 @@ from hushgrad.accounting.conditions import (
     Condition,
     not_examined,
 )
-from hushgrad.capture.scope import Scope, Seen
+from hushgrad.capture.scope import Scope
 from hushgrad.errors import (
     CrossSampleLeakError,
     HushgradError,
@@ -104,6 +104,7 @@ class Probe:
         parameters: what is trained, by name.
         loss_reduction: "mean" or "sum", as declared.
         stream: secret bits for the choice of later batches that are looked at; None where there are no later ones.
+        expected_size: the expected batch size, by which losses may be divided; None where it is not known.
     """
 
     def __init__(
@@ -166,9 +167,9 @@ class Probe:
         found: _Entered | None = self._uncompiled[0](module, args, kwargs)
         return found
 
-    def left(self, entered: _Entered | None, output: Any, seen: Seen) -> None:
+    def left(self, entered: _Entered | None, output: Any, hangs_hooks: bool) -> None:
         """It has returned."""
-        self._uncompiled[1](entered, output, seen)
+        self._uncompiled[1](entered, output, hangs_hooks)
 
     def _choose_uncompiled(self) -> None:
         """Keep what is done around a forward out of what a loop compiles, once it may compile anything."""
@@ -198,14 +199,14 @@ class Probe:
         self._programs.given((args, kwargs), None if pending is None else pending.call.state)
         return _Entered(module, pending)
 
-    def _left(self, entered: _Entered | None, output: Any, seen: Seen) -> None:
+    def _left(self, entered: _Entered | None, output: Any, hangs_hooks: bool) -> None:
         if entered is None:
             return
         self._programs.returned(output)
         if output is None:
             return
         if entered.pending is not None:
-            entered.pending.call.returned(output, seen, self._is_accumulating)
+            entered.pending.call.returned(output, hangs_hooks, self._is_accumulating)
         self._scalar_loss.left(entered.module, output)
 
     def evaluating(self, criterion: Criterion) -> None:
@@ -298,10 +299,6 @@ class Probe:
         self.forget()
         self.is_waiting = False
 
-    def watch_items(self) -> None:
-        """A loader will hand out items."""
-        self.end_item()
-
     def expect_order(self, item: Any, rows: int) -> None:
         """The item that comes now has padding, which is known by its place: look once whether rows keep their order."""
         self._is_in_order = bool(self._is_in_order)
@@ -386,6 +383,7 @@ class Probe:
         return (
             *self._scalar_loss.conditions,
             *self._read,
+            *(not_examined(f"the loop's own calls, since {why}") for why in self._programs.untold),
             *(not_examined(note) for note in dict.fromkeys(self._notes)),
         )
 

@@ -197,7 +197,13 @@ def grown_axes(many: Any, fewer: Any, size: int) -> dict[Path, int]:
 
 
 def others_differ(
-    one: Any, two: Any, axes: Mapping[Path, int], kept: tuple[Sequence[int], Sequence[int]], size: tuple[int, int]
+    one: Any,
+    two: Any,
+    axes: Mapping[Path, int],
+    kept: tuple[Sequence[int], Sequence[int]],
+    size: tuple[int, int],
+    *,
+    same_kernels: bool = True,
 ) -> bool:
     """Return whether any tensor differs between two runs in the rows of the examples that both have.
 
@@ -206,6 +212,7 @@ def others_differ(
         axes: the axis of the examples in each tensor; tensors without one are not compared.
         kept: the numbers of the compared examples in the first and in the second run.
         size: the number of examples of both runs.
+        same_kernels: whether runs on as many examples computed each row in the same way.
     """
     there = dict(tensors_at(two))
     for path, first in tensors_at(one):
@@ -215,7 +222,7 @@ def others_differ(
         if second is None or first.ndim != second.ndim or first.dtype != second.dtype:
             return True
         before, after = _blocks(first, axes[path], size[0]), _blocks(second, axes[path], size[1])
-        if before.ndim != after.ndim or not _agree(before, after, *kept):
+        if before.ndim != after.ndim or not _agree(before, after, *kept, same_kernels):
             return True
     return False
 
@@ -235,9 +242,14 @@ def all_agree(one: Any, two: Any, *, same_kernels: bool = True) -> bool:
 
 
 def _blocks(tensor: Tensor, axis: int, size: int) -> Tensor:
-    """Return `[B, k, ...]`: the k positions of each example that lie folded into the batch axis."""
-    front = tensor.detach().movedim(axis, 0)
-    return front.reshape(size, front.shape[0] // size, *front.shape[1:]) if front.shape[0] % size == 0 else front
+    tensor = tensor.detach()
+    return blocks(tensor, axis, size) if tensor.shape[axis] % size == 0 else tensor.movedim(axis, 0)
+
+
+def blocks(values: Tensor, axis: int, size: int) -> Tensor:
+    """Return a view `[B, k, ...]`: the k positions of each example that lie folded into the batch axis."""
+    front: Tensor = values.movedim(axis, 0).unflatten(0, (size, values.shape[axis] // size))  # type: ignore[no-untyped-call]
+    return front
 
 
 def rows_agree(one: Tensor, two: Tensor, *, same_kernels: bool = True) -> bool:

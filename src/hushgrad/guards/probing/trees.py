@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from hushgrad.guards.probing.holders import Slots, slots_of
+
 Path = tuple[Any, ...]
 
 DESCEND = object()
@@ -142,13 +144,7 @@ def _parts(value: Any) -> list[tuple[Any, Any]]:
 def attributes_of(value: Any) -> dict[str, Any]:
     """Return what an object of any class keeps in its dictionary and its slots, by name."""
     own = getattr(value, "__dict__", None)
-    found = dict(own) if isinstance(own, dict) else {}
-    for cls in type(value).__mro__:
-        slots = vars(cls).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                found[name] = getattr(value, name)
-    return found
+    return {**(own if isinstance(own, dict) else {}), **Slots(value, slots_of(value)).content()}
 
 
 def _with_attributes(value: Any, changes: Mapping[str, Any]) -> Any:

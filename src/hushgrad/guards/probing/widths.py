@@ -8,8 +8,9 @@ had been drawn with it, and must give what it gave in the batch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Drawn:
         dataset: what was read.
         indices: of the records that were drawn; rows after them are padding.
         item: what the loop was handed.
+        size: its number of rows.
         collate_fn: the caller's; None for torch's own, which pads nothing.
         lists: the paths of lists in the item that have an entry for each record.
         axes: of those tensors of the item whose records are not on axis 0, the axis on which they are.
@@ -41,9 +43,20 @@ class Drawn:
     dataset: Any
     indices: Sequence[int]
     item: Any
+    size: int
     collate_fn: Callable[[list[Any]], Any] | None
     axes: Mapping[Path, int] = field(default_factory=dict)
     lists: Set[Path] = frozenset()
+
+    @cached_property
+    def widths(self) -> list[OwnWidth]:
+        """The own lengths of a few records, which are read once more; of lists of records all are known."""
+        return _from_records(self, min(len(self.indices), self.size))
+
+    @property
+    def short_records(self) -> list[OwnWidth]:
+        """Those of records that are shorter than the longest."""
+        return _shorter(self.widths)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +91,9 @@ def own_widths(drawn: Drawn | None, batch: Batch, varying: Set[int]) -> list[Own
         varying: lengths of axes that were others in earlier batches.
     """
     count = batch.size if drawn is None else min(len(drawn.indices), batch.size)
-    found = [] if drawn is None else _from_records(drawn, count, batch.size)
-    if not found:
-        guessed = _guessed(drawn, batch, varying, count)
-        found = [OwnWidth(row, lengths, (), False) for row, lengths in guessed]
-    shorter = [width for width in found if any(own < length for length, own in width.lengths.items())]
+    read = () if drawn is None else drawn.widths
+    guessed = () if read else _guessed(drawn, batch, varying, count)
+    shorter = _shorter(read or [OwnWidth(row, lengths, (), False) for row, lengths in guessed])
     shorter.sort(key=lambda width: min(own / length for length, own in width.lengths.items()))
     return [*shorter[:1], *shorter[-1:]] if len(shorter) > 1 else shorter
 
@@ -210,8 +221,7 @@ def _is_constant(positions: Tensor) -> bool:
 # The records' own lengths --------------------------------------------------------------------------------------------
 
 
-def _from_records(drawn: Drawn, count: int, size: int) -> list[OwnWidth]:
-    """Read a few records again, and learn how long they come alone; of lists of records all are known."""
+def _from_records(drawn: Drawn, count: int) -> list[OwnWidth]:
     if drawn.collate_fn is None:
         return []
     listed = list(_lengths_of_lists(drawn, count))
@@ -225,7 +235,9 @@ def _from_records(drawn: Drawn, count: int, size: int) -> list[OwnWidth]:
             other = alone.get(path)
             if other is None or other.ndim != tensor.ndim:
                 continue
-            of_batch = next((n for n in (0, 1) if n < tensor.ndim and tensor.shape[n] == size * other.shape[n]), -1)
+            of_batch = next(
+                (n for n in (0, 1) if n < tensor.ndim and tensor.shape[n] == drawn.size * other.shape[n]), -1
+            )
             for axis in range(tensor.ndim):
                 length, own = tensor.shape[axis], other.shape[axis]
                 if axis != of_batch and own not in (0, length):
@@ -301,10 +313,18 @@ def contents(tensor: Tensor) -> np.ndarray[Any, Any]:
         return found
 
 
-def short_records(drawn: Drawn, size: int) -> list[OwnWidth]:
-    """Return a few records of an item of `size` rows that are shorter than its longest, read once more to tell."""
-    widths = _from_records(drawn, min(len(drawn.indices), size), size)
+def _shorter(widths: Iterable[OwnWidth]) -> list[OwnWidth]:
+    """Return those of records that are shorter than the longest of their batch."""
     return [width for width in widths if any(own < length for length, own in width.lengths.items())]
+
+
+def _longest_contents(tensors: Sequence[Tensor], count: int) -> np.ndarray[Any, Any]:
+    """Return for each of `count` rows the longest content among those of `[B, T, ...]`, 0 where there is none."""
+    lengths = np.zeros(count)
+    for tensor in tensors:
+        if tensor.ndim > 1 and tensor.numel():
+            lengths = np.maximum(lengths, contents(tensor))
+    return lengths
 
 
 def telling_rows(drawn: Drawn, most: int) -> list[int]:
@@ -313,13 +333,12 @@ def telling_rows(drawn: Drawn, most: int) -> list[int]:
     The second and fourth are those that a probe exchanges and leaves out.
     """
     count = len(drawn.indices)
-    largest, lengths = np.zeros(count), np.zeros(count)
-    for _, tensor in tensors_at(drawn.item):
-        if tensor.ndim and tensor.shape[0] >= count and tensor.numel() and not tensor.is_complex():
-            sizes = tensor.detach()[:count].reshape(count, -1).abs().double().nan_to_num(0.0, 0.0, 0.0).amax(1)
-            largest = np.maximum(largest, sizes.cpu().numpy())
-            if tensor.ndim > 1 and tensor.shape[1]:
-                lengths = np.maximum(lengths, contents(tensor[:count]))
+    held = [tensor for _, tensor in tensors_at(drawn.item) if tensor.ndim and tensor.shape[0] >= count]
+    held = [tensor[:count] for tensor in held if tensor.numel() and not tensor.is_complex()]
+    largest, lengths = np.zeros(count), _longest_contents(held, count)
+    for tensor in held:
+        sizes = tensor.detach().reshape(count, -1).abs().double().nan_to_num(0.0, 0.0, 0.0).amax(1)
+        largest = np.maximum(largest, sizes.cpu().numpy())
     special = dict.fromkeys([int(largest.argmax()), int(lengths.argmax()), int(lengths.argmin())])
     others = [row for row in range(count) if row not in special]
     rows = []
@@ -331,10 +350,8 @@ def telling_rows(drawn: Drawn, most: int) -> list[int]:
 
 def extremes(batch: Batch) -> list[int]:
     """Return the example with the longest and that with the shortest content, by what is of whole numbers."""
-    lengths = np.zeros(batch.size)
-    for path, tensor in tensors_at(batch.value):
-        if batch.axes.get(path) == 0 and tensor.ndim == 2 and tensor.numel() and not tensor.is_floating_point():
-            lengths = np.maximum(lengths, contents(tensor))
+    held = [tensor for path, tensor in tensors_at(batch.value) if batch.axes.get(path) == 0 and tensor.ndim == 2]
+    lengths = _longest_contents([tensor for tensor in held if not tensor.is_floating_point()], batch.size)
     return [int(lengths.argmax()), int(lengths.argmin())] if lengths.min() < lengths.max() else []
 
 
