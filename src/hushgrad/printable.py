@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 
 def printable(text: str, limit: int = 80) -> str:
     """Return `text` without control and formatting characters, cut to `limit` characters.
@@ -10,3 +13,9 @@ def printable(text: str, limit: int = 80) -> str:
     """
     safe = "".join(character for character in text if character.isprintable())
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+
+
+def full_name(called: Callable[..., Any]) -> str:
+    """Return the full name of a function or class; of another callable, that of its class."""
+    kind = type(called)
+    return f"{getattr(called, '__module__', kind.__module__)}.{getattr(called, '__qualname__', kind.__qualname__)}"

@@ -69,6 +69,11 @@ def unflattened(flat: Tensor, tensors: Any) -> tuple[Tensor, ...]:
     return _unflatten_dense_tensors(flat, tensors)  # type: ignore[no-any-return,no-untyped-call]
 
 
+# Optimizers ----------------------------------------------------------------------------------------------------------
+
+step_pre_hooks_of: Callable[[torch.optim.Optimizer], Mapping[int, Any]] = attrgetter("_optimizer_step_pre_hooks")
+"""An optimizer's own hooks before its step, in the order in which they run."""
+
 # Modules -------------------------------------------------------------------------------------------------------------
 
 parameters_of: Callable[[nn.Module], MutableMapping[str, nn.Parameter | None]] = attrgetter("_parameters")

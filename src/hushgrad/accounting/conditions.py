@@ -101,6 +101,11 @@ CHANGED_IN_ITEM = Condition(
     "a value of the optimizer's groups (the learning rate, say) changed between an item of the loader and its step: "
     "that it follows the number of the step and not the records drawn, their number included, is on trust",
 )
+WRITTEN_BY_THE_LOOP = Condition(
+    "parameters written by the loop",
+    "trained parameters were written to between two steps (clamped, averaged, loaded), by the loop and not by the "
+    "optimizer: that what was written follows from nothing but released values is on trust",
+)
 DISCARDED, UNCOUNTED = "discarded batches", "uncounted steps"
 CLOSED = Condition("closed session", "the session was closed: how the model was trained after that is not covered")
 
@@ -111,6 +116,15 @@ def third_party(part: str, name: str) -> Condition:
         f"third-party {part}",
         f"the {part} was {printable(name, _LONGEST_NAME)}, which is not hushgrad's: that it does what was charged is "
         f"on trust",
+    )
+
+
+def hooks_on_the_optimizer(name: str) -> Condition:
+    """Return that a hook called `name`, registered after `make_private`, sees each update before the optimizer."""
+    return Condition(
+        "hooks on the optimizer",
+        f"a hook on the optimizer's step ({printable(name, _LONGEST_NAME)}) ran between noise and update: that what it "
+        f"changes follows from nothing but released values is on trust",
     )
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from hushgrad.capture.scope import Scope
 from hushgrad.gradients.contribution import Plan
 from hushgrad.guards.gradient_marks import GradientMarks
+from hushgrad.guards.left_alone import LeftAlone
 from hushgrad.guards.monitoring.monitor import Monitors
 from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.setup_invariants import SetupInvariants
@@ -32,6 +33,7 @@ class Parts:
         scope: captures the forwards of the model.
         probe: looks for examples that influence each other.
         frozen: what must stay as it was at set-up.
+        left_alone: what the loop does to parameters and optimizer beside the steps.
         marks: what shows in `.grad` between a backward and the step.
         update: the clipped sums, and the noised update.
         spending: the ledger, and what may still be spent.
@@ -47,6 +49,7 @@ class Parts:
     scope: Scope
     probe: Probe
     frozen: SetupInvariants
+    left_alone: LeftAlone
     marks: GradientMarks
     update: Update
     spending: Spending

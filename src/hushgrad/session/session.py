@@ -291,7 +291,14 @@ class Session:
         """Return what was taken on trust so far: by the probe, of operators that were registered, and of 16 bits."""
         operators = (third_party("operator", name) for name in sorted(self._parts.scope.registered))
         rounding = [ROUNDED_TOGETHER] if self._loop.rounds_together else []
-        return [*self._parts.probe.conditions, *self._parts.frozen.conditions, *operators, *rounding]
+        parts = self._parts
+        return [
+            *parts.probe.conditions,
+            *parts.frozen.conditions,
+            *parts.left_alone.conditions,
+            *operators,
+            *rounding,
+        ]
 
     # The step, and the end -------------------------------------------------------------------------------------------
 
@@ -299,6 +306,7 @@ class Session:
         self._require_open()
         self.last_step_updated = False
         self._parts.frozen.expect_nothing()  # of a step that was interrupted
+        self._parts.left_alone.step_begins(self._hooks.later)
 
     def _prepare_step(self) -> None:
         """End the physical batch in work, and release the noised update where its logical batch is complete."""
@@ -316,6 +324,7 @@ class Session:
         self._parts.frozen.require_expected_update()
         self._parts.frozen.require_moved_weights()
         if self.last_step_updated:
+            self._parts.left_alone.updated()
             self._parts.members.step_taken(self._parts.spending.steps, self._parts.spending.uncounted)
 
     def _abandon_step(self) -> None:

@@ -18,6 +18,7 @@ from hushgrad.errors import InvalidArgumentError
 from hushgrad.gradients.contribution import Plan
 from hushgrad.guards.compatibility import require_trainable_privately
 from hushgrad.guards.gradient_marks import GradientMarks
+from hushgrad.guards.left_alone import LeftAlone
 from hushgrad.guards.monitoring.alarms import Alarms
 from hushgrad.guards.monitoring.monitor import Monitor, Monitors
 from hushgrad.guards.probing.probe import Probe
@@ -88,6 +89,7 @@ def set_up(
         scope=scope,
         probe=probe,
         frozen=SetupInvariants(model, optimizer, parameters),
+        left_alone=LeftAlone(parameters),
         marks=GradientMarks(model, parameters),
         update=update,
         spending=spending,

@@ -13,7 +13,8 @@ from typing import Any
 from torch.optim import Optimizer
 
 from hushgrad.errors import UnsupportedOptimizerError
-from hushgrad.torch_internals import witness_of_step
+from hushgrad.printable import full_name
+from hushgrad.torch_internals import step_pre_hooks_of, witness_of_step
 
 
 class StepHooks:
@@ -35,10 +36,19 @@ class StepHooks:
     ) -> None:
         self._start, self._prepare, self._finish, self._abandon = start, prepare, finish, abandon
         self._step: _Step | None = None
+        self._optimizer = optimizer
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+
+    @property
+    def later(self) -> list[str]:
+        """The names of the hooks that run after these, and see what `prepare` handed to the optimizer."""
+        hooks = step_pre_hooks_of(self._optimizer)
+        if next(reversed(hooks)) == self._handles[0].id:
+            return []
+        return [full_name(hook) for key, hook in hooks.items() if key > self._handles[0].id]
 
     def remove(self) -> None:
         """Take the hooks off the optimizer."""

@@ -253,6 +253,21 @@ def stepped_twice(engine: PrivacyEngine, model: nn.Module, optimizer: Kept, x: T
     optimizer.step()
 
 
+def hooked(change: Callable[[nn.Module, Tensor], None]) -> Body:
+    def body(engine: PrivacyEngine, model: nn.Module, optimizer: Kept, x: Tensor) -> None:
+        squares(model(x)).mean().backward()
+        optimizer.register_step_pre_hook(lambda *_: change(model, x))
+        optimizer.step()
+
+    return body
+
+
+def added_to_the_update(model: nn.Module, x: Tensor) -> None:
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        parameter.grad += x.mean()
+
+
 def zeroed_before(engine: PrivacyEngine, model: nn.Module, optimizer: Kept, x: Tensor) -> None:
     optimizer.zero_grad()
     step(engine, model, optimizer, x)
@@ -308,6 +323,7 @@ PROGRAMS: tuple[Program, ...] = (
     looped("backward twice through one graph", backward_twice),
     looped("gradients replaced by the loop", grad_changed),
     looped("a second step()", stepped_twice),
+    looped("a hook on the optimizer that adds to the update", hooked(added_to_the_update), "hooks on the optimizer"),
     looped("backward, step", step, is_clean=True),
     looped("zero_grad() before the backward", zeroed_before, is_clean=True),
     looped("a copy of the batch for a log", logged, is_clean=True),

@@ -27,6 +27,7 @@ from hushgrad.capture.operators.operator import ForwardContext, autocast_dtype, 
 from hushgrad.capture.operators.table import COMPOSITES, FIRST, RULES
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.errors import CrossSampleLeakError, InvalidArgumentError, PrivacyUnitError, UncoveredParameterUseError
+from hushgrad.printable import full_name
 from hushgrad.torch_internals import tree_flatten, tree_leaves, tree_unflatten, version
 
 LOOKS_AGAIN = 64
@@ -79,11 +80,11 @@ def register_operator(operator: Callable[..., Any]) -> Callable[..., Any]:
     if operator in _known:
         raise InvalidArgumentError(
             "is registered already",
-            where=_name_of(operator),
+            where=full_name(operator),
             cure="Register an operator once, and call what that returned",
         )
     if any(operator in table for table in (RULES, COMPOSITES, FIRST, AXIS_RULES)):
-        raise InvalidArgumentError("hushgrad knows this operator", where=_name_of(operator), cure="Call it as it is")
+        raise InvalidArgumentError("hushgrad knows this operator", where=full_name(operator), cure="Call it as it is")
 
     @functools.wraps(operator, updated=())
     def registered(*args: Any, **kwargs: Any) -> Any:
@@ -92,15 +93,9 @@ def register_operator(operator: Callable[..., Any]) -> Callable[..., Any]:
             return handle_torch_function(registered, tensors, *args, **kwargs)
         return run(*args, **kwargs)
 
-    FIRST[registered] = _OneAtATime(_name_of(operator), run)
+    FIRST[registered] = _OneAtATime(full_name(operator), run)
     _known.update((operator, registered))
     return registered
-
-
-def _name_of(operator: Callable[..., Any]) -> str:
-    """Return the full name of a function or class; of another callable, that of its class."""
-    kind = type(operator)
-    return f"{getattr(operator, '__module__', kind.__module__)}.{getattr(operator, '__qualname__', kind.__qualname__)}"
 
 
 class _Watch(TorchFunctionMode):
