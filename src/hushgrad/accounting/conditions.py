@@ -80,8 +80,9 @@ OUTSIDE_CALL = Condition(
 )
 VALUES_READ = Condition(
     "values read by the loop",
-    "the loop read numbers of the batch's records (item, tolist, numpy, a comparison) before it had its losses: that "
-    "nothing it computes from them in Python changes one record's input or loss because of others is on trust",
+    "the loop read numbers of the batch's records (item, tolist, numpy, a comparison, lists and arrays of the item) "
+    "before it had its losses, or computed in another thread: that nothing it computes there changes one record's "
+    "input or loss because of others is on trust",
 )
 NEVER_EXAMINED = Condition(
     "never examined",

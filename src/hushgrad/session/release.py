@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from hushgrad.accounting.conditions import NEVER_EXAMINED, Condition
+from hushgrad.accounting.conditions import NEVER_EXAMINED, VALUES_READ, Condition
 from hushgrad.errors import LedgerError, NoiseMismatchError, TakenOnTrustError
 from hushgrad.session.parts import Parts
 
@@ -55,7 +55,8 @@ def _require_established(parts: Parts) -> None:
     Raises:
         TakenOnTrustError: naming the first condition.
     """
-    open_ones = [condition for condition in parts.probe.open_conditions if condition is not NEVER_EXAMINED]
+    unsettled = (NEVER_EXAMINED, VALUES_READ)
+    open_ones = [condition for condition in parts.probe.open_conditions if condition not in unsettled]
     if parts.is_strict and (trusted := [*parts.probe.conditions, *open_ones]):
         raise TakenOnTrustError(
             f"strict=True, and this would be taken on trust: {trusted[0].sentence}",

@@ -24,6 +24,7 @@ import later_calls
 import layout_coincidences
 import loop_faults
 import number_limits
+import outside_torch
 import own_scalar_losses
 import padded_lengths
 import quiet_randomness
@@ -37,6 +38,7 @@ from hushgrad.text_table import text_table
 KINDS: tuple[Kind, ...] = (
     padded_lengths.KIND,
     hidden_inputs.KIND,
+    outside_torch.KIND,
     bypassed_calls.KIND,
     later_calls.KIND,
     layout_coincidences.KIND,

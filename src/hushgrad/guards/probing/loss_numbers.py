@@ -9,7 +9,7 @@ from typing import Any
 from torch import Size
 
 from hushgrad.guards.probing.loss_program import Given, Made, Place, Program, slots_of
-from hushgrad.guards.probing.numbers_taken import is_made_of, is_one_of, numbers_in
+from hushgrad.guards.probing.numbers_taken import is_free, is_made_of, is_one_of, numbers_in
 
 OF_CRITERIA = "losses.py"
 """This library's own criterion asks for the size of each batch."""
@@ -19,6 +19,14 @@ HARMLESS = {"isnan", "isfinite", "isinf"}
 
 ASSERTED = {"allclose", "equal"}
 """What a loop asserts of a batch; that its values were read is said all the same."""
+
+
+ARITHMETIC = {
+    "add", "add_", "addcdiv", "addcmul", "clamp", "clip", "div", "div_", "divide", "float_power", "iadd", "idiv",
+    "imul", "ipow", "isub", "itruediv", "lerp", "mul", "mul_", "multiply", "pow", "radd", "rdiv", "rmul", "rpow",
+    "rsub", "rtruediv", "sub", "sub_", "subtract", "true_divide", "truediv",
+}  # fmt: skip
+"""Calls whose numbers are factors, divisors and the like; those of others are mostly axes and sizes."""
 
 
 class NumbersTaken:
@@ -93,6 +101,17 @@ class NumbersTaken:
             not isinstance(self._numbers[call], Size) and not self._only_asks_whether_finite(call)
             for call in self._moved[0] | self._moved[1]
         )
+
+    def are_free(self) -> bool:
+        """Return whether the losses' calls, or the model, got a number that is neither usual nor in the code."""
+        calls = self._program.calls
+        given = [(number.numbers, number.place) for number in self._program.given]
+        given += [
+            (tuple(numbers_in((calls[number].args, calls[number].kwargs))), calls[number].place)
+            for number in self._used()
+            if calls[number].name in ARITHMETIC
+        ]
+        return any(is_free(numbers, self._program.size, place.numbers) for numbers, place in given)
 
     def doubt(self) -> str:
         """Return which number of the examples' may have come back unseen, "" if none left torch."""

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hushgrad.guards.probing.constants import Constants
+
 
 class Slot(NamedTuple):
     """A tensor of the program, by its number."""
@@ -74,6 +76,7 @@ class Earlier:
 
     tensors: dict[int, weakref.ref[Tensor]] = field(default_factory=dict)
     numbers: set[float] = field(default_factory=set)
+    constants: Constants = field(default_factory=Constants)
 
     def holds(self, tensor: Tensor) -> bool:
         """Return whether a tensor was made of an earlier item."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loss_examination import require_separate_program
+from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_program import Earlier
 from hushgrad.guards.probing.loss_trace import LossTrace
 from hushgrad.guards.probing.state import State
@@ -39,7 +40,7 @@ class LossPrograms:
         self._earlier = Earlier()
         self._items = 0
         self.has_read = False
-        """Whether the loop read numbers of the batch's examples before it had its losses."""
+        """Whether the loop read numbers of the batch's examples before it had its losses, or may have."""
         self.untold: dict[str, None] = {}
         """Why programs of losses `[B]` could not be run again."""
         self._looks = Looks(None if stream is None else stream.fork("loss programs"))
@@ -87,15 +88,21 @@ class LossPrograms:
         if self._trace is None:
             return ""
         self._trace.end()
-        program = self._trace.program
+        program, outside = self._trace.program, self._trace.outside
         widths = drawn.short_records if drawn is not None and program.ends else []
         why = require_separate_program(program, *self._declared, widths)
-        self.has_read |= program.reads_values
+        self.has_read |= program.reads_values or outside.has_come or self._earlier.constants.are_made_anew
+        self.has_read |= outside.is_readable and NumbersTaken(program, {}).are_free()
         if self._is_own:
             return program.doubt or why
         if why and program.ends:
             self.untold[why] = None
         return ""
+
+    @property
+    def may_have_read(self) -> bool:
+        """Whether tensors came from outside of which a later item tells whether they are constants of the loop."""
+        return not self.has_read and self._earlier.constants.are_open
 
     def stop_looks(self) -> None:
         """Look at no later item: for benchmarks of an ordinary step."""

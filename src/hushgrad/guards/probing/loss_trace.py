@@ -39,6 +39,7 @@ from hushgrad.guards.probing.loss_program import (
     tensors_of,
 )
 from hushgrad.guards.probing.numbers_taken import numbers_in
+from hushgrad.guards.probing.outside_values import OutsideValues
 from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts
 from hushgrad.torch_internals import (
     EagerCode,
@@ -83,6 +84,7 @@ class LossTrace(TorchFunctionMode):
         """
         super().__init__()
         self._earlier = Earlier() if earlier is None else earlier
+        self.outside = OutsideValues(item, self._earlier.constants)
         self.program = Program(size, earlier=frozenset(self._earlier.numbers))
         self._thread = threading.get_ident()
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
@@ -123,6 +125,7 @@ class LossTrace(TorchFunctionMode):
     def _hand_on(self) -> None:
         """Take note of what the loop may carry into a later item."""
         earlier = self._earlier
+        earlier.constants.end_item()
         alive = {key: known for key, known in earlier.tensors.items() if known() is not None}
         made = {key: known for key, (known, slot) in self._known.items() if slot in self._live}
         earlier.tensors = {**alive, **made}
@@ -141,6 +144,9 @@ class LossTrace(TorchFunctionMode):
         """The model is called with these inputs, and `kept` is what it holds beside parameters."""
         self._take_out()
         program, held, tensors = self.program, list(kept), [tensor for _, tensor in tensors_at(inputs)]
+        for tensor in tensors:
+            if self._slot(tensor) is None and not self._earlier.holds(tensor) and not self._is_of_item(tensor):
+                self.outside.meet(tensor)
         for tensor in (*tensors, *(part for part in held if isinstance(part, Tensor))):
             if (slot := self._slot(tensor)) in self._live:
                 program.inputs.append(slot)
@@ -188,8 +194,12 @@ class LossTrace(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         is_change = changes_in_place(func) or name == "__setitem__" or "out" in kwargs
         is_wanted = self._takes_batch(args, kwargs) or (is_change and self._knows(args))
-        if name in SILENT or threading.get_ident() != self._thread or not is_wanted:
+        if name in SILENT or threading.get_ident() != self._thread:
             return func(*args, **kwargs)
+        if not is_wanted:
+            result = func(*args, **kwargs)
+            self.outside.note(name, (args, kwargs), result)
+            return result
         place, applied = _place()
         if place is None or (applied is not None and self._write_applied(applied, place)):
             return func(*args, **kwargs)
@@ -242,16 +252,30 @@ class LossTrace(TorchFunctionMode):
         return bool(args) and isinstance(args[0], Tensor) and self._slot(args[0]) is not None
 
     def _takes_batch(self, args: Any, kwargs: Any) -> bool:
-        return any(self._slot(tensor) in self._live for tensor in tensors_of(args, kwargs))
+        return any(self._slot(tensor) in self._live or self._is_of_item(tensor) for tensor in tensors_of(args, kwargs))
+
+    def _is_of_item(self, tensor: Tensor) -> bool:
+        """Adopt a tensor that holds what the item holds as an array or a list; return whether it does."""
+        if not self.outside.is_readable or self._slot(tensor) is not None:
+            return False
+        path = self.outside.path_in_item(tensor)
+        if path is not None:
+            self._adopt(tensor, "item")
+        return path is not None
 
     def _given(self, value: Any, *, is_changed: bool) -> Any:
         if not isinstance(value, Tensor):
             return value
         tensor = value
+        self._is_of_item(tensor)
         slot = self._slot(tensor)
         if slot is None:
             kind = "number" if self._has_taken else "constant"
-            slot = self._adopt(tensor, "earlier" if self._earlier.holds(tensor) else kind)
+            if self._earlier.holds(tensor):
+                kind = "earlier"
+            else:
+                self.outside.meet(tensor)
+            slot = self._adopt(tensor, kind)
         if slot in self.program.sources and is_changed:
             source = self.program.sources[slot]
             if source.version == version(tensor) and source.values.data_ptr() == tensor.data_ptr():

@@ -43,6 +43,12 @@ def is_one_of(taken: Any, given: Iterable[float], constants: Iterable[Any]) -> b
     return any(abs(number - value) <= CLOSE_OF_SINGLE * abs(value) for value in _statistics(numbers) for number in used)
 
 
+def is_free(given: Iterable[float], size: int, constants: Iterable[Any]) -> bool:
+    """Return whether a number among those given is not usual, not the batch's `size`, and not written in the code."""
+    written = {float(part) for part in constants if _is_finite(part)}
+    return any(not _is_plain(number) and number != size and number not in written for number in given)
+
+
 def _statistics(numbers: list[float]) -> Iterator[float]:
     if len(numbers) == 1:
         value = numbers[0]

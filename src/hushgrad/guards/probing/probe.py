@@ -391,7 +391,11 @@ class Probe:
     def open_conditions(self) -> tuple[Condition, ...]:
         """What would be on trust if the session ended now; a later batch may still show it."""
         never = bool(self._examined) and not any(self._examined.values())
-        return (*([NEVER_EXAMINED] if never else []), *([ORDER_OF_ROWS] if self._is_in_order is False else []))
+        return (
+            *([NEVER_EXAMINED] if never else []),
+            *([ORDER_OF_ROWS] if self._is_in_order is False else []),
+            *([VALUES_READ] if self._programs.may_have_read else []),
+        )
 
     @contextmanager
     def _findings_told(self) -> Iterator[None]:

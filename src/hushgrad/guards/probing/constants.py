@@ -1,0 +1,42 @@
+"""Tensors that a loop brings into its programs from outside: constants of its own, or made anew for each item."""
+
+from __future__ import annotations
+
+import weakref
+
+from torch import Tensor
+
+
+class Constants:
+    """What a loop's programs hold from outside, told from item to item: the same tensors, or others each time."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, weakref.ref[Tensor]] = {}
+        self._open: dict[int, weakref.ref[Tensor]] = {}
+        self._new: dict[int, weakref.ref[Tensor]] = {}
+        self.are_made_anew = False
+        """Whether some were gone by the end of a later item."""
+
+    @property
+    def are_open(self) -> bool:
+        """Whether an item has brought some, and no later one has told yet."""
+        return bool(self._open)
+
+    def meet(self, tensor: Tensor | None) -> None:
+        """An item's program holds this tensor, or what was made of it; None if it is gone already."""
+        if tensor is None:
+            self.are_made_anew = True
+        elif not any(_holds(refs, tensor) for refs in (self._known, self._open)):
+            self._new[id(tensor)] = weakref.ref(tensor)
+
+    def end_item(self) -> None:
+        """The program has ended; what came in an earlier item is a constant if it is still there."""
+        alive = {key: known for key, known in self._open.items() if known() is not None}
+        self.are_made_anew = self.are_made_anew or len(alive) < len(self._open)
+        self._known.update(alive)
+        self._open, self._new = self._new, {}
+
+
+def _holds(refs: dict[int, weakref.ref[Tensor]], tensor: Tensor) -> bool:
+    found = refs.get(id(tensor))
+    return found is not None and found() is tensor

@@ -1,0 +1,80 @@
+"""What an item holds in Python's own values, and which tensors were made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hushgrad.guards.probing.constants import Constants
+from hushgrad.guards.probing.outside_values import OutsideValues
+
+X = torch.arange(6.0).reshape(3, 2)
+
+
+@pytest.mark.parametrize(
+    "item", [(X, [1, 2, 3]), {"x": X, "texts": ["a", "b"]}, X.numpy(), (X, 7), [X, np.float32(2)], (X, b"ab")]
+)
+def test_numbers_arrays_and_texts_of_an_item_are_readable(item: Any) -> None:
+    assert OutsideValues(item, Constants()).is_readable
+
+
+@pytest.mark.parametrize("item", [X, (X, None), {"x": X, "y": [X, X]}, [X, (X,)]])
+def test_an_item_of_tensors_is_not(item: Any) -> None:
+    assert not OutsideValues(item, Constants()).is_readable
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_a_copy_of_an_array_or_a_list_is_known_in_any_precision(dtype: torch.dtype) -> None:
+    values = OutsideValues({"array": X.numpy(), "list": [1, 2, 3], "nested": [[1.5], [2.5]]}, Constants())
+    assert values.path_in_item(X.to(dtype)) == ("array",)
+    assert values.path_in_item(torch.tensor([1, 2, 3]).to(dtype)) == ("list",)
+    assert values.path_in_item(torch.tensor([[1.5], [2.5]]).to(dtype)) == ("nested",)
+    assert values.path_in_item(torch.tensor([1, 3, 2]).to(dtype)) is None
+    assert values.path_in_item(torch.tensor(1).to(dtype)) is None
+
+
+def test_a_ragged_list_has_no_copy() -> None:
+    assert OutsideValues([[1, 2], [3]], Constants()).path_in_item(torch.ones(2, 2)) is None
+
+
+def test_a_tensor_of_pythons_numbers_comes_in_only_beside_an_item_that_python_can_read() -> None:
+    for item, is_told in ((X, False), ((X, [1, 2, 3]), True)):
+        values, made = OutsideValues(item, Constants()), torch.tensor([0.5])
+        values.note("tensor", ([0.5],), made)
+        doubled = made * 2
+        values.note("mul", (made, 2), doubled)
+        values.meet(doubled)
+        assert values.has_come is is_told
+
+
+def test_random_numbers_are_no_values_of_pythons() -> None:
+    constants = Constants()
+    values, drawn = OutsideValues((X, [1, 2, 3]), constants), torch.randn(3)
+    values.note("randn", (3,), drawn)
+    values.meet(drawn)
+    constants.end_item()
+    assert not values.has_come
+    assert not constants.are_open
+
+
+def test_what_is_made_of_a_tensor_that_no_call_made_is_told_by_that_tensor() -> None:
+    constants, unknown = Constants(), torch.ones(2)
+    values = OutsideValues(X, constants)
+    made = unknown + 1
+    values.note("add", (unknown, 1), made)
+    values.meet(made)
+    constants.end_item()
+    assert constants.are_open
+    del unknown
+    constants.end_item()
+    assert constants.are_made_anew
+
+
+def test_parameters_are_no_values_from_outside() -> None:
+    constants = Constants()
+    OutsideValues(X, constants).meet(torch.nn.Parameter(torch.ones(2)))
+    constants.end_item()
+    assert not constants.are_open
