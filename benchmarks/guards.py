@@ -23,6 +23,7 @@ from benchmarks.contestants import hushgrad_session, ordinary
 from benchmarks.runner import Runner
 from benchmarks.workloads import WORKLOADS, Workload
 from hushgrad.capture.scope import Scope
+from hushgrad.guards.left_alone import LeftAlone
 from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.session.order import DeclaredOrder, ObservedOrder
@@ -32,6 +33,8 @@ GUARDS: tuple[tuple[type[Any], str], ...] = (
     *((SetupInvariants, name) for name in vars(SetupInvariants) if name.startswith(("require_", "expect_"))),
     *((Probe, name) for name in ("entering", "left", "losses", "evaluated", "examine", "forget")),
     *((loop, name) for loop in (DeclaredOrder, ObservedOrder) for name in vars(loop) if not name.startswith("_")),
+    (LeftAlone, "step_begins"),
+    (LeftAlone, "updated"),
     (Scope, "leave_if_stale"),
 )
 """Looked up on their classes: a guard that is renamed is an error here and not a silent 0."""
