@@ -57,6 +57,7 @@ class PerExampleLoss(nn.Module):
         loss_reduction: str,
         batch_size: Callable[[], int | None],
         observer: LossObserver | None = None,
+        mean: Callable[[Tensor], Tensor] = torch.mean,
     ) -> None:
         """Wrap a criterion.
 
@@ -65,6 +66,7 @@ class PerExampleLoss(nn.Module):
             loss_reduction: "mean" or "sum", over the examples and over the elements of each example.
             batch_size: tells the number of records of the batch being worked on, or None if it is not known.
             observer: told of the losses, to examine whether each belongs to one example.
+            mean: takes the mean of the losses.
 
         Raises:
             InvalidArgumentError: a criterion with trainable parameters, with reduction="sum" where a mean is
@@ -74,6 +76,7 @@ class PerExampleLoss(nn.Module):
         self._loss_reduction = one_of("loss_reduction", loss_reduction, ("mean", "sum"))
         self._batch_size = batch_size
         self._observer = observer
+        self._mean = mean
         self._elements_are_summed = loss_reduction == "sum"
         self._unreduced: nn.Module | None = None
         self._is_separate = False
@@ -132,7 +135,7 @@ class PerExampleLoss(nn.Module):
         losses = self.losses(output, target)
         if self._observer is not None and torch.is_grad_enabled():
             self._observer.evaluated(self, output, target, losses)
-        return losses.mean() if self._loss_reduction == "mean" else losses.sum()
+        return self._mean(losses) if self._loss_reduction == "mean" else losses.sum()
 
     @property
     def name(self) -> str:

@@ -70,13 +70,18 @@ def inside(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(out.float(), 1 - y, reduction="none")
 
 
+def examined(session: Session, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return session.per_example(nn.CrossEntropyLoss())(model(x).bfloat16(), y)
+
+
 @pytest.mark.parametrize(
     "run",
     [
         lambda session, model, x, y: session.backward(outside(model, x, y)),
         lambda session, model, x, y: session.loss(outside(model, x, y)).backward(),
+        lambda session, model, x, y: examined(session, model, x, y).backward(),
     ],
-    ids=["backward", "loss"],
+    ids=["backward", "loss", "per_example"],
 )
 def test_one_more_example_moves_the_sum_by_no_more_than_the_clip_norm_where_the_loop_computes_in_16_bits(
     run: Run,
@@ -138,13 +143,55 @@ def test_a_backward_in_16_bits_after_one_that_was_divided_is_refused_with_a_cure
     assert session.steps == 1
 
 
-def test_an_examined_mean_in_16_bits_beside_a_scalar_of_the_session_is_refused() -> None:
-    model, optimizer, session, loader = attach(20)
-    criterion = session.per_example(nn.CrossEntropyLoss())
-    x, y = next(iter(loader))
+def autocast(model: nn.Module, x: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
-        out = model(x)
-    (session.loss(F.cross_entropy(out.float(), y, reduction="none")) + criterion(out.float(), 1 - y)).backward()
+        return model(x)  # type: ignore[no-any-return]
+
+
+def test_an_examined_mean_in_16_bits_trains_as_its_losses_do() -> None:
+    def mean(session: Session, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        loss = session.per_example(nn.CrossEntropyLoss())(autocast(model, x), y)
+        losses = F.cross_entropy(autocast(model, x), y, reduction="none")
+        assert torch.allclose(loss, losses.mean(), rtol=1e-2)
+        loss.backward()
+
+    def losses(session: Session, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        session.backward(F.cross_entropy(autocast(model, x), y, reduction="none"))
+
+    for clip in (0.1, 100.0):
+        assert torch.equal(released(20, clip, mean), released(20, clip, losses))
+
+
+def test_examined_means_in_16_bits_add_up_with_each_other_and_with_scalars_of_the_session() -> None:
+    def added(session: Session, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        criterion, out = session.per_example(nn.CrossEntropyLoss()), autocast(model, x).float()
+        scalar = session.loss(F.cross_entropy(out, y, reduction="none"))
+        (scalar + criterion(out, 1 - y) + criterion(out * 2, y)).backward()
+
+    def once(session: Session, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        out = autocast(model, x).float()
+        parts = [F.cross_entropy(o, t, reduction="none") for o, t in ((out, y), (out, 1 - y), (out * 2, y))]
+        session.backward(sum(parts[1:], parts[0]))
+
+    assert torch.allclose(released(20, 100.0, added), released(20, 100.0, once), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("factor", [0.5, 65536.0])
+def test_an_examined_mean_in_16_bits_that_the_loop_scales_is_refused_with_the_cure(factor: float) -> None:
+    model, optimizer, session, loader = attach(20)
+    x, y = next(iter(loader))
+    loss = session.per_example(nn.CrossEntropyLoss())(autocast(model, x), y)
+    with pytest.raises(ProtocolError, match="constant factor inside the criterion"):
+        (factor * loss).backward()
+    optimizer.zero_grad()
+    assert session.steps == 0
+
+
+def test_an_examined_mean_in_16_bits_beside_a_mean_of_the_loop_is_refused() -> None:
+    model, optimizer, session, loader = attach(20)
+    x, y = next(iter(loader))
+    out = autocast(model, x).float()
+    (session.per_example(nn.CrossEntropyLoss())(out, y) + F.cross_entropy(out, 1 - y)).backward()
     with pytest.raises(UnsupportedModelError, match="16 bits"):
         optimizer.step()
 

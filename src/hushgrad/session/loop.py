@@ -50,6 +50,10 @@ class Loop(ABC):
         """Return a scalar whose backward, by somebody else, is that of `backward(losses_B)`."""
 
     @abstractmethod
+    def mean(self, losses_B: Tensor) -> Tensor:
+        """Return the mean of examined losses, for a backward by somebody else."""
+
+    @abstractmethod
     def end_item(self) -> None:
         """End the physical batch in work without a step of the optimizer."""
 

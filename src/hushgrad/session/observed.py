@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hushgrad.capture.uses import UsePool
@@ -119,6 +120,18 @@ class ObservedLoop(Loop):
         batch.expect(losses_B)
         self._parts.probe.losses(losses_B)
         total = expecting(losses_B, scale, batch)
+        self._parts.probe.total(total)
+        return total
+
+    def mean(self, losses_B: Tensor) -> Tensor:
+        """Return the mean of losses that were examined.
+
+        Where gradients pass through 16 bits its backward gives each loss 1 and not 1/B: see `OpenBatch.divides_losses`.
+        """
+        batch = self._batch
+        if batch is None or not (losses_B.requires_grad and torch.is_grad_enabled()) or not batch.rounds(losses_B):
+            return losses_B.mean()
+        total = expecting(losses_B, 1.0, batch, is_mean=True)
         self._parts.probe.total(total)
         return total
 

@@ -67,7 +67,12 @@ class OpenBatch:
                 cure="Compute them from the model's outputs as floating-point numbers, outside of torch.no_grad(), "
                 "torch.inference_mode() and session.paused(), and do not detach them",
             )
+        self.rounds(losses_B)
+
+    def rounds(self, losses_B: Tensor) -> bool:
+        """Return `passes_16_bits` for a backward of these losses, and take note of it."""
         self._is_narrow = self._is_narrow or self._parts.probe.is_narrow(losses_B)
+        return self.passes_16_bits
 
     def divides_now(self) -> bool:
         """Return `divides_losses` for the backward that runs, the same for all losses in it, and take note of it."""
@@ -111,9 +116,8 @@ class OpenBatch:
             raise UnsupportedModelError(
                 "a mean loss divides gradients by the number of examples before they are rounded to 16 bits, so that "
                 "one example changes how all others' gradients are rounded, by more than the clip norm in sum",
-                cure="Call session.backward(losses) (engine.session) or session.loss(losses) with one loss per "
-                'example, which divide nothing, or use loss_reduction="sum" and divide the learning rate by the '
-                "expected batch size",
+                cure="Compute the loss by engine.per_example(criterion), or call engine.session.backward(losses) with "
+                "one loss per example: both divide nothing before it is rounded",
             )
         return float(self._rows)
 

@@ -12,26 +12,35 @@ from hushgrad.errors import ProtocolError
 from hushgrad.session.open_batch import OpenBatch
 
 
-def expecting(losses_B: Tensor, scale: float, batch: OpenBatch) -> Tensor:
+def expecting(losses_B: Tensor, scale: float, batch: OpenBatch, *, is_mean: bool = False) -> Tensor:
     """Return Σ losses, to be given a gradient of exactly `scale`; each loss then gets what the session expects.
 
     Guarantee: what each loss gets is a constant, whatever gradient came: one that is not `scale` is refused.
+
+    `is_mean`: whether the value to be returned is that of their mean; their gradients are the same.
     """
-    total: Tensor = _Expecting.apply(losses_B, scale, batch)  # type: ignore[no-untyped-call]
+    total: Tensor = _Expecting.apply(losses_B, scale, batch, is_mean)  # type: ignore[no-untyped-call]
     return total
 
 
 class _Expecting(torch.autograd.Function):
-    """Σ losses, whose backward is told in advance which gradient it will be given."""
+    """Σ losses (or their mean), whose backward is told in advance which gradient it will be given."""
 
     @staticmethod
-    def forward(ctx: Any, losses_B: Tensor, scale: float, batch: OpenBatch) -> Tensor:
-        ctx.scale, ctx.batch, ctx.shape = scale, batch, losses_B.shape
-        return losses_B.sum()
+    def forward(ctx: Any, losses_B: Tensor, scale: float, batch: OpenBatch, is_mean: bool) -> Tensor:
+        ctx.scale, ctx.batch, ctx.shape, ctx.is_mean = scale, batch, losses_B.shape, is_mean
+        return losses_B.mean() if is_mean else losses_B.sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        if not _is(gradient, ctx.scale) and ctx.is_mean:
+            raise ProtocolError(
+                "what a criterion of engine.per_example returned was multiplied or divided before backward, and "
+                "gradients pass through 16 bits here",
+                cure="Put a constant factor inside the criterion (a function that returns factor * losses [B]), or "
+                "call session.loss(losses, scale=factor); use no GradScaler (bfloat16 needs none)",
+            )
         if not _is(gradient, ctx.scale):
             raise ProtocolError(
                 "the scalar of session.loss was given another gradient than "
@@ -42,7 +51,7 @@ class _Expecting(torch.autograd.Function):
                 "(bfloat16 needs none)",
             )
         weight = 1 / ctx.shape[0] if ctx.batch.divides_now() else 1.0
-        return torch.full(ctx.shape, weight, dtype=gradient.dtype, device=gradient.device), None, None
+        return torch.full(ctx.shape, weight, dtype=gradient.dtype, device=gradient.device), None, None, None
 
 
 def _is(gradient: Tensor, scale: float) -> bool:

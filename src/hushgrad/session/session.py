@@ -118,7 +118,13 @@ class Session:
             return None if self._loop.item is None else self._loop.item.size
 
         reduction = self.mechanism.loss_reduction
-        return PerExampleLoss(criterion, loss_reduction=reduction, batch_size=size, observer=self._parts.probe)
+        return PerExampleLoss(
+            criterion,
+            loss_reduction=reduction,
+            batch_size=size,
+            observer=self._parts.probe,
+            mean=lambda losses: self._loop.mean(losses),
+        )
 
     def discard(self) -> None:
         """Drop what was summed since the last update and end the logical batch. What was charged stays charged.

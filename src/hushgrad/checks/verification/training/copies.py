@@ -93,7 +93,6 @@ class TrainingReplica:
     optimizer: OptimizerFactory
     max_physical_batch_size: int | None
     constant_shapes: bool
-    is_narrow: bool = False  # whether gradients pass through 16 bits
 
     @classmethod
     def of(
@@ -189,8 +188,7 @@ class TrainingReplica:
                 private = running.session.batches_of(
                     reading, max_physical_batch_size=self.max_physical_batch_size, constant_shapes=self.constant_shapes
                 )
-                own_loss = running.per_example()
-                criterion = _Summed(own_loss, running.session) if self.is_narrow else own_loss
+                criterion = running.per_example()
                 try:
                     while recorder.updates < updates:
                         before = recorder.updates
@@ -209,22 +207,6 @@ class TrainingReplica:
                 recorder.first,
                 recorder.drawn,
             )
-
-
-class _Summed(nn.Module):
-    """The loss of a loop whose gradients pass through 16 bits: the session refuses a mean, which would divide them."""
-
-    def __init__(self, criterion: PerExampleLoss, session: Session) -> None:
-        super().__init__()
-        self._criterion, self._session = criterion, session
-
-    def forward(self, output: Any, target: Any) -> Tensor:
-        """Return the sum of the losses, which nothing may scale."""
-        return self._session.loss(self.losses(output, target))
-
-    def losses(self, output: Any, target: Any) -> Tensor:
-        """Return the losses of the examples, `[B]`."""
-        return self._criterion.losses(output, target)
 
 
 def _losses_of(item: Any, model: nn.Module, criterion: PerExampleLoss) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -144,7 +143,6 @@ def _verdict(
     as_reference = _as_reference(replica, update, contributions, noise)
     as_drawn = (reads_as_drawn(update, batch, contributions, noise),) if update.is_quiet else ()
     sampling, of_draws = draws_of_training(replica, resolution, alpha / 4)
-    replica = replace(replica, is_narrow=update.is_narrow)
     run = replica.train(loop, seed=None, updates=UPDATES)
     certain = contributions.sensitivity - rounding(update, contributions, noise)  # the rest may be rounding
     measured_multiplier = noise.std / max(certain, contributions.unit)
