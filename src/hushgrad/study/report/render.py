@@ -64,7 +64,7 @@ def markdown(document: Document) -> str:
     if document.contradictions:
         lines += [f"**{CONTRADICTION}**", "", *(f"- {_text(sentence)}" for sentence in document.contradictions), ""]
     elif not document.private:
-        lines += ["**NOT PRIVATE**", ""]
+        lines += [f"**{document.badge}**", ""]
     lines += [f"- **{_text(value)}** {_text(what)}" for value, what in document.figures]
     lines += [line for sentence in document.notices for line in ("", f"{_text(sentence)}.")]
     for section in document.sections:

@@ -8,7 +8,18 @@ from typing import Any
 
 from hushgrad.accounting.guarantee import delta_text
 from hushgrad.study.report.comparison import contradictions
-from hushgrad.study.report.document import Document, Image, Section, TextTable, percent, percent_up, plain, up
+from hushgrad.study.report.document import (
+    NOT_PRIVATE,
+    PRIVATE,
+    Document,
+    Image,
+    Section,
+    TextTable,
+    percent,
+    percent_up,
+    plain,
+    up,
+)
 from hushgrad.study.sweep.pictures import curves_picture
 
 Facts = Mapping[str, Any]
@@ -58,7 +69,7 @@ def run_document(facts: Facts) -> Document:
     )
     return Document(
         title=facts["name"],
-        private=privacy["private"],
+        badge=PRIVATE if privacy["private"] else NOT_PRIVATE,
         contradictions=contradictions(facts),
         notices=tuple(facts["notices"]),
         figures=tuple(figures),
