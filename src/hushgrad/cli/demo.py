@@ -20,6 +20,12 @@ TARGET_EPSILON = 3.0
 DEFAULT_FOLDER = "hushgrad-demo"
 
 
+def private_training() -> RunConfig:
+    """Return the settings of the demo's private training."""
+    privacy = Privacy(target_epsilon=TARGET_EPSILON, max_grad_norm=max_grad_norm_for("digits", TARGET_EPSILON))
+    return suggested_run("digits", privacy=privacy)
+
+
 @click.command(name="demo")
 @click.option("--out", type=click.Path(path_type=Path), help=f"New or empty folder; default: ./{DEFAULT_FOLDER}")
 @setting_option(SETTINGS["epochs"], help="Passes over the digits; fewer make a quicker look.")
@@ -27,8 +33,7 @@ def demo(out: Path | None, epochs: int | None) -> None:
     """Train a digit classifier with differential privacy and without, and compare. No download, under 90 seconds."""
     folder = out or _first_free(Path(DEFAULT_FOLDER))
     require_unused(folder)
-    privacy = Privacy(target_epsilon=TARGET_EPSILON, max_grad_norm=max_grad_norm_for("digits", TARGET_EPSILON))
-    private_config = suggested_run("digits", privacy=privacy)
+    private_config = private_training()
     if epochs is not None:
         private_config = replace(private_config, epochs=epochs)
     private = _one("1. Private training", private_config, folder / "private")

@@ -13,6 +13,7 @@ import click
 from hushgrad.accounting.guarantee import round_up
 from hushgrad.cli.output import INTERRUPTED
 from hushgrad.cli.settings import SET, given, options_of
+from hushgrad.extras import require
 from hushgrad.study.named_settings import DEFAULT_TASK, SETTINGS, values_from_text
 from hushgrad.study.settings import settings_of
 from hushgrad.study.sweep.folder import SweepFolder
@@ -102,6 +103,7 @@ def _described(
 
 def _search(plan: SweepPlan, out: Path, trials: int, storage: str | None) -> None:
     """Search around the settings of the plan's only private run, and show the best trial and what the search cost."""
+    require("optuna", extra="sweep", what="--search")
     configs = {run.aim: config_of(run) for run in plan.runs if run.aim != ORDINARY}
     if len(configs) != 1 or len({run.series for run in plan.runs}) != 1 or None in configs.values():
         raise click.UsageError("--search goes with one task, one --epsilons value and no other lists")
