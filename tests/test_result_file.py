@@ -31,7 +31,7 @@ def test_a_path_that_cannot_be_a_file_is_refused_with_its_name_before_the_work(t
 def test_a_path_that_has_become_impossible_is_refused_at_the_end(tmp_path: Path) -> None:
     file = claim_file("report", tmp_path / "verdict.json")
     file.mkdir()
-    with pytest.raises(InvalidArgumentError, match="DP101 report: .*verdict.json cannot be written"):
+    with pytest.raises(InvalidArgumentError, match=r"DP101 report: .*verdict\.json cannot be written"):
         write_file("report", file, "x")
 
 
