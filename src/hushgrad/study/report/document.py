@@ -32,13 +32,17 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading with what is under it, in this order: text, facts (name, value), table, list, pictures."""
+    """A heading with what is under it, in this order: text, commands, facts (name, value), table, list, pictures.
+
+    A command comes with what it does. hushgrad writes it: no name of a stranger's stands in it.
+    """
 
     heading: str
     text: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     table: TextTable | None = None
     points: tuple[str, ...] = ()
+    commands: tuple[tuple[str, str], ...] = ()
     images: tuple[Image, ...] = field(default=(), repr=False)
 
 

@@ -203,5 +203,7 @@ def _recompute(facts: Facts) -> Section:
             f"{len(facts['agreement']) - len(wrong)} of {len(facts['agreement'])}",
         ),
     )
-    text = ("hushgrad report --check FOLDER computes every number on this page anew from the folders of the runs.",)
-    return Section("How to recompute it", text, facts=told, points=tuple(f"DO NOT AGREE: {what}" for what in wrong))
+    does = "computes every number on this page anew from the folders of the runs."
+    commands = (("hushgrad report --check FOLDER", does),)
+    points = tuple(f"DO NOT AGREE: {what}" for what in wrong)
+    return Section("How to recompute it", commands=commands, facts=told, points=points)
