@@ -71,9 +71,12 @@ def test_bad_input_is_said_before_anything_runs(tmp_path, words, status, said):
     assert not (tmp_path / "out" / "runs").exists() or not list((tmp_path / "out" / "runs").iterdir())
 
 
-def test_data_that_are_missing_are_refused_once_before_a_run_is_started(tmp_path):
+@pytest.mark.parametrize(
+    "words", ["mnist", "--task mnist --epsilons 1 --no-baseline --seeds 1 --search 2"], ids=["sweep", "search"]
+)
+def test_data_that_are_missing_are_refused_once_before_a_run_is_started(tmp_path, words):
     missing, out = tmp_path / "data", tmp_path / "out"
-    result = sweep("mnist", "--data", str(missing), "--out", str(out))
+    result = sweep(*words.split(), "--data", str(missing), "--out", str(out))
     assert result.exit_code == 1
     assert result.output.splitlines() == [
         f"Error: DP104 task 'mnist': its data must be an existing folder, and '{missing}' is none. Check --data"

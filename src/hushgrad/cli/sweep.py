@@ -108,6 +108,7 @@ def _search(plan: SweepPlan, out: Path, trials: int, storage: str | None) -> Non
     configs = {run.aim: config_of(run) for run in plan.runs if run.aim != ORDINARY}
     if len(configs) != 1 or len({run.series for run in plan.runs}) != 1 or None in configs.values():
         raise click.UsageError("--search goes with one task, one --epsilons value and no other lists")
+    check_data(plan.runs)
     from hushgrad.study.sweep.search import search
 
     (config,) = (found for found in configs.values() if found is not None)

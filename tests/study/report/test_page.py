@@ -79,11 +79,11 @@ def test_the_card_keeps_hostile_text_text():
 
 
 def test_the_card_shows_commands_and_numbers_as_they_are_typed():
-    text = "at δ = 1e-05 (see --no-baseline), 1e+06 a_b -- c\n- d | `--x` --`a`"
+    text = "(1, 2)-private at δ = 1e-05 (see --no-baseline), 1e+06 a_b -- c\n- d | `--x` --`a`"
     section = Section("S", (text,), commands=(("hushgrad report --check FOLDER", "recomputes `all`"),))
     lines = markdown(Document("t", PRIVATE, (), (section,))).splitlines()
     assert lines[5:] == [
-        r"at δ = 1e-05 (see `--no-baseline`), 1e+06 a\_b \-\- c \- d \| \`\-\-x\` \-\-\`a\`",
+        r"(1, 2)-private at δ = 1e-05 (see `--no-baseline`), 1e+06 a\_b \-\- c \- d \| \`\-\-x\` \-\-\`a\`",
         "",
         r"`hushgrad report --check FOLDER` recomputes \`all\`",
     ]

@@ -21,8 +21,8 @@ with needs_extra("report", "a report"):
     from markupsafe import Markup
 
 LONGEST = 2000
-# A hyphen or a plus inside of a word or a number means nothing: 1e-05 is left as it is.
-_SPECIAL = re.compile(r"([\\`*_{}\[\]#!|~$@]|(?<!\w)[-+]|[-+](?!\w))")
+# A hyphen or a plus inside of a word or a number means nothing: 1e-05 and (ε, δ)-private are left as they are.
+_SPECIAL = re.compile(r"([\\`*_{}\[\]#!|~$@]|(?<![\w)])[-+]|[-+](?!\w))")
 _OPTION = re.compile(r"((?<![\w\\`-])--[a-z][a-z-]*[a-z](?![\w-]))")
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
