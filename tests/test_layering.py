@@ -14,7 +14,9 @@ import hushgrad
 
 ROOT = Path(hushgrad.__file__).parent
 
-SHARED = ("_version", "errors", "arguments", "extras", "printable", "text_table", "process", "randomness")
+SHARED = (
+    *("_version", "errors", "arguments", "extras", "printable", "text_table", "result_file", "process", "randomness"),
+)
 ACCOUNTING_HALF = ("accounting", "sampling")
 GRADIENT_HALF = ("torch_internals", "clipping", "kernels", "noise", "gradients", "capture")
 JOINING = (
@@ -24,6 +26,7 @@ JOINING = (
     "guards/in_use",  # guards are always on, and know no session
     "guards/compatibility",
     "guards/setup_invariants",
+    "guards/left_alone",
     "guards/gradient_marks",
     "guards/monitoring",
     "guards/probing",

@@ -41,6 +41,7 @@ def test_a_ledgers_curve_in_text(tmp_path: Path) -> None:
 def test_no_plan_is_wrong_usage_and_an_unwritable_picture_one_clean_line(tmp_path: Path) -> None:
     assert _run().exit_code == 2
     assert _run("--ledger", tmp_path / "x", *PLAN).exit_code == 2
-    unwritable = _run(*QUICK, "--png", tmp_path / "no" / "such.png")
+    (tmp_path / "file").write_text("")
+    unwritable = _run(*QUICK, "--png", tmp_path / "file" / "such.png")
     assert unwritable.exit_code == 1
-    assert unwritable.stderr.startswith("Error: ")
+    assert unwritable.stderr.startswith("Error: DP101 --png: ")

@@ -25,8 +25,12 @@ def test_the_demo_compares_a_private_run_with_an_ordinary_one(tmp_path):
         f"{private['test_accuracy']:.1%}",
         "curves.png",
         "hushgrad train",
+        f"report {tmp_path / 'out' / 'private'}",
     ):
         assert shown in end
+    both = CliRunner().invoke(main, ["report", str(tmp_path / "out")])
+    assert both.exit_code == 1
+    assert "the folder holds no run. Choose one of the folders of runs in it: ordinary, private" in both.output
 
 
 def test_the_demo_never_overwrites_an_earlier_one(tmp_path, monkeypatch):

@@ -118,3 +118,11 @@ def test_the_text_of_an_error_in_code_that_reads_data_is_not_shown(models: str) 
     result = run(f"{models}:good", "--batch", f"{models}:secret")
     assert result.exit_code != 0
     assert "4711" not in result.output
+
+
+def test_a_file_that_is_no_python_is_said_to_be_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("# read me")
+    result = CliRunner().invoke(main, ["doctor", "README.md:Net"])
+    assert result.exit_code == 1
+    assert "README.md is not a Python file. Name a file that ends in .py" in result.output

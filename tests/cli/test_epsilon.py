@@ -1,4 +1,6 @@
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -146,3 +148,11 @@ def test_a_cross_check_prints_all_accountants() -> None:
     assert value["epsilon"] == value["epsilon_by_saddle_point"]
     assert value["epsilon"] < value["epsilon_by_pld"] * 1.0001 < value["epsilon_by_rdp"]
     assert "epsilon by rdp" in _run(*PLAN, "--cross-check").output
+
+
+def test_the_page_of_hand_written_noise_says_what_its_command_prints() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "hand-written-noise.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"```bash\nhushgrad (.*)\n```", page)
+    printed = json.loads(CliRunner().invoke(main, [*line.split(), "--json"]).output)
+    assert f"({printed['steps']:,} steps" in page
+    assert f"prints ε = {math.ceil(1000 * printed['epsilon']) / 1000}:" in page

@@ -17,6 +17,9 @@ def test_a_report_is_written_checked_and_found_wrong_when_changed(tmp_path):
     assert checked.exit_code == 0, checked.output
     assert "checks hold." in checked.output
     page = tmp_path / "run" / "report.html"
+    nowhere = command("report", folder, "--out", str(page / "out"))
+    assert nowhere.exit_code == 1
+    assert "DP101 --out: the output folder cannot be created" in nowhere.output
     page.write_text(page.read_text().replace("ε = ", "ε = 0.0", 1))
     wrong = command("report", "--check", folder)
     assert wrong.exit_code == 1

@@ -39,8 +39,14 @@ def test_a_sweep_with_a_failing_run_says_so_and_exits_with_1(tmp_path, monkeypat
         "--function", "own_sweep:f", "--noise-multipliers", "1", "--seeds", "1", "--no-baseline", "--out", "o"
     )
     assert result.exit_code == 1
-    assert "FAILED" in result.output
+    assert result.output.count("FAILED") == 1
     assert "1 of 1 runs failed" in result.output
+    assert "accuracy.png" not in result.output
+    assert "hushgrad report" not in result.output
+    reported = CliRunner().invoke(main, ["report", "o"])
+    assert reported.exit_code == 1
+    assert "No run was completed" in reported.stderr
+    assert "1 of 1 runs failed" in reported.stderr
 
 
 @pytest.mark.parametrize(
@@ -63,6 +69,30 @@ def test_bad_input_is_said_before_anything_runs(tmp_path, words, status, said):
     assert result.exit_code == status, result.output
     assert said in " ".join(result.output.replace("│", " ").split())
     assert not (tmp_path / "out" / "runs").exists() or not list((tmp_path / "out" / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    "words", ["mnist", "--task mnist --epsilons 1 --no-baseline --seeds 1 --search 2"], ids=["sweep", "search"]
+)
+def test_data_that_are_missing_are_refused_once_before_a_run_is_started(tmp_path, words):
+    missing, out = tmp_path / "data", tmp_path / "out"
+    result = sweep(*words.split(), "--data", str(missing), "--out", str(out))
+    assert result.exit_code == 1
+    assert result.output.splitlines() == [
+        f"Error: DP104 task 'mnist': its data must be an existing folder, and '{missing}' is none. Check --data"
+    ]
+    assert not out.exists()
+
+
+def test_a_finished_sweep_needs_its_data_no_more(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("x,y\n" + "0.1,a\n0.9,b\n" * 40)
+    words = ("--task", "csv", "--target", "y", "--data", str(path), "--noise-multipliers", "4", "--no-baseline")
+    words = (*words, "--seeds", "1", "--epochs", "1", "--batch-sizes", "20", "--out", str(tmp_path / "out"))
+    first = sweep(*words)
+    assert first.exit_code == 0, first.output
+    path.unlink()
+    assert sweep(*words).exit_code == 0
 
 
 def test_the_help_names_the_shipped_sweeps():

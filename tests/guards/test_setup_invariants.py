@@ -11,7 +11,7 @@ from private_loops import Training
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hushgrad import PrivacyEngine
+from hushgrad import DPSGD, FlatClipping, PoissonSampling, PrivacyEngine, privatize
 from hushgrad.errors import ContractChangedError, CrossSampleLeakError, StrayGradientError, UnsupportedOptimizerError
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.sampling.records import PhysicalBatch
@@ -127,6 +127,20 @@ def test_a_stray_ordinary_gradient_raises_and_names_the_parameter() -> None:
     assert "0.weight" not in str(caught.value)
     assert training.is_as(before)
     assert training.session.steps == 0
+
+
+def test_losses_from_before_the_model_was_made_private_are_refused_with_the_order_as_the_cure() -> None:
+    model = nn.Linear(3, 1)
+    losses = model(torch.randn(4, 3)).squeeze(1).square()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    mechanism = DPSGD(
+        noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.1), expected_batch_size=4
+    )
+    session = privatize(model, optimizer, mechanism)
+    session.backward(losses)
+    with pytest.raises(StrayGradientError, match="Run the model after it was made private"):
+        optimizer.step()
+    assert session.steps == 0
 
 
 def test_a_gradient_written_by_hand_raises() -> None:

@@ -12,6 +12,7 @@ from hushgrad.checks.auditing.audit import audit as run_audit
 from hushgrad.cli.options import JSON
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.mechanism import DPSGD
+from hushgrad.result_file import claim_file, write_file
 from hushgrad.sampling.poisson import PoissonSampling
 
 
@@ -50,8 +51,10 @@ def audit(
         sampling=PoissonSampling(sampling_rate),
         expected_batch_size=max(1.0, sampling_rate * canaries / 2),
     )
+    if out is not None:
+        claim_file("--out", out)  # rather now than after measuring
     report = run_audit(mechanism, delta=delta, confidence=confidence, canaries=canaries, steps=steps)
     if out is not None:
-        out.write_text(json.dumps(report.as_json(), allow_nan=False, indent=2) + "\n", encoding="utf-8")
+        write_file("--out", out, json.dumps(report.as_json(), allow_nan=False, indent=2) + "\n")
     click.echo(json.dumps(report.as_json(), allow_nan=False) if as_json else str(report))
     sys.exit(0 if report.passed else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from hushgrad.arguments import non_negative_number
 from hushgrad.cli.options import JSON, LEDGER
 from hushgrad.cli.output import print_json, print_table
 from hushgrad.cli.plan import plan_from, plan_options
-from hushgrad.errors import InvalidArgumentError
 from hushgrad.extras import require
+from hushgrad.result_file import claim_file, write_file
 
 DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12, 1e-15)
 RATES = (1e-4, 1e-3, 1e-2, 0.1, 0.25, 0.5)
@@ -37,6 +38,7 @@ def curve(noise_multiplier: float | None, ledger: str | None, png: str | None, a
     """
     if png is not None:
         require("matplotlib", extra="report", what="--png")  # rather now than after computing
+        claim_file("--png", png)
     if ledger is not None:
         if noise_multiplier is not None or any(value is not None for name, value in plan.items() if name != "sampling"):
             raise click.UsageError("--ledger says what ran; give no plan beside it")
@@ -98,9 +100,6 @@ def _draw(path: Path, epsilons: list[tuple[float, float]], powers: list[tuple[fl
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(path, format="png", dpi=150)
-    except OSError as error:
-        raise InvalidArgumentError(
-            f"the picture cannot be written ({error.strerror})", where="--png", cure="Choose another file"
-        ) from None
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150)
+    write_file("--png", path, drawn.getvalue())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import click
 
 from hushgrad.accounting.guarantee import delta_text
-from hushgrad.cli.output import INTERRUPTED, print_table
+from hushgrad.cli.output import INTERRUPTED, print_table, program
 from hushgrad.cli.settings import setting_option
 from hushgrad.study.configuration import Privacy, RunConfig, max_grad_norm_for, suggested_run
 from hushgrad.study.directory import require_unused
@@ -20,6 +21,12 @@ TARGET_EPSILON = 3.0
 DEFAULT_FOLDER = "hushgrad-demo"
 
 
+def private_training() -> RunConfig:
+    """Return the settings of the demo's private training."""
+    privacy = Privacy(target_epsilon=TARGET_EPSILON, max_grad_norm=max_grad_norm_for("digits", TARGET_EPSILON))
+    return suggested_run("digits", privacy=privacy)
+
+
 @click.command(name="demo")
 @click.option("--out", type=click.Path(path_type=Path), help=f"New or empty folder; default: ./{DEFAULT_FOLDER}")
 @setting_option(SETTINGS["epochs"], help="Passes over the digits; fewer make a quicker look.")
@@ -27,8 +34,7 @@ def demo(out: Path | None, epochs: int | None) -> None:
     """Train a digit classifier with differential privacy and without, and compare. No download, under 90 seconds."""
     folder = out or _first_free(Path(DEFAULT_FOLDER))
     require_unused(folder)
-    privacy = Privacy(target_epsilon=TARGET_EPSILON, max_grad_norm=max_grad_norm_for("digits", TARGET_EPSILON))
-    private_config = suggested_run("digits", privacy=privacy)
+    private_config = private_training()
     if epochs is not None:
         private_config = replace(private_config, epochs=epochs)
     private = _one("1. Private training", private_config, folder / "private")
@@ -74,13 +80,15 @@ def _compare(private: RunResult, ordinary: RunResult) -> None:
 
 def _where_to_look_next(folder: Path) -> None:
     """Say which files were written and which commands to try."""
-    click.echo(f"Look at  {folder / 'private' / 'curves.png'}")
-    click.echo(f"         {folder / 'private' / 'summary.json'}  (the guarantee, and what it leaves out)")
-    click.echo(f"         {folder / 'private' / 'ledger.jsonl'}  (the record that epsilon is computed from)")
-    click.echo(f"Try      hushgrad epsilon --ledger {folder / 'private' / 'ledger.jsonl'} --delta 1e-5")
-    click.echo("         hushgrad train --epsilon 1 --out results           (the same digits, more privacy)")
-    click.echo("         hushgrad train --task mnist --data DIR --noise-multiplier 1 --out mnist-results")
-    click.echo("         hushgrad train --help")
+    private, start = folder / "private", program()
+    click.echo(f"Look at  {private / 'curves.png'}")
+    click.echo(f"         {private / 'summary.json'}  (the guarantee, and what it leaves out)")
+    click.echo(f"         {private / 'ledger.jsonl'}  (the record that epsilon is computed from)")
+    click.echo(f"Try      {start} report {shlex.quote(str(private))}")
+    click.echo(f"         {start} epsilon --ledger {shlex.quote(str(private / 'ledger.jsonl'))} --delta 1e-5")
+    click.echo(f"         {start} train --epsilon 1 --out results           (the same digits, more privacy)")
+    click.echo(f"         {start} train --task mnist --data DIR --noise-multiplier 1 --out mnist-results")
+    click.echo(f"         {start} train --help")
 
 
 def _first_free(path: Path) -> Path:

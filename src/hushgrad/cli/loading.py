@@ -102,6 +102,12 @@ def _imported(place: str, option: str, announce: Callable[[str], None]) -> Modul
         return sys.modules[place]
     with _findable(Path.cwd()):
         spec = _spec_of(place)
+        if spec is None and Path(place).is_file():
+            raise InvalidArgumentError(
+                f"{printable(place)} is not a Python file",
+                where=option,
+                cure="Name a file that ends in .py, or a module that can be imported",
+            )
         if spec is None:
             raise InvalidArgumentError(
                 f"there is no module {printable(place)!r}",

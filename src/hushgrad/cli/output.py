@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
+import sys
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +17,17 @@ from hushgrad.text_table import text_table
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C or SIGTERM ended."""
+
+
+def program() -> str:
+    """Return how hushgrad is started: by its name where the search path leads to this one, elsewhere by its path."""
+    called = Path(sys.argv[0])
+    started = called if called.name == "hushgrad" else Path(sys.executable).with_name("hushgrad")
+    found = shutil.which("hushgrad")
+    if not started.is_file() or (found is not None and Path(found).samefile(started)):
+        return "hushgrad"
+    here = Path.cwd()
+    return shlex.quote(str(started.relative_to(here) if started.is_relative_to(here) else started))
 
 
 def print_json(value: Mapping[str, Any]) -> None:

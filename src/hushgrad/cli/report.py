@@ -10,6 +10,7 @@ import click
 from hushgrad.printable import printable
 from hushgrad.study.report.document import CONTRADICTION
 from hushgrad.study.report.files import CARD, DATA, PAGE, check_report, write_report
+from hushgrad.study.report.sweep_document import is_without_a_run
 
 
 @click.command(name="report")
@@ -22,7 +23,8 @@ def report(folder: Path, out: Path | None, title: str | None, with_uncovered: bo
     """Report on the run or the sweep in FOLDER: what it guarantees, what that rests on, what it reached.
 
     Writes report.html (one page, no scripts, no network), report.json and model-card.md. Exit code 1 where files of the
-    run contradict each other: the three then say so first, and show the largest ε that any file says.
+    run contradict each other: the three then say so first, and show the largest ε that any file says. Exit code 1, too,
+    where no run of a sweep was completed.
     """
     place = out or folder
     if not check:
@@ -32,9 +34,11 @@ def report(folder: Path, out: Path | None, title: str | None, with_uncovered: bo
             click.secho(CONTRADICTION, fg="red", bold=True, err=True)
             for sentence in contradictions:
                 click.secho(f"  {printable(sentence, limit=400)}", fg="red", err=True)
+        for sentence in made["facts"]["notices"]:
+            click.echo(f"{printable(sentence, limit=400)}.", err=True)
         for file in (PAGE, DATA, CARD):
             click.echo(place / file)
-        if contradictions:
+        if contradictions or is_without_a_run(made["facts"]):
             sys.exit(1)
         return
     checks = check_report(folder.resolve(), place)

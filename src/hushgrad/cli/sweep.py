@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from inspect import cleandoc
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import click
 
 from hushgrad.accounting.guarantee import round_up
-from hushgrad.cli.output import INTERRUPTED
+from hushgrad.cli.output import INTERRUPTED, program
 from hushgrad.cli.settings import SET, given, options_of
+from hushgrad.extras import require
 from hushgrad.study.named_settings import DEFAULT_TASK, SETTINGS, values_from_text
 from hushgrad.study.settings import settings_of
 from hushgrad.study.sweep.folder import SweepFolder
-from hushgrad.study.sweep.plan import ORDINARY, Grid, SweepPlan, config_of
+from hushgrad.study.sweep.plan import ORDINARY, Grid, SweepPlan, check_data, config_of
 from hushgrad.study.sweep.results import write_results
 from hushgrad.study.sweep.scheduler import CoreBudget, run_sweep
 from hushgrad.study.sweep.sweep_file import plan_from, read_sweep, shipped
@@ -102,9 +104,11 @@ def _described(
 
 def _search(plan: SweepPlan, out: Path, trials: int, storage: str | None) -> None:
     """Search around the settings of the plan's only private run, and show the best trial and what the search cost."""
+    require("optuna", extra="sweep", what="--search")
     configs = {run.aim: config_of(run) for run in plan.runs if run.aim != ORDINARY}
     if len(configs) != 1 or len({run.series for run in plan.runs}) != 1 or None in configs.values():
         raise click.UsageError("--search goes with one task, one --epsilons value and no other lists")
+    check_data(plan.runs)
     from hushgrad.study.sweep.search import search
 
     (config,) = (found for found in configs.values() if found is not None)
@@ -127,6 +131,7 @@ def _sweep(plan: SweepPlan, out: Path, budget: CoreBudget) -> None:
     from hushgrad.study.sweep.screen import SweepScreen, new_console, show_results
 
     console = new_console()
+    check_data(run for run in plan.runs if not SweepFolder(out).is_finished(run.name))
     folder = SweepFolder.open(out, plan)
     side_by_side = min(budget.side_by_side, len(plan.runs))
     click.echo(f"{len(plan.runs)} runs, {side_by_side} at a time, {budget.threads_per_run} thread each.")
@@ -134,8 +139,9 @@ def _sweep(plan: SweepPlan, out: Path, budget: CoreBudget) -> None:
         end = run_sweep(plan, folder, budget, screen.show)
     rows = write_results(folder, plan)
     show_results(console, rows)
-    click.echo(f"Look at  {out / 'accuracy.png'}")
-    click.echo(f"Try      hushgrad report {out}")
+    if any(row.status == "completed" for row in rows):
+        click.echo(f"Look at  {out / 'accuracy.png'}")
+        click.echo(f"Try      {program()} report {shlex.quote(str(out))}")
     if end.interrupted:
         click.echo("Interrupted; the same command resumes it.")
         sys.exit(INTERRUPTED)

@@ -10,10 +10,11 @@ import click
 
 from hushgrad.cli.output import INTERRUPTED
 from hushgrad.cli.settings import given, run_options
+from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.configuration import RunConfig
 from hushgrad.study.directory import require_unused
 from hushgrad.study.loggers import TensorBoard
-from hushgrad.study.named_settings import configured, merged, values_from_file, values_from_text
+from hushgrad.study.named_settings import AIMS, configured, merged, values_from_file, values_from_text
 from hushgrad.study.tasks import TASKS
 
 
@@ -32,7 +33,13 @@ def train(file: Path | None, assignments: tuple[str, ...], event_files: bool, ou
     hushgrad train --config results/config.json --set epochs=30 --out longer
     """
     from_file = {} if file is None else values_from_file(file)
-    config = configured(merged(from_file, values_from_text(assignments), given(flags)))
+    values = merged(from_file, values_from_text(assignments), given(flags))
+    if not any(values.get(name) is not None for name in AIMS):
+        raise InvalidArgumentError(
+            "a private run needs --epsilon or --noise-multiplier",
+            cure="Give one: --epsilon 3 has the noise chosen, --noise-multiplier 1 fixes it",
+        )
+    config = configured(values)
     if _run_on_screen(config, out, event_files):
         sys.exit(INTERRUPTED)
 

@@ -14,18 +14,17 @@ from torch.utils.data import DataLoader
 
 from hushgrad.checks.verification.training.verify import verify as measure
 from hushgrad.checks.verification.update.verify_update import DEFAULT_FALSE_ALARM, DEFAULT_RESOLUTION
+from hushgrad.cli.demo import private_training
 from hushgrad.cli.loading import load, made_by
 from hushgrad.cli.options import JSON
 from hushgrad.cli.output import print_report, screen_width
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
+from hushgrad.result_file import claim_file
 from hushgrad.sampling.poisson import PoissonSampling
-from hushgrad.study.configuration import suggested_run
 from hushgrad.study.models import build_model
-from hushgrad.study.tasks import TaskOptions, load_task
-
-DEMO_NOISE_MULTIPLIER = 1.5
+from hushgrad.study.tasks import load_task
 
 
 @click.command()
@@ -51,7 +50,8 @@ def verify(setup: str | None, resolution: float, false_alarm: float, out: Path |
 
     SETUP is a function without arguments that returns (model, data loader, loss, engine or mechanism): what you give to
     make_private, and the PrivacyEngine or DPSGD that says what is claimed. In place of a module's name the path of a
-    file may be given. The code you name is run. Without SETUP the demo's training is measured.
+    file may be given. The code you name is run. Without SETUP the private training of hushgrad demo is measured, with
+    its noise; its digits come with the extra study.
 
     \b
     hushgrad verify
@@ -59,6 +59,8 @@ def verify(setup: str | None, resolution: float, false_alarm: float, out: Path |
 
     Exits with 1 if training does not do what it claims.
     """  # fmt: skip
+    if out is not None:
+        claim_file("--out", out)  # rather now than after measuring
     if setup is None:
         made: Any = _demo()
     else:
@@ -92,23 +94,27 @@ def _announce(file: str) -> None:
 
 
 def _demo() -> tuple[nn.Module, Any, nn.Module, DPSGD]:
-    """Return what the demo trains, with its clip norm and batch size."""
-    config = suggested_run("digits", privacy=None)
-    task = load_task("digits", TaskOptions())
+    """Return what the demo trains privately, with its noise, clip norm and batch size."""
+    config = private_training()
+    privacy = config.privacy
+    assert privacy is not None  # private training
+    assert privacy.target_epsilon is not None  # the demo aims at an ε
+    task = load_task(config.task, config.options)
     model = build_model(
         config.model,
         input_shape=task.input_shape,
         num_classes=task.num_classes,
-        seed=0,
+        seed=config.seed,
         hidden_sizes=config.hidden_sizes,
         activation=config.activation,
     )
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    count = len(task.train)
+    loader = DataLoader(task.train, batch_size=config.batch_size, shuffle=True)
     mechanism = DPSGD(
-        noise_multiplier=DEMO_NOISE_MULTIPLIER,
-        clipping=FlatClipping(1.0),
-        sampling=PoissonSampling(config.batch_size / count),
+        noise_multiplier=1.0,
+        clipping=FlatClipping(privacy.max_grad_norm),
+        sampling=PoissonSampling(config.batch_size / len(task.train)),
         expected_batch_size=config.batch_size,
-    )
-    return model, DataLoader(task.train, batch_size=config.batch_size, shuffle=True), nn.CrossEntropyLoss(), mechanism
+        steps=config.epochs * len(loader),
+    ).calibrate(epsilon=privacy.target_epsilon, delta=privacy.delta)
+    return model, loader, nn.CrossEntropyLoss(), mechanism

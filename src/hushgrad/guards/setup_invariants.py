@@ -88,8 +88,9 @@ class SetupInvariants:
             raise StrayGradientError(
                 "got an ordinary gradient, without clipping and noise",
                 where=", ".join(stray),
-                cure="Use each parameter inside the model's own forward only (in a custom autograd function by "
-                "hushgrad.register_operator), write nothing to .grad, and call optimizer.zero_grad() before going on",
+                cure="Run the model after it was made private, use each parameter inside the model's own forward only "
+                "(in a custom autograd function by hushgrad.register_operator), write nothing to .grad, and call "
+                "optimizer.zero_grad() before going on",
             )
 
     def _require_same_parameters(self, parameters: Sequence[nn.Parameter]) -> None:

@@ -36,12 +36,7 @@ class RunDirectory:
     def claim(cls, path: Path) -> RunDirectory:
         """Return the folder, created if need be, readable by its owner only. Raises what `require_unused` raises."""
         require_unused(path)
-        try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidArgumentError(
-                f"the output folder cannot be created: {error.strerror}", where="--out", cure="Choose another folder"
-            ) from error
+        make_folder(path)
         return cls(path)
 
     @property
@@ -105,6 +100,16 @@ class RunDirectory:
 def ledger_end(anchor: LedgerHead | None) -> dict[str, Any] | None:
     """Return how many records a ledger has and its last one's hash, as a summary keeps them; None without a ledger."""
     return None if anchor is None else {"records": anchor.seq + 1, "hash": anchor.hash}
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for results where it is missing, readable by its owner only. Raises InvalidArgumentError."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"the output folder cannot be created: {error.strerror}", where="--out", cure="Choose another folder"
+        ) from error
 
 
 def require_unused(path: Path) -> None:

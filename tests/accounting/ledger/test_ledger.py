@@ -430,8 +430,11 @@ def test_the_file_is_private_and_links_are_refused(path: Path) -> None:
             attempt()
     with pytest.raises(LedgerError):
         Ledger(path.parent, contract=CONTRACT)
-    with pytest.raises(LedgerError, match="No such file"):
-        Ledger(path.parent / "missing" / "ledger", contract=CONTRACT)
+    missing = path.parent / "missing" / "ledger"
+    for attempt in (lambda: Ledger(missing, contract=CONTRACT), lambda: read_ledger(missing)):
+        with pytest.raises(LedgerError, match="No such file") as caught:
+            attempt()
+        assert caught.value.where == f"the ledger '{missing}'"
 
 
 def test_the_anchor_of_another_run_is_refused(path: Path) -> None:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hushgrad.study.report.document import Document, Section, TextTable
+from hushgrad.study.report.document import PRIVATE, Document, Section, TextTable
 from hushgrad.study.report.files import CARD, PAGE, write_report
 from hushgrad.study.report.render import html as html_page
 from hushgrad.study.report.render import markdown
@@ -37,8 +37,9 @@ class Elements(html.parser.HTMLParser):
 
 
 def hostile_document(text):
-    section = Section(text, (text,), ((text, text),), TextTable((text, text), ((text, text),)), (text,))
-    return Document(text, True, ((text, text),), (section,))
+    table = TextTable((text, text), ((text, text),))
+    section = Section(text, (text,), ((text, text),), table, (text,), (("hushgrad report", text),))
+    return Document(text, PRIVATE, ((text, text),), (section,))
 
 
 def parsed(page):
@@ -70,10 +71,22 @@ def test_the_card_keeps_hostile_text_text():
     card = markdown(hostile_document(HOSTILE))
     assert "\x1b" not in card
     assert "<script>" not in card
-    assert re.search(r"(?<!\\)[<`|\[]", re.sub(r"^\|.*\|$", "", card, flags=re.MULTILINE)) is None
+    own = card.replace("`hushgrad report`", "")
+    assert re.search(r"(?<!\\)[<`|\[]", re.sub(r"^\|.*\|$", "", own, flags=re.MULTILINE)) is None
     for line in card.splitlines():
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) == 3
+
+
+def test_the_card_shows_commands_and_numbers_as_they_are_typed():
+    text = "(1, 2)-private at δ = 1e-05 (see --no-baseline), 1e+06 a_b -- c\n- d | `--x` --`a`"
+    section = Section("S", (text,), commands=(("hushgrad report --check FOLDER", "recomputes `all`"),))
+    lines = markdown(Document("t", PRIVATE, (), (section,))).splitlines()
+    assert lines[5:] == [
+        r"(1, 2)-private at δ = 1e-05 (see `--no-baseline`), 1e+06 a\_b \-\- c \- d \| \`\-\-x\` \-\-\`a\`",
+        "",
+        r"`hushgrad report --check FOLDER` recomputes \`all\`",
+    ]
 
 
 def test_pictures_of_a_hostile_label_hold_no_script(sweep_folder, tmp_path):

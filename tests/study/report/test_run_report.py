@@ -1,4 +1,6 @@
+import base64
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -151,7 +153,12 @@ def test_an_ordinary_run_is_reported_as_not_private(tmp_path):
     run(config, tmp_path / "run")
     write_report(tmp_path / "run", tmp_path / "out")
     assert "NOT PRIVATE" in (tmp_path / "out" / PAGE).read_text()
-    assert "**NOT PRIVATE**" in (tmp_path / "out" / CARD).read_text()
+    card = (tmp_path / "out" / CARD).read_text()
+    assert "**NOT PRIVATE**" in card
+    assert "nothing protects what is released" in card
+    assert "is protected" not in card
+    (picture,) = re.findall(r"svg\+xml;base64,([A-Za-z0-9+/=]+)", (tmp_path / "out" / PAGE).read_text())
+    assert b"logarithmic" not in base64.b64decode(picture)
     assert not wrong(tmp_path / "run", tmp_path / "out")
 
 

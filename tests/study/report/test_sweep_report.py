@@ -3,6 +3,7 @@ import math
 from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.study.report.files import CARD, PAGE, check_report, write_report
+from hushgrad.study.report.sweep_document import is_without_a_run
 from hushgrad.study.run import run
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import Grid, Subject, config_of, make_plan
@@ -38,6 +39,31 @@ def test_a_failed_runs_message_stays_out_of_the_report(sweep_folder, tmp_path):
     facts = write_report(sweep_folder, tmp_path)["facts"]
     assert [run["error"] for run in facts["runs"] if run["status"] == "failed"] == ["RuntimeError"]
     assert all("value of the data" not in path.read_text() for path in tmp_path.glob("*.*"))
+
+
+def test_a_sweep_without_a_completed_run_gets_no_badge_of_privacy_and_no_epsilon(tmp_path):
+    plan = make_plan("s", (Subject("digits", task="digits"),), Grid(noise_multipliers=(1, 2), seeds=(0,)))
+    folder = SweepFolder.open(tmp_path / "sweep", plan)
+    for planned in plan.runs[:2]:
+        folder.record_failure(planned.name, "TaskDataError", "m")
+    facts = write_report(folder.path, tmp_path / "out")["facts"]
+    assert is_without_a_run(facts)
+    page, card = (tmp_path / "out" / PAGE).read_text(), (tmp_path / "out" / CARD).read_text()
+    for text in (page, card):
+        assert "NO RUN WAS COMPLETED" in text
+        assert "Differentially private" not in text
+        assert "2 of 3 runs failed" in text
+        assert "1 of 3 runs were not finished" in text
+        assert "publishing everything" not in text
+    assert 'class="badge open"' in page
+    assert all(check.held for check in check_report(folder.path, tmp_path / "out"))
+
+
+def test_a_report_says_how_many_runs_of_a_sweep_failed(sweep_folder, tmp_path):
+    facts = write_report(sweep_folder, tmp_path)["facts"]
+    assert facts["notices"] == ["1 of 4 runs failed; the sweep's own command tries them again"]
+    assert not is_without_a_run(facts)
+    assert facts["notices"][0].replace("'", "&#39;") in (tmp_path / PAGE).read_text()
 
 
 def test_the_sweeps_page_compares_runs_and_states_what_choosing_costs(sweep_folder, tmp_path):

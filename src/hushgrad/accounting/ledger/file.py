@@ -8,9 +8,11 @@ import stat
 from pathlib import Path
 
 from hushgrad.errors import LedgerError
+from hushgrad.printable import printable
 from hushgrad.process import this_process
 
 _WHERE = "the ledger"
+_LONGEST_PATH = 400
 _PATH = "Check that path, or choose another one"
 _LOCAL = "Use a path on a local file system"
 _ROOM = "Make room on the disk, and open the ledger again by its path"
@@ -56,7 +58,7 @@ class LedgerFile:
             at = path.with_name(f".{path.name}.{os.urandom(8).hex()}.new") if created else path
             descriptor = os.open(at, _APPEND | (os.O_CREAT | os.O_EXCL if created else 0), 0o600)
         except OSError as error:
-            raise _failed("cannot be opened", error, _PATH) from None
+            raise _failed("cannot be opened", error, _PATH, path) from None
         file = cls(at, descriptor, created)
         file.final = path
         try:
@@ -175,7 +177,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         descriptor = os.open(path, _READ)
     except OSError as error:
-        raise _failed("cannot be opened", error, _PATH) from None
+        raise _failed("cannot be opened", error, _PATH, path) from None
     try:
         _require_ordinary(descriptor)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
@@ -200,7 +202,9 @@ def _sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def _failed(what: str, error: OSError, cure: str) -> Exception:
+def _failed(what: str, error: OSError, cure: str, path: Path | None = None) -> Exception:
+    """Return the error to raise; with `path` it names the file."""
     if error.errno is None:
         return error  # not the system's: a signal's handler raised it meanwhile (TimeoutError is an OSError)
-    return LedgerError(f"it {what}: {os.strerror(error.errno)}", where=_WHERE, cure=cure)
+    where = _WHERE if path is None else f"{_WHERE} {printable(str(path), _LONGEST_PATH)!r}"
+    return LedgerError(f"it {what}: {os.strerror(error.errno)}", where=where, cure=cure)

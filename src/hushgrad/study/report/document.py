@@ -9,6 +9,9 @@ from typing import Any
 from hushgrad.accounting.guarantee import round_up
 
 CONTRADICTION = "FILES CONTRADICT EACH OTHER"
+PRIVATE = "Differentially private"
+NOT_PRIVATE = "NOT PRIVATE"
+NO_RUN = "NO RUN WAS COMPLETED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +32,17 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading with what is under it, in this order: text, facts (name, value), table, list, pictures."""
+    """A heading with what is under it, in this order: text, commands, facts (name, value), table, list, pictures.
+
+    A command comes with what it does. hushgrad writes it: no name of a stranger's stands in it.
+    """
 
     heading: str
     text: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     table: TextTable | None = None
     points: tuple[str, ...] = ()
+    commands: tuple[tuple[str, str], ...] = ()
     images: tuple[Image, ...] = field(default=(), repr=False)
 
 
@@ -43,15 +50,21 @@ class Section:
 class Document:
     """A whole report. `figures` are the few numbers that come first, as (value, what it is).
 
-    `contradictions` come before everything, as an alarm, and `notices` after the figures.
+    `badge` says under the title what it is: PRIVATE, NOT_PRIVATE or NO_RUN. `contradictions` come before everything, as
+    an alarm in the badge's place, and `notices` after the figures.
     """
 
     title: str
-    private: bool
+    badge: str
     figures: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
     contradictions: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+
+    @property
+    def private(self) -> bool:
+        """Is it of something that has a guarantee?"""
+        return self.badge == PRIVATE
 
 
 def up(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from hushgrad._version import __version__
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.extras import needs_extra
-from hushgrad.study.directory import from_json, json_text, replace_file
+from hushgrad.study.directory import from_json, json_text, make_folder, replace_file
 from hushgrad.study.report import earlier
 from hushgrad.study.report.comparison import contradictions
 from hushgrad.study.report.document import Document
@@ -54,7 +54,7 @@ def write_report(folder: Path, out: Path, *, name: str | None = None, uncovered:
         "facts": facts,
     }
     document = document_of(facts)
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(out)
     replace_file(out / DATA, (json_text(report, indent=2) + "\n").encode())
     replace_file(out / PAGE, html(document).encode())
     replace_file(out / CARD, markdown(document).encode())

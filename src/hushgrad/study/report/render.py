@@ -21,7 +21,9 @@ with needs_extra("report", "a report"):
     from markupsafe import Markup
 
 LONGEST = 2000
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$@-])")
+# A hyphen or a plus inside of a word or a number means nothing: 1e-05 and (ε, δ)-private are left as they are.
+_SPECIAL = re.compile(r"([\\`*_{}\[\]#!|~$@]|(?<![\w)])[-+]|[-+](?!\w))")
+_OPTION = re.compile(r"((?<![\w\\`-])--[a-z][a-z-]*[a-z](?![\w-]))")
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
@@ -64,13 +66,15 @@ def markdown(document: Document) -> str:
     if document.contradictions:
         lines += [f"**{CONTRADICTION}**", "", *(f"- {_text(sentence)}" for sentence in document.contradictions), ""]
     elif not document.private:
-        lines += ["**NOT PRIVATE**", ""]
+        lines += [f"**{document.badge}**", ""]
     lines += [f"- **{_text(value)}** {_text(what)}" for value, what in document.figures]
     lines += [line for sentence in document.notices for line in ("", f"{_text(sentence)}.")]
     for section in document.sections:
         lines += ["", f"### {_text(section.heading)}", ""]
         for paragraph in section.text:
             lines += [_text(paragraph), ""]
+        for command, what in section.commands:
+            lines += [f"{_code(command)} {_text(what)}", ""]
         lines += [f"- {_text(name)}: {_text(value)}" for name, value in section.facts]
         if section.table is not None:
             lines += [*([""] if section.facts else []), *_table(section.table)]
@@ -85,6 +89,17 @@ def _table(table: TextTable) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """Return text in which nothing is Markdown or HTML, on one line."""
-    escaped = _SPECIAL.sub(r"\\\1", printable(text.replace("\n", " "), limit=LONGEST))
-    return escaped.translate(_ENTITIES)
+    """Return text on one line in which nothing is Markdown or HTML, but for the names of options, which are code."""
+    parts = _OPTION.split(_on_one_line(text))
+    escaped = [_SPECIAL.sub(r"\\\1", part).translate(_ENTITIES) for part in parts[::2]]
+    options = [*map(_code, parts[1::2]), ""]
+    return "".join(part + option for part, option in zip(escaped, options, strict=True))
+
+
+def _code(text: str) -> str:
+    """Return text as code, in which Markdown is not read; the quotation mark that ends code becomes another one."""
+    return f"`{_on_one_line(text).replace('`', chr(39))}`"
+
+
+def _on_one_line(text: str) -> str:
+    return printable(text.replace("\n", " "), limit=LONGEST)

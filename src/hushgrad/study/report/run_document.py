@@ -8,7 +8,18 @@ from typing import Any
 
 from hushgrad.accounting.guarantee import delta_text
 from hushgrad.study.report.comparison import contradictions
-from hushgrad.study.report.document import Document, Image, Section, TextTable, percent, percent_up, plain, up
+from hushgrad.study.report.document import (
+    NOT_PRIVATE,
+    PRIVATE,
+    Document,
+    Image,
+    Section,
+    TextTable,
+    percent,
+    percent_up,
+    plain,
+    up,
+)
 from hushgrad.study.sweep.pictures import curves_picture
 
 Facts = Mapping[str, Any]
@@ -58,7 +69,7 @@ def run_document(facts: Facts) -> Document:
     )
     return Document(
         title=facts["name"],
-        private=privacy["private"],
+        badge=PRIVATE if privacy["private"] else NOT_PRIVATE,
         contradictions=contradictions(facts),
         notices=tuple(facts["notices"]),
         figures=tuple(figures),
@@ -111,7 +122,13 @@ def _subgroups(facts: Facts) -> Section | None:
 
 def _setting(facts: Facts) -> Section:
     privacy = facts["privacy"]
-    told = [("setting", "central: whoever trains sees the records; what is released is protected")]
+    if privacy["private"]:
+        released = "what is released is protected"
+    elif contradictions(facts):
+        released = "whether what is released is protected is not known while the files contradict each other"
+    else:
+        released = "nothing protects what is released"
+    told = [("setting", f"central: whoever trains sees the records; {released}")]
     if "unit" in privacy:
         told += [
             ("what is released", "the parameters after every step, the last ones included"),
@@ -253,9 +270,10 @@ def _recompute(facts: Facts) -> Section:
     told = [(row["what"], "agree" if row["held"] else "DO NOT AGREE") for row in facts["agreement"]]
     if end is not None:
         told.insert(0, ("hash of the ledger's last record", end["hash"]))
-    commands = ["hushgrad report --check FOLDER computes every number on this page anew from the run's files."]
+    commands = [("hushgrad report --check FOLDER", "computes every number on this page anew from the run's files.")]
     if end is not None:
-        commands.append("hushgrad epsilon --ledger ledger.jsonl --delta 1e-5 computes ε from the ledger alone.")
+        ask = "hushgrad epsilon --ledger ledger.jsonl --delta 1e-5"
+        commands.append((ask, "computes ε from the ledger alone."))
     return Section(
-        "How to recompute it", tuple(commands), facts=tuple(told), table=TextTable(("file", "SHA-256"), rows)
+        "How to recompute it", commands=tuple(commands), facts=tuple(told), table=TextTable(("file", "SHA-256"), rows)
     )

@@ -20,6 +20,7 @@ from hushgrad.accounting.ledger.view import LedgerView
 from hushgrad.accounting.risk import gaussian_mu, membership_advantage, true_positive_rate, zero_concentrated
 from hushgrad.checks.auditing.audit import recomputed
 from hushgrad.errors import AccountingError, InvalidArgumentError
+from hushgrad.printable import printable
 from hushgrad.study.configuration import DEFAULT_DELTA
 from hushgrad.study.report.agreement import agreement, largest_epsilon, notices
 from hushgrad.study.report.assumptions import assumptions_of
@@ -31,6 +32,7 @@ from hushgrad.study.report.statements import beyond, held_by
 from hushgrad.study.report.values import finite, same
 
 AUDIT = "audit.json"
+MOST_NAMED = 10
 DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 SETTINGS = (
@@ -91,8 +93,12 @@ def _summary(files: RunFiles) -> Mapping[str, Any]:
     if files.summary is not None:
         return files.summary
     if files.ledger is None:
+        runs = sorted(path.parent.name for path in files.folder.glob(f"*/{SUMMARY}"))
+        inside = ", ".join(printable(name) for name in runs[:MOST_NAMED]) + (", …" if len(runs) > MOST_NAMED else "")
         raise InvalidArgumentError(
-            "the file is missing, so the folder holds no run", where=SUMMARY, cure="Choose the folder of a run"
+            "the file is missing, so the folder holds no run",
+            where=SUMMARY,
+            cure=f"Choose one of the folders of runs in it: {inside}" if runs else "Choose the folder of a run",
         )
     spent = held_by(files.ledger.events, DEFAULT_DELTA, files.ledger.contract).epsilon
     raise InvalidArgumentError(

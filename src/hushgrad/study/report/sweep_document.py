@@ -8,7 +8,18 @@ from typing import Any
 
 from hushgrad.accounting.guarantee import delta_text
 from hushgrad.study.report.comparison import contradictions
-from hushgrad.study.report.document import Document, Image, Section, TextTable, percent, plain, up
+from hushgrad.study.report.document import (
+    NO_RUN,
+    NOT_PRIVATE,
+    PRIVATE,
+    Document,
+    Image,
+    Section,
+    TextTable,
+    percent,
+    plain,
+    up,
+)
 from hushgrad.study.sweep.pictures import accuracy_picture, curves_picture
 from hushgrad.study.sweep.plan import ORDINARY
 from hushgrad.study.sweep.table import Group
@@ -19,12 +30,15 @@ Facts = Mapping[str, Any]
 def sweep_document(facts: Facts) -> Document:
     """Return the document of a sweep's facts."""
     runs, choosing = facts["runs"], facts["choosing"]
-    done = [run for run in runs if run["status"] == "completed"]
-    figures = (
-        (f"{len(done)} of {len(runs)}", "runs completed"),
-        (up(choosing["everything"]), f"ε of publishing everything, δ = {delta_text(facts['delta'])}"),
-        (up(choosing["all_private_attempts"]), f"ε of all {choosing['private_attempts']} private attempts together"),
-    )
+    done = completed(facts)
+    figures = [(f"{done} of {len(runs)}", "runs completed")]
+    if _has_released(facts):
+        attempts = choosing["private_attempts"]
+        figures += [
+            (up(choosing["everything"]), f"ε of publishing everything, δ = {delta_text(facts['delta'])}"),
+            (up(choosing["all_private_attempts"]), f"ε of all {attempts} private attempts together"),
+        ]
+    private = not math.isinf(float(choosing["everything"])) and not contradictions(facts)
     sections = (
         _accuracy(facts),
         _choosing(facts),
@@ -36,11 +50,27 @@ def sweep_document(facts: Facts) -> Document:
     )
     return Document(
         title=facts["name"],
-        private=not math.isinf(float(choosing["everything"])) and not contradictions(facts),
+        badge=NO_RUN if not done else PRIVATE if private else NOT_PRIVATE,
         contradictions=contradictions(facts),
-        figures=figures,
+        notices=tuple(facts["notices"]),
+        figures=tuple(figures),
         sections=tuple(section for section in sections if section is not None),
     )
+
+
+def completed(facts: Facts) -> int:
+    """Return how many runs of the sweep were completed."""
+    return sum(run["status"] == "completed" for run in facts["runs"])
+
+
+def is_without_a_run(facts: Facts) -> bool:
+    """Are these the facts of a sweep of which no run was completed?"""
+    return facts["kind"] == "sweep" and not completed(facts)
+
+
+def _has_released(facts: Facts) -> bool:
+    """Has any run or attempt left files, whose ε counts?"""
+    return bool(completed(facts) or facts["choosing"]["abandoned_attempts"])
 
 
 def groups_of(facts: Facts) -> list[Group]:
@@ -48,8 +78,10 @@ def groups_of(facts: Facts) -> list[Group]:
     return [Group(**{**group, "epsilon": float(group["epsilon"])}) for group in facts["over_seeds"]]
 
 
-def _accuracy(facts: Facts) -> Section:
+def _accuracy(facts: Facts) -> Section | None:
     groups = groups_of(facts)
+    if not groups:
+        return None
     rows = tuple(
         (
             group.series,
@@ -62,17 +94,19 @@ def _accuracy(facts: Facts) -> Section:
         for group in groups
     )
     picture = accuracy_picture(groups, title="", delta=facts["delta"])
-    images = (Image(picture.svg, "Test accuracy against the noise multiplier and against epsilon"),) if groups else ()
+    image = Image(picture.svg, "Test accuracy against the noise multiplier and against epsilon")
     columns = ("series", "noise", f"ε at δ = {delta_text(facts['delta'])}", "runs", "test accuracy", "lowest – highest")
     return Section(
         "What noise does",
         ("ε is that of one run alone. Accuracy is the mean over seeds ± the standard deviation between runs.",),
         table=TextTable(columns, rows),
-        images=images,
+        images=(image,),
     )
 
 
-def _choosing(facts: Facts) -> Section:
+def _choosing(facts: Facts) -> Section | None:
+    if not _has_released(facts):
+        return None
     choosing = facts["choosing"]
     delta = f"δ = {delta_text(facts['delta'])}"
     text = [
@@ -169,5 +203,7 @@ def _recompute(facts: Facts) -> Section:
             f"{len(facts['agreement']) - len(wrong)} of {len(facts['agreement'])}",
         ),
     )
-    text = ("hushgrad report --check FOLDER computes every number on this page anew from the folders of the runs.",)
-    return Section("How to recompute it", text, facts=told, points=tuple(f"DO NOT AGREE: {what}" for what in wrong))
+    does = "computes every number on this page anew from the folders of the runs."
+    commands = (("hushgrad report --check FOLDER", does),)
+    points = tuple(f"DO NOT AGREE: {what}" for what in wrong)
+    return Section("How to recompute it", commands=commands, facts=told, points=points)

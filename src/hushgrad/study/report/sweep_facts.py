@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def sweep_facts(path: Path, *, name: str | None = None, uncovered: bool = False)
         "name": name if name is not None else plan.name,
         "plan": plan.fingerprint(),
         "delta": delta,
+        "notices": _notices(rows),
         "runs": [_run(folder, row, done.get(row.name)) for row in rows],
         "over_seeds": [asdict(group) for group in gather(rows)],
         "choosing": choosing(rows, done, given_up, delta),
@@ -105,6 +107,18 @@ def sweep_facts(path: Path, *, name: str | None = None, uncovered: bool = False)
         ],
     }
     return dict(finite(facts))
+
+
+def _notices(rows: list[Row]) -> list[str]:
+    """Return what a reader should know about runs that are missing."""
+    counts = Counter(row.status for row in rows)
+    failed, unfinished = counts["failed"], counts["waiting"] + counts["running"]
+    found = [] if counts["completed"] else ["No run was completed, so there is nothing to call private"]
+    if failed:
+        found.append(f"{failed} of {len(rows)} runs failed; the sweep's own command tries them again")
+    if unfinished:
+        found.append(f"{unfinished} of {len(rows)} runs were not finished; the sweep's own command goes on with them")
+    return found
 
 
 def _charged(files: RunFiles, delta: float) -> float:

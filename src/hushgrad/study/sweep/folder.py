@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hushgrad.errors import ContractChangedError, InvalidArgumentError
-from hushgrad.study.directory import from_json, json_text, replace_file
+from hushgrad.study.directory import from_json, json_text, make_folder, replace_file
 from hushgrad.study.sweep.plan import SweepPlan
 
 
@@ -53,7 +53,7 @@ class SweepFolder:
                 "the output folder must be new, empty, or hold this sweep", where="--out", cure="Choose another folder"
             )
         for inner in (path, *(path / name for name in ("runs", "working", "abandoned", "failures", "logs"))):
-            inner.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(inner)
         replace_file(folder.plan_file, (json_text(plan.to_json(), indent=2) + "\n").encode())
         return folder
 

@@ -131,6 +131,7 @@ def curves_picture(runs: Sequence[tuple[str, Measured]], *, title: str, delta: f
         panel.set_xlim(left=0)
         tidy(panel)
     if not epsilon.lines:
+        epsilon.set(title="Privacy", ylabel="")
         epsilon.set_yticks([])
         epsilon.minorticks_off()
         epsilon.text(0.5, 0.5, "NOT PRIVATE\nε = ∞", transform=epsilon.transAxes, ha="center", va="center", fontsize=16)

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from hushgrad.printable import printable
 from hushgrad.study.config_json import config_from_json, config_to_json
 from hushgrad.study.configuration import DEFAULT_DELTA, Privacy, RunConfig, max_grad_norm_for, suggested_run
 from hushgrad.study.settings import Kind, check_settings, number, setting, settings_of, several, whole
-from hushgrad.study.tasks import TaskOptions
+from hushgrad.study.tasks import TaskOptions, load_task
 
 ORDINARY = "ordinary"
 MOST_RUNS = 10_000
@@ -262,6 +262,13 @@ def _task_job(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int, gri
 def config_of(run: PlannedRun) -> RunConfig | None:
     """Return the settings of a run of a task, None for a run of a function."""
     return config_from_json(run.job["config"]) if "config" in run.job else None
+
+
+def check_data(runs: Iterable[PlannedRun]) -> None:
+    """Load the data of each task once. Raises what is wrong with them: rather here than in every run."""
+    configs = [config_of(run) for run in runs]
+    for task, options in dict.fromkeys((config.task, config.options) for config in configs if config is not None):
+        load_task(task, options)
 
 
 def _folder_name(text: str) -> str:

@@ -118,13 +118,14 @@ def spread_text(group: Group) -> str:
 
 
 def show_results(console: Console, rows: list[Row]) -> None:
-    """Print the table over seeds and the failures."""
+    """Print the table over seeds, and on a terminal the failures: elsewhere each was said when it came."""
     table = Table("", "noise", "ε", "runs", "test accuracy", "lowest", "highest")
     for group in gather(rows):
         epsilon = epsilon_text(None if is_ordinary(group) else group.epsilon)
         shown = (printable(group.series), group.aim, epsilon, str(group.runs), spread_text(group))
         table.add_row(*map(Text, (*shown, f"{group.lowest:.1%}", f"{group.highest:.1%}")))
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     for row in rows:
-        if row.status == "failed":
+        if row.status == "failed" and console.is_terminal:
             console.print(f"FAILED {row.name}: {row.error}", markup=False, highlight=False, soft_wrap=True)

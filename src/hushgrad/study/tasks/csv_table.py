@@ -12,7 +12,7 @@ from hushgrad.errors import InvalidArgumentError, TaskDataError
 from hushgrad.printable import printable
 from hushgrad.study.tasks import adult
 from hushgrad.study.tasks.encoding import encode, number_of_features
-from hushgrad.study.tasks.files import first_existing
+from hushgrad.study.tasks.files import first_existing, require_existing
 from hushgrad.study.tasks.table import Table, is_missing, read_table
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes, fixed_split
 
@@ -107,6 +107,7 @@ def _source(options: TaskOptions) -> Source:
     """Read the tables that `data` names and find the target column."""
     if options.data is None:
         raise InvalidArgumentError("it needs a file or a folder of data", where="task 'csv'", cure="Give --data")
+    require_existing("csv", options.data, folder=False)
     if options.data.is_dir() and adult.is_adult(options.data):
         train, test, described = adult.read_adult(options.data)
         if options.target is not None and options.target not in described.target_names:

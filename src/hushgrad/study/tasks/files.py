@@ -12,6 +12,7 @@ from hushgrad.printable import printable
 
 MAX_BYTES = 1 << 28
 CHUNK = 1 << 20
+LONGEST_PATH = 400
 
 
 def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
@@ -57,6 +58,17 @@ def _read_up_to(stream: BinaryIO | gzip.GzipFile, limit: int) -> bytes | None:
         if len(content) > limit:
             return None
     return bytes(content)
+
+
+def require_existing(task: str, data: Path, *, folder: bool) -> None:
+    """Raise TaskDataError, with the path, unless the data of a task are there: a folder, or also a file."""
+    if not (data.is_dir() if folder else data.exists()):
+        wanted = "folder" if folder else "file or folder"
+        raise TaskDataError(
+            f"its data must be an existing {wanted}, and {printable(str(data), LONGEST_PATH)!r} is none",
+            where=f"task {task!r}",
+            cure="Check --data",
+        )
 
 
 def first_existing(folder: Path, names: tuple[str, ...]) -> Path | None:

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 from hushgrad.errors import InvalidArgumentError, TaskDataError
 from hushgrad.printable import printable
+from hushgrad.study.tasks.files import require_existing
 from hushgrad.study.tasks.folders import read_folders
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes
 
@@ -36,8 +37,7 @@ def load(options: TaskOptions) -> Task:
         raise InvalidArgumentError(
             "it needs a folder with one folder of pictures for each class", where="task 'images'", cure="Give --data"
         )
-    if not options.data.is_dir():
-        raise TaskDataError("its data must be an existing folder", where="task 'images'", cure="Check --data")
+    require_existing("images", options.data, folder=True)
     filed = read_folders(options.data, SUFFIXES)
     train, test = (
         TensorDataset(torch.stack([_picture(path) for path, _ in part]), torch.tensor([label for _, label in part]))

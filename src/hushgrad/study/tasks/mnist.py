@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from hushgrad.errors import InvalidArgumentError, TaskDataError
-from hushgrad.study.tasks.files import first_existing
+from hushgrad.study.tasks.files import first_existing, require_existing
 from hushgrad.study.tasks.idx import FETCH, read_idx
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes, fixed_split, require_known_classes
 
@@ -39,10 +39,7 @@ def load(options: TaskOptions) -> Task:
     require_known_classes(options.classes, CLASS_NAMES)
     if options.data is None:
         raise InvalidArgumentError("it needs a folder of IDX files", where="task 'mnist'", cure="Give --data DIR")
-    if not options.data.is_dir():
-        raise TaskDataError(
-            "its data must be an existing folder of IDX files", where="task 'mnist'", cure="Check --data"
-        )
+    require_existing("mnist", options.data, folder=True)
     found = [_read_pair(options.data, prefix) for prefix in ("train", "t10k")]
     pairs = [pair for pair in found if pair is not None]
     if not pairs:

@@ -12,7 +12,7 @@ from hushgrad.errors import InvalidArgumentError, TaskDataError
 from hushgrad.printable import printable
 from hushgrad.randomness import KeyStream
 from hushgrad.study.tasks.counted import counts_of, frequent, noisy_counts
-from hushgrad.study.tasks.files import first_existing, read_bytes
+from hushgrad.study.tasks.files import first_existing, read_bytes, require_existing
 from hushgrad.study.tasks.folders import read_folders
 from hushgrad.study.tasks.task import Preparation, Recipe, Task, TaskOptions, choose_classes
 from hushgrad.study.tasks.words import LENGTH, PADDING, Vocabulary, counted_vocabulary, make_vocabulary, words_of
@@ -61,8 +61,7 @@ def load(options: TaskOptions) -> Task:
             where="task 'text'",
             cure="Give --data",
         )
-    if not options.data.is_dir():
-        raise TaskDataError("its data must be an existing folder", where="task 'text'", cure="Check --data")
+    require_existing("text", options.data, folder=True)
     train, test = _read(options.data)
     known = options.classes or tuple(sorted(set(train.labels) | set(test.labels)))
     if not 2 <= len(known) <= MAX_CLASSES:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hushgrad.arguments import open_unit_interval, positive_number
+from hushgrad.arguments import open_unit_interval
 from hushgrad.checks.verification.checks.clipping import NOT_THE_REFERENCE, read_rule, reads_as_reference
 from hushgrad.checks.verification.checks.noise import NoiseReading, read_noise
 from hushgrad.checks.verification.mistakes.clipping import Belief
@@ -44,6 +44,7 @@ from hushgrad.errors import InvalidArgumentError
 from hushgrad.gradients.oracle import clipped_sum_of
 from hushgrad.guards.probing.state import State
 from hushgrad.mechanism import Mechanism
+from hushgrad.result_file import claim_file, write_file
 
 _ROWS = 8
 _MOST_STEPS = 400
@@ -81,7 +82,7 @@ def verify(
             the session itself (an adapter for a framework); `criterion.losses(output, target)` gives `[B]`.
         optimizer: makes the optimizer of a copy from its parameters; by default SGD with a learning rate of 0.01.
         max_physical_batch_size, constant_shapes: as in `make_private`; by default those of a private loader.
-        report: a path for the verdict as JSON, such as `verdict.json` beside the ledger.
+        report: a path for the verdict as JSON, such as `verdict.json` beside the ledger; a missing folder is made.
         resolution: the relative error of noise and sampling rate that must be found with probability 0.999, as far as
             400 steps of noise and four million drawn indices can show it; each check states what it shows.
         false_alarm: the most probability with which correct training may fail.
@@ -105,7 +106,8 @@ def verify(
             cure="Pass a mechanism with noise_multiplier > 0",
         )
     alpha = open_unit_interval("false_alarm", false_alarm)
-    positive_number("resolution", resolution)
+    open_unit_interval("resolution", resolution, "Pass a relative error, such as 0.01")
+    file = None if report is None else claim_file("report", report)
     replica = TrainingReplica.of(
         model, data_loader, criterion, claimed, optimizer, max_physical_batch_size, constant_shapes
     )
@@ -117,9 +119,8 @@ def verify(
     finally:
         for state in kept:
             state.restore()  # what copies share: a class's own counts; the criterion itself
-    if report is not None:
-        with open(report, "w", encoding="utf-8") as file:
-            file.write(verdict.to_text() + "\n")
+    if file is not None:
+        write_file("report", file, verdict.to_text() + "\n")
     return verdict
 
 

@@ -90,7 +90,7 @@ def verify_update(
             f"update must be a function, got {type(update).__name__}",
             cure="Pass the function from per-example gradients (or from a batch) to the noised update",
         )
-    positive_number("resolution", resolution)
+    open_unit_interval("resolution", resolution, "Pass a relative error, such as 0.01")
     alpha = open_unit_interval("false_alarm", false_alarm)
     if batch is not None:
         return verify_batch_update(update, belief, charged, batch, resolution, alpha, started)
