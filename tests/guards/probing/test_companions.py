@@ -132,6 +132,15 @@ def test_random_masks_of_padded_batches_are_not_refused() -> None:
     assert require_same_beside_any(CollateRuns(masked), TWO, SIZE)
 
 
+def test_masks_over_pairs_of_positions_are_not_refused() -> None:
+    def causal(records: list[Tensor]) -> dict[str, Tensor]:
+        ids = pad_sequence(records, batch_first=True)
+        allowed = torch.ones(len(ids), 1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+        return {"ids": ids, "mask": allowed & (ids != 0)[:, None, None, :]}
+
+    assert require_same_beside_any(CollateRuns(causal), TWO, SIZE)
+
+
 def test_lists_of_records_are_not_refused_unless_they_are_cut() -> None:
     assert require_same_beside_any(CollateRuns(list), TWO, SIZE)
     with pytest.raises(CrossSampleLeakError):
