@@ -120,7 +120,7 @@ class LossShapeError(HushgradError, ValueError):
 
 
 class PrivacyUnitError(HushgradError, RuntimeError):
-    """An operator saw a number of rows that cannot be assigned to the examples of the batch."""
+    """Rows cannot be assigned to the examples of the batch, or a forward has written into its inputs unseen."""
 
     code = "DP304"
 

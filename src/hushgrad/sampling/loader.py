@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from hushgrad.errors import (
     where_raised,
 )
 from hushgrad.randomness import Address, KeyStream
+from hushgrad.sampling.extent import extent_of
 from hushgrad.sampling.logical_batches import LogicalBatch, logical_batches
 from hushgrad.sampling.poisson import uniform_indices
 from hushgrad.sampling.records import BatchObserver, Cutting, PhysicalBatch, cut
@@ -233,13 +235,13 @@ class PrivateLoader:
     def _read(self, items: Iterator[Any], planned: deque[PhysicalBatch]) -> tuple[Any, PhysicalBatch] | None:
         """Return the next item and what it is, which the observer has been told of; None at the end of the pass."""
         try:
-            records, item = next(items)
+            records, extents, item = next(items)
         except StopIteration:
             return None
         except BaseException:
             self._lose(planned)
             raise
-        batch = planned.popleft()
+        batch = replace(planned.popleft(), extents=tuple(extents))
         if records != batch.size:
             self._lose([batch])
             raise BatchStructureError(
@@ -398,14 +400,20 @@ def require_expected_size(sampling: SamplingScheme, batch_size: float, populatio
 
 
 class _CountingCollate:
-    """The caller's `collate_fn`, with the number of records it was given beside what it returned."""
+    """The caller's `collate_fn`, or torch's, with how many records it was given beside what it returned.
 
-    def __init__(self, collate_fn: Callable[[list[Any]], Any]) -> None:
+    Of the caller's, which may cut and pad, also how much each of them held.
+    """
+
+    def __init__(self, collate_fn: Callable[[list[Any]], Any] | None) -> None:
         self._collate_fn = collate_fn
 
-    def __call__(self, records: list[Any]) -> tuple[int, Any]:
+    def __call__(self, records: list[Any]) -> tuple[int, tuple[int, ...], Any]:
         try:
-            return len(records), self._collate_fn(records)
+            if self._collate_fn in (None, default_collate):
+                return len(records), (), default_collate(records)
+            extents = tuple(map(extent_of, records))  # before: it may change the records
+            return len(records), extents, self._collate_fn(records)
         except Exception as error:
             # The text of the caller's exception may hold data; its type and its place do not.
             raise BatchStructureError(
@@ -419,7 +427,7 @@ def _torch_loader(dataset: Any, planner: _Planner, options: LoadingOptions) -> D
     return DataLoader(
         dataset,
         batch_sampler=planner,
-        collate_fn=_CountingCollate(default_collate if options.collate_fn is None else options.collate_fn),
+        collate_fn=_CountingCollate(options.collate_fn),
         num_workers=options.num_workers,
         pin_memory=options.pin_memory,
         pin_memory_device=options.pin_memory_device,

@@ -25,6 +25,8 @@ class PhysicalBatch:
         pass_index: the number of the pass over the loader, from 0.
         first: whether the item begins its logical batch.
         last: whether the item ends its logical batch.
+        extents: how much each record held before `collate_fn` made rows of them, padding included; as secret as
+            `indices`. Empty where no collate function of the caller's changed them, and before they are read.
     """
 
     indices: tuple[int, ...] = field(repr=False)
@@ -34,6 +36,7 @@ class PhysicalBatch:
     pass_index: int
     first: bool
     last: bool
+    extents: tuple[int, ...] = field(default=(), repr=False, compare=False)
 
 
 class BatchObserver(Protocol):

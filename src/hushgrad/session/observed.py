@@ -71,6 +71,7 @@ class ObservedLoop(Loop):
         """Refuse to read on before the loop has finished with the last item."""
         self._require_open()
         self._order.before_draw()
+        self._parts.probe.before_draw(self.collate_fn, self.dataset)
 
     def begin(self, batch: PhysicalBatch, item: Any) -> None:
         """Take note of the item that the loop is about to get."""
@@ -79,7 +80,7 @@ class ObservedLoop(Loop):
         parts.marks.take_away()
         parts.frozen.require_same_parameters()
         parts.spending.require_pass(batch.pass_index)
-        drawn = Drawn(self.dataset, batch.indices, item, batch.size, self.collate_fn)
+        drawn = Drawn(self.dataset, batch.indices, item, batch.size, self.collate_fn, extents=batch.extents)
         try:
             parts.probe.examine_collate(drawn)
         except HushgradError:

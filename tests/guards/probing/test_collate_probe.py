@@ -16,6 +16,7 @@ from torch.utils.data.dataloader import default_collate
 from hushgrad import PrivacyEngine
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.guards.probing.collate_probe import require_separate_rows
+from hushgrad.guards.probing.collate_runs import CollateRuns
 
 Record = tuple[Tensor, int]
 
@@ -118,14 +119,14 @@ def test_a_collate_function_that_mixes_records_is_refused(
     collate: Callable[[list[Record]], Any], batch: list[Record]
 ) -> None:
     with pytest.raises(CrossSampleLeakError, match=f"collate_fn {collate.__name__}: mixes examples.*Make each row"):
-        require_separate_rows(collate, batch)
+        require_separate_rows(CollateRuns(collate), batch)
 
 
 @pytest.mark.parametrize(("collate", "batch"), HARMLESS, ids=[case[0].__name__ for case in HARMLESS])
 def test_a_collate_function_that_pads_or_augments_is_not_refused(
     collate: Callable[[list[Record]], Any], batch: list[Record]
 ) -> None:
-    require_separate_rows(collate, batch)
+    require_separate_rows(CollateRuns(collate), batch)
 
 
 def test_the_records_are_left_alone() -> None:
@@ -137,7 +138,7 @@ def test_the_records_are_left_alone() -> None:
             x.zero_()
         return default_collate(found)
 
-    require_separate_rows(writes, batch)
+    require_separate_rows(CollateRuns(writes), batch)
     assert all(torch.equal(x, kept) for (x, _), kept in zip(batch, before, strict=True))
 
 

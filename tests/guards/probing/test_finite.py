@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from hushgrad import PrivacyEngine
 from hushgrad.errors import CrossSampleLeakError, HushgradError
 from hushgrad.guards.probing.collate_probe import require_separate_rows
+from hushgrad.guards.probing.collate_runs import CollateRuns
 from hushgrad.guards.probing.finite import repairs, spoiled_rows
 from hushgrad.guards.probing.loss_probe import require_separate_losses
 from hushgrad.guards.probing.row_order import rows_are_in_order
@@ -240,18 +241,18 @@ def padded(records: list[Tensor]) -> Tensor:
 def test_a_record_that_is_not_finite_hides_no_mixing_collate_function(place: int) -> None:
     records = [torch.randn(3) for _ in range(6)]
     records[place][1] = NAN
-    assert require_separate_rows(torch.stack, records)
+    assert require_separate_rows(CollateRuns(torch.stack), records)
     with pytest.raises(CrossSampleLeakError):
-        require_separate_rows(centred, records)
+        require_separate_rows(CollateRuns(centred), records)
 
 
 def test_padding_by_nan_mixes_nothing() -> None:
-    assert require_separate_rows(padded, [torch.randn(2 + place) for place in range(6)])
+    assert require_separate_rows(CollateRuns(padded), [torch.randn(2 + place) for place in range(6)])
 
 
 def test_a_single_finite_record_says_nothing_of_a_collate_function() -> None:
-    assert not require_separate_rows(torch.stack, [torch.randn(3), torch.full((3,), NAN)])
-    assert require_separate_rows(torch.stack, [torch.full((3,), NAN)] * 3)
+    assert not require_separate_rows(CollateRuns(torch.stack), [torch.randn(3), torch.full((3,), NAN)])
+    assert require_separate_rows(CollateRuns(torch.stack), [torch.full((3,), NAN)] * 3)
 
 
 def test_rows_with_nan_are_recognised_in_their_order() -> None:

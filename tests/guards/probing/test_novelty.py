@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hushgrad.guards.probing.novelty import MUCH, SHORT, Novelty
+from hushgrad.guards.probing.novelty import MUCH, SHORT, Novelty, Spread
 
 MODULE, OTHER = nn.Identity(), nn.Identity()
 AXES = {(0, 0): 0}
@@ -103,3 +103,9 @@ def test_lengths_of_records_are_read_of_rows_of_whole_numbers_alone() -> None:
     ):
         assert not Novelty().note(MODULE, given(value), axes)
     assert Novelty().note(MODULE, given(ids(10, 3)), AXES)
+
+
+def test_the_first_batch_of_different_lengths_is_new_and_later_one_with_a_much_shorter_record() -> None:
+    spread = Spread()
+    batches = [[], [8], [8, 8], [0, 0], [12, 15], [12, 15], [10, 15], [8, 15], [15, 15], [1, 100], [1, 1000]]
+    assert [spread.note(lengths) for lengths in batches] == [*[False] * 4, True, False, False, True, False, True, False]

@@ -85,6 +85,36 @@ def by_global(scale: Any) -> Any:
     return call
 
 
+def by_numpy(x: Tensor) -> None:
+    array = x.numpy()
+    array -= array.mean(0)
+
+
+def by_dlpack(x: Tensor) -> None:
+    other = torch.from_dlpack(x)
+    other -= other.mean(0)
+
+
+def by_storage(x: Tensor) -> None:
+    other = torch.empty(0).set_(x.untyped_storage(), 0, x.shape)  # type: ignore[call-overload]
+    other -= other.mean(0)
+
+
+def autoencoder(write: Any) -> dict[str, Any]:
+    """The forward writes into its input after its use, and the loop takes that for its target."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        out = m[0](x.clone())
+        write(x)
+        return out  # type: ignore[no-any-return]
+
+    return {
+        "make": made(forward, linear(4, 4)),
+        "targets": lambda x: x,
+        "loss": lambda out, target: (out - target).square().sum(1),
+    }
+
+
 READ = ("values read by the loop",)
 
 LEAKY: tuple[Program, ...] = (
@@ -153,6 +183,9 @@ LEAKY: tuple[Program, ...] = (
         call=by_global(lambda x: float(x[:, 0].mean())),
     ),
     leaky("the batch centred before the call", ROWS, make=linear(), call=lambda m, x: m(x - x.mean(0))),
+    leaky("the input written by NumPy, and the target", ROWS, **autoencoder(by_numpy)),
+    leaky("the input written by DLPack, and the target", ROWS, **autoencoder(by_dlpack)),
+    leaky("the input written by its storage, and the target", ROWS, **autoencoder(by_storage)),
 )
 
 CLEAN: tuple[Program, ...] = (
@@ -222,6 +255,13 @@ CLEAN: tuple[Program, ...] = (
         ROWS,
         call=by_global(lambda x: 0.5),
         make=made(lambda m, x: m[0](x) * OUTSIDE["scale"], linear()),
+    ),
+    clean("the input read by NumPy, and the target", ROWS, **autoencoder(lambda x: x.numpy().mean(0))),
+    clean(
+        "the input written by torch, each record's own, and the target",
+        ROWS,
+        told=("not examined",),
+        **autoencoder(lambda x: x.sub_(x.mean(1, keepdim=True))),
     ),
     clean("fixed statistics before the call", ROWS, make=linear(), call=lambda m, x: m((x - 0.5) / 2)),
 )

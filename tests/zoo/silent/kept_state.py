@@ -206,6 +206,49 @@ class Late(nn.Module):
         return out
 
 
+class Running:
+    """A collate function that divides by the largest value so far; `reset` makes it forget."""
+
+    def __init__(self, keep: Any) -> None:
+        self.keep, self.largest = keep, START
+
+    def __call__(self, records: Any) -> Tensor:
+        x = torch.stack(list(records))
+        self.largest = max(self.largest, self.keep(largest(x)))
+        return x / self.largest
+
+    def reset(self) -> None:
+        self.largest = START
+
+
+class Reused:
+    """A collate function that fills one buffer again and again, and counts; the leaky one shows the last batch, too."""
+
+    def __init__(self, keep: Any) -> None:
+        self.keep = keep
+        self.reset()
+
+    def __call__(self, records: Any) -> Tensor:
+        self.calls += 1
+        rows = self.buffer[: len(records)]
+        before = self.keep(rows.clone())
+        torch.stack(list(records), out=rows)
+        return rows - before if isinstance(before, Tensor) else rows - 0.5
+
+    def reset(self) -> None:
+        self.calls, self.buffer = 0, torch.zeros(COUNT, 4)
+
+
+def with_collate(collate: Any) -> dict[str, Any]:
+    """A linear model, whose making resets the collate function."""
+
+    def make() -> nn.Module:
+        collate.reset()
+        return nn.Linear(4, 3)
+
+    return {"make": make, "collate": collate, "batches": 2, "ways": ("session",)}
+
+
 WAYS: dict[str, Any] = {
     "a str": in_attribute(str),
     "bytes": in_attribute(lambda v: str(v).encode()),
@@ -259,6 +302,9 @@ def programs() -> Any:
         trust = ("not examined",) if name == "an iterator" else ()
         yield leaky(name, DATA, make=of_data, batches=2, ways=("session",), trust=trust)
         yield clean(f"{name}, of a constant", DATA, make=of_nothing, batches=2, ways=("session",))
+    for name, kind in (("a number of collate_fn's", Running), ("a buffer of collate_fn's", Reused)):
+        yield leaky(name, DATA, **with_collate(kind(lambda value: value)))
+        yield clean(f"{name}, of a constant", DATA, **with_collate(kind(lambda value: 3.0)))
     many = replaced(X.repeat(8, 1), COUNT - 1, torch.full((4,), 1e4), earlier=True)
     yield leaky("a str, read from the seventh batch on", many, make=lambda: Late(lambda v: v), batches=8)
     yield clean(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from silent_programs import Kind, Of, Program, clean, leaky, linear, made, removed
+from silent_programs import Kind, Of, Program, clean, leaky, linear, made, removed, replaced
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
@@ -20,6 +20,34 @@ def tokens(length: int) -> Tensor:
 IDS = removed([tokens(SHORT)] * (COUNT - 1) + [tokens(LONG)])
 REAL = removed([torch.ones(SHORT, 4)] * (COUNT - 1) + [torch.ones(LONG, 4)])
 WIDE = removed([F.pad(tokens(SHORT), (0, LONG - SHORT))] * (COUNT - 1) + [tokens(LONG)])
+
+
+def with_tail(length: int) -> Tensor:
+    """Tokens of which the first four are others than those that come after them."""
+    return torch.cat([tokens(4), 5 + torch.arange(length - 4) % 2])
+
+
+HALVES = replaced([tokens(4)] * 16 + [with_tail(16)] * 16, -1, tokens(4))
+SHORTER = replaced([tokens(4)] * 8 + [with_tail(16)] * 8, 0, tokens(1))
+FEW_SHORT = replaced([tokens(4)] * 4 + [with_tail(16)] * 12, 0, tokens(1))
+FEW_LONG = replaced([tokens(4)] * 2 + [with_tail(12)] * 20 + [with_tail(16)] * 2, 2, tokens(4))
+EVEN_FIRST = replaced([with_tail(8)] * 32 + HALVES["records"], -1, tokens(4))
+
+
+def trimmed(rule: Any) -> Any:
+    """What cuts and pads the records of a batch to a length that is made of all lengths."""
+
+    def collate(records: Any) -> Tensor:
+        length = rule(sorted(map(len, records)))
+        return torch.stack([F.pad(record[:length], (0, max(0, length - len(record)))) for record in records])
+
+    return collate
+
+
+def to_full_padding(records: Any) -> Tensor:
+    """Pads all to one width, and cuts what is padding in all records."""
+    ids = to_full_width(records)
+    return ids[:, : int((ids != 0).sum(1).max())]
 
 
 def padded(records: Any) -> Tensor:
@@ -243,6 +271,17 @@ LEAKY: tuple[Program, ...] = (
         collate=padded,
         make=made(lambda m, x: m[1](m[0](x).relu().mean(1)), linear(4, 4), linear()),
     ),
+    leaky("cut to the median length", HALVES, make=OWN_MEAN, collate=trimmed(lambda n: n[len(n) // 2])),
+    leaky("cut to the shortest record", SHORTER, make=OWN_MEAN, collate=trimmed(lambda n: n[0])),
+    leaky("cut to the shortest record, few are short", FEW_SHORT, make=OWN_MEAN, collate=trimmed(lambda n: n[0])),
+    leaky(
+        "cut to the median length, the first batch is even",
+        EVEN_FIRST,
+        batches=2,
+        make=OWN_MEAN,
+        collate=trimmed(lambda n: n[len(n) // 2]),
+    ),
+    leaky("cut to the third shortest", FEW_LONG, make=OWN_MEAN, collate=trimmed(lambda n: n[min(2, len(n) - 1)])),
 )
 
 CLEAN: tuple[Program, ...] = (
@@ -315,6 +354,13 @@ CLEAN: tuple[Program, ...] = (
         ways=("per_example", "session"),
         **next_token(False),
     ),
+    clean("cut to 6 positions, own mean", HALVES, make=OWN_MEAN, collate=trimmed(lambda n: 6)),
+    clean("cut to 6 positions at most, own mean", SHORTER, make=OWN_MEAN, collate=trimmed(lambda n: min(6, n[-1]))),
+    clean("padded to a multiple of 8, own mean", FEW_SHORT, make=OWN_MEAN, collate=trimmed(lambda n: -n[-1] // 8 * -8)),
+    clean(
+        "padded to the longest, the first batch is even, own mean", EVEN_FIRST, batches=2, make=OWN_MEAN, collate=padded
+    ),
+    clean("cut where all records are padding, own mean", FEW_LONG, make=OWN_MEAN, collate=to_full_padding),
     clean("padded to one fixed width, mean over it", IDS, make=MEAN, collate=to_full_width),
     clean(
         "sum over positions, padding_idx",

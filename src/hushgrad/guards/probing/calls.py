@@ -20,6 +20,7 @@ from hushgrad.guards.probing.lifting import Lifted, lifted
 from hushgrad.guards.probing.seeds import Seeds, seeds_left
 from hushgrad.guards.probing.state import State, Structure, forked_randomness, randomness_used
 from hushgrad.guards.probing.trees import Path, copied, detached, tensors_at
+from hushgrad.guards.probing.uncounted_writes import UncountedWrites
 from hushgrad.torch_internals import function_of, has_backward_hooks, has_gradient_hooks, version
 
 SEED = 20_260_101
@@ -55,6 +56,8 @@ class Call:
         has_returned: whether it did, and was not left by an exception.
         versions: those of the outputs, by which it shows that the loop wrote into them.
         axes: of each input, by its path, the axis of the examples; None where it is still to be found.
+        watch: of what it was given, until it has returned.
+        written: the path of an input that the forward wrote to in a way that torch does not count.
     """
 
     module: nn.Module
@@ -73,6 +76,8 @@ class Call:
     is_hooked: bool = False
     changes_gradients: bool = False
     versions: list[int] = field(default_factory=list)
+    watch: UncountedWrites | None = None
+    written: Path | None = None
 
     @classmethod
     def begun(cls, model: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -80,7 +85,9 @@ class Call:
         autocast = [
             (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in AUTOCAST_DEVICES
         ]
-        return cls(module, State(model), copied((args, kwargs)), autocast, model.training)
+        inputs = copied((args, kwargs))
+        watch = UncountedWrites((args, kwargs), inputs)
+        return cls(module, State(model), inputs, autocast, model.training, watch=watch)
 
     def lift(self, size: int) -> None:
         """Make tensors of all inputs that hold `size` examples, before they are altered; once."""
@@ -97,6 +104,8 @@ class Call:
             hangs_hooks: whether the forward hung hooks on activations.
             is_accumulating: whether the backward that is running accumulates gradients, or only asks for some.
         """
+        if self.watch is not None:
+            self.written, self.watch = self.watch.found(), None
         tensors = [tensor for _, tensor in tensors_at(output)]
         self.sums = sums_of(output)
         self.is_hooked = any(has_gradient_hooks(tensor) for tensor in tensors)

@@ -6,38 +6,37 @@ record's own values must then be one constant.
 
 from __future__ import annotations
 
-import copy
 import math
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hushgrad.errors import CrossSampleLeakError
-from hushgrad.guards.probing.calls import SEED
-from hushgrad.guards.probing.deterministic_mode import DeterministicMode
+from hushgrad.guards.probing.collate_rows import rows_agree_but_for_padding
+from hushgrad.guards.probing.collate_runs import CollateRuns
+from hushgrad.guards.probing.collate_state import require_still
 from hushgrad.guards.probing.rows import rows_agree
-from hushgrad.guards.probing.state import forked_randomness
-from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts, with_tensors
+from hushgrad.guards.probing.trees import Path, tensors_at
 
 RECORDS = 6
 """How many records a probe looks at, at most."""
 
+CURE = (
+    "Make each row from one example alone, padded by a constant, and cut by no other; mix, pack and normalise nothing "
+    "over the batch"
+)
 
-def require_separate_rows(
-    collate_fn: Callable[[list[Any]], Any], records: Sequence[Any]
-) -> tuple[dict[Path, int], frozenset[Path]] | None:
-    """Refuse a collate function that lets one record change another one's row.
+
+def require_separate_rows(runs: CollateRuns, records: Sequence[Any]) -> tuple[dict[Path, int], frozenset[Path]] | None:
+    """Refuse a collate function that lets one record change another one's row, or keeps what follows the records.
 
     Every other record is replaced by a copy of its neighbour and then left out; the rows of the kept ones must not
     change beyond their padding. Leaves without a row for each record are compared only where they are floating.
 
     Args:
-        collate_fn: list of records to batch; it runs at most eight times, fourteen where it draws random numbers.
+        runs: of the function; it runs at most eight times, and some more where what it keeps has changed.
         records: at least two. They are copied, so nothing is done to them. Those with values that are not finite are
             left out, since one of them could make all rows alike; where all have such, they are taken as they are.
 
@@ -45,7 +44,7 @@ def require_separate_rows(
     where nothing could be told, of a single record that is finite.
 
     Raises:
-        CrossSampleLeakError: naming the part of the batch.
+        CrossSampleLeakError: naming the part of the batch, or the place of what is kept.
     """
     finite = [record for record in records if _is_finite(record)]
     if len(finite) == 1:
@@ -55,20 +54,11 @@ def require_separate_rows(
     kept = [row for row in range(size) if row % 2 == 0]
     exchanged = [records[row] if row % 2 == 0 else records[row - 1] for row in range(size)]
     fewer = [records[row] for row in kept]
+    require_still(runs, records, exchanged, kept)
+    rows = Rows(runs, records, fewer)
     for changed, there in ((exchanged, kept), (fewer, list(range(len(kept))))):
-        found = _first_difference(collate_fn, records, fewer, changed, kept, there, quiet=False)
-        if found is not None:  # not because of random numbers, of which a padded batch draws more?
-            found = _first_difference(collate_fn, records, fewer, changed, kept, there, quiet=True)
-        if found is not None:
-            raise CrossSampleLeakError(
-                f"mixes examples: rows of others changed in {_called(found)} of the batch when some examples were "
-                f"exchanged or left out",
-                where=f"collate_fn {_name(collate_fn)}",
-                cure="Make each row from one example alone, padded by a constant; mix, pack and normalise nothing over "
-                "the batch",
-            )
-    whole, less = _collated(collate_fn, records, True), _collated(collate_fn, fewer, True)
-    return grown(whole, less, size, len(fewer)), frozenset(_row_lists(whole, less, size, len(fewer)))
+        rows.require_same(changed, kept, there, "were exchanged or left out")
+    return rows.axes(), rows.lists()
 
 
 def _is_finite(record: Any) -> bool:
@@ -83,43 +73,87 @@ def _is_finite(record: Any) -> bool:
     return not isinstance(record, float) or math.isfinite(record)
 
 
-def _first_difference(
-    collate_fn: Callable[[list[Any]], Any],
-    records: Sequence[Any],
-    fewer: Sequence[Any],
-    changed: Sequence[Any],
-    kept: Sequence[int],
-    there: Sequence[int],
-    *,
-    quiet: bool,
-) -> Path | None:
-    whole = _collated(collate_fn, records, quiet)
-    less = _collated(collate_fn, fewer, quiet)
-    other = less if changed is fewer else _collated(collate_fn, changed, quiet)
-    lists = set(_row_lists(whole, less, len(records), len(fewer)))
-    axes = {
-        path: axis for path, axis in grown(whole, less, len(records), len(fewer)).items() if not _is_in(path, lists)
-    }
-    found = _first_other_entry(whole, other, lists, kept, there)
-    if found is not None:
-        return found
-    leaves = dict(tensors_at(other))
-    for path, one in tensors_at(whole):
-        if _is_in(path, lists):
-            continue
-        two = leaves.get(path)
-        if two is None or one.ndim != two.ndim or one.dtype != two.dtype:
-            return path
-        if path in axes:  # a row for each record
-            axis = axes[path]
-            same = _rows_agree(one.movedim(axis, 0)[list(kept)], two.movedim(axis, 0)[list(there)])
-        elif len(records) == len(changed) and one.shape == two.shape and one.is_floating_point():
-            same = rows_agree(one, two)  # a statistic of the batch
-        else:
-            same = True
-        if not same:
-            return path
-    return None
+class Rows:
+    """A batch of records, beside which others are held: the same records must have the same rows in both.
+
+    Args:
+        runs: of the function that makes the batches.
+        records: of the batch.
+        fewer: some of them; what has a row for each record is told by what this changes.
+    """
+
+    def __init__(self, runs: CollateRuns, records: Sequence[Any], fewer: Sequence[Any]) -> None:
+        self._runs = runs
+        self._records, self._fewer = records, fewer
+        self._made: dict[bool, tuple[Any, Any]] = {}  # by whether they are without random numbers
+
+    def require_same(
+        self, changed: Sequence[Any], kept: Sequence[int], there: Sequence[int], what: str, *, alone: bool = False
+    ) -> None:
+        """Refuse a function that gives records other rows beside others.
+
+        Args:
+            changed: records of another batch.
+            kept, there: the places of the same records in the first and in this one.
+            what: what was done to the others, for messages.
+            alone: whether there are none in `changed`, so that nothing can have cut these.
+
+        Raises:
+            CrossSampleLeakError: naming the part of the batch.
+        """
+        found = self._first_difference(changed, kept, there, alone, quiet=False)
+        if found is not None:  # not because of random numbers, of which a padded batch draws more?
+            found = self._first_difference(changed, kept, there, alone, quiet=True)
+        if found is not None:
+            raise CrossSampleLeakError(
+                f"mixes examples: rows of others changed in {_called(found)} of the batch when some examples {what}",
+                where=self._runs.place,
+                cure=CURE,
+            )
+
+    def axes(self) -> dict[Path, int]:
+        """Return the axis of the records in each tensor that has one."""
+        return grown(*self._both(True), len(self._records), len(self._fewer))
+
+    def lists(self) -> frozenset[Path]:
+        """Return the paths of lists with an entry for each record."""
+        return frozenset(_row_lists(*self._both(True), len(self._records), len(self._fewer)))
+
+    def _both(self, quiet: bool) -> tuple[Any, Any]:
+        if quiet not in self._made:
+            whole, fewer = (self._runs.run(records, quiet=quiet).batch for records in (self._records, self._fewer))
+            self._made[quiet] = whole, fewer
+        return self._made[quiet]
+
+    def _first_difference(
+        self, changed: Sequence[Any], kept: Sequence[int], there: Sequence[int], alone: bool, *, quiet: bool
+    ) -> Path | None:
+        whole, less = self._both(quiet)
+        other = less if changed is self._fewer else self._runs.run(changed, quiet=quiet).batch
+        sizes = len(self._records), len(self._fewer)
+        lists = set(_row_lists(whole, less, *sizes))
+        axes = {path: axis for path, axis in grown(whole, less, *sizes).items() if not _is_in(path, lists)}
+        found = _first_other_entry(whole, other, lists, kept, there)
+        if found is not None:
+            return found
+        leaves = dict(tensors_at(other))
+        for path, one in tensors_at(whole):
+            if _is_in(path, lists):
+                continue
+            two = leaves.get(path)
+            if two is None or one.ndim != two.ndim or one.dtype != two.dtype:
+                return path
+            if path in axes:  # a row for each record
+                axis = axes[path]
+                before, after = one.movedim(axis, 0)[list(kept)], two.movedim(axis, 0)[list(there)]
+                same = rows_agree_but_for_padding(before, after, whole=alone)
+            elif len(self._records) == len(changed) and one.shape == two.shape and one.is_floating_point():
+                same = rows_agree(one, two)  # a statistic of the batch
+            else:
+                same = True
+            if not same:
+                return path
+        return None
 
 
 def grown(whole: Any, fewer: Any, size: int, less: int) -> dict[Path, int]:
@@ -178,53 +212,5 @@ def _is_in(path: Path, lists: Collection[Path]) -> bool:
     return any(path[:length] in lists for length in range(len(path) + 1))
 
 
-def _collated(collate_fn: Callable[[list[Any]], Any], records: Sequence[Any], quiet: bool) -> Any:
-    with ExitStack() as stack:
-        stack.enter_context(forked_randomness([], SEED))
-        if quiet:
-            stack.enter_context(DeterministicMode())
-        batch = with_parts(collate_fn(copy.deepcopy(list(records))), _as_tensor)
-        return with_tensors(batch, lambda _, tensor: tensor.clone())  # it may fill one buffer again and again
-
-
-def _as_tensor(path: Path, part: Any) -> Any:
-    """Return arrays, real numbers and texts as tensors: a statistic of the batch may come as one."""
-    if isinstance(part, np.ndarray) and part.dtype.kind in "biufc":
-        try:
-            return torch.from_numpy(part.copy())
-        except TypeError:
-            return DESCEND
-    if isinstance(part, str):
-        return torch.tensor(float(zlib.crc32(part.encode(errors="replace"))), dtype=torch.float64)
-    return torch.tensor(float(part), dtype=torch.float64) if isinstance(part, (float, np.floating)) else DESCEND
-
-
-def _rows_agree(one: Tensor, two: Tensor) -> bool:
-    """Whether rows agree where both have values, and hold one constant beyond, on the right or on the left."""
-    if one.shape[1:] == two.shape[1:]:
-        return rows_agree(one, two)
-    return any(_agree_but_for_padding(one, two, left) for left in (False, True))
-
-
-def _agree_but_for_padding(one: Tensor, two: Tensor, left: bool) -> bool:
-    shape = [min(a, b) for a, b in zip(one.shape, two.shape, strict=True)]
-    parts, paddings = [], []
-    for tensor in (one, two):
-        whole = zip(tensor.shape, shape, strict=True)
-        common = tuple(slice(size - length if left else 0, size if left else length) for size, length in whole)
-        beyond = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
-        beyond[common] = False
-        parts.append(tensor[common])
-        paddings.append(tensor[beyond])
-    values = torch.cat(paddings)
-    is_constant = bool(((values == values[:1]) | (values.isnan() & values[:1].isnan())).all())
-    return is_constant and rows_agree(*parts)
-
-
 def _called(path: Path) -> str:
     return "part " + ".".join(str(key) for key in path) if path else "the tensor"
-
-
-def _name(collate_fn: Callable[[list[Any]], Any]) -> str:
-    own = vars(type(collate_fn)).get("__name__")
-    return str(collate_fn.__name__) if own is not None else type(collate_fn).__name__

@@ -90,9 +90,11 @@ class Kept(NamedTuple):
     unread: list[str]
 
 
-def kept_by(root: Any) -> Kept:
-    """Return what a model keeps, or a criterion; what is nearest comes first."""
+def kept_by(root: Any, aside: Any = None) -> Kept:
+    """Return what a model keeps, or a criterion; what is nearest comes first. `aside` is not looked into."""
     walk = _Walk()
+    if aside is not None:
+        walk.put_aside(aside)
     modules = dict(root.named_modules()) if isinstance(root, nn.Module) else {}
     walk.modules.update(map(id, modules.values()))
     for prefix, module in modules.items():
@@ -152,6 +154,10 @@ class _Walk:
             for name, value in vars(cls).items():
                 if name not in content and not isinstance(value, type):
                     self.waiting += [(("class", cls, name), part, depth) for part in _code_of(value)]
+
+    def put_aside(self, value: Any) -> None:
+        """Look at an object by its identity only, wherever it is met."""
+        self._note(("aside", type(value).__name__), value)
 
     def run(self) -> None:
         for _ in range(PLACES):

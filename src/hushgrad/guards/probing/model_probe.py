@@ -31,6 +31,7 @@ from hushgrad.guards.probing.rows import Batch, batch_axes, fits, grown_axes, ot
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.state_probe import StateProbe, refusal
 from hushgrad.guards.probing.trees import Path, tensors_at
+from hushgrad.guards.probing.uncounted_writes import written
 from hushgrad.guards.probing.widths import Drawn, OwnWidth, extremes, own_widths
 from hushgrad.torch_internals import version
 
@@ -86,6 +87,7 @@ class ModelProbe:
         Raises:
             CrossSampleLeakError: an example's output or gradient depends on another example.
             PrivateBufferError: something that the model keeps depends on the data.
+            PrivacyUnitError: the forward wrote into its inputs, and torch did not count it.
         """
         return self._examine(call, size, None, None, 1.0)
 
@@ -119,7 +121,13 @@ class ModelProbe:
         """Return records of a call that are shorter than the longest, with their own lengths."""
         return own_widths(self.drawn, batch, self.novelty.varying(call.module, call.inputs))
 
+    def name_of(self, module: nn.Module) -> str:
+        """Return what messages call a module of the model."""
+        return called(self.model, next((known for known, part in self.model.named_modules() if part is module), None))
+
     def _examine(self, call: Call, size: int, among: Among | None, widths: list[OwnWidth] | None, unit: float) -> bool:
+        if call.written is not None:
+            raise written(call.written, self.name_of(call.module))
         now = State(self.model, parameters=False)
         changed = call.state.changed_parameters()
         if trained := [name for name in changed if name in self.parameters]:
@@ -499,6 +507,5 @@ class _Examination:
 
     def _name(self, name: str | None) -> str:
         if name is None:
-            module = self._runner.call.module
-            name = next((known for known, part in self._probe.model.named_modules() if part is module), None)
+            return self._probe.name_of(self._runner.call.module)
         return called(self._probe.model, name)

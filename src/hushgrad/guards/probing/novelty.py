@@ -5,7 +5,7 @@ A first batch whose records are all equally long proves nothing of what happens 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -21,6 +21,21 @@ SHORT = 0.05
 
 Place = tuple[int, Path, int]
 """A module (its `id`), a path among its inputs, and an axis."""
+
+
+class Spread:
+    """Remembers how short records were beside the longest of their batch."""
+
+    def __init__(self) -> None:
+        self._shortest = 1.0
+
+    def note(self, lengths: Sequence[int]) -> bool:
+        """Take note of the lengths of a batch; return whether one was much shorter than any before, or the first."""
+        found = min(lengths) / max(lengths) if lengths and max(lengths) else 1.0
+        is_new = found < 1.0 if self._shortest == 1.0 else self._shortest > SHORT and found < MUCH * self._shortest
+        if is_new:
+            self._shortest = found
+        return is_new
 
 
 class Novelty:

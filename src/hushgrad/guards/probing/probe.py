@@ -36,15 +36,18 @@ from hushgrad.errors import (
 )
 from hushgrad.guards.probing.bypass import require_no_bypass
 from hushgrad.guards.probing.collate_probe import RECORDS, require_separate_rows
+from hushgrad.guards.probing.collate_runs import CollateRuns
+from hushgrad.guards.probing.companions import MOST_READ, UNTOLD, require_same_beside_any
 from hushgrad.guards.probing.evaluations import Evaluation, Evaluations
 from hushgrad.guards.probing.kept_calls import KeptCalls, Pending, Signature, signature_of
 from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loss_probe import Criterion, require_separate_losses
 from hushgrad.guards.probing.loss_programs import LossPrograms
 from hushgrad.guards.probing.model_probe import ModelProbe
-from hushgrad.guards.probing.novelty import Novelty
+from hushgrad.guards.probing.novelty import Novelty, Spread
 from hushgrad.guards.probing.row_order import rows_are_in_order
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
+from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.trees import Path, kept_values, tensors_at
 from hushgrad.guards.probing.widths import Drawn, telling_rows
 from hushgrad.randomness import KeyStream
@@ -152,7 +155,9 @@ class Probe:
         self._is_in_order: bool | None = None  # None while there was no padding
         self._item_axes: Mapping[Path, int] = {}
         self._item_lists: Set[Path] = frozenset()
-        self._collate_is_known = False  # torch's default needs no look
+        self._collate_is_known = False
+        self._collate_before: State | None = None  # what the collate function kept before the item in work was made
+        self._spread = Spread()  # of the records' lengths
 
     def join(self, scope: Scope) -> None:
         """Take the scope of the model, whose observer this probe is."""
@@ -345,24 +350,48 @@ class Probe:
                 self._is_busy = False
         self.forget()
 
+    def before_draw(self, collate_fn: Callable[[list[Any]], Any] | None, dataset: Any) -> None:
+        """The next item is going to be read: keep what the caller's `collate_fn` keeps, if it is to be examined.
+
+        What the dataset keeps is not looked at, wherever it is met.
+        """
+        self._begin_looks()
+        is_due = self._looks.wanted or not self._collate_is_known
+        is_own = collate_fn is not None and collate_fn is not default_collate  # torch's pads nothing and keeps nothing
+        if is_due and is_own and self._collate_before is None:
+            self._collate_before = State(collate_fn, parameters=False, aside=dataset)
+
     def examine_collate(self, drawn: Drawn) -> None:
         """Probe the caller's `collate_fn` on the first records drawn, at least two, and on some of later batches.
+
+        It is probed again as soon as records differ in length, or one is much shorter beside the longest than before.
 
         They are read once more. Where it fills a buffer of its own, that holds the item again afterwards.
 
         Raises:
-            CrossSampleLeakError: it mixes records.
+            CrossSampleLeakError: it mixes records, or keeps what follows them.
         """
         self._begin_looks()
-        is_due = self._looks.wanted or not self._collate_is_known
-        if drawn.collate_fn is None or drawn.collate_fn is default_collate or len(drawn.indices) < 2 or not is_due:
+        is_due = (
+            self._spread.note(drawn.extents[: len(drawn.indices)]) or self._looks.wanted or not self._collate_is_known
+        )
+        before, self._collate_before = self._collate_before, None
+        collate_fn = drawn.collate_fn
+        if collate_fn is None or collate_fn is default_collate or len(drawn.indices) < 2 or not is_due:
             return
-        with kept_values(drawn.item), self._findings_told():
-            records = [drawn.dataset[drawn.indices[row]] for row in telling_rows(drawn, RECORDS)]
-            found = require_separate_rows(drawn.collate_fn, records)
-            if found is not None:
-                self._collate_is_known = True
-                self._item_axes, self._item_lists = found
+        # Asked again after a refusal, it is refused again: from the same state.
+        self._collate_before, self._collate_is_known = before, False
+        runs = CollateRuns(collate_fn, before or State(collate_fn, parameters=False, aside=drawn.dataset))
+        with kept_values(drawn.item), runs.begun(), self._findings_told():
+            records = [drawn.dataset[drawn.indices[row]] for row in telling_rows(drawn, MOST_READ)]
+            found = require_separate_rows(runs, records[:RECORDS])
+            if not require_same_beside_any(runs, records, drawn.size):
+                self._notes.append(UNTOLD)
+        self._notes += runs.state.unread
+        self._collate_before = None
+        if found is not None:
+            self._collate_is_known = True
+            self._item_axes, self._item_lists = found
 
     @property
     def report(self) -> ProbeReport:

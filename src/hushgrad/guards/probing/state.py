@@ -1,4 +1,4 @@
-"""What a model or a criterion keeps between two calls, as a copy: parts, hooks, and all that its code can keep.
+"""What a model, a criterion or a collate function keeps between two calls, as a copy: all that its code can keep.
 
 A forward may change any of these in its first call: set a flag and install hooks, register a buffer, make a part of its
 own. A run of the probe starts from what was there before the call, whole, and the model is given back as the call left
@@ -28,20 +28,22 @@ Structure = dict[str, list[int]]
 
 
 class State:
-    """A copy of what a model (or a criterion) keeps, to compare with and to go back to.
+    """A copy of what a model (a criterion, a collate function) keeps, to compare with and to go back to.
 
     Values of parameters are not copied: forwards that change them are told by fingerprints.
 
     Attributes:
         unread: what could not be looked into, in words.
+        aside: an object that is no part of the state.
     """
 
-    def __init__(self, root: Any, *, parameters: bool = True) -> None:
+    def __init__(self, root: Any, *, parameters: bool = True, aside: Any = None) -> None:
         """Take the copy; without `parameters` whether those change is not to be told from it."""
         self._root = root
+        self.aside = aside
         model = self._model = root if isinstance(root, nn.Module) else nn.Module()
         self._held: list[tuple[Tensor, Tensor]] = []
-        cells, holders, _, self.unread = kept_by(root)
+        cells, holders, _, self.unread = kept_by(root, aside)
         self._saved = {key: (value, saved_copy(value, is_buffer=is_buffer(key))) for key, value in cells}
         self._generators = [self._saved[key] for key, value in cells if isinstance(value, RANDOM)]
         self._holders = [(holder, content_of(holder)) for holder in holders]
@@ -70,7 +72,7 @@ class State:
 
     def moved(self, *, parameters: bool = True) -> dict[Key, Any]:
         """Return copies of what has other values now than when the copy was taken, by place."""
-        now = dict(kept_by(self._root).cells)
+        now = dict(kept_by(self._root, self.aside).cells)
         found = {
             key: copy_of(value)
             for key, value in now.items()
@@ -90,6 +92,20 @@ class State:
     def has_drawn(self) -> bool:
         """Return whether a generator that the model keeps was drawn from since the copy was taken."""
         return any(not agree(kept, copied) for kept, copied in self._generators)
+
+    def is_generator(self, key: Key) -> bool:
+        """Return whether a random generator is at a place: it stands elsewhere where more numbers were drawn."""
+        return isinstance(self._saved.get(key, (None, None))[0], RANDOM)
+
+    def rewind(self) -> None:
+        """Put the random generators back, and nothing else."""
+        for original, copied in self._generators:
+            if not agree(original, copied):
+                write(original, copied)
+
+    def knows(self, key: Key) -> bool:
+        """Return whether there was something at a place when the copy was taken."""
+        return key in self._saved
 
     def saved(self, key: Key) -> Any:
         """Return the copy of the value at a place; None where nothing was."""

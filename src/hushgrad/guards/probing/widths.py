@@ -7,7 +7,6 @@ had been drawn with it, and must give what it gave in the batch.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hushgrad.guards.probing.calls import SEED
+from hushgrad.guards.probing.collate_runs import CollateRuns
 from hushgrad.guards.probing.rows import Batch
-from hushgrad.guards.probing.state import forked_randomness
+from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts, with_tensors
 
 MOST_ROWS = 3
@@ -38,6 +37,7 @@ class Drawn:
         collate_fn: the caller's; None for torch's own, which pads nothing.
         lists: the paths of lists in the item that have an entry for each record.
         axes: of those tensors of the item whose records are not on axis 0, the axis on which they are.
+        extents: how much each record held before `collate_fn`; empty where that is not known.
     """
 
     dataset: Any
@@ -47,6 +47,7 @@ class Drawn:
     collate_fn: Callable[[list[Any]], Any] | None
     axes: Mapping[Path, int] = field(default_factory=dict)
     lists: Set[Path] = frozenset()
+    extents: Sequence[int] = ()
 
     @cached_property
     def widths(self) -> list[OwnWidth]:
@@ -228,8 +229,9 @@ def _from_records(drawn: Drawn, count: int) -> list[OwnWidth]:
     if listed:
         return [OwnWidth(row, lengths, (), True) for row, lengths in listed]
     found = []
+    runs = CollateRuns(drawn.collate_fn, State(drawn.collate_fn, parameters=False, aside=drawn.dataset))
     for row in _telling(drawn.item, count)[:MOST_ROWS]:
-        alone = _alone(drawn, row)
+        alone = _alone(drawn, runs, row)
         lengths: dict[int, int] = {}
         for path, tensor in tensors_at(drawn.item):
             other = alone.get(path)
@@ -247,12 +249,9 @@ def _from_records(drawn: Drawn, count: int) -> list[OwnWidth]:
     return found
 
 
-def _alone(drawn: Drawn, row: int) -> dict[Path, Tensor]:
-    assert drawn.collate_fn is not None
+def _alone(drawn: Drawn, runs: CollateRuns, row: int) -> dict[Path, Tensor]:
     try:
-        with forked_randomness([], SEED):
-            item = drawn.collate_fn([copy.deepcopy(drawn.dataset[drawn.indices[row]])])
-            return {path: tensor.clone() for path, tensor in tensors_at(item)}
+        return dict(tensors_at(runs.run([drawn.dataset[drawn.indices[row]]]).batch))
     except Exception:  # a record that cannot be read again, or that no item can be made of alone
         return {}
 
@@ -330,12 +329,15 @@ def _longest_contents(tensors: Sequence[Tensor], count: int) -> np.ndarray[Any, 
 def telling_rows(drawn: Drawn, most: int) -> list[int]:
     """Return some rows of an item, the longest, the shortest and the one with the largest value among them.
 
-    The second and fourth are those that a probe exchanges and leaves out.
+    How long a record is, is told by what it held before it was collated; where all held as much, by what the item
+    shows of it before its padding. The second and fourth are those that a probe exchanges and leaves out.
     """
     count = len(drawn.indices)
     held = [tensor for _, tensor in tensors_at(drawn.item) if tensor.ndim and tensor.shape[0] >= count]
     held = [tensor[:count] for tensor in held if tensor.numel() and not tensor.is_complex()]
-    largest, lengths = np.zeros(count), _longest_contents(held, count)
+    largest, lengths = np.zeros(count), np.array(drawn.extents[:count], dtype=float)
+    if len(set(lengths)) < 2:
+        lengths = _longest_contents(held, count)
     for tensor in held:
         sizes = tensor.detach().reshape(count, -1).abs().double().nan_to_num(0.0, 0.0, 0.0).amax(1)
         largest = np.maximum(largest, sizes.cpu().numpy())
