@@ -149,6 +149,12 @@ def test_parameters_of_a_module_that_an_object_holds_are_looked_at_and_one_that_
     assert found == {id(began.weight), id(began.bias)}
 
 
+def done(value: float) -> Future[float]:
+    future: Future[float] = Future()
+    future.set_result(value)
+    return future
+
+
 def steps() -> Any:
     yield 1.0
 
@@ -159,7 +165,7 @@ QUIET: dict[str, Callable[[], Any]] = {
     "a lock of processes": multiprocessing.Lock,
     "a condition": threading.Condition,
     "a pool": lambda: ThreadPoolExecutor(1),
-    "a result": Future,
+    "a result": lambda: done(1.0),
     "a queue": queue.Queue,
     "a number that processes share": lambda: multiprocessing.Value("d", 1.0),
     "a local": threading.local,
