@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import collections
 import contextvars
 import datetime
@@ -11,11 +12,13 @@ import functools
 import io
 import itertools
 import logging
+import queue
 import random
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
 from types import SimpleNamespace
@@ -26,12 +29,18 @@ import torch
 import torch.nn.functional as F
 from first_forwards import Body
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import hushgrad
+from hushgrad import PrivacyEngine
 
 SEEN: list[float] = []
 LAST = 1.0
 TABLE: dict[Any, Any] = {}
 BY_OBJECT: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 OF_THREAD = threading.local()
+LOOP = asyncio.new_event_loop()
+POOL = ThreadPoolExecutor(1)
 OF_CONTEXT: contextvars.ContextVar[float] = contextvars.ContextVar("of_context", default=1.0)
 
 
@@ -69,6 +78,24 @@ def with_attribute(value: float) -> None:
 @functools.lru_cache
 def first_of(key: str) -> float:
     return float(TABLE.get("now", 1.0))
+
+
+def result(value: float) -> Future[float]:
+    future: Future[float] = Future()
+    future.set_result(value)
+    return future
+
+
+def result_of_loop(value: float) -> Any:
+    future = LOOP.create_future()
+    future.set_result(value)
+    return future
+
+
+def of_context(value: float) -> contextvars.Context:
+    context = contextvars.Context()
+    context.run(OF_CONTEXT.set, value)
+    return context
 
 
 def closure() -> tuple[Callable[[float], None], Callable[[], float]]:
@@ -134,6 +161,29 @@ LEAKY: dict[str, tuple[Callable[[Any], Any], Callable[[Any, float], Any]]] = {
     "a variable of the file": (sets(), lambda m, x: write_variable(x)),
     "a dictionary of the file": (sets(), lambda m, x: TABLE.update({"max": x})),
     "a variable of the thread": (sets(), lambda m, x: setattr(OF_THREAD, "kept", x)),
+    "a variable of another thread": (sets(), lambda m, x: POOL.submit(setattr, OF_THREAD, "kept", x).result()),
+    "a result": (sets(v=None), lambda m, x: setattr(m, "v", result(x))),
+    "a result of a pool": (sets(v=None), lambda m, x: setattr(m, "v", POOL.submit(lambda: (time.sleep(0.01), x)[1]))),
+    "a result of a loop": (sets(v=None), lambda m, x: setattr(m, "v", result_of_loop(x))),
+    "a queue": (lambda m: setattr(m, "v", queue.Queue()), lambda m, x: m.v.put(x)),
+    "an event": (lambda m: setattr(m, "v", threading.Event()), lambda m, x: m.v.set() if x > 20 else m.v.clear()),
+    "a thread that has not begun": (
+        sets(v=None), lambda m, x: setattr(m, "v", threading.Thread(target=print, args=(x,)))),
+    "a record of a log": (sets(v=None), lambda m, x: setattr(m, "v", logging.makeLogRecord({"args": (x,)}))),
+    "an exception": (sets(v=None), lambda m, x: setattr(m, "v", ValueError(x))),
+    "a view of memory": (sets(v=None), lambda m, x: setattr(m, "v", memoryview(np.array([x])))),
+    "a context": (sets(v=None), lambda m, x: setattr(m, "v", of_context(x))),
+    "what is iterated over": (sets(v=None), lambda m, x: setattr(m, "v", zip(iter([x]), [0], strict=True))),
+    "a parameter in a list": (
+        lambda m: setattr(m, "v", [nn.Parameter(torch.ones(1), requires_grad=False)]),
+        lambda m, x: m.v[0].data.fill_(x)),
+    "hung on an engine": (lambda m: setattr(m, "v", PrivacyEngine()), lambda m, x: setattr(m.v, "kept", x)),
+    "hung on a loader": (lambda m: setattr(m, "v", DataLoader([])), lambda m, x: setattr(m.v, "kept", x)),
+    "hung on a logger": (lambda m: setattr(m, "v", logging.getLogger("kept")), lambda m, x: setattr(m.v, "kept", x)),
+    "hung on a pool": (sets(), lambda m, x: setattr(POOL, "kept", x)),
+    "a class of torch": (sets(), lambda m, x: setattr(type(m.head), "kept", x)),
+    "a class of hushgrad": (sets(), lambda m, x: setattr(PrivacyEngine, "kept", x)),
+    "a module of hushgrad": (sets(), lambda m, x: setattr(hushgrad, "kept", x)),
     "a variable of the context": (sets(), lambda m, x: OF_CONTEXT.set(x)),
     "a dictionary of weak keys": (sets(), lambda m, x: BY_OBJECT.update({m: x})),
     "a variable of a module": (sets(), lambda m, x: setattr(torch, "_of_a_test", x)),
@@ -193,6 +243,30 @@ class Logged(Body):
         out = self.act(out * self.tables[key] + positions(out.shape[1])) * self.factor
         self.seconds += time.perf_counter() - begun
         return out
+
+
+class Machinery(Body):
+    """Holds what runs a program, and computes constants ahead and in another thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.local, self.lock = ThreadPoolExecutor(1), threading.local(), threading.RLock()
+        self.logger, self.ready, self.tasks = logging.getLogger("model"), threading.Condition(), queue.Queue[float]()
+        self.loader, self.engine, self.event = DataLoader([1.0]), PrivacyEngine(), threading.Event()
+        self.ahead = self.pool.submit(float, 1)
+
+    def scratch(self, shape: torch.Size) -> Tensor:
+        if not hasattr(self.local, "ones"):
+            self.local.ones = torch.ones(shape)
+        return self.local.ones
+
+    def after(self, out: Tensor) -> Tensor:
+        factor, self.ahead = self.ahead.result(), self.pool.submit(float, 1)
+        self.event.set()
+        self.engine.calls = self.loader.calls = getattr(self.engine, "calls", 0) + 1
+        with self.lock:
+            self.logger.debug("called")
+            return out * factor * self.pool.submit(self.scratch, out.shape[1:]).result()
 
 
 class Cycling(Body):

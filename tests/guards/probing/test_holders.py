@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import functools
+import gc
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from hushgrad.guards.probing.holders import Cache, Slots, Variables, content_of, is_same, refill, slots_of
+from hushgrad.guards.probing.holders import (
+    Cache,
+    OfClass,
+    OtherThreads,
+    Slots,
+    Variables,
+    content_of,
+    is_same,
+    refill,
+    slots_of,
+)
 
 HOLDERS: list[Callable[[], Any]] = [
     lambda: {"a": 1, "b": 2},
@@ -101,3 +114,53 @@ def test_a_cache_is_read_and_emptied_where_it_has_grown(size: int | None) -> Non
     refill(holder, content)
     assert is_same(holder, content)
     assert holder.entries() == []
+
+
+def test_what_code_names_on_a_class_is_put_back_and_nothing_else_is_looked_at() -> None:
+    class Others:
+        first, other = 1.0, 2.0
+
+        def code(self) -> None:
+            """Says what the class does."""
+
+    holder = OfClass(Others, frozenset({"first", "later", "code", "absent"}))
+    content = holder.content()
+    assert content == {"first": 1.0}
+    Others.first, Others.other, Others.later = 3.0, 4.0, 5.0  # type: ignore[attr-defined]
+    assert not is_same(holder, content)
+    refill(holder, content)
+    assert is_same(holder, content)
+    assert (Others.first, Others.other, hasattr(Others, "later")) == (1.0, 4.0, False)
+
+
+def test_what_other_threads_keep_in_a_local_is_read_and_those_that_kept_nothing_are_emptied() -> None:
+    local: Any = threading.local()
+    local.mine = 0.0
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        first.submit(setattr, local, "kept", 1.0).result()
+        holder = OtherThreads(local)
+        content = holder.content()
+        assert content == [{"kept": 1.0}]
+        second.submit(setattr, local, "kept", 2.0).result()
+        assert not is_same(holder, content)
+        refill(holder, content)
+        assert is_same(holder, content)
+        assert first.submit(lambda: vars(local)).result() == {"kept": 1.0}
+        assert second.submit(lambda: vars(local)).result() == {}
+        assert vars(local) == {"mine": 0.0}
+
+
+def test_threads_that_keep_the_same_are_told_from_those_that_do_not() -> None:
+    local: Any = threading.local()
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second, ThreadPoolExecutor(1) as third:
+        for pool, kept in ((first, [1.0]), (second, [2.0]), (third, [1.0])):
+            pool.submit(setattr, local, "kept", kept).result()
+        assert OtherThreads(local).alike() == [[{"kept": [1.0]}, {"kept": [1.0]}], [{"kept": [2.0]}]]
+
+
+def test_a_local_that_keeps_its_threads_in_another_way_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = OtherThreads(threading.local())
+    assert holder.can_be_read()
+    monkeypatch.setattr(gc, "get_referents", lambda *_: [])
+    assert not holder.can_be_read()
+    assert holder.content() == []

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import logging
+import multiprocessing
+import operator
+import queue
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +25,7 @@ from torch.utils.data import TensorDataset
 
 from hushgrad import PrivacyEngine
 from hushgrad.errors import PrivateBufferError
+from hushgrad.guards.probing import kept
 from hushgrad.guards.probing.kept import kept_by
 from hushgrad.guards.probing.state import describe
 
@@ -138,3 +147,67 @@ def test_parameters_of_a_module_that_an_object_holds_are_looked_at_and_one_that_
     model.helper = helper
     found = {id(value) for key, value in kept_by(model).cells if "parameter" in key}
     assert found == {id(began.weight), id(began.bias)}
+
+
+def done(value: float) -> Future[float]:
+    future: Future[float] = Future()
+    future.set_result(value)
+    return future
+
+
+def steps() -> Any:
+    yield 1.0
+
+
+QUIET: dict[str, Callable[[], Any]] = {
+    "a logger": lambda: logging.getLogger("kept"),
+    "a lock": threading.Lock,
+    "a lock of processes": multiprocessing.Lock,
+    "a condition": threading.Condition,
+    "a pool": lambda: ThreadPoolExecutor(1),
+    "a result": lambda: done(1.0),
+    "a queue": queue.Queue,
+    "a number that processes share": lambda: multiprocessing.Value("d", 1.0),
+    "a local": threading.local,
+    "an item of another": lambda: operator.itemgetter(1),
+    "a method of a list": lambda: [].append,
+    "a generator at its end": lambda: [generator := steps(), list(generator)][0],
+    "what is zipped": lambda: zip([1.0], [2.0], strict=True),
+}
+
+SAID: dict[str, Callable[[], Any]] = {
+    "queue.SimpleQueue": queue.SimpleQueue,
+    "multiprocessing.queues.Queue": multiprocessing.Queue,
+    "itertools.count": itertools.count,
+    "enumerate": lambda: enumerate([1.0]),
+    "generator": steps,
+    "dict_keyiterator": lambda: iter({1: 2}),
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_what_holds_nothing_unread_is_not_said(name: str) -> None:
+    assert kept_by(SimpleNamespace(v=QUIET[name]())).unread == []
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_has_a_place_that_cannot_be_put_back_is_said_by_name(name: str) -> None:
+    (found,) = kept_by(SimpleNamespace(v=SAID[name]())).unread
+    assert name.rpartition(".")[2] in found
+
+
+def test_what_other_threads_keep_in_a_variable_of_the_context_is_said_while_there_are_any() -> None:
+    variable: ContextVar[float] = ContextVar("of_a_test")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(variable.set, 1.0).result()
+        (found,) = kept_by(SimpleNamespace(v=variable)).unread
+    assert "for other threads" in found
+
+
+def test_a_result_that_another_thread_is_late_with_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "PATIENCE", 0.01)
+    gate = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        (found,) = kept_by(SimpleNamespace(v=pool.submit(gate.wait))).unread
+        gate.set()
+    assert "will hold" in found

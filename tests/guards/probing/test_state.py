@@ -14,7 +14,8 @@ from first_forwards import BATCH, CLASSES, READY, WIDTH, Body, held, train
 from torch import Tensor, nn
 
 from hushgrad import doctor
-from hushgrad.guards.probing.state import State, describe, forked_randomness, randomness_used
+from hushgrad.guards.probing.kept import CacheEntry, ThreadNumber
+from hushgrad.guards.probing.state import State, describe, following, forked_randomness, randomness_used
 
 
 class FlagAndHooks(Body):
@@ -224,3 +225,23 @@ def test_one_number_of_any_generator_counts_as_drawn(draw: Callable[[], Any]) ->
     with forked_randomness([torch.device("cpu")], 3):
         draw()
         assert randomness_used([torch.device("cpu")], 3)
+
+
+def test_what_threads_keep_in_another_way_after_each_run_of_one_batch_is_said_once() -> None:
+    state = State(nn.Linear(1, 1))
+    first, second = (("attribute", "local", "other threads", ThreadNumber(n), "kept") for n in range(2))
+    assert not state.is_unsteady(first, [{first: 1.0}, {first: 1.0}])
+    assert not state.is_unsteady(("attribute", "kept"), [{("attribute", "kept"): 1.0}, {("attribute", "kept"): 2.0}])
+    assert state.unread == []
+    for samples in ([{first: 1.0}, {first: 2.0}], [{first: 1.0}, {first: 1.0, second: 1.0}]):
+        assert state.is_unsteady(first, samples)
+    assert len(state.unread) == 1
+    assert "local.other threads keep" in state.unread[0]
+
+
+def test_one_thread_more_that_keeps_the_same_is_no_other_state() -> None:
+    place = ("attribute", "local", "other threads", ThreadNumber(0))
+    again = (*place, CacheEntry(1), "kept")
+    one = {(*place, "kept"): 1.0}
+    assert following(one, {**one, again: 1.0}) == []
+    assert following({**one, again: 1.0}, {**one, again: 2.0}) == [again]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import datetime
 import io
 import random
@@ -63,6 +64,8 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "NumPy's generator": (lambda: np.random.default_rng(1), lambda v: v.random()),
     "NumPy's old generator": (lambda: np.random.RandomState(1), lambda v: v.rand()),
     "an iterator": (lambda: iter([1, 2]), next),
+    "a number of C": (lambda: ctypes.c_double(1.0), lambda v: setattr(v, "value", 2.0)),
+    "an array of C": (lambda: (ctypes.c_int * 2)(1, 2), lambda v: v.__setitem__(1, 3)),
 }
 
 

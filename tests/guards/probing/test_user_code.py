@@ -45,6 +45,15 @@ def test_code_of_installed_packages_and_of_this_library_is_not_the_users() -> No
     assert not is_own(torch.nn.Linear)
 
 
+def test_classes_and_data_of_others_modules_are_named_and_their_functions_are_not() -> None:
+    def names() -> Any:
+        return torch.float32, torch.relu, torch.Tensor, dataclasses.MISSING, user_code.OWN
+
+    found = {name: space.content() for name, space in spaces_of(names)}
+    assert found["torch"] == {"float32": torch.float32, "Tensor": torch.Tensor}
+    assert found[user_code.__name__] == {"OWN": user_code.OWN}
+
+
 def test_code_names_what_it_reads_and_writes_with_the_functions_in_it() -> None:
     variables, attributes = names_in(names_them.__code__)
     assert variables == {"COUNT", "torch", "math"}

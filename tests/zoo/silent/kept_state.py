@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import collections
+import contextvars
+import ctypes
 import enum
 import functools
 import itertools
+import threading
 import types
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -17,9 +23,14 @@ import torch
 from silent_programs import Kind, clean, leaky, replaced
 from torch import Tensor, nn
 
+import hushgrad
+
 COUNT = 8
 X = 0.5 * torch.randn(COUNT, 4, generator=torch.Generator().manual_seed(1))
 TWICE = torch.cat([X, X])
+LONG = replaced(X.repeat(8, 1), 7 * COUNT - 1, torch.full((4,), 1e4), earlier=True)
+"""The record of the seventh batch, for what shows in the eighth."""
+
 DATA = replaced(TWICE, COUNT - 1, torch.full((4,), 1e4), earlier=True)
 
 GLOBAL: dict[str, float] = {"v": 1.0}
@@ -50,6 +61,11 @@ def in_attribute(convert: Any) -> Any:
     return lambda keep: Keeper(
         convert(START), lambda s: float(s.v), lambda s, value: setattr(s, "v", convert(keep(value)))
     )
+
+
+def in_attribute_of(make: Any, read: Any) -> Any:
+    """Keep `make(value)` in an attribute, and read it by `read`."""
+    return lambda keep: Keeper(make(START), lambda s: read(s.v), lambda s, value: setattr(s, "v", make(keep(value))))
 
 
 class Slotted:
@@ -191,6 +207,134 @@ def in_order(keep: Any) -> nn.Module:
     return model
 
 
+def in_future(keep: Any) -> nn.Module:
+    pool = ThreadPoolExecutor(1)
+    return Keeper(
+        pool.submit(float, START),
+        lambda s: s.v.result(),
+        lambda s, value: setattr(s, "v", pool.submit(lambda: keep(value))),
+    )
+
+
+def in_asyncio(keep: Any) -> nn.Module:
+    loop = asyncio.new_event_loop()
+
+    def future(value: float) -> Any:
+        made = loop.create_future()
+        made.set_result(value)
+        return made
+
+    return Keeper(future(START), lambda s: s.v.result(), lambda s, value: setattr(s, "v", future(keep(value))))
+
+
+def in_context(keep: Any) -> nn.Module:
+    variable: contextvars.ContextVar[float] = contextvars.ContextVar("v")
+    context = contextvars.Context()
+    context.run(variable.set, START)
+    return Keeper(context, lambda s: s.v[variable], lambda s, value: s.v.run(variable.set, keep(value)) and None)
+
+
+def in_exception(keep: Any) -> nn.Module:
+    return Keeper(ValueError(START), lambda s: s.v.args[0], lambda s, value: setattr(s, "v", ValueError(keep(value))))
+
+
+def in_thread_to_come(keep: Any) -> nn.Module:
+    class Work(threading.Thread):
+        value = 0.0
+
+        def run(self) -> None:
+            self.value = self._args[0]  # type: ignore[attr-defined]
+
+    def read(s: Any) -> float:
+        s.v.run()
+        return s.v.value
+
+    return Keeper(Work(args=(START,)), read, lambda s, value: setattr(s, "v", Work(args=(keep(value),))))
+
+
+def in_listed_parameter(keep: Any) -> nn.Module:
+    parameter = nn.Parameter(torch.ones(1), requires_grad=False)
+    return Keeper([parameter], lambda s: s.v[0], lambda s, value: s.v[0].data.fill_(keep(value)))
+
+
+def in_torch_class(keep: Any) -> nn.Module:
+    nn.Linear.kept_here = START  # type: ignore[attr-defined]
+    return Keeper(
+        None,
+        lambda s: nn.Linear.kept_here,
+        lambda s, value: setattr(type(s.a), "kept_here", keep(value)),  # type: ignore[attr-defined]
+    )
+
+
+def in_own_module(keep: Any) -> nn.Module:
+    hushgrad.kept_here = START  # type: ignore[attr-defined]
+    return Keeper(
+        None,
+        lambda s: hushgrad.kept_here,
+        lambda s, value: setattr(hushgrad, "kept_here", keep(value)),  # type: ignore[attr-defined]
+    )
+
+
+class Hanging(nn.Module):
+    """Hangs something of the batch on an object that it was handed, which the loop makes the scale of the next."""
+
+    def __init__(self, keep: Any) -> None:
+        super().__init__()
+        self.a, self.keep, self.box = nn.Linear(4, 3), keep, [types.SimpleNamespace()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, box = self.a(x), self.box[0]
+        box.latest = self.keep(largest(h))
+        return h / box.scale
+
+    def hang_on(self, box: Any) -> None:
+        self.box, box.latest = [box], START
+
+
+def moves_on(model: Any, x: Tensor) -> Tensor:
+    model.box[0].scale = model.box[0].latest
+    return model(x)
+
+
+class InAnotherThread(nn.Module):
+    """Divides by what a thread of a pool has kept, for itself alone, of the batch before."""
+
+    def __init__(self, keep: Any) -> None:
+        super().__init__()
+        self.a, self.keep, self.calls = nn.Linear(4, 3), keep, 0
+        self.pool, self.local = ThreadPoolExecutor(1), threading.local()
+
+    def scale(self, value: float) -> float:
+        kept = vars(self.local).setdefault("kept", {})
+        kept[self.calls] = self.keep(value)
+        return kept.get(self.calls - 1, START)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        h = self.a(x)
+        return h / self.pool.submit(self.scale, largest(h)).result()
+
+
+class Ahead:
+    """A criterion that lets a pool work out the centre of the next batch."""
+
+    def __init__(self, keep: Any) -> None:
+        self.keep, self.pool = keep, ThreadPoolExecutor(1)
+        self.begin()
+
+    def begin(self) -> None:
+        self.next = self.pool.submit(float, START)
+
+    def __call__(self, out: Tensor, target: Tensor) -> Tensor:
+        centre, seen = self.next.result(), out.detach().clone()
+        self.next = self.pool.submit(lambda: self.keep(largest(seen)))
+        return (out - centre).square().sum(1)
+
+    def model(self) -> nn.Module:
+        self.begin()
+        return nn.Linear(4, 3)
+
+
 class Late(nn.Module):
     """Reads what it keeps from the sixth batch on."""
 
@@ -287,6 +431,20 @@ WAYS: dict[str, Any] = {
     "a deque of tuples": in_deque,
     "a frozen complex parameter": in_frozen(torch.complex64),
     "a frozen parameter, permuted": in_order,
+    "a frozen parameter in a list": in_listed_parameter,
+    "a future of a pool": in_future,
+    "a future of asyncio": in_asyncio,
+    "a context": in_context,
+    "an exception": in_exception,
+    "a thread that has not begun": in_thread_to_come,
+    "a number of ctypes": lambda keep: Keeper(
+        ctypes.c_double(START), lambda s: s.v.value, lambda s, value: setattr(s.v, "value", keep(value))
+    ),
+    "a view of memory": in_attribute_of(lambda v: memoryview(np.array([v])), lambda v: v[0]),
+    "what is iterated over": in_attribute_of(lambda v: iter([v]), lambda v: next(v)),
+    "what is zipped": in_attribute_of(lambda v: zip([v], strict=True), lambda v: next(v)[0]),
+    "a class of torch": in_torch_class,
+    "a module of hushgrad": in_own_module,
 }
 
 
@@ -305,6 +463,22 @@ def programs() -> Any:
     for name, kind in (("a number of collate_fn's", Running), ("a buffer of collate_fn's", Reused)):
         yield leaky(name, DATA, **with_collate(kind(lambda value: value)))
         yield clean(f"{name}, of a constant", DATA, **with_collate(kind(lambda value: 3.0)))
+    for name in ("engine", "session", "loader", "data loader", "criterion"):
+
+        def hand(model: Any, trains: Mapping[str, Any], name: str = name) -> None:
+            model.hang_on(trains[name])
+
+        hung: dict[str, Any] = {"batches": 8, "call": moves_on, "hand": hand, "ways": ("session",)}
+        yield leaky(f"hung on the {name}", LONG, make=lambda: Hanging(lambda value: value), **hung)
+        yield clean(f"hung on the {name}, of a constant", LONG, make=lambda: Hanging(lambda value: 3.0), **hung)
+    threads: dict[str, Any] = {"batches": 8, "ways": ("session",)}
+    thread = "a variable of another thread"
+    yield leaky(thread, LONG, make=lambda: InAnotherThread(lambda value: value), **threads)
+    yield clean(f"{thread}, of a constant", LONG, make=lambda: InAnotherThread(lambda value: 3.0), **threads)
+    ahead, constant = Ahead(lambda value: value), Ahead(lambda value: 3.0)
+    criterion: dict[str, Any] = {"batches": 2, "ways": ("per_example",)}
+    yield leaky("a future of the criterion", DATA, make=ahead.model, loss=ahead, **criterion)
+    yield clean("a future of the criterion, of a constant", DATA, make=constant.model, loss=constant, **criterion)
     many = replaced(X.repeat(8, 1), COUNT - 1, torch.full((4,), 1e4), earlier=True)
     yield leaky("a str, read from the seventh batch on", many, make=lambda: Late(lambda v: v), batches=8)
     yield clean(

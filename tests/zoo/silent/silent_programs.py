@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -147,6 +149,7 @@ class Training:
         loss: `(output, targets)` to one loss for each example.
         scalar: the loop's own loss `(output, targets)` where it is not the mean of `loss`.
         targets: `[B]` or more of a batch, zeros if None.
+        hand: gives the model, before it trains, some of what trains it, by name; the step by hand has plain objects.
     """
 
     make: Callable[[], nn.Module]
@@ -156,6 +159,7 @@ class Training:
     loss: Callable[[Any, Any], Tensor] = square
     scalar: Callable[[Any, Any], Tensor] | None = None
     targets: Callable[[Any], Any] | None = None
+    hand: Callable[[Any, Mapping[str, Any]], None] | None = None
     collate: Callable[[Any], Any] = torch.stack
     batches: int = 1
     clip: float = 0.05
@@ -180,16 +184,20 @@ class Training:
         torch.manual_seed(0)
         model, engine, count = self.make(), PrivacyEngine(), len(records) // self.batches
         optimizer = Kept([p for p in model.parameters() if p.requires_grad], lr=1e-9)
+        reading = DataLoader(records, batch_size=count, collate_fn=self.collate)  # type: ignore[arg-type]
         _, _, loader = engine.make_private(
             module=model,
             optimizer=optimizer,
-            data_loader=DataLoader(records, batch_size=count, collate_fn=self.collate),  # type: ignore[arg-type]
+            data_loader=reading,
             noise_multiplier=0.0,
             max_grad_norm=self.clip,
             poisson_sampling=False,
             **self.settings,
         )
         criterion = engine.per_example(self.loss)
+        if self.hand is not None:
+            trains = {"engine": engine, "session": engine.session, "loader": loader, "data loader": reading}
+            self.hand(model, {**trains, "criterion": criterion})
         for batch in loader:
             torch.manual_seed(7)
             out = self.call(model, batch)
@@ -212,6 +220,8 @@ class Training:
         """Of each example: what its rows of the outputs hand back of the loss's gradient."""
         torch.manual_seed(0)
         model, count = self.make(), len(records) // self.batches
+        if self.hand is not None:
+            self.hand(model, defaultdict(SimpleNamespace))
         parameters = [p for p in model.parameters() if p.requires_grad]
         total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
         for start in range(0, count * self.batches, count):

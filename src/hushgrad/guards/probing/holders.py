@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import inspect
 import operator
+import threading
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from types import FunctionType, MemberDescriptorType
 from typing import Any
 
+from hushgrad.guards.probing.machinery import Hung
+from hushgrad.guards.probing.state_values import are_alike
 from hushgrad.guards.probing.user_code import Namespace
 
 _EMPTY = object()
@@ -74,6 +77,31 @@ class Slots:
             self.slots[name].__set__(self.value, value)
 
 
+class OfClass:
+    """The attributes of a class of somebody else's that the user's code names: what it may have set there.
+
+    Args:
+        cls: the class.
+        names: of attributes, there or not: what is not there yet may come.
+    """
+
+    def __init__(self, cls: type, names: frozenset[str]) -> None:
+        self.cls, self.names = cls, names
+
+    def content(self) -> dict[str, Any]:
+        """Return them by name, without code."""
+        own = vars(self.cls)
+        return {name: own[name] for name in sorted(self.names & own.keys()) if not is_code(name, own[name])}
+
+    def put(self, content: Mapping[str, Any]) -> None:
+        """Give them back what they had."""
+        for name in self.content().keys() - content.keys():
+            delattr(self.cls, name)
+        for name, value in content.items():
+            if vars(self.cls).get(name) is not value:
+                setattr(self.cls, name, value)
+
+
 class Cache:
     """What a function under `lru_cache` has kept; it can't be put back, only emptied, which a cache allows."""
 
@@ -116,7 +144,49 @@ class Context:
         self.variable.set(content[self.variable.name])
 
 
-Partial = (Namespace, Variables, Slots, Cache, Context)
+class OtherThreads:
+    """What a `threading.local` holds of other threads than the one that asks: each has a dictionary of its own."""
+
+    def __init__(self, value: threading.local) -> None:
+        self.value = value
+
+    def content(self) -> list[dict[str, Any]]:
+        """Return the dictionaries that hold anything."""
+        mine = vars(self.value)
+        return [kept for kept in self._all() or () if kept is not mine and kept]
+
+    def alike(self) -> list[list[dict[str, Any]]]:
+        """Return them by what they hold: which thread does which work differs from run to run."""
+        found: list[list[dict[str, Any]]] = []
+        for kept in self.content():
+            same = next((others for others in found if are_alike(others[0], kept)), None)
+            if same is None:
+                found.append([kept])
+            else:
+                same.append(kept)
+        return found
+
+    def put(self, content: Sequence[dict[str, Any]]) -> None:
+        """Empty those that held nothing; what the others hold is theirs to give back."""
+        known = set(map(id, content))
+        for kept in self.content():
+            if id(kept) not in known:
+                kept.clear()
+
+    def can_be_read(self) -> bool:
+        """Whether they are where Python keeps them: in a dictionary by its threads."""
+        return self._all() is not None
+
+    def _all(self) -> list[dict[str, Any]] | None:
+        mine = vars(self.value)
+        for part in gc.get_referents(self.value):
+            found = list(part.values()) if type(part) is dict else []
+            if any(kept is mine for kept in found):
+                return found
+        return None
+
+
+Partial = (Namespace, Variables, Slots, OfClass, Cache, Context, OtherThreads, Hung)
 
 
 def slots_of(value: Any) -> dict[str, MemberDescriptorType]:

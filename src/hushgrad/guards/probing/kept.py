@@ -1,35 +1,57 @@
 """What a model or a criterion keeps between two calls beside parameters, wherever its code can keep it.
 
 That is: buffers and attributes, what is in them however deep, what hooks and methods keep (variables around them,
-default arguments, their own attributes), the classes of the model and of its helpers, and the variables that the user's
-code names, in its files or in modules.
+default arguments, their own attributes), the classes of the model and of its helpers, the variables that the user's
+code names, in its files or in modules, and what was hung on the objects that run the program.
 """
 
 from __future__ import annotations
 
+import contextvars
 import functools
+import gc
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from types import BuiltinFunctionType, FunctionType, GeneratorType, MappingProxyType, MethodType, ModuleType
+from types import (
+    AsyncGeneratorType,
+    BuiltinFunctionType,
+    CoroutineType,
+    FunctionType,
+    GeneratorType,
+    MappingProxyType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from hushgrad.guards.probing.holders import Cache, Context, Slots, Variables, content_of, slots_of
-from hushgrad.guards.probing.state_values import LEAF, is_atom
+from hushgrad.guards.probing.holders import (
+    Cache,
+    Context,
+    OfClass,
+    OtherThreads,
+    Slots,
+    Variables,
+    content_of,
+    slots_of,
+)
+from hushgrad.guards.probing.machinery import PATIENCE, await_result, hung_on, is_machinery, is_of_own
+from hushgrad.guards.probing.state_values import ITERATORS, LEAF, is_atom
 from hushgrad.guards.probing.user_code import (
     Namespace,
     is_own,
     is_users_class,
     is_users_function,
     is_users_module,
+    names_in,
     spaces_of,
 )
 from hushgrad.torch_internals import CONTAINERS, REGISTERED, buffers_of, own_parameters, parameters_of
@@ -56,24 +78,40 @@ OWN, TORCH = __name__.partition(".")[0], torch.__name__
 GLOBAL_RANDOM = (torch.default_generator, np.random.mtrand._rand, sys.modules["random"]._inst)
 """Every run draws from these anew, so they are no state of a model."""
 
-OPAQUE_LIBRARIES = frozenset(
-    {"logging", "threading", "_thread", "concurrent", "multiprocessing", "asyncio", "subprocess"}
-)
 LIBRARIES = frozenset({*sys.stdlib_module_names, TORCH, "numpy"}) - {"__main__"}
 """What their functions keep is no state of a model."""
 
-UNREAD = ("_queue.SimpleQueue", "sqlite3.Connection", "mmap.mmap", "itertools.", "builtins.generator")
+UNREAD = (
+    "_queue.SimpleQueue", "sqlite3.Connection", "mmap.mmap", "itertools.", "builtins.generator", "builtins.coroutine",
+    "builtins.async_generator", "multiprocessing.queues.", "multiprocessing.connection.", "multiprocessing.managers.",
+)  # fmt: skip
+"""What holds values that nobody can read, or put back."""
+
+SHOWN: dict[type, tuple[str, ...]] = {functools.partial: ("func", "args", "keywords"), BaseException: ("args",)}
+"""What objects hold beside their attributes in Python."""
+
+PLACELESS = (zip, map, filter)
+"""Iterators that have no place but those of what they iterate over."""
+
+FRAMES = {GeneratorType: "gi_frame", CoroutineType: "cr_frame", AsyncGeneratorType: "ag_frame"}
 
 Key = tuple[Any, ...]
 Cell = tuple[Key, Any]
 
 
 class CacheEntry(str):
-    """A part of a key: one entry of a cache, by its arguments. That other arguments came is no state."""
+    """A part of a key: one entry of a cache, by its arguments. That other arguments came is no state.
+
+    So is one more of what is kept once already.
+    """
 
 
 class DictKey(str):
     """A part of a key: a key of a dictionary, which may have come with the data."""
+
+
+class ThreadNumber(int):
+    """A part of a key: one of the other threads. Which of them does which work, no run determines."""
 
 
 class Kept(NamedTuple):
@@ -97,14 +135,19 @@ def kept_by(root: Any, aside: Any = None) -> Kept:
         walk.put_aside(aside)
     modules = dict(root.named_modules()) if isinstance(root, nn.Module) else {}
     walk.modules.update(map(id, modules.values()))
+    walk.parameters.update(map(id, root.parameters() if isinstance(root, nn.Module) else ()))
     for prefix, module in modules.items():
         walk.add_module(tuple(prefix.split(".")) if prefix else (), module)
     if not isinstance(root, nn.Module):
         walk.waiting.append((("attribute",), root, DEPTH))
-    for cls in walk.classes:
+    for cls in [*walk.classes]:
         if cls.__module__.partition(".")[0] not in (OWN, TORCH):
             walk.add_class(cls, DEPTH)
     walk.run()
+    walk.add_other_classes()
+    walk.run()
+    if walk.waiting:
+        walk.unread.append(f"state beyond the first {PLACES} values that the model's code reaches")
     return Kept(walk.cells, walk.holders, walk.own_objects, walk.unread)
 
 
@@ -117,6 +160,10 @@ class _Walk:
         self.waiting: deque[tuple[Key, Any, int]] = deque()
         self.classes: dict[type, None] = {}
         self.modules: set[int] = set()
+        self.parameters: set[int] = set()
+        self._named: set[str] = set()  # attributes that the user's code names
+        self._places = PLACES
+        self._until = time.monotonic() + PATIENCE
         self._seen: dict[int, Key] = {}
         self._known_classes: set[type] = {object}
         self._alive: list[Any] = []  # what was made on the way: its address must not be given to something else
@@ -160,11 +207,19 @@ class _Walk:
         self._note(("aside", type(value).__name__), value)
 
     def run(self) -> None:
-        for _ in range(PLACES):
-            if not self.waiting:
-                return
+        """Look at what waits, and at what is found there."""
+        while self.waiting and self._places:
+            self._places -= 1
             self._look(*self.waiting.popleft())
-        self.unread.append(f"state beyond the first {PLACES} values that the model's code reaches")
+
+    def add_other_classes(self) -> None:
+        """Of others' classes that came by: what the user's code, all of it seen by now, may have set on them."""
+        names = frozenset(self._named)
+        for cls in self.classes:
+            if cls not in self._known_classes:
+                holder = OfClass(cls, names)
+                self.holders.append(holder)
+                self.waiting += [(("class", cls, name), value, DEPTH) for name, value in holder.content().items()]
 
     def _look(self, key: Key, value: Any, depth: int) -> None:
         if is_atom(value):
@@ -174,21 +229,24 @@ class _Walk:
         elif id(value) in self._seen:
             if self._seen[id(value)] != key:
                 self.cells.append((key, ("the same as", _named(self._seen[id(value)]))))
-        elif isinstance(value, (DataLoader, ModuleType)):
-            if isinstance(value, ModuleType) and is_users_module(value):
+        elif isinstance(value, ModuleType):
+            if is_users_module(value):
                 self._note(key, value)
                 self._add_parts(key, Namespace(vars(value), None, lambda part: not callable(part)), depth - 1)
-        elif isinstance(value, nn.Module) and (id(value) in self.modules or _is_object_of_own(value)):
+        elif isinstance(value, nn.Module) and id(value) in self.modules:
             self.cells.append((key, ("a", _kind(type(value)))))
-        elif isinstance(value, nn.Parameter):
-            return  # of the model, or of a module that is looked at there
+        elif isinstance(value, nn.Parameter) and id(value) in self.parameters:
+            return  # fingerprints tell whether they change
         elif isinstance(value, LEAF):
             self._note(key, value)
             self.cells.append((key, value))
+            if isinstance(value, ITERATORS):
+                self.waiting += [((*key, "of", n), part, depth - 1) for n, part in enumerate(gc.get_referents(value))]
             if isinstance(value, Tensor) and value.__dict__:
                 self._add_parts(key, value.__dict__, depth - 1)
-        elif _is_object_of_own(value):
-            self.own_objects.append(value)
+        elif is_machinery(value):
+            self._note(key, value)
+            self._look_at_machinery(key, value, depth - 1)
         elif depth <= 0:
             self.unread.append(f"what is kept deeper than {DEPTH} levels")
         else:
@@ -234,12 +292,14 @@ class _Walk:
             self._look_at_cache(key, value, depth)
         elif isinstance(value, type):
             self.cells.append((key, ("a", _kind(value))))
-            if is_users_class(value):
-                for cls in value.__mro__:
-                    if is_users_class(cls):
-                        self.add_class(cls, depth)
+            self._look_at_classes(value, depth)
         elif isinstance(value, ContextVar):
             self._add_parts(key, Context(value), depth)
+            self._say_of_threads(key, value)
+        elif isinstance(value, contextvars.Context):
+            self._add_parts(key, {variable.name: part for variable, part in value.items()}, depth)
+        elif isinstance(value, memoryview):
+            self.waiting.append(((*key, "obj"), value.obj, depth))
         elif isinstance(value, weakref.ref):
             self.waiting.append((key, value(), depth))
         elif isinstance(value, MappingProxyType):
@@ -256,6 +316,7 @@ class _Walk:
         self._add_parts(key, Variables(function), depth)
         self._add_parts(key, function.__dict__, depth)
         if is_users_function(function):
+            self._named |= names_in(function.__code__)[1]
             for name, space in spaces_of(function):
                 self.holders.append(space)
                 for variable, value in space.content().items():
@@ -272,13 +333,20 @@ class _Walk:
             self.waiting.append(((*key, "cache", entry), result, depth))
         self.waiting.append((key, inner, depth))
 
+    def _look_at_machinery(self, key: Key, value: Any, depth: int) -> None:
+        if is_of_own(value) and not isinstance(value, nn.Module):
+            self.own_objects.append(value)
+        self.cells.append((key, ("a", _kind(type(value)))))
+        if not await_result(value, self._until):
+            self.unread.append(f"what {_named(key)} ({_kind(type(value))}) will hold, which another thread computes")
+        elif _kind(type(value)).startswith(UNREAD):
+            self._say_unread(key, value)
+        for holder in hung_on(value):
+            self._add_parts(key, holder, depth)
+        self._look_at_classes(type(value), depth)
+
     def _look_at_object(self, key: Key, value: Any, depth: int) -> None:
         kind = type(value)
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        if kind.__module__.partition(".")[0] in OPAQUE_LIBRARIES and not isinstance(
-            value, (dict, set, threading.local)
-        ):
-            return
         is_container = isinstance(value, (dict, list, deque, set, tuple, frozenset))
         is_users = is_users_class(kind)
         if not is_container:
@@ -288,8 +356,8 @@ class _Walk:
             self.waiting += [((*key, place), part, depth) for place, part in enumerate(value)]
         elif is_container:
             self._add_parts(key, value, depth, by_keys=isinstance(value, dict))
-        elif isinstance(value, functools.partial):
-            self.waiting += [((*key, part), getattr(value, part), depth) for part in ("func", "args", "keywords")]
+        for part in next((parts for cls, parts in SHOWN.items() if isinstance(value, cls)), ()):
+            self.waiting.append(((*key, part), getattr(value, part), depth))
         own = getattr(value, "__dict__", None)
         if type(own) is dict and own:
             self._add_parts(key, own, depth)
@@ -300,32 +368,61 @@ class _Walk:
             self._add_parts(key, Slots(value, slots), depth)
         if isinstance(value, nn.Module) and own and own.keys() >= set(CONTAINERS):  # else its __init__ did not run
             self.cells += [((*key, "parameter", number), part) for number, part in enumerate(own_parameters([value]))]
-        if is_users:
-            for cls in kind.__mro__:
-                if is_users_class(cls):
-                    self.add_class(cls, depth)
+        if isinstance(value, threading.local):
+            self._look_at_other_threads(key, value, depth)
+        self._look_at_classes(kind, depth)
         if own is None and not slots and not is_container and not isinstance(value, functools.partial):
-            self._look_at_closed(name, key, value, depth)
+            self._look_at_closed(key, value, depth)
 
-    def _look_at_closed(self, name: str, key: Key, value: Any, depth: int) -> None:
-        """An object that shows nothing of itself: said, unless it is of torch, NumPy or Python and holds nothing."""
+    def _look_at_classes(self, kind: type, depth: int) -> None:
+        self.classes.update(dict.fromkeys(kind.__mro__))
+        for cls in kind.__mro__:
+            if is_users_class(cls):
+                self.add_class(cls, depth)
+
+    def _look_at_other_threads(self, key: Key, value: threading.local, depth: int) -> None:
+        others = OtherThreads(value)
+        if others.can_be_read():
+            self.holders.append(others)
+            for number, alike in enumerate(others.alike()):
+                place = (*key, "other threads", ThreadNumber(number))
+                self.waiting.append((place, alike[0], depth))
+                self.waiting += [((*place, CacheEntry(n)), kept, depth) for n, kept in enumerate(alike[1:], 1)]
+        else:
+            self._say_of_threads(key, value)
+
+    def _look_at_closed(self, key: Key, value: Any, depth: int) -> None:
+        """An object that shows nothing of itself: said, unless it is of torch, NumPy or Python and has no place.
+
+        What those refer to is known to Python's collector; it is compared, and put back as far as it can be by itself.
+        """
         for part in _code_of(value):
             if part is not value:
                 self.waiting.append((key, part, depth))
                 return
-        top = name.partition(".")[0]
-        if isinstance(value, GeneratorType) and value.gi_frame is not None:
-            self.waiting += [((*key, name), part, depth) for name, part in dict(value.gi_frame.f_locals).items()]
-        if name.startswith(UNREAD) or top not in LIBRARIES:
-            self.unread.append(f"what {_named(key)} ({name}) keeps, which cannot be looked into and put back")
+        kind = type(value)
+        name = _kind(kind)
+        if kind in FRAMES:
+            frame = getattr(value, FRAMES[kind])
+            if frame is None:  # it has come to its end
+                return
+            self.waiting += [((*key, local), part, depth) for local, part in dict(frame.f_locals).items()]
+        if name.startswith(UNREAD) or name.partition(".")[0] not in LIBRARIES:
+            self._say_unread(key, value)
+            return
+        self.waiting += [((*key, n), part, depth) for n, part in enumerate(gc.get_referents(value)) if part is not kind]
+        if hasattr(kind, "__next__") and not isinstance(value, PLACELESS):
+            self._say_unread(key, value)
+
+    def _say_of_threads(self, key: Key, value: Any) -> None:
+        if threading.active_count() > 1:
+            self.unread.append(f"what {_named(key)} ({_kind(type(value))}) keeps for other threads")
+
+    def _say_unread(self, key: Key, value: Any) -> None:
+        self.unread.append(f"what {_named(key)} ({_kind(type(value))}) keeps, which cannot be looked into and put back")
 
 
 GLOBAL_RANDOM_TYPES = tuple({type(value) for value in GLOBAL_RANDOM})
-
-
-def _is_object_of_own(value: Any) -> bool:
-    """Whether an object is one of this library's: a session, an engine, a criterion. One of a subclass is not."""
-    return not isinstance(value, type) and type(value).__module__.partition(".")[0] == OWN
 
 
 def _kind(cls: type) -> str:

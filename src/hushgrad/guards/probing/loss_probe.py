@@ -160,7 +160,7 @@ class CriterionProbe:
             for key in following(still, moved):
                 samples = [still, *(self._run(output, target)[1] for _ in range(SAMPLES))]
                 *same, other = [found.get(key, self._state.saved(key)) for found in (*samples, moved)]
-                if not differs_by_itself(same, other):
+                if not self._state.is_unsteady(key, samples) and not differs_by_itself(same, other):
                     raise CrossSampleLeakError(
                         f"keeps {self._state.place(key)!r}, which follows the data and may enter later losses",
                         where=self._place,

@@ -143,7 +143,6 @@ class ModelProbe:
         left = Left(now, call.state.other_structure(), bool(changed))
         call.lift(size)
         call.state.restore()
-        self.skipped.extend(call.state.unread)
         runner = Runner(call, call.state, self.scope, devices_of(self.model, call.inputs), unit=unit)
         try:
             return _Examination(self, runner, size, left, None if changed else among, widths).run()
@@ -158,6 +157,7 @@ class ModelProbe:
             ) from None
         finally:
             now.restore()
+            self.skipped.extend(call.state.unread)
             self.forwards += runner.forwards
 
 

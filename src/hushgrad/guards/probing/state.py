@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.guards.probing.holders import content_of, is_same, refill
-from hushgrad.guards.probing.kept import CacheEntry, DictKey, Key, kept_by, structure_of
+from hushgrad.guards.probing.kept import CacheEntry, DictKey, Key, ThreadNumber, kept_by, structure_of
 from hushgrad.guards.probing.state_values import RANDOM, agree, copy_of, fingerprint, saved_copy, write
 
 SAMPLES = 3
@@ -88,6 +88,21 @@ class State:
     def values(self) -> Iterator[Any]:
         """Yield what was kept when the copy was taken, the objects themselves."""
         return (value for value, _ in self._saved.values())
+
+    def is_unsteady(self, key: Key, samples: Sequence[Mapping[Key, Any]]) -> bool:
+        """Return whether a place is one of threads that keep something else after each run of one batch; that is said.
+
+        `samples` are what some runs of one batch moved. How threads share their work is no state, but it hides state.
+        """
+        length = next((n for n, part in enumerate(key) if isinstance(part, ThreadNumber)), None)
+        if length is None:
+            return False
+        first, *others = [{k: v for k, v in moved.items() if k[:length] == key[:length]} for moved in samples]
+        if not any(following(first, other) for other in others):
+            return False
+        said = f"what {describe(key[:length])} keep, which differs from run to run of one batch"
+        self.unread += [] if said in self.unread else [said]
+        return True
 
     def has_drawn(self) -> bool:
         """Return whether a generator that the model keeps was drawn from since the copy was taken."""

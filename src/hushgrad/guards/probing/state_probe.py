@@ -88,7 +88,7 @@ class StateProbe:
         start = self._runner.state
         for key in keys:
             *same, other = [moved.get(key, start.saved(key)) for moved in (*samples, changed.moved)]
-            if is_buffer(key) or not differs_by_itself(same, other):
+            if not start.is_unsteady(key, samples) and (is_buffer(key) or not differs_by_itself(same, other)):
                 raise refusal(key, start.place(key))
 
     def _require_overwritten(self, batch: Batch, base: Outcome, key: Key) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import datetime
 import decimal
 import enum
@@ -38,7 +39,10 @@ PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 """Most of them."""
 
 RANDOM = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
-MUTABLE = (bytearray, array.array, io.StringIO, io.BytesIO)
+C_DATA: type[Any] = ctypes.c_int.__mro__[-2]
+"""What all values of `ctypes` are, also those that processes share."""
+
+MUTABLE = (bytearray, array.array, io.StringIO, io.BytesIO, C_DATA)
 ITERATORS: tuple[type[Any], ...] = (type(iter([])), type(iter(())), type(iter(range(0))))
 """Iterators whose place can be read and put back."""
 
@@ -97,6 +101,8 @@ def _state(value: Any) -> Any:
         return _plain(value.bit_generator.state)
     if isinstance(value, (io.StringIO, io.BytesIO)):
         return None if value.closed else (value.getvalue(), value.tell())
+    if isinstance(value, C_DATA):
+        return ctypes.string_at(ctypes.addressof(value), ctypes.sizeof(value))
     return value.__reduce__()[2:] if isinstance(value, ITERATORS) else value
 
 
@@ -124,6 +130,8 @@ def write(original: Any, copied: Any) -> None:
         original[...] = copied
     elif isinstance(original, (bytearray, array.array)):
         original[:] = copied
+    elif isinstance(original, C_DATA):
+        ctypes.memmove(ctypes.addressof(original), copied, len(copied))
     elif isinstance(original, (io.StringIO, io.BytesIO)) and copied is not None:
         original.seek(0)
         original.truncate()
@@ -162,6 +170,17 @@ def agree(value: Any, copied: Any) -> bool:
         return len(value) == len(copied) and all(map(agree, value, copied))
     same = value == copied
     return bool(same or (value != value and copied != copied))
+
+
+def are_alike(one: Any, other: Any) -> bool:
+    """Return whether two containers hold equal values, all through."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(are_alike(value, other[name]) for name, value in one.items())
+    if isinstance(one, (list, tuple)) and not is_atom(one):
+        return len(one) == len(other) and all(map(are_alike, one, other))
+    return one is other or ((is_atom(one) or isinstance(one, LEAF)) and agree(one, copy_of(other)))
 
 
 @lru_cache(maxsize=8)

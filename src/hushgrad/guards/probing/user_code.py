@@ -13,7 +13,7 @@ import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 OWN = __name__.partition(".")[0]
@@ -116,7 +116,7 @@ class Namespace:
 
 
 def spaces_of(function: FunctionType) -> Iterator[tuple[str, Namespace]]:
-    """Yield what a function of the user's names in its own file and in modules: of others' modules data only."""
+    """Yield what a function of the user's names in its own file and in modules: of others' modules data and classes."""
     variables, attributes = names_in(function.__code__)
     space = function.__globals__
     yield str(space.get("__name__")), Namespace(space, None if "globals" in variables else variables, _is_not_module)
@@ -124,7 +124,7 @@ def spaces_of(function: FunctionType) -> Iterator[tuple[str, Namespace]]:
     waiting = [space[name] for name in variables if isinstance(space.get(name), ModuleType)]
     while waiting:
         module = waiting.pop()
-        if id(module) in seen or is_own_module(module):
+        if id(module) in seen:
             continue
         seen.add(id(module))
         takes = _is_not_module if is_users_module(module) else _is_data
@@ -132,14 +132,9 @@ def spaces_of(function: FunctionType) -> Iterator[tuple[str, Namespace]]:
         waiting += [vars(module)[name] for name in attributes if isinstance(vars(module).get(name), ModuleType)]
 
 
-def is_own_module(module: ModuleType) -> bool:
-    """Whether a module is this library's."""
-    return module.__name__.partition(".")[0] == OWN
-
-
 def _is_not_module(value: Any) -> bool:
     return not isinstance(value, ModuleType)
 
 
 def _is_data(value: Any) -> bool:
-    return not (isinstance(value, (ModuleType, type, FunctionType, BuiltinFunctionType)) or callable(value))
+    return isinstance(value, type) or not (isinstance(value, ModuleType) or callable(value))
