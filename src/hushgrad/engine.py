@@ -197,12 +197,15 @@ class PrivacyEngine:
         calibrated = mechanism.calibrate(epsilon=target_epsilon, delta=target_delta, accountant=self._accountant)
         return self._attach(module, optimizer, reading, calibrated, max_physical_batch_size, constant_shapes)
 
-    def per_example(self, criterion: nn.Module | Callable[[Any, Any], Tensor]) -> PerExampleLoss:
+    def per_example(self, criterion: nn.Module | Callable[..., Tensor]) -> PerExampleLoss:
         """Return a criterion that is checked to give one loss per example.
 
         A loss module is evaluated without reduction and then averaged (or summed, for loss_reduction="sum") over each
         example's own elements; elements at `ignore_index` are left out, and class weights are not normalised over the
         batch. A function `(output, target)` must return shape `[B]`.
+
+        Either may take any arguments, by place or by name (`TripletMarginLoss`, `CTCLoss` with its lengths): it is then
+        examined by the rows of all of them.
         """
         return self.session.per_example(criterion)
 

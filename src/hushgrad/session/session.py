@@ -111,7 +111,7 @@ class Session:
         self._require_open()
         self._loop.end_item()
 
-    def per_example(self, criterion: nn.Module | Callable[[Any, Any], Tensor]) -> PerExampleLoss:
+    def per_example(self, criterion: nn.Module | Callable[..., Tensor]) -> PerExampleLoss:
         """Return a criterion that is checked to give one loss per example (see `PrivacyEngine.per_example`)."""
 
         def size() -> int | None:
