@@ -58,7 +58,7 @@ class Session:
             abandon=self._abandon_step,
         )
         self._parts.probe.on_finding = self._found
-        self._parts.members.join()
+        self._parts.members.join(self)
 
     # The loop --------------------------------------------------------------------------------------------------------
 
