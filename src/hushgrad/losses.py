@@ -260,7 +260,7 @@ class PerExampleLoss(nn.Module):
             raise PrivacyUnitError(
                 f"the model's output has {output.shape[0]} rows for {batch} examples",
                 cure="Put the batch on its first dimension: for sequences give the criterion [B, classes, T] and "
-                "targets [B, T]",
+                "targets [B, T]. Views of one example go through the model in a call for each view",
             )
         return output.shape[0]
 
