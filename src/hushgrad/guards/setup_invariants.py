@@ -89,7 +89,9 @@ class SetupInvariants:
                 "got an ordinary gradient, without clipping and noise",
                 where=", ".join(stray),
                 cure="Use each parameter inside the model's own forward only (in a custom autograd function by "
-                "hushgrad.register_operator), write nothing to .grad, and call optimizer.zero_grad() before going on",
+                "hushgrad.register_operator), write nothing to .grad, and call optimizer.zero_grad() before going on. "
+                "A term of parameters alone (a penalty, a prior) is declared before the loop: "
+                "session.regularizer(fn, weight=...)",
             )
 
     def _require_same_parameters(self, parameters: Sequence[nn.Parameter]) -> None:

@@ -1,4 +1,7 @@
-"""The end of a logical batch: charge, then noise, then the update goes to the optimizer. In this order."""
+"""The end of a logical batch: charge, then noise, then the update goes to the optimizer. In this order.
+
+Terms of parameters alone come last. Their gradients are computed before the charge: a refused one costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
         spending.require_step()
         _require_established(parts)
         mechanism = spending.current()
+        terms = parts.regularizers.gradients()
         spending.note(NOISE, update.monitor.finding_due())
         spending.trust(trusted())
         spending.charge(loader_pass)
@@ -42,6 +46,7 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
         raise
     try:
         parts.monitors.see(update.number - 1, mechanism, update.parameters)
+        update.add_terms(terms)
     except BaseException:
         update.clear()
         with suppress(LedgerError):

@@ -120,6 +120,35 @@ class Session:
         reduction = self.mechanism.loss_reduction
         return PerExampleLoss(criterion, loss_reduction=reduction, batch_size=size, observer=self._parts.probe)
 
+    def regularizer(self, fn: Callable[[], Tensor], *, weight: float) -> None:
+        """Declare a term of the parameters alone: `weight` · its gradient is added to every update, after the noise.
+
+        For what is no loss of an example: a proximal term, a Bayesian prior, a penalty that `weight_decay` is not. The
+        library evaluates it once for each logical batch, empty draws too, and adds its gradient after noise and
+        division. So it costs no privacy and changes no sensitivity, and is never to be added to the loss of the loop::
+
+            first = [p.detach().clone() for p in model.parameters()]
+            session.regularizer(
+                lambda: sum((p - q).square().sum() for p, q in zip(model.parameters(), first)), weight=0.1
+            )
+
+        With loss_reduction="sum" the update is not divided, and the term stands beside the sum of the losses.
+
+        Args:
+            fn: without arguments; returns a floating-point scalar of the model's parameters, and of tensors as they are
+                now, of which copies are kept. Declared before the first batch.
+            weight: greater than 0.
+
+        Raises:
+            InvalidArgumentError: no such function: it reads something else, writes to parameters, or gives another
+                value when it is evaluated again (random numbers).
+            ProtocolError: a batch was handed out already, so `fn` may hold its values.
+            ContractChangedError: in a later `optimizer.step()`, before anything is charged, where it reads other
+                tensors, values or numbers than when it was declared.
+        """
+        self._require_open()
+        self._parts.regularizers.declare(fn, weight)
+
     def discard(self) -> None:
         """Drop what was summed since the last update and end the logical batch. What was charged stays charged.
 
@@ -296,6 +325,7 @@ class Session:
             *parts.probe.conditions,
             *parts.frozen.conditions,
             *parts.left_alone.conditions,
+            *parts.regularizers.conditions,
             *operators,
             *rounding,
         ]
