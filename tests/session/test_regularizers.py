@@ -157,6 +157,44 @@ def test_verify_passes_with_one_declared() -> None:
     assert verdict.passed, str(verdict)
 
 
+def running_sum(model: Any) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for parameter in model.parameters():
+        total += parameter.abs().sum()
+    return total
+
+
+def by_name(model: Any) -> Tensor:
+    return sum(p.square().sum() for name, p in model.named_parameters() if "weight" in name)  # type: ignore[return-value]
+
+
+HONEST: dict[str, Callable[[Any], Tensor]] = {
+    "a running sum in place": running_sum,
+    "a sum of Python's": by_name,
+    "of a subset": lambda m: m[0].weight[1:, [0, 2]].norm(),
+    "an orthogonal weight": lambda m: (m[0].weight.t() @ m[0].weight - torch.eye(3).double()).square().sum(),
+    "a spectral norm": lambda m: torch.linalg.matrix_norm(m[0].weight, 2),
+    "vectors of all": lambda m: torch.cat([p.flatten() for p in m.parameters()]).logsumexp(0),
+    "foreach": lambda m: torch.stack(torch._foreach_norm(list(m.parameters()))).sum(),
+    "through a functional call": lambda m: torch.func.functional_call(
+        m, dict(m.named_parameters()), (torch.ones(1, 3).double(),)
+    ).sum(),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_usual_terms_are_added_step_after_step(name: str) -> None:
+    term = HONEST[name]
+    model, optimizer, session = attach()
+    session.regularizer(lambda: term(model), weight=0.2)
+    for _ in range(3):
+        plain = network()
+        plain.load_state_dict(model.state_dict())
+        found = torch.autograd.grad(term(plain), list(plain.parameters()), allow_unused=True)
+        for update, gradient in zip(released(model, optimizer, session, EMPTY), found, strict=True):
+            torch.testing.assert_close(update, torch.zeros_like(update) if gradient is None else 0.2 * gradient)
+
+
 # Refused ---------------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +260,7 @@ def test_a_term_that_reads_what_the_loop_rewrites_is_refused_before_anything_is_
     with pytest.raises(ContractChangedError, match="the regularizer <lambda>: reads other tensors"):
         optimizer.step()
     assert session.steps == 1
+    assert "discarded batches" in {condition.name for condition in session.guarantee(1e-5).conditions}
     assert all(torch.equal(one, other) for one, other in zip(before, values(model), strict=True))
     assert all(p.grad is None for p in model.parameters())
 

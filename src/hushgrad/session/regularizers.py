@@ -83,7 +83,7 @@ class Regularizers:
             )
         value, reading = self._evaluated(function)
         constants = [constant.detach().clone() for constant in reading.constants]
-        if any(constant.requires_grad for constant in reading.constants):
+        if any(constant.requires_grad for constant in reading.handed_in):
             raise InvalidArgumentError(
                 "reads a tensor with a gradient or a graph of its own, which is no parameter that is trained",
                 where=where,

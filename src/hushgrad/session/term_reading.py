@@ -25,7 +25,7 @@ class TermReading(TorchFunctionMode):
     Attributes:
         program: the calls, as values that can be compared.
         constants: the tensors that came from elsewhere, in the order in which they were met: handed in, or made of
-            no tensor at all (`zeros`, `tensor`, `randn`).
+            no tensor at all (`zeros`, `tensor`, `randn`), with the values of then.
         handed_in: those of them that were handed in.
     """
 
@@ -47,7 +47,8 @@ class TermReading(TorchFunctionMode):
         is_of_tensors = next(_tensors_in((args, kwargs)), None) is not None
         for tensor in _tensors_in(result):
             if id(tensor) not in self._known and not is_of_tensors:
-                self._constant(tensor)  # its values came from nothing that was seen
+                # Its values came from nothing that was seen; as they are now, for sums are often added to it in place.
+                self._constant(tensor, tensor.detach().clone())
             elif id(tensor) not in self._known:
                 self._know(tensor, ("result", len(self._known)))
         return result
@@ -61,8 +62,8 @@ class TermReading(TorchFunctionMode):
         self._known[id(tensor)] = token
         return token
 
-    def _constant(self, tensor: Tensor) -> Token:
-        self.constants.append(tensor)
+    def _constant(self, tensor: Tensor, values: Tensor) -> Token:
+        self.constants.append(values)
         return self._know(tensor, ("constant", len(self.constants), tensor.shape, tensor.dtype))
 
     def _token(self, value: Any) -> Token:
@@ -71,7 +72,7 @@ class TermReading(TorchFunctionMode):
             if id(value) in self._known:
                 return self._known[id(value)]
             self.handed_in.append(value)
-            return self._constant(value)
+            return self._constant(value, value)
         if isinstance(value, (tuple, list)):
             return (type(value).__name__, *map(self._token, value))
         if isinstance(value, dict):
