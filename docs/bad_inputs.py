@@ -360,8 +360,10 @@ LOOP: dict[str, Callable[[], Any]] = {
     "a generator's step through the model": lambda: (
         _Run().backward().step().after(lambda run: run.model(run.x).sum().backward())
     ),
-    "`per_example(TripletMarginLoss())` of three outputs": lambda: _Run().after(
-        lambda run: run.engine.per_example(nn.TripletMarginLoss())(*[run.model(run.x)] * 3)
+    "`per_example` of three arguments, one of them less its mean over the batch": lambda: _Run().after(
+        lambda run: run.engine.per_example(lambda one, two, three: (one - two + three.mean(0)).square().sum(1))(
+            *[run.model(run.x)] * 3
+        )
     ),
     "two threads that read one loader": lambda: _Run().after(_second_reader),
     "`GradScaler` with a fused optimizer": lambda: _scaled(

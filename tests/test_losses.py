@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import PrivacyEngine
 from hushgrad.errors import InvalidArgumentError, LossShapeError, PrivacyUnitError
-from hushgrad.losses import ELEMENTWISE, PerExampleLoss
+from hushgrad.losses import ELEMENTWISE, ELEMENTWISE_OF_MORE, PerExampleLoss
 
 B, K, T = 5, 4, 3
 
@@ -176,6 +176,109 @@ def test_without_weights_and_ignored_elements_the_result_is_the_ordinary_one(nam
     for reduction in ("mean", "sum"):
         criterion = kind(reduction=reduction)
         torch.testing.assert_close(wrap(criterion, reduction)(output, target), criterion(output, target))
+
+
+# More arguments --------------------------------------------------------------------------------------------------
+
+
+def signs() -> Tensor:
+    return 2.0 * torch.randint(0, 2, (B,)) - 1
+
+
+MORE: dict[str, tuple[Callable[[], nn.Module], Callable[[], list[Tensor]], int]] = {
+    "TripletMargin": (nn.TripletMarginLoss, lambda: [scores(), scores(), scores()], 0),
+    "TripletMarginWithDistance": (nn.TripletMarginWithDistanceLoss, lambda: [scores(), scores(), scores()], 0),
+    "CosineEmbedding": (nn.CosineEmbeddingLoss, lambda: [scores(), scores(), signs()], 0),
+    "MarginRanking": (nn.MarginRankingLoss, lambda: [torch.randn(B), torch.randn(B), signs()], 0),
+    "GaussianNLL": (nn.GaussianNLLLoss, lambda: [scores(), scores(), 0.1 + torch.rand(B, K)], 0),
+    "GaussianNLL, one variance": (nn.GaussianNLLLoss, lambda: [scores(), scores(), 0.1 + torch.rand(B, 1)], 0),
+    "CTC": (
+        nn.CTCLoss,
+        lambda: [
+            torch.randn(2 * T, B, K).log_softmax(2),
+            torch.randint(1, K, (B, T)),
+            torch.randint(5, 2 * T + 1, (B,)),
+            torch.randint(1, T, (B,)),
+        ],
+        1,
+    ),
+}
+"""Losses of more than an output and a target, what they take, and the axis of the batch in the first of these."""
+
+
+def test_every_torch_loss_of_more_arguments_is_covered() -> None:
+    found = set()
+    for name, kind in vars(nn).items():
+        if not (isinstance(kind, type) and name.endswith("Loss") and "reduction" in inspect.signature(kind).parameters):
+            continue
+        wanted = [
+            parameter
+            for parameter in list(inspect.signature(kind.forward).parameters.values())[1:]
+            if parameter.default is inspect.Parameter.empty
+        ]
+        if len(wanted) > 2:
+            found.add(kind)
+    assert found == {kind for kind, _, _ in MORE.values()}
+    assert found > {*ELEMENTWISE_OF_MORE}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", MORE)
+def test_each_loss_of_more_arguments_is_the_criterion_of_its_example_alone(name: str, reduction: str) -> None:
+    kind, make, axis = MORE[name]
+    criterion, given = kind(reduction=reduction), make()  # type: ignore[call-arg]
+    alone = torch.stack(
+        [
+            criterion(given[0].narrow(axis, i, 1), *[part[i : i + 1] for part in given[1:]])  # as torch reduces it
+            for i in range(B)
+        ]
+    )
+    wrapped = wrap(criterion, reduction)
+    torch.testing.assert_close(wrapped.losses(*given), alone)
+    torch.testing.assert_close(wrapped(*given), criterion(*given))
+
+
+def test_arguments_may_come_by_name_in_any_order() -> None:
+    output, target, variance = scores(), scores(), 0.1 + torch.rand(B, 1)
+    criterion = nn.GaussianNLLLoss()
+    assert wrap(criterion)(var=variance, target=target, input=output) == wrap(criterion)(output, target, variance)
+    assert wrap(nn.MSELoss())(output, target=target) == wrap(nn.MSELoss())(output, target)
+    with pytest.raises(LossShapeError, match="broadcast"):
+        wrap(nn.MSELoss())(target=target[:, :1], input=output)
+    ignored = classes()
+    ignored[0] = 3
+    named = wrap(nn.CrossEntropyLoss(ignore_index=3)).losses(target=ignored, input=output)
+    assert torch.equal(named, wrap(nn.CrossEntropyLoss(ignore_index=3)).losses(output, ignored))
+
+
+def test_a_function_takes_any_arguments() -> None:
+    output, other, weight = scores(), scores(), torch.rand(B)
+    assert wrap(lambda out: out.square().mean(1))(output) == output.square().mean(1).mean()
+
+    def weighed(out: Tensor, other: Tensor, *, weight: Tensor, power: int) -> Tensor:
+        return weight * (out - other).abs().pow(power).sum(1)
+
+    found = wrap(weighed)(output, other, weight=weight, power=3)
+    torch.testing.assert_close(found, weighed(output, other, weight=weight, power=3).mean())
+
+
+@pytest.mark.parametrize("kind", ELEMENTWISE_OF_MORE)
+def test_shapes_that_losses_of_more_arguments_would_broadcast_are_refused(kind: type[nn.Module]) -> None:
+    with pytest.raises(LossShapeError, match="same shape"):
+        wrap(kind())(torch.rand(B, 1), torch.rand(B), torch.ones(B))
+
+
+MIXING_MORE: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "the third centred over the batch": lambda a, b, c: (a - b).square().sum(1) + (c - c.mean(0)).square().sum(1),
+    "weighed by another's second": lambda a, b, c: (a - c).square().sum(1) * b.roll(1, 0).sum(1),
+    "the hardest negative of the batch": lambda a, b, c: (a - b).norm(dim=1) - torch.cdist(a, c).amin(1),
+}
+
+
+@pytest.mark.parametrize("name", MIXING_MORE)
+def test_a_function_that_mixes_examples_by_any_argument_is_refused_by_its_graph(name: str) -> None:
+    with pytest.raises(LossShapeError, match="mixes examples"):
+        wrap(MIXING_MORE[name])(*[scores().requires_grad_() for _ in range(3)])
 
 
 # Functions ---------------------------------------------------------------------------------------------------------

@@ -101,6 +101,7 @@ def test_make_private_takes_the_names_that_users_of_opacus_know() -> None:
         "max_physical_batch_size",
         "constant_shapes",
         "max_batch_size",
+        "accumulation",
         "max_epsilon",
         "max_delta",
         "target_epsilon",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
     from hushgrad.session.privatize import privatize
     from hushgrad.session.session import Session
+    from hushgrad.session.session_of import session_of
 
 __all__ = [  # noqa: RUF022 - in plain order
     "Budget",
@@ -48,6 +49,7 @@ __all__ = [  # noqa: RUF022 - in plain order
     "make_private_ready",
     "privatize",
     "register_operator",
+    "session_of",
     "verify",
     "verify_update",
 ]
@@ -72,6 +74,7 @@ _HOMES = {
     "make_private_ready": "hushgrad.checks.doctor.readiness",
     "privatize": "hushgrad.session.privatize",
     "register_operator": "hushgrad.capture.operators.registered",
+    "session_of": "hushgrad.session.session_of",
     "verify": "hushgrad.checks.verification.training.verify",
     "verify_update": "hushgrad.checks.verification.update.verify_update",
 }

@@ -27,7 +27,7 @@ from hushgrad.sampling.disjoint import DisjointBatches
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.sampling.scheme import SamplingScheme
-from hushgrad.sampling.torch_loader import DataLoaderReading, read_data_loader
+from hushgrad.sampling.torch_loader import DataLoaderReading, accumulated, read_data_loader
 from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
@@ -92,6 +92,7 @@ class PrivacyEngine:
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
+        accumulation: int = 1,
         max_epsilon: float | None = None,
         max_delta: float | None = None,
         target_epsilon: None = None,
@@ -120,6 +121,11 @@ class PrivacyEngine:
                 charged as truncated Poisson sampling. With `constant_shapes` every logical batch then has the same
                 number of items (one, if `max_physical_batch_size` is None). "auto" leaves room of five standard
                 deviations above the batch size, which hardly costs anything. None cuts nothing.
+            accumulation: k batches of the loader make one logical batch, in the place of gradient accumulation: records
+                are drawn at rate k · batch_size / len(dataset) (or k of the loader's own batches are joined), the sum
+                is divided by k · batch_size, and `max_physical_batch_size` is by default the loader's batch_size. The
+                loop steps after every item, or calls `session.end_item()`; the last step of a logical batch updates.
+                Charged as a loader of k · batch_size records is. Don't divide the loss by k.
             max_epsilon: a budget, with max_delta: the first `optimizer.step()` that would spend more raises
                 `BudgetExhaustedError` and updates nothing; the same step also after a crash and a resume.
             max_delta: the δ of that budget; usual: less than 1 / len(dataset).
@@ -134,7 +140,7 @@ class PrivacyEngine:
                 cure="Write max_epsilon= and max_delta= for a budget at which training stops, or call "
                 "make_private_with_epsilon(target_epsilon=, target_delta=, epochs=) to have the noise chosen",
             )
-        reading = read_data_loader(data_loader)
+        reading, max_physical_batch_size = _accumulated(data_loader, accumulation, max_physical_batch_size)
         mechanism = _plan(
             reading,
             max_grad_norm,
@@ -170,6 +176,7 @@ class PrivacyEngine:
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
+        accumulation: int = 1,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
         """As `make_private`, with the smallest noise multiplier that keeps `epochs` epochs within `target_epsilon`.
 
@@ -184,7 +191,7 @@ class PrivacyEngine:
         """
         positive_number("target_epsilon", target_epsilon)
         open_unit_interval("target_delta", target_delta, "Pass less than 1 / len(dataset)")
-        reading = read_data_loader(data_loader)
+        reading, max_physical_batch_size = _accumulated(data_loader, accumulation, max_physical_batch_size)
         mechanism = _plan(
             reading,
             max_grad_norm,
@@ -197,12 +204,15 @@ class PrivacyEngine:
         calibrated = mechanism.calibrate(epsilon=target_epsilon, delta=target_delta, accountant=self._accountant)
         return self._attach(module, optimizer, reading, calibrated, max_physical_batch_size, constant_shapes)
 
-    def per_example(self, criterion: nn.Module | Callable[[Any, Any], Tensor]) -> PerExampleLoss:
+    def per_example(self, criterion: nn.Module | Callable[..., Tensor]) -> PerExampleLoss:
         """Return a criterion that is checked to give one loss per example.
 
         A loss module is evaluated without reduction and then averaged (or summed, for loss_reduction="sum") over each
         example's own elements; elements at `ignore_index` are left out, and class weights are not normalised over the
         batch. A function `(output, target)` must return shape `[B]`.
+
+        Either may take any arguments, by place or by name (`TripletMarginLoss`, `CTCLoss` with its lengths): it is then
+        examined by the rows of all of them.
         """
         return self.session.per_example(criterion)
 
@@ -265,6 +275,13 @@ class PrivacyEngine:
             raise
         self._session = session
         return module, optimizer, loader
+
+
+def _accumulated(data_loader: Any, accumulation: int, rows: int | None) -> tuple[DataLoaderReading, int | None]:
+    """Return the reading of a loader whose batches are `accumulation` joined, and the most records in one item."""
+    reading = read_data_loader(data_loader)
+    joined = accumulated(reading, accumulation)
+    return joined, reading.batches.batch_size if rows is None and joined is not reading else rows
 
 
 def _plan(

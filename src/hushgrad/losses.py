@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any, Protocol
@@ -33,6 +34,12 @@ ELEMENTWISE = (
 )
 """Losses that want the target in the shape of the output, and most of which broadcast in silence otherwise."""
 
+ELEMENTWISE_OF_MORE = (nn.GaussianNLLLoss, nn.MarginRankingLoss, nn.TripletMarginLoss)
+"""Losses of three arguments that want the second in the shape of the first, and broadcast in silence otherwise."""
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a criterion is called with: by place, and by name."""
+
 
 class LossObserver(Protocol):
     """Is told of every evaluation that gradients can come back through."""
@@ -40,7 +47,7 @@ class LossObserver(Protocol):
     def evaluating(self, criterion: PerExampleLoss) -> None:
         """A criterion is going to be called."""
 
-    def evaluated(self, criterion: PerExampleLoss, output: Any, target: Any, losses: Tensor) -> None:
+    def evaluated(self, criterion: PerExampleLoss, arguments: Arguments, losses: Tensor) -> None:
         """Called with the arguments and the losses `[B]`."""
 
 
@@ -52,7 +59,7 @@ class PerExampleLoss(nn.Module):
 
     def __init__(
         self,
-        criterion: nn.Module | Callable[[Any, Any], Tensor],
+        criterion: nn.Module | Callable[..., Tensor],
         *,
         loss_reduction: str,
         batch_size: Callable[[], int | None],
@@ -62,7 +69,8 @@ class PerExampleLoss(nn.Module):
         """Wrap a criterion.
 
         Args:
-            criterion: a loss module with a `reduction`, or a function `(output, target) -> [B]`.
+            criterion: a loss module with a `reduction`, or a function `(output, target) -> [B]`; either may take any
+                arguments.
             loss_reduction: "mean" or "sum", over the examples and over the elements of each example.
             batch_size: tells the number of records of the batch being worked on, or None if it is not known.
             observer: told of the losses, to examine whether each belongs to one example.
@@ -78,6 +86,7 @@ class PerExampleLoss(nn.Module):
         self._observer = observer
         self._mean = mean
         self._elements_are_summed = loss_reduction == "sum"
+        self._is_mean = False  # of the criterion itself
         self._unreduced: nn.Module | None = None
         self._is_separate = False
         if not callable(criterion) or isinstance(criterion, type):
@@ -86,7 +95,7 @@ class PerExampleLoss(nn.Module):
                 f"criterion must be a loss module or a function, got {came}",
                 cure="Pass an instance, such as nn.CrossEntropyLoss(), or a function (output, target) -> losses [B]",
             )
-        self._function: Callable[[Any, Any], Tensor] = criterion
+        self._function: Callable[..., Tensor] = criterion
         if isinstance(criterion, nn.Module):
             if any(parameter.requires_grad for parameter in criterion.parameters()):
                 raise InvalidArgumentError(
@@ -108,33 +117,25 @@ class PerExampleLoss(nn.Module):
         unreduced.reduction = "none"  # type: ignore[assignment]
         self._unreduced = self._function = unreduced
         self._elements_are_summed = self._elements_are_summed or reduction == "batchmean"
+        self._is_mean = reduction == "mean" and not self._elements_are_summed
 
-    def forward(self, output: Any, target: Any, *others: Any, **named: Any) -> Tensor:
+    def forward(self, *arguments: Any, **named: Any) -> Tensor:
         """Return the scalar loss of a batch.
 
         Args:
-            output: what the model returned, the batch on its first dimension.
-            target: what the criterion compares it with.
-            others, named: none; a criterion of more arguments is refused with the cure.
+            arguments, named: those of the criterion. Of one or two, the first is what the model returned, the batch on
+                its first dimension, and the second what it is compared with. Of more, each holds the batch as the
+                criterion wants it (`CTCLoss` on axis 1 of `[T, B, C]`), or is a constant.
 
         Raises:
-            InvalidArgumentError: more than two arguments.
             PrivacyUnitError: the first dimension of the output is not the batch.
             LossShapeError: the criterion does not give one loss per example.
         """
-        if others or named:
-            raise InvalidArgumentError(
-                f"a criterion of engine.per_example takes (output, target), got {2 + len(others) + len(named)} "
-                f"arguments",
-                where=f"criterion {self.name}",
-                cure="Call the criterion without reduction and pass its losses [B] to engine.session.backward(losses), "
-                "or give per_example a function of two arguments that are tuples",
-            )
         if self._observer is not None and torch.is_grad_enabled():
             self._observer.evaluating(self)
-        losses = self.losses(output, target)
+        losses = self.losses(*arguments, **named)
         if self._observer is not None and torch.is_grad_enabled():
-            self._observer.evaluated(self, output, target, losses)
+            self._observer.evaluated(self, (arguments, named), losses)
         return self._mean(losses) if self._loss_reduction == "mean" else losses.sum()
 
     @property
@@ -148,12 +149,16 @@ class PerExampleLoss(nn.Module):
         """The criterion itself, which may keep something between calls."""
         return self._function
 
-    def losses(self, output: Any, target: Any) -> Tensor:
-        """Return the losses of the examples, `[B]`."""
-        batch = self._rows(output)
-        if isinstance(output, Tensor) and isinstance(target, Tensor):
-            self._require_matching_target(output, target)
-        found = self._function(output, target)
+    def losses(self, *arguments: Any, **named: Any) -> Tensor:
+        """Return the losses of the examples, `[B]`; the arguments are those of `forward`."""
+        given = self._in_order(arguments, named)
+        batch = self._rows(given[0]) if 0 < len(given) < 3 else self._expected_rows()
+        match given:
+            case [Tensor() as output, Tensor() as target]:
+                self._require_matching_target(output, target)
+            case [Tensor() as output, Tensor() as target, _, *_] if isinstance(self._unreduced, ELEMENTWISE_OF_MORE):
+                self._require_one_shape(output, target)
+        found = self._function(*arguments, **named)
         if not isinstance(found, Tensor):
             raise LossShapeError(
                 f"must return a tensor of shape [B], got {type(found).__name__}",
@@ -169,23 +174,27 @@ class PerExampleLoss(nn.Module):
                 "criterion [B, classes, T]",
             )
         if self._unreduced is not None:
-            return self._reduce_elements(self._unreduced, found, target)
+            return self._reduce_elements(self._unreduced, found, given)
         if found.ndim != 1:
             raise LossShapeError(
                 f"must give one loss per example, shape [{found.shape[0]}], got {list(found.shape)}",
                 where=f"criterion {self.name}",
                 cure="Reduce each example to one number, or squeeze axes of length 1 other than the first",
             )
-        self._require_separate_losses(found, output)
+        self._require_separate_losses(found, given)
         return found
 
-    def _require_separate_losses(self, losses_B: Tensor, output: Any) -> None:
+    def _require_separate_losses(self, losses_B: Tensor, given: list[Any]) -> None:
         """Refuse a function of the user's whose loss of one example depends on another one's output.
 
         Looked at once: what a function mixes it mixes in every batch.
         """
         rows = losses_B.shape[0]
-        outputs = [part for part in tensors_in(output) if part.requires_grad and part.ndim and part.shape[0] == rows]
+        outputs = [
+            part
+            for part in tensors_in(given)
+            if part.requires_grad and rows in part.shape[: 2 if part.ndim > 2 else 1]  # [T, B, C] too
+        ]
         if self._is_separate or rows < 2 or not outputs or not losses_B.requires_grad:
             return
         found = Separation(losses_B, outputs)
@@ -202,10 +211,20 @@ class PerExampleLoss(nn.Module):
             )
         self._is_separate = True
 
-    def _reduce_elements(self, unreduced: nn.Module, found: Tensor, target: Any) -> Tensor:
+    def _in_order(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
+        """Return the arguments as one list; those of a loss module in the order of its own."""
+        if self._unreduced is None or not named:
+            return [*arguments, *named.values()]
+        return [*inspect.signature(self._unreduced.forward).bind(*arguments, **named).arguments.values()]
+
+    def _reduce_elements(self, unreduced: nn.Module, found: Tensor, given: list[Any]) -> Tensor:
         elements_BK = found.reshape(found.shape[0], -1)
         if self._elements_are_summed:
             return elements_BK.sum(1)
+        if isinstance(unreduced, nn.CTCLoss) and self._is_mean:  # torch's mean is one over each example's own target
+            target_lengths_B = torch.as_tensor(given[3], device=found.device)
+            return elements_BK.mean(1) / target_lengths_B.clamp(min=1)
+        target = given[1] if len(given) > 1 else None
         ignored = vars(unreduced).get("ignore_index")
         if ignored is None or not isinstance(target, Tensor) or target.shape != found.shape:
             return elements_BK.mean(1)
@@ -220,7 +239,11 @@ class PerExampleLoss(nn.Module):
                 f"the target has shape {list(target.shape)} for an output of shape {list(output.shape)}",
                 cure="Give the target one row for each example",
             )
-        if isinstance(self._unreduced, ELEMENTWISE) and target.shape != output.shape:
+        if isinstance(self._unreduced, ELEMENTWISE):
+            self._require_one_shape(output, target)
+
+    def _require_one_shape(self, output: Tensor, target: Tensor) -> None:
+        if target.shape != output.shape:
             raise LossShapeError(
                 f"output and target would be broadcast against each other (shapes {list(output.shape)} and "
                 f"{list(target.shape)}), so one example's loss would contain another one's target",
@@ -229,7 +252,7 @@ class PerExampleLoss(nn.Module):
 
     def _rows(self, output: Any) -> int | None:
         """The number of examples, and a check that the output has them first."""
-        batch = self._batch_size() if torch.is_grad_enabled() else None
+        batch = self._expected_rows()
         if not isinstance(output, Tensor):
             return batch
         if output.ndim == 0:
@@ -240,6 +263,9 @@ class PerExampleLoss(nn.Module):
             raise PrivacyUnitError(
                 f"the model's output has {output.shape[0]} rows for {batch} examples",
                 cure="Put the batch on its first dimension: for sequences give the criterion [B, classes, T] and "
-                "targets [B, T]",
+                "targets [B, T]. Views of one example go through the model in a call for each view",
             )
         return output.shape[0]
+
+    def _expected_rows(self) -> int | None:
+        return self._batch_size() if torch.is_grad_enabled() else None

@@ -52,7 +52,7 @@ def test_all_modules_and_the_optimizer_are_claimed_together_and_given_back_toget
     model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     members = Members(model, optimizer, None)
-    members.join()
+    members.join(members)
     assert all(is_in_use([part]) for part in (optimizer, model, *model))
     members.leave()
     assert not is_in_use([optimizer, model, *model])

@@ -107,6 +107,11 @@ WRITTEN_BY_THE_LOOP = Condition(
     "trained parameters were written to between two steps (clamped, averaged, loaded), by the loop and not by the "
     "optimizer: that what was written follows from nothing but released values is on trust",
 )
+CONSTANTS_OF_A_TERM = Condition(
+    "constants of a regularizer",
+    "a term of parameters alone was declared (session.regularizer) that reads other tensors, frozen before the first "
+    "batch: that they hold nothing of these records is on trust",
+)
 DISCARDED, UNCOUNTED = "discarded batches", "uncounted steps"
 CLOSED = Condition("closed session", "the session was closed: how the model was trained after that is not covered")
 

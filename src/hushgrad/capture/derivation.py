@@ -137,6 +137,7 @@ class _Guard(torch.autograd.Function):
             "meeting the batch, so it has no per-example gradient",
             where=ctx.leaf_name,
             cure="Use it inside the forward together with data. Replace a weight penalty by the optimizer's "
-            "weight_decay. If it did meet the batch, pass the batch to the model as tensors (in tuples, dictionaries "
-            "or dataclasses), and use torch's own operators there, not a scripted or traced part",
+            "weight_decay, or declare it: session.regularizer(fn, weight=...). If it did meet the batch, pass it "
+            "to the model as tensors (in tuples, dictionaries or dataclasses), and use torch's own operators there, "
+            "not a scripted or traced part",
         )

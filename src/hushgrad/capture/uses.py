@@ -146,9 +146,9 @@ class UsePool:
                 "a backward ran outside `session.backward` and outside of an item of the private loader, so the number "
                 "of examples is unknown",
                 where=where,
-                cure="Run it between a loader item and its optimizer.step(), or call session.backward(losses). To "
-                "update another network through this one (a generator's step, say), run forward and backward in "
-                "session.paused()",
+                cure="Run forward and backward of another network's step through this one (a generator's, say) inside "
+                "`with session.paused():` (engine.session); this network's own between a loader item and its "
+                "optimizer.step(), or by session.backward(losses)",
             )
         if axis is None:
             raise PrivacyUnitError(

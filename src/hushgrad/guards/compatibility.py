@@ -115,7 +115,9 @@ def join_problems(problems: Sequence[HushgradError]) -> HushgradError:
 def _session_problems(model: nn.Module, optimizer: Optimizer | None) -> Iterator[HushgradError]:
     if is_in_use([*model.modules(), *([] if optimizer is None else [optimizer])]):
         yield ProtocolError(
-            "the model or the optimizer is private already", cure="Call session.close() first, or build both anew"
+            "the model or the optimizer is private already",
+            cure="Where a notebook cell ran twice, call hushgrad.session_of(model).close() (or give it the optimizer): "
+            "the weights stay, and the same ledger goes on. Or build both anew",
         )
 
 

@@ -90,7 +90,8 @@ class SetupInvariants:
                 where=", ".join(stray),
                 cure="Run the model after it was made private, use each parameter inside the model's own forward only "
                 "(in a custom autograd function by hushgrad.register_operator), write nothing to .grad, and call "
-                "optimizer.zero_grad() before going on",
+                "optimizer.zero_grad() before going on. A term of parameters alone (a penalty, a prior) is declared "
+                "before the loop: session.regularizer(fn, weight=...)",
             )
 
     def _require_same_parameters(self, parameters: Sequence[nn.Parameter]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.utils.data import (
@@ -17,6 +17,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
+from hushgrad.arguments import whole_number
 from hushgrad.errors import DatasetError, InvalidArgumentError, UnsupportedSamplerError
 
 _CURE = "Leave the sampler out: pass DataLoader(dataset, batch_size=..., shuffle=True)"
@@ -124,6 +125,27 @@ def read_data_loader(data_loader: Any) -> DataLoaderReading:
             persistent_workers=data_loader.persistent_workers,
         ),
     )
+
+
+def accumulated(reading: DataLoaderReading, accumulation: int) -> DataLoaderReading:
+    """Return what a DataLoader says whose batches are `accumulation` of these joined: k·b records, in their order.
+
+    Raises:
+        InvalidArgumentError: `accumulation` is no whole number >= 1.
+        DatasetError: fewer records than a joined batch.
+    """
+    if whole_number("accumulation", accumulation, minimum=1) == 1:
+        return reading
+    size = accumulation * reading.batches.batch_size
+    if size > reading.count:
+        raise DatasetError(
+            f"{accumulation} batches of {reading.batches.batch_size} are {size} records, and the dataset has "
+            f"{reading.count}",
+            where="accumulation",
+            cure=f"Use at most accumulation={reading.count // reading.batches.batch_size}",
+        )
+    joined = BatchSampler(reading.batches.sampler, size, reading.batches.drop_last)
+    return replace(reading, batch_size=size, steps=len(joined), batches=joined)
 
 
 def dataset_length(dataset: Any) -> int:

@@ -54,9 +54,9 @@ class Members:
         path = None if ledger is None else os.path.realpath(ledger_path(ledger))
         self._account = _Account(path, TrainedValues(self._parameters))
 
-    def join(self) -> None:
+    def join(self, session: object) -> None:
         """The session is open: no other one may take them."""
-        claim(self._objects)
+        claim(self._objects, session)
 
     def steps_elsewhere(self) -> int:
         """Return how many steps they, or what they are copies of, took in sessions whose ledger is another one.

@@ -42,7 +42,10 @@ class ObservedOrder:
             raise ProtocolError(
                 "the next batch was asked for before optimizer.step() was called for the last one",
                 cure="For every item of the loader: backward, then optimizer.step() (or session.end_item(), and "
-                "optimizer.step() once at the end of each logical batch). After an interrupt call session.discard()",
+                "optimizer.step() once at the end of each logical batch). To accumulate gradients over k batches of b "
+                "records, call optimizer.step() after each of them all the same, and give the DataLoader "
+                "batch_size=k*b with max_physical_batch_size=b, or make_private(accumulation=k): the last step of a "
+                "logical batch alone updates. After an interrupt call session.discard()",
             )
         if self.complete is not None:
             raise ProtocolError(

@@ -16,6 +16,7 @@ from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.mechanism import Mechanism
 from hushgrad.randomness import KeyStream
 from hushgrad.session.members import Members
+from hushgrad.session.regularizers import Regularizers
 from hushgrad.session.spending import Spending
 from hushgrad.session.update import Update
 
@@ -36,6 +37,7 @@ class Parts:
         left_alone: what the loop does to parameters and optimizer beside the steps.
         marks: what shows in `.grad` between a backward and the step.
         update: the clipped sums, and the noised update.
+        regularizers: declared terms of parameters alone, added to the noised update.
         spending: the ledger, and what may still be spent.
         monitors: those that were handed in.
         is_strict: whether what the probe would take on trust is refused.
@@ -52,6 +54,7 @@ class Parts:
     left_alone: LeftAlone
     marks: GradientMarks
     update: Update
+    regularizers: Regularizers
     spending: Spending
     monitors: Monitors
     is_strict: bool

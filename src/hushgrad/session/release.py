@@ -1,9 +1,14 @@
-"""The end of a logical batch: charge, then noise, then the update goes to the optimizer. In this order."""
+"""The end of a logical batch: charge, then noise, then the update goes to the optimizer. In this order.
+
+Terms of parameters alone come last. Their gradients are computed before the charge: a refused one costs nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+
+from torch import Tensor
 
 from hushgrad.accounting.conditions import NEVER_EXAMINED, VALUES_READ, Condition
 from hushgrad.errors import LedgerError, NoiseMismatchError, TakenOnTrustError
@@ -27,6 +32,7 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
         spending.require_step()
         _require_established(parts)
         mechanism = spending.current()
+        terms = _terms(parts)
         spending.note(NOISE, update.monitor.finding_due())
         spending.trust(trusted())
         spending.charge(loader_pass)
@@ -42,10 +48,23 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
         raise
     try:
         parts.monitors.see(update.number - 1, mechanism, update.parameters)
+        update.add_terms(terms)
     except BaseException:
         update.clear()
         with suppress(LedgerError):
             note_monitors(parts)
+        raise
+
+
+def _terms(parts: Parts) -> dict[str, Tensor]:
+    """Return the gradients of declared terms; where one is refused its logical batch counts as discarded.
+
+    What a term reads may follow the batch, so whether this one is dropped may, too.
+    """
+    try:
+        return parts.regularizers.gradients()
+    except BaseException:
+        parts.spending.discard()
         raise
 
 

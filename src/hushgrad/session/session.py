@@ -58,7 +58,7 @@ class Session:
             abandon=self._abandon_step,
         )
         self._parts.probe.on_finding = self._found
-        self._parts.members.join()
+        self._parts.members.join(self)
 
     # The loop --------------------------------------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ class Session:
         self._require_open()
         self._loop.end_item()
 
-    def per_example(self, criterion: nn.Module | Callable[[Any, Any], Tensor]) -> PerExampleLoss:
+    def per_example(self, criterion: nn.Module | Callable[..., Tensor]) -> PerExampleLoss:
         """Return a criterion that is checked to give one loss per example (see `PrivacyEngine.per_example`)."""
 
         def size() -> int | None:
@@ -125,6 +125,35 @@ class Session:
             observer=self._parts.probe,
             mean=lambda losses: self._loop.mean(losses),
         )
+
+    def regularizer(self, fn: Callable[[], Tensor], *, weight: float) -> None:
+        """Declare a term of the parameters alone: `weight` · its gradient is added to every update, after the noise.
+
+        For what is no loss of an example: a proximal term, a Bayesian prior, a penalty that `weight_decay` is not. The
+        library evaluates it once for each logical batch, empty draws too, and adds its gradient after noise and
+        division. So it costs no privacy and changes no sensitivity, and is never to be added to the loss of the loop::
+
+            first = [p.detach().clone() for p in model.parameters()]
+            session.regularizer(
+                lambda: sum((p - q).square().sum() for p, q in zip(model.parameters(), first)), weight=0.1
+            )
+
+        With loss_reduction="sum" the update is not divided, and the term stands beside the sum of the losses.
+
+        Args:
+            fn: without arguments; returns a floating-point scalar of the model's parameters, and of tensors as they are
+                now, of which copies are kept. Declared before the first batch.
+            weight: greater than 0.
+
+        Raises:
+            InvalidArgumentError: no such function: it reads something else, writes to parameters, or gives another
+                value when it is evaluated again (random numbers).
+            ProtocolError: a batch was handed out already, so `fn` may hold its values.
+            ContractChangedError: in a later `optimizer.step()`, before anything is charged, where it reads other
+                tensors, values or numbers than when it was declared.
+        """
+        self._require_open()
+        self._parts.regularizers.declare(fn, weight)
 
     def discard(self) -> None:
         """Drop what was summed since the last update and end the logical batch. What was charged stays charged.
@@ -302,6 +331,7 @@ class Session:
             *parts.probe.conditions,
             *parts.frozen.conditions,
             *parts.left_alone.conditions,
+            *parts.regularizers.conditions,
             *operators,
             *rounding,
         ]

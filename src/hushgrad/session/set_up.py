@@ -29,6 +29,7 @@ from hushgrad.randomness import KeyStream
 from hushgrad.sampling import known as sampling_kinds
 from hushgrad.session.members import Members
 from hushgrad.session.parts import Parts
+from hushgrad.session.regularizers import Regularizers
 from hushgrad.session.spending import Spending
 from hushgrad.session.update import Update
 
@@ -92,6 +93,7 @@ def set_up(
         left_alone=LeftAlone(parameters),
         marks=GradientMarks(model, parameters),
         update=update,
+        regularizers=Regularizers(parameters, scope),
         spending=spending,
         monitors=watching,
         is_strict=strict,

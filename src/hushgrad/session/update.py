@@ -107,6 +107,13 @@ class Update:
             self.clear()  # no partial update; the charge stands
             raise
 
+    def add_terms(self, gradients: Mapping[str, Tensor]) -> None:
+        """Add gradients of terms of parameters alone to the written update."""
+        for name, gradient in gradients.items():
+            written = self._parameters[name].grad
+            if written is not None:
+                written.add_(gradient)
+
     def clear(self) -> None:
         """Take a written update away again, used or not."""
         if self._is_written:

@@ -56,7 +56,7 @@ class OneBatch:
         output = output.clone().requires_grad_()
         self.evaluations.begin(criterion)
         losses = criterion.losses(output, target)
-        is_kept = self.evaluations.note(criterion, output, target, losses)
+        is_kept = self.evaluations.note(criterion, ((output, target), {}), losses)
         if backward:
             losses.sum().backward()  # type: ignore[no-untyped-call]
         return is_kept
@@ -94,15 +94,15 @@ def test_what_was_given_is_kept_as_it_was(batch: OneBatch) -> None:
     output = OUTPUT.clone().requires_grad_()
     losses = criterion.losses(output, target)
     batch.evaluations.begin(criterion)
-    batch.evaluations.note(criterion, output, target, losses)
+    batch.evaluations.note(criterion, ((output, target), {}), losses)
     losses.sum().backward()  # type: ignore[no-untyped-call]
     target.zero_()
     with torch.no_grad():
         output.zero_()
     (found,) = batch.evaluations.reached()
-    assert found.given is output
-    assert torch.equal(found.target, TARGET)
-    assert torch.equal(found.output, OUTPUT)
+    assert found.given[0][0] is output
+    assert torch.equal(found.values[0][1], TARGET)
+    assert torch.equal(found.values[0][0], OUTPUT)
 
 
 def test_what_no_accumulating_backward_came_back_through_is_not_examined(batch: OneBatch) -> None:
@@ -123,7 +123,7 @@ def test_of_several_evaluations_the_first_that_was_reached_stays(batch: OneBatch
     batch.evaluate(criterion, OUTPUT + 2)
     batch.evaluate(criterion, OUTPUT + 3)
     (found,) = batch.evaluations.reached()
-    assert torch.equal(found.output, OUTPUT + 2)
+    assert torch.equal(found.values[0][0], OUTPUT + 2)
     batch.evaluations.clear()
     assert batch.evaluations.reached() == []
 
@@ -137,10 +137,10 @@ def test_a_look_at_a_known_criterion_evaluates_a_few_of_its_examples(batch: OneB
     (found,) = batch.evaluations.reached()
     assert found.losses is not None
     assert found.losses.shape == (FEW,)
-    assert torch.allclose(each(found.output, found.target), found.losses)
-    rows = [int((row == OUTPUT * 2).all(1).nonzero()) for row in found.output]
+    assert torch.allclose(each(found.values[0][0], found.values[0][1]), found.losses)
+    rows = [int((row == OUTPUT * 2).all(1).nonzero()) for row in found.values[0][0]]
     assert rows == sorted(set(rows))
-    assert torch.equal(found.target, TARGET[rows])
+    assert torch.equal(found.values[0][1], TARGET[rows])
     criterion.sizes.clear()
     batch.examine()
     assert criterion.sizes
@@ -206,7 +206,7 @@ def test_where_it_is_not_told_which_parts_belong_to_which_example_all_are_looked
     batch.evaluate(criterion, OUTPUT, {"y": TARGET})
     (found,) = batch.evaluations.reached()
     assert found.losses is None
-    assert found.output.shape == OUTPUT.shape
+    assert found.values[0][0].shape == OUTPUT.shape
 
 
 def test_targets_in_a_list_are_looked_at_in_part_too(batch: OneBatch) -> None:
@@ -217,9 +217,9 @@ def test_targets_in_a_list_are_looked_at_in_part_too(batch: OneBatch) -> None:
     batch.evaluate(criterion, OUTPUT, TARGET.tolist())
     (found,) = batch.evaluations.reached()
     assert found.losses is not None
-    assert isinstance(found.target, list)
-    assert len(found.target) == FEW
-    assert torch.allclose(each(found.output, torch.tensor(found.target)), found.losses)
+    assert isinstance(found.values[0][1], list)
+    assert len(found.values[0][1]) == FEW
+    assert torch.allclose(each(found.values[0][0], torch.tensor(found.values[0][1])), found.losses)
 
 
 def test_what_a_criterion_kept_before_is_kept_where_it_is_to_be_examined_alone(batch: OneBatch) -> None:

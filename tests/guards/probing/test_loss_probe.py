@@ -72,14 +72,14 @@ class Asked:
 
     name = "asked"
 
-    def __init__(self, losses: Callable[[Any, Any], Tensor], watched: nn.Module | None = None) -> None:
+    def __init__(self, losses: Callable[..., Tensor], watched: nn.Module | None = None) -> None:
         self.losses, self.watched = losses, watched
 
 
 def examine(losses: Callable[[Any, Any], Tensor], watched: nn.Module | None = None, size: int = 6) -> bool:
     generator = torch.Generator().manual_seed(0)
     output, target = torch.randn(size, 3, generator=generator), torch.arange(size) % 3
-    return CriterionProbe(Asked(losses, watched)).examine(output, target, size, None)
+    return CriterionProbe(Asked(losses, watched)).examine(((output, target), {}), size)
 
 
 def each(output: Tensor, target: Tensor) -> Tensor:
@@ -132,9 +132,9 @@ def test_losses_that_are_not_finite_for_some_are_asked_of_others_in_their_place(
 
     output, target = torch.randn(6, 3), torch.arange(6) % 3
     output[2, 0] = -7
-    assert CriterionProbe(Asked(with_a_hole)).examine(output, target, 6, None)
+    assert CriterionProbe(Asked(with_a_hole)).examine(((output, target), {}), 6)
     with pytest.raises(CrossSampleLeakError):
-        CriterionProbe(Asked(lambda o, y: with_a_hole(o, y) / len(y))).examine(output, target, 6, None)
+        CriterionProbe(Asked(lambda o, y: with_a_hole(o, y) / len(y))).examine(((output, target), {}), 6)
 
 
 # What a criterion keeps ------------------------------------------------------------------------------------------

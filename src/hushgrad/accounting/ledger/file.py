@@ -92,7 +92,10 @@ class LedgerFile:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LedgerError(
-                "it is in use by another writer", where=_WHERE, cure="Wait for that writer, or use another path"
+                "it is in use by another writer",
+                where=_WHERE,
+                cure="Wait for that writer, close the session that writes it (engine.session.close()), or use another "
+                "path",
             ) from None
         except OSError as error:
             raise _failed("cannot be locked on this file system", error, _LOCAL) from None

@@ -74,10 +74,18 @@ class ForwardContext:
                 cure="Keep the batch on an axis of its own, and do not mix examples",
             )
         if self.pool.batch_size is not None and self.batch_size != self.pool.batch_size:
+            views, rest = divmod(self.batch_size or 0, self.pool.batch_size or 1)
             raise PrivacyUnitError(
                 f"saw {self.batch_size} rows for {self.pool.batch_size} examples",
                 where=where,
-                cure="Give the model one row for each example, with the batch on the first axis of its inputs",
+                cure=(
+                    "Give the model one row for each example, with the batch on the first axis of its inputs"
+                    if rest or views < 2
+                    else f"Where these are {views} views of each example, call the model once for each view, or give "
+                    f"it [B, {views}, ...] and fold the views inside its forward"
+                )
+                + ". Of rows that the loop makes itself (a generator's fakes) make one for each example: "
+                "torch.randn(len(x), ...)",
             )
 
     def record(

@@ -15,7 +15,8 @@ from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loss_probe import Criterion, CriterionProbe, Runs
 from hushgrad.guards.probing.rows import Batch, fits
 from hushgrad.guards.probing.state import State
-from hushgrad.guards.probing.trees import Path, copied
+from hushgrad.guards.probing.trees import Path, copied, places_of
+from hushgrad.losses import Arguments
 
 FEW = 4
 """How many examples of a criterion that was examined before are looked at again."""
@@ -23,16 +24,15 @@ FEW = 4
 
 @dataclass(eq=False)
 class Evaluation:
-    """What a criterion was given: the output itself, to know it again, and the values of then.
+    """What a criterion was given: the arguments themselves, to know outputs among them again, and the values of then.
 
     `losses`: what it gave for the examples that are kept; None where they are all, and the criterion is not known.
     `before`: what the criterion kept before.
     """
 
     criterion: Criterion
-    given: Any
-    output: Any
-    target: Any
+    given: Arguments
+    values: Arguments
     losses: Tensor | None = None
     before: State | None = None
     is_reached: bool = False
@@ -64,14 +64,14 @@ class Evaluations:
         """A criterion is going to be called: keep what it keeps, if it is to be examined."""
         self._before = State(criterion.watched) if self._looks.wanted or criterion not in self._known else None
 
-    def note(self, criterion: Criterion, output: Any, target: Any, losses: Tensor) -> bool:
+    def note(self, criterion: Criterion, arguments: Arguments, losses: Tensor) -> bool:
         """Keep what a criterion was given if it is to be examined; return whether it is."""
         is_known = criterion in self._known
         if is_known and not (self._looks.wanted and losses.shape[0] > 1):
             return False
         if criterion not in self._kept or not self._kept[criterion].is_reached:
-            kept = self._part(criterion, output, target, losses) if is_known else None
-            evaluation = kept or Evaluation(criterion, output, *copied((output, target)))
+            kept = self._part(criterion, arguments, losses) if is_known else None
+            evaluation = kept or Evaluation(criterion, arguments, copied(arguments))
             evaluation.before = self._before
             self._kept[criterion] = evaluation
             losses.register_hook(self._mark(evaluation))  # type: ignore[no-untyped-call]
@@ -81,8 +81,8 @@ class Evaluations:
         """Return those that a backward came back through."""
         return [part for part in self._kept.values() if part.is_reached]
 
-    def examine(self, evaluation: Evaluation, size: int, runs: Runs | None) -> list[str]:
-        """Probe one of a batch of `size` examples; `runs` are the model's on altered ones, where its output is these.
+    def examine(self, evaluation: Evaluation, size: int, runs: Runs | None, output: Any = None) -> list[str]:
+        """Probe one of a batch of `size` examples; `runs` are the model's on altered ones, `output` is what it gave.
 
         Returns what the criterion keeps and could not be looked into, in words.
 
@@ -92,23 +92,24 @@ class Evaluations:
         if evaluation.losses is not None:
             size, runs = evaluation.losses.shape[0], None
         probe = CriterionProbe(evaluation.criterion, evaluation.before)
-        if probe.examine(evaluation.output, evaluation.target, size, runs, evaluation.losses):
+        places = {} if runs is None else places_of(evaluation.given, output)
+        if probe.examine(evaluation.values, size, runs if places else None, evaluation.losses, places):
             self._known.setdefault(evaluation.criterion, probe.axes)
         if evaluation.losses is None:
             self.examined += 1
         return probe.unread
 
-    def _part(self, criterion: Criterion, output: Any, target: Any, losses: Tensor) -> Evaluation | None:
+    def _part(self, criterion: Criterion, arguments: Arguments, losses: Tensor) -> Evaluation | None:
         """Keep a few examples; None where it is not told which parts belong to which."""
         size = losses.shape[0]
-        lifting = lifted((output, target), size, outer=1)
+        lifting = lifted(arguments, size, outer=2)
         axes = self._known[criterion]
         if not fits(axes, lifting.value, size):
             return None
         rows = sorted(self._looks.some(size, FEW))
-        part_output, part_target = lifting.lowered(Batch(lifting.value, axes, size).only(rows))
+        part = lifting.lowered(Batch(lifting.value, axes, size).only(rows))
         chosen = losses.detach()[torch.tensor(rows, device=losses.device)]
-        return Evaluation(criterion, output, part_output, part_target, chosen)
+        return Evaluation(criterion, arguments, part, chosen)
 
     def _mark(self, evaluation: Evaluation) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -17,14 +19,18 @@ from hushgrad.guards.probing.lifting import Lifted, lifted
 from hushgrad.guards.probing.rows import Batch, batch_axes, rows_agree, split_examples
 from hushgrad.guards.probing.state import SAMPLES, State, following, forked_randomness
 from hushgrad.guards.probing.state_values import differs_by_itself
-from hushgrad.guards.probing.trees import Path, tensors_at, with_tensors
+from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts, with_tensors
 from hushgrad.guards.probing.widths import OwnWidth, cut_to
+from hushgrad.losses import Arguments
 from hushgrad.separation import Separation
 
 CURE = (
     "Give each example a loss of its own: average over its own elements or tokens and divide by nothing that the batch "
     "decides (its size, its number of tokens, its class counts); contrast with no other example of the batch"
 )
+
+
+NOWHERE: Mapping[Path, Path] = MappingProxyType({})
 
 
 class Criterion(Protocol):
@@ -38,7 +44,7 @@ class Criterion(Protocol):
     def watched(self) -> Any:
         """The loss module, function or object whose state is watched."""
 
-    def losses(self, output: Any, target: Any) -> Tensor:
+    def losses(self, *arguments: Any, **named: Any) -> Tensor:
         """Return the losses of the examples, `[B]`."""
 
 
@@ -100,7 +106,7 @@ class Runs:
 
 
 class CriterionProbe:
-    """Evaluates a criterion again on altered outputs and targets.
+    """Evaluates a criterion again on altered arguments: outputs, targets, and whatever else it takes.
 
     Attributes:
         unread: what the criterion keeps and could not be looked into, in words.
@@ -113,18 +119,26 @@ class CriterionProbe:
         self.unread = self._state.unread
         self._lifting = Lifted(None, {})
         self.axes: Mapping[Path, int] = {}
-        """The axis of the examples in each tensor of `(output, target)` that holds them, once that was examined."""
+        """The axis of the examples in each tensor of the arguments that holds them, once that was examined."""
 
-    def examine(self, output: Any, target: Any, size: int, runs: Runs | None, losses: Tensor | None = None) -> bool:
+    def examine(
+        self,
+        arguments: Arguments,
+        size: int,
+        runs: Runs | None = None,
+        losses: Tensor | None = None,
+        places: Mapping[Path, Path] = NOWHERE,
+    ) -> bool:
         """Refuse a criterion that gives an example another loss when the others change.
 
         Examples whose losses are not finite are replaced by others, which tell more.
 
         Args:
-            output, target: what the criterion was given for a batch of `size` examples.
+            arguments: what the criterion was given for a batch of `size` examples.
             size: B, at least 2.
-            runs: what the model gave for this batch and for altered ones, if `output` is what it returned.
+            runs: what the model gave for this batch and for altered ones, if arguments are what it returned.
             losses: what the criterion gave for these examples among others of their batch, if they are a part of one.
+            places: where in the arguments what the model returned is, or a part, and where that is in what it returned.
 
         Returns whether it could be told. It cannot where the criterion runs on no values that give finite losses.
 
@@ -134,17 +148,16 @@ class CriterionProbe:
         now = State(self._criterion.watched)
         self._state.restore()
         try:
-            self._lifting = lifted((output, target), size, outer=1)
-            output, target = self._lifting.value
+            self._lifting = lifted(arguments, size, outer=2)
             if losses is not None:
-                self._require_equal(losses, self._run(output, target)[0], [], "were left out")
-            return self._examine(output, target, size, runs)
+                self._require_equal(losses, self._run(self._lifting.value)[0], [], "were left out")
+            return self._examine(self._lifting.value, size, runs, places)
         finally:
             now.restore()
 
-    def _examine(self, output: Any, target: Any, size: int, runs: Runs | None) -> bool:
-        output, target, base, still, is_told = self._finite(output, target, size)
-        again, _ = self._run(output, target)
+    def _examine(self, arguments: Any, size: int, runs: Runs | None, places: Mapping[Path, Path]) -> bool:
+        arguments, base, still, is_told = self._finite(arguments, size)
+        again, _ = self._run(arguments)
         if not rows_agree(base, again):
             raise CrossSampleLeakError(
                 "gives other losses when it is run again on the same values, so it keeps something from one call to "
@@ -152,13 +165,13 @@ class CriterionProbe:
                 where=self._place,
                 cure=CURE,
             )
-        self.axes = self._require_fewer(output, target, size, base)
-        batch = Batch((output, target), self.axes, size)
+        self.axes = self._require_fewer(arguments, size, base)
+        batch = Batch(arguments, self.axes, size)
         for chosen in split_examples(size):
-            changed, moved = self._run(*batch.exchanged(chosen, away=False))
+            changed, moved = self._run(batch.exchanged(chosen, away=False))
             self._require_equal(base, changed, chosen, "were exchanged")
             for key in following(still, moved):
-                samples = [still, *(self._run(output, target)[1] for _ in range(SAMPLES))]
+                samples = [still, *(self._run(arguments)[1] for _ in range(SAMPLES))]
                 *same, other = [found.get(key, self._state.saved(key)) for found in (*samples, moved)]
                 if not self._state.is_unsteady(key, samples) and not differs_by_itself(same, other):
                     raise CrossSampleLeakError(
@@ -167,29 +180,29 @@ class CriterionProbe:
                         cure=CURE,
                     )
         if runs is not None:
-            self._require_separate_through_model(target, size, runs)
+            self._require_separate_through_model(batch, runs, places)
         return is_told
 
-    def _finite(self, output: Any, target: Any, size: int) -> tuple[Any, Any, Tensor, dict[Key, Any], bool]:
+    def _finite(self, arguments: Any, size: int) -> tuple[Any, Tensor, dict[Key, Any], bool]:
         """Return arguments whose losses are finite, with what the criterion gives for them, and whether they are.
 
         Raises:
             CrossSampleLeakError: not even values between 0 and 1 give finite losses.
         """
-        losses, moved = self._run(output, target)
-        axes = batch_axes((output, target), size)
-        if bool(losses.isfinite().all()) or losses.shape != (size,) or not axes:
-            return output, target, losses, moved, True
+        losses, moved = self._run(arguments)
+        ways = batch_axes(arguments, size)
+        if bool(losses.isfinite().all()) or losses.shape != (size,) or not ways:
+            return arguments, losses, moved, True
         spoiled = [int(row) for row in losses.isfinite().logical_not().nonzero()]
         failed = False
-        for batch in repairs(Batch((output, target), axes[0], size), spoiled):
+        for batch in chain.from_iterable(repairs(Batch(arguments, axes, size), spoiled) for axes in ways):
             try:
-                found, left = self._run(*batch.value)
+                found, left = self._run(batch.value)
             except Exception:  # content that the criterion cannot take
                 failed = True
                 continue
             if bool(found.isfinite().all()):
-                return *batch.value, found, left, True
+                return batch.value, found, left, True
         if not failed:
             raise CrossSampleLeakError(
                 "gives losses that are not finite even for outputs and targets between 0 and 1, so it keeps something "
@@ -197,29 +210,30 @@ class CriterionProbe:
                 where=self._place,
                 cure=CURE,
             )
-        return output, target, losses, moved, False
+        return arguments, losses, moved, False
 
     @property
     def _place(self) -> str:
         return f"criterion {self._criterion.name}"
 
-    def _run(self, output: Any, target: Any) -> tuple[Tensor, dict[Key, Any]]:
-        devices = [tensor.device for _, tensor in tensors_at((output, target))]
+    def _run(self, arguments: Any) -> tuple[Tensor, dict[Key, Any]]:
+        devices = [tensor.device for _, tensor in tensors_at(arguments)]
         try:
             with torch.no_grad(), forked_randomness(devices, SEED):
-                found = self._criterion.losses(*self._lifting.lowered((output, target))).detach()
+                by_place, by_name = self._lifting.lowered(arguments)
+                found = self._criterion.losses(*by_place, **by_name).detach()
             return found, self._state.moved()
         finally:
             self._state.restore()
 
-    def _require_fewer(self, output: Any, target: Any, size: int, base: Tensor) -> dict[Path, int]:
+    def _require_fewer(self, arguments: Any, size: int, base: Tensor) -> dict[Path, int]:
         """Leave one example out, and return which of the arguments hold the batch, and where."""
         example = size - 1
         failure: Exception | None = None
-        for axes in batch_axes((output, target), size):
-            batch = Batch((output, target), axes, size)
+        for axes in batch_axes(arguments, size):
+            batch = Batch(arguments, axes, size)
             try:
-                fewer, _ = self._run(*batch.without(example))
+                fewer, _ = self._run(batch.without(example))
             except Exception as error:
                 failure = failure or error
                 continue
@@ -230,35 +244,34 @@ class CriterionProbe:
         raise CrossSampleLeakError(
             f"cannot be evaluated without one of the examples{came}, so it depends on how many there are",
             where=self._place,
-            cure=f"Pass everything that belongs to an example in its two arguments, which may be tuples or "
-            f"dictionaries. {CURE}",
+            cure=f"Pass everything that belongs to an example in its arguments, with one row for each example (padded, "
+            f"not joined end to end). {CURE}",
         ) from None
 
-    def _require_separate_through_model(self, target: Any, size: int, runs: Runs) -> None:
+    def _require_separate_through_model(self, batch: Batch, runs: Runs, places: Mapping[Path, Path]) -> None:
         """The same with the values that the model itself gave: scalars among its outputs may carry the batch."""
-        base, _ = self._run(runs.whole, target)
+        base, _ = self._run(_with_outputs(batch.value, runs.whole, places))
         try:
-            changed, _ = self._run(runs.exchanged, target)
+            changed, _ = self._run(_with_outputs(batch.value, runs.exchanged, places))
         except Exception:
             return  # the exchanged examples' own values are out of the criterion's range
         self._require_equal(base, changed, runs.chosen, "were exchanged")
-        if runs.fewer is not None and (axes := batch_axes(target, size)):
-            fewer, _ = self._run(runs.fewer, Batch(target, axes[0], size).without(runs.left_out))
+        if runs.fewer is not None:
+            fewer, _ = self._run(_with_outputs(batch.without(runs.left_out), runs.fewer, places))
             self._require_equal(base, fewer, [runs.left_out], "were left out")
         for width, output, left in runs.alone:
-            self._require_same_alone(base, target, size, width, output, left)
+            self._require_same_alone(base, batch, width, output, left, places)
 
     def _require_same_alone(
-        self, base: Tensor, target: Any, size: int, width: OwnWidth, output: Any, left: bool
+        self, base: Tensor, batch: Batch, width: OwnWidth, output: Any, left: bool, places: Mapping[Path, Path]
     ) -> None:
         """A short record must have the loss that it has at its own width."""
-        axes = next(iter(batch_axes(target, size)), {})
 
         def cut(path: Path, tensor: Tensor) -> Tensor:
-            return cut_to(tensor, width, axes.get(path), left)
+            return cut_to(tensor, width, self.axes.get(path), left)
 
         try:
-            found, _ = self._run(output, with_tensors(Batch(target, axes, size).only([width.row]), cut))
+            found, _ = self._run(_with_outputs(with_tensors(batch.only([width.row]), cut), output, places))
         except Exception:
             return  # targets that the loop would not cut in this way
         if found.shape == (1,) and not rows_agree(base[width.row : width.row + 1], found):
@@ -280,3 +293,13 @@ class CriterionProbe:
                 where=self._place,
                 cure=CURE,
             )
+
+
+def _with_outputs(arguments: Any, output: Any, places: Mapping[Path, Path]) -> Any:
+    """Return the arguments with what a model returned, or parts of it, in these places."""
+    parts = {(): output, **dict(tensors_at(output))}
+
+    def visit(path: Path, part: Any) -> Any:
+        return parts.get(places[path], part) if path in places else DESCEND
+
+    return with_parts(arguments, visit)

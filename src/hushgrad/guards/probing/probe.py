@@ -50,6 +50,7 @@ from hushgrad.guards.probing.scalar_loss import ScalarLoss
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.trees import Path, kept_values, tensors_at
 from hushgrad.guards.probing.widths import Drawn, telling_rows
+from hushgrad.losses import Arguments
 from hushgrad.randomness import KeyStream
 from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task, will_execute
 
@@ -219,7 +220,7 @@ class Probe:
         if not self._is_busy and self.is_waiting:
             self._evaluations.begin(criterion)
 
-    def evaluated(self, criterion: Criterion, output: Any, target: Any, losses: Tensor) -> None:
+    def evaluated(self, criterion: Criterion, arguments: Arguments, losses: Tensor) -> None:
         """A criterion gave these losses; it is examined at the end of the batch unless it was before.
 
         Raises:
@@ -229,7 +230,7 @@ class Probe:
             return
         self._scalar_loss.vouch(losses)
         self._programs.losses(losses)
-        if not losses.requires_grad or not self._evaluations.note(criterion, output, target, losses):
+        if not losses.requires_grad or not self._evaluations.note(criterion, arguments, losses):
             return
         with self._findings_told():
             self._look_at_graph(losses)  # values that are not finite are seen to when the criterion is examined
@@ -482,8 +483,8 @@ class Probe:
         self._call_count += len(pending)
         self._notes.extend(probe.skipped)
         for evaluation in evaluations:
-            is_output = len(pending) == 1 and pending[0].call.output is evaluation.given
-            self._notes += self._evaluations.examine(evaluation, size, probe.runs if is_output else None)
+            runs, output = (probe.runs, pending[0].call.output) if len(pending) == 1 else (None, None)
+            self._notes += self._evaluations.examine(evaluation, size, runs, output)
         for part in pending:
             self._novelty.examined(part.call.module)
             self._examined[part.signature] = size > 1 and self._is_told

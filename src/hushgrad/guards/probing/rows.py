@@ -145,6 +145,7 @@ def batch_axes(value: Any, size: int) -> list[dict[Path, int]]:
     examples on axis 1: the likelier ways then fail when an example is left out.
     """
     tensors = list(tensors_at(value))
+    deep = {path: 1 for path, tensor in tensors if tensor.ndim > 2 and tensor.shape[1] == size}
     front = {path: 0 for path, tensor in tensors if tensor.ndim and tensor.shape[0] == size}
     second = {path: 1 for path, tensor in tensors if tensor.ndim > 1 and tensor.shape[1] == size}
     constants = {path for path, tensor in tensors if path in front and _is_about_positions(tensor)}
@@ -153,6 +154,7 @@ def batch_axes(value: Any, size: int) -> list[dict[Path, int]]:
         {path: axis for path, axis in front.items() if path not in constants},
         {**second, **front},
         second,
+        {**front, **deep},  # `[T, B, C]` with as many times as there are examples
     ]
     distinct: list[dict[Path, int]] = []
     for candidate in candidates:

@@ -120,6 +120,23 @@ def _arrays(value: Any, depth: int = 0) -> Iterator[np.ndarray[Any, Any]]:
             yield from _arrays(part, depth + 1)
 
 
+def places_of(value: Any, source: Any) -> dict[Path, Path]:
+    """Return where in nested values `source` is, or a tensor that is a part of it: the path there, and that in it."""
+    parts: dict[int, Path] = {id(source): ()}
+    for path, tensor in tensors_at(source):
+        parts.setdefault(id(tensor), path)
+    found: dict[Path, Path] = {}
+
+    def visit(path: Path, part: Any) -> Any:
+        if id(part) not in parts:
+            return DESCEND
+        found[path] = parts[id(part)]
+        return part
+
+    with_parts(value, visit)
+    return found
+
+
 def detached(value: Any) -> Any:
     """Return the same nested structure with the tensors' values and without their graph."""
     return with_tensors(value, lambda _, tensor: tensor.detach())
