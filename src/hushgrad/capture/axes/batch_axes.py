@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from hushgrad.capture.axes.pieces import follow_pieces
 from hushgrad.capture.axes.rules import Axis, OperatorCall, changes_in_place, main_argument
 from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, follow_rows, packed_owners
 from hushgrad.capture.axes.table import AXIS_RULES, CONSTANTS
@@ -77,7 +78,7 @@ class BatchAxes:
     def get(self, tensor: Any) -> Axis:
         """Return the batch axis of `tensor`; None if it has none."""
         location = self.location(tensor)
-        return None if isinstance(location, SegmentIds) else location
+        return location if isinstance(location, int) else None
 
     def location(self, tensor: Any) -> BatchLocation:
         """Return where the batch lies in `tensor`: on an axis, or in rows with owners; None if it is not known."""
@@ -159,6 +160,8 @@ class BatchAxes:
             axis: BatchLocation = rule(call, out, output_index) if rule is not None and known else None
             if axis is None and self.batch_size and any(part is not None for part in locations):
                 axis = follow_rows(call, locations, out, output_index, rule)
+            if axis is None and self.batch_size and self.batch_size > 1:
+                axis = follow_pieces(call, locations, out, output_index, rule)
             if axis is None and known and self.batch_size == 1 and out.ndim:
                 axis = 0  # there is no other example to be mixed with
             if out is written:
@@ -228,7 +231,7 @@ class BatchAxes:
         return part, AXIS_RULES[get](call, part, 0)
 
     def _overwritten(self, tensor: Tensor, axis: BatchLocation, name: str) -> None:
-        if axis is None and self.get(tensor) is not None:
+        if axis is None and (self.get(tensor) is not None or self._is_seen_elsewhere(tensor)):
             raise PrivacyUnitError(
                 f"changes a tensor of shape {list(tensor.shape)} in place, so that the examples of the batch can no "
                 f"longer be told apart in it",
@@ -242,6 +245,18 @@ class BatchAxes:
             self._lose(tensor, name)
         else:
             self.set(tensor, axis)
+
+    def _is_seen_elsewhere(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a view, and its memory that of another one whose examples can be told apart."""
+        if base_of(tensor) is None or tensor.layout != torch.strided:
+            return False
+        memory = tensor.untyped_storage().data_ptr()
+        others = [(reference(), location) for reference, location in self._entries.values()]
+        return any(
+            other.untyped_storage().data_ptr() == memory
+            for other, location in others
+            if other is not None and other is not tensor and location is not None and other.layout == torch.strided
+        )
 
     def _lose(self, tensor: Tensor, name: str) -> None:
         if self.lost_by is None:
