@@ -80,7 +80,7 @@ def _trial_of(call: OperatorCall) -> _Trial | None:
             axes.append(call.axis_of(value))
         places.append(at)
         key.append((value.shape, value.is_complex(), axes[at], at))
-    if "out" in call.kwargs or sum(value.numel() for value in tensors) > LARGEST:
+    if call.kwargs.get("out") is not None or sum(value.numel() for value in tensors) > LARGEST:
         return None
     if any(axis is not None and value.shape[axis] % call.batch_size for value, axis in zip(tensors, axes, strict=True)):
         return None

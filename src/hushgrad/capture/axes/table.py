@@ -66,7 +66,8 @@ SAME_VALUES = """
 FILLS = "fill_ zero_ normal_ uniform_ bernoulli_ exponential_"
 VIEWS = """
     transpose swapaxes swapdims t permute movedim moveaxis unsqueeze squeeze select unbind narrow split chunk
-    unsafe_split unsafe_chunk split_with_sizes unsafe_split_with_sizes tensor_split hsplit vsplit dsplit diagonal expand expand_as broadcast_to adjoint
+    unsafe_split unsafe_chunk split_with_sizes unsafe_split_with_sizes tensor_split hsplit vsplit dsplit
+    atleast_1d atleast_2d atleast_3d diagonal expand expand_as broadcast_to adjoint
     T mT H mH
 """
 MATRICES = """
@@ -113,7 +114,7 @@ OTHERS: Rows = (
     ("norm vector_norm quantile nanquantile", reduced(2)),
     ("matrix_norm", reduced(2, default=(-2, -1))),
     ("cosine_similarity", batched.compared(2, "dim", 1)),
-    ("fake_quantize_per_tensor_affine fake_quantize_per_channel_affine bucketize", batched.only_first),
+    ("fake_quantize_per_tensor_affine fake_quantize_per_channel_affine bucketize isin", batched.only_first),
     ("searchsorted", batched.searched),
     ("repeat tile", repeated),
     ("pad", padded),
@@ -134,6 +135,7 @@ OTHERS: Rows = (
     ("triplet_margin_loss", batched.one_each("anchor", "positive", "negative")),
     ("pixel_shuffle pixel_unshuffle", before_last(3)),
     ("stft", batch_first(2)),
+    ("istft", batch_first(3)),
 )
 
 
@@ -170,7 +172,7 @@ ONE_BY_ONE: dict[Function, AxisRule] = {
 AXIS_RULES: dict[Function, AxisRule] = joined(
     _table(elementwise, ARITHMETIC, in_place=True),
     _table(elementwise, ACTIVATIONS, in_place=True),
-    _table(elementwise, "bernoulli broadcast_tensors normal"),
+    _table(elementwise, "bernoulli broadcast_tensors normal poisson binomial"),
     _table(like_first, SAME_VALUES),
     _table(like_first, FILLS),
     _table(viewed, VIEWS),

@@ -78,7 +78,7 @@ def index_select(
     context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Capture `index_select(table, dim, index)`."""
-    if "out" in kwargs:
+    if kwargs.get("out") is not None:
         return NotImplemented
     table, dim, index = _selecting(*args, **kwargs)
     if table.ndim == 0 or index.ndim != 1:
@@ -90,7 +90,7 @@ def index_select(
 @captures(torch.gather, Tensor.gather, axis=gathered)
 def gather(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Capture `gather(table, dim, index)`: a value for each place."""
-    if "out" in kwargs:
+    if kwargs.get("out") is not None:
         return NotImplemented
     table, dim, index = _selecting(*args, **kwargs)
     return _value_by_value(context, func, table, dim, index)
@@ -101,7 +101,7 @@ def take_along_dim(
     context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Capture `take_along_dim(table, indices, dim)`, which broadcasts both."""
-    if "out" in kwargs:
+    if kwargs.get("out") is not None:
         return NotImplemented
     table, indices, dim = _taking(*args, **kwargs)
     if dim is None or table.ndim != indices.ndim or table.ndim == 0:
@@ -184,9 +184,13 @@ def _location(context: ForwardContext, places: Sequence[Tensor]) -> BatchLocatio
     return width - from_right
 
 
-def _selecting(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> tuple[Tensor, int, Tensor]:
+def _selecting(
+    input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False, out: None = None
+) -> tuple[Tensor, int, Tensor]:
     return input, dim, index
 
 
-def _taking(input: Tensor, indices: Tensor, dim: int | None = None) -> tuple[Tensor, Tensor, int | None]:
+def _taking(
+    input: Tensor, indices: Tensor, dim: int | None = None, *, out: None = None
+) -> tuple[Tensor, Tensor, int | None]:
     return input, indices, dim
