@@ -51,7 +51,9 @@ class Places(Contribution):
 
     def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
         """Return the rows with changed operands."""
-        return Places(Rows(change(self.rows.ids), change(self.rows.gradients), self.rows.num_rows), self.shape, self.dims)
+        return Places(
+            Rows(change(self.rows.ids), change(self.rows.gradients), self.rows.num_rows), self.shape, self.dims
+        )
 
     def same_form(self, other: Places) -> bool:
         """Return whether both read the parameter in one way, so that their rows are rows of one table."""

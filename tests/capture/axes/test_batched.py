@@ -129,9 +129,7 @@ LOST: dict[str, Transform] = {
         x[None], CONSTANT[:1, :, None, :2], align_corners=False
     ),
     "fold of channels": lambda x: F.fold(x[:, 0, :1].repeat(4, 4), (3, 3), 2),
-    "max_unpool1d along the batch": lambda x: F.max_unpool1d(
-        *F.max_pool1d(x.movedim(0, 2), 2, return_indices=True), 2
-    ),
+    "max_unpool1d along the batch": lambda x: F.max_unpool1d(*F.max_pool1d(x.movedim(0, 2), 2, return_indices=True), 2),
     "channel_shuffle of the batch": lambda x: F.channel_shuffle(x.transpose(0, 1), B),
     "cross entropy weighted by the batch": lambda x: F.cross_entropy(
         x[:, :, 0], PERMUTATION, weight=x[:, 0, 0], reduction="none"

@@ -20,6 +20,7 @@ AGAIN: dict[str, tuple[Transform, int]] = {
     "stacked last": (lambda x: torch.stack(list(x), -1), 2),
     "scalars": (lambda x: torch.stack([row.sum() for row in x]), 0),
     "two slices": (lambda x: torch.cat([x[:2], x[2:]]), 0),
+    "two batches end to end, unfolded": (lambda x: torch.cat([x, x * 2]).unflatten(0, (2, B)).sum(0), 0),
     "an empty slice": (lambda x: torch.cat([x[:B], x[B:]]), 0),
     "chunk": (lambda x: torch.cat(x.chunk(2)), 0),
     "split": (lambda x: torch.cat([part.tanh() for part in x.split(1)]), 0),

@@ -40,7 +40,7 @@ EXACT: dict[str, Use] = {
     "w[i, constants]": (lambda i, w: w[i, torch.arange(T) % 2], {"w": (N, M)}),
     "w[a row of i, constants]": (lambda i, w: w[i[:, :1], torch.arange(M)], {"w": (N, M)}),
     "w[time first]": (lambda i, w: w[i.T].transpose(0, 1), {"w": (N, 2)}),
-    "w[folded]": (lambda i, w: w[i.flatten()].view(B_of(i), T, -1), {"w": (N, 2)}),
+    "w[folded]": (lambda i, w: w[i.flatten()].view(len(i), T, -1), {"w": (N, 2)}),
     "w[rows t·B + b]": (lambda i, w: w[i.T.flatten()].view(T, -1, 2).transpose(0, 1), {"w": (N, 2)}),
     "w[one example at a time]": (lambda i, w: torch.stack([w[part] for part in i]), {"w": (N, 2)}),
     "w[i][i]": (lambda i, w: w[i] * w[i.flip(1)], {"w": (N, 2)}),
@@ -58,10 +58,6 @@ EXACT: dict[str, Use] = {
     "take_along_dim broadcast": (lambda i, w: torch.take_along_dim(w, i[:, :1], 0), {"w": (N, M)}),
     "take_along_dim of one column": (lambda i, w: torch.take_along_dim(w, i, 0), {"w": (N, 1)}),
 }
-
-
-def B_of(i: Tensor) -> int:
-    return i.shape[0]
 
 
 def batch(size: int = B) -> Tensor:
@@ -85,7 +81,9 @@ def test_a_table_that_is_read_by_the_batch_is_exact(name: str, size: int) -> Non
         (lambda i, w: w.gather(0, i[:, :M]), (N, M), Places),
     ],
 )
-def test_a_table_is_never_formed_for_each_example(use: Callable[..., Tensor], shape: tuple[int, ...], form: Any) -> None:
+def test_a_table_is_never_formed_for_each_example(
+    use: Callable[..., Tensor], shape: tuple[int, ...], form: Any
+) -> None:
     (use_of_w,) = captured(Parameters(use, w=shape), batch(), losses)["w"]
     assert isinstance(use_of_w, form)
 
@@ -107,7 +105,9 @@ LEAKS: dict[str, Callable[..., Tensor]] = {
 
 
 @pytest.mark.parametrize("name", LEAKS)
-@pytest.mark.parametrize("ids", [batch(), torch.zeros(B, T, dtype=torch.long), torch.arange(B)[:, None].expand(B, T) % N])
+@pytest.mark.parametrize(
+    "ids", [batch(), torch.zeros(B, T, dtype=torch.long), torch.arange(B)[:, None].expand(B, T) % N]
+)
 def test_places_that_several_examples_decide_are_refused(name: str, ids: Tensor) -> None:
     """Also where they are all alike, or in order already."""
     attached = Attached(Parameters(LEAKS[name], w=(N, M)), B)

@@ -61,7 +61,8 @@ ACTIVATIONS = """
 """
 SAME_VALUES = """
     clone contiguous detach detach_ requires_grad_ to type type_as float double half bfloat16 int long short char byte
-    bool cpu cuda cfloat cdouble chalf view_as_real view_as_complex detach_copy alias_copy zeros_like ones_like full_like empty_like rand_like randn_like randint_like data
+    bool cpu cuda cfloat cdouble chalf view_as_real view_as_complex detach_copy alias_copy
+    zeros_like ones_like full_like empty_like rand_like randn_like randint_like data
 """
 FILLS = "fill_ zero_ normal_ uniform_ bernoulli_ exponential_"
 VIEWS = """

@@ -138,14 +138,12 @@ def _value_by_value(context: ForwardContext, func: Callable[..., Any], table: Te
 
 
 def _read(context: ForwardContext, func: Callable[..., Any], table: Tensor, reading: Reading) -> Any:
-    """Run the lookup; the dimensions that are only sliced come behind the places, and are then put where they belong."""
+    """Run the lookup; the dimensions that are only sliced come behind the places, and are then put in their order."""
     leaf = context.leaf(table)
     location = _location(context, reading.tensors)
     if leaf is None or location is None or leaf.value.numel() == 0:
         return NotImplemented
-    places = [
-        part if isinstance(part, Tensor) else torch.tensor(part, device=table.device) for part in reading.places
-    ]
+    places = [part if isinstance(part, Tensor) else torch.tensor(part, device=table.device) for part in reading.places]
     operator = Lookup(f"{func.__name__.strip('_')}({leaf.name})", leaf, location, reading.dims)
     out = capture(operator, context, leaf.value, *places)
     width = max(part.ndim for part in places)
