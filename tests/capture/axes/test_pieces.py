@@ -27,10 +27,9 @@ AGAIN: dict[str, tuple[Transform, int]] = {
     "narrow": (lambda x: torch.cat([x.narrow(0, 0, 1), x.narrow(0, 1, 2)]), 0),
     "tensor_split": (lambda x: torch.cat(x.tensor_split(2)), 0),
     "slices of the last dimension": (lambda x: torch.cat(x.movedim(0, 2).split(2, -1), -1), 2),
-    "folded rows": (lambda x: torch.cat(x.flatten(0, 1).chunk(2)), 0),
+    "folded rows": (lambda x: torch.cat(x.flatten(0, 1).split(B)), 0),
     "two batches end to end": (lambda x: torch.cat([x, x * 2]).chunk(2)[1], 0),
     "of one example alone": (lambda x: torch.stack([(row @ row.mT).cumsum(0) for row in x]), 0),
-    "written to": (lambda x: torch.stack([row.clone().add_(1) for row in x]), 0),
 }
 
 NOT_AGAIN: dict[str, Transform] = {
@@ -47,6 +46,19 @@ NOT_AGAIN: dict[str, Transform] = {
     "minus the first rows": lambda x: x - x[:1],
     "in another dimension": lambda x: torch.cat([x[:2], x[1:]], 1),
     "rows beside other rows": lambda x: x[:2] + x[1:],
+    "written to": lambda x: torch.stack([row.clone().add_(1) for row in x]),
+    "times their place": lambda x: torch.stack([row * i for i, row in enumerate(x)]),
+    "plus a constant of their place": lambda x: torch.stack([row + torch.tensor(float(i)) for i, row in enumerate(x)]),
+    "plus a large constant of their place": lambda x: torch.stack(
+        [row.repeat(3, 3**8) + torch.full((9, 3**9), float(i)) for i, row in enumerate(x)]
+    ),
+    "of other tensors": lambda x: torch.stack([(x * i)[i] for i in range(B)]),
+    "the first otherwise": lambda x: torch.stack([x[0].sin(), x[1], x[2]]),
+    "other parts of them": lambda x: torch.stack([x[i, i] for i in range(B)]),
+    "halves otherwise": lambda x: torch.cat([x[:2].tanh(), x[2:].sin()]),
+    "rows that are cut in the middle": lambda x: torch.cat(x.flatten(0, 1).split(2)),
+    "rows of two batches": lambda x: torch.cat([x, x * 2])[1 : B + 1].index_select(0, torch.tensor([2, 0, 1])),
+    "by another function": lambda x: torch.stack([x[0].T, x[1].mT.T.T, x[2].T]),
     "a diagonal of pieces": lambda x: torch.stack([x[0, 0], x[1, 0], x[2, 0]])[[1, 0, 2]],
 }
 

@@ -19,6 +19,7 @@ Which rows a view holds is read off the same view of the numbers 0, 1, ..., so n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,11 +42,16 @@ def follow_pieces(
         examples = {location.example if isinstance(location, Whole) else None for location in locations}
         if len(examples) == 1:
             return locations[0]
-    if call.func in CATS or call.func is torch.stack:
+    if is_join(call.func):
         return _joined(call, locations, out)
     if len(locations) == 1 and (rule is viewed or _is_cut_by_index(call)):
         return _cut(call, locations[0], out, output_index)
     return None
+
+
+def is_join(func: Callable[..., Any]) -> bool:
+    """Return whether an operator puts tensors together."""
+    return func in CATS or func is torch.stack
 
 
 def _is_cut_by_index(call: OperatorCall) -> bool:
@@ -75,7 +81,45 @@ def _cut(call: OperatorCall, location: BatchLocation, out: Tensor, output_index:
     if len(varying) > 1:
         return None
     numbers = image[tuple(slice(None) if at in varying else 0 for at in range(image.ndim))]
-    return _location(varying[0] if varying else 0, owners[numbers.reshape(-1)], out, call.batch_size)
+    rows_of_piece = numbers.reshape(-1)
+    if _ranks(owners, rows_of_piece) is None:
+        return None
+    return _location(varying[0] if varying else 0, owners[rows_of_piece], out, call.batch_size)
+
+
+def _ranks(owners: Tensor, rows: Tensor) -> list[int] | None:
+    """Return which of its owner's rows a piece holds, if it holds the same ones of each of its owners; else None."""
+    before = [0] * (int(owners.max()) + 1 if owners.numel() else 0)
+    ranks = []
+    for owner in owners.tolist():
+        ranks.append(before[owner])
+        before[owner] += 1
+    held: dict[int, list[int]] = {}
+    for row in rows.tolist():
+        held.setdefault(int(owners[row]), []).append(ranks[row])
+    found = list(held.values()) or [[]]
+    return found[0] if all(one == found[0] for one in found) else None
+
+
+def form_of_cut(call: OperatorCall, location: BatchLocation, output_index: int) -> Any:
+    """Return what a view takes of each example: which of its rows, and what of them; alike for all parts of a split."""
+    x = call.first
+    rows = _owners(x, location, call.batch_size)
+    if rows is None or call.images is None:
+        return None
+    dim, owners = rows
+    image = call.images[output_index]
+    varying = [at for at in range(image.ndim) if image.stride(at) and image.shape[at] != 1]
+    numbers = image[tuple(slice(None) if at in varying else 0 for at in range(image.ndim))].reshape(-1)
+    strides = [0] * x.ndim
+    for at in reversed([at for at in range(x.ndim) if at != dim]):
+        strides[at] = math.prod(x.shape[other] for other in range(at + 1, x.ndim) if other != dim)
+    inner = torch.empty_strided(x.shape, strides, dtype=x.dtype, device="meta")
+    args = [inner if value is x else value for value in call.args]
+    result = call.func(*args, **{key: inner if value is x else value for key, value in call.kwargs.items()})
+    view = result[output_index] if isinstance(result, (tuple, list)) else result
+    seen = [(view.stride(at), view.shape[at]) for at in range(view.ndim) if view.stride(at)]
+    return _ranks(owners, numbers), view.storage_offset(), seen
 
 
 def _joined(call: OperatorCall, locations: Sequence[BatchLocation], out: Tensor) -> BatchLocation:
