@@ -47,7 +47,7 @@ MIXING: dict[str, Callable[[Model, Tensor], Tensor]] = {
     "one row": lambda m, x: m.layer(x.sum(0, keepdim=True)).expand(B, -1),
     "transposed to the wrong place": lambda m, x: m.layer(F.pad(x, (0, 1)).T[:4].T[:, :4].reshape(-1).view(4, B).T),
     "sorted over the batch": lambda m, x: m.layer(x.sort(0).values),
-    "doubled rows": lambda m, x: m.layer(torch.cat([x, x])).view(2, B, 4).sum(0),
+    "doubled rows, paired wrongly": lambda m, x: m.layer(torch.cat([x, x])).view(B, 2, 4).sum(1),
     "pairs": lambda m, x: m.layer(x[:, None] - x[None]).sum(1),
 }
 

@@ -21,6 +21,7 @@ from hushgrad.gradients.convolution import Convolution
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.outer import OuterProducts
 from hushgrad.gradients.ownership import own
+from hushgrad.gradients.places import Places
 from hushgrad.gradients.rows import Rows
 
 B = 6
@@ -220,6 +221,7 @@ def test_memory_that_nobody_else_holds_is_not_copied() -> None:
         products(shared[:, :, 1:]),
         Dense(torch.randn(B, 3)),
         Rows(torch.zeros(B, 2, dtype=torch.long), torch.randn(B, 2, 3), 5),
+        Places(Rows(torch.zeros(B, 2, dtype=torch.long), torch.randn(B, 2, 3), 5), (3, 5), (1,)),
     ]
     del shared
     before = memory(parts)

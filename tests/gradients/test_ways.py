@@ -18,6 +18,7 @@ from hushgrad.gradients.convolution import Convolution, Geometry
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.oracle import clipped_sum_of
 from hushgrad.gradients.outer import OuterProducts
+from hushgrad.gradients.places import Places
 from hushgrad.gradients.rows import Rows
 
 WAYS: list[Way | None] = [None, "product", "gram", "instantiate"]
@@ -81,6 +82,32 @@ def test_norms_and_sums_of_rows_are_those_of_their_gradients(sizes: tuple[int, i
     joined = combine(parts)
     assert_consistent(joined, Plan())
     torch.testing.assert_close(joined.per_example(), torch.stack([part.per_example() for part in parts]).sum(0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 4), st.integers(1, 4), st.lists(st.integers(1, 3), min_size=1, max_size=3)),
+    number=st.integers(1, 7),
+    repeats=st.integers(1, 3),
+)
+def test_norms_and_sums_of_places_are_those_of_their_gradients(
+    sizes: tuple[int, int, list[int]], number: int, repeats: int
+) -> None:
+    batch, positions, shape = sizes
+    dims = tuple(dim for dim in range(len(shape)) if number >> dim & 1) or (0,)
+    rest = [size for dim, size in enumerate(shape) if dim not in dims]
+    table = torch.arange(torch.Size(shape).numel()).view(shape)
+    rows = torch.movedim(table, dims, tuple(range(len(dims)))).reshape(-1, torch.Size(rest).numel())
+    ids = torch.randint(0, len(rows), (batch, positions))
+    parts, wanted = [], torch.zeros(batch, table.numel(), dtype=torch.float64)
+    for _ in range(repeats):
+        gradients = torch.randn(batch, positions, rows.shape[1], dtype=torch.float64)
+        parts.append(Places(Rows(ids, gradients, len(rows)), tuple(shape), dims))
+        wanted.scatter_add_(1, rows[ids].flatten(1), gradients.flatten(1))
+    joined = combine(parts)
+    assert isinstance(joined, Places)
+    assert_consistent(joined, Plan())
+    torch.testing.assert_close(joined.per_example(), wanted.view(batch, *shape))
 
 
 @settings(max_examples=60, deadline=None)

@@ -228,6 +228,40 @@ def images() -> nn.Module:
     )  # fmt: skip
 
 
+def quantised(h: Tensor) -> Tensor:
+    codes = torch.eye(h.shape[1])
+    return h + (codes[torch.cdist(h, codes).argmin(1)] - h).detach()
+
+
+def solved(h: Tensor) -> Tensor:
+    return torch.linalg.solve(h.unsqueeze(2) * h.unsqueeze(1) + torch.eye(h.shape[1]), h)
+
+
+class Prototypes(Body):
+    """Logits are distances to trained prototypes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prototypes = nn.Parameter(torch.randn(CLASSES, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.cdist(self.first(x), self.prototypes)
+
+
+class Transitions(Body):
+    """Scores of pairs of labels, and of a label for each class, are read from trained tables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs = nn.Parameter(torch.randn(CLASSES, CLASSES))
+        self.emissions = nn.Parameter(torch.randn(WIDTH, 2))
+
+    def middle(self, h: Tensor) -> Tensor:
+        labels = (h.detach() * 10).long().abs() % CLASSES
+        kind = (h[:, 0] > 0).long()
+        return h + self.pairs[labels, labels.roll(1, 1)] + self.emissions[:, kind].T
+
+
 ON_FEATURES: list[tuple[str, Make, str]] = [
     ("frozen batch norm", frozen_batch_norm, "tensor"),
     ("dropout", layer(lambda: nn.Dropout(0.5)), "tensor"),
@@ -257,6 +291,13 @@ ON_FEATURES: list[tuple[str, Make, str]] = [
     ("spectral norm", layer(lambda: spectral(nn.Linear(WIDTH, WIDTH))), "tensor"),
     ("frozen spectral norm", layer(lambda: spectral(nn.Linear(WIDTH, WIDTH).requires_grad_(False))), "tensor"),
     ("a frozen first layer", old_spectral, "tensor"),
+    ("a function of each example", at_the_end(lambda h: torch.stack([row.softmax(0) for row in h])), "tensor"),
+    ("halves of the batch", at_the_end(lambda h: torch.cat([part.tanh() for part in h.chunk(2)])), "tensor"),
+    ("two views end to end", at_the_end(lambda h: sum(torch.cat([h, h.sin()]).tanh().chunk(2))), "tensor"),
+    ("nearest codes", at_the_end(quantised), "tensor"),
+    ("distances to prototypes", Prototypes, "tensor"),
+    ("transitions between labels", Transitions, "tensor"),
+    ("a linear system for each example", at_the_end(solved), "tensor"),
 ]  # fmt: skip
 
 ON_TOKENS: list[tuple[str, Make, str]] = [

@@ -54,6 +54,44 @@ def at_the_end(mix: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
     return Mixing
 
 
+def by_halves(h: Tensor) -> Tensor:
+    half = len(h) // 2
+    return torch.cat([h[:half].tanh(), h[half:].sin()])
+
+
+def carried(h: Tensor) -> Tensor:
+    state, rows = torch.zeros(h.shape[1]), []
+    for row in h:
+        state = 0.5 * state + row
+        rows.append(state)
+    return torch.stack(rows)
+
+
+def overwritten(h: Tensor) -> Tensor:
+    h = h * 1
+    h[0].copy_(h[1])
+    return h
+
+
+def class_means(h: Tensor) -> Tensor:
+    kind = (h[:, 0] > 0).long()
+    return h - torch.zeros(2, h.shape[1]).index_add(0, kind, h.detach())[kind]
+
+
+def ranked(h: Tensor) -> Tensor:
+    return h * torch.searchsorted(h[:, 0].detach().sort().values, h.detach()).float()
+
+
+def sampled(h: Tensor) -> Tensor:
+    grid = h.detach().mean(0)[:2].tanh().expand(len(h), 1, 1, 2)
+    return h + F.grid_sample(h[:, None, None], grid, align_corners=False).flatten(1)
+
+
+def by_use(h: Tensor) -> Tensor:
+    codes = torch.cdist(h.detach(), torch.eye(h.shape[1])).argmin(1)
+    return h * torch.bincount(codes, minlength=h.shape[1])[codes].unsqueeze(1)
+
+
 def layer(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     """A classifier with a layer behind its first one."""
     return lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), make(), nn.Tanh(), nn.Linear(WIDTH, CLASSES))
@@ -449,7 +487,7 @@ ON_FEATURES: list[tuple[str, Make, str, tuple[type[HushgradError], ...]]] = [
     ("an expert's capacity", last_layer(Capacity), "Capacity", CAUGHT),
     ("gates normalised over the batch", last_layer(Balanced), "Balanced", CAUGHT),
     ("straight through the batch's mean", last_layer(StraightThrough), "StraightThrough", CAUGHT),
-    ("gradients normalised over the batch", last_layer(UnitGradient), "parameter", CAUGHT),
+    ("gradients normalised over the batch", last_layer(UnitGradient), "", CAUGHT),
     ("gradients centred by a hook", last_layer(HookedGradient), "gradient", CAUGHT),
     ("a user's forward hook", Hooked, "Hooked", CAUGHT),
     ("a moving mean of features", last_layer(MovingMean), "MovingMean", CAUGHT),
@@ -465,6 +503,21 @@ ON_FEATURES: list[tuple[str, Make, str, tuple[type[HushgradError], ...]]] = [
     ("a buffer set by the first batch", last_layer(FirstBatchMean), "FirstBatchMean", CAUGHT),
     ("memory outside of the model", last_layer(GlobalMemory), "leaky_models.STORE", (PrivateBufferError,)),
     ("a count of calls where nobody can look", last_layer(HiddenCount), "run again", CAUGHT),
+    ("halves of the batch treated differently", in_the_middle(by_halves), "", CAUGHT),
+    ("a state carried from piece to piece", at_the_end(carried), "Mixing", CAUGHT),
+    ("pieces put together in the order of their values",
+     at_the_end(lambda h: torch.stack([h[i] for i in h[:, 0].argsort().tolist()])), "Mixing", CAUGHT),
+    ("a row written over another one", at_the_end(overwritten), "", CAUGHT),
+    ("class means", at_the_end(class_means), "Mixing", CAUGHT),
+    ("a product over the batch",
+     at_the_end(lambda h: h @ torch.tensordot(h, h.detach(), dims=([0], [0]))), "Mixing", CAUGHT),
+    ("a sum by einsum", at_the_end(lambda h: h + torch.einsum("bi->i", h.detach())), "Mixing", CAUGHT),
+    ("distances to the others",
+     at_the_end(lambda h: h * torch.cdist(h, h.detach()).mean(1, keepdim=True)), "Mixing", CAUGHT),
+    ("ranks by searchsorted", at_the_end(ranked), "Mixing", CAUGHT),
+    ("a grid of the batch's mean", at_the_end(sampled), "Mixing", CAUGHT),
+    ("an orthonormal basis of the batch", at_the_end(lambda h: h @ torch.linalg.qr(h.T @ h)[0]), "Mixing", CAUGHT),
+    ("codes weighed by their use", at_the_end(by_use), "Mixing", CAUGHT),
     ("a balancing term left on the model", BalancingTerm, "balance", (PrivateBufferError,)),
 ]  # fmt: skip
 

@@ -25,6 +25,7 @@ CURES = (
     "Give ",
     "Freeze ",
     "Keep ",
+    "Make ",
     "Normalise ",
     "Detach",
     "Initialise",

@@ -9,7 +9,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds
+from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, Whole
 from hushgrad.errors import PrivacyUnitError
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.gradients.dense import Dense
@@ -157,7 +157,7 @@ class UsePool:
                 where=where,
                 cure="Keep the batch on an axis of its own up to this operator",
             )
-        if isinstance(axis, SegmentIds):
+        if isinstance(axis, (SegmentIds, Whole)):
             tensor = axis.blocks(tensor, batch)
             return _widened(tensor)
         if axis != 0:

@@ -9,6 +9,7 @@ import torch
 from hushgrad.gradients.contribution import Contribution
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.outer import OuterProducts
+from hushgrad.gradients.places import Places
 from hushgrad.gradients.rows import Rows
 from hushgrad.gradients.tied import Tied
 
@@ -28,6 +29,10 @@ def combine(contributions: Sequence[Contribution]) -> Contribution:
         if not tables:
             return _outer_products(outers)
         return Tied(_rows(tables), _outer_products(outers)) if outers else _rows(tables)
+    if isinstance(first, Places):
+        places = [part for part in contributions if isinstance(part, Places) and part.same_form(first)]
+        if len(places) == len(contributions):
+            return Places(_rows([part.rows for part in places]), first.shape, first.dims)
     total = first.per_example()
     for part in contributions[1:]:
         total = total + part.per_example()

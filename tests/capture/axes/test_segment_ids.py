@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from hushgrad.capture.axes.batch_axes import BatchAxes
-from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, location_of
+from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, Whole, location_of
 from hushgrad.capture.mode import CaptureMode
 from hushgrad.capture.operators.operator import ForwardContext, GraphAnchor
 from hushgrad.capture.uses import UsePool
@@ -36,11 +36,22 @@ def location_of_output(transform: Transform, x: Tensor) -> tuple[Tensor, BatchLo
     return out, axes.location(out)
 
 
+def other_values(x: Tensor, i: int) -> Tensor:
+    """The batch with other values in one example."""
+    moved = x.clone()
+    moved[i] = moved[i] * -1.7 + 0.3 * torch.randn_like(moved[i]) + 5
+    return moved
+
+
 def assert_owners_are_true(transform: Transform, x: Tensor) -> BatchLocation:
     """Check that changing an example changes the rows that it owns and no others."""
     out, location = location_of_output(transform, x)
     if location is None:
         return None
+    if isinstance(location, Whole):
+        for i in set(range(x.shape[0])) - {location.example}:
+            assert torch.equal(transform(other_values(x, i)), out)
+        return location
     dim = location.dim if isinstance(location, SegmentIds) else location
     size = out.shape[dim]
     rows = (
@@ -49,9 +60,7 @@ def assert_owners_are_true(transform: Transform, x: Tensor) -> BatchLocation:
         else torch.arange(x.shape[0]).repeat_interleave(size // x.shape[0])
     )
     for i in range(x.shape[0]):
-        moved = x.clone()
-        moved[i] = moved[i] * -1.7 + 0.3 * torch.randn_like(moved[i]) + 5
-        differs = (transform(moved) != out).movedim(dim, 0).reshape(size, -1).any(1)
+        differs = (transform(other_values(x, i)) != out).movedim(dim, 0).reshape(size, -1).any(1)
         assert not (differs & (rows != i)).any()
     return location
 
@@ -133,6 +142,14 @@ STEPS: list[Transform] = [
     lambda x: x[0],
     lambda x: x[1:],
     lambda x: torch.cat([x, x]),
+    lambda x: torch.cat([x[:2], x[2:]]),
+    lambda x: torch.cat([x[1:], x[:1]]),
+    lambda x: torch.stack([x[i] for i in range(len(x))]),
+    lambda x: torch.stack(x.unbind(1), 1) if x.ndim > 1 else x,
+    lambda x: torch.cat([x.sin(), x], -1),
+    lambda x: torch.stack([x, x.cos()], 1),
+    lambda x: x.chunk(2)[0],
+    lambda x: x[::2],
     lambda x: x.repeat_interleave(2, 0),
     lambda x: x.sum(-1, keepdim=True),
     lambda x: x.mean(0),

@@ -29,7 +29,7 @@ axis, values computed from that one example alone.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -37,8 +37,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from hushgrad.capture.axes.pieces import follow_pieces, form_of_cut, is_join
+from hushgrad.capture.axes.recipes import Identities, Recipe, digest, recipe_of_call
 from hushgrad.capture.axes.rules import Axis, OperatorCall, changes_in_place, main_argument
-from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, follow_rows, packed_owners
+from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, Whole, follow_rows, packed_owners
 from hushgrad.capture.axes.table import AXIS_RULES, CONSTANTS
 from hushgrad.capture.source_line import calling_forward
 from hushgrad.errors import PrivacyUnitError
@@ -59,6 +61,8 @@ class BatchAxes:
     def __init__(self) -> None:
         self._entries: dict[int, tuple[weakref.ref[Tensor], BatchLocation]] = {}
         self._inputs: set[int] = set()
+        self._recipes: dict[int, tuple[weakref.ref[Tensor], Recipe]] = {}
+        self._identities = Identities()
         self.batch_size: int | None = None
         self.lost_by: str | None = None
         self.is_narrow = False
@@ -77,7 +81,7 @@ class BatchAxes:
     def get(self, tensor: Any) -> Axis:
         """Return the batch axis of `tensor`; None if it has none."""
         location = self.location(tensor)
-        return None if isinstance(location, SegmentIds) else location
+        return location if isinstance(location, int) else None
 
     def location(self, tensor: Any) -> BatchLocation:
         """Return where the batch lies in `tensor`: on an axis, or in rows with owners; None if it is not known."""
@@ -91,6 +95,8 @@ class BatchAxes:
     def clear(self) -> None:
         """Forget everything: the forward is over."""
         self._entries.clear()
+        self._recipes.clear()
+        self._identities.clear()
         self._inputs.clear()
 
     def seed(self, inputs: Any, batch_size: int | None) -> int | None:
@@ -159,6 +165,11 @@ class BatchAxes:
             axis: BatchLocation = rule(call, out, output_index) if rule is not None and known else None
             if axis is None and self.batch_size and any(part is not None for part in locations):
                 axis = follow_rows(call, locations, out, output_index, rule)
+            if axis is None and self.batch_size and self.batch_size > 1:
+                axis = follow_pieces(call, locations, out, output_index, rule)
+            recipe = self._recipe_of(call, locations, axis, output_index)
+            if axis is not None and recipe is None and self._pieces(call):
+                axis = None
             if axis is None and known and self.batch_size == 1 and out.ndim:
                 axis = 0  # there is no other example to be mixed with
             if out is written:
@@ -167,6 +178,39 @@ class BatchAxes:
                 self._lose(out, name)
             else:
                 self.set(out, axis)
+                if recipe and not isinstance(axis, int):
+                    self._recipes[id(out)] = (weakref.ref(out), recipe)
+
+    def recipe(self, tensor: Tensor) -> Recipe | None:
+        """Return how a piece of the batch was made; None for what is no piece."""
+        entry = self._recipes.get(id(tensor)) if self._recipes else None
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def _pieces(self, call: OperatorCall) -> Sequence[Tensor]:
+        """Return the data of a call if there are pieces among them; parts without values count for nothing."""
+        if not self._recipes:
+            return []
+        sources = [source for source in call.sources if source.numel()] if is_join(call.func) else call.sources
+        return sources if any(self.recipe(source) is not None for source in sources) else []
+
+    def _recipe_of(
+        self, call: OperatorCall, locations: list[BatchLocation], location: BatchLocation, output_index: int
+    ) -> Recipe | None:
+        """Return the recipe of an output that is a piece, or was made of pieces all made alike; else None."""
+        if location is None:
+            return None
+        sources = self._pieces(call)
+        if not sources:
+            if call.images is None or isinstance(location, int):
+                return None
+            form = form_of_cut(call, locations[0], output_index)
+            return None if form is None else digest(self._identities.of(call.first), form)
+        recipes = {self.recipe(source) for source in sources}
+        if None in recipes or (is_join(call.func) and len(recipes) > 1):
+            return None
+        if is_join(call.func):
+            return digest("joined", recipes)
+        return recipe_of_call(call, output_index, self.recipe, self._identities)
 
     def _follows_alone(
         self,
@@ -195,6 +239,8 @@ class BatchAxes:
 
     def wrote(self, target: Tensor, index: Any, value: Any) -> None:
         """Record `target[index] = value`, by which `target` holds rows of the batch."""
+        if self.recipe(target) is not None:
+            self._overwritten(target, None, "__setitem__")
         if not isinstance(value, Tensor) or not self.descends(value):
             return
         axis = self._axis_after_write(target, index, value)
@@ -228,7 +274,9 @@ class BatchAxes:
         return part, AXIS_RULES[get](call, part, 0)
 
     def _overwritten(self, tensor: Tensor, axis: BatchLocation, name: str) -> None:
-        if axis is None and self.get(tensor) is not None:
+        if self.recipe(tensor) is not None or isinstance(axis, Whole):
+            axis = None  # what else shares its memory would have changed with it
+        if axis is None and (self.get(tensor) is not None or self._is_seen_elsewhere(tensor)):
             raise PrivacyUnitError(
                 f"changes a tensor of shape {list(tensor.shape)} in place, so that the examples of the batch can no "
                 f"longer be told apart in it",
@@ -242,6 +290,18 @@ class BatchAxes:
             self._lose(tensor, name)
         else:
             self.set(tensor, axis)
+
+    def _is_seen_elsewhere(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a view, and its memory that of another one whose examples can be told apart."""
+        if base_of(tensor) is None or tensor.layout != torch.strided:
+            return False
+        memory = tensor.untyped_storage().data_ptr()
+        others = [(reference(), location) for reference, location in self._entries.values()]
+        return any(
+            other.untyped_storage().data_ptr() == memory
+            for other, location in others
+            if other is not None and other is not tensor and location is not None and other.layout == torch.strided
+        )
 
     def _lose(self, tensor: Tensor, name: str) -> None:
         if self.lost_by is None:

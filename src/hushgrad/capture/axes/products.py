@@ -78,11 +78,13 @@ def bilinear(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
 
 
 def einsum(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
-    """An equation with an explicit output; the batch must have one letter in all data, and keep it."""
+    """The batch must have one letter in all data of an equation, and keep it."""
     equation = call.args[0]
-    if not isinstance(equation, str) or "->" not in equation:
+    if not isinstance(equation, str):
         return None
-    terms, right = equation.replace(" ", "").split("->")
+    terms, arrow, right = equation.replace(" ", "").partition("->")
+    if not arrow:
+        right = _implied(terms)
     operands = call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
     labels = set()
     for term, operand in zip(terms.split(","), operands, strict=True):
@@ -93,6 +95,12 @@ def einsum(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     if len(labels) != 1 or kept.count(label := labels.pop()) != 1:
         return None
     return _checked(call, out, kept.index(label))
+
+
+def _implied(terms: str) -> str:
+    """Return the output of an equation that states none: what is broadcast, then what occurs once, in order."""
+    letters = [letter for letter in terms if letter.isalpha()]
+    return "..." * ("..." in terms) + "".join(sorted(letter for letter in letters if letters.count(letter) == 1))
 
 
 def _labels(term: str, ndim: int) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from numbers import Integral
 from typing import Any
@@ -50,7 +50,10 @@ def main_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 @dataclass(slots=True, eq=False)  # not frozen, which takes three times as long to make: there is one for each call
 class OperatorCall:
-    """One call: its arguments, those that descend from the batch with their known axes, and B."""
+    """One call: its arguments, those that descend from the batch with their known axes, and B.
+
+    `images` keeps what the call gave on a stand-in of its main argument, for the rules of its several outputs.
+    """
 
     func: Callable[..., Any]
     args: tuple[Any, ...]
@@ -58,6 +61,7 @@ class OperatorCall:
     sources: Sequence[Tensor]
     axes: Sequence[int]
     batch_size: int
+    images: list[Any] | None = field(default=None, init=False)
 
     @property
     def first(self) -> Any:
@@ -257,12 +261,12 @@ def flipped(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     return None if axis is None or along_dims is None or axis in along_dims else _kept(axis, call.first, out, axis)
 
 
-def reduced(position: int) -> AxisRule:
+def reduced(position: int, default: Any = None) -> AxisRule:
     """Removes some dimensions, or keeps them with size 1; checked against the shape that came out."""
 
     def rule(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
         x, axis = call.first, call.shared_axis()
-        wanted = call.argument(position, "dim", call.kwargs.get("axis"))
+        wanted = call.argument(position, "dim", call.kwargs.get("axis", default))
         if isinstance(wanted, Tensor):
             return elementwise(call, out, output_index)
         dims = dims_of(wanted, x.ndim) if isinstance(x, Tensor) and x.ndim else None

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hushgrad.capture.axes import lookups as lookups
 from hushgrad.capture.axes import products as products
 from hushgrad.capture.axes.rules import AxisRule, OperatorCall, dims_of, elementwise, is_basic, like_first, viewed
 from hushgrad.torch_internals import PACK, PAD_PACKED
@@ -48,6 +49,8 @@ class SegmentIds:
         """Return `tensor` as `[B, k, ...]` with each example's rows in their order, zeros where it has fewer than k."""
         tensor = tensor.movedim(self.dim, 0)
         count = self.rows.shape[0]
+        if not count:
+            return tensor.new_zeros(batch_size, 1, *tensor.shape[1:])
         if count % batch_size == 0 and self._is_interleaved(batch_size):
             return tensor.reshape(count // batch_size, batch_size, *tensor.shape[1:]).transpose(0, 1)
         rows = self.rows.to(tensor.device)
@@ -65,13 +68,28 @@ class SegmentIds:
         return torch.equal(self.rows.view(-1, batch_size), regular)
 
 
-BatchLocation = int | SegmentIds | None
-"""Where the batch lies in a tensor: on an axis, in rows with owners, or nowhere that is known."""
+@dataclass(frozen=True)
+class Whole:
+    """The whole tensor belongs to one example, whatever its dimensions are (`pieces.py`)."""
+
+    example: int
+
+    def blocks(self, tensor: Tensor, batch_size: int) -> Tensor:
+        """Return `tensor` as `[B, *shape]`: zeros for all other examples."""
+        alone = tensor.new_zeros(batch_size, *tensor.shape)
+        alone[self.example] = tensor
+        return alone
+
+
+BatchLocation = int | SegmentIds | Whole | None
+"""Where the batch lies in a tensor: on an axis, in rows with owners, all with one owner, or nowhere that is known."""
 
 
 def dim_of(location: BatchLocation) -> int | None:
-    """Return the dimension along which the examples lie, whether in their own order or not."""
-    return location.dim if isinstance(location, SegmentIds) else location
+    """Return the dimension along which the examples lie, whether in their own order or not; None if there is none."""
+    if isinstance(location, SegmentIds):
+        return location.dim
+    return location if isinstance(location, int) else None
 
 
 def owners_of_axis(size: int, batch_size: int, device: torch.device) -> Tensor:
@@ -109,7 +127,7 @@ def follow_rows(
         output_index: the output's index among the outputs.
         rule: the operator's ordinary rule.
     """
-    if call.func in SELECTIONS:
+    if call.func in SELECTIONS and any(source is call.first for source in call.sources):
         selected = _selected(call, locations, out)
         if selected is not None or not _is_view(call):
             return selected
@@ -133,6 +151,8 @@ def follow_rows(
         return None
     if rule is elementwise and _meets_other_rows(row_wise, out.ndim - dim):
         return None
+    if rule is lookups.read and lookups.meets_other_rows(row_wise):
+        return None
     return SegmentIds(dim, owned[0].rows)
 
 
@@ -154,7 +174,7 @@ def _split(call: OperatorCall, owned: SegmentIds, out: Tensor) -> BatchLocation:
     if out.ndim < dim + 2 or list(out.shape[:dim]) != list(x.shape[:dim]):
         return None
     first, second = out.shape[dim : dim + 2]
-    if first * second != rows.shape[0]:
+    if first * second != rows.shape[0] or not rows.numel():
         return None
     table = rows.view(first, second)
     if not bool((table == table[:1]).all()):
@@ -200,8 +220,7 @@ def _selected(call: OperatorCall, locations: list[BatchLocation], out: Tensor) -
         dim, order = (-1 if dims is None else next(iter(dims))), call.argument(2, "index")
     if not isinstance(order, Tensor) or order.ndim != 1 or order.dtype not in (torch.int64, torch.int32):
         return None
-    own = location.dim if isinstance(location, SegmentIds) else location
-    if dim != own:
+    if dim != dim_of(location):
         return None
     rows = (
         location.rows if isinstance(location, SegmentIds) else owners_of_axis(x.shape[dim], call.batch_size, x.device)
@@ -247,5 +266,7 @@ ROW_RULES: set[AxisRule] = {
     products.linear,
     products.layer_normalized,
     products.embedding,
+    lookups.read,
+    lookups.selected,
 }
 """Axis rules of operators that treat all rows alike, whatever their number."""

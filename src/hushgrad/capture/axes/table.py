@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
+from hushgrad.capture.axes import batched as batched
 from hushgrad.capture.axes import products as products
+from hushgrad.capture.axes.measured import measured
 from hushgrad.capture.axes.rules import (
     AxisRule,
     along,
@@ -19,7 +21,6 @@ from hushgrad.capture.axes.rules import (
     elementwise,
     exchanged,
     flipped,
-    indexed,
     like_first,
     padded,
     reduced,
@@ -41,8 +42,18 @@ ARITHMETIC = """
     __rfloordiv__ __mod__ __rmod__ __neg__ __pos__ __abs__ __invert__ __and__ __rand__ __or__ __ror__ __xor__ __rxor__
     __ifloordiv__ __imod__ __iand__ __ior__ __ixor__ not_equal less less_equal greater greater_equal isnan isinf
     isfinite isposinf isneginf isreal isclose logical_and logical_or logical_not logical_xor bitwise_and bitwise_or
-    bitwise_xor bitwise_not
+    bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift __lshift__ __rshift__ __rlshift__ __rrshift__ gcd lcm
+    igamma igammac gammainc gammaincc gammaln psi mvlgamma multigammaln nextafter frexp erfcx zeta airy_ai bessel_j0
+    bessel_j1 bessel_y0 bessel_y1 modified_bessel_i0 modified_bessel_i1 modified_bessel_k0 modified_bessel_k1
+    scaled_modified_bessel_k0 scaled_modified_bessel_k1 spherical_bessel_j0 chebyshev_polynomial_t
+    chebyshev_polynomial_u hermite_polynomial_h hermite_polynomial_he laguerre_polynomial_l legendre_polynomial_p
+    complex polar
 """
+POINTWISE_LOSSES = """
+    mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div
+    poisson_nll_loss gaussian_nll_loss soft_margin_loss hinge_embedding_loss margin_ranking_loss
+"""
+"""Elementwise with `reduction="none"`; else they give a scalar, in which no example is told apart."""
 ACTIVATIONS = """
     relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign softshrink hardshrink hardtanh hardsigmoid
     hardswish tanhshrink logsigmoid threshold rrelu dropout alpha_dropout feature_alpha_dropout feature_dropout
@@ -50,14 +61,27 @@ ACTIVATIONS = """
 """
 SAME_VALUES = """
     clone contiguous detach detach_ requires_grad_ to type type_as float double half bfloat16 int long short char byte
-    bool cpu cuda zeros_like ones_like full_like empty_like rand_like randn_like randint_like data
+    bool cpu cuda cfloat cdouble chalf view_as_real view_as_complex detach_copy alias_copy
+    zeros_like ones_like full_like empty_like rand_like randn_like randint_like data
 """
 FILLS = "fill_ zero_ normal_ uniform_ bernoulli_ exponential_"
 VIEWS = """
     transpose swapaxes swapdims t permute movedim moveaxis unsqueeze squeeze select unbind narrow split chunk
-    unsafe_split unsafe_chunk tensor_split diagonal expand expand_as broadcast_to adjoint
+    unsafe_split unsafe_chunk split_with_sizes unsafe_split_with_sizes tensor_split hsplit vsplit dsplit
+    atleast_1d atleast_2d atleast_3d diagonal expand expand_as broadcast_to adjoint
     T mT H mH
 """
+MATRICES = """
+    inv inv_ex inverse pinv pinverse det slogdet logdet cholesky cholesky_ex cholesky_inverse qr svd svdvals eig eigh
+    eigvals eigvalsh lu lu_factor lu_factor_ex ldl_factor ldl_factor_ex matrix_exp matrix_power matrix_rank cond
+"""
+MEASURED = """
+    tensordot cdist cross inner outer ger kron vecdot dot vdot multi_dot chain_matmul addbmm addmv addr solve solve_ex
+    solve_triangular triangular_solve cholesky_solve lstsq tensorsolve tensorinv householder_product vander trapezoid
+    trapz cumulative_trapezoid hstack vstack dstack column_stack row_stack diag_embed diag diagflat trace fliplr flipud
+    rot90 select_scatter slice_scatter diagonal_scatter meshgrid
+"""
+"""Reviewed: which values meet in them depends on shapes and constants alone (`measured.py`)."""
 RESHAPES = "reshape view reshape_as view_as flatten unflatten ravel"
 CREATED = "new_zeros new_ones new_full new_empty new_tensor zeros ones empty rand randn"
 
@@ -71,7 +95,7 @@ Rows = tuple[tuple[str, AxisRule], ...]
 
 ALONG: Rows = (
     ("softmax log_softmax softmin cumsum cumprod logcumsumexp cummax cummin", along(1)),
-    ("gather take_along_dim index_select index_fill index_add index_copy", along(1)),
+    ("index_fill index_add index_copy", along(1)),
     ("scatter scatter_add scatter_reduce", along(1)),
     ("sort argsort", along(1, default=-1)),
     ("topk kthvalue diff", along(2, default=-1)),
@@ -88,7 +112,11 @@ ALONG: Rows = (
 )
 
 OTHERS: Rows = (
-    ("norm vector_norm quantile cosine_similarity", reduced(2)),
+    ("norm vector_norm quantile nanquantile", reduced(2)),
+    ("matrix_norm", reduced(2, default=(-2, -1))),
+    ("cosine_similarity", batched.compared(2, "dim", 1)),
+    ("fake_quantize_per_tensor_affine fake_quantize_per_channel_affine bucketize isin", batched.only_first),
+    ("searchsorted", batched.searched),
     ("repeat tile", repeated),
     ("pad", padded),
     ("bmm mv", products.product),
@@ -98,9 +126,17 @@ OTHERS: Rows = (
     ("einsum", products.einsum),
     ("scaled_dot_product_attention", products.attention),
     ("local_response_norm", batch_first()),
-    ("interpolate upsample", batch_first()),
+    ("interpolate upsample channel_shuffle native_channel_shuffle", batch_first()),
+    ("fold", batch_first(3)),
+    ("affine_grid", batched.one_each("theta")),
+    ("grid_sample", batched.one_each("input", "grid")),
+    ("nll_loss cross_entropy multi_margin_loss", batched.one_each("input", "target")),
+    ("multilabel_margin_loss multilabel_soft_margin_loss", batched.one_each("input", "target")),
+    ("cosine_embedding_loss", batched.one_each("input1", "input2", "target")),
+    ("triplet_margin_loss", batched.one_each("anchor", "positive", "negative")),
     ("pixel_shuffle pixel_unshuffle", before_last(3)),
     ("stft", batch_first(2)),
+    ("istft", batch_first(3)),
 )
 
 
@@ -110,7 +146,7 @@ def _spatial() -> Rows:
         largest = f"max_pool{space}d adaptive_max_pool{space}d"
         with_indices = f"max_pool{space}d_with_indices adaptive_max_pool{space}d_with_indices"
         means = f"avg_pool{space}d adaptive_avg_pool{space}d lp_pool{space}d"
-        rows.append((f"{largest} {with_indices} {means}", before_last(space)))
+        rows.append((f"{largest} {with_indices} {means} max_unpool{space}d", before_last(space)))
     return tuple(rows)
 
 
@@ -128,20 +164,24 @@ ONE_BY_ONE: dict[Function, AxisRule] = {
     Tensor.transpose_: exchanged("dim0", "dim1"),
     Tensor.swapaxes_: exchanged("axis0", "axis1"),
     Tensor.swapdims_: exchanged("dim0", "dim1"),
-    Tensor.__getitem__: indexed,
     Tensor.unfold: along(1, "dimension"),
     F.unfold: batch_first(4),
     F.one_hot: products.embedding,
+    F.pairwise_distance: batched.pairwise,
+    torch.pairwise_distance: batched.pairwise,
 }
 AXIS_RULES: dict[Function, AxisRule] = joined(
     _table(elementwise, ARITHMETIC, in_place=True),
     _table(elementwise, ACTIVATIONS, in_place=True),
-    _table(elementwise, "bernoulli broadcast_tensors normal"),
+    _table(elementwise, "bernoulli broadcast_tensors normal poisson binomial"),
     _table(like_first, SAME_VALUES),
     _table(like_first, FILLS),
     _table(viewed, VIEWS),
     _table(reshaped, RESHAPES),
     _table(reduced(1), REDUCTIONS),
+    _table(elementwise, POINTWISE_LOSSES),
+    _table(batched.matrices, MATRICES),
+    _table(measured, MEASURED),
     *(_table(rule, names, in_place=True) for names, rule in ALONG),
     *(_table(rule, names) for names, rule in (*OTHERS, *_spatial())),
     dict.fromkeys(INITIALIZERS, like_first),

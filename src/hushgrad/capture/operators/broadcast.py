@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture.axes.rules import concatenated, elementwise, main_argument, stacked
-from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, dim_of
+from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, Whole, dim_of
 from hushgrad.capture.axes.table import SPACES
 from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture
@@ -59,7 +59,7 @@ class Expand(Operator):
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record each example's rows of the gradient as its own."""
         examples = pool.examples(gradient, self.axis, self.name)
-        if examples.ndim > gradient.ndim:  # positions folded into the batch
+        if examples.ndim > gradient.ndim and not isinstance(self.axis, Whole):  # positions folded into the batch
             examples = examples.sum(1)
         ids = self.leaf.ids
         if ids is not None:
@@ -109,6 +109,8 @@ class OwnRows(Operator):
 def with_batch(context: ForwardContext, leaf: TrackedTensor, data: Tensor, func_name: str) -> Any:
     """Return a tensor that broadcasts like the leaf against `data` and records per example; or NotImplemented."""
     location = context.axes.location(data)
+    if isinstance(location, Whole):
+        return capture(Expand(f"{func_name}({leaf.name})", leaf, location, tuple(leaf.value.shape)), context)
     axis = dim_of(location)
     if axis is None:
         return NotImplemented
@@ -150,6 +152,8 @@ def _aligned(context: ForwardContext, data: list[Tensor]) -> bool:
     """Whether broadcasting lets row i of the batch meet row i only."""
     locations = [context.axes.location(value) for value in data]
     first = locations[0]
+    if isinstance(first, Whole):
+        return all(location == first for location in locations)
     if isinstance(first, SegmentIds):
         return all(
             isinstance(location, SegmentIds)

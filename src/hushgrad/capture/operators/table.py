@@ -9,6 +9,7 @@ from hushgrad.capture.operators import (
     differentiation,
     embedding,
     linear,
+    lookup,
     normalization,
     recurrent,
 )
@@ -16,5 +17,5 @@ from hushgrad.capture.operators.registration import COMPOSITES as COMPOSITES
 from hushgrad.capture.operators.registration import FIRST as FIRST
 from hushgrad.capture.operators.registration import RULES as RULES
 
-MODULES = (broadcast, composite, convolution, differentiation, embedding, linear, normalization, recurrent)
+MODULES = (broadcast, composite, convolution, differentiation, embedding, linear, lookup, normalization, recurrent)
 """Every module that registers rules."""
