@@ -74,6 +74,12 @@ def unflattened(flat: Tensor, tensors: Any) -> tuple[Tensor, ...]:
 step_pre_hooks_of: Callable[[torch.optim.Optimizer], Mapping[int, Any]] = attrgetter("_optimizer_step_pre_hooks")
 """An optimizer's own hooks before its step, in the order in which they run."""
 
+
+def distributions_validate() -> bool:
+    """Return whether torch.distributions checks its arguments by their values; torch has only the setter."""
+    return torch.distributions.Distribution._validate_args
+
+
 # Modules -------------------------------------------------------------------------------------------------------------
 
 parameters_of: Callable[[nn.Module], MutableMapping[str, nn.Parameter | None]] = attrgetter("_parameters")

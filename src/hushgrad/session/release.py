@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from torch import Tensor
-
 from hushgrad.accounting.conditions import NEVER_EXAMINED, VALUES_READ, Condition
 from hushgrad.errors import LedgerError, NoiseMismatchError, TakenOnTrustError
 from hushgrad.session.parts import Parts
@@ -32,7 +30,7 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
         spending.require_step()
         _require_established(parts)
         mechanism = spending.current()
-        terms = _terms(parts)
+        terms = parts.regularizers.gradients()
         spending.note(NOISE, update.monitor.finding_due())
         spending.trust(trusted())
         spending.charge(loader_pass)
@@ -53,18 +51,6 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
         update.clear()
         with suppress(LedgerError):
             note_monitors(parts)
-        raise
-
-
-def _terms(parts: Parts) -> dict[str, Tensor]:
-    """Return the gradients of declared terms; where one is refused its logical batch counts as discarded.
-
-    What a term reads may follow the batch, so whether this one is dropped may, too.
-    """
-    try:
-        return parts.regularizers.gradients()
-    except BaseException:
-        parts.spending.discard()
         raise
 
 

@@ -129,9 +129,11 @@ class Session:
     def regularizer(self, fn: Callable[[], Tensor], *, weight: float) -> None:
         """Declare a term of the parameters alone: `weight` · its gradient is added to every update, after the noise.
 
-        For what is no loss of an example: a proximal term, a Bayesian prior, a penalty that `weight_decay` is not. The
-        library evaluates it once for each logical batch, empty draws too, and adds its gradient after noise and
-        division. So it costs no privacy and changes no sensitivity, and is never to be added to the loss of the loop::
+        For what is no loss of an example: a proximal term, a Bayesian prior, a penalty that `weight_decay` is not. `fn`
+        is written down now, as torch's operators on the parameters and on copies of all else that it reads, and never
+        called again. The library runs these operators once for each logical batch, empty draws too, and adds their
+        gradient after noise and division. So a term costs no privacy and changes no sensitivity, and is never to be
+        added to the loss of the loop::
 
             first = [p.detach().clone() for p in model.parameters()]
             session.regularizer(
@@ -146,11 +148,9 @@ class Session:
             weight: greater than 0.
 
         Raises:
-            InvalidArgumentError: no such function: it reads something else, writes to parameters, or gives another
-                value when it is evaluated again (random numbers).
+            InvalidArgumentError: no such function: it reads something else, writes to parameters, draws random numbers,
+                decides on values, or has a gradient that is not its operators'.
             ProtocolError: a batch was handed out already, so `fn` may hold its values.
-            ContractChangedError: in a later `optimizer.step()`, before anything is charged, where it reads other
-                tensors, values or numbers than when it was declared.
         """
         self._require_open()
         self._parts.regularizers.declare(fn, weight)
