@@ -13,6 +13,9 @@ ROOT, TESTS = Path(hushgrad.__file__).parent, Path(__file__).parent
 UNITS = ("capture", "checks", "guards", "session")
 
 WITHOUT = {
+    "capture/axes/recipes.py": "what pieces were made of; test_pieces tests which of them are put together",
+    "guards/probing/collate_rows.py": "rows of two items of a collate function; test_companions compares them",
+    "guards/probing/collate_runs.py": "runs of a collate function; test_collate_state and test_companions look at them",
     "session/loop.py": "a protocol; test_declared and test_observed test the two loops that follow it",
     "session/parts.py": "a value that holds the parts; each is tested beside its own file",
     "session/privatize.py": "one call of Session, by which test_session and most other tests begin",

@@ -64,7 +64,7 @@ class PerExampleLoss(nn.Module):
         loss_reduction: str,
         batch_size: Callable[[], int | None],
         observer: LossObserver | None = None,
-        mean: Callable[[Tensor], Tensor] = torch.mean,
+        mean: Callable[[Tensor], Tensor | None] = lambda losses: None,
     ) -> None:
         """Wrap a criterion.
 
@@ -74,7 +74,7 @@ class PerExampleLoss(nn.Module):
             loss_reduction: "mean" or "sum", over the examples and over the elements of each example.
             batch_size: tells the number of records of the batch being worked on, or None if it is not known.
             observer: told of the losses, to examine whether each belongs to one example.
-            mean: takes the mean of the losses.
+            mean: returns the mean of the losses where its backward must not divide them, else None.
 
         Raises:
             InvalidArgumentError: a criterion with trainable parameters, with reduction="sum" where a mean is
@@ -136,7 +136,10 @@ class PerExampleLoss(nn.Module):
         losses = self.losses(*arguments, **named)
         if self._observer is not None and torch.is_grad_enabled():
             self._observer.evaluated(self, (arguments, named), losses)
-        return self._mean(losses) if self._loss_reduction == "mean" else losses.sum()
+        if self._loss_reduction == "sum":
+            return losses.sum()
+        mean = self._mean(losses)
+        return losses.mean() if mean is None else mean
 
     @property
     def name(self) -> str:

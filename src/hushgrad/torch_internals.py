@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.autograd import Variable, forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
@@ -27,6 +28,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, t
 __all__ = [
     "BatchNorm",  # the common base of BatchNorm1d to 3d, lazy ones and SyncBatchNorm
     "InstanceNorm",  # the common base of InstanceNorm1d to 3d and lazy ones
+    "OpOverload",  # an operator of a traced graph, with its tags; torch.ops has no public name for it
     "TorchDispatchMode",  # sees operators below autograd; documented by torch, in a module with a private name
     "TreeSpec",  # torch.utils.pytree has no tree_flatten for Python's own containers yet
     "tree_flatten",

@@ -246,6 +246,7 @@ LEAKY: dict[str, tuple[Callable[[Any, Kept], Tensor], Callable[[Kept, Tensor], A
 
 @pytest.mark.parametrize("name", LEAKY)
 def test_what_the_loop_rewrites_later_is_not_read(name: str) -> None:
+    """Guarantee: what is added to an update is a function of the parameters and of constants from before the first."""
     term, rewrite = LEAKY[name]
     model, optimizer, session = attach()
     kept = Kept()

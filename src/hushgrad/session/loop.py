@@ -50,8 +50,8 @@ class Loop(ABC):
         """Return a scalar whose backward, by somebody else, is that of `backward(losses_B)`."""
 
     @abstractmethod
-    def mean(self, losses_B: Tensor) -> Tensor:
-        """Return the mean of examined losses, for a backward by somebody else."""
+    def mean(self, losses_B: Tensor) -> Tensor | None:
+        """Return the mean of examined losses where its backward must not divide them; else None."""
 
     @abstractmethod
     def end_item(self) -> None:

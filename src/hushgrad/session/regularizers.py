@@ -34,7 +34,7 @@ class _Declared(NamedTuple):
 class Regularizers:
     """The declared terms of one session.
 
-    Guarantee: what is added to an update is a function of the parameters and of constants of before the first batch.
+    Guarantee: what is added to an update is a function of the parameters and of constants from before the first batch.
 
     Args:
         parameters: what is trained, by name.

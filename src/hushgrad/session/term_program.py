@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hushgrad.errors import HushgradError, InvalidArgumentError, where_raised
+from hushgrad.torch_internals import OpOverload
 
 UNWRITTEN = ("empty", "new_empty", "resize", "set_")
 """Operators by the beginnings of their names that hand out memory as it is, whatever was there before."""
@@ -88,9 +89,9 @@ class TermProgram:
             if target.__name__.startswith(UNWRITTEN):
                 raise self._refused(f"reads memory that nothing has written to ({target.__name__.partition('.')[0]})")
 
-    def _operators(self) -> Iterator[torch._ops.OpOverload]:
+    def _operators(self) -> Iterator[OpOverload]:
         for node in self._graph.graph.nodes:
-            if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            if node.op == "call_function" and isinstance(node.target, OpOverload):
                 yield node.target
 
     def _refused(self, what: str) -> InvalidArgumentError:

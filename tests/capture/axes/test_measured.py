@@ -61,6 +61,7 @@ def doubled_gradient() -> Callable[[Tensor], Tensor]:
 
 
 def test_a_backward_that_mixes_rows_is_found_though_the_forward_does_not() -> None:
+    """Guarantee: an axis is returned only if all rows of drawn outputs, and of gradients, are those of one alone."""
     x = torch.randn(B, 3)
     assert axis(doubled_gradient(), x, of=x) is None
     assert axis(torch.tanh, x, of=x) == 0

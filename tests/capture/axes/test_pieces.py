@@ -33,6 +33,9 @@ AGAIN: dict[str, tuple[Transform, int]] = {
 }
 
 NOT_AGAIN: dict[str, Transform] = {
+    "each as often as its place says": lambda x: torch.stack(
+        [torch.stack([r] * (i + 1)).sum(0) for i, r in enumerate(x)]
+    ),
     "backwards": lambda x: torch.stack([x[i] for i in (2, 1, 0)]),
     "repeated": lambda x: torch.stack([x[0], x[0], x[2]]),
     "one is missing": lambda x: torch.stack([x[0], x[1]]),

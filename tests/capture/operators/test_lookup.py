@@ -33,6 +33,8 @@ EXACT: dict[str, Use] = {
     "w[None, i]": (lambda i, w: w[None, i][0], {"w": (N, 2)}),
     "w[i, 1]": (lambda i, w: w[i, 1], {"w": (N, 2)}),
     "w[0, :, i]": (lambda i, w: w[0, :, i].movedim(0, -1), {"w": (2, 2, N)}),
+    "w[a tensor of no dimensions, :, i]": (lambda i, w: w[torch.tensor(0), :, i].movedim(0, -1), {"w": (2, 2, N)}),
+    "w[i, 1:, a tensor of no dimensions]": (lambda i, w: w[i, 1:, torch.tensor(1)], {"w": (N, 3, 2)}),
     "w[i, :1]": (lambda i, w: w[i, :1], {"w": (N, 2)}),
     "w[i, 1:, None]": (lambda i, w: w[i, 1:, None], {"w": (N, 3)}),
     "w[i, j]": (lambda i, w: w[i[:, :-1], i[:, 1:]], {"w": (N, M)}),

@@ -209,7 +209,8 @@ class BatchAxes:
         if None in recipes or (is_join(call.func) and len(recipes) > 1):
             return None
         if is_join(call.func):
-            return digest("joined", recipes)
+            dim = call.argument(1, "dim", call.kwargs.get("axis", 0))
+            return digest("joined", recipes, len(sources), dim)
         return recipe_of_call(call, output_index, self.recipe, self._identities)
 
     def _follows_alone(

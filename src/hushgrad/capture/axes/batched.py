@@ -20,6 +20,11 @@ def only_first(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     return None if call.only(call.first) is None else elementwise(call, out, output_index)
 
 
+def is_member(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
+    """`isin`: told of each value alone, but for the sorted way of `assume_unique`, which looks at its neighbours."""
+    return None if call.kwargs.get("assume_unique", False) else only_first(call, out, output_index)
+
+
 def matrices(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """Works on each matrix of the last two dimensions; what comes out has the dimensions before them in front."""
     x = call.first

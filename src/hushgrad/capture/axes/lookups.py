@@ -69,7 +69,7 @@ def reading_of(index: Any, ndim: int) -> Reading | None:
         else:
             dims.append(dim)
             places.append(part if isinstance(part, Tensor) else int(part))
-            if isinstance(part, Tensor):  # a number removes its dimension first, and parts nothing
+            if isinstance(part, Tensor) and part.ndim:  # a number removes its dimension first, and parts nothing
                 kinds.append("places")
         dim += part is not None
     if "places" not in kinds:

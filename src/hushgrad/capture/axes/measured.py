@@ -14,7 +14,7 @@ Real values would prove too little: where all are 0, or the examples alike, ever
 drawn, from a generator of their own, in float64 on the CPU: what a wrong axis hides behind rounding is nothing. The
 call's vector-Jacobian product is compared in the same way. As the outcome depends on no value, it is remembered.
 
-Guarantee: an axis is returned only if all rows of drawn outputs, and of gradients, are those of one example alone.
+Guarantee: an axis is returned only if all rows of drawn outputs, and of gradients, are those of one alone.
 """
 
 from __future__ import annotations

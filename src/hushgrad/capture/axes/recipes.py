@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture.axes.rules import OperatorCall
+from hushgrad.torch_internals import version
 
 BY_VALUE = 1 << 16
 """Constants up to this size are compared by their values; larger ones must be the same tensor."""
@@ -76,7 +77,7 @@ def recipe_of_call(
 
 def _constant(value: Tensor, identities: Identities) -> Any:
     if (value.requires_grad and value.is_leaf) or value.numel() > BY_VALUE or value.layout != torch.strided:
-        return identities.of(value), value._version
+        return identities.of(value), version(value)
     # What was derived from parameters holds their names (`derivation.py`).
     name = getattr(value.grad_fn, "leaf_name", None) if value.requires_grad else None
     values = value.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
