@@ -66,20 +66,23 @@ TRAINABLE = ("LinearCrossEntropyLoss",)
 """Losses with parameters of their own; refused."""
 
 
+def torch_losses() -> dict[type, int]:
+    """Return torch's loss modules with a reduction, and how many arguments each must be given."""
+    return {
+        kind: sum(
+            parameter.default is inspect.Parameter.empty
+            for parameter in list(inspect.signature(kind.forward).parameters.values())[1:]
+        )
+        for name, kind in vars(nn).items()
+        if isinstance(kind, type) and name.endswith("Loss") and "reduction" in inspect.signature(kind).parameters
+    }
+
+
 def test_every_torch_loss_of_an_output_and_a_target_is_covered() -> None:
     """A loss module that torch adds must be tried, and sorted into those that broadcast and those that do not."""
-    found = set()
-    for name, kind in vars(nn).items():
-        if not (isinstance(kind, type) and name.endswith("Loss") and "reduction" in inspect.signature(kind).parameters):
-            continue
-        wanted = [
-            parameter
-            for parameter in list(inspect.signature(kind.forward).parameters.values())[1:]
-            if parameter.default is inspect.Parameter.empty
-        ]
-        if len(wanted) == 2:
-            found.add(kind)
-    found = {kind for kind in found if kind.__name__ not in ("NLLLoss2d", *TRAINABLE)}
+    found = {
+        kind for kind, count in torch_losses().items() if count == 2 and kind.__name__ not in ("NLLLoss2d", *TRAINABLE)
+    }
     by_class = {nn.MultiMarginLoss, nn.CrossEntropyLoss, nn.NLLLoss}
     assert found == {kind for kind, _, _ in CASES.values()} == {*ELEMENTWISE} | by_class
 
@@ -207,17 +210,7 @@ MORE: dict[str, tuple[Callable[[], nn.Module], Callable[[], list[Tensor]], int]]
 
 
 def test_every_torch_loss_of_more_arguments_is_covered() -> None:
-    found = set()
-    for name, kind in vars(nn).items():
-        if not (isinstance(kind, type) and name.endswith("Loss") and "reduction" in inspect.signature(kind).parameters):
-            continue
-        wanted = [
-            parameter
-            for parameter in list(inspect.signature(kind.forward).parameters.values())[1:]
-            if parameter.default is inspect.Parameter.empty
-        ]
-        if len(wanted) > 2:
-            found.add(kind)
+    found = {kind for kind, count in torch_losses().items() if count > 2}
     assert found == {kind for kind, _, _ in MORE.values()}
     assert found > {*ELEMENTWISE_OF_MORE}
 

@@ -370,6 +370,15 @@ def test_copies_of_the_parameters_are_no_condition_and_other_constants_are() -> 
         assert ("constants of a regularizer" in names) is is_told
 
 
+def test_a_number_in_the_terms_own_code_is_no_condition_and_one_in_a_tensor_is() -> None:
+    handed = torch.tensor(2.0, dtype=torch.float64)
+    for factor, is_told in ((lambda: torch.tensor(2.0, dtype=torch.float64), False), (lambda: handed, True)):
+        model, _, session = attach()
+        session.regularizer(lambda: model[0].weight.sum() * factor(), weight=1.0)  # noqa: B023 - called here
+        names = [condition.name for condition in session.guarantee(1e-5).conditions]
+        assert ("constants of a regularizer" in names) is is_told
+
+
 def test_a_penalty_in_the_loop_is_told_of_it() -> None:
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -15,6 +15,7 @@ from hushgrad.accounting.conditions import DECLARED_SAMPLING, FIXED_KEY, Conditi
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import is_own, order_of
 from hushgrad.accounting.ledger.contract import DECLARED, ONE_RECORD, Contract
+from hushgrad.printable import full_name
 
 _DIGITS = 4
 
@@ -140,7 +141,7 @@ def guarantee(
     if accountant not in OWN_ACCOUNTANTS:
         trusted.append(third_party("accountant", accountant))
     charged = {type(event) for event, count in composition if count}
-    trusted += [third_party("event", f"{kind.__module__}.{kind.__qualname__}") for kind in charged if not is_own(kind)]
+    trusted += [third_party("event", full_name(kind)) for kind in charged if not is_own(kind)]
     found = finding_of(composition)
     if found is not None:
         notes.append(f"nothing is established for any of these steps, because it was found after them: {found}")

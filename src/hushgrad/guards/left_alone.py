@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from hushgrad.accounting.conditions import WRITTEN_BY_THE_LOOP, Condition, hooks_on_the_optimizer
+from hushgrad.guards.setup_invariants import is_same_sample, sample
 from hushgrad.torch_internals import versions_of
 
 EVERY = 16
 """Values are looked at after one of so many updates, the first one included; torch's own counts after each."""
-
-SAMPLE = 64
-"""So many values of each parameter show a write that torch does not count."""
 
 
 class LeftAlone:
@@ -46,8 +43,8 @@ class LeftAlone:
 
     def _has_other_values(self) -> bool:
         return self._values is not None and not all(
-            now.shape == before.shape and now.dtype == before.dtype and torch.equal(now, before)
-            for now, before in zip(map(_sample, self._parameters), self._values, strict=True)
+            now.shape == before.shape and now.dtype == before.dtype and is_same_sample(now, before)
+            for now, before in zip(map(sample, self._parameters), self._values, strict=True)
         )
 
     def updated(self) -> None:
@@ -55,9 +52,5 @@ class LeftAlone:
         if self._is_written:
             return
         self._versions = versions_of(self._parameters)
-        self._values = [_sample(parameter) for parameter in self._parameters] if self._updates % EVERY == 0 else None
+        self._values = [sample(parameter) for parameter in self._parameters] if self._updates % EVERY == 0 else None
         self._updates += 1
-
-
-def _sample(parameter: Tensor) -> Tensor:
-    return parameter.detach().reshape(-1)[:SAMPLE].nan_to_num().clone()

@@ -168,7 +168,7 @@ class SetupInvariants:
         self._versions = self._parameter_versions()
         # A write through `.data` leaves no mark but the values, which are dearer to look at.
         if self._steps_without_update % EVERY == 0:
-            self._values_before = [_sample(parameter) for parameter in self._trained()]
+            self._values_before = [sample(parameter) for parameter in self._trained()]
         self._steps_without_update += 1
 
     def require_expected_update(self) -> None:
@@ -179,8 +179,7 @@ class SetupInvariants:
         expected, self._versions = self._versions, None
         values, self._values_before = self._values_before, None
         is_same = values is None or all(
-            torch.allclose(_sample(parameter), before, rtol=0, atol=0, equal_nan=True)
-            for parameter, before in zip(self._trained(), values, strict=True)
+            is_same_sample(sample(parameter), before) for parameter, before in zip(self._trained(), values, strict=True)
         )
         if expected is not None and not (is_same and expected == self._parameter_versions()):
             raise UnsupportedOptimizerError(
@@ -197,7 +196,7 @@ class SetupInvariants:
     def expect_moved_weights(self) -> None:
         """An update is about to be written; the first one is watched."""
         if not self._has_moved:
-            self._unmoved = [(version(parameter), _sample(parameter)) for parameter in self._trained()]
+            self._unmoved = [(version(parameter), sample(parameter)) for parameter in self._trained()]
 
     def require_moved_weights(self) -> None:
         """The step has ended: refuse an optimizer that did nothing with the first update.
@@ -209,7 +208,7 @@ class SetupInvariants:
         if before is None:
             return
         self._has_moved = any(
-            version(parameter) != number or not torch.equal(_sample(parameter), values)
+            version(parameter) != number or not torch.equal(sample(parameter), values)
             for parameter, (number, values) in zip(self._trained(), before, strict=True)
         )
         if not self._has_moved:
@@ -256,9 +255,14 @@ class SetupInvariants:
         return "; ".join([*parts, *([f"no longer trainable: {', '.join(gone)}"] if gone else [])])
 
 
-def _sample(parameter: Tensor) -> Tensor:
+def sample(parameter: Tensor) -> Tensor:
     """Some values of a parameter: an optimizer that writes to `parameter.data` leaves no mark but these."""
     return parameter.detach().reshape(-1)[:64].clone()
+
+
+def is_same_sample(now: Tensor, before: Tensor) -> bool:
+    """Whether two samples hold the same values; NaN is itself."""
+    return torch.allclose(now, before, rtol=0, atol=0, equal_nan=True)
 
 
 def _updated(optimizer: Optimizer) -> list[Tensor]:

@@ -127,8 +127,7 @@ class Regularizers:
             Distribution.set_default_validate_args(validates)
 
     def _is_a_copy(self, constant: Tensor) -> bool:
-        """Whether a constant is a copy of a parameter, or a single number as Python's own are."""
-        return constant.numel() == 1 or any(
+        return any(
             constant.shape == parameter.shape and constant.dtype == parameter.dtype and torch.equal(constant, parameter)
             for parameter in self._parameters.values()
             if constant.device == parameter.device

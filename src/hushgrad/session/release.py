@@ -1,6 +1,6 @@
 """The end of a logical batch: charge, then noise, then the update goes to the optimizer. In this order.
 
-Terms of parameters alone come last. Their gradients are computed before the charge: a refused one costs nothing.
+Terms of parameters alone come last. Their gradients are computed before the charge: one that fails costs nothing.
 """
 
 from __future__ import annotations

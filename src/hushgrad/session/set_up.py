@@ -25,6 +25,7 @@ from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.mechanism import known as noise_kinds
+from hushgrad.printable import full_name
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling import known as sampling_kinds
 from hushgrad.session.members import Members
@@ -123,4 +124,4 @@ def _third_parties(mechanism: Mechanism, plan: Plan | None) -> list[Condition]:
         "sampling": (mechanism.sampling, sampling_kinds.OWN),
     }
     foreign = [(part, type(value)) for part, (value, kinds) in own.items() if type(value) not in kinds]
-    return [third_party(part, f"{kind.__module__}.{kind.__qualname__}") for part, kind in foreign]
+    return [third_party(part, full_name(kind)) for part, kind in foreign]

@@ -50,7 +50,7 @@ class TermProgram:
                 f"on values, or returns no tensor"
             ) from None
         self.reads: list[Tensor] = []
-        """Its constants, of which it holds copies."""
+        """The tensors that it was handed, of which it holds copies."""
         self._take(parameters)
         self._require_plain()
 
@@ -77,7 +77,8 @@ class TermProgram:
                     "reads a tensor with a gradient or a graph of its own, which is no parameter that is trained"
                 )
             if id(tensor) not in copies:
-                self.reads.append(tensor)
+                if not all(str(user.target).startswith("aten.lift_fresh") for user in node.users):
+                    self.reads.append(tensor)  # and no number of the term's own code, which it makes a tensor of
                 copies[id(tensor)] = tensor.detach().clone()
             delattr(self._graph, node.target)
             self._graph.register_buffer(node.target, copies[id(tensor)])

@@ -58,6 +58,9 @@ def divided(model: nn.Module, batch: Any) -> Any:
     return model(batch[0]) / (sum(batch[1]) / len(batch[1]))
 
 
+STANDARDISED: dict[str, Any] = {"trust": READ, "make": linear(), "collate": as_array, "call": standardised}
+CENTRED: dict[str, Any] = {"trust": READ, "make": linear(), "call": in_a_thread(lambda x: x - x.mean(0))}
+
 LEAKY: tuple[Program, ...] = (
     leaky(
         "weights from class counts, counted in Python",
@@ -71,31 +74,10 @@ LEAKY: tuple[Program, ...] = (
         clip=20.0,
     ),
     leaky("outputs divided by a list's mean", LENGTHS, trust=READ, make=linear(), collate=as_list, call=divided),
-    leaky(
-        "the batch standardised in NumPy",
-        FAR,
-        trust=READ,
-        make=linear(),
-        collate=as_array,
-        call=standardised,
-        batches=2,
-    ),
-    leaky("the batch standardised in NumPy, once", FAR, trust=READ, make=linear(), collate=as_array, call=standardised),
-    leaky(
-        "the batch centred by another thread",
-        FAR,
-        trust=READ,
-        make=linear(),
-        call=in_a_thread(lambda x: x - x.mean(0)),
-        batches=2,
-    ),
-    leaky(
-        "the batch centred by another thread, once",
-        FAR,
-        trust=READ,
-        make=linear(),
-        call=in_a_thread(lambda x: x - x.mean(0)),
-    ),
+    leaky("the batch standardised in NumPy", FAR, batches=2, **STANDARDISED),
+    leaky("the batch standardised in NumPy, once", FAR, **STANDARDISED),
+    leaky("the batch centred by another thread", FAR, batches=2, **CENTRED),
+    leaky("the batch centred by another thread, once", FAR, **CENTRED),
 )
 
 WEIGHTS = torch.tensor([1.0, 2.0, 0.5])

@@ -18,6 +18,7 @@ from hushgrad.accounting.conditions import Condition, third_party
 from hushgrad.accounting.ledger.view import NoteValue
 from hushgrad.errors import ContractChangedError, InvalidArgumentError
 from hushgrad.mechanism import Mechanism
+from hushgrad.printable import full_name
 from hushgrad.torch_internals import version
 
 Report = Mapping[str, NoteValue]
@@ -61,7 +62,7 @@ class Monitor(ABC):
     @property
     def name(self) -> str:
         """What the ledger and the guarantee call it."""
-        return f"{type(self).__module__}.{type(self).__qualname__}"
+        return full_name(type(self))
 
 
 class Monitors:

@@ -54,6 +54,7 @@ from hushgrad.guards.probing.user_code import (
     names_in,
     spaces_of,
 )
+from hushgrad.printable import full_name
 from hushgrad.torch_internals import CONTAINERS, REGISTERED, buffers_of, own_parameters, parameters_of
 
 DEPTH = 24
@@ -234,7 +235,7 @@ class _Walk:
                 self._note(key, value)
                 self._add_parts(key, Namespace(vars(value), None, lambda part: not callable(part)), depth - 1)
         elif isinstance(value, nn.Module) and id(value) in self.modules:
-            self.cells.append((key, ("a", _kind(type(value)))))
+            self.cells.append((key, ("a", full_name(type(value)))))
         elif isinstance(value, nn.Parameter) and id(value) in self.parameters:
             return  # fingerprints tell whether they change
         elif isinstance(value, LEAF):
@@ -269,7 +270,7 @@ class _Walk:
                 self.cells.append((key, ("parts", len(content))))
             return
         if by_keys:
-            names = [name if is_atom(name) else ("a", _kind(type(name))) for name in content]
+            names = [name if is_atom(name) else ("a", full_name(type(name))) for name in content]
             self.cells.append(((*key, "keys"), tuple(names)))
             self.waiting += [
                 ((*key, DictKey(name if isinstance(name, (str, int)) else place)), part, depth)
@@ -291,7 +292,7 @@ class _Walk:
         elif isinstance(value, functools._lru_cache_wrapper):
             self._look_at_cache(key, value, depth)
         elif isinstance(value, type):
-            self.cells.append((key, ("a", _kind(value))))
+            self.cells.append((key, ("a", full_name(value))))
             self._look_at_classes(value, depth)
         elif isinstance(value, ContextVar):
             self._add_parts(key, Context(value), depth)
@@ -336,10 +337,12 @@ class _Walk:
     def _look_at_machinery(self, key: Key, value: Any, depth: int) -> None:
         if is_of_own(value) and not isinstance(value, nn.Module):
             self.own_objects.append(value)
-        self.cells.append((key, ("a", _kind(type(value)))))
+        self.cells.append((key, ("a", full_name(type(value)))))
         if not await_result(value, self._until):
-            self.unread.append(f"what {_named(key)} ({_kind(type(value))}) will hold, which another thread computes")
-        elif _kind(type(value)).startswith(UNREAD):
+            self.unread.append(
+                f"what {_named(key)} ({full_name(type(value))}) will hold, which another thread computes"
+            )
+        elif full_name(type(value)).startswith(UNREAD):
             self._say_unread(key, value)
         for holder in hung_on(value):
             self._add_parts(key, holder, depth)
@@ -350,7 +353,7 @@ class _Walk:
         is_container = isinstance(value, (dict, list, deque, set, tuple, frozenset))
         is_users = is_users_class(kind)
         if not is_container:
-            self.cells.append((key, ("a", _kind(kind))))
+            self.cells.append((key, ("a", full_name(kind))))
             depth -= 0 if is_users else STRANGE - 1
         if isinstance(value, (tuple, frozenset)):
             self.waiting += [((*key, place), part, depth) for place, part in enumerate(value)]
@@ -401,7 +404,7 @@ class _Walk:
                 self.waiting.append((key, part, depth))
                 return
         kind = type(value)
-        name = _kind(kind)
+        name = full_name(kind)
         if kind in FRAMES:
             frame = getattr(value, FRAMES[kind])
             if frame is None:  # it has come to its end
@@ -416,17 +419,15 @@ class _Walk:
 
     def _say_of_threads(self, key: Key, value: Any) -> None:
         if threading.active_count() > 1:
-            self.unread.append(f"what {_named(key)} ({_kind(type(value))}) keeps for other threads")
+            self.unread.append(f"what {_named(key)} ({full_name(type(value))}) keeps for other threads")
 
     def _say_unread(self, key: Key, value: Any) -> None:
-        self.unread.append(f"what {_named(key)} ({_kind(type(value))}) keeps, which cannot be looked into and put back")
+        self.unread.append(
+            f"what {_named(key)} ({full_name(type(value))}) keeps, which cannot be looked into and put back"
+        )
 
 
 GLOBAL_RANDOM_TYPES = tuple({type(value) for value in GLOBAL_RANDOM})
-
-
-def _kind(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _named(key: Key) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from hushgrad.guards.probing.user_code import OWN, is_users_class
+from hushgrad.printable import full_name
 from hushgrad.torch_internals import CONTAINERS
 
 PATIENCE = 1.0
@@ -54,7 +55,7 @@ def _kinds(machine: Any) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def _kinds_of(cls: type) -> tuple[str, ...]:
-    return tuple(name for base in cls.__mro__ if (name := f"{base.__module__}.{base.__qualname__}") in VALUES)
+    return tuple(name for base in cls.__mro__ if (name := full_name(base)) in VALUES)
 
 
 def is_of_own(value: Any) -> bool:
