@@ -112,3 +112,15 @@ def test_a_forward_that_writes_so_is_refused_before_anything_is_released(write: 
 @pytest.mark.parametrize("write", [None, lambda x: x[:].mul_(2)])
 def test_a_forward_that_writes_nothing_or_by_torch_s_operators_trains(write: Any) -> None:
     assert trained(write).session.steps == 2
+
+
+def test_tensors_that_are_put_into_what_was_given_are_seen_unless_they_are_returned() -> None:
+    x, item = torch.ones(3), {"x": torch.ones(3)}
+    watch = UncountedWrites(((item, [x]), {}), copied(((item, [x]), {})))
+    assert not watch.has_left_more(x)
+    item["y"] = x * 2
+    assert watch.has_left_more(x)
+    assert not watch.has_left_more((x, item))
+    assert not watch.has_left_more(item["y"])
+    item["y"] = x
+    assert not watch.has_left_more(None)

@@ -117,6 +117,24 @@ def autoencoder(write: Any) -> dict[str, Any]:
 
 READ = ("values read by the loop",)
 
+
+def leaves_a_target(target: Any) -> Any:
+    """Compute outputs of `item["x"]`, and put into the item what the loop is to compare them with."""
+
+    def forward(m: Any, item: dict[str, Tensor]) -> Tensor:
+        item["target"] = target(item["x"])
+        return m[0](item["x"])  # type: ignore[no-any-return]
+
+    return forward
+
+
+of_dicts: dict[str, Any] = {
+    "collate": lambda records: {"x": torch.stack(list(records))},
+    "call": lambda model, item: model(item),
+    "targets": lambda item: item["target"],
+    "loss": lambda out, target: (out - target).square().sum(1),
+}
+
 LEAKY: tuple[Program, ...] = (
     leaky("lengths as a list", SIZES, make=CUT, call=lambda m, x: m(x, sizes(x))),
     leaky("lengths as an array", SIZES, make=CUT, call=lambda m, x: m(x, np.array(sizes(x)))),
@@ -183,6 +201,13 @@ LEAKY: tuple[Program, ...] = (
         call=by_global(lambda x: float(x[:, 0].mean())),
     ),
     leaky("the batch centred before the call", ROWS, make=linear(), call=lambda m, x: m(x - x.mean(0))),
+    leaky(
+        "a target that the forward puts into the item",
+        ROWS,
+        trust=("not examined",),
+        make=made(leaves_a_target(lambda x: x - x.mean(0)), linear(4, 4)),
+        **of_dicts,
+    ),
     leaky("the input written by NumPy, and the target", ROWS, **autoencoder(by_numpy)),
     leaky("the input written by DLPack, and the target", ROWS, **autoencoder(by_dlpack)),
     leaky("the input written by its storage, and the target", ROWS, **autoencoder(by_storage)),
@@ -263,6 +288,13 @@ CLEAN: tuple[Program, ...] = (
         told=("not examined",),
         **autoencoder(lambda x: x.sub_(x.mean(1, keepdim=True))),
     ),
+    clean(
+        "a target of each record's own that the forward puts into the item",
+        ROWS,
+        told=("not examined",),
+        make=made(leaves_a_target(lambda x: x / 2), linear(4, 4)),
+        **of_dicts,
+    ),
     clean("fixed statistics before the call", ROWS, make=linear(), call=lambda m, x: m((x - 0.5) / 2)),
 )
 
@@ -270,6 +302,7 @@ KIND = Kind(
     "hidden inputs",
     "lists, arrays, numbers and objects that a call is given: altered as tensors are, or refused by name",
     "first batch",
-    "nothing",
+    "numbers that have left torch: `values read by the loop`; tensors that a forward puts into what it was given: "
+    "`not examined`",
     (*LEAKY, *CLEAN),
 )

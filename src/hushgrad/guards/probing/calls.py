@@ -57,6 +57,7 @@ class Call:
         versions: those of the outputs, by which it shows that the loop wrote into them.
         axes: of each input, by its path, the axis of the examples; None where it is still to be found.
         watch: of what it was given, until it has returned.
+        has_left_more: whether it put tensors into what it was given, and did not return them.
         written: the path of an input that the forward wrote to in a way that torch does not count.
     """
 
@@ -78,6 +79,7 @@ class Call:
     versions: list[int] = field(default_factory=list)
     watch: UncountedWrites | None = None
     written: Path | None = None
+    has_left_more: bool = False
 
     @classmethod
     def begun(cls, model: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -105,7 +107,8 @@ class Call:
             is_accumulating: whether the backward that is running accumulates gradients, or only asks for some.
         """
         if self.watch is not None:
-            self.written, self.watch = self.watch.found(), None
+            self.written, self.has_left_more = self.watch.found(), self.watch.has_left_more(output)
+            self.watch = None
         tensors = [tensor for _, tensor in tensors_at(output)]
         self.sums = sums_of(output)
         self.is_hooked = any(has_gradient_hooks(tensor) for tensor in tensors)

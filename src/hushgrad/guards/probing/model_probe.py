@@ -31,7 +31,7 @@ from hushgrad.guards.probing.rows import Batch, batch_axes, fits, grown_axes, ot
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.state_probe import StateProbe, refusal
 from hushgrad.guards.probing.trees import Path, tensors_at
-from hushgrad.guards.probing.uncounted_writes import written
+from hushgrad.guards.probing.uncounted_writes import LEFT_IN_INPUTS, written
 from hushgrad.guards.probing.widths import Drawn, OwnWidth, extremes, own_widths
 from hushgrad.torch_internals import version
 
@@ -128,6 +128,8 @@ class ModelProbe:
     def _examine(self, call: Call, size: int, among: Among | None, widths: list[OwnWidth] | None, unit: float) -> bool:
         if call.written is not None:
             raise written(call.written, self.name_of(call.module))
+        if call.has_left_more:
+            self.skipped.append(LEFT_IN_INPUTS)
         now = State(self.model, parameters=False)
         changed = call.state.changed_parameters()
         if trained := [name for name in changed if name in self.parameters]:

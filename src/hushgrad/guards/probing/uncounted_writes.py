@@ -1,7 +1,8 @@
 """Which inputs of a call its forward wrote to in a way that torch does not count: through NumPy, DLPack, a storage.
 
 A loop hands the same tensors to its criterion as targets. Writes that torch counts show there; others would give the
-criterion targets that the forward has made of the whole batch.
+criterion targets that the forward has made of the whole batch. So would tensors that it puts into a dictionary, a list
+or an object that it was given, and does not return.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from hushgrad.errors import PrivacyUnitError
 from hushgrad.guards.probing.state_values import agree
-from hushgrad.guards.probing.trees import DESCEND, Path, with_parts
+from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts
 from hushgrad.torch_internals import version
 
 
@@ -29,6 +30,7 @@ class UncountedWrites:
     """
 
     def __init__(self, given: Any, copies: Any) -> None:
+        self._given, self._tensors = given, [tensor for _, tensor in tensors_at(given)]
         own = dict(_values_at(copies))
         self._watched = [(path, part, own[path], _version(part)) for path, part in _values_at(given) if path in own]
 
@@ -42,6 +44,14 @@ class UncountedWrites:
             ),
             None,
         )
+
+    def has_left_more(self, output: Any) -> bool:
+        """Return whether what was given holds tensors now that it did not, and that are no part of the output."""
+        known = {id(tensor) for tensor in (*self._tensors, *(tensor for _, tensor in tensors_at(output)))}
+        return any(id(tensor) not in known for _, tensor in tensors_at(self._given))
+
+
+LEFT_IN_INPUTS = "tensors that the forward put into a container or an object that it was given, and did not return"
 
 
 def written(path: Path, where: str) -> PrivacyUnitError:
