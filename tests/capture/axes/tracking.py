@@ -34,7 +34,9 @@ def changed_outside_own_rows(transform: Transform, x: Tensor, out: Tensor, axis:
     for i in range(batch):
         moved = x.clone()
         moved[i] = moved[i] * -1.7 + 0.3 * torch.randn_like(moved[i]) + 5
-        differs = (transform(moved) != out).movedim(axis, 0)
+        changed = transform(moved)
+        # Solvers of LAPACK do not round alike in every place of a batch.
+        differs = ~torch.isclose(changed, out, rtol=1e-9, atol=1e-9, equal_nan=True).movedim(axis, 0)
         rows = differs.reshape(batch, -1).any(1)
         rows[i] = False
         if rows.any():

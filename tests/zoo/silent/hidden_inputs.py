@@ -291,7 +291,7 @@ CLEAN: tuple[Program, ...] = (
     clean(
         "a target of each record's own that the forward puts into the item",
         ROWS,
-        told=("not examined",),
+        told=("not examined", *READ),
         make=made(leaves_a_target(lambda x: x / 2), linear(4, 4)),
         **of_dicts,
     ),
