@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hushgrad.capture.axes.batch_axes import BatchAxes, tensors_in
+from hushgrad.capture.axes.layout import Path, Role
 from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.mode import CaptureMode
 from hushgrad.capture.operators.operator import ForwardContext, GraphAnchor
@@ -82,6 +83,9 @@ class Scope:
         self.paused = False
         self.registered: set[str] = set()
         """The names of the operators of others that ran in captured forwards."""
+        self._roles: dict[nn.Module, dict[Path, Role]] = {}
+        self.expects: Callable[[tuple[Any, ...], dict[str, Any]], Mapping[Path, Role]] | None = None
+        """What is known of the inputs of a module's first call from elsewhere: the loader's item."""
         self._handles: list[RemovableHandle] = []
         for module in model.modules():
             if any(parameter.requires_grad for parameter in module.parameters()):
@@ -148,7 +152,7 @@ class Scope:
         pool, observer = (self._pool, self._observer) if self._instead is None else (self._instead, None)
         token = None if observer is None else observer.entering(module, args, kwargs)
         axes = BatchAxes()
-        batch_size = axes.seed((args, kwargs), pool.batch_size)
+        batch_size = axes.seed((args, kwargs), pool.batch_size, self.roles_of(module, args, kwargs))
         call = RunningCall()
         forward = ForwardContext(pool, self._anchor, axes, leaves, batch_size, held, self.registered)
         mode = CaptureMode(forward, partial(call.is_running, CALLER_OF_OPERATOR))
@@ -156,6 +160,13 @@ class Scope:
         self._here.open = begun
         mode.__enter__()  # type: ignore[no-untyped-call]
         return args, LivingArguments(kwargs, partial(self._let_go, weakref.ref(begun)))
+
+    def roles_of(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Path, Role]:
+        """Return what the inputs of a module hold, as far as it is known; takes what is found."""
+        known = self._roles.get(module)
+        if known is None:
+            known = self._roles[module] = {} if self.expects is None else dict(self.expects(args, kwargs))
+        return known
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """A module's call has ended: stop if it is the outermost one.

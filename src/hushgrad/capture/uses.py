@@ -9,7 +9,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, Whole
+from hushgrad.capture.axes.owners import BatchLocation, SegmentIds, Whole
 from hushgrad.errors import PrivacyUnitError
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.gradients.dense import Dense

@@ -8,7 +8,7 @@ from test_segment_ids import assert_owners_are_true, location_of_output
 from torch import Tensor
 from tracking import B, Transform, tracked_axis
 
-from hushgrad.capture.axes.segment_ids import SegmentIds, Whole
+from hushgrad.capture.axes.owners import SegmentIds, Whole
 from hushgrad.errors import PrivacyUnitError
 
 AGAIN: dict[str, tuple[Transform, int]] = {

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hushgrad.capture.axes.batch_axes import BatchAxes
-from hushgrad.capture.axes.segment_ids import SegmentIds
+from hushgrad.capture.axes.owners import SegmentIds
 from hushgrad.capture.mode import CaptureMode
 from hushgrad.capture.operators.operator import ForwardContext, GraphAnchor
 from hushgrad.capture.uses import UsePool

@@ -37,15 +37,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from hushgrad.capture.axes.layout import Layout, Path, Role, layout_of, owners_of
+from hushgrad.capture.axes.owners import BatchLocation, SegmentIds, Whole, location_of, packed_owners
+from hushgrad.capture.axes.parts import lists_in, named_tensors
 from hushgrad.capture.axes.pieces import follow_pieces, form_of_cut, is_join
 from hushgrad.capture.axes.recipes import Identities, Recipe, digest, recipe_of_call
 from hushgrad.capture.axes.rules import Axis, OperatorCall, changes_in_place, main_argument
-from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, Whole, follow_rows, packed_owners
+from hushgrad.capture.axes.segment_ids import follow_rows
 from hushgrad.capture.axes.table import AXIS_RULES, CONSTANTS
 from hushgrad.capture.source_line import calling_forward
 from hushgrad.errors import PrivacyUnitError
 from hushgrad.torch_internals import base_of
 
+INPUTS = "the model's inputs"
 NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -63,6 +67,7 @@ class BatchAxes:
         self._inputs: set[int] = set()
         self._recipes: dict[int, tuple[weakref.ref[Tensor], Recipe]] = {}
         self._identities = Identities()
+        self._divisions: dict[int, Tensor] = {}
         self.batch_size: int | None = None
         self.lost_by: str | None = None
         self.is_narrow = False
@@ -98,35 +103,80 @@ class BatchAxes:
         self._recipes.clear()
         self._identities.clear()
         self._inputs.clear()
+        self._divisions.clear()
 
-    def seed(self, inputs: Any, batch_size: int | None) -> int | None:
+    def seed(self, inputs: Any, batch_size: int | None, known: dict[Path, Role] | None = None) -> int | None:
         """Record the tensors among a model's inputs and return the number of examples they hold.
 
         Without a declared `batch_size` the first tensor decides. A tensor with one row beside inputs of several is a
-        constant; one whose first dimension is something else has lost its batch, as have the flat ids of bags with
-        their offsets (from which an embedding bag tells the examples apart again).
+        constant; what else is not on the first axis is told by `layout_of`, or has lost its batch.
+
+        Args:
+            inputs: nested.
+            batch_size: B as declared.
+            known: roles of inputs, by their paths; takes those that are found here.
         """
         tensors = [tensor for tensor in tensors_in(inputs) if tensor.ndim > 0]
         packed = list(packed_in(inputs))
         sizes = [tensor.shape[0] for tensor in tensors] + [int(part.batch_sizes[0]) for part in packed]
-        is_known = batch_size in sizes or any(_bounds_bags(tensor, batch_size) for tensor in tensors)
-        if batch_size is None or not is_known:
-            batch_size = next((size for size in sizes if size != 1), 1 if sizes else None)
-        for tensor in tensors:
-            self._inputs.add(id(tensor))
-            if tensor.shape[0] == batch_size:
-                self.set(tensor, 0)
-            elif tensor.shape[0] != 1:
-                self._lose(tensor, "the model's inputs")
+        if known or batch_size is None or not all(size in (1, batch_size) for size in sizes) or batch_size not in sizes:
+            batch_size = self._seed_others(inputs, batch_size, sizes, {} if known is None else known)
+        else:
+            for tensor in tensors:
+                self._place(tensor, Role.FIRST if tensor.shape[0] == batch_size else Role.CONSTANT, 0)
         for part in packed:
             if int(part.batch_sizes[0]) != batch_size:
-                self._lose(part.data, "the model's inputs")
+                self._lose(part.data, INPUTS)
                 continue
             sequences = part.sorted_indices
             sequences = torch.arange(batch_size, device=part.data.device) if sequences is None else sequences
             self.set(part.data, SegmentIds(0, packed_owners(part.batch_sizes, sequences)))
         self.batch_size = batch_size
         return batch_size
+
+    def _seed_others(
+        self, inputs: Any, batch_size: int | None, sizes: Sequence[int], known: dict[Path, Role]
+    ) -> int | None:
+        """Record inputs of which not all have the examples on the first axis."""
+        if batch_size is None:
+            batch_size = next((size for size in sizes if size != 1), 1 if sizes else None)
+            if batch_size is None:
+                return None
+        entries = set(self._seed_entries(inputs, batch_size, known))
+        named = [(path, part) for path, part in named_tensors(inputs) if part.ndim and id(part) not in entries]
+        layout = layout_of(named, batch_size, known)
+        told = {path: role for path, role in layout.roles.items() if role not in (Role.CONSTANT, Role.LOST)}
+        if not told and not entries and batch_size not in sizes:  # rows of something else than the examples
+            batch_size = next((size for size in sizes if size != 1), 1 if sizes else None)
+            layout = layout_of(named, batch_size or 0)
+        elif batch_size > 1:
+            known.update(told)
+        for total, counts in {**layout.links, **layout.counts}.items():
+            if layout.counts.get(total, counts) == layout.links.get(total, counts):
+                self._divisions[total] = owners_of(counts)
+        for path, tensor in named:
+            self._place(tensor, layout.roles[path], _location_in(layout, path, tensor, batch_size or 0))
+        return batch_size
+
+    def _place(self, tensor: Tensor, role: Role, location: BatchLocation) -> None:
+        """Record one input."""
+        self._inputs.add(id(tensor))
+        if role is Role.LOST and location is None:
+            self._lose(tensor, INPUTS)
+        elif role is not Role.CONSTANT:
+            self.set(tensor, location)
+
+    def _seed_entries(self, inputs: Any, batch_size: int, known: dict[Path, Role]) -> Iterator[int]:
+        """Record the tensors of lists with an entry for each example, and yield their ids."""
+        for path, entries in lists_in(inputs, batch_size, known):
+            if batch_size > 1:
+                known[path] = Role.ENTRIES
+            for example, entry in enumerate(entries):
+                for part, tensor in named_tensors(entry):
+                    self._inputs.add(id(tensor))
+                    self.set(tensor, Whole(example))
+                    self._recipes[id(tensor)] = (weakref.ref(tensor), digest("an entry of", path, part))
+                    yield id(tensor)
 
     def adopt(self, tensor: Tensor) -> None:
         """Record a tensor that requires gradients and came from nowhere the forward saw: data without an axis."""
@@ -164,7 +214,7 @@ class BatchAxes:
         for output_index, out in outputs:
             axis: BatchLocation = rule(call, out, output_index) if rule is not None and known else None
             if axis is None and self.batch_size and any(part is not None for part in locations):
-                axis = follow_rows(call, locations, out, output_index, rule)
+                axis = follow_rows(call, locations, out, output_index, rule, self._divisions)
             if axis is None and self.batch_size and self.batch_size > 1:
                 axis = follow_pieces(call, locations, out, output_index, rule)
             recipe = self._recipe_of(call, locations, axis, output_index)
@@ -310,9 +360,15 @@ class BatchAxes:
         self.set(tensor, None)
 
 
-def _bounds_bags(tensor: Tensor, batch_size: int | None) -> bool:
-    """Whether a tensor may hold where each of B bags begins, and where the last one ends."""
-    return batch_size is not None and tensor.shape == (batch_size + 1,) and tensor.dtype in (torch.int32, torch.int64)
+def _location_in(layout: Layout, path: Path, tensor: Tensor, batch_size: int) -> BatchLocation:
+    """Return where the examples lie in an input; None where an operator must tell them apart, or none can."""
+    role = layout.roles[path]
+    if role in (Role.FIRST, Role.SECOND):
+        return int(role is Role.SECOND)
+    counts = layout.counts_at(path, tensor)
+    if counts is not None:
+        return location_of(int(role is Role.LINKS), owners_of(counts, tensor.device), batch_size)
+    return 0 if role is Role.LOST and batch_size == 1 else None  # there is no other example
 
 
 def _tensors_at_top(result: Any) -> list[tuple[int, Tensor]]:

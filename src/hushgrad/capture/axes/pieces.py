@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hushgrad.capture.axes.owners import BatchLocation, SegmentIds, Whole, location_of, owners_of_axis
 from hushgrad.capture.axes.rules import AxisRule, OperatorCall, dims_of, is_basic, viewed
-from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, Whole, location_of, owners_of_axis
 
 CATS: set[Callable[..., Any]] = {torch.cat, torch.concat, torch.concatenate}
 
@@ -119,7 +119,18 @@ def form_of_cut(call: OperatorCall, location: BatchLocation, output_index: int) 
     result = call.func(*args, **{key: inner if value is x else value for key, value in call.kwargs.items()})
     view = result[output_index] if isinstance(result, (tuple, list)) else result
     seen = [(view.stride(at), view.shape[at]) for at in range(view.ndim) if view.stride(at)]
+    if varying and _are_all_rows(owners, numbers):
+        return "all rows", view.storage_offset(), [part for at, part in enumerate(_moves(view)) if at not in varying]
     return _ranks(owners, numbers), view.storage_offset(), seen
+
+
+def _moves(view: Tensor) -> list[tuple[int, int]]:
+    return [(view.stride(at), view.shape[at]) for at in range(view.ndim)]
+
+
+def _are_all_rows(owners: Tensor, rows: Tensor) -> bool:
+    """Whether a piece is all that one example has, in order: examples need not have equally many rows."""
+    return rows.numel() > 0 and torch.equal(rows, (owners == owners[rows[0]]).nonzero().flatten())
 
 
 def _joined(call: OperatorCall, locations: Sequence[BatchLocation], out: Tensor) -> BatchLocation:

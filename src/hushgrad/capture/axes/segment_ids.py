@@ -21,8 +21,8 @@ Guarantee: what a row holds was computed from its owner alone, by operations tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,93 +30,26 @@ from torch import Tensor
 
 from hushgrad.capture.axes import lookups as lookups
 from hushgrad.capture.axes import products as products
+from hushgrad.capture.axes.added_rows import added, is_sum_of_rows
+from hushgrad.capture.axes.owners import (
+    BatchLocation,
+    SegmentIds,
+    location_of,
+    owners_along,
+    owners_of_axis,
+    packed_owners,
+)
 from hushgrad.capture.axes.rules import AxisRule, OperatorCall, dims_of, elementwise, is_basic, like_first, viewed
 from hushgrad.torch_internals import PACK, PAD_PACKED
 
 
-@dataclass(frozen=True, eq=False)
-class SegmentIds:
-    """Row r on dimension `dim` belongs to example `rows[r]`; `rows` holds numbers below the batch size, int64."""
-
-    dim: int
-    rows: Tensor
-
-    def same_rows(self, other: SegmentIds) -> bool:
-        """Return whether two tensors' rows have the same owners in the same order."""
-        return self.rows is other.rows or torch.equal(self.rows, other.rows)
-
-    def blocks(self, tensor: Tensor, batch_size: int) -> Tensor:
-        """Return `tensor` as `[B, k, ...]` with each example's rows in their order, zeros where it has fewer than k."""
-        tensor = tensor.movedim(self.dim, 0)
-        count = self.rows.shape[0]
-        if not count:
-            return tensor.new_zeros(batch_size, 1, *tensor.shape[1:])
-        if count % batch_size == 0 and self._is_interleaved(batch_size):
-            return tensor.reshape(count // batch_size, batch_size, *tensor.shape[1:]).transpose(0, 1)
-        rows = self.rows.to(tensor.device)
-        order = rows.argsort(stable=True)
-        sizes = torch.bincount(rows, minlength=batch_size)
-        starts = sizes.cumsum(0) - sizes
-        owners = rows[order]
-        within = torch.arange(count, device=rows.device) - starts[owners]
-        padded = tensor.new_zeros(batch_size, max(int(sizes.max()), 1), *tensor.shape[1:])
-        padded[owners, within] = tensor[order]
-        return padded
-
-    def _is_interleaved(self, batch_size: int) -> bool:
-        regular = torch.arange(batch_size, device=self.rows.device).expand(self.rows.shape[0] // batch_size, -1)
-        return torch.equal(self.rows.view(-1, batch_size), regular)
-
-
-@dataclass(frozen=True)
-class Whole:
-    """The whole tensor belongs to one example, whatever its dimensions are (`pieces.py`)."""
-
-    example: int
-
-    def blocks(self, tensor: Tensor, batch_size: int) -> Tensor:
-        """Return `tensor` as `[B, *shape]`: zeros for all other examples."""
-        alone = tensor.new_zeros(batch_size, *tensor.shape)
-        alone[self.example] = tensor
-        return alone
-
-
-BatchLocation = int | SegmentIds | Whole | None
-"""Where the batch lies in a tensor: on an axis, in rows with owners, all with one owner, or nowhere that is known."""
-
-
-def dim_of(location: BatchLocation) -> int | None:
-    """Return the dimension along which the examples lie, whether in their own order or not; None if there is none."""
-    if isinstance(location, SegmentIds):
-        return location.dim
-    return location if isinstance(location, int) else None
-
-
-def owners_of_axis(size: int, batch_size: int, device: torch.device) -> Tensor:
-    """Return the owner of each place along an ordinary batch axis of the given size."""
-    return torch.arange(batch_size, device=device).repeat_interleave(size // batch_size)
-
-
-def location_of(dim: int, rows: Tensor, batch_size: int) -> BatchLocation:
-    """Return an ordinary axis where the rows are in the examples' own order, else their owners."""
-    size = rows.shape[0]
-    if size == 0:
-        return None
-    if size % batch_size == 0 and torch.equal(rows, owners_of_axis(size, batch_size, rows.device)):
-        return dim
-    return SegmentIds(dim, rows)
-
-
-def packed_owners(batch_sizes: Tensor, sequences: Tensor) -> Tensor:
-    """Return the owner of each row of a packed sequence whose j-th longest sequence belongs to `sequences[j]`."""
-    return torch.cat([sequences[:count] for count in batch_sizes.tolist()])
-
-
-# Operators on rows with owners ------------------------------------------------------------------------------------
-
-
 def follow_rows(
-    call: OperatorCall, locations: list[BatchLocation], out: Tensor, output_index: int, rule: AxisRule | None
+    call: OperatorCall,
+    locations: list[BatchLocation],
+    out: Tensor,
+    output_index: int,
+    rule: AxisRule | None,
+    divisions: Mapping[int, Tensor],
 ) -> BatchLocation:
     """Return where the batch lies in an output of an operator for which its ordinary rule found no axis.
 
@@ -126,7 +59,10 @@ def follow_rows(
         out: the output.
         output_index: the output's index among the outputs.
         rule: the operator's ordinary rule.
+        divisions: the owner of each row in flat tensors of so many rows.
     """
+    if is_sum_of_rows(call.func):
+        return added(call, locations, out, divisions)
     if call.func in SELECTIONS and any(source is call.first for source in call.sources):
         selected = _selected(call, locations, out)
         if selected is not None or not _is_view(call):
@@ -220,12 +156,15 @@ def _selected(call: OperatorCall, locations: list[BatchLocation], out: Tensor) -
         dim, order = (-1 if dims is None else next(iter(dims))), call.argument(2, "index")
     if not isinstance(order, Tensor) or order.ndim != 1 or order.dtype not in (torch.int64, torch.int32):
         return None
-    if dim != dim_of(location):
+    rows = owners_along(x, location, dim, call.batch_size)
+    if rows is None:
         return None
-    rows = (
-        location.rows if isinstance(location, SegmentIds) else owners_of_axis(x.shape[dim], call.batch_size, x.device)
-    )
-    return location_of(dim, rows[order.to(rows.device)], call.batch_size)
+    found = rows[order.to(rows.device)]
+    own = next((part for source, part in zip(call.sources, locations, strict=True) if source is order), None)
+    chosen_by = owners_along(order, own, 0, call.batch_size)
+    if chosen_by is not None and not torch.equal(chosen_by, found):
+        return None  # an example's place that says a row of another one
+    return location_of(dim, found, call.batch_size)
 
 
 def _unpacked(call: OperatorCall, locations: list[BatchLocation]) -> BatchLocation:

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hushgrad.capture.axes.owners import BatchLocation, SegmentIds, Whole, dim_of
 from hushgrad.capture.axes.rules import concatenated, elementwise, main_argument, stacked
-from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, Whole, dim_of
 from hushgrad.capture.axes.table import SPACES
 from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hushgrad.capture.axes.owners import BatchLocation
 from hushgrad.capture.axes.rules import batch_first
-from hushgrad.capture.axes.segment_ids import BatchLocation
 from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, Rule, capture
 from hushgrad.capture.operators.registration import captures

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hushgrad.capture.axes import products as products
-from hushgrad.capture.axes.segment_ids import BatchLocation
+from hushgrad.capture.axes.owners import BatchLocation
 from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.operators.lookup_options import option_error, refused_options
 from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture

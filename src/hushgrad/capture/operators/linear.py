@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hushgrad.capture.axes import products as products
-from hushgrad.capture.axes.segment_ids import BatchLocation, dim_of
+from hushgrad.capture.axes.owners import BatchLocation, dim_of
 from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture
 from hushgrad.capture.operators.registration import captures

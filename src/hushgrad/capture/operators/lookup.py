@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture.axes.lookups import Reading, gathered, read, reading_of, selected, taken_along
+from hushgrad.capture.axes.owners import BatchLocation, SegmentIds, Whole, dim_of
 from hushgrad.capture.axes.rules import dims_of
-from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, Whole, dim_of
 from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture
 from hushgrad.capture.operators.registration import captures

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hushgrad.capture.axes import products as products
+from hushgrad.capture.axes.owners import BatchLocation, dim_of
 from hushgrad.capture.axes.rules import batch_first, frozen_batch_norm
-from hushgrad.capture.axes.segment_ids import BatchLocation, dim_of
 from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.operators.broadcast import broadcast
 from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture

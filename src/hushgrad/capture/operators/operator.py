@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture.axes.batch_axes import BatchAxes
-from hushgrad.capture.axes.segment_ids import BatchLocation
+from hushgrad.capture.axes.owners import BatchLocation
 from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError, UncoveredParameterUseError

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hushgrad.capture.axes import products as products
-from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds
+from hushgrad.capture.axes.owners import BatchLocation, SegmentIds
 from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.operators.cells import Cell, GRUCell, LSTMCell, ReluCell, TanhCell
 from hushgrad.capture.operators.operator import Composite, ForwardContext, Recorded, first_order_only, in_autocast_dtype
