@@ -382,6 +382,7 @@ def test_packing_and_cells_show_themselves_by_the_functions_that_rules_stand_at(
     assert {
         insides.PACK,
         insides.PAD_PACKED,
+        insides.PAD_LIST,
         insides.VARIABLE_FUNCTIONS.lstm_cell,
         insides.VARIABLE_FUNCTIONS.gru,
     } <= set(mode.functions)

@@ -208,7 +208,8 @@ VARIABLE_FUNCTIONS: Any = torch._C._VariableFunctions
 
 PACK: Callable[..., tuple[Tensor, Tensor]] = VARIABLE_FUNCTIONS._pack_padded_sequence
 PAD_PACKED: Callable[..., tuple[Tensor, Tensor]] = VARIABLE_FUNCTIONS._pad_packed_sequence
-"""What `nn.utils.rnn` calls, and thus what a mode sees, to pack sequences and to pad them again."""
+PAD_LIST: Callable[..., Tensor] = torch._C._nn.pad_sequence
+"""What `nn.utils.rnn` calls, and thus what a mode sees, to pack sequences, to pad them again, and to pad a list."""
 
 
 def top_mode() -> TorchFunctionMode | None:

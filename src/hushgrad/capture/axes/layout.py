@@ -74,6 +74,19 @@ class Layout:
             return self.counts.get(tensor.shape[0], self.links.get(tensor.shape[0]))
         return self.links.get(tensor.shape[1]) if role is Role.LINKS else None
 
+    def division(self, kind: Role, tensor: Tensor) -> list[int]:
+        """Return how many rows each example has, as a tensor says that tells where they begin."""
+        for counts in (*self.counts.values(), *self.links.values()):
+            found = owners_of(counts).tolist() if kind is Role.OWNERS else [0, *itertools.accumulate(counts)]
+            if (found[:-1] if kind is Role.STARTS else found) == tensor.tolist():
+                return counts
+        raise ValueError("tells of no rows here")
+
+    def rows_of_links(self, tensor: Tensor) -> list[int]:
+        """Return how many rows each example has among those that pairs are of."""
+        fitting = [counts for total, counts in self.counts.items() if int(tensor.max()) < total]
+        return fitting[0]
+
 
 def owners_of(counts: Sequence[int], device: torch.device | None = None) -> Tensor:
     """Return the owner of each row, where examples have so many rows, one behind the other."""

@@ -28,8 +28,10 @@ from torch import Tensor
 
 from hushgrad.capture.axes.owners import BatchLocation, SegmentIds, Whole, location_of, owners_of_axis
 from hushgrad.capture.axes.rules import AxisRule, OperatorCall, dims_of, is_basic, viewed
+from hushgrad.torch_internals import PAD_LIST
 
 CATS: set[Callable[..., Any]] = {torch.cat, torch.concat, torch.concatenate}
+JOINS = {*CATS, torch.stack, PAD_LIST}
 
 
 def follow_pieces(
@@ -51,7 +53,7 @@ def follow_pieces(
 
 def is_join(func: Callable[..., Any]) -> bool:
     """Return whether an operator puts tensors together."""
-    return func in CATS or func is torch.stack
+    return func in JOINS
 
 
 def _is_cut_by_index(call: OperatorCall) -> bool:
@@ -134,7 +136,14 @@ def _are_all_rows(owners: Tensor, rows: Tensor) -> bool:
 
 
 def _joined(call: OperatorCall, locations: Sequence[BatchLocation], out: Tensor) -> BatchLocation:
-    """`cat` and `stack` of data: the rows of all parts, one part behind the other; a constant part has no owner."""
+    """`cat` and `stack` of data: the rows of all parts, one part behind the other; a constant part has no owner.
+
+    So does `pad_sequence`, which stacks its parts before or behind the positions.
+    """
+    if call.func is PAD_LIST:
+        owners = [location.example for location in locations if isinstance(location, Whole)]
+        dim = int(not call.argument(1, "batch_first", False))
+        return _location(dim, torch.tensor(owners), out, call.batch_size) if len(owners) == len(locations) else None
     parts = call.argument(0, "tensors")
     dims = dims_of(call.argument(1, "dim", call.kwargs.get("axis", 0)), max(out.ndim, 1))
     if dims is None or not isinstance(parts, (tuple, list)) or len(parts) != len(locations):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hushgrad.capture.axes.layout import Role
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import HushgradError
 from hushgrad.guards.probing.deterministic_mode import QUANTILES, DeterministicMode
@@ -91,11 +92,14 @@ class Call:
         watch = UncountedWrites((args, kwargs), inputs)
         return cls(module, State(model), inputs, autocast, model.training, watch=watch)
 
-    def lift(self, size: int) -> None:
-        """Make tensors of all inputs that hold `size` examples, before they are altered; once."""
+    def lift(self, size: int, roles: Mapping[Path, Role]) -> None:
+        """Make tensors of all inputs that hold `size` examples, before they are altered; once.
+
+        `roles`: what its inputs hold, as far as it is known.
+        """
         if self.lifting is not None:
             return
-        self.lifting = lifted(self.inputs, size, outer=2)
+        self.lifting = lifted(self.inputs, size, outer=2, known=roles)
         self.inputs = self.lifting.value
 
     def returned(self, output: Any, hangs_hooks: bool, is_accumulating: Callable[[], bool]) -> None:

@@ -1,47 +1,69 @@
 """Does one record's row depend on another record? `collate_fn` is asked again with some of its records exchanged.
 
-What a collate function may do is pad: rows may become longer or shorter with the longest record. What lies beyond a
-record's own values must then be one constant.
+What a collate function may do is pad, put records end to end, and put them in another order: rows may become longer or
+shorter with the longest record, and what says where records begin follows those before. What lies beyond a record's own
+values must then be one constant. Where the order changes, each record's row must be what it is when it comes alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from hushgrad.errors import CrossSampleLeakError
+from hushgrad.capture.axes.layout import MARKS, Path, Role, layout_of, mark_candidates
+from hushgrad.errors import CrossSampleLeakError, HushgradError
 from hushgrad.guards.probing.collate_rows import rows_agree_but_for_padding
 from hushgrad.guards.probing.collate_runs import CollateRuns
 from hushgrad.guards.probing.collate_state import require_still
+from hushgrad.guards.probing.lifting import end_to_end
 from hushgrad.guards.probing.rows import rows_agree
-from hushgrad.guards.probing.trees import Path, tensors_at
+from hushgrad.guards.probing.trees import tensors_at
 
 RECORDS = 6
 """How many records a probe looks at, at most."""
 
 CURE = (
-    "Make each row from one example alone, padded by a constant, and cut by no other; mix, pack and normalise nothing "
-    "over the batch"
+    "Make each row from one example alone, padded by a constant, and cut by no other; mix and normalise nothing over "
+    "the batch. A record's length belongs into the batch as it is, and no quotient of lengths. Records may be put into "
+    "another order, or end to end with offsets, a vector of owners or bounds, all parts of a record in the same way"
 )
 
 
-def require_separate_rows(runs: CollateRuns, records: Sequence[Any]) -> tuple[dict[Path, int], frozenset[Path]] | None:
+@dataclass(frozen=True)
+class Form:
+    """What a batch of a collate function is made of.
+
+    Attributes:
+        axes: the axis of the records in each tensor that has one.
+        lists: the paths of lists with an entry for each record.
+        roles: what its parts hold where several roles would fit.
+        reorders: whether records come in another order than they were drawn in.
+    """
+
+    axes: dict[Path, int] = field(default_factory=dict)
+    lists: frozenset[Path] = frozenset()
+    roles: dict[Path, Role] = field(default_factory=dict)
+    reorders: bool = False
+
+
+def require_separate_rows(runs: CollateRuns, records: Sequence[Any]) -> Form | None:
     """Refuse a collate function that lets one record change another one's row, or keeps what follows the records.
 
     Every other record is replaced by a copy of its neighbour and then left out; the rows of the kept ones must not
     change beyond their padding. Leaves without a row for each record are compared only where they are floating.
 
     Args:
-        runs: of the function; it runs at most eight times, and some more where what it keeps has changed.
+        runs: of the function; it runs at most eight times, and some more where what it keeps has changed, or where it
+            changes the order of records.
         records: at least two. They are copied, so nothing is done to them. Those with values that are not finite are
             left out, since one of them could make all rows alike; where all have such, they are taken as they are.
 
-    Returns the axis of the records in each tensor that has one, and the paths of lists with an entry for each; None
-    where nothing could be told, of a single record that is finite.
+    Returns the form of the batch; None where nothing could be told, of a single record that is finite.
 
     Raises:
         CrossSampleLeakError: naming the part of the batch, or the place of what is kept.
@@ -55,10 +77,34 @@ def require_separate_rows(runs: CollateRuns, records: Sequence[Any]) -> tuple[di
     exchanged = [records[row] if row % 2 == 0 else records[row - 1] for row in range(size)]
     fewer = [records[row] for row in kept]
     require_still(runs, records, exchanged, kept)
-    rows = Rows(runs, records, fewer)
-    for changed, there in ((exchanged, kept), (fewer, list(range(len(kept))))):
-        rows.require_same(changed, kept, there, "were exchanged or left out")
-    return rows.axes(), rows.lists()
+    refusal: HushgradError | None = None
+    lists = frozenset(_row_lists(runs.run(records).batch, runs.run(fewer).batch, size, len(fewer)))
+    for roles in _ways(runs.run(records).batch, size, lists):
+        rows = Rows(runs, records, fewer, {**roles, **dict.fromkeys(lists, Role.ENTRIES)})
+        try:
+            for changed, there in ((exchanged, kept), (fewer, list(range(len(kept))))):
+                rows.require_same(changed, kept, there, "were exchanged or left out")
+            return rows.form()
+        except CrossSampleLeakError as error:
+            refusal = refusal or error
+    assert refusal is not None
+    raise refusal
+
+
+def _ways(batch: Any, size: int, lists: Collection[Path]) -> Iterator[dict[Path, Role]]:
+    """Yield what tensors may be: as it seems, then with each that may say where records begin as the only one.
+
+    Labels in order look like such a tensor. What is said once holds for all batches that are compared.
+    """
+    tensors = [(path, part) for path, part in tensors_at(batch) if part.ndim and not _is_in(path, lists)]
+    roles = layout_of(tensors, size).roles
+    fixed = {path: role for path, role in roles.items() if role in MARKS or role is Role.FIRST}
+    if any(role in MARKS for role in roles.values()):
+        yield fixed
+    candidates = mark_candidates(tensors, size)
+    for path, kind in candidates:
+        yield {**fixed, **{other: Role.FIRST for other, _ in candidates if other != path}, path: kind}
+    yield {path: Role.FIRST for path, part in tensors if part.shape[0] == size}
 
 
 def _is_finite(record: Any) -> bool:
@@ -80,12 +126,18 @@ class Rows:
         runs: of the function that makes the batches.
         records: of the batch.
         fewer: some of them; what has a row for each record is told by what this changes.
+        roles: what the parts of the batch hold, as far as it is known.
     """
 
-    def __init__(self, runs: CollateRuns, records: Sequence[Any], fewer: Sequence[Any]) -> None:
+    def __init__(
+        self, runs: CollateRuns, records: Sequence[Any], fewer: Sequence[Any], roles: Mapping[Path, Role] | None = None
+    ) -> None:
         self._runs = runs
         self._records, self._fewer = records, fewer
+        self._roles = dict(roles or {})
         self._made: dict[bool, tuple[Any, Any]] = {}  # by whether they are without random numbers
+        self._alone: dict[int, Any] = {}
+        self._reorders = False
 
     def require_same(
         self, changed: Sequence[Any], kept: Sequence[int], there: Sequence[int], what: str, *, alone: bool = False
@@ -104,6 +156,9 @@ class Rows:
         found = self._first_difference(changed, kept, there, alone, quiet=False)
         if found is not None:  # not because of random numbers, of which a padded batch draws more?
             found = self._first_difference(changed, kept, there, alone, quiet=True)
+        if found is not None and self._are_as_alone(self._records) and self._are_as_alone(changed):
+            self._reorders = True
+            return
         if found is not None:
             raise CrossSampleLeakError(
                 f"mixes examples: rows of others changed in {_called(found)} of the batch when some examples {what}",
@@ -111,25 +166,30 @@ class Rows:
                 cure=CURE,
             )
 
-    def axes(self) -> dict[Path, int]:
-        """Return the axis of the records in each tensor that has one."""
-        return grown(*self._both(True), len(self._records), len(self._fewer))
+    def form(self) -> Form:
+        """Return what the batch is made of."""
+        whole, less = self._both(True)
+        sizes = len(self._records), len(self._fewer)
+        flat = {path for path, _ in tensors_at(whole) if path and path[-1] in ("padded", "counts", "targets")}
+        axes = {path: axis for path, axis in grown(whole, less, *sizes).items() if path not in flat}
+        lists = frozenset(_row_lists(whole, less, *sizes))
+        _, roles = end_to_end(self._runs.run(self._records, quiet=True).batch, len(self._records), self._roles)
+        return Form(axes, lists, {**self._roles, **roles}, self._reorders)
 
-    def lists(self) -> frozenset[Path]:
-        """Return the paths of lists with an entry for each record."""
-        return frozenset(_row_lists(*self._both(True), len(self._records), len(self._fewer)))
+    def _run(self, records: Sequence[Any], quiet: bool) -> Any:
+        """Return a batch with a row for each record also where these lie end to end."""
+        return end_to_end(self._runs.run(records, quiet=quiet).batch, len(records), self._roles)[0]
 
     def _both(self, quiet: bool) -> tuple[Any, Any]:
         if quiet not in self._made:
-            whole, fewer = (self._runs.run(records, quiet=quiet).batch for records in (self._records, self._fewer))
-            self._made[quiet] = whole, fewer
+            self._made[quiet] = self._run(self._records, quiet), self._run(self._fewer, quiet)
         return self._made[quiet]
 
     def _first_difference(
         self, changed: Sequence[Any], kept: Sequence[int], there: Sequence[int], alone: bool, *, quiet: bool
     ) -> Path | None:
         whole, less = self._both(quiet)
-        other = less if changed is self._fewer else self._runs.run(changed, quiet=quiet).batch
+        other = less if changed is self._fewer else self._run(changed, quiet)
         sizes = len(self._records), len(self._fewer)
         lists = set(_row_lists(whole, less, *sizes))
         axes = {path: axis for path, axis in grown(whole, less, *sizes).items() if not _is_in(path, lists)}
@@ -154,6 +214,70 @@ class Rows:
             if not same:
                 return path
         return None
+
+    # In another order ------------------------------------------------------------------------------------------------
+
+    def _are_as_alone(self, records: Sequence[Any]) -> bool:
+        """Whether the rows of a batch are those that its records have alone, each of one record, in whatever order."""
+        whole, less = self._both(True)
+        sizes = len(self._records), len(self._fewer)
+        lists = set(_row_lists(whole, less, *sizes))
+        axes = {path: axis for path, axis in grown(whole, less, *sizes).items() if not _is_in(path, lists)}
+        batch = whole if records is self._records else self._run(records, True)
+        if (not axes and not lists) or (
+            len(records) == len(self._records) and not _same_statistics(whole, batch, axes)
+        ):
+            return False
+        try:
+            alone = [self._of_one(record) for record in records]
+            fits = [[_is_row_of(batch, row, one, axes, lists) for row in range(len(records))] for one in alone]
+        except HushgradError:
+            raise
+        except Exception:  # a record of which no batch can be made alone, or other rows than there are records
+            return False
+        return _can_be_assigned(fits)
+
+    def _of_one(self, record: Any) -> Any:
+        if id(record) not in self._alone:
+            self._alone[id(record)] = self._run([record], True)
+        return self._alone[id(record)]
+
+
+def _same_statistics(one: Any, two: Any, axes: Mapping[Path, int]) -> bool:
+    """Whether what has no row for each record, and is floating, is the same in two batches."""
+    there = dict(tensors_at(two))
+    others = [(path, part) for path, part in tensors_at(one) if path not in axes and part.is_floating_point()]
+    return all(
+        path in there and part.shape == there[path].shape and rows_agree(part, there[path]) for path, part in others
+    )
+
+
+def _is_row_of(batch: Any, row: int, alone: Any, axes: Mapping[Path, int], lists: Collection[Path]) -> bool:
+    """Whether all parts of a row are those of the one record of another batch."""
+    here, there = dict(tensors_at(batch)), dict(tensors_at(alone))
+    for path, axis in axes.items():
+        one, two = here[path].movedim(axis, 0)[row : row + 1], there[path].movedim(axis, 0)
+        if len(two) != 1 or one.ndim != two.ndim or one.dtype != two.dtype:
+            return False
+        if not rows_agree_but_for_padding(one, two, whole=True):
+            return False
+    return _first_other_entry(batch, alone, lists, [row], [0]) is None
+
+
+def _can_be_assigned(fits: Sequence[Sequence[bool]]) -> bool:
+    """Whether each record can have a row of its own among those that fit it."""
+    owner: dict[int, int] = {}
+
+    def assign(record: int, seen: set[int]) -> bool:
+        for row, does_fit in enumerate(fits[record]):
+            if does_fit and row not in seen:
+                seen.add(row)
+                if row not in owner or assign(owner[row], seen):
+                    owner[row] = record
+                    return True
+        return False
+
+    return all(assign(record, set()) for record in range(len(fits)))
 
 
 def grown(whole: Any, fewer: Any, size: int, less: int) -> dict[Path, int]:

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from hushgrad.guards.probing.calls import SEED
 from hushgrad.guards.probing.deterministic_mode import DeterministicMode
 from hushgrad.guards.probing.kept import Key
+from hushgrad.guards.probing.lifting import Packed
 from hushgrad.guards.probing.state import State, forked_randomness
 from hushgrad.guards.probing.trees import DESCEND, Path, with_parts, with_tensors
 
@@ -87,7 +89,9 @@ class CollateRuns:
 
 
 def _as_tensor(path: Path, part: Any) -> Any:
-    """Return arrays, real numbers and texts as tensors: a statistic of the batch may come as one."""
+    """Return arrays, numbers and texts as tensors, and packed sequences padded: any may hold what the batch decides."""
+    if isinstance(part, PackedSequence):
+        return Packed(*pad_packed_sequence(part, batch_first=True))
     if isinstance(part, np.ndarray) and part.dtype.kind in "biufc":
         try:
             return torch.from_numpy(part.copy())
@@ -95,4 +99,6 @@ def _as_tensor(path: Path, part: Any) -> Any:
             return DESCEND
     if isinstance(part, str):
         return torch.tensor(float(zlib.crc32(part.encode(errors="replace"))), dtype=torch.float64)
+    if isinstance(part, (int, np.integer)) and not isinstance(part, bool) and abs(int(part)) < 2**62:
+        return torch.tensor(int(part))
     return torch.tensor(float(part), dtype=torch.float64) if isinstance(part, (float, np.floating)) else DESCEND

@@ -7,13 +7,14 @@ rows must be the same in all of these, padding aside.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hushgrad.capture.axes.layout import Path, Role
 from hushgrad.errors import HushgradError
 from hushgrad.guards.probing.collate_probe import Rows
 from hushgrad.guards.probing.collate_runs import CollateRuns
@@ -32,13 +33,14 @@ FEWEST, MOST_HELD = 8, 1 << 24
 UNTOLD = "that a record's row does not depend on how long its companions are, since collate_fn fails on some of them"
 
 
-def require_same_beside_any(runs: CollateRuns, records: Sequence[Any], size: int) -> bool:
+def require_same_beside_any(runs: CollateRuns, records: Sequence[Any], size: int, roles: Mapping[Path, Role]) -> bool:
     """Refuse a collate function that cuts, or else changes, a record by the lengths of the others.
 
     Args:
         runs: of the function; it runs at most ten times for each pair of records.
         records: some of an item, those with the most and the fewest values among them.
         size: of the item.
+        roles: what the parts of its batches hold, where several roles would fit.
 
     Returns whether it could be told; where all are equally long there is nothing to tell.
 
@@ -50,7 +52,7 @@ def require_same_beside_any(runs: CollateRuns, records: Sequence[Any], size: int
         others = max(2, min(size, max(FEWEST, MOST_HELD // _held(long))) - 2)
         both = [short, long] * others
         alone = [long]
-        rows = Rows(runs, [long, short, *[short] * others], alone)
+        rows = Rows(runs, [long, short, *[short] * others], alone, roles)
         for changed, kept, there in (
             ([long, short, *[long] * others], [0, 1], [0, 1]),
             ([long, short, *both[:others]], [0, 1], [0, 1]),

@@ -6,7 +6,7 @@ as a tensor with B rows does, and is altered in the same ways.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from hushgrad.capture.axes.layout import MARKS, Layout, Role, layout_of
+from hushgrad.capture.axes.parts import lists_in
 from hushgrad.errors import UnsupportedModelError
-from hushgrad.guards.probing.trees import DESCEND, Path, copied, with_parts
+from hushgrad.guards.probing.blocks import Blocks, blocks_of
+from hushgrad.guards.probing.trees import DESCEND, Path, copied, tensors_at, with_parts
 
+FLAT_ROLES = (*MARKS, Role.FLAT, Role.LINKS)
 TICKET = 1_000_003
 """The first number that stands for an entry of a list; numbers from 0 on could be taken for those of positions."""
 
@@ -49,24 +53,32 @@ class Lifted:
             if isinstance(part, Packed):
                 lengths = part.lengths.clamp(1, part.padded.shape[1]).cpu()
                 return pack_padded_sequence(part.padded, lengths, batch_first=True, enforce_sorted=False)
+            if isinstance(part, Blocks):
+                return part.joined()
             return self.back[path](part) if path in self.back and isinstance(part, Tensor) else DESCEND
 
         return with_parts(value, visit)
 
 
-def lifted(value: Any, size: int, *, outer: int) -> Lifted:
+def lifted(value: Any, size: int, *, outer: int, known: Mapping[Path, Role] | None = None) -> Lifted:
     """Return nested values of `size` examples with tensors in the place of whatever else has an entry for each.
 
-    The `outer` containers say nothing by their lengths: 2 for `(args, kwargs)`, 1 for `(output, target)`.
+    The `outer` containers say nothing by their lengths: 2 for `(args, kwargs)`, 1 for `(output, target)`. `known` are
+    roles of tensors and lists, where several would fit.
 
     Raises:
         UnsupportedModelError: something in them can be read only once.
     """
     back: dict[Path, Callable[[Tensor], Any]] = {}
+    known = known or {}
+    layout = _layout(value, size, {path for path, _ in lists_in(value, size, known, outer=outer)}, known)
 
     def visit(path: Path, part: Any) -> Any:
         if len(path) < outer:
             return DESCEND
+        if isinstance(part, Tensor):
+            flat = blocks_of(layout, path, part) if layout.is_flat else None
+            return DESCEND if flat is None else flat
         if isinstance(part, PackedSequence):
             return Packed(*pad_packed_sequence(part, batch_first=True))
         if isinstance(part, Iterator):
@@ -83,7 +95,7 @@ def lifted(value: Any, size: int, *, outer: int) -> Lifted:
                 where="the model",
                 cure="Pass the tensors as arguments, and functions that hold none",
             )
-        found = _lifted_part(part, size)
+        found = _lifted_part(part, size, known.get(path))
         if found is None:
             return DESCEND
         tensor, back[path] = found
@@ -92,7 +104,34 @@ def lifted(value: Any, size: int, *, outer: int) -> Lifted:
     return Lifted(with_parts(value, visit), back)
 
 
-def _lifted_part(part: Any, size: int) -> tuple[Tensor, Callable[[Tensor], Any]] | None:
+def _layout(value: Any, size: int, lists: Set[Path], known: Mapping[Path, Role]) -> Layout:
+    """Return the layout of all tensors that are not in lists with an entry for each example."""
+    tensors = [
+        (path, tensor)
+        for path, tensor in tensors_at(value)
+        if tensor.ndim and not any(path[:length] in lists for length in range(len(path) + 1))
+    ]
+    return layout_of(tensors, size, known)
+
+
+def end_to_end(value: Any, size: int, known: Mapping[Path, Role]) -> tuple[Any, dict[Path, Role]]:
+    """Return nested values with `[B, T, ...]` in the place of rows that lie end to end, and what says where they begin.
+
+    `known`: roles, where several would fit.
+    """
+    lists = {path for path, role in known.items() if role is Role.ENTRIES}
+    layout = _layout(value, size, lists, known)
+    if not layout.is_flat:
+        return value, {}
+
+    def visit(path: Path, part: Any) -> Any:
+        found = blocks_of(layout, path, part) if isinstance(part, Tensor) else None
+        return DESCEND if found is None else found
+
+    return with_parts(value, visit), {path: role for path, role in layout.roles.items() if role in FLAT_ROLES}
+
+
+def _lifted_part(part: Any, size: int, role: Role | None) -> tuple[Tensor, Callable[[Tensor], Any]] | None:
     """Return the tensor for something with an entry for each of `size` examples, and the way back."""
     if isinstance(part, np.ndarray):
         if not part.ndim or part.shape[0] != size:
@@ -107,7 +146,7 @@ def _lifted_part(part: Any, size: int) -> tuple[Tensor, Callable[[Tensor], Any]]
         return None
     kind = type(part)
     if all(isinstance(entry, Tensor) for entry in part):
-        if all(entry.ndim and entry.shape[0] == size for entry in part):
+        if role is not Role.ENTRIES and all(entry.ndim and entry.shape[0] == size for entry in part):
             return None  # several tensors that hold the batch each
         return _tickets(part, kind)
     if all(isinstance(entry, (bool, int, float, np.generic)) for entry in part):

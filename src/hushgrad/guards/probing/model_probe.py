@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hushgrad.capture.axes.layout import Role
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import CrossSampleLeakError, HushgradError, PrivateBufferError, UnsupportedModelError, where_raised
 from hushgrad.guards.probing.base_run import Left, base_run, other_outputs
@@ -22,7 +23,7 @@ from hushgrad.guards.probing.deterministic_mode import QUANTILES
 from hushgrad.guards.probing.finite import spoiled_rows
 from hushgrad.guards.probing.gradient_probe import require_gradient_of_batch, require_own_gradient
 from hushgrad.guards.probing.laws import follows_batch, what_follows
-from hushgrad.guards.probing.layout import require_records_first
+from hushgrad.guards.probing.layout import require_known_layout
 from hushgrad.guards.probing.loss_probe import Runs
 from hushgrad.guards.probing.novelty import Novelty
 from hushgrad.guards.probing.padding_probe import PaddingProbe
@@ -101,10 +102,11 @@ class ModelProbe:
 
         Raises what `examine` raises.
         """
-        call.lift(size)
+        roles = self.roles(call)
+        call.lift(size, roles)
         axes = self.axes.get(call.module, {})
         if not fits(axes, call.inputs, size):
-            axes = next(iter(batch_axes(call.inputs, size)), {})
+            axes = next(iter(batch_axes(call.inputs, size, roles)), {})
         if not axes:
             return
         batch = Batch(call.inputs, axes, size)
@@ -121,6 +123,10 @@ class ModelProbe:
         """Return records of a call that are shorter than the longest, with their own lengths."""
         return own_widths(self.drawn, batch, self.novelty.varying(call.module, call.inputs))
 
+    def roles(self, call: Call) -> Mapping[Path, Role]:
+        """Return what capture takes the inputs of a call for."""
+        return self.scope.roles_of(call.module, *call.inputs)
+
     def name_of(self, module: nn.Module) -> str:
         """Return what messages call a module of the model."""
         return called(self.model, next((known for known, part in self.model.named_modules() if part is module), None))
@@ -130,6 +136,8 @@ class ModelProbe:
             raise written(call.written, self.name_of(call.module))
         if call.has_left_more:
             self.skipped.append(LEFT_IN_INPUTS)
+        if self.drawn is not None:
+            require_known_layout(self.drawn.item, self.drawn.roles, call.inputs, self.roles(call))
         now = State(self.model, parameters=False)
         changed = call.state.changed_parameters()
         if trained := [name for name in changed if name in self.parameters]:
@@ -143,7 +151,7 @@ class ModelProbe:
             raise refusal(("parameter", spoiled[0]))  # all that a forward makes of it from now on looks alike
         call.state.hold(changed)
         left = Left(now, call.state.other_structure(), bool(changed))
-        call.lift(size)
+        call.lift(size, self.roles(call))
         call.state.restore()
         runner = Runner(call, call.state, self.scope, devices_of(self.model, call.inputs), unit=unit)
         try:
@@ -205,10 +213,8 @@ class _Examination:
         """Run and compare; return whether it was possible to tell."""
         size, runner = self._size, self._runner
         known = runner.call.axes
-        drawn = self._probe.drawn
-        if drawn is not None and runner.call.axes is None:
-            require_records_first(drawn.item, drawn.axes, runner.call.inputs, size)
-        candidates = batch_axes(runner.call.inputs, size) if known is None else [dict(known)]
+        roles = self._probe.roles(runner.call)
+        candidates = batch_axes(runner.call.inputs, size, roles) if known is None else [dict(known)]
         if not candidates:
             return True  # nothing of the batch went in; an output made of constants is the same for every example
         self._batch = Batch(runner.call.inputs, candidates[0], size)

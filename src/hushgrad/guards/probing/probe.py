@@ -8,7 +8,7 @@ examples of secret random batches are looked at; all others cost one look at the
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +26,7 @@ from hushgrad.accounting.conditions import (
     Condition,
     not_examined,
 )
+from hushgrad.capture.axes.layout import Path, Role
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import (
     CrossSampleLeakError,
@@ -35,11 +36,12 @@ from hushgrad.errors import (
     PrivateBufferError,
 )
 from hushgrad.guards.probing.bypass import require_no_bypass
-from hushgrad.guards.probing.collate_probe import RECORDS, require_separate_rows
+from hushgrad.guards.probing.collate_probe import RECORDS, Form, require_separate_rows
 from hushgrad.guards.probing.collate_runs import CollateRuns
 from hushgrad.guards.probing.companions import MOST_READ, UNTOLD, require_same_beside_any
 from hushgrad.guards.probing.evaluations import Evaluation, Evaluations
 from hushgrad.guards.probing.kept_calls import KeptCalls, Pending, Signature, signature_of
+from hushgrad.guards.probing.layout import roles_of_inputs
 from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loss_probe import Criterion, require_separate_losses
 from hushgrad.guards.probing.loss_programs import LossPrograms
@@ -48,7 +50,7 @@ from hushgrad.guards.probing.novelty import Novelty, Spread
 from hushgrad.guards.probing.row_order import rows_are_in_order
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
 from hushgrad.guards.probing.state import State
-from hushgrad.guards.probing.trees import Path, kept_values, tensors_at
+from hushgrad.guards.probing.trees import kept_values, tensors_at
 from hushgrad.guards.probing.widths import Drawn, telling_rows
 from hushgrad.losses import Arguments
 from hushgrad.randomness import KeyStream
@@ -154,17 +156,21 @@ class Probe:
         self._padded: tuple[Any, int] | None = None
         self._looks_at_order = 0
         self._is_in_order: bool | None = None  # None while there was no padding
-        self._item_axes: Mapping[Path, int] = {}
-        self._item_lists: Set[Path] = frozenset()
+        self._form = Form()
         self._collate_is_known = False
         self._collate_before: State | None = None  # what the collate function kept before the item in work was made
         self._spread = Spread()  # of the records' lengths
 
     def join(self, scope: Scope) -> None:
         """Take the scope of the model, whose observer this probe is."""
-        self._scope = scope
+        self._scope, scope.expects = scope, self._expected
         self._anchor = torch.autograd.graph.get_gradient_edge(scope.anchor).node
         self._scalar_loss.join(self._anchor)
+
+    def _expected(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[Path, Role]:
+        """Return what inputs hold that are parts of the loader's item."""
+        drawn = self._drawn
+        return {} if drawn is None or self._is_busy else roles_of_inputs(drawn.item, drawn.roles, (args, kwargs))
 
     # What the session and the losses tell ------------------------------------------------------------------------
 
@@ -295,7 +301,11 @@ class Probe:
         """An item of `size` examples is handed out; what ran before it is forgotten."""
         has_begun = self._has_begun
         self.forget()
-        self._drawn, self._has_begun = replace(drawn, axes=self._item_axes, lists=self._item_lists), has_begun
+        form = self._form
+        self._drawn, self._has_begun = (
+            replace(drawn, axes=form.axes, lists=form.lists, roles_known=form.roles, reorders=form.reorders),
+            has_begun,
+        )
         self._programs.begin(size, self._drawn)
         self.is_waiting = True
         self._scalar_loss.size = size
@@ -386,13 +396,13 @@ class Probe:
         with kept_values(drawn.item), runs.begun(), self._findings_told():
             records = [drawn.dataset[drawn.indices[row]] for row in telling_rows(drawn, MOST_READ)]
             found = require_separate_rows(runs, records[:RECORDS])
-            if not require_same_beside_any(runs, records, drawn.size):
+            if not require_same_beside_any(runs, records, drawn.size, {} if found is None else found.roles):
                 self._notes.append(UNTOLD)
         self._notes += runs.state.unread
         self._collate_before = None
         if found is not None:
             self._collate_is_known = True
-            self._item_axes, self._item_lists = found
+            self._form = found
 
     @property
     def report(self) -> ProbeReport:

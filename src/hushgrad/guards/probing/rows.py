@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hushgrad.capture.axes.layout import Role
 from hushgrad.guards.probing.trees import Path, tensors_at, with_tensors
 
 AWAY = 100.0
@@ -137,8 +138,8 @@ def split_examples(size: int) -> tuple[list[int], list[int]]:
     return sorted(order[: (size + 1) // 2]), sorted(order[(size + 1) // 2 :])
 
 
-def batch_axes(value: Any, size: int) -> list[dict[Path, int]]:
-    """Return the ways in which nested inputs may hold `size` examples, the likeliest first.
+def batch_axes(value: Any, size: int, roles: Mapping[Path, Role] | None = None) -> list[dict[Path, int]]:
+    """Return the ways in which nested inputs may hold `size` examples, the likeliest first: by their `roles`, if known.
 
     A tensor without an entry is a constant. Usually the examples lie on axis 0. A mask over positions, or a list of
     positions, has as many rows as there are examples by chance only, and a state of a recurrent layer holds its
@@ -148,8 +149,10 @@ def batch_axes(value: Any, size: int) -> list[dict[Path, int]]:
     deep = {path: 1 for path, tensor in tensors if tensor.ndim > 2 and tensor.shape[1] == size}
     front = {path: 0 for path, tensor in tensors if tensor.ndim and tensor.shape[0] == size}
     second = {path: 1 for path, tensor in tensors if tensor.ndim > 1 and tensor.shape[1] == size}
+    turned = {path: 1 for path, tensor in tensors if path in second and (roles or {}).get(path) is Role.SECOND}
     constants = {path for path, tensor in tensors if path in front and _is_about_positions(tensor)}
     candidates = [
+        {**front, **turned},
         front,
         {path: axis for path, axis in front.items() if path not in constants},
         {**second, **front},

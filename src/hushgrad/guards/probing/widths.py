@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hushgrad.capture.axes.layout import Role
 from hushgrad.guards.probing.collate_runs import CollateRuns
+from hushgrad.guards.probing.layout import roles_in_item
 from hushgrad.guards.probing.rows import Batch
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts, with_tensors
@@ -37,6 +39,8 @@ class Drawn:
         collate_fn: the caller's; None for torch's own, which pads nothing.
         lists: the paths of lists in the item that have an entry for each record.
         axes: of those tensors of the item whose records are not on axis 0, the axis on which they are.
+        roles_known: what parts of the item hold, where several roles would fit.
+        reorders: whether `collate_fn` puts records into another order than that of `indices`.
         extents: how much each record held before `collate_fn`; empty where that is not known.
     """
 
@@ -47,7 +51,14 @@ class Drawn:
     collate_fn: Callable[[list[Any]], Any] | None
     axes: Mapping[Path, int] = field(default_factory=dict)
     lists: Set[Path] = frozenset()
+    roles_known: Mapping[Path, Role] = field(default_factory=dict)
+    reorders: bool = False
     extents: Sequence[int] = ()
+
+    @cached_property
+    def roles(self) -> dict[Path, Role]:
+        """What the parts of the item hold."""
+        return roles_in_item(self.item, self.size, self.axes, self.lists, self.roles_known)
 
     @cached_property
     def widths(self) -> list[OwnWidth]:
