@@ -145,7 +145,8 @@ def _of_rows(
 
 def _divisions(tensors: Sequence[tuple[Path, Tensor]], size: int, known: Mapping[Path, Role]) -> dict[int, list[int]]:
     """Return for each number of flat rows how many of them each example has, where all that tells it agrees."""
-    lengths = {tensor.shape[0] for path, tensor in tensors if known.get(path) is not Role.SECOND} - {1, size}
+    lengths = {part.shape[0] for path, part in tensors if known.get(path) is not Role.SECOND} - {1, size}
+    lengths |= {part.shape[0] for path, part in tensors if known.get(path) is Role.FLAT}
     # Beginnings alone prove little: labels in order look like them, and so does a time-first tensor like flat rows.
     plain = {
         tensor.shape[0] for path, tensor in tensors if known.get(path) is Role.FLAT or not _is_turned(tensor, size)
@@ -191,7 +192,7 @@ def _readings(
     if length == size + 1 and expected in (None, Role.BOUNDS) and (numbers[-1] in lengths or numbers[-1] == size):
         yield Role.BOUNDS, numbers[-1], [b - a for a, b in itertools.pairwise(numbers)]
     if length == size and expected in (None, Role.STARTS):
-        for total in lengths | ({size} if expected is Role.STARTS else set()):
+        for total in lengths:
             if total >= numbers[-1]:
                 yield Role.STARTS, total, [b - a for a, b in itertools.pairwise([*numbers, total])]
 

@@ -394,12 +394,18 @@ class _Examination:
             raise self._depends_on_number(error, "on one of them") from None
 
     def _poison(self, base: Outcome, axes: dict[Path, int], chosen: Sequence[int], others: Sequence[int]) -> None:
-        inputs, what = self._batch.poisoned(chosen), "were NaN" if self._batch.is_floating else "were exchanged"
-        try:
-            poisoned = self._runner.run(inputs, quiet=False, parameters=True)
-        except HushgradError:
-            raise
-        except Exception:  # NaN stops the model; the other half is still exchanged
+        what = "were NaN" if self._batch.is_floating else "were exchanged"
+        poisoned = None
+        for in_order in (False, True):
+            inputs = self._batch.poisoned(chosen, in_order=in_order)
+            try:
+                poisoned = self._runner.run(inputs, quiet=False, parameters=True)
+                break
+            except HushgradError:
+                raise
+            except Exception:  # it wants examples in the order of their lengths
+                continue
+        if poisoned is None:  # NaN stops the model; the other half is still exchanged
             self._probe.skipped.append("examples of NaN stop the model, so that they could not be tried")
             inputs, what = self._batch.exchanged(chosen, away=False), "were exchanged"
             poisoned = self._run_exchanged(chosen)

@@ -63,17 +63,18 @@ class Batch:
 
         return self._altered(chosen, change)
 
-    def poisoned(self, chosen: Sequence[int]) -> Any:
+    def poisoned(self, chosen: Sequence[int], *, in_order: bool = False) -> Any:
         """Return the batch with some examples made of NaN wherever they are floating, and of one other's ids elsewhere.
 
-        To give each the ids of its neighbour would keep most sums and counts.
+        To give each the ids of its neighbour, which keeps an order by length (`in_order`), would keep most sums and
+        counts.
         """
 
         def change(row: Tensor, neighbour: Tensor) -> Tensor:
             is_floating = row.is_floating_point() or row.is_complex()
             return torch.full_like(row, float("nan")) if is_floating else neighbour
 
-        return self._altered(chosen, change, self._unlike())
+        return self._altered(chosen, change, None if in_order else self._unlike())
 
     @property
     def is_floating(self) -> bool:
@@ -110,13 +111,14 @@ class Batch:
     def _altered(
         self, chosen: Sequence[int], change_row: Callable[[Tensor, Tensor], Tensor], donor: int | None = None
     ) -> Any:
+        donors = {example: donor for example in chosen} if donor is not None else neighbours(chosen, self.size)
+
         def change(path: Path, tensor: Tensor) -> Tensor:
             tensor = tensor.detach()
             copied = tensor.clone(memory_format=torch.contiguous_format)
             if path in self.axes:
                 axis = self.axes[path]
-                for example in chosen:
-                    other = (example + 1) % self.size if donor is None else donor
+                for example, other in donors.items():
                     row, neighbour = (tensor.select(axis, i) for i in (example, other))
                     copied.select(axis, example).copy_(change_row(row, neighbour))
             return copied
@@ -126,6 +128,17 @@ class Batch:
     def same(self) -> Any:
         """Return a copy: what runs on it cannot change the original."""
         return with_tensors(self.value, lambda path, tensor: tensor.detach().clone())
+
+
+def neighbours(chosen: Sequence[int], size: int) -> dict[int, int]:
+    """Return for each of some examples the one whose content it gets: the next one; for those at the end the one before.
+
+    Examples that are ordered by their length stay so: a model may demand that (`pack_padded_sequence` by default).
+    """
+    at_end = size
+    while at_end - 1 in chosen:
+        at_end -= 1
+    return {example: example - 1 if example >= at_end > 0 else (example + 1) % size for example in chosen}
 
 
 def split_examples(size: int) -> tuple[list[int], list[int]]:

@@ -113,8 +113,14 @@ def own_widths(drawn: Drawn | None, batch: Batch, varying: Set[int]) -> list[Own
 def narrowed(batch: Batch, width: OwnWidth) -> Iterator[tuple[Any, bool]]:
     """Yield the inputs of one record at its own width, and whether padding was on the left; likelier ways first.
 
-    Nothing is yielded where what would be cut off is no padding.
+    Nothing is yielded where what would be cut off is no padding. Where nothing is padded, as in lists and in rows that
+    lie end to end, the record runs as it is.
     """
+    if not any(
+        places_of(part, width, batch.axes[path]) for path, part in tensors_at(batch.value) if path in batch.axes
+    ):
+        yield batch.only([width.row]), False
+        return
     for left in (False, True):
         if _cuts_padding(batch, width, left):
             single = batch.only([width.row])
