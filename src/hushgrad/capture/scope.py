@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,6 +86,8 @@ class Scope:
         self._roles: dict[nn.Module, dict[Path, Role]] = {}
         self.expects: Callable[[tuple[Any, ...], dict[str, Any]], Mapping[Path, Role]] | None = None
         """What is known of the inputs of a module's first call from elsewhere: the loader's item."""
+        self.turned: Sequence[Tensor] = ()
+        """Of the outputs of the last forward, those with the examples on their second axis."""
         self._handles: list[RemovableHandle] = []
         for module in model.modules():
             if any(parameter.requires_grad for parameter in module.parameters()):
@@ -186,6 +188,7 @@ class Scope:
         context = begun.mode.context
         try:
             guard_outputs(context, output)
+            self.turned = _turned(context, output) if Role.SECOND in self._roles.get(module, {}).values() else ()
             context.pool.is_narrow |= context.axes.is_narrow
         finally:
             self._exit(begun)
@@ -226,6 +229,10 @@ class Scope:
         for other in reversed(above):
             other.__enter__()  # type: ignore[no-untyped-call]
         mode.end()
+
+
+def _turned(context: ForwardContext, output: Any) -> Sequence[Tensor]:
+    return [tensor for tensor in tensors_in(output) if context.axes.get(tensor) == 1]
 
 
 def _forget_from(entered: list[nn.Module], module: nn.Module) -> bool:

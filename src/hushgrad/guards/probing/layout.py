@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hushgrad.capture.axes.layout import MARKS, Path, Role, layout_of
+from hushgrad.capture.axes.layout import MARKS, Layout, Path, Role, layout_of
 from hushgrad.errors import PrivacyUnitError
 from hushgrad.guards.probing.trees import tensors_at
 
 TURNED = {Role.FIRST: Role.SECOND, Role.SECOND: Role.FIRST}
 
 
-def roles_in_item(
+def layout_in_item(
     item: Any, size: int, axes: Mapping[Path, int], lists: Set[Path], roles: Mapping[Path, Role]
-) -> dict[Path, Role]:
-    """Return what the parts of an item hold.
+) -> Layout:
+    """Return how an item holds the records.
 
     Args:
         item: what the loader handed out.
@@ -34,8 +34,7 @@ def roles_in_item(
     """
     known = {path: Role.SECOND if axis else Role.FIRST for path, axis in axes.items()}
     tensors = [(path, part) for path, part in tensors_at(item) if part.ndim and not _is_within(path, lists)]
-    found = layout_of(tensors, size, {**known, **roles}).roles
-    return {**found, **dict.fromkeys(lists, Role.ENTRIES)}
+    return layout_of(tensors, size, {**known, **roles})
 
 
 def _is_within(path: Path, lists: Set[Path]) -> bool:

@@ -41,13 +41,16 @@ class Lifted:
     Attributes:
         value: the nested structure.
         back: for each tensor that stands for something else, by its path, how to make that of it.
+        size: where rows lie end to end, the number of examples, which a model may be told as a number.
     """
 
     value: Any
     back: dict[Path, Callable[[Tensor], Any]]
+    size: int | None = None
 
     def lowered(self, value: Any) -> Any:
         """Return an altered structure as the model takes it."""
+        count = None if self.size is None else _count_in(value)
 
         def visit(path: Path, part: Any) -> Any:
             if isinstance(part, Packed):
@@ -55,6 +58,8 @@ class Lifted:
                 return pack_padded_sequence(part.padded, lengths, batch_first=True, enforce_sorted=False)
             if isinstance(part, Blocks):
                 return part.joined()
+            if count is not None and type(part) is int and part == self.size:
+                return count
             return self.back[path](part) if path in self.back and isinstance(part, Tensor) else DESCEND
 
         return with_parts(value, visit)
@@ -101,7 +106,20 @@ def lifted(value: Any, size: int, *, outer: int, known: Mapping[Path, Role] | No
         tensor, back[path] = found
         return tensor
 
-    return Lifted(with_parts(value, visit), back)
+    return Lifted(with_parts(value, visit), back, size if layout.is_flat else None)
+
+
+def _count_in(value: Any) -> int | None:
+    """Return how many examples there are in an altered structure with rows that lie end to end."""
+    found: list[int] = []
+
+    def visit(path: Path, part: Any) -> Any:
+        if isinstance(part, Blocks):
+            found.append(len(part.counts))
+        return part if isinstance(part, (Blocks, Tensor)) else DESCEND
+
+    with_parts(value, visit)
+    return found[0] if found else None
 
 
 def _layout(value: Any, size: int, lists: Set[Path], known: Mapping[Path, Role]) -> Layout:

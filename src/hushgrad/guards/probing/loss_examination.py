@@ -19,7 +19,7 @@ from hushgrad.errors import CrossSampleLeakError, LossShapeError
 from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_program import Given, Made, Program
 from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, axis_of, is_same, replayed
-from hushgrad.guards.probing.rows import AWAY, blocks, split_examples
+from hushgrad.guards.probing.rows import AWAY, blocks, neighbours, split_examples
 from hushgrad.guards.probing.widths import OwnWidth, cut_like
 from hushgrad.torch_internals import version
 
@@ -142,6 +142,10 @@ class _Examination:
             if source.kind not in ("item", "output"):
                 continue
             values = source.values
+            if slot in self._program.flat.roles:
+                far = AWAY * max(1.0, _largest(values)) if away and values.is_floating_point() else None
+                found[slot] = self._program.flat.altered(slot, values, chosen, far, AWAY)
+                continue
             axis = self._program.axes.get(slot, axis_of(values, size))
             if axis is None:
                 if source.kind == "output" and values.numel() == 1:
@@ -150,8 +154,8 @@ class _Examination:
             changed = values.clone(memory_format=torch.contiguous_format)
             rows, old = blocks(changed, axis, size), blocks(values, axis, size)
             beyond = AWAY * max(1.0, _largest(values)) if away and values.is_floating_point() else None
-            for example in chosen:
-                row = old[(example + 1) % size]
+            for example, other in neighbours(chosen, size).items():
+                row = old[other]
                 rows[example] = row if beyond is None else row * AWAY + beyond  # it decides any maximum
             found[slot] = changed
         return found
@@ -165,8 +169,13 @@ class _Examination:
         size = self._program.size
         for slot in self._program.inputs:
             one, other = self._base.values.get(slot), changed.values.get(slot)
-            axis = None if one is None else axis_of(one, size)
             if one is None or other is None or one.shape != other.shape:
+                continue
+            axis = self._program.axes.get(slot, axis_of(one, size))
+            if (owners := self._program.flat.of_rows(one)) is not None and slot not in self._program.axes:
+                stayed = torch.isin(owners, torch.tensor(kept, device=owners.device))
+                if not is_same(one[stayed], other[stayed]):
+                    raise _leak("what the model is given for one example", self._culprit(changed, kept))
                 continue
             if axis is None:
                 if not is_same(one.reshape(1, -1), other.reshape(1, -1)):
@@ -196,8 +205,8 @@ class _Examination:
         """Whether some examples get no gradient, and others do."""
         size = self._program.size
         reached = torch.zeros(size, dtype=torch.bool)
-        for gradient in self._base.gradients:
-            axis = None if gradient is None else axis_of(gradient, size)
+        for slot, gradient in zip(self._program.outputs, self._base.gradients, strict=True):
+            axis = None if gradient is None else self._program.axes.get(slot, axis_of(gradient, size))
             if gradient is not None and axis is not None:
                 reached |= blocks(gradient, axis, size).reshape(size, -1).ne(0).any(1).cpu()
         return bool(reached.any()) and not bool(reached.all())
@@ -249,6 +258,9 @@ class _Examination:
             if source.kind not in ("item", "output"):
                 continue
             values = source.values
+            if slot in self._program.flat.roles:
+                found[slot] = values
+                continue
             of_batch = self._program.axes.get(slot, axis_of(values, self._program.size))
             others = [axis for axis in range(values.ndim) if axis != of_batch]
             if others and {values.shape[others[0]], values.shape[others[0]] + 1} & lengths:
@@ -268,7 +280,7 @@ class _Examination:
         size = self._program.size
         kinds = {end.is_rows for end in self._program.ends}
         is_public = expected_size == size and not self._numbers.holds_size()
-        if size < SMALLEST or len(kinds) > 1 or (True in kinds and is_public):
+        if size < SMALLEST or len(kinds) > 1 or (True in kinds and is_public) or self._is_square():
             return
         for is_multiple in (False, True):
             try:
@@ -280,11 +292,21 @@ class _Examination:
             self._compare_fewer(fewer, loss_reduction, is_rows=True in kinds)
             return
 
+    def _is_square(self) -> bool:
+        """Whether something has its examples on the second axis and as many on the first: which numbers are B?"""
+        return any(
+            axis == 1 and self._base.values[slot].shape[:1] == (self._program.size,)
+            for slot, axis in self._program.axes.items()
+        )
+
     def _without_last(self) -> dict[int, Tensor]:
         size = self._program.size
         found: dict[int, Tensor] = {}
         for slot, source in self._program.sources.items():
             values = source.values
+            if slot in self._program.flat.roles:
+                found[slot] = self._program.flat.without_last(slot, values, size)
+                continue
             axis = self._program.axes.get(slot, axis_of(values, size)) if source.kind in ("item", "output") else None
             if axis is not None:
                 found[slot] = values.narrow(axis, 0, values.shape[axis] // size * (size - 1))
@@ -297,8 +319,8 @@ class _Examination:
     def _compare_fewer(self, fewer: Replay, loss_reduction: str, *, is_rows: bool) -> None:
         size = self._program.size
         mean = size / (size - 1)
-        for one, other in zip(self._base.gradients, fewer.gradients, strict=True):
-            axis = None if one is None else axis_of(one, size)
+        for slot, one, other in zip(self._program.outputs, self._base.gradients, fewer.gradients, strict=True):
+            axis = None if one is None else self._program.axes.get(slot, axis_of(one, size))
             if one is None or other is None or axis is None or not bool(one.any()):
                 continue
             before, after = blocks(one, axis, size)[:-1], blocks(other, axis, size - 1)
@@ -354,7 +376,7 @@ def _differing(program: Program, base: Replay, changed: Replay, kept: Sequence[i
             continue
         zero = torch.zeros_like(base.values[slot])
         one, other = (zero if part is None else part for part in (first, second))
-        axis = axis_of(one, size)
+        axis = program.axes.get(slot, axis_of(one, size))
         if axis is None:
             if one.numel() == 1 and not is_same(one.reshape(1, 1), other.reshape(1, 1)):
                 return "the gradient of the model's own loss"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.guards.probing.constants import Constants
+from hushgrad.guards.probing.flat_rows import FlatRows
 
 
 class Slot(NamedTuple):
@@ -112,6 +113,7 @@ class Program:
         calls: in order.
         sources: by slot.
         axes: of parts of the item, by slot, where the examples are on another axis than the first that fits.
+        flat: the parts of the item whose rows lie end to end.
         ends: the losses.
         inputs: the slots that the model was given, or has as buffers, of values computed from the item.
         given: the numbers that it was given.
@@ -127,6 +129,7 @@ class Program:
     calls: list[Made] = field(default_factory=list)
     sources: dict[int, Source] = field(default_factory=dict)
     axes: dict[int, int] = field(default_factory=dict)
+    flat: FlatRows = field(default_factory=FlatRows)
     ends: list[End] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     given: list[Given] = field(default_factory=list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence, Set
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_program import Earlier
 from hushgrad.guards.probing.loss_trace import LossTrace
 from hushgrad.guards.probing.state import State
+from hushgrad.guards.probing.trees import Path
 from hushgrad.guards.probing.widths import Drawn
 from hushgrad.randomness import KeyStream
 
@@ -52,18 +54,21 @@ class LossPrograms:
         self._items += 1
         self._looks.begin()
         if self._items <= FIRST or self._looks.wanted:
-            self._trace = LossTrace(size, drawn.item, drawn.axes, self._earlier)
+            self._trace = LossTrace(size, drawn.item, drawn.axes, self._earlier, drawn.layout)
             self._end = weakref.finalize(self, self._trace.end)
 
-    def given(self, inputs: Any, state: State | None) -> None:
-        """A forward that may be trained on begins with these inputs, and from this state where that was kept."""
-        if self._trace is not None:
-            self._trace.given(inputs, () if state is None else state.values())
+    def given(self, inputs: Any, state: State | None, turned: Set[Path] = frozenset()) -> None:
+        """A forward that may be trained on begins with these inputs, and from this state where that was kept.
 
-    def returned(self, output: Any) -> None:
-        """It has returned this, None if it raised."""
+        `turned`: the paths of inputs with the examples on the second axis.
+        """
         if self._trace is not None:
-            self._trace.returned(output)
+            self._trace.given(inputs, () if state is None else state.values(), turned)
+
+    def returned(self, output: Any, turned: Sequence[Tensor] = ()) -> None:
+        """It has returned this, None if it raised; `turned` has the examples on the second axis."""
+        if self._trace is not None:
+            self._trace.returned(output, turned)
 
     def losses(self, losses: Tensor) -> None:
         """A backward will run on these losses `[B]`."""

@@ -11,7 +11,7 @@ import math
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path as File
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from hushgrad.capture.axes.layout import MARKS, Layout, Role
 from hushgrad.capture.axes.rules import changes_in_place
 from hushgrad.guards.probing.loop_line import LIBRARY, TORCH, loop_frame
 from hushgrad.guards.probing.loss_program import (
@@ -77,10 +78,18 @@ SILENT = {
 class LossTrace(TorchFunctionMode):
     """Writes down the calls of one item, in the thread that took it."""
 
-    def __init__(self, size: int, item: Any, axes: Mapping[Path, int], earlier: Earlier | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        item: Any,
+        axes: Mapping[Path, int],
+        earlier: Earlier | None = None,
+        layout: Layout | None = None,
+    ) -> None:
         """Begin for an item of `size` examples; `axes` says where they are in tensors that have them elsewhere.
 
-        `earlier` is what is known of the items before, and takes what is known of this one at the end.
+        `earlier` is what is known of the items before, and takes what is known of this one at the end. `layout` tells
+        of rows of the item that lie end to end.
         """
         super().__init__()
         self._earlier = Earlier() if earlier is None else earlier
@@ -97,6 +106,8 @@ class LossTrace(TorchFunctionMode):
             slot = self._adopt(tensor, "item")
             if path in axes:
                 self.program.axes[slot] = axes[path]
+            if layout is not None and layout.is_flat and layout.roles.get(path) in (*MARKS, Role.FLAT, Role.LINKS):
+                self.program.flat.add(slot, layout, path, tensor)
         self._is_on = True
         is_compiling = "torch._dynamo" in sys.modules  # then this is no code of the loop's to compile
         self._run = torch.compiler.disable(self._seen) if is_compiling else self._seen  # type: ignore[no-untyped-call]
@@ -140,8 +151,14 @@ class LossTrace(TorchFunctionMode):
 
     # What the probe tells ------------------------------------------------------------------------------------------
 
-    def given(self, inputs: Any, kept: Iterable[Any]) -> None:
-        """The model is called with these inputs, and `kept` is what it holds beside parameters."""
+    def given(self, inputs: Any, kept: Iterable[Any], turned: Set[Path] = frozenset()) -> None:
+        """The model is called with these inputs, and `kept` is what it holds beside parameters.
+
+        `turned`: the paths of inputs with the examples on the second axis.
+        """
+        for path, tensor in tensors_at(inputs):
+            if path in turned and (own := self._slot(tensor)) is not None:
+                self.program.axes[own] = 1
         self._take_out()
         program, held, tensors = self.program, list(kept), [tensor for _, tensor in tensors_at(inputs)]
         for tensor in tensors:
@@ -160,14 +177,16 @@ class LossTrace(TorchFunctionMode):
         if numbers:
             program.given.append(Given(len(program.calls), tuple(numbers), place))
 
-    def returned(self, output: Any) -> None:
-        """The model returned this."""
+    def returned(self, output: Any, turned: Sequence[Tensor] = ()) -> None:
+        """The model returned this; `turned` has the examples on the second axis."""
         if self._is_on and threading.get_ident() == self._thread:
             self._take_out()
             push_below(self)
         for _, tensor in tensors_at(output):
             if tensor.grad_fn is not None or tensor.requires_grad or self._slot(tensor) is None:
                 self.program.outputs.append(self._adopt(tensor, "output"))
+                if any(tensor is other for other in turned):
+                    self.program.axes[self.program.outputs[-1]] = 1
 
     def loss(self, loss: Tensor, *, is_rows: bool) -> None:
         """This is a loss that the loop runs backward on, or losses of one row for each example."""

@@ -34,6 +34,7 @@ from hushgrad.errors import (
     LossShapeError,
     PrivacyUnitError,
     PrivateBufferError,
+    ProtocolError,
 )
 from hushgrad.guards.probing.bypass import require_no_bypass
 from hushgrad.guards.probing.collate_probe import RECORDS, Form, require_separate_rows
@@ -172,6 +173,9 @@ class Probe:
         drawn = self._drawn
         return {} if drawn is None or self._is_busy else roles_of_inputs(drawn.item, drawn.roles, (args, kwargs))
 
+    def _roles(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[Path, Role]:
+        return {} if self._scope is None else self._scope.roles_of(module, args, kwargs)
+
     # What the session and the losses tell ------------------------------------------------------------------------
 
     def entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Entered | None:
@@ -208,13 +212,14 @@ class Probe:
         is_known = self._examined.get(signature, False)
         is_new = self._novelty.note(module, (args, kwargs), self._axes.get(module, {})) and is_known
         pending = self._calls.begun(module, args, kwargs, signature, is_known=is_known, is_new=is_new)
-        self._programs.given((args, kwargs), None if pending is None else pending.call.state)
+        turned = {path for path, role in self._roles(module, args, kwargs).items() if role is Role.SECOND}
+        self._programs.given((args, kwargs), None if pending is None else pending.call.state, turned)
         return _Entered(module, pending)
 
     def _left(self, entered: _Entered | None, output: Any, hangs_hooks: bool) -> None:
         if entered is None:
             return
-        self._programs.returned(output)
+        self._programs.returned(output, self._scope.turned if self._scope is not None else ())
         if output is None:
             return
         if entered.pending is not None:
@@ -317,6 +322,14 @@ class Probe:
 
     def expect_order(self, item: Any, rows: int) -> None:
         """The item that comes now has padding, which is known by its place: look once whether rows keep their order."""
+        if self._form.reorders:
+            raise ProtocolError(
+                "collate_fn puts records into another order, and with constant_shapes the last rows of an item are "
+                "padding, known by their position",
+                where="collate_fn",
+                cure="Keep the records' order in collate_fn (pack_padded_sequence: enforce_sorted=False), or leave "
+                "constant_shapes out",
+            )
         self._is_in_order = bool(self._is_in_order)
         if self._looks_at_order < MOST_LOOKS_AT_ORDER:
             self._padded = (item, rows)

@@ -111,7 +111,7 @@ class Batch:
     def _altered(
         self, chosen: Sequence[int], change_row: Callable[[Tensor, Tensor], Tensor], donor: int | None = None
     ) -> Any:
-        donors = {example: donor for example in chosen} if donor is not None else neighbours(chosen, self.size)
+        donors = dict.fromkeys(chosen, donor) if donor is not None else neighbours(chosen, self.size)
 
         def change(path: Path, tensor: Tensor) -> Tensor:
             tensor = tensor.detach()
@@ -131,7 +131,7 @@ class Batch:
 
 
 def neighbours(chosen: Sequence[int], size: int) -> dict[int, int]:
-    """Return for each of some examples the one whose content it gets: the next one; for those at the end the one before.
+    """Return for each of some examples the one whose content it gets: the next, at the end the one before.
 
     Examples that are ordered by their length stay so: a model may demand that (`pack_padded_sequence` by default).
     """

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hushgrad.capture.axes.layout import Role
+from hushgrad.capture.axes.layout import Layout, Role
+from hushgrad.guards.probing.collate_rows import rows_agree_but_for_padding
 from hushgrad.guards.probing.collate_runs import CollateRuns
-from hushgrad.guards.probing.layout import roles_in_item
+from hushgrad.guards.probing.layout import layout_in_item
 from hushgrad.guards.probing.rows import Batch
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts, with_tensors
@@ -56,9 +57,14 @@ class Drawn:
     extents: Sequence[int] = ()
 
     @cached_property
+    def layout(self) -> Layout:
+        """How the item holds the records."""
+        return layout_in_item(self.item, self.size, self.axes, self.lists, self.roles_known)
+
+    @property
     def roles(self) -> dict[Path, Role]:
         """What the parts of the item hold."""
-        return roles_in_item(self.item, self.size, self.axes, self.lists, self.roles_known)
+        return {**self.layout.roles, **dict.fromkeys(self.lists, Role.ENTRIES)}
 
     @cached_property
     def widths(self) -> list[OwnWidth]:
@@ -247,8 +253,7 @@ def _from_records(drawn: Drawn, count: int) -> list[OwnWidth]:
         return [OwnWidth(row, lengths, (), True) for row, lengths in listed]
     found = []
     runs = CollateRuns(drawn.collate_fn, State(drawn.collate_fn, parameters=False, aside=drawn.dataset))
-    for row in _telling(drawn.item, count)[:MOST_ROWS]:
-        alone = _alone(drawn, runs, row)
+    for row, alone in _some_alone(drawn, runs, count):
         lengths: dict[int, int] = {}
         for path, tensor in tensors_at(drawn.item):
             other = alone.get(path)
@@ -264,6 +269,31 @@ def _from_records(drawn: Drawn, count: int) -> list[OwnWidth]:
         if lengths:
             found.append(OwnWidth(row, lengths, list(alone.values()), True))
     return found
+
+
+def _some_alone(drawn: Drawn, runs: CollateRuns, count: int) -> Iterator[tuple[int, dict[Path, Tensor]]]:
+    """Yield rows, and what the record of each makes alone."""
+    if not drawn.reorders:
+        yield from ((row, _alone(drawn, runs, row)) for row in _telling(drawn.item, count)[:MOST_ROWS])
+        return
+    records = sorted(range(count), key=lambda record: drawn.extents[record] if drawn.extents else record)
+    for record in records[:MOST_ROWS]:
+        alone = _alone(drawn, runs, record)
+        row = next((row for row in range(count) if _is_row(drawn, row, alone)), None)
+        if row is not None:
+            yield row, alone
+
+
+def _is_row(drawn: Drawn, row: int, alone: Mapping[Path, Tensor]) -> bool:
+    """Whether a row of the item is what a record makes alone, but for padding."""
+    for path, tensor in tensors_at(drawn.item):
+        axis = drawn.axes.get(path)
+        if axis is None or path not in alone:
+            continue
+        one, two = tensor.movedim(axis, 0)[row : row + 1], alone[path].movedim(axis, 0)
+        if one.ndim != two.ndim or one.dtype != two.dtype or not rows_agree_but_for_padding(one, two, whole=True):
+            return False
+    return bool(drawn.axes)
 
 
 def _alone(drawn: Drawn, runs: CollateRuns, row: int) -> dict[Path, Tensor]:
