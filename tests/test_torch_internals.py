@@ -377,6 +377,7 @@ def test_packing_and_cells_show_themselves_by_the_functions_that_rules_stand_at(
     with Seen() as mode:
         packed = nn.utils.rnn.pack_padded_sequence(x, lengths)
         nn.utils.rnn.pad_packed_sequence(packed)
+        nn.utils.rnn.pad_sequence([x[0], x[1]])
         nn.LSTMCell(4, 5)(x[0])
         nn.GRU(4, 5)(x)
     assert {

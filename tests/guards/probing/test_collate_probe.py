@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.utils.rnn import pack_sequence, pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import default_collate
 
@@ -60,6 +60,43 @@ def sorted_by_length(batch: list[Record]) -> tuple[Tensor, Tensor]:
     return padded(batch)
 
 
+def sorted_and_padded_by_the_mean(batch: list[Record]) -> tuple[Tensor, Tensor]:
+    return padded_by_the_mean(sorted(batch, key=lambda record: -len(record[0])))
+
+
+def sorted_beside_other_targets(batch: list[Record]) -> tuple[Tensor, Tensor]:
+    return sorted_by_length(batch)[0], padded(batch)[1]
+
+
+def sorted_with_ranks(batch: list[Record]) -> tuple[Tensor, Tensor, Tensor]:
+    return *sorted_by_length(batch), torch.arange(len(batch))
+
+
+def in_lists_without_the_longest(batch: list[Record]) -> list[Tensor]:
+    longest = max(len(x) for x, _ in batch)
+    return [x[:-1] if len(x) == longest else x for x, _ in batch]
+
+
+def end_to_end(batch: list[Record]) -> tuple[Tensor, Tensor, Tensor]:
+    lengths = torch.tensor([len(x) for x, _ in batch])
+    return torch.cat([x for x, _ in batch]), lengths.cumsum(0) - lengths, torch.tensor([y for _, y in batch])
+
+
+def end_to_end_and_shifted(batch: list[Record]) -> tuple[Tensor, Tensor, Tensor]:
+    ids, starts, y = end_to_end(batch)
+    return ids.roll(1), starts, y
+
+
+def divided_by_the_longest(batch: list[Record]) -> dict[str, Tensor]:
+    ids, _ = padded(batch)
+    return {"ids": ids, "share": torch.tensor([len(x) / ids.shape[1] for x, _ in batch])}
+
+
+def packed_and_centred(batch: list[Record]) -> Any:
+    mean = torch.cat([x for x, _ in batch]).float().mean()
+    return pack_sequence([x.float() - mean for x, _ in batch], enforce_sorted=False)
+
+
 def padded_by_the_mean(batch: list[Record]) -> tuple[Tensor, Tensor]:
     mean = float(torch.cat([x for x, _ in batch]).float().mean())
     return pad_sequence([x.float() for x, _ in batch], True, mean), torch.tensor([y for _, y in batch])
@@ -99,7 +136,13 @@ LEAKY: list[tuple[Callable[[list[Record]], Any], list[Record]]] = [
     (centred, records()),
     (with_a_statistic, records()),
     (balanced, records()),
-    (sorted_by_length, sequences()),
+    (sorted_and_padded_by_the_mean, sequences()),
+    (sorted_beside_other_targets, sequences()),
+    (sorted_with_ranks, sequences()),
+    (in_lists_without_the_longest, sequences()),
+    (end_to_end_and_shifted, sequences()),
+    (divided_by_the_longest, sequences()),
+    (packed_and_centred, sequences()),
     (padded_by_the_mean, sequences()),
     (padded_by_others, sequences()),
 ]
@@ -111,6 +154,13 @@ HARMLESS: list[tuple[Callable[[list[Record]], Any], list[Record]]] = [
     (noisy, records()),
     (with_lengths, sequences()),
     (padded, sequences(2)),
+    (sorted_by_length, sequences()),
+    (sorted_by_length, sequences(2)),
+    (list, sequences()),
+    (lambda batch: tuple(zip(*batch, strict=True)), sequences()),
+    (end_to_end, sequences()),
+    (end_to_end, [(x, 0) for x, _ in sequences()]),  # labels that look like beginnings
+    (lambda batch: pack_sequence([x for x, _ in batch], enforce_sorted=False), sequences()),
 ]
 
 

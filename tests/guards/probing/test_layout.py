@@ -1,4 +1,4 @@
-"""The axis of the records where there are as many positions as records: the item tells which it is."""
+"""The form in which a model gets the records: the item tells it, where shapes fit several."""
 
 from __future__ import annotations
 
@@ -8,60 +8,72 @@ import pytest
 import torch
 from torch import Tensor
 
+from hushgrad.capture.axes.layout import Path, Role
 from hushgrad.errors import PrivacyUnitError
-from hushgrad.guards.probing.layout import require_records_first
+from hushgrad.guards.probing.layout import layout_in_item, require_known_layout, roles_of_inputs
 
 B = 4
 X = torch.randn(B, B, 3, generator=torch.Generator().manual_seed(1))
 IDS = torch.randint(9, (B, B), generator=torch.Generator().manual_seed(2))
 SYMMETRIC = IDS + IDS.T
+TURNED = X.transpose(0, 1)
 
 
 def given(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (value,), {}
 
 
-@pytest.mark.parametrize("item", [X, IDS], ids=["features", "ids"])
-def test_a_part_of_the_item_that_was_turned_is_refused_and_as_it_came_is_accepted(item: Tensor) -> None:
-    require_records_first((item, torch.zeros(B)), {}, given(item), B)
-    with pytest.raises(PrivacyUnitError, match="with the 4 examples on its second axis") as raised:
-        require_records_first((item, torch.zeros(B)), {}, given(item.transpose(0, 1)), B)
-    assert "transpose inside its forward" in raised.value.cure
+def roles(item: Any, axes: dict[Path, int] | None = None) -> dict[Path, Role]:
+    return layout_in_item(item, B, axes or {}, frozenset(), {}).roles
 
 
 @pytest.mark.parametrize("item", [X, IDS], ids=["features", "ids"])
-def test_where_the_item_has_its_records_second_it_is_the_other_way_round(item: Tensor) -> None:
-    require_records_first((item,), {(0,): 1}, given(item.transpose(0, 1)), B)
-    with pytest.raises(PrivacyUnitError, match="on its second axis"):
-        require_records_first((item,), {(0,): 1}, given(item), B)
+def test_a_part_of_the_item_that_was_turned_has_its_records_second(item: Tensor) -> None:
+    here = (item, torch.zeros(B))
+    assert roles_of_inputs(here, roles(here), given(item)) == {(0, 0): Role.FIRST}
+    assert roles_of_inputs(here, roles(here), given(item.transpose(0, 1))) == {(0, 0): Role.SECOND}
+    second = roles(here, {(0,): 1})
+    assert roles_of_inputs(here, second, given(item)) == {(0, 0): Role.SECOND}
+    assert roles_of_inputs(here, second, given(item.transpose(0, 1))) == {(0, 0): Role.FIRST}
 
 
 def test_it_is_told_by_values_whatever_the_dtype_the_place_and_the_graph_are() -> None:
-    turned = X.transpose(0, 1)
-    for value in (turned.double(), turned.clone().requires_grad_(), turned.contiguous()):
+    for value in (TURNED.double(), TURNED.clone().requires_grad_(), TURNED.contiguous()):
         for inputs in (given(value), ((), {"x": value}), given([torch.zeros(2), {"deep": value}])):
-            with pytest.raises(PrivacyUnitError):
-                require_records_first({"x": X}, {}, inputs, B)
+            assert Role.SECOND in roles_of_inputs({"x": X}, roles({"x": X}), inputs).values()
+
+
+def test_a_sequence_that_the_loop_shifted_is_the_items() -> None:
+    ids = torch.randint(9, (B + 1, B), generator=torch.Generator().manual_seed(3))
+    assert roles(ids) == {(): Role.SECOND}
+    for shifted in (ids[:-1], ids[1:]):
+        assert roles_of_inputs(ids, roles(ids), given(shifted)) == {(0, 0): Role.SECOND}
 
 
 def test_nothing_is_said_where_nothing_can_be_told() -> None:
-    turned = X.transpose(0, 1)
-    require_records_first((SYMMETRIC,), {}, given(SYMMETRIC.T), B)  # the same both ways
-    require_records_first((X,), {}, given(turned * 2), B)  # computed by the loop: another check's
-    require_records_first((X,), {}, given(turned[..., :2]), B)
-    require_records_first((X[:, :3],), {}, given(X[:, :3].transpose(0, 1)), B)  # the shapes tell
-    require_records_first((torch.zeros(B),), {}, given(turned), B)
-    require_records_first((X,), {}, given(torch.zeros(B)), B)
+    assert not roles_of_inputs((SYMMETRIC,), roles((SYMMETRIC,)), given(SYMMETRIC.T))  # the same both ways
+    assert not roles_of_inputs((X,), roles((X,)), given(TURNED * 2))  # computed by the loop: another check's
 
 
-def test_one_turned_part_among_others_is_found() -> None:
-    item = {"x": X, "ids": IDS}
-    require_records_first(item, {}, ((X, IDS), {}), B)
-    with pytest.raises(PrivacyUnitError, match=r"shape \[4, 4\]"):
-        require_records_first(item, {}, ((X, IDS.T), {}), B)
+def test_a_list_as_long_as_one_of_the_item_holds_entries() -> None:
+    item = ([torch.zeros(B, 2)] * B, torch.zeros(B))
+    own = {**layout_in_item(item, B, {}, {(0,)}, {}).roles, (0,): Role.ENTRIES}
+    assert roles_of_inputs(item, own, given(item[0]))[0, 0] is Role.ENTRIES
 
 
-def test_no_value_of_the_batch_is_printed() -> None:
-    with pytest.raises(PrivacyUnitError) as raised:
-        require_records_first((IDS * 1000 + 777,), {}, given((IDS * 1000 + 777).T), B)
-    assert "777" not in str(raised.value)
+def test_inputs_that_were_taken_for_something_else_are_refused() -> None:
+    for taken, value in ((Role.FIRST, TURNED), (Role.SECOND, X)):
+        with pytest.raises(PrivacyUnitError, match="which is as long, was taken for them") as raised:
+            require_known_layout((X,), roles((X,)), given(value), {(0, 0): taken})
+        assert "transpose inside its forward" in raised.value.cure
+    require_known_layout((X,), roles((X,)), given(TURNED), {(0, 0): Role.SECOND})
+
+
+def test_owners_that_are_no_part_of_the_item_are_refused() -> None:
+    item = (torch.randn(6, 2), torch.tensor([0, 0, 1, 2, 2, 3]))
+    taken = {(0, 0): Role.FLAT, (0, 1): Role.OWNERS}
+    require_known_layout(item, roles(item), (item, {}), taken)
+    other = (item[0], torch.tensor([0, 1, 1, 2, 2, 3]))
+    with pytest.raises(PrivacyUnitError, match="no part of the loader's item") as raised:
+        require_known_layout(item, roles(item), (other, {}), taken)
+    assert "collate_fn" in raised.value.cure

@@ -189,7 +189,12 @@ def test_nothing_is_run_where_content_would_be_cut_off() -> None:
     ids = padded(RECORDS)
     assert runs(batch(ids), OwnWidth(2, {T: 3}, (), True)) == []
     assert runs(batch((ids, torch.rand(B, T))), SHORT) == []  # a second input has content everywhere
-    assert runs(batch(ids), OwnWidth(1, {7: 1}, (), True)) == []  # nothing would be cut
+
+
+def test_a_record_in_inputs_that_are_not_padded_is_run_as_it_is() -> None:
+    ids = padded(RECORDS)
+    ((inputs, left),) = runs(batch(ids), OwnWidth(1, {7: 1}, (), True))
+    assert (inputs[0].tolist(), left) == (ids[1:2].tolist(), False)
 
 
 def test_what_all_records_have_in_common_is_cut_along() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import bypassed_calls
 import gradient_mixing
 import hidden_inputs
+import joined_batches
 import kept_state
 import later_batches
 import later_calls
@@ -37,6 +38,7 @@ from hushgrad.text_table import text_table
 
 KINDS: tuple[Kind, ...] = (
     padded_lengths.KIND,
+    joined_batches.KIND,
     hidden_inputs.KIND,
     outside_torch.KIND,
     bypassed_calls.KIND,

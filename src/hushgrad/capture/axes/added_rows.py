@@ -59,7 +59,7 @@ def added(
         places = owners_along(x, found[id(x)], dim, call.batch_size)
         return found[id(x)] if places is not None and _reach_their_own(places, index, owners) else None
     for places in _places_in_new(out, dim, call.batch_size, divisions):
-        if _reach_their_own(places, index, owners) and _rest_is_alike(out, dim, index):
+        if _reach_their_own(places, index, owners) and _began_alike(x, out, dim, index):
             return location_of(dim, places, call.batch_size)
     return None
 
@@ -89,8 +89,13 @@ def _reach_their_own(places: Tensor, index: Tensor, owners: Tensor) -> bool:
     return bool((places[index.long()] == owners).all())
 
 
-def _rest_is_alike(out: Tensor, dim: int, index: Tensor) -> bool:
-    """Whether the places that no row reaches hold one value: other constants would be given out by place."""
+def _began_alike(x: Any, out: Tensor, dim: int, index: Tensor) -> bool:
+    """Whether all places held one value before: other constants would be given out by place.
+
+    Where it was changed in place, those tell that no row has reached.
+    """
+    if isinstance(x, Tensor) and x is not out:
+        return bool((x == x.flatten()[:1]).all())
     reached = torch.zeros(out.shape[dim], dtype=torch.bool, device=out.device)
     reached[index.flatten().long()] = True
     rest = out.detach().movedim(dim, 0)[~reached]

@@ -117,6 +117,8 @@ class BatchAxes:
             known: roles of inputs, by their paths; takes those that are found here.
         """
         tensors = [tensor for tensor in tensors_in(inputs) if tensor.ndim > 0]
+        if any(tensor.is_nested for tensor in tensors):
+            raise nested_is_given("the model")
         packed = list(packed_in(inputs))
         sizes = [tensor.shape[0] for tensor in tensors] + [int(part.batch_sizes[0]) for part in packed]
         if known or batch_size is None or not all(size in (1, batch_size) for size in sizes) or batch_size not in sizes:
@@ -358,6 +360,17 @@ class BatchAxes:
         if self.lost_by is None:
             self.lost_by = name + calling_forward()
         self.set(tensor, None)
+
+
+def nested_is_given(where: str) -> PrivacyUnitError:
+    """Return the error for nested tensors, whose operators show nothing of their rows."""
+    return PrivacyUnitError(
+        "nested (jagged) tensors are not followed, so that the examples of the batch cannot be told apart in them",
+        where=where,
+        cure="Give the model the rows end to end and the example that owns each, and add them up by it: "
+        "x = torch.cat(records), owners = torch.arange(B).repeat_interleave(lengths) in collate_fn, and "
+        "torch.zeros(B, d).index_add(0, owners, h) in the forward; or pad, with a mask",
+    )
 
 
 def _location_in(layout: Layout, path: Path, tensor: Tensor, batch_size: int) -> BatchLocation:

@@ -121,13 +121,9 @@ def form_of_cut(call: OperatorCall, location: BatchLocation, output_index: int) 
     result = call.func(*args, **{key: inner if value is x else value for key, value in call.kwargs.items()})
     view = result[output_index] if isinstance(result, (tuple, list)) else result
     seen = [(view.stride(at), view.shape[at]) for at in range(view.ndim) if view.stride(at)]
-    if varying and _are_all_rows(owners, numbers):
-        return "all rows", view.storage_offset(), [part for at, part in enumerate(_moves(view)) if at not in varying]
+    if _are_all_rows(owners, numbers):
+        return "all rows", view.storage_offset(), seen
     return _ranks(owners, numbers), view.storage_offset(), seen
-
-
-def _moves(view: Tensor) -> list[tuple[int, int]]:
-    return [(view.stride(at), view.shape[at]) for at in range(view.ndim)]
 
 
 def _are_all_rows(owners: Tensor, rows: Tensor) -> bool:

@@ -78,9 +78,10 @@ def require_separate_rows(runs: CollateRuns, records: Sequence[Any]) -> Form | N
     fewer = [records[row] for row in kept]
     require_still(runs, records, exchanged, kept)
     refusal: HushgradError | None = None
-    lists = frozenset(_row_lists(runs.run(records).batch, runs.run(fewer).batch, size, len(fewer)))
-    for roles in _ways(runs.run(records).batch, size, lists):
-        rows = Rows(runs, records, fewer, {**roles, **dict.fromkeys(lists, Role.ENTRIES)})
+    batch = runs.run(records).batch
+    lists = frozenset(_row_lists(batch, runs.run(fewer).batch, size, len(fewer)))
+    for roles in _ways(batch, size, lists):
+        rows = Rows(runs, records, fewer, roles)
         try:
             for changed, there in ((exchanged, kept), (fewer, list(range(len(kept))))):
                 rows.require_same(changed, kept, there, "were exchanged or left out")
@@ -156,7 +157,7 @@ class Rows:
         found = self._first_difference(changed, kept, there, alone, quiet=False)
         if found is not None:  # not because of random numbers, of which a padded batch draws more?
             found = self._first_difference(changed, kept, there, alone, quiet=True)
-        if found is not None and self._are_as_alone(self._records) and self._are_as_alone(changed):
+        if found is not None and self._has_only_reordered(changed, kept, there, alone):
             self._reorders = True
             return
         if found is not None:
@@ -178,11 +179,17 @@ class Rows:
 
     def _run(self, records: Sequence[Any], quiet: bool) -> Any:
         """Return a batch with a row for each record also where these lie end to end."""
-        return end_to_end(self._runs.run(records, quiet=quiet).batch, len(records), self._roles)[0]
+        return self._lifted(self._runs.run(records, quiet=quiet).batch, len(records))
+
+    def _lifted(self, batch: Any, size: int) -> Any:
+        return end_to_end(batch, size, self._roles)[0]
 
     def _both(self, quiet: bool) -> tuple[Any, Any]:
         if quiet not in self._made:
-            self._made[quiet] = self._run(self._records, quiet), self._run(self._fewer, quiet)
+            whole, less = (self._runs.run(records, quiet=quiet).batch for records in (self._records, self._fewer))
+            sizes = len(self._records), len(self._fewer)
+            self._roles.update(dict.fromkeys(_row_lists(whole, less, *sizes), Role.ENTRIES))
+            self._made[quiet] = self._lifted(whole, sizes[0]), self._lifted(less, sizes[1])
         return self._made[quiet]
 
     def _first_difference(
@@ -217,8 +224,18 @@ class Rows:
 
     # In another order ------------------------------------------------------------------------------------------------
 
-    def _are_as_alone(self, records: Sequence[Any]) -> bool:
-        """Whether the rows of a batch are those that its records have alone, each of one record, in whatever order."""
+    def _has_only_reordered(
+        self, changed: Sequence[Any], kept: Sequence[int], there: Sequence[int], alone: bool
+    ) -> bool:
+        """Whether records have other places only: each one's row is that which it has alone, and the same in both."""
+        first, second = self._places(self._records), self._places(changed)
+        if first is None or second is None:
+            return False
+        one, two = [first[record] for record in kept], [second[record] for record in there]
+        return self._first_difference(changed, one, two, alone, quiet=True) is None
+
+    def _places(self, records: Sequence[Any]) -> list[int] | None:
+        """Return the row of each record in a batch, where all rows are those that records have alone; else None."""
         whole, less = self._both(True)
         sizes = len(self._records), len(self._fewer)
         lists = set(_row_lists(whole, less, *sizes))
@@ -227,15 +244,15 @@ class Rows:
         if (not axes and not lists) or (
             len(records) == len(self._records) and not _same_statistics(whole, batch, axes)
         ):
-            return False
+            return None
         try:
             alone = [self._of_one(record) for record in records]
             fits = [[_is_row_of(batch, row, one, axes, lists) for row in range(len(records))] for one in alone]
         except HushgradError:
             raise
         except Exception:  # a record of which no batch can be made alone, or other rows than there are records
-            return False
-        return _can_be_assigned(fits)
+            return None
+        return _assigned(fits)
 
     def _of_one(self, record: Any) -> Any:
         if id(record) not in self._alone:
@@ -264,8 +281,8 @@ def _is_row_of(batch: Any, row: int, alone: Any, axes: Mapping[Path, int], lists
     return _first_other_entry(batch, alone, lists, [row], [0]) is None
 
 
-def _can_be_assigned(fits: Sequence[Sequence[bool]]) -> bool:
-    """Whether each record can have a row of its own among those that fit it."""
+def _assigned(fits: Sequence[Sequence[bool]]) -> list[int] | None:
+    """Return a row for each record, of its own, among those that fit it; None where there are not enough."""
     owner: dict[int, int] = {}
 
     def assign(record: int, seen: set[int]) -> bool:
@@ -277,7 +294,9 @@ def _can_be_assigned(fits: Sequence[Sequence[bool]]) -> bool:
                     return True
         return False
 
-    return all(assign(record, set()) for record in range(len(fits)))
+    if not all(assign(record, set()) for record in range(len(fits))):
+        return None
+    return sorted(owner, key=owner.__getitem__)
 
 
 def grown(whole: Any, fewer: Any, size: int, less: int) -> dict[Path, int]:

@@ -8,6 +8,7 @@ rows must be the same in all of these, padding aside.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from hushgrad.guards.probing.collate_runs import CollateRuns
 from hushgrad.guards.probing.widths import contents
 from hushgrad.sampling.extent import extent_of, lengths_of
 
+NOTHING: Mapping[Path, Role] = MappingProxyType({})
+
 MOST_PAIRS = 3
 """So many pairs of a long and a short record are tried: records may have several lengths."""
 
@@ -33,7 +36,9 @@ FEWEST, MOST_HELD = 8, 1 << 24
 UNTOLD = "that a record's row does not depend on how long its companions are, since collate_fn fails on some of them"
 
 
-def require_same_beside_any(runs: CollateRuns, records: Sequence[Any], size: int, roles: Mapping[Path, Role]) -> bool:
+def require_same_beside_any(
+    runs: CollateRuns, records: Sequence[Any], size: int, roles: Mapping[Path, Role] = NOTHING
+) -> bool:
     """Refuse a collate function that cuts, or else changes, a record by the lengths of the others.
 
     Args:

@@ -92,6 +92,8 @@ class _Quiet(NamedTuple):
 
 
 def _is_list_of_numbers(part: Any) -> bool:
+    if not isinstance(part, (list, tuple)):
+        return False
     while isinstance(part, (list, tuple)) and part:
         part = part[0]
     return isinstance(part, (int, float, complex, np.generic))

@@ -26,6 +26,7 @@ from hushgrad.accounting.conditions import (
     Condition,
     not_examined,
 )
+from hushgrad.capture.axes.batch_axes import nested_is_given
 from hushgrad.capture.axes.layout import Path, Role
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import (
@@ -403,6 +404,8 @@ class Probe:
         collate_fn = drawn.collate_fn
         if collate_fn is None or collate_fn is default_collate or len(drawn.indices) < 2 or not is_due:
             return
+        if any(tensor.is_nested for _, tensor in tensors_at(drawn.item)):
+            raise nested_is_given("collate_fn")
         # Asked again after a refusal, it is refused again: from the same state.
         self._collate_before, self._collate_is_known = before, False
         runs = CollateRuns(collate_fn, before or State(collate_fn, parameters=False, aside=drawn.dataset))
