@@ -127,8 +127,11 @@ def form_of_cut(call: OperatorCall, location: BatchLocation, output_index: int) 
 
 
 def _are_all_rows(owners: Tensor, rows: Tensor) -> bool:
-    """Whether a piece is all that one example has, in order: examples need not have equally many rows."""
-    return rows.numel() > 0 and torch.equal(rows, (owners == owners[rows[0]]).nonzero().flatten())
+    """Whether a piece has all rows of each of its owners, in order: examples need not have equally many."""
+    own = owners[rows]
+    return rows.numel() > 0 and all(
+        torch.equal(rows[own == owner], (owners == owner).nonzero().flatten()) for owner in own.unique()
+    )
 
 
 def _joined(call: OperatorCall, locations: Sequence[BatchLocation], out: Tensor) -> BatchLocation:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hushgrad.capture.axes.layout import Layout, Path, Role
+from hushgrad.capture.axes.layout import MARKS, Layout, Path, Role
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +53,9 @@ class Blocks:
 def blocks_of(layout: Layout, path: Path, tensor: Tensor) -> Blocks | None:
     """Return a tensor of a batch as blocks; None where its rows do not lie end to end."""
     role = layout.roles.get(path)
-    if role in (Role.STARTS, Role.BOUNDS, Role.OWNERS):
-        counts = layout.division(role, tensor)
-        return Blocks(role, torch.tensor(counts), None, None, tensor.dtype, tensor.device)
+    if role in MARKS:
+        division = torch.tensor(layout.division(role, tensor))
+        return Blocks(role, division, None, None, tensor.dtype, tensor.device)
     counts = layout.counts_at(path, tensor)
     if counts is None or role is None:
         return None
@@ -66,6 +66,6 @@ def blocks_of(layout: Layout, path: Path, tensor: Tensor) -> Blocks | None:
         starts = (targets.cumsum(0) - targets).repeat_interleave(torch.tensor(counts)).to(tensor.device)
         rows = (rows - starts).T
     padded = rows.new_zeros(len(counts), max(*counts, 1), *rows.shape[1:])
-    for row, part in zip(padded, rows.split(counts), strict=True):
+    for row, part in zip(padded, torch.split(rows, counts), strict=True):
         row[: len(part)] = part
     return Blocks(role, torch.tensor(counts), padded, targets, tensor.dtype, tensor.device)

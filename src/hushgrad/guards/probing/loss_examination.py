@@ -142,6 +142,10 @@ class _Examination:
             if source.kind not in ("item", "output"):
                 continue
             values = source.values
+            if slot in self._program.entries:
+                if self._program.entries[slot] in chosen:
+                    found[slot] = _other_values(values, away)
+                continue
             if slot in self._program.flat.roles:
                 far = AWAY * max(1.0, _largest(values)) if away and values.is_floating_point() else None
                 found[slot] = self._program.flat.altered(slot, values, chosen, far, AWAY)
@@ -170,6 +174,10 @@ class _Examination:
         for slot in self._program.inputs:
             one, other = self._base.values.get(slot), changed.values.get(slot)
             if one is None or other is None or one.shape != other.shape:
+                continue
+            if slot in self._program.entries:
+                if self._program.entries[slot] in kept and not is_same(one.reshape(1, -1), other.reshape(1, -1)):
+                    raise _leak("what the model is given for one example", self._culprit(changed, kept))
                 continue
             axis = self._program.axes.get(slot, axis_of(one, size))
             if (owners := self._program.flat.of_rows(one)) is not None and slot not in self._program.axes:
@@ -258,7 +266,7 @@ class _Examination:
             if source.kind not in ("item", "output"):
                 continue
             values = source.values
-            if slot in self._program.flat.roles:
+            if slot in self._program.flat.roles or slot in self._program.entries:
                 found[slot] = values
                 continue
             of_batch = self._program.axes.get(slot, axis_of(values, self._program.size))
@@ -304,6 +312,8 @@ class _Examination:
         found: dict[int, Tensor] = {}
         for slot, source in self._program.sources.items():
             values = source.values
+            if slot in self._program.entries:
+                continue
             if slot in self._program.flat.roles:
                 found[slot] = self._program.flat.without_last(slot, values, size)
                 continue
@@ -345,6 +355,13 @@ class _Examination:
 
 def _largest(values: Tensor) -> float:
     return float(values.abs().nan_to_num(0.0, 0.0, 0.0).max()) if values.numel() else 0.0
+
+
+def _other_values(values: Tensor, away: bool) -> Tensor:
+    """Return other values of the same shape for what one example holds by itself; whole numbers stay in their range."""
+    if not values.is_floating_point() or not away:
+        return values.flip(0) if values.ndim else values
+    return values * AWAY + AWAY * max(1.0, _largest(values))
 
 
 def _less(size: int, is_multiple: bool, value: object) -> object:

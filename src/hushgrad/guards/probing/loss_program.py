@@ -114,6 +114,8 @@ class Program:
         sources: by slot.
         axes: of parts of the item, by slot, where the examples are on another axis than the first that fits.
         flat: the parts of the item whose rows lie end to end.
+        entries: of tensors in lists with an entry for each example, in the item and in the model's inputs, by slot,
+            whose they are.
         ends: the losses.
         inputs: the slots that the model was given, or has as buffers, of values computed from the item.
         given: the numbers that it was given.
@@ -130,6 +132,7 @@ class Program:
     sources: dict[int, Source] = field(default_factory=dict)
     axes: dict[int, int] = field(default_factory=dict)
     flat: FlatRows = field(default_factory=FlatRows)
+    entries: dict[int, int] = field(default_factory=dict)
     ends: list[End] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     given: list[Given] = field(default_factory=list)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from hushgrad.capture.axes.layout import Path, Role
 from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loss_examination import require_separate_program
 from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_program import Earlier
-from hushgrad.guards.probing.loss_trace import LossTrace
+from hushgrad.guards.probing.loss_trace import NOTHING, LossTrace
 from hushgrad.guards.probing.state import State
-from hushgrad.guards.probing.trees import Path
 from hushgrad.guards.probing.widths import Drawn
 from hushgrad.randomness import KeyStream
 
@@ -54,16 +54,16 @@ class LossPrograms:
         self._items += 1
         self._looks.begin()
         if self._items <= FIRST or self._looks.wanted:
-            self._trace = LossTrace(size, drawn.item, drawn.axes, self._earlier, drawn.layout)
+            self._trace = LossTrace(size, drawn.item, drawn.axes, self._earlier, drawn.layout, drawn.lists)
             self._end = weakref.finalize(self, self._trace.end)
 
-    def given(self, inputs: Any, state: State | None, turned: Set[Path] = frozenset()) -> None:
+    def given(self, inputs: Any, state: State | None, roles: Mapping[Path, Role] = NOTHING) -> None:
         """A forward that may be trained on begins with these inputs, and from this state where that was kept.
 
-        `turned`: the paths of inputs with the examples on the second axis.
+        `roles`: what its inputs hold, as far as it is known.
         """
         if self._trace is not None:
-            self._trace.given(inputs, () if state is None else state.values(), turned)
+            self._trace.given(inputs, () if state is None else state.values(), roles)
 
     def returned(self, output: Any, turned: Sequence[Tensor] = ()) -> None:
         """It has returned this, None if it raised; `turned` has the examples on the second axis."""

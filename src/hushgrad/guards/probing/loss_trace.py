@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path as File
 from pathlib import PurePath
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,8 @@ MOST_KEPT = 2**26
 MOST_OTHERS = 1
 """So many other loops may be in an item in one thread (two private models that train in turns)."""
 
+NOTHING: Mapping[Path, Role] = MappingProxyType({})
+
 CRITERIA = str(File(LIBRARY) / "losses.py")
 DEVICES = ("cpu", "cuda")
 APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
@@ -85,11 +87,12 @@ class LossTrace(TorchFunctionMode):
         axes: Mapping[Path, int],
         earlier: Earlier | None = None,
         layout: Layout | None = None,
+        lists: Set[Path] = frozenset(),
     ) -> None:
         """Begin for an item of `size` examples; `axes` says where they are in tensors that have them elsewhere.
 
         `earlier` is what is known of the items before, and takes what is known of this one at the end. `layout` tells
-        of rows of the item that lie end to end.
+        of rows of the item that lie end to end, `lists` are the paths of those with an entry for each example.
         """
         super().__init__()
         self._earlier = Earlier() if earlier is None else earlier
@@ -106,6 +109,8 @@ class LossTrace(TorchFunctionMode):
             slot = self._adopt(tensor, "item")
             if path in axes:
                 self.program.axes[slot] = axes[path]
+            if (place := next((n for n in range(len(path)) if path[:n] in lists), None)) is not None:
+                self.program.entries[slot] = path[place]
             if layout is not None and layout.is_flat and layout.roles.get(path) in (*MARKS, Role.FLAT, Role.LINKS):
                 self.program.flat.add(slot, layout, path, tensor)
         self._is_on = True
@@ -151,16 +156,22 @@ class LossTrace(TorchFunctionMode):
 
     # What the probe tells ------------------------------------------------------------------------------------------
 
-    def given(self, inputs: Any, kept: Iterable[Any], turned: Set[Path] = frozenset()) -> None:
+    def given(self, inputs: Any, kept: Iterable[Any], roles: Mapping[Path, Role] = NOTHING) -> None:
         """The model is called with these inputs, and `kept` is what it holds beside parameters.
 
-        `turned`: the paths of inputs with the examples on the second axis.
+        `roles`: what its inputs hold, as far as it is known.
         """
-        for path, tensor in tensors_at(inputs):
-            if path in turned and (own := self._slot(tensor)) is not None:
-                self.program.axes[own] = 1
         self._take_out()
-        program, held, tensors = self.program, list(kept), [tensor for _, tensor in tensors_at(inputs)]
+        program, held, named = self.program, list(kept), list(tensors_at(inputs))
+        tensors = [tensor for _, tensor in named]
+        for path, tensor in named if roles else ():
+            if (known := self._slot(tensor)) is None:
+                continue
+            if roles.get(path) is Role.SECOND:
+                program.axes[known] = 1
+            for length in range(2, len(path)):
+                if roles.get(path[:length]) is Role.ENTRIES:
+                    program.entries[known] = path[length]
         for tensor in tensors:
             if self._slot(tensor) is None and not self._earlier.holds(tensor) and not self._is_of_item(tensor):
                 self.outside.meet(tensor)

@@ -213,8 +213,8 @@ class Probe:
         is_known = self._examined.get(signature, False)
         is_new = self._novelty.note(module, (args, kwargs), self._axes.get(module, {})) and is_known
         pending = self._calls.begun(module, args, kwargs, signature, is_known=is_known, is_new=is_new)
-        turned = {path for path, role in self._roles(module, args, kwargs).items() if role is Role.SECOND}
-        self._programs.given((args, kwargs), None if pending is None else pending.call.state, turned)
+        state = None if pending is None else pending.call.state
+        self._programs.given((args, kwargs), state, self._roles(module, args, kwargs))
         return _Entered(module, pending)
 
     def _left(self, entered: _Entered | None, output: Any, hangs_hooks: bool) -> None:
