@@ -45,6 +45,27 @@ evaluate under `no_grad()`. Read a private loader in one thread. While the first
 threads that draw random numbers, or change what the model keeps, would be taken for its own: begin them after the first
 step.
 
+Batches need not be `[B, ...]`. These are exact too, without a declaration (`tests/zoo/silent/joined_batches.py` has
+them beside leaky look-alikes):
+
+- *end to end*: rows of all records, one record behind the other, with whole numbers that say where each begins:
+  `offsets` `[B]` or `[B + 1]` (`nn.EmbeddingBag`), the owner of each row `[N]` (`batch` in PyG), or both;
+  `edge_index` `[2, E]` and what has a row for each edge. In the forward they may be looked up (`h[source]`), added up
+  (`index_add`, `scatter_add`, `scatter_reduce`, `bincount`) and split. An edge between two records, or owners that
+  lie, are refused. Put them together in `collate_fn`; what a model returns has a row for each record, so pool in the
+  forward. Two bags with offsets `[B]` each: pass `[B + 1]` (`include_last_offset=True`), since nothing says to which
+  of them a vector `[B]` belongs;
+- *lists*: an entry for each record (`[r[0] for r in records]`, `tuple(zip(*records))`, targets of detection).
+  `stack`, `cat` and `pad_sequence` join them; what is computed of each alone is dear for large batches;
+- *in another order*: a `collate_fn` that sorts, and `pack_padded_sequence` with torch's defaults. Not with
+  `constant_shapes`, where padding is known by its place;
+- *time first*: inputs `[T, B, ...]` and states `[layers, B, h]`, also where T = B. A criterion of
+  `engine.per_example` takes outputs with the records first; `session.backward(losses)` takes losses `[B]` of any
+  outputs.
+
+Refused: `torch.nested` tensors (pass rows end to end), and lengths that were divided by the longest of a batch (pass
+them as they are, and divide by the width inside the forward).
+
 The page is written by `python docs/structures.py`, and a test checks that it is current. Whole architectures, by hand
 and from `transformers` and `peft`, are tested in the same way: there are about a hundred under `tests/zoo`.
 """

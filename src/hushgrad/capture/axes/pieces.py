@@ -130,7 +130,7 @@ def _are_all_rows(owners: Tensor, rows: Tensor) -> bool:
     """Whether a piece has all rows of each of its owners, in order: examples need not have equally many."""
     own = owners[rows]
     return rows.numel() > 0 and all(
-        torch.equal(rows[own == owner], (owners == owner).nonzero().flatten()) for owner in own.unique()
+        torch.equal(rows[own == owner], (owners == owner).nonzero().flatten()) for owner in torch.unique(own)
     )
 
 

@@ -72,6 +72,20 @@ def require_separate_rows(runs: CollateRuns, records: Sequence[Any]) -> Form | N
     if len(finite) == 1:
         return None
     records = finite or records
+    for count in range(len(records), 2, -1):
+        try:
+            return _form(runs, records[:count])
+        except _AmbiguousError:  # two sets of rows that are as many by chance
+            continue
+    return _form(runs, records[:2])
+
+
+class _AmbiguousError(CrossSampleLeakError):
+    """Records have other rows beside others, as far as it can be told where they begin."""
+
+
+def _form(runs: CollateRuns, records: Sequence[Any]) -> Form:
+    """Return the form of a batch of some records; as `require_separate_rows`."""
     size = len(records)
     kept = [row for row in range(size) if row % 2 == 0]
     exchanged = [records[row] if row % 2 == 0 else records[row - 1] for row in range(size)]
@@ -89,6 +103,8 @@ def require_separate_rows(runs: CollateRuns, records: Sequence[Any]) -> Form | N
         except CrossSampleLeakError as error:
             refusal = refusal or error
     assert refusal is not None
+    if size > 2 and any(is_ambiguous(runs.run(part).batch, len(part), lists) for part in (records, exchanged, fewer)):
+        raise _AmbiguousError(refusal.what, where=refusal.where, cure=refusal.cure) from refusal
     raise refusal
 
 
@@ -106,6 +122,13 @@ def _ways(batch: Any, size: int, lists: Collection[Path]) -> Iterator[dict[Path,
     for path, kind in candidates:
         yield {**fixed, **{other: Role.FIRST for other, _ in candidates if other != path}, path: kind}
     yield {path: Role.FIRST for path, part in tensors if part.shape[0] == size}
+
+
+def is_ambiguous(batch: Any, size: int, lists: Collection[Path]) -> bool:
+    """Return whether it is said in two ways where records begin in as many rows: of two sets of rows, by chance."""
+    tensors = [(path, part) for path, part in tensors_at(batch) if part.ndim and not _is_in(path, lists)]
+    kinds = [kind for _, kind in mark_candidates(tensors, size)]
+    return not layout_of(tensors, size).counts and sum(kind is not Role.STARTS for kind in kinds) > 1
 
 
 def _is_finite(record: Any) -> bool:
