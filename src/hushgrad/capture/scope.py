@@ -84,8 +84,9 @@ class Scope:
         self.registered: set[str] = set()
         """The names of the operators of others that ran in captured forwards."""
         self._roles: dict[nn.Module, dict[Path, Role]] = {}
-        self.expects: Callable[[tuple[Any, ...], dict[str, Any]], Mapping[Path, Role]] | None = None
-        """What is known of the inputs of a module's first call from elsewhere: the loader's item."""
+        self._told: set[nn.Module] = set()
+        self.expects: Callable[[tuple[Any, ...], dict[str, Any]], Mapping[Path, Role] | None] | None = None
+        """What is known of the inputs of a module's first call from elsewhere, the loader's item; None without one."""
         self.turned: Sequence[Tensor] = ()
         """Of the outputs of the last forward, those with the examples on their second axis."""
         self._handles: list[RemovableHandle] = []
@@ -165,9 +166,12 @@ class Scope:
 
     def roles_of(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Path, Role]:
         """Return what the inputs of a module hold, as far as it is known; takes what is found."""
-        known = self._roles.get(module)
-        if known is None:
-            known = self._roles[module] = {} if self.expects is None else dict(self.expects(args, kwargs))
+        known = self._roles.setdefault(module, {})
+        if module not in self._told and self.expects is not None:
+            told = self.expects(args, kwargs)
+            if told is not None:
+                self._told.add(module)
+                known.update(told)
         return known
 
     def leave(self, module: nn.Module, output: Any) -> None:

@@ -47,3 +47,5 @@ def test_tensors_that_hold_the_whole_batch_each_are_no_entries_unless_that_is_kn
     both = [torch.zeros(2, 3), torch.zeros(2, 3)]
     assert not list(lists_in(((both,), {}), 2, {}))
     assert list(lists_in(((both,), {}), 2, {(0, 0): Role.ENTRIES})) == [((0, 0), both)]
+    states = (torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))  # of an LSTM, for two examples
+    assert not list(lists_in(((states,), {}), 2, {}))

@@ -51,7 +51,7 @@ def lists_in(
     """Yield the lists with an entry for each of `size` examples, in which there are tensors.
 
     The `outer` containers say nothing by their lengths: 2 for `(args, kwargs)`. A list of as many tensors as there are
-    examples, with as many rows each, holds the whole batch several times unless it is known to hold entries.
+    examples, which may each hold all of them, is none unless it is known to hold entries: so are two states `(h, c)`.
     """
     if isinstance(value, Mapping):
         for key, part in value.items():
@@ -69,4 +69,9 @@ def _holds_entries(value: Any, size: int, expected: Role | None) -> bool:
         return False
     if expected is Role.ENTRIES:
         return True
-    return not all(isinstance(entry, Tensor) and entry.ndim and entry.shape[0] == size for entry in value)
+    return not all(isinstance(entry, Tensor) and may_hold_all(entry, size) for entry in value)
+
+
+def may_hold_all(tensor: Tensor, size: int) -> bool:
+    """Return whether a tensor in a list may hold the whole batch: on its first axis, or as a state `[layers, B, h]`."""
+    return size in tensor.shape[:2]

@@ -7,7 +7,7 @@ and for whole numbers in order, which may be labels or say where each record's r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ def roles_of_inputs(item: Any, roles: Mapping[Path, Role], inputs: Any) -> dict[
         fitting = {role for part, own in parts if (role := _role_as(given, part, own)) is not None}
         if len(fitting) == 1:
             found[path] = fitting.pop()
-    lists = {tuple(map(id, _entries(item, path))): path for path, role in roles.items() if role is Role.ENTRIES}
+    lists = [_shapes(_entries(item, path)) for path, role in roles.items() if role is Role.ENTRIES]
     return {**found, **_lists_given(inputs, lists)} if lists else found
 
 
@@ -65,7 +65,11 @@ def _entries(item: Any, path: Path) -> list[Any]:
     return list(item)
 
 
-def _lists_given(value: Any, lists: Mapping[tuple[int, ...], Path], path: Path = ()) -> dict[Path, Role]:
+def _shapes(entries: Sequence[Any]) -> list[Any]:
+    return [entry.shape if isinstance(entry, Tensor) else type(entry) for entry in entries]
+
+
+def _lists_given(value: Any, lists: Sequence[list[Any]], path: Path = ()) -> dict[Path, Role]:
     """Return the lists among inputs that hold the entries of one in the item, moved or copied one by one or not."""
     if isinstance(value, Mapping):
         return {
@@ -73,7 +77,7 @@ def _lists_given(value: Any, lists: Mapping[tuple[int, ...], Path], path: Path =
         }
     if type(value) not in (tuple, list):
         return {}
-    if len(path) > 1 and any(len(value) == len(entries) for entries in lists):
+    if len(path) > 1 and _shapes(value) in lists:
         return {path: Role.ENTRIES}
     return {key: role for n, part in enumerate(value) for key, role in _lists_given(part, lists, (*path, n)).items()}
 

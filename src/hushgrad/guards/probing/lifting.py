@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from hushgrad.capture.axes.layout import MARKS, Layout, Role, layout_of
-from hushgrad.capture.axes.parts import lists_in
+from hushgrad.capture.axes.parts import lists_in, may_hold_all
 from hushgrad.errors import UnsupportedModelError
 from hushgrad.guards.probing.blocks import Blocks, blocks_of
 from hushgrad.guards.probing.trees import DESCEND, Path, copied, tensors_at, with_parts
@@ -164,7 +164,7 @@ def _lifted_part(part: Any, size: int, role: Role | None) -> tuple[Tensor, Calla
         return None
     kind = type(part)
     if all(isinstance(entry, Tensor) for entry in part):
-        if role is not Role.ENTRIES and all(entry.ndim and entry.shape[0] == size for entry in part):
+        if role is not Role.ENTRIES and all(may_hold_all(entry, size) for entry in part):
             return None  # several tensors that hold the batch each
         return _tickets(part, kind)
     if all(isinstance(entry, (bool, int, float, np.generic)) for entry in part):

@@ -169,10 +169,13 @@ class Probe:
         self._anchor = torch.autograd.graph.get_gradient_edge(scope.anchor).node
         self._scalar_loss.join(self._anchor)
 
-    def _expected(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[Path, Role]:
-        """Return what inputs hold that are parts of the loader's item."""
+    def _expected(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[Path, Role] | None:
+        """Return what inputs hold that are parts of the loader's item, if any is not as inputs are by default."""
         drawn = self._drawn
-        return {} if drawn is None or self._is_busy else roles_of_inputs(drawn.item, drawn.roles, (args, kwargs))
+        if drawn is None or self._is_busy:
+            return None
+        found = roles_of_inputs(drawn.item, drawn.roles, (args, kwargs))
+        return {} if all(role is Role.FIRST for role in found.values()) else found
 
     def _roles(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[Path, Role]:
         return {} if self._scope is None else self._scope.roles_of(module, args, kwargs)
