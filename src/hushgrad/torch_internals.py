@@ -208,8 +208,10 @@ VARIABLE_FUNCTIONS: Any = torch._C._VariableFunctions
 
 PACK: Callable[..., tuple[Tensor, Tensor]] = VARIABLE_FUNCTIONS._pack_padded_sequence
 PAD_PACKED: Callable[..., tuple[Tensor, Tensor]] = VARIABLE_FUNCTIONS._pad_packed_sequence
+"""What `nn.utils.rnn` calls, and thus what a mode sees, to pack sequences and to pad them again."""
+
 PAD_LIST: Callable[..., Tensor] = torch._C._nn.pad_sequence
-"""What `nn.utils.rnn` calls, and thus what a mode sees, to pack sequences, to pad them again, and to pad a list."""
+"""What `nn.utils.rnn.pad_sequence` calls, and thus what a mode sees, to pad a list of sequences."""
 
 
 def top_mode() -> TorchFunctionMode | None:

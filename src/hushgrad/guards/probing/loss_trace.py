@@ -64,6 +64,8 @@ MOST_OTHERS = 1
 
 NOTHING: Mapping[Path, Role] = MappingProxyType({})
 
+NOBODYS = -1
+
 CRITERIA = str(File(LIBRARY) / "losses.py")
 DEVICES = ("cpu", "cuda")
 APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
@@ -106,11 +108,12 @@ class LossTrace(TorchFunctionMode):
         self._has_taken = False
         self._applied: dict[int, tuple[Any, int]] = {}  # by the node that an autograd function made
         for path, tensor in tensors_at(item):
+            is_repeated = id(tensor) in self._known  # one tensor for several records: it cannot be altered for one
             slot = self._adopt(tensor, "item")
             if path in axes:
                 self.program.axes[slot] = axes[path]
             if (place := next((n for n in range(len(path)) if path[:n] in lists), None)) is not None:
-                self.program.entries[slot] = path[place]
+                self.program.entries[slot] = NOBODYS if is_repeated else path[place]
             if layout is not None and layout.is_flat and layout.roles.get(path) in (*MARKS, Role.FLAT, Role.LINKS):
                 self.program.flat.add(slot, layout, path, tensor)
         self._is_on = True
