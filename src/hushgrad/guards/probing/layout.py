@@ -34,7 +34,7 @@ def layout_in_item(
     """
     known = {path: Role.SECOND if axis else Role.FIRST for path, axis in axes.items()}
     tensors = [(path, part) for path, part in tensors_at(item) if part.ndim and not _is_within(path, lists)]
-    return layout_of(tensors, size, {**known, **roles})
+    return layout_of(tensors, size, {**roles, **known})
 
 
 def _is_within(path: Path, lists: Set[Path]) -> bool:
