@@ -59,9 +59,10 @@ class DeclaredLoop(Loop):
             if size > 0:
                 batch.expect(losses_B)
                 parts.probe.losses(losses_B)
-                losses_B.sum().backward()  # type: ignore[no-untyped-call]
+                total = losses_B.sum()
+                total.backward(total.new_full((), batch.loss_scale))  # type: ignore[no-untyped-call]
                 batch.examine()
-                batch.add(scale=1.0)
+                batch.add(scale=1 / batch.loss_scale)
                 self._rounds_together |= batch.passes_16_bits
         finally:
             batch.close()

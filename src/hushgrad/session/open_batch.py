@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import LedgerError, ProtocolError, SensitivityMismatchError, UnsupportedModelError
+from hushgrad.session.own_backward import OwnBackward
 from hushgrad.session.padding import without_padding
 from hushgrad.session.parts import Parts
 from hushgrad.session.release import note_sensitivity
@@ -26,10 +27,15 @@ class OpenBatch:
         pool: what the forwards of this batch record into.
         rows: the number of examples, padding included.
         drawn: how many of them were drawn; those after them are padding.
+
+    Attributes:
+        loss_scale: what losses that are not divided are multiplied by.
     """
 
     def __init__(self, parts: Parts, pool: UsePool, rows: int, drawn: int) -> None:
         self._parts, self._pool, self._rows, self._drawn = parts, pool, rows, drawn
+        scale = parts.loss_scale
+        self.loss_scale = scale.at(0 if scale.is_constant else parts.spending.steps)
         self._is_narrow = False
         self._decided = (NO_GRAPH_TASK, False)
         self._has_divided = False
@@ -74,6 +80,21 @@ class OpenBatch:
         self._is_narrow = self._is_narrow or self._parts.probe.is_narrow(losses_B)
         return self.passes_16_bits
 
+    def own_backward(self) -> OwnBackward | None:
+        """Return what multiplies the gradients of the loop's own losses; None where nothing has to."""
+        is_mean = self._parts.mechanism.loss_reduction == "mean"
+        factor = self._rows * self.loss_scale if is_mean else self.loss_scale
+        if not is_mean and factor == 1:
+            return None
+        probe = self._parts.probe
+        return OwnBackward(
+            factor, is_mean=is_mean, is_narrow=lambda: self.is_narrow, cuts=probe.cuts, begun=self._multiplied
+        )
+
+    def _multiplied(self, factor: float) -> None:
+        self._pool.note_undivided()
+        self._parts.probe.multiplied(factor)
+
     def divides_now(self) -> bool:
         """Return `divides_losses` for the backward that runs, the same for all losses in it, and take note of it."""
         task, divides = self._decided
@@ -102,9 +123,9 @@ class OpenBatch:
                 change the rounding of all others' gradients, and so the sum by more than the clip norm.
         """
         pool = self._pool
-        if self._parts.mechanism.loss_reduction == "sum":
-            return 1.0
         if pool.undivided == pool.backwards and not (self.passes_16_bits and self._parts.probe.saw_own_loss):
+            return 1 / self.loss_scale
+        if self._parts.mechanism.loss_reduction == "sum" and (self.loss_scale == 1 or not self.passes_16_bits):
             return 1.0
         if pool.undivided and self._has_divided:
             raise UnsupportedModelError(

@@ -50,7 +50,7 @@ class _Expecting(torch.autograd.Function):
                 "gradient accumulation, say). Scale it by nothing that depends on the batch, and use no GradScaler "
                 "(bfloat16 needs none)",
             )
-        weight = 1 / ctx.shape[0] if ctx.batch.divides_now() else 1.0
+        weight = 1 / ctx.shape[0] if ctx.batch.divides_now() else ctx.batch.loss_scale
         return torch.full(ctx.shape, weight, dtype=gradient.dtype, device=gradient.device), None, None, None
 
 

@@ -332,6 +332,7 @@ class Session:
             *parts.frozen.conditions,
             *parts.left_alone.conditions,
             *parts.regularizers.conditions,
+            *parts.loss_scale.conditions,
             *operators,
             *rounding,
         ]

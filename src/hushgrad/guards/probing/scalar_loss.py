@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hushgrad.accounting.conditions import INNER_LOSS, OUTSIDE_CALL, UNREAD_LOSS, Condition, not_read
 from hushgrad.guards.probing.loop_line import loop_line
+from hushgrad.guards.probing.loss_cuts import Cut, cuts_of
 from hushgrad.guards.probing.loss_graph import LossGraph, is_narrow, operator_name, reaches_inside
 from hushgrad.guards.probing.loss_judge import LossJudge
 from hushgrad.guards.probing.loss_programs import LossPrograms
@@ -74,8 +75,10 @@ class ScalarLoss:
         self._vouched: dict[Key, Value] = {}
         self._reduction = {"mean": "Mean", "sum": "Sum"}[loss_reduction]
         self._looked_at: set[int] = set()
+        self._factors: dict[int, float] = {}
         self.saw_own = False
-        """Whether a loss of the item in work had a part that is no sum of the session's own (`vouch_total`)."""
+        """Whether a loss of the item in work had a part that is no sum of the session's own (`vouch_total`), and whose
+        gradient was not multiplied (`multiplied`)."""
         self.saw_narrow = False
         """Whether gradients of the item in work passed through 16 bits between its losses and the model's outputs."""
         self._conditions: dict[Condition, None] = {}
@@ -91,6 +94,7 @@ class ScalarLoss:
         self._outputs.clear()
         self._vouched.clear()
         self._looked_at.clear()
+        self._factors.clear()
         self.saw_own = self.saw_narrow = False
 
     def left(self, module: nn.Module, output: Any) -> None:
@@ -121,6 +125,24 @@ class ScalarLoss:
         """This scalar is the sum of losses that were examined; another gradient than it expects is refused."""
         if loss.grad_fn is not None:
             self._vouched[_key(loss)] = Total((Term("vouched"),))
+
+    def cuts(self, loss: Tensor) -> list[Cut]:
+        """Return where the gradient of a loss of the loop's own may be multiplied before it is rounded; none if unclear.
+
+        None, too, where the loss has a part of losses that were examined: they are held to the gradient they expect.
+        """
+        if self.size is None or loss.grad_fn is None or loss.ndim:
+            return []
+        size = self.size
+
+        def graph() -> LossGraph:
+            return LossGraph(size, self._outputs, self._vouched, self._anchor, opens_scalars=True)
+
+        return cuts_of(loss.grad_fn, loss.output_nr, graph)
+
+    def multiplied(self, factor: float) -> None:
+        """The gradient of the loss was multiplied in the backward that runs, at its cuts."""
+        self._factors[current_graph_task()] = factor
 
     def is_narrow(self, losses: Tensor) -> bool:
         """Return whether gradients of these losses pass through 16 bits before they come to the model's outputs."""
@@ -160,7 +182,9 @@ class ScalarLoss:
         return hook
 
     def _look(self, key: Key, gradient: Tensor, size: int) -> None:
-        line = ""
+        line, factor = "", self._factors.get(current_graph_task())
+        if factor is not None:
+            gradient = gradient.float() / factor
         for losses, is_scaled, line in self._losses():
             nodes = [loss.grad_fn for loss in losses]
             if all(self._is_vouched(loss) for loss in losses):
@@ -172,7 +196,7 @@ class ScalarLoss:
                 continue  # a backward inside another one
             self._look_for_16_bits(losses)
             for loss, reading in zip(losses, readings, strict=True):
-                self.saw_own |= not _is_sessions(reading.value)
+                self.saw_own |= factor is None and not _is_sessions(reading.value)
                 reading.loss = loss.detach()
                 self._programs.scalar(loss)
                 if isinstance(reading.value, Total) and is_scaled:

@@ -1,0 +1,173 @@
+"""The backward of a loop's own loss where gradients pass through 16 bits: multiplied before anything is rounded.
+
+A mean divides each example's gradient by the number of rows, which follows the draw. Rounded to 16 bits after that, one
+example more would change the rounding of all others, and small gradients would vanish. `engine.per_example` and
+`session.backward` divide nothing. A loop's own `loss.backward()` does, so what comes into its loss from above is
+multiplied by the number of rows (and by the loss scale) while it is still a number of at least 32 bits.
+
+A mode at the bottom of torch's stack, from the model's forward to the step, sees the backward begin. It is there only
+where a forward was in 16 bits.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from hushgrad.capture.axes.batch_axes import NARROW
+from hushgrad.guards.probing.loss_cuts import Cut
+from hushgrad.guards.probing.trees import tensors_at
+from hushgrad.torch_internals import EagerCode, push_below, take_from_below
+
+MEANS = {
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_embedding_loss", "gaussian_nll_loss",
+    "hinge_embedding_loss", "huber_loss", "kl_div", "l1_loss", "margin_ranking_loss", "mse_loss", "multi_margin_loss",
+    "multilabel_margin_loss", "multilabel_soft_margin_loss", "poisson_nll_loss", "smooth_l1_loss", "soft_margin_loss",
+    "triplet_margin_loss",
+}  # fmt: skip
+"""Criteria whose mean is the mean of what they give without a reduction.
+
+Some divide by rounding twice, so that a value half between two of 16 bits, which differences of such values often are,
+would be rounded as the number of rows has it: they are run without a reduction, and averaged.
+"""
+
+REDUCTIONS = {"mean", "sum", "cross_entropy", "nll_loss"}
+"""What makes one number of 16 bits of a batch's: that is done in 32 bits, and the number rounded."""
+
+
+class OwnBackward(TorchFunctionMode):
+    """Multiplies the gradients of the loop's own losses of one item, in the thread that took it.
+
+    Guarantee: what a loop's own mean hands to each example's values does not depend on the number of rows, but for the
+    last bit of float32, wherever `cuts` finds a place for it; elsewhere nothing is changed.
+
+    Args:
+        factor: what gradients are multiplied by.
+        is_mean: whether the loop's losses are means.
+        is_narrow: whether gradients of the item's forwards pass through 16 bits.
+        cuts: where the graph of a loss may be multiplied; none where that cannot be told.
+        begun: told from inside a backward that its gradients were multiplied, and by what.
+    """
+
+    def __init__(
+        self,
+        factor: float,
+        *,
+        is_mean: bool,
+        is_narrow: Callable[[], bool],
+        cuts: Callable[[Tensor], Sequence[Cut]],
+        begun: Callable[[float], None],
+    ) -> None:
+        super().__init__()
+        self._factor, self._is_mean = factor, is_mean
+        self._is_narrow, self._cuts, self._begun = is_narrow, cuts, begun
+        self._thread = threading.get_ident()
+        self._is_on = False
+        self._is_over = False
+        self._has_others = False  # whether gradients go through the model to something else
+        is_compiling = "torch._dynamo" in sys.modules  # then this is no code of the loop's to compile
+        self._run = torch.compiler.disable(self._seen) if is_compiling else self._seen  # type: ignore[no-untyped-call]
+
+    # What the probe tells --------------------------------------------------------------------------------------------
+
+    def entering(self, inputs: Any) -> None:
+        """A forward that may be trained on begins with these inputs."""
+        self._take_out()
+        self._has_others = self._has_others or any(tensor.requires_grad for _, tensor in tensors_at(inputs))
+
+    def returned(self) -> None:
+        """It has returned."""
+        if self._is_over or not self._is_narrow() or threading.get_ident() != self._thread:
+            return
+        self._take_out()
+        self._is_on = True
+        EagerCode.want(self)
+        push_below(self)
+
+    def end(self) -> None:
+        """The item is done with."""
+        self._is_over = True
+        self._take_out()
+
+    def _take_out(self) -> None:
+        if self._is_on:
+            self._is_on = False
+            EagerCode.release(self)
+        if threading.get_ident() == self._thread:
+            take_from_below(lambda mode: isinstance(mode, OwnBackward) and not mode._is_on)
+
+    # The mode --------------------------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one call; another way where it is a reduction in 16 bits, or a backward."""
+        kwargs = kwargs or {}
+        return self._run(func, args, kwargs) if self._is_on else func(*args, **kwargs)
+
+    def _seen(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is Tensor.backward:
+            return self._backward(args, kwargs)
+        name = getattr(func, "__name__", "")
+        if not self._is_mean or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        if name in MEANS and kwargs.get("reduction") == "mean" and not _is_legacy(kwargs):
+            values = func(*args, **{**kwargs, "reduction": "none"})
+            return _narrowed(values.float().mean(), values) if values.dtype in NARROW else values.mean()
+        result = func(*args, **kwargs)
+        if name in REDUCTIONS and isinstance(result, Tensor) and result.requires_grad and "out" not in kwargs:
+            if result.ndim == 0 and result.dtype in NARROW:
+                wide = func(*map(_widened, args), **{key: _widened(value) for key, value in kwargs.items()})
+                return _narrowed(wide, result)
+        return result
+
+    def _backward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        loss = args[0]
+        handles: list[Any] = []
+        try:
+            if not self._has_others and kwargs.get("inputs") is None and not kwargs.get("create_graph"):
+                for cut in self._cuts(loss):
+                    handles.append(cut.node.register_prehook(self._multiplied(cut)))
+                    handles += [mean.register_hook(_exact_mean) for mean in cut.means]
+            return Tensor.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _multiplied(self, cut: Cut) -> Callable[[tuple[Tensor | None, ...]], tuple[Tensor | None, ...]]:
+        def multiply(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+            self._begun(self._factor)
+            return tuple(
+                part if part is None or place not in cut.places else part * self._factor
+                for place, part in enumerate(gradients)
+            )
+
+        return multiply
+
+
+def _exact_mean(given: tuple[Tensor | None, ...], gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """Divide what a mean's values are given anew: on some devices it is multiplied by the inverse, which is rounded."""
+    values, total = given[0], gradients[0]
+    if values is None or total is None or total.ndim or values.device.type == "cpu":
+        return given
+    exact = (total.double() / values.numel()).to(values.dtype)
+    return (exact.expand(values.shape), *given[1:])
+
+
+def _is_legacy(kwargs: dict[str, Any]) -> bool:
+    """Whether a criterion's reduction is named in torch's former way."""
+    return kwargs.get("size_average") is not None or kwargs.get("reduce") is not None
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in NARROW else value
+
+
+def _narrowed(wide: Tensor, like: Tensor) -> Tensor:
+    return wide.to(like.dtype)
