@@ -29,6 +29,7 @@ from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.sampling.torch_loader import DataLoaderReading, accumulated, read_data_loader
 from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
+from hushgrad.session.loss_scale import Scale
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
 from hushgrad.session.spending import events_at
@@ -52,6 +53,7 @@ class PrivacyEngine:
         lease: int = 1,
         monitors: Sequence[Monitor] = (),
         strict: bool = False,
+        loss_scale: Scale = 1.0,
     ) -> None:
         """Make an engine for one training run.
 
@@ -62,6 +64,8 @@ class PrivacyEngine:
             monitors: what watches the noised updates, beside the monitors that are always on.
             strict: True refuses, before anything of it is released, what would be taken on trust of the model and its
                 loss (docs/probe.md lists it): `TakenOnTrustError`.
+            loss_scale: for float16, in the place of torch's `GradScaler`: what losses are multiplied by in a backward
+                through 16 bits, and gradients divided by again before they are clipped (see `privatize`).
             test_key: a fixed key for noise and sampling, for tests only: every ε then says NOT PRIVATE.
         """
         self._accountant = one_of("accountant", accountant, tuple(ACCOUNTANTS))
@@ -76,6 +80,7 @@ class PrivacyEngine:
                 f"must be True or False, got {type(strict).__name__}", where="strict", cure="Pass True or False"
             )
         self._strict = strict
+        self._loss_scale = loss_scale
         self._session: Session | None = None
 
     def make_private(
@@ -265,6 +270,7 @@ class PrivacyEngine:
             lease=self._lease,
             monitors=self._monitors,
             strict=self._strict,
+            loss_scale=self._loss_scale,
         )
         try:
             loader = session.batches_of(

@@ -73,8 +73,8 @@ class DeclaredLoop(Loop):
         """Refuse: nobody would see where the physical batch ends."""
         raise ProtocolError("session.loss needs an item of the session's own loader to belong to", cure=_NEEDS_A_LOADER)
 
-    def mean(self, losses_B: Tensor) -> None:
-        """Return None: a backward on a mean is refused without a loader."""
+    def reduced(self, losses_B: Tensor) -> None:
+        """Return None: a backward on a mean or a sum is refused without a loader."""
 
     def end_item(self) -> NoReturn:
         """Refuse: each `session.backward` is a physical batch of its own, which has ended with it."""

@@ -128,15 +128,15 @@ class ObservedLoop(Loop):
         self._parts.probe.total(total)
         return total
 
-    def mean(self, losses_B: Tensor) -> Tensor | None:
-        """Return the mean of losses that were examined, where gradients pass through 16 bits; else None.
+    def reduced(self, losses_B: Tensor) -> Tensor | None:
+        """Return the mean or sum of losses that were examined, where gradients pass through 16 bits; else None.
 
-        Its backward gives each loss 1 and not 1/B: see `OpenBatch.divides_losses`.
+        Its backward gives each loss 1 (times the loss scale) and not 1/B: see `OpenBatch.divides_losses`.
         """
         batch = self._batch
         if batch is None or not (losses_B.requires_grad and torch.is_grad_enabled()) or not batch.rounds(losses_B):
             return None
-        total = expecting(losses_B, 1.0, batch, is_mean=True)
+        total = expecting(losses_B, 1.0, batch, returned=self._parts.mechanism.loss_reduction)
         self._parts.probe.total(total)
         return total
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import LedgerError, ProtocolError, SensitivityMismatchError, UnsupportedModelError
+from hushgrad.guards.probing.loss_cuts import Cut
 from hushgrad.session.own_backward import OwnBackward
 from hushgrad.session.padding import without_padding
 from hushgrad.session.parts import Parts
@@ -86,12 +88,14 @@ class OpenBatch:
         factor = self._rows * self.loss_scale if is_mean else self.loss_scale
         if not is_mean and factor == 1:
             return None
-        probe = self._parts.probe
-        return OwnBackward(
-            factor, is_mean=is_mean, is_narrow=lambda: self.is_narrow, cuts=probe.cuts, begun=self._multiplied
-        )
+        return OwnBackward(self, factor, is_mean=is_mean)
 
-    def _multiplied(self, factor: float) -> None:
+    def cuts(self, loss: Tensor) -> Sequence[Cut]:
+        """Return where the gradient of a loss of the loop's own may be multiplied before it is rounded."""
+        return self._parts.probe.cuts(loss)
+
+    def multiplied(self, factor: float) -> None:
+        """The gradient of the loop's own loss was multiplied, in the backward that runs."""
         self._pool.note_undivided()
         self._parts.probe.multiplied(factor)
 
@@ -135,8 +139,11 @@ class OpenBatch:
             )
         if self.passes_16_bits:
             raise UnsupportedModelError(
-                "a mean loss divides gradients by the number of examples before they are rounded to 16 bits, so that "
-                "one example changes how all others' gradients are rounded, by more than the clip norm in sum",
+                "a mean loss of the loop's own divides gradients by the number of examples before they are rounded to "
+                "16 bits, where they cannot be multiplied by it again (a mean inside the model that is itself taken in "
+                "16 bits, a graph that cannot be read, a backward that goes to other tensors, too, or is not "
+                "loss.backward()), so that one example changes how all others' gradients are rounded, by more than the "
+                "clip norm in sum",
                 cure="Compute the loss by engine.per_example(criterion), or call engine.session.backward(losses) with "
                 "one loss per example: both divide nothing before it is rounded",
             )

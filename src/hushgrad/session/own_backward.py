@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from hushgrad.capture.axes.batch_axes import NARROW
 from hushgrad.guards.probing.loss_cuts import Cut
 from hushgrad.guards.probing.trees import tensors_at
-from hushgrad.torch_internals import EagerCode, push_below, take_from_below
+from hushgrad.torch_internals import EagerCode, function_modes, push_below, take_from_below
 
 MEANS = {
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_embedding_loss", "gaussian_nll_loss",
@@ -40,6 +41,27 @@ would be rounded as the number of rows has it: they are run without a reduction,
 REDUCTIONS = {"mean", "sum", "cross_entropy", "nll_loss"}
 """What makes one number of 16 bits of a batch's: that is done in 32 bits, and the number rounded."""
 
+ARITHMETIC = {"add", "div", "double", "float", "mul", "neg", "__rsub__", "sub", "to", "true_divide"}
+"""What is done to such a number is done to the one that it was rounded from."""
+
+
+MOST_OTHERS = 1
+"""So many other loops may be in an item in one thread (two private models that train in turns)."""
+
+
+class Watched(Protocol):
+    """A physical batch."""
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether gradients of its forwards so far pass through 16 bits."""
+
+    def cuts(self, loss: Tensor) -> Sequence[Cut]:
+        """Return where the gradient of a loss may be multiplied; empty where that cannot be told."""
+
+    def multiplied(self, factor: float) -> None:
+        """Told from inside a backward that its gradients were multiplied, and by what."""
+
 
 class OwnBackward(TorchFunctionMode):
     """Multiplies the gradients of the loop's own losses of one item, in the thread that took it.
@@ -48,28 +70,19 @@ class OwnBackward(TorchFunctionMode):
     last bit of float32, wherever `cuts` finds a place for it; elsewhere nothing is changed.
 
     Args:
+        batch: the physical batch in work; not held, because torch's stack holds this.
         factor: what gradients are multiplied by.
         is_mean: whether the loop's losses are means.
-        is_narrow: whether gradients of the item's forwards pass through 16 bits.
-        cuts: where the graph of a loss may be multiplied; none where that cannot be told.
-        begun: told from inside a backward that its gradients were multiplied, and by what.
     """
 
-    def __init__(
-        self,
-        factor: float,
-        *,
-        is_mean: bool,
-        is_narrow: Callable[[], bool],
-        cuts: Callable[[Tensor], Sequence[Cut]],
-        begun: Callable[[float], None],
-    ) -> None:
+    def __init__(self, batch: Watched, factor: float, *, is_mean: bool) -> None:
         super().__init__()
-        self._factor, self._is_mean = factor, is_mean
-        self._is_narrow, self._cuts, self._begun = is_narrow, cuts, begun
+        self._batch, self._factor, self._is_mean = weakref.ref(batch), factor, is_mean
+        weakref.finalize(batch, self.end)  # should nobody tell of it
         self._thread = threading.get_ident()
         self._is_on = False
         self._is_over = False
+        self._wide: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}  # what numbers of 16 bits were rounded from
         self._has_others = False  # whether gradients go through the model to something else
         is_compiling = "torch._dynamo" in sys.modules  # then this is no code of the loop's to compile
         self._run = torch.compiler.disable(self._seen) if is_compiling else self._seen  # type: ignore[no-untyped-call]
@@ -83,9 +96,13 @@ class OwnBackward(TorchFunctionMode):
 
     def returned(self) -> None:
         """It has returned."""
-        if self._is_over or not self._is_narrow() or threading.get_ident() != self._thread:
+        batch = self._batch()
+        if self._is_over or batch is None or not batch.is_narrow or threading.get_ident() != self._thread:
             return
         self._take_out()
+        others = [mode for mode in function_modes() if isinstance(mode, OwnBackward)]
+        for mode in others[MOST_OTHERS:]:  # the newest lie lowest
+            mode.end()
         self._is_on = True
         EagerCode.want(self)
         push_below(self)
@@ -94,6 +111,7 @@ class OwnBackward(TorchFunctionMode):
         """The item is done with."""
         self._is_over = True
         self._take_out()
+        self._wide.clear()
 
     def _take_out(self) -> None:
         if self._is_on:
@@ -119,30 +137,45 @@ class OwnBackward(TorchFunctionMode):
             return func(*args, **kwargs)
         if name in MEANS and kwargs.get("reduction") == "mean" and not _is_legacy(kwargs):
             values = func(*args, **{**kwargs, "reduction": "none"})
-            return _narrowed(values.float().mean(), values) if values.dtype in NARROW else values.mean()
+            return self._narrowed(values.float().mean(), values.dtype) if values.dtype in NARROW else values.mean()
+        is_arithmetic = name in ARITHMETIC and any(self._is_rounded(value) for value in args)
         result = func(*args, **kwargs)
-        if name in REDUCTIONS and isinstance(result, Tensor) and result.requires_grad and "out" not in kwargs:
-            if result.ndim == 0 and result.dtype in NARROW:
-                wide = func(*map(_widened, args), **{key: _widened(value) for key, value in kwargs.items()})
-                return _narrowed(wide, result)
-        return result
+        is_reduction = name in REDUCTIONS and isinstance(result, Tensor) and result.dtype in NARROW
+        if not (is_arithmetic or is_reduction) or not _is_number(result) or "out" in kwargs:
+            return result
+        wide = func(*map(self._widened, args), **{key: self._widened(value) for key, value in kwargs.items()})
+        return self._narrowed(wide, result.dtype)
+
+    def _is_rounded(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and id(value) in self._wide and self._wide[id(value)][0]() is value
+
+    def _widened(self, value: Any) -> Any:
+        if self._is_rounded(value):
+            return self._wide[id(value)][1]
+        return value.float() if isinstance(value, Tensor) and value.dtype in NARROW else value
+
+    def _narrowed(self, wide: Tensor, dtype: torch.dtype) -> Tensor:
+        narrow = wide.to(dtype)
+        if narrow is not wide:
+            self._wide[id(narrow)] = weakref.ref(narrow), wide
+        return narrow
 
     def _backward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        loss = args[0]
+        batch = self._batch()
         handles: list[Any] = []
         try:
-            if not self._has_others and kwargs.get("inputs") is None and not kwargs.get("create_graph"):
-                for cut in self._cuts(loss):
-                    handles.append(cut.node.register_prehook(self._multiplied(cut)))
+            if batch is not None and not self._has_others and kwargs.get("inputs") is None:
+                for cut in batch.cuts(args[0]):
+                    handles.append(cut.node.register_prehook(self._multiplied(batch, cut)))
                     handles += [mean.register_hook(_exact_mean) for mean in cut.means]
             return Tensor.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _multiplied(self, cut: Cut) -> Callable[[tuple[Tensor | None, ...]], tuple[Tensor | None, ...]]:
+    def _multiplied(self, batch: Watched, cut: Cut) -> Callable[[tuple[Tensor | None, ...]], tuple[Tensor | None, ...]]:
         def multiply(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-            self._begun(self._factor)
+            batch.multiplied(self._factor)
             return tuple(
                 part if part is None or place not in cut.places else part * self._factor
                 for place, part in enumerate(gradients)
@@ -165,9 +198,6 @@ def _is_legacy(kwargs: dict[str, Any]) -> bool:
     return kwargs.get("size_average") is not None or kwargs.get("reduce") is not None
 
 
-def _widened(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype in NARROW else value
-
-
-def _narrowed(wide: Tensor, like: Tensor) -> Tensor:
-    return wide.to(like.dtype)
+def _is_number(result: Any) -> bool:
+    """Whether a call gave one number that gradients come back through."""
+    return isinstance(result, Tensor) and result.ndim == 0 and result.requires_grad

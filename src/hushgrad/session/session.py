@@ -123,7 +123,7 @@ class Session:
             loss_reduction=reduction,
             batch_size=size,
             observer=self._parts.probe,
-            mean=lambda losses: self._loop.mean(losses),
+            reduced=lambda losses: self._loop.reduced(losses),
         )
 
     def regularizer(self, fn: Callable[[], Tensor], *, weight: float) -> None:

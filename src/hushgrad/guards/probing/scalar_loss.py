@@ -127,9 +127,10 @@ class ScalarLoss:
             self._vouched[_key(loss)] = Total((Term("vouched"),))
 
     def cuts(self, loss: Tensor) -> list[Cut]:
-        """Return where the gradient of a loss of the loop's own may be multiplied before it is rounded; none if unclear.
+        """Return where the gradient of a loss of the loop's own may be multiplied before it is rounded.
 
-        None, too, where the loss has a part of losses that were examined: they are held to the gradient they expect.
+        Empty if that is unclear, and where a part of the loss is of losses that were examined: they are held to the
+        gradient that they expect.
         """
         if self.size is None or loss.grad_fn is None or loss.ndim:
             return []
@@ -196,9 +197,11 @@ class ScalarLoss:
                 continue  # a backward inside another one
             self._look_for_16_bits(losses)
             for loss, reading in zip(losses, readings, strict=True):
-                self.saw_own |= factor is None and not _is_sessions(reading.value)
+                is_own = not _is_sessions(reading.value)
+                self.saw_own |= factor is None and is_own
                 reading.loss = loss.detach()
-                self._programs.scalar(loss)
+                if is_own:  # what it makes of the session's scalars they are held to by themselves
+                    self._programs.scalar(loss)
                 if isinstance(reading.value, Total) and is_scaled:
                     reading.value = reading.value.scaled()
                 shown = (key, gradient, self._values(key)) if len(losses) == 1 else None
