@@ -75,10 +75,8 @@ class ScalarLoss:
         self._vouched: dict[Key, Value] = {}
         self._reduction = {"mean": "Mean", "sum": "Sum"}[loss_reduction]
         self._looked_at: set[int] = set()
-        self._factors: dict[int, float] = {}
-        self.saw_own = False
-        """Whether a loss of the item in work had a part that is no sum of the session's own (`vouch_total`), and whose
-        gradient was not multiplied (`multiplied`)."""
+        self._factors: dict[int, float] = {}  # by backward
+        self._own: set[int] = set()
         self.saw_narrow = False
         """Whether gradients of the item in work passed through 16 bits between its losses and the model's outputs."""
         self._conditions: dict[Condition, None] = {}
@@ -95,7 +93,8 @@ class ScalarLoss:
         self._vouched.clear()
         self._looked_at.clear()
         self._factors.clear()
-        self.saw_own = self.saw_narrow = False
+        self._own.clear()
+        self.saw_narrow = False
 
     def left(self, module: nn.Module, output: Any) -> None:
         """A captured forward that may be trained on returned `output`."""
@@ -149,6 +148,14 @@ class ScalarLoss:
         """Return whether gradients of these losses pass through 16 bits before they come to the model's outputs."""
         return losses.grad_fn is not None and is_narrow(losses.grad_fn, self._outputs, self._anchor)
 
+    @property
+    def saw_own(self) -> bool:
+        """Whether a backward of the item in work had a loss with a part that is no sum of the session's own.
+
+        Losses whose gradient was multiplied do not count, nor does what `vouch_total` was told of.
+        """
+        return not self._own <= self._factors.keys()
+
     def close(self) -> None:
         """The item is about to be released: a backward that was not looked at is taken on trust."""
         if self.size is not None and not self._looked_at and not self._vouched:
@@ -183,13 +190,14 @@ class ScalarLoss:
         return hook
 
     def _look(self, key: Key, gradient: Tensor, size: int) -> None:
-        line, factor = "", self._factors.get(current_graph_task())
-        if factor is not None:
-            gradient = gradient.float() / factor
+        line, task = "", current_graph_task()
+        if task in self._factors:  # this output may be the loss itself, and come before
+            gradient = gradient.float() / self._factors[task]
         for losses, is_scaled, line in self._losses():
             nodes = [loss.grad_fn for loss in losses]
             if all(self._is_vouched(loss) for loss in losses):
-                self.saw_own |= not all(_is_sessions(self._vouched.get(_key(loss))) for loss in losses)
+                if not all(_is_sessions(self._vouched.get(_key(loss))) for loss in losses):
+                    self._own.add(task)
                 self._look_for_16_bits(losses)
                 return
             readings = [LossGraph(size, self._outputs, self._vouched, self._anchor).read(node) for node in nodes]
@@ -198,7 +206,8 @@ class ScalarLoss:
             self._look_for_16_bits(losses)
             for loss, reading in zip(losses, readings, strict=True):
                 is_own = not _is_sessions(reading.value)
-                self.saw_own |= factor is None and is_own
+                if is_own:
+                    self._own.add(task)
                 reading.loss = loss.detach()
                 if is_own:  # what it makes of the session's scalars they are held to by themselves
                     self._programs.scalar(loss)
@@ -208,7 +217,7 @@ class ScalarLoss:
                 for condition in self._judge.judge(reading, shown):
                     self._conditions[_located(condition, reading.value, line)] = None
             return
-        self.saw_own = True
+        self._own.add(task)
         self._conditions[not_read("the loss of a backward was not found")] = None
 
     def _look_for_16_bits(self, losses: list[Tensor]) -> None:
