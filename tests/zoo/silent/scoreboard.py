@@ -30,6 +30,7 @@ import padded_lengths
 import quiet_randomness
 import relative_tolerances
 import run_accounts
+import sixteen_bits
 import torch
 from silent_programs import EXACT, OUTCOMES, REFUSED, SILENT, TRUSTED, UNTYPED, Found, Kind, Program
 
@@ -47,6 +48,7 @@ KINDS: tuple[Kind, ...] = (
     relative_tolerances.KIND,
     kept_state.KIND,
     own_scalar_losses.KIND,
+    sixteen_bits.KIND,
     later_batches.KIND,
     number_limits.KIND,
     run_accounts.KIND,
