@@ -187,7 +187,7 @@ class OwnBackward(TorchFunctionMode):
 def _exact_mean(given: tuple[Tensor | None, ...], gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     """Divide what a mean's values are given anew: on some devices it is multiplied by the inverse, which is rounded."""
     values, total = given[0], gradients[0]
-    if values is None or total is None or total.ndim or values.device.type == "cpu":
+    if values is None or total is None or total.ndim:
         return given
     exact = (total.double() / values.numel()).to(values.dtype)
     return (exact.expand(values.shape), *given[1:])
