@@ -11,6 +11,7 @@ where a forward was in 16 bits.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import weakref
@@ -78,21 +79,18 @@ class OwnBackward(TorchFunctionMode):
     def __init__(self, batch: Watched, factor: float, *, is_mean: bool) -> None:
         super().__init__()
         self._batch, self._factor, self._is_mean = weakref.ref(batch), factor, is_mean
-        weakref.finalize(batch, self.end)  # should nobody tell of it
         self._thread = threading.get_ident()
-        self._is_on = False
-        self._is_over = False
+        self._is_on = self._was_on = self._is_over = False
         self._wide: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}  # what numbers of 16 bits were rounded from
+        self._inputs: list[Any] = []  # of forwards, until one is in 16 bits
         self._has_others = False  # whether gradients go through the model to something else
-        is_compiling = "torch._dynamo" in sys.modules  # then this is no code of the loop's to compile
-        self._run = torch.compiler.disable(self._seen) if is_compiling else self._seen  # type: ignore[no-untyped-call]
 
     # What the probe tells --------------------------------------------------------------------------------------------
 
     def entering(self, inputs: Any) -> None:
         """A forward that may be trained on begins with these inputs."""
         self._take_out()
-        self._has_others = self._has_others or any(tensor.requires_grad for _, tensor in tensors_at(inputs))
+        self._inputs.append(inputs)
 
     def returned(self) -> None:
         """It has returned."""
@@ -100,6 +98,11 @@ class OwnBackward(TorchFunctionMode):
         if self._is_over or batch is None or not batch.is_narrow or threading.get_ident() != self._thread:
             return
         self._take_out()
+        self._has_others = self._has_others or any(tensor.requires_grad for _, tensor in tensors_at(self._inputs))
+        self._inputs.clear()
+        if not self._was_on:
+            self._was_on = True
+            weakref.finalize(batch, self.end)  # should nobody tell of it
         others = [mode for mode in function_modes() if isinstance(mode, OwnBackward)]
         for mode in others[MOST_OTHERS:]:  # the newest lie lowest
             mode.end()
@@ -111,12 +114,14 @@ class OwnBackward(TorchFunctionMode):
         """The item is done with."""
         self._is_over = True
         self._take_out()
+        self._inputs.clear()
         self._wide.clear()
 
     def _take_out(self) -> None:
-        if self._is_on:
-            self._is_on = False
-            EagerCode.release(self)
+        if not self._is_on:
+            return
+        self._is_on = False
+        EagerCode.release(self)
         if threading.get_ident() == self._thread:
             take_from_below(lambda mode: isinstance(mode, OwnBackward) and not mode._is_on)
 
@@ -127,7 +132,7 @@ class OwnBackward(TorchFunctionMode):
     ) -> Any:
         """Run one call; another way where it is a reduction in 16 bits, or a backward."""
         kwargs = kwargs or {}
-        return self._run(func, args, kwargs) if self._is_on else func(*args, **kwargs)
+        return _uncompiled()(self, func, args, kwargs) if self._is_on else func(*args, **kwargs)
 
     def _seen(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is Tensor.backward:
@@ -182,6 +187,16 @@ class OwnBackward(TorchFunctionMode):
             )
 
         return multiply
+
+
+@functools.cache
+def _disabled() -> Callable[..., Any]:
+    return torch.compiler.disable(OwnBackward._seen)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def _uncompiled() -> Callable[..., Any]:
+    """Return what a call is run by: no code of the loop's, where a loop compiles any."""
+    return _disabled() if "torch._dynamo" in sys.modules else OwnBackward._seen
 
 
 def _exact_mean(given: tuple[Tensor | None, ...], gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
