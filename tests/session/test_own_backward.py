@@ -3,109 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from narrow_loops import (
+    BF16,
+    CLIP,
+    FP16,
+    Loss,
+    Spy,
+    all_in_autocast,
+    attach,
+    autocast,
+    model_of,
+    one_at_a_time,
+    records,
+    trained,
+)
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
-import hushgrad.session.update as update_module
-from hushgrad import DPSGD, FlatClipping, PoissonSampling, Session, privatize
-from hushgrad.errors import InvalidArgumentError, ProtocolError, UnsupportedModelError, UnsupportedOptimizerError
-from hushgrad.randomness import KeyStream
-
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
-BF16, FP16 = torch.bfloat16, torch.float16
-CLIP = 0.3
-
-
-class Spy:
-    """The clipped sums of the physical batches, before they are rounded to the parameters' dtype."""
-
-    def __init__(self) -> None:
-        self.sums: list[dict[str, Tensor]] = []
-
-    def total(self) -> Tensor:
-        names = sorted({name for part in self.sums for name in part})
-        return torch.cat([sum(part[name].double().flatten() for part in self.sums) for name in names])  # type: ignore[misc]
-
-
-@pytest.fixture
-def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
-    found, real = Spy(), update_module.clipped_sums
-
-    def watched(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        sums = real(*args, **kwargs)
-        found.sums.append({name: value.detach().clone() for name, value in sums.items()})
-        return sums
-
-    monkeypatch.setattr(update_module, "clipped_sums", watched)
-    return found
-
-
-def model_of(dtype: torch.dtype = torch.float32, out: int = 3) -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, out)).to(dtype)
-
-
-def records(count: int, out: int = 3) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    return torch.randn(count, 4, generator=generator), torch.arange(count) % out
-
-
-def attach(model: nn.Module, x: Tensor, y: Tensor, clip: float = CLIP, **more: Any) -> tuple[Any, Session, Any]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    mechanism = DPSGD(
-        noise_multiplier=1e-9,
-        clipping=FlatClipping(clip),
-        sampling=PoissonSampling(1.0),
-        expected_batch_size=len(x),
-        loss_reduction=more.pop("reduction", "mean"),
-    )
-    session = privatize(model, optimizer, mechanism, key=KeyStream.fixed_for_tests(1), **more)
-    return optimizer, session, session.batches(TensorDataset(x, y))
-
-
-def trained(loss: Loss, model: nn.Module, x: Tensor, y: Tensor, **more: Any) -> set[str]:
-    optimizer, session, loader = attach(model, x, y, **more)
-    for item in loader:
-        loss(model, item[0], item[1]).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    names = {condition.name for condition in session.guarantee(1e-5).conditions}
-    session.close()
-    return names
-
-
-def one_at_a_time(
-    loss: Loss, model: nn.Module, x: Tensor, y: Tensor, *, clip: float = CLIP, scale: float = 1.0
-) -> Tensor:
-    """The oracle: each example alone, in the same precision, and the sum of its clipped gradients in float64."""
-    total: Tensor | None = None
-    for i in range(len(x)):
-        (loss(model, x[i : i + 1], y[i : i + 1]).float() * scale).backward()  # type: ignore[no-untyped-call]
-        parts = {name: p.grad.double().flatten() / scale for name, p in model.named_parameters() if p.grad is not None}
-        model.zero_grad()
-        gradient = torch.cat([parts[name] for name in sorted(parts)])
-        gradient = gradient * (clip / gradient.norm()).clamp(max=1)
-        total = gradient if total is None else total + gradient
-    assert total is not None
-    return total
-
-
-def autocast(dtype: torch.dtype) -> Any:
-    return torch.autocast("cpu", dtype) if dtype is not torch.float32 else nullcontext()
-
-
-def all_in_autocast(dtype: torch.dtype) -> Loss:
-    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        with autocast(dtype):
-            return F.cross_entropy(model(x), y)
-
-    return loss
+from hushgrad.errors import UnsupportedModelError
+from hushgrad.torch_internals import function_modes
 
 
 def model_in_autocast(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -234,116 +153,6 @@ def test_a_mean_over_many_rows_does_not_vanish_in_float16(spy: Spy, kind: str) -
     assert (spy.total() - oracle).norm() <= 2e-2 * oracle.norm()  # 1e-5 is held to a part in 170
 
 
-def test_a_loss_scale_keeps_gradients_that_float16_would_lose(spy: Spy) -> None:
-    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        with autocast(FP16):
-            out = model(x)
-        return (out.float() * 1e-9).mean()
-
-    x, y = records(8)
-    lost = trained(loss, model_of(), x, y)
-    assert not spy.total().any()
-    assert "loss scale" not in lost
-    spy.sums.clear()
-    kept = trained(loss, model_of(), x, y, loss_scale=2.0**15)
-    oracle = one_at_a_time(loss, model_of(), x, y, scale=2.0**15)
-    assert (spy.total() - oracle).norm() <= 1e-2 * oracle.norm()
-    assert "loss scale" not in kept  # a constant is no trust
-
-
-WAYS: dict[str, Callable[[Session, nn.Module, Tensor, Tensor], Any]] = {
-    "own": lambda session, model, x, y: all_in_autocast(FP16)(model, x, y).backward(),  # type: ignore[no-untyped-call]
-    "per_example": lambda session, model, x, y: session.per_example(nn.CrossEntropyLoss())(
-        half(model, x), y
-    ).backward(),
-    "session": lambda session, model, x, y: session.backward(F.cross_entropy(half(model, x), y, reduction="none")),
-    "loss": lambda session, model, x, y: session.loss(F.cross_entropy(half(model, x), y, reduction="none")).backward(),
-}
-
-
-def half(model: nn.Module, x: Tensor) -> Tensor:
-    with autocast(FP16):
-        return model(x).float()  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("way", WAYS)
-def test_a_loss_scale_changes_nothing_where_nothing_is_lost(spy: Spy, way: str, reduction: str) -> None:
-    x, y = records(9)
-    totals = []
-    for scale in (1.0, 2.0**8):
-        spy.sums.clear()
-        model = model_of()
-        optimizer, session, loader = attach(model, x, y, loss_scale=scale, reduction=reduction)
-        for a, b in loader:
-            if way == "own" and reduction == "sum":
-                with autocast(FP16):
-                    F.cross_entropy(model(a), b, reduction="sum").backward()  # type: ignore[no-untyped-call]
-            else:
-                WAYS[way](session, model, a, b)
-            optimizer.step()
-        totals.append(spy.total())
-    assert (totals[1] - totals[0]).norm() <= 2e-3 * totals[0].norm()
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_an_example_whose_gradient_overflows_contributes_nothing_and_the_step_is_released(spy: Spy, way: str) -> None:
-    x, y = records(9)
-    x[4] = 6e4  # float16 holds it, and no gradient that it is multiplied by
-    model = model_of()
-    with torch.no_grad():
-        model[2].weight.mul_(50)  # type: ignore[index,operator]
-    others = [i for i in range(9) if i != 4]
-    oracle = one_at_a_time(all_in_autocast(FP16), copy.deepcopy(model), x[others], y[others], scale=2.0**10)
-
-    class Steep(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x) * torch.where(x[:, :1] > 1e3, 6e4, 1.0)  # type: ignore[no-any-return]
-
-    optimizer, session, loader = attach(Steep(model), x, y, loss_scale=2.0**10)
-    for a, b in loader:
-        WAYS[way](session, optimizer_model(session), a, b)
-        optimizer.step()
-    assert session.steps == 1
-    assert session.last_step_updated
-    assert (spy.total() - oracle).norm() <= 1e-2 * oracle.norm()
-
-
-def optimizer_model(session: Session) -> nn.Module:
-    return session._parts.probe._model
-
-
-def test_a_scale_may_follow_the_number_of_steps_and_is_told_as_trust(spy: Spy) -> None:
-    asked: list[int] = []
-
-    def scale(steps: int) -> float:
-        asked.append(steps)
-        return 2.0 ** (4 + steps)
-
-    x, y = records(6)
-    optimizer, session, loader = attach(model := model_of(), x, y, loss_scale=scale)
-    for _ in range(3):
-        for a, b in loader:
-            all_in_autocast(FP16)(model, a, b).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-    assert asked == [0, 1, 2]
-    assert "loss scale" in {condition.name for condition in session.guarantee(1e-5).conditions}
-
-
-@pytest.mark.parametrize("scale", [0, 3.0, -2.0, 2.0**16, float("nan"), float("inf"), True, "2", None])
-def test_a_loss_scale_that_is_no_power_of_two_that_float16_holds_is_refused(scale: Any) -> None:
-    x, y = records(4)
-    with pytest.raises(InvalidArgumentError, match="loss_scale"):
-        attach(model_of(), x, y, loss_scale=scale)
-    _, _, loader = attach(model_of(), x, y, loss_scale=lambda steps: scale)
-    with pytest.raises(InvalidArgumentError, match="loss_scale"):
-        next(iter(loader))
-
-
 # What is refused -----------------------------------------------------------------------------------------------------
 
 
@@ -382,27 +191,69 @@ def test_what_cannot_be_multiplied_is_refused_with_a_cure_that_works(loss: Loss)
     assert info.value.code == "DP306"
 
 
-def test_a_scaler_that_follows_overflows_is_refused_with_the_constant_in_its_place() -> None:
-    x, y = records(8)
-    model = model_of()
-    optimizer, session, loader = attach(model, x, y)
-    scaler = torch.amp.GradScaler("cpu")
-    a, b = next(iter(loader))
-    scaler.scale(all_in_autocast(FP16)(model, a, b)).backward()  # type: ignore[no-untyped-call]
-    with pytest.raises(UnsupportedOptimizerError, match=r"loss_scale=2\.0\*\*10"):
-        scaler.step(optimizer)
-    assert session.steps == 0
+# Loops of others -----------------------------------------------------------------------------------------------------
 
 
-def test_a_step_that_is_left_out_because_the_loss_overflowed_is_refused() -> None:
-    x, y = records(8)
-    x[3] = 3e38
-    model = model_of()
-    _, session, loader = attach(model, x, y)
-    items = iter(loader)
-    a, b = next(items)
-    loss = all_in_autocast(FP16)(model, a, b)
-    assert not torch.isfinite(loss)  # and the loop goes on to the next item
-    with pytest.raises(ProtocolError):
-        next(items)
-    assert session.steps == 0
+class Prepared(nn.Module):
+    """A model as Accelerate prepares it: it runs under autocast, and what it returns is made float32 again."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        with autocast(BF16):
+            return self.inner(x).float()  # type: ignore[no-any-return]
+
+
+def test_a_loop_that_divides_a_loss_in_32_bits_by_its_number_of_steps_trains(spy: Spy) -> None:
+    """As Accelerate's backward does, for one step of accumulation."""
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model(x), y) / 1
+
+    x, y = records(12)
+    names = trained(loss, Prepared(model_of()), x, y)
+    oracle = one_at_a_time(loss, Prepared(model_of()), x, y)
+    assert (spy.total() - oracle).norm() <= 1e-2 * oracle.norm()
+    assert "rounded together" in names
+
+
+class Returning(nn.Module):
+    """A model that returns its loss, as those of transformers do."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(self.inner(x).float(), y)
+
+
+@pytest.mark.parametrize("kind", ["autocast", "parameters"])
+def test_a_loss_that_the_model_returns_trains_in_16_bits(spy: Spy, kind: str) -> None:
+    dtype = BF16 if kind == "parameters" else torch.float32
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        with autocast(BF16 if kind == "autocast" else torch.float32):
+            return model(x, y)  # type: ignore[no-any-return]
+
+    x, y = records(12)
+    trained(loss, Returning(model_of(dtype)), x.to(dtype), y)
+    oracle = one_at_a_time(loss, Returning(model_of(dtype)), x.to(dtype), y)
+    assert (spy.total() - oracle).norm() <= 2e-2 * oracle.norm()
+
+
+def test_an_item_that_is_over_leaves_nothing_on_the_stack_and_a_loop_sees_the_dtypes_of_torch(spy: Spy) -> None:
+    x, y = records(12)
+    model = model_of(BF16)
+    optimizer, session, loader = attach(model, x.to(BF16), y)
+    for a, b in loader:
+        out = model(a)
+        found = [F.cross_entropy(out, b), out.mean(), F.mse_loss(out, out.detach()), F.cross_entropy(out, b) / 2]
+        assert [part.dtype for part in found] == [BF16] * 4
+        assert [part.shape for part in found] == [()] * 4
+        sum(found[1:], found[0]).backward()
+        optimizer.step()
+        assert function_modes() == []
+    session.close()
