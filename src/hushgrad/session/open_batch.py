@@ -131,9 +131,10 @@ class OpenBatch:
             return 1 / self.loss_scale
         if self._parts.mechanism.loss_reduction == "sum" and (self.loss_scale == 1 or not self.passes_16_bits):
             return 1.0
-        if pool.undivided and self._has_divided:
+        if pool.undivided and (self._has_divided or pool.undivided < pool.backwards):
             raise UnsupportedModelError(
-                "gradients of some backwards over this item passed through 16 bits, and those of earlier ones did not",
+                "gradients of some backwards over this item passed through 16 bits, and others were divided by the "
+                "number of examples",
                 cure="Add the losses of each example and call session.backward once for an item, or run all of its "
                 "forwards under the same autocast",
             )
