@@ -51,6 +51,7 @@ def half(model: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_loss_scale_changes_nothing_where_nothing_is_lost(spy: Spy, way: str, reduction: str) -> None:
+    """Guarantee: a power of two, so that it changes no rounding but what overflows and what vanishes."""
     x, y = records(9)
     totals = []
     for scale in (1.0, 2.0**8):

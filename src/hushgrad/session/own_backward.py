@@ -67,8 +67,8 @@ class Watched(Protocol):
 class OwnBackward(TorchFunctionMode):
     """Multiplies the gradients of the loop's own losses of one item, in the thread that took it.
 
-    Guarantee: what a loop's own mean hands to each example's values does not depend on the number of rows, but for the
-    last bit of float32, wherever `cuts` finds a place for it; elsewhere nothing is changed.
+    Guarantee: where `cuts` finds a place, what a loop's own mean hands to each example's values does not follow the
+    number of rows, but for the last bit of float32.
 
     Args:
         batch: the physical batch in work; not held, because torch's stack holds this.
