@@ -245,6 +245,12 @@ class NotEstablishedError(HushgradError, RuntimeError):
     code = "DP505"
 
 
+class CheckpointError(HushgradError, RuntimeError):
+    """A checkpoint cannot be written or read, or is not one of this training."""
+
+    code = "DP506"
+
+
 def where_raised(error: BaseException) -> str:
     """Return the type of an exception and the place it comes from; its text may hold data."""
     place = traceback.extract_tb(error.__traceback__)[-1]

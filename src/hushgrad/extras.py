@@ -11,6 +11,7 @@ from hushgrad.errors import MissingExtraError
 EXTRAS = {
     "cross-check": ("dp_accounting",),
     "report": ("dp_accounting", "jinja2", "markupsafe", "matplotlib"),
+    "checkpoint": ("safetensors",),
     "study": ("dp_accounting", "jinja2", "markupsafe", "matplotlib", "sklearn", "safetensors", "rich"),
     "sweep": ("optuna",),
     "tensorboard": ("tensorboard",),

@@ -62,4 +62,4 @@ def privatize(
         monitors=monitors,
         strict=strict,
     )
-    return Session(parts, optimizer)
+    return Session(parts, model, optimizer)
