@@ -24,7 +24,8 @@ def found(folder: Path, python: str, point: str, step: int) -> dict[str, int]:
     )
     assert result.returncode == 0, result.stderr
     told: dict[str, int] = json.loads(result.stdout)
-    assert told["killed"] and told["finished"], (told, result.stderr)
+    assert told["killed"], told
+    assert told["finished"], result.stderr
     return told
 
 
