@@ -33,6 +33,8 @@ JOINING = (
     "guards/probing",
     "session",
     "engine",
+    "privacy",
+    "integrations",
     "checks/auditing",  # checks are run on demand, above the session
     "checks/verification",
     "checks/doctor",

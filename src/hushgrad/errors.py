@@ -98,6 +98,12 @@ class BatchStructureError(HushgradError, ValueError):
     code = "DP204"
 
 
+class IncompatibleFrameworkError(HushgradError, ValueError):
+    """A framework is set to do what private training cannot bear."""
+
+    code = "DP205"
+
+
 # 3xx: the model and the loss -----------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ EXTRAS = {
     "checkpoint": ("safetensors",),
     "study": ("dp_accounting", "jinja2", "markupsafe", "matplotlib", "sklearn", "safetensors", "rich"),
     "sweep": ("optuna",),
+    "hf": ("transformers", "accelerate", "safetensors"),
     "tensorboard": ("tensorboard",),
 }
 """The modules that each extra brings, by the name that `pip install 'hushgrad[NAME]'` takes."""

@@ -389,6 +389,13 @@ class Session:
         trusted = [*self._trusted(), *self._parts.probe.open_conditions, *([CLOSED] if self._closed else [])]
         return self._parts.spending.guarantee(delta, accountant, trusted)
 
+    def trust(self, condition: Condition) -> None:
+        """Leave in ledger and guarantee something that the caller takes on trust, once.
+
+        Raises `LedgerError` where it could not be made durable.
+        """
+        self._parts.spending.trust([condition])
+
     @property
     def noise_monitor(self) -> NoiseMonitor:
         """What was measured of the noise of the steps so far."""

@@ -221,30 +221,8 @@ class Spending:
         """
         if self._path is None and self._ledger is not None and self._ledger.run == receipt.run:
             return self._ledger.steps - receipt.steps  # what it holds in memory is what it held then, and more
-        if not receipt.is_on_disk:
-            raise LedgerError(
-                f"the checkpoint was written after {receipt.steps} steps that were charged in memory only, so epsilon "
-                f"would begin at 0 again",
-                where="the ledger",
-                cure="Train again from the start, with a ledger path (PrivacyEngine(ledger=...))",
-            )
-        if self._path is None or not os.path.lexists(self._path):
-            raise LedgerError(
-                f"the checkpoint was written after {receipt.steps} charged steps, and this session has no ledger that "
-                f"holds them",
-                where="the ledger",
-                cure="Pass the path of that run's ledger (PrivacyEngine(ledger=...)); without the file the checkpoint "
-                "cannot be continued with a true epsilon",
-            )
-        view = read_ledger(self._path)
-        if view.run != receipt.run:
-            raise LedgerError(
-                f"it is the ledger of another run than the checkpoint's, whose {receipt.steps} steps it does not hold",
-                where="the ledger",
-                cure="Pass the path of the ledger that the checkpoint was written beside",
-            )
-        view = read_ledger(self._path, receipt.anchor)
-        return (view.steps if self._ledger is None else self._ledger.steps) - receipt.steps
+        on_disk = receipt.steps_of(self._path)
+        return (on_disk if self._ledger is None else self._ledger.steps) - receipt.steps
 
     def events(self) -> list[tuple[Event, int]]:
         """Return what was charged, in order, as `(event, count)`."""

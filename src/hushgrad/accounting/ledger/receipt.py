@@ -5,13 +5,15 @@ It holds how far the account went and never a key, a draw or a sum: draws have n
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hushgrad.accounting.ledger.records import LedgerHead
+from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.arguments import count_of
-from hushgrad.errors import CheckpointError
+from hushgrad.errors import CheckpointError, LedgerError
 
 FORMAT = 1
 
@@ -73,3 +75,31 @@ class Receipt:
                 "its receipt was damaged or edited", where="the checkpoint", cure="Take another checkpoint"
             )
         return receipt
+
+    def steps_of(self, path: str | os.PathLike[str] | None) -> int:
+        """Return how many steps the ledger at `path` holds, which began with those of this receipt.
+
+        Raises:
+            LedgerError: the ledger is missing, was cut, or is that of another run; or the receipt is of one in memory.
+        """
+        if not self.is_on_disk:
+            raise LedgerError(
+                f"the checkpoint was written after {self.steps} steps that were charged in memory only, so epsilon "
+                f"would begin at 0 again",
+                where="the ledger",
+                cure="Train again from the start, with a ledger path (PrivacyEngine(ledger=...))",
+            )
+        if path is None or not os.path.lexists(path):
+            raise LedgerError(
+                f"the checkpoint was written after {self.steps} charged steps, and there is no ledger that holds them",
+                where="the ledger",
+                cure="Pass the path of that run's ledger (PrivacyEngine(ledger=...)); without the file the checkpoint "
+                "cannot be continued with a true epsilon",
+            )
+        if read_ledger(path).run != self.run:
+            raise LedgerError(
+                f"it is the ledger of another run than the checkpoint's, whose {self.steps} steps it does not hold",
+                where="the ledger",
+                cure="Pass the path of the ledger that the checkpoint was written beside",
+            )
+        return read_ledger(path, self.anchor).steps
