@@ -45,7 +45,8 @@ class Run:
         loader = DataLoader(DATA, batch_size=B, collate_fn=collate)
         self.steps = Steps(self.model)
         prepared = prepare(
-            self.accelerator, self.model, self.optimizer, loader, privacy=privacy, epochs=EPOCHS, max_physical_batch_size=4
+            self.accelerator, self.model, self.optimizer, loader, privacy=privacy, epochs=EPOCHS,
+            max_physical_batch_size=4,
         )  # fmt: skip
         self.prepared_model, self.prepared_optimizer, self.batches, self.session = prepared
         self.steps.watch(self.session, self.optimizer)

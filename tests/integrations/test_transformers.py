@@ -290,5 +290,10 @@ def test_the_methods_that_are_overridden_are_still_the_trainers() -> None:
         assert name in vars(Trainer), name
     assert list(inspect.signature(Trainer.training_step).parameters)[:3] == ["self", "model", "inputs"]
     loop = inspect.getsource(Trainer)
-    for call in ("self.get_train_dataloader()", "self.training_step(", "self.set_initial_training_values(", "self.log("):
+    for call in (
+        "self.get_train_dataloader()",
+        "self.training_step(",
+        "self.set_initial_training_values(",
+        "self.log(",
+    ):
         assert call in loop, call

@@ -50,8 +50,8 @@ def gpt2() -> nn.Module:
 
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=2, n_head=2,
+        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     return GPT2LMHeadModel(config)
 
