@@ -247,3 +247,16 @@ def test_a_receipt_holds_nothing_but_how_far_the_account_went(tmp_path: Path) ->
     assert set(state) == {"format", "run", "steps", "anchor", "is_on_disk"}
     assert state["steps"] == 2
     assert str(tmp_path) not in str(state)
+
+
+def test_the_loop_of_the_page_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "resuming.md").read_text(encoding="utf-8")
+    block = compile(page.split("```python\n")[1].split("```")[0], "resuming.md", "exec")
+    for _ in range(2):
+        names: dict[str, Any] = {}
+        exec(block, names)
+        names["engine"].session.close()
+    assert "going on after step 30; 0 steps came after" in capsys.readouterr().out

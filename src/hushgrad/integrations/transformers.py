@@ -140,7 +140,7 @@ class PrivateTraining:
         args.max_grad_norm = 0.0  # clipping is each example's own
         args.ignore_data_skip = True  # draws have no position to return to
         args.include_num_input_tokens_seen = "no"
-        super().__init__(model, args, *positional, **named)
+        super().__init__(model, args, *positional, **named)  # type: ignore[call-arg]  # that of the Trainer it is mixed into
         self.add_callback(_Follower(self))  # type: ignore[attr-defined]
 
     # What it reads ---------------------------------------------------------------------------------------------------
