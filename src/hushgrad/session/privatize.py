@@ -70,4 +70,4 @@ def privatize(
         strict=strict,
         loss_scale=loss_scale,
     )
-    return Session(parts, optimizer)
+    return Session(parts, model, optimizer)
