@@ -29,11 +29,8 @@ from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.sampling.torch_loader import DataLoaderReading, accumulated, read_data_loader
 from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
-<<<<<<< HEAD
-from hushgrad.session.loss_scale import Scale
-=======
 from hushgrad.session.checkpoint import Resumed, Stateful
->>>>>>> life
+from hushgrad.session.loss_scale import Scale
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
 from hushgrad.session.spending import events_at
