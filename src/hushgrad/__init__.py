@@ -10,6 +10,7 @@ from hushgrad._version import __version__
 
 if TYPE_CHECKING:
     from hushgrad.accounting.budget import Budget
+    from hushgrad.accounting.filter import PrivacyFilter
     from hushgrad.capture.operators.registered import register_operator
     from hushgrad.checks.doctor.examination import doctor
     from hushgrad.checks.doctor.readiness import make_private_ready
@@ -41,6 +42,7 @@ __all__ = [  # noqa: RUF022 - in plain order
     "NoisedUpdate",
     "PoissonSampling",
     "PrivacyEngine",
+    "PrivacyFilter",
     "SamplingScheme",
     "Session",
     "TruncatedPoissonSampling",
@@ -67,6 +69,7 @@ _HOMES = {
     "NoisedUpdate": "hushgrad.guards.monitoring.monitor",
     "PoissonSampling": "hushgrad.sampling.poisson",
     "PrivacyEngine": "hushgrad.engine",
+    "PrivacyFilter": "hushgrad.accounting.filter",
     "SamplingScheme": "hushgrad.sampling.scheme",
     "Session": "hushgrad.session.session",
     "TruncatedPoissonSampling": "hushgrad.sampling.truncated_poisson",

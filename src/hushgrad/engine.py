@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.budget import Budget
+from hushgrad.accounting.filter import PrivacyFilter
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.arguments import one_of, open_unit_interval, positive_number, whole_number
 from hushgrad.clipping.flat import FlatClipping
@@ -31,7 +32,7 @@ from hushgrad.sampling.torch_loader import DataLoaderReading, accumulated, read_
 from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
-from hushgrad.session.spending import events_at
+from hushgrad.session.spending import events_at, events_before
 
 Module = TypeVar("Module", bound=nn.Module)
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -95,6 +96,8 @@ class PrivacyEngine:
         accumulation: int = 1,
         max_epsilon: float | None = None,
         max_delta: float | None = None,
+        fully_adaptive: bool = False,
+        phase: str | None = None,
         target_epsilon: None = None,
         target_delta: None = None,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
@@ -129,6 +132,12 @@ class PrivacyEngine:
             max_epsilon: a budget, with max_delta: the first `optimizer.step()` that would spend more raises
                 `BudgetExhaustedError` and updates nothing; the same step also after a crash and a resume.
             max_delta: the δ of that budget; usual: less than 1 / len(dataset).
+            fully_adaptive: makes max_epsilon and max_delta the budget of a filter, fixed before the first step of the
+                account: noise, rate, clip rule and length of what is trained later may then be chosen after seeing what
+                was released, and ε is max_epsilon from the start (see `PrivacyFilter`).
+            phase: the name of a part of the account, with a batch size, clip rule, population or sampling of its own.
+                Close the session of the part before, and call `make_private` with the same ledger path and a new name;
+                all parts are composed in one ε, as if every record were in each of them.
             target_epsilon: refused, as `target_delta` is: a target that the noise is chosen for belongs to
                 `make_private_with_epsilon`, and a budget is `max_epsilon`.
 
@@ -153,12 +162,10 @@ class PrivacyEngine:
             raise InvalidArgumentError(
                 "max_epsilon and max_delta are one budget, and one of them is missing", cure="Give both or neither"
             )
-        budget = None
-        if max_epsilon is not None and max_delta is not None:
-            most = positive_number("max_epsilon", max_epsilon)
-            at = open_unit_interval("max_delta", max_delta, "Pass less than 1 / len(dataset)")
-            budget = Budget(most, at, self._accountant)
-        return self._attach(module, optimizer, reading, mechanism, max_physical_batch_size, constant_shapes, budget)
+        budget = _budget(max_epsilon, max_delta, fully_adaptive, self._accountant)
+        return self._attach(
+            module, optimizer, reading, mechanism, max_physical_batch_size, constant_shapes, phase, budget
+        )
 
     def make_private_with_epsilon(
         self,
@@ -177,13 +184,15 @@ class PrivacyEngine:
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
         accumulation: int = 1,
+        phase: str | None = None,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
         """As `make_private`, with the smallest noise multiplier that keeps `epochs` epochs within `target_epsilon`.
 
         An epoch is len(data_loader) steps. A further step raises `BudgetExhaustedError`.
 
         Args:
-            target_epsilon: ε at the end of the last epoch, greater than 0.
+            target_epsilon: ε at the end of the last epoch, greater than 0; with a `phase`, that of the whole account,
+                in which what earlier phases spent counts.
             target_delta: δ, in (0, 1); usual: less than 1 / len(dataset).
             epochs: the number of epochs that will be trained.
 
@@ -201,8 +210,13 @@ class PrivacyEngine:
             sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
             epochs=epochs,
         )
-        calibrated = mechanism.calibrate(epsilon=target_epsilon, delta=target_delta, accountant=self._accountant)
-        return self._attach(module, optimizer, reading, calibrated, max_physical_batch_size, constant_shapes)
+        calibrated = mechanism.calibrate(
+            epsilon=target_epsilon,
+            delta=target_delta,
+            accountant=self._accountant,
+            before=events_before(self._ledger, phase),
+        )
+        return self._attach(module, optimizer, reading, calibrated, max_physical_batch_size, constant_shapes, phase)
 
     def per_example(self, criterion: nn.Module | Callable[..., Tensor]) -> PerExampleLoss:
         """Return a criterion that is checked to give one loss per example.
@@ -251,10 +265,15 @@ class PrivacyEngine:
         mechanism: Mechanism,
         max_physical_batch_size: int | None,
         constant_shapes: bool,
-        budget: Budget | None = None,
+        phase: str | None,
+        budget: Budget | PrivacyFilter | None = None,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
-        if self._session is not None:
-            raise ProtocolError("this engine is in use", cure="Make a new PrivacyEngine for another model")
+        if self._session is not None and not (self._session.is_closed and self._ledger is not None):
+            raise ProtocolError(
+                "this engine is in use",
+                cure="Make a new PrivacyEngine for another model; to train on in one account, close its session "
+                "(engine.session.close()) and give both the same ledger path",
+            )
         session = privatize(
             module,
             optimizer,
@@ -263,6 +282,7 @@ class PrivacyEngine:
             key=self._key,
             budget=budget,
             lease=self._lease,
+            phase=phase,
             monitors=self._monitors,
             strict=self._strict,
         )
@@ -275,6 +295,29 @@ class PrivacyEngine:
             raise
         self._session = session
         return module, optimizer, loader
+
+
+def _budget(
+    max_epsilon: float | None, max_delta: float | None, fully_adaptive: bool, accountant: str
+) -> Budget | PrivacyFilter | None:
+    """Return what limits the account, or None."""
+    if not isinstance(fully_adaptive, bool):
+        raise InvalidArgumentError(
+            f"must be True or False, got {type(fully_adaptive).__name__}",
+            where="fully_adaptive",
+            cure="Pass True or False",
+        )
+    if max_epsilon is None or max_delta is None:
+        if fully_adaptive:
+            raise InvalidArgumentError(
+                "a fully adaptive account has a budget that is fixed before its first step",
+                where="fully_adaptive",
+                cure="Give max_epsilon and max_delta",
+            )
+        return None
+    most = positive_number("max_epsilon", max_epsilon)
+    at = open_unit_interval("max_delta", max_delta, "Pass less than 1 / len(dataset)")
+    return PrivacyFilter(most, at) if fully_adaptive else Budget(most, at, accountant)
 
 
 def _accumulated(data_loader: Any, accumulation: int, rows: int | None) -> tuple[DataLoaderReading, int | None]:

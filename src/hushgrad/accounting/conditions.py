@@ -6,7 +6,7 @@ is continued.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hushgrad.printable import printable
@@ -160,6 +160,23 @@ def uncounted(steps: int) -> Condition:
         UNCOUNTED,
         f"{steps} earlier step{'' if steps == 1 else 's'} of this model, in sessions with other ledgers, are not "
         f"counted here: one ledger for all of them counts them",
+    )
+
+
+def phases_fixed(told: Sequence[str], *, is_filtered: bool) -> Condition:
+    """Return what the ε of an account of several phases rests on; `told` says of each what it declared public."""
+    what = (
+        f"the account has {len(told)} phases, composed as if every record were in all of them, and each declares its "
+        f"constants public: {', '.join(told)}"
+    )
+    if is_filtered:
+        return Condition(
+            "phases", f"{what}. What a phase runs may follow from what earlier ones released: a filter charges it"
+        )
+    return Condition(
+        "phases fixed beforehand",
+        f"{what}. This is the ordinary composition: that what each phase runs (noise, rate, clip rule, number of "
+        f"steps, and that there is one) does not follow from what earlier ones released is on trust",
     )
 
 

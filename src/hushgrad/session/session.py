@@ -256,6 +256,11 @@ class Session:
         """The loader item that is being worked on, if any; once it has ended, the last one until the step."""
         return self._loop.latest
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed: the model is an ordinary one again, and another session may take it."""
+        return self._closed
+
     # What was spent --------------------------------------------------------------------------------------------------
 
     @property
