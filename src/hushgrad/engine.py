@@ -19,7 +19,7 @@ from hushgrad.arguments import one_of, open_unit_interval, positive_number, whol
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.clipping.known import require_clip_rule
 from hushgrad.clipping.rule import ClipRule
-from hushgrad.errors import InvalidArgumentError, ProtocolError
+from hushgrad.errors import DatasetError, InvalidArgumentError, ProtocolError
 from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD, Mechanism
@@ -28,11 +28,14 @@ from hushgrad.sampling.disjoint import DisjointBatches
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.sampling.scheme import SamplingScheme
+from hushgrad.sampling.stream import StreamLoader, StreamReading, is_stream, read_stream
 from hushgrad.sampling.torch_loader import DataLoaderReading, accumulated, read_data_loader
 from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
 from hushgrad.session.spending import events_at, events_before
+
+Reading = DataLoaderReading | StreamReading
 
 Module = TypeVar("Module", bound=nn.Module)
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -100,7 +103,7 @@ class PrivacyEngine:
         phase: str | None = None,
         target_epsilon: None = None,
         target_delta: None = None,
-    ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
+    ) -> tuple[Module, AnyOptimizer, PrivateLoader | StreamLoader]:
         """Return the same module and optimizer, and a loader that draws private batches.
 
         Args:
@@ -185,7 +188,7 @@ class PrivacyEngine:
         max_batch_size: int | Literal["auto"] | None = None,
         accumulation: int = 1,
         phase: str | None = None,
-    ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
+    ) -> tuple[Module, AnyOptimizer, PrivateLoader | StreamLoader]:
         """As `make_private`, with the smallest noise multiplier that keeps `epochs` epochs within `target_epsilon`.
 
         An epoch is len(data_loader) steps. A further step raises `BudgetExhaustedError`.
@@ -261,13 +264,13 @@ class PrivacyEngine:
         self,
         module: Module,
         optimizer: AnyOptimizer,
-        reading: DataLoaderReading,
+        reading: Reading,
         mechanism: Mechanism,
         max_physical_batch_size: int | None,
         constant_shapes: bool,
         phase: str | None,
         budget: Budget | PrivacyFilter | None = None,
-    ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
+    ) -> tuple[Module, AnyOptimizer, PrivateLoader | StreamLoader]:
         if self._session is not None and not (self._session.is_closed and self._ledger is not None):
             raise ProtocolError(
                 "this engine is in use",
@@ -320,15 +323,18 @@ def _budget(
     return PrivacyFilter(most, at) if fully_adaptive else Budget(most, at, accountant)
 
 
-def _accumulated(data_loader: Any, accumulation: int, rows: int | None) -> tuple[DataLoaderReading, int | None]:
+def _accumulated(data_loader: Any, accumulation: int, rows: int | None) -> tuple[Reading, int | None]:
     """Return the reading of a loader whose batches are `accumulation` joined, and the most records in one item."""
+    if is_stream(data_loader):
+        stream = read_stream(data_loader).accumulated(accumulation)
+        return stream, stream.rows if rows is None and stream.rows < stream.batch_size else rows
     reading = read_data_loader(data_loader)
     joined = accumulated(reading, accumulation)
     return joined, reading.batches.batch_size if rows is None and joined is not reading else rows
 
 
 def _plan(
-    reading: DataLoaderReading,
+    reading: Reading,
     max_grad_norm: float | None,
     loss_reduction: str,
     clipping: str | ClipRule,
@@ -344,7 +350,7 @@ def _plan(
         clipping=_clip_rule(clipping, max_grad_norm),
         sampling=sampling,
         expected_batch_size=reading.batch_size,
-        steps=None if count is None else count * reading.steps,
+        steps=None if count is None or isinstance(reading, StreamReading) else count * reading.steps,
         passes=count if sampling.counts_in == "passes" else None,
         loss_reduction=loss_reduction,
     )
@@ -367,7 +373,7 @@ def _clip_rule(clipping: str | ClipRule, max_grad_norm: float | None) -> ClipRul
 
 
 def _sampling(
-    reading: DataLoaderReading,
+    reading: Reading,
     poisson_sampling: bool,
     max_batch_size: int | Literal["auto"] | None,
     max_physical_batch_size: int | None,
@@ -379,14 +385,21 @@ def _sampling(
             where="poisson_sampling",
             cure="Pass True, or False to keep the loader's own batches",
         )
-    rate, count = reading.batch_size / reading.count, reading.count
-    if not poisson_sampling:
+    if isinstance(reading, StreamReading) and poisson_sampling:
+        raise DatasetError(
+            "it is a stream (an IterableDataset), whose records cannot be drawn at random",
+            where="the dataset",
+            cure="Pass poisson_sampling=False to train on its own batches, each record once in a pass, charged without "
+            "amplification; or load it into a map-style dataset, with __len__ and __getitem__",
+        )
+    if isinstance(reading, StreamReading) or not poisson_sampling:
         if max_batch_size is not None:
             raise InvalidArgumentError(
                 "max_batch_size truncates Poisson draws, and poisson_sampling=False keeps the loader's own batches",
                 cure="Leave one of them out",
             )
         return DisjointBatches()
+    rate, count = reading.batch_size / reading.count, reading.count
     if max_batch_size is None:
         return PoissonSampling(rate)
     if max_batch_size == "auto":

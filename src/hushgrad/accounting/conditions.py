@@ -112,6 +112,11 @@ CONSTANTS_OF_A_TERM = Condition(
     "a term of parameters alone was declared (session.regularizer) that reads other tensors, frozen before the first "
     "batch: that they hold nothing of these records is on trust",
 )
+STREAM = Condition(
+    "each record once",
+    "the data are a stream, which the library reads in its own order: that it yields each record at most once in a "
+    "pass, in a place that does not follow from other records' values, is on trust",
+)
 DISCARDED, UNCOUNTED = "discarded batches", "uncounted steps"
 CLOSED = Condition("closed session", "the session was closed: how the model was trained after that is not covered")
 

@@ -154,7 +154,9 @@ def dataset_length(dataset: Any) -> int:
         raise DatasetError(
             "it is an IterableDataset, whose records cannot be drawn by index",
             where="the dataset",
-            cure="Load it into a map-style dataset, with __len__ and __getitem__",
+            cure="Train on its own batches, each record once in a pass: make_private(poisson_sampling=False) with "
+            "DataLoader(stream, batch_size=...), or session.batches_of(that) with DisjointBatches(). Or load it into a "
+            "map-style dataset, with __len__ and __getitem__",
         )
     try:
         count = len(dataset)

@@ -81,7 +81,15 @@ class ObservedLoop(Loop):
         parts.marks.take_away()
         parts.frozen.require_same_parameters()
         parts.spending.require_pass(batch.pass_index)
-        drawn = Drawn(self.dataset, batch.indices, item, batch.size, self.collate_fn, extents=batch.extents)
+        drawn = Drawn(
+            self.dataset,
+            batch.indices,
+            item,
+            batch.size,
+            self.collate_fn,
+            extents=batch.extents,
+            records=batch.records,
+        )
         try:
             parts.probe.examine_collate(drawn)
         except HushgradError:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
-from hushgrad.accounting.conditions import CLOSED, ROUNDED_TOGETHER, Condition, third_party
+from hushgrad.accounting.conditions import CLOSED, ROUNDED_TOGETHER, STREAM, Condition, third_party
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger.contract import OBSERVED
@@ -28,6 +28,7 @@ from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import Mechanism
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
+from hushgrad.sampling.stream import StreamLoader
 from hushgrad.sampling.torch_loader import LoadingOptions
 from hushgrad.session.declared import DeclaredLoop
 from hushgrad.session.loaders import loader_of, loader_over
@@ -220,8 +221,11 @@ class Session:
 
     def batches_of(
         self, data_loader: Any, *, max_physical_batch_size: int | None = None, constant_shapes: bool = False
-    ) -> PrivateLoader:
+    ) -> PrivateLoader | StreamLoader:
         """Return a loader with the dataset, workers and `collate_fn` of a DataLoader (see `PrivateLoader`).
+
+        Over an `IterableDataset`, with `DisjointBatches`, the loader hands out the stream's own batches, each record
+        once in a pass (see `StreamLoader`).
 
         `data_loader` may also be what `read_data_loader` read of one.
         """
@@ -244,8 +248,10 @@ class Session:
             )
         return ObservedLoop(self._parts, self._require_open)
 
-    def _observe(self, loop: ObservedLoop, loader: PrivateLoader) -> None:
+    def _observe(self, loop: ObservedLoop, loader: PrivateLoader | StreamLoader) -> None:
         self._parts.spending.open(OBSERVED, loader.population)
+        if loader.population is None:
+            self._parts.spending.trust([STREAM])
         self._parts.probe.end_item()  # until an item comes, forwards belong to none
         loop.dataset, loop.collate_fn = loader.dataset, loader.options.collate_fn
         loop.has_constant_shapes = loader.constant_shapes

@@ -384,7 +384,7 @@ class Probe:
         self._collate_before, self._collate_is_known = before, False
         runs = CollateRuns(collate_fn, before or State(collate_fn, parameters=False, aside=drawn.dataset))
         with kept_values(drawn.item), runs.begun(), self._findings_told():
-            records = [drawn.dataset[drawn.indices[row]] for row in telling_rows(drawn, MOST_READ)]
+            records = [drawn.record(row) for row in telling_rows(drawn, MOST_READ)]
             found = require_separate_rows(runs, records[:RECORDS])
             if not require_same_beside_any(runs, records, drawn.size):
                 self._notes.append(UNTOLD)
