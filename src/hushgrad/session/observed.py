@@ -163,6 +163,7 @@ class ObservedLoop(Loop):
         parts.frozen.require_no_surprises()
         batch.require_backward()
         parts.frozen.require_steady_groups(item)
+        batch.require_told_penalties()
         scale = batch.scale()
         batch.examine()
         self._order.start_adding()

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture.uses import UsePool
-from hushgrad.errors import LedgerError, ProtocolError, SensitivityMismatchError, UnsupportedModelError
+from hushgrad.errors import (
+    LedgerError,
+    ProtocolError,
+    SensitivityMismatchError,
+    UncoveredParameterUseError,
+    UnsupportedModelError,
+)
 from hushgrad.session.padding import without_padding
 from hushgrad.session.parts import Parts
 from hushgrad.session.release import note_sensitivity
@@ -33,6 +39,7 @@ class OpenBatch:
         self._is_narrow = False
         self._decided = (NO_GRAPH_TASK, False)
         self._has_divided = False
+        self._sessions: set[int] = set()  # the backwards of losses that the session itself has added up
         pool.batch_size = rows
 
     @property
@@ -77,6 +84,7 @@ class OpenBatch:
     def divides_now(self) -> bool:
         """Return `divides_losses` for the backward that runs, the same for all losses in it, and take note of it."""
         task, divides = self._decided
+        self._sessions.add(current_graph_task())
         if task != current_graph_task():
             divides = self.divides_losses
             self._decided = current_graph_task(), divides
@@ -92,6 +100,25 @@ class OpenBatch:
             raise ProtocolError(
                 "no backward has finished for this item of the loader",
                 cure="Run backward on its loss before optimizer.step() (or session.end_item())",
+            )
+
+    def require_told_penalties(self) -> None:
+        """Refuse a gradient penalty in a scalar loss of the loop's own.
+
+        It comes by no output of the model, so that the graph of a scalar does not show whether each example has its own.
+
+        Raises:
+            UncoveredParameterUseError: with the cure.
+        """
+        told = self._parts.probe.told_losses(self._sessions)
+        if self._pool.is_penalized and (told is None or told < self._pool.backwards):
+            raise UncoveredParameterUseError(
+                "a gradient of a gradient (a gradient penalty, say) is in a scalar loss of the loop's own, which does not "
+                "show that each example has one of its own",
+                where="create_graph=True",
+                cure="Add each example's penalty to its own loss, (g.flatten(1).norm(2, 1) - 1) ** 2 for instance, and "
+                "call session.backward(losses) with one loss per example; or give the gradient to "
+                "engine.per_example(a function that returns [B])",
             )
 
     def scale(self) -> float:

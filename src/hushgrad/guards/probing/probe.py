@@ -256,6 +256,13 @@ class Probe:
         """Whether a backward over the item in work came, also in part, from a scalar that the session did not make."""
         return self._scalar_loss.saw_own
 
+    def told_losses(self, sessions: Set[int]) -> int | None:
+        """Return of how many backwards the losses are known to be one for each example; None where one is not.
+
+        `sessions` are the graph tasks of those that the session itself made.
+        """
+        return self._scalar_loss.told_losses(sessions)
+
     @property
     def saw_narrow_loss(self) -> bool:
         """Whether gradients of the item in work passed through 16 bits between a loss and the model's outputs."""
@@ -272,6 +279,8 @@ class Probe:
             if _holds(part.call.inputs, losses.shape[0])
         ]
         outputs = [tensor for call in calls for _, tensor in tensors_at(call.output)]
+        if calls and self._scope is not None:
+            outputs += self._scope.asked  # of a gradient penalty, which comes by no output
         return require_separate_losses(losses, outputs)
 
     def stop_looks(self) -> None:

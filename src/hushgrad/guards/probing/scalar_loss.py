@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, NamedTuple
@@ -76,6 +76,7 @@ class ScalarLoss:
         self._looked_at: set[int] = set()
         self.saw_own = False
         """Whether a loss of the item in work had a part that is no sum of the session's own (`vouch_total`)."""
+        self._saw_unvouched = False
         self.saw_narrow = False
         """Whether gradients of the item in work passed through 16 bits between its losses and the model's outputs."""
         self._conditions: dict[Condition, None] = {}
@@ -91,7 +92,11 @@ class ScalarLoss:
         self._outputs.clear()
         self._vouched.clear()
         self._looked_at.clear()
-        self.saw_own = self.saw_narrow = False
+        self.saw_own = self.saw_narrow = self._saw_unvouched = False
+
+    def told_losses(self, sessions: Set[int]) -> int | None:
+        """Return of how many backwards the losses are examined ones, one for each example; None where one is not."""
+        return None if self._saw_unvouched else len(self._looked_at | sessions)
 
     def left(self, module: nn.Module, output: Any) -> None:
         """A captured forward that may be trained on returned `output`."""
@@ -173,6 +178,7 @@ class ScalarLoss:
             self._look_for_16_bits(losses)
             for loss, reading in zip(losses, readings, strict=True):
                 self.saw_own |= not _is_sessions(reading.value)
+                self._saw_unvouched |= not _is_sessions(reading.value)
                 reading.loss = loss.detach()
                 self._programs.scalar(loss)
                 if isinstance(reading.value, Total) and is_scaled:
@@ -181,7 +187,7 @@ class ScalarLoss:
                 for condition in self._judge.judge(reading, shown):
                     self._conditions[_located(condition, reading.value, line)] = None
             return
-        self.saw_own = True
+        self.saw_own = self._saw_unvouched = True
         self._conditions[not_read("the loss of a backward was not found")] = None
 
     def _look_for_16_bits(self, losses: list[Tensor]) -> None:
