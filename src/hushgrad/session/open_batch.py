@@ -105,7 +105,7 @@ class OpenBatch:
     def require_told_penalties(self) -> None:
         """Refuse a gradient penalty in a scalar loss of the loop's own.
 
-        It comes by no output of the model, so that the graph of a scalar does not show whether each example has its own.
+        It comes by no output of the model, so that a scalar does not show whether each example has one of its own.
 
         Raises:
             UncoveredParameterUseError: with the cure.
@@ -113,8 +113,8 @@ class OpenBatch:
         told = self._parts.probe.told_losses(self._sessions)
         if self._pool.is_penalized and (told is None or told < self._pool.backwards):
             raise UncoveredParameterUseError(
-                "a gradient of a gradient (a gradient penalty, say) is in a scalar loss of the loop's own, which does not "
-                "show that each example has one of its own",
+                "a gradient of a gradient (a gradient penalty, say) is in a scalar loss of the loop's own, which does "
+                "not show that each example has one of its own",
                 where="create_graph=True",
                 cure="Add each example's penalty to its own loss, (g.flatten(1).norm(2, 1) - 1) ** 2 for instance, and "
                 "call session.backward(losses) with one loss per example; or give the gradient to "
@@ -159,7 +159,9 @@ class OpenBatch:
         if self._drawn:
             if parts.probe.is_due(self._rows):  # an ordinary gradient is told by its own name, not as a leak
                 parts.frozen.require_no_surprises()
-            parts.probe.examine(self._rows, self._pool.gradient_of if self._pool.backwards == 1 else None)
+            # A penalty's part of it does not come from the gradients that the outputs got.
+            is_whole = self._pool.backwards == 1 and not self._pool.is_penalized
+            parts.probe.examine(self._rows, self._pool.gradient_of if is_whole else None)
 
     def add(self, scale: float) -> None:
         """Add the clipped sum of the examples that were drawn to the update.

@@ -200,9 +200,10 @@ class _FirstOrder(torch.autograd.Function):
         raise UncoveredParameterUseError(
             "the gradient of a gradient through a private model (a gradient penalty, say) has no per-example form here",
             where="create_graph=True",
-            cure="Ask for it in the loop, by torch.autograd.grad(out.sum(), x, create_graph=True) after the forward, of "
-            "a model whose parameters are those of linear layers, convolutions, layer and group normalisation, or meet "
-            "data elementwise; freeze the parameters of other layers (requires_grad_(False)). Or leave out the penalty",
+            cure="Ask for it in the loop, by torch.autograd.grad(out.sum(), x, create_graph=True) after the forward, "
+            "of a model whose parameters are those of linear layers, convolutions, layer and group normalisation, or "
+            "meet data elementwise; freeze the parameters of other layers (requires_grad_(False)). Or leave out the "
+            "penalty",
         )
 
 

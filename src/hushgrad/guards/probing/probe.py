@@ -228,7 +228,7 @@ class Probe:
         """
         if self._is_busy or not self.is_waiting:
             return
-        self._scalar_loss.vouch(losses)
+        self._scalar_loss.vouch(losses, self._asked)
         self._programs.losses(losses)
         if not losses.requires_grad or not self._evaluations.note(criterion, arguments, losses):
             return
@@ -241,7 +241,7 @@ class Probe:
         Raises:
             CrossSampleLeakError: the loss of one example depends on another's outputs.
         """
-        self._scalar_loss.vouch(losses)
+        self._scalar_loss.vouch(losses, self._asked)
         self._programs.losses(losses)
         with self._findings_told():
             if not self._look_at_graph(losses):
@@ -272,6 +272,10 @@ class Probe:
         """Return whether gradients of these losses pass through 16 bits before they come to the model's outputs."""
         return self._scalar_loss.is_narrow(losses)
 
+    @property
+    def _asked(self) -> list[Tensor]:
+        return [] if self._scope is None else self._scope.asked
+
     def _look_at_graph(self, losses: Tensor) -> bool:
         calls = [
             part.call
@@ -279,8 +283,8 @@ class Probe:
             if _holds(part.call.inputs, losses.shape[0])
         ]
         outputs = [tensor for call in calls for _, tensor in tensors_at(call.output)]
-        if calls and self._scope is not None:
-            outputs += self._scope.asked  # of a gradient penalty, which comes by no output
+        if calls:
+            outputs += self._asked  # of a gradient penalty, which comes by no output
         return require_separate_losses(losses, outputs)
 
     def stop_looks(self) -> None:

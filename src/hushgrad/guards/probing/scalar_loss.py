@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, NamedTuple
@@ -115,11 +115,15 @@ class ScalarLoss:
                 hook = self._hook(key, module is not self._model)
                 tensor.register_hook(hook)  # type: ignore[no-untyped-call]
 
-    def vouch(self, losses: Tensor) -> None:
-        """These losses, `[B]`, are examined elsewhere, as to the model's outputs."""
+    def vouch(self, losses: Tensor, asked: Sequence[Tensor]) -> None:
+        """These losses, `[B]`, are examined elsewhere, as to the model's outputs and to gradients that were asked for.
+
+        Without a loader nobody writes down what the loop makes of these gradients, and they count as inner values.
+        """
         if losses.grad_fn is not None:
             self._vouched[_key(losses)] = PerExample(0)
-            if reaches_inside(losses.grad_fn, self._outputs, self._anchor):
+            known = {*self._outputs, *map(_key, asked)} if asked and self.size is not None else self._outputs
+            if reaches_inside(losses.grad_fn, known, self._anchor):
                 self._conditions[INNER_LOSS] = None
 
     def vouch_total(self, loss: Tensor) -> None:
