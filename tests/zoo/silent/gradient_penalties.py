@@ -109,8 +109,8 @@ CLEAN = (
 
 KIND = Kind(
     "gradient penalties",
-    "the graph of the losses, down to gradients that were asked for as well as to outputs; what the loop makes of them, "
-    "again on altered rows",
+    "the graph of the losses, down to gradients that were asked for as well as to outputs; what the loop makes of "
+    "them, again on altered rows",
     "first two batches, secret random steps",
     "gradients of another sum than that of one output, each row counted once: `not examined`",
     (*LEAKY, *CLEAN),

@@ -72,7 +72,7 @@ def twice(records: list[Tensor]) -> Iterator[Tensor]:
 
 
 def by_size(records: list[Tensor]) -> Iterator[Tensor]:
-    return iter(sorted(records, key=lambda record: -float(record[0])))
+    return iter(sorted(records, key=lambda record: float(record[1])))
 
 
 def batches(records: list[Tensor]) -> Iterator[list[Tensor]]:
@@ -109,15 +109,15 @@ def moved(one: list[Tensor], two: list[Tensor]) -> float:
     return math.sqrt(sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)) / CLIP
 
 
-def stream(name: str, make: Callable[[list[Tensor]], Any], *trust: str, is_clean: bool = False, **options: Any) -> Program:
+def stream(
+    name: str, make: Callable[[list[Tensor]], Any], *trust: str, is_clean: bool = False, **options: Any
+) -> Program:
     def measure(way: str) -> Measured:
         first, conditions = passes_of(make, options, RECORDS)
         second, _ = passes_of(make, options, OTHERS)
         return Measured(moved(first, second), conditions)
 
-    return Program(
-        name, measure, ways=("session",), limit=REPLACED, trust=trust, is_clean=is_clean, told=(EACH_ONCE,)
-    )
+    return Program(name, measure, ways=("session",), limit=REPLACED, trust=trust, is_clean=is_clean, told=(EACH_ONCE,))
 
 
 def of(function: Callable[[list[Tensor]], Iterator[Any]]) -> Callable[[list[Tensor]], Any]:
@@ -140,7 +140,8 @@ PROGRAMS = (
     stream("in its own order", of(iter), is_clean=True),
     stream("each mapped to one", lambda records: Mapper(IterableWrapper(records), halved), is_clean=True),
     stream("shuffled by a buffer", lambda records: Shuffler(IterableWrapper(records)).set_seed(3), is_clean=True),
-    stream("a chain of two", lambda records: ChainDataset([of(iter)(records[:7]), of(iter)(records[7:])]), is_clean=True),
+    stream("a chain of two",
+           lambda records: ChainDataset([of(iter)(records[:7]), of(iter)(records[7:])]), is_clean=True),
     stream("without the last batch", lambda records: of(iter)(records[:18]), is_clean=True, drop_last=True),
     stream("with a short last batch", lambda records: of(iter)(records[:18]), is_clean=True),
     stream("collated by the caller", of(iter), is_clean=True, collate_fn=torch.stack),
