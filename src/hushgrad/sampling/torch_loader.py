@@ -95,7 +95,7 @@ def read_data_loader(data_loader: Any) -> DataLoaderReading:
         raise InvalidArgumentError(
             f"is a {type(data_loader).__name__} with its own __iter__, which would be left out",
             where="data_loader",
-            cure="Move what it does to the dataset or to collate_fn",
+            cure=_own_iteration(type(data_loader)),
         )
     count = dataset_length(data_loader.dataset)
     batches = _known_batch_sampler(data_loader)
@@ -125,6 +125,15 @@ def read_data_loader(data_loader: Any) -> DataLoaderReading:
             persistent_workers=data_loader.persistent_workers,
         ),
     )
+
+
+def _own_iteration(kind: type) -> str:
+    if kind.__module__.partition(".")[0] == "accelerate":
+        return (
+            "Call make_private with the ordinary DataLoader first, and then accelerator.prepare(model, optimizer), "
+            "without the private loader"
+        )
+    return "Move what it does to the dataset or to collate_fn"
 
 
 def accumulated(reading: DataLoaderReading, accumulation: int) -> DataLoaderReading:
