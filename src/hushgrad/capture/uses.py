@@ -77,6 +77,10 @@ class UsePool:
         self.backwards = 0
         self.undivided = 0
         self._undivided_tasks: set[int] = set()
+        self.asked: list[Tensor] = []
+        """Gradients by inputs that were asked for with a graph, of the physical batch: losses may be made of them."""
+        self.is_penalized = False
+        """Whether a backward of the physical batch came back through one of them, from a gradient penalty say."""
 
     def note_undivided(self) -> None:
         """Take note, from inside a backward, that its losses were not divided by the size of the batch."""
@@ -130,6 +134,7 @@ class UsePool:
         """Drop everything that was recorded."""
         self._finished, self._running, self.backwards, self.undivided = {}, {}, 0, 0
         self._undivided_tasks = set()
+        self.asked, self.is_penalized = [], False
 
     def examples(self, tensor: Tensor, axis: BatchLocation, where: str) -> Tensor:
         """Return `tensor` as `[B, ...]` with the batch first, in at least float32 if it is floating.

@@ -245,7 +245,7 @@ class Probe:
         """
         if self._is_busy or not self.is_waiting:
             return
-        self._scalar_loss.vouch(losses)
+        self._scalar_loss.vouch(losses, self._asked)
         self._programs.losses(losses)
         if not losses.requires_grad or not self._evaluations.note(criterion, arguments, losses):
             return
@@ -258,7 +258,7 @@ class Probe:
         Raises:
             CrossSampleLeakError: the loss of one example depends on another's outputs.
         """
-        self._scalar_loss.vouch(losses)
+        self._scalar_loss.vouch(losses, self._asked)
         self._programs.losses(losses)
         with self._findings_told():
             if not self._look_at_graph(losses):
@@ -272,6 +272,13 @@ class Probe:
     def saw_own_loss(self) -> bool:
         """Whether a backward over the item in work came, also in part, from a scalar that the session did not make."""
         return self._scalar_loss.saw_own
+
+    def told_losses(self, sessions: Set[int]) -> int | None:
+        """Return of how many backwards the losses are known to be one for each example; None where one is not.
+
+        `sessions` are the graph tasks of those that the session itself made.
+        """
+        return self._scalar_loss.told_losses(sessions)
 
     @property
     def saw_narrow_loss(self) -> bool:
@@ -290,6 +297,10 @@ class Probe:
         """The backward that runs had the gradient of its loss multiplied there."""
         self._scalar_loss.multiplied(factor)
 
+    @property
+    def _asked(self) -> list[Tensor]:
+        return [] if self._scope is None else self._scope.asked
+
     def _look_at_graph(self, losses: Tensor) -> bool:
         calls = [
             part.call
@@ -297,6 +308,8 @@ class Probe:
             if _holds(part.call.inputs, losses.shape[0])
         ]
         outputs = [tensor for call in calls for _, tensor in tensors_at(call.output)]
+        if calls:
+            outputs += self._asked  # of a gradient penalty, which comes by no output
         return require_separate_losses(losses, outputs)
 
     def stop_looks(self) -> None:
@@ -410,7 +423,7 @@ class Probe:
         self._collate_before, self._collate_is_known = before, False
         runs = CollateRuns(collate_fn, before or State(collate_fn, parameters=False, aside=drawn.dataset))
         with kept_values(drawn.item), runs.begun(), self._findings_told():
-            records = [drawn.dataset[drawn.indices[row]] for row in telling_rows(drawn, MOST_READ)]
+            records = [drawn.record(row) for row in telling_rows(drawn, MOST_READ)]
             found = require_separate_rows(runs, records[:RECORDS])
             if not require_same_beside_any(runs, records, drawn.size):
                 self._notes.append(UNTOLD)
