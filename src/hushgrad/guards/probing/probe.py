@@ -8,7 +8,7 @@ examples of secret random batches are looked at; all others cost one look at the
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -137,7 +137,7 @@ class Probe:
         self._calls = KeptCalls(model, list(parameters.values()), self._looks)
         self._novelty = Novelty()
         self._drawn: Drawn | None = None
-        self._recorded: Callable[[int], Mapping[str, Tensor]] | None = None
+        self._recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None
         self._axes: dict[nn.Module, Mapping[Path, int]] = {}
         self._evaluations = Evaluations(self._looks, self._is_accumulating)
         self._may_compile = False
@@ -322,7 +322,7 @@ class Probe:
         """Return whether `examine` will run the model again."""
         return any(self._is_due(part, size) for part in (*self._calls.whole, *self._calls.in_part))
 
-    def examine(self, size: int, recorded: Callable[[int], Mapping[str, Tensor]] | None = None) -> None:
+    def examine(self, size: int, recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None) -> None:
         """Probe what ran on a physical batch of `size` examples, unless it was probed before.
 
         `recorded` gives the gradients of one example by the parameters, where one backward has recorded all of them.
@@ -475,8 +475,6 @@ class Probe:
         probe = self._model_probe()
         probe.keeps_runs = len(pending) == 1 and bool(evaluations)
         for part in pending:
-            if not evaluations:
-                part.call.output = None  # its memory is needed now
             self._is_told &= probe.examine(part.call, size)
         if pending:
             self._forwards = max(self._forwards, probe.forwards / len(pending))
