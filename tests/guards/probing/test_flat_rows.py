@@ -32,11 +32,11 @@ def test_what_says_where_records_begin_stays() -> None:
 
 
 def test_the_last_example_is_left_out_of_all_parts() -> None:
-    assert torch.equal(flat().without_last(0, X, 3), X[:4])
-    assert flat().without_last(1, OWNERS, 3).tolist() == [0, 0, 1, 1]
+    assert torch.equal(flat().first(0, X, 2), X[:4])
+    assert flat().first(1, OWNERS, 2).tolist() == [0, 0, 1, 1]
     starts = FlatRows()
     starts.add(0, layout_of([((0,), STARTS), ((1,), X)], 3), (0,), STARTS)
-    assert starts.without_last(0, STARTS, 3).tolist() == [0, 2]
+    assert starts.first(0, STARTS, 2).tolist() == [0, 2]
 
 
 def test_a_tensor_computed_row_by_row_has_the_same_owners() -> None:

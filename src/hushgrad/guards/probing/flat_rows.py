@@ -45,14 +45,14 @@ class FlatRows:
         changed[is_chosen] = other if beyond is None else other * factor + beyond
         return changed
 
-    def without_last(self, slot: int, values: Tensor, size: int) -> Tensor:
-        """Return the values without those of the last example."""
+    def first(self, slot: int, values: Tensor, count: int) -> Tensor:
+        """Return the values of the first examples alone."""
         role = self.roles[slot]
         if role in (Role.STARTS, Role.BOUNDS):
-            return values[:-1]
+            return values[: count + (role is Role.BOUNDS)]
         rows = values.T if role is Role.LINKS else values
         owners = self.of_rows(rows)
         if owners is None:
             return values
-        left = rows[owners < size - 1]
+        left = rows[owners < count]
         return left.T if role is Role.LINKS else left

@@ -43,6 +43,7 @@ class Drawn:
         roles_known: what parts of the item hold, where several roles would fit.
         reorders: whether `collate_fn` puts records into another order than that of `indices`.
         extents: how much each record held before `collate_fn`; empty where that is not known.
+        records: the records themselves, by their index, where they cannot be read again (a stream's).
     """
 
     dataset: Any
@@ -55,6 +56,12 @@ class Drawn:
     roles_known: Mapping[Path, Role] = field(default_factory=dict)
     reorders: bool = False
     extents: Sequence[int] = ()
+    records: Mapping[int, Any] | None = None
+
+    def record(self, row: int) -> Any:
+        """Return the record of a row, read once more."""
+        index = self.indices[row]
+        return self.dataset[index] if self.records is None else self.records[index]
 
     @cached_property
     def layout(self) -> Layout:
@@ -298,7 +305,7 @@ def _is_row(drawn: Drawn, row: int, alone: Mapping[Path, Tensor]) -> bool:
 
 def _alone(drawn: Drawn, runs: CollateRuns, row: int) -> dict[Path, Tensor]:
     try:
-        return dict(tensors_at(runs.run([drawn.dataset[drawn.indices[row]]]).batch))
+        return dict(tensors_at(runs.run([drawn.record(row)]).batch))
     except Exception:  # a record that cannot be read again, or that no item can be made of alone
         return {}
 
