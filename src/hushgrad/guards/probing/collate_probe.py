@@ -58,7 +58,7 @@ def require_separate_rows(runs: CollateRuns, records: Sequence[Any]) -> Form | N
     change beyond their padding. Leaves without a row for each record are compared only where they are floating.
 
     Args:
-        runs: of the function; it runs at most eight times, and some more where what it keeps has changed, or where it
+        runs: of the function; it runs at most nine times, and some more where what it keeps has changed, or where it
             changes the order of records.
         records: at least two. They are copied, so nothing is done to them. Those with values that are not finite are
             left out, since one of them could make all rows alike; where all have such, they are taken as they are.
@@ -99,6 +99,8 @@ def _form(runs: CollateRuns, records: Sequence[Any]) -> Form:
         try:
             for changed, there in ((exchanged, kept), (fewer, list(range(len(kept))))):
                 rows.require_same(changed, kept, there, "were exchanged or left out")
+            # What sorts shows it in one of two orders, whatever order the records have.
+            rows.require_same(list(records)[::-1], kept, [size - 1 - row for row in kept], "came in another order")
             return rows.form()
         except CrossSampleLeakError as error:
             refusal = refusal or error
