@@ -91,6 +91,7 @@ def prepare(
     session = privacy.privatize(model, optimizer, mechanism, privacy.ledger)
     try:
         loader = session.batches_of(reading, max_physical_batch_size=max_physical_batch_size)
+        assert isinstance(loader, PrivateLoader)  # a stream was refused before, as it has no length
     except BaseException:
         session.close()
         raise

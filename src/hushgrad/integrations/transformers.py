@@ -189,6 +189,7 @@ class PrivateTraining:
         session = self.privacy.privatize(this.model, this.optimizer, mechanism, self._ledger)
         try:
             loader = session.batches_of(own, max_physical_batch_size=min(self._most_records, population))
+            assert isinstance(loader, PrivateLoader)  # a stream was refused before, as it has no length
             if self._receipt is not None:
                 self.lost_steps = session.load_state_dict(self._receipt.as_state())
             if _selects(this.args, this.callback_handler.callbacks):
