@@ -29,14 +29,12 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import brentq
 
 from hushgrad.accounting.bounds import DeltaBounds
 from hushgrad.accounting.saddle_point.loss_sum import Cumulants, LossSum
 from hushgrad.accounting.saddle_point.step_measure import Array
-
-Complex = npt.NDArray[np.complex128]
+from hushgrad.accounting.saddle_point.transform import Complex, transform
 
 _ALIAS = 1e-10  # of δ, for what aliasing may add
 _TAIL = 1e-8  # of δ, for what nodes that are left out may add
@@ -119,9 +117,10 @@ class Contour:
             exponent = part.log_weights + c * part.losses
             weights = np.exp(exponent - exponent.max())
             weights /= weights.sum()
-            log_phi += count * np.log(_transform(part.losses, weights, self.interval, nodes))
+            phi, error = transform(part.losses, weights, self.interval, nodes)
+            log_phi += count * np.log(phi)
             sizes = np.abs(part.log_density) + (1 + c) * np.abs(part.losses) + 4
-            rounding += count * _EPS * float(weights @ sizes)
+            rounding += count * (_EPS * float(weights @ sizes) + error)
         self._rounding = rounding + 4 * _EPS
         z = c + 1j * self._u
         log_phi += (total.precision + self.smoothing) / 2 * (1j * self._u * (2 * c + 1) - self._u**2)
@@ -227,16 +226,3 @@ def _log_tail(frequencies: Array, decay: Array, smoothing: float) -> Array:
     result: Array = np.logaddexp.accumulate(logs[::-1])[::-1]
     return result
 
-
-def _transform(losses: Array, weights: Array, interval: float, nodes: int) -> Complex:
-    """Return Σ_i weights_i e^{ik·interval·losses_i} for k = 0..nodes−1.
-
-    By blocks: e^{i(na + b)θ} = e^{inaθ}·e^{ibθ}, so that most of the work is one matrix product.
-    """
-    live = weights > 1e-21 * weights.max()
-    theta, weights = interval * losses[live], weights[live]
-    block = math.ceil(math.sqrt(nodes))
-    inner: Complex = np.exp(1j * np.outer(np.arange(block), theta))
-    outer: Complex = np.exp(1j * np.outer(block * np.arange(-(-nodes // block)), theta))
-    result: Complex = ((outer * weights) @ inner.T).ravel()[:nodes]
-    return result
