@@ -16,7 +16,14 @@ from hushgrad.accounting import gaussian
 from hushgrad.accounting.bounds import DeltaBounds, EpsilonBounds
 from hushgrad.accounting.composition import NormalForm
 from hushgrad.accounting.gaussian import gaussian_epsilon
-from hushgrad.accounting.saddle_point.contour import Contour, log_delta_estimate, saddle_point, saddle_point_of_delta
+from hushgrad.accounting.saddle_point.contour import (
+    REACH,
+    ROUGH_REACH,
+    Contour,
+    log_delta_estimate,
+    saddle_point,
+    saddle_point_of_delta,
+)
 from hushgrad.accounting.saddle_point.loss_sum import LossSum, Steps
 from hushgrad.accounting.saddle_point.step_measure import ADD, REMOVE, SampledStep
 from hushgrad.errors import AccountingError
@@ -31,7 +38,7 @@ _DROPPED = (1e-8, 1e-5, 1e-3)
 """Parts of δ for the outcomes that no node stands for; a later one is tried where the earlier left loose bounds."""
 
 _GOOD_ENOUGH = 3e-5
-_CONTOURS = 8
+_CONTOURS = 12
 _ROUNDING = 2e-8
 """What both bounds give away, relative to ε, for the rounding of everything outside the integral."""
 
@@ -62,8 +69,7 @@ def epsilon_bounds(form: NormalForm, delta: float, group_size: int = 1) -> Epsil
     if rounded.sampled[0][2] == 1 and len(rounded.sampled) == 1 and precision == 0 and group_size == 1:
         result = _one_step(rounded.sampled[0][0], rounded.sampled[0][1], delta)
     else:
-        found = [_of_direction(_steps(rounded, direction, group_size), precision, delta) for direction in DIRECTIONS]
-        low, high = max(part.lower for part in found), max(part.upper for part in found)
+        low, high = _of_both(rounded, precision, group_size, delta)
         result = EpsilonBounds(low * (1 - _ROUNDING), high * (1 + _ROUNDING))
     unsampled = precision + math.fsum((group_size / noise) ** 2 * count for _, noise, count in rounded.sampled)
     upper = min(result.upper, gaussian_epsilon(unsampled, delta))
@@ -85,9 +91,11 @@ def delta_bounds(form: NormalForm, epsilon: float, direction: str | None = None,
     if not rounded.sampled:
         value = _gaussian_delta(precision, epsilon)
         return DeltaBounds(value * (1 - 1e-8) if exact else 0.0, min(value * (1 + 1e-8), 1.0))
-    parts = []
+    parts: list[DeltaBounds] = []
     for way in DIRECTIONS if direction is None else (direction,):
-        parts.append(_delta_of_direction(_steps(rounded, way, group_size), precision, epsilon))
+        steps = _steps(rounded, way, group_size)
+        if not (parts and _most_of_add(steps, precision, epsilon, parts[0].lower) <= parts[0].lower):
+            parts.append(_delta_of_direction(steps, precision, epsilon))
     most = 1.0 if precision else _probability_of_taking_part(rounded, group_size)
     upper = min(max(part.upper for part in parts), most)
     return DeltaBounds(min(max(part.lower for part in parts), upper) if exact else 0.0, upper)
@@ -155,6 +163,33 @@ def _one_step(rate: float, noise: float, delta: float) -> EpsilonBounds:
     return EpsilonBounds(value * (1 - 1e-8), value)
 
 
+def _of_both(form: NormalForm, precision: float, group_size: int, delta: float) -> tuple[float, float]:
+    """Return bounds on ε in the worse direction; "add" is not integrated where it surely holds at that of "remove"."""
+    remove = _of_direction(_steps(form, REMOVE, group_size), precision, delta)
+    steps = _steps(form, ADD, group_size)
+    if _most_of_add(steps, precision, remove.lower, delta) <= delta:
+        return remove.lower, remove.upper
+    add = _of_direction(steps, precision, delta)
+    return max(remove.lower, add.lower), max(remove.upper, add.upper)
+
+
+def _most_of_add(steps: Steps, precision: float, epsilon: float, delta: float) -> float:
+    """Return an upper bound on δ(`epsilon`) in the direction "add", to be compared with `delta`; cheap, not sharp.
+
+    The loss of a step without the record never exceeds −k·log(1 − q); and δ(ε) <= C_s e^{K(s) − sε} for every s > 0.
+    """
+    surely = math.fsum(-count * step.group_size * math.log1p(-step.rate) for step, count in steps)
+    if not precision and epsilon >= surely * (1 + 1e-12):
+        return 0.0
+    if not (epsilon > 0 and delta > 0):
+        return 1.0
+    total = LossSum(steps, precision, 1e-3 * delta)
+    s = saddle_point(total, epsilon)
+    return math.exp(min(total.log_moment_at_most(s) + s * math.log(s) - (s + 1) * math.log1p(s) - s * epsilon, 0.0)) + (
+        total.dropped
+    )
+
+
 @lru_cache(maxsize=512)
 def _of_direction(steps: Steps, precision: float, delta: float) -> EpsilonBounds:
     """Return bounds on ε in one direction, leaving out more of a step's outcomes where that makes them closer.
@@ -162,9 +197,9 @@ def _of_direction(steps: Steps, precision: float, delta: float) -> EpsilonBounds
     Where steps are rare and their losses have heavy tails, these tails keep c small and the integral cancels; leaving
     out a little more probability, which is added to δ, sets c free.
     """
-    result = EpsilonBounds(0.0, math.inf)
+    result, near = EpsilonBounds(0.0, math.inf), None
     for dropped in _DROPPED:
-        found = _search(LossSum(steps, precision, dropped * delta), delta)
+        found, near = _search(LossSum(steps, precision, dropped * delta), delta, near)
         result = EpsilonBounds(max(result.lower, found.lower), min(result.upper, found.upper))
         if result.error <= _GOOD_ENOUGH * result.upper:
             break
@@ -177,24 +212,30 @@ def _of_direction(steps: Steps, precision: float, delta: float) -> EpsilonBounds
     return result
 
 
-def _search(total: LossSum, delta: float) -> EpsilonBounds:
-    c, epsilon = saddle_point_of_delta(total, delta)
-    if epsilon <= 0:
-        epsilon, c = 0.0, saddle_point(total, 0.0)
-    result = EpsilonBounds(0.0, math.inf)
+def _search(total: LossSum, delta: float, near: float | None) -> tuple[EpsilonBounds, float]:
+    """Return bounds on ε, and about where it is; the search begins at `near`, where that is known."""
+    c, epsilon = saddle_point_of_delta(total, delta) if near is None else (0.0, near)
+    if epsilon <= 0 or near is not None:
+        epsilon = max(epsilon, 0.0)
+        c = saddle_point(total, epsilon)
+    result, reach = EpsilonBounds(0.0, math.inf), ROUGH_REACH
     for _ in range(_CONTOURS):
-        contour = Contour(total, c, epsilon, delta)
+        contour = Contour(total, c, epsilon, delta, reach)
         if epsilon == 0.0 and contour.upper(0.0) <= delta:
-            return EpsilonBounds(0.0, 0.0)
+            return EpsilonBounds(0.0, 0.0), 0.0
         root = _root_on(contour, epsilon, delta)
-        upper = _private_side(contour, root, delta)
-        lower = _other_side(contour, min(upper, max(root, 0.0)), delta)
-        result = EpsilonBounds(max(result.lower, lower), min(result.upper, upper))
-        if result.error <= _GOOD_ENOUGH * result.upper or abs(root - epsilon) * c < 0.5:
-            break
+        is_near = abs(root - epsilon) * c < 0.5
+        if not contour.smoothing or reach == REACH:
+            upper = _private_side(contour, root, delta)
+            lower = _other_side(contour, min(upper, max(root, 0.0)), delta)
+            result = EpsilonBounds(max(result.lower, lower), min(result.upper, upper))
+            if result.error <= _GOOD_ENOUGH * result.upper or is_near:
+                break
+        # Where it is, few nodes tell; how much, many.
+        reach = REACH if is_near else reach
         epsilon = root
         c = saddle_point(total, epsilon)
-    return result
+    return result, epsilon
 
 
 def _root_on(contour: Contour, epsilon: float, delta: float) -> float:
@@ -236,12 +277,20 @@ def _private_side(contour: Contour, root: float, delta: float) -> float:
 
 def _other_side(contour: Contour, upper: float, delta: float) -> float:
     """Return an ε below `upper` at which the lower bound on δ is at least `delta`: no smaller ε holds."""
-    step = 1e-10 * max(upper, 1e-3 / contour.c)
+    step, short = 1e-10 * max(upper, 1e-3 / contour.c), 0.0
     while step < upper:
         if contour.bounds(upper - step).lower >= delta:
-            return upper - step
-        step *= 1.5
-    return 0.0
+            break
+        step, short = 6 * step, step
+    else:
+        return 0.0
+    while short and step > 1.5 * short:
+        middle = math.sqrt(short * step)
+        if contour.bounds(upper - middle).lower >= delta:
+            step = middle
+        else:
+            short = middle
+    return upper - step
 
 
 @lru_cache(maxsize=1024)

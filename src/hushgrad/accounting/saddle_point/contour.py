@@ -38,10 +38,10 @@ from hushgrad.accounting.saddle_point.transform import Complex, transform
 
 _ALIAS = 1e-10  # of δ, for what aliasing may add
 _TAIL = 1e-8  # of δ, for what nodes that are left out may add
-_NODES = 1 << 14
-_WORK = 5e8  # nodes times quadrature points
-_SMOOTHED_REACH = 1000.0
-"""Nodes beyond this multiple of c are replaced by smoothing, which then costs about 1e-4 of δ."""
+_NODES = 1 << 16
+_WORK = float(__import__('os').environ.get('WORK','1.5e8'))  # nodes times quadrature points
+REACH, ROUGH_REACH = 4000.0, 60.0
+"""Nodes beyond this multiple of c are replaced by smoothing, which then costs about 1e-5 of δ; roughly, about 1e-2."""
 
 _EPS = 2.0**-52
 _SMALLEST_C, _LARGEST_C = 1e-9, 1e12
@@ -98,8 +98,8 @@ def _root(increasing: Callable[[float], float]) -> float:
 class Contour:
     """Nodes on Re z = c for one sum of losses, from which δ at any ε near the one they were made for can be read."""
 
-    def __init__(self, total: LossSum, c: float, epsilon: float, delta: float) -> None:
-        """Place nodes for δ(ε) of about `delta` at about `epsilon`."""
+    def __init__(self, total: LossSum, c: float, epsilon: float, delta: float, reach: float = REACH) -> None:
+        """Place nodes for δ(ε) of about `delta` at about `epsilon`; beyond `reach`·c smoothing replaces them."""
         self.c = c
         self._total = total
         self._delta = delta
@@ -108,7 +108,7 @@ class Contour:
         self._chernoff = [(s, total.cumulants(s).value + s * math.log(s) - (s + 1) * math.log1p(s))
                           for s in (c * f for f in (1.02, 1.05, 1.1, 1.2, 1.35, 1.6, 2.0, 3.0, 5.0))]  # fmt: skip
         self.interval = 2 * math.pi / self._period(epsilon)
-        panels, end = self._place(at, epsilon)
+        panels, end = self._place(at, epsilon, reach * c)
         nodes = 1 + math.ceil(end / self.interval)
         self._u = self.interval * np.arange(nodes)
         log_phi = np.zeros(nodes, dtype=complex)
@@ -129,7 +129,7 @@ class Contour:
         self._integrand: Complex = self._density / (z * (z + 1))
         self._unsigned = float(np.abs(1 / (z * (z + 1))).sum()) * self.interval / math.pi
 
-    def _place(self, at: Cumulants, epsilon: float) -> tuple[list[int], float]:
+    def _place(self, at: Cumulants, epsilon: float, reach: float) -> tuple[list[int], float]:
         """Choose the last node's frequency, the smoothing and the quadratures' panels; return panels and frequency."""
         total, c = self._total, self.c
         scale = at.value - c * epsilon  # log of the integrand at u = 0, but for 1/(z(z+1))
@@ -139,8 +139,8 @@ class Contour:
         enough = np.nonzero(log_tail <= self._wanted)[0]
         self.smoothing = 0.0
         end = float(frequencies[enough[0]]) if len(enough) else math.inf
-        if end > _SMOOTHED_REACH * c or end / self.interval > _NODES:
-            end = min(end, _SMOOTHED_REACH * c, _NODES * self.interval)
+        if end > reach or end / self.interval > _NODES:
+            end = min(end, reach, _NODES * self.interval)
             self.smoothing = self._needed_smoothing(frequencies, log_tail, end)
         panels, self._quadrature = total.resolution(c, end, 1e-9)
         while self._work(panels, end) > _WORK and end > 20 * start:
@@ -162,7 +162,8 @@ class Contour:
         return 2 * max(float(log_tail[reached]) - self._wanted + 2.0, 1.0) / end**2
 
     def _work(self, panels: list[int], end: float) -> float:
-        return 24 * sum(panels) * (end / self.interval + 300)
+        nodes = end / self.interval
+        return 24 * sum(panels) * (min(nodes, 150) + 300) + 200 * len(panels) * nodes
 
     def _period(self, epsilon: float) -> float:
         left = -self._alias_allowed / self.c

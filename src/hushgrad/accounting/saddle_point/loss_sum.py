@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hushgrad.accounting.saddle_point.step_measure import Array, SampledStep, StepMeasure, measure, needed_panels
+from hushgrad.accounting.saddle_point.step_measure import (
+    Array,
+    SampledStep,
+    StepMeasure,
+    measure,
+    needed_panels,
+    quadrature_error,
+)
 
 _CERTIFICATE_MARGIN = 0.8
 _VARIATION_MARGIN = 1.2
@@ -65,6 +72,12 @@ class LossSum:
             mean += float(self.counts @ means)
             variance += float(self.counts @ squares)
         return Cumulants(value, mean, variance)
+
+    def log_moment_at_most(self, c: float) -> float:
+        """Return an upper bound on K(c): with the error of its quadrature, which is coarse."""
+        errors = (quadrature_error(part, part.half_width, c, 0.0) for part in self.measures)
+        excess = math.fsum(count * math.log1p(error) for error, (_, count) in zip(errors, self.steps, strict=True))
+        return self.cumulants(c).value * (1 + 1e-12) + excess + 1e-9
 
     def resolution(self, c: float, frequency: float, tolerance: float) -> tuple[list[int], float]:
         """Return numbers of panels that are enough for |u| <= `frequency` at the tilt `c`, and Σ count · error.
