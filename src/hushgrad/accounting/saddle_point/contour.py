@@ -38,8 +38,11 @@ from hushgrad.accounting.saddle_point.transform import Complex, transform
 
 _ALIAS = 1e-10  # of δ, for what aliasing may add
 _TAIL = 1e-8  # of δ, for what nodes that are left out may add
+_QUADRATURE = 1e-9  # of δ, for what the quadrature of the transforms may add
 _NODES = 1 << 16
-_WORK = float(__import__('os').environ.get('WORK','1.5e8'))  # nodes times quadrature points
+_WORK, _WORK_OF_A_STEP = 1.5e8, 5e5
+"""How much is formed at most: about 2 ns each, so that many different steps may take longer."""
+
 REACH, ROUGH_REACH = 4000.0, 60.0
 """Nodes beyond this multiple of c are replaced by smoothing, which then costs about 1e-5 of δ; roughly, about 1e-2."""
 
@@ -142,11 +145,14 @@ class Contour:
         if end > reach or end / self.interval > _NODES:
             end = min(end, reach, _NODES * self.interval)
             self.smoothing = self._needed_smoothing(frequencies, log_tail, end)
-        panels, self._quadrature = total.resolution(c, end, 1e-9)
-        while self._work(panels, end) > _WORK and end > 20 * start:
+        # Where the integral cancels, its error counts as much more.
+        tolerance = _QUADRATURE * min(1.0, 2 * c * math.exp(min(math.log(self._delta) - scale, 300.0)))
+        panels, self._quadrature = total.resolution(c, end, tolerance)
+        most = max(_WORK, len(panels) * _WORK_OF_A_STEP)
+        while self._work(panels, end) > most and end > 20 * start:
             end /= 1.5
             self.smoothing = self._needed_smoothing(frequencies, log_tail, end)
-            panels, self._quadrature = total.resolution(c, end, 1e-9)
+            panels, self._quadrature = total.resolution(c, end, tolerance)
         p = self.smoothing
         self._log_scale = at.value + p * c * (c + 1) / 2
         reached = int(np.searchsorted(frequencies, end * (1 + 1e-9), side="right")) - 1
