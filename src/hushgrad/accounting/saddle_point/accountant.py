@@ -7,6 +7,7 @@ both directions are taken, ε is found from δ, and what has a closed form is no
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -29,13 +30,16 @@ from hushgrad.accounting.saddle_point.step_measure import ADD, REMOVE, SampledSt
 from hushgrad.errors import AccountingError
 
 DIRECTIONS = (REMOVE, ADD)
-LEAST_SAMPLED_NOISE = 0.02
+LEAST_SAMPLED_NOISE = 0.009
 """Steps with less noise count as unsampled: an upper bound, at ε of a thousand and more."""
 SMALLEST_DELTA = 1e-150
 MOST_STEPS = 10**9
 
 _DROPPED = (1e-8, 1e-5, 1e-3)
 """Parts of δ for the outcomes that no node stands for; a later one is tried where the earlier left loose bounds."""
+
+_FREED = 1.05
+"""By what factor c must grow for another part of δ to be worth trying."""
 
 _GOOD_ENOUGH = 3e-5
 _CONTOURS = 12
@@ -99,6 +103,15 @@ def delta_bounds(form: NormalForm, epsilon: float, direction: str | None = None,
     most = 1.0 if precision else _probability_of_taking_part(rounded, group_size)
     upper = min(max(part.upper for part in parts), most)
     return DeltaBounds(min(max(part.lower for part in parts), upper) if exact else 0.0, upper)
+
+
+def rough_epsilon(form: NormalForm, delta: float) -> float:
+    """Return roughly ε at `delta` by the saddle-point approximation: a first guess, with no bound on its error."""
+    rounded, _ = _sampled_with_noise(form)
+    if not rounded.sampled:
+        return gaussian_epsilon(rounded.gaussian_precision, delta)
+    total = LossSum(_steps(rounded, REMOVE, 1), rounded.gaussian_precision, _DROPPED[0] * delta)
+    return max(saddle_point_of_delta(total, delta)[1], 0.0)
 
 
 def _require_in_range(form: NormalForm, delta: float) -> None:
@@ -199,7 +212,10 @@ def _of_direction(steps: Steps, precision: float, delta: float) -> EpsilonBounds
     """
     result, near = EpsilonBounds(0.0, math.inf), None
     for dropped in _DROPPED:
-        found, near = _search(LossSum(steps, precision, dropped * delta), delta, near)
+        total = LossSum(steps, precision, dropped * delta)
+        if near is not None and saddle_point(total, near.epsilon) < _FREED * near.c:
+            continue
+        found, near = _search(total, delta, near)
         result = EpsilonBounds(max(result.lower, found.lower), min(result.upper, found.upper))
         if result.error <= _GOOD_ENOUGH * result.upper:
             break
@@ -212,17 +228,27 @@ def _of_direction(steps: Steps, precision: float, delta: float) -> EpsilonBounds
     return result
 
 
-def _search(total: LossSum, delta: float, near: float | None) -> tuple[EpsilonBounds, float]:
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """About where an ε is, and its saddle point c."""
+
+    c: float
+    epsilon: float
+
+
+def _search(total: LossSum, delta: float, near: _Place | None) -> tuple[EpsilonBounds, _Place]:
     """Return bounds on ε, and about where it is; the search begins at `near`, where that is known."""
-    c, epsilon = saddle_point_of_delta(total, delta) if near is None else (0.0, near)
-    if epsilon <= 0 or near is not None:
-        epsilon = max(epsilon, 0.0)
-        c = saddle_point(total, epsilon)
-    result, reach = EpsilonBounds(0.0, math.inf), ROUGH_REACH
+    if near is None:
+        c, epsilon = saddle_point_of_delta(total, delta)
+    else:
+        c, epsilon = saddle_point(total, near.epsilon), near.epsilon
+    if epsilon <= 0:
+        epsilon, c = 0.0, saddle_point(total, 0.0)
+    result, reach = EpsilonBounds(0.0, math.inf), ROUGH_REACH if near is None else REACH
     for _ in range(_CONTOURS):
         contour = Contour(total, c, epsilon, delta, reach)
         if epsilon == 0.0 and contour.upper(0.0) <= delta:
-            return EpsilonBounds(0.0, 0.0), 0.0
+            return EpsilonBounds(0.0, 0.0), _Place(c, 0.0)
         root = _root_on(contour, epsilon, delta)
         is_near = abs(root - epsilon) * c < 0.5
         if not contour.smoothing or reach == REACH:
@@ -235,7 +261,7 @@ def _search(total: LossSum, delta: float, near: float | None) -> tuple[EpsilonBo
         reach = REACH if is_near else reach
         epsilon = root
         c = saddle_point(total, epsilon)
-    return result, epsilon
+    return result, _Place(c, root)
 
 
 def _root_on(contour: Contour, epsilon: float, delta: float) -> float:

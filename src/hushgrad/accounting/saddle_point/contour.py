@@ -43,8 +43,8 @@ _NODES = 1 << 16
 _WORK, _WORK_OF_A_STEP = 1.5e8, 5e5
 """How much is formed at most: about 2 ns each, so that many different steps may take longer."""
 
-REACH, ROUGH_REACH = 4000.0, 60.0
-"""Nodes beyond this multiple of c are replaced by smoothing, which then costs about 1e-5 of δ; roughly, about 1e-2."""
+REACH, ROUGH_REACH = 4000.0, 200.0
+"""Nodes beyond this multiple of c are replaced by smoothing, which then costs some 1e-6 of δ; roughly, some 1e-3."""
 
 _EPS = 2.0**-52
 _SMALLEST_C, _LARGEST_C = 1e-9, 1e12
