@@ -38,7 +38,7 @@ from hushgrad.accounting.saddle_point.transform import Complex, transform
 
 _ALIAS = 1e-10  # of δ, for what aliasing may add
 _TAIL = 1e-8  # of δ, for what nodes that are left out may add
-_QUADRATURE = 1e-9  # of δ, for what the quadrature of the transforms may add
+_QUADRATURE, _QUADRATURE_OF_SMOOTHED = 1e-9, 1e-7  # of δ, for what the quadrature of the transforms may add
 _NODES = 1 << 16
 _WORK, _WORK_OF_A_STEP = 1.5e8, 5e5
 """How much is formed at most: about 2 ns each, so that many different steps may take longer."""
@@ -146,11 +146,11 @@ class Contour:
             end = min(end, reach, _NODES * self.interval)
             self.smoothing = self._needed_smoothing(frequencies, log_tail, end)
         # Where the integral cancels, its error counts as much more.
-        tolerance = _QUADRATURE * min(1.0, 2 * c * math.exp(min(math.log(self._delta) - scale, 300.0)))
+        tolerance = (_QUADRATURE_OF_SMOOTHED if self.smoothing else _QUADRATURE) * min(1.0, 2 * c * math.exp(min(math.log(self._delta) - scale, 300.0)))
         panels, self._quadrature = total.resolution(c, end, tolerance)
         most = max(_WORK, len(panels) * _WORK_OF_A_STEP)
-        while self._work(panels, end) > most and end > 20 * start:
-            end /= 1.5
+        while (excess := self._work(panels, end) / most) > 1 and end > 20 * start:
+            end /= min(1.05 * excess, 3.0)
             self.smoothing = self._needed_smoothing(frequencies, log_tail, end)
             panels, self._quadrature = total.resolution(c, end, tolerance)
         p = self.smoothing
