@@ -31,7 +31,7 @@ from hushgrad.errors import AccountingError
 
 DIRECTIONS = (REMOVE, ADD)
 LEAST_SAMPLED_NOISE = 0.009
-"""Steps with less noise count as unsampled: an upper bound, at ε of a thousand and more."""
+"""Steps with less noise count as unsampled: an upper bound, at ε of ten thousand and more. Calibration tries none."""
 SMALLEST_DELTA = 1e-150
 MOST_STEPS = 10**9
 
@@ -80,10 +80,12 @@ def epsilon_bounds(form: NormalForm, delta: float, group_size: int = 1) -> Epsil
     return EpsilonBounds(min(result.lower, upper) if exact else 0.0, upper)
 
 
-def delta_bounds(form: NormalForm, epsilon: float, direction: str | None = None, group_size: int = 1) -> DeltaBounds:
+def delta_bounds(
+    form: NormalForm, epsilon: float, direction: str | None = None, group_size: int = 1, reach: float = REACH
+) -> DeltaBounds:
     """Return bounds on δ(`epsilon`), `epsilon` >= 0, in one direction ("remove", "add") or in the worse of both.
 
-    Guarantee: δ(ε) lies between them. Raises `AccountingError` as `epsilon_bounds` does.
+    Guarantee: δ(ε) lies between them, closer the larger `reach` is. Raises `AccountingError` as `epsilon_bounds` does.
     """
     if form.noiseless:
         return DeltaBounds(1.0, 1.0)
@@ -99,7 +101,7 @@ def delta_bounds(form: NormalForm, epsilon: float, direction: str | None = None,
     for way in DIRECTIONS if direction is None else (direction,):
         steps = _steps(rounded, way, group_size)
         if not (parts and _most_of_add(steps, precision, epsilon, parts[0].lower) <= parts[0].lower):
-            parts.append(_delta_of_direction(steps, precision, epsilon))
+            parts.append(_delta_of_direction(steps, precision, epsilon, reach))
     most = 1.0 if precision else _probability_of_taking_part(rounded, group_size)
     upper = min(max(part.upper for part in parts), most)
     return DeltaBounds(min(max(part.lower for part in parts), upper) if exact else 0.0, upper)
@@ -245,7 +247,7 @@ def _search(total: LossSum, delta: float, near: _Place | None) -> tuple[EpsilonB
     if epsilon <= 0:
         epsilon, c = 0.0, saddle_point(total, 0.0)
     result, reach = EpsilonBounds(0.0, math.inf), ROUGH_REACH if near is None else REACH
-    for _ in range(_CONTOURS):
+    for number in range(_CONTOURS):
         contour = Contour(total, c, epsilon, delta, reach)
         if epsilon == 0.0 and contour.upper(0.0) <= delta:
             return EpsilonBounds(0.0, 0.0), _Place(c, 0.0)
@@ -258,7 +260,7 @@ def _search(total: LossSum, delta: float, near: _Place | None) -> tuple[EpsilonB
             if result.error <= _GOOD_ENOUGH * result.upper or is_near:
                 break
         # Where it is, few nodes tell; how much, many.
-        reach = REACH if is_near else reach
+        reach = REACH if is_near or number >= _CONTOURS // 2 else reach
         epsilon = root
         c = saddle_point(total, epsilon)
     return result, _Place(c, root)
@@ -320,7 +322,7 @@ def _other_side(contour: Contour, upper: float, delta: float) -> float:
 
 
 @lru_cache(maxsize=1024)
-def _delta_of_direction(steps: Steps, precision: float, epsilon: float) -> DeltaBounds:
+def _delta_of_direction(steps: Steps, precision: float, epsilon: float, reach: float) -> DeltaBounds:
     if steps[0][0].direction == ADD and not precision and epsilon > 0:
         # The loss of a step without the record never exceeds −k·log(1 − q).
         most = math.fsum(-count * step.group_size * math.log1p(-step.rate) for step, count in steps)
@@ -335,8 +337,24 @@ def _delta_of_direction(steps: Steps, precision: float, epsilon: float) -> Delta
     if guess < math.log(_NEGLIGIBLE):
         return DeltaBounds(0.0, 1e-250)
     delta = min(math.exp(guess), 0.9)
-    total = LossSum(steps, precision, _DROPPED[0] * delta)
-    return Contour(total, saddle_point(total, epsilon), epsilon, delta).bounds(epsilon)
+    if reach <= ROUGH_REACH:
+        return _read_off(LossSum(steps, precision, _DROPPED[-1] * delta), epsilon, delta, reach)
+    least, middle, most = _DROPPED
+    result = _read_off(LossSum(steps, precision, least * delta), epsilon, delta, reach)
+    last = saddle_point(LossSum(steps, precision, least * delta), epsilon)
+    for dropped in (most, middle):
+        total = LossSum(steps, precision, dropped * delta)
+        if result.error <= _GOOD_ENOUGH * result.upper or saddle_point(total, epsilon) < _FREED * last:
+            break
+        found = _read_off(total, epsilon, delta, reach)
+        result = DeltaBounds(max(result.lower, found.lower), min(result.upper, found.upper))
+        if found.error > 3 * dropped * delta:  # what is left out is not what makes them loose
+            break
+    return result
+
+
+def _read_off(total: LossSum, epsilon: float, delta: float, reach: float) -> DeltaBounds:
+    return Contour(total, saddle_point(total, epsilon), epsilon, delta, reach).bounds(epsilon)
 
 
 def _one_step_delta(step: SampledStep, epsilon: float) -> float:

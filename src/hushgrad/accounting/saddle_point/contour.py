@@ -146,7 +146,9 @@ class Contour:
             end = min(end, reach, _NODES * self.interval)
             self.smoothing = self._needed_smoothing(frequencies, log_tail, end)
         # Where the integral cancels, its error counts as much more.
-        tolerance = (_QUADRATURE_OF_SMOOTHED if self.smoothing else _QUADRATURE) * min(1.0, 2 * c * math.exp(min(math.log(self._delta) - scale, 300.0)))
+        tolerance = (_QUADRATURE_OF_SMOOTHED if self.smoothing else _QUADRATURE) * min(
+            1.0, 2 * c * math.exp(min(math.log(self._delta) - scale, 300.0))
+        )
         panels, self._quadrature = total.resolution(c, end, tolerance)
         most = max(_WORK, len(panels) * _WORK_OF_A_STEP)
         while (excess := self._work(panels, end) / most) > 1 and end > 20 * start:
@@ -232,4 +234,3 @@ def _log_tail(frequencies: Array, decay: Array, smoothing: float) -> Array:
     logs = decay - smoothing * frequencies**2 / 2 - np.log(frequencies) + math.log(2 / math.pi)
     result: Array = np.logaddexp.accumulate(logs[::-1])[::-1]
     return result
-

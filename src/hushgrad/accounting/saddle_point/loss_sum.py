@@ -12,6 +12,7 @@ from hushgrad.accounting.saddle_point.step_measure import (
     SampledStep,
     StepMeasure,
     measure,
+    measured,
     needed_panels,
     quadrature_error,
 )
@@ -98,7 +99,7 @@ class LossSum:
     def refined(self, panels: list[int]) -> list[StepMeasure]:
         """Return the steps' measures on these numbers of panels."""
         return [
-            part if number == part.panels else measure(step, self._per_step, number)
+            part if number == part.panels else measured(step, self._per_step, number)
             for part, (step, _), number in zip(self.measures, self.steps, panels, strict=True)
         ]
 

@@ -189,7 +189,7 @@ def needed_panels(part: StepMeasure, tilt: float, frequency: float, tolerance: f
     panels, fewer, before = max(first, round(span / (2 * part.half_width))), 0, 0.0
     error = quadrature_error(part, span / (2 * panels), tilt, frequency)
     while error > tolerance and panels < _MOST_PANELS:
-        # The logarithm of the bound falls about linearly in that of the number of panels, the slower the more there are.
+        # The bound's logarithm falls about linearly in that of the number of panels, the slower the more there are.
         steepness = min(max((before - math.log(error)) / math.log(panels / fewer), 15.0), 1000.0) if fewer else 1000.0
         factor = math.exp((math.log(error) - math.log(tolerance)) / steepness)
         fewer, before, panels = panels, math.log(error), math.ceil(panels * min(max(factor, 1.1), 8.0))
@@ -210,7 +210,12 @@ def _rule() -> tuple[Array, Array]:
 
 
 @lru_cache(maxsize=4096)
-def measure(step: SampledStep, dropped: float, panels: int = 0) -> StepMeasure:
+def measure(step: SampledStep, dropped: float) -> StepMeasure:
+    """Return `step`'s measure on panels that are enough for a slow integrand; it is small, and remembered."""
+    return measured(step, dropped, 0)
+
+
+def measured(step: SampledStep, dropped: float, panels: int) -> StepMeasure:
     """Return `step`'s measure on `panels` panels (0: enough for a slow integrand), leaving out at most `dropped`."""
     low, high = step.interval(dropped)
     noise = step.noise_multiplier
