@@ -17,6 +17,7 @@ from pathlib import Path
 
 import bypassed_calls
 import gradient_mixing
+import gradient_penalties
 import hidden_inputs
 import kept_state
 import later_batches
@@ -30,6 +31,8 @@ import padded_lengths
 import quiet_randomness
 import relative_tolerances
 import run_accounts
+import sixteen_bits
+import streams
 import torch
 from silent_programs import EXACT, OUTCOMES, REFUSED, SILENT, TRUSTED, UNTYPED, Found, Kind, Program
 
@@ -44,12 +47,15 @@ KINDS: tuple[Kind, ...] = (
     layout_coincidences.KIND,
     quiet_randomness.KIND,
     gradient_mixing.KIND,
+    gradient_penalties.KIND,
     relative_tolerances.KIND,
     kept_state.KIND,
     own_scalar_losses.KIND,
+    sixteen_bits.KIND,
     later_batches.KIND,
     number_limits.KIND,
     run_accounts.KIND,
+    streams.KIND,
     loop_faults.KIND,
 )
 
