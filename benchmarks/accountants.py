@@ -4,12 +4,14 @@
     python -m benchmarks.accountants random     random plans, the saddle-point accountant against the other two
     python -m benchmarks.accountants tails      delta <= 1e-9: who reports too little, and simulation as a witness
     python -m benchmarks.accountants rooms      what truncation costs with how much room
+    python -m benchmarks.accountants corners    where it is slow: large targets, few steps at small rates, trade-offs
 
 Each figure of another library is computed in a process of its own with a limit of time. All run on one thread.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -17,6 +19,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from hushgrad.accounting import (
     epsilon_bounds,
     poisson_steps,
 )
+from hushgrad.accounting.risk import trade_off_curve
 from hushgrad.accounting.saddle_point.contour import saddle_point
 from hushgrad.accounting.saddle_point.loss_sum import LossSum
 from hushgrad.accounting.saddle_point.step_measure import REMOVE, SampledStep
@@ -104,17 +108,22 @@ def limited(method: Callable[[Plan], float], plan: Plan) -> tuple[float | str, f
         process.join()
 
 
-def ours(plan: Plan) -> tuple[float, float, float]:
-    """Return the upper bound, the error bound and the CPU seconds; nothing is remembered from earlier."""
-    from hushgrad.accounting.saddle_point.accountant import accountant as module
-    from hushgrad.accounting.saddle_point.accountant import step_measure
+def afresh(question: Callable[[], Any]) -> tuple[Any, float]:
+    """Return the answer and its CPU seconds; nothing is remembered from earlier."""
+    from hushgrad.accounting.saddle_point import accountant as module
+    from hushgrad.accounting.saddle_point import step_measure
 
     for cached in (module._of_direction, module._delta_of_direction, step_measure.measure, step_measure._interval):
         cached.cache_clear()
-    rate, noise, steps, delta = plan
     before = time.process_time()
-    bounds = epsilon_bounds([(PoissonSampled(rate, noise), steps)], delta)
-    return bounds.upper, bounds.error, time.process_time() - before
+    return question(), time.process_time() - before
+
+
+def ours(plan: Plan) -> tuple[float, float, float]:
+    """Return the upper bound, the error bound and the CPU seconds; nothing is remembered from earlier."""
+    rate, noise, steps, delta = plan
+    bounds, spent = afresh(lambda: epsilon_bounds([(PoissonSampled(rate, noise), steps)], delta))
+    return bounds.upper, bounds.error, spent
 
 
 def simulated(plan: Plan, epsilon: float, draws: int) -> tuple[float, float]:
@@ -276,6 +285,39 @@ def rooms() -> None:
             row.append(f"{most}: +{truncated / plain - 1:.1e}")
         rows.append(row)
     _table(["plan", "ε of Poisson sampling", *(f"{width} standard deviations" for width in widths)], rows)
+
+
+@main.command()
+def corners() -> None:
+    """Print the median and the worst CPU seconds where the accountants have the most to do."""
+    targets, curves, rates = (50.0, 200.0, 400.0, 1000.0, 3000.0, 10_000.0), (0.5, 1.0, 4.0), (1e-4, 1e-3, 0.01, 0.1)
+    work: dict[str, dict[str, Callable[[], Any]]] = {"calibration": {}, "few steps": {}, "trade-off at 4 rates": {}}
+    for rate, steps in ((0.1, 100), (0.01, 1000), (0.001, 10_000), (0.3, 5), (0.004, 14_000), (0.01, 50), (1e-4, 100)):
+        for target in targets:
+            work["calibration"][f"q={rate:g}, T={steps}, ε={target:g}"] = partial(
+                calibrate_noise_multiplier,
+                target_epsilon=target,
+                target_delta=1e-5,
+                composition=poisson_steps(rate, steps),
+            )
+    for rate, noise, steps in itertools.product((1e-4, 1e-3, 0.01), (0.4, 0.6, 1.0, 2.0, 8.0), (2, 3, 5, 10, 20, 40)):
+        for delta in (1e-5, 1e-8):
+            work["few steps"][f"q={rate:g}, σ={noise:g}, T={steps}, δ={delta:g}"] = partial(
+                epsilon_bounds, [(PoissonSampled(rate, noise), steps)], delta
+            )
+    for rate, noise, steps in itertools.product((1e-4, 1e-3, 0.01, 0.1), curves, (3, 10, 40, 1000, 100_000)):
+        work["trade-off at 4 rates"][f"q={rate:g}, σ={noise:g}, T={steps}"] = partial(
+            trade_off_curve, [(PoissonSampled(rate, noise), steps)], rates
+        )
+    rows = []
+    for name, questions in work.items():
+        found = sorted((afresh(question)[1], label) for label, question in questions.items())
+        seconds = [spent for spent, _ in found]
+        slow = sum(spent > 1 for spent in seconds)
+        rows.append([
+            name, str(len(found)), f"{statistics.median(seconds):.2f}", f"{seconds[-1]:.1f}", str(slow), found[-1][1],
+        ])  # fmt: skip
+    _table(["what", "plans", "median s", "worst s", "above 1 s", "the worst one"], rows)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,23 @@ def test_few_evaluations_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(asked) <= 3 * 8
 
 
+@pytest.mark.parametrize(("rate", "steps"), [(0.1, 100), (0.001, 10_000), (0.01, 50)])
+def test_few_evaluations_suffice_for_large_targets(monkeypatch: pytest.MonkeyPatch, rate: float, steps: int) -> None:
+    asked = []
+    real = calibration.epsilon
+
+    def counted(composition: Composition, delta: float, accountant: str) -> float:
+        asked.append(composition)
+        return real(composition, delta, accountant)
+
+    monkeypatch.setattr(calibration, "epsilon", counted)
+    plan = poisson_steps(rate, steps)
+    for target in (200.0, 1000.0):
+        noise = calibrate_noise_multiplier(target_epsilon=target, target_delta=1e-5, composition=plan)
+        assert epsilon(plan(noise), 1e-5) <= target < epsilon(plan(noise * (1 - TOLERANCE)), 1e-5)
+    assert len(asked) <= 2 * 6
+
+
 def test_an_enormous_target_gives_the_smallest_noise_multiplier_that_is_tried() -> None:
     assert calibrate_noise_multiplier(target_epsilon=1e9, target_delta=1e-5, composition=poisson_steps(0.5, 1)) == 0.01
 

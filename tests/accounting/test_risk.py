@@ -95,6 +95,20 @@ def test_no_threshold_attack_has_more_power_than_is_said(threshold: float) -> No
         assert bound <= power * 1.01
 
 
+@pytest.mark.parametrize("plan", [(0.01, 1.0, 100_000), (0.01, 4.0, 100)])
+def test_a_curve_of_several_rates_is_that_of_each_and_as_good_as_a_fine_grid(plan: tuple[float, float, int]) -> None:
+    """Guarantee: a lower bound; against the best of 60 ε, each with a δ of its own."""
+    composition = [(PoissonSampled(plan[0], plan[1]), plan[2])]
+    rates = [1e-3, 0.1]
+    together = trade_off_curve(composition, rates)
+    grid = [0.0, *(10 ** (k / 12 - 4) for k in range(60))]
+    curve = [(at, delta_bounds(composition, at)) for at in grid]
+    for rate, found in zip(rates, together, strict=True):
+        assert found == pytest.approx(false_negative_rate(composition, rate), rel=1e-4)
+        best = max(max(1 - d.upper - math.exp(e) * rate, math.exp(-e) * (1 - d.upper - rate)) for e, d in curve)
+        assert found >= best * (1 - 1e-5)
+
+
 @pytest.mark.parametrize("bad", [-1, math.nan, math.inf, "1", True])
 def test_a_bad_epsilon_or_rate_is_refused(bad: object) -> None:
     with pytest.raises(InvalidArgumentError):

@@ -24,3 +24,8 @@ class DeltaBounds:
 
     lower: float
     upper: float
+
+    @property
+    def error(self) -> float:
+        """How far the quoted δ may lie above the true one."""
+        return self.upper - self.lower

@@ -18,6 +18,7 @@ from hushgrad.errors import UnreachableTargetError
 SMALLEST_NOISE_MULTIPLIER = 0.01
 LARGEST_NOISE_MULTIPLIER = 1e6
 TOLERANCE = 2e-4
+_FAR_OFF = 0.7
 
 
 def poisson_steps(sampling_rate: float, steps: int) -> Callable[[float], Composition]:
@@ -55,12 +56,11 @@ def calibrate_noise_multiplier(
     target = positive_number("target_epsilon", target_epsilon)
     delta = open_unit_interval("target_delta", target_delta, "Pass less than 1 / the number of examples")
     search = _Search(lambda noise: epsilon(composition(noise), delta, accountant), target)
-    rough = partial(_gaussian_limit, composition, delta)
-    guess = _bisect(rough, target)
+    guess, rough = _first_guess(composition, target, delta)
     search(guess)
     if 0 < search.seen[guess] < math.inf:
         # Where the guess is off by a factor, its model is off by about the same factor nearby.
-        guess = _bisect(rough, target * target / search.seen[guess])
+        guess = rough(target * target / search.seen[guess])
     low, high = _bracket(search, guess, accountant)
     if low is None:
         return high
@@ -132,6 +132,22 @@ def _bracket(search: _Search, guess: float, accountant: str) -> tuple[float | No
     return low, high
 
 
+def _first_guess(
+    composition: Callable[[float], Composition], target: float, delta: float
+) -> tuple[float, Callable[[float], float]]:
+    """Return a noise multiplier that spends about `target`, and the model it is from: from an ε to a noise multiplier.
+
+    The central limit of the privacy loss costs nothing; where the saddle-point approximation says that it is far off
+    (large ε, few records that take part), that approximation is the model.
+    """
+    limit = partial(_gaussian_limit, composition, delta)
+    guess = _bisect(limit, target)
+    nearer = partial(_saddle_point_approximation, composition, delta)
+    if _FAR_OFF < nearer(guess) / target < 1 / _FAR_OFF:
+        return guess, partial(_bisect, limit)
+    return _bisect(nearer, target, 1e-3), partial(_bisect, nearer, within=1e-3)
+
+
 def _gaussian_limit(composition: Callable[[float], Composition], delta: float, noise_multiplier: float) -> float:
     """Return roughly ε at `noise_multiplier`, by the central limit of the privacy loss; only a first guess."""
     from hushgrad.accounting.gaussian import gaussian_epsilon
@@ -143,9 +159,17 @@ def _gaussian_limit(composition: Callable[[float], Composition], delta: float, n
     return gaussian_epsilon(precision, delta)
 
 
-def _bisect(rough: Callable[[float], float], target: float) -> float:
+def _saddle_point_approximation(
+    composition: Callable[[float], Composition], delta: float, noise_multiplier: float
+) -> float:
+    from hushgrad.accounting.saddle_point.accountant import rough_epsilon
+
+    return rough_epsilon(as_if_never_cut(normal_form(composition(noise_multiplier))), delta)
+
+
+def _bisect(rough: Callable[[float], float], target: float, within: float = 1e-6) -> float:
     low, high = SMALLEST_NOISE_MULTIPLIER, LARGEST_NOISE_MULTIPLIER
-    for _ in range(24):
+    while high > low * (1 + within):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if rough(middle) <= target else (middle, high)
     return high

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import brentq
 
 from hushgrad.accounting.bounds import DeltaBounds
 from hushgrad.accounting.composition import Composition, NormalForm, normal_form
@@ -22,8 +22,6 @@ from hushgrad.errors import AccountingError, InvalidArgumentError
 SMALLEST_DELTA_OF_MU = 1e-10
 
 _POINTS_OF_MU = 24
-_LARGEST_EPSILON = 50.0  # beyond it, e^{−ε}(1 − δ(ε) − α) is nothing
-_FINENESS = 1e-3  # the maximum is flat, and any ε gives a bound
 
 
 @usual_floating_point()
@@ -52,7 +50,6 @@ def membership_advantage(composition: Composition) -> float:
     return delta(composition, 0.0)
 
 
-@usual_floating_point()
 def false_negative_rate(composition: Composition, false_positive_rate: float) -> float:
     """Return the least false-negative rate of a membership attack with this false-positive rate in (0, 1).
 
@@ -62,27 +59,7 @@ def false_negative_rate(composition: Composition, false_positive_rate: float) ->
 
     Guarantee: a lower bound on the error of every attack (any ε gives one; the best ε found is used).
     """
-    alpha = open_unit_interval("false_positive_rate", false_positive_rate)
-    form = _plain(composition)
-    if form.noiseless:
-        return 0.0
-    if form.empty:
-        return 1 - alpha
-
-    def first(epsilon: float) -> float:
-        return 1 - _delta(form, epsilon) - math.exp(epsilon) * alpha
-
-    def second(epsilon: float) -> float:
-        return math.exp(-epsilon) * (1 - _delta(form, epsilon) - alpha)
-
-    at_zero = first(0.0)
-    # The curve is its own mirror image; below the diagonal point α = (1 − δ(0))/2 only the first form is needed, above
-    # it the second. Each has one maximum: δ is convex in e^ε and in e^{−ε}.
-    function, limit = (first, -math.log(alpha)) if at_zero >= alpha else (second, _LARGEST_EPSILON)
-    found = minimize_scalar(
-        lambda epsilon: -function(epsilon), bounds=(0.0, limit), method="bounded", options={"xatol": _FINENESS}
-    )
-    return max(0.0, at_zero, float(function(float(found.x))))
+    return trade_off_curve(composition, [false_positive_rate])[0]
 
 
 def true_positive_rate(composition: Composition, false_positive_rate: float) -> float:
@@ -93,9 +70,19 @@ def true_positive_rate(composition: Composition, false_positive_rate: float) -> 
     return 1 - false_negative_rate(composition, false_positive_rate)
 
 
+@usual_floating_point()
 def trade_off_curve(composition: Composition, rates: Sequence[float]) -> list[float]:
-    """Return `false_negative_rate` at each false-positive rate."""
-    return [false_negative_rate(composition, rate) for rate in rates]
+    """Return `false_negative_rate` at each false-positive rate; one δ(ε) serves them all."""
+    alphas = [open_unit_interval("false_positive_rate", rate) for rate in rates]
+    form = _plain(composition)
+    if form.noiseless:
+        return [0.0 for _ in alphas]
+    if form.empty:
+        return [1 - alpha for alpha in alphas]
+    from hushgrad.accounting.trade_off import TradeOff
+
+    curve = TradeOff(form, alphas)
+    return [curve.false_negative_rate(alpha) for alpha in alphas]
 
 
 @usual_floating_point()

@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.special import logsumexp
+from scipy.stats import norm
 
 from hushgrad.accounting import Gaussian, PoissonSampled, epsilon_bounds
 from hushgrad.accounting.composition import normal_form
 from hushgrad.accounting.gaussian import gaussian_epsilon, log_delta
+from hushgrad.accounting.saddle_point import accountant
 from hushgrad.accounting.saddle_point.accountant import _one_step_delta, delta_bounds
 from hushgrad.accounting.saddle_point.accountant import epsilon_bounds as bounds_of_form
 from hushgrad.accounting.saddle_point.contour import Contour, saddle_point
@@ -27,6 +29,7 @@ from hushgrad.accounting.saddle_point.step_measure import (
     REMOVE,
     SampledStep,
     measure,
+    measured,
     needed_panels,
     quadrature_error,
 )
@@ -259,7 +262,7 @@ def test_the_quadrature_error_bound_holds(rate: float, noise: float, tilt: float
     step = SampledStep(rate, noise, direction)
     coarse = measure(step, 1e-15)
     frequency = 10**turn
-    fine = measure(step, 1e-15, 4 * needed_panels(coarse, tilt, frequency, 1e-13, 1)[0])
+    fine = measured(step, 1e-15, 4 * needed_panels(coarse, tilt, frequency, 1e-13, 1)[0])
 
     def transform(part):  # type: ignore[no-untyped-def]
         peak = (coarse.log_weights + tilt * coarse.losses).max()
@@ -287,6 +290,60 @@ def test_what_is_out_of_range_is_refused_with_the_cure() -> None:
 
 
 def test_very_little_noise_is_charged_as_unsampled() -> None:
-    bounds = _bounds(0.5, 0.01, 10, 1e-5)
+    bounds = _bounds(0.5, 0.005, 10, 1e-5)
     assert bounds.lower == 0
-    assert bounds.upper == pytest.approx(gaussian_epsilon(10 / 0.01**2, 1e-5))
+    assert bounds.upper == pytest.approx(gaussian_epsilon(10 / 0.005**2, 1e-5))
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "steps", "delta"), [(1e-4, 0.6, 3, 1e-5), (1e-4, 1.0, 2, 1e-8), (1e-3, 0.4, 10, 1e-5)]
+)
+def test_few_steps_at_a_small_rate_are_bounded_closely_from_few_contours(
+    monkeypatch: pytest.MonkeyPatch, rate: float, noise: float, steps: int, delta: float
+) -> None:
+    """Guarantee: the upper bound holds. Two steps are held against the enumeration of who takes part in them."""
+    placed = []
+    place = Contour._place
+
+    def counted(self: Contour, *arguments: object) -> object:
+        placed.append(self)
+        return place(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Contour, "_place", counted)
+    accountant._of_direction.cache_clear()
+    bounds = _bounds(rate, noise, steps, delta)
+    assert bounds.error <= 5e-3 * bounds.upper
+    assert len(placed) <= 12
+    if steps == 2:
+        assert _two_steps(rate, noise, bounds.lower) >= delta * (1 - 1e-6)
+        assert _two_steps(rate, noise, bounds.upper) <= delta * (1 + 1e-6)
+
+
+def _two_steps(rate: float, noise: float, epsilon: float) -> float:
+    """δ of two steps in the direction "remove": over the first one's sum by quadrature, the second in closed form."""
+    x = np.linspace(-9 * noise, 1 + 9 * noise, 6001)
+    loss = SampledStep(rate, noise, REMOVE).loss_of_sum(x)
+    density = np.exp(-((x / noise) ** 2) / 2 + loss) / (noise * math.sqrt(2 * math.pi))
+    return float(np.trapezoid(density * [_any_epsilon(rate, noise, epsilon - at) for at in loss], x))
+
+
+def _any_epsilon(rate: float, noise: float, epsilon: float) -> float:
+    """δ of one step at an ε of any sign: P(L > ε) − e^ε Q(L > ε), with L increasing in x."""
+    above = math.exp(epsilon) - (1 - rate)
+    if above <= 0:
+        return 1 - math.exp(epsilon)
+    at = noise**2 * math.log(above / rate) + 0.5
+    without, given = norm.sf(at / noise), norm.sf((at - 1) / noise)
+    return float((1 - rate - math.exp(epsilon)) * without + rate * given)
+
+
+@pytest.mark.parametrize(("rate", "noise", "steps"), [(0.1, 0.11, 100), (0.3, 0.05, 5), (0.01, 1.0, 300)])
+def test_the_direction_that_is_not_integrated_holds_where_it_is_left_out(rate: float, noise: float, steps: int) -> None:
+    """Guarantee: `_most_of_add` is an upper bound on δ in the direction "add"."""
+    form = normal_form([(PoissonSampled(rate, noise), steps)])
+    measures = accountant._steps(form, ADD, 1)
+    for epsilon in (0.1, 0.5, 2.0):
+        most = accountant._most_of_add(measures, 0.0, epsilon, 1e-5)
+        assert most >= delta_bounds(form, epsilon, ADD).lower
+    upper = bounds_of_form(form, 1e-5).upper
+    assert delta_bounds(form, upper, ADD).upper <= 1e-5

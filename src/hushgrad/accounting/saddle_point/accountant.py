@@ -7,6 +7,7 @@ both directions are taken, ε is found from δ, and what has a closed form is no
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -16,22 +17,32 @@ from hushgrad.accounting import gaussian
 from hushgrad.accounting.bounds import DeltaBounds, EpsilonBounds
 from hushgrad.accounting.composition import NormalForm
 from hushgrad.accounting.gaussian import gaussian_epsilon
-from hushgrad.accounting.saddle_point.contour import Contour, log_delta_estimate, saddle_point, saddle_point_of_delta
+from hushgrad.accounting.saddle_point.contour import (
+    REACH,
+    ROUGH_REACH,
+    Contour,
+    log_delta_estimate,
+    saddle_point,
+    saddle_point_of_delta,
+)
 from hushgrad.accounting.saddle_point.loss_sum import LossSum, Steps
 from hushgrad.accounting.saddle_point.step_measure import ADD, REMOVE, SampledStep
 from hushgrad.errors import AccountingError
 
 DIRECTIONS = (REMOVE, ADD)
-LEAST_SAMPLED_NOISE = 0.02
-"""Steps with less noise count as unsampled: an upper bound, at ε of a thousand and more."""
+LEAST_SAMPLED_NOISE = 0.009
+"""Steps with less noise count as unsampled: an upper bound, at ε of ten thousand and more. Calibration tries none."""
 SMALLEST_DELTA = 1e-150
 MOST_STEPS = 10**9
 
 _DROPPED = (1e-8, 1e-5, 1e-3)
 """Parts of δ for the outcomes that no node stands for; a later one is tried where the earlier left loose bounds."""
 
+_FREED = 1.05
+"""By what factor c must grow for another part of δ to be worth trying."""
+
 _GOOD_ENOUGH = 3e-5
-_CONTOURS = 8
+_CONTOURS = 12
 _ROUNDING = 2e-8
 """What both bounds give away, relative to ε, for the rounding of everything outside the integral."""
 
@@ -62,18 +73,19 @@ def epsilon_bounds(form: NormalForm, delta: float, group_size: int = 1) -> Epsil
     if rounded.sampled[0][2] == 1 and len(rounded.sampled) == 1 and precision == 0 and group_size == 1:
         result = _one_step(rounded.sampled[0][0], rounded.sampled[0][1], delta)
     else:
-        found = [_of_direction(_steps(rounded, direction, group_size), precision, delta) for direction in DIRECTIONS]
-        low, high = max(part.lower for part in found), max(part.upper for part in found)
+        low, high = _of_both(rounded, precision, group_size, delta)
         result = EpsilonBounds(low * (1 - _ROUNDING), high * (1 + _ROUNDING))
     unsampled = precision + math.fsum((group_size / noise) ** 2 * count for _, noise, count in rounded.sampled)
     upper = min(result.upper, gaussian_epsilon(unsampled, delta))
     return EpsilonBounds(min(result.lower, upper) if exact else 0.0, upper)
 
 
-def delta_bounds(form: NormalForm, epsilon: float, direction: str | None = None, group_size: int = 1) -> DeltaBounds:
+def delta_bounds(
+    form: NormalForm, epsilon: float, direction: str | None = None, group_size: int = 1, reach: float = REACH
+) -> DeltaBounds:
     """Return bounds on δ(`epsilon`), `epsilon` >= 0, in one direction ("remove", "add") or in the worse of both.
 
-    Guarantee: δ(ε) lies between them. Raises `AccountingError` as `epsilon_bounds` does.
+    Guarantee: δ(ε) lies between them, closer the larger `reach` is. Raises `AccountingError` as `epsilon_bounds` does.
     """
     if form.noiseless:
         return DeltaBounds(1.0, 1.0)
@@ -85,12 +97,23 @@ def delta_bounds(form: NormalForm, epsilon: float, direction: str | None = None,
     if not rounded.sampled:
         value = _gaussian_delta(precision, epsilon)
         return DeltaBounds(value * (1 - 1e-8) if exact else 0.0, min(value * (1 + 1e-8), 1.0))
-    parts = []
+    parts: list[DeltaBounds] = []
     for way in DIRECTIONS if direction is None else (direction,):
-        parts.append(_delta_of_direction(_steps(rounded, way, group_size), precision, epsilon))
+        steps = _steps(rounded, way, group_size)
+        if not (parts and _most_of_add(steps, precision, epsilon, parts[0].lower) <= parts[0].lower):
+            parts.append(_delta_of_direction(steps, precision, epsilon, reach))
     most = 1.0 if precision else _probability_of_taking_part(rounded, group_size)
     upper = min(max(part.upper for part in parts), most)
     return DeltaBounds(min(max(part.lower for part in parts), upper) if exact else 0.0, upper)
+
+
+def rough_epsilon(form: NormalForm, delta: float) -> float:
+    """Return roughly ε at `delta` by the saddle-point approximation: a first guess, with no bound on its error."""
+    rounded, _ = _sampled_with_noise(form)
+    if not rounded.sampled:
+        return gaussian_epsilon(rounded.gaussian_precision, delta)
+    total = LossSum(_steps(rounded, REMOVE, 1), rounded.gaussian_precision, _DROPPED[0] * delta)
+    return max(saddle_point_of_delta(total, delta)[1], 0.0)
 
 
 def _require_in_range(form: NormalForm, delta: float) -> None:
@@ -155,6 +178,33 @@ def _one_step(rate: float, noise: float, delta: float) -> EpsilonBounds:
     return EpsilonBounds(value * (1 - 1e-8), value)
 
 
+def _of_both(form: NormalForm, precision: float, group_size: int, delta: float) -> tuple[float, float]:
+    """Return bounds on ε in the worse direction; "add" is not integrated where it surely holds at that of "remove"."""
+    remove = _of_direction(_steps(form, REMOVE, group_size), precision, delta)
+    steps = _steps(form, ADD, group_size)
+    if _most_of_add(steps, precision, remove.lower, delta) <= delta:
+        return remove.lower, remove.upper
+    add = _of_direction(steps, precision, delta)
+    return max(remove.lower, add.lower), max(remove.upper, add.upper)
+
+
+def _most_of_add(steps: Steps, precision: float, epsilon: float, delta: float) -> float:
+    """Return an upper bound on δ(`epsilon`) in the direction "add", to be compared with `delta`; cheap, not sharp.
+
+    The loss of a step without the record never exceeds −k·log(1 − q); and δ(ε) <= C_s e^{K(s) − sε} for every s > 0.
+    """
+    surely = math.fsum(-count * step.group_size * math.log1p(-step.rate) for step, count in steps)
+    if not precision and epsilon >= surely * (1 + 1e-12):
+        return 0.0
+    if not (epsilon > 0 and delta > 0):
+        return 1.0
+    total = LossSum(steps, precision, 1e-3 * delta)
+    s = saddle_point(total, epsilon)
+    return math.exp(min(total.log_moment_at_most(s) + s * math.log(s) - (s + 1) * math.log1p(s) - s * epsilon, 0.0)) + (
+        total.dropped
+    )
+
+
 @lru_cache(maxsize=512)
 def _of_direction(steps: Steps, precision: float, delta: float) -> EpsilonBounds:
     """Return bounds on ε in one direction, leaving out more of a step's outcomes where that makes them closer.
@@ -162,9 +212,12 @@ def _of_direction(steps: Steps, precision: float, delta: float) -> EpsilonBounds
     Where steps are rare and their losses have heavy tails, these tails keep c small and the integral cancels; leaving
     out a little more probability, which is added to δ, sets c free.
     """
-    result = EpsilonBounds(0.0, math.inf)
+    result, near = EpsilonBounds(0.0, math.inf), None
     for dropped in _DROPPED:
-        found = _search(LossSum(steps, precision, dropped * delta), delta)
+        total = LossSum(steps, precision, dropped * delta)
+        if near is not None and saddle_point(total, near.epsilon) < _FREED * near.c:
+            continue
+        found, near = _search(total, delta, near)
         result = EpsilonBounds(max(result.lower, found.lower), min(result.upper, found.upper))
         if result.error <= _GOOD_ENOUGH * result.upper:
             break
@@ -177,24 +230,40 @@ def _of_direction(steps: Steps, precision: float, delta: float) -> EpsilonBounds
     return result
 
 
-def _search(total: LossSum, delta: float) -> EpsilonBounds:
-    c, epsilon = saddle_point_of_delta(total, delta)
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """About where an ε is, and its saddle point c."""
+
+    c: float
+    epsilon: float
+
+
+def _search(total: LossSum, delta: float, near: _Place | None) -> tuple[EpsilonBounds, _Place]:
+    """Return bounds on ε, and about where it is; the search begins at `near`, where that is known."""
+    if near is None:
+        c, epsilon = saddle_point_of_delta(total, delta)
+    else:
+        c, epsilon = saddle_point(total, near.epsilon), near.epsilon
     if epsilon <= 0:
         epsilon, c = 0.0, saddle_point(total, 0.0)
-    result = EpsilonBounds(0.0, math.inf)
-    for _ in range(_CONTOURS):
-        contour = Contour(total, c, epsilon, delta)
+    result, reach = EpsilonBounds(0.0, math.inf), ROUGH_REACH if near is None else REACH
+    for number in range(_CONTOURS):
+        contour = Contour(total, c, epsilon, delta, reach)
         if epsilon == 0.0 and contour.upper(0.0) <= delta:
-            return EpsilonBounds(0.0, 0.0)
+            return EpsilonBounds(0.0, 0.0), _Place(c, 0.0)
         root = _root_on(contour, epsilon, delta)
-        upper = _private_side(contour, root, delta)
-        lower = _other_side(contour, min(upper, max(root, 0.0)), delta)
-        result = EpsilonBounds(max(result.lower, lower), min(result.upper, upper))
-        if result.error <= _GOOD_ENOUGH * result.upper or abs(root - epsilon) * c < 0.5:
-            break
+        is_near = abs(root - epsilon) * c < 0.5
+        if not contour.smoothing or reach == REACH:
+            upper = _private_side(contour, root, delta)
+            lower = _other_side(contour, min(upper, max(root, 0.0)), delta)
+            result = EpsilonBounds(max(result.lower, lower), min(result.upper, upper))
+            if result.error <= _GOOD_ENOUGH * result.upper or is_near:
+                break
+        # Where it is, few nodes tell; how much, many.
+        reach = REACH if is_near or number >= _CONTOURS // 2 else reach
         epsilon = root
         c = saddle_point(total, epsilon)
-    return result
+    return result, _Place(c, root)
 
 
 def _root_on(contour: Contour, epsilon: float, delta: float) -> float:
@@ -236,16 +305,24 @@ def _private_side(contour: Contour, root: float, delta: float) -> float:
 
 def _other_side(contour: Contour, upper: float, delta: float) -> float:
     """Return an ε below `upper` at which the lower bound on δ is at least `delta`: no smaller ε holds."""
-    step = 1e-10 * max(upper, 1e-3 / contour.c)
+    step, short = 1e-10 * max(upper, 1e-3 / contour.c), 0.0
     while step < upper:
         if contour.bounds(upper - step).lower >= delta:
-            return upper - step
-        step *= 1.5
-    return 0.0
+            break
+        step, short = 6 * step, step
+    else:
+        return 0.0
+    while short and step > 1.5 * short:
+        middle = math.sqrt(short * step)
+        if contour.bounds(upper - middle).lower >= delta:
+            step = middle
+        else:
+            short = middle
+    return upper - step
 
 
 @lru_cache(maxsize=1024)
-def _delta_of_direction(steps: Steps, precision: float, epsilon: float) -> DeltaBounds:
+def _delta_of_direction(steps: Steps, precision: float, epsilon: float, reach: float) -> DeltaBounds:
     if steps[0][0].direction == ADD and not precision and epsilon > 0:
         # The loss of a step without the record never exceeds −k·log(1 − q).
         most = math.fsum(-count * step.group_size * math.log1p(-step.rate) for step, count in steps)
@@ -260,8 +337,24 @@ def _delta_of_direction(steps: Steps, precision: float, epsilon: float) -> Delta
     if guess < math.log(_NEGLIGIBLE):
         return DeltaBounds(0.0, 1e-250)
     delta = min(math.exp(guess), 0.9)
-    total = LossSum(steps, precision, _DROPPED[0] * delta)
-    return Contour(total, saddle_point(total, epsilon), epsilon, delta).bounds(epsilon)
+    if reach <= ROUGH_REACH:
+        return _read_off(LossSum(steps, precision, _DROPPED[-1] * delta), epsilon, delta, reach)
+    least, middle, most = _DROPPED
+    result = _read_off(LossSum(steps, precision, least * delta), epsilon, delta, reach)
+    last = saddle_point(LossSum(steps, precision, least * delta), epsilon)
+    for dropped in (most, middle):
+        total = LossSum(steps, precision, dropped * delta)
+        if result.error <= _GOOD_ENOUGH * result.upper or saddle_point(total, epsilon) < _FREED * last:
+            break
+        found = _read_off(total, epsilon, delta, reach)
+        result = DeltaBounds(max(result.lower, found.lower), min(result.upper, found.upper))
+        if found.error > 3 * dropped * delta:  # what is left out is not what makes them loose
+            break
+    return result
+
+
+def _read_off(total: LossSum, epsilon: float, delta: float, reach: float) -> DeltaBounds:
+    return Contour(total, saddle_point(total, epsilon), epsilon, delta, reach).bounds(epsilon)
 
 
 def _one_step_delta(step: SampledStep, epsilon: float) -> float:

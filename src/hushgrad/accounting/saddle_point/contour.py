@@ -29,21 +29,22 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import brentq
 
 from hushgrad.accounting.bounds import DeltaBounds
 from hushgrad.accounting.saddle_point.loss_sum import Cumulants, LossSum
 from hushgrad.accounting.saddle_point.step_measure import Array
-
-Complex = npt.NDArray[np.complex128]
+from hushgrad.accounting.saddle_point.transform import Complex, transform
 
 _ALIAS = 1e-10  # of δ, for what aliasing may add
 _TAIL = 1e-8  # of δ, for what nodes that are left out may add
-_NODES = 1 << 14
-_WORK = 5e8  # nodes times quadrature points
-_SMOOTHED_REACH = 1000.0
-"""Nodes beyond this multiple of c are replaced by smoothing, which then costs about 1e-4 of δ."""
+_QUADRATURE, _QUADRATURE_OF_SMOOTHED = 1e-9, 1e-7  # of δ, for what the quadrature of the transforms may add
+_NODES = 1 << 16
+_WORK, _WORK_OF_A_STEP = 1.5e8, 5e5
+"""How much is formed at most: about 2 ns each, so that many different steps may take longer."""
+
+REACH, ROUGH_REACH = 4000.0, 200.0
+"""Nodes beyond this multiple of c are replaced by smoothing, which then costs some 1e-6 of δ; roughly, some 1e-3."""
 
 _EPS = 2.0**-52
 _SMALLEST_C, _LARGEST_C = 1e-9, 1e12
@@ -100,8 +101,8 @@ def _root(increasing: Callable[[float], float]) -> float:
 class Contour:
     """Nodes on Re z = c for one sum of losses, from which δ at any ε near the one they were made for can be read."""
 
-    def __init__(self, total: LossSum, c: float, epsilon: float, delta: float) -> None:
-        """Place nodes for δ(ε) of about `delta` at about `epsilon`."""
+    def __init__(self, total: LossSum, c: float, epsilon: float, delta: float, reach: float = REACH) -> None:
+        """Place nodes for δ(ε) of about `delta` at about `epsilon`; beyond `reach`·c smoothing replaces them."""
         self.c = c
         self._total = total
         self._delta = delta
@@ -110,7 +111,7 @@ class Contour:
         self._chernoff = [(s, total.cumulants(s).value + s * math.log(s) - (s + 1) * math.log1p(s))
                           for s in (c * f for f in (1.02, 1.05, 1.1, 1.2, 1.35, 1.6, 2.0, 3.0, 5.0))]  # fmt: skip
         self.interval = 2 * math.pi / self._period(epsilon)
-        panels, end = self._place(at, epsilon)
+        panels, end = self._place(at, epsilon, reach * c)
         nodes = 1 + math.ceil(end / self.interval)
         self._u = self.interval * np.arange(nodes)
         log_phi = np.zeros(nodes, dtype=complex)
@@ -119,9 +120,10 @@ class Contour:
             exponent = part.log_weights + c * part.losses
             weights = np.exp(exponent - exponent.max())
             weights /= weights.sum()
-            log_phi += count * np.log(_transform(part.losses, weights, self.interval, nodes))
+            phi, error = transform(part.losses, weights, self.interval, nodes)
+            log_phi += count * np.log(phi)
             sizes = np.abs(part.log_density) + (1 + c) * np.abs(part.losses) + 4
-            rounding += count * _EPS * float(weights @ sizes)
+            rounding += count * (_EPS * float(weights @ sizes) + error)
         self._rounding = rounding + 4 * _EPS
         z = c + 1j * self._u
         log_phi += (total.precision + self.smoothing) / 2 * (1j * self._u * (2 * c + 1) - self._u**2)
@@ -130,7 +132,7 @@ class Contour:
         self._integrand: Complex = self._density / (z * (z + 1))
         self._unsigned = float(np.abs(1 / (z * (z + 1))).sum()) * self.interval / math.pi
 
-    def _place(self, at: Cumulants, epsilon: float) -> tuple[list[int], float]:
+    def _place(self, at: Cumulants, epsilon: float, reach: float) -> tuple[list[int], float]:
         """Choose the last node's frequency, the smoothing and the quadratures' panels; return panels and frequency."""
         total, c = self._total, self.c
         scale = at.value - c * epsilon  # log of the integrand at u = 0, but for 1/(z(z+1))
@@ -140,14 +142,19 @@ class Contour:
         enough = np.nonzero(log_tail <= self._wanted)[0]
         self.smoothing = 0.0
         end = float(frequencies[enough[0]]) if len(enough) else math.inf
-        if end > _SMOOTHED_REACH * c or end / self.interval > _NODES:
-            end = min(end, _SMOOTHED_REACH * c, _NODES * self.interval)
+        if end > reach or end / self.interval > _NODES:
+            end = min(end, reach, _NODES * self.interval)
             self.smoothing = self._needed_smoothing(frequencies, log_tail, end)
-        panels, self._quadrature = total.resolution(c, end, 1e-9)
-        while self._work(panels, end) > _WORK and end > 20 * start:
-            end /= 1.5
+        # Where the integral cancels, its error counts as much more.
+        tolerance = (_QUADRATURE_OF_SMOOTHED if self.smoothing else _QUADRATURE) * min(
+            1.0, 2 * c * math.exp(min(math.log(self._delta) - scale, 300.0))
+        )
+        panels, self._quadrature = total.resolution(c, end, tolerance)
+        most = max(_WORK, len(panels) * _WORK_OF_A_STEP)
+        while (excess := self._work(panels, end) / most) > 1 and end > 20 * start:
+            end /= min(1.05 * excess, 3.0)
             self.smoothing = self._needed_smoothing(frequencies, log_tail, end)
-            panels, self._quadrature = total.resolution(c, end, 1e-9)
+            panels, self._quadrature = total.resolution(c, end, tolerance)
         p = self.smoothing
         self._log_scale = at.value + p * c * (c + 1) / 2
         reached = int(np.searchsorted(frequencies, end * (1 + 1e-9), side="right")) - 1
@@ -163,7 +170,8 @@ class Contour:
         return 2 * max(float(log_tail[reached]) - self._wanted + 2.0, 1.0) / end**2
 
     def _work(self, panels: list[int], end: float) -> float:
-        return 24 * sum(panels) * (end / self.interval + 300)
+        nodes = end / self.interval
+        return 24 * sum(panels) * (min(nodes, 150) + 300) + 200 * len(panels) * nodes
 
     def _period(self, epsilon: float) -> float:
         left = -self._alias_allowed / self.c
@@ -225,18 +233,4 @@ def _log_tail(frequencies: Array, decay: Array, smoothing: float) -> Array:
     """Return, for each start j, a log bound on (h/π) Σ |φ(u)|/|z(z+1)| over the nodes beyond frequency j."""
     logs = decay - smoothing * frequencies**2 / 2 - np.log(frequencies) + math.log(2 / math.pi)
     result: Array = np.logaddexp.accumulate(logs[::-1])[::-1]
-    return result
-
-
-def _transform(losses: Array, weights: Array, interval: float, nodes: int) -> Complex:
-    """Return Σ_i weights_i e^{ik·interval·losses_i} for k = 0..nodes−1.
-
-    By blocks: e^{i(na + b)θ} = e^{inaθ}·e^{ibθ}, so that most of the work is one matrix product.
-    """
-    live = weights > 1e-21 * weights.max()
-    theta, weights = interval * losses[live], weights[live]
-    block = math.ceil(math.sqrt(nodes))
-    inner: Complex = np.exp(1j * np.outer(np.arange(block), theta))
-    outer: Complex = np.exp(1j * np.outer(block * np.arange(-(-nodes // block)), theta))
-    result: Complex = ((outer * weights) @ inner.T).ravel()[:nodes]
     return result

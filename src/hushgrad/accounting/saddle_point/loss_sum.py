@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hushgrad.accounting.saddle_point.step_measure import Array, SampledStep, StepMeasure, measure, needed_panels
+from hushgrad.accounting.saddle_point.step_measure import (
+    Array,
+    SampledStep,
+    StepMeasure,
+    measure,
+    measured,
+    needed_panels,
+    quadrature_error,
+)
 
 _CERTIFICATE_MARGIN = 0.8
 _VARIATION_MARGIN = 1.2
@@ -66,6 +74,12 @@ class LossSum:
             variance += float(self.counts @ squares)
         return Cumulants(value, mean, variance)
 
+    def log_moment_at_most(self, c: float) -> float:
+        """Return an upper bound on K(c): with the error of its quadrature, which is coarse."""
+        errors = (quadrature_error(part, part.half_width, c, 0.0) for part in self.measures)
+        excess = math.fsum(count * math.log1p(error) for error, (_, count) in zip(errors, self.steps, strict=True))
+        return self.cumulants(c).value * (1 + 1e-12) + excess + 1e-9
+
     def resolution(self, c: float, frequency: float, tolerance: float) -> tuple[list[int], float]:
         """Return numbers of panels that are enough for |u| <= `frequency` at the tilt `c`, and Σ count · error.
 
@@ -85,7 +99,7 @@ class LossSum:
     def refined(self, panels: list[int]) -> list[StepMeasure]:
         """Return the steps' measures on these numbers of panels."""
         return [
-            part if number == part.panels else measure(step, self._per_step, number)
+            part if number == part.panels else measured(step, self._per_step, number)
             for part, (step, _), number in zip(self.measures, self.steps, panels, strict=True)
         ]
 

@@ -140,7 +140,7 @@ def quadrature_error(part: StepMeasure, half: float, tilt: float, frequency: flo
     highest = min(2.2 * noise**2 / k, 5 * noise, 2.4 * half)
     power = -tilt if step.direction == ADD else 1 + tilt
     best = math.inf
-    for fraction in (0.12, 0.25, 0.45, 0.7, 1.0):
+    for fraction in (0.12, 0.2, 0.28, 0.36, 0.45, 0.7, 1.0):
         y = fraction * highest
         ratio, b = y / half, y / noise**2
         rho = ratio + math.sqrt(1 + ratio * ratio)
@@ -165,7 +165,7 @@ def quadrature_error(part: StepMeasure, half: float, tilt: float, frequency: flo
             - math.log1p(-(rho**-2))
         )
         best = min(best, float(logsumexp(log_error)) - norm)
-    return math.exp(min(best, 50.0))
+    return math.exp(min(best, 700.0))
 
 
 def _maximum_over(x: Array, values: Array, left: Array, right: Array) -> Array:
@@ -186,10 +186,13 @@ def needed_panels(part: StepMeasure, tilt: float, frequency: float, tolerance: f
     The search begins at `first` panels, or at those that `part` has if these are more.
     """
     span = part.last - part.first
-    panels = max(first, round(span / (2 * part.half_width)))
+    panels, fewer, before = max(first, round(span / (2 * part.half_width))), 0, 0.0
     error = quadrature_error(part, span / (2 * panels), tilt, frequency)
     while error > tolerance and panels < _MOST_PANELS:
-        panels = math.ceil(panels * 1.35)
+        # The bound's logarithm falls about linearly in that of the number of panels, the slower the more there are.
+        steepness = min(max((before - math.log(error)) / math.log(panels / fewer), 15.0), 1000.0) if fewer else 1000.0
+        factor = math.exp((math.log(error) - math.log(tolerance)) / steepness)
+        fewer, before, panels = panels, math.log(error), math.ceil(panels * min(max(factor, 1.1), 8.0))
         error = quadrature_error(part, span / (2 * panels), tilt, frequency)
     return panels, error
 
@@ -207,7 +210,12 @@ def _rule() -> tuple[Array, Array]:
 
 
 @lru_cache(maxsize=4096)
-def measure(step: SampledStep, dropped: float, panels: int = 0) -> StepMeasure:
+def measure(step: SampledStep, dropped: float) -> StepMeasure:
+    """Return `step`'s measure on panels that are enough for a slow integrand; it is small, and remembered."""
+    return measured(step, dropped, 0)
+
+
+def measured(step: SampledStep, dropped: float, panels: int) -> StepMeasure:
     """Return `step`'s measure on `panels` panels (0: enough for a slow integrand), leaving out at most `dropped`."""
     low, high = step.interval(dropped)
     noise = step.noise_multiplier
