@@ -112,6 +112,11 @@ CONSTANTS_OF_A_TERM = Condition(
     "a term of parameters alone was declared (session.regularizer) that reads other tensors, frozen before the first "
     "batch: that they hold nothing of these records is on trust",
 )
+DECLARED_PUBLIC = Condition(
+    "declared public",
+    "a tensor that the model is given beside the batch was declared public (session.public): that it holds nothing of "
+    "these records is on trust",
+)
 DISCARDED, UNCOUNTED = "discarded batches", "uncounted steps"
 CLOSED = Condition("closed session", "the session was closed: how the model was trained after that is not covered")
 

@@ -19,6 +19,7 @@ from hushgrad.capture.axes.batch_axes import BatchAxes, tensors_in
 from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.mode import CaptureMode
 from hushgrad.capture.operators.operator import ForwardContext, GraphAnchor
+from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.running import LivingArguments, RunningCall
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.capture.uses import UsePool
@@ -67,8 +68,15 @@ class Scope:
     Guarantee: threads that run one model at the same time do not see each other's modes.
     """
 
-    def __init__(self, model: nn.Module, pool: UsePool, observer: CallObserver | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        pool: UsePool,
+        observer: CallObserver | None = None,
+        public: PublicTensors | None = None,
+    ) -> None:
         self._pool = pool
+        self._public = public
         self._instead: UsePool | None = None
         self._observer = observer
         self._anchor = GraphAnchor()
@@ -148,7 +156,7 @@ class Scope:
         pool, observer = (self._pool, self._observer) if self._instead is None else (self._instead, None)
         token = None if observer is None else observer.entering(module, args, kwargs)
         axes = BatchAxes()
-        batch_size = axes.seed((args, kwargs), pool.batch_size)
+        batch_size = axes.seed((args, kwargs), pool.batch_size, self._public)
         call = RunningCall()
         forward = ForwardContext(pool, self._anchor, axes, leaves, batch_size, held, self.registered)
         mode = CaptureMode(forward, partial(call.is_running, CALLER_OF_OPERATOR))
@@ -251,17 +259,17 @@ def guard_outputs(context: ForwardContext, output: Any) -> None:
         )
         if lost and not tensor.is_leaf:
             tensor.register_hook(  # type: ignore[no-untyped-call]
-                _refusal(context.anchor, list(tensor.shape), context.axes.lost_by)
+                _refusal(context.anchor, list(tensor.shape), context.axes.lost_by, context.axes.cure)
             )
 
 
-def _refusal(anchor: GraphAnchor, shape: list[int], lost_by: str | None) -> Callable[[Tensor], None]:
+def _refusal(anchor: GraphAnchor, shape: list[int], lost_by: str | None, cure: str) -> Callable[[Tensor], None]:
     def refuse(gradient: Tensor) -> None:
         if anchor.is_accumulating():
             raise PrivacyUnitError(
                 f"the examples of the batch cannot be told apart in an output of the model, of shape {shape}, since "
                 f"{lost_by or 'its forward began'}",
-                cure="Keep the batch on an axis of its own, and do not mix examples",
+                cure=cure,
             )
 
     return refuse

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.scope import Scope
 from hushgrad.gradients.contribution import Plan
 from hushgrad.guards.gradient_marks import GradientMarks
@@ -32,6 +33,7 @@ class Parts:
         stream: the session's own secret bits.
         plan: how norms are computed.
         scope: captures the forwards of the model.
+        public: tensors that were declared, and are no part of any batch.
         probe: looks for examples that influence each other.
         frozen: what must stay as it was at set-up.
         left_alone: what the loop does to parameters and optimizer beside the steps.
@@ -49,6 +51,7 @@ class Parts:
     stream: KeyStream
     plan: Plan
     scope: Scope
+    public: PublicTensors
     probe: Probe
     frozen: SetupInvariants
     left_alone: LeftAlone
@@ -58,6 +61,11 @@ class Parts:
     spending: Spending
     monitors: Monitors
     is_strict: bool
+
+    def batch_comes(self) -> None:
+        """A batch is handed out: what is declared from here on may hold its values."""
+        self.regularizers.batch_comes()
+        self.public.batch_comes()
 
     def take_marks(self) -> None:
         """Begin a step or an item: nothing of the last update, and no mark, is left in `.grad`.

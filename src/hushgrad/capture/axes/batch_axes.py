@@ -42,11 +42,22 @@ from hushgrad.capture.axes.recipes import Identities, Recipe, digest, recipe_of_
 from hushgrad.capture.axes.rules import Axis, OperatorCall, changes_in_place, main_argument
 from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, Whole, follow_rows, packed_owners
 from hushgrad.capture.axes.table import AXIS_RULES, CONSTANTS
+from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.source_line import calling_forward
 from hushgrad.errors import PrivacyUnitError
 from hushgrad.torch_internals import base_of
 
 NARROW = (torch.bfloat16, torch.float16)
+
+INPUTS = "the model's inputs"
+"""Where the batch was lost, for messages: one of them has another number of rows than there are examples."""
+
+CURES = {
+    INPUTS: "Give each example one row of every input. One that is the same for all batches (a mask over positions, "
+    "features or weights of classes) is declared before the loop, mask = engine.session.public(mask), and then given "
+    "to the model as it is, no part or copy of it"
+}
+CURE = "Keep the batch on an axis of its own, and do not mix examples"
 
 
 class BatchAxes:
@@ -92,6 +103,11 @@ class BatchAxes:
         """Return whether `tensor` is one of the forward's inputs as it was given."""
         return isinstance(tensor, Tensor) and self.descends(tensor) and id(tensor) in self._inputs
 
+    @property
+    def cure(self) -> str:
+        """What to do where the examples can no longer be told apart."""
+        return CURES.get(self.lost_by or "", CURE)
+
     def clear(self) -> None:
         """Forget everything: the forward is over."""
         self._entries.clear()
@@ -99,14 +115,20 @@ class BatchAxes:
         self._identities.clear()
         self._inputs.clear()
 
-    def seed(self, inputs: Any, batch_size: int | None) -> int | None:
+    def seed(self, inputs: Any, batch_size: int | None, public: PublicTensors | None = None) -> int | None:
         """Record the tensors among a model's inputs and return the number of examples they hold.
 
         Without a declared `batch_size` the first tensor decides. A tensor with one row beside inputs of several is a
         constant; one whose first dimension is something else has lost its batch, as have the flat ids of bags with
-        their offsets (from which an embedding bag tells the examples apart again).
+        their offsets (from which an embedding bag tells the examples apart again). What was declared `public` is no
+        data.
+
+        Raises:
+            ContractChangedError: a declared tensor was written to.
         """
         tensors = [tensor for tensor in tensors_in(inputs) if tensor.ndim > 0]
+        if public:
+            tensors = [tensor for tensor in tensors if not public.met(tensor)]
         packed = list(packed_in(inputs))
         sizes = [tensor.shape[0] for tensor in tensors] + [int(part.batch_sizes[0]) for part in packed]
         is_known = batch_size in sizes or any(_bounds_bags(tensor, batch_size) for tensor in tensors)
@@ -117,10 +139,10 @@ class BatchAxes:
             if tensor.shape[0] == batch_size:
                 self.set(tensor, 0)
             elif tensor.shape[0] != 1:
-                self._lose(tensor, "the model's inputs")
+                self._lose(tensor, INPUTS)
         for part in packed:
             if int(part.batch_sizes[0]) != batch_size:
-                self._lose(part.data, "the model's inputs")
+                self._lose(part.data, INPUTS)
                 continue
             sequences = part.sorted_indices
             sequences = torch.arange(batch_size, device=part.data.device) if sequences is None else sequences

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from hushgrad.errors import UnsupportedModelError
-from hushgrad.guards.probing.trees import DESCEND, Path, copied, with_parts
+from hushgrad.guards.probing.trees import DESCEND, HandedOn, Path, copied, with_parts
 
 TICKET = 1_000_003
 """The first number that stands for an entry of a list; numbers from 0 on could be taken for those of positions."""
@@ -49,6 +49,8 @@ class Lifted:
             if isinstance(part, Packed):
                 lengths = part.lengths.clamp(1, part.padded.shape[1]).cpu()
                 return pack_padded_sequence(part.padded, lengths, batch_first=True, enforce_sorted=False)
+            if isinstance(part, HandedOn):
+                return part.tensor
             return self.back[path](part) if path in self.back and isinstance(part, Tensor) else DESCEND
 
         return with_parts(value, visit)
