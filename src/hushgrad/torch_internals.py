@@ -210,6 +210,9 @@ PACK: Callable[..., tuple[Tensor, Tensor]] = VARIABLE_FUNCTIONS._pack_padded_seq
 PAD_PACKED: Callable[..., tuple[Tensor, Tensor]] = VARIABLE_FUNCTIONS._pad_packed_sequence
 """What `nn.utils.rnn` calls, and thus what a mode sees, to pack sequences and to pad them again."""
 
+GROUPED_MM: Callable[..., Tensor] = torch._grouped_mm
+"""What `F.grouped_mm` calls, and thus what a mode sees: rows in groups, each times a matrix of its own."""
+
 
 def top_mode() -> TorchFunctionMode | None:
     """Return the innermost function mode of this thread: only that one may be left."""

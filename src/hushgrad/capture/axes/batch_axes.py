@@ -41,6 +41,16 @@ from hushgrad.capture.axes.pieces import follow_pieces, form_of_cut, is_join
 from hushgrad.capture.axes.recipes import Identities, Recipe, digest, recipe_of_call
 from hushgrad.capture.axes.rules import Axis, OperatorCall, changes_in_place, main_argument
 from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, Whole, follow_rows, packed_owners
+from hushgrad.capture.axes.selections import (
+    CONSTANT,
+    WHERES,
+    Coordinates,
+    Location,
+    Pointers,
+    axis_after_mask,
+    follow_selections,
+    placed,
+)
 from hushgrad.capture.axes.table import AXIS_RULES, CONSTANTS
 from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.source_line import calling_forward
@@ -70,7 +80,7 @@ class BatchAxes:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[int, tuple[weakref.ref[Tensor], BatchLocation]] = {}
+        self._entries: dict[int, tuple[weakref.ref[Tensor], Location]] = {}
         self._inputs: set[int] = set()
         self._recipes: dict[int, tuple[weakref.ref[Tensor], Recipe]] = {}
         self._identities = Identities()
@@ -78,7 +88,7 @@ class BatchAxes:
         self.lost_by: str | None = None
         self.is_narrow = False
 
-    def set(self, tensor: Tensor, location: BatchLocation) -> None:
+    def set(self, tensor: Tensor, location: Location) -> None:
         """Record that `tensor` descends from the batch."""
         if tensor.dtype in NARROW and tensor.requires_grad:
             self.is_narrow = True
@@ -96,6 +106,11 @@ class BatchAxes:
 
     def location(self, tensor: Any) -> BatchLocation:
         """Return where the batch lies in `tensor`: on an axis, or in rows with owners; None if it is not known."""
+        location = self._found(tensor)
+        return None if isinstance(location, (Pointers, Coordinates)) else location
+
+    def _found(self, tensor: Any) -> Location:
+        """Return the location of a tensor, or what it points to."""
         entry = self._entries.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
@@ -177,16 +192,19 @@ class BatchAxes:
         if not outputs or func in CONSTANTS:
             return
         name = func.__name__
-        locations = [self.location(source) for source in sources]
+        locations = [self._found(source) for source in sources]
         axes = [location for location in locations if isinstance(location, int)]
         known = self.batch_size is not None and len(axes) == len(locations)
         call = OperatorCall(func, args, kwargs, sources, axes if known else [0] * len(locations), self.batch_size or 0)
-        rule = AXIS_RULES.get(func)
+        rule = None if func in WHERES and len(args) + len(kwargs) == 1 else AXIS_RULES.get(func)
         written = main_argument(args, kwargs) if changes_in_place(func) else kwargs.get("out")
         for output_index, out in outputs:
-            axis: BatchLocation = rule(call, out, output_index) if rule is not None and known else None
+            axis: Any = rule(call, out, output_index) if rule is not None and known else None
             if axis is None and self.batch_size and any(part is not None for part in locations):
-                axis = follow_rows(call, locations, out, output_index, rule)
+                if self.batch_size > 1:
+                    axis = follow_selections(call, locations, result, out, output_index)
+                if axis is None:
+                    axis = follow_rows(call, locations, out, output_index, rule)
             if axis is None and self.batch_size and self.batch_size > 1:
                 axis = follow_pieces(call, locations, out, output_index, rule)
             recipe = self._recipe_of(call, locations, axis, output_index)
@@ -267,12 +285,17 @@ class BatchAxes:
         if not isinstance(value, Tensor) or not self.descends(value):
             return
         axis = self._axis_after_write(target, index, value)
+        if axis is None and self.batch_size == 1 and target.ndim:
+            axis = 0  # there is no other example to be mixed with
         self._overwritten(target, axis, "__setitem__")
 
     def _axis_after_write(self, target: Tensor, index: Any, value: Tensor) -> Axis:
         value_axis, size = self.get(value), self.batch_size
-        if value_axis is None or size is None:
+        if size is None:
             return None
+        axis = self._axis_after_rows(target, index, value, size)
+        if axis is not None or value_axis is None:
+            return axis
         if self.descends(target):
             own = self.get(target)
             candidates = [] if own is None else [own]
@@ -283,6 +306,17 @@ class BatchAxes:
             if found is not None and part.ndim - found == value.ndim - value_axis:
                 return axis
         return None
+
+    def _axis_after_rows(self, target: Tensor, index: Any, value: Tensor, size: int) -> Axis:
+        """Return the axis after `target[mask] = rows` and `target[pointers] = rows`; None for other forms."""
+        where = index[0] if isinstance(index, tuple) and len(index) == 1 else index
+        if not isinstance(where, Tensor) or not self.descends(where):
+            return None
+        location = self._found(target) if self.descends(target) else CONSTANT
+        rows, places = (value, self.location(value)), self._found(where)
+        if where.dtype == torch.bool:
+            return axis_after_mask(target, location, (where, places), rows, size)
+        return placed(target, location, 0, (where, places), rows, size)
 
     def part(self, target: Tensor, axis: int, index: Any) -> tuple[Tensor, Axis]:
         """Return `target[index]`, detached, and its batch axis if the one of `target` is `axis`."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -131,7 +132,7 @@ def _joined(call: OperatorCall, locations: Sequence[BatchLocation], out: Tensor)
     dim, is_stack = min(dims), call.func is torch.stack
     if alike := _rows_of_all(locations):
         own = alike.dim + (is_stack and dim <= alike.dim)
-        return SegmentIds(own, alike.rows) if is_stack or dim != own else _end_to_end(parts, locations, dim, out, call)
+        return replace(alike, dim=own) if is_stack or dim != own else _end_to_end(parts, locations, dim, out, call)
     if is_stack:
         owners = [location.example for location in locations if isinstance(location, Whole)]
         return _location(dim, torch.tensor(owners), out, call.batch_size) if len(owners) == len(parts) else None
@@ -165,7 +166,7 @@ def _rows_of_all(locations: Sequence[BatchLocation]) -> SegmentIds | None:
 def _owners(x: Tensor, location: BatchLocation, batch_size: int) -> tuple[int, Tensor] | None:
     """Return the dimension of the rows and the owner of each, on the CPU."""
     if isinstance(location, SegmentIds):
-        return location.dim, location.rows.cpu()
+        return None if location.moved is not None else (location.dim, location.rows.cpu())
     if not isinstance(location, int) or x.shape[location] % batch_size:
         return None
     return location, owners_of_axis(x.shape[location], batch_size, torch.device("cpu"))

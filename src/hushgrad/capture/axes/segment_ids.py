@@ -35,14 +35,53 @@ from hushgrad.torch_internals import PACK, PAD_PACKED
 
 
 @dataclass(frozen=True, eq=False)
+class Moved:
+    """Rows of a tensor in an order, or a choice, that follows from more than their owners (`selections.py`).
+
+    Attributes:
+        places: of each row, the place that it came from.
+        total: how many places there were.
+        origin: the rows' owners there; None where they lay on an ordinary axis.
+        key: of each row the number by which it was sorted, which follows from its owner; None where it was not.
+    """
+
+    places: Tensor
+    total: int
+    origin: SegmentIds | None = None
+    key: Tensor | None = None
+
+    def same(self, other: Moved | None) -> bool:
+        """Return whether rows came from the same places."""
+        if other is None or self.total != other.total or self.origin is not other.origin:
+            return False
+        return self.places is other.places or torch.equal(self.places, other.places)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the row of every place is there, once."""
+        return self.places.shape[0] == self.total and self.is_in_order_by(self.places.argsort())
+
+    def is_in_order_by(self, order: Tensor) -> bool:
+        """Whether the rows in this order are all in their old places."""
+        again = self.places[order]
+        return again.shape[0] == self.total and torch.equal(again, torch.arange(self.total, device=again.device))
+
+
+@dataclass(frozen=True, eq=False)
 class SegmentIds:
-    """Row r on dimension `dim` belongs to example `rows[r]`; `rows` holds numbers below the batch size, int64."""
+    """Row r on dimension `dim` belongs to example `rows[r]`; `rows` holds numbers below the batch size, int64.
+
+    `moved` says where rows came from that were put in another order by what others hold, too; None for all others.
+    """
 
     dim: int
     rows: Tensor
+    moved: Moved | None = None
 
     def same_rows(self, other: SegmentIds) -> bool:
-        """Return whether two tensors' rows have the same owners in the same order."""
+        """Return whether two tensors' rows have the same owners in the same order, and came from the same places."""
+        if self.moved is not other.moved and not (self.moved is not None and self.moved.same(other.moved)):
+            return False
         return self.rows is other.rows or torch.equal(self.rows, other.rows)
 
     def blocks(self, tensor: Tensor, batch_size: int) -> Tensor:
@@ -107,6 +146,20 @@ def location_of(dim: int, rows: Tensor, batch_size: int) -> BatchLocation:
     return SegmentIds(dim, rows)
 
 
+def selected_rows(dim: int, rows: Tensor, batch_size: int) -> BatchLocation:
+    """Return `location_of` rows that were selected, of which there may be none."""
+    return location_of(dim, rows, batch_size) if rows.shape[0] else SegmentIds(dim, rows)
+
+
+def row_of(tensor: Tensor, location: BatchLocation, batch_size: int) -> SegmentIds | None:
+    """Return the owner of each row of a tensor, also where they lie on an ordinary axis; None where none is known."""
+    if isinstance(location, SegmentIds):
+        return location
+    if not isinstance(location, int) or tensor.shape[location] % batch_size:
+        return None
+    return SegmentIds(location, owners_of_axis(tensor.shape[location], batch_size, tensor.device))
+
+
 def packed_owners(batch_sizes: Tensor, sequences: Tensor) -> Tensor:
     """Return the owner of each row of a packed sequence whose j-th longest sequence belongs to `sequences[j]`."""
     return torch.cat([sequences[:count] for count in batch_sizes.tolist()])
@@ -137,6 +190,9 @@ def follow_rows(
     if call.func is PAD_PACKED:
         return _unpacked(call, locations) if output_index == 0 else None
     owned = [part for part in locations if isinstance(part, SegmentIds)]
+    if owned and len(owned) < len(locations):  # rows that happen to be in the examples' own order have an axis
+        all_rows = [row_of(source, at, call.batch_size) for source, at in zip(call.sources, locations, strict=True)]
+        owned = [part for part in all_rows if part is not None]
     if call.func in SPLITS and len(locations) == 1:
         return _split(call, owned[0], out) if owned else _folded(call, locations[0], out)
     if rule not in ROW_RULES or not owned or len(owned) != len(locations):
@@ -153,7 +209,7 @@ def follow_rows(
         return None
     if rule is lookups.read and lookups.meets_other_rows(row_wise):
         return None
-    return SegmentIds(dim, owned[0].rows)
+    return replace(owned[0], dim=dim)
 
 
 def _meets_other_rows(call: OperatorCall, from_right: int) -> bool:
@@ -174,7 +230,7 @@ def _split(call: OperatorCall, owned: SegmentIds, out: Tensor) -> BatchLocation:
     if out.ndim < dim + 2 or list(out.shape[:dim]) != list(x.shape[:dim]):
         return None
     first, second = out.shape[dim : dim + 2]
-    if first * second != rows.shape[0] or not rows.numel():
+    if first * second != rows.shape[0] or not rows.numel() or owned.moved is not None:
         return None
     table = rows.view(first, second)
     if not bool((table == table[:1]).all()):
@@ -220,12 +276,34 @@ def _selected(call: OperatorCall, locations: list[BatchLocation], out: Tensor) -
         dim, order = (-1 if dims is None else next(iter(dims))), call.argument(2, "index")
     if not isinstance(order, Tensor) or order.ndim != 1 or order.dtype not in (torch.int64, torch.int32):
         return None
-    if dim != dim_of(location):
+    call_order = order
+    own = None if dim != dim_of(location) else row_of(x, location, call.batch_size)
+    if own is None:
         return None
-    rows = (
-        location.rows if isinstance(location, SegmentIds) else owners_of_axis(x.shape[dim], call.batch_size, x.device)
-    )
-    return location_of(dim, rows[order.to(rows.device)], call.batch_size)
+    order = order.to(own.rows.device).long()
+    order = torch.where(order < 0, order + own.rows.shape[0], order)
+    rows = own.rows[order]
+    if not any(source is call_order for source in call.sources):
+        return location_of(dim, rows, call.batch_size) if own.moved is None else None
+    return _moved(call, own, isinstance(location, SegmentIds), order, rows, dim)
+
+
+def _moved(
+    call: OperatorCall, own: SegmentIds, is_irregular: bool, order: Tensor, rows: Tensor, dim: int
+) -> BatchLocation:
+    """Rows in an order that the batch says: an axis, or the owners of before, where all are back in their places."""
+    if call.batch_size == 1:
+        return dim  # all rows are the one example's
+    moved = own.moved
+    if moved is None:
+        count, device = own.rows.shape[0], own.rows.device
+        moved = Moved(torch.arange(count, device=device), count, own if is_irregular else None)
+        if is_irregular and count == call.batch_size and Moved(own.rows, count).is_complete:
+            moved = Moved(own.rows, count)  # one row of each example: its owner is its place
+    if moved.is_in_order_by(order):
+        return dim if moved.origin is None else replace(moved.origin, dim=dim)
+    key = None if moved.key is None else moved.key[order]
+    return SegmentIds(dim, rows, Moved(moved.places[order], moved.total, moved.origin, key))
 
 
 def _unpacked(call: OperatorCall, locations: list[BatchLocation]) -> BatchLocation:
@@ -246,7 +324,8 @@ def _packed(call: OperatorCall, locations: list[BatchLocation]) -> BatchLocation
     location = next((part for source, part in zip(call.sources, locations, strict=True) if source is x), None)
     dim = 0 if batch_first else 1
     if isinstance(location, SegmentIds):
-        sequences = location.rows if location.dim == dim else None
+        is_of_sequences = location.dim == dim and (location.moved is None or location.moved.total == call.batch_size)
+        sequences = location.rows if is_of_sequences else None
     else:
         sequences = owners_of_axis(x.shape[dim], call.batch_size, x.device) if location == dim else None
     if sequences is None:

@@ -1,0 +1,405 @@
+"""Rows that are selected by the batch's own values, and put back: masks, `nonzero`, `sort`, `index_add`.
+
+Two kinds are kept apart.
+
+*Own*: which rows of an example are taken follows from this example alone. `h[mask]`, `torch.where(expert == 2)`: the
+mask was computed row by row. The rows have owners (`segment_ids.py`), and that is all there is to know of them.
+
+*Moved*: which rows are taken, or in which order, follows from the others too: `tokens[expert.argsort()]`. The rows are
+their owners', but a row's rank, and whether it is there at all (a capacity, the k largest of a batch), is not. So
+such rows carry the place that each came from, and are the batch's again only where all of them stand in their old
+places, none missing and none twice. That is looked at by value in every call: a capacity that is not reached changes
+nothing, and the first batch in which it is reached is refused.
+
+A worked example: tokens [4, d] of B = 2 examples with 2 tokens each, experts 1 0 0 0.
+
+    torch.where(expert == 0)[0]        1 2 3        pointers, own: tokens of examples 0 1 1
+    x = tokens[_]                      [3, d]       rows 0 1 1
+    out.index_add(0, _, layer(x))      [4, d]       axis 0: each row at a place of its own example
+    key, order = expert.sort()         1 2 3 0      pointers, moved: examples 0 1 1 0; the key is 0 0 0 1
+    x = tokens[order]                  [4, d]       rows 0 1 1 0, moved from the places 1 2 3 0
+    layer(x)[order.argsort()]          [4, d]       axis 0: places 0 1 2 3 again
+
+Guarantee: what has an axis again, after rows of it were selected, holds at each place values of this place's own
+example, put there by this example's own values alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hushgrad.capture.axes.rules import OperatorCall, dims_of, is_basic
+from hushgrad.capture.axes.segment_ids import (
+    SELECTIONS,
+    BatchLocation,
+    Moved,
+    SegmentIds,
+    owners_of_axis,
+    row_of,
+    selected_rows,
+)
+from hushgrad.torch_internals import GROUPED_MM
+
+
+@dataclass(frozen=True, eq=False)
+class Pointers:
+    """An integer tensor of one dimension (and others of size 1) whose r-th value is a place along a batch dimension.
+
+    Attributes:
+        rows: the example that owns the r-th place.
+        count: how many places that dimension has.
+        moved: None where the places of an example follow from it alone; else which places these are.
+    """
+
+    rows: Tensor
+    count: int
+    moved: Moved | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """`nonzero` of a mask with several dimensions, `[n, dims]`: column `axis` holds places along the batch's."""
+
+    rows: Tensor
+    count: int
+    axis: int
+
+
+Location = BatchLocation | Pointers | Coordinates
+
+
+def follow_selections(
+    call: OperatorCall, locations: Sequence[Any], result: Any, out: Tensor, output_index: int
+) -> Any:
+    """Return where the batch lies in an output of a call that makes pointers, or puts rows back by them; else None."""
+    func = call.func
+    if func in NONZERO:
+        return _true_places(call, locations, out, output_index)
+    if func in SORTS:
+        return _sorted(call, locations, result, output_index)
+    if func in DIVISIONS:
+        return _divided(call, locations)
+    if func in SELECTIONS:
+        return rows_by_index(call, locations, out)
+    if func is GROUPED_MM:
+        return _grouped(call, locations)
+    if func in PUTS:
+        return _put(call, locations, out)
+    if func is torch.masked_scatter or func in (Tensor.masked_scatter, Tensor.masked_scatter_):
+        return _scattered(call, locations)
+    if func is torch.masked_select or func is Tensor.masked_select:
+        return _masked(call, locations)
+    if len(locations) == 1 and isinstance(locations[0], Pointers):
+        return locations[0] if func in SAME and out.numel() == call.first.numel() else None
+    if len(locations) == 1 and isinstance(locations[0], Coordinates):
+        return _column(call, locations[0], out, output_index)
+    return None
+
+
+def location_of_source(call: OperatorCall, locations: Sequence[Any], value: Any) -> Any:
+    """Return where the batch lies in one of a call's arguments; None if it is no data, or not known."""
+    return next((part for source, part in zip(call.sources, locations, strict=True) if source is value), None)
+
+
+# Making pointers -------------------------------------------------------------------------------------------------
+
+
+def _true_places(call: OperatorCall, locations: Sequence[Any], out: Tensor, output_index: int) -> Any:
+    """`nonzero(mask)` and `where(mask)`: a column of places for each dimension of the mask."""
+    mask, location = call.first, locations[0]
+    if len(call.sources) != 1 or not isinstance(location, int) or mask.shape[location] % call.batch_size:
+        return None
+    if call.func in WHERES and len(call.args) + len(call.kwargs) != 1:
+        return None  # the form that selects among two tensors
+    owners = owners_of_axis(mask.shape[location], call.batch_size, mask.device)
+    if out.ndim == 2:
+        rows = owners[out[:, location]]
+        count = mask.shape[location]
+        return Pointers(rows, count) if mask.ndim == 1 else Coordinates(rows, count, location)
+    places = mask.detach().nonzero()[:, location]
+    if places.shape[0] != out.shape[0]:
+        return None
+    rows = owners[places]
+    return Pointers(rows, mask.shape[location]) if output_index == location else SegmentIds(0, rows)
+
+
+def _column(call: OperatorCall, location: Coordinates, out: Tensor, output_index: int) -> Any:
+    """`_[:, j]`, `unbind(1)` of the places of a mask with several dimensions."""
+    if call.func is Tensor.unbind or call.func is torch.unbind:
+        column = output_index if call.argument(1, "dim", 0) in (1, -1) else None
+    elif call.func is Tensor.__getitem__ and isinstance(call.args[1], tuple) and len(call.args[1]) == 2:
+        before, column = call.args[1]
+        column = column % call.first.shape[1] if before == slice(None) and isinstance(column, int) else None
+    else:
+        return None
+    if column is None or out.ndim != 1:
+        return None
+    return Pointers(location.rows, location.count) if column == location.axis else SegmentIds(0, location.rows)
+
+
+def _sorted(call: OperatorCall, locations: Sequence[Any], result: Any, output_index: int) -> Any:
+    """`sort` and `argsort` of one number for each place along the batch: the places in an order that others decide."""
+    key, location = call.first, locations[0]
+    if len(call.sources) != 1 or key.ndim != 1 or location != 0 or key.shape[0] % call.batch_size:
+        return None
+    is_pair = not isinstance(result, Tensor)
+    places = result[1] if is_pair else result
+    in_order = result[0] if is_pair else key.detach()[places]
+    rows = owners_of_axis(key.shape[0], call.batch_size, key.device)[places]
+    moved = Moved(places, key.shape[0], None, in_order.detach())
+    return SegmentIds(0, rows, moved) if is_pair and output_index == 0 else Pointers(rows, key.shape[0], moved)
+
+
+def _divided(call: OperatorCall, locations: Sequence[Any]) -> Any:
+    """`order // k`, where every place of a dimension is k places of a longer one, one behind the other."""
+    pointers, by = locations[0], call.argument(1, "other", call.kwargs.get("x2"))
+    mode = call.argument(2, "rounding_mode", call.kwargs.get("rounding_mode", "floor"))
+    if not isinstance(pointers, Pointers) or not isinstance(by, int) or isinstance(by, bool) or by < 1:
+        return None
+    if len(call.sources) != 1 or mode not in ("floor", "trunc") or pointers.count % (by * call.batch_size):
+        return None
+    return replace(pointers, count=pointers.count // by)
+
+
+# Selecting rows --------------------------------------------------------------------------------------------------
+
+
+def rows_by_index(call: OperatorCall, locations: Sequence[Any], out: Tensor) -> Any:
+    """`x[pointers]`, `x[pointers, columns]`, `x[mask]`, `x.index_select(dim, pointers)` of data along its batch axis."""
+    x = call.first
+    location = location_of_source(call, locations, x)
+    if location is None or isinstance(location, (Pointers, Coordinates)):
+        return None
+    if call.func is not Tensor.__getitem__:
+        index: tuple[Any, ...] = (*[slice(None)] * (call.argument(1, "dim") % x.ndim), call.argument(2, "index"))
+    else:
+        index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+    if len(index) == 1 and isinstance(index[0], Tensor) and index[0].dtype == torch.bool:
+        return _masked(call, locations, index[0])
+    at, pointers = _pointers_in(call, locations, index)
+    if pointers is None:
+        return None
+    own = row_of(x, location, call.batch_size)
+    if own is None or own.dim != at or x.shape[at] != pointers.count or (own.moved is not None):
+        return None
+    if isinstance(location, SegmentIds):
+        return None  # pointers are places of a batch axis
+    read = [part for part in index if isinstance(part, Tensor)]
+    dims = [dim for dim, part in enumerate(part for part in index if part is not None) if isinstance(part, Tensor)]
+    for part in read:
+        found = location_of_source(call, locations, part)
+        if found is pointers:
+            continue
+        if part.ndim != 1 or not isinstance(found, SegmentIds) or found.moved is not pointers.moved:
+            return None
+        if not torch.equal(found.rows, pointers.rows):
+            return None
+    if dims != list(range(dims[0], dims[-1] + 1)) or at != dims[0] or any(part is None for part in index[: at + 1]):
+        return None
+    return SegmentIds(at, pointers.rows, pointers.moved) if out.shape[at] == pointers.rows.shape[0] else None
+
+
+def _pointers_in(
+    call: OperatorCall, locations: Sequence[Any], index: tuple[Any, ...]
+) -> tuple[int, Pointers | None]:
+    """Return the dimension that is read at pointers, and these; the index may hold whole slices before them."""
+    for at, part in enumerate(index):
+        if isinstance(part, Tensor):
+            found = location_of_source(call, locations, part)
+            others = index[:at] + index[at + 1 :]
+            plain = all(other is None or is_basic(other) or isinstance(other, Tensor) for other in others)
+            whole = all(isinstance(other, slice) and other == slice(None) for other in index[:at])
+            no_numbers = not any(is_basic(other) and not isinstance(other, slice) for other in others)
+            if isinstance(found, Pointers) and part.ndim == 1 and plain and whole and no_numbers:
+                return at, found
+            return at, None
+    return 0, None
+
+
+def _masked(call: OperatorCall, locations: Sequence[Any], mask: Tensor | None = None) -> Any:
+    """`x[mask]`: rows in their order, as many of each example as its own part of the mask says."""
+    x = call.first
+    mask = call.argument(1, "mask") if mask is None else mask
+    whole = call.func is not Tensor.__getitem__
+    if not isinstance(mask, Tensor) or (whole and mask.shape != x.shape):
+        return None
+    location, own = location_of_source(call, locations, x), location_of_source(call, locations, mask)
+    if isinstance(location, SegmentIds) and isinstance(own, SegmentIds):
+        is_of_rows = location.dim == own.dim == 0 and mask.ndim == 1 and location.same_rows(own)
+        if not is_of_rows or location.moved is not None:
+            return None
+        return SegmentIds(0, location.rows[mask])
+    rows = _owners_of_mask(mask, own, call.batch_size)
+    if rows is None or location != own:
+        return None
+    return selected_rows(0, rows, call.batch_size)
+
+
+def _owners_of_mask(mask: Tensor, location: Any, batch_size: int) -> Tensor | None:
+    """Return the owner of each place where a mask is true."""
+    if mask.dtype != torch.bool or not isinstance(location, int) or mask.shape[location] % batch_size:
+        return None
+    owners = owners_of_axis(mask.shape[location], batch_size, mask.device)
+    return owners[mask.nonzero()[:, location]]
+
+
+def _grouped(call: OperatorCall, locations: Sequence[Any]) -> Any:
+    """`grouped_mm(rows, matrices, offs)`: every row meets one of constant matrices."""
+    x = call.first
+    location = location_of_source(call, locations, x)
+    rest = [source for source in call.sources if source is not x and source is not call.kwargs.get("offs")]
+    return location if not rest and groups_follow_key(x, location, call.args[1], call.kwargs) else None
+
+
+def groups_follow_key(x: Tensor, location: Any, matrices: Tensor, kwargs: Mapping[str, Any]) -> bool:
+    """Return whether each row of a `grouped_mm` meets the matrix whose number is the key that rows are sorted by.
+
+    The ends of the groups are counts over the batch. That what a row meets follows from its own key, and not from them,
+    is looked at in every call: a group that is cut off, or numbered otherwise, is not the rows of one key.
+    """
+    ends = kwargs.get("offs")
+    if not isinstance(location, SegmentIds) or location.dim != 0 or location.moved is None:
+        return False
+    key = location.moved.key
+    if key is None or ends is None or x.ndim != 2 or matrices.ndim != 3 or kwargs.get("bias") is not None:
+        return False
+    count = x.shape[0]
+    if ends.ndim != 1 or ends.shape[0] != matrices.shape[0] or not count or int(ends[-1]) != count:
+        return False
+    groups = torch.searchsorted(ends.detach().long(), torch.arange(count, device=ends.device), right=True)
+    return torch.equal(groups, key.long().to(groups.device))
+
+
+# Putting rows back -----------------------------------------------------------------------------------------------
+
+
+def _put(call: OperatorCall, locations: Sequence[Any], out: Tensor) -> Any:
+    """`index_add`, `index_copy` and `index_put`: rows at places that pointers say."""
+    target = call.first
+    if call.func in INDEX_PUTS:
+        indices, value = call.argument(1, "indices"), call.argument(2, "values")
+        if not isinstance(indices, (tuple, list)) or len(indices) != 1:
+            return None
+        dim, index = 0, indices[0]
+    else:
+        dims = dims_of(call.argument(1, "dim"), max(target.ndim, 1))
+        if dims is None:
+            return None
+        dim, index = min(dims), call.argument(2, "index")
+        value = call.argument(3, "source", call.kwargs.get("tensor"))
+    if not isinstance(value, Tensor) or value.ndim != target.ndim:
+        return None
+    return placed(
+        target,
+        _target_of(call, locations),
+        dim,
+        (index, location_of_source(call, locations, index)),
+        (value, location_of_source(call, locations, value)),
+        call.batch_size,
+    )
+
+
+def _target_of(call: OperatorCall, locations: Sequence[Any]) -> Any:
+    is_data = any(source is call.first for source in call.sources)
+    return location_of_source(call, locations, call.first) if is_data else CONSTANT
+
+
+CONSTANT = object()
+"""Stands for the location of a tensor that is no data."""
+
+
+def placed(
+    target: Tensor, location: Any, dim: int, index: tuple[Any, Any], value: tuple[Tensor, Any], batch_size: int
+) -> int | None:
+    """Return the axis of the batch in a target whose places `index` along `dim` receive the rows of `value`.
+
+    Args:
+        target: what is written to; its values at other places stay.
+        location: where the batch lies in it; `CONSTANT` if it is no data.
+        dim: the dimension of the places.
+        index: the places, and where the batch lies in them.
+        value: the rows, and where the batch lies in them.
+        batch_size: B.
+    """
+    if location is not CONSTANT and location != dim:
+        return None
+    places, pointers = index
+    rows = row_of(*value, batch_size)
+    if not isinstance(places, Tensor) or places.ndim != 1 or rows is None or rows.dim != dim:
+        return None
+    if target.shape[dim] % batch_size or rows.rows.shape[0] != places.shape[0]:
+        return None
+    if rows.moved is not None:
+        return dim if _is_back(rows.moved, places, pointers, target.shape[dim]) else None
+    is_own = isinstance(pointers, Pointers) and pointers.moved is None and pointers.count == target.shape[dim]
+    return dim if is_own and torch.equal(pointers.rows, rows.rows) else None
+
+
+def _is_back(moved: Moved, places: Tensor, pointers: Any, count: int) -> bool:
+    """Whether moved rows are all there, and each is put to its own place, or all to a place that they share."""
+    if moved.origin is not None or not moved.is_complete:
+        return False
+    if isinstance(pointers, Pointers) and pointers.moved is not None:
+        return pointers.count == count and pointers.moved.same(moved)
+    return count == moved.total and torch.equal(places.long(), moved.places.long())
+
+
+def _scattered(call: OperatorCall, locations: Sequence[Any]) -> Any:
+    """`masked_scatter(target, mask, source)`: values of the source in their order, where the mask is true."""
+    target, mask, source = call.first, call.argument(1, "mask"), call.argument(2, "source")
+    if not isinstance(mask, Tensor) or not isinstance(source, Tensor):
+        return None
+    location, own = _target_of(call, locations), location_of_source(call, locations, mask)
+    if mask.shape != target.shape or (location is not CONSTANT and location != own):
+        return None
+    wanted = _owners_of_mask(mask, own, call.batch_size)
+    rows = row_of(source, location_of_source(call, locations, source), call.batch_size)
+    if wanted is None or rows is None or rows.dim != 0 or rows.moved is not None:
+        return None
+    width = source[0].numel() if source.shape[0] else 1
+    owners = rows.rows.to(wanted.device).repeat_interleave(width)
+    return own if torch.equal(owners, wanted) else None
+
+
+def axis_after_mask(
+    target: Tensor, location: Any, mask: tuple[Tensor, Any], value: tuple[Tensor, Any], batch_size: int
+) -> int | None:
+    """Return the axis of the batch after `target[mask] = value` with rows that were selected; None if it is lost.
+
+    `mask` and `value` come with where the batch lies in them; for `target` and `location` see `placed`.
+    """
+    own = mask[1]
+    if not isinstance(own, int) or (location is not CONSTANT and location != own):
+        return None
+    wanted, found = _owners_of_mask(*mask, batch_size), row_of(*value, batch_size)
+    if wanted is None or found is None or found.dim != 0 or found.moved is not None:
+        return None
+    if target.shape[own] != mask[0].shape[own]:
+        return None
+    return own if torch.equal(found.rows.to(wanted.device), wanted) else None
+
+
+_Functions = set[Callable[..., Any]]
+WHERES: _Functions = {torch.where}
+NONZERO: _Functions = {torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere, *WHERES}
+SORTS: _Functions = {torch.sort, Tensor.sort, torch.argsort, Tensor.argsort}
+DIVISIONS: _Functions = {
+    *(torch.div, Tensor.div, torch.floor_divide, Tensor.floor_divide, Tensor.__floordiv__),
+}  # fmt: skip
+INDEX_PUTS: _Functions = {torch.index_put, Tensor.index_put, Tensor.index_put_}
+PUTS: _Functions = {
+    *(torch.index_add, Tensor.index_add, Tensor.index_add_),
+    *(torch.index_copy, Tensor.index_copy, Tensor.index_copy_),
+    *INDEX_PUTS,
+}  # fmt: skip
+SAME: _Functions = {
+    *(torch.reshape, Tensor.reshape, Tensor.view, torch.flatten, Tensor.flatten, torch.squeeze, Tensor.squeeze),
+    *(torch.unsqueeze, Tensor.unsqueeze, torch.ravel, Tensor.ravel, Tensor.contiguous, Tensor.clone, torch.clone),
+    *(Tensor.to, Tensor.long, Tensor.int, Tensor.detach, torch.detach),
+}  # fmt: skip
+"""Operators that keep all pointers in their order, where the number of values stays."""
