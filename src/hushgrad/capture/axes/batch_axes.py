@@ -50,6 +50,8 @@ from hushgrad.capture.axes.selections import (
     axis_after_mask,
     follow_selections,
     placed,
+    placed_by_columns,
+    rows_by_index,
 )
 from hushgrad.capture.axes.table import AXIS_RULES, CONSTANTS
 from hushgrad.capture.public import PublicTensors
@@ -282,9 +284,14 @@ class BatchAxes:
         """Record `target[index] = value`, by which `target` holds rows of the batch."""
         if self.recipe(target) is not None:
             self._overwritten(target, None, "__setitem__")
-        if not isinstance(value, Tensor) or not self.descends(value):
+        if isinstance(value, Tensor) and self.descends(value):
+            axis = self._axis_after_write(target, index, value)
+        elif any(self.descends(part) for part in tensors_in(index)):
+            if isinstance(self.location(target), SegmentIds) or (self.descends(target) and self.get(target) is None):
+                return self._wrote_into_rows(target, index)
+            axis = self._axis_after_constant(target, index)
+        else:
             return
-        axis = self._axis_after_write(target, index, value)
         if axis is None and self.batch_size == 1 and target.ndim:
             axis = 0  # there is no other example to be mixed with
         self._overwritten(target, axis, "__setitem__")
@@ -307,9 +314,34 @@ class BatchAxes:
                 return axis
         return None
 
+    def _axis_after_constant(self, target: Tensor, index: Any) -> Axis:
+        """Return the axis after `target[index] = constant`, at places that the batch says."""
+        where, size = index[0] if isinstance(index, tuple) and len(index) == 1 else index, self.batch_size
+        own = self.get(target)
+        if isinstance(where, Tensor):
+            found = self._found(where)
+            if where.dtype == torch.bool and isinstance(found, int):
+                return found if own in (None, found) and target.shape[found] == where.shape[found] else None
+            if isinstance(found, Pointers):
+                return 0 if own in (None, 0) and found.moved is None and found.count == target.shape[0] else None
+        candidates = [axis for axis in range(target.ndim) if target.shape[axis] == size] if own is None else [own]
+        return next((axis for axis in candidates if self.part(target, axis, index)[1] is not None), None)
+
+    def _wrote_into_rows(self, target: Tensor, index: Any) -> None:
+        """Record a constant that is written into rows with owners where a mask of these rows says, or lose them."""
+        location, mask = self.location(target), index[0] if isinstance(index, tuple) and len(index) == 1 else index
+        own = self.location(mask)
+        is_own = isinstance(location, SegmentIds) and isinstance(own, SegmentIds) and location.same_rows(own)
+        if isinstance(location, SegmentIds) and not (is_own and mask.dtype == torch.bool and location.dim == own.dim):
+            self._lose(target, "__setitem__")
+
     def _axis_after_rows(self, target: Tensor, index: Any, value: Tensor, size: int) -> Axis:
         """Return the axis after `target[mask] = rows` and `target[pointers] = rows`; None for other forms."""
         where = index[0] if isinstance(index, tuple) and len(index) == 1 else index
+        if isinstance(where, tuple):
+            sources = [part for part in (target, value, *tensors_in(where)) if self.descends(part)]
+            call = OperatorCall(Tensor.__setitem__, (target, where, value), {}, sources, [0] * len(sources), size)
+            return placed_by_columns(call, [self._found(part) for part in sources], where, value)
         if not isinstance(where, Tensor) or not self.descends(where):
             return None
         location = self._found(target) if self.descends(target) else CONSTANT
@@ -329,6 +361,14 @@ class BatchAxes:
         get = Tensor.__getitem__
         call = OperatorCall(get, (target, index), {}, [target, *rows], known, self.batch_size or 0)
         return part, AXIS_RULES[get](call, part, 0)
+
+    def rows_at(self, target: Tensor, index: Any) -> tuple[Tensor, BatchLocation]:
+        """Return `target[index]`, detached, for a mask or pointers of the batch, and where the batch lies in it."""
+        part = target.detach()[index]
+        sources = [value for value in (target, *tensors_in(index)) if self.descends(value)]
+        size = self.batch_size or 0
+        call = OperatorCall(Tensor.__getitem__, (target, index), {}, sources, [0] * len(sources), size)
+        return part, rows_by_index(call, [self._found(value) for value in sources], part) if size > 1 else 0
 
     def _overwritten(self, tensor: Tensor, axis: BatchLocation, name: str) -> None:
         if self.recipe(tensor) is not None or isinstance(axis, Whole):

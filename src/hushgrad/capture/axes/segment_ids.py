@@ -30,7 +30,16 @@ from torch import Tensor
 
 from hushgrad.capture.axes import lookups as lookups
 from hushgrad.capture.axes import products as products
-from hushgrad.capture.axes.rules import AxisRule, OperatorCall, dims_of, elementwise, is_basic, like_first, viewed
+from hushgrad.capture.axes.rules import (
+    ROW_WISE,
+    AxisRule,
+    OperatorCall,
+    dims_of,
+    elementwise,
+    is_basic,
+    like_first,
+    viewed,
+)
 from hushgrad.torch_internals import PACK, PAD_PACKED
 
 
@@ -195,7 +204,7 @@ def follow_rows(
         owned = [part for part in all_rows if part is not None]
     if call.func in SPLITS and len(locations) == 1:
         return _split(call, owned[0], out) if owned else _folded(call, locations[0], out)
-    if rule not in ROW_RULES or not owned or len(owned) != len(locations):
+    if (rule not in ROW_RULES and rule not in ROW_WISE) or not owned or len(owned) != len(locations):
         return None
     if any(not owned[0].same_rows(part) for part in owned[1:]):
         return None
@@ -205,15 +214,17 @@ def follow_rows(
     dim = rule(row_wise, out, output_index)
     if dim is None or out.shape[dim] != owned[0].rows.shape[0]:
         return None
-    if rule is elementwise and _meets_other_rows(row_wise, out.ndim - dim):
+    if (rule is elementwise or rule in ROW_WISE) and _meets_other_rows(row_wise, owned[0], out.ndim - dim, rule):
         return None
     if rule is lookups.read and lookups.meets_other_rows(row_wise):
         return None
     return replace(owned[0], dim=dim)
 
 
-def _meets_other_rows(call: OperatorCall, from_right: int) -> bool:
+def _meets_other_rows(call: OperatorCall, owned: SegmentIds, from_right: int, rule: AxisRule) -> bool:
     """Whether a constant of the call has a value for each row: rows would no longer be treated alike."""
+    if rule in ROW_WISE:
+        from_right = call.sources[0].ndim - owned.dim
     constants = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
     return any(
         value.ndim >= from_right and value.shape[-from_right] != 1
@@ -343,6 +354,9 @@ ROW_RULES: set[AxisRule] = {
     like_first,
     viewed,
     products.linear,
+    products.product,
+    products.added_product,
+    products.einsum,
     products.layer_normalized,
     products.embedding,
     lookups.read,

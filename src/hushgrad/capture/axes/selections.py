@@ -33,7 +33,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hushgrad.capture.axes.rules import OperatorCall, dims_of, is_basic
+from hushgrad.capture.axes.lookups import reading_of
+from hushgrad.capture.axes.rules import OperatorCall, dims_of
 from hushgrad.capture.axes.segment_ids import (
     SELECTIONS,
     BatchLocation,
@@ -78,26 +79,26 @@ def follow_selections(
 ) -> Any:
     """Return where the batch lies in an output of a call that makes pointers, or puts rows back by them; else None."""
     func = call.func
+    if func in DIVISIONS:
+        return _divided(call, locations)
     if func in NONZERO:
         return _true_places(call, locations, out, output_index)
     if func in SORTS:
         return _sorted(call, locations, result, output_index)
-    if func in DIVISIONS:
-        return _divided(call, locations)
+    main = location_of_source(call, locations, call.first)
+    if isinstance(main, Coordinates):
+        return _column(call, main, out, output_index)
+    if isinstance(main, Pointers):
+        is_same = func in SAME or _is_column(call)
+        return main if len(locations) == 1 and is_same and out.numel() == call.first.numel() else None
     if func in SELECTIONS:
         return rows_by_index(call, locations, out)
     if func is GROUPED_MM:
         return _grouped(call, locations)
     if func in PUTS:
         return _put(call, locations, out)
-    if func is torch.masked_scatter or func in (Tensor.masked_scatter, Tensor.masked_scatter_):
-        return _scattered(call, locations)
     if func is torch.masked_select or func is Tensor.masked_select:
         return _masked(call, locations)
-    if len(locations) == 1 and isinstance(locations[0], Pointers):
-        return locations[0] if func in SAME and out.numel() == call.first.numel() else None
-    if len(locations) == 1 and isinstance(locations[0], Coordinates):
-        return _column(call, locations[0], out, output_index)
     return None
 
 
@@ -126,6 +127,11 @@ def _true_places(call: OperatorCall, locations: Sequence[Any], out: Tensor, outp
         return None
     rows = owners[places]
     return Pointers(rows, mask.shape[location]) if output_index == location else SegmentIds(0, rows)
+
+
+def _is_column(call: OperatorCall) -> bool:
+    """Whether a call is `_[:, 0]`."""
+    return call.func is Tensor.__getitem__ and isinstance(call.args[1], tuple) and call.args[1] == (slice(None), 0)
 
 
 def _column(call: OperatorCall, location: Coordinates, out: Tensor, output_index: int) -> Any:
@@ -170,55 +176,58 @@ def _divided(call: OperatorCall, locations: Sequence[Any]) -> Any:
 
 
 def rows_by_index(call: OperatorCall, locations: Sequence[Any], out: Tensor) -> Any:
-    """`x[pointers]`, `x[pointers, columns]`, `x[mask]`, `x.index_select(dim, pointers)` of data along its batch axis."""
+    """`x[pointers]`, `x[pointers, columns]`, `x[mask]`, `x.index_select(dim, pointers)` along the batch axis of data.
+
+    Of constants, too: at each place they hold what the ordinary operators would meet there.
+    """
     x = call.first
-    location = location_of_source(call, locations, x)
-    if location is None or isinstance(location, (Pointers, Coordinates)):
-        return None
     if call.func is not Tensor.__getitem__:
-        index: tuple[Any, ...] = (*[slice(None)] * (call.argument(1, "dim") % x.ndim), call.argument(2, "index"))
+        index: Any = (*[slice(None)] * (call.argument(1, "dim") % max(x.ndim, 1)), call.argument(2, "index"))
     else:
-        index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
-    if len(index) == 1 and isinstance(index[0], Tensor) and index[0].dtype == torch.bool:
-        return _masked(call, locations, index[0])
-    at, pointers = _pointers_in(call, locations, index)
-    if pointers is None:
+        index = call.args[1]
+    only = index[0] if isinstance(index, tuple) and len(index) == 1 else index
+    if isinstance(only, Tensor) and only.dtype == torch.bool:
+        return _masked(call, locations, only)
+    found = pointed(call, locations, index, x.ndim)
+    if found is None:
         return None
-    own = row_of(x, location, call.batch_size)
-    if own is None or own.dim != at or x.shape[at] != pointers.count or (own.moved is not None):
+    at, before, pointers = found
+    if _target_of(call, locations) not in (CONSTANT, at) or x.shape[at] != pointers.count:
         return None
-    if isinstance(location, SegmentIds):
-        return None  # pointers are places of a batch axis
-    read = [part for part in index if isinstance(part, Tensor)]
-    dims = [dim for dim, part in enumerate(part for part in index if part is not None) if isinstance(part, Tensor)]
-    for part in read:
-        found = location_of_source(call, locations, part)
-        if found is pointers:
+    fits = before < out.ndim and out.shape[before] == pointers.rows.shape[0]
+    return SegmentIds(before, pointers.rows, pointers.moved) if fits else None
+
+
+def pointed(
+    call: OperatorCall, locations: Sequence[Any], index: Any, ndim: int
+) -> tuple[int, int, Pointers] | None:
+    """Return the dimension that an index reads at pointers, that of the rows in the result, and the pointers.
+
+    Other dimensions may be read at numbers, or at columns of the same rows.
+    """
+    if call.func is Tensor.__getitem__ and not isinstance(index, (tuple, Tensor)):
+        return None
+    reading = reading_of(index, ndim)
+    if reading is None:
+        return None
+    found: tuple[int, Pointers] | None = None
+    for dim, part in zip(reading.dims, reading.places, strict=True):
+        location = location_of_source(call, locations, part) if isinstance(part, Tensor) else None
+        if isinstance(location, Pointers) and part.ndim == 1:  # type: ignore[union-attr]
+            if found is not None:
+                return None
+            found = dim, location
+    if found is None:
+        return None
+    at, pointers = found
+    for part in reading.places:
+        location = location_of_source(call, locations, part)
+        if not isinstance(part, Tensor) or location is pointers:
             continue
-        if part.ndim != 1 or not isinstance(found, SegmentIds) or found.moved is not pointers.moved:
+        same = isinstance(location, SegmentIds) and location.moved is pointers.moved and part.ndim == 1
+        if not same or not torch.equal(location.rows, pointers.rows):
             return None
-        if not torch.equal(found.rows, pointers.rows):
-            return None
-    if dims != list(range(dims[0], dims[-1] + 1)) or at != dims[0] or any(part is None for part in index[: at + 1]):
-        return None
-    return SegmentIds(at, pointers.rows, pointers.moved) if out.shape[at] == pointers.rows.shape[0] else None
-
-
-def _pointers_in(
-    call: OperatorCall, locations: Sequence[Any], index: tuple[Any, ...]
-) -> tuple[int, Pointers | None]:
-    """Return the dimension that is read at pointers, and these; the index may hold whole slices before them."""
-    for at, part in enumerate(index):
-        if isinstance(part, Tensor):
-            found = location_of_source(call, locations, part)
-            others = index[:at] + index[at + 1 :]
-            plain = all(other is None or is_basic(other) or isinstance(other, Tensor) for other in others)
-            whole = all(isinstance(other, slice) and other == slice(None) for other in index[:at])
-            no_numbers = not any(is_basic(other) and not isinstance(other, slice) for other in others)
-            if isinstance(found, Pointers) and part.ndim == 1 and plain and whole and no_numbers:
-                return at, found
-            return at, None
-    return 0, None
+    return at, reading.before, pointers
 
 
 def _masked(call: OperatorCall, locations: Sequence[Any], mask: Tensor | None = None) -> Any:
@@ -228,14 +237,14 @@ def _masked(call: OperatorCall, locations: Sequence[Any], mask: Tensor | None = 
     whole = call.func is not Tensor.__getitem__
     if not isinstance(mask, Tensor) or (whole and mask.shape != x.shape):
         return None
-    location, own = location_of_source(call, locations, x), location_of_source(call, locations, mask)
+    location, own = _target_of(call, locations), location_of_source(call, locations, mask)
     if isinstance(location, SegmentIds) and isinstance(own, SegmentIds):
         is_of_rows = location.dim == own.dim == 0 and mask.ndim == 1 and location.same_rows(own)
         if not is_of_rows or location.moved is not None:
             return None
         return SegmentIds(0, location.rows[mask])
     rows = _owners_of_mask(mask, own, call.batch_size)
-    if rows is None or location != own:
+    if rows is None or location not in (CONSTANT, own) or x.shape[own] != mask.shape[own]:
         return None
     return selected_rows(0, rows, call.batch_size)
 
@@ -283,8 +292,10 @@ def _put(call: OperatorCall, locations: Sequence[Any], out: Tensor) -> Any:
     target = call.first
     if call.func in INDEX_PUTS:
         indices, value = call.argument(1, "indices"), call.argument(2, "values")
-        if not isinstance(indices, (tuple, list)) or len(indices) != 1:
+        if not isinstance(indices, (tuple, list)):
             return None
+        if len(indices) > 1:
+            return placed_by_columns(call, locations, tuple(indices), value)
         dim, index = 0, indices[0]
     else:
         dims = dims_of(call.argument(1, "dim"), max(target.ndim, 1))
@@ -340,6 +351,20 @@ def placed(
     return dim if is_own and torch.equal(pointers.rows, rows.rows) else None
 
 
+def placed_by_columns(call: OperatorCall, locations: Sequence[Any], index: Any, value: Any) -> int | None:
+    """Return the axis of the batch after `target[pointers, columns] = rows`; None if it is lost."""
+    target = call.first
+    found = pointed(call, locations, index, target.ndim)
+    if found is None or not isinstance(value, Tensor):
+        return None
+    at, before, pointers = found
+    rows = row_of(value, location_of_source(call, locations, value), call.batch_size)
+    if rows is None or rows.moved is not None or pointers.moved is not None or rows.dim != before:
+        return None
+    is_own = _target_of(call, locations) in (CONSTANT, at) and pointers.count == target.shape[at]
+    return at if is_own and torch.equal(pointers.rows, rows.rows) else None
+
+
 def _is_back(moved: Moved, places: Tensor, pointers: Any, count: int) -> bool:
     """Whether moved rows are all there, and each is put to its own place, or all to a place that they share."""
     if moved.origin is not None or not moved.is_complete:
@@ -347,23 +372,6 @@ def _is_back(moved: Moved, places: Tensor, pointers: Any, count: int) -> bool:
     if isinstance(pointers, Pointers) and pointers.moved is not None:
         return pointers.count == count and pointers.moved.same(moved)
     return count == moved.total and torch.equal(places.long(), moved.places.long())
-
-
-def _scattered(call: OperatorCall, locations: Sequence[Any]) -> Any:
-    """`masked_scatter(target, mask, source)`: values of the source in their order, where the mask is true."""
-    target, mask, source = call.first, call.argument(1, "mask"), call.argument(2, "source")
-    if not isinstance(mask, Tensor) or not isinstance(source, Tensor):
-        return None
-    location, own = _target_of(call, locations), location_of_source(call, locations, mask)
-    if mask.shape != target.shape or (location is not CONSTANT and location != own):
-        return None
-    wanted = _owners_of_mask(mask, own, call.batch_size)
-    rows = row_of(source, location_of_source(call, locations, source), call.batch_size)
-    if wanted is None or rows is None or rows.dim != 0 or rows.moved is not None:
-        return None
-    width = source[0].numel() if source.shape[0] else 1
-    owners = rows.rows.to(wanted.device).repeat_interleave(width)
-    return own if torch.equal(owners, wanted) else None
 
 
 def axis_after_mask(

@@ -189,6 +189,8 @@ def _assigned(context: ForwardContext, func: Callable[..., Any], args: tuple[Any
         return NotImplemented
     part, location = context.axes.part(target, axis, index)
     if location is None:
+        part, location = context.axes.rows_at(target, index)
+    if location is None:
         return NotImplemented
     context.axes.set(part, location)
     expanded = with_batch(context, leaf, part, "__setitem__")
