@@ -248,9 +248,10 @@ class BatchAxes:
             form = form_of_cut(call, locations[0], output_index)
             return None if form is None else digest(self._identities.of(call.first), form)
         recipes = {self.recipe(source) for source in sources}
-        if None in recipes or (is_join(call.func) and len(recipes) > 1):
+        is_of_several = is_join(call.func) and not isinstance(location, Whole)
+        if None in recipes or (is_of_several and len(recipes) > 1):
             return None
-        if is_join(call.func):
+        if is_of_several:
             dim = call.argument(1, "dim", call.kwargs.get("axis", 0))
             return digest("joined", recipes, len(sources), dim)
         return recipe_of_call(call, output_index, self.recipe, self._identities)

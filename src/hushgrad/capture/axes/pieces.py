@@ -31,6 +31,8 @@ from hushgrad.capture.axes.rules import AxisRule, OperatorCall, dims_of, is_basi
 from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, Whole, location_of, owners_of_axis
 
 CATS: set[Callable[..., Any]] = {torch.cat, torch.concat, torch.concatenate}
+VSTACKS: set[Callable[..., Any]] = {torch.vstack, torch.row_stack}
+"""A `stack` of tensors with one dimension, and a `cat` of others."""
 
 
 def follow_pieces(
@@ -52,7 +54,7 @@ def follow_pieces(
 
 def is_join(func: Callable[..., Any]) -> bool:
     """Return whether an operator puts tensors together."""
-    return func in CATS or func is torch.stack
+    return func in CATS or func is torch.stack or func in VSTACKS
 
 
 def _is_cut_by_index(call: OperatorCall) -> bool:
@@ -126,6 +128,12 @@ def form_of_cut(call: OperatorCall, location: BatchLocation, output_index: int) 
 def _joined(call: OperatorCall, locations: Sequence[BatchLocation], out: Tensor) -> BatchLocation:
     """`cat` and `stack` of data: the rows of all parts, one part behind the other; a constant part has no owner."""
     parts = call.argument(0, "tensors")
+    if call.func in VSTACKS:
+        ndims = {part.ndim for part in parts}
+        same = torch.stack if ndims == {1} else torch.cat
+        if 0 in ndims or (1 in ndims and len(ndims) > 1):
+            return None
+        call = OperatorCall(same, (parts, 0), {}, call.sources, call.axes, call.batch_size)
     dims = dims_of(call.argument(1, "dim", call.kwargs.get("axis", 0)), max(out.ndim, 1))
     if dims is None or not isinstance(parts, (tuple, list)) or len(parts) != len(locations):
         return None

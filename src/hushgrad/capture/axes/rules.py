@@ -292,6 +292,29 @@ def reduced(position: int, default: Any = None) -> AxisRule:
     return rule
 
 
+_along_second, _reduced_second = along(2), reduced(2)
+
+
+def repeated_in_place(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
+    """`repeat_interleave`: copies behind their row, so that along the batch each example's block grows with it."""
+    x, times = call.first, call.argument(1, "repeats")
+    axis, dims = call.only(x), dims_of(call.argument(2, "dim"), max(x.ndim, 1))
+    if axis is None or dims is None or axis not in dims or not isinstance(times, int) or isinstance(times, bool):
+        return _along_second(call, out, output_index)
+    return axis if times > 0 and out.shape[axis] == times * x.shape[axis] else None
+
+
+def quantiles(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
+    """`quantile`, which puts a dimension in front where it is asked for several."""
+    asked = call.argument(1, "q")
+    if not isinstance(asked, Tensor) or asked.ndim != 1:
+        return _reduced_second(call, out, output_index)
+    if any(source is asked for source in call.sources) or out.shape[0] != asked.shape[0]:
+        return None
+    axis = _reduced_second(call, out[0], output_index)
+    return None if axis is None else axis + 1
+
+
 def concatenated(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`cat` along a dimension that is not the batch's."""
     axis, dims = call.shared_axis(), dims_of(call.argument(1, "dim", call.kwargs.get("axis", 0)), out.ndim)
