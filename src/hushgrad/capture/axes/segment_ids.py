@@ -155,11 +155,6 @@ def location_of(dim: int, rows: Tensor, batch_size: int) -> BatchLocation:
     return SegmentIds(dim, rows)
 
 
-def selected_rows(dim: int, rows: Tensor, batch_size: int) -> BatchLocation:
-    """Return `location_of` rows that were selected, of which there may be none."""
-    return location_of(dim, rows, batch_size) if rows.shape[0] else SegmentIds(dim, rows)
-
-
 def row_of(tensor: Tensor, location: BatchLocation, batch_size: int) -> SegmentIds | None:
     """Return the owner of each row of a tensor, also where they lie on an ordinary axis; None where none is known."""
     if isinstance(location, SegmentIds):
@@ -234,7 +229,7 @@ def _meets_other_rows(call: OperatorCall, owned: SegmentIds, from_right: int, ru
 
 
 def _split(call: OperatorCall, owned: SegmentIds, out: Tensor) -> BatchLocation:
-    """`[..., T·B, ...]` to `[..., T, B, ...]`, or a reshape of the dimensions behind the rows."""
+    """`[..., T·B, ...]` to `[..., T, B, ...]`, `[..., B·m, ...]` to `[..., B, m, ...]`, or what leaves the rows alone."""
     x, dim, rows = call.first, owned.dim, owned.rows
     if list(out.shape[: dim + 1]) == list(x.shape[: dim + 1]):
         return owned
@@ -244,6 +239,8 @@ def _split(call: OperatorCall, owned: SegmentIds, out: Tensor) -> BatchLocation:
     if first * second != rows.shape[0] or not rows.numel() or owned.moved is not None:
         return None
     table = rows.view(first, second)
+    if first == call.batch_size and torch.equal(rows, owners_of_axis(rows.shape[0], first, rows.device)):
+        return dim  # as many rows of each example
     if not bool((table == table[:1]).all()):
         return None
     return location_of(dim + 1, table[0], call.batch_size)

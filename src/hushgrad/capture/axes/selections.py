@@ -42,7 +42,6 @@ from hushgrad.capture.axes.segment_ids import (
     SegmentIds,
     owners_of_axis,
     row_of,
-    selected_rows,
 )
 from hushgrad.torch_internals import GROUPED_MM
 
@@ -246,7 +245,7 @@ def _masked(call: OperatorCall, locations: Sequence[Any], mask: Tensor | None = 
     rows = _owners_of_mask(mask, own, call.batch_size)
     if rows is None or location not in (CONSTANT, own) or x.shape[own] != mask.shape[own]:
         return None
-    return selected_rows(0, rows, call.batch_size)
+    return SegmentIds(0, rows)
 
 
 def _owners_of_mask(mask: Tensor, location: Any, batch_size: int) -> Tensor | None:
