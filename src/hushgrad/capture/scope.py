@@ -90,6 +90,8 @@ class Scope:
         self.paused = False
         self.registered: set[str] = set()
         """The names of the operators of others that ran in captured forwards."""
+        self.decides_by_numbers = False
+        """Whether a captured forward that selects rows by values of its batch took numbers of the batch out of torch."""
         self._handles: list[RemovableHandle] = []
         for module in model.modules():
             if any(parameter.requires_grad for parameter in module.parameters()):
@@ -184,6 +186,7 @@ class Scope:
         try:
             guard_outputs(context, output)
             context.pool.is_narrow |= context.axes.is_narrow
+            self.decides_by_numbers |= context.axes.selects and context.axes.has_read
         finally:
             self._exit(begun)
         begun.left(output, context.hangs_hooks)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from hushgrad.accounting.conditions import NUMBERS_IN_FORWARD, Condition
 from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.scope import Scope
 from hushgrad.gradients.contribution import Plan
@@ -61,6 +62,11 @@ class Parts:
     spending: Spending
     monitors: Monitors
     is_strict: bool
+
+    @property
+    def decided_in_forward(self) -> tuple[Condition, ...]:
+        """What is on trust of forwards that select rows and take numbers of the batch out of torch."""
+        return (NUMBERS_IN_FORWARD,) if self.scope.decides_by_numbers else ()
 
     def batch_comes(self) -> None:
         """A batch is handed out: what is declared from here on may hold its values."""

@@ -361,6 +361,7 @@ class Session:
             *parts.frozen.conditions,
             *parts.left_alone.conditions,
             *parts.regularizers.conditions,
+            *parts.decided_in_forward,
             *([DECLARED_PUBLIC] if parts.public else []),
             *operators,
             *rounding,

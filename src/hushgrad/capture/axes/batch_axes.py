@@ -51,6 +51,7 @@ from hushgrad.capture.axes.selections import (
     follow_selections,
     placed,
     placed_by_columns,
+    reads_numbers,
     rows_by_index,
 )
 from hushgrad.capture.axes.table import AXIS_RULES, CONSTANTS
@@ -79,6 +80,8 @@ class BatchAxes:
         batch_size: the number of examples that the forward's inputs hold; None when it has no inputs.
         lost_by: the first operator after which examples could not be told apart any more, for messages.
         is_narrow: whether a gradient passes through 16 bits on its way to a parameter.
+        selects: whether rows were selected by values of the batch.
+        has_read: whether numbers of the batch left torch: its values, or how many rows were selected.
     """
 
     def __init__(self) -> None:
@@ -89,6 +92,7 @@ class BatchAxes:
         self.batch_size: int | None = None
         self.lost_by: str | None = None
         self.is_narrow = False
+        self.selects = self.has_read = False
 
     def set(self, tensor: Tensor, location: Location) -> None:
         """Record that `tensor` descends from the batch."""
@@ -192,6 +196,7 @@ class BatchAxes:
             return
         outputs = _tensors_at_top(result)
         if not outputs or func in CONSTANTS:
+            self.has_read = self.has_read or (not outputs and reads_numbers(func, map(self._found, sources)))
             return
         name = func.__name__
         locations = [self._found(source) for source in sources]
@@ -205,6 +210,7 @@ class BatchAxes:
             if axis is None and self.batch_size and any(part is not None for part in locations):
                 if self.batch_size > 1:
                     axis = follow_selections(call, locations, result, out, output_index)
+                    self.selects = self.selects or axis is not None
                 if axis is None:
                     axis = follow_rows(call, locations, out, output_index, rule)
             if axis is None and self.batch_size and self.batch_size > 1:

@@ -26,7 +26,7 @@ example, put there by this example's own values alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -391,7 +391,29 @@ def axis_after_mask(
     return own if torch.equal(found.rows.to(wanted.device), wanted) else None
 
 
+def reads_numbers(func: Callable[..., Any], locations: Iterable[Any]) -> bool:
+    """Return whether a call takes numbers of the batch out of torch: values, or how many rows others selected.
+
+    Where the batch lies on an axis, and where all rows were put in another order, a shape says nothing but the batch
+    size.
+    """
+    if func in VALUES:
+        return True
+    return func in SIZES and any(not _has_fixed_size(location) for location in locations)
+
+
+def _has_fixed_size(location: Any) -> bool:
+    is_moved = isinstance(location, (SegmentIds, Pointers)) and location.moved is not None
+    return is_moved or isinstance(location, int)
+
+
 _Functions = set[Callable[..., Any]]
+_size_of: Any = Tensor.shape
+VALUES: _Functions = {
+    *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__),
+    *(Tensor.__complex__, Tensor.__array__, torch.equal, Tensor.equal, torch.allclose, Tensor.allclose),
+}  # fmt: skip
+SIZES: _Functions = {Tensor.size, Tensor.__len__, Tensor.numel, torch.numel, Tensor.nelement, _size_of.__get__}
 WHERES: _Functions = {torch.where}
 NONZERO: _Functions = {torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere, *WHERES}
 SORTS: _Functions = {torch.sort, Tensor.sort, torch.argsort, Tensor.argsort}
