@@ -253,16 +253,14 @@ def guard_outputs(context: ForwardContext, output: Any) -> None:
     """
     if context.batch_size == 1:
         return
+    axes, lost_by = context.axes, context.axes.lost_by
+    if in_part := axes.reads_in_part:
+        lost_by = "a loop over some of what nonzero() found of counts over the batch, which left others out"
     for tensor in tensors_in(output):
-        lost = (
-            tensor.ndim > 0
-            and tensor.requires_grad
-            and context.axes.descends(tensor)
-            and context.axes.get(tensor) is None
-        )
-        if lost and not tensor.is_leaf:
+        is_data = tensor.ndim > 0 and tensor.requires_grad and axes.descends(tensor)
+        if is_data and (in_part or axes.get(tensor) is None) and not tensor.is_leaf:
             tensor.register_hook(  # type: ignore[no-untyped-call]
-                _refusal(context.anchor, list(tensor.shape), context.axes.lost_by, context.axes.cure)
+                _refusal(context.anchor, list(tensor.shape), lost_by, axes.cure)
             )
 
 

@@ -43,12 +43,15 @@ from hushgrad.capture.axes.rules import Axis, OperatorCall, changes_in_place, ma
 from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, Whole, follow_rows, packed_owners
 from hushgrad.capture.axes.selections import (
     CONSTANT,
+    NONZERO,
     WHERES,
     Coordinates,
+    Listed,
     Location,
     Pointers,
     axis_after_mask,
     follow_selections,
+    listed_of,
     placed,
     placed_by_columns,
     reads_numbers,
@@ -93,6 +96,7 @@ class BatchAxes:
         self.lost_by: str | None = None
         self.is_narrow = False
         self.selects = self.has_read = False
+        self._lists: list[Listed] = []
 
     def set(self, tensor: Tensor, location: Location) -> None:
         """Record that `tensor` descends from the batch."""
@@ -113,7 +117,7 @@ class BatchAxes:
     def location(self, tensor: Any) -> BatchLocation:
         """Return where the batch lies in `tensor`: on an axis, or in rows with owners; None if it is not known."""
         location = self._found(tensor)
-        return None if isinstance(location, (Pointers, Coordinates)) else location
+        return None if isinstance(location, (Pointers, Coordinates, Listed)) else location
 
     def _found(self, tensor: Any) -> Location:
         """Return the location of a tensor, or what it points to."""
@@ -123,6 +127,11 @@ class BatchAxes:
     def is_input(self, tensor: Any) -> bool:
         """Return whether `tensor` is one of the forward's inputs as it was given."""
         return isinstance(tensor, Tensor) and self.descends(tensor) and id(tensor) in self._inputs
+
+    @property
+    def reads_in_part(self) -> bool:
+        """Whether the forward looped over some of what is there in the batch, and left the rest out."""
+        return any(listed.is_read_in_part for listed in self._lists)
 
     @property
     def cure(self) -> str:
@@ -135,6 +144,7 @@ class BatchAxes:
         self._recipes.clear()
         self._identities.clear()
         self._inputs.clear()
+        self._lists.clear()
 
     def seed(self, inputs: Any, batch_size: int | None, public: PublicTensors | None = None) -> int | None:
         """Record the tensors among a model's inputs and return the number of examples they hold.
@@ -207,10 +217,12 @@ class BatchAxes:
         written = main_argument(args, kwargs) if changes_in_place(func) else kwargs.get("out")
         for output_index, out in outputs:
             axis: Any = rule(call, out, output_index) if rule is not None and known else None
-            if axis is None and self.batch_size and any(part is not None for part in locations):
+            if axis is None and self.batch_size and (any(part is not None for part in locations) or func in NONZERO):
                 if self.batch_size > 1:
                     axis = follow_selections(call, locations, result, out, output_index)
                     self.selects = self.selects or axis is not None
+                    if isinstance(axis, Listed) and axis not in self._lists:
+                        self._lists.append(axis)
                 if axis is None:
                     axis = follow_rows(call, locations, out, output_index, rule)
             if axis is None and self.batch_size and self.batch_size > 1:
@@ -228,6 +240,14 @@ class BatchAxes:
                 self.set(out, axis)
                 if recipe and not isinstance(axis, int):
                     self._recipes[id(out)] = (weakref.ref(out), recipe)
+
+    def takes_number(self, args: tuple[Any, ...], sources: Sequence[Tensor]) -> bool:
+        """Return whether `table[number]` reads a constant at a number of what is there in the batch."""
+        if len(sources) != 1 or args[1] is not sources[0]:
+            return False
+        found = listed_of(args[1], [self._found(args[1])], sources) is not None
+        self.has_read = self.has_read or found
+        return found
 
     def recipe(self, tensor: Tensor) -> Recipe | None:
         """Return how a piece of the batch was made; None for what is no piece."""

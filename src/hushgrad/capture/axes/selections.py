@@ -27,14 +27,14 @@ example, put there by this example's own values alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hushgrad.capture.axes.lookups import reading_of
-from hushgrad.capture.axes.rules import OperatorCall, dims_of
+from hushgrad.capture.axes.rules import OperatorCall, dims_of, is_basic
 from hushgrad.capture.axes.segment_ids import (
     SELECTIONS,
     BatchLocation,
@@ -70,7 +70,27 @@ class Coordinates:
     axis: int
 
 
-Location = BatchLocation | Pointers | Coordinates
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """Numbers of what is there in the batch, one by one: `counts.greater(0).nonzero()`, the experts that any row chose.
+
+    A loop over them is one over numbers that were read (`tolist`), and is told as such: see `BatchAxes.has_read`. One
+    that leaves some of them out follows which are the first, or the last, of the whole batch, and loses it.
+
+    Attributes:
+        there: the numbers.
+        read: those at which data were read so far.
+    """
+
+    there: frozenset[int]
+    read: set[int] = field(default_factory=set)
+
+    @property
+    def is_read_in_part(self) -> bool:
+        """Whether data were read at some of the numbers, and not at others."""
+        return bool(self.read) and self.read != self.there
+
+Location = BatchLocation | Pointers | Coordinates | Listed
 
 
 def follow_selections(
@@ -85,6 +105,11 @@ def follow_selections(
     if func in SORTS:
         return _sorted(call, locations, result, output_index)
     main = location_of_source(call, locations, call.first)
+    if isinstance(main, Listed):
+        return main if func in SAME or func in (Tensor.unbind, torch.unbind) or _is_basic_index(call) else None
+    if func is Tensor.__getitem__ and (listed := listed_of(call.args[1], locations, call.sources)) is not None:
+        listed.read.add(int(call.args[1]))
+        return main - 1 if isinstance(main, int) and main > 0 else None
     if isinstance(main, Coordinates):
         return _column(call, main, out, output_index)
     if isinstance(main, Pointers):
@@ -101,6 +126,18 @@ def follow_selections(
     return None
 
 
+def _is_basic_index(call: OperatorCall) -> bool:
+    return call.func is Tensor.__getitem__ and is_basic(call.args[1])
+
+
+def listed_of(index: Any, locations: Sequence[Any], sources: Sequence[Tensor]) -> Listed | None:
+    """Return the list that an index is one number of; None where it is no such number."""
+    if not isinstance(index, Tensor) or index.ndim:
+        return None
+    found = (part for source, part in zip(sources, locations, strict=True) if source is index)
+    return next((part for part in found if isinstance(part, Listed)), None)
+
+
 def location_of_source(call: OperatorCall, locations: Sequence[Any], value: Any) -> Any:
     """Return where the batch lies in one of a call's arguments; None if it is no data, or not known."""
     return next((part for source, part in zip(call.sources, locations, strict=True) if source is value), None)
@@ -112,6 +149,8 @@ def location_of_source(call: OperatorCall, locations: Sequence[Any], value: Any)
 def _true_places(call: OperatorCall, locations: Sequence[Any], out: Tensor, output_index: int) -> Any:
     """`nonzero(mask)` and `where(mask)`: a column of places for each dimension of the mask."""
     mask, location = call.first, locations[0]
+    if location is None and mask.ndim == 1 and mask.dtype == torch.bool:
+        return Listed(frozenset(out.flatten().tolist()))
     if len(call.sources) != 1 or not isinstance(location, int) or mask.shape[location] % call.batch_size:
         return None
     if call.func in WHERES and len(call.args) + len(call.kwargs) != 1:
