@@ -170,7 +170,9 @@ def _by_numpy(x: Tensor, constant: Tensor) -> None:
     constant.numpy()[:] = x.mean(0)[:3].numpy()
 
 
-WRITES = [(write, when) for write in (_by_operator, _by_data, _by_numpy) for when in ("before", "after", "between steps")]
+WRITES = [
+    (write, when) for write in (_by_operator, _by_data, _by_numpy) for when in ("before", "after", "between steps")
+]
 
 
 # Torch itself refuses what it counts and has kept for its own backward.

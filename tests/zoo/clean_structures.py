@@ -312,6 +312,30 @@ LAYERS: dict[str, Structure] = {
     "`GRUCell`": on_vectors(lambda: Given(lambda m, x: m.cell(x, m.cell(x)), cell=nn.GRUCell(D, 3))),
 }
 
+
+def _masked_head(m: Given, x: Tensor) -> Tensor:
+    mask, out = x[..., 0] > 0, torch.zeros_like(x)
+    out[mask] = m.head(x[mask])
+    return out + m.p
+
+
+def _experts_by_where(m: Given, x: Tensor) -> Tensor:
+    rows = x.flatten(0, 1)
+    out = torch.zeros_like(rows)
+    for number in range(2):
+        chosen = torch.where((rows[:, 0] > 0) == number)[0]
+        out = out.index_add(0, chosen, m.head(rows[chosen]) @ m.p[number])
+    return out.view(x.shape)
+
+
+def _experts_in_groups(m: Given, x: Tensor) -> Tensor:
+    rows = m.head(x).flatten(0, 1)
+    key, order = (x.flatten(0, 1)[:, 0] > 0).long().sort()
+    ends = torch.bincount(key, minlength=2).cumsum(0).int()
+    found = F.grouped_mm(rows[order].float(), m.p.float(), offs=ends)  # there is no kernel for float64
+    return found[order.argsort()].view(x.shape).to(x.dtype)
+
+
 OPERATORS: dict[str, Structure] = {
     "`F.linear` with a parameter": bare(lambda m, x: F.linear(m.head(x), m.p), 3, D),
     "`x @ W`": bare(lambda m, x: m.head(x) @ m.p, D, 3),
@@ -324,6 +348,9 @@ OPERATORS: dict[str, Structure] = {
     "an embedding of `[1, T]` positions": Structure(
         lambda: Given(lambda m, x: x + m.e(torch.arange(T)[None]), e=nn.Embedding(T, D)), sequences
     ),
+    "a head on the positions of a mask": bare(_masked_head, D),
+    "experts by `torch.where` and `index_add`": bare(_experts_by_where, 2, D, D),
+    "experts by `sort` and `grouped_mm`": bare(_experts_in_groups, 2, D, D),
     "tied by module": Structure(_tied, tokens),
     "tied by function": Structure(
         lambda: Given(lambda m, x: F.linear(m.e(x).tanh(), m.e.weight), e=nn.Embedding(7, D)), tokens

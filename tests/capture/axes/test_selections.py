@@ -244,9 +244,9 @@ def marked_by_the_batch(x: Tensor) -> Tensor:
 LOST: dict[str, Callable[[Tensor], Tensor]] = {
     "sorted, not put back": lambda x: (lambda rows, order: rows[order])(*order_of(x)),
     "sorted, and mixed before": lambda x: (lambda rows, o: rows[o].cumsum(0)[o.argsort()])(*order_of(x)),
-    "sorted, and treated by rank": lambda x: (
-        lambda rows, o: (rows[o] * torch.arange(len(o))[:, None])[o.argsort()]
-    )(*order_of(x)),
+    "sorted, and treated by rank": lambda x: (lambda rows, o: (rows[o] * torch.arange(len(o))[:, None])[o.argsort()])(
+        *order_of(x)
+    ),
     "halves of the sorted": at_half,
     "halves put back": into_halves,
     "the largest": lambda x: largest(x, 5),
@@ -265,9 +265,9 @@ LOST: dict[str, Callable[[Tensor], Tensor]] = {
     "put to other places": lambda x: (
         lambda rows, i: torch.zeros_like(rows).index_add(0, (i + T) % len(rows), rows[i])
     )(x.flatten(0, 1), torch.where(x.flatten(0, 1)[:, 0] > 0)[0]),
-    "pointers as values": lambda x: (
-        lambda rows, i: torch.zeros_like(rows).index_add(0, i, rows[i] * i[:, None])
-    )(x.flatten(0, 1), torch.where(x.flatten(0, 1)[:, 0] > 0)[0]),
+    "pointers as values": lambda x: (lambda rows, i: torch.zeros_like(rows).index_add(0, i, rows[i] * i[:, None]))(
+        x.flatten(0, 1), torch.where(x.flatten(0, 1)[:, 0] > 0)[0]
+    ),
 }
 
 RANDOM = torch.randn(3, T, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bypassed_calls
+import declared_constants
 import gradient_mixing
 import hidden_inputs
 import kept_state
@@ -30,6 +31,7 @@ import padded_lengths
 import quiet_randomness
 import relative_tolerances
 import run_accounts
+import selected_rows
 import torch
 from silent_programs import EXACT, OUTCOMES, REFUSED, SILENT, TRUSTED, UNTYPED, Found, Kind, Program
 
@@ -42,6 +44,8 @@ KINDS: tuple[Kind, ...] = (
     bypassed_calls.KIND,
     later_calls.KIND,
     layout_coincidences.KIND,
+    declared_constants.KIND,
+    selected_rows.KIND,
     quiet_randomness.KIND,
     gradient_mixing.KIND,
     relative_tolerances.KIND,

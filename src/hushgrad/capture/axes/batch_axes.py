@@ -221,6 +221,7 @@ class BatchAxes:
                 if self.batch_size > 1:
                     axis = follow_selections(call, locations, result, out, output_index)
                     self.selects = self.selects or axis is not None
+                    self.has_read = self.has_read or any(listed.read for listed in self._lists)
                     if isinstance(axis, Listed) and axis not in self._lists:
                         self._lists.append(axis)
                 if axis is None:

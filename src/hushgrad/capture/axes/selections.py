@@ -90,12 +90,11 @@ class Listed:
         """Whether data were read at some of the numbers, and not at others."""
         return bool(self.read) and self.read != self.there
 
+
 Location = BatchLocation | Pointers | Coordinates | Listed
 
 
-def follow_selections(
-    call: OperatorCall, locations: Sequence[Any], result: Any, out: Tensor, output_index: int
-) -> Any:
+def follow_selections(call: OperatorCall, locations: Sequence[Any], result: Any, out: Tensor, output_index: int) -> Any:
     """Return where the batch lies in an output of a call that makes pointers, or puts rows back by them; else None."""
     func = call.func
     if func in DIVISIONS:
@@ -236,9 +235,7 @@ def rows_by_index(call: OperatorCall, locations: Sequence[Any], out: Tensor) -> 
     return SegmentIds(before, pointers.rows, pointers.moved) if fits else None
 
 
-def pointed(
-    call: OperatorCall, locations: Sequence[Any], index: Any, ndim: int
-) -> tuple[int, int, Pointers] | None:
+def pointed(call: OperatorCall, locations: Sequence[Any], index: Any, ndim: int) -> tuple[int, int, Pointers] | None:
     """Return the dimension that an index reads at pointers, that of the rows in the result, and the pointers.
 
     Other dimensions may be read at numbers, or at columns of the same rows.

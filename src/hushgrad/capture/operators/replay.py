@@ -160,7 +160,12 @@ def _of_one_example(
 def _by_slices(graph: LocalGraph, batch_size: int, gradient: Tensor) -> list[tuple[TrackedTensor, Contribution]] | None:
     """Per-example gradients from running the call on slices; None where that does not reproduce its output."""
     output, axis, axes = graph.outputs[0], graph.axes[0], graph.replay.known_axes()
-    if not isinstance(axis, int) or axes is None or not graph.replay.has_slices(batch_size) or output.shape[axis] != batch_size:
+    if (
+        not isinstance(axis, int)
+        or axes is None
+        or not graph.replay.has_slices(batch_size)
+        or output.shape[axis] != batch_size
+    ):
         return None
     leaves = list(graph.replay.leaves.values())
     values = [leaf.value for leaf in leaves]

@@ -48,9 +48,7 @@ class Evaluations:
         public: what was declared, and is no part of any batch.
     """
 
-    def __init__(
-        self, looks: Looks, is_accumulating: Callable[[], bool], public: PublicTensors | None = None
-    ) -> None:
+    def __init__(self, looks: Looks, is_accumulating: Callable[[], bool], public: PublicTensors | None = None) -> None:
         self._public = public
         self._looks = looks
         self._is_accumulating = is_accumulating

@@ -27,6 +27,7 @@ DESCEND = object()
 MOST_DEPTH = 12
 """How deep objects are opened; some refer back to what holds them."""
 
+
 @dataclass(frozen=True, eq=False)
 class HandedOn:
     """A tensor that is no part of the batch, and is handed to every run as it is."""
@@ -34,7 +35,19 @@ class HandedOn:
     tensor: Tensor
 
 
-CLOSED = (HandedOn, nn.Module, type, ModuleType, enum.Enum, torch.Generator, np.ndarray, np.generic, str, bytes, PackedSequence)
+CLOSED = (
+    HandedOn,
+    nn.Module,
+    type,
+    ModuleType,
+    enum.Enum,
+    torch.Generator,
+    np.ndarray,
+    np.generic,
+    str,
+    bytes,
+    PackedSequence,
+)
 """What is taken whole, whatever attributes it has."""
 
 
