@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -138,14 +139,22 @@ def test_what_is_not_declared_is_refused_with_the_line_that_declares_it(constant
 
 
 def test_a_view_or_a_copy_of_a_declared_tensor_is_not_declared() -> None:
-    for part in (lambda mask: mask[:T, :T], lambda mask: mask.clone(), lambda mask: mask.view(T, T)):
-        loop = made(Masked, T, D)
-        mask = loop.session.public(causal(T))
+    loop = made(Masked, T, D)
+    mask = loop.session.public(causal(T))
+    for part in (mask[:T, :T], mask.clone(), mask.view(T, T)):
         with pytest.raises(PrivacyUnitError, match="no part or copy of it"):
-            loop.run(lambda x, mask=mask, part=part: loop.model(x, part(mask)))
+            loop.run(partial(_with, loop.model, part))
+        loop.session.discard()
+
+
+def _with(model: nn.Module, constant: Tensor, x: Tensor) -> Tensor:
+    return model(x, constant)  # type: ignore[no-any-return]
 
 
 def test_nothing_is_declared_once_a_batch_was_handed_out() -> None:
+    """Guarantee: what is taken for a constant is a tensor that was declared before the first batch was handed out, with
+    the values that it had then.
+    """
     loop = made(Classes, D)
     known = loop.session.public(torch.rand(3))
     for batch in loop.loader:
@@ -189,12 +198,15 @@ def test_a_declared_tensor_that_is_written_to_is_refused(write: Callable[[Tensor
             write(x, constant)
         return out  # type: ignore[no-any-return]
 
-    with pytest.raises(ContractChangedError, match="written to"):
+    def train() -> None:
         for batch in loop.loader:
             loop.session.backward(losses(call(batch)))
             loop.optimizer.step()
             if when == "between steps":
                 write(batch, constant)
+
+    with pytest.raises(ContractChangedError, match="written to"):
+        train()
 
 
 def test_a_value_for_each_place_of_the_batch_is_refused_although_it_was_declared() -> None:

@@ -91,7 +91,7 @@ class Scope:
         self.registered: set[str] = set()
         """The names of the operators of others that ran in captured forwards."""
         self.decides_by_numbers = False
-        """Whether a captured forward that selects rows by values of its batch took numbers of the batch out of torch."""
+        """Whether a captured forward that selects rows by the batch's values took numbers of the batch out of torch."""
         self._handles: list[RemovableHandle] = []
         for module in model.modules():
             if any(parameter.requires_grad for parameter in module.parameters()):

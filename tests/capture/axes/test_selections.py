@@ -278,7 +278,11 @@ SAME = torch.ones(3, T, D, dtype=torch.float64)
 @pytest.mark.parametrize("x", [RANDOM, SORTED, SAME], ids=["random", "sorted already", "all alike"])
 @pytest.mark.parametrize("name", LOST)
 def test_what_others_decided_has_no_axis_whatever_the_values(name: str, x: Tensor) -> None:
-    """With sorted data an order is the identity, and records that are alike hide every exchange."""
+    """With sorted data an order is the identity, and records that are alike hide every exchange.
+
+    Guarantee: what has an axis again, after rows of it were selected, holds at each place values of this place's own
+    example, put there by this example's own values alone.
+    """
     assert not isinstance(claimed(LOST[name], x), int)
 
 

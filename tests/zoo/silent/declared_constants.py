@@ -77,12 +77,18 @@ def held(name: str, make: Any, tensor: Tensor, call: Callable[[Holder], Any], da
 
 
 LEAKY: tuple[Program, ...] = (
-    leaky("class means as features", ROWS, make=COMPARED, loss=total, ways=WAYS, call=lambda m, x: m(x, class_means(x, 4))),
+    leaky(
+        "class means as features", ROWS, make=COMPARED, loss=total, ways=WAYS,
+        call=lambda m, x: m(x, class_means(x, 4)),
+    ),
     leaky(
         "as many class means as records", ROWS, make=COMPARED, loss=total, ways=WAYS,
         call=lambda m, x: m(x, class_means(x, len(x))),
     ),
-    leaky("counted weights of classes", ROWS, make=SCALED, loss=total, ways=WAYS, call=lambda m, x: m(x, 1 - 2 * (x < 0).sum(0)[:3])),
+    leaky(
+        "counted weights of classes", ROWS, make=SCALED, loss=total, ways=WAYS,
+        call=lambda m, x: m(x, 1 - 2 * (x < 0).sum(0)[:3]),
+    ),
     held("means declared in the item", SCALED, torch.ones(3), in_the_item),
     held("means written into a declared tensor", SCALED, torch.ones(3), lambda h: written(h, Tensor.copy_)),
     held(

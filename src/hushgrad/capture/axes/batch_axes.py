@@ -209,7 +209,8 @@ class BatchAxes:
             self.has_read = self.has_read or (not outputs and reads_numbers(func, map(self._found, sources)))
             return
         name = func.__name__
-        locations = [self._found(source) for source in sources]
+        known_of = [self._found(source) for source in sources]
+        locations = [None if isinstance(part, (Pointers, Coordinates, Listed)) else part for part in known_of]
         axes = [location for location in locations if isinstance(location, int)]
         known = self.batch_size is not None and len(axes) == len(locations)
         call = OperatorCall(func, args, kwargs, sources, axes if known else [0] * len(locations), self.batch_size or 0)
@@ -217,9 +218,9 @@ class BatchAxes:
         written = main_argument(args, kwargs) if changes_in_place(func) else kwargs.get("out")
         for output_index, out in outputs:
             axis: Any = rule(call, out, output_index) if rule is not None and known else None
-            if axis is None and self.batch_size and (any(part is not None for part in locations) or func in NONZERO):
+            if axis is None and self.batch_size and (any(part is not None for part in known_of) or func in NONZERO):
                 if self.batch_size > 1:
-                    axis = follow_selections(call, locations, result, out, output_index)
+                    axis = follow_selections(call, known_of, result, out, output_index)
                     self.selects = self.selects or axis is not None
                     self.has_read = self.has_read or any(listed.read for listed in self._lists)
                     if isinstance(axis, Listed) and axis not in self._lists:
@@ -359,8 +360,10 @@ class BatchAxes:
         """Record a constant that is written into rows with owners where a mask of these rows says, or lose them."""
         location, mask = self.location(target), index[0] if isinstance(index, tuple) and len(index) == 1 else index
         own = self.location(mask)
-        is_own = isinstance(location, SegmentIds) and isinstance(own, SegmentIds) and location.same_rows(own)
-        if isinstance(location, SegmentIds) and not (is_own and mask.dtype == torch.bool and location.dim == own.dim):
+        if not isinstance(location, SegmentIds):
+            return
+        is_own = isinstance(own, SegmentIds) and location.dim == own.dim and location.same_rows(own)
+        if not is_own or mask.dtype != torch.bool:
             self._lose(target, "__setitem__")
 
     def _axis_after_rows(self, target: Tensor, index: Any, value: Tensor, size: int) -> Axis:

@@ -229,7 +229,7 @@ def _meets_other_rows(call: OperatorCall, owned: SegmentIds, from_right: int, ru
 
 
 def _split(call: OperatorCall, owned: SegmentIds, out: Tensor) -> BatchLocation:
-    """`[..., T·B, ...]` to `[..., T, B, ...]`, `[..., B·m, ...]` to `[..., B, m, ...]`, or what leaves the rows alone."""
+    """`[..., T·B, ...]` to `[..., T, B, ...]`, `[..., B·m, ...]` to `[..., B, m, ...]`, or what leaves rows alone."""
     x, dim, rows = call.first, owned.dim, owned.rows
     if list(out.shape[: dim + 1]) == list(x.shape[: dim + 1]):
         return owned

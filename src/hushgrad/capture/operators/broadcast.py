@@ -187,8 +187,9 @@ def _assigned(context: ForwardContext, func: Callable[..., Any], args: tuple[Any
     axis = context.axes.get(target)
     if axis is None:
         return NotImplemented
-    part, location = context.axes.part(target, axis, index)
-    if location is None:
+    part, own = context.axes.part(target, axis, index)
+    location: BatchLocation = own
+    if own is None:
         part, location = context.axes.rows_at(target, index)
     if location is None:
         return NotImplemented

@@ -1,8 +1,8 @@
 """`F.grouped_mm`: rows sorted by a number, each times the matrix of this number, as mixtures of experts call it.
 
-A worked example: B = 2 examples of two tokens, experts 1 0 0 0. Sorted, the rows are of examples 0 1 1 0, the groups end
-at 3 and 4, and rows 0, 1, 2 meet matrix 0, row 3 matrix 1. Example 0's gradient of `[E, d, p]` has the outer products of
-row 0 in its first matrix and of row 3 in its second one.
+A worked example: B = 2 examples of two tokens, experts 1 0 0 0. Sorted, the rows are of examples 0 1 1 0, the groups
+end at 3 and 4, and rows 0, 1, 2 meet matrix 0, row 3 matrix 1. Example 0's gradient of `[E, d, p]` has the outer
+products of row 0 in its first matrix and of row 3 in its second one.
 """
 
 from __future__ import annotations
