@@ -235,6 +235,11 @@ def by_the_batch_mean(x: Tensor) -> Tensor:
     return put(x, mask)
 
 
+def ranked(count: int) -> Tensor:
+    """A matrix for each rank."""
+    return torch.arange(count, dtype=torch.float64).reshape(-1, 1, 1) * torch.ones(1, D, D, dtype=torch.float64)
+
+
 def marked_by_the_batch(x: Tensor) -> Tensor:
     marks = torch.zeros(x.shape[:2], dtype=x.dtype)
     marks[x[..., 0] > x[..., 0].mean()] = 1.0
@@ -262,6 +267,18 @@ LOST: dict[str, Callable[[Tensor], Tensor]] = {
     "rows times their rank": lambda x: (
         lambda mask, out: (out.__setitem__(mask, x[mask] * torch.arange(int(mask.sum()))[:, None]), out)[1]
     )(x[..., 0] > 0, torch.zeros_like(x)),
+    "a matrix for each rank": lambda x: (
+        lambda mask, out: (
+            out.__setitem__(mask, torch.bmm(x[mask].unsqueeze(1), ranked(int(mask.sum()))).squeeze(1)),
+            out,
+        )[1]
+    )(x[..., 0] > -9, torch.zeros_like(x)),
+    "a term for each rank": lambda x: (
+        lambda mask, out: (
+            out.__setitem__(mask, torch.addmm(ranked(int(mask.sum()))[:, 0], x[mask], torch.eye(D).double())),
+            out,
+        )[1]
+    )(x[..., 0] > -9, torch.zeros_like(x)),
     "put to other places": lambda x: (
         lambda rows, i: torch.zeros_like(rows).index_add(0, (i + T) % len(rows), rows[i])
     )(x.flatten(0, 1), torch.where(x.flatten(0, 1)[:, 0] > 0)[0]),

@@ -211,6 +211,8 @@ def follow_rows(
         return None
     if (rule is elementwise or rule in ROW_WISE) and _meets_other_rows(row_wise, owned[0], out.ndim - dim, rule):
         return None
+    if rule in PRODUCTS and _multiplies_rows_apart(row_wise, owned[0]):
+        return None
     if rule is lookups.read and lookups.meets_other_rows(row_wise):
         return None
     return replace(owned[0], dim=dim)
@@ -226,6 +228,18 @@ def _meets_other_rows(call: OperatorCall, owned: SegmentIds, from_right: int, ru
         for value in constants
         if all(value is not source for source in call.sources)
     )
+
+
+def _multiplies_rows_apart(call: OperatorCall, owned: SegmentIds) -> bool:
+    """Whether a constant of a product has a matrix, or a term, for each row."""
+    values = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
+    constants = [value for value in values if all(value is not source for source in call.sources)]
+    distance = call.sources[0].ndim - owned.dim
+    if any(distance > 2 and value.ndim >= distance and value.shape[-distance] != 1 for value in constants):
+        return True
+    term = values[0] if len(values) > 2 else None  # of addmm, which is added to every row alike
+    is_constant = term is not None and any(term is value for value in constants)
+    return is_constant and term is not None and term.ndim >= distance and term.shape[-distance] != 1
 
 
 def _split(call: OperatorCall, owned: SegmentIds, out: Tensor) -> BatchLocation:
@@ -346,6 +360,7 @@ def _packed(call: OperatorCall, locations: list[BatchLocation]) -> BatchLocation
 SPLITS: set[Callable[..., Any]] = {torch.reshape, Tensor.reshape, Tensor.view, Tensor.unflatten, Tensor.flatten}
 SPLITS |= {torch.flatten, torch.unflatten}
 SELECTIONS: set[Callable[..., Any]] = {torch.index_select, Tensor.index_select, Tensor.__getitem__}
+PRODUCTS: set[AxisRule] = {products.product, products.added_product}
 ROW_RULES: set[AxisRule] = {
     elementwise,
     like_first,
@@ -353,7 +368,6 @@ ROW_RULES: set[AxisRule] = {
     products.linear,
     products.product,
     products.added_product,
-    products.einsum,
     products.layer_normalized,
     products.embedding,
     lookups.read,
