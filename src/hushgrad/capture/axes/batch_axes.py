@@ -50,6 +50,7 @@ from hushgrad.capture.axes.selections import (
     Location,
     Pointers,
     axis_after_mask,
+    chooses,
     follow_selections,
     listed_of,
     placed,
@@ -221,7 +222,7 @@ class BatchAxes:
             if axis is None and self.batch_size and (any(part is not None for part in known_of) or func in NONZERO):
                 if self.batch_size > 1:
                     axis = follow_selections(call, known_of, result, out, output_index)
-                    self.selects = self.selects or axis is not None
+                    self.selects = self.selects or chooses(axis)
                     self.has_read = self.has_read or any(listed.read for listed in self._lists)
                     if isinstance(axis, Listed) and axis not in self._lists:
                         self._lists.append(axis)

@@ -438,6 +438,13 @@ def reads_numbers(func: Callable[..., Any], locations: Iterable[Any]) -> bool:
     return func in SIZES and any(not _has_fixed_size(location) for location in locations)
 
 
+def chooses(location: Any) -> bool:
+    """Return whether what has this location holds as many rows as the batch's values say."""
+    return isinstance(location, (Coordinates, Listed)) or (
+        isinstance(location, (SegmentIds, Pointers)) and location.moved is None
+    )
+
+
 def _has_fixed_size(location: Any) -> bool:
     is_moved = isinstance(location, (SegmentIds, Pointers)) and location.moved is not None
     return is_moved or isinstance(location, int)
