@@ -10,6 +10,7 @@ from hushgrad._version import __version__
 
 if TYPE_CHECKING:
     from hushgrad.accounting.budget import Budget
+    from hushgrad.accounting.filter import PrivacyFilter
     from hushgrad.capture.operators.registered import register_operator
     from hushgrad.checks.doctor.examination import doctor
     from hushgrad.checks.doctor.readiness import make_private_ready
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from hushgrad.engine import PrivacyEngine
     from hushgrad.guards.monitoring.monitor import Monitor, NoisedUpdate
     from hushgrad.mechanism import DPSGD, GaussianNoise, Mechanism, NoiseMechanism
+    from hushgrad.privacy import Privacy
     from hushgrad.sampling.disjoint import DisjointBatches
     from hushgrad.sampling.poisson import PoissonSampling
     from hushgrad.sampling.scheme import SamplingScheme
@@ -40,7 +42,9 @@ __all__ = [  # noqa: RUF022 - in plain order
     "NoiseMechanism",
     "NoisedUpdate",
     "PoissonSampling",
+    "Privacy",
     "PrivacyEngine",
+    "PrivacyFilter",
     "SamplingScheme",
     "Session",
     "TruncatedPoissonSampling",
@@ -66,7 +70,9 @@ _HOMES = {
     "NoiseMechanism": "hushgrad.mechanism",
     "NoisedUpdate": "hushgrad.guards.monitoring.monitor",
     "PoissonSampling": "hushgrad.sampling.poisson",
+    "Privacy": "hushgrad.privacy",
     "PrivacyEngine": "hushgrad.engine",
+    "PrivacyFilter": "hushgrad.accounting.filter",
     "SamplingScheme": "hushgrad.sampling.scheme",
     "Session": "hushgrad.session.session",
     "TruncatedPoissonSampling": "hushgrad.sampling.truncated_poisson",

@@ -6,7 +6,7 @@ is continued.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hushgrad.printable import printable
@@ -97,6 +97,11 @@ ROUNDED_TOGETHER = Condition(
     "gradients passed through 16 bits in batches whose number of rows follows the draw: that kernels round a record's "
     "values the same whatever the number of rows is on trust",
 )
+LOSS_SCALE = Condition(
+    "loss scale",
+    "the loss scale is a function of the caller's: that it follows the number of the step and released values, and no "
+    "loss and no gradient that overflowed, is on trust",
+)
 CHANGED_IN_ITEM = Condition(
     "values changed within an item",
     "a value of the optimizer's groups (the learning rate, say) changed between an item of the loader and its step: "
@@ -122,6 +127,11 @@ DECLARED_PUBLIC = Condition(
     "declared public",
     "a tensor that the model is given beside the batch was declared public (session.public): that it holds nothing of "
     "these records is on trust",
+)
+STREAM = Condition(
+    "each record once",
+    "the data are a stream, which the library reads in its own order: that it yields each record at most once in a "
+    "pass, in a place that does not follow from other records' values, is on trust",
 )
 DISCARDED, UNCOUNTED = "discarded batches", "uncounted steps"
 CLOSED = Condition("closed session", "the session was closed: how the model was trained after that is not covered")
@@ -171,6 +181,23 @@ def uncounted(steps: int) -> Condition:
         UNCOUNTED,
         f"{steps} earlier step{'' if steps == 1 else 's'} of this model, in sessions with other ledgers, are not "
         f"counted here: one ledger for all of them counts them",
+    )
+
+
+def phases_fixed(told: Sequence[str], *, is_filtered: bool) -> Condition:
+    """Return what the ε of an account of several phases rests on; `told` says of each what it declared public."""
+    what = (
+        f"the account has {len(told)} phases, composed as if every record were in all of them, and each declares its "
+        f"constants public: {', '.join(told)}"
+    )
+    if is_filtered:
+        return Condition(
+            "phases", f"{what}. What a phase runs may follow from what earlier ones released: a filter charges it"
+        )
+    return Condition(
+        "phases fixed beforehand",
+        f"{what}. This is the ordinary composition: that what each phase runs (noise, rate, clip rule, number of "
+        f"steps, and that there is one) does not follow from what earlier ones released is on trust",
     )
 
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.conditions import Condition, third_party
+from hushgrad.accounting.filter import PrivacyFilter
 from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
@@ -29,6 +30,7 @@ from hushgrad.mechanism import known as noise_kinds
 from hushgrad.printable import full_name
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling import known as sampling_kinds
+from hushgrad.session.loss_scale import LossScale, Scale
 from hushgrad.session.members import Members
 from hushgrad.session.parts import Parts
 from hushgrad.session.regularizers import Regularizers
@@ -44,10 +46,12 @@ def set_up(
     ledger: str | os.PathLike[str] | None = None,
     key: KeyStream | None = None,
     plan: Plan | None = None,
-    budget: Budget | None = None,
+    budget: Budget | PrivacyFilter | None = None,
     lease: int = 1,
+    phase: str | None = None,
     monitors: Sequence[Monitor] = (),
     strict: bool = False,
+    loss_scale: Scale = 1.0,
     alarms: Alarms = Alarms.RAISED,
     batches_are_chosen: bool = False,
 ) -> Parts:
@@ -63,6 +67,7 @@ def set_up(
             f"mechanism must be a DPSGD or another Mechanism, got {type(mechanism).__name__}",
             cure="Pass hushgrad.DPSGD(noise_multiplier=..., clipping=..., sampling=..., expected_batch_size=...)",
         )
+    scale = LossScale(loss_scale)
     parameters = require_trainable_privately(model, optimizer)
     members = Members(model, optimizer, ledger)
     stream = _stream_of(key)
@@ -72,6 +77,7 @@ def set_up(
         noise_is_secret=stream.is_secret,
         budget=budget,
         lease=lease,
+        phase=phase,
         batches_are_chosen=batches_are_chosen,
     )
     watching = Monitors(monitors)
@@ -102,6 +108,7 @@ def set_up(
         regularizers=Regularizers(parameters, scope),
         spending=spending,
         monitors=watching,
+        loss_scale=scale,
         is_strict=strict,
     )
 

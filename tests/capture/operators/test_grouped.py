@@ -55,7 +55,7 @@ def test_one_example_alone_and_a_matrix_that_no_row_meets_are_exact() -> None:
     x = torch.zeros(1, T, D)
     out = attached.model(x)
     losses(out).sum().backward()
-    found = attached.pool.gradient_of(0)["matrices"]
+    found = dict(attached.pool.gradient_of(0))["matrices"]
     ordinary = attached.model.matrices.detach().requires_grad_()
     attached.scope.detach()
     attached.model.matrices = nn.Parameter(ordinary.detach())

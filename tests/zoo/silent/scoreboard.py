@@ -18,6 +18,7 @@ from pathlib import Path
 import bypassed_calls
 import declared_constants
 import gradient_mixing
+import gradient_penalties
 import hidden_inputs
 import kept_state
 import later_batches
@@ -32,6 +33,8 @@ import quiet_randomness
 import relative_tolerances
 import run_accounts
 import selected_rows
+import sixteen_bits
+import streams
 import torch
 from silent_programs import EXACT, OUTCOMES, REFUSED, SILENT, TRUSTED, UNTYPED, Found, Kind, Program
 
@@ -48,12 +51,15 @@ KINDS: tuple[Kind, ...] = (
     selected_rows.KIND,
     quiet_randomness.KIND,
     gradient_mixing.KIND,
+    gradient_penalties.KIND,
     relative_tolerances.KIND,
     kept_state.KIND,
     own_scalar_losses.KIND,
+    sixteen_bits.KIND,
     later_batches.KIND,
     number_limits.KIND,
     run_accounts.KIND,
+    streams.KIND,
     loop_faults.KIND,
 )
 

@@ -14,7 +14,7 @@ from hushgrad.capture.axes import products as products
 from hushgrad.capture.axes.rules import batch_first, frozen_batch_norm
 from hushgrad.capture.axes.segment_ids import BatchLocation, dim_of
 from hushgrad.capture.leaves import TrackedTensor
-from hushgrad.capture.operators.broadcast import broadcast
+from hushgrad.capture.operators.broadcast import Expand, broadcast
 from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture
 from hushgrad.capture.operators.registration import asked_first, captures
 from hushgrad.capture.uses import UsePool
@@ -51,6 +51,17 @@ class LayerNorm(Operator):
             gradient, x, self.shape, mean, rstd, weight, bias, [True, False, False]
         )
         return (found[0], None, None)
+
+    def input_gradient_again(
+        self, context: ForwardContext, saved: tuple[Tensor | None, ...], gradient: Tensor
+    ) -> Tensor | None:
+        """Return the gradient of the normalisation alone, of the scaled gradient."""
+        x, weight = saved[0], saved[1]
+        assert x is not None
+        scaled = _scaled(context, self.name, self.weight, weight, self.axis, gradient)
+        if scaled is None:
+            return None
+        return _differentiated(lambda value: F.layer_norm(value, self.shape, None, None, self.eps), x, scaled)
 
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record Σ_t g·x̂ for the scale and Σ_t g for the shift."""
@@ -103,6 +114,21 @@ class GroupNorm(Operator):
         )
         return (found[0], None, None)
 
+    def input_gradient_again(
+        self, context: ForwardContext, saved: tuple[Tensor | None, ...], gradient: Tensor
+    ) -> Tensor | None:
+        """Return the gradient of the normalisation alone, of the scaled gradient."""
+        x, weight = saved[0], saved[1]
+        assert x is not None
+        # Channels last, where the scale's own axis is.
+        axis = 0 if self.axis == 0 else None
+        scaled = _scaled(context, self.name, self.weight, weight, axis, gradient.movedim(1, -1))
+        if scaled is None:
+            return None
+        return _differentiated(
+            lambda value: F.group_norm(value, self.groups, None, None, self.eps), x, scaled.movedim(-1, 1)
+        )
+
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record Σ_space g·x̂ for the scale and Σ_space g for the shift."""
         x, weight, mean, rstd = saved
@@ -125,6 +151,32 @@ class GroupNorm(Operator):
     def _summed(self, pool: UsePool, values_BC: Tensor) -> Dense:
         examples = pool.examples(values_BC, self.axis, self.name)
         return Dense(examples.sum(1) if examples.ndim > 2 else examples)
+
+
+def _scaled(
+    context: ForwardContext,
+    name: str,
+    leaf: TrackedTensor | None,
+    weight: Tensor | None,
+    axis: BatchLocation,
+    gradient: Tensor,
+) -> Tensor | None:
+    """Return `gradient · weight`, the scale on the last axes, as a captured use; None where the batch has no axis."""
+    if weight is None:
+        return gradient
+    if leaf is None:
+        return gradient * weight
+    if not isinstance(axis, int) or axis >= gradient.ndim - weight.ndim:
+        return None
+    lead = [size if dim == axis else 1 for dim, size in enumerate(gradient.shape[: gradient.ndim - weight.ndim])]
+    rows = Expand(f"the gradient of {name}", leaf, axis, (*lead, *weight.shape))
+    return gradient * capture(rows, context)
+
+
+def _differentiated(normalize: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient of x, with its own graph."""
+    (found,) = torch.autograd.grad(normalize(x), x, gradient, create_graph=True)
+    return found
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:

@@ -8,10 +8,11 @@ examples of secret random batches are looked at; all others cost one look at the
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ from hushgrad.guards.probing.companions import MOST_READ, UNTOLD, require_same_b
 from hushgrad.guards.probing.evaluations import Evaluation, Evaluations
 from hushgrad.guards.probing.kept_calls import KeptCalls, Pending, Signature, signature_of
 from hushgrad.guards.probing.looks import Looks
+from hushgrad.guards.probing.loss_cuts import Cut
 from hushgrad.guards.probing.loss_probe import Criterion, require_separate_losses
 from hushgrad.guards.probing.loss_programs import LossPrograms
 from hushgrad.guards.probing.model_probe import ModelProbe
@@ -90,12 +92,38 @@ never released.
 """
 
 
-@dataclass(frozen=True, eq=False)
-class _Entered:
+class _Entered(NamedTuple):
     """An outermost forward that may be trained on, and what is kept of it where it has to be examined."""
 
     module: nn.Module
     pending: Pending | None
+
+
+class ForwardWatcher(Protocol):
+    """Is told of the outermost forwards of an item that may be trained on."""
+
+    def entering(self, inputs: Any) -> None:
+        """One begins with these inputs."""
+
+    def returned(self) -> None:
+        """It has returned, and what capture and the probe put on torch's stack for it is gone."""
+
+
+class _Told(AbstractContextManager[None]):
+    """Tells of the findings that leave it. One for all uses, some of which are in every step."""
+
+    def __init__(self, tell: Callable[[HushgradError], None]) -> None:
+        self._tell = tell
+
+    def __enter__(self) -> None:
+        """Nothing is to be kept."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Tell of a finding, and let it go on."""
+        if isinstance(error, FINDINGS):
+            self._tell(error)
 
 
 class Probe:
@@ -126,6 +154,7 @@ class Probe:
         self._parameters = parameters
         self._loss_reduction = loss_reduction
         self._programs = LossPrograms(loss_reduction, expected_size, stream, public)
+        self._told = _Told(self._tell)
         self._scalar_loss = ScalarLoss(
             model, loss_reduction, self._is_accumulating, self._findings_told, self._programs
         )
@@ -140,9 +169,11 @@ class Probe:
         self._calls = KeptCalls(model, list(parameters.values()), self._looks, public)
         self._novelty = Novelty()
         self._drawn: Drawn | None = None
-        self._recorded: Callable[[int], Mapping[str, Tensor]] | None = None
+        self._recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None
         self._axes: dict[nn.Module, Mapping[Path, int]] = {}
         self._evaluations = Evaluations(self._looks, self._is_accumulating, public)
+        self.watcher: ForwardWatcher | None = None
+        """Is told of the forwards of the item in work."""
         self._may_compile = False
         self._uncompiled: tuple[Callable[..., Any], ...] = (self._entering, self._left)
         self._choose_uncompiled()
@@ -206,6 +237,8 @@ class Probe:
         is_new = self._novelty.note(module, (args, kwargs), self._axes.get(module, {})) and is_known
         pending = self._calls.begun(module, args, kwargs, signature, is_known=is_known, is_new=is_new)
         self._programs.given((args, kwargs), None if pending is None else pending.call.state)
+        if self.watcher is not None:
+            self.watcher.entering((args, kwargs))
         return _Entered(module, pending)
 
     def _left(self, entered: _Entered | None, output: Any, hangs_hooks: bool) -> None:
@@ -214,6 +247,8 @@ class Probe:
         self._programs.returned(output)
         if output is None:
             return
+        if self.watcher is not None:
+            self.watcher.returned()
         if entered.pending is not None:
             entered.pending.call.returned(output, hangs_hooks, self._is_accumulating)
         self._scalar_loss.left(entered.module, output)
@@ -231,7 +266,7 @@ class Probe:
         """
         if self._is_busy or not self.is_waiting:
             return
-        self._scalar_loss.vouch(losses)
+        self._scalar_loss.vouch(losses, self._asked)
         self._programs.losses(losses)
         if not losses.requires_grad or not self._evaluations.note(criterion, arguments, losses):
             return
@@ -244,7 +279,7 @@ class Probe:
         Raises:
             CrossSampleLeakError: the loss of one example depends on another's outputs.
         """
-        self._scalar_loss.vouch(losses)
+        self._scalar_loss.vouch(losses, self._asked)
         self._programs.losses(losses)
         with self._findings_told():
             if not self._look_at_graph(losses):
@@ -259,6 +294,13 @@ class Probe:
         """Whether a backward over the item in work came, also in part, from a scalar that the session did not make."""
         return self._scalar_loss.saw_own
 
+    def told_losses(self, sessions: Set[int]) -> int | None:
+        """Return of how many backwards the losses are known to be one for each example; None where one is not.
+
+        `sessions` are the graph tasks of those that the session itself made.
+        """
+        return self._scalar_loss.told_losses(sessions)
+
     @property
     def saw_narrow_loss(self) -> bool:
         """Whether gradients of the item in work passed through 16 bits between a loss and the model's outputs."""
@@ -268,6 +310,18 @@ class Probe:
         """Return whether gradients of these losses pass through 16 bits before they come to the model's outputs."""
         return self._scalar_loss.is_narrow(losses)
 
+    def cuts(self, loss: Tensor) -> list[Cut]:
+        """Return where the gradient of a loss of the loop's own may be multiplied before it is rounded to 16 bits."""
+        return self._scalar_loss.cuts(loss)
+
+    def multiplied(self, factor: float) -> None:
+        """The backward that runs had the gradient of its loss multiplied there."""
+        self._scalar_loss.multiplied(factor)
+
+    @property
+    def _asked(self) -> list[Tensor]:
+        return [] if self._scope is None else self._scope.asked
+
     def _look_at_graph(self, losses: Tensor) -> bool:
         calls = [
             part.call
@@ -275,6 +329,8 @@ class Probe:
             if _holds(part.call.inputs, losses.shape[0])
         ]
         outputs = [tensor for call in calls for _, tensor in tensors_at(call.output)]
+        if calls:
+            outputs += self._asked  # of a gradient penalty, which comes by no output
         return require_separate_losses(losses, outputs)
 
     def stop_looks(self) -> None:
@@ -291,6 +347,7 @@ class Probe:
         self._evaluations.clear()
         self._padded = self._drawn = self._recorded = None
         self._is_told = True
+        self.watcher = None
         self._programs.forget()
         self._scalar_loss.forget()
 
@@ -325,7 +382,7 @@ class Probe:
         """Return whether `examine` will run the model again."""
         return any(self._is_due(part, size) for part in (*self._calls.whole, *self._calls.in_part))
 
-    def examine(self, size: int, recorded: Callable[[int], Mapping[str, Tensor]] | None = None) -> None:
+    def examine(self, size: int, recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None) -> None:
         """Probe what ran on a physical batch of `size` examples, unless it was probed before.
 
         `recorded` gives the gradients of one example by the parameters, where one backward has recorded all of them.
@@ -341,10 +398,10 @@ class Probe:
         pending = [part for part in self._calls.whole if self._is_due(part, size)]
         in_part = [part for part in self._calls.in_part if self._is_due(part, size)]
         evaluations = self._evaluations.reached() if size > 1 else []
-        is_plain = type(self._model).__call__ is nn.Module.__call__  # else what is hooked is not what a run returns
-        if is_plain and self._calls.count == 1 and INNER_LOSS not in self._scalar_loss.conditions:
-            self._recorded = recorded
         if pending or in_part or evaluations:
+            is_plain = type(self._model).__call__ is nn.Module.__call__  # else what is hooked is not what a run returns
+            if is_plain and self._calls.count == 1 and INNER_LOSS not in self._scalar_loss.conditions:
+                self._recorded = recorded
             self._is_busy = True
             try:
                 with self._findings_told():
@@ -387,7 +444,7 @@ class Probe:
         self._collate_before, self._collate_is_known = before, False
         runs = CollateRuns(collate_fn, before or State(collate_fn, parameters=False, aside=drawn.dataset))
         with kept_values(drawn.item), runs.begun(), self._findings_told():
-            records = [drawn.dataset[drawn.indices[row]] for row in telling_rows(drawn, MOST_READ)]
+            records = [drawn.record(row) for row in telling_rows(drawn, MOST_READ)]
             found = require_separate_rows(runs, records[:RECORDS])
             if not require_same_beside_any(runs, records, drawn.size):
                 self._notes.append(UNTOLD)
@@ -430,14 +487,12 @@ class Probe:
             *([VALUES_READ] if self._programs.may_have_read else []),
         )
 
-    @contextmanager
-    def _findings_told(self) -> Iterator[None]:
-        try:
-            yield
-        except FINDINGS as error:
-            self._programs.stop()
-            self.on_finding(error)
-            raise
+    def _findings_told(self) -> AbstractContextManager[None]:
+        return self._told
+
+    def _tell(self, error: HushgradError) -> None:
+        self._programs.stop()
+        self.on_finding(error)
 
     def _begin_looks(self) -> None:
         """Decide once for each batch whether it is looked at."""
@@ -478,8 +533,6 @@ class Probe:
         probe = self._model_probe()
         probe.keeps_runs = len(pending) == 1 and bool(evaluations)
         for part in pending:
-            if not evaluations:
-                part.call.output = None  # its memory is needed now
             self._is_told &= probe.examine(part.call, size)
         if pending:
             self._forwards = max(self._forwards, probe.forwards / len(pending))
