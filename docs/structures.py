@@ -34,6 +34,18 @@ recompilations without it. Compile the parts of a model that have no trainable p
 A record's gradient may be exact and training still not private: the two `Embedding` options that are refused here move
 weights without noise, or divide a record's gradient by what other records looked up.
 
+A tensor that the model is given for all batches alike (a mask `[T, T]`, features of classes `[C, d]`, weights `[C]`)
+has the shape of what a loop may compute from the batch, so it is refused unless it was declared before the loop:
+`mask = engine.session.public(mask)`. Buffers, and what the forward makes itself, need no declaration.
+
+Rows that a forward selects by the batch's values are told by where they came from: `h[mask]` and `out[mask] = ...`,
+`torch.where` and `index_add`, `sort` and back. So mixtures of experts train exactly, those of `transformers` in all
+three of its ways (`grouped_mm`, `batched_mm`, and `eager`, whose loop over the experts that are there is told as
+`numbers read in the forward`). A capacity, the k largest rows of a batch and a loss that
+balances the experts over the batch are no function of single records, and are refused; where the rows come back only as
+long as a capacity is not reached, the first batch that reaches it is. To cut sorted rows into pieces yourself
+(`h[:n]`), select each expert's rows by `torch.where(expert == e)` instead.
+
 Parts made by `torch.jit` run outside of Python: with trainable parameters they are refused at set-up, and without any
 the batch is lost in what they return. Under the transforms of `torch.func` (`vmap`, `grad`, `jvp`) and forward-mode
 differentiation trainable parameters are refused: call the model on the whole batch, or transform a copy of it.

@@ -380,7 +380,9 @@ def test_packing_and_cells_show_themselves_by_the_functions_that_rules_stand_at(
         nn.utils.rnn.pad_sequence([x[0], x[1]])
         nn.LSTMCell(4, 5)(x[0])
         nn.GRU(4, 5)(x)
+        nn.functional.grouped_mm(torch.ones(3, 4), torch.ones(2, 4, 4), offs=torch.tensor([1, 3], dtype=torch.int32))
     assert {
+        insides.GROUPED_MM,
         insides.PACK,
         insides.PAD_PACKED,
         insides.PAD_LIST,

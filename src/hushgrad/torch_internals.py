@@ -212,6 +212,8 @@ PAD_PACKED: Callable[..., tuple[Tensor, Tensor]] = VARIABLE_FUNCTIONS._pad_packe
 
 PAD_LIST: Callable[..., Tensor] = torch._C._nn.pad_sequence
 """What `nn.utils.rnn.pad_sequence` calls, and thus what a mode sees, to pad a list of sequences."""
+GROUPED_MM: Callable[..., Tensor] = torch._grouped_mm
+"""What `F.grouped_mm` calls, and thus what a mode sees: rows in groups, each times a matrix of its own."""
 
 
 def top_mode() -> TorchFunctionMode | None:

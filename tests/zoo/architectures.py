@@ -242,6 +242,7 @@ ARCHITECTURES: dict[str, Clean] = {
     "Mistral": _causal("Mistral", sliding_window=4),
     "Qwen2": _causal("Qwen2"),
     "Qwen3": _causal("Qwen3"),
+    "Mixtral": _causal("Mixtral", num_local_experts=3, num_experts_per_tok=2),
     "Gemma": _causal("Gemma"),
     "Gemma 2": _causal("Gemma2"),
     "Phi": _causal("Phi"),

@@ -318,6 +318,28 @@ LAYERS: dict[str, Structure] = {
     "`GRUCell`": on_vectors(lambda: Given(lambda m, x: m.cell(x, m.cell(x)), cell=nn.GRUCell(D, 3))),
 }
 
+
+def _masked_head(m: Given, x: Tensor) -> Tensor:
+    mask, out = x[..., 0] > 0, torch.zeros_like(x)
+    out[mask] = m.head(x[mask])
+    return out + m.p
+
+
+def _experts_by_where(m: Given, x: Tensor) -> Tensor:
+    rows = x.flatten(0, 1)
+    out = torch.zeros_like(rows)
+    for number in range(2):
+        chosen = torch.where((rows[:, 0] > 0) == number)[0]
+        out = out.index_add(0, chosen, m.head(rows[chosen]) @ m.p[number])
+    return out.view(x.shape)
+
+
+def _sorted_and_back(m: Given, x: Tensor) -> Tensor:
+    rows = x.flatten(0, 1)
+    order = (rows[:, 0] > 0).long().argsort()
+    return (m.head(rows[order])[order.argsort()] * m.p).view(x.shape)
+
+
 OPERATORS: dict[str, Structure] = {
     "`F.linear` with a parameter": bare(lambda m, x: F.linear(m.head(x), m.p), 3, D),
     "`x @ W`": bare(lambda m, x: m.head(x) @ m.p, D, 3),
@@ -330,6 +352,9 @@ OPERATORS: dict[str, Structure] = {
     "an embedding of `[1, T]` positions": Structure(
         lambda: Given(lambda m, x: x + m.e(torch.arange(T)[None]), e=nn.Embedding(T, D)), sequences
     ),
+    "a head on the positions of a mask": bare(_masked_head, D),
+    "experts by `torch.where` and `index_add`": bare(_experts_by_where, 2, D, D),
+    "rows sorted by a key, and put back": bare(_sorted_and_back, D),
     "tied by module": Structure(_tied, tokens),
     "tied by function": Structure(
         lambda: Given(lambda m, x: F.linear(m.e(x).tanh(), m.e.weight), e=nn.Embedding(7, D)), tokens

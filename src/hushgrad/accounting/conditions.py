@@ -117,6 +117,17 @@ CONSTANTS_OF_A_TERM = Condition(
     "a term of parameters alone was declared (session.regularizer) that reads other tensors, frozen before the first "
     "batch: that they hold nothing of these records is on trust",
 )
+NUMBERS_IN_FORWARD = Condition(
+    "numbers read in the forward",
+    "a forward that selects rows by values of its batch took numbers of the batch out of torch (item, tolist, a "
+    "comparison, how many rows were selected): that nothing which it decides by them changes one record's output "
+    "because of others was examined on the first batch and on secret later ones, and is on trust in all others",
+)
+DECLARED_PUBLIC = Condition(
+    "declared public",
+    "a tensor that the model is given beside the batch was declared public (session.public): that it holds nothing of "
+    "these records is on trust",
+)
 STREAM = Condition(
     "each record once",
     "the data are a stream, which the library reads in its own order: that it yields each record at most once in a "

@@ -83,6 +83,8 @@ class CaptureMode(TorchFunctionMode):
             if result is not NotImplemented:
                 return result
         try:
+            if func is Tensor.__getitem__ and sources and context.axes.takes_number(args, sources):
+                sources = []
             if leaves and torch.is_grad_enabled() and not only_describes(func):
                 if sources:
                     return with_data(context, func, args, kwargs, sources, self)

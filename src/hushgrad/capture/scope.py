@@ -20,6 +20,7 @@ from hushgrad.capture.axes.layout import Path, Role
 from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.mode import CaptureMode
 from hushgrad.capture.operators.operator import ForwardContext, GraphAnchor
+from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.running import LivingArguments, RunningCall
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.capture.uses import UsePool
@@ -68,8 +69,15 @@ class Scope:
     Guarantee: threads that run one model at the same time do not see each other's modes.
     """
 
-    def __init__(self, model: nn.Module, pool: UsePool, observer: CallObserver | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        pool: UsePool,
+        observer: CallObserver | None = None,
+        public: PublicTensors | None = None,
+    ) -> None:
         self._pool = pool
+        self._public = public
         self._instead: UsePool | None = None
         self._observer = observer
         self._anchor = GraphAnchor()
@@ -89,6 +97,8 @@ class Scope:
         """What is known of the inputs of a module's first call from elsewhere, the loader's item; None without one."""
         self.turned: Sequence[Tensor] = ()
         """Of the outputs of the last forward, those with the examples on their second axis."""
+        self.decides_by_numbers = False
+        """Whether a captured forward that selects rows by the batch's values took numbers of the batch out of torch."""
         self._handles: list[RemovableHandle] = []
         for module in model.modules():
             if any(parameter.requires_grad for parameter in module.parameters()):
@@ -160,7 +170,7 @@ class Scope:
         pool, observer = (self._pool, self._observer) if self._instead is None else (self._instead, None)
         token = None if observer is None else observer.entering(module, args, kwargs)
         axes = BatchAxes()
-        batch_size = axes.seed((args, kwargs), pool.batch_size, self.roles_of(module, args, kwargs))
+        batch_size = axes.seed((args, kwargs), pool.batch_size, self.roles_of(module, args, kwargs), self._public)
         call = RunningCall()
         forward = ForwardContext(pool, self._anchor, axes, leaves, batch_size, held, self.registered)
         mode = CaptureMode(forward, partial(call.is_running, CALLER_OF_OPERATOR))
@@ -199,6 +209,7 @@ class Scope:
             guard_outputs(context, output)
             self.turned = _turned(context, output) if Role.SECOND in self._roles.get(module, {}).values() else ()
             context.pool.is_narrow |= context.axes.is_narrow
+            self.decides_by_numbers |= context.axes.selects and context.axes.has_read
         finally:
             self._exit(begun)
         begun.left(output, context.hangs_hooks)
@@ -269,26 +280,24 @@ def guard_outputs(context: ForwardContext, output: Any) -> None:
     """
     if context.batch_size == 1:
         return
+    axes, lost_by = context.axes, context.axes.lost_by
+    if in_part := axes.reads_in_part:
+        lost_by = "a loop over some of what nonzero() found of counts over the batch, which left others out"
     for tensor in tensors_in(output):
-        lost = (
-            tensor.ndim > 0
-            and tensor.requires_grad
-            and context.axes.descends(tensor)
-            and context.axes.get(tensor) is None
-        )
-        if lost and not tensor.is_leaf:
+        is_data = tensor.ndim > 0 and tensor.requires_grad and axes.descends(tensor)
+        if is_data and (in_part or axes.get(tensor) is None) and not tensor.is_leaf:
             tensor.register_hook(  # type: ignore[no-untyped-call]
-                _refusal(context.anchor, list(tensor.shape), context.axes.lost_by)
+                _refusal(context.anchor, list(tensor.shape), lost_by, axes.cure)
             )
 
 
-def _refusal(anchor: GraphAnchor, shape: list[int], lost_by: str | None) -> Callable[[Tensor], None]:
+def _refusal(anchor: GraphAnchor, shape: list[int], lost_by: str | None, cure: str) -> Callable[[Tensor], None]:
     def refuse(gradient: Tensor) -> None:
         if anchor.is_accumulating():
             raise PrivacyUnitError(
                 f"the examples of the batch cannot be told apart in an output of the model, of shape {shape}, since "
                 f"{lost_by or 'its forward began'}",
-                cure="Keep the batch on an axis of its own, and do not mix examples",
+                cure=cure,
             )
 
     return refuse

@@ -49,7 +49,7 @@ class DeclaredLoop(Loop):
         """Run backward on the losses of one physical batch, and add its clipped sum; `[0]` is an empty draw."""
         parts, size = self._parts, losses_B.shape[0]
         parts.spending.open(DECLARED, None)
-        parts.regularizers.batch_comes()
+        parts.batch_comes()
         parts.take_marks()
         self._order.start_backward()
         if self._order.is_new:

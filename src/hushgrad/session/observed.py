@@ -78,7 +78,7 @@ class ObservedLoop(Loop):
     def begin(self, batch: PhysicalBatch, item: Any) -> None:
         """Take note of the item that the loop is about to get."""
         parts = self._parts
-        parts.regularizers.batch_comes()
+        parts.batch_comes()
         parts.update.clear()
         parts.marks.take_away()
         parts.frozen.require_same_parameters()

@@ -182,9 +182,11 @@ class OpenBatch:
 
         Raises:
             CrossSampleLeakError, PrivateBufferError: naming the place and the cure.
+            ContractChangedError: a tensor that was declared public was written to.
         """
         parts = self._parts
         parts.scope.leave_if_stale()
+        parts.public.require_unchanged()
         if self._drawn:
             if parts.probe.is_due(self._rows):  # an ordinary gradient is told by its own name, not as a leak
                 parts.frozen.require_no_surprises()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from hushgrad.accounting.conditions import NUMBERS_IN_FORWARD, Condition
+from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.scope import Scope
 from hushgrad.gradients.contribution import Plan
 from hushgrad.guards.gradient_marks import GradientMarks
@@ -33,6 +35,7 @@ class Parts:
         stream: the session's own secret bits.
         plan: how norms are computed.
         scope: captures the forwards of the model.
+        public: tensors that were declared, and are no part of any batch.
         probe: looks for examples that influence each other.
         frozen: what must stay as it was at set-up.
         left_alone: what the loop does to parameters and optimizer beside the steps.
@@ -51,6 +54,7 @@ class Parts:
     stream: KeyStream
     plan: Plan
     scope: Scope
+    public: PublicTensors
     probe: Probe
     frozen: SetupInvariants
     left_alone: LeftAlone
@@ -61,6 +65,16 @@ class Parts:
     monitors: Monitors
     loss_scale: LossScale
     is_strict: bool
+
+    @property
+    def decided_in_forward(self) -> tuple[Condition, ...]:
+        """What is on trust of forwards that select rows and take numbers of the batch out of torch."""
+        return (NUMBERS_IN_FORWARD,) if self.scope.decides_by_numbers else ()
+
+    def batch_comes(self) -> None:
+        """A batch is handed out: what is declared from here on may hold its values."""
+        self.regularizers.batch_comes()
+        self.public.batch_comes()
 
     def take_marks(self) -> None:
         """Begin a step or an item: nothing of the last update, and no mark, is left in `.grad`.

@@ -62,7 +62,7 @@ def _require_established(parts: Parts) -> None:
     """
     unsettled = (NEVER_EXAMINED, VALUES_READ)
     open_ones = [condition for condition in parts.probe.open_conditions if condition not in unsettled]
-    if parts.is_strict and (trusted := [*parts.probe.conditions, *open_ones]):
+    if parts.is_strict and (trusted := [*parts.probe.conditions, *open_ones, *parts.decided_in_forward]):
         raise TakenOnTrustError(
             f"strict=True, and this would be taken on trust: {trusted[0].sentence}",
             where=trusted[0].name,

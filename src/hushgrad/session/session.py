@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
-from hushgrad.accounting.conditions import CLOSED, ROUNDED_TOGETHER, STREAM, Condition, third_party
+from hushgrad.accounting.conditions import (
+    CLOSED,
+    DECLARED_PUBLIC,
+    ROUNDED_TOGETHER,
+    STREAM,
+    Condition,
+    third_party,
+)
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger.contract import OBSERVED
@@ -159,6 +166,35 @@ class Session:
         """
         self._require_open()
         self._parts.regularizers.declare(fn, weight)
+
+    def public(self, tensor: Tensor) -> Tensor:
+        """Declare a tensor that the model, or a criterion, is given beside the batch: the same for all batches.
+
+        A mask over positions, features or weights of classes: by its shape it could as well hold means or counts of
+        the records in work, so without a declaration it is refused. Declared before the loop, it is a constant::
+
+            mask = session.public(nn.Transformer.generate_square_subsequent_mask(T))
+            for x, y in loader:
+                loss = criterion(model(x, mask), y)
+
+        Buffers of the model, and what a forward makes itself, need none. That the tensor holds nothing of the records
+        is on trust, and every guarantee says so.
+
+        Args:
+            tensor: as the model will be given it, on its device: this object, no view or copy of it. Nobody writes to
+                it from here on.
+
+        Returns:
+            The same tensor.
+
+        Raises:
+            InvalidArgumentError: no dense tensor, or one that requires gradients.
+            ProtocolError: a batch was handed out already, whose values it may hold.
+            ContractChangedError: from here, a forward or a step: a declared tensor was written to.
+        """
+        self._require_open()
+        self._parts.public.declare(tensor)
+        return tensor
 
     def discard(self) -> None:
         """Drop what was summed since the last update and end the logical batch. What was charged stays charged.
@@ -432,6 +468,8 @@ class Session:
             *parts.frozen.conditions,
             *parts.left_alone.conditions,
             *parts.regularizers.conditions,
+            *parts.decided_in_forward,
+            *([DECLARED_PUBLIC] if parts.public else []),
             *parts.loss_scale.conditions,
             *operators,
             *rounding,

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.conditions import Condition, third_party
 from hushgrad.accounting.filter import PrivacyFilter
+from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.clipping import known as clip_rules
@@ -85,8 +86,11 @@ def set_up(
     plan = plan or Plan.of_device(next(iter(parameters.values())).device)
     # Asks the clip rule and the noise, whose code may fail: before anything is put on the model.
     update = Update(parameters, mechanism, stream.fork("noise"), plan, alarms)
-    probe = Probe(model, parameters, mechanism.loss_reduction, stream.fork("looks"), mechanism.expected_batch_size)
-    scope = Scope(model, UsePool(plan), probe)
+    public = PublicTensors()
+    probe = Probe(
+        model, parameters, mechanism.loss_reduction, stream.fork("looks"), mechanism.expected_batch_size, public
+    )
+    scope = Scope(model, UsePool(plan), probe, public)
     probe.join(scope)
     return Parts(
         mechanism=mechanism,
@@ -95,6 +99,7 @@ def set_up(
         stream=stream,
         plan=plan,
         scope=scope,
+        public=public,
         probe=probe,
         frozen=SetupInvariants(model, optimizer, parameters),
         left_alone=LeftAlone(parameters),

@@ -104,7 +104,7 @@ LOST: dict[str, Transform] = {
     "outer of examples": lambda x: torch.outer(x[:, 0, 0], x[:, 0, 0]),
     "kron of examples": lambda x: torch.kron(x[:, 0], x[:, 0]),
     "trapezoid along the batch": lambda x: torch.trapezoid(x, dim=0),
-    "vstack": lambda x: torch.vstack([x, x])[:B],
+    "vstack": lambda x: torch.vstack([x, x])[1 : B + 1],
     "flipud": lambda x: torch.flipud(x),
     "rot90 of the batch": lambda x: torch.rot90(x, 2, (0, 1)),
     "cdist of examples": lambda x: torch.cdist(x[:, 0], x[:, 0].detach()),

@@ -13,9 +13,11 @@ from hushgrad.capture.axes.table import AXIS_RULES
 from hushgrad.capture.operators.registration import asked_first, captures, opens
 from hushgrad.capture.operators.table import COMPOSITES, FIRST, RULES
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.torch_internals import GROUPED_MM
 
-FOLLOWED_ELSEWHERE = {Tensor.__setitem__, torch.autograd.grad, torch.autograd.backward, Tensor.backward}
-"""Rules without an axis rule: the mode follows what is written itself, and gradients of gradients are refused."""
+FOLLOWED_ELSEWHERE = {Tensor.__setitem__, torch.autograd.grad, torch.autograd.backward, Tensor.backward, GROUPED_MM}
+"""Rules without an axis rule: the mode follows what is written itself, gradients of gradients are refused, and groups
+of rows are followed with the order they are in (`selections.py`)."""
 
 
 def rule(call: Any, func: Any, args: Any, kwargs: Any) -> Any:

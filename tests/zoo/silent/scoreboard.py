@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bypassed_calls
+import declared_constants
 import gradient_mixing
 import gradient_penalties
 import hidden_inputs
@@ -32,6 +33,7 @@ import padded_lengths
 import quiet_randomness
 import relative_tolerances
 import run_accounts
+import selected_rows
 import sixteen_bits
 import streams
 import torch
@@ -47,6 +49,8 @@ KINDS: tuple[Kind, ...] = (
     bypassed_calls.KIND,
     later_calls.KIND,
     layout_coincidences.KIND,
+    declared_constants.KIND,
+    selected_rows.KIND,
     quiet_randomness.KIND,
     gradient_mixing.KIND,
     gradient_penalties.KIND,

@@ -29,7 +29,7 @@ axis, values computed from that one example alone.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -44,13 +44,40 @@ from hushgrad.capture.axes.pieces import follow_pieces, form_of_cut, is_join
 from hushgrad.capture.axes.recipes import Identities, Recipe, digest, recipe_of_call
 from hushgrad.capture.axes.rules import Axis, OperatorCall, changes_in_place, main_argument
 from hushgrad.capture.axes.segment_ids import follow_rows
+from hushgrad.capture.axes.selections import (
+    CONSTANT,
+    NONZERO,
+    WHERES,
+    Coordinates,
+    Listed,
+    Location,
+    Pointers,
+    axis_after_mask,
+    chooses,
+    follow_selections,
+    listed_of,
+    placed,
+    placed_by_columns,
+    reads_numbers,
+    rows_by_index,
+)
 from hushgrad.capture.axes.table import AXIS_RULES, CONSTANTS
+from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.source_line import calling_forward
 from hushgrad.errors import PrivacyUnitError
 from hushgrad.torch_internals import base_of
 
-INPUTS = "the model's inputs"
 NARROW = (torch.bfloat16, torch.float16)
+
+INPUTS = "the model's inputs"
+"""Where the batch was lost, for messages: one of them has another number of rows than there are examples."""
+
+CURES = {
+    INPUTS: "Give each example one row of every input. One that is the same for all batches (a mask over positions, "
+    "features or weights of classes) is declared before the loop, mask = engine.session.public(mask), and then given "
+    "to the model as it is, no part or copy of it"
+}
+CURE = "Keep the batch on an axis of its own, and do not mix examples"
 
 
 class BatchAxes:
@@ -60,10 +87,12 @@ class BatchAxes:
         batch_size: the number of examples that the forward's inputs hold; None when it has no inputs.
         lost_by: the first operator after which examples could not be told apart any more, for messages.
         is_narrow: whether a gradient passes through 16 bits on its way to a parameter.
+        selects: whether rows were selected by values of the batch.
+        has_read: whether numbers of the batch left torch: its values, or how many rows were selected.
     """
 
     def __init__(self) -> None:
-        self._entries: dict[int, tuple[weakref.ref[Tensor], BatchLocation]] = {}
+        self._entries: dict[int, tuple[weakref.ref[Tensor], Location]] = {}
         self._inputs: set[int] = set()
         self._recipes: dict[int, tuple[weakref.ref[Tensor], Recipe]] = {}
         self._identities = Identities()
@@ -71,8 +100,10 @@ class BatchAxes:
         self.batch_size: int | None = None
         self.lost_by: str | None = None
         self.is_narrow = False
+        self.selects = self.has_read = False
+        self._lists: list[Listed] = []
 
-    def set(self, tensor: Tensor, location: BatchLocation) -> None:
+    def set(self, tensor: Tensor, location: Location) -> None:
         """Record that `tensor` descends from the batch."""
         if tensor.dtype in NARROW and tensor.requires_grad:
             self.is_narrow = True
@@ -90,12 +121,27 @@ class BatchAxes:
 
     def location(self, tensor: Any) -> BatchLocation:
         """Return where the batch lies in `tensor`: on an axis, or in rows with owners; None if it is not known."""
+        location = self._found(tensor)
+        return None if isinstance(location, (Pointers, Coordinates, Listed)) else location
+
+    def _found(self, tensor: Any) -> Location:
+        """Return the location of a tensor, or what it points to."""
         entry = self._entries.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
     def is_input(self, tensor: Any) -> bool:
         """Return whether `tensor` is one of the forward's inputs as it was given."""
         return isinstance(tensor, Tensor) and self.descends(tensor) and id(tensor) in self._inputs
+
+    @property
+    def reads_in_part(self) -> bool:
+        """Whether the forward looped over some of what is there in the batch, and left the rest out."""
+        return any(listed.is_read_in_part for listed in self._lists)
+
+    @property
+    def cure(self) -> str:
+        """What to do where the examples can no longer be told apart."""
+        return CURES.get(self.lost_by or "", CURE)
 
     def clear(self) -> None:
         """Forget everything: the forward is over."""
@@ -104,8 +150,15 @@ class BatchAxes:
         self._identities.clear()
         self._inputs.clear()
         self._divisions.clear()
+        self._lists.clear()
 
-    def seed(self, inputs: Any, batch_size: int | None, known: dict[Path, Role] | None = None) -> int | None:
+    def seed(
+        self,
+        inputs: Any,
+        batch_size: int | None,
+        known: dict[Path, Role] | None = None,
+        public: PublicTensors | None = None,
+    ) -> int | None:
         """Record the tensors among a model's inputs and return the number of examples they hold.
 
         Without a declared `batch_size` the first tensor decides. A tensor with one row beside inputs of several is a
@@ -115,14 +168,21 @@ class BatchAxes:
             inputs: nested.
             batch_size: B as declared.
             known: roles of inputs, by their paths; takes those that are found here.
+            public: what was declared, and is no data.
+
+        Raises:
+            ContractChangedError: a declared tensor was written to.
         """
         tensors = [tensor for tensor in tensors_in(inputs) if tensor.ndim > 0]
+        declared = {id(tensor) for tensor in tensors if public.met(tensor)} if public else set()
+        tensors = [tensor for tensor in tensors if id(tensor) not in declared]
         if any(tensor.is_nested for tensor in tensors):
             raise nested_is_given("the model")
         packed = list(packed_in(inputs))
         sizes = [tensor.shape[0] for tensor in tensors] + [int(part.batch_sizes[0]) for part in packed]
         if known or batch_size is None or not all(size in (1, batch_size) for size in sizes) or batch_size not in sizes:
-            batch_size = self._seed_others(inputs, batch_size, sizes, {} if known is None else known)
+            roles = {} if known is None else known
+            batch_size = self._seed_others(inputs, batch_size, sizes, roles, declared)
         else:
             for tensor in tensors:
                 self._place(tensor, Role.FIRST if tensor.shape[0] == batch_size else Role.CONSTANT, 0)
@@ -137,18 +197,18 @@ class BatchAxes:
         return batch_size
 
     def _seed_others(
-        self, inputs: Any, batch_size: int | None, sizes: Sequence[int], known: dict[Path, Role]
+        self, inputs: Any, batch_size: int | None, sizes: Sequence[int], known: dict[Path, Role], declared: Set[int]
     ) -> int | None:
         """Record inputs of which not all have the examples on the first axis."""
         if batch_size is None:
             batch_size = next((size for size in sizes if size != 1), 1 if sizes else None)
             if batch_size is None:
                 return None
-        entries = set(self._seed_entries(inputs, batch_size, known))
-        named = [(path, part) for path, part in named_tensors(inputs) if part.ndim and id(part) not in entries]
+        placed = {*self._seed_entries(inputs, batch_size, known), *declared}
+        named = [(path, part) for path, part in named_tensors(inputs) if part.ndim and id(part) not in placed]
         layout = layout_of(named, batch_size, known)
         told = {path: role for path, role in layout.roles.items() if role not in (Role.CONSTANT, Role.LOST)}
-        if not told and not entries and batch_size not in sizes:  # rows of something else than the examples
+        if not told and not placed - declared and batch_size not in sizes:  # rows of something else than the examples
             batch_size = next((size for size in sizes if size != 1), 1 if sizes else None)
             layout = layout_of(named, batch_size or 0)
         elif batch_size > 1:
@@ -205,18 +265,27 @@ class BatchAxes:
             return
         outputs = _tensors_at_top(result)
         if not outputs or func in CONSTANTS:
+            self.has_read = self.has_read or (not outputs and reads_numbers(func, map(self._found, sources)))
             return
         name = func.__name__
-        locations = [self.location(source) for source in sources]
+        known_of = [self._found(source) for source in sources]
+        locations = [None if isinstance(part, (Pointers, Coordinates, Listed)) else part for part in known_of]
         axes = [location for location in locations if isinstance(location, int)]
         known = self.batch_size is not None and len(axes) == len(locations)
         call = OperatorCall(func, args, kwargs, sources, axes if known else [0] * len(locations), self.batch_size or 0)
-        rule = AXIS_RULES.get(func)
+        rule = None if func in WHERES and len(args) + len(kwargs) == 1 else AXIS_RULES.get(func)
         written = main_argument(args, kwargs) if changes_in_place(func) else kwargs.get("out")
         for output_index, out in outputs:
-            axis: BatchLocation = rule(call, out, output_index) if rule is not None and known else None
-            if axis is None and self.batch_size and any(part is not None for part in locations):
-                axis = follow_rows(call, locations, out, output_index, rule, self._divisions)
+            axis: Any = rule(call, out, output_index) if rule is not None and known else None
+            if axis is None and self.batch_size and (any(part is not None for part in known_of) or func in NONZERO):
+                if self.batch_size > 1:
+                    axis = follow_selections(call, known_of, result, out, output_index)
+                    self.selects = self.selects or chooses(axis)
+                    self.has_read = self.has_read or any(listed.read for listed in self._lists)
+                    if isinstance(axis, Listed) and axis not in self._lists:
+                        self._lists.append(axis)
+                if axis is None:
+                    axis = follow_rows(call, locations, out, output_index, rule, self._divisions)
             if axis is None and self.batch_size and self.batch_size > 1:
                 axis = follow_pieces(call, locations, out, output_index, rule)
             recipe = self._recipe_of(call, locations, axis, output_index)
@@ -232,6 +301,14 @@ class BatchAxes:
                 self.set(out, axis)
                 if recipe and not isinstance(axis, int):
                     self._recipes[id(out)] = (weakref.ref(out), recipe)
+
+    def takes_number(self, args: tuple[Any, ...], sources: Sequence[Tensor]) -> bool:
+        """Return whether `table[number]` reads a constant at a number of what is there in the batch."""
+        if len(sources) != 1 or args[1] is not sources[0]:
+            return False
+        found = listed_of(args[1], [self._found(args[1])], sources) is not None
+        self.has_read = self.has_read or found
+        return found
 
     def recipe(self, tensor: Tensor) -> Recipe | None:
         """Return how a piece of the batch was made; None for what is no piece."""
@@ -258,9 +335,10 @@ class BatchAxes:
             form = form_of_cut(call, locations[0], output_index)
             return None if form is None else digest(self._identities.of(call.first), form)
         recipes = {self.recipe(source) for source in sources}
-        if None in recipes or (is_join(call.func) and len(recipes) > 1):
+        is_of_several = is_join(call.func) and not isinstance(location, Whole)
+        if None in recipes or (is_of_several and len(recipes) > 1):
             return None
-        if is_join(call.func):
+        if is_of_several:
             dim = call.argument(1, "dim", call.kwargs.get("axis", 0))
             return digest("joined", recipes, len(sources), dim)
         return recipe_of_call(call, output_index, self.recipe, self._identities)
@@ -294,15 +372,25 @@ class BatchAxes:
         """Record `target[index] = value`, by which `target` holds rows of the batch."""
         if self.recipe(target) is not None:
             self._overwritten(target, None, "__setitem__")
-        if not isinstance(value, Tensor) or not self.descends(value):
+        if isinstance(value, Tensor) and self.descends(value):
+            axis = self._axis_after_write(target, index, value)
+        elif any(self.descends(part) for part in tensors_in(index)):
+            if isinstance(self.location(target), SegmentIds) or (self.descends(target) and self.get(target) is None):
+                return self._wrote_into_rows(target, index)
+            axis = self._axis_after_constant(target, index)
+        else:
             return
-        axis = self._axis_after_write(target, index, value)
+        if axis is None and self.batch_size == 1 and target.ndim:
+            axis = 0  # there is no other example to be mixed with
         self._overwritten(target, axis, "__setitem__")
 
     def _axis_after_write(self, target: Tensor, index: Any, value: Tensor) -> Axis:
         value_axis, size = self.get(value), self.batch_size
-        if value_axis is None or size is None:
+        if size is None:
             return None
+        axis = self._axis_after_rows(target, index, value, size)
+        if axis is not None or value_axis is None:
+            return axis
         if self.descends(target):
             own = self.get(target)
             candidates = [] if own is None else [own]
@@ -313,6 +401,44 @@ class BatchAxes:
             if found is not None and part.ndim - found == value.ndim - value_axis:
                 return axis
         return None
+
+    def _axis_after_constant(self, target: Tensor, index: Any) -> Axis:
+        """Return the axis after `target[index] = constant`, at places that the batch says."""
+        where, size = index[0] if isinstance(index, tuple) and len(index) == 1 else index, self.batch_size
+        own = self.get(target)
+        if isinstance(where, Tensor):
+            found = self._found(where)
+            if where.dtype == torch.bool and isinstance(found, int):
+                return found if own in (None, found) and target.shape[found] == where.shape[found] else None
+            if isinstance(found, Pointers):
+                return 0 if own in (None, 0) and found.moved is None and found.count == target.shape[0] else None
+        candidates = [axis for axis in range(target.ndim) if target.shape[axis] == size] if own is None else [own]
+        return next((axis for axis in candidates if self.part(target, axis, index)[1] is not None), None)
+
+    def _wrote_into_rows(self, target: Tensor, index: Any) -> None:
+        """Record a constant that is written into rows with owners where a mask of these rows says, or lose them."""
+        location, mask = self.location(target), index[0] if isinstance(index, tuple) and len(index) == 1 else index
+        own = self.location(mask)
+        if not isinstance(location, SegmentIds):
+            return
+        is_own = isinstance(own, SegmentIds) and location.dim == own.dim and location.same_rows(own)
+        if not is_own or mask.dtype != torch.bool:
+            self._lose(target, "__setitem__")
+
+    def _axis_after_rows(self, target: Tensor, index: Any, value: Tensor, size: int) -> Axis:
+        """Return the axis after `target[mask] = rows` and `target[pointers] = rows`; None for other forms."""
+        where = index[0] if isinstance(index, tuple) and len(index) == 1 else index
+        if isinstance(where, tuple):
+            sources = [part for part in (target, value, *tensors_in(where)) if self.descends(part)]
+            call = OperatorCall(Tensor.__setitem__, (target, where, value), {}, sources, [0] * len(sources), size)
+            return placed_by_columns(call, [self._found(part) for part in sources], where, value)
+        if not isinstance(where, Tensor) or not self.descends(where):
+            return None
+        location = self._found(target) if self.descends(target) else CONSTANT
+        rows, places = (value, self.location(value)), self._found(where)
+        if where.dtype == torch.bool:
+            return axis_after_mask(target, location, (where, places), rows, size)
+        return placed(target, location, 0, (where, places), rows, size)
 
     def part(self, target: Tensor, axis: int, index: Any) -> tuple[Tensor, Axis]:
         """Return `target[index]`, detached, and its batch axis if the one of `target` is `axis`."""
@@ -325,6 +451,14 @@ class BatchAxes:
         get = Tensor.__getitem__
         call = OperatorCall(get, (target, index), {}, [target, *rows], known, self.batch_size or 0)
         return part, AXIS_RULES[get](call, part, 0)
+
+    def rows_at(self, target: Tensor, index: Any) -> tuple[Tensor, BatchLocation]:
+        """Return `target[index]`, detached, for a mask or pointers of the batch, and where the batch lies in it."""
+        part = target.detach()[index]
+        sources = [value for value in (target, *tensors_in(index)) if self.descends(value)]
+        size = self.batch_size or 0
+        call = OperatorCall(Tensor.__getitem__, (target, index), {}, sources, [0] * len(sources), size)
+        return part, rows_by_index(call, [self._found(value) for value in sources], part) if size > 1 else 0
 
     def _overwritten(self, tensor: Tensor, axis: BatchLocation, name: str) -> None:
         if self.recipe(tensor) is not None or isinstance(axis, Whole):

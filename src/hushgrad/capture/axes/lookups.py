@@ -25,6 +25,8 @@ from hushgrad.capture.axes.rules import Axis, OperatorCall, along, dims_of, inde
 
 INTEGERS = (torch.int64, torch.int32)
 
+_along_first, _along_second = along(1), along(2)
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -115,7 +117,7 @@ def selected(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`index_select`: of a table, the rows lie where the places were read."""
     index = call.argument(2, "index")
     if call.only(index) is None:
-        return along(1)(call, out, output_index)
+        return _along_first(call, out, output_index)
     dims = dims_of(call.argument(1, "dim"), max(out.ndim, 1))
     return None if dims is None else _checked(call, out, min(dims))
 
@@ -123,7 +125,7 @@ def selected(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
 def gathered(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`gather`: of a table, a value for each place."""
     axis = call.only(call.argument(2, "index"))
-    return along(1)(call, out, output_index) if axis is None else _checked(call, out, axis)
+    return _along_first(call, out, output_index) if axis is None else _checked(call, out, axis)
 
 
 def taken_along(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
@@ -131,7 +133,7 @@ def taken_along(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     indices = call.argument(1, "indices")
     axis = call.only(indices)
     if axis is None:
-        return along(2)(call, out, output_index)
+        return _along_second(call, out, output_index)
     return _checked(call, out, axis) if indices.ndim == out.ndim else None
 
 

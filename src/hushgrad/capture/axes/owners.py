@@ -9,14 +9,53 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
+class Moved:
+    """Rows of a tensor in an order, or a choice, that follows from more than their owners (`selections.py`).
+
+    Attributes:
+        places: of each row, the place that it came from.
+        total: how many places there were.
+        origin: the rows' owners there; None where they lay on an ordinary axis.
+        key: of each row the number by which it was sorted, which follows from its owner; None where it was not.
+    """
+
+    places: Tensor
+    total: int
+    origin: SegmentIds | None = None
+    key: Tensor | None = None
+
+    def same(self, other: Moved | None) -> bool:
+        """Return whether rows came from the same places."""
+        if other is None or self.total != other.total or self.origin is not other.origin:
+            return False
+        return self.places is other.places or torch.equal(self.places, other.places)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the row of every place is there, once."""
+        return self.places.shape[0] == self.total and self.is_in_order_by(self.places.argsort())
+
+    def is_in_order_by(self, order: Tensor) -> bool:
+        """Whether the rows in this order are all in their old places."""
+        again = self.places[order]
+        return again.shape[0] == self.total and torch.equal(again, torch.arange(self.total, device=again.device))
+
+
+@dataclass(frozen=True, eq=False)
 class SegmentIds:
-    """Row r on dimension `dim` belongs to example `rows[r]`; `rows` holds numbers below the batch size, int64."""
+    """Row r on dimension `dim` belongs to example `rows[r]`; `rows` holds numbers below the batch size, int64.
+
+    `moved` says where rows came from that were put in another order by what others hold, too; None for all others.
+    """
 
     dim: int
     rows: Tensor
+    moved: Moved | None = None
 
     def same_rows(self, other: SegmentIds) -> bool:
-        """Return whether two tensors' rows have the same owners in the same order."""
+        """Return whether two tensors' rows have the same owners in the same order, and came from the same places."""
+        if self.moved is not other.moved and not (self.moved is not None and self.moved.same(other.moved)):
+            return False
         return self.rows is other.rows or torch.equal(self.rows, other.rows)
 
     def blocks(self, tensor: Tensor, batch_size: int) -> Tensor:
@@ -81,6 +120,15 @@ def location_of(dim: int, rows: Tensor, batch_size: int) -> BatchLocation:
     return SegmentIds(dim, rows)
 
 
+def row_of(tensor: Tensor, location: BatchLocation, batch_size: int) -> SegmentIds | None:
+    """Return the owner of each row of a tensor, also where they lie on an ordinary axis; None where none is known."""
+    if isinstance(location, SegmentIds):
+        return location
+    if not isinstance(location, int) or tensor.shape[location] % batch_size:
+        return None
+    return SegmentIds(location, owners_of_axis(tensor.shape[location], batch_size, tensor.device))
+
+
 def packed_owners(batch_sizes: Tensor, sequences: Tensor) -> Tensor:
     """Return the owner of each row of a packed sequence whose j-th longest sequence belongs to `sequences[j]`."""
     return torch.cat([sequences[:count] for count in batch_sizes.tolist()])
@@ -89,7 +137,8 @@ def packed_owners(batch_sizes: Tensor, sequences: Tensor) -> Tensor:
 def owners_along(tensor: Tensor, location: BatchLocation, dim: int, batch_size: int) -> Tensor | None:
     """Return the owner of each place along a dimension; None where the examples do not lie there."""
     if isinstance(location, SegmentIds):
-        return location.rows.to(tensor.device) if location.dim == dim else None
+        is_own = location.dim == dim and location.moved is None  # what is there of moved rows others decide, too
+        return location.rows.to(tensor.device) if is_own else None
     if location != dim or not isinstance(location, int) or tensor.shape[dim] % batch_size:
         return None
     return owners_of_axis(tensor.shape[dim], batch_size, tensor.device)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ from hushgrad.capture.axes.rules import AxisRule, OperatorCall, dims_of, is_basi
 from hushgrad.torch_internals import PAD_LIST
 
 CATS: set[Callable[..., Any]] = {torch.cat, torch.concat, torch.concatenate}
-JOINS = {*CATS, torch.stack, PAD_LIST}
+VSTACKS: set[Callable[..., Any]] = {torch.vstack, torch.row_stack}
+"""A `stack` of tensors with one dimension, and a `cat` of others."""
+JOINS = {*CATS, *VSTACKS, torch.stack, PAD_LIST}
 
 
 def follow_pieces(
@@ -144,13 +147,19 @@ def _joined(call: OperatorCall, locations: Sequence[BatchLocation], out: Tensor)
         dim = int(not call.argument(1, "batch_first", False))
         return _location(dim, torch.tensor(owners), out, call.batch_size) if len(owners) == len(locations) else None
     parts = call.argument(0, "tensors")
+    if call.func in VSTACKS:
+        ndims = {part.ndim for part in parts}
+        same = torch.stack if ndims == {1} else torch.cat
+        if 0 in ndims or (1 in ndims and len(ndims) > 1):
+            return None
+        call = OperatorCall(same, (parts, 0), {}, call.sources, call.axes, call.batch_size)
     dims = dims_of(call.argument(1, "dim", call.kwargs.get("axis", 0)), max(out.ndim, 1))
     if dims is None or not isinstance(parts, (tuple, list)) or len(parts) != len(locations):
         return None
     dim, is_stack = min(dims), call.func is torch.stack
     if alike := _rows_of_all(locations):
         own = alike.dim + (is_stack and dim <= alike.dim)
-        return SegmentIds(own, alike.rows) if is_stack or dim != own else _end_to_end(parts, locations, dim, out, call)
+        return replace(alike, dim=own) if is_stack or dim != own else _end_to_end(parts, locations, dim, out, call)
     if is_stack:
         owners = [location.example for location in locations if isinstance(location, Whole)]
         return _location(dim, torch.tensor(owners), out, call.batch_size) if len(owners) == len(parts) else None
@@ -184,7 +193,7 @@ def _rows_of_all(locations: Sequence[BatchLocation]) -> SegmentIds | None:
 def _owners(x: Tensor, location: BatchLocation, batch_size: int) -> tuple[int, Tensor] | None:
     """Return the dimension of the rows and the owner of each, on the CPU."""
     if isinstance(location, SegmentIds):
-        return location.dim, location.rows.cpu()
+        return None if location.moved is not None else (location.dim, location.rows.cpu())
     if not isinstance(location, int) or x.shape[location] % batch_size:
         return None
     return location, owners_of_axis(x.shape[location], batch_size, torch.device("cpu"))

@@ -97,6 +97,15 @@ AxisRule = Callable[[OperatorCall, Tensor, int], Axis]
 """Takes a call, one of its outputs and the index of that output; returns the axis of the batch in it, or None."""
 
 
+ROW_WISE: set[AxisRule] = set()
+"""Rules of operators that work along other dimensions than the batch's, and treat all its places alike."""
+
+
+def _row_wise(rule: AxisRule) -> AxisRule:
+    ROW_WISE.add(rule)
+    return rule
+
+
 def _kept(axis: Axis, source: Tensor, out: Tensor, dim: int) -> Axis:
     """Return `dim` if the output really has the source's batch there."""
     if axis is None or not 0 <= dim < out.ndim or out.shape[dim] != source.shape[axis]:
@@ -242,6 +251,7 @@ def _picked_per_example(call: OperatorCall, parts: list[Any], out: Tensor) -> Ax
 def along(position: int, name: str = "dim", default: Any = None) -> AxisRule:
     """Works along some dimensions and keeps all of them; the batch survives unless it is among them."""
 
+    @_row_wise
     def rule(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
         axis, source = call.shared_axis(), call.sources[0]
         dims = dims_of(call.argument(position, name, call.kwargs.get("axis", default)), source.ndim)
@@ -264,6 +274,7 @@ def flipped(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
 def reduced(position: int, default: Any = None) -> AxisRule:
     """Removes some dimensions, or keeps them with size 1; checked against the shape that came out."""
 
+    @_row_wise
     def rule(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
         x, axis = call.first, call.shared_axis()
         wanted = call.argument(position, "dim", call.kwargs.get("axis", default))
@@ -279,6 +290,29 @@ def reduced(position: int, default: Any = None) -> AxisRule:
         return None
 
     return rule
+
+
+_along_second, _reduced_second = along(2), reduced(2)
+
+
+def repeated_in_place(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
+    """`repeat_interleave`: copies behind their row, so that along the batch each example's block grows with it."""
+    x, times = call.first, call.argument(1, "repeats")
+    axis, dims = call.only(x), dims_of(call.argument(2, "dim"), max(x.ndim, 1))
+    if axis is None or dims is None or axis not in dims or not isinstance(times, int) or isinstance(times, bool):
+        return _along_second(call, out, output_index)
+    return axis if times > 0 and out.shape[axis] == times * x.shape[axis] else None
+
+
+def quantiles(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
+    """`quantile`, which puts a dimension in front where it is asked for several."""
+    asked = call.argument(1, "q")
+    if not isinstance(asked, Tensor) or asked.ndim != 1:
+        return _reduced_second(call, out, output_index)
+    if any(source is asked for source in call.sources) or out.shape[0] != asked.shape[0]:
+        return None
+    axis = _reduced_second(call, out[0], output_index)
+    return None if axis is None else axis + 1
 
 
 def concatenated(call: OperatorCall, out: Tensor, output_index: int) -> Axis:

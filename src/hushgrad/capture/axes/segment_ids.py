@@ -33,13 +33,25 @@ from hushgrad.capture.axes import products as products
 from hushgrad.capture.axes.added_rows import added, is_sum_of_rows
 from hushgrad.capture.axes.owners import (
     BatchLocation,
+    Moved,
     SegmentIds,
+    dim_of,
     location_of,
     owners_along,
     owners_of_axis,
     packed_owners,
+    row_of,
 )
-from hushgrad.capture.axes.rules import AxisRule, OperatorCall, dims_of, elementwise, is_basic, like_first, viewed
+from hushgrad.capture.axes.rules import (
+    ROW_WISE,
+    AxisRule,
+    OperatorCall,
+    dims_of,
+    elementwise,
+    is_basic,
+    like_first,
+    viewed,
+)
 from hushgrad.torch_internals import PACK, PAD_PACKED
 
 
@@ -73,9 +85,12 @@ def follow_rows(
     if call.func is PAD_PACKED:
         return _unpacked(call, locations) if output_index == 0 else None
     owned = [part for part in locations if isinstance(part, SegmentIds)]
+    if owned and len(owned) < len(locations):  # rows that happen to be in the examples' own order have an axis
+        all_rows = [row_of(source, at, call.batch_size) for source, at in zip(call.sources, locations, strict=True)]
+        owned = [part for part in all_rows if part is not None]
     if call.func in SPLITS and len(locations) == 1:
         return _split(call, owned[0], out) if owned else _folded(call, locations[0], out)
-    if rule not in ROW_RULES or not owned or len(owned) != len(locations):
+    if (rule not in ROW_RULES and rule not in ROW_WISE) or not owned or len(owned) != len(locations):
         return None
     if any(not owned[0].same_rows(part) for part in owned[1:]):
         return None
@@ -85,15 +100,19 @@ def follow_rows(
     dim = rule(row_wise, out, output_index)
     if dim is None or out.shape[dim] != owned[0].rows.shape[0]:
         return None
-    if rule is elementwise and _meets_other_rows(row_wise, out.ndim - dim):
+    if (rule is elementwise or rule in ROW_WISE) and _meets_other_rows(row_wise, owned[0], out.ndim - dim, rule):
+        return None
+    if rule in PRODUCTS and _multiplies_rows_apart(row_wise, owned[0]):
         return None
     if rule is lookups.read and lookups.meets_other_rows(row_wise):
         return None
-    return SegmentIds(dim, owned[0].rows)
+    return replace(owned[0], dim=dim)
 
 
-def _meets_other_rows(call: OperatorCall, from_right: int) -> bool:
+def _meets_other_rows(call: OperatorCall, owned: SegmentIds, from_right: int, rule: AxisRule) -> bool:
     """Whether a constant of the call has a value for each row: rows would no longer be treated alike."""
+    if rule in ROW_WISE:
+        from_right = call.sources[0].ndim - owned.dim
     constants = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
     return any(
         value.ndim >= from_right and value.shape[-from_right] != 1
@@ -102,17 +121,31 @@ def _meets_other_rows(call: OperatorCall, from_right: int) -> bool:
     )
 
 
+def _multiplies_rows_apart(call: OperatorCall, owned: SegmentIds) -> bool:
+    """Whether a constant of a product has a matrix, or a term, for each row."""
+    values = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
+    constants = [value for value in values if all(value is not source for source in call.sources)]
+    distance = call.sources[0].ndim - owned.dim
+    if any(distance > 2 and value.ndim >= distance and value.shape[-distance] != 1 for value in constants):
+        return True
+    term = values[0] if len(values) > 2 else None  # of addmm, which is added to every row alike
+    is_constant = term is not None and any(term is value for value in constants)
+    return is_constant and term is not None and term.ndim >= distance and term.shape[-distance] != 1
+
+
 def _split(call: OperatorCall, owned: SegmentIds, out: Tensor) -> BatchLocation:
-    """`[..., T·B, ...]` to `[..., T, B, ...]`, or a reshape of the dimensions behind the rows."""
+    """`[..., T·B, ...]` to `[..., T, B, ...]`, `[..., B·m, ...]` to `[..., B, m, ...]`, or what leaves rows alone."""
     x, dim, rows = call.first, owned.dim, owned.rows
     if list(out.shape[: dim + 1]) == list(x.shape[: dim + 1]):
         return owned
     if out.ndim < dim + 2 or list(out.shape[:dim]) != list(x.shape[:dim]):
         return None
     first, second = out.shape[dim : dim + 2]
-    if first * second != rows.shape[0] or not rows.numel():
+    if first * second != rows.shape[0] or not rows.numel() or owned.moved is not None:
         return None
     table = rows.view(first, second)
+    if first == call.batch_size and torch.equal(rows, owners_of_axis(rows.shape[0], first, rows.device)):
+        return dim  # as many rows of each example
     if not bool((table == table[:1]).all()):
         return None
     return location_of(dim + 1, table[0], call.batch_size)
@@ -156,15 +189,41 @@ def _selected(call: OperatorCall, locations: list[BatchLocation], out: Tensor) -
         dim, order = (-1 if dims is None else next(iter(dims))), call.argument(2, "index")
     if not isinstance(order, Tensor) or order.ndim != 1 or order.dtype not in (torch.int64, torch.int32):
         return None
-    rows = owners_along(x, location, dim, call.batch_size)
-    if rows is None:
+    call_order = order
+    own = None if dim != dim_of(location) else row_of(x, location, call.batch_size)
+    if own is None:
         return None
-    found = rows[order.to(rows.device)]
-    own = next((part for source, part in zip(call.sources, locations, strict=True) if source is order), None)
-    chosen_by = owners_along(order, own, 0, call.batch_size)
-    if chosen_by is not None and not torch.equal(chosen_by, found):
-        return None  # an example's place that says a row of another one
-    return location_of(dim, found, call.batch_size)
+    order = order.to(own.rows.device).long()
+    order = torch.where(order < 0, order + own.rows.shape[0], order)
+    rows = own.rows[order]
+    if not any(source is call_order for source in call.sources):
+        return location_of(dim, rows, call.batch_size) if own.moved is None else None
+    chosen_by = owners_along(call_order, _of(call, locations, call_order), 0, call.batch_size)
+    if own.moved is None and chosen_by is not None:  # a place that an example itself names: of its own rows, or lost
+        return location_of(dim, rows, call.batch_size) if torch.equal(chosen_by.to(rows.device), rows) else None
+    return _moved(call, own, isinstance(location, SegmentIds), order, rows, dim)
+
+
+def _of(call: OperatorCall, locations: list[BatchLocation], value: Tensor) -> BatchLocation:
+    return next((part for source, part in zip(call.sources, locations, strict=True) if source is value), None)
+
+
+def _moved(
+    call: OperatorCall, own: SegmentIds, is_irregular: bool, order: Tensor, rows: Tensor, dim: int
+) -> BatchLocation:
+    """Rows in an order that the batch says: an axis, or the owners of before, where all are back in their places."""
+    if call.batch_size == 1:
+        return dim  # all rows are the one example's
+    moved = own.moved
+    if moved is None:
+        count, device = own.rows.shape[0], own.rows.device
+        moved = Moved(torch.arange(count, device=device), count, own if is_irregular else None)
+        if is_irregular and count == call.batch_size and Moved(own.rows, count).is_complete:
+            moved = Moved(own.rows, count)  # one row of each example: its owner is its place
+    if moved.is_in_order_by(order):
+        return dim if moved.origin is None else replace(moved.origin, dim=dim)
+    key = None if moved.key is None else moved.key[order]
+    return SegmentIds(dim, rows, Moved(moved.places[order], moved.total, moved.origin, key))
 
 
 def _unpacked(call: OperatorCall, locations: list[BatchLocation]) -> BatchLocation:
@@ -185,7 +244,8 @@ def _packed(call: OperatorCall, locations: list[BatchLocation]) -> BatchLocation
     location = next((part for source, part in zip(call.sources, locations, strict=True) if source is x), None)
     dim = 0 if batch_first else 1
     if isinstance(location, SegmentIds):
-        sequences = location.rows if location.dim == dim else None
+        is_of_sequences = location.dim == dim and (location.moved is None or location.moved.total == call.batch_size)
+        sequences = location.rows if is_of_sequences else None
     else:
         sequences = owners_of_axis(x.shape[dim], call.batch_size, x.device) if location == dim else None
     if sequences is None:
@@ -198,11 +258,14 @@ def _packed(call: OperatorCall, locations: list[BatchLocation]) -> BatchLocation
 SPLITS: set[Callable[..., Any]] = {torch.reshape, Tensor.reshape, Tensor.view, Tensor.unflatten, Tensor.flatten}
 SPLITS |= {torch.flatten, torch.unflatten}
 SELECTIONS: set[Callable[..., Any]] = {torch.index_select, Tensor.index_select, Tensor.__getitem__}
+PRODUCTS: set[AxisRule] = {products.product, products.added_product}
 ROW_RULES: set[AxisRule] = {
     elementwise,
     like_first,
     viewed,
     products.linear,
+    products.product,
+    products.added_product,
     products.layer_normalized,
     products.embedding,
     lookups.read,

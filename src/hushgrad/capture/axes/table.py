@@ -23,8 +23,10 @@ from hushgrad.capture.axes.rules import (
     flipped,
     like_first,
     padded,
+    quantiles,
     reduced,
     repeated,
+    repeated_in_place,
     reshaped,
     unsqueezed,
     viewed,
@@ -107,12 +109,13 @@ ALONG: Rows = (
     ("glu", along(1, default=-1)),
     ("normalize", along(2, default=1)),
     ("gumbel_softmax", along(4, default=-1)),
-    ("repeat_interleave", along(2)),
     ("flip", flipped),
 )
 
 OTHERS: Rows = (
-    ("norm vector_norm quantile nanquantile", reduced(2)),
+    ("norm vector_norm", reduced(2)),
+    ("quantile nanquantile", quantiles),
+    ("repeat_interleave", repeated_in_place),
     ("matrix_norm", reduced(2, default=(-2, -1))),
     ("cosine_similarity", batched.compared(2, "dim", 1)),
     ("fake_quantize_per_tensor_affine fake_quantize_per_channel_affine bucketize", batched.only_first),

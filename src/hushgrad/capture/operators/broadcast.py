@@ -7,7 +7,7 @@ its gradient per example by itself, so one rule serves all of them, in place or 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -124,7 +124,7 @@ def with_batch(context: ForwardContext, leaf: TrackedTensor, data: Tensor, func_
     if shape[dim] != 1:
         return NotImplemented
     shape[dim] = rows
-    own = SegmentIds(dim, location.rows) if isinstance(location, SegmentIds) else dim
+    own = replace(location, dim=dim) if isinstance(location, SegmentIds) else dim
     return capture(Expand(name, leaf, own, tuple(shape)), context)
 
 
@@ -187,7 +187,10 @@ def _assigned(context: ForwardContext, func: Callable[..., Any], args: tuple[Any
     axis = context.axes.get(target)
     if axis is None:
         return NotImplemented
-    part, location = context.axes.part(target, axis, index)
+    part, own = context.axes.part(target, axis, index)
+    location: BatchLocation = own
+    if own is None:
+        part, location = context.axes.rows_at(target, index)
     if location is None:
         return NotImplemented
     context.axes.set(part, location)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hushgrad.capture.axes.owners import Whole
 from hushgrad.capture.axes.rules import changes_in_place
 from hushgrad.capture.axes.table import AXIS_RULES
 from hushgrad.capture.operators.operator import ForwardContext, Recorded, autocast_dtype, first_order_only
@@ -62,13 +63,19 @@ def generic(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, 
         context.axes.set(outputs[0], measured)
     if not taken:
         return result
-    axes = [context.axes.get(outputs[position]) for position in taken]
+    axes = [_told(context, outputs[position]) for position in taken]
     graph = LocalGraph(replay, local, [outputs[position] for position in taken], axes, name, random_state)
     public = _Generic.apply(graph, context, context.anchor.tensor, *data.values())  # type: ignore[no-untyped-call]
     for position, out, axis in zip(taken, public, axes, strict=True):
         outputs[position] = out
         context.axes.set(out, axis)
     return tree_unflatten(outputs, result_spec)
+
+
+def _told(context: ForwardContext, out: Tensor) -> int | Whole | None:
+    """Return where the batch lies in an output whose examples can be told apart here; None in rows with owners."""
+    location = context.axes.location(out)
+    return location if isinstance(location, (int, Whole)) else None
 
 
 class _Generic(torch.autograd.Function):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -178,7 +178,7 @@ def _location(context: ForwardContext, places: Sequence[Tensor]) -> BatchLocatio
         constants = [part for part in places if not context.is_data(part) and part.ndim >= from_right]
         if any(part.shape[-from_right] != 1 for part in constants):
             return None
-        return SegmentIds(width - from_right, first.rows)
+        return replace(first, dim=width - from_right)
     return width - from_right
 
 

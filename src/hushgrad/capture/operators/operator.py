@@ -87,7 +87,7 @@ class ForwardContext:
                 f"the examples of the batch cannot be told apart in what it was used on, since "
                 f"{self.axes.lost_by or 'the forward began'}",
                 where=where,
-                cure="Keep the batch on an axis of its own, and do not mix examples",
+                cure=self.axes.cure,
             )
         if self.pool.batch_size is not None and self.batch_size != self.pool.batch_size:
             views, rest = divmod(self.batch_size or 0, self.pool.batch_size or 1)

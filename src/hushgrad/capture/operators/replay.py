@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hushgrad.capture.axes.owners import Whole
 from hushgrad.capture.leaves import TrackedTensor, batched_vjp, distinct_parameters
 from hushgrad.gradients.contribution import Contribution, accumulation_dtype
 from hushgrad.gradients.dense import Dense
@@ -93,7 +94,7 @@ class LocalGraph:
     replay: Replay
     data: list[Tensor]
     outputs: list[Tensor]
-    axes: list[int | None]
+    axes: list[int | Whole | None]
     name: str
     random_state: RandomState
 
@@ -132,6 +133,8 @@ def per_example_gradients(
 ) -> list[tuple[TrackedTensor, Contribution]]:
     """Return contributions to the call's leaves or their parameters, given gradients of the outputs reached."""
     assert batch_size is not None
+    if isinstance(graph.axes[reached[0]], Whole):
+        return _of_one_example(graph, batch_size, reached, gradients)
     if len(graph.outputs) == 1 and reached == [0]:
         by_slices = _by_slices(graph, batch_size, gradients[0])
         if by_slices is not None:
@@ -139,10 +142,30 @@ def per_example_gradients(
     return _by_masks(graph, batch_size, reached, gradients)
 
 
+def _of_one_example(
+    graph: LocalGraph, batch_size: int, reached: list[int], gradients: list[Tensor]
+) -> list[tuple[TrackedTensor, Contribution]]:
+    """Per-example gradients of a call on one example alone: those of all others are zero."""
+    parameters = distinct_parameters(list(graph.replay.leaves.values()))
+    found: dict[str, Tensor] = {}
+    for position, gradient in zip(reached, gradients, strict=True):
+        location = graph.axes[position]
+        assert isinstance(location, Whole)
+        for name, part in batched_vjp(graph.outputs[position], parameters, gradient.unsqueeze(0)):
+            alone = location.blocks(part.per_example()[0], batch_size)
+            found[name] = alone if name not in found else found[name] + alone
+    return [(leaf, Dense(found[leaf.name])) for leaf in parameters]
+
+
 def _by_slices(graph: LocalGraph, batch_size: int, gradient: Tensor) -> list[tuple[TrackedTensor, Contribution]] | None:
     """Per-example gradients from running the call on slices; None where that does not reproduce its output."""
     output, axis, axes = graph.outputs[0], graph.axes[0], graph.replay.known_axes()
-    if axis is None or axes is None or not graph.replay.has_slices(batch_size) or output.shape[axis] != batch_size:
+    if (
+        not isinstance(axis, int)
+        or axes is None
+        or not graph.replay.has_slices(batch_size)
+        or output.shape[axis] != batch_size
+    ):
         return None
     leaves = list(graph.replay.leaves.values())
     values = [leaf.value for leaf in leaves]
@@ -190,7 +213,7 @@ def _by_masks(
     the place of those of the examples it comes from, and these examples alone get a gradient that is not finite.
     """
     parameters = distinct_parameters(list(graph.replay.leaves.values()))
-    axes = [axis for position in reached if (axis := graph.axes[position]) is not None]
+    axes = [axis for position in reached if isinstance(axis := graph.axes[position], int)]
     outputs = [graph.outputs[position] for position in reached]
     found = _masked(parameters, outputs, axes, gradients, batch_size)
     if not all(bool(torch.isfinite(column).all()) for column in found):

@@ -8,6 +8,7 @@ from hushgrad.capture.operators import (
     convolution,
     differentiation,
     embedding,
+    grouped,
     linear,
     lookup,
     normalization,
@@ -17,5 +18,16 @@ from hushgrad.capture.operators.registration import COMPOSITES as COMPOSITES
 from hushgrad.capture.operators.registration import FIRST as FIRST
 from hushgrad.capture.operators.registration import RULES as RULES
 
-MODULES = (broadcast, composite, convolution, differentiation, embedding, linear, lookup, normalization, recurrent)
+MODULES = (
+    broadcast,
+    composite,
+    convolution,
+    differentiation,
+    embedding,
+    grouped,
+    linear,
+    lookup,
+    normalization,
+    recurrent,
+)
 """Every module that registers rules."""

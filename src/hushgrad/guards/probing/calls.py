@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.capture.axes.layout import Role
+from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import HushgradError
 from hushgrad.guards.probing.deterministic_mode import QUANTILES, DeterministicMode
@@ -83,12 +84,19 @@ class Call:
     has_left_more: bool = False
 
     @classmethod
-    def begun(cls, model: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def begun(
+        cls,
+        model: nn.Module,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        public: PublicTensors | None = None,
+    ) -> Call:
         """Return the call that is beginning, with the settings around it."""
         autocast = [
             (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in AUTOCAST_DEVICES
         ]
-        inputs = copied((args, kwargs))
+        inputs = copied((args, kwargs), public)
         watch = UncountedWrites((args, kwargs), inputs)
         return cls(module, State(model), inputs, autocast, model.training, watch=watch)
 

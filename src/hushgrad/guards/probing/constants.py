@@ -6,11 +6,17 @@ import weakref
 
 from torch import Tensor
 
+from hushgrad.capture.public import PublicTensors
+
 
 class Constants:
-    """What a loop's programs hold from outside, told from item to item: the same tensors, or others each time."""
+    """What a loop's programs hold from outside, told from item to item: the same tensors, or others each time.
 
-    def __init__(self) -> None:
+    `public` holds those that were declared.
+    """
+
+    def __init__(self, public: PublicTensors | None = None) -> None:
+        self._public = public
         self._known: dict[int, weakref.ref[Tensor]] = {}
         self._open: dict[int, weakref.ref[Tensor]] = {}
         self._new: dict[int, weakref.ref[Tensor]] = {}
@@ -26,6 +32,8 @@ class Constants:
         """An item's program holds this tensor, or what was made of it; None if it is gone already."""
         if tensor is None:
             self.are_made_anew = True
+        elif self._public and self._public.holds(tensor):
+            return  # known before the first item
         elif not any(_holds(refs, tensor) for refs in (self._known, self._open)):
             self._new[id(tensor)] = weakref.ref(tensor)
 

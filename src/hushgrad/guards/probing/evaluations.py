@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from hushgrad.capture.public import PublicTensors
 from hushgrad.guards.probing.lifting import lifted
 from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loss_probe import Criterion, CriterionProbe, Runs
@@ -44,9 +45,11 @@ class Evaluations:
     Args:
         looks: decides whether a criterion that was examined is looked at again.
         is_accumulating: whether the backward that runs accumulates gradients of the model.
+        public: what was declared, and is no part of any batch.
     """
 
-    def __init__(self, looks: Looks, is_accumulating: Callable[[], bool]) -> None:
+    def __init__(self, looks: Looks, is_accumulating: Callable[[], bool], public: PublicTensors | None = None) -> None:
+        self._public = public
         self._looks = looks
         self._is_accumulating = is_accumulating
         self._known: WeakKeyDictionary[Any, Mapping[Path, int]] = WeakKeyDictionary()  # with the axes of its arguments
@@ -71,7 +74,7 @@ class Evaluations:
             return False
         if criterion not in self._kept or not self._kept[criterion].is_reached:
             kept = self._part(criterion, arguments, losses) if is_known else None
-            evaluation = kept or Evaluation(criterion, arguments, copied(arguments))
+            evaluation = kept or Evaluation(criterion, arguments, copied(arguments, self._public))
             evaluation.before = self._before
             self._kept[criterion] = evaluation
             losses.register_hook(self._mark(evaluation))  # type: ignore[no-untyped-call]

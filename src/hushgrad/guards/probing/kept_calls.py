@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from hushgrad.capture.public import PublicTensors
 from hushgrad.guards.probing.calls import Call
 from hushgrad.guards.probing.looks import Looks
 from hushgrad.torch_internals import hook_counts, modules_of
@@ -47,9 +48,13 @@ class KeptCalls:
         model: the root.
         parameters: what is trained.
         looks: decides which of the later ones are kept.
+        public: what was declared, and is no part of any batch.
     """
 
-    def __init__(self, model: nn.Module, parameters: list[nn.Parameter], looks: Looks) -> None:
+    def __init__(
+        self, model: nn.Module, parameters: list[nn.Parameter], looks: Looks, public: PublicTensors | None = None
+    ) -> None:
+        self._public = public
         self._model = model
         self._parameters = parameters
         self._looks = looks
@@ -98,7 +103,7 @@ class KeptCalls:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], signature: Signature, *, is_look: bool
     ) -> Pending:
         frozen = [parameter for parameter in self._parameters if not parameter.requires_grad]
-        call = Call.begun(self._model, module, args, kwargs)
+        call = Call.begun(self._model, module, args, kwargs, self._public)
         return Pending(call, signature, frozen, is_look)
 
     def _has_room(self, module: nn.Module, signature: Signature) -> bool:

@@ -19,7 +19,7 @@ from hushgrad.capture.axes.layout import MARKS, Layout, Role, layout_of
 from hushgrad.capture.axes.parts import lists_in, may_hold_all
 from hushgrad.errors import UnsupportedModelError
 from hushgrad.guards.probing.blocks import Blocks, blocks_of
-from hushgrad.guards.probing.trees import DESCEND, Path, copied, tensors_at, with_parts
+from hushgrad.guards.probing.trees import DESCEND, HandedOn, Path, copied, tensors_at, with_parts
 
 FLAT_ROLES = (*MARKS, Role.FLAT, Role.LINKS)
 TICKET = 1_000_003
@@ -60,6 +60,8 @@ class Lifted:
                 return part.joined()
             if count is not None and type(part) is int and part == self.size:
                 return count
+            if isinstance(part, HandedOn):
+                return part.tensor
             return self.back[path](part) if path in self.back and isinstance(part, Tensor) else DESCEND
 
         return with_parts(value, visit)

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from hushgrad.capture.axes.layout import Path, Role
+from hushgrad.capture.public import PublicTensors
+from hushgrad.guards.probing.constants import Constants
 from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loss_examination import require_separate_program
 from hushgrad.guards.probing.loss_numbers import NumbersTaken
@@ -32,14 +34,21 @@ class LossPrograms:
         loss_reduction: "mean" or "sum", as declared.
         expected_size: the expected batch size, None if it is not known.
         stream: secret bits for the later items; None to look at the first two only.
+        public: what was declared, and is no part of any batch.
     """
 
-    def __init__(self, loss_reduction: str, expected_size: float | None, stream: KeyStream | None = None) -> None:
+    def __init__(
+        self,
+        loss_reduction: str,
+        expected_size: float | None,
+        stream: KeyStream | None = None,
+        public: PublicTensors | None = None,
+    ) -> None:
         self._declared = loss_reduction, expected_size
         self._trace: LossTrace | None = None
         self._end: weakref.finalize[..., LossPrograms] | None = None  # of the trace, should nobody tell of it
         self._is_own = False
-        self._earlier = Earlier()
+        self._earlier = Earlier(constants=Constants(public))
         self._items = 0
         self.has_read = False
         """Whether the loop read numbers of the batch's examples before it had its losses, or may have."""

@@ -29,6 +29,7 @@ from hushgrad.accounting.conditions import (
 )
 from hushgrad.capture.axes.batch_axes import nested_is_given
 from hushgrad.capture.axes.layout import Path, Role
+from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import (
     CrossSampleLeakError,
@@ -141,6 +142,7 @@ class Probe:
         loss_reduction: "mean" or "sum", as declared.
         stream: secret bits for the choice of later batches that are looked at; None where there are no later ones.
         expected_size: the expected batch size, by which losses may be divided; None where it is not known.
+        public: tensors that were declared, and are no part of any batch.
     """
 
     def __init__(
@@ -150,11 +152,12 @@ class Probe:
         loss_reduction: str,
         stream: KeyStream | None = None,
         expected_size: float | None = None,
+        public: PublicTensors | None = None,
     ) -> None:
         self._model = model
         self._parameters = parameters
         self._loss_reduction = loss_reduction
-        self._programs = LossPrograms(loss_reduction, expected_size, stream)
+        self._programs = LossPrograms(loss_reduction, expected_size, stream, public)
         self._told = _Told(self._tell)
         self._scalar_loss = ScalarLoss(
             model, loss_reduction, self._is_accumulating, self._findings_told, self._programs
@@ -167,12 +170,12 @@ class Probe:
         self._frozen: dict[Signature, list[nn.Parameter]] = {}  # what was frozen then
         self._looks = Looks(stream)
         self._has_begun = False  # whether it was drawn for the batch in work if it is looked at
-        self._calls = KeptCalls(model, list(parameters.values()), self._looks)
+        self._calls = KeptCalls(model, list(parameters.values()), self._looks, public)
         self._novelty = Novelty()
         self._drawn: Drawn | None = None
         self._recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None
         self._axes: dict[nn.Module, Mapping[Path, int]] = {}
-        self._evaluations = Evaluations(self._looks, self._is_accumulating)
+        self._evaluations = Evaluations(self._looks, self._is_accumulating, public)
         self.watcher: ForwardWatcher | None = None
         """Is told of the forwards of the item in work."""
         self._may_compile = False

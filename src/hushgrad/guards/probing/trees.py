@@ -7,7 +7,7 @@ import enum
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from hushgrad.capture.public import PublicTensors
 from hushgrad.guards.probing.holders import Slots, slots_of
 
 Path = tuple[Any, ...]
@@ -26,7 +27,27 @@ DESCEND = object()
 MOST_DEPTH = 12
 """How deep objects are opened; some refer back to what holds them."""
 
-CLOSED = (nn.Module, type, ModuleType, enum.Enum, torch.Generator, np.ndarray, np.generic, str, bytes, PackedSequence)
+
+@dataclass(frozen=True, eq=False)
+class HandedOn:
+    """A tensor that is no part of the batch, and is handed to every run as it is."""
+
+    tensor: Tensor
+
+
+CLOSED = (
+    HandedOn,
+    nn.Module,
+    type,
+    ModuleType,
+    enum.Enum,
+    torch.Generator,
+    np.ndarray,
+    np.generic,
+    str,
+    bytes,
+    PackedSequence,
+)
 """What is taken whole, whatever attributes it has."""
 
 
@@ -73,16 +94,19 @@ def with_parts(value: Any, visit: Callable[[Path, Any], Any], path: Path = ()) -
     return _with_attributes(value, {key: parts[key] for key, part in given if parts[key] is not part})
 
 
-def copied(value: Any) -> Any:
+def copied(value: Any, public: PublicTensors | None = None) -> Any:
     """Return the same nested structure with tensors and arrays of its own, which later writes do not reach.
 
-    One for each tensor. Parameters are shared with the original: they change by the optimizer's step alone.
+    One for each tensor. Parameters are shared with the original: they change by the optimizer's step alone. What was
+    declared `public` changes never, and is handed on.
     """
     own: dict[int, Any] = {}
 
     def visit(_: Path, part: Any) -> Any:
         if isinstance(part, nn.Parameter) or not isinstance(part, (Tensor, np.ndarray, PackedSequence)):
             return part if isinstance(part, nn.Parameter) else DESCEND
+        if public and isinstance(part, Tensor) and public.holds(part):
+            return HandedOn(part)
         if id(part) not in own:
             own[id(part)] = _copy_of(part)
         return own[id(part)]
