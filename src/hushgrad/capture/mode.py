@@ -69,6 +69,8 @@ class CaptureMode(TorchFunctionMode):
         if func in HOOKING:
             context.hangs_hooks = True
         for value in strangers:
+            if _is_read_without_gradients(context, value):
+                continue
             _require_known_graph(context, value)
             context.axes.adopt(value)
             sources.append(value)
@@ -153,6 +155,14 @@ def _sort(
                 strangers.append(value)
         elif isinstance(value, (tuple, list)):
             _sort(context, value, leaves, sources, strangers)
+
+
+def _is_read_without_gradients(context: ForwardContext, value: Tensor) -> bool:
+    """Whether a tensor is a view of a parameter made under no_grad, and is used there: constants, as the parameter is.
+
+    torch says of such a view that it requires gradients.
+    """
+    return not torch.is_grad_enabled() and value.grad_fn is None and context.leaf(base_of(value)) is not None
 
 
 def _require_known_graph(context: ForwardContext, value: Tensor) -> None:

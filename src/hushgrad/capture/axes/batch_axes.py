@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from hushgrad.capture.axes.memory import axis_in_base
 from hushgrad.capture.axes.pieces import follow_pieces, form_of_cut, is_join
 from hushgrad.capture.axes.recipes import Identities, Recipe, digest, recipe_of_call
 from hushgrad.capture.axes.rules import Axis, OperatorCall, changes_in_place, main_argument
@@ -54,7 +55,6 @@ class BatchAxes:
 
     Attributes:
         batch_size: the number of examples that the forward's inputs hold; None when it has no inputs.
-        lost_by: the first operator after which examples could not be told apart any more, for messages.
         is_narrow: whether a gradient passes through 16 bits on its way to a parameter.
     """
 
@@ -63,9 +63,19 @@ class BatchAxes:
         self._inputs: set[int] = set()
         self._recipes: dict[int, tuple[weakref.ref[Tensor], Recipe]] = {}
         self._identities = Identities()
+        self._lost_by: str | None = None
+        self._counted: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self.batch_size: int | None = None
-        self.lost_by: str | None = None
         self.is_narrow = False
+
+    @property
+    def lost_by(self) -> str | None:
+        """The first operator after which examples could not be told apart any more, for messages.
+
+        One that gave a single number is named where that number met data, or if there is no other: forwards count the
+        words of a batch only to check that they are there.
+        """
+        return self._lost_by or next((name for _, name in self._counted.values()), None)
 
     def set(self, tensor: Tensor, location: BatchLocation) -> None:
         """Record that `tensor` descends from the batch."""
@@ -175,7 +185,7 @@ class BatchAxes:
             if out is written:
                 self._overwritten(out, axis, name)
             elif axis is None:
-                self._lose(out, name)
+                self._lose(out, name, sources)
             else:
                 self.set(out, axis)
                 if recipe and not isinstance(axis, int):
@@ -255,7 +265,7 @@ class BatchAxes:
             own = self.get(target)
             candidates = [] if own is None else [own]
         else:
-            candidates = [axis for axis in range(target.ndim) if target.shape[axis] == size]
+            candidates = [axis for axis in range(target.ndim) if target.shape[axis] == value.shape[value_axis]]
         for axis in candidates:
             part, found = self.part(target, axis, index)
             if found is not None and part.ndim - found == value.ndim - value_axis:
@@ -278,19 +288,25 @@ class BatchAxes:
         if self.recipe(tensor) is not None or isinstance(axis, Whole):
             axis = None  # what else shares its memory would have changed with it
         if axis is None and (self.get(tensor) is not None or self._is_seen_elsewhere(tensor)):
-            raise PrivacyUnitError(
-                f"changes a tensor of shape {list(tensor.shape)} in place, so that the examples of the batch can no "
-                f"longer be told apart in it",
-                where=name,
-                cure="Make a new tensor, and keep the batch on an axis of its own",
-            )
+            raise _mixed(tensor, name)
         base = base_of(tensor)
-        if base is not None and base is not tensor and not self.descends(base):
-            self._lose(base, f"a write into a view by {name}")
+        if base is not None and base is not tensor and not self.descends(tensor):
+            self._wrote_into(base, tensor, axis if isinstance(axis, int) else None, name)
         if axis is None:
             self._lose(tensor, name)
         else:
             self.set(tensor, axis)
+
+    def _wrote_into(self, base: Tensor, view: Tensor, axis: Axis, name: str) -> None:
+        """Record that a part of `base`, which held none of the batch, does now."""
+        own = axis_in_base(base, view, axis)
+        if not self.descends(base):
+            if own is None:
+                self._lose(base, f"a write into a view by {name}")
+            else:
+                self.set(base, own)
+        elif self.get(base) is not None and self.get(base) != own:
+            raise _mixed(base, name)
 
     def _is_seen_elsewhere(self, tensor: Tensor) -> bool:
         """Whether a tensor is a view, and its memory that of another one whose examples can be told apart."""
@@ -304,10 +320,25 @@ class BatchAxes:
             if other is not None and other is not tensor and location is not None and other.layout == torch.strided
         )
 
-    def _lose(self, tensor: Tensor, name: str) -> None:
-        if self.lost_by is None:
-            self.lost_by = name + calling_forward()
+    def _lose(self, tensor: Tensor, name: str, sources: Sequence[Tensor] = ()) -> None:
+        if self._lost_by is None:
+            known = [(source, self._counted.get(id(source))) for source in sources]
+            causes = [entry[1] for source, entry in known if entry is not None and entry[0]() is source]
+            cause = causes[0] if causes else name + calling_forward()
+            if tensor.ndim:
+                self._lost_by = cause
+            else:
+                self._counted[id(tensor)] = (weakref.ref(tensor), cause)
         self.set(tensor, None)
+
+
+def _mixed(tensor: Tensor, name: str) -> PrivacyUnitError:
+    return PrivacyUnitError(
+        f"changes a tensor of shape {list(tensor.shape)} in place, so that the examples of the batch can no longer be "
+        f"told apart in it",
+        where=name,
+        cure="Make a new tensor, and keep the batch on an axis of its own",
+    )
 
 
 def _bounds_bags(tensor: Tensor, batch_size: int | None) -> bool:

@@ -303,10 +303,14 @@ def repeated(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
 
 
 def padded(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
-    """`F.pad` of dimensions behind the batch's."""
+    """`F.pad` that adds nothing to the batch's dimension, whether it names it or not."""
     x = call.first
     axis, pads = call.only(x), call.argument(1, "pad")
-    if axis is None or not isinstance(pads, (tuple, list)) or axis >= x.ndim - (len(pads) + 1) // 2:
+    if axis is None or not isinstance(pads, (tuple, list)):
+        return None
+    at = 2 * (x.ndim - 1 - axis)  # pairs are named from the last dimension on
+    own = pads[at : at + 2]
+    if any(isinstance(size, bool) or not isinstance(size, Integral) or size != 0 for size in own):
         return None
     return _kept(axis, x, out, axis)
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import init
 
 from hushgrad.capture.axes import batched as batched
+from hushgrad.capture.axes import memory as memory
 from hushgrad.capture.axes import products as products
+from hushgrad.capture.axes import scattered as scattered
 from hushgrad.capture.axes.measured import measured
 from hushgrad.capture.axes.rules import (
     AxisRule,
@@ -168,6 +170,11 @@ ONE_BY_ONE: dict[Function, AxisRule] = {
     Tensor.unfold: along(1, "dimension"),
     F.unfold: batch_first(4),
     F.one_hot: products.embedding,
+    torch.as_strided: memory.as_strided,
+    Tensor.as_strided: memory.as_strided,
+    torch.masked_scatter: scattered.masked_scattered,
+    Tensor.masked_scatter: scattered.masked_scattered,
+    Tensor.masked_scatter_: scattered.masked_scattered,
     F.pairwise_distance: batched.pairwise,
     torch.pairwise_distance: batched.pairwise,
 }

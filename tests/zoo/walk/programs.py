@@ -1,0 +1,17 @@
+"""All programs of the walk, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from walk.adapters import adapters
+from walk.judging import built
+from walk.registry import architectures
+
+PROGRAMS: dict[str, Callable[[], nn.Module]] = {
+    **{kind: partial(built, name) for kind, name in architectures().items()},
+    **adapters(),
+}
