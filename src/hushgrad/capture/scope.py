@@ -251,17 +251,17 @@ def guard_outputs(context: ForwardContext, output: Any) -> None:
         )
         if lost and not tensor.is_leaf:
             tensor.register_hook(  # type: ignore[no-untyped-call]
-                _refusal(context.anchor, list(tensor.shape), context.axes.lost_by)
+                _refusal(context.anchor, list(tensor.shape), context.axes.lost_by, context.axes.cure)
             )
 
 
-def _refusal(anchor: GraphAnchor, shape: list[int], lost_by: str | None) -> Callable[[Tensor], None]:
+def _refusal(anchor: GraphAnchor, shape: list[int], lost_by: str | None, cure: str) -> Callable[[Tensor], None]:
     def refuse(gradient: Tensor) -> None:
         if anchor.is_accumulating():
             raise PrivacyUnitError(
                 f"the examples of the batch cannot be told apart in an output of the model, of shape {shape}, since "
                 f"{lost_by or 'its forward began'}",
-                cure="Keep the batch on an axis of its own, and do not mix examples",
+                cure=cure,
             )
 
     return refuse

@@ -107,12 +107,30 @@ def test_the_batch_is_followed_where_a_tensor_is_turned_in_place(
 
 
 def test_a_buffer_written_through_a_view_is_not_taken_for_a_constant() -> None:
-    def through_view(x: Tensor) -> Tensor:
+    def row(x: Tensor) -> Tensor:
         buffer = torch.zeros(B, B)
         buffer[0].copy_(x[:, 0])
         return buffer
 
-    assert tracked_axis(through_view, torch.randn(B, B))[1] is None
+    def diagonal(x: Tensor) -> Tensor:
+        buffer = torch.zeros(B, B)
+        buffer.diagonal().copy_(x[:, 0])
+        return buffer
+
+    assert assert_axis_is_true(row, torch.randn(B, B, dtype=torch.float64)) == 1
+    assert tracked_axis(diagonal, torch.randn(B, B))[1] is None
+
+
+def test_views_that_would_put_the_batch_on_two_axes_of_a_buffer_are_refused() -> None:
+    def both(x: Tensor) -> Tensor:
+        buffer = torch.zeros(B, B)
+        turned = buffer.t()
+        buffer[:, :1].copy_(x[:, :1])
+        turned[:, 1:].copy_(x[:, 1:])
+        return buffer
+
+    with pytest.raises(PrivacyUnitError, match="in place"):
+        tracked_axis(both, torch.randn(B, B))
 
 
 def test_inputs_with_another_number_of_rows_have_no_axis_and_one_row_is_a_constant() -> None:

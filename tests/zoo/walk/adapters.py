@@ -40,9 +40,10 @@ NEEDED: dict[str, Callable[[dict[str, list[str]]], dict[str, Any]]] = {
     "TRAINABLE_TOKENS": lambda parts: {"target_modules": parts["table"], "token_indices": [5, 6, 7]},
     "ADALORA": lambda parts: {"init_r": 3, "target_r": 2, "total_step": 10},
     "MULTITASK_PROMPT_TUNING": lambda parts: {"num_tasks": 2, "num_ranks": 2},
-    "ADAPTION_PROMPT": lambda parts: {"adapter_len": 3, "adapter_layers": 2},
+    "ADAPTION_PROMPT": lambda parts: {"adapter_len": 3, "adapter_layers": 2, "target_modules": None},
     "BOFT": lambda parts: {"boft_block_size": 4, "boft_n_butterfly_factor": 1},
-    "OFT": lambda parts: {"oft_block_size": 4},
+    "OFT": lambda parts: {"oft_block_size": 4, "r": 0},
+    "ROAD": lambda parts: {"group_size": 8},
     "VBLORA": lambda parts: {"num_vectors": 8, "vector_length": 4},
     "C3A": lambda parts: {"block_size": 8},
     "CPT": lambda parts: {"cpt_token_ids": [1, 2, 3], "cpt_mask": [1, 1, 1], "cpt_tokens_type_mask": [1, 2, 4]},
@@ -60,7 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "PiSSA": {"init_lora_weights": "pissa"},
     "OLoRA": {"init_lora_weights": "olora"},
     "aLoRA": {"alora_invocation_tokens": [5]},
-    "OFT, Cayley by Neumann": {"use_cayley_neumann": True},
+    "OFT, Cayley by Neumann": {"use_cayley_neumann": True, "oft_block_size": 4, "r": 0},
 }
 """Options of a method that compute something else; the first word before a comma, or LORA, says whose."""
 

@@ -31,6 +31,7 @@ def words(config: Any, length: int = T) -> Tensor:
     """Return ids `[B, length]` of ordinary words, the last one the end of the sentence."""
     size = setting(config, "vocab_size", default=LAST)
     ids = torch.randint(min(FIRST, size - 1), min(LAST, size), (B, length))
+    ids[:, 1] = min(FIRST, size - 1)  # a word that every sentence has, for what is trained for some words only
     end = setting(config, "eos_token_id")
     if isinstance(end, int) and 0 <= end < size:
         ids[:, -1] = end
@@ -133,6 +134,8 @@ def _texts(config: Any, names: set[str]) -> Iterator[dict[str, Tensor]]:
         yield {**text, "attention_mask": mask()}
         yield {**text, "attention_mask": torch.ones(B, T, dtype=torch.long)}
     yield text
+    if "task_ids" in names:
+        yield {**text, "attention_mask": mask(), "task_ids": torch.arange(B) % 2}
     for length in (16, 64):
         yield {**text, "input_ids": words(config, length)}
 

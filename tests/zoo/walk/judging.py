@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,12 +17,18 @@ import transformers as hf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from hushgrad import PrivacyEngine, make_private_ready, register_operator
+from hushgrad.errors import HushgradError
+
 from walk.inputs import B, forms
 from walk.registry import model_class
 from walk.shrinking import small
 
 LARGEST = 4_000_000
 TOLERANCE = 1e-5
+
+_registered: dict[Any, Any] = {}
+"""What cures registered; a process registers an operator once."""
 
 
 @dataclass
@@ -29,7 +37,8 @@ class Outcome:
 
     Attributes:
         name: the model type, or the adapter and its base.
-        verdict: exact, refused (though nothing mixes), mixes (and is refused), wrong, untyped, unbuilt, or unfed.
+        verdict: exact; refused (though nothing mixes); cured, by the line of code that the refusal says; mixes (and is
+            refused); wrong; untyped; unbuilt; or unfed.
         detail: the message of a refusal, or what went wrong.
         error: ‖found − wanted‖ / ‖wanted‖.
         notes: what was done to the model first.
@@ -137,14 +146,16 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def oracle(model: nn.Module, inputs: dict[str, Tensor], name: str) -> tuple[list[dict[str, Tensor]], bool]:
     """Return the gradients of each example alone, and whether examples mix in the model itself."""
-    whole = model(**inputs)[name]
+    all_outputs = model(**inputs)
+    whole = all_outputs[name]
     losses(whole).sum().backward()
     joint = gradients(model)
     singles, mixes = [], False
     for i in range(B):
         model.zero_grad(set_to_none=True)
-        alone = model(**row(inputs, i))[name]
-        mixes |= not _agree(alone[0], whole[i])
+        own_outputs = model(**row(inputs, i))
+        alone = own_outputs[name]
+        mixes |= any(not _agree(own_outputs[key][0], all_outputs[key][i]) for key in outputs_of(all_outputs))
         losses(alone).sum().backward()
         singles.append(gradients(model))
     model.zero_grad(set_to_none=True)
@@ -173,8 +184,6 @@ def norm(single: dict[str, Tensor]) -> float:
 
 def by_hushgrad(model: nn.Module, inputs: dict[str, Tensor], name: str, limit: float) -> dict[str, Tensor]:
     """Return the clipped sum of a step without noise, as a user's loop gets it."""
-    from hushgrad import PrivacyEngine
-
     model.train()
     engine = PrivacyEngine(test_key=1)
     trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
@@ -197,11 +206,8 @@ def by_hushgrad(model: nn.Module, inputs: dict[str, Tensor], name: str, limit: f
         engine.session.close()
 
 
-def judged(name: str, make: Callable[[], nn.Module]) -> Outcome:
-    """Return what comes of a model."""
-    from hushgrad import make_private_ready
-    from hushgrad.errors import HushgradError
-
+def judged(name: str, make: Callable[[], nn.Module], *, tries_cures: bool = True) -> Outcome:
+    """Return what comes of a model; where a refusal says a line of code, with it, too."""
     began = time.monotonic()
     warnings.simplefilter("ignore")
     hf.logging.set_verbosity_error()
@@ -227,20 +233,53 @@ def judged(name: str, make: Callable[[], nn.Module]) -> Outcome:
     except Exception as error:
         outcome.detail = f"{type(error).__name__}: {str(error)[:600]}"
         return outcome
+    _judge(outcome, model, inputs, output, clipped(singles, limit), limit, mixes)
+    if outcome.verdict == "refused" and tries_cures:
+        _try_cure(outcome, make)
+    if mixes:
+        outcome.notes.append("one example alone gives something else")
+    outcome.seconds = round(time.monotonic() - began, 1)
+    return outcome
+
+
+def _judge(
+    outcome: Outcome, model: nn.Module, inputs: dict[str, Tensor], output: str, wanted: Any, limit: float, mixes: bool
+) -> None:
     try:
-        outcome.error = distance(by_hushgrad(copy.deepcopy(model), inputs, output, limit), clipped(singles, limit))
+        outcome.error = distance(by_hushgrad(copy.deepcopy(model), inputs, output, limit), wanted)
         if outcome.error > TOLERANCE:
-            outcome.notes.append(f"{outcome.error:.0e} in float32, whose rounding this model magnifies")
+            outcome.notes.append("in float64, as float32 rounds it to more than 1e-5")
             outcome.error = _in_double(model, inputs, output)
         outcome.verdict = "exact" if outcome.error <= TOLERANCE else "wrong"
     except HushgradError as refusal:
         outcome.verdict, outcome.detail = "mixes" if mixes else "refused", str(refusal)
     except Exception as error:
         outcome.verdict, outcome.detail = "untyped", f"{type(error).__name__}: {str(error)[:400]}"
-    if mixes:
-        outcome.notes.append("one example alone gives something else")
-    outcome.seconds = round(time.monotonic() - began, 1)
-    return outcome
+
+
+def _try_cure(outcome: Outcome, make: Callable[[], nn.Module]) -> None:
+    """Do what the message of a refusal says, where that is a line of code, and see whether it helps."""
+    if (line := re.search(r"Say (\S+)\.(\w+) = hushgrad\.register_operator", outcome.detail)) is not None:
+        module, name = importlib.import_module(line[1]), line[2]
+        before = getattr(module, name)
+        if before not in _registered:
+            _registered[before] = register_operator(before)
+        setattr(module, name, _registered[before])
+        try:
+            again = judged(outcome.name, make, tries_cures=False)
+        finally:
+            setattr(module, name, before)
+    elif "set_experts_implementation" in outcome.detail:
+        again = judged(outcome.name, lambda: with_batched_experts(make()), tries_cures=False)
+    else:
+        return
+    if again.verdict == "exact":
+        outcome.verdict, outcome.error, outcome.notes = "cured", again.error, again.notes
+
+
+def with_batched_experts(model: nn.Module) -> nn.Module:
+    model.set_experts_implementation("batched_mm")
+    return model
 
 
 def _in_double(model: nn.Module, inputs: dict[str, Tensor], name: str) -> float:

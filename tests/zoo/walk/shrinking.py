@@ -14,7 +14,10 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"(kv|key_value)_(attention_)?heads$|^(num_kv_heads|multi_query_group_num|num_query_groups|n_kv_heads)$", HEADS),
     (r"(linear_num_(key|value)_heads|mamba_n_heads|n_mamba_heads)$", HEADS),
     (r"heads?$|^n_heads?$|^num_heads$|attention_heads$", HEADS),
-    (r"(^|_)head_dim$|^(d_kv|attention_head_size|qk_nope_head_dim|v_head_dim|qk_head_dim|kv_channels)$", WIDTH // HEADS),
+    (
+        r"(^|_)head_dim$|^(d_kv|attention_head_size|qk_nope_head_dim|v_head_dim|qk_head_dim|kv_channels)$",
+        WIDTH // HEADS,
+    ),
     (r"^qk_rope_head_dim$|rotary_dim$", WIDTH // HEADS // 2),
     (r"lora_rank$", WIDTH // 2),
     (r"(experts_per_tok|moe_topk|num_selected_experts|experts_top_k|num_experts_per_token|moe_k|router_top_k)$", 2),
@@ -24,13 +27,22 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"^(n_layers?|num_layers|depth|n_layer|num_blocks|num_hidden_groups|attn_layers)$", FEW),
     (r"(^|_)(num_hidden_layers|encoder_layers|decoder_layers|num_encoder_layers|num_decoder_layers|text_layers)$", FEW),
     (r"(_|^)(l_layers|x_layers|r_layers|num_hidden_layers|layers)$", FEW),
-    (r"(intermediate|ffn|mlp|feed_?forward|inner|hidden_ffn|filter)_(hidden_)?(dim|size|channels)$|^(d_ff|n_inner|d_inner|dff|dim_ff|d_ffn|ffn_dim|dim_feedforward|ffn_hidden_size|hidden_dim)$|_ffn_dim$|_dim_feedforward$", WIDTH + 16),  # noqa: E501
+    (
+        r"(intermediate|ffn|mlp|feed_?forward|inner|hidden_ffn|filter)_(hidden_)?(dim|size|channels)$|^(d_ff|n_inner|d_inner|dff|dim_ff|d_ffn|ffn_dim|dim_feedforward|ffn_hidden_size|hidden_dim)$|_ffn_dim$|_dim_feedforward$",
+        WIDTH + 16,
+    ),  # noqa: E501
     (r"(^|_)(vocab_size)$", VOCABULARY),
-    (r"max_(source|target|sequence|text|speech|2d)?_?positions?(_embeddings)?$|^(n_positions|n_ctx|max_seq_len|max_sequence_length|max_2d_position_embeddings|context_length_max)$", LENGTH),  # noqa: E501
+    (
+        r"max_(source|target|sequence|text|speech|2d)?_?positions?(_embeddings)?$|^(n_positions|n_ctx|max_seq_len|max_sequence_length|max_2d_position_embeddings|context_length_max)$",
+        LENGTH,
+    ),  # noqa: E501
     (r"^(image_size|img_size|input_size)$", 32),
     (r"^(patch_size)$", 8),
     (r"(sliding_window|attention_window|window_size|chunk_size|attention_chunk_size|local_attention)$", 8),
-    (r"(hidden_size|d_model|embed_dim|embedding_size|n_embd|hidden_channels|projection_dim|proj_dim|emb_dim|model_dim|embedding_dim|projection_size|encoder_width|_dim|^dim|_hidden_dim|_width|^width|d_embed|_channels|_features)$", WIDTH),  # noqa: E501
+    (
+        r"(hidden_size|d_model|embed_dim|embedding_size|n_embd|hidden_channels|projection_dim|proj_dim|emb_dim|model_dim|embedding_dim|projection_size|encoder_width|_dim|^dim|_hidden_dim|_width|^width|d_embed|_channels|_features)$",
+        WIDTH,
+    ),  # noqa: E501
     (r"^(state_size|ssm_state_size|mamba_d_state|time_step_rank)$", 8),
     (r"^num_queries$|^num_query_tokens$|num_latents$|num_detection_tokens", 5),
 )
@@ -40,7 +52,7 @@ KEPT = re.compile(
     r"audio_channels|sampling|rate|_every_|per_|_period"
 )
 STATIC = {"num_labels", "vocab_size_override"}
-CHANCES = re.compile(r"drop|layerdrop|jitter|noise|mask_.*prob|_dropout_|spec_augment")
+CHANCES = re.compile(r"drop|layerdrop|jitter|noise|mask_.*prob|_dropout_|spec_augment|mask_ratio")
 
 
 def small(config: Any, overrides: dict[str, Any] | None = None) -> Any:
@@ -118,7 +130,11 @@ def _shrunk(key: str, value: Any) -> Any:
         return 0.0
     if isinstance(value, bool) or (KEPT.search(key) and "experts_per" not in key):
         return None
-    if isinstance(value, (list, tuple)) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+    if (
+        isinstance(value, (list, tuple))
+        and value
+        and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    ):
         return _shrunk_list(key, value)
     if not isinstance(value, int) or value <= 1:
         return None

@@ -1,6 +1,6 @@
 """Walks all architectures and adapters in a few processes, and writes what came of each as JSON.
 
-    python tests/zoo/walk/walk.py [--jobs 2] [--only NAME ...] [--out FILE]
+python tests/zoo/walk/walk.py [--jobs 2] [--only NAME ...] [--out FILE]
 """
 
 from __future__ import annotations
@@ -76,7 +76,11 @@ def walked(names: list[str], jobs: int) -> dict[str, dict[str, Any]]:
             if line:
                 found[worker.name] = json.loads(line)
             else:
-                found[worker.name] = {"name": worker.name, "verdict": "unfed", "detail": "took too long" if late else "died"}
+                found[worker.name] = {
+                    "name": worker.name,
+                    "verdict": "unfed",
+                    "detail": "took too long" if late else "died",
+                }
                 worker.end()
                 workers[workers.index(worker)] = worker = Worker()
             one = found[worker.name] if worker.name else None

@@ -47,6 +47,12 @@ from hushgrad.capture.source_line import calling_forward
 from hushgrad.errors import PrivacyUnitError
 from hushgrad.torch_internals import base_of
 
+CURE = "Keep the batch on an axis of its own, and do not mix examples"
+BY_EXPERT = ("sort ", "argsort ", "index_add", "histc ", "nonzero ", "where ")
+EXPERTS = (
+    ". A mixture of experts of transformers, which sorts the words of all examples by expert, is exact after "
+    'model.set_experts_implementation("batched_mm")'
+)
 NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -76,6 +82,11 @@ class BatchAxes:
         words of a batch only to check that they are there.
         """
         return self._lost_by or next((name for _, name in self._counted.values()), None)
+
+    @property
+    def cure(self) -> str:
+        """What helps, for messages."""
+        return CURE + EXPERTS * (self.lost_by or "").startswith(BY_EXPERT)
 
     def set(self, tensor: Tensor, location: BatchLocation) -> None:
         """Record that `tensor` descends from the batch."""
@@ -216,9 +227,11 @@ class BatchAxes:
             form = form_of_cut(call, locations[0], output_index)
             return None if form is None else digest(self._identities.of(call.first), form)
         recipes = {self.recipe(source) for source in sources}
-        if None in recipes or (is_join(call.func) and len(recipes) > 1):
+        is_within_one = isinstance(location, Whole) and all(part == location for part in locations)
+        is_across = is_join(call.func) and not is_within_one
+        if None in recipes or (is_across and len(recipes) > 1):
             return None
-        if is_join(call.func):
+        if is_across:
             dim = call.argument(1, "dim", call.kwargs.get("axis", 0))
             return digest("joined", recipes, len(sources), dim)
         return recipe_of_call(call, output_index, self.recipe, self._identities)
@@ -300,6 +313,8 @@ class BatchAxes:
     def _wrote_into(self, base: Tensor, view: Tensor, axis: Axis, name: str) -> None:
         """Record that a part of `base`, which held none of the batch, does now."""
         own = axis_in_base(base, view, axis)
+        if not view.numel():
+            return
         if not self.descends(base):
             if own is None:
                 self._lose(base, f"a write into a view by {name}")
@@ -337,7 +352,7 @@ def _mixed(tensor: Tensor, name: str) -> PrivacyUnitError:
         f"changes a tensor of shape {list(tensor.shape)} in place, so that the examples of the batch can no longer be "
         f"told apart in it",
         where=name,
-        cure="Make a new tensor, and keep the batch on an axis of its own",
+        cure="Make a new tensor, and keep the batch on an axis of its own" + EXPERTS * name.startswith(BY_EXPERT),
     )
 
 

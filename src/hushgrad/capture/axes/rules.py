@@ -168,8 +168,10 @@ def reshaped(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """Same values in the same row-major order; positions behind the batch may be folded into it or out of it."""
     x = call.first
     axis = call.axis_of(x)
-    if axis is None or out.ndim == 0 or out.numel() == 0 or out.numel() != x.numel():
+    if axis is None or out.ndim == 0 or out.numel() != x.numel():
         return None
+    if not out.numel():  # no values at all: nothing moves but the dimensions behind the batch
+        return axis if out.shape[: axis + 1] == x.shape[: axis + 1] else None
     if call.batch_size == 1:  # every place belongs to the one example; keep to the axis as long as it is there
         return axis if axis < out.ndim and out.shape[axis] == x.shape[axis] else 0
     before = math.prod(x.shape[:axis])
@@ -300,6 +302,21 @@ def repeated(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     x = call.first
     axis = call.only(x)
     return None if axis is None else _kept(axis, x, out, axis + out.ndim - x.ndim)
+
+
+def interleaved(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
+    """`repeat_interleave`: each row so many times behind itself, so that its example's rows stay together.
+
+    How often may differ from row to row behind the batch, not on its dimension.
+    """
+    x, repeats = call.first, call.argument(1, "repeats")
+    axis, dims = call.only(x), dims_of(call.argument(2, "dim"), max(x.ndim, 1))
+    if axis is None or dims is None or out.ndim != x.ndim:
+        return None
+    if axis not in dims:
+        return _kept(axis, x, out, axis)
+    times = isinstance(repeats, Integral) and not isinstance(repeats, bool)
+    return axis if times and out.shape[axis] == x.shape[axis] * int(repeats) and out.shape[axis] else None
 
 
 def padded(call: OperatorCall, out: Tensor, output_index: int) -> Axis:

@@ -30,7 +30,9 @@ def masked_scattered(call: OperatorCall, out: Tensor, output_index: int) -> Axis
     size = call.batch_size
     if call.axis_of(source) != 0 or not out.ndim or out.shape[0] % size or source.numel() % size:
         return None
-    return 0 if _on_rows(call, x, out) and _on_rows(call, mask, out) and _counts_agree(mask, source, out, size) else None
+    return (
+        0 if _on_rows(call, x, out) and _on_rows(call, mask, out) and _counts_agree(mask, source, out, size) else None
+    )
 
 
 def _on_rows(call: OperatorCall, value: Tensor, out: Tensor) -> bool:

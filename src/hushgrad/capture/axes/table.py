@@ -23,6 +23,7 @@ from hushgrad.capture.axes.rules import (
     elementwise,
     exchanged,
     flipped,
+    interleaved,
     like_first,
     padded,
     reduced,
@@ -109,7 +110,7 @@ ALONG: Rows = (
     ("glu", along(1, default=-1)),
     ("normalize", along(2, default=1)),
     ("gumbel_softmax", along(4, default=-1)),
-    ("repeat_interleave", along(2)),
+    ("repeat_interleave", interleaved),
     ("flip", flipped),
 )
 

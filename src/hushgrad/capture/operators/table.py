@@ -12,10 +12,13 @@ from hushgrad.capture.operators import (
     lookup,
     normalization,
     recurrent,
+    sparse,
 )
 from hushgrad.capture.operators.registration import COMPOSITES as COMPOSITES
 from hushgrad.capture.operators.registration import FIRST as FIRST
 from hushgrad.capture.operators.registration import RULES as RULES
 
-MODULES = (broadcast, composite, convolution, differentiation, embedding, linear, lookup, normalization, recurrent)
+MODULES = (
+    broadcast, composite, convolution, differentiation, embedding, linear, lookup, normalization, recurrent, sparse,
+)  # fmt: skip
 """Every module that registers rules."""
