@@ -8,20 +8,6 @@ import torch.nn.functional as F
 from tracking import CONSTANT, PERMUTATION, B, Transform, assert_axis_is_true, assigned, tracked_axis
 
 # On x of shape [B, B, B], the most confusing there is: each with the axis on which the batch must be found.
-RAGGED = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])[:, :, None].expand(B, B, B)
-"""9, 6 and 3 places: as many as 3 examples with 3 values each have only by chance, and not in this order."""
-EVEN = torch.tensor([[True, True, False], [False, True, True], [True, False, True]])
-
-
-def _written(out: Tensor, view: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-    view(out).copy_(value)
-    return out
-
-
-def _rest(out: Tensor) -> Tensor:
-    return out[..., 1:]
-
-
 KEPT: dict[str, tuple[Transform, int]] = {
     "broadcast_tensors": (lambda x: torch.broadcast_tensors(x[:, 0, :1], CONSTANT[0])[0], 0),
     "broadcast_tensors behind": (lambda x: torch.broadcast_tensors(CONSTANT, x[:, 0])[1], 1),
@@ -103,17 +89,6 @@ KEPT: dict[str, tuple[Transform, int]] = {
     "pad in front of the batch": (lambda x: F.pad(x.transpose(0, 2), (0, 0, 0, 0, 2, 1)), 2),
     "repeat_interleave 0": (lambda x: x.repeat_interleave(2, dim=0), 0),
     "repeat_interleave 0 of blocks": (lambda x: x.flatten(0, 1).repeat_interleave(2, 0).view(B, 2 * B, B), 0),
-    "as_strided in windows": (lambda x: x.as_strided((B, 2, 2, B), (B * B, B, B, 1)), 0),
-    "as_strided in another order": (lambda x: x.as_strided((B, B, B), (1, B, B * B)), 2),
-    "as_strided of time first": (lambda x: x.transpose(0, 1).as_strided((B, B, B), (1, B * B, B)), 1),
-    "masked_scatter": (lambda x: x.masked_scatter(x == x.amax((1, 2), keepdim=True), x[:, 0, :1]), 0),
-    "masked_scatter into constants": (lambda x: torch.zeros(B, B).masked_scatter(EVEN, x[:, 0, :2]), 0),
-    "masked_scatter_": (lambda x: x.clone().masked_scatter_(EVEN[:, :, None], x[:, :2]), 0),
-    "written into a view": (lambda x: _written(torch.zeros(B, 2, B), lambda out: out[:, 0], x[:, 1]), 0),
-    "written into two views": (
-        lambda x: _written(_written(torch.zeros(B, B, B), lambda out: out[..., :1], x[..., 1:2]), _rest, x[..., 1:]),
-        0,
-    ),
     "unfold": (lambda x: x.unfold(1, 2, 1), 0),
     "conv1d": (lambda x: F.conv1d(x, CONSTANT[:, :, :2]), 0),
     "max_pool1d": (lambda x: F.max_pool1d(x, 2), 0),
@@ -172,14 +147,7 @@ LOST: dict[str, Transform] = {
     "cat 0": lambda x: torch.cat([x[:, :1], x[:, 1:2]]),
     "vstack": lambda x: torch.vstack([x, x]),
     "unfold 0": lambda x: x.unfold(0, B, 1),
-    "as_strided of another part of each": lambda x: x.as_strided((B, B, B - 1), (B * B - 1, B, 1)),
-    "as_strided of memory outside": lambda x: x[:, :1].as_strided((B, B, B), (B * B, B, 1)),
-    "as_strided of overlapping data": lambda x: x[0].expand(B, B, B).as_strided((B, B, B), (0, B, 1)),
     "repeat_interleave by numbers for each row": lambda x: x.repeat_interleave(PERMUTATION, dim=0),
-    "masked_scatter of too many values": lambda x: x.masked_scatter(x > x.median(), x),
-    "masked_scatter of unequal counts": lambda x: x.masked_scatter(RAGGED, x[:, :2]),
-    "masked_scatter of constants' places": lambda x: x.transpose(0, 1).masked_scatter(x > -9, x),
-    "masked_scatter of one list of values": lambda x: x.masked_scatter(x > -9, x.transpose(0, 1)),
     "flatten after transpose": lambda x: x.transpose(0, 1).flatten(),
     "two rows for three": lambda x: torch.cat([x, x], 1).reshape(2, -1),
     "broadcast onto time": lambda x: x + x[:, 0],

@@ -28,6 +28,13 @@ def test_scale_and_shift_per_channel_are_exact(layer: nn.Module) -> None:
     assert_exact(layer, torch.randn(B, C, S))
 
 
+def test_one_place_whose_channels_seem_to_lie_last_is_exact() -> None:
+    """What a pooling to one place gives; a kernel that believed it read outside of its memory."""
+    x = torch.randn(B, 1, 1, C).permute(0, 3, 1, 2)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert_exact(nn.GroupNorm(3, C), x)
+
+
 @pytest.mark.parametrize("norm", [F.layer_norm, F.rms_norm], ids=lambda norm: norm.__name__)
 def test_a_batch_on_another_axis_is_exact(norm: object) -> None:
     def use(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

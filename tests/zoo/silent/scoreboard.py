@@ -30,6 +30,7 @@ import padded_lengths
 import quiet_randomness
 import relative_tolerances
 import run_accounts
+import shared_places
 import torch
 from silent_programs import EXACT, OUTCOMES, REFUSED, SILENT, TRUSTED, UNTYPED, Found, Kind, Program
 
@@ -42,6 +43,7 @@ KINDS: tuple[Kind, ...] = (
     bypassed_calls.KIND,
     later_calls.KIND,
     layout_coincidences.KIND,
+    shared_places.KIND,
     quiet_randomness.KIND,
     gradient_mixing.KIND,
     relative_tolerances.KIND,

@@ -1,4 +1,4 @@
-"""Every method of `peft` by its own registry, on a BERT and on a Llama, and those options that choose another method."""
+"""Every method of `peft` by its own registry, on a BERT and on a Llama, and options that choose another method."""
 
 from __future__ import annotations
 

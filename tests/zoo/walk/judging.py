@@ -8,7 +8,7 @@ import importlib
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from hushgrad import PrivacyEngine, make_private_ready, register_operator
 from hushgrad.errors import HushgradError
-
 from walk.inputs import B, forms
 from walk.registry import model_class
 from walk.shrinking import small

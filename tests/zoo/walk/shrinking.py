@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -30,19 +31,19 @@ SIZES: tuple[tuple[str, int], ...] = (
     (
         r"(intermediate|ffn|mlp|feed_?forward|inner|hidden_ffn|filter)_(hidden_)?(dim|size|channels)$|^(d_ff|n_inner|d_inner|dff|dim_ff|d_ffn|ffn_dim|dim_feedforward|ffn_hidden_size|hidden_dim)$|_ffn_dim$|_dim_feedforward$",
         WIDTH + 16,
-    ),  # noqa: E501
+    ),
     (r"(^|_)(vocab_size)$", VOCABULARY),
     (
         r"max_(source|target|sequence|text|speech|2d)?_?positions?(_embeddings)?$|^(n_positions|n_ctx|max_seq_len|max_sequence_length|max_2d_position_embeddings|context_length_max)$",
         LENGTH,
-    ),  # noqa: E501
+    ),
     (r"^(image_size|img_size|input_size)$", 32),
     (r"^(patch_size)$", 8),
     (r"(sliding_window|attention_window|window_size|chunk_size|attention_chunk_size|local_attention)$", 8),
     (
         r"(hidden_size|d_model|embed_dim|embedding_size|n_embd|hidden_channels|projection_dim|proj_dim|emb_dim|model_dim|embedding_dim|projection_size|encoder_width|_dim|^dim|_hidden_dim|_width|^width|d_embed|_channels|_features)$",
         WIDTH,
-    ),  # noqa: E501
+    ),
     (r"^(state_size|ssm_state_size|mamba_d_state|time_step_rank)$", 8),
     (r"^num_queries$|^num_query_tokens$|num_latents$|num_detection_tokens", 5),
 )
@@ -51,15 +52,14 @@ KEPT = re.compile(
     r"input_channels|image_channels|max_position_bias|out_features|hidden_act|bits|type_vocab|num_codebooks|"
     r"audio_channels|sampling|rate|_every_|per_|_period"
 )
-STATIC = {"num_labels", "vocab_size_override"}
 CHANCES = re.compile(r"drop|layerdrop|jitter|noise|mask_.*prob|_dropout_|spec_augment|mask_ratio")
 
 
 def small(config: Any, overrides: dict[str, Any] | None = None) -> Any:
     """Return a configuration with all its parts made small, and nothing in it left to chance."""
-    for key, value in list(vars(config).items()):
-        if isinstance(value, hf.PretrainedConfig):
-            small(value)
+    for part in list(vars(config).values()):
+        if isinstance(part, hf.PretrainedConfig):
+            small(part)
     changed: dict[str, Any] = {}
     old_layers = getattr(config, "num_hidden_layers", None)
     if getattr(config, "prediction_length", 0) is None:
@@ -100,10 +100,8 @@ def _rotations(config: Any) -> None:
 
 
 def _put(config: Any, key: str, value: Any) -> None:
-    try:
+    with contextlib.suppress(Exception):  # a property, or a value that the configuration's own checks forbid
         setattr(config, key, value)
-    except Exception:  # a property, or a value that the configuration's own checks forbid  # noqa: S110
-        pass
 
 
 def _kinds(config: Any, layers: Any) -> dict[str, Any]:

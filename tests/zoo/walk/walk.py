@@ -1,6 +1,8 @@
 """Walks all architectures and adapters in a few processes, and writes what came of each as JSON.
 
-python tests/zoo/walk/walk.py [--jobs 2] [--only NAME ...] [--out FILE]
+    python tests/zoo/walk/walk.py [--jobs 2] [--only NAME ...] [--out FILE]
+
+`--keep` takes what is in the file already for all others. docs/structures.md is written from the file.
 """
 
 from __future__ import annotations
@@ -11,43 +13,59 @@ import os
 import select
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 ZOO = Path(__file__).resolve().parents[1]
 RESULTS = ZOO / "walk" / "results.json"
-LIMIT_S = 90
+LIMIT_S = 120
 
 
 class Worker:
-    """A process that judges one program after the other."""
+    """A process that judges one program after the other; a new one is started where it died or took too long."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, env=environment,
-        )  # fmt: skip
-        self.name = ""
-        self.began = 0.0
+        self._process: subprocess.Popen[str] | None = None
 
-    def give(self, name: str) -> None:
-        assert self.process.stdin is not None
-        self.name, self.began = name, time.monotonic()
-        print(name, file=self.process.stdin, flush=True)
+    def judged(self, name: str) -> dict[str, Any]:
+        """Return what comes of a program."""
+        process = self._process = self._process or _started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        print(name, file=process.stdin, flush=True)
+        ready, _, _ = select.select([process.stdout], [], [], LIMIT_S)
+        line = process.stdout.readline() if ready else ""
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        self.end()
+        verdict, detail = ("untyped", "the process died") if ready else ("unfed", f"took more than {LIMIT_S} seconds")
+        return {"name": name, "verdict": verdict, "detail": detail, "notes": [], "built": "", "error": None}
 
     def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        """Stop the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+def _started() -> subprocess.Popen[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, __file__, "--serve"], env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
 
 
 def serve() -> None:
-    """Judge what is named on the standard input, a line for each."""
+    """Judge what is named on the standard input, a line for each; models may print what they like elsewhere."""
     sys.path.insert(0, str(ZOO))
     import torch
-    from walk.programs import PROGRAMS
 
+    from walk.catalogue import PROGRAMS
     from walk.judging import judged
 
     torch.set_num_threads(1)
@@ -59,57 +77,41 @@ def serve() -> None:
 
 
 def walked(names: list[str], jobs: int) -> dict[str, dict[str, Any]]:
-    """Return what came of each program."""
-    waiting = list(names)
-    found: dict[str, dict[str, Any]] = {}
-    workers = [Worker() for _ in range(min(jobs, len(waiting)))]
-    for worker in workers:
-        worker.give(waiting.pop(0))
-    while workers:
-        pipes = {worker.process.stdout: worker for worker in workers}
-        ready, _, _ = select.select(list(pipes), [], [], 1.0)
-        for worker in list(workers):
-            line = worker.process.stdout.readline() if worker.process.stdout in ready else None
-            late = time.monotonic() - worker.began > LIMIT_S
-            if line is None and not late:
-                continue
-            if line:
-                found[worker.name] = json.loads(line)
-            else:
-                found[worker.name] = {
-                    "name": worker.name,
-                    "verdict": "unfed",
-                    "detail": "took too long" if late else "died",
-                }
-                worker.end()
-                workers[workers.index(worker)] = worker = Worker()
-            one = found[worker.name] if worker.name else None
-            if one:
-                print(one["name"], one["verdict"], one.get("seconds"), one["detail"][:150], flush=True)
-            if waiting:
-                worker.give(waiting.pop(0))
-            else:
-                worker.end()
-                workers.remove(worker)
-    return found
+    """Return what came of each program, printed as it comes."""
+    waiting = iter(names)
+
+    def work() -> Iterator[dict[str, Any]]:
+        worker = Worker()
+        for name in waiting:  # of all threads: a list's iterator gives each name once
+            one = worker.judged(name)
+            print(f"{name}: {one['verdict']} {one['detail'][:120]}", flush=True)
+            yield one
+        worker.end()
+
+    with ThreadPoolExecutor(jobs) as threads:
+        parts = [threads.submit(lambda: list(work())) for _ in range(jobs)]
+        return {one["name"]: one for part in parts for one in part.result()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--serve", action="store_true")
-    parser.add_argument("--jobs", type=int, default=2)
+    """Read the arguments and walk."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--keep", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.serve:
         serve()
         return
     sys.path.insert(0, str(ZOO))
-    from walk.programs import PROGRAMS
+    from walk.catalogue import PROGRAMS, VERSIONS
 
-    names = options.only or list(PROGRAMS)
-    found = walked(names, options.jobs)
-    options.out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    kept = json.loads(options.out.read_text(encoding="utf-8"))["programs"] if options.keep else {}
+    found = {**kept, **walked(options.only or list(PROGRAMS), options.jobs)}
+    result = {"versions": VERSIONS, "programs": found}
+    options.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -298,6 +298,8 @@ class BatchAxes:
         return part, AXIS_RULES[get](call, part, 0)
 
     def _overwritten(self, tensor: Tensor, axis: BatchLocation, name: str) -> None:
+        if not tensor.numel():
+            return
         if self.recipe(tensor) is not None or isinstance(axis, Whole):
             axis = None  # what else shares its memory would have changed with it
         if axis is None and (self.get(tensor) is not None or self._is_seen_elsewhere(tensor)):
@@ -313,8 +315,6 @@ class BatchAxes:
     def _wrote_into(self, base: Tensor, view: Tensor, axis: Axis, name: str) -> None:
         """Record that a part of `base`, which held none of the batch, does now."""
         own = axis_in_base(base, view, axis)
-        if not view.numel():
-            return
         if not self.descends(base):
             if own is None:
                 self._lose(base, f"a write into a view by {name}")
