@@ -17,7 +17,8 @@ sys.path.insert(0, str(PAGE.parents[1] / "tests" / "zoo"))
 
 from clean_contestants import Outcome, by_hushgrad, by_opacus  # noqa: E402
 from clean_structures import GROUPS  # noqa: E402
-from walk.report import sections as walked, stored  # noqa: E402
+from walk.report import sections as walked  # noqa: E402
+from walk.report import stored  # noqa: E402
 
 HEAD = """# What works
 

@@ -117,6 +117,12 @@ def _written(
     on_copy = {id(target): graph}
     own = [on_copy.get(id(value), on_graph(value)) for value in args]
     func(*own, **{key: on_copy.get(id(value), on_graph(value)) for key, value in kwargs.items()})
+    if not graph.requires_grad:
+        raise UncoveredParameterUseError(
+            f"writes parameter {leaves[0].name!r} into a tensor where no gradient follows it",
+            where=func.__name__,
+            cure="Compute a new tensor instead (torch.cat, torch.stack, torch.where)",
+        )
     result = func(*args, **kwargs)
     roots = distinct_parameters(leaves)
     name = f"{func.__name__.strip('_')}({', '.join(root.name for root in roots)})"

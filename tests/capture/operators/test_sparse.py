@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from attached import Attached, Model, assert_same, batch, losses, wanted
+from attached import Attached, Model, X, assert_same, batch, losses, refused, wanted
 from torch import Tensor, nn
 
+from hushgrad.errors import UncoveredParameterUseError
+
+W = nn.Parameter(torch.randn(4, 4))
 PLACES = torch.tensor([[0, 1, 3, 3], [1, 0, 2, 2]])
 """The last place twice: its values add up."""
 
@@ -49,3 +52,7 @@ def test_sparse_tensors_of_constants_stay_sparse() -> None:
     losses(attached.model(batch().float())).sum().backward()
     attached.scope.detach()
     assert seen == [(True, 4)]
+
+
+def test_other_sparse_layouts_are_refused_with_a_dense_cure() -> None:
+    refused(UncoveredParameterUseError, "dense tensor", lambda m, x: x * m.w.to_sparse_csr().to_dense()[0], X, w=W)

@@ -15,14 +15,15 @@ Programs = Mapping[str, Mapping[str, Any]]
 WORDS = {
     "exact": "exact",
     "cured": "exact with the line of code that the refusal says",
+    "alone": "refused, though nothing mixes; exact with `max_physical_batch_size=1`, as the refusal says",
     "mixes": "refused, and the model itself mixes the examples of a batch",
-    "refused": "refused, though an example alone gives what it gives in a batch",
+    "refused": "refused, though nothing mixes, and what the refusal says is no line of the training",
     "wrong": "wrong",
     "untyped": "ends in an error of another kind",
     "unbuilt": "not run: the walk cannot make it small, or it needs a package that is not there",
     "unfed": "not run: the walk has no inputs for it",
 }
-RUN = ("exact", "cured", "mixes", "refused", "wrong", "untyped")
+RUN = ("exact", "cured", "alone", "mixes", "refused", "wrong", "untyped")
 LIMIT = 0.05
 """The largest share of programs that may be refused though nothing mixes."""
 
@@ -59,8 +60,11 @@ def counts(programs: Programs) -> dict[str, Counter[str]]:
 
 
 def share_refused(verdicts: Counter[str]) -> float:
-    """Return the share of those that ran that were refused though nothing mixes, and no line of code helps."""
-    return verdicts["refused"] / max(sum(verdicts[word] for word in RUN), 1)
+    """Return the share of those that ran that were refused though nothing mixes, and are not exact by a line of code.
+
+    Items of one example are no way to train large models, and count as refused.
+    """
+    return (verdicts["refused"] + verdicts["alone"]) / max(sum(verdicts[word] for word in RUN), 1)
 
 
 def sections(result: Mapping[str, Any]) -> list[str]:
@@ -70,13 +74,15 @@ def sections(result: Mapping[str, Any]) -> list[str]:
     lines = [HEAD.format(**result["versions"]), "| | architectures | methods of peft |", "| --- | --- | --- |"]
     for word, text in WORDS.items():
         lines.append(f"| {text} | {number['architectures'][word]} | {number['adapters'][word]} |")
-    for word in ("cured", "refused", "mixes", "wrong", "untyped"):
+    for word in ("cured", "alone", "refused", "mixes", "wrong", "untyped"):
         groups = _grouped(programs, word)
         if groups:
             lines += [f"\n*{WORDS[word][0].upper()}{WORDS[word][1:]}*\n", "| which | message |", "| --- | --- |"]
             lines += [f"| {', '.join(names)} | {_cell(message)} |" for message, names in groups]
-    names = [_shown(name) for name, one in sorted(programs.items()) if one["verdict"] == "exact"]
-    return [*lines, f"\n*Exact*: {', '.join(names)}."]
+    for title, verdicts in (("Exact", ("exact",)), ("Not run", ("unbuilt", "unfed"))):
+        names = [_shown(name) for name, one in sorted(programs.items()) if one["verdict"] in verdicts]
+        lines.append(f"\n*{title}*: {', '.join(names)}.")
+    return lines
 
 
 def _grouped(programs: Programs, word: str) -> list[tuple[str, list[str]]]:

@@ -42,7 +42,7 @@ class Worker:
             return answer
         self.end()
         verdict, detail = ("untyped", "the process died") if ready else ("unfed", f"took more than {LIMIT_S} seconds")
-        return {"name": name, "verdict": verdict, "detail": detail, "notes": [], "built": "", "error": None}
+        return {"name": name, "verdict": verdict, "detail": detail}
 
     def end(self) -> None:
         """Stop the process."""

@@ -47,7 +47,10 @@ from hushgrad.capture.source_line import calling_forward
 from hushgrad.errors import PrivacyUnitError
 from hushgrad.torch_internals import base_of
 
-CURE = "Keep the batch on an axis of its own, and do not mix examples"
+CURE = (
+    "Keep the batch on an axis of its own, and do not mix examples; or let each item hold one example only, which has "
+    "no other to be mixed with: max_physical_batch_size=1"
+)
 BY_EXPERT = ("sort ", "argsort ", "index_add", "histc ", "nonzero ", "where ")
 EXPERTS = (
     ". A mixture of experts of transformers, which sorts the words of all examples by expert, is exact after "
@@ -191,8 +194,8 @@ class BatchAxes:
             recipe = self._recipe_of(call, locations, axis, output_index)
             if axis is not None and recipe is None and self._pieces(call):
                 axis = None
-            if axis is None and known and self.batch_size == 1 and out.ndim:
-                axis = 0  # there is no other example to be mixed with
+            if axis is None and None not in locations:
+                axis = self._of_the_only_one(out)
             if out is written:
                 self._overwritten(out, axis, name)
             elif axis is None:
@@ -201,6 +204,12 @@ class BatchAxes:
                 self.set(out, axis)
                 if recipe and not isinstance(axis, int):
                     self._recipes[id(out)] = (weakref.ref(out), recipe)
+
+    def _of_the_only_one(self, tensor: Tensor) -> BatchLocation:
+        """Return where a batch of one example lies in what was made of it: there is no other to be mixed with."""
+        if self.batch_size != 1:
+            return None
+        return 0 if tensor.ndim else Whole(0)
 
     def recipe(self, tensor: Tensor) -> Recipe | None:
         """Return how a piece of the batch was made; None for what is no piece."""
@@ -267,7 +276,9 @@ class BatchAxes:
             self._overwritten(target, None, "__setitem__")
         if not isinstance(value, Tensor) or not self.descends(value):
             return
-        axis = self._axis_after_write(target, index, value)
+        axis: BatchLocation = self._axis_after_write(target, index, value)
+        if axis is None and self.location(value) is not None:
+            axis = self._of_the_only_one(target)
         self._overwritten(target, axis, "__setitem__")
 
     def _axis_after_write(self, target: Tensor, index: Any, value: Tensor) -> Axis:
@@ -300,27 +311,29 @@ class BatchAxes:
     def _overwritten(self, tensor: Tensor, axis: BatchLocation, name: str) -> None:
         if not tensor.numel():
             return
-        if self.recipe(tensor) is not None or isinstance(axis, Whole):
+        if self.recipe(tensor) is not None or (isinstance(axis, Whole) and self.batch_size != 1):
             axis = None  # what else shares its memory would have changed with it
         if axis is None and (self.get(tensor) is not None or self._is_seen_elsewhere(tensor)):
             raise _mixed(tensor, name)
         base = base_of(tensor)
         if base is not None and base is not tensor and not self.descends(tensor):
-            self._wrote_into(base, tensor, axis if isinstance(axis, int) else None, name)
+            self._wrote_into(base, tensor, axis, name)
         if axis is None:
             self._lose(tensor, name)
         else:
             self.set(tensor, axis)
 
-    def _wrote_into(self, base: Tensor, view: Tensor, axis: Axis, name: str) -> None:
+    def _wrote_into(self, base: Tensor, view: Tensor, axis: BatchLocation, name: str) -> None:
         """Record that a part of `base`, which held none of the batch, does now."""
-        own = axis_in_base(base, view, axis)
+        own: BatchLocation = axis_in_base(base, view, axis) if isinstance(axis, int) else None
+        if own is None and axis is not None:
+            own = self._of_the_only_one(base)
         if not self.descends(base):
             if own is None:
                 self._lose(base, f"a write into a view by {name}")
             else:
                 self.set(base, own)
-        elif self.get(base) is not None and self.get(base) != own:
+        elif self.location(base) is not None and self.location(base) != own:
             raise _mixed(base, name)
 
     def _is_seen_elsewhere(self, tensor: Tensor) -> bool:
@@ -352,7 +365,8 @@ def _mixed(tensor: Tensor, name: str) -> PrivacyUnitError:
         f"changes a tensor of shape {list(tensor.shape)} in place, so that the examples of the batch can no longer be "
         f"told apart in it",
         where=name,
-        cure="Make a new tensor, and keep the batch on an axis of its own" + EXPERTS * name.startswith(BY_EXPERT),
+        cure="Make a new tensor, and keep the batch on an axis of its own; or let each item hold one example only: "
+        "max_physical_batch_size=1" + EXPERTS * name.startswith(BY_EXPERT),
     )
 
 

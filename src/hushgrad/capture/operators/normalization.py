@@ -86,9 +86,11 @@ class GroupNorm(Operator):
         """Return the normalised input; the statistics are kept."""
         x, weight, bias = inputs
         assert x is not None
-        x = x.contiguous()
-        output, mean, rstd = torch.native_group_norm(x, weight, bias, *_sizes(x), self.groups, self.eps)
-        return output, (x, weight, mean, rstd)
+        # In three dimensions: of one place each, channels may seem to lie last, and torch's kernels then read them so.
+        sizes = _sizes(x)
+        x_BCS = x.reshape(sizes).contiguous()
+        output, mean, rstd = torch.native_group_norm(x_BCS, weight, bias, *sizes, self.groups, self.eps)
+        return output.view(x.shape), (x_BCS, weight, mean, rstd)
 
     def input_gradients(
         self, saved: tuple[Tensor | None, ...], gradient: Tensor, needed: Sequence[bool]
@@ -98,10 +100,11 @@ class GroupNorm(Operator):
         assert x is not None
         if not needed[0]:
             return (None, None, None)
+        rows = gradient.reshape(x.shape).contiguous()
         found = torch.ops.aten.native_group_norm_backward(
-            gradient.contiguous(), x, mean, rstd, weight, *_sizes(x), self.groups, [True, False, False]
+            rows, x, mean, rstd, weight, *x.shape, self.groups, [True, False, False]
         )
-        return (found[0], None, None)
+        return (found[0].view(gradient.shape), None, None)
 
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record Σ_space g·x̂ for the scale and Σ_space g for the shift."""
@@ -110,10 +113,9 @@ class GroupNorm(Operator):
         assert mean is not None
         assert rstd is not None
         # The examples' channels side by side are the channels of one example, so that nothing is summed over examples.
-        batch, channels, space = _sizes(x)
+        batch, channels, space = x.shape
         scale = None if weight is None else weight.repeat(batch)
         flat = (1, batch * channels, space, batch * self.groups)
-        # In this shape, too: of one place each, channels may seem to lie last, and the kernel would read them so.
         x, gradient = (value.reshape(flat[:3]) for value in (x, gradient))
         found = torch.ops.aten.native_group_norm_backward(
             gradient.contiguous(), x, mean.view(1, -1), rstd.view(1, -1), scale, *flat, [False, True, True]

@@ -16,6 +16,7 @@ from hushgrad.capture.axes import products as products
 from hushgrad.capture.operators.linear import matmul
 from hushgrad.capture.operators.operator import ForwardContext
 from hushgrad.capture.operators.registration import asked_first, captures
+from hushgrad.torch_internals import NUMBER_OF_VALUES
 
 
 @asked_first(Tensor.coalesce)
@@ -24,7 +25,7 @@ def coalesce(context: ForwardContext, func: Callable[..., Any], args: tuple[Any,
     return args[0] if _is_dense_leaf(context, args[0]) else NotImplemented
 
 
-@asked_first(Tensor._nnz)
+@asked_first(NUMBER_OF_VALUES)
 def number_of_values(
     context: ForwardContext, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
