@@ -48,7 +48,7 @@ class Expand(Operator):
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """Return the expanded view."""
         lead = [1] * (len(self.shape) - self.leaf.value.ndim)
-        return self.leaf.value.reshape(*lead, *self.leaf.value.shape).expand(self.shape), ()
+        return self.leaf.value.reshape((*lead, *self.leaf.value.shape)).expand(self.shape), ()
 
     def input_gradients(
         self, saved: tuple[Tensor | None, ...], gradient: Tensor, needed: Sequence[bool]
