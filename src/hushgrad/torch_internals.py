@@ -208,10 +208,10 @@ VARIABLE_FUNCTIONS: Any = torch._C._VariableFunctions
 
 PACK: Callable[..., tuple[Tensor, Tensor]] = VARIABLE_FUNCTIONS._pack_padded_sequence
 PAD_PACKED: Callable[..., tuple[Tensor, Tensor]] = VARIABLE_FUNCTIONS._pad_packed_sequence
+"""What `nn.utils.rnn` calls, and thus what a mode sees, to pack sequences and to pad them again."""
 
 NUMBER_OF_VALUES: Callable[..., int] = Tensor._nnz
 """What sparse adapters ask before they multiply: how many values a sparse tensor holds. There is no public name."""
-"""What `nn.utils.rnn` calls, and thus what a mode sees, to pack sequences and to pad them again."""
 
 
 def top_mode() -> TorchFunctionMode | None:

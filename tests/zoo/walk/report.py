@@ -97,7 +97,8 @@ def _grouped(programs: Programs, word: str) -> list[tuple[str, list[str]]]:
 def _general(message: str) -> str:
     """Return a message without what is the model's own in it."""
     message = re.sub(r" in \w+\.forward \([^)]*\)", "", message)
-    message = re.sub(r"(\bof )?shape \[[\d, ]*\]", "one shape", message)
+    message = re.sub(r"(\bof )?shape \[[\d, ]*\]", "of one shape", message)
+    message = re.sub(r"base_model\.[\w.]+", "a parameter", message)
     return re.sub(r"the forward of \w+ itself", "the forward of the model itself", message)
 
 
