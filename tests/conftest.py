@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from hushgrad.guards.probing.loss_trace import LossTrace
+from hushgrad.session.own_backward import OwnBackward
 from hushgrad.torch_internals import function_modes
 
 # The same examples in every run, so that a failure is seen again; HYPOTHESIS_PROFILE=default draws new ones.
@@ -146,5 +147,5 @@ def no_trace_of_an_abandoned_loop() -> Iterator[None]:
     """A loop that is left in the middle of an item leaves a mode behind until its session is collected."""
     yield
     for mode in function_modes():
-        if isinstance(mode, LossTrace):
+        if isinstance(mode, (LossTrace, OwnBackward)):
             mode.end()

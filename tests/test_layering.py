@@ -16,6 +16,7 @@ ROOT = Path(hushgrad.__file__).parent
 
 SHARED = (
     *("_version", "errors", "arguments", "extras", "printable", "text_table", "result_file", "process", "randomness"),
+    "checkpoints",
 )
 ACCOUNTING_HALF = ("accounting", "sampling")
 GRADIENT_HALF = ("torch_internals", "clipping", "kernels", "noise", "gradients", "capture")
@@ -32,6 +33,8 @@ JOINING = (
     "guards/probing",
     "session",
     "engine",
+    "privacy",
+    "integrations",
     "checks/auditing",  # checks are run on demand, above the session
     "checks/verification",
     "checks/doctor",

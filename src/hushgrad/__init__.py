@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hushgrad.engine import PrivacyEngine
     from hushgrad.guards.monitoring.monitor import Monitor, NoisedUpdate
     from hushgrad.mechanism import DPSGD, GaussianNoise, Mechanism, NoiseMechanism
+    from hushgrad.privacy import Privacy
     from hushgrad.sampling.disjoint import DisjointBatches
     from hushgrad.sampling.poisson import PoissonSampling
     from hushgrad.sampling.scheme import SamplingScheme
@@ -40,6 +41,7 @@ __all__ = [  # noqa: RUF022 - in plain order
     "NoiseMechanism",
     "NoisedUpdate",
     "PoissonSampling",
+    "Privacy",
     "PrivacyEngine",
     "SamplingScheme",
     "Session",
@@ -66,6 +68,7 @@ _HOMES = {
     "NoiseMechanism": "hushgrad.mechanism",
     "NoisedUpdate": "hushgrad.guards.monitoring.monitor",
     "PoissonSampling": "hushgrad.sampling.poisson",
+    "Privacy": "hushgrad.privacy",
     "PrivacyEngine": "hushgrad.engine",
     "SamplingScheme": "hushgrad.sampling.scheme",
     "Session": "hushgrad.session.session",

@@ -29,6 +29,8 @@ from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.sampling.torch_loader import DataLoaderReading, accumulated, read_data_loader
 from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
+from hushgrad.session.checkpoint import Resumed, Stateful
+from hushgrad.session.loss_scale import Scale
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
 from hushgrad.session.spending import events_at
@@ -52,6 +54,7 @@ class PrivacyEngine:
         lease: int = 1,
         monitors: Sequence[Monitor] = (),
         strict: bool = False,
+        loss_scale: Scale = 1.0,
     ) -> None:
         """Make an engine for one training run.
 
@@ -62,6 +65,8 @@ class PrivacyEngine:
             monitors: what watches the noised updates, beside the monitors that are always on.
             strict: True refuses, before anything of it is released, what would be taken on trust of the model and its
                 loss (docs/probe.md lists it): `TakenOnTrustError`.
+            loss_scale: for float16, in the place of torch's `GradScaler`: what losses are multiplied by in a backward
+                through 16 bits, and gradients divided by again before they are clipped (see `privatize`).
             test_key: a fixed key for noise and sampling, for tests only: every ε then says NOT PRIVATE.
         """
         self._accountant = one_of("accountant", accountant, tuple(ACCOUNTANTS))
@@ -76,6 +81,7 @@ class PrivacyEngine:
                 f"must be True or False, got {type(strict).__name__}", where="strict", cure="Pass True or False"
             )
         self._strict = strict
+        self._loss_scale = loss_scale
         self._session: Session | None = None
 
     def make_private(
@@ -177,15 +183,18 @@ class PrivacyEngine:
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
         accumulation: int = 1,
+        spare_steps: int = 0,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
         """As `make_private`, with the smallest noise multiplier that keeps `epochs` epochs within `target_epsilon`.
 
-        An epoch is len(data_loader) steps. A further step raises `BudgetExhaustedError`.
+        An epoch is len(data_loader) steps. A step beyond these and `spare_steps` raises `BudgetExhaustedError`.
 
         Args:
             target_epsilon: ε at the end of the last epoch, greater than 0.
             target_delta: δ, in (0, 1); usual: less than 1 / len(dataset).
             epochs: the number of epochs that will be trained.
+            spare_steps: so many steps more are paid for with a little more noise. Steps that a crash takes away after
+                the last checkpoint stay charged; with spare ones training goes on to the planned end all the same.
 
         All other arguments are those of `make_private`.
         """
@@ -200,6 +209,7 @@ class PrivacyEngine:
             noise_multiplier=1.0,
             sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
             epochs=epochs,
+            spare_steps=spare_steps,
         )
         calibrated = mechanism.calibrate(epsilon=target_epsilon, delta=target_delta, accountant=self._accountant)
         return self._attach(module, optimizer, reading, calibrated, max_physical_batch_size, constant_shapes)
@@ -215,6 +225,24 @@ class PrivacyEngine:
         examined by the rows of all of them.
         """
         return self.session.per_example(criterion)
+
+    def save_checkpoint(
+        self, path: str | os.PathLike[str], *, schedulers: Sequence[Stateful] = (), extra: Any = None
+    ) -> None:
+        """Write model, optimizer, schedulers and the receipt of what they cost (see `Session.save_checkpoint`)."""
+        self.session.save_checkpoint(path, schedulers=schedulers, extra=extra)
+
+    def load_checkpoint(self, path: str | os.PathLike[str], *, schedulers: Sequence[Stateful] = ()) -> Resumed:
+        """Go on from a checkpoint, after `make_private` with the same ledger (see `Session.load_checkpoint`).
+
+        ::
+
+            engine = PrivacyEngine(ledger="run/ledger.jsonl")
+            model, optimizer, loader = engine.make_private(...)  # as in the run that stopped
+            resumed = engine.load_checkpoint("run/checkpoint", schedulers=[scheduler])
+            print(resumed.steps, resumed.lost_steps, resumed.extra)
+        """
+        return self.session.load_checkpoint(path, schedulers=schedulers)
 
     def get_epsilon(self, delta: float) -> float:
         """Return ε at `delta` for the steps in the ledger; 0 before the first, inf if the noise multiplier is 0."""
@@ -265,6 +293,7 @@ class PrivacyEngine:
             lease=self._lease,
             monitors=self._monitors,
             strict=self._strict,
+            loss_scale=self._loss_scale,
         )
         try:
             loader = session.batches_of(
@@ -293,15 +322,22 @@ def _plan(
     noise_multiplier: float,
     sampling: SamplingScheme,
     epochs: int | None = None,
+    spare_steps: int = 0,
 ) -> DPSGD:
-    """Return the mechanism for a data loader: steps = epochs · len(data_loader)."""
+    """Return the mechanism for a data loader: steps = epochs · len(data_loader), and spare ones."""
     count = None if epochs is None else whole_number("epochs", epochs, minimum=1)
+    spare = whole_number("spare_steps", spare_steps, minimum=0)
+    if spare and sampling.counts_in == "passes":
+        raise InvalidArgumentError(
+            "spare_steps does not go with poisson_sampling=False, which is charged in passes over the data",
+            cure="Plan one epoch more: a pass that a crash cuts off is charged whole",
+        )
     return DPSGD(
         noise_multiplier=noise_multiplier,
         clipping=_clip_rule(clipping, max_grad_norm),
         sampling=sampling,
         expected_batch_size=reading.batch_size,
-        steps=None if count is None else count * reading.steps,
+        steps=None if count is None else count * reading.steps + spare,
         passes=count if sampling.counts_in == "passes" else None,
         loss_reduction=loss_reduction,
     )

@@ -98,6 +98,12 @@ class BatchStructureError(HushgradError, ValueError):
     code = "DP204"
 
 
+class IncompatibleFrameworkError(HushgradError, ValueError):
+    """A framework is set to do what private training cannot bear."""
+
+    code = "DP205"
+
+
 # 3xx: the model and the loss -----------------------------------------------------------------------------------------
 
 
@@ -243,6 +249,12 @@ class NotEstablishedError(HushgradError, RuntimeError):
     """It was found that earlier steps of this account may have leaked, so nothing is released any more."""
 
     code = "DP505"
+
+
+class CheckpointError(HushgradError, RuntimeError):
+    """A checkpoint cannot be written or read, or is not one of this training."""
+
+    code = "DP506"
 
 
 def where_raised(error: BaseException) -> str:

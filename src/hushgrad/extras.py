@@ -11,8 +11,10 @@ from hushgrad.errors import MissingExtraError
 EXTRAS = {
     "cross-check": ("dp_accounting",),
     "report": ("dp_accounting", "jinja2", "markupsafe", "matplotlib"),
+    "checkpoint": ("safetensors",),
     "study": ("dp_accounting", "jinja2", "markupsafe", "matplotlib", "sklearn", "safetensors", "rich"),
     "sweep": ("optuna",),
+    "hf": ("transformers", "accelerate", "safetensors"),
     "tensorboard": ("tensorboard",),
 }
 """The modules that each extra brings, by the name that `pip install 'hushgrad[NAME]'` takes."""

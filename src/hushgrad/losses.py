@@ -64,7 +64,7 @@ class PerExampleLoss(nn.Module):
         loss_reduction: str,
         batch_size: Callable[[], int | None],
         observer: LossObserver | None = None,
-        mean: Callable[[Tensor], Tensor | None] = lambda losses: None,
+        reduced: Callable[[Tensor], Tensor | None] = lambda losses: None,
     ) -> None:
         """Wrap a criterion.
 
@@ -74,7 +74,8 @@ class PerExampleLoss(nn.Module):
             loss_reduction: "mean" or "sum", over the examples and over the elements of each example.
             batch_size: tells the number of records of the batch being worked on, or None if it is not known.
             observer: told of the losses, to examine whether each belongs to one example.
-            mean: returns the mean of the losses where its backward must not divide them, else None.
+            reduced: returns the mean (or the sum) of the losses where their gradients are another's to choose, because
+                they pass through 16 bits; else None.
 
         Raises:
             InvalidArgumentError: a criterion with trainable parameters, with reduction="sum" where a mean is
@@ -84,7 +85,7 @@ class PerExampleLoss(nn.Module):
         self._loss_reduction = one_of("loss_reduction", loss_reduction, ("mean", "sum"))
         self._batch_size = batch_size
         self._observer = observer
-        self._mean = mean
+        self._reduced = reduced
         self._elements_are_summed = loss_reduction == "sum"
         self._is_mean = False  # of the criterion itself
         self._unreduced: nn.Module | None = None
@@ -136,10 +137,10 @@ class PerExampleLoss(nn.Module):
         losses = self.losses(*arguments, **named)
         if self._observer is not None and torch.is_grad_enabled():
             self._observer.evaluated(self, (arguments, named), losses)
-        if self._loss_reduction == "sum":
-            return losses.sum()
-        mean = self._mean(losses)
-        return losses.mean() if mean is None else mean
+        reduced = self._reduced(losses)
+        if reduced is not None:
+            return reduced
+        return losses.sum() if self._loss_reduction == "sum" else losses.mean()
 
     @property
     def name(self) -> str:

@@ -38,6 +38,22 @@ def write_file(where: str, file: Path, content: str | bytes) -> None:
         raise _refused(where, file, error.strerror or type(error).__name__) from error
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that a reader finds either the old content or the new, also after a crash."""
+    beside = path.with_name(f".{path.name}.new")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(beside, path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def _refused(where: str, file: Path, why: str) -> InvalidArgumentError:
     return InvalidArgumentError(
         f"{printable(str(file), _LONGEST)} cannot be written: {why}", where=where, cure="Choose another file"

@@ -220,6 +220,12 @@ def autocast(model: nn.Module, x: Tensor) -> None:
     losses(out.float()).sum().backward()
 
 
+def fp16(model: nn.Module, x: Tensor) -> None:
+    with torch.autocast("cpu", dtype=torch.float16):
+        out = model(x)
+    losses(out.float()).sum().backward()
+
+
 def bf16(model: nn.Module, x: Tensor) -> None:
     losses(model.to(torch.bfloat16)(x.to(torch.bfloat16)).float()).sum().backward()
 
@@ -250,7 +256,7 @@ def named(forward: Callable[..., Any], take: Callable[[Any], Tensor]) -> Structu
     return on_vectors(lambda: Given(forward, a=nn.Linear(D, 3), b=nn.Linear(D, 3)), program=program)
 
 
-SINGLE = (autocast, bf16)
+SINGLE = (autocast, fp16, bf16)
 """Programs in 16 bits: compared within the error of that precision."""
 
 LAYERS: dict[str, Structure] = {
@@ -374,6 +380,7 @@ CALLS: dict[str, Structure] = {
     "checkpointing, reentrant": checkpointed(True),
     "`torch.compile(model)`": on_vectors(pair, program=compiled),
     "`torch.autocast` in bf16": Structure(lambda: pair().float(), lambda n: normal(n, D), program=autocast),
+    "`torch.autocast` in fp16": Structure(lambda: pair().float(), lambda n: normal(n, D), program=fp16),
     "parameters in bf16": Structure(lambda: pair().float(), lambda n: normal(n, D), program=bf16),
 }
 

@@ -97,6 +97,11 @@ ROUNDED_TOGETHER = Condition(
     "gradients passed through 16 bits in batches whose number of rows follows the draw: that kernels round a record's "
     "values the same whatever the number of rows is on trust",
 )
+LOSS_SCALE = Condition(
+    "loss scale",
+    "the loss scale is a function of the caller's: that it follows the number of the step and released values, and no "
+    "loss and no gradient that overflowed, is on trust",
+)
 CHANGED_IN_ITEM = Condition(
     "values changed within an item",
     "a value of the optimizer's groups (the learning rate, say) changed between an item of the loader and its step: "

@@ -43,7 +43,8 @@ SCALED: Problem = (
     UnsupportedOptimizerError,
     "gradients were multiplied between a backward and optimizer.step(), by a GradScaler or by hand. The sums that are "
     "clipped and noised are elsewhere and stay as they are",
-    "Call loss.backward() and optimizer.step() without a scaler (bfloat16 needs none), and scale the learning rate. "
+    "Call loss.backward() and optimizer.step() without a scaler (bfloat16 needs none; float16 takes "
+    "PrivacyEngine(loss_scale=2.0**10)), and scale the learning rate. "
     "Now call session.discard() and take the next batch",
 )
 

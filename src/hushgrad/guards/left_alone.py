@@ -47,6 +47,10 @@ class LeftAlone:
             for now, before in zip(map(sample, self._parameters), self._values, strict=True)
         )
 
+    def restored(self) -> None:
+        """The session itself has written the parameters of a checkpoint."""
+        self._versions, self._values = None, None
+
     def updated(self) -> None:
         """The optimizer has written an update."""
         if self._is_written:

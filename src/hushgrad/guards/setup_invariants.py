@@ -74,7 +74,8 @@ class SetupInvariants:
             raise UnsupportedOptimizerError(
                 "a GradScaler calls the optimizer: it skips steps by looking at gradients without noise, and scales "
                 "losses that are clipped",
-                cure="Call loss.backward() and optimizer.step() yourself, with bfloat16 autocast",
+                cure="Call loss.backward() and optimizer.step() yourself, with bfloat16 autocast, or with float16 and "
+                "PrivacyEngine(loss_scale=2.0**10), a constant that no overflow changes",
             )
         if [True for parameter in parameters if has_gradient_hooks(parameter)]:
             hooked = [name for name, parameter in self._model.named_parameters() if has_gradient_hooks(parameter)]

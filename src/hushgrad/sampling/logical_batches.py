@@ -22,6 +22,10 @@ class LogicalBatch:
         self._before = before
         self._state = "new"
 
+    def __contains__(self, key: object) -> bool:
+        """Nothing can be asked of it: a framework that looks for a name in its batch would draw it otherwise."""
+        return False
+
     def __iter__(self) -> Iterator[Any]:
         """Yield its items.
 

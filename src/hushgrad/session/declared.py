@@ -59,9 +59,10 @@ class DeclaredLoop(Loop):
             if size > 0:
                 batch.expect(losses_B)
                 parts.probe.losses(losses_B)
-                losses_B.sum().backward()  # type: ignore[no-untyped-call]
+                total = losses_B.sum()
+                total.backward(total.new_full((), batch.loss_scale))  # type: ignore[no-untyped-call]
                 batch.examine()
-                batch.add(scale=1.0)
+                batch.add(scale=1 / batch.loss_scale)
                 self._rounds_together |= batch.passes_16_bits
         finally:
             batch.close()
@@ -72,8 +73,8 @@ class DeclaredLoop(Loop):
         """Refuse: nobody would see where the physical batch ends."""
         raise ProtocolError("session.loss needs an item of the session's own loader to belong to", cure=_NEEDS_A_LOADER)
 
-    def mean(self, losses_B: Tensor) -> None:
-        """Return None: a backward on a mean is refused without a loader."""
+    def reduced(self, losses_B: Tensor) -> None:
+        """Return None: a backward on a mean or a sum is refused without a loader."""
 
     def end_item(self) -> NoReturn:
         """Refuse: each `session.backward` is a physical batch of its own, which has ended with it."""

@@ -50,8 +50,8 @@ class Loop(ABC):
         """Return a scalar whose backward, by somebody else, is that of `backward(losses_B)`."""
 
     @abstractmethod
-    def mean(self, losses_B: Tensor) -> Tensor | None:
-        """Return the mean of examined losses where its backward must not divide them; else None."""
+    def reduced(self, losses_B: Tensor) -> Tensor | None:
+        """Return the declared mean or sum of examined losses where gradients pass through 16 bits; else None."""
 
     @abstractmethod
     def end_item(self) -> None:

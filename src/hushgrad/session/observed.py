@@ -15,6 +15,7 @@ from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.session.loop import Loop
 from hushgrad.session.open_batch import OpenBatch
 from hushgrad.session.order import ObservedOrder
+from hushgrad.session.own_backward import OwnBackward
 from hushgrad.session.parts import Parts
 from hushgrad.session.scalar import expecting
 
@@ -39,6 +40,7 @@ class ObservedLoop(Loop):
         self._rounds_together = False
         self._order = ObservedOrder()
         self._batch: OpenBatch | None = None
+        self._own: OwnBackward | None = None
 
     @property
     def item(self) -> PhysicalBatch | None:
@@ -97,6 +99,7 @@ class ObservedLoop(Loop):
         self._batch = OpenBatch(parts, pool, batch.size, len(batch.indices))
         parts.scope.record_into(pool)
         parts.probe.begin_item(batch.size, drawn)
+        self._own = parts.probe.watcher = self._batch.own_backward()
         parts.frozen.begin_item()
         if 0 < len(batch.indices) < batch.size:
             parts.probe.expect_order(item, batch.size)
@@ -125,15 +128,15 @@ class ObservedLoop(Loop):
         self._parts.probe.total(total)
         return total
 
-    def mean(self, losses_B: Tensor) -> Tensor | None:
-        """Return the mean of losses that were examined, where gradients pass through 16 bits; else None.
+    def reduced(self, losses_B: Tensor) -> Tensor | None:
+        """Return the mean or sum of losses that were examined, where gradients pass through 16 bits; else None.
 
-        Its backward gives each loss 1 and not 1/B: see `OpenBatch.divides_losses`.
+        Its backward gives each loss 1 (times the loss scale) and not 1/B: see `OpenBatch.divides_losses`.
         """
         batch = self._batch
         if batch is None or not (losses_B.requires_grad and torch.is_grad_enabled()) or not batch.rounds(losses_B):
             return None
-        total = expecting(losses_B, 1.0, batch, is_mean=True)
+        total = expecting(losses_B, 1.0, batch, returned=self._parts.mechanism.loss_reduction)
         self._parts.probe.total(total)
         return total
 
@@ -152,6 +155,7 @@ class ObservedLoop(Loop):
 
     def _end(self, item: PhysicalBatch) -> None:
         parts, batch = self._parts, self._open_batch()
+        self._end_own()
         parts.frozen.require_no_surprises()
         batch.require_backward()
         parts.frozen.require_steady_groups(item)
@@ -172,9 +176,15 @@ class ObservedLoop(Loop):
 
     def close(self) -> None:
         """Refuse from here on a backward through the forwards of the item in work."""
+        self._end_own()
         if self._batch is not None:
             self._batch.close()
             self._batch = None
+
+    def _end_own(self) -> None:
+        if self._own is not None:
+            self._own.end()
+            self._own = None
 
     def _require_batch(self, losses_B: Tensor) -> OpenBatch:
         item = self._order.require_item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import LedgerError, ProtocolError, SensitivityMismatchError, UnsupportedModelError
+from hushgrad.guards.probing.loss_cuts import Cut
+from hushgrad.session.own_backward import OwnBackward
 from hushgrad.session.padding import without_padding
 from hushgrad.session.parts import Parts
 from hushgrad.session.release import note_sensitivity
@@ -26,10 +29,15 @@ class OpenBatch:
         pool: what the forwards of this batch record into.
         rows: the number of examples, padding included.
         drawn: how many of them were drawn; those after them are padding.
+
+    Attributes:
+        loss_scale: what losses that are not divided are multiplied by.
     """
 
     def __init__(self, parts: Parts, pool: UsePool, rows: int, drawn: int) -> None:
         self._parts, self._pool, self._rows, self._drawn = parts, pool, rows, drawn
+        scale = parts.loss_scale
+        self.loss_scale = scale.at(0 if scale.is_constant else parts.spending.steps)
         self._is_narrow = False
         self._decided = (NO_GRAPH_TASK, False)
         self._has_divided = False
@@ -74,6 +82,23 @@ class OpenBatch:
         self._is_narrow = self._is_narrow or self._parts.probe.is_narrow(losses_B)
         return self.passes_16_bits
 
+    def own_backward(self) -> OwnBackward | None:
+        """Return what multiplies the gradients of the loop's own losses; None where nothing has to."""
+        is_mean = self._parts.mechanism.loss_reduction == "mean"
+        factor = self._rows * self.loss_scale if is_mean else self.loss_scale
+        if not is_mean and factor == 1:
+            return None
+        return OwnBackward(self, factor, is_mean=is_mean)
+
+    def cuts(self, loss: Tensor) -> Sequence[Cut]:
+        """Return where the gradient of a loss of the loop's own may be multiplied before it is rounded."""
+        return self._parts.probe.cuts(loss)
+
+    def multiplied(self, factor: float) -> None:
+        """The gradient of the loop's own loss was multiplied, in the backward that runs."""
+        self._pool.note_undivided()
+        self._parts.probe.multiplied(factor)
+
     def divides_now(self) -> bool:
         """Return `divides_losses` for the backward that runs, the same for all losses in it, and take note of it."""
         task, divides = self._decided
@@ -102,20 +127,24 @@ class OpenBatch:
                 change the rounding of all others' gradients, and so the sum by more than the clip norm.
         """
         pool = self._pool
-        if self._parts.mechanism.loss_reduction == "sum":
-            return 1.0
         if pool.undivided == pool.backwards and not (self.passes_16_bits and self._parts.probe.saw_own_loss):
+            return 1 / self.loss_scale
+        if self._parts.mechanism.loss_reduction == "sum" and (self.loss_scale == 1 or not self.passes_16_bits):
             return 1.0
-        if pool.undivided and self._has_divided:
+        if pool.undivided and (self._has_divided or pool.undivided < pool.backwards):
             raise UnsupportedModelError(
-                "gradients of some backwards over this item passed through 16 bits, and those of earlier ones did not",
+                "gradients of some backwards over this item passed through 16 bits, and others were divided by the "
+                "number of examples",
                 cure="Add the losses of each example and call session.backward once for an item, or run all of its "
                 "forwards under the same autocast",
             )
         if self.passes_16_bits:
             raise UnsupportedModelError(
-                "a mean loss divides gradients by the number of examples before they are rounded to 16 bits, so that "
-                "one example changes how all others' gradients are rounded, by more than the clip norm in sum",
+                "a mean loss of the loop's own divides gradients by the number of examples before they are rounded to "
+                "16 bits, where they cannot be multiplied by it again (a mean inside the model that is itself taken in "
+                "16 bits, a graph that cannot be read, a backward that goes to other tensors, too, or is not "
+                "loss.backward()), so that one example changes how all others' gradients are rounded, by more than the "
+                "clip norm in sum",
                 cure="Compute the loss by engine.per_example(criterion), or call engine.session.backward(losses) with "
                 "one loss per example: both divide nothing before it is rounded",
             )

@@ -15,6 +15,7 @@ from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.mechanism import Mechanism
 from hushgrad.randomness import KeyStream
+from hushgrad.session.loss_scale import LossScale
 from hushgrad.session.members import Members
 from hushgrad.session.regularizers import Regularizers
 from hushgrad.session.spending import Spending
@@ -40,6 +41,7 @@ class Parts:
         regularizers: declared terms of parameters alone, added to the noised update.
         spending: the ledger, and what may still be spent.
         monitors: those that were handed in.
+        loss_scale: what losses are multiplied by where gradients pass through 16 bits.
         is_strict: whether what the probe would take on trust is refused.
     """
 
@@ -57,6 +59,7 @@ class Parts:
     regularizers: Regularizers
     spending: Spending
     monitors: Monitors
+    loss_scale: LossScale
     is_strict: bool
 
     def take_marks(self) -> None:

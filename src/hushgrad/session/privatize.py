@@ -13,6 +13,7 @@ from hushgrad.gradients.contribution import Plan
 from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.mechanism import Mechanism
 from hushgrad.randomness import KeyStream
+from hushgrad.session.loss_scale import Scale
 from hushgrad.session.session import Session
 from hushgrad.session.set_up import set_up
 
@@ -29,6 +30,7 @@ def privatize(
     lease: int = 1,
     monitors: Sequence[Monitor] = (),
     strict: bool = False,
+    loss_scale: Scale = 1.0,
 ) -> Session:
     """Attach a mechanism to a model and its optimizer; both stay the caller's own objects.
 
@@ -46,6 +48,11 @@ def privatize(
         monitors: what watches the noised updates, beside the monitors that are always on.
         strict: True refuses, before anything of it is released, what the probe and the reader of losses would take on
             trust (`TakenOnTrustError`).
+        loss_scale: for float16, whose small gradients vanish: what every loss is multiplied by in a backward through 16
+            bits, and taken off again before gradients are clipped. A power of two up to 2**15 (losses are not divided
+            by the batch size, so 2**10 is plenty), or a function of the number of steps charged that returns one. It
+            must follow nothing but that and released values: no loss, and no gradient that overflowed. An example whose
+            gradient overflows contributes 0. Instead of torch's `GradScaler`, which is refused.
 
     Raises what `require_trainable_privately` raises, before any data is read, and `ProtocolError` where the model or
     the optimizer belongs to another open session.
@@ -61,5 +68,6 @@ def privatize(
         lease=lease,
         monitors=monitors,
         strict=strict,
+        loss_scale=loss_scale,
     )
-    return Session(parts, optimizer)
+    return Session(parts, model, optimizer)

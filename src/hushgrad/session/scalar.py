@@ -12,14 +12,14 @@ from hushgrad.errors import ProtocolError
 from hushgrad.session.open_batch import OpenBatch
 
 
-def expecting(losses_B: Tensor, scale: float, batch: OpenBatch, *, is_mean: bool = False) -> Tensor:
+def expecting(losses_B: Tensor, scale: float, batch: OpenBatch, *, returned: str | None = None) -> Tensor:
     """Return Σ losses, to be given a gradient of exactly `scale`; each loss then gets what the session expects.
 
     Guarantee: what each loss gets is a constant, whatever gradient came: one that is not `scale` is refused.
 
-    `is_mean`: whether the value to be returned is that of their mean; their gradients are the same.
+    `returned`: what a criterion returns of them, their "mean" or their "sum"; their gradients are the same.
     """
-    total: Tensor = _Expecting.apply(losses_B, scale, batch, is_mean)  # type: ignore[no-untyped-call]
+    total: Tensor = _Expecting.apply(losses_B, scale, batch, returned)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -27,19 +27,20 @@ class _Expecting(torch.autograd.Function):
     """Σ losses (or their mean), whose backward is told in advance which gradient it will be given."""
 
     @staticmethod
-    def forward(ctx: Any, losses_B: Tensor, scale: float, batch: OpenBatch, is_mean: bool) -> Tensor:
-        ctx.scale, ctx.batch, ctx.shape, ctx.is_mean = scale, batch, losses_B.shape, is_mean
-        return losses_B.mean() if is_mean else losses_B.sum()
+    def forward(ctx: Any, losses_B: Tensor, scale: float, batch: OpenBatch, returned: str | None) -> Tensor:
+        ctx.scale, ctx.batch, ctx.shape, ctx.is_returned = scale, batch, losses_B.shape, returned is not None
+        return losses_B.mean() if returned == "mean" else losses_B.sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        if not _is(gradient, ctx.scale) and ctx.is_mean:
+        if not _is(gradient, ctx.scale) and ctx.is_returned:
             raise ProtocolError(
                 "what a criterion of engine.per_example returned was multiplied or divided before backward, and "
                 "gradients pass through 16 bits here",
                 cure="Put a constant factor inside the criterion (a function that returns factor * losses [B]), or "
-                "call session.loss(losses, scale=factor); use no GradScaler (bfloat16 needs none)",
+                "call session.loss(losses, scale=factor); use no GradScaler (bfloat16 needs none; float16 takes "
+                "PrivacyEngine(loss_scale=2.0**10))",
             )
         if not _is(gradient, ctx.scale):
             raise ProtocolError(
@@ -48,9 +49,9 @@ class _Expecting(torch.autograd.Function):
                 + ": the loop multiplied or divided it before backward",
                 cure="Call session.loss(losses, scale=1/n) where the loop divides by a constant n (by the steps of "
                 "gradient accumulation, say). Scale it by nothing that depends on the batch, and use no GradScaler "
-                "(bfloat16 needs none)",
+                "(bfloat16 needs none; float16 takes PrivacyEngine(loss_scale=2.0**10))",
             )
-        weight = 1 / ctx.shape[0] if ctx.batch.divides_now() else 1.0
+        weight = 1 / ctx.shape[0] if ctx.batch.divides_now() else ctx.batch.loss_scale
         return torch.full(ctx.shape, weight, dtype=gradient.dtype, device=gradient.device), None, None, None
 
 

@@ -6,6 +6,7 @@ or clip again a gradient without noise. The order of a step is: charge, then noi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any
@@ -18,6 +19,7 @@ from hushgrad.accounting.conditions import CLOSED, ROUNDED_TOGETHER, Condition, 
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger.contract import OBSERVED
+from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.arguments import positive_number
 from hushgrad.errors import ClosedSessionError, HushgradError, LedgerError, ProtocolError
@@ -29,6 +31,7 @@ from hushgrad.mechanism import Mechanism
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.torch_loader import LoadingOptions
+from hushgrad.session.checkpoint import Checkpoint, Resumed, Stateful, save
 from hushgrad.session.declared import DeclaredLoop
 from hushgrad.session.loaders import loader_of, loader_over
 from hushgrad.session.loop import Loop, require_losses
@@ -45,9 +48,10 @@ class Session:
     last_step_updated = False
     """Whether the last `optimizer.step()` ended a logical batch; learning-rate schedules step only then."""
 
-    def __init__(self, parts: Parts, optimizer: Optimizer) -> None:
+    def __init__(self, parts: Parts, model: nn.Module, optimizer: Optimizer) -> None:
         """Attach to the model and the optimizer that `parts` were set up for; users call `privatize`."""
         self._parts = parts
+        self._model, self._optimizer = model, optimizer
         self._loop: Loop = DeclaredLoop(self._parts)
         self._closed = False
         self._hooks = StepHooks(
@@ -123,7 +127,7 @@ class Session:
             loss_reduction=reduction,
             batch_size=size,
             observer=self._parts.probe,
-            mean=lambda losses: self._loop.mean(losses),
+            reduced=lambda losses: self._loop.reduced(losses),
         )
 
     def regularizer(self, fn: Callable[[], Tensor], *, weight: float) -> None:
@@ -256,6 +260,84 @@ class Session:
         """The loader item that is being worked on, if any; once it has ended, the last one until the step."""
         return self._loop.latest
 
+    # Coming back -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a receipt of what was spent, as plain values: to be kept beside weights, and checked with them.
+
+        It holds the number of steps and the last record of the ledger, and never a key, a draw or a sum.
+
+        Raises `ProtocolError` where no ledger was begun yet (a session without a loader, before its first backward).
+        """
+        return self._parts.spending.receipt().as_state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> int:
+        """Check that this session goes on with the account of `state`; return how many steps were lost since.
+
+        Nothing is set back: steps that came after the receipt were charged before they were released, and stay charged.
+
+        Guarantee: weights whose steps this session's ledger does not hold are refused.
+
+        Args:
+            state: what `state_dict` returned.
+
+        Raises:
+            CheckpointError: it is no receipt.
+            LedgerError: the ledger is missing, was cut, or is that of another run.
+            ProtocolError: inside a logical batch.
+        """
+        self._require_between_steps("load a state")
+        return self._parts.spending.lost_since(Receipt.from_state(state))
+
+    def save_checkpoint(
+        self, path: str | os.PathLike[str], *, schedulers: Sequence[Stateful] = (), extra: Any = None
+    ) -> None:
+        """Write model, optimizer, schedulers and the receipt of what they cost to one file; return when it is on disk.
+
+        Tensors are in safetensors format, all else is JSON: nothing is pickled. The file is replaced in one step. All
+        of it is made from noised updates, and what `extra` holds is the caller's: keep training data out of it.
+
+        Args:
+            path: a file; its folder is made where it is missing.
+            schedulers: learning-rate schedulers, or whatever has `state_dict` and `load_state_dict`.
+            extra: plain values of the caller's (the number of the epoch, say).
+
+        Raises:
+            CheckpointError: a value cannot be written without pickle, or the file cannot be written.
+            ProtocolError: inside a logical batch.
+        """
+        self._require_between_steps("write a checkpoint")
+        save(path, self._parts.spending.receipt(), self._model, self._optimizer, schedulers, extra)
+
+    def load_checkpoint(self, path: str | os.PathLike[str], *, schedulers: Sequence[Stateful] = ()) -> Resumed:
+        """Go on from a checkpoint, once its receipt was found in this session's ledger.
+
+        Guarantee: a checkpoint that cannot be continued is refused before anything is changed.
+
+        Args:
+            path: what `save_checkpoint` wrote.
+            schedulers: as many as it was given, in its order.
+
+        Raises:
+            CheckpointError: it is damaged, or one of another model or optimizer.
+            LedgerError: the ledger is missing, was cut, or is that of another run.
+            ProtocolError: inside a logical batch.
+        """
+        self._require_between_steps("load a checkpoint")
+        checkpoint = Checkpoint.read(path)
+        lost = self._parts.spending.lost_since(checkpoint.receipt)
+        checkpoint.load(self._model, self._optimizer, schedulers)
+        self._parts.left_alone.restored()
+        return Resumed(checkpoint.receipt.steps, lost, checkpoint.extra)
+
+    def _require_between_steps(self, what: str) -> None:
+        self._require_open()
+        if self._loop.is_open:
+            raise ProtocolError(
+                f"this would {what} inside a logical batch",
+                cure="Do it after optimizer.step() and before the next item; after an interrupt call session.discard()",
+            )
+
     # What was spent --------------------------------------------------------------------------------------------------
 
     @property
@@ -307,6 +389,13 @@ class Session:
         trusted = [*self._trusted(), *self._parts.probe.open_conditions, *([CLOSED] if self._closed else [])]
         return self._parts.spending.guarantee(delta, accountant, trusted)
 
+    def trust(self, condition: Condition) -> None:
+        """Leave in ledger and guarantee something that the caller takes on trust, once.
+
+        Raises `LedgerError` where it could not be made durable.
+        """
+        self._parts.spending.trust([condition])
+
     @property
     def noise_monitor(self) -> NoiseMonitor:
         """What was measured of the noise of the steps so far."""
@@ -332,6 +421,7 @@ class Session:
             *parts.frozen.conditions,
             *parts.left_alone.conditions,
             *parts.regularizers.conditions,
+            *parts.loss_scale.conditions,
             *operators,
             *rounding,
         ]

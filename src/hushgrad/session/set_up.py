@@ -28,6 +28,7 @@ from hushgrad.mechanism import known as noise_kinds
 from hushgrad.printable import full_name
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling import known as sampling_kinds
+from hushgrad.session.loss_scale import LossScale, Scale
 from hushgrad.session.members import Members
 from hushgrad.session.parts import Parts
 from hushgrad.session.regularizers import Regularizers
@@ -47,6 +48,7 @@ def set_up(
     lease: int = 1,
     monitors: Sequence[Monitor] = (),
     strict: bool = False,
+    loss_scale: Scale = 1.0,
     alarms: Alarms = Alarms.RAISED,
     batches_are_chosen: bool = False,
 ) -> Parts:
@@ -62,6 +64,7 @@ def set_up(
             f"mechanism must be a DPSGD or another Mechanism, got {type(mechanism).__name__}",
             cure="Pass hushgrad.DPSGD(noise_multiplier=..., clipping=..., sampling=..., expected_batch_size=...)",
         )
+    scale = LossScale(loss_scale)
     parameters = require_trainable_privately(model, optimizer)
     members = Members(model, optimizer, ledger)
     stream = _stream_of(key)
@@ -97,6 +100,7 @@ def set_up(
         regularizers=Regularizers(parameters, scope),
         spending=spending,
         monitors=watching,
+        loss_scale=scale,
         is_strict=strict,
     )
 

@@ -16,6 +16,7 @@ from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger.contract import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract
 from hushgrad.accounting.ledger.file import ledger_path
 from hushgrad.accounting.ledger.ledger import Ledger
+from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.arguments import whole_number
@@ -199,6 +200,29 @@ class Spending:
     def anchor(self) -> LedgerHead | None:
         """The last record of the ledger; None while it is not open."""
         return None if self._ledger is None else self._ledger.anchor
+
+    def receipt(self) -> Receipt:
+        """Return what the ledger holds now. Raises `ProtocolError` where there is none yet."""
+        if self._ledger is not None:
+            return Receipt(self._ledger.run, self._ledger.steps, self._ledger.anchor, self._path is not None)
+        if self._path is None or not os.path.lexists(self._path):
+            raise ProtocolError(
+                "there is no ledger yet: it is begun when it is known how batches are drawn",
+                cure="Ask for it once the session has a loader, or after its first backward",
+            )
+        view = read_ledger(self._path)
+        return Receipt(view.run, view.steps, view.anchor, True)
+
+    def lost_since(self, receipt: Receipt) -> int:
+        """Return how many of the steps that this ledger holds came after `receipt`; they stay charged.
+
+        Raises:
+            LedgerError: this ledger is another one, or lacks what the receipt says, or none was kept.
+        """
+        if self._path is None and self._ledger is not None and self._ledger.run == receipt.run:
+            return self._ledger.steps - receipt.steps  # what it holds in memory is what it held then, and more
+        on_disk = receipt.steps_of(self._path)
+        return (on_disk if self._ledger is None else self._ledger.steps) - receipt.steps
 
     def events(self) -> list[tuple[Event, int]]:
         """Return what was charged, in order, as `(event, count)`."""

@@ -18,6 +18,7 @@ from torch import nn
 
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.result_file import replace_file
 from hushgrad.study.model_file import as_bytes
 from hushgrad.study.outcome import Measurement
 
@@ -125,22 +126,6 @@ def require_unused(path: Path) -> None:
         raise InvalidArgumentError(
             "the output path must be a folder, and this is something else", where="--out", cure="Choose another path"
         )
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that a reader finds either the old content or the new, also after a crash."""
-    beside = path.with_name(f".{path.name}.new")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def json_text(value: Any, *, indent: int | None) -> str:

@@ -17,10 +17,11 @@ from torch import nn
 from hushgrad._version import __version__
 from hushgrad.extras import require
 from hushgrad.printable import printable
+from hushgrad.result_file import replace_file
 from hushgrad.study.config_json import config_to_json
 from hushgrad.study.configuration import Privacy, RunConfig
 from hushgrad.study.curves import draw_curves
-from hushgrad.study.directory import RunDirectory, json_text, ledger_end, replace_file, require_unused
+from hushgrad.study.directory import RunDirectory, json_text, ledger_end, require_unused
 from hushgrad.study.interruption import finish_step_on_interrupt
 from hushgrad.study.loggers import MetricLogger, hand_over, metrics_of
 from hushgrad.study.model_file import digest_of

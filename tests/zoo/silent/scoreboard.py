@@ -31,6 +31,7 @@ import quiet_randomness
 import relative_tolerances
 import run_accounts
 import shared_places
+import sixteen_bits
 import torch
 from silent_programs import EXACT, OUTCOMES, REFUSED, SILENT, TRUSTED, UNTYPED, Found, Kind, Program
 
@@ -49,6 +50,7 @@ KINDS: tuple[Kind, ...] = (
     relative_tolerances.KIND,
     kept_state.KIND,
     own_scalar_losses.KIND,
+    sixteen_bits.KIND,
     later_batches.KIND,
     number_limits.KIND,
     run_accounts.KIND,

@@ -86,6 +86,11 @@ class Ledger:
         return self._steps
 
     @property
+    def run(self) -> str:
+        """The random name that it got when it was begun."""
+        return self._run
+
+    @property
     def is_watched(self) -> bool:
         """Whether this machine keeps how far the file goes, which shows later that one is an older copy."""
         return self._history is not None and self._history.is_kept

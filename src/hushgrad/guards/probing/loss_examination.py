@@ -3,7 +3,8 @@
 The rows of some examples are exchanged in the item and in the model's outputs; the gradient that comes back to the
 outputs of all others must stay what it was, and so must their losses. This sees what the graph of a loss cannot show:
 factors and targets without a gradient, choices among examples, divisors that the batch decides. Then one example is
-left out: a mean over the batch grows by a known factor, a sum does not.
+left out (in 16 bits, which do not show so small a share, half of them): a mean over the batch grows by a known factor,
+a sum does not.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from hushgrad.capture.axes.batch_axes import NARROW
 from hushgrad.errors import CrossSampleLeakError, LossShapeError
 from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_program import Given, Made, Program
@@ -76,6 +78,8 @@ class _Examination:
         self._program = program
         self._base = base
         self._numbers = NumbersTaken(program, base.numbers)
+        is_narrow = any(part is not None and part.dtype in NARROW for part in base.gradients)
+        self._fewer = program.size - (program.size // 2 if is_narrow else 1)
 
     def run(self, loss_reduction: str, expected_size: float | None) -> str:
         program, why = self._program, self._program.hidden
@@ -258,12 +262,12 @@ class _Examination:
             found[slot] = values
         return found
 
-    # One example less ------------------------------------------------------------------------------------------------
+    # Fewer examples ------------------------------------------------------------------------------------------------
 
     def _leave_out(self, loss_reduction: str, expected_size: float | None) -> None:
         """Refuse a sum where a mean was declared, the reverse, and losses that are divided by the number of examples.
 
-        Numbers that are the batch's size are made one less with it. Where the program cannot be run so, nothing shows.
+        Numbers that are the batch's size are made less with it. Where the program cannot be run so, nothing shows.
         """
         size = self._program.size
         kinds = {end.is_rows for end in self._program.ends}
@@ -272,7 +276,8 @@ class _Examination:
             return
         for is_multiple in (False, True):
             try:
-                fewer = replayed(self._program, self._without_last(), partial(_less, size, is_multiple))
+                less = partial(_less, size, self._fewer, is_multiple)
+                fewer = replayed(self._program, self._without_last(), less)
             except NotRunningError:
                 continue
             if any(not made.numel() and self._base.made[key].numel() for key, made in fewer.made.items()):
@@ -287,21 +292,21 @@ class _Examination:
             values = source.values
             axis = self._program.axes.get(slot, axis_of(values, size)) if source.kind in ("item", "output") else None
             if axis is not None:
-                found[slot] = values.narrow(axis, 0, values.shape[axis] // size * (size - 1))
+                found[slot] = values.narrow(axis, 0, values.shape[axis] // size * self._fewer)
             elif values.ndim and values.shape[0] == size:
-                found[slot] = values[:-1]
+                found[slot] = values[: self._fewer]
             elif source.kind != "output" and values.numel() == 1 and float(values.real) == size:
-                found[slot] = values - 1
+                found[slot] = values - (size - self._fewer)
         return found
 
     def _compare_fewer(self, fewer: Replay, loss_reduction: str, *, is_rows: bool) -> None:
         size = self._program.size
-        mean = size / (size - 1)
+        mean = size / self._fewer
         for one, other in zip(self._base.gradients, fewer.gradients, strict=True):
             axis = None if one is None else axis_of(one, size)
             if one is None or other is None or axis is None or not bool(one.any()):
                 continue
-            before, after = blocks(one, axis, size)[:-1], blocks(other, axis, size - 1)
+            before, after = blocks(one, axis, size)[: self._fewer], blocks(other, axis, self._fewer)
             flat = before.reshape(len(before), -1)
             if not bool((flat.isfinite().all(1) & flat.any(1)).any()):
                 continue  # nothing that tells
@@ -325,14 +330,14 @@ def _largest(values: Tensor) -> float:
     return float(values.abs().nan_to_num(0.0, 0.0, 0.0).max()) if values.numel() else 0.0
 
 
-def _less(size: int, is_multiple: bool, value: object) -> object:
-    """Return a number of the program for a batch of one example less."""
+def _less(size: int, fewer: int, is_multiple: bool, value: object) -> object:
+    """Return a number of the program for a batch of fewer examples."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value:
         return value
     if value == size or (is_multiple and isinstance(value, int) and value > size and value % size == 0):
-        return type(value)(value // size * (size - 1))
+        return type(value)(value // size * fewer)
     if isinstance(value, float) and abs(value * size - 1) < 1e-12:
-        return 1 / (size - 1)
+        return 1 / fewer
     return value
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hushgrad.guards.probing.loss_arithmetic import MEAN
 from hushgrad.guards.probing.loss_rules import RULES
 from hushgrad.guards.probing.loss_values import (
     Key,
@@ -26,7 +27,7 @@ from hushgrad.guards.probing.loss_values import (
     Unread,
     Value,
 )
-from hushgrad.torch_internals import dtype_of_output, sequence_number, shape_of_output
+from hushgrad.torch_internals import dtype_of_output, saved, sequence_number, shape_of_output
 
 MOST_NODES = 400
 """Larger graphs are not read; Python loops over the examples make such."""
@@ -38,6 +39,9 @@ RECOMPUTED = "CheckpointFunctionBackward"
 """A checkpointed part of a model (use_reentrant=True), whose own graph is made when its backward runs."""
 
 NARROW = (torch.bfloat16, torch.float16)
+
+TWICE_DIVIDED = {"HuberLoss", "MseLoss", "SmoothL1Loss"}
+"""Criteria whose mean multiplies by a rounded inverse of the number of values, so that exact halves are lost."""
 
 _SUFFIX = re.compile(r"Backward\d*$")
 _names: dict[str, str] = {}
@@ -51,20 +55,30 @@ class LossGraph:
         outputs: the model's outputs.
         vouched: what is known of values that were examined elsewhere, by their keys.
         anchor: what every captured operator of the model hangs on.
+        opens_scalars: whether scalars that the model returned are read down to its operators.
     """
 
-    def __init__(self, size: int, outputs: Container[Key], vouched: Mapping[Key, Value], anchor: Any) -> None:
+    def __init__(
+        self,
+        size: int,
+        outputs: Container[Key],
+        vouched: Mapping[Key, Value],
+        anchor: Any,
+        *,
+        opens_scalars: bool = False,
+    ) -> None:
         self._size = size
+        self._opens_scalars = opens_scalars
         self._anchor = anchor
         self._outputs = outputs
         self._vouched = vouched
         self._known: dict[tuple[Any, int], Value] = {}
         self._read = Reading(size)
 
-    def read(self, root: Any) -> Reading:
+    def read(self, root: Any, index: int = 0) -> Reading:
         """Return what the loss whose node is `root` is made of."""
         self._read = Reading(self._size)
-        self._read.value = self._value(root, 0)
+        self._read.value = self._value(root, index)
         self._known.clear()
         is_cut_off = len(self._read.operators) >= MOST_NODES
         if is_cut_off:
@@ -91,12 +105,14 @@ class LossGraph:
             return Unread("it is made of too many operators")
         kind = type(node).__name__
         self._read.operators.append(kind)
-        found = None if kind == "AccumulateGrad" else self._made(node, index, kind, sequence_number(node))
+        is_leaf = kind == "AccumulateGrad"
+        self._read.has_leaf |= is_leaf
+        found = None if is_leaf else self._made(node, index, kind, sequence_number(node))
         self._known[key] = found
         return found
 
     def _made(self, node: Any, index: int, kind: str, number: int) -> Value:
-        if (number, index) in self._outputs:
+        if (number, index) in self._outputs and not (self._opens_scalars and _shape(node, index) == ()):
             self._read.has_own = True
             found = self._output((number, index), _shape(node, index))
             self._read.outputs[number, index] = found
@@ -113,15 +129,30 @@ class LossGraph:
         values = [None if part is None else self._value(part, place) for part, place in edges]
         if all(value is None for value in values):
             return None
+        name = operator_name(node)
+        found = self._by_rule(node, index, name, values)
+        self._note_rounding(node, index, name, found)
+        return found
+
+    def _by_rule(self, node: Any, index: int, name: str, values: list[Value]) -> Value:
         for value in values:
             if isinstance(value, Unread):
                 return value
-        name = operator_name(node)
         rule = RULES.get(name)
         if rule is None:
             return Unread(f"{name} is not known to be for each example alone")
-        shapes = [() if part is None else _shape(part, place) for part, place in edges]
+        shapes = [() if part is None else _shape(part, place) for part, place in node.next_functions]
         return rule(self._read, LossOperator(name, node, _shape(node, index), values, shapes))
+
+    def _note_rounding(self, node: Any, index: int, name: str, found: Value) -> None:
+        read, is_narrow = self._read, dtype_of_output(node, index) in NARROW
+        if isinstance(found, PerExample):
+            read.has_narrow |= is_narrow
+            return
+        divides_twice = name in TWICE_DIVIDED and saved(node, "reduction") == MEAN
+        read.is_rounded |= is_narrow or divides_twice
+        if name == "Mean" and isinstance(found, Total) and math.prod(_shape(*node.next_functions[0])) > 1:
+            read.means.append(node)
 
     def _output(self, output: Key, shape: Shape) -> Value:
         """Return what an output of the model of this shape is taken for."""

@@ -62,6 +62,9 @@ MOST_OTHERS = 1
 """So many other loops may be in an item in one thread (two private models that train in turns)."""
 
 CRITERIA = str(File(LIBRARY) / "losses.py")
+OTHER_WAY = str(File(LIBRARY) / "session" / "own_backward.py")
+"""The code of a mode that runs some of the loop's calls another way: what it calls is the loop's."""
+
 DEVICES = ("cpu", "cuda")
 APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 """The code that calls a custom autograd function."""
@@ -383,7 +386,7 @@ def _place() -> tuple[Place | None, FrameType | None]:
     place: Place | None = None
     while frame is not None:
         file = frame.f_code.co_filename
-        if place is None and file != __file__ and not file.startswith(TORCH):
+        if place is None and file not in (__file__, OTHER_WAY) and not file.startswith(TORCH):
             if file.startswith(LIBRARY) and file != CRITERIA:
                 return None, None
             place = _place_of(frame)

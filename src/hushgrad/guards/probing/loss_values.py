@@ -102,6 +102,11 @@ class Reading:
         has_inner: whether a part comes from inside the model, past its outputs.
         uneven: means over numbers of values that are no multiple of B; faults unless `cuts` hold all examples.
         cuts: which parts of the batch were cut out, and of how many.
+        has_leaf: whether gradients go to something that is neither the model nor examined.
+        is_rounded: whether the gradient of a sum over the batch, of what is unread, or of a criterion that divides
+            twice, is rounded to 16 bits: maybe before it was divided, or after.
+        has_narrow: whether values of single examples are in 16 bits between the outputs and the loss.
+        means: the nodes of means over the batch.
     """
 
     size: int
@@ -117,6 +122,10 @@ class Reading:
     has_inner: bool = False
     uneven: list[str] = field(default_factory=list)
     cuts: list[tuple[range, int]] = field(default_factory=list)
+    has_leaf: bool = False
+    is_rounded: bool = False
+    has_narrow: bool = False
+    means: list[Any] = field(default_factory=list)
 
     def mixes(self, what: str) -> None:
         """Note that the loss depends on the batch as a whole."""

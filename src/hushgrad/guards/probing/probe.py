@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from hushgrad.guards.probing.companions import MOST_READ, UNTOLD, require_same_b
 from hushgrad.guards.probing.evaluations import Evaluation, Evaluations
 from hushgrad.guards.probing.kept_calls import KeptCalls, Pending, Signature, signature_of
 from hushgrad.guards.probing.looks import Looks
+from hushgrad.guards.probing.loss_cuts import Cut
 from hushgrad.guards.probing.loss_probe import Criterion, require_separate_losses
 from hushgrad.guards.probing.loss_programs import LossPrograms
 from hushgrad.guards.probing.model_probe import ModelProbe
@@ -97,6 +98,16 @@ class _Entered:
     pending: Pending | None
 
 
+class ForwardWatcher(Protocol):
+    """Is told of the outermost forwards of an item that may be trained on."""
+
+    def entering(self, inputs: Any) -> None:
+        """One begins with these inputs."""
+
+    def returned(self) -> None:
+        """It has returned, and what capture and the probe put on torch's stack for it is gone."""
+
+
 class Probe:
     """Watches the forwards of one session and probes those of its first batch.
 
@@ -140,6 +151,8 @@ class Probe:
         self._recorded: Callable[[int], Mapping[str, Tensor]] | None = None
         self._axes: dict[nn.Module, Mapping[Path, int]] = {}
         self._evaluations = Evaluations(self._looks, self._is_accumulating)
+        self.watcher: ForwardWatcher | None = None
+        """Is told of the forwards of the item in work."""
         self._may_compile = False
         self._uncompiled: tuple[Callable[..., Any], ...] = (self._entering, self._left)
         self._choose_uncompiled()
@@ -203,6 +216,8 @@ class Probe:
         is_new = self._novelty.note(module, (args, kwargs), self._axes.get(module, {})) and is_known
         pending = self._calls.begun(module, args, kwargs, signature, is_known=is_known, is_new=is_new)
         self._programs.given((args, kwargs), None if pending is None else pending.call.state)
+        if self.watcher is not None:
+            self.watcher.entering((args, kwargs))
         return _Entered(module, pending)
 
     def _left(self, entered: _Entered | None, output: Any, hangs_hooks: bool) -> None:
@@ -211,6 +226,8 @@ class Probe:
         self._programs.returned(output)
         if output is None:
             return
+        if self.watcher is not None:
+            self.watcher.returned()
         if entered.pending is not None:
             entered.pending.call.returned(output, hangs_hooks, self._is_accumulating)
         self._scalar_loss.left(entered.module, output)
@@ -265,6 +282,14 @@ class Probe:
         """Return whether gradients of these losses pass through 16 bits before they come to the model's outputs."""
         return self._scalar_loss.is_narrow(losses)
 
+    def cuts(self, loss: Tensor) -> list[Cut]:
+        """Return where the gradient of a loss of the loop's own may be multiplied before it is rounded to 16 bits."""
+        return self._scalar_loss.cuts(loss)
+
+    def multiplied(self, factor: float) -> None:
+        """The backward that runs had the gradient of its loss multiplied there."""
+        self._scalar_loss.multiplied(factor)
+
     def _look_at_graph(self, losses: Tensor) -> bool:
         calls = [
             part.call
@@ -288,6 +313,7 @@ class Probe:
         self._evaluations.clear()
         self._padded = self._drawn = self._recorded = None
         self._is_told = True
+        self.watcher = None
         self._programs.forget()
         self._scalar_loss.forget()
 

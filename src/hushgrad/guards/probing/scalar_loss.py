@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hushgrad.accounting.conditions import INNER_LOSS, OUTSIDE_CALL, UNREAD_LOSS, Condition, not_read
 from hushgrad.guards.probing.loop_line import loop_line
+from hushgrad.guards.probing.loss_cuts import Cut, cuts_of
 from hushgrad.guards.probing.loss_graph import LossGraph, is_narrow, operator_name, reaches_inside
 from hushgrad.guards.probing.loss_judge import LossJudge
 from hushgrad.guards.probing.loss_programs import LossPrograms
@@ -74,8 +75,8 @@ class ScalarLoss:
         self._vouched: dict[Key, Value] = {}
         self._reduction = {"mean": "Mean", "sum": "Sum"}[loss_reduction]
         self._looked_at: set[int] = set()
-        self.saw_own = False
-        """Whether a loss of the item in work had a part that is no sum of the session's own (`vouch_total`)."""
+        self._factors: dict[int, float] = {}  # by backward
+        self._own: set[int] = set()
         self.saw_narrow = False
         """Whether gradients of the item in work passed through 16 bits between its losses and the model's outputs."""
         self._conditions: dict[Condition, None] = {}
@@ -91,7 +92,9 @@ class ScalarLoss:
         self._outputs.clear()
         self._vouched.clear()
         self._looked_at.clear()
-        self.saw_own = self.saw_narrow = False
+        self._factors.clear()
+        self._own.clear()
+        self.saw_narrow = False
 
     def left(self, module: nn.Module, output: Any) -> None:
         """A captured forward that may be trained on returned `output`."""
@@ -122,9 +125,36 @@ class ScalarLoss:
         if loss.grad_fn is not None:
             self._vouched[_key(loss)] = Total((Term("vouched"),))
 
+    def cuts(self, loss: Tensor) -> list[Cut]:
+        """Return where the gradient of a loss of the loop's own may be multiplied before it is rounded.
+
+        Empty if that is unclear, and where a part of the loss is of losses that were examined: they are held to the
+        gradient that they expect.
+        """
+        if self.size is None or loss.grad_fn is None or loss.ndim:
+            return []
+        size = self.size
+
+        def graph() -> LossGraph:
+            return LossGraph(size, self._outputs, self._vouched, self._anchor, opens_scalars=True)
+
+        return cuts_of(loss.grad_fn, loss.output_nr, graph)
+
+    def multiplied(self, factor: float) -> None:
+        """The gradient of the loss was multiplied in the backward that runs, at its cuts."""
+        self._factors[current_graph_task()] = factor
+
     def is_narrow(self, losses: Tensor) -> bool:
         """Return whether gradients of these losses pass through 16 bits before they come to the model's outputs."""
         return losses.grad_fn is not None and is_narrow(losses.grad_fn, self._outputs, self._anchor)
+
+    @property
+    def saw_own(self) -> bool:
+        """Whether a backward of the item in work had a loss with a part that is no sum of the session's own.
+
+        Losses whose gradient was multiplied do not count, nor does what `vouch_total` was told of.
+        """
+        return not self._own <= self._factors.keys()
 
     def close(self) -> None:
         """The item is about to be released: a backward that was not looked at is taken on trust."""
@@ -160,11 +190,14 @@ class ScalarLoss:
         return hook
 
     def _look(self, key: Key, gradient: Tensor, size: int) -> None:
-        line = ""
+        line, task = "", current_graph_task()
+        if task in self._factors:  # this output may be the loss itself, and come before
+            gradient = gradient.float() / self._factors[task]
         for losses, is_scaled, line in self._losses():
             nodes = [loss.grad_fn for loss in losses]
             if all(self._is_vouched(loss) for loss in losses):
-                self.saw_own |= not all(_is_sessions(self._vouched.get(_key(loss))) for loss in losses)
+                if not all(_is_sessions(self._vouched.get(_key(loss))) for loss in losses):
+                    self._own.add(task)
                 self._look_for_16_bits(losses)
                 return
             readings = [LossGraph(size, self._outputs, self._vouched, self._anchor).read(node) for node in nodes]
@@ -172,16 +205,19 @@ class ScalarLoss:
                 continue  # a backward inside another one
             self._look_for_16_bits(losses)
             for loss, reading in zip(losses, readings, strict=True):
-                self.saw_own |= not _is_sessions(reading.value)
+                is_own = not _is_sessions(reading.value)
+                if is_own:
+                    self._own.add(task)
                 reading.loss = loss.detach()
-                self._programs.scalar(loss)
+                if is_own:  # what it makes of the session's scalars they are held to by themselves
+                    self._programs.scalar(loss)
                 if isinstance(reading.value, Total) and is_scaled:
                     reading.value = reading.value.scaled()
                 shown = (key, gradient, self._values(key)) if len(losses) == 1 else None
                 for condition in self._judge.judge(reading, shown):
                     self._conditions[_located(condition, reading.value, line)] = None
             return
-        self.saw_own = True
+        self._own.add(task)
         self._conditions[not_read("the loss of a backward was not found")] = None
 
     def _look_for_16_bits(self, losses: list[Tensor]) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from hushgrad._version import __version__
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.extras import needs_extra
-from hushgrad.study.directory import from_json, json_text, make_folder, replace_file
+from hushgrad.result_file import replace_file
+from hushgrad.study.directory import from_json, json_text, make_folder
 from hushgrad.study.report import earlier
 from hushgrad.study.report.comparison import contradictions
 from hushgrad.study.report.document import Document

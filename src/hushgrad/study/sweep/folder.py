@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from hushgrad.errors import ContractChangedError, InvalidArgumentError
-from hushgrad.study.directory import from_json, json_text, make_folder, replace_file
+from hushgrad.result_file import replace_file
+from hushgrad.study.directory import from_json, json_text, make_folder
 from hushgrad.study.sweep.plan import SweepPlan
 
 

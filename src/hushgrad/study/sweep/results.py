@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.result_file import replace_file
 from hushgrad.study.configuration import DEFAULT_DELTA
-from hushgrad.study.directory import from_json, replace_file
+from hushgrad.study.directory import from_json
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.pictures import accuracy_picture, curves_picture
 from hushgrad.study.sweep.plan import SweepPlan

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.study.directory import json_text, replace_file
+from hushgrad.result_file import replace_file
+from hushgrad.study.directory import json_text
 from hushgrad.study.sweep.folder import SweepFolder, damaged_summary, read_summary
 from hushgrad.study.sweep.plan import ORDINARY, PlannedRun, SweepPlan
 

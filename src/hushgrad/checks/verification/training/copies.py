@@ -145,7 +145,7 @@ class TrainingReplica:
             alarms=Alarms.NOTED,
             batches_are_chosen=ledger is None,
         )
-        session = Session(parts, optimizer)
+        session = Session(parts, model, optimizer)
         return ReplicaSession(model, optimizer, session, self.criterion, stepped)
 
     @property

@@ -1,0 +1,1 @@
+"""Checkpoints: weights, optimizer, schedules and the receipt of what they cost, in one file without pickle."""

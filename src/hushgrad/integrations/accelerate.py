@@ -1,0 +1,126 @@
+"""Private training in a loop of Hugging Face Accelerate::
+
+from hushgrad import Privacy
+from hushgrad.integrations.accelerate import prepare
+
+model, optimizer, batches, session = prepare(
+    accelerator, model, optimizer, loader, privacy=Privacy(max_grad_norm=1.0, target_epsilon=3, target_delta=1e-5), epochs=3
+)
+for epoch in range(3):
+    for batch in batches:  # a logical batch
+        for item in batch:  # as much of it as fits into memory, on the accelerator's device
+            with accelerator.autocast():
+                losses = losses_of(model, item)
+            session.backward(losses)  # [b], one loss per example
+            session.end_item()
+        optimizer.step()
+        scheduler.step()
+print(session.guarantee(delta=1e-5))
+"""  # noqa: E501 - an example says more
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from hushgrad.arguments import whole_number
+from hushgrad.extras import needs_extra
+from hushgrad.integrations.incompatible import refuse
+from hushgrad.privacy import Privacy
+from hushgrad.sampling.loader import PrivateLoader
+from hushgrad.sampling.torch_loader import read_data_loader
+from hushgrad.session.session import Session
+
+with needs_extra("hf", "hushgrad.integrations.accelerate"):
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType, send_to_device
+
+
+class Batches:
+    """The logical batches of a pass, `len(batches)` of them, each to be iterated over once; on the device."""
+
+    def __init__(self, loader: PrivateLoader, device: Any) -> None:
+        self._loader, self._device = loader, device
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Iterator[Any]]:
+        for batch in self._loader.logical_batches():
+            yield (send_to_device(item, self._device) for item in batch)
+
+
+def prepare(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Optimizer,
+    data_loader: Any,
+    *,
+    privacy: Privacy,
+    epochs: int,
+    max_physical_batch_size: int | None = None,
+) -> tuple[nn.Module, Optimizer, Batches, Session]:
+    """Do what `accelerator.prepare` does, and make the training private.
+
+    `accelerator.save_state` and `load_state` keep and check the session's receipt; `load_state` refuses a state whose
+    steps the ledger does not hold, which takes a ledger path (`Privacy(ledger=...)`).
+
+    Args:
+        accelerator: of one process, without fp16 and without gradient accumulation.
+        model: in training mode, not prepared.
+        optimizer: over all of the model's trainable parameters, not prepared.
+        data_loader: an ordinary DataLoader, not prepared; its batch size is B.
+        privacy: the clip norm, and ε or the noise.
+        epochs: how many passes are planned; a pass is len(data_loader) steps.
+        max_physical_batch_size: the most records in one item; None for all.
+
+    Returns:
+        The prepared model and optimizer, the logical batches, and the session.
+
+    Raises:
+        IncompatibleFrameworkError: the accelerator does what private training cannot bear.
+    """
+    _require_fit(accelerator)
+    reading = read_data_loader(data_loader)
+    steps = whole_number("epochs", epochs, minimum=1) * reading.steps
+    mechanism = privacy.mechanism(batch_size=reading.batch_size, population=reading.count, steps=steps)
+    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    session = privacy.privatize(model, optimizer, mechanism, privacy.ledger)
+    try:
+        loader = session.batches_of(reading, max_physical_batch_size=max_physical_batch_size)
+    except BaseException:
+        session.close()
+        raise
+    accelerator.register_for_checkpointing(session)
+    return prepared_model, prepared_optimizer, Batches(loader, accelerator.device), session
+
+
+def _require_fit(accelerator: Accelerator) -> None:
+    problems = []
+    if accelerator.gradient_accumulation_steps != 1:
+        problems.append(
+            (
+                f"gradient_accumulation_steps is {accelerator.gradient_accumulation_steps}, and a logical batch is one "
+                f"batch of the loader",
+                "Give the DataLoader the whole batch size, and prepare max_physical_batch_size",
+            )
+        )
+    if accelerator.distributed_type != DistributedType.NO or accelerator.num_processes != 1:
+        problems.append(
+            (
+                f"there are {accelerator.num_processes} processes ({accelerator.distributed_type.value})",
+                "Launch one process",
+            )
+        )
+    if accelerator.mixed_precision in ("fp16", "fp8"):
+        problems.append(
+            (
+                f"mixed_precision={accelerator.mixed_precision!r} scales losses, and skips steps by looking at "
+                f"gradients without noise",
+                "Use mixed_precision='bf16'",
+            )
+        )
+    refuse("accelerate", problems)

@@ -1,0 +1,130 @@
+"""One loss per example for the models of `transformers`: the model's own loss of that example alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hushgrad.errors import LossShapeError, UnsupportedModelError
+
+IGNORED = -100
+"""The label of positions that no loss is taken of."""
+
+
+def of_examples(
+    model: nn.Module, base: Any, inputs: dict[str, Any], loss_of: Callable[[Any, Any], Tensor] | None
+) -> Tensor:
+    """Return one loss per example, `[B]`.
+
+    Args:
+        model: what is called.
+        base: the model without a framework's wrapper, of which kind and configuration are read.
+        inputs: keyword arguments of the model, with `labels`.
+        loss_of: a loss of the caller's, `(outputs, labels) -> [B]`; None for the model's own kind.
+
+    Raises:
+        UnsupportedModelError: no per-example form of the model's kind of loss is known.
+        LossShapeError: the caller's loss is not one per example.
+    """
+    config = base.config
+    labels = inputs["labels"] if config.is_encoder_decoder and "labels" in inputs else inputs.pop("labels", None)
+    outputs = model(**inputs)
+    if loss_of is not None:
+        losses = loss_of(outputs, labels)
+        if not isinstance(losses, Tensor) or losses.ndim != 1:
+            got = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise LossShapeError(
+                f"compute_loss_func must return one loss per example, [B], got {got}",
+                cure="Take the loss with reduction='none', and average each example over its own tokens",
+            )
+        return losses
+    kind = getattr(base, "loss_type", None) or "ForCausalLM"  # its own fallback; `require_own_loss` sees to it
+    of_kind = _unshifted if config.is_encoder_decoder else LOSSES.get(kind)
+    if of_kind is None or labels is None:
+        raise UnsupportedModelError(
+            f"no per-example form of its loss ({kind}) is known" if labels is not None else "its inputs hold no labels",
+            where=type(base).__name__,
+            cure="Pass compute_loss_func=lambda outputs, labels: ..., which returns one loss per example, [B]",
+        )
+    return of_kind(outputs, labels, config)
+
+
+def require_own_loss(
+    model: nn.Module, inputs: dict[str, Any], of_examples: Callable[[dict[str, Any]], Tensor], is_narrow: bool
+) -> None:
+    """Refuse a model whose own loss of the first example is not what would be trained.
+
+    Raises `UnsupportedModelError`.
+    """
+    labels = inputs.get("labels")
+    if not isinstance(labels, Tensor):
+        return
+    size = len(labels)
+    first = {
+        name: value[:1] if isinstance(value, Tensor) and value.ndim and len(value) == size else value
+        for name, value in inputs.items()
+    }
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            own = model(**first).loss.float().reshape(())
+            try:
+                ours = of_examples(first).float().reshape(())
+            except (IndexError, RuntimeError, ValueError):  # another kind of loss than its name says
+                ours = own + float("nan")
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    tolerance = 1e-2 if is_narrow or any(p.dtype != torch.float32 for p in model.parameters()) else 1e-5
+    if not torch.allclose(own, ours, rtol=tolerance, atol=1e-6):
+        raise UnsupportedModelError(
+            "its own loss of one example is not what private training would train (an auxiliary loss, other labels)",
+            where=type(model).__name__,
+            cure="Pass compute_loss_func=lambda outputs, labels: ..., which returns one loss per example, [B]",
+        )
+
+
+def _tokens(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Return each example's mean over its own labelled positions."""
+    losses_BT = F.cross_entropy(logits_BTV.float().transpose(1, 2), labels_BT, ignore_index=IGNORED, reduction="none")
+    return losses_BT.sum(1) / (labels_BT != IGNORED).sum(1).clamp(min=1)
+
+
+def _causal(outputs: Any, labels: Tensor, _: Any) -> Tensor:
+    logits = outputs.logits[:, -labels.shape[1] :]  # virtual tokens of prompt tuning stand before
+    return _tokens(logits[:, :-1], labels[:, 1:])
+
+
+def _unshifted(outputs: Any, labels: Tensor, _: Any) -> Tensor:
+    return _tokens(outputs.logits, labels)
+
+
+def _classes(outputs: Any, labels: Tensor, config: Any) -> Tensor:
+    logits = outputs.logits.float()
+    kind = getattr(config, "problem_type", None)
+    if kind is None:
+        whole = labels.dtype in (torch.int32, torch.int64)
+        many = "single_label_classification" if whole else "multi_label_classification"
+        kind = "regression" if config.num_labels == 1 else many
+    if kind == "regression":
+        rows = len(logits)
+        return F.mse_loss(logits.reshape(rows, -1), labels.reshape(rows, -1).float(), reduction="none").mean(1)
+    if kind == "single_label_classification":
+        return F.cross_entropy(logits, labels.reshape(-1), reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").mean(1)
+
+
+LOSSES: dict[str, Callable[[Any, Tensor, Any], Tensor]] = {
+    "ForCausalLM": _causal,
+    "ForMaskedLM": _unshifted,
+    "ForTokenClassification": _unshifted,
+    "ForSequenceClassification": _classes,
+    "ForImageClassification": _classes,
+    "ForVideoClassification": _classes,
+}
+"""By transformers' own name of a model's loss: outputs, labels and configuration to one loss per example."""

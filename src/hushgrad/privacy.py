@@ -1,0 +1,98 @@
+"""What a framework's user says about privacy, in one value: batch size, rate and steps are read from the framework."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
+from hushgrad.accounting.budget import Budget
+from hushgrad.arguments import (
+    clip_norm,
+    non_negative_number,
+    one_of,
+    open_unit_interval,
+    positive_number,
+    whole_number,
+)
+from hushgrad.clipping.flat import FlatClipping
+from hushgrad.errors import InvalidArgumentError
+from hushgrad.mechanism import DPSGD
+from hushgrad.randomness import KeyStream
+from hushgrad.sampling.poisson import PoissonSampling
+from hushgrad.session.privatize import privatize
+from hushgrad.session.session import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Privacy:
+    """The privacy of a training run, for the integrations (`hushgrad.integrations`).
+
+    Attributes:
+        max_grad_norm: C, the norm to which each example's gradient is clipped.
+        target_delta: δ, in (0, 1); usual: less than 1 / (number of records).
+        target_epsilon: ε at the planned end: the noise is the smallest that keeps to it. Beside a `noise_multiplier`
+            it is a budget at which training ends.
+        noise_multiplier: σ; by default it is chosen for `target_epsilon`.
+        ledger: a path makes the record of what ran durable; integrations that have an output folder keep it there.
+        spare_steps: so many steps more are paid for, for those that a crash takes away.
+        accountant: "saddle-point", "pld" or "rdp".
+        strict: True refuses what would be taken on trust of the model and its loss.
+        test_key: a fixed key for tests only: every ε then says NOT PRIVATE.
+
+    Raises `InvalidArgumentError` for a value out of range, and where neither ε nor σ is given.
+    """
+
+    max_grad_norm: float
+    target_delta: float
+    target_epsilon: float | None = None
+    noise_multiplier: float | None = None
+    ledger: str | os.PathLike[str] | None = None
+    spare_steps: int = 0
+    accountant: str = DEFAULT_ACCOUNTANT
+    strict: bool = False
+    test_key: int | None = None
+
+    def __post_init__(self) -> None:
+        clip_norm("max_grad_norm", self.max_grad_norm)
+        open_unit_interval("target_delta", self.target_delta, "Pass less than 1 / (number of records)")
+        if self.target_epsilon is not None:
+            positive_number("target_epsilon", self.target_epsilon)
+        if self.noise_multiplier is not None:
+            non_negative_number("noise_multiplier", self.noise_multiplier)
+        if self.target_epsilon is None and self.noise_multiplier is None:
+            raise InvalidArgumentError(
+                "target_epsilon and noise_multiplier are both missing",
+                cure="Give target_epsilon, noise_multiplier, or both (then the epsilon is a budget)",
+            )
+        whole_number("spare_steps", self.spare_steps, minimum=0)
+        one_of("accountant", self.accountant, tuple(ACCOUNTANTS))
+
+    def mechanism(self, *, batch_size: float, population: int, steps: int) -> DPSGD:
+        """Return the mechanism of a run: Poisson sampling at rate B / N, for `steps` steps and the spare ones."""
+        plan = DPSGD(
+            noise_multiplier=1.0 if self.noise_multiplier is None else self.noise_multiplier,
+            clipping=FlatClipping(self.max_grad_norm),
+            sampling=PoissonSampling(batch_size / population),
+            expected_batch_size=batch_size,
+            steps=steps + self.spare_steps,
+        )
+        if self.noise_multiplier is not None:
+            return plan
+        assert self.target_epsilon is not None  # one of both is given
+        return plan.calibrate(epsilon=self.target_epsilon, delta=self.target_delta, accountant=self.accountant)
+
+    def privatize(
+        self, model: nn.Module, optimizer: Optimizer, mechanism: DPSGD, ledger: str | os.PathLike[str] | None
+    ) -> Session:
+        """Return the session of a run. Raises what `hushgrad.privatize` raises."""
+        named: dict[str, Any] = {"ledger": ledger, "strict": self.strict}
+        if self.noise_multiplier is not None and self.target_epsilon is not None:
+            named["budget"] = Budget(self.target_epsilon, self.target_delta, self.accountant)
+        if self.test_key is not None:
+            named["key"] = KeyStream.fixed_for_tests(self.test_key)
+        return privatize(model, optimizer, mechanism, **named)

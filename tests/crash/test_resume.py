@@ -1,0 +1,54 @@
+"""A loop with checkpoints that is killed at any point goes on to its planned end, and has charged what it released."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from resume_loop import EVERY, OF_CHECKPOINTS, POINTS, STEPS
+
+LAST = STEPS - 1
+
+
+def found(folder: Path, python: str, point: str, step: int) -> dict[str, int]:
+    folder.mkdir()
+    script = Path(__file__).with_name("resume_loop.py")
+    result = subprocess.run(
+        [python, str(script), str(folder), point, str(step)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    told: dict[str, int] = json.loads(result.stdout)
+    assert told["killed"], told
+    assert told["finished"], result.stderr
+    return told
+
+
+def require_true_account(told: dict[str, int]) -> None:
+    assert told["released_at_death"] <= told["charged_at_death"] <= told["released_at_death"] + 1
+    assert told["done"] == STEPS
+    assert told["released"] <= told["charged"]
+    assert told["charged"] == STEPS + told["lost"]
+    assert told["lost"] <= EVERY
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_run_killed_at_a_named_point_goes_on_to_its_end_with_a_true_account(
+    point: str, tmp_path: Path, forked_python: str
+) -> None:
+    """Guarantee: charged ≥ released whenever the process is killed, and the steps that were lost are told."""
+    require_true_account(found(tmp_path / "run", forked_python, point, 5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", range(STEPS))
+@pytest.mark.parametrize("point", [point for point in POINTS if point not in OF_CHECKPOINTS])
+def test_a_run_killed_in_any_step_goes_on_to_its_end_with_a_true_account(
+    point: str, step: int, tmp_path: Path, forked_python: str
+) -> None:
+    require_true_account(found(tmp_path / "run", forked_python, point, step))

@@ -1,0 +1,262 @@
+"""Coming back: a checkpoint goes on with its own account, or is refused before anything is changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from hushgrad import PrivacyEngine
+from hushgrad.errors import CheckpointError, HushgradError, InvalidArgumentError, LedgerError, ProtocolError
+
+STEPS = 12
+
+
+class Run:
+    """A run of 12 planned steps over 32 records, in items of at most 4, with a schedule; it can stop and come back."""
+
+    def __init__(self, folder: Path, *, width: int = 4, ledger: bool = True, spare_steps: int = 0) -> None:
+        self.folder = folder
+        self.model = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 2))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
+        self.scheduler = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, 0.1, STEPS)
+        self.engine = PrivacyEngine(ledger=folder / "ledger.jsonl" if ledger else None, test_key=1)
+        data = TensorDataset(torch.randn(32, 3), torch.randn(32, 2))
+        _, _, self.loader = self.engine.make_private_with_epsilon(
+            module=self.model,
+            optimizer=self.optimizer,
+            data_loader=DataLoader(data, batch_size=8),
+            target_epsilon=3.0,
+            target_delta=1e-3,
+            epochs=STEPS // 4,
+            max_grad_norm=1.0,
+            max_physical_batch_size=4,
+            spare_steps=spare_steps,
+        )
+        self.criterion = self.engine.per_example(nn.MSELoss())
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "checkpoint"
+
+    def train(self, steps: int) -> None:
+        while True:
+            for x, y in self.loader:
+                self.optimizer.zero_grad()
+                self.criterion(self.model(x), y).backward()
+                self.optimizer.step()
+                if self.engine.last_step_updated:
+                    self.scheduler.step()
+                    steps -= 1
+                    if not steps:
+                        return
+
+    def save(self, **named: Any) -> None:
+        self.engine.save_checkpoint(self.path, schedulers=[self.scheduler], **named)
+
+    def load(self) -> Any:
+        return self.engine.load_checkpoint(self.path, schedulers=[self.scheduler])
+
+    def state(self) -> list[Any]:
+        states = [self.model.state_dict(), self.optimizer.state_dict(), self.scheduler.state_dict()]
+        return [*(value.clone() for value in states[0].values()), repr(states[1:])]
+
+    def is_as(self, before: list[Any]) -> bool:
+        now = self.state()
+        return now[-1] == before[-1] and all(map(torch.equal, now[:-1], before[:-1]))
+
+
+@pytest.fixture(autouse=True)
+def another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a ledger that another machine wrote nothing is known here, so the receipt alone must tell."""
+    monkeypatch.setenv("HUSHGRAD_STATE", "off")
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> tuple[Path, list[Any]]:
+    """A run that wrote a checkpoint after 5 steps and stopped after 7; its folder, and what it was at 5."""
+    (tmp_path / "run").mkdir()
+    run = Run(tmp_path / "run")
+    run.train(5)
+    run.save(extra={"epoch": 1})
+    state = run.state()
+    run.train(2)
+    run.engine.session.close()
+    return tmp_path / "run", state
+
+
+def test_a_run_goes_on_from_its_checkpoint_and_its_account_from_its_ledger(stopped: tuple[Path, list[Any]]) -> None:
+    folder, state = stopped
+    run = Run(folder)
+    resumed = run.load()
+    assert (resumed.steps, resumed.lost_steps, resumed.extra) == (5, 2, {"epoch": 1})
+    assert run.is_as(state)
+    assert run.engine.session.steps == 7
+    assert run.engine.session.steps_left == STEPS - 7
+    run.train(STEPS - 7)
+    assert run.engine.session.steps == STEPS
+    named = {condition.name for condition in run.engine.guarantee(1e-3).conditions}
+    assert "parameters written by the loop" not in named
+
+
+def test_spare_steps_let_a_run_reach_its_end_over_a_crash(tmp_path: Path) -> None:
+    run = Run(tmp_path, spare_steps=2)
+    run.train(5)
+    run.save()
+    run.train(2)
+    run.engine.session.close()
+    run = Run(tmp_path, spare_steps=2)
+    resumed = run.load()
+    run.train(STEPS - resumed.steps)
+    assert run.scheduler.last_epoch == STEPS
+    assert run.engine.session.steps == STEPS + resumed.lost_steps
+    assert run.engine.get_epsilon(1e-3) <= 3.0
+    with pytest.raises(HushgradError, match="DP503"):
+        run.train(1)
+
+
+def test_spare_steps_are_refused_where_passes_are_counted(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    with pytest.raises(InvalidArgumentError, match="Plan one epoch more"):
+        PrivacyEngine().make_private_with_epsilon(
+            module=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            data_loader=DataLoader(TensorDataset(torch.randn(8, 3)), batch_size=4),
+            target_epsilon=3.0,
+            target_delta=1e-3,
+            epochs=1,
+            max_grad_norm=1.0,
+            poisson_sampling=False,
+            spare_steps=1,
+        )
+
+
+def cut(folder: Path) -> None:
+    ledger = folder / "ledger.jsonl"
+    ledger.write_bytes(b"\n".join([*ledger.read_bytes().split(b"\n")[:4], b""]))
+
+
+def of_another_run(folder: Path) -> None:
+    (folder / "ledger.jsonl").unlink()
+    other = Run(folder)
+    other.train(9)
+    other.engine.session.close()
+
+
+def cut_and_continued(folder: Path) -> None:
+    """As many steps as the checkpoint saw, and more, but others."""
+    cut(folder)
+    other = Run(folder)
+    other.train(5)
+    other.engine.session.close()
+
+
+def damaged(folder: Path) -> None:
+    data = (folder / "checkpoint").read_bytes()
+    (folder / "checkpoint").write_bytes(data[:200] + b"?" + data[201:])
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], type[HushgradError], dict[str, Any]]] = {
+    "its ledger is gone": (lambda folder: os.unlink(folder / "ledger.jsonl"), LedgerError, {}),
+    "its ledger was cut": (cut, LedgerError, {}),
+    "its ledger was cut and went on": (cut_and_continued, LedgerError, {}),
+    "another run's ledger": (of_another_run, LedgerError, {}),
+    "no ledger path": (lambda folder: None, LedgerError, {"ledger": False}),
+    "another model": (lambda folder: None, CheckpointError, {"width": 5}),
+    "a damaged file": (damaged, CheckpointError, {}),
+    "no file": (lambda folder: os.unlink(folder / "checkpoint"), CheckpointError, {}),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_checkpoint_that_cannot_be_continued_is_refused_before_anything_is_changed(
+    name: str, stopped: tuple[Path, list[Any]]
+) -> None:
+    """Guarantee: a checkpoint that cannot be continued is refused before anything is changed."""
+    spoil, kind, settings = BROKEN[name]
+    spoil(stopped[0])
+    run = Run(stopped[0], **settings)
+    before, charged = run.state(), run.engine.session.steps
+    with pytest.raises(kind):
+        run.load()
+    assert run.is_as(before)
+    assert run.engine.session.steps == charged
+
+
+@pytest.mark.parametrize("name", [name for name, (_, kind, _) in BROKEN.items() if kind is LedgerError])
+def test_weights_whose_steps_the_ledger_does_not_hold_are_refused(name: str, tmp_path: Path) -> None:
+    """Guarantee: weights whose steps this session's ledger does not hold are refused."""
+    spoil, kind, settings = BROKEN[name]
+    run = Run(tmp_path)
+    run.train(5)
+    receipt = run.engine.session.state_dict()
+    run.engine.session.close()
+    spoil(tmp_path)
+    with pytest.raises(kind):
+        Run(tmp_path, **settings).engine.session.load_state_dict(receipt)
+
+
+def test_a_run_in_memory_goes_back_to_its_own_checkpoint_and_no_other_run_does(tmp_path: Path) -> None:
+    run = Run(tmp_path, ledger=False)
+    run.train(3)
+    run.save()
+    run.train(2)
+    assert run.load().lost_steps == 2
+    run_again = Run(tmp_path, ledger=False)
+    with pytest.raises(LedgerError, match="in memory only"):
+        run_again.load()
+
+
+def test_inside_a_logical_batch_nothing_is_written_or_loaded(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.save()
+    item = next(iter(run.loader))
+    run.criterion(run.model(item[0]), item[1]).backward()
+    for forbidden in (run.save, run.load, lambda: run.engine.session.load_state_dict({})):
+        with pytest.raises(ProtocolError, match="inside a logical batch"):
+            forbidden()
+    run.engine.session.discard()
+    assert run.load().steps == 0
+
+
+def test_a_copied_folder_is_continued_as_the_original(stopped: tuple[Path, list[Any]], tmp_path: Path) -> None:
+    shutil.copytree(stopped[0], tmp_path / "copy")
+    run = Run(tmp_path / "copy")
+    assert run.load().lost_steps == 2
+
+
+def test_schedulers_are_as_many_as_they_were(stopped: tuple[Path, list[Any]]) -> None:
+    run = Run(stopped[0])
+    before = run.state()
+    with pytest.raises(CheckpointError, match="1 schedulers, and 0"):
+        run.engine.load_checkpoint(run.path)
+    assert run.is_as(before)
+
+
+def test_a_receipt_holds_nothing_but_how_far_the_account_went(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.train(2)
+    state = run.engine.session.state_dict()
+    assert set(state) == {"format", "run", "steps", "anchor", "is_on_disk"}
+    assert state["steps"] == 2
+    assert str(tmp_path) not in str(state)
+
+
+def test_the_loop_of_the_page_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "resuming.md").read_text(encoding="utf-8")
+    block = compile(page.split("```python\n")[1].split("```")[0], "resuming.md", "exec")
+    for _ in range(2):
+        names: dict[str, Any] = {}
+        exec(block, names)
+        names["engine"].session.close()
+    assert "going on after step 30; 0 steps came after" in capsys.readouterr().out
