@@ -303,6 +303,7 @@ def _penalized(run: _Run) -> None:
     x = run.x.requires_grad_()
     (gradient,) = torch.autograd.grad(run.model(x).sum(), x, create_graph=True)
     gradient.square().sum().backward()
+    run.step()
 
 
 def _second_reader(run: _Run) -> None:

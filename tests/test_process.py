@@ -60,7 +60,7 @@ def test_a_child_with_its_parents_id_draws_nothing_from_its_stream(fork: str, mo
     monkeypatch.setattr(os, "getpid", lambda: 1)
     stream = KeyStream.from_operating_system()
     before = stream.read(Address(0), 16)
-    for draw in (lambda: stream.read(Address(0), 16), lambda: stream.fork("noise"), stream.key):
+    for draw in (lambda: stream.read(Address(0), 16), lambda: stream.fork("noise"), lambda: stream.key(Address(4))):
         assert in_child(FORKS[fork], lambda draw=draw: str(draw())).startswith("ProtocolError: DP203 KeyStream")  # type: ignore[misc]
     assert stream.read(Address(0), 16) == before
 
@@ -72,9 +72,19 @@ def test_a_process_that_the_kernel_began_anew_draws_nothing_for_another_step(mon
     started, boot = this_start()
     for other in ((started + b"1", boot), (started, b"another boot")):
         monkeypatch.setattr("hushgrad.randomness.this_start", lambda other=other: other)
-        for draw in (lambda: stream.read(Address(4), 16), lambda: stream.fork("noise"), stream.key):
+        for draw in (lambda: stream.read(Address(4), 16), lambda: stream.fork("noise"), lambda: stream.key(Address(4))):
             with pytest.raises(ProtocolError, match="restored from a checkpoint"):
                 draw()
+
+
+def test_when_the_process_began_is_looked_at_once_for_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, looks = KeyStream.from_operating_system(), []
+    monkeypatch.setattr("hushgrad.randomness.this_start", lambda: looks.append(1) or stream._start)
+    for step in (1, 2):
+        for item in range(3):
+            stream.key(Address(step, item))
+            stream.read(Address(step, item), 16)
+    assert len(looks) == 2
 
 
 def test_a_start_is_that_of_the_process_and_stays() -> None:

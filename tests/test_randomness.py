@@ -130,7 +130,7 @@ def test_equality_does_not_compare_keys():
 def test_the_key_is_handed_out_as_a_copy():
     stream = KeyStream.fixed_for_tests(0)
     before = stream.read(Address(0), 32)
-    stream.key()[:] = bytes(32)
+    stream.key(Address(0))[:] = bytes(32)
     assert stream.read(Address(0), 32) == before
 
 
@@ -141,7 +141,7 @@ def _draw_in_child(draw, queue):
         queue.put(str(error))
 
 
-@pytest.mark.parametrize("draw", [lambda stream: stream.read(Address(0), 4), lambda stream: stream.key()])
+@pytest.mark.parametrize("draw", [lambda stream: stream.read(Address(0), 4), lambda stream: stream.key(Address(0))])
 def test_a_forked_process_cannot_draw_from_its_parents_stream(draw):
     """A stream cannot be pickled, copied or drawn from in a forked process."""
     context = multiprocessing.get_context("fork")

@@ -535,3 +535,12 @@ def test_a_node_of_a_custom_function_names_its_class_and_one_of_torch_does_not()
     x = torch.ones(2, requires_grad=True)
     assert insides.function_of(Double.apply(x).grad_fn) is Double
     assert insides.function_of((x * 2).grad_fn) is None
+
+
+def test_step_hooks_hang_on_what_ran_the_constructor_of_optimizers() -> None:
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self) -> None:
+            pass
+
+    assert insides.takes_step_hooks(torch.optim.SGD([torch.zeros(1)], lr=0.1))
+    assert not insides.takes_step_hooks(Wrapper())

@@ -10,6 +10,7 @@ from hushgrad._version import __version__
 
 if TYPE_CHECKING:
     from hushgrad.accounting.budget import Budget
+    from hushgrad.accounting.filter import PrivacyFilter
     from hushgrad.capture.operators.registered import register_operator
     from hushgrad.checks.doctor.examination import doctor
     from hushgrad.checks.doctor.readiness import make_private_ready
@@ -43,6 +44,7 @@ __all__ = [  # noqa: RUF022 - in plain order
     "PoissonSampling",
     "Privacy",
     "PrivacyEngine",
+    "PrivacyFilter",
     "SamplingScheme",
     "Session",
     "TruncatedPoissonSampling",
@@ -70,6 +72,7 @@ _HOMES = {
     "PoissonSampling": "hushgrad.sampling.poisson",
     "Privacy": "hushgrad.privacy",
     "PrivacyEngine": "hushgrad.engine",
+    "PrivacyFilter": "hushgrad.accounting.filter",
     "SamplingScheme": "hushgrad.sampling.scheme",
     "Session": "hushgrad.session.session",
     "TruncatedPoissonSampling": "hushgrad.sampling.truncated_poisson",

@@ -13,12 +13,13 @@ from torch.optim import Optimizer
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.budget import Budget
+from hushgrad.accounting.filter import PrivacyFilter
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.arguments import one_of, open_unit_interval, positive_number, whole_number
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.clipping.known import require_clip_rule
 from hushgrad.clipping.rule import ClipRule
-from hushgrad.errors import InvalidArgumentError, ProtocolError
+from hushgrad.errors import DatasetError, InvalidArgumentError, ProtocolError
 from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD, Mechanism
@@ -27,13 +28,16 @@ from hushgrad.sampling.disjoint import DisjointBatches
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.sampling.scheme import SamplingScheme
+from hushgrad.sampling.stream import StreamLoader, StreamReading, is_stream, read_stream
 from hushgrad.sampling.torch_loader import DataLoaderReading, accumulated, read_data_loader
 from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 from hushgrad.session.checkpoint import Resumed, Stateful
 from hushgrad.session.loss_scale import Scale
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
-from hushgrad.session.spending import events_at
+from hushgrad.session.spending import events_at, events_before
+
+Reading = DataLoaderReading | StreamReading
 
 Module = TypeVar("Module", bound=nn.Module)
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -101,9 +105,11 @@ class PrivacyEngine:
         accumulation: int = 1,
         max_epsilon: float | None = None,
         max_delta: float | None = None,
+        fully_adaptive: bool = False,
+        phase: str | None = None,
         target_epsilon: None = None,
         target_delta: None = None,
-    ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
+    ) -> tuple[Module, AnyOptimizer, PrivateLoader | StreamLoader]:
         """Return the same module and optimizer, and a loader that draws private batches.
 
         Args:
@@ -135,6 +141,12 @@ class PrivacyEngine:
             max_epsilon: a budget, with max_delta: the first `optimizer.step()` that would spend more raises
                 `BudgetExhaustedError` and updates nothing; the same step also after a crash and a resume.
             max_delta: the δ of that budget; usual: less than 1 / len(dataset).
+            fully_adaptive: makes max_epsilon and max_delta the budget of a filter, fixed before the first step of the
+                account: noise, rate, clip rule and length of what is trained later may then be chosen after seeing what
+                was released, and ε is max_epsilon from the start (see `PrivacyFilter`).
+            phase: the name of a part of the account, with a batch size, clip rule, population or sampling of its own.
+                Close the session of the part before, and call `make_private` with the same ledger path and a new name;
+                all parts are composed in one ε, as if every record were in each of them.
             target_epsilon: refused, as `target_delta` is: a target that the noise is chosen for belongs to
                 `make_private_with_epsilon`, and a budget is `max_epsilon`.
 
@@ -159,12 +171,10 @@ class PrivacyEngine:
             raise InvalidArgumentError(
                 "max_epsilon and max_delta are one budget, and one of them is missing", cure="Give both or neither"
             )
-        budget = None
-        if max_epsilon is not None and max_delta is not None:
-            most = positive_number("max_epsilon", max_epsilon)
-            at = open_unit_interval("max_delta", max_delta, "Pass less than 1 / len(dataset)")
-            budget = Budget(most, at, self._accountant)
-        return self._attach(module, optimizer, reading, mechanism, max_physical_batch_size, constant_shapes, budget)
+        budget = _budget(max_epsilon, max_delta, fully_adaptive, self._accountant)
+        return self._attach(
+            module, optimizer, reading, mechanism, max_physical_batch_size, constant_shapes, phase, budget
+        )
 
     def make_private_with_epsilon(
         self,
@@ -184,13 +194,15 @@ class PrivacyEngine:
         max_batch_size: int | Literal["auto"] | None = None,
         accumulation: int = 1,
         spare_steps: int = 0,
-    ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
+        phase: str | None = None,
+    ) -> tuple[Module, AnyOptimizer, PrivateLoader | StreamLoader]:
         """As `make_private`, with the smallest noise multiplier that keeps `epochs` epochs within `target_epsilon`.
 
         An epoch is len(data_loader) steps. A step beyond these and `spare_steps` raises `BudgetExhaustedError`.
 
         Args:
-            target_epsilon: ε at the end of the last epoch, greater than 0.
+            target_epsilon: ε at the end of the last epoch, greater than 0; with a `phase`, that of the whole account,
+                in which what earlier phases spent counts.
             target_delta: δ, in (0, 1); usual: less than 1 / len(dataset).
             epochs: the number of epochs that will be trained.
             spare_steps: so many steps more are paid for with a little more noise. Steps that a crash takes away after
@@ -211,8 +223,13 @@ class PrivacyEngine:
             epochs=epochs,
             spare_steps=spare_steps,
         )
-        calibrated = mechanism.calibrate(epsilon=target_epsilon, delta=target_delta, accountant=self._accountant)
-        return self._attach(module, optimizer, reading, calibrated, max_physical_batch_size, constant_shapes)
+        calibrated = mechanism.calibrate(
+            epsilon=target_epsilon,
+            delta=target_delta,
+            accountant=self._accountant,
+            before=events_before(self._ledger, phase),
+        )
+        return self._attach(module, optimizer, reading, calibrated, max_physical_batch_size, constant_shapes, phase)
 
     def per_example(self, criterion: nn.Module | Callable[..., Tensor]) -> PerExampleLoss:
         """Return a criterion that is checked to give one loss per example.
@@ -275,14 +292,19 @@ class PrivacyEngine:
         self,
         module: Module,
         optimizer: AnyOptimizer,
-        reading: DataLoaderReading,
+        reading: Reading,
         mechanism: Mechanism,
         max_physical_batch_size: int | None,
         constant_shapes: bool,
-        budget: Budget | None = None,
-    ) -> tuple[Module, AnyOptimizer, PrivateLoader]:
-        if self._session is not None:
-            raise ProtocolError("this engine is in use", cure="Make a new PrivacyEngine for another model")
+        phase: str | None,
+        budget: Budget | PrivacyFilter | None = None,
+    ) -> tuple[Module, AnyOptimizer, PrivateLoader | StreamLoader]:
+        if self._session is not None and not (self._session.is_closed and self._ledger is not None):
+            raise ProtocolError(
+                "this engine is in use",
+                cure="Make a new PrivacyEngine for another model; to train on in one account, close its session "
+                "(engine.session.close()) and give both the same ledger path",
+            )
         session = privatize(
             module,
             optimizer,
@@ -291,6 +313,7 @@ class PrivacyEngine:
             key=self._key,
             budget=budget,
             lease=self._lease,
+            phase=phase,
             monitors=self._monitors,
             strict=self._strict,
             loss_scale=self._loss_scale,
@@ -306,15 +329,41 @@ class PrivacyEngine:
         return module, optimizer, loader
 
 
-def _accumulated(data_loader: Any, accumulation: int, rows: int | None) -> tuple[DataLoaderReading, int | None]:
+def _budget(
+    max_epsilon: float | None, max_delta: float | None, fully_adaptive: bool, accountant: str
+) -> Budget | PrivacyFilter | None:
+    """Return what limits the account, or None."""
+    if not isinstance(fully_adaptive, bool):
+        raise InvalidArgumentError(
+            f"must be True or False, got {type(fully_adaptive).__name__}",
+            where="fully_adaptive",
+            cure="Pass True or False",
+        )
+    if max_epsilon is None or max_delta is None:
+        if fully_adaptive:
+            raise InvalidArgumentError(
+                "a fully adaptive account has a budget that is fixed before its first step",
+                where="fully_adaptive",
+                cure="Give max_epsilon and max_delta",
+            )
+        return None
+    most = positive_number("max_epsilon", max_epsilon)
+    at = open_unit_interval("max_delta", max_delta, "Pass less than 1 / len(dataset)")
+    return PrivacyFilter(most, at) if fully_adaptive else Budget(most, at, accountant)
+
+
+def _accumulated(data_loader: Any, accumulation: int, rows: int | None) -> tuple[Reading, int | None]:
     """Return the reading of a loader whose batches are `accumulation` joined, and the most records in one item."""
+    if is_stream(data_loader):
+        stream = read_stream(data_loader).accumulated(accumulation)
+        return stream, stream.rows if rows is None and stream.rows < stream.batch_size else rows
     reading = read_data_loader(data_loader)
     joined = accumulated(reading, accumulation)
     return joined, reading.batches.batch_size if rows is None and joined is not reading else rows
 
 
 def _plan(
-    reading: DataLoaderReading,
+    reading: Reading,
     max_grad_norm: float | None,
     loss_reduction: str,
     clipping: str | ClipRule,
@@ -337,7 +386,7 @@ def _plan(
         clipping=_clip_rule(clipping, max_grad_norm),
         sampling=sampling,
         expected_batch_size=reading.batch_size,
-        steps=None if count is None else count * reading.steps + spare,
+        steps=None if count is None or isinstance(reading, StreamReading) else count * reading.steps + spare,
         passes=count if sampling.counts_in == "passes" else None,
         loss_reduction=loss_reduction,
     )
@@ -360,7 +409,7 @@ def _clip_rule(clipping: str | ClipRule, max_grad_norm: float | None) -> ClipRul
 
 
 def _sampling(
-    reading: DataLoaderReading,
+    reading: Reading,
     poisson_sampling: bool,
     max_batch_size: int | Literal["auto"] | None,
     max_physical_batch_size: int | None,
@@ -372,14 +421,21 @@ def _sampling(
             where="poisson_sampling",
             cure="Pass True, or False to keep the loader's own batches",
         )
-    rate, count = reading.batch_size / reading.count, reading.count
-    if not poisson_sampling:
+    if isinstance(reading, StreamReading) and poisson_sampling:
+        raise DatasetError(
+            "it is a stream (an IterableDataset), whose records cannot be drawn at random",
+            where="the dataset",
+            cure="Pass poisson_sampling=False to train on its own batches, each record once in a pass, charged without "
+            "amplification; or load it into a map-style dataset, with __len__ and __getitem__",
+        )
+    if isinstance(reading, StreamReading) or not poisson_sampling:
         if max_batch_size is not None:
             raise InvalidArgumentError(
                 "max_batch_size truncates Poisson draws, and poisson_sampling=False keeps the loader's own batches",
                 cure="Leave one of them out",
             )
         return DisjointBatches()
+    rate, count = reading.batch_size / reading.count, reading.count
     if max_batch_size is None:
         return PoissonSampling(rate)
     if max_batch_size == "auto":

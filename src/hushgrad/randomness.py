@@ -113,11 +113,7 @@ class KeyStream:
             InvalidArgumentError: the buffer is read-only or not contiguous, or the offset is not a multiple of 16.
             ProtocolError: the stream was made in another process.
         """
-        self._require_own_process()
-        if address.step not in self._seen:
-            self._require_own_start()
-            self._seen.clear()
-            self._seen.add(address.step)
+        self._require_own_in_step(address.step)
         view = buffer.data if isinstance(buffer, np.ndarray) else memoryview(buffer)
         if view.readonly or not view.c_contiguous:
             raise InvalidArgumentError(
@@ -144,15 +140,22 @@ class KeyStream:
         self.fill(bits, address, offset)
         return bits
 
-    def key(self) -> bytearray:
-        """Return the key, for compiled code that runs the cipher itself (`hushgrad.noise.aes`); a copy.
+    def key(self, address: Address) -> bytearray:
+        """Return the key, for compiled code that runs the cipher itself (`hushgrad.noise.aes`) at an address; a copy.
 
         Raises:
             ProtocolError: the stream was made in another process.
         """
-        self._require_own_process()
-        self._require_own_start()
+        self._require_own_in_step(address.step)
         return bytearray(self._key)
+
+    def _require_own_in_step(self, step: int) -> None:
+        """Refuse another process; when this one began is looked at once for each step, since that is dear."""
+        self._require_own_process()
+        if step not in self._seen:
+            self._require_own_start()
+            self._seen.clear()
+            self._seen.add(step)
 
     def _require_own_process(self) -> None:
         if self._process != this_process():

@@ -328,3 +328,8 @@ def dtype_of_output(node: Any, index: int) -> torch.dtype:
 def function_of(node: Any) -> type | None:
     """Return the class of a custom autograd function whose backward a node is; None for a node of torch's own."""
     return vars(type(node)).get("_forward_cls")  # type: ignore[no-any-return]
+
+
+def takes_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether torch's hooks on the step can hang on it: not on a wrapper that never ran `Optimizer.__init__`."""
+    return "_optimizer_step_pre_hooks" in vars(optimizer)

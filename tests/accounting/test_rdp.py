@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hushgrad.accounting import PoissonSampled, epsilon
 from hushgrad.accounting.gaussian import gaussian_epsilon
-from hushgrad.accounting.rdp import divergences
+from hushgrad.accounting.renyi import divergences
 
 
 @settings(max_examples=30, deadline=None)

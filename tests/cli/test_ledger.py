@@ -76,3 +76,14 @@ def test_show_prints_what_the_monitors_found(tmp_path: Path) -> None:
         "values": {"steps_watched": 1, "standard_errors": 0.25, "verdict": "as charged"},
     }
     assert json.loads(_run("verify", path, "--json").stdout)["verified"]
+
+
+def test_show_names_the_phases_and_where_they_begin(path: Path) -> None:
+    second = Contract("observed", "operating system", 60.0, 0.5, population=900)
+    with Ledger(path, contract=second, phase="fine-tune") as ledger:
+        ledger.charge(PoissonSampled(0.1, 2.0), 2)
+    value = json.loads(_run("show", path, "--delta", "1e-5", "--json").output)
+    assert value["phases"] == "'fine-tune' from step 11"
+    assert value["steps"] == 12
+    assert value["population"] is None
+    assert "phases fixed beforehand" in [condition["name"] for condition in value["conditions"]]

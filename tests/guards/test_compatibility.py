@@ -132,6 +132,37 @@ def test_subclasses_of_refused_optimizers_are_refused(base: Any) -> None:
         require_trainable_privately(model, own(model.parameters()))
 
 
+class TwoSteps(torch.optim.SGD):
+    """An optimizer with the steps of SAM."""
+
+    def first_step(self, zero_grad: bool = False) -> None:
+        """Move to where the loss is greatest nearby."""
+
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Move back, and on."""
+
+
+class Wrapper(torch.optim.Optimizer):
+    """A wrapper of another optimizer, which has none of its hooks."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.param_groups = inner, inner.param_groups
+
+
+def test_an_optimizer_with_the_steps_of_sam_is_refused_with_the_reason() -> None:
+    model = nn.Linear(3, 2)
+    with pytest.raises(UnsupportedOptimizerError, match="as SAM does") as raised:
+        require_trainable_privately(model, TwoSteps(model.parameters(), lr=0.1))
+    assert "base optimizer" in raised.value.cure
+
+
+def test_a_wrapper_without_step_hooks_is_refused_with_the_order_that_works() -> None:
+    model = nn.Linear(3, 2)
+    with pytest.raises(UnsupportedOptimizerError, match="no step hooks") as raised:
+        require_trainable_privately(model, Wrapper(sgd(model)))
+    assert "make_private first" in raised.value.cure
+
+
 @pytest.mark.parametrize("wrong", [None, 3, "model", [nn.Linear(2, 2)]])
 def test_what_is_no_module_or_no_optimizer_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="module: must be"):

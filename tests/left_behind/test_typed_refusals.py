@@ -36,20 +36,12 @@ from hushgrad.errors import (
 from hushgrad.gradients.oracle import clipped_sum_of, one_at_a_time
 
 
-def _penalty(model: nn.Module, x: Tensor) -> Tensor:
-    x.requires_grad_()
-    out = model(x)
-    (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
-    return losses(out) + gradient.square().sum(1)
-
-
 def _forward_mode(model: nn.Module, x: Tensor) -> Tensor:
     with forward_ad.dual_level():
         return losses(model(forward_ad.make_dual(x, x)))
 
 
 IN_THE_LOOP: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
-    "a gradient penalty": _penalty,
     "vmap": lambda model, x: losses(torch.func.vmap(model)(x)),
     "grad": lambda model, x: torch.func.grad(lambda x: losses(model(x)).sum())(x).sum(1),
     "jvp": lambda model, x: losses(torch.func.jvp(model, (x,), (x,))[0]),

@@ -172,3 +172,10 @@ def test_loading_options_are_read():
     assert (options.num_workers, options.timeout, options.prefetch_factor) == (1, 7, 3)
     assert options.persistent_workers
     assert options.multiprocessing_context.get_start_method() == "fork"
+
+
+def test_a_prepared_loader_of_accelerates_is_refused_with_the_order_that_works():
+    prepared = type("DataLoaderShard", (DataLoader,), {"__module__": "accelerate.data_loader", "__iter__": iter})
+    with pytest.raises(InvalidArgumentError) as raised:
+        read_data_loader(prepared(DATA, batch_size=5))
+    assert "accelerator.prepare(model, optimizer)" in raised.value.cure

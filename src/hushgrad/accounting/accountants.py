@@ -148,6 +148,10 @@ def epsilon_bounds(composition: Composition, delta: float, accountant: str = DEF
         return EpsilonBounds(0.0, 0.0)
     if form.noiseless:
         return EpsilonBounds(math.inf, math.inf)
+    if form.filter is not None:  # whichever accountant is asked: a sum of chosen steps is no ε
+        from hushgrad.accounting.filter import epsilon_under_filter
+
+        return EpsilonBounds(0.0, epsilon_under_filter(form.filter, composition, delta))
     if delta < chosen.smallest_delta and (form.is_sampled or not chosen.exact_without_sampling):
         other = "rdp" if chosen.states_error else DEFAULT_ACCOUNTANT
         raise AccountingError(

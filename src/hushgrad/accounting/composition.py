@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from hushgrad.accounting.events.costs import Costs
+from hushgrad.accounting.events.costs import Costs, FilterRule
 from hushgrad.accounting.events.event import ADD_REMOVE_ONE, Event
 from hushgrad.arguments import whole_number
 from hushgrad.errors import AccountingError, NotEstablishedError
@@ -39,7 +39,8 @@ class NormalForm:
     is an upper bound. `noiseless` says that some release had no noise at all. `truncated` holds Poisson-sampled steps
     that may be cut to a size, and `fixed_size` steps of a fixed size (batch_size / population, the noise multiplier
     over the *replace-one* sensitivity 2C, count); only what `hushgrad.accounting.truncation` and the accountants that
-    know them have seen to may be read from a form that has some.
+    know them have seen to may be read from a form that has some. `filter` is the rule of a
+    fully adaptive account, whose ε is that of the filter and of no accountant.
     """
 
     adjacency: str
@@ -48,6 +49,7 @@ class NormalForm:
     noiseless: bool
     truncated: tuple[Truncated, ...] = ()
     fixed_size: tuple[Sampled, ...] = ()
+    filter: FilterRule | None = None
 
     @property
     def is_sampled(self) -> bool:
@@ -55,7 +57,12 @@ class NormalForm:
         return bool(self.sampled or self.truncated or self.fixed_size)
 
     def require_plain(self, what: str) -> None:
-        """Refuse steps of truncated or of fixed size, for which `what` is not computed."""
+        """Refuse what `what` is not computed for: steps of truncated or of fixed size, an account under a filter."""
+        if self.filter is not None:
+            raise AccountingError(
+                f"{what} is not computed for an account under a filter: its steps may have been chosen by results",
+                cure="Ask for epsilon, which is that of the filter's budget",
+            )
         if self.truncated or self.fixed_size:
             raise AccountingError(
                 f"{what} is not computed for truncated Poisson or fixed-size sampling",
@@ -69,8 +76,8 @@ class NormalForm:
 
 
 def steps_of(composition: Composition) -> list[tuple[Event, int]]:
-    """Return the steps of a composition: all of it but findings."""
-    return [(event, count) for event, count in composition if event.finding is None]
+    """Return the steps of a composition: all of it but findings and the rule of a filter."""
+    return [(event, count) for event, count in composition if event.is_step]
 
 
 def count_steps(composition: Composition) -> int:
@@ -99,7 +106,7 @@ def adjacency_of(events: Iterable[Event]) -> str:
 
     Raises `AccountingError` where they have different relations: one epsilon cannot speak of two.
     """
-    relations = sorted({event.adjacency for event in events if event.finding is None})
+    relations = sorted({event.adjacency for event in events if event.is_step})
     if len(relations) > 1:
         raise AccountingError(
             f"the composition mixes the neighbouring relations {' and '.join(relations)}, and one epsilon cannot hold "
@@ -127,8 +134,9 @@ def normal_form(composition: Composition) -> NormalForm:
     for event, count in live.items():
         event.add_to(costs, count)
     releases = costs.releases + Counter(costs.weakest_of_pass.values())
+    rule = costs.filters[0] if costs.filters else None
     if 0.0 in releases:
-        return NormalForm(adjacency, 0.0, (), True)
+        return NormalForm(adjacency, 0.0, (), True, filter=rule)
     precision = math.fsum(_precision(noise_multiplier, count) for noise_multiplier, count in releases.items())
     return NormalForm(
         adjacency,
@@ -137,6 +145,7 @@ def normal_form(composition: Composition) -> NormalForm:
         False,
         tuple(sorted((*key, count) for key, count in costs.truncated.items())),
         tuple(sorted((rate, noise, count) for (rate, noise), count in costs.fixed_size.items())),
+        rule,
     )
 
 

@@ -6,7 +6,7 @@ is continued.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hushgrad.printable import printable
@@ -117,6 +117,11 @@ CONSTANTS_OF_A_TERM = Condition(
     "a term of parameters alone was declared (session.regularizer) that reads other tensors, frozen before the first "
     "batch: that they hold nothing of these records is on trust",
 )
+STREAM = Condition(
+    "each record once",
+    "the data are a stream, which the library reads in its own order: that it yields each record at most once in a "
+    "pass, in a place that does not follow from other records' values, is on trust",
+)
 DISCARDED, UNCOUNTED = "discarded batches", "uncounted steps"
 CLOSED = Condition("closed session", "the session was closed: how the model was trained after that is not covered")
 
@@ -165,6 +170,23 @@ def uncounted(steps: int) -> Condition:
         UNCOUNTED,
         f"{steps} earlier step{'' if steps == 1 else 's'} of this model, in sessions with other ledgers, are not "
         f"counted here: one ledger for all of them counts them",
+    )
+
+
+def phases_fixed(told: Sequence[str], *, is_filtered: bool) -> Condition:
+    """Return what the ε of an account of several phases rests on; `told` says of each what it declared public."""
+    what = (
+        f"the account has {len(told)} phases, composed as if every record were in all of them, and each declares its "
+        f"constants public: {', '.join(told)}"
+    )
+    if is_filtered:
+        return Condition(
+            "phases", f"{what}. What a phase runs may follow from what earlier ones released: a filter charges it"
+        )
+    return Condition(
+        "phases fixed beforehand",
+        f"{what}. This is the ordinary composition: that what each phase runs (noise, rate, clip rule, number of "
+        f"steps, and that there is one) does not follow from what earlier ones released is on trust",
     )
 
 

@@ -21,6 +21,14 @@ _DIGITS = 4
 
 ONE_IS_ONE = "one record is one row of the dataset: of a person with several, equal ones too, this holds for each alone"
 
+FILTER = "Rényi filter"
+"""Who says the ε of an account under a filter, whichever accountant is asked."""
+
+_FULLY_ADAPTIVE = (
+    "fully adaptive composition: what a step runs may follow from what earlier ones released, and epsilon is that of "
+    "the whole budget ({:g} at delta = {}, by the Rényi order {}), fixed before the first step, however much is spent"
+)
+
 TOLD_OTHERWISE = (DECLARED_SAMPLING, FIXED_KEY)
 """Conditions that a note or a warning already states."""
 
@@ -138,7 +146,9 @@ def guarantee(
     value = bounds.upper
     form = normal_form(composition)
     notes, trusted = [], list(conditions)
-    if accountant not in OWN_ACCOUNTANTS:
+    if form.filter is not None:
+        notes.append(_FULLY_ADAPTIVE.format(form.filter.epsilon, delta_text(form.filter.delta), form.filter.order))
+    elif accountant not in OWN_ACCOUNTANTS:
         trusted.append(third_party("accountant", accountant))
     charged = {type(event) for event, count in composition if count}
     trusted += [third_party("event", full_name(kind)) for kind in charged if not is_own(kind)]
@@ -166,13 +176,13 @@ def guarantee(
         delta=float(delta),
         adjacency=form.adjacency,
         sampling=_sampling(composition),
-        accountant=accountant,
+        accountant=accountant if form.filter is None else FILTER,
         steps=count_steps(composition),
         unit=ONE_RECORD if contract is None else contract.unit,
         noise_is_secret=contract is None or contract.noise_is_secret,
         notes=tuple(notes),
-        numerics="" if form.noiseless else _numerics(accountant, form.is_sampled, bounds),
-        numerical_error=bounds.error if ACCOUNTANTS[accountant].states_error else None,
+        numerics="" if form.noiseless or form.filter else _numerics(accountant, form.is_sampled, bounds),
+        numerical_error=bounds.error if ACCOUNTANTS[accountant].states_error and not form.filter else None,
         conditions=joined(trusted),
     )
 

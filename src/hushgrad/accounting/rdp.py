@@ -4,24 +4,21 @@ The Rényi divergence of the Poisson-sampled Gaussian is that of Mironov, Talwar
 `dp_accounting`; so is the conversion to (ε, δ), that of Canonne, Kamath & Steinke (2020, arXiv:2004.00010).
 
 `dp_accounting` loses small divergences to rounding: they come out as 0 or less, and ε with them. Where a step's
-divergence is small, it is therefore computed here, for whole orders, as a sum of positive terms:
-
-    exp((α−1)·D_α) = 1 + Σ_{k=2..α} C(α,k) q^k (1−q)^{α−k} (exp((k²−k)/(2σ²)) − 1).
+divergence is small, it is therefore computed for whole orders as a sum of positive terms (`renyi`).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
-from scipy.special import gammaln, logsumexp
 
 from hushgrad.accounting.composition import NormalForm, Sampled, pooled
+from hushgrad.accounting.renyi import ORDERS, divergences
 from hushgrad.extras import needs_extra
 
 with needs_extra("cross-check", "accountant 'rdp'"):
@@ -35,8 +32,6 @@ with needs_extra("cross-check", "accountant 'rdp'"):
     from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 
 MOST_GROUPS = 64
-ORDERS = (*range(2, 65), *range(68, 257, 4), 288, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048)
-"""The whole orders at which small divergences are computed."""
 
 _SMALL_DIVERGENCE = 1e-6
 _LARGEST_NOISE_MULTIPLIER = 1e6
@@ -89,25 +84,6 @@ def _epsilon_of_fixed_size(form: NormalForm, delta: float) -> float:
             drawn = SampledWithoutReplacementDpEvent(10**12, math.ceil(rate * 10**12), GaussianDpEvent(noise))
             accountant.compose(drawn, count)
         return max(0.0, float(accountant.get_epsilon(delta)))
-
-
-@lru_cache(maxsize=256)
-def divergences(rate: float, noise_multiplier: float, orders: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Return D_α of one step for each whole order α >= 2 in `orders`; keeps relative precision however small it is.
-
-    `rate` in (0, 1), `noise_multiplier` > 0.
-    """
-    result = []
-    for order in orders:
-        k = np.arange(2, order + 1)
-        exponent = (k * k - k) / (2 * noise_multiplier**2)
-        log_terms = (
-            gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
-            + k * math.log(rate) + (order - k) * math.log1p(-rate)
-            + exponent + np.log(-np.expm1(-exponent))
-        )  # fmt: skip
-        result.append(float(np.logaddexp(0, logsumexp(log_terms))) / (order - 1))
-    return np.array(result)
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def renyi_divergence(composition: Composition, order: int) -> float:
         raise InvalidArgumentError(
             f"must be a whole number >= 2, got {number:g}", where="order", cure="Pass 2 or a greater whole number"
         )
-    from hushgrad.accounting.rdp import divergences
+    from hushgrad.accounting.renyi import divergences
 
     form = _plain(composition)
     if form.noiseless:

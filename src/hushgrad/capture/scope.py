@@ -107,6 +107,11 @@ class Scope:
             self._instead = outer
 
     @property
+    def asked(self) -> list[Tensor]:
+        """Gradients by inputs that were asked for with a graph, through forwards of the physical batch in work."""
+        return self._pool.asked
+
+    @property
     def anchor(self) -> Tensor:
         """The scalar that every captured operator hangs on: `backward(inputs=[anchor])` reaches them and no data."""
         return self._anchor.tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hushgrad.capture.axes.segment_ids import BatchLocation, SegmentIds, Whole
 from hushgrad.errors import PrivacyUnitError
-from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
+from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype, full_precision
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.ownership import own
 from hushgrad.gradients.rows import Rows
@@ -77,6 +77,10 @@ class UsePool:
         self.backwards = 0
         self.undivided = 0
         self._undivided_tasks: set[int] = set()
+        self.asked: list[Tensor] = []
+        """Gradients by inputs that were asked for with a graph, of the physical batch: losses may be made of them."""
+        self.is_penalized = False
+        """Whether a backward of the physical batch came back through one of them, from a gradient penalty say."""
 
     def note_undivided(self) -> None:
         """Take note, from inside a backward, that its losses were not divided by the size of the batch."""
@@ -117,19 +121,23 @@ class UsePool:
         self.clear()
         return uses
 
-    def gradient_of(self, example: int) -> dict[str, Tensor]:
-        """Return the gradient of one example by each parameter that was used, `[*shape]`, and keep all of it."""
-        found = {}
+    def gradient_of(self, example: int) -> Iterator[tuple[str, Tensor]]:
+        """Yield the gradient of one example by each parameter that was used, `[*shape]`, and keep all of it.
+
+        One at a time: together they take as much memory as the model.
+        """
         for name, uses in self._finished.items():
             parts = [*uses.factored, *([] if uses.kept is None else [Dense(uses.kept)])]
-            own = [part.alone(example).per_example()[0].double() for part in parts]
-            found[name] = torch.stack(own).sum(0)
-        return found
+            with torch.no_grad(), full_precision():
+                own = [part.alone(example).per_example()[0] for part in parts]
+                found = own[0] if len(own) == 1 else torch.stack([gradient.double() for gradient in own]).sum(0)
+            yield name, found
 
     def clear(self) -> None:
         """Drop everything that was recorded."""
         self._finished, self._running, self.backwards, self.undivided = {}, {}, 0, 0
         self._undivided_tasks = set()
+        self.asked, self.is_penalized = [], False
 
     def examples(self, tensor: Tensor, axis: BatchLocation, where: str) -> Tensor:
         """Return `tensor` as `[B, ...]` with the batch first, in at least float32 if it is floating.

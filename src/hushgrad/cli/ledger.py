@@ -96,11 +96,13 @@ def verify(path: str, anchor_record: int | None, anchor_hash: str | None, as_jso
 def _facts(path: str, view: LedgerView) -> dict[str, Any]:
     contract = view.contract
     found = finding_of(view.events)
+    named = [phase for phase in view.phases if phase.name is not None]
     return {
         **({} if found is None else {"not_established": found}),
         "ledger": path,
         "run": view.run,
         "steps": view.steps,
+        **({"phases": ", ".join(f"{phase.name!r} from step {phase.begins + 1}" for phase in named)} if named else {}),
         "sampling": contract.sampling,
         "noise_source": contract.noise_source,
         "clip_rule": contract.clipping,

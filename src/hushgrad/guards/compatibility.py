@@ -23,7 +23,8 @@ from hushgrad.errors import (
     UnsupportedOptimizerError,
 )
 from hushgrad.guards.in_use import is_in_use
-from hushgrad.torch_internals import BatchNorm, InstanceNorm, has_gradient_hooks
+from hushgrad.printable import full_name
+from hushgrad.torch_internals import BatchNorm, InstanceNorm, has_gradient_hooks, takes_step_hooks
 
 TRAINABLE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -261,6 +262,24 @@ def is_unready(parameter: nn.Parameter) -> bool:
 
 
 def _optimizer_problems(model: nn.Module, optimizer: Optimizer) -> Iterator[HushgradError]:
+    if not takes_step_hooks(optimizer):
+        yield UnsupportedOptimizerError(
+            f"{full_name(type(optimizer))} wraps another optimizer and has no step hooks of torch's, by which noise is "
+            f"added and charged",
+            where="optimizer",
+            cure="Pass the optimizer that it wraps. With Accelerate call make_private first, and then "
+            "accelerator.prepare(model, optimizer)",
+        )
+    if callable(getattr(type(optimizer), "first_step", None)) and callable(
+        getattr(type(optimizer), "second_step", None)
+    ):
+        yield UnsupportedOptimizerError(
+            f"{type(optimizer).__name__} takes two steps for one update (first_step, second_step), as SAM does: the "
+            f"first moves the weights along the gradient of these records, without noise, and the second one is a "
+            f"further release of them",
+            where="optimizer",
+            cure="Use its base optimizer (SGD, Adam) itself",
+        )
     if isinstance(optimizer, LBFGS):
         yield UnsupportedOptimizerError(
             "LBFGS evaluates its closure several times for one step, and each evaluation would be a release",
@@ -276,7 +295,9 @@ def _optimizer_problems(model: nn.Module, optimizer: Optimizer) -> Iterator[Hush
             yield ParameterMismatchError(
                 "trainable but not in the optimizer",
                 where=name,
-                cure="Give the optimizer all of model.parameters(), or freeze these with requires_grad_(False)",
+                cure="Give the optimizer all of model.parameters(), or freeze these with requires_grad_(False). For "
+                "parts with settings of their own use one optimizer with a group for each: they are clipped and noised "
+                "together, and charged once",
             )
     foreign = len(updated - {id(parameter) for parameter in model.parameters()})
     if foreign:

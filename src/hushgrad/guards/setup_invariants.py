@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -77,23 +77,26 @@ class SetupInvariants:
                 cure="Call loss.backward() and optimizer.step() yourself, with bfloat16 autocast, or with float16 and "
                 "PrivacyEngine(loss_scale=2.0**10), a constant that no overflow changes",
             )
-        if [True for parameter in parameters if has_gradient_hooks(parameter)]:
-            hooked = [name for name, parameter in self._model.named_parameters() if has_gradient_hooks(parameter)]
+        if [True for parameter in parameters if parameter.grad is not None or has_gradient_hooks(parameter)]:
+            self._refuse_gradients()
+
+    def _refuse_gradients(self) -> NoReturn:
+        """Name the parameters with a gradient hook, or with an ordinary gradient."""
+        if hooked := [name for name, parameter in self._model.named_parameters() if has_gradient_hooks(parameter)]:
             raise ContractChangedError(
                 "got a gradient hook after it was made private, which would see gradients without clipping and noise",
                 where=", ".join(hooked),
                 cure="Remove the hook",
             )
-        if [True for parameter in parameters if parameter.grad is not None]:
-            stray = [name for name, parameter in self._model.named_parameters() if parameter.grad is not None]
-            raise StrayGradientError(
-                "got an ordinary gradient, without clipping and noise",
-                where=", ".join(stray),
-                cure="Run the model after it was made private, use each parameter inside the model's own forward only "
-                "(in a custom autograd function by hushgrad.register_operator), write nothing to .grad, and call "
-                "optimizer.zero_grad() before going on. A term of parameters alone (a penalty, a prior) is declared "
-                "before the loop: session.regularizer(fn, weight=...)",
-            )
+        stray = [name for name, parameter in self._model.named_parameters() if parameter.grad is not None]
+        raise StrayGradientError(
+            "got an ordinary gradient, without clipping and noise",
+            where=", ".join(stray),
+            cure="Run the model after it was made private, use each parameter inside the model's own forward only "
+            "(in a custom autograd function by hushgrad.register_operator), write nothing to .grad, and call "
+            "optimizer.zero_grad() before going on. A term of parameters alone (a penalty, a prior) is declared "
+            "before the loop: session.regularizer(fn, weight=...)",
+        )
 
     def _require_same_parameters(self, parameters: Sequence[nn.Parameter]) -> None:
         now = {id(parameter) for parameter in parameters if parameter.requires_grad}

@@ -248,18 +248,26 @@ class Mechanism:
         """Return ε at `delta` after everything that is planned (`steps` or `passes`) has run."""
         return epsilon_of(self.composition(), delta, accountant)
 
-    def calibrate(self, *, epsilon: float, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> Self:
+    def calibrate(
+        self, *, epsilon: float, delta: float, accountant: str = DEFAULT_ACCOUNTANT, before: Composition = ()
+    ) -> Self:
         """Return this mechanism with the smallest noise multiplier that plans to spend at most `epsilon` at `delta`.
 
-        A schedule keeps its shape: its factors stay.
+        A schedule keeps its shape: its factors stay. `before` is what the same account holds of earlier phases, which
+        counts into `epsilon`.
 
         Raises:
             UnreachableTargetError: no noise multiplier is large enough.
         """
         self.composition()  # says what is missing from the plan before the search begins
+        # Passes are numbered on: steps of one number would be charged as steps of one pass.
+        shift = max((event.data_pass for event, _ in before if event.data_pass is not None), default=-1) + 1
 
         def planned(noise_multiplier: float) -> Composition:
-            return self.with_noise_multiplier(noise_multiplier).composition()
+            changed = self.with_noise_multiplier(noise_multiplier)
+            if not shift or changed.sampling.counts_in == "steps":
+                return [*before, *changed.composition()]
+            return [*before, *((changed.event(shift + index), 1) for index in range(changed.passes or 0))]
 
         sigma = calibrate_noise_multiplier(
             target_epsilon=epsilon, target_delta=delta, composition=planned, accountant=accountant

@@ -60,7 +60,7 @@ class CompiledBackend:
         std, divisor = self._real(std), self._real(divisor)
         rest = values, is_sum, std, divisor, self._table, self._first_of_remainder, self._places
         if self._of_stream is not None and type(bits.stream) is KeyStream:
-            key, address = np.frombuffer(bits.stream.key(), np.uint32), np.uint64(bits.address.packed())
+            key, address = np.frombuffer(bits.stream.key(bits.address), np.uint32), np.uint64(bits.address.packed())
             position = np.uint64(bits.start * self._words.itemsize // BLOCK_BYTES)
             found = self._of_stream(key, address, position, self._words, *rest)
         else:

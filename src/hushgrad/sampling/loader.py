@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import default_collate
 
 from hushgrad.arguments import positive_number, whole_number
 from hushgrad.errors import (
@@ -25,10 +24,9 @@ from hushgrad.errors import (
     InvalidArgumentError,
     ProtocolError,
     UnsupportedSamplerError,
-    where_raised,
 )
 from hushgrad.randomness import Address, KeyStream
-from hushgrad.sampling.extent import extent_of
+from hushgrad.sampling.counting_collate import CountingCollate
 from hushgrad.sampling.logical_batches import LogicalBatch, logical_batches
 from hushgrad.sampling.poisson import uniform_indices
 from hushgrad.sampling.records import BatchObserver, Cutting, PhysicalBatch, cut
@@ -399,35 +397,12 @@ def require_expected_size(sampling: SamplingScheme, batch_size: float, populatio
         )
 
 
-class _CountingCollate:
-    """The caller's `collate_fn`, or torch's, with how many records it was given beside what it returned.
-
-    Of the caller's, which may cut and pad, also how much each of them held.
-    """
-
-    def __init__(self, collate_fn: Callable[[list[Any]], Any] | None) -> None:
-        self._collate_fn = collate_fn
-
-    def __call__(self, records: list[Any]) -> tuple[int, tuple[int, ...], Any]:
-        try:
-            if self._collate_fn in (None, default_collate):
-                return len(records), (), default_collate(records)
-            extents = tuple(map(extent_of, records))  # before: it may change the records
-            return len(records), extents, self._collate_fn(records)
-        except Exception as error:
-            # The text of the caller's exception may hold data; its type and its place do not.
-            raise BatchStructureError(
-                f"collate_fn raised {where_raised(error)}",
-                cure="Let it accept any number of records from 1 on, all of one structure",
-            ) from None
-
-
 def _torch_loader(dataset: Any, planner: _Planner, options: LoadingOptions) -> DataLoader[Any]:
     # in_order stays True: the planner's notes are matched with the items by their order.
     return DataLoader(
         dataset,
         batch_sampler=planner,
-        collate_fn=_CountingCollate(options.collate_fn),
+        collate_fn=CountingCollate(options.collate_fn),
         num_workers=options.num_workers,
         pin_memory=options.pin_memory,
         pin_memory_device=options.pin_memory_device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ class PhysicalBatch:
         last: whether the item ends its logical batch.
         extents: how much each record held before `collate_fn` made rows of them, padding included; as secret as
             `indices`. Empty where no collate function of the caller's changed them, and before they are read.
+        records: the records themselves, by their index, where they cannot be read again (a stream's); else None.
     """
 
     indices: tuple[int, ...] = field(repr=False)
@@ -37,6 +39,7 @@ class PhysicalBatch:
     first: bool
     last: bool
     extents: tuple[int, ...] = field(default=(), repr=False, compare=False)
+    records: Mapping[int, Any] | None = field(default=None, repr=False, compare=False)
 
 
 class BatchObserver(Protocol):

@@ -95,7 +95,7 @@ def read_data_loader(data_loader: Any) -> DataLoaderReading:
         raise InvalidArgumentError(
             f"is a {type(data_loader).__name__} with its own __iter__, which would be left out",
             where="data_loader",
-            cure="Move what it does to the dataset or to collate_fn",
+            cure=_own_iteration(type(data_loader)),
         )
     count = dataset_length(data_loader.dataset)
     batches = _known_batch_sampler(data_loader)
@@ -127,6 +127,15 @@ def read_data_loader(data_loader: Any) -> DataLoaderReading:
     )
 
 
+def _own_iteration(kind: type) -> str:
+    if kind.__module__.partition(".")[0] == "accelerate":
+        return (
+            "Call make_private with the ordinary DataLoader first, and then accelerator.prepare(model, optimizer), "
+            "without the private loader"
+        )
+    return "Move what it does to the dataset or to collate_fn"
+
+
 def accumulated(reading: DataLoaderReading, accumulation: int) -> DataLoaderReading:
     """Return what a DataLoader says whose batches are `accumulation` of these joined: k·b records, in their order.
 
@@ -154,7 +163,9 @@ def dataset_length(dataset: Any) -> int:
         raise DatasetError(
             "it is an IterableDataset, whose records cannot be drawn by index",
             where="the dataset",
-            cure="Load it into a map-style dataset, with __len__ and __getitem__",
+            cure="Train on its own batches, each record once in a pass: make_private(poisson_sampling=False) with "
+            "DataLoader(stream, batch_size=...), or session.batches_of(that) with DisjointBatches(). Or load it into a "
+            "map-style dataset, with __len__ and __getitem__",
         )
     try:
         count = len(dataset)

@@ -9,6 +9,7 @@ from typing import Any
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.sampling.loader import PrivateLoader, require_expected_size
 from hushgrad.sampling.records import BatchObserver
+from hushgrad.sampling.stream import StreamLoader, is_stream, read_stream
 from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader
 from hushgrad.session.parts import Parts
 
@@ -51,16 +52,9 @@ def loader_of(
     *,
     max_physical_batch_size: int | None,
     constant_shapes: bool,
-) -> PrivateLoader:
+) -> PrivateLoader | StreamLoader:
     """Return a loader with what a DataLoader says about its data; see `Session.batches_of`."""
-    loader = PrivateLoader.from_data_loader(
-        read_data_loader(data_loader),
-        parts.mechanism.sampling,
-        stream=parts.stream.fork("loader"),
-        max_physical_batch_size=max_physical_batch_size,
-        constant_shapes=constant_shapes,
-        observer=observer,
-    )
+    loader = _loader_of(parts, data_loader, observer, max_physical_batch_size, constant_shapes)
     if loader.batch_size != parts.mechanism.expected_batch_size:
         raise InvalidArgumentError(
             f"the data loader has batch_size {loader.batch_size:g}, the mechanism expected_batch_size "
@@ -68,3 +62,24 @@ def loader_of(
             cure="Give both the same number",
         )
     return loader
+
+
+def _loader_of(
+    parts: Parts, data_loader: Any, observer: BatchObserver, rows: int | None, constant_shapes: bool
+) -> PrivateLoader | StreamLoader:
+    if is_stream(data_loader):
+        return StreamLoader(
+            read_stream(data_loader),
+            parts.mechanism.sampling,
+            max_physical_batch_size=rows,
+            constant_shapes=constant_shapes,
+            observer=observer,
+        )
+    return PrivateLoader.from_data_loader(
+        read_data_loader(data_loader),
+        parts.mechanism.sampling,
+        stream=parts.stream.fork("loader"),
+        max_physical_batch_size=rows,
+        constant_shapes=constant_shapes,
+        observer=observer,
+    )

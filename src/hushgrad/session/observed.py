@@ -83,7 +83,15 @@ class ObservedLoop(Loop):
         parts.marks.take_away()
         parts.frozen.require_same_parameters()
         parts.spending.require_pass(batch.pass_index)
-        drawn = Drawn(self.dataset, batch.indices, item, batch.size, self.collate_fn, extents=batch.extents)
+        drawn = Drawn(
+            self.dataset,
+            batch.indices,
+            item,
+            batch.size,
+            self.collate_fn,
+            extents=batch.extents,
+            records=batch.records,
+        )
         try:
             parts.probe.examine_collate(drawn)
         except HushgradError:
@@ -159,6 +167,7 @@ class ObservedLoop(Loop):
         parts.frozen.require_no_surprises()
         batch.require_backward()
         parts.frozen.require_steady_groups(item)
+        batch.require_told_penalties()
         scale = batch.scale()
         batch.examine()
         self._order.start_adding()

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture.uses import UsePool
-from hushgrad.errors import LedgerError, ProtocolError, SensitivityMismatchError, UnsupportedModelError
+from hushgrad.errors import (
+    LedgerError,
+    ProtocolError,
+    SensitivityMismatchError,
+    UncoveredParameterUseError,
+    UnsupportedModelError,
+)
 from hushgrad.guards.probing.loss_cuts import Cut
 from hushgrad.session.own_backward import OwnBackward
 from hushgrad.session.padding import without_padding
@@ -41,6 +47,7 @@ class OpenBatch:
         self._is_narrow = False
         self._decided = (NO_GRAPH_TASK, False)
         self._has_divided = False
+        self._sessions: set[int] = set()  # the backwards of losses that the session itself has added up
         pool.batch_size = rows
 
     @property
@@ -102,6 +109,7 @@ class OpenBatch:
     def divides_now(self) -> bool:
         """Return `divides_losses` for the backward that runs, the same for all losses in it, and take note of it."""
         task, divides = self._decided
+        self._sessions.add(current_graph_task())
         if task != current_graph_task():
             divides = self.divides_losses
             self._decided = current_graph_task(), divides
@@ -117,6 +125,25 @@ class OpenBatch:
             raise ProtocolError(
                 "no backward has finished for this item of the loader",
                 cure="Run backward on its loss before optimizer.step() (or session.end_item())",
+            )
+
+    def require_told_penalties(self) -> None:
+        """Refuse a gradient penalty in a scalar loss of the loop's own.
+
+        It comes by no output of the model, so that a scalar does not show whether each example has one of its own.
+
+        Raises:
+            UncoveredParameterUseError: with the cure.
+        """
+        told = self._parts.probe.told_losses(self._sessions)
+        if self._pool.is_penalized and (told is None or told < self._pool.backwards):
+            raise UncoveredParameterUseError(
+                "a gradient of a gradient (a gradient penalty, say) is in a scalar loss of the loop's own, which does "
+                "not show that each example has one of its own",
+                where="create_graph=True",
+                cure="Add each example's penalty to its own loss, (g.flatten(1).norm(2, 1) - 1) ** 2 for instance, and "
+                "call session.backward(losses) with one loss per example; or give the gradient to "
+                "engine.per_example(a function that returns [B])",
             )
 
     def scale(self) -> float:
@@ -161,7 +188,9 @@ class OpenBatch:
         if self._drawn:
             if parts.probe.is_due(self._rows):  # an ordinary gradient is told by its own name, not as a leak
                 parts.frozen.require_no_surprises()
-            parts.probe.examine(self._rows, self._pool.gradient_of if self._pool.backwards == 1 else None)
+            # A penalty's part of it does not come from the gradients that the outputs got.
+            is_whole = self._pool.backwards == 1 and not self._pool.is_penalized
+            parts.probe.examine(self._rows, self._pool.gradient_of if is_whole else None)
 
     def add(self, scale: float) -> None:
         """Add the clipped sum of the examples that were drawn to the update.

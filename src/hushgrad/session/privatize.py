@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hushgrad.accounting.budget import Budget
+from hushgrad.accounting.filter import PrivacyFilter
 from hushgrad.gradients.contribution import Plan
 from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.mechanism import Mechanism
@@ -26,8 +27,9 @@ def privatize(
     ledger: str | os.PathLike[str] | None = None,
     key: KeyStream | None = None,
     plan: Plan | None = None,
-    budget: Budget | None = None,
+    budget: Budget | PrivacyFilter | None = None,
     lease: int = 1,
+    phase: str | None = None,
     monitors: Sequence[Monitor] = (),
     strict: bool = False,
     loss_scale: Scale = 1.0,
@@ -43,8 +45,12 @@ def privatize(
         plan: how norms are computed; every plan gives the same numbers.
         budget: an ε that training must not pass. `optimizer.step()` raises `BudgetExhaustedError` at the first step
             that does not fit, and updates nothing; the same step after a crash and a resume of the ledger. In passes
-            over the data, for `DisjointBatches`.
+            over the data, for `DisjointBatches`. A `PrivacyFilter` is fixed before the first step of its account, and
+            lets what is trained later be chosen after seeing what was released.
         lease: how many steps are put on disk at once, which saves time; a crash over-charges fewer than that many.
+        phase: the name of a part of the account, which has a batch size, clip rule, population and sampling of its own:
+            the part that the ledger is in goes on, and a new name begins a new one. All parts are composed in one ε.
+            Needs a ledger path. The limits of the mechanism (`steps`, `passes`) are the part's own.
         monitors: what watches the noised updates, beside the monitors that are always on.
         strict: True refuses, before anything of it is released, what the probe and the reader of losses would take on
             trust (`TakenOnTrustError`).
@@ -66,6 +72,7 @@ def privatize(
         plan=plan,
         budget=budget,
         lease=lease,
+        phase=phase,
         monitors=monitors,
         strict=strict,
         loss_scale=loss_scale,

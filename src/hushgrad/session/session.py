@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
-from hushgrad.accounting.conditions import CLOSED, ROUNDED_TOGETHER, Condition, third_party
+from hushgrad.accounting.conditions import CLOSED, ROUNDED_TOGETHER, STREAM, Condition, third_party
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger.contract import OBSERVED
@@ -30,6 +30,7 @@ from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import Mechanism
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
+from hushgrad.sampling.stream import StreamLoader
 from hushgrad.sampling.torch_loader import LoadingOptions
 from hushgrad.session.checkpoint import Checkpoint, Resumed, Stateful, save
 from hushgrad.session.declared import DeclaredLoop
@@ -224,8 +225,11 @@ class Session:
 
     def batches_of(
         self, data_loader: Any, *, max_physical_batch_size: int | None = None, constant_shapes: bool = False
-    ) -> PrivateLoader:
+    ) -> PrivateLoader | StreamLoader:
         """Return a loader with the dataset, workers and `collate_fn` of a DataLoader (see `PrivateLoader`).
+
+        Over an `IterableDataset`, with `DisjointBatches`, the loader hands out the stream's own batches, each record
+        once in a pass (see `StreamLoader`).
 
         `data_loader` may also be what `read_data_loader` read of one.
         """
@@ -248,8 +252,10 @@ class Session:
             )
         return ObservedLoop(self._parts, self._require_open)
 
-    def _observe(self, loop: ObservedLoop, loader: PrivateLoader) -> None:
+    def _observe(self, loop: ObservedLoop, loader: PrivateLoader | StreamLoader) -> None:
         self._parts.spending.open(OBSERVED, loader.population)
+        if loader.population is None:
+            self._parts.spending.trust([STREAM])
         self._parts.probe.end_item()  # until an item comes, forwards belong to none
         loop.dataset, loop.collate_fn = loader.dataset, loader.options.collate_fn
         loop.has_constant_shapes = loader.constant_shapes
@@ -259,6 +265,11 @@ class Session:
     def current_batch(self) -> PhysicalBatch | None:
         """The loader item that is being worked on, if any; once it has ended, the last one until the step."""
         return self._loop.latest
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed: the model is an ordinary one again, and another session may take it."""
+        return self._closed
 
     # Coming back -----------------------------------------------------------------------------------------------------
 

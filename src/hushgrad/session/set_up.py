@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.conditions import Condition, third_party
+from hushgrad.accounting.filter import PrivacyFilter
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.clipping import known as clip_rules
@@ -44,8 +45,9 @@ def set_up(
     ledger: str | os.PathLike[str] | None = None,
     key: KeyStream | None = None,
     plan: Plan | None = None,
-    budget: Budget | None = None,
+    budget: Budget | PrivacyFilter | None = None,
     lease: int = 1,
+    phase: str | None = None,
     monitors: Sequence[Monitor] = (),
     strict: bool = False,
     loss_scale: Scale = 1.0,
@@ -74,6 +76,7 @@ def set_up(
         noise_is_secret=stream.is_secret,
         budget=budget,
         lease=lease,
+        phase=phase,
         batches_are_chosen=batches_are_chosen,
     )
     watching = Monitors(monitors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -12,10 +13,12 @@ from hushgrad.accounting.composition import Composition, adjacency_of, count_ste
 from hushgrad.accounting.conditions import NO_LEDGER_PATH, NOT_WATCHED, NOTED_AS, Condition, discarded, uncounted
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.not_established import NotEstablished
+from hushgrad.accounting.filter import PrivacyFilter, filter_of
 from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger.contract import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract
 from hushgrad.accounting.ledger.file import ledger_path
 from hushgrad.accounting.ledger.ledger import Ledger
+from hushgrad.accounting.ledger.phases import phase_name, split
 from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import read_ledger
@@ -41,6 +44,8 @@ class Spending:
     Guarantee: a budget ends training at exactly the last step that fits into it, the same step every time, also after a
     crash and a resume.
 
+    With a `phase`, the limits of the mechanism are those of that phase; a budget is that of the whole account.
+
     `lease` steps are put on disk at once (see `Ledger.charge`); a crash over-charges at most lease − 1 of them.
     """
 
@@ -50,25 +55,37 @@ class Spending:
         path: str | os.PathLike[str] | None,
         *,
         noise_is_secret: bool,
-        budget: Budget | None = None,
+        budget: Budget | PrivacyFilter | None = None,
         lease: int = 1,
+        phase: str | None = None,
         batches_are_chosen: bool = False,
     ) -> None:
-        if budget is not None and not isinstance(budget, Budget):
+        if budget is not None and not isinstance(budget, Budget | PrivacyFilter):
             raise InvalidArgumentError(
-                f"must be a Budget, got {type(budget).__name__}", where="budget", cure="Pass Budget(epsilon, delta)"
+                f"must be a Budget, got {type(budget).__name__}",
+                where="budget",
+                cure="Pass Budget(epsilon, delta), or PrivacyFilter(epsilon, delta) for fully adaptive composition",
             )
+        if phase is not None and path is None:
+            raise InvalidArgumentError(
+                f"{phase_name(phase)!r} is a part of an account, and there is no ledger to hold it",
+                where="phase",
+                cure="Pass the path of one ledger to all phases: ledger=path",
+            )
+        self._phase = None if phase is None else phase_name(phase)
         self._mechanism = mechanism
         self._now = (-1, mechanism)
         self._batches_are_chosen = batches_are_chosen
         self._path = None if path is None else ledger_path(path)
-        self._budget = budget
+        self._budget = budget if isinstance(budget, Budget) else None
+        self._filter = budget if isinstance(budget, PrivacyFilter) else None
         self._lease = whole_number("lease", lease, minimum=1)
         self._last_step = mechanism.steps
         self._last_pass = mechanism.passes
         self._noise_source = OPERATING_SYSTEM if noise_is_secret else FIXED_KEY
         self._ledger: Ledger | None = None
         self._first_pass = 0
+        self._begins = 0  # how many steps were charged before the phase
         self._trusted: list[Condition] = []  # what the ledger does not hold yet
         require_established(events_at(self._path))
         self.uncounted = 0
@@ -99,32 +116,56 @@ class Spending:
                 + (" and where a pass ends" if scheme.counts_in == "passes" else ""),
                 cure="Use session.batches",
             )
-        ledger = Ledger(self._path, contract=self._contract(sampling, population))
+        first = self._mechanism.at(0).event()
+        contract = self._contract(sampling, population)
+        rule = None if self._filter is None else self._filter.rule(first)
+        ledger = Ledger(self._path, contract=contract, phase=self._phase, rule=rule)
         earlier = [event for event, _ in ledger.events()]
         try:
-            adjacency_of([self._mechanism.at(0).event(), *earlier])  # of different neighbours no total can be told
-            self._require_planned(ledger.events())
-            if self._budget is not None:
-                self._limit_to(self._budget, ledger.events())
+            adjacency_of([first, *earlier])  # of different neighbours no total can be told
+            self._limit(ledger)
         except BaseException:
             ledger.close()
             raise
-        passes = [event.data_pass for event in earlier if event.data_pass is not None]
-        self._first_pass = max(passes, default=-1) + 1
+        self._first_pass = passes_in(ledger.events())
         self._ledger = ledger
         if self.uncounted:
             self.trust([uncounted(self.uncounted)])
         if self._path is not None and not ledger.is_watched:
             self.trust([NOT_WATCHED])
 
-    def _limit_to(self, budget: Budget, earlier: list[tuple[Event, int]]) -> None:
-        """Set how many steps or passes fit, those that the ledger holds of this plan included.
+    def _limit(self, ledger: Ledger) -> None:
+        """Set how many steps or passes are planned and fit, those that the ledger holds of this plan included."""
+        self._begins = ledger.phases[-1].begins
+        before, within = split(ledger.events(), self._begins)
+        self._require_planned(within)
+        if self._mechanism.steps is not None:
+            self._last_step = self._begins + self._mechanism.steps
+        if self._mechanism.passes is not None:
+            self._last_pass = passes_in(before) + self._mechanism.passes
+        if ledger.filtering is not None:
+            if self._budget is not None:
+                raise InvalidArgumentError(
+                    "the account is under a filter, which is its budget",
+                    where="budget",
+                    cure="Leave budget (max_epsilon) out: session.steps_left says how many steps fit",
+                )
+            fits = ledger.filtering.most(self._mechanism.at(0).event())  # refuses what no filter charges
+            if not self._mechanism.is_scheduled:  # else each step is asked for by itself
+                planned = math.inf if self._last_step is None else self._last_step
+                self._last_step = int(min(planned, ledger.steps + fits))
+        elif self._budget is not None:
+            self._limit_to(self._budget, before, within)
+
+    def _limit_to(self, budget: Budget, before: list[tuple[Event, int]], within: list[tuple[Event, int]]) -> None:
+        """Set how many steps or passes fit, those that the phase holds of this plan included.
 
         What a run before this one left is part of the plan, not of the question, so that the answer stays the same.
         """
         mechanism = self._mechanism
         if mechanism.sampling.counts_in == "passes":
-            foreign = [part for part in earlier if part[0] != mechanism.event(part[0].data_pass or 0)]
+            others = [part for part in within if part[0] != mechanism.event(part[0].data_pass or 0)]
+            foreign = [*before, *others]
             indices = {event.data_pass for event, _ in foreign if event.data_pass is not None}
             beyond = max(indices, default=-1) + 1
 
@@ -134,13 +175,13 @@ class Spending:
             self._last_pass = len(indices) + budget.most(passes, mechanism.passes or MOST_PASSES)
             return
         # With a schedule (which limits the steps) the ledger holds nothing else: `_require_planned` has seen to it.
-        foreign = [] if mechanism.is_scheduled else [part for part in earlier if part[0] != mechanism.event()]
+        others = [] if mechanism.is_scheduled else [part for part in within if part[0] != mechanism.event()]
+        foreign = [*before, *others]
 
         def steps(count: int) -> Composition:
             return [*foreign, *mechanism.first(count)]
 
-        before = sum(count for _, count in foreign)
-        self._last_step = before + budget.most(steps, mechanism.steps or MOST)
+        self._last_step = count_steps(foreign) + budget.most(steps, mechanism.steps or MOST)
 
     def require_pass(self, loader_pass: int) -> None:
         """Refuse a pass over the data beyond those that are planned or fit; `loader_pass` counts this session's."""
@@ -161,6 +202,9 @@ class Spending:
             )
 
     def _reason(self) -> str:
+        rule = None if self._ledger is None else self._ledger.filtering
+        if rule is not None:
+            return f"are planned or fit into the filter (epsilon = {rule.rule.epsilon:g}, delta = {rule.rule.delta:g})"
         if self._budget is None:
             return "were planned"
         return f"fit into epsilon = {self._budget.epsilon:g} at delta = {self._budget.delta:g}"
@@ -174,7 +218,7 @@ class Spending:
         """Return the mechanism of the next step to be charged (of the last one, where all are)."""
         if not self._mechanism.is_scheduled or self._mechanism.steps is None:
             return self._mechanism
-        step = min(self.steps, self._mechanism.steps - 1)
+        step = min(self.steps - self._begins, self._mechanism.steps - 1)
         if self._now[0] != step:  # made once: what clips a step and what makes its noise are one value
             self._now = (step, self._mechanism.at(step))
         return self._now[1]
@@ -188,7 +232,7 @@ class Spending:
         lease = self._lease
         if self._last_step is not None:
             lease = max(1, min(lease, self._last_step - self.steps))
-        lease = self._mechanism.equal_steps(self.steps, lease)
+        lease = self._mechanism.equal_steps(self.steps - self._begins, lease)
         self._ledger.charge(self.current().event(self._first_pass + loader_pass), lease=lease)
 
     @property
@@ -280,8 +324,14 @@ class Spending:
         """
         if self.steps and finding_of(self.events()) is None:
             if self._ledger is None:
-                self._ledger = Ledger(self._path, contract=self._charged()[1])
+                self._ledger = self._as_it_was()
             self._ledger.end(NotEstablished(code=error.code, place=error.where, what=error.what))
+
+    def _as_it_was(self) -> Ledger:
+        """Open the ledger in the phase that it is in: what this session planned does not begin."""
+        assert self._path is not None  # without a file nothing is charged before it is open
+        last = read_ledger(self._path).phases[-1]
+        return Ledger(self._path, contract=last.contract, phase=last.name)
 
     def require_established(self) -> None:
         """Refuse to go on after a finding. Raises `NotEstablishedError`."""
@@ -313,7 +363,7 @@ class Spending:
         )
 
     def _require_planned(self, earlier: list[tuple[Event, int]]) -> None:
-        """The ε of a plan holds only if all that its ledger holds is of that plan."""
+        """The ε of a plan holds only if all that its phase holds is of that plan; that of others is told beside it."""
         mechanism = self._mechanism
         if mechanism.steps is None and mechanism.passes is None:
             return
@@ -333,6 +383,29 @@ class Spending:
                 f"more than was planned",
                 cure="Continue with the old values, or begin a new ledger for a new run",
             )
+
+
+def events_before(path: str | os.PathLike[str] | None, phase: str | None) -> Composition:
+    """Return what the ledger at `path` holds of phases before the one that is to be opened; none without a phase.
+
+    Raises `InvalidArgumentError` for an account under a filter: no plan can be made of what may be chosen by results.
+    """
+    if path is None or phase is None or not os.path.lexists(path):
+        return []
+    view = read_ledger(path)
+    before, _ = split(view.events, view.phases[-1].begins if view.phases[-1].name == phase else view.steps)
+    if filter_of(before) is not None:
+        raise InvalidArgumentError(
+            "the account is under a filter, and its epsilon is that of the filter's budget, whatever noise is chosen",
+            where="target_epsilon",
+            cure="Call make_private with a noise_multiplier; session.steps_left says how many steps fit",
+        )
+    return before
+
+
+def passes_in(events: Composition) -> int:
+    """Return how many passes over the data were begun: the number of the next one."""
+    return max((event.data_pass for event, _ in events if event.data_pass is not None), default=-1) + 1
 
 
 def events_at(path: str | os.PathLike[str] | None) -> list[tuple[Event, int]]:

@@ -16,6 +16,7 @@ from hushgrad.accounting import (
 )
 from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.events.registry import _KINDS, event_to_json
+from hushgrad.accounting.events.renyi_filter import RenyiFilter
 from hushgrad.accounting.ledger.records import decode, encode
 
 WRITTEN = Path(__file__).parents[1] / "golden" / "ledgers"
@@ -31,6 +32,7 @@ EVENTS: dict[str, list[tuple[Event, int]]] = {
         (PoissonSampled(0.01, 1.1), 20),
         (NotEstablished("DP301", "layers.3", "the output of one example depends on the others"), 1),
     ],
+    "fully-adaptive": [(RenyiFilter(3.0, 1e-5, 12), 1), (PoissonSampled(0.01, 1.1), 20)],
 }
 
 

@@ -45,8 +45,10 @@ def test_a_gradient_with_respect_to_inputs_is_an_ordinary_call_and_records_nothi
 
 
 @pytest.mark.parametrize("loss", [lambda out: out.sum(), lambda out: out.square().sum()], ids=["linear", "square"])
-@pytest.mark.parametrize("layer", [nn.Linear(4, 3), nn.LayerNorm(4), nn.Bilinear(4, 4, 2)], ids=repr)
-def test_a_gradient_penalty_raises_and_is_never_dropped(layer: nn.Module, loss: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.parametrize("layer", [nn.Bilinear(4, 4, 2)], ids=repr)
+def test_a_gradient_penalty_through_an_operator_without_that_form_raises_and_is_never_dropped(
+    layer: nn.Module, loss: Callable[[Tensor], Tensor]
+) -> None:
     attached = Attached(
         Model(lambda m, x: m.layer(x, x) if isinstance(m.layer, nn.Bilinear) else m.layer(x), layer=layer)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from queue import SimpleQueue
 
 import harmless_models
 import leaky_models
@@ -306,3 +307,58 @@ def test_a_model_that_changes_with_its_calls_is_told_so_in_batches_of_every_size
     with pytest.raises(CrossSampleLeakError):
         session.backward(model(torch.randn(size, WIDTH)).square().sum(1))
     session.close()
+
+
+class Counts(nn.Module):
+    """A layer that counts its runs on the whole batch; `change` is made where gradients are recorded, as in a loop."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.change, self.runs = nn.Linear(WIDTH, CLASSES), change, SimpleQueue[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == BATCH:
+            self.runs.put(1)
+        return self.change(self.layer(x)) if torch.is_grad_enabled() else self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("change", "runs"),
+    [(lambda h: h, 3), (lambda h: h * (1 + 2**-23), 4), (lambda h: h + 0.1 * h.abs(), 4)],
+    ids=["the same bits", "another bit", "other values"],
+)
+def test_the_loops_own_forward_is_the_second_run_where_it_gave_the_same_bits(
+    change: Callable[[Tensor], Tensor], runs: int
+) -> None:
+    model = Counts(change)
+    probe = probed(model, features())
+    assert model.runs.qsize() == 1 + runs  # its own, the batch itself (once or twice), two altered ones
+    assert probe.forwards == runs + 1  # and one without an example
+
+
+def test_random_numbers_that_are_the_same_in_the_loop_by_chance_are_run_twice() -> None:
+    model = nn.Sequential(Counts(lambda h: h), nn.Dropout(0.5))
+    with torch.no_grad():
+        model[0].layer.weight.zero_()
+        model[0].layer.bias.zero_()  # type: ignore[union-attr]
+    probed(model, features())
+    assert model[0].runs.qsize() == 1 + 5  # the batch itself three times, once of these without randomness
+
+
+@pytest.mark.parametrize("later", [1, 2, 3])
+def test_what_is_kept_out_of_reach_and_comes_out_some_calls_later_is_refused(later: int) -> None:
+    """The loop's own forward and the first run may be the same then."""
+    hidden: SimpleQueue[Tensor] = SimpleQueue()
+
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(WIDTH, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.layer(x)
+            hidden.put(h.detach().mean(0))
+            return h + hidden.get() if hidden.qsize() > later else h
+
+    with pytest.raises(CrossSampleLeakError, match=r"mixes the examples|gives other outputs"):
+        probed(Late(), features())

@@ -23,17 +23,19 @@ X = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
 UNCOUNTED, NO_PATH, CLOSED = "uncounted steps", "no ledger path", "closed session"
 
 
-def trained(model: nn.Module, ledger: Path | None, data: Any = X, close: bool = True) -> PrivacyEngine:
+def trained(
+    model: nn.Module, ledger: Path | None, data: Any = X, close: bool = True, size: int = 8, **options: Any
+) -> PrivacyEngine:
     """Train one pass of two steps."""
     engine = PrivacyEngine(ledger=ledger)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     _, _, loader = engine.make_private(
         module=model,
         optimizer=optimizer,
-        data_loader=DataLoader(list(data), batch_size=8),
+        data_loader=DataLoader(list(data), batch_size=size),
         noise_multiplier=1.0,
         max_grad_norm=1.0,
-        poisson_sampling=False,
+        **{"poisson_sampling": False, **options},
     )
     for x in loader:
         engine.session.backward(model(x).square().sum(1))
@@ -209,6 +211,31 @@ def initial_weights_loaded(folder: Path) -> PrivacyEngine:
     return trained(second, folder / "ledger", close=False)
 
 
+def another_size_without_a_phase(folder: Path) -> PrivacyEngine:
+    trained(net(), folder / "ledger")
+    return trained(net(), folder / "ledger", size=4)
+
+
+def a_phase_again(folder: Path) -> PrivacyEngine:
+    for phase in ("one", "two", "one"):
+        engine = trained(net(), folder / "ledger", phase=phase)
+    return engine
+
+
+def chosen_after_the_first(folder: Path) -> PrivacyEngine:
+    model = net()
+    trained(model, folder / "ledger", phase="one")
+    with torch.no_grad():
+        size = 4 if model(X).square().sum() > 1 else 8
+    return trained(model, folder / "ledger", size=size, phase="two")
+
+
+def a_phase_of_its_own(folder: Path) -> PrivacyEngine:
+    model = net()
+    trained(model, folder / "ledger", phase="one")
+    return trained(model, folder / "ledger", close=False, phase="one")
+
+
 PROGRAMS: tuple[Program, ...] = (
     account("a ledger in memory", without_path, NO_PATH),
     account("weights resumed without a ledger", resumed_without_path, NO_PATH),
@@ -224,6 +251,10 @@ PROGRAMS: tuple[Program, ...] = (
     account("a ledger rolled back to a copy", rolled_back),
     account("ordinary training after close()", trained_after_close, CLOSED),
     account("asked of a closed session", asked_of_a_closed_session, CLOSED),
+    account("another batch size, no phase", another_size_without_a_phase),
+    account("a phase that has ended", a_phase_again),
+    account("a phase chosen after the first", chosen_after_the_first, "phases fixed beforehand"),
+    account("a phase that goes on", a_phase_of_its_own, is_clean=True),
     account("a new run", fresh, is_clean=True),
     account("the same model, the same ledger", continued, is_clean=True),
     account("load_state_dict, the same ledger", resumed, is_clean=True),
@@ -235,8 +266,9 @@ PROGRAMS: tuple[Program, ...] = (
 
 KIND = Kind(
     "accounts",
-    "earlier steps of this model, by object, by copy and by its weights; copies of a ledger",
+    "earlier steps of this model, by object, by copy and by its weights; copies of a ledger; phases by their names",
     "set-up; every guarantee",
-    "earlier runs on other machines; `no ledger path`, `uncounted steps`, `closed session` are stated",
+    "earlier runs on other machines; `no ledger path`, `uncounted steps`, `closed session`, `phases fixed beforehand` "
+    "are stated",
     PROGRAMS,
 )

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import bypassed_calls
 import gradient_mixing
+import gradient_penalties
 import hidden_inputs
 import kept_state
 import later_batches
@@ -32,6 +33,7 @@ import relative_tolerances
 import run_accounts
 import shared_places
 import sixteen_bits
+import streams
 import torch
 from silent_programs import EXACT, OUTCOMES, REFUSED, SILENT, TRUSTED, UNTYPED, Found, Kind, Program
 
@@ -47,6 +49,7 @@ KINDS: tuple[Kind, ...] = (
     shared_places.KIND,
     quiet_randomness.KIND,
     gradient_mixing.KIND,
+    gradient_penalties.KIND,
     relative_tolerances.KIND,
     kept_state.KIND,
     own_scalar_losses.KIND,
@@ -54,6 +57,7 @@ KINDS: tuple[Kind, ...] = (
     later_batches.KIND,
     number_limits.KIND,
     run_accounts.KIND,
+    streams.KIND,
     loop_faults.KIND,
 )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import NamedTuple
 
 from hushgrad.arguments import whole_number
 from hushgrad.errors import AccountingError
@@ -16,6 +17,14 @@ LEAST_SAMPLED_NOISE = 1e-3
 """A sampled step with a smaller noise multiplier (an ε beyond 10⁵) counts as unsampled, which is an upper bound."""
 
 _ALMOST_ONE = 1 - 1e-9
+
+
+class FilterRule(NamedTuple):
+    """A budget that was fixed before the first step: divergences of Rényi order `order` that imply (epsilon, delta)."""
+
+    order: int
+    epsilon: float
+    delta: float
 
 
 def counts_as_unsampled(sampling_rate: float, noise_multiplier: float) -> bool:
@@ -38,6 +47,7 @@ class Costs:
         self.truncated: Counter[tuple[float, float, int, int]] = Counter()
         self.fixed_size: Counter[tuple[float, float]] = Counter()
         self.weakest_of_pass: dict[tuple[str, int], float] = {}
+        self.filters: list[FilterRule] = []
 
     def add_release(self, noise_multiplier: float, count: int) -> None:
         """Add Gaussian releases that every record takes part in; 0 is no noise at all, and no privacy."""
@@ -72,6 +82,16 @@ class Costs:
         _require_noise(noise_multiplier, least=0.0)
         key = (kind, index)
         self.weakest_of_pass[key] = min(noise_multiplier, self.weakest_of_pass.get(key, math.inf))
+
+    def add_filter(self, rule: FilterRule, count: int) -> None:
+        """Make `rule` that of the account: its ε is that of the rule's budget, whatever else is added."""
+        self.filters += [rule] * _times(count)
+        if len(self.filters) > 1:
+            raise AccountingError(
+                "two filters cannot rule one account: each holds for what it has charged from its first step on",
+                where="fully adaptive composition",
+                cure="Ask for the epsilon of each account by itself, and add them up (deltas too)",
+            )
 
 
 def _times(count: int) -> int:

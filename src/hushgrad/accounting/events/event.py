@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Self, TypeAlias, final
 
-from hushgrad.accounting.events.costs import Costs
+from hushgrad.accounting.events.costs import Costs, FilterRule
 from hushgrad.errors import InvalidArgumentError
 
 ADD_REMOVE_ONE = "add/remove-one"
@@ -84,6 +84,16 @@ class Event(ABC):
     def finding(self) -> str | None:
         """For what is no step: what was found after which nothing charged before is established. None for a step."""
         return None
+
+    @property
+    def filter_rule(self) -> FilterRule | None:
+        """For what is no step: the filter that the account it stands first in is charged by. None for a step."""
+        return None
+
+    @property
+    def is_step(self) -> bool:
+        """Whether anything ran: not for a finding, nor for the rule of a filter."""
+        return self.finding is None and self.filter_rule is None
 
     @final
     def to_json(self) -> JSON:

@@ -18,6 +18,7 @@ from hushgrad.accounting.events.fixed_size import FixedSizeSampled
 from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.renyi_filter import RenyiFilter
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.errors import HushgradError, InvalidArgumentError
 
@@ -172,6 +173,15 @@ def event_from_json(value: Mapping[str, Any]) -> Event:
         ) from None
 
 
-_OWN = (PoissonSampled, Gaussian, TruncatedPoisson, FixedSizeSampled, BallsInBins, DisjointPass, NotEstablished)
+_OWN = (
+    PoissonSampled,
+    Gaussian,
+    TruncatedPoisson,
+    FixedSizeSampled,
+    BallsInBins,
+    DisjointPass,
+    NotEstablished,
+    RenyiFilter,
+)
 for _kind in _OWN:
     register_event(_kind)

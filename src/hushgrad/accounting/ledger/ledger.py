@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from hushgrad._version import __version__
@@ -17,9 +17,11 @@ from hushgrad.accounting.conditions import Condition, joined
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.events.registry import event_to_json
+from hushgrad.accounting.filter import Filtering, filter_of
 from hushgrad.accounting.ledger.contract import Contract
 from hushgrad.accounting.ledger.file import LedgerFile, ledger_path
 from hushgrad.accounting.ledger.history import History
+from hushgrad.accounting.ledger.phases import Phase, conditions_of_phases, entered, joint_contract, phase_name
 from hushgrad.accounting.ledger.records import NO_HASH, LedgerHead, encode
 from hushgrad.accounting.ledger.view import (
     FORMAT,
@@ -35,11 +37,16 @@ from hushgrad.errors import ContractChangedError, LedgerError
 
 
 class Ledger:
-    """The ledger of one training run. Steps can only be added to it.
+    """The ledger of one training run, in one phase or several. Steps can only be added to it.
 
     Guarantee: `charge` returns after the charge is on disk; nothing lowers what was charged; a second writer, a damaged
     file and a changed contract are refused, as is an older copy where this machine wrote the later records.
     Guarantee: with leases, a crash leaves the file with at most lease − 1 steps more than were taken, never fewer.
+
+    `phase` names the part of the account that the contract is for: the last one, which is continued, or a new one, with
+    another contract of the same unit and noise source, which begins with the first charge (see `phases`). `rule`, an
+    event with a `filter_rule`, puts a new account under that filter; an account that is continued must have it, or is
+    refused.
 
     `Ledger(contract=...)` is kept in memory. With a `path`, a missing file is created (mode 0600) and an existing one
     is verified and continued. The file is locked until `close()`, also by `with`. Not for use from several processes.
@@ -47,8 +54,18 @@ class Ledger:
     begun under another contract.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, *, contract: Contract) -> None:
-        self._contract = contract
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        contract: Contract,
+        phase: str | None = None,
+        rule: Event | None = None,
+    ) -> None:
+        name = None if phase is None else phase_name(phase)
+        self._phases = [Phase(name, contract, 0)]
+        self._unwritten: Phase | None = None if name is None else self._phases[0]
+        self._filtering: Filtering | None = None
         self._events: list[tuple[Event, int]] = []
         self._conditions: tuple[Condition, ...] = ()
         self._steps = 0
@@ -61,14 +78,19 @@ class Ledger:
         self._history: History | None = None
         try:
             if self._file is not None and not self._file.created:
-                self._resume(self._file.read())
+                self._resume(self._file.read(), name, contract, rule)
             else:
                 header = {"format": FORMAT, "hushgrad": __version__, "run": self._run, "contract": asdict(contract)}
                 if self._file is not None:
                     self._history = History.open(self._run, self._file.final, None)
                 self._append("header", header)
+                if rule is not None:
+                    self._append("charge", {"event": event_to_json(rule), "count": 1})
+                    accumulate(self._events, rule, 1)
                 if self._file is not None:
                     self._file.publish()
+            if (found := filter_of(self._events)) is not None:
+                self._filtering = Filtering(found, self._events)
         except BaseException:
             if self._file is not None:
                 self._file.remove_unpublished()
@@ -77,8 +99,18 @@ class Ledger:
 
     @property
     def contract(self) -> Contract:
-        """What is fixed for the life of this ledger."""
-        return self._contract
+        """What is fixed for the life of this ledger; of several phases, what holds for all of them."""
+        return joint_contract(self._phases)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The parts of the account, in order; the last one is in work."""
+        return tuple(self._phases)
+
+    @property
+    def filtering(self) -> Filtering | None:
+        """The filter that decides which steps fit, where the account is under one."""
+        return self._filtering
 
     @property
     def steps(self) -> int:
@@ -111,8 +143,9 @@ class Ledger:
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        """What the run took on trust so far, in earlier sessions too."""
-        return self._conditions
+        """What the run took on trust so far, in earlier sessions and phases too."""
+        rule = None if self._filtering is None else self._filtering.rule
+        return joined([*self._conditions, *conditions_of_phases(self._phases, self._steps, rule)])
 
     def charge(self, event: Event, count: int = 1, *, lease: int = 1) -> None:
         """Charge `count` steps of `event`; return when they are on disk. Draw noise only after that.
@@ -123,7 +156,7 @@ class Ledger:
         Raises `LedgerError` where the charge could not be made durable: then no noise may be drawn, the charge counts
         in this object (the file may or may not hold it), and the ledger takes no further charge until it is opened
         again. `NotEstablishedError` after a finding. `AccountingError` for an event under another neighbouring relation
-        than those before, and
+        than those before, `BudgetExhaustedError` for one that the account's filter does not admit, and
         `InvalidArgumentError` for one of a kind that is not registered: nothing is charged then.
         """
         count = count_of("count", count, minimum=1)
@@ -135,12 +168,19 @@ class Ledger:
         if self._leased >= count and self._events[-1][0] == event:
             if self._file is not None:
                 self._file.require_owner()
+            if self._filtering is not None:
+                self._filtering.admit(event, count, count)
             self._leased -= count
             accumulate(self._events, event, count)
             self._steps += count
             return
         written = event_to_json(event)
+        if not event.is_step:
+            raise LedgerError("what is no step cannot be charged", where="the ledger", cure="Charge what ran")
         self._return_lease()
+        if self._filtering is not None:
+            lease = self._filtering.admit(event, count, lease)
+        self._write_phase()
         # In memory first: whatever happens while writing, ε never says less than the file.
         accumulate(self._events, event, count)
         self._steps += count
@@ -201,6 +241,13 @@ class Ledger:
             unused, self._leased = self._leased, 0
             self._append("returned", {"count": unused})
 
+    def _write_phase(self) -> None:
+        """Begin the phase in work, unless it has: a phase in which nothing is charged leaves nothing behind."""
+        if self._unwritten is not None:
+            phase = self._unwritten
+            self._append("phase", {"name": phase.name, "contract": asdict(phase.contract)})
+            self._unwritten = None
+
     def close(self) -> None:
         """Return what is left of a lease, unlock and close the file. What was charged can still be read."""
         try:
@@ -237,23 +284,31 @@ class Ledger:
         if self._history is not None:
             self._history.keep(self.anchor)
 
-    def _resume(self, data: bytes) -> None:
+    def _resume(self, data: bytes, name: str | None, contract: Contract, rule: Event | None) -> None:
         view = view_of(data)
-        changed = [
-            f"{field.name} (was {getattr(view.contract, field.name)!r}, now {getattr(self._contract, field.name)!r})"
-            for field in fields(Contract)
-            if getattr(view.contract, field.name) != getattr(self._contract, field.name)
-        ]
-        if changed:
-            raise ContractChangedError(
-                f"it was begun under another contract: {', '.join(changed)}",
-                where="the ledger",
-                cure="Use the old values, or a new ledger for a new run",
-            )
+        phases = entered(view.phases, name, contract, view.steps)
+        _require_same_filter(view.events, rule)
         require_established(view.events)
         self._events, self._steps, self._run = view.events, view.steps, view.run
-        self._conditions = view.conditions
+        self._conditions = joined(conditions_of(view.notes))
+        self._phases = phases
+        self._unwritten = None if name == view.phases[-1].name else phases[-1]
         self._seq, self._hash = view.anchor.seq, view.anchor.hash
         assert self._file is not None
         self._history = History.open(self._run, self._file.path, data)
         self._append("resumed", {"hushgrad": __version__})
+
+
+def _require_same_filter(events: list[tuple[Event, int]], rule: Event | None) -> None:
+    """Refuse a filter that an account was not begun with: what was released before it was fixed is not covered."""
+    had, asked = filter_of(events), None if rule is None else rule.filter_rule
+    if asked is not None and (had is None or (had.epsilon, had.delta) != (asked.epsilon, asked.delta)):
+        raise ContractChangedError(
+            "it was begun without a filter"
+            if had is None
+            else f"its filter has epsilon = {had.epsilon:g} at delta = {had.delta:g}, and another one is asked for",
+            where="the ledger",
+            cure="Fix the budget of a filter before the first step of its account: begin a new ledger for it"
+            if had is None
+            else "Leave the filter out in later phases: that of the account goes on",
+        )

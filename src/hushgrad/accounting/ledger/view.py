@@ -12,9 +12,11 @@ from hushgrad.accounting.composition import adjacency_of, count_steps
 from hushgrad.accounting.conditions import NOTED_AS, OLDER_COPY, Condition, from_note, joined
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import event_from_json
+from hushgrad.accounting.filter import filter_of
 from hushgrad.accounting.ledger.contract import ONE_RECORD, Contract
 from hushgrad.accounting.ledger.file import ledger_path, read_bytes
 from hushgrad.accounting.ledger.history import is_behind, last_seen
+from hushgrad.accounting.ledger.phases import FIXED, Phase, conditions_of_phases, joint_contract, phase_name
 from hushgrad.accounting.ledger.records import NO_HASH, RESTORE, LedgerHead, decode, record_at
 from hushgrad.arguments import count_of
 from hushgrad.errors import HushgradError, LedgerError
@@ -39,13 +41,14 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class LedgerView:
-    """What a ledger says: its contract, its events in order as `(event, count)`, its number of steps and its end.
+    """What a ledger says: its phases, its events in order as `(event, count)`, its number of steps and its end.
 
+    `contract` is what holds for all phases; where they differ in something it says None, and the conditions say all.
     `notes` are what monitors found meanwhile. No ε depends on them. `is_behind`: whether this machine wrote records of
     the run that the file lacks, so that it is an older copy or another one was continued.
     """
 
-    contract: Contract
+    phases: tuple[Phase, ...]
     events: list[tuple[Event, int]]
     steps: int
     anchor: LedgerHead
@@ -54,9 +57,15 @@ class LedgerView:
     is_behind: bool = False
 
     @property
+    def contract(self) -> Contract:
+        """What holds for all phases."""
+        return joint_contract(self.phases)
+
+    @property
     def conditions(self) -> tuple[Condition, ...]:
-        """What the run took on trust, as its notes say."""
-        return joined([*conditions_of(self.notes), *([OLDER_COPY] if self.is_behind else [])])
+        """What the run took on trust, as its notes and its phases say."""
+        phases = conditions_of_phases(self.phases, self.steps, filter_of(self.events))
+        return joined([*conditions_of(self.notes), *phases, *([OLDER_COPY] if self.is_behind else [])])
 
 
 def read_ledger(path: str | os.PathLike[str], anchor: LedgerHead | None = None) -> LedgerView:
@@ -89,7 +98,8 @@ def view_of(data: bytes, anchor: LedgerHead | None = None) -> LedgerView:
     """Return what the content of a ledger file says, verified; with an `anchor`, also that it holds that record."""
     events: list[tuple[Event, int]] = []
     notes: list[Note] = []
-    contract, run, last, anchored = None, "", LedgerHead(-1, NO_HASH), anchor is None
+    phases: list[Phase] = []
+    run, last, anchored = "", LedgerHead(-1, NO_HASH), anchor is None
     returnable = 0  # a lease can be returned only by the record that follows it, and never whole
     for record in decode(data):
         last = LedgerHead(record["seq"], record["hash"])
@@ -98,8 +108,11 @@ def view_of(data: bytes, anchor: LedgerHead | None = None) -> LedgerView:
         try:
             if last.seq == 0:
                 contract, run = _read_header(record)
+                phases.append(Phase(None, contract, 0))
             elif record["kind"] == "charge":
                 event = event_from_json(record["event"])
+                if event.filter_rule is not None and events:
+                    raise LedgerError("it fixes a filter after the first charge", cure=RESTORE)
                 adjacency_of([event, *(earlier for earlier, _ in events[-1:])])
                 count = count_of("count", record["count"], minimum=1)
                 accumulate(events, event, count)
@@ -110,6 +123,8 @@ def view_of(data: bytes, anchor: LedgerHead | None = None) -> LedgerView:
                     raise LedgerError("it returns steps that the record before it did not reserve", cure=RESTORE)
                 event, count = events.pop()
                 events.append((event, count - unused))
+            elif record["kind"] == "phase":
+                phases = _entered(phases, record, count_steps(events))
             elif record["kind"] == "note":
                 notes.append(read_note(record, count_steps(events)))
             elif record["kind"] != "resumed":
@@ -122,7 +137,7 @@ def view_of(data: bytes, anchor: LedgerHead | None = None) -> LedgerView:
         except (KeyError, TypeError) as error:
             what = f"it cannot be understood: {type(error).__name__}: {error}"
             raise LedgerError(what, where=record_at(last.seq), cure=_OTHER_PROGRAM) from None
-    if contract is None:  # decode() refuses a file without records
+    if not phases:  # decode() refuses a file without records
         raise LedgerError("it has no header", where="the ledger", cure=RESTORE)
     if not anchored:
         raise LedgerError(
@@ -130,7 +145,7 @@ def view_of(data: bytes, anchor: LedgerHead | None = None) -> LedgerView:
             where="the ledger",
             cure=RESTORE,
         )
-    return LedgerView(contract, events, count_steps(events), last, run, notes)
+    return LedgerView(tuple(phases), events, count_steps(events), last, run, notes)
 
 
 def _read_header(record: dict[str, Any]) -> tuple[Contract, str]:
@@ -143,6 +158,17 @@ def _read_header(record: dict[str, Any]) -> tuple[Contract, str]:
         raise LedgerError("its contract has other fields than its format has", cure=RESTORE)
     contract = Contract(**said)
     return (_of_format_1(contract) if record["format"] == 1 else contract), str(record["run"])
+
+
+def _entered(phases: list[Phase], record: dict[str, Any], steps: int) -> list[Phase]:
+    """Return the phases with that of a record. Raises `LedgerError` where it is none that this program writes."""
+    new = Phase(phase_name(record["name"]), Contract(**record["contract"]), steps)
+    before = [phase for phase in phases if phase.begins < steps]
+    if any(phase.name == new.name for phase in before) or any(
+        getattr(phases[0].contract, name) != getattr(new.contract, name) for name in FIXED
+    ):
+        raise LedgerError("it begins a phase that cannot follow those before it", cure=RESTORE)
+    return [*before, new]
 
 
 _NEW_IN_FORMAT_2 = {"clipping", "unit"}

@@ -47,6 +47,20 @@ class Convolve(Operator):
         """Return the gradient of the input."""
         return _input_gradient(saved, gradient, needed, self.geometry, None)
 
+    def input_gradient_again(
+        self, context: ForwardContext, saved: tuple[Tensor | None, ...], gradient: Tensor
+    ) -> Tensor:
+        """Return the transposed convolution of the gradient with the same weight."""
+        x, weight = saved
+        assert x is not None
+        assert weight is not None
+        g, space = self.geometry, len(self.geometry.stride)
+        sizes = zip(x.shape[-space:], weight.shape[-space:], g.stride, g.padding, g.dilation, strict=True)
+        # What the last window leaves over at the end of the input.
+        extra = tuple((n + 2 * pad - dilation * (k - 1) - 1) % step for n, k, step, pad, dilation in sizes)
+        back = ConvolveTransposed(f"the gradient of {self.name}", self.weight, None, self.axis, g, extra)
+        return capture(back, context, gradient, weight, None)
+
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record the convolution for the weight and the sum over space for the bias."""
         space = len(self.geometry.stride)
@@ -95,6 +109,15 @@ class ConvolveTransposed(Operator):
     ) -> Sequence[Tensor | None]:
         """Return the gradient of the input."""
         return _input_gradient(saved, gradient, needed, self.geometry, self.output_padding)
+
+    def input_gradient_again(
+        self, context: ForwardContext, saved: tuple[Tensor | None, ...], gradient: Tensor
+    ) -> Tensor | None:
+        """Return the convolution of the gradient with the same weight."""
+        if any(extra >= step for extra, step in zip(self.output_padding, self.geometry.stride, strict=True)):
+            return None  # it would have more places than the input
+        back = Convolve(f"the gradient of {self.name}", self.weight, None, self.axis, self.geometry)
+        return capture(back, context, gradient, saved[1], None)
 
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record the convolution for the weight and the sum over space for the bias."""

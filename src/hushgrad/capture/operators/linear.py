@@ -55,6 +55,13 @@ class Linear(Operator):
             return (None, None, None)
         return (torch.matmul(gradient, weight.mT if self.swapped else weight), None, None)
 
+    def input_gradient_again(
+        self, context: ForwardContext, saved: tuple[Tensor | None, ...], gradient: Tensor
+    ) -> Tensor:
+        """Return `g W`: the product with the same matrix, the other way round."""
+        back = Linear(f"the gradient of {self.name}", self.weight, None, self.axis, swapped=not self.swapped)
+        return capture(back, context, gradient, saved[1], None)
+
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record outer products for the weight and the sum over positions for the bias."""
         left_BTp = _positions(pool.examples(gradient, self.axis, self.name))

@@ -14,7 +14,7 @@ from hushgrad.capture.axes import products as products
 from hushgrad.capture.axes.rules import batch_first, frozen_batch_norm
 from hushgrad.capture.axes.segment_ids import BatchLocation, dim_of
 from hushgrad.capture.leaves import TrackedTensor
-from hushgrad.capture.operators.broadcast import broadcast
+from hushgrad.capture.operators.broadcast import Expand, broadcast
 from hushgrad.capture.operators.operator import ForwardContext, Operator, Recorded, capture
 from hushgrad.capture.operators.registration import asked_first, captures
 from hushgrad.capture.uses import UsePool
@@ -52,6 +52,17 @@ class LayerNorm(Operator):
         )
         return (found[0], None, None)
 
+    def input_gradient_again(
+        self, context: ForwardContext, saved: tuple[Tensor | None, ...], gradient: Tensor
+    ) -> Tensor | None:
+        """Return the gradient of the normalisation alone, of the scaled gradient."""
+        x, weight = saved[0], saved[1]
+        assert x is not None
+        scaled = _scaled(context, self.name, self.weight, weight, self.axis, gradient)
+        if scaled is None:
+            return None
+        return _differentiated(lambda value: F.layer_norm(value, self.shape, None, None, self.eps), x, scaled)
+
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record Σ_t g·x̂ for the scale and Σ_t g for the shift."""
         x, _, _, mean, rstd = saved
@@ -86,11 +97,9 @@ class GroupNorm(Operator):
         """Return the normalised input; the statistics are kept."""
         x, weight, bias = inputs
         assert x is not None
-        # In three dimensions: of one place each, channels may seem to lie last, and torch's kernels then read them so.
-        sizes = _sizes(x)
-        x_BCS = x.reshape(sizes).contiguous()
-        output, mean, rstd = torch.native_group_norm(x_BCS, weight, bias, *sizes, self.groups, self.eps)
-        return output.view(x.shape), (x_BCS, weight, mean, rstd)
+        x = x.contiguous()
+        output, mean, rstd = torch.native_group_norm(x, weight, bias, *_sizes(x), self.groups, self.eps)
+        return output, (x, weight, mean, rstd)
 
     def input_gradients(
         self, saved: tuple[Tensor | None, ...], gradient: Tensor, needed: Sequence[bool]
@@ -100,11 +109,25 @@ class GroupNorm(Operator):
         assert x is not None
         if not needed[0]:
             return (None, None, None)
-        rows = gradient.reshape(x.shape).contiguous()
         found = torch.ops.aten.native_group_norm_backward(
-            rows, x, mean, rstd, weight, *x.shape, self.groups, [True, False, False]
+            gradient.contiguous(), x, mean, rstd, weight, *_sizes(x), self.groups, [True, False, False]
         )
-        return (found[0].view(gradient.shape), None, None)
+        return (found[0], None, None)
+
+    def input_gradient_again(
+        self, context: ForwardContext, saved: tuple[Tensor | None, ...], gradient: Tensor
+    ) -> Tensor | None:
+        """Return the gradient of the normalisation alone, of the scaled gradient."""
+        x, weight = saved[0], saved[1]
+        assert x is not None
+        # Channels last, where the scale's own axis is.
+        axis = 0 if self.axis == 0 else None
+        scaled = _scaled(context, self.name, self.weight, weight, axis, gradient.movedim(1, -1))
+        if scaled is None:
+            return None
+        return _differentiated(
+            lambda value: F.group_norm(value, self.groups, None, None, self.eps), x, scaled.movedim(-1, 1)
+        )
 
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record Σ_space g·x̂ for the scale and Σ_space g for the shift."""
@@ -113,9 +136,10 @@ class GroupNorm(Operator):
         assert mean is not None
         assert rstd is not None
         # The examples' channels side by side are the channels of one example, so that nothing is summed over examples.
-        batch, channels, space = x.shape
+        batch, channels, space = _sizes(x)
         scale = None if weight is None else weight.repeat(batch)
         flat = (1, batch * channels, space, batch * self.groups)
+        # In this shape, too: of one place each, channels may seem to lie last, and the kernel would read them so.
         x, gradient = (value.reshape(flat[:3]) for value in (x, gradient))
         found = torch.ops.aten.native_group_norm_backward(
             gradient.contiguous(), x, mean.view(1, -1), rstd.view(1, -1), scale, *flat, [False, True, True]
@@ -129,6 +153,32 @@ class GroupNorm(Operator):
     def _summed(self, pool: UsePool, values_BC: Tensor) -> Dense:
         examples = pool.examples(values_BC, self.axis, self.name)
         return Dense(examples.sum(1) if examples.ndim > 2 else examples)
+
+
+def _scaled(
+    context: ForwardContext,
+    name: str,
+    leaf: TrackedTensor | None,
+    weight: Tensor | None,
+    axis: BatchLocation,
+    gradient: Tensor,
+) -> Tensor | None:
+    """Return `gradient · weight`, the scale on the last axes, as a captured use; None where the batch has no axis."""
+    if weight is None:
+        return gradient
+    if leaf is None:
+        return gradient * weight
+    if not isinstance(axis, int) or axis >= gradient.ndim - weight.ndim:
+        return None
+    lead = [size if dim == axis else 1 for dim, size in enumerate(gradient.shape[: gradient.ndim - weight.ndim])]
+    rows = Expand(f"the gradient of {name}", leaf, axis, (*lead, *weight.shape))
+    return gradient * capture(rows, context)
+
+
+def _differentiated(normalize: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient of x, with its own graph."""
+    (found,) = torch.autograd.grad(normalize(x), x, gradient, create_graph=True)
+    return found
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:

@@ -66,6 +66,22 @@ class ForwardContext:
         """Return whether a value is a tensor that descends from the batch."""
         return isinstance(value, Tensor) and self.axes.descends(value)
 
+    @property
+    def may_be_asked(self) -> bool:
+        """Whether the backward that runs is `autograd.grad` of the loop's: not inside the forward, nor of a loss."""
+        return not self.leaves and not self.anchor.is_accumulating()
+
+    def ask(self, gradient: Tensor) -> None:
+        """A gradient by an input was computed so that it can be differentiated again; losses may be made of it."""
+        pool, anchor = self.pool, self.anchor
+        pool.asked.append(gradient)
+
+        def hook(_: Tensor) -> None:
+            pool.is_penalized |= anchor.is_accumulating()
+
+        if gradient.requires_grad:
+            gradient.register_hook(hook)  # type: ignore[no-untyped-call]
+
     def check_batch(self, where: str, axes: Sequence[BatchLocation]) -> None:
         """Refuse a backward whose examples cannot be told apart, or whose forward saw another number of examples."""
         if None in axes:
@@ -136,6 +152,16 @@ class Operator(ABC):
     ) -> Sequence[Tensor | None]:
         """Return the gradients of `inputs`, None where not needed."""
 
+    def input_gradient_again(
+        self, context: ForwardContext, saved: tuple[Tensor | None, ...], gradient: Tensor
+    ) -> Tensor | None:
+        """Return the gradient of the first input as a captured call, which can be differentiated and records its use.
+
+        None where the operator has no such form. The gradient of the input is itself an operator on data and on the
+        same leaves (a gradient penalty differentiates it): of `x Wᵀ` it is `g W`.
+        """
+        return None
+
     @abstractmethod
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Return the contributions of this call to the per-example gradients of its leaves."""
@@ -176,7 +202,10 @@ class _FirstOrder(torch.autograd.Function):
         raise UncoveredParameterUseError(
             "the gradient of a gradient through a private model (a gradient penalty, say) has no per-example form here",
             where="create_graph=True",
-            cure="Leave out the penalty, or take it through a model that is not trained privately",
+            cure="Ask for it in the loop, by torch.autograd.grad(out.sum(), x, create_graph=True) after the forward, "
+            "of a model whose parameters are those of linear layers, convolutions, layer and group normalisation, or "
+            "meet data elementwise; freeze the parameters of other layers (requires_grad_(False)). Or leave out the "
+            "penalty",
         )
 
 
@@ -195,8 +224,17 @@ class _Captured(torch.autograd.Function):
         return output
 
     @staticmethod
-    @first_order_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled() and ctx.context.may_be_asked and any(ctx.needs_input_grad[3:]):
+            found = ctx.operator.input_gradient_again(ctx.context, ctx.saved_tensors, gradient)
+            if found is not None:
+                ctx.context.ask(found)
+                return (None, None, None, found, *(None for _ in ctx.needs_input_grad[4:]))
+        return _Captured._once(ctx, gradient)
+
+    @staticmethod
+    @first_order_only
+    def _once(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         operator, context = ctx.operator, ctx.context
         saved = ctx.saved_tensors
         context.record(operator.name, [operator.axis], operator.record, context.pool, saved, gradient)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError
-from hushgrad.gradients.combine import combine
-from hushgrad.gradients.contribution import Contribution
 from hushgrad.gradients.ordinary import kept_gradients, may_run_backwards, ordinary_gradients
 from hushgrad.guards.probing.calls import Outcome, Runner
 from hushgrad.guards.probing.rows import Batch
@@ -128,7 +126,8 @@ def require_own_gradient(
         if path in call.reached and path not in axes and path in alone and tensor.numel() == 1:
             mean = loss_reduction == "mean"
             is_told &= _require_sum_of_losses(path, tensor, less.get(path), alone[path], batch.size, mean)
-    return outcome, _require_equal(pool.take(), own, parameters, place, call.autocast) and is_told
+    # A gradient that is not finite contributes nothing, and shows nothing.
+    return outcome, _require_same(pool.gradient_of(place), own, parameters, call.autocast) and is_told
 
 
 def require_gradient_of_batch(
@@ -140,7 +139,7 @@ def require_gradient_of_batch(
     axes: Mapping[Path, int],
     example: int,
     place: tuple[int, int],
-    recorded: Mapping[str, Tensor],
+    recorded: Iterable[tuple[str, Tensor]],
 ) -> None:
     """Compare one example's recorded gradient, of the loop's own loss in the whole batch, with the one it gives alone.
 
@@ -190,8 +189,7 @@ def require_gradient_of_batch(
     finally:
         scope.paused = paused
     if is_whole and own:
-        found = {name: gradient.reshape(parameters[name].shape) for name, gradient in recorded.items()}
-        _require_same(found, own, parameters, call.autocast)
+        _require_same(recorded, own, parameters, call.autocast)
 
 
 def _weights(alone: Tensor, axis: int, size: int) -> Tensor:
@@ -241,40 +239,23 @@ def _called(path: Path) -> str:
 
 
 @torch.no_grad()
-def _require_equal(
-    uses: Mapping[str, Sequence[Contribution]],
+def _require_same(
+    captured: Iterable[tuple[str, Tensor]],
     own: dict[str, Tensor],
     parameters: Mapping[str, nn.Parameter],
-    example: int,
     autocast: Sequence[tuple[str, bool, torch.dtype]],
 ) -> bool:
-    """Return whether the gradient is finite. One that is not contributes nothing, and shows nothing."""
-    found = {}
-    for name, parameter in parameters.items():
-        if parts := uses.get(name):
-            row = torch.tensor([example], device=parameter.device)
-            found[name] = combine(parts).select(row).per_example()[0].reshape(parameter.shape)
-    return _require_same(found, own, parameters, autocast)
-
-
-@torch.no_grad()
-def _require_same(
-    captured: Mapping[str, Tensor],
-    own: Mapping[str, Tensor],
-    parameters: Mapping[str, nn.Parameter],
-    autocast: Sequence[tuple[str, bool, torch.dtype]],
-) -> bool:
+    """Return whether both are finite, so that it could be told. What is compared of `own` is taken out of it."""
     difference, size, worst, culprit = 0.0, 0.0, 0.0, ""
-    low = any(enabled for _, enabled, _ in autocast)
-    looseness = 0.0
-    for name, parameter in parameters.items():
-        found, wanted = captured.get(name), own.get(name)
-        wanted_square = _square(wanted)
-        off = _distance(found, wanted)
-        difference, size = difference + off, size + (off if wanted is None else wanted_square)
-        looseness = max(looseness, LOW_LOOSENESS if low else LOOSENESS.get(parameter.dtype, LOW_LOOSENESS))
+    for name, found, wanted in _pairs(captured, own):
+        off, wanted_square = _distance(found, wanted)
+        difference, size = difference + off, size + wanted_square
         if off > worst:
             worst, culprit = off, name
+    low = any(enabled for _, enabled, _ in autocast)
+    looseness = max(
+        LOW_LOOSENESS if low else LOOSENESS.get(parameter.dtype, LOW_LOOSENESS) for parameter in parameters.values()
+    )
     if not (difference < float("inf") and size < float("inf")):
         return False
     if difference > looseness**2 * size:
@@ -287,14 +268,37 @@ def _require_same(
     return True
 
 
-def _distance(one: Tensor | None, two: Tensor | None) -> float:
-    """Return the squared norm of the difference; None is 0."""
-    return _square(one) + _square(two) if one is None or two is None else _square(one - two)
+def _pairs(
+    captured: Iterable[tuple[str, Tensor]], own: dict[str, Tensor]
+) -> Iterator[tuple[str, Tensor | None, Tensor | None]]:
+    for name, found in captured:
+        yield name, found, own.pop(name, None)
+    for name, wanted in own.items():
+        yield name, None, wanted
 
 
-def _square(values: Tensor | None) -> float:
-    """Return the squared norm; None is 0."""
+def _distance(found: Tensor | None, wanted: Tensor | None) -> tuple[float, float]:
+    """Return ‖found − wanted‖² and what it is held against: ‖wanted‖², or the same where one of them is missing."""
+    if found is None or wanted is None:
+        square = sum(_square(part) for part in _parts(wanted if found is None else found))
+        return square, square
+    off = size = 0.0
+    for one, two in zip(_parts(found), _parts(wanted), strict=True):
+        two = two.double()
+        off, size = off + _square(one.double() - two), size + _square(two)
+    return off, size
+
+
+def _parts(values: Tensor | None) -> Sequence[Tensor]:
+    """Return the values in parts that a processor's cache holds, complex ones as pairs."""
     if values is None:
-        return 0.0
-    parts: list[Tensor] = values.reshape(-1).split(PART)  # type: ignore[no-untyped-call]
-    return math.fsum(float(part.double().square().sum()) for part in parts)
+        return ()
+    if values.is_complex():
+        values = torch.view_as_real(values.resolve_conj())
+    parts: Sequence[Tensor] = values.reshape(-1).split(PART)  # type: ignore[no-untyped-call]
+    return parts
+
+
+def _square(part: Tensor) -> float:
+    values = part.double()
+    return float(values.dot(values))

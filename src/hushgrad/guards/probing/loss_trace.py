@@ -214,6 +214,10 @@ class LossTrace(TorchFunctionMode):
         if len(self.program.calls) >= MOST_CALLS:
             self.hide("it is too long")
             return func(*args, **kwargs)
+        if func is torch.autograd.grad and self._asks_plainly(*args, **kwargs):
+            result = func(*args, **kwargs)  # as an output: what the model makes of each example, by its own backward
+            self.program.outputs += [self._adopt(tensor, "output") for tensor in tensors_of(result)]
+            return result
         given = mapped((args, kwargs), partial(self._given, is_changed=is_change))
         result = func(*args, **kwargs)
         self._write(func, given, result, place, args[0] if is_change and args else None)
@@ -249,6 +253,22 @@ class LossTrace(TorchFunctionMode):
                 taken,
             )
         )
+
+    def _asks_plainly(self, outputs: Any, inputs: Any, grad_outputs: Any = None, *_: Any, **__: Any) -> bool:
+        """Whether gradients are asked for of one output of the model, or of its sum, that counts once for each row."""
+        parts = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        given = [grad_outputs] if grad_outputs is None or isinstance(grad_outputs, Tensor) else list(grad_outputs)
+        if len(parts) != 1 or len(given) != 1:
+            return False
+        [output], [weights] = parts, given
+        slot = self._slot(output)
+        if weights is not None and (self._slot(weights) in self._live or not bool((weights == 1).all())):
+            return False
+        made = [call for call in self.program.calls if slot in call.outputs]
+        if made and made[-1].name == "sum" and len(made[-1].args) == 1 and not made[-1].kwargs:
+            [of] = made[-1].args
+            slot = of.number if isinstance(of, Slot) else None
+        return slot is not None and slot in self.program.outputs
 
     def _knows(self, args: Any) -> bool:
         """Whether what is changed in place is a tensor of the program's, if of none of the item's values."""

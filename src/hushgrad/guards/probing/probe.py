@@ -8,10 +8,11 @@ examples of secret random batches are looked at; all others cost one look at the
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -90,8 +91,7 @@ never released.
 """
 
 
-@dataclass(frozen=True, eq=False)
-class _Entered:
+class _Entered(NamedTuple):
     """An outermost forward that may be trained on, and what is kept of it where it has to be examined."""
 
     module: nn.Module
@@ -106,6 +106,23 @@ class ForwardWatcher(Protocol):
 
     def returned(self) -> None:
         """It has returned, and what capture and the probe put on torch's stack for it is gone."""
+
+
+class _Told(AbstractContextManager[None]):
+    """Tells of the findings that leave it. One for all uses, some of which are in every step."""
+
+    def __init__(self, tell: Callable[[HushgradError], None]) -> None:
+        self._tell = tell
+
+    def __enter__(self) -> None:
+        """Nothing is to be kept."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Tell of a finding, and let it go on."""
+        if isinstance(error, FINDINGS):
+            self._tell(error)
 
 
 class Probe:
@@ -134,6 +151,7 @@ class Probe:
         self._parameters = parameters
         self._loss_reduction = loss_reduction
         self._programs = LossPrograms(loss_reduction, expected_size, stream)
+        self._told = _Told(self._tell)
         self._scalar_loss = ScalarLoss(
             model, loss_reduction, self._is_accumulating, self._findings_told, self._programs
         )
@@ -148,7 +166,7 @@ class Probe:
         self._calls = KeptCalls(model, list(parameters.values()), self._looks)
         self._novelty = Novelty()
         self._drawn: Drawn | None = None
-        self._recorded: Callable[[int], Mapping[str, Tensor]] | None = None
+        self._recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None
         self._axes: dict[nn.Module, Mapping[Path, int]] = {}
         self._evaluations = Evaluations(self._looks, self._is_accumulating)
         self.watcher: ForwardWatcher | None = None
@@ -245,7 +263,7 @@ class Probe:
         """
         if self._is_busy or not self.is_waiting:
             return
-        self._scalar_loss.vouch(losses)
+        self._scalar_loss.vouch(losses, self._asked)
         self._programs.losses(losses)
         if not losses.requires_grad or not self._evaluations.note(criterion, arguments, losses):
             return
@@ -258,7 +276,7 @@ class Probe:
         Raises:
             CrossSampleLeakError: the loss of one example depends on another's outputs.
         """
-        self._scalar_loss.vouch(losses)
+        self._scalar_loss.vouch(losses, self._asked)
         self._programs.losses(losses)
         with self._findings_told():
             if not self._look_at_graph(losses):
@@ -272,6 +290,13 @@ class Probe:
     def saw_own_loss(self) -> bool:
         """Whether a backward over the item in work came, also in part, from a scalar that the session did not make."""
         return self._scalar_loss.saw_own
+
+    def told_losses(self, sessions: Set[int]) -> int | None:
+        """Return of how many backwards the losses are known to be one for each example; None where one is not.
+
+        `sessions` are the graph tasks of those that the session itself made.
+        """
+        return self._scalar_loss.told_losses(sessions)
 
     @property
     def saw_narrow_loss(self) -> bool:
@@ -290,6 +315,10 @@ class Probe:
         """The backward that runs had the gradient of its loss multiplied there."""
         self._scalar_loss.multiplied(factor)
 
+    @property
+    def _asked(self) -> list[Tensor]:
+        return [] if self._scope is None else self._scope.asked
+
     def _look_at_graph(self, losses: Tensor) -> bool:
         calls = [
             part.call
@@ -297,6 +326,8 @@ class Probe:
             if _holds(part.call.inputs, losses.shape[0])
         ]
         outputs = [tensor for call in calls for _, tensor in tensors_at(call.output)]
+        if calls:
+            outputs += self._asked  # of a gradient penalty, which comes by no output
         return require_separate_losses(losses, outputs)
 
     def stop_looks(self) -> None:
@@ -348,7 +379,7 @@ class Probe:
         """Return whether `examine` will run the model again."""
         return any(self._is_due(part, size) for part in (*self._calls.whole, *self._calls.in_part))
 
-    def examine(self, size: int, recorded: Callable[[int], Mapping[str, Tensor]] | None = None) -> None:
+    def examine(self, size: int, recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None) -> None:
         """Probe what ran on a physical batch of `size` examples, unless it was probed before.
 
         `recorded` gives the gradients of one example by the parameters, where one backward has recorded all of them.
@@ -364,10 +395,10 @@ class Probe:
         pending = [part for part in self._calls.whole if self._is_due(part, size)]
         in_part = [part for part in self._calls.in_part if self._is_due(part, size)]
         evaluations = self._evaluations.reached() if size > 1 else []
-        is_plain = type(self._model).__call__ is nn.Module.__call__  # else what is hooked is not what a run returns
-        if is_plain and self._calls.count == 1 and INNER_LOSS not in self._scalar_loss.conditions:
-            self._recorded = recorded
         if pending or in_part or evaluations:
+            is_plain = type(self._model).__call__ is nn.Module.__call__  # else what is hooked is not what a run returns
+            if is_plain and self._calls.count == 1 and INNER_LOSS not in self._scalar_loss.conditions:
+                self._recorded = recorded
             self._is_busy = True
             try:
                 with self._findings_told():
@@ -410,7 +441,7 @@ class Probe:
         self._collate_before, self._collate_is_known = before, False
         runs = CollateRuns(collate_fn, before or State(collate_fn, parameters=False, aside=drawn.dataset))
         with kept_values(drawn.item), runs.begun(), self._findings_told():
-            records = [drawn.dataset[drawn.indices[row]] for row in telling_rows(drawn, MOST_READ)]
+            records = [drawn.record(row) for row in telling_rows(drawn, MOST_READ)]
             found = require_separate_rows(runs, records[:RECORDS])
             if not require_same_beside_any(runs, records, drawn.size):
                 self._notes.append(UNTOLD)
@@ -453,14 +484,12 @@ class Probe:
             *([VALUES_READ] if self._programs.may_have_read else []),
         )
 
-    @contextmanager
-    def _findings_told(self) -> Iterator[None]:
-        try:
-            yield
-        except FINDINGS as error:
-            self._programs.stop()
-            self.on_finding(error)
-            raise
+    def _findings_told(self) -> AbstractContextManager[None]:
+        return self._told
+
+    def _tell(self, error: HushgradError) -> None:
+        self._programs.stop()
+        self.on_finding(error)
 
     def _begin_looks(self) -> None:
         """Decide once for each batch whether it is looked at."""
@@ -501,8 +530,6 @@ class Probe:
         probe = self._model_probe()
         probe.keeps_runs = len(pending) == 1 and bool(evaluations)
         for part in pending:
-            if not evaluations:
-                part.call.output = None  # its memory is needed now
             self._is_told &= probe.examine(part.call, size)
         if pending:
             self._forwards = max(self._forwards, probe.forwards / len(pending))

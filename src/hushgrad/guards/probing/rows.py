@@ -55,10 +55,10 @@ class Batch:
         What is floating is carried `away` as well. The ids of a batch of one are put in another order.
         """
 
-        def change(row: Tensor, neighbour: Tensor) -> Tensor:
-            if away and row.is_floating_point():
-                return neighbour * AWAY + 1
-            return neighbour.flip(-1) if self.size == 1 and row.ndim else neighbour
+        def change(neighbours: Tensor) -> Tensor:
+            if away and neighbours.is_floating_point():
+                return neighbours * AWAY + 1
+            return neighbours.flip(-1) if self.size == 1 and neighbours.ndim > 1 else neighbours
 
         return self._altered(chosen, change)
 
@@ -68,9 +68,9 @@ class Batch:
         To give each the ids of its neighbour would keep most sums and counts.
         """
 
-        def change(row: Tensor, neighbour: Tensor) -> Tensor:
-            is_floating = row.is_floating_point() or row.is_complex()
-            return torch.full_like(row, float("nan")) if is_floating else neighbour
+        def change(donors: Tensor) -> Tensor:
+            is_floating = donors.is_floating_point() or donors.is_complex()
+            return torch.full_like(donors, float("nan")) if is_floating else donors
 
         return self._altered(chosen, change, self._unlike())
 
@@ -106,18 +106,20 @@ class Batch:
                 sums_B += rows.double().nan_to_num(0.0, 0.0, 0.0).sum(1).cpu()
         return int((sums_B - sums_B.median()).abs().argmax())
 
-    def _altered(
-        self, chosen: Sequence[int], change_row: Callable[[Tensor, Tensor], Tensor], donor: int | None = None
-    ) -> Any:
+    def _altered(self, chosen: Sequence[int], change_rows: Callable[[Tensor], Tensor], donor: int | None = None) -> Any:
+        """Put in the place of the chosen rows what `change_rows` makes of their neighbours, or of one donor."""
+
         def change(path: Path, tensor: Tensor) -> Tensor:
             tensor = tensor.detach()
             copied = tensor.clone(memory_format=torch.contiguous_format)
             if path in self.axes:
-                axis = self.axes[path]
-                for example in chosen:
-                    other = (example + 1) % self.size if donor is None else donor
-                    row, neighbour = (tensor.select(axis, i) for i in (example, other))
-                    copied.select(axis, example).copy_(change_row(row, neighbour))
+                front, rows = (
+                    tensor.movedim(self.axes[path], 0),
+                    torch.tensor(chosen, dtype=torch.long, device=tensor.device),
+                )
+                donors = (rows + 1) % self.size if donor is None else torch.full_like(rows, donor)
+                changed = change_rows(front.index_select(0, donors))
+                copied.movedim(self.axes[path], 0).index_copy_(0, rows, changed)
             return copied
 
         return with_tensors(self.value, change)
@@ -227,6 +229,17 @@ def others_differ(
         if before.ndim != after.ndim or not _agree(before, after, *kept, same_kernels):
             return True
     return False
+
+
+def are_identical(one: Any, two: Any) -> bool:
+    """Return whether two runs gave the same values bit by bit, and any at all; NaN is the same as nothing."""
+    first, second = dict(tensors_at(one)), dict(tensors_at(two))
+    return bool(first) and first.keys() == second.keys() and all(map(_is_identical, first.values(), second.values()))
+
+
+def _is_identical(one: Tensor, two: Tensor) -> bool:
+    is_alike = one.dtype == two.dtype and one.device == two.device and one.layout == two.layout == torch.strided
+    return is_alike and torch.equal(one.detach(), two.detach())
 
 
 def all_agree(one: Any, two: Any, *, same_kernels: bool = True) -> bool:

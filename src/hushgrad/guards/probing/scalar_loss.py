@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, NamedTuple
@@ -77,6 +77,7 @@ class ScalarLoss:
         self._looked_at: set[int] = set()
         self._factors: dict[int, float] = {}  # by backward
         self._own: set[int] = set()
+        self._saw_unvouched = False
         self.saw_narrow = False
         """Whether gradients of the item in work passed through 16 bits between its losses and the model's outputs."""
         self._conditions: dict[Condition, None] = {}
@@ -94,7 +95,11 @@ class ScalarLoss:
         self._looked_at.clear()
         self._factors.clear()
         self._own.clear()
-        self.saw_narrow = False
+        self.saw_narrow = self._saw_unvouched = False
+
+    def told_losses(self, sessions: Set[int]) -> int | None:
+        """Return of how many backwards the losses are examined ones, one for each example; None where one is not."""
+        return None if self._saw_unvouched else len(self._looked_at | sessions)
 
     def left(self, module: nn.Module, output: Any) -> None:
         """A captured forward that may be trained on returned `output`."""
@@ -113,11 +118,15 @@ class ScalarLoss:
                 hook = self._hook(key, module is not self._model)
                 tensor.register_hook(hook)  # type: ignore[no-untyped-call]
 
-    def vouch(self, losses: Tensor) -> None:
-        """These losses, `[B]`, are examined elsewhere, as to the model's outputs."""
+    def vouch(self, losses: Tensor, asked: Sequence[Tensor]) -> None:
+        """These losses, `[B]`, are examined elsewhere, as to the model's outputs and to gradients that were asked for.
+
+        Without a loader nobody writes down what the loop makes of these gradients, and they count as inner values.
+        """
         if losses.grad_fn is not None:
             self._vouched[_key(losses)] = PerExample(0)
-            if reaches_inside(losses.grad_fn, self._outputs, self._anchor):
+            known = {*self._outputs, *map(_key, asked)} if asked and self.size is not None else self._outputs
+            if reaches_inside(losses.grad_fn, known, self._anchor):
                 self._conditions[INNER_LOSS] = None
 
     def vouch_total(self, loss: Tensor) -> None:
@@ -206,6 +215,7 @@ class ScalarLoss:
             self._look_for_16_bits(losses)
             for loss, reading in zip(losses, readings, strict=True):
                 is_own = not _is_sessions(reading.value)
+                self._saw_unvouched |= is_own
                 if is_own:
                     self._own.add(task)
                 reading.loss = loss.detach()
@@ -217,6 +227,7 @@ class ScalarLoss:
                 for condition in self._judge.judge(reading, shown):
                     self._conditions[_located(condition, reading.value, line)] = None
             return
+        self._saw_unvouched = True
         self._own.add(task)
         self._conditions[not_read("the loss of a backward was not found")] = None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -209,17 +210,22 @@ def forked_randomness(devices: Sequence[torch.device], seed: int) -> Iterator[No
 
 def randomness_used(devices: Sequence[torch.device], seed: int) -> bool:
     """Return whether anything was drawn since `forked_randomness(devices, seed)` began."""
-    fresh = torch.Generator().manual_seed(seed)
-    if not torch.equal(torch.random.get_rng_state(), fresh.get_state()):
+    fresh, python, numpy = _seeded(seed)
+    if not torch.equal(torch.random.get_rng_state(), fresh):
         return True
     for device in devices:
         if device.type == "cuda":
             mine = torch.Generator(device).manual_seed(seed)
             if not torch.equal(torch.cuda.get_rng_state(device), mine.get_state()):
                 return True
-    python = random.Random(seed)
-    if random.getstate() != python.getstate():
+    if random.getstate() != python:
         return True
     kept: Any = np.random.get_state()
-    expected: Any = np.random.RandomState(seed).get_state()
-    return not (np.array_equal(kept[1], expected[1]) and kept[2] == expected[2])
+    return not (np.array_equal(kept[1], numpy[1]) and kept[2] == numpy[2])
+
+
+@lru_cache(maxsize=8)
+def _seeded(seed: int) -> tuple[Tensor, Any, Any]:
+    """Return the states of torch's, Python's and NumPy's generators as a seed makes them."""
+    torch_state = torch.Generator().manual_seed(seed).get_state()
+    return torch_state, random.Random(seed).getstate(), np.random.RandomState(seed).get_state()

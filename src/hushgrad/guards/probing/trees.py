@@ -36,7 +36,10 @@ def tensors_at(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
         yield path, value
     elif len(path) <= MOST_DEPTH:
         for key, part in _parts(value):
-            yield from tensors_at(part, (*path, key))
+            if isinstance(part, Tensor):  # asked here, since this runs in every step
+                yield (*path, key), part
+            else:
+                yield from tensors_at(part, (*path, key))
 
 
 def with_tensors(value: Any, change: Callable[[Path, Tensor], Any]) -> Any:
@@ -143,6 +146,11 @@ def detached(value: Any) -> Any:
 
 
 def _parts(value: Any) -> list[tuple[Any, Any]]:
+    kind = type(value)
+    if kind is tuple or kind is list:  # most are; this runs in every step
+        return list(enumerate(value))
+    if kind is dict:
+        return list(value.items())
     if value is None or isinstance(value, (bool, int, float, complex, CLOSED)):
         return []
     if isinstance(value, Mapping):

@@ -38,6 +38,7 @@ class Drawn:
         lists: the paths of lists in the item that have an entry for each record.
         axes: of those tensors of the item whose records are not on axis 0, the axis on which they are.
         extents: how much each record held before `collate_fn`; empty where that is not known.
+        records: the records themselves, by their index, where they cannot be read again (a stream's).
     """
 
     dataset: Any
@@ -48,6 +49,12 @@ class Drawn:
     axes: Mapping[Path, int] = field(default_factory=dict)
     lists: Set[Path] = frozenset()
     extents: Sequence[int] = ()
+    records: Mapping[int, Any] | None = None
+
+    def record(self, row: int) -> Any:
+        """Return the record of a row, read once more."""
+        index = self.indices[row]
+        return self.dataset[index] if self.records is None else self.records[index]
 
     @cached_property
     def widths(self) -> list[OwnWidth]:
@@ -251,7 +258,7 @@ def _from_records(drawn: Drawn, count: int) -> list[OwnWidth]:
 
 def _alone(drawn: Drawn, runs: CollateRuns, row: int) -> dict[Path, Tensor]:
     try:
-        return dict(tensors_at(runs.run([drawn.dataset[drawn.indices[row]]]).batch))
+        return dict(tensors_at(runs.run([drawn.record(row)]).batch))
     except Exception:  # a record that cannot be read again, or that no item can be made of alone
         return {}
 

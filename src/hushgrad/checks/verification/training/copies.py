@@ -188,6 +188,7 @@ class TrainingReplica:
                 private = running.session.batches_of(
                     reading, max_physical_batch_size=self.max_physical_batch_size, constant_shapes=self.constant_shapes
                 )
+                assert isinstance(private, PrivateLoader)  # a stream cannot be read, so it has no copy
                 criterion = running.per_example()
                 try:
                     while recorder.updates < updates:
