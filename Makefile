@@ -37,6 +37,7 @@ test-latest:  ## run the tests that touch other packages against the newest of e
 	@echo "These versions, each beside the locked one where they differ:"
 	@$(LATEST)/python tools/lock.py --compare
 	$(LATEST)/python -m pytest -n auto -m packages $(PYTEST_ARGS)
+	$(LATEST)/python -m pytest -m slow --slow tests/zoo/walk  # all architectures: a few processes of its own
 
 lint: $(VENV)/.ready-dev  ## check style and types
 	$(BIN)/ruff check .

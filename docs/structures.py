@@ -1,7 +1,7 @@
 """Writes structures.md: what each structure of a model or loop does here, and in Opacus. Every cell is a run.
 
 Run `python docs/structures.py` to write the page anew; a test checks that it is current. The structures themselves are
-in `tests/zoo/clean_structures.py`.
+in `tests/zoo/clean_structures.py`; what the walk through all architectures found last is in `tests/zoo/walk`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ sys.path.insert(0, str(PAGE.parents[1] / "tests" / "zoo"))
 
 from clean_contestants import Outcome, by_hushgrad, by_opacus  # noqa: E402
 from clean_structures import GROUPS  # noqa: E402
+from walk.report import sections as walked  # noqa: E402
+from walk.report import stored  # noqa: E402
 
 HEAD = """# What works
 
@@ -79,7 +81,8 @@ Refused: `torch.nested` tensors (pass rows end to end), and lengths that were di
 them as they are, and divide by the width inside the forward).
 
 The page is written by `python docs/structures.py`, and a test checks that it is current. Whole architectures, by hand
-and from `transformers` and `peft`, are tested in the same way: there are about a hundred under `tests/zoo`.
+and from `transformers` and `peft`, are tested in the same way: about a hundred under `tests/zoo`, and all that the
+packages have, once for each release, [below](#every-architecture-of-transformers-every-method-of-peft).
 """
 
 
@@ -99,7 +102,7 @@ def page() -> str:
             sections += [f"\n## {title}\n", "| structure | here | Opacus 1.6.0 |", "| --- | --- | --- |"]
             for name, structure in structures.items():
                 sections.append(f"| {name} | {cell(by_hushgrad(structure))} | {cell(by_opacus(structure))} |")
-    return "\n".join(sections) + "\n"
+    return "\n".join([*sections, *walked(stored())]) + "\n"
 
 
 if __name__ == "__main__":

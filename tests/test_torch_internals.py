@@ -391,6 +391,12 @@ def test_packing_and_cells_show_themselves_by_the_functions_that_rules_stand_at(
     } <= set(mode.functions)
 
 
+def test_the_number_of_values_of_a_sparse_tensor_shows_itself_to_a_mode() -> None:
+    with Seen() as mode:
+        assert torch.eye(4).to_sparse()._nnz() == 4
+    assert insides.NUMBER_OF_VALUES in mode.functions
+
+
 def test_a_transform_is_named_and_none_is_reported_outside() -> None:
     names: list[str | None] = []
 

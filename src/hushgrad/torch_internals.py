@@ -214,6 +214,8 @@ PAD_LIST: Callable[..., Tensor] = torch._C._nn.pad_sequence
 """What `nn.utils.rnn.pad_sequence` calls, and thus what a mode sees, to pad a list of sequences."""
 GROUPED_MM: Callable[..., Tensor] = torch._grouped_mm
 """What `F.grouped_mm` calls, and thus what a mode sees: rows in groups, each times a matrix of its own."""
+NUMBER_OF_VALUES: Callable[..., int] = Tensor._nnz
+"""What sparse adapters ask before they multiply: how many values a sparse tensor holds. There is no public name."""
 
 
 def top_mode() -> TorchFunctionMode | None:

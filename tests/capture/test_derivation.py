@@ -13,7 +13,7 @@ from private_loops import Training
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hushgrad.errors import UncoveredParameterUseError
+from hushgrad.errors import PrivacyUnitError, UncoveredParameterUseError
 
 
 class Positions(nn.Module):
@@ -71,12 +71,6 @@ def _filled(x: Tensor, value: Tensor) -> Tensor:
     return x + buffer
 
 
-def _constant_filled(x: Tensor, value: Tensor) -> Tensor:
-    buffer = torch.zeros(4)
-    buffer[:] = value
-    return x + buffer
-
-
 def _written_out(x: Tensor, value: Tensor) -> Tensor:
     buffer = torch.empty(4)
     torch.mul(value, 2, out=buffer)
@@ -97,7 +91,6 @@ def _through_data(x: Tensor, value: Tensor) -> Tensor:
         lambda x, p: x * p.fill_(1.0),
         lambda x, p: x + (p * 1).add_(x[0]),
         lambda x, p: p.__setitem__(0, 1.0) or x * p,
-        _constant_filled,
         _written_out,
         _through_data,
     ],
@@ -143,5 +136,53 @@ def test_a_tensor_made_of_parameters_alone_is_used_exactly(name: str) -> None:
     attached.scope.detach()
 
 
-def test_a_sparse_tensor_of_a_parameter_is_refused_with_a_dense_cure() -> None:
-    refused(UncoveredParameterUseError, "sparse", lambda m, x: x * m.p.to_sparse().to_dense(), X, p=P)
+PLACES = torch.tensor([[0, 1, 3, 3], [1, 0, 2, 2]])
+
+
+WRITTEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "copied": lambda x, w: x @ _put(torch.zeros(4, 4), slice(None), w),
+    "at places": lambda x, w: x @ _put(torch.ones(4, 4), (PLACES[0, :3], PLACES[1, :3]), w[0, :3]),
+    "twice": lambda x, w: x @ _put(_put(torch.zeros(4, 4), 0, w[1]), 2, w[3] * 2),
+    "added in place": lambda x, w: x @ torch.ones(4, 4).double().add_(w),
+}
+
+
+def _put(out: Tensor, index: Any, value: Tensor) -> Tensor:
+    out = out.double()
+    out[index] = value
+    return out
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_constants_that_parameters_are_written_into_are_derived_parameters(name: str) -> None:
+    use = WRITTEN[name]
+    attached = Attached(Model(lambda m, x: use(x, m.w), w=nn.Parameter(torch.randn(4, 4))).double())
+    x = batch()
+    losses(attached.model(x)).sum().backward()
+    assert_same(attached.sums(), wanted(attached.model, lambda m, i: losses(m(x[i : i + 1])).sum()))
+    attached.scope.detach()
+
+
+BESIDE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a part of a buffer": lambda x, p: _put_part(torch.zeros(2, 4), p, lambda out: x + out.sum(0)),
+    "another view of it": lambda x, p: _put_view(torch.zeros(4), p, lambda view: x + view),
+    "its own memory": lambda x, p: p.detach().__setitem__(slice(None), p * 2) or x * p,
+    "a tensor of the batch": lambda x, p: x.mean(0).__setitem__(0, p[0]) or x * p.sum(),
+}
+
+
+def _put_part(out: Tensor, p: Tensor, use: Callable[[Tensor], Tensor]) -> Tensor:
+    out[0][:] = p
+    return use(out)
+
+
+def _put_view(out: Tensor, p: Tensor, use: Callable[[Tensor], Tensor]) -> Tensor:
+    view = out[:]
+    out[:] = p
+    return use(view)
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_memory_that_a_parameter_was_written_into_is_not_used_by_another_tensor(name: str) -> None:
+    use = BESIDE[name]
+    refused((UncoveredParameterUseError, PrivacyUnitError), "DP30", lambda m, x: use(x, m.p), X, p=P)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from attached import Attached, B, Model, P, X, assert_same, batch, losses, refus
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hushgrad.errors import PrivacyUnitError, UncoveredParameterUseError
+from hushgrad.errors import HushgradError, PrivacyUnitError, UncoveredParameterUseError
 
 
 def test_no_parameter_receives_an_ordinary_gradient(attached: Attached) -> None:
@@ -181,3 +182,37 @@ def test_data_that_was_computed_out_of_sight_is_refused_rather_than_taken_for_a_
     refused(PrivacyUnitError, match, lambda m, x: x + m.b(Hidden.apply(m.a(x))), X, **layers)
     refused(PrivacyUnitError, match, lambda m, x: Hidden.apply(m.a(x)) * m.p, X, a=layers["a"], p=P)
     refused(UncoveredParameterUseError, "meeting the batch", lambda m, x: m.a(Hidden.apply(x)), X, a=nn.Linear(4, 4))
+
+
+def test_a_view_of_a_parameter_that_is_read_without_gradients_is_a_constant() -> None:
+    """torch says of such a view that it requires gradients; relative position tables are read so."""
+
+    def forward(m: Model, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            turned = m.w.t()[(x[:, :2] > 0).long()].sum(1)
+        return (x @ m.w) * turned
+
+    model = Model(forward, w=nn.Parameter(torch.randn(4, 4))).double()
+    attached, x = Attached(model), torch.randn(B, 4, dtype=torch.float64)
+    losses(attached.model(x)).sum().backward()
+    assert_same(attached.sums(), wanted(attached.model, lambda m, i: losses(m(x[i : i + 1])).sum()))
+    attached.scope.detach()
+
+
+@pytest.mark.parametrize("use", [lambda x, view: x @ view, lambda x, view: (x @ view) * view.sum()])
+def test_such_a_view_that_is_used_with_gradients_is_refused(use: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            turned = m.w.t()
+        return use(x @ m.w, turned)
+
+    refused(HushgradError, "DP30", forward, torch.randn(B, 4), w=nn.Parameter(torch.randn(4, 4)))
+
+
+def test_data_read_without_gradients_by_such_a_view_are_still_data() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            mixed = (x @ m.w.t()).mean(0)
+        return x @ m.w + mixed
+
+    refused(PrivacyUnitError, "mean", forward, torch.randn(B, 4), w=nn.Parameter(torch.randn(4, 4)))

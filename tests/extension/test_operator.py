@@ -395,10 +395,52 @@ def test_an_argument_that_hides_tensors_is_refused() -> None:
     refused(UncoveredParameterUseError, "class Held", model, torch.randn(B, D))
 
 
-def test_a_registered_operator_of_parameters_alone_is_refused() -> None:
+class Outer(torch.autograd.Function):
+    """A weight from two factors, as low-rank adapters have it; its backward leaves torch, so no `vmap` can run it."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, bias)
+        return weight.outer(bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        weight, bias = (value.detach().numpy() for value in ctx.saved_tensors)
+        rows = gradient.detach().numpy()
+        return torch.from_numpy(rows @ bias), torch.from_numpy(rows.T @ weight)
+
+
+def test_a_registered_operator_of_parameters_alone_trains_exactly() -> None:
     doubled = hushgrad.register_operator(lambda weight: 2 * weight)
-    model = Fused(lambda x, weight, bias: x * doubled(weight) + bias)
-    refused(UncoveredParameterUseError, "no data", model, torch.randn(B, D))
+    assert_exact(Fused(lambda x, weight, bias: x * doubled(weight) + bias), torch.randn(B, D))
+    outer = hushgrad.register_operator(Outer)
+    assert_exact(Fused(lambda x, weight, bias: (x @ outer.apply(weight, bias)).tanh()), torch.randn(B, D))
+
+
+def test_a_custom_function_of_parameters_alone_is_refused_with_the_line_that_registers_it() -> None:
+    line = f"Say {__name__}.Outer = hushgrad.register_operator\\({__name__}.Outer\\)"
+    refused(UncoveredParameterUseError, line, Fused(lambda x, w, b: x @ Outer.apply(w, b)), torch.randn(B, D))
+    derived = Fused(lambda x, w, b: x @ Outer.apply(w * 2, b))
+    refused(UncoveredParameterUseError, line, derived, torch.randn(B, D))
+
+
+def test_a_custom_function_that_takes_a_derived_parameter_and_data_is_refused_with_its_line() -> None:
+    line = f"Say {__name__}.ScaleAndShift = hushgrad.register_operator"
+    model = Fused(lambda x, w, b: ScaleAndShift.apply(x, w * 2, b * 2))
+    refused(UncoveredParameterUseError, line, model, torch.randn(B, D))
+
+
+def test_a_registered_operator_of_parameters_that_takes_data_from_elsewhere_is_refused() -> None:
+    held: list[Tensor] = []
+    scaled = hushgrad.register_operator(lambda weight: weight * held[-1].mean(0))
+    model = Fused(lambda x, weight, bias: held.append(x) or x * scaled(weight) + bias)
+    refused(HushgradError, "not one of its arguments|mixes the examples", model, torch.randn(B, D))
+
+
+def test_what_a_registered_operator_of_parameters_returns_must_meet_the_batch() -> None:
+    squared = hushgrad.register_operator(lambda weight: weight.square())
+    model = Fused(lambda x, weight, bias: squared(weight).expand(len(x), -1))
+    refused(HushgradError, "DP30", model, torch.randn(B, D))
 
 
 def test_a_registered_operator_of_constants_is_a_constant() -> None:

@@ -21,6 +21,7 @@ from hushgrad.capture.leaves import TrackedTensor, distinct_parameters
 from hushgrad.capture.operators.embedding import constant_ids
 from hushgrad.capture.operators.operator import ForwardContext, first_order_only
 from hushgrad.errors import UncoveredParameterUseError
+from hushgrad.torch_internals import base_of
 
 
 def derive(
@@ -62,11 +63,13 @@ def _changed(
     """
     target = main_argument(args, kwargs)
     leaf = context.leaf(target)
+    if leaf is None and _is_own_constant(context, target) and kwargs.get("out") is None and func not in INITIALIZERS:
+        return _written(context, func, args, kwargs, leaves, on_graph)
     if (
         leaf is None
         or kwargs.get("out") is not None
         or func in INITIALIZERS  # whose writing no graph shows
-        or any(_share(leaf, root) for root in leaf.parameters())
+        or any(_share(leaf.value, root.value) for root in leaf.parameters())
     ):
         raise UncoveredParameterUseError(
             f"changes parameter {leaves[0].name!r} in place inside the forward, or writes it into another tensor",
@@ -80,7 +83,7 @@ def _changed(
         others = {key: graph if value is target else value for key, value in kwargs.items()}
     func(*args, **{key: on_graph(value) for key, value in others.items()})
     for key, other in context.leaves.items():
-        if other is not leaf and _share(leaf, other):
+        if other is not leaf and _share(leaf.value, other.value):
             context.leaves[key] = replace(other, overwritten_by=func.__name__)
     with torch.no_grad():
         target.copy_(graph)
@@ -88,8 +91,48 @@ def _changed(
     return None if func is Tensor.__setitem__ else target
 
 
-def _share(leaf: TrackedTensor, other: TrackedTensor) -> bool:
-    return leaf.value.untyped_storage().data_ptr() == other.value.untyped_storage().data_ptr()
+def _is_own_constant(context: ForwardContext, target: Any) -> bool:
+    """Whether a tensor holds neither data nor gradients, and its memory is that of no parameter."""
+    if not isinstance(target, Tensor) or target.requires_grad or context.is_data(target):
+        return False
+    is_plain = target.layout == torch.strided and base_of(target) is None
+    return is_plain and not any(_share(target, leaf.value) for leaf in context.leaves.values())
+
+
+def _written(
+    context: ForwardContext,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    leaves: list[TrackedTensor],
+    on_graph: Callable[[Any], Any],
+) -> Any:
+    """Run a call that writes parameters into a tensor of constants, which is a derived parameter from then on.
+
+    The call itself runs, too. Whoever reaches the loss by the tensor, or by another view of its memory, comes to the
+    stand-in of what was written, or to the parameter, and is refused there.
+    """
+    target = main_argument(args, kwargs)
+    graph = target.clone()
+    on_copy = {id(target): graph}
+    own = [on_copy.get(id(value), on_graph(value)) for value in args]
+    func(*own, **{key: on_copy.get(id(value), on_graph(value)) for key, value in kwargs.items()})
+    if not graph.requires_grad:
+        raise UncoveredParameterUseError(
+            f"writes parameter {leaves[0].name!r} into a tensor where no gradient follows it",
+            where=func.__name__,
+            cure="Compute a new tensor instead (torch.cat, torch.stack, torch.where)",
+        )
+    result = func(*args, **kwargs)
+    roots = distinct_parameters(leaves)
+    name = f"{func.__name__.strip('_')}({', '.join(root.name for root in roots)})"
+    context.leaves[id(target)] = TrackedTensor(name, graph.detach(), graph, roots)
+    context.held.append(target)
+    return result
+
+
+def _share(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _as_leaves(
@@ -98,6 +141,8 @@ def _as_leaves(
     if isinstance(result, Tensor):
         if not result.requires_grad:
             return result
+        if result.layout == torch.sparse_coo:
+            result = result.to_dense()  # what only sparse tensors have is answered for it: operators/sparse.py
         if result.layout != torch.strided:
             raise UncoveredParameterUseError(
                 "makes a sparse tensor of a parameter, which hides how it is used",
@@ -106,7 +151,7 @@ def _as_leaves(
                 "the parameter",
             )
         value = result.detach()
-        public = _Guard.apply(value, context.anchor.tensor, name)  # type: ignore[no-untyped-call]
+        public = _Guard.apply(value, context.anchor.tensor, name, context)  # type: ignore[no-untyped-call]
         context.leaves[id(public)] = TrackedTensor(name, value, result, roots, ids)
         context.held.append(public)
         return public
@@ -125,8 +170,8 @@ class _Guard(torch.autograd.Function):
     """A derived parameter as the user's code holds it. Captured uses never come back through it."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, anchor: Tensor, name: str) -> Tensor:
-        ctx.leaf_name = name
+    def forward(ctx: Any, value: Tensor, anchor: Tensor, name: str, context: ForwardContext) -> Tensor:
+        ctx.leaf_name, ctx.context = name, context
         return value.view_as(value)
 
     @staticmethod
@@ -136,7 +181,8 @@ class _Guard(torch.autograd.Function):
             "a tensor computed from parameters alone reached the loss outside the model's forward, or without ever "
             "meeting the batch, so it has no per-example gradient",
             where=ctx.leaf_name,
-            cure="Use it inside the forward together with data. Replace a weight penalty by the optimizer's "
+            cure=ctx.context.hidden_line
+            or "Use it inside the forward together with data. Replace a weight penalty by the optimizer's "
             "weight_decay, or declare it: session.regularizer(fn, weight=...). If it did meet the batch, pass it "
             "to the model as tensors (in tuples, dictionaries or dataclasses), and use torch's own operators there, "
             "not a scripted or traced part",

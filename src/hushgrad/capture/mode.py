@@ -15,7 +15,7 @@ from hushgrad.capture.consultation import only_describes, with_data, without_dat
 from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.operators.operator import ForwardContext
 from hushgrad.capture.operators.table import FIRST
-from hushgrad.capture.source_line import calling_forward
+from hushgrad.capture.source_line import calling_forward, registration_line, running_function
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.errors import HushgradError, UncoveredParameterUseError
 from hushgrad.torch_internals import base_of, function_of
@@ -69,6 +69,8 @@ class CaptureMode(TorchFunctionMode):
         if func in HOOKING:
             context.hangs_hooks = True
         for value in strangers:
+            if _is_read_without_gradients(context, value):
+                continue
             _require_known_graph(context, value)
             context.axes.adopt(value)
             sources.append(value)
@@ -89,6 +91,8 @@ class CaptureMode(TorchFunctionMode):
                 if sources:
                     return with_data(context, func, args, kwargs, sources, self)
                 return without_data(context, func, args, kwargs, leaves)
+            if leaves and not torch.is_grad_enabled() and not only_describes(func):
+                _note_hidden_use(context)
             result = func(*args, **kwargs)
         except RuntimeError as error:
             if not isinstance(error, HushgradError):
@@ -157,6 +161,21 @@ def _sort(
             _sort(context, value, leaves, sources, strangers)
 
 
+def _note_hidden_use(context: ForwardContext) -> None:
+    """Keep the cure for a custom autograd function that takes a parameter, should the backward come to it."""
+    function = running_function()
+    if function is not None:
+        context.hidden_line = registration_line(function)
+
+
+def _is_read_without_gradients(context: ForwardContext, value: Tensor) -> bool:
+    """Whether a tensor is a view of a parameter made under no_grad, and is used there: constants, as the parameter is.
+
+    torch says of such a view that it requires gradients.
+    """
+    return not torch.is_grad_enabled() and value.grad_fn is None and context.leaf(base_of(value)) is not None
+
+
 def _require_known_graph(context: ForwardContext, value: Tensor) -> None:
     """Refuse a tensor made from a parameter by what the mode cannot see: a custom autograd function, say.
 
@@ -168,17 +187,22 @@ def _require_known_graph(context: ForwardContext, value: Tensor) -> None:
         if not nodes:
             return
         node = nodes.pop(0)
-        if _name_of(node) == "torch::autograd::AccumulateGrad":
-            leaf = context.leaf(node.variable)  # type: ignore[attr-defined]
-            if leaf is not None:
-                raise UncoveredParameterUseError(
-                    f"is used in the forward by {_name_of(value.grad_fn)}, a custom autograd function or compiled "
-                    f"code, where its use cannot be followed",
-                    where=leaf.name,
-                    cure="Call what hushgrad.register_operator(the function) returns instead, write it with torch's "
-                    "own operators, or freeze the parameter (requires_grad_(False))",
-                )
+        if (name := _parameter_of(context, node)) is not None:
+            raise UncoveredParameterUseError(
+                f"is used in the forward by {_name_of(value.grad_fn)}, a custom autograd function or compiled code, "
+                f"where its use cannot be followed",
+                where=name,
+                cure=registration_line(function_of(value.grad_fn)),
+            )
         nodes.extend(following for following, _ in node.next_functions if following is not None)
+
+
+def _parameter_of(context: ForwardContext, node: Any) -> str | None:
+    """Return what a node is the end of: the name of a parameter, or of a tensor made of parameters alone."""
+    if _name_of(node) == "torch::autograd::AccumulateGrad":
+        leaf = context.leaf(node.variable)
+        return None if leaf is None else leaf.name
+    return getattr(node, "leaf_name", None) if _is_captured(node) else None
 
 
 def _name_of(node: Any) -> str:

@@ -12,6 +12,9 @@ from torch import Tensor
 from tracking import PERMUTATION, B, Transform, assert_axis_is_true, assigned, tracked_axis
 
 from hushgrad.capture.axes.batch_axes import BatchAxes
+from hushgrad.capture.mode import CaptureMode
+from hushgrad.capture.operators.operator import ForwardContext, GraphAnchor
+from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError
 
 STEPS: list[Transform] = [
@@ -107,12 +110,18 @@ def test_the_batch_is_followed_where_a_tensor_is_turned_in_place(
 
 
 def test_a_buffer_written_through_a_view_is_not_taken_for_a_constant() -> None:
-    def through_view(x: Tensor) -> Tensor:
+    def row(x: Tensor) -> Tensor:
         buffer = torch.zeros(B, B)
         buffer[0].copy_(x[:, 0])
         return buffer
 
-    assert tracked_axis(through_view, torch.randn(B, B))[1] is None
+    def diagonal(x: Tensor) -> Tensor:
+        buffer = torch.zeros(B, B)
+        buffer.diagonal().copy_(x[:, 0])
+        return buffer
+
+    assert assert_axis_is_true(row, torch.randn(B, B, dtype=torch.float64)) == 1
+    assert tracked_axis(diagonal, torch.randn(B, B))[1] is None
 
 
 def test_inputs_with_another_number_of_rows_have_no_axis_and_one_row_is_a_constant() -> None:
@@ -123,3 +132,24 @@ def test_inputs_with_another_number_of_rows_have_no_axis_and_one_row_is_a_consta
     assert axes.descends(mask)
     assert axes.get(mask) is None
     assert not axes.descends(positions)
+
+
+def test_a_count_that_is_only_looked_at_is_not_blamed_for_what_another_operator_lost() -> None:
+    axes = lost_in(lambda x: bool(x.sum() > 0) or x.flip(0))
+    assert axes.lost_by is not None
+    assert axes.lost_by.startswith("flip")
+
+
+def test_a_count_that_meets_the_data_is_blamed() -> None:
+    axes = lost_in(lambda x: x / x.sum())
+    assert axes.lost_by is not None
+    assert axes.lost_by.startswith("sum")
+
+
+def lost_in(transform: Callable[[Tensor], object]) -> BatchAxes:
+    """Return the axes after a forward on numbers below 0."""
+    axes, x = BatchAxes(), -torch.rand(B, 2)
+    axes.seed((x,), B)
+    with CaptureMode(ForwardContext(UsePool(), GraphAnchor(), axes, {}, B, []), lambda: True):
+        transform(x)
+    return axes

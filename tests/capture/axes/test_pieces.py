@@ -29,10 +29,21 @@ AGAIN: dict[str, tuple[Transform, int]] = {
     "slices of the last dimension": (lambda x: torch.cat(x.movedim(0, 2).split(2, -1), -1), 2),
     "folded rows": (lambda x: torch.cat(x.flatten(0, 1).split(B)), 0),
     "two batches end to end": (lambda x: torch.cat([x, x * 2]).chunk(2)[1], 0),
+    "joined within each example": (
+        lambda x: torch.stack([torch.cat([row[:1], row.sum(0, keepdim=True), torch.ones(1, B)]) for row in x]),
+        0,
+    ),
     "of one example alone": (lambda x: torch.stack([(row @ row.mT).cumsum(0) for row in x]), 0),
 }
 
 NOT_AGAIN: dict[str, Transform] = {
+    "joined in another order in one of them": lambda x: torch.stack(
+        [torch.cat([row[:1], row[1:]] if i else [row[1:], row[:1]]) for i, row in enumerate(x)]
+    ),
+    "joined with another constant in each": lambda x: torch.stack(
+        [torch.cat([row, torch.full((1, B), float(i))]) for i, row in enumerate(x)]
+    ),
+    "joined with a row of the first": lambda x: torch.stack([torch.cat([row, x[0, :1]]) for row in x]),
     "each as often as its place says": lambda x: torch.stack(
         [torch.stack([r] * (i + 1)).sum(0) for i, r in enumerate(x)]
     ),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from attached import Model, refused
 from oracle import assert_use_is_exact
-from torch import Tensor
+from torch import Tensor, nn
 
 from hushgrad.capture.axes.table import SPACES
 from hushgrad.capture.operators.broadcast import NAMES
 from hushgrad.capture.operators.table import RULES
 from hushgrad.capture.torch_names import in_place_forms
+from hushgrad.errors import HushgradError
 
 B, T, D = 4, 3, 5
 FLAT = {"eq_", "ne_", "lt_", "le_", "gt_", "ge_", "copysign_"}
@@ -60,3 +64,28 @@ def test_a_row_for_each_example_that_is_joined_to_data_is_exact(dim: int) -> Non
         return torch.cat([x, p.expand(x.shape[0], -1, -1)], dim)
 
     assert_use_is_exact(use, torch.randn(B, D, D), p=(D, D))
+
+
+@pytest.mark.parametrize("shape", [(D,), (1, D)], ids=str)
+def test_a_parameter_at_the_places_of_a_mask_is_exact(shape: tuple[int, ...]) -> None:
+    def use(x: Tensor, p: Tensor) -> Tensor:
+        y = x * 2
+        y[x[..., 0] > 0] = p
+        y[torch.tensor([[True, False, False]]).expand(len(x), -1)] = p * 2
+        return y
+
+    assert_use_is_exact(use, torch.randn(B, T, D), p=shape)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [lambda x: x.mean(0)[:, 0] > 0, lambda x: (x > 0).transpose(0, 1)[..., 0], lambda x: x[..., 0] > x.mean()],
+    ids=["one for all, of all", "time first", "told by all"],
+)
+def test_a_mask_that_mixes_examples_decides_nothing(mask: Callable[[Tensor], Tensor]) -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        y = x * m.p
+        y[mask(x) if mask(x).ndim > 1 else mask(x).expand(len(x), -1)] = m.p
+        return y
+
+    refused(HushgradError, "DP30", forward, torch.randn(5, 5, D), p=nn.Parameter(torch.randn(D)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from attached import Attached, Model
+from attached import Attached, Model, assert_same, losses, wanted
+from attached import B as BATCH
 from oracle import assert_exact, assert_use_is_exact
 from torch import nn
 
@@ -26,6 +27,17 @@ B, C, S = 4, 6, 5
 )
 def test_scale_and_shift_per_channel_are_exact(layer: nn.Module) -> None:
     assert_exact(layer, torch.randn(B, C, S))
+
+
+def test_one_place_whose_channels_seem_to_lie_last_is_exact() -> None:
+    """What a pooling to one place gives. torch's own kernels read outside of their memory there."""
+    plain = torch.randn(BATCH, C, 1, 1, dtype=torch.float64)
+    x = plain.as_strided(plain.shape, (C, 1, C, C))
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    attached = Attached(Model(lambda m, x: m.norm(x).flatten(1), norm=nn.GroupNorm(3, C)).double())
+    losses(attached.model(x)).sum().backward()
+    assert_same(attached.sums(), wanted(attached.model, lambda m, i: losses(m.norm(plain[i : i + 1]).flatten(1)).sum()))
+    attached.scope.detach()
 
 
 @pytest.mark.parametrize("norm", [F.layer_norm, F.rms_norm], ids=lambda norm: norm.__name__)

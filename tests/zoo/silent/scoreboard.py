@@ -34,6 +34,7 @@ import quiet_randomness
 import relative_tolerances
 import run_accounts
 import selected_rows
+import shared_places
 import sixteen_bits
 import streams
 import torch
@@ -51,6 +52,7 @@ KINDS: tuple[Kind, ...] = (
     layout_coincidences.KIND,
     declared_constants.KIND,
     selected_rows.KIND,
+    shared_places.KIND,
     quiet_randomness.KIND,
     gradient_mixing.KIND,
     gradient_penalties.KIND,

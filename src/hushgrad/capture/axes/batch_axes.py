@@ -38,6 +38,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from hushgrad.capture.axes.layout import Layout, Path, Role, layout_of, owners_of
+from hushgrad.capture.axes.memory import axis_in_base
 from hushgrad.capture.axes.owners import BatchLocation, SegmentIds, Whole, location_of, packed_owners
 from hushgrad.capture.axes.parts import lists_in, named_tensors
 from hushgrad.capture.axes.pieces import follow_pieces, form_of_cut, is_join
@@ -67,6 +68,15 @@ from hushgrad.capture.source_line import calling_forward
 from hushgrad.errors import PrivacyUnitError
 from hushgrad.torch_internals import base_of
 
+CURE = (
+    "Keep the batch on an axis of its own, and do not mix examples; or let each item hold one example only, which has "
+    "no other to be mixed with: max_physical_batch_size=1"
+)
+BY_EXPERT = ("sort ", "argsort ", "index_add", "histc ", "nonzero ", "where ")
+EXPERTS = (
+    ". A mixture of experts of transformers, which sorts the words of all examples by expert, is exact after "
+    'model.set_experts_implementation("batched_mm")'
+)
 NARROW = (torch.bfloat16, torch.float16)
 
 INPUTS = "the model's inputs"
@@ -77,7 +87,6 @@ CURES = {
     "features or weights of classes) is declared before the loop, mask = engine.session.public(mask), and then given "
     "to the model as it is, no part or copy of it"
 }
-CURE = "Keep the batch on an axis of its own, and do not mix examples"
 
 
 class BatchAxes:
@@ -85,7 +94,6 @@ class BatchAxes:
 
     Attributes:
         batch_size: the number of examples that the forward's inputs hold; None when it has no inputs.
-        lost_by: the first operator after which examples could not be told apart any more, for messages.
         is_narrow: whether a gradient passes through 16 bits on its way to a parameter.
         selects: whether rows were selected by values of the batch.
         has_read: whether numbers of the batch left torch: its values, or how many rows were selected.
@@ -97,11 +105,27 @@ class BatchAxes:
         self._recipes: dict[int, tuple[weakref.ref[Tensor], Recipe]] = {}
         self._identities = Identities()
         self._divisions: dict[int, Tensor] = {}
+        self._lost_by: str | None = None
+        self._counted: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self.batch_size: int | None = None
-        self.lost_by: str | None = None
         self.is_narrow = False
         self.selects = self.has_read = False
         self._lists: list[Listed] = []
+
+    @property
+    def lost_by(self) -> str | None:
+        """The first operator after which examples could not be told apart any more, for messages.
+
+        One that gave a single number is named where that number met data, or if there is no other: forwards count the
+        words of a batch only to check that they are there.
+        """
+        return self._lost_by or next((name for _, name in self._counted.values()), None)
+
+    @property
+    def cure(self) -> str:
+        """What helps, for messages."""
+        by = self.lost_by or ""
+        return CURES.get(by, CURE + EXPERTS * by.startswith(BY_EXPERT))
 
     def set(self, tensor: Tensor, location: Location) -> None:
         """Record that `tensor` descends from the batch."""
@@ -137,11 +161,6 @@ class BatchAxes:
     def reads_in_part(self) -> bool:
         """Whether the forward looped over some of what is there in the batch, and left the rest out."""
         return any(listed.is_read_in_part for listed in self._lists)
-
-    @property
-    def cure(self) -> str:
-        """What to do where the examples can no longer be told apart."""
-        return CURES.get(self.lost_by or "", CURE)
 
     def clear(self) -> None:
         """Forget everything: the forward is over."""
@@ -291,12 +310,12 @@ class BatchAxes:
             recipe = self._recipe_of(call, locations, axis, output_index)
             if axis is not None and recipe is None and self._pieces(call):
                 axis = None
-            if axis is None and known and self.batch_size == 1 and out.ndim:
-                axis = 0  # there is no other example to be mixed with
+            if axis is None and None not in locations:
+                axis = self._of_the_only_one(out)
             if out is written:
                 self._overwritten(out, axis, name)
             elif axis is None:
-                self._lose(out, name)
+                self._lose(out, name, sources)
             else:
                 self.set(out, axis)
                 if recipe and not isinstance(axis, int):
@@ -309,6 +328,12 @@ class BatchAxes:
         found = listed_of(args[1], [self._found(args[1])], sources) is not None
         self.has_read = self.has_read or found
         return found
+
+    def _of_the_only_one(self, tensor: Tensor) -> BatchLocation:
+        """Return where a batch of one example lies in what was made of it: there is no other to be mixed with."""
+        if self.batch_size != 1:
+            return None
+        return 0 if tensor.ndim else Whole(0)
 
     def recipe(self, tensor: Tensor) -> Recipe | None:
         """Return how a piece of the batch was made; None for what is no piece."""
@@ -335,10 +360,11 @@ class BatchAxes:
             form = form_of_cut(call, locations[0], output_index)
             return None if form is None else digest(self._identities.of(call.first), form)
         recipes = {self.recipe(source) for source in sources}
-        is_of_several = is_join(call.func) and not isinstance(location, Whole)
-        if None in recipes or (is_of_several and len(recipes) > 1):
+        is_within_one = isinstance(location, Whole) and all(part == location for part in locations)
+        is_across = is_join(call.func) and not is_within_one
+        if None in recipes or (is_across and len(recipes) > 1):
             return None
-        if is_of_several:
+        if is_across:
             dim = call.argument(1, "dim", call.kwargs.get("axis", 0))
             return digest("joined", recipes, len(sources), dim)
         return recipe_of_call(call, output_index, self.recipe, self._identities)
@@ -372,6 +398,7 @@ class BatchAxes:
         """Record `target[index] = value`, by which `target` holds rows of the batch."""
         if self.recipe(target) is not None:
             self._overwritten(target, None, "__setitem__")
+        axis: BatchLocation
         if isinstance(value, Tensor) and self.descends(value):
             axis = self._axis_after_write(target, index, value)
         elif any(self.descends(part) for part in tensors_in(index)):
@@ -380,8 +407,8 @@ class BatchAxes:
             axis = self._axis_after_constant(target, index)
         else:
             return
-        if axis is None and self.batch_size == 1 and target.ndim:
-            axis = 0  # there is no other example to be mixed with
+        if axis is None:
+            axis = self._of_the_only_one(target)
         self._overwritten(target, axis, "__setitem__")
 
     def _axis_after_write(self, target: Tensor, index: Any, value: Tensor) -> Axis:
@@ -395,7 +422,7 @@ class BatchAxes:
             own = self.get(target)
             candidates = [] if own is None else [own]
         else:
-            candidates = [axis for axis in range(target.ndim) if target.shape[axis] == size]
+            candidates = [axis for axis in range(target.ndim) if target.shape[axis] == value.shape[value_axis]]
         for axis in candidates:
             part, found = self.part(target, axis, index)
             if found is not None and part.ndim - found == value.ndim - value_axis:
@@ -461,22 +488,32 @@ class BatchAxes:
         return part, rows_by_index(call, [self._found(value) for value in sources], part) if size > 1 else 0
 
     def _overwritten(self, tensor: Tensor, axis: BatchLocation, name: str) -> None:
-        if self.recipe(tensor) is not None or isinstance(axis, Whole):
+        if not tensor.numel():
+            return
+        if self.recipe(tensor) is not None or (isinstance(axis, Whole) and self.batch_size != 1):
             axis = None  # what else shares its memory would have changed with it
         if axis is None and (self.get(tensor) is not None or self._is_seen_elsewhere(tensor)):
-            raise PrivacyUnitError(
-                f"changes a tensor of shape {list(tensor.shape)} in place, so that the examples of the batch can no "
-                f"longer be told apart in it",
-                where=name,
-                cure="Make a new tensor, and keep the batch on an axis of its own",
-            )
+            raise _mixed(tensor, name)
         base = base_of(tensor)
-        if base is not None and base is not tensor and not self.descends(base):
-            self._lose(base, f"a write into a view by {name}")
+        if base is not None and base is not tensor and not self.descends(tensor):
+            self._wrote_into(base, tensor, axis, name)
         if axis is None:
             self._lose(tensor, name)
         else:
             self.set(tensor, axis)
+
+    def _wrote_into(self, base: Tensor, view: Tensor, axis: BatchLocation, name: str) -> None:
+        """Record that a part of `base`, which held none of the batch, does now."""
+        own: BatchLocation = axis_in_base(base, view, axis) if isinstance(axis, int) else None
+        if own is None and axis is not None:
+            own = self._of_the_only_one(base)
+        if not self.descends(base):
+            if own is None:
+                self._lose(base, f"a write into a view by {name}")
+            else:
+                self.set(base, own)
+        elif self.location(base) is not None and self.location(base) != own:
+            raise _mixed(base, name)
 
     def _is_seen_elsewhere(self, tensor: Tensor) -> bool:
         """Whether a tensor is a view, and its memory that of another one whose examples can be told apart."""
@@ -490,9 +527,15 @@ class BatchAxes:
             if other is not None and other is not tensor and location is not None and other.layout == torch.strided
         )
 
-    def _lose(self, tensor: Tensor, name: str) -> None:
-        if self.lost_by is None:
-            self.lost_by = name + calling_forward()
+    def _lose(self, tensor: Tensor, name: str, sources: Sequence[Tensor] = ()) -> None:
+        if self._lost_by is None:
+            known = [(source, self._counted.get(id(source))) for source in sources]
+            causes = [entry[1] for source, entry in known if entry is not None and entry[0]() is source]
+            cause = causes[0] if causes else name + calling_forward()
+            if tensor.ndim:
+                self._lost_by = cause
+            else:
+                self._counted[id(tensor)] = (weakref.ref(tensor), cause)
         self.set(tensor, None)
 
 
@@ -516,6 +559,16 @@ def _location_in(layout: Layout, path: Path, tensor: Tensor, batch_size: int) ->
     if counts is not None:
         return location_of(int(role is Role.LINKS), owners_of(counts, tensor.device), batch_size)
     return 0 if role is Role.LOST and batch_size == 1 else None  # there is no other example
+
+
+def _mixed(tensor: Tensor, name: str) -> PrivacyUnitError:
+    return PrivacyUnitError(
+        f"changes a tensor of shape {list(tensor.shape)} in place, so that the examples of the batch can no longer be "
+        f"told apart in it",
+        where=name,
+        cure="Make a new tensor, and keep the batch on an axis of its own; or let each item hold one example only: "
+        "max_physical_batch_size=1" + EXPERTS * name.startswith(BY_EXPERT),
+    )
 
 
 def _tensors_at_top(result: Any) -> list[tuple[int, Tensor]]:

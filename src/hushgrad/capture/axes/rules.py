@@ -177,8 +177,10 @@ def reshaped(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """Same values in the same row-major order; positions behind the batch may be folded into it or out of it."""
     x = call.first
     axis = call.axis_of(x)
-    if axis is None or out.ndim == 0 or out.numel() == 0 or out.numel() != x.numel():
+    if axis is None or out.ndim == 0 or out.numel() != x.numel():
         return None
+    if not out.numel():  # no values at all: nothing moves but the dimensions behind the batch
+        return axis if out.shape[: axis + 1] == x.shape[: axis + 1] else None
     if call.batch_size == 1:  # every place belongs to the one example; keep to the axis as long as it is there
         return axis if axis < out.ndim and out.shape[axis] == x.shape[axis] else 0
     before = math.prod(x.shape[:axis])
@@ -295,15 +297,6 @@ def reduced(position: int, default: Any = None) -> AxisRule:
 _along_second, _reduced_second = along(2), reduced(2)
 
 
-def repeated_in_place(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
-    """`repeat_interleave`: copies behind their row, so that along the batch each example's block grows with it."""
-    x, times = call.first, call.argument(1, "repeats")
-    axis, dims = call.only(x), dims_of(call.argument(2, "dim"), max(x.ndim, 1))
-    if axis is None or dims is None or axis not in dims or not isinstance(times, int) or isinstance(times, bool):
-        return _along_second(call, out, output_index)
-    return axis if times > 0 and out.shape[axis] == times * x.shape[axis] else None
-
-
 def quantiles(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """`quantile`, which puts a dimension in front where it is asked for several."""
     asked = call.argument(1, "q")
@@ -336,11 +329,30 @@ def repeated(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     return None if axis is None else _kept(axis, x, out, axis + out.ndim - x.ndim)
 
 
+def interleaved(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
+    """`repeat_interleave`: each row so many times behind itself, so that its example's rows stay together.
+
+    How often may differ from row to row behind the batch, not on its dimension.
+    """
+    x, repeats = call.first, call.argument(1, "repeats")
+    axis, dims = call.only(x), dims_of(call.argument(2, "dim"), max(x.ndim, 1))
+    if axis is None or dims is None or out.ndim != x.ndim:
+        return None
+    if axis not in dims:
+        return _kept(axis, x, out, axis)
+    times = isinstance(repeats, Integral) and not isinstance(repeats, bool)
+    return axis if times and out.shape[axis] == x.shape[axis] * int(repeats) and out.shape[axis] else None
+
+
 def padded(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
-    """`F.pad` of dimensions behind the batch's."""
+    """`F.pad` that adds nothing to the batch's dimension, whether it names it or not."""
     x = call.first
     axis, pads = call.only(x), call.argument(1, "pad")
-    if axis is None or not isinstance(pads, (tuple, list)) or axis >= x.ndim - (len(pads) + 1) // 2:
+    if axis is None or not isinstance(pads, (tuple, list)):
+        return None
+    at = 2 * (x.ndim - 1 - axis)  # pairs are named from the last dimension on
+    own = pads[at : at + 2]
+    if any(isinstance(size, bool) or not isinstance(size, Integral) or size != 0 for size in own):
         return None
     return _kept(axis, x, out, axis)
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import init
 
 from hushgrad.capture.axes import batched as batched
+from hushgrad.capture.axes import memory as memory
 from hushgrad.capture.axes import products as products
+from hushgrad.capture.axes import scattered as scattered
 from hushgrad.capture.axes.measured import measured
 from hushgrad.capture.axes.rules import (
     AxisRule,
@@ -21,12 +23,12 @@ from hushgrad.capture.axes.rules import (
     elementwise,
     exchanged,
     flipped,
+    interleaved,
     like_first,
     padded,
     quantiles,
     reduced,
     repeated,
-    repeated_in_place,
     reshaped,
     unsqueezed,
     viewed,
@@ -109,13 +111,13 @@ ALONG: Rows = (
     ("glu", along(1, default=-1)),
     ("normalize", along(2, default=1)),
     ("gumbel_softmax", along(4, default=-1)),
+    ("repeat_interleave", interleaved),
     ("flip", flipped),
 )
 
 OTHERS: Rows = (
     ("norm vector_norm", reduced(2)),
     ("quantile nanquantile", quantiles),
-    ("repeat_interleave", repeated_in_place),
     ("matrix_norm", reduced(2, default=(-2, -1))),
     ("cosine_similarity", batched.compared(2, "dim", 1)),
     ("fake_quantize_per_tensor_affine fake_quantize_per_channel_affine bucketize", batched.only_first),
@@ -171,6 +173,11 @@ ONE_BY_ONE: dict[Function, AxisRule] = {
     Tensor.unfold: along(1, "dimension"),
     F.unfold: batch_first(4),
     F.one_hot: products.embedding,
+    torch.as_strided: memory.as_strided,
+    Tensor.as_strided: memory.as_strided,
+    torch.masked_scatter: scattered.masked_scattered,
+    Tensor.masked_scatter: scattered.masked_scattered,
+    Tensor.masked_scatter_: scattered.masked_scattered,
     F.pairwise_distance: batched.pairwise,
     torch.pairwise_distance: batched.pairwise,
 }

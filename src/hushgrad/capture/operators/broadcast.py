@@ -48,7 +48,7 @@ class Expand(Operator):
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """Return the expanded view."""
         lead = [1] * (len(self.shape) - self.leaf.value.ndim)
-        return self.leaf.value.reshape(*lead, *self.leaf.value.shape).expand(self.shape), ()
+        return self.leaf.value.reshape((*lead, *self.leaf.value.shape)).expand(self.shape), ()
 
     def input_gradients(
         self, saved: tuple[Tensor | None, ...], gradient: Tensor, needed: Sequence[bool]
@@ -187,6 +187,10 @@ def _assigned(context: ForwardContext, func: Callable[..., Any], args: tuple[Any
     axis = context.axes.get(target)
     if axis is None:
         return NotImplemented
+    if isinstance(index, Tensor) and index.dtype == torch.bool:
+        written = _assigned_by_mask(context, func, target, index, leaf, axis)
+        if written is not NotImplemented:
+            return written
     part, own = context.axes.part(target, axis, index)
     location: BatchLocation = own
     if own is None:
@@ -198,6 +202,25 @@ def _assigned(context: ForwardContext, func: Callable[..., Any], args: tuple[Any
     if expanded is NotImplemented:
         return NotImplemented
     func(target, index, expanded)
+    return None
+
+
+def _assigned_by_mask(
+    context: ForwardContext, func: Callable[..., Any], target: Tensor, mask: Tensor, leaf: TrackedTensor, axis: int
+) -> Any:
+    """Capture `x[mask] = leaf` with one vector for all rows that a mask of the batch selects."""
+    rows_behind = target.ndim - mask.ndim
+    is_aligned = axis < mask.ndim and (not context.is_data(mask) or context.axes.get(mask) == axis)
+    if (
+        not is_aligned
+        or leaf.value.ndim > rows_behind + 1
+        or leaf.value.shape[: leaf.value.ndim - rows_behind] not in ((), (1,))
+    ):
+        return NotImplemented
+    expanded = with_batch(context, leaf, target, "__setitem__")
+    if expanded is NotImplemented:
+        return NotImplemented
+    func(target, mask, expanded.expand(target.shape)[mask])
     return None
 
 

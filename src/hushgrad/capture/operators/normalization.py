@@ -139,6 +139,8 @@ class GroupNorm(Operator):
         batch, channels, space = _sizes(x)
         scale = None if weight is None else weight.repeat(batch)
         flat = (1, batch * channels, space, batch * self.groups)
+        # In this shape, too: of one place each, channels may seem to lie last, and the kernel would read them so.
+        x, gradient = (value.reshape(flat[:3]) for value in (x, gradient))
         found = torch.ops.aten.native_group_norm_backward(
             gradient.contiguous(), x, mean.view(1, -1), rstd.view(1, -1), scale, *flat, [False, True, True]
         )

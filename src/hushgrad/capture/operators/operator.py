@@ -44,7 +44,8 @@ class ForwardContext:
     """What the operators of one forward share: its leaves, its batch axes, where uses go.
 
     `registered` takes the names of the operators of others that ran (`register_operator`). `hangs_hooks` is set where
-    the forward hangs hooks on tensors or nodes, which see and change gradients.
+    the forward hangs hooks on tensors or nodes, which see and change gradients. `hidden_line` is the cure for the last
+    custom autograd function in which a parameter met data.
     """
 
     pool: UsePool
@@ -55,6 +56,7 @@ class ForwardContext:
     held: list[Tensor]
     registered: set[str] = field(default_factory=set)
     hangs_hooks: bool = False
+    hidden_line: str = ""
 
     def leaf(self, value: Any) -> TrackedTensor | None:
         """Return the leaf that a tensor stands for, or None for any other value."""

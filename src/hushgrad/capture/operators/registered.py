@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 
 from hushgrad.capture.axes.table import AXIS_RULES
+from hushgrad.capture.derivation import derive
 from hushgrad.capture.operators.broadcast import Expand
 from hushgrad.capture.operators.operator import ForwardContext, autocast_dtype, capture
 from hushgrad.capture.operators.table import COMPOSITES, FIRST, RULES
@@ -93,6 +94,7 @@ def register_operator(operator: Callable[..., Any]) -> Callable[..., Any]:
             return handle_torch_function(registered, tensors, *args, **kwargs)
         return run(*args, **kwargs)
 
+    registered.apply = registered  # type: ignore[attr-defined]  # what it returns stands in the place of a class, too
     FIRST[registered] = _OneAtATime(full_name(operator), run)
     _known.update((operator, registered))
     return registered
@@ -147,12 +149,10 @@ class _OneAtATime:
                 where=self._name,
                 cure="Pass the tensors themselves",
             )
-        if leaves and not data:
-            raise UncoveredParameterUseError(
-                f"a registered operator takes data of the batch, got {next(iter(leaves.values())).name} and no data",
-                where=self._name,
-                cure="Use torch's own operators to compute from parameters alone",
-            )
+        if leaves and not data and torch.is_grad_enabled():
+            context.registered.add(self._name)
+            with _Watch(context, self._name):
+                return derive(context, func, args, kwargs, list(leaves.values()))
         if not data:
             with _Watch(context, self._name):
                 return self._run(*args, **kwargs)

@@ -13,6 +13,7 @@ from hushgrad.capture.operators import (
     lookup,
     normalization,
     recurrent,
+    sparse,
 )
 from hushgrad.capture.operators.registration import COMPOSITES as COMPOSITES
 from hushgrad.capture.operators.registration import FIRST as FIRST
@@ -29,5 +30,6 @@ MODULES = (
     lookup,
     normalization,
     recurrent,
+    sparse,
 )
 """Every module that registers rules."""
