@@ -58,7 +58,8 @@ class Watched(PrivateTrainer):  # type: ignore[misc, valid-type]
 def trainer(
     out: Path, model: nn.Module, data: Any, privacy: Privacy = SILENT, *, kind: Any = Watched, **settings: Any
 ) -> Any:
-    given = {name: settings.pop(name) for name in ("compute_loss_func", "optimizers", "callbacks") if name in settings}
+    own = ("compute_loss_func", "optimizers", "callbacks", "eval_dataset")
+    given = {name: settings.pop(name) for name in own if name in settings}
     arguments: dict[str, Any] = {
         "output_dir": str(out),
         "per_device_train_batch_size": B // 2,
@@ -258,7 +259,7 @@ def test_a_model_whose_own_loss_has_a_second_term_is_refused(tmp_path: Path) -> 
             return outputs
 
     penalized = Penalized(model.config)
-    run = trainer(tmp_path, penalized, Texts(3), NOISY)
+    run = trainer(tmp_path, penalized, Texts(3), NOISY, remove_unused_columns=False)
     before = weights(penalized)
     with pytest.raises(UnsupportedModelError, match="its own loss of one example"):
         run.train()
@@ -268,9 +269,8 @@ def test_a_model_whose_own_loss_has_a_second_term_is_refused(tmp_path: Path) -> 
 def test_a_choice_by_evaluation_data_is_told(tmp_path: Path) -> None:
     run = trainer(
         tmp_path, bert(), Texts(3), NOISY, kind=PrivateTrainer, max_steps=2, load_best_model_at_end=True,
-        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, eval_dataset=Texts(3),
     )  # fmt: skip
-    run.eval_dataset = Texts(3)
     run.train()
     assert "selection by evaluation" in {condition.name for condition in run.guarantee().conditions}
 
