@@ -153,7 +153,7 @@ def _sort(
             leaf = known.get(id(value))
             if leaf is not None:
                 leaves.append(leaf)
-            elif axes.descends(value):
+            elif axes.descends(value) or (axes.written and axes.shows_written(value)):
                 sources.append(value)
             elif value.requires_grad:
                 strangers.append(value)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hushgrad.capture.axes.owners import BatchLocation, location_of, owners_along
+from hushgrad.capture.axes.owners import BatchLocation, SegmentIds, location_of, owners_along
 from hushgrad.capture.axes.rules import OperatorCall, dims_of
 
 SOURCES = {"index_add": "source", "index_reduce": "source", "scatter_add": "src", "scatter_reduce": "src"}
@@ -54,6 +54,8 @@ def added(
     owners = owners_along(index, found.get(id(index)), own_dim, call.batch_size)
     if owners is None or (id(rows) in found and not _has(rows, found[id(rows)], dim, call.batch_size, owners)):
         return None
+    if id(rows) not in found and isinstance(found[id(index)], SegmentIds) and not _are_alike(rows, dim):
+        return None
     owners = owners.reshape([-1 if at == own_dim else 1 for at in range(index.ndim)])
     if id(x) in found:
         places = owners_along(x, found[id(x)], dim, call.batch_size)
@@ -69,6 +71,8 @@ def _counted(call: OperatorCall, found: Mapping[int, BatchLocation], out: Tensor
     owners = owners_along(index, found.get(id(index)), 0, call.batch_size)
     if owners is None or out.shape[0] != call.batch_size or not torch.equal(owners, index.long()):
         return None
+    if isinstance(weights, Tensor) and id(weights) not in found and isinstance(found[id(index)], SegmentIds):
+        return 0 if _are_alike(weights, 0) else None
     if id(weights) in found and not _has(weights, found[id(weights)], 0, call.batch_size, owners):
         return None
     return 0
@@ -77,6 +81,11 @@ def _counted(call: OperatorCall, found: Mapping[int, BatchLocation], out: Tensor
 def _has(rows: Tensor, location: BatchLocation, dim: int, batch_size: int, owners: Tensor) -> bool:
     own = owners_along(rows, location, dim, batch_size)
     return own is not None and torch.equal(own, owners)
+
+
+def _are_alike(rows: Tensor, dim: int) -> bool:
+    """Whether constants are the same for each row: others would be given out by place."""
+    return rows.ndim <= dim or bool((rows == rows.narrow(dim, 0, min(1, rows.shape[dim]))).all())
 
 
 def _places_in_new(out: Tensor, dim: int, batch_size: int, divisions: Mapping[int, Tensor]) -> list[Tensor]:

@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from hushgrad.capture.axes.layout import Layout, Path, Role, layout_of, owners_of
-from hushgrad.capture.axes.memory import axis_in_base
+from hushgrad.capture.axes.memory import WrittenMemory, axis_in_base, axis_in_view
 from hushgrad.capture.axes.owners import BatchLocation, SegmentIds, Whole, location_of, packed_owners
 from hushgrad.capture.axes.parts import lists_in, named_tensors
 from hushgrad.capture.axes.pieces import follow_pieces, form_of_cut, is_join
@@ -62,7 +62,7 @@ from hushgrad.capture.axes.selections import (
     reads_numbers,
     rows_by_index,
 )
-from hushgrad.capture.axes.table import AXIS_RULES, CONSTANTS
+from hushgrad.capture.axes.table import AXIS_RULES, CONSTANTS, COPIES, EMPTY_LIKE
 from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.source_line import calling_forward
 from hushgrad.errors import PrivacyUnitError
@@ -82,10 +82,13 @@ NARROW = (torch.bfloat16, torch.float16)
 INPUTS = "the model's inputs"
 """Where the batch was lost, for messages: one of them has another number of rows than there are examples."""
 
+LATE_VIEW = "a view, made before values of the batch were written into its memory"
+
 CURES = {
+    LATE_VIEW: "Make the view after the write, or a clone before it",
     INPUTS: "Give each example one row of every input. One that is the same for all batches (a mask over positions, "
     "features or weights of classes) is declared before the loop, mask = engine.session.public(mask), and then given "
-    "to the model as it is, no part or copy of it"
+    "to the model as it is, no part or copy of it",
 }
 
 
@@ -97,6 +100,7 @@ class BatchAxes:
         is_narrow: whether a gradient passes through 16 bits on its way to a parameter.
         selects: whether rows were selected by values of the batch.
         has_read: whether numbers of the batch left torch: its values, or how many rows were selected.
+        written: memory of constants that holds the batch now.
     """
 
     def __init__(self) -> None:
@@ -111,6 +115,7 @@ class BatchAxes:
         self.is_narrow = False
         self.selects = self.has_read = False
         self._lists: list[Listed] = []
+        self.written = WrittenMemory()
 
     @property
     def lost_by(self) -> str | None:
@@ -170,6 +175,7 @@ class BatchAxes:
         self._inputs.clear()
         self._divisions.clear()
         self._lists.clear()
+        self.written.clear()
 
     def seed(
         self,
@@ -267,6 +273,22 @@ class BatchAxes:
             "tensor made outside this forward",
         )
 
+    def shows_written(self, tensor: Tensor) -> bool:
+        """Record a tensor made as one of constants, if values of the batch were written into its memory since."""
+        holders = self.written.holders(tensor)
+        if not holders:
+            return False
+        holder = holders[0] if len(holders) == 1 else None
+        own = None if holder is None else self.get(holder)
+        axis: BatchLocation = None if holder is None or own is None else axis_in_view(holder, tensor, own)
+        if axis is None:
+            axis = self._of_the_only_one(tensor)
+        if axis is None:
+            self._lose(tensor, LATE_VIEW)
+        else:
+            self.set(tensor, axis)
+        return True
+
     def follow(
         self,
         func: Callable[..., Any],
@@ -283,12 +305,15 @@ class BatchAxes:
         if self._follows_alone(func, sources, args, kwargs, result):
             return
         outputs = _tensors_at_top(result)
-        if not outputs or func in CONSTANTS:
+        if not outputs or func in CONSTANTS or (func in COPIES and not self._is_copy(func, args, kwargs)):
+            self.has_read = self.has_read or any(isinstance(self._found(source), Listed) for source in sources)
             self.has_read = self.has_read or (not outputs and reads_numbers(func, map(self._found, sources)))
             return
         name = func.__name__
         known_of = [self._found(source) for source in sources]
         locations = [None if isinstance(part, (Pointers, Coordinates, Listed)) else part for part in known_of]
+        if func in EMPTY_LIKE and isinstance(locations[0], SegmentIds) and locations[0].moved is not None:
+            return  # in the shape of rows in another order, but in none itself
         axes = [location for location in locations if isinstance(location, int)]
         known = self.batch_size is not None and len(axes) == len(locations)
         call = OperatorCall(func, args, kwargs, sources, axes if known else [0] * len(locations), self.batch_size or 0)
@@ -320,6 +345,10 @@ class BatchAxes:
                 self.set(out, axis)
                 if recipe and not isinstance(axis, int):
                     self._recipes[id(out)] = (weakref.ref(out), recipe)
+
+    def _is_copy(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a tensor is made anew with values of the batch."""
+        return any(self.descends(part) for part in tensors_in(kwargs.get(COPIES[func], args[-1])))
 
     def takes_number(self, args: tuple[Any, ...], sources: Sequence[Tensor]) -> bool:
         """Return whether `table[number]` reads a constant at a number of what is there in the batch."""
@@ -358,7 +387,7 @@ class BatchAxes:
             if call.images is None or isinstance(location, int):
                 return None
             form = form_of_cut(call, locations[0], output_index)
-            return None if form is None else digest(self._identities.of(call.first), form)
+            return None if form is None else digest(self._identities.now(call.first), form)
         recipes = {self.recipe(source) for source in sources}
         is_within_one = isinstance(location, Whole) and all(part == location for part in locations)
         is_across = is_join(call.func) and not is_within_one
@@ -406,6 +435,8 @@ class BatchAxes:
                 return self._wrote_into_rows(target, index)
             axis = self._axis_after_constant(target, index)
         else:
+            if self.descends(target):
+                self._wrote_constant(target, index, value)
             return
         if axis is None:
             axis = self._of_the_only_one(target)
@@ -452,6 +483,24 @@ class BatchAxes:
         if not is_own or mask.dtype != torch.bool:
             self._lose(target, "__setitem__")
 
+    def _wrote_constant(self, target: Tensor, index: Any, value: Any) -> None:
+        """Record constants that are written into data at places that are constants.
+
+        Rows in an irregular order are treated alike or lost: their first and last ones are so by what others hold.
+        """
+        self._identities.wrote(target)
+        location = self._found(target)
+        if isinstance(location, SegmentIds):
+            part, get = target.detach()[index], Tensor.__getitem__
+            call = OperatorCall(get, (target, index), {}, [target], [location.dim], location.rows.shape[0])
+            found = AXIS_RULES[get](call, part, 0)
+            distance = 0 if found is None else part.ndim - found
+            is_of_rows = isinstance(value, Tensor) and value.ndim >= distance and value.shape[-distance] != 1
+            if found is None or part.shape[found] != location.rows.shape[0] or is_of_rows:
+                self._lose(target, "__setitem__")
+        elif isinstance(location, (Pointers, Coordinates, Listed)):
+            self._lose(target, "__setitem__")
+
     def _axis_after_rows(self, target: Tensor, index: Any, value: Tensor, size: int) -> Axis:
         """Return the axis after `target[mask] = rows` and `target[pointers] = rows`; None for other forms."""
         where = index[0] if isinstance(index, tuple) and len(index) == 1 else index
@@ -490,13 +539,16 @@ class BatchAxes:
     def _overwritten(self, tensor: Tensor, axis: BatchLocation, name: str) -> None:
         if not tensor.numel():
             return
+        self._identities.wrote(tensor)
         if self.recipe(tensor) is not None or (isinstance(axis, Whole) and self.batch_size != 1):
             axis = None  # what else shares its memory would have changed with it
         if axis is None and (self.get(tensor) is not None or self._is_seen_elsewhere(tensor)):
             raise _mixed(tensor, name)
         base = base_of(tensor)
-        if base is not None and base is not tensor and not self.descends(tensor):
-            self._wrote_into(base, tensor, axis, name)
+        if not self.descends(tensor):
+            self.written.note(tensor if base is None else base)
+            if base is not None and base is not tensor:
+                self._wrote_into(base, tensor, axis, name)
         if axis is None:
             self._lose(tensor, name)
         else:

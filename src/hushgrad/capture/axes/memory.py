@@ -8,15 +8,19 @@ A worked example of each, with B = 3:
     x.as_strided((3, 3, 4, 2), (16, 8, 2, 1))         2·8 + 3·2 + 1 = 23: reaches into the next example: no axis
 
     keys = x.new_empty(3, 8, 4)             constants
+    late = keys[..., 2:]                    a view of constants
     keys[..., :2].copy_(x)                  the view's dimension of the batch is the base's, too: keys has it on axis 0
+    late                                    shows memory of the batch now, and has it on axis 0
 """
 
 from __future__ import annotations
 
+import weakref
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from hushgrad.capture.axes.rules import Axis, OperatorCall
 
@@ -81,3 +85,56 @@ def axis_in_base(base: Tensor, view: Tensor, axis: Axis) -> Axis:
     found = [dim for dim in range(base.ndim) if base.shape[dim] == size and base.stride(dim) == stride]
     same = [dim for dim in range(view.ndim) if view.stride(dim) == stride and view.shape[dim] > 1]
     return found[0] if len(found) == 1 and same == [axis] else None
+
+
+def axis_in_view(base: Tensor, view: Tensor, axis: int) -> Axis:
+    """Return the dimension of a view that is a dimension of its base, all of it; None where there is none.
+
+    The view is made of parts of the base's dimensions, each on a dimension of its own: slices, numbers, transpositions.
+    """
+    if base.element_size() != view.element_size() or base.dtype != view.dtype or _overlaps(base.shape, base.stride()):
+        return None
+    offset = view.storage_offset() - base.storage_offset()
+    taken = {stride: size for size, stride in zip(view.shape, view.stride(), strict=True) if size > 1}
+    for dim in sorted(range(base.ndim), key=base.stride, reverse=True):
+        if base.shape[dim] == 1:
+            continue
+        start, offset = divmod(int(offset), base.stride(dim))
+        size = taken.pop(base.stride(dim), 1)
+        if start < 0 or start + size > base.shape[dim] or (dim == axis and size != base.shape[dim]):
+            return None
+    found = [dim for dim in range(view.ndim) if view.stride(dim) == base.stride(axis) and view.shape[dim] > 1]
+    return found[0] if len(found) == 1 and not taken and not offset else None
+
+
+class WrittenMemory:
+    """Memory of constants into which a forward wrote values of the batch.
+
+    Guarantee: a tensor that shows such memory is found by it, whenever it was made.
+    """
+
+    def __init__(self) -> None:
+        self._holders: dict[int, list[tuple[StorageWeakRef, weakref.ref[Tensor]]]] = {}
+
+    def note(self, tensor: Tensor) -> None:
+        """Values of the batch were written into the memory of a tensor."""
+        if tensor.layout == torch.strided and tensor.numel():
+            storage = tensor.untyped_storage()
+            found = self._holders.setdefault(storage.data_ptr(), [])
+            if not any(holder() is tensor for _, holder in found):
+                found.append((StorageWeakRef(storage), weakref.ref(tensor)))  # type: ignore[no-untyped-call]
+
+    def holders(self, tensor: Tensor) -> list[Tensor | None]:
+        """Return the tensors through which the memory of another was written, None for one that is gone."""
+        if tensor.layout != torch.strided or not tensor.numel():
+            return []
+        found = self._holders.get(tensor.untyped_storage().data_ptr(), [])
+        return [holder() for storage, holder in found if not storage.expired()]  # type: ignore[no-untyped-call]
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._holders.clear()
+
+    def __bool__(self) -> bool:
+        """Whether there was such a write."""
+        return bool(self._holders)

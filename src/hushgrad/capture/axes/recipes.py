@@ -40,6 +40,18 @@ class Identities:
     def __init__(self) -> None:
         self._numbers = itertools.count()
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._writes: dict[int, int] = {}
+
+    def wrote(self, tensor: Tensor) -> None:
+        """Values of the batch were changed in place: what is cut from this memory from now on is something else."""
+        if tensor.layout == torch.strided:
+            memory = tensor.untyped_storage().data_ptr()
+            self._writes[memory] = self._writes.get(memory, 0) + 1
+
+    def now(self, tensor: Tensor) -> tuple[int, int]:
+        """Return what tells a tensor of the batch from all others, and from itself before a change in place."""
+        memory = tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
+        return self.of(tensor), self._writes.get(memory, 0)
 
     def of(self, tensor: Tensor) -> int:
         """Return the number of a tensor."""
@@ -55,6 +67,7 @@ class Identities:
     def clear(self) -> None:
         """Forget all tensors."""
         self._known.clear()
+        self._writes.clear()
 
 
 def recipe_of_call(

@@ -133,6 +133,13 @@ def like_first(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     return None if axis is None else _kept(axis, call.first, out, axis)
 
 
+def copied(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
+    """`new_tensor`: the values of its argument; the tensor that it is called on lends a dtype only."""
+    data = call.argument(1, "data")
+    axis = call.axis_of(data)
+    return None if axis is None else _kept(axis, data, out, axis)
+
+
 def viewed(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """A view of the first argument: the same call on a tensor without memory, whose strides name the batch."""
     x = call.first

@@ -325,12 +325,12 @@ def _put(call: OperatorCall, locations: Sequence[Any], out: Tensor) -> Any:
             return None
         if len(indices) > 1:
             return placed_by_columns(call, locations, tuple(indices), value)
-        dim, index = 0, indices[0]
+        dim, index, adds = 0, indices[0], bool(call.argument(3, "accumulate", False))
     else:
         dims = dims_of(call.argument(1, "dim"), max(target.ndim, 1))
         if dims is None:
             return None
-        dim, index = min(dims), call.argument(2, "index")
+        dim, index, adds = min(dims), call.argument(2, "index"), call.func in INDEX_ADDS
         value = call.argument(3, "source", call.kwargs.get("tensor"))
     if not isinstance(value, Tensor) or value.ndim != target.ndim:
         return None
@@ -341,6 +341,7 @@ def _put(call: OperatorCall, locations: Sequence[Any], out: Tensor) -> Any:
         (index, location_of_source(call, locations, index)),
         (value, location_of_source(call, locations, value)),
         call.batch_size,
+        adds=adds,
     )
 
 
@@ -354,7 +355,14 @@ CONSTANT = object()
 
 
 def placed(
-    target: Tensor, location: Any, dim: int, index: tuple[Any, Any], value: tuple[Tensor, Any], batch_size: int
+    target: Tensor,
+    location: Any,
+    dim: int,
+    index: tuple[Any, Any],
+    value: tuple[Tensor, Any],
+    batch_size: int,
+    *,
+    adds: bool = False,
 ) -> int | None:
     """Return the axis of the batch in a target whose places `index` along `dim` receive the rows of `value`.
 
@@ -365,6 +373,7 @@ def placed(
         index: the places, and where the batch lies in them.
         value: the rows, and where the batch lies in them.
         batch_size: B.
+        adds: whether rows at one place are added up, so that it does not matter which of them comes last.
     """
     if location is not CONSTANT and location != dim:
         return None
@@ -375,7 +384,7 @@ def placed(
     if target.shape[dim] % batch_size or rows.rows.shape[0] != places.shape[0]:
         return None
     if rows.moved is not None:
-        return dim if _is_back(rows.moved, places, pointers, target.shape[dim]) else None
+        return dim if _is_back(rows.moved, places, pointers, target.shape[dim], adds) else None
     is_own = isinstance(pointers, Pointers) and pointers.moved is None and pointers.count == target.shape[dim]
     return dim if is_own and torch.equal(pointers.rows, rows.rows) else None
 
@@ -394,12 +403,12 @@ def placed_by_columns(call: OperatorCall, locations: Sequence[Any], index: Any, 
     return at if is_own and torch.equal(pointers.rows, rows.rows) else None
 
 
-def _is_back(moved: Moved, places: Tensor, pointers: Any, count: int) -> bool:
+def _is_back(moved: Moved, places: Tensor, pointers: Any, count: int, adds: bool) -> bool:
     """Whether moved rows are all there, and each is put to its own place, or all to a place that they share."""
     if moved.origin is not None or not moved.is_complete:
         return False
     if isinstance(pointers, Pointers) and pointers.moved is not None:
-        return pointers.count == count and pointers.moved.same(moved)
+        return pointers.count == count and (adds or count == moved.total) and pointers.moved.same(moved)
     return count == moved.total and torch.equal(places.long(), moved.places.long())
 
 
@@ -458,8 +467,9 @@ DIVISIONS: _Functions = {
     *(torch.div, Tensor.div, torch.floor_divide, Tensor.floor_divide, Tensor.__floordiv__),
 }  # fmt: skip
 INDEX_PUTS: _Functions = {torch.index_put, Tensor.index_put, Tensor.index_put_}
+INDEX_ADDS: _Functions = {torch.index_add, Tensor.index_add, Tensor.index_add_}
 PUTS: _Functions = {
-    *(torch.index_add, Tensor.index_add, Tensor.index_add_),
+    *INDEX_ADDS,
     *(torch.index_copy, Tensor.index_copy, Tensor.index_copy_),
     *INDEX_PUTS,
 }  # fmt: skip

@@ -20,6 +20,7 @@ from hushgrad.capture.axes.rules import (
     along,
     batch_first,
     before_last,
+    copied,
     elementwise,
     exchanged,
     flipped,
@@ -42,7 +43,7 @@ ARITHMETIC = """
     expm1 log log2 log10 log1p sin cos tan asin acos atan arcsin arccos arctan sinh cosh tanh asinh acosh atanh arcsinh
     arccosh arctanh sinc erf erfc erfinv lgamma digamma polygamma i0 i0e i1 i1e ndtr ndtri log_ndtr entr xlog1py arctan2
     logaddexp2 floor ceil round trunc fix frac clamp_min clamp_max nan_to_num ldexp heaviside deg2rad rad2deg logit
-    expit sigmoid angle conj conj_physical resolve_conj resolve_neg real imag masked_fill tril triu __floordiv__
+    expit sigmoid angle conj conj_physical resolve_conj resolve_neg real imag masked_fill __floordiv__
     __rfloordiv__ __mod__ __rmod__ __neg__ __pos__ __abs__ __invert__ __and__ __rand__ __or__ __ror__ __xor__ __rxor__
     __ifloordiv__ __imod__ __iand__ __ior__ __ixor__ not_equal less less_equal greater greater_equal isnan isinf
     isfinite isposinf isneginf isreal isclose logical_and logical_or logical_not logical_xor bitwise_and bitwise_or
@@ -87,7 +88,7 @@ MEASURED = """
 """
 """Reviewed: which values meet in them depends on shapes and constants alone (`measured.py`)."""
 RESHAPES = "reshape view reshape_as view_as flatten unflatten ravel"
-CREATED = "new_zeros new_ones new_full new_empty new_tensor zeros ones empty rand randn"
+CREATED = "new_zeros new_ones new_empty zeros ones empty rand randn"
 
 REDUCTIONS = """
     sum mean amax amin aminmax max min prod std var std_mean var_mean nansum nanmean logsumexp argmax argmin all any
@@ -131,6 +132,7 @@ OTHERS: Rows = (
     ("bilinear", products.bilinear),
     ("einsum", products.einsum),
     ("scaled_dot_product_attention", products.attention),
+    ("tril triu", before_last(2)),
     ("local_response_norm", batch_first()),
     ("interpolate upsample channel_shuffle native_channel_shuffle", batch_first()),
     ("fold", batch_first(3)),
@@ -170,6 +172,7 @@ ONE_BY_ONE: dict[Function, AxisRule] = {
     Tensor.transpose_: exchanged("dim0", "dim1"),
     Tensor.swapaxes_: exchanged("axis0", "axis1"),
     Tensor.swapdims_: exchanged("dim0", "dim1"),
+    Tensor.new_tensor: copied,
     Tensor.unfold: along(1, "dimension"),
     F.unfold: batch_first(4),
     F.one_hot: products.embedding,
@@ -199,4 +202,8 @@ AXIS_RULES: dict[Function, AxisRule] = joined(
     ONE_BY_ONE,
 )
 CONSTANTS = set(named(CREATED, SPACES))
+COPIES: dict[Function, str] = {Tensor.new_tensor: "data", Tensor.new_full: "fill_value"}
+"""What makes constants, unless the argument of this name, the last one by position, holds values of the batch."""
+EMPTY_LIKE = set(named("zeros_like ones_like empty_like", SPACES))
+"""Constants in the shape of data. They have its axis too, so that it is known where parts of the batch are written."""
 LIKE_ANOTHER = set(named("expand_as view_as reshape_as type_as to", SPACES))
