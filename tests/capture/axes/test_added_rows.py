@@ -115,11 +115,29 @@ def counted_for_others(h: Tensor, edges: Tensor, owners: Tensor, size: int) -> T
     return pooled(h, edges, owners, size) / (1 + torch.bincount(owners.flip(0), minlength=size))[:, None]
 
 
+def by_place(h: Tensor, edges: Tensor, owners: Tensor, size: int) -> Tensor:
+    """A constant for each row, by its number."""
+    return (
+        pooled(h, edges, owners, size) * torch.zeros(size).index_add(0, owners, torch.arange(len(h)).float())[:, None]
+    )
+
+
+def by_place_weighed(h: Tensor, edges: Tensor, owners: Tensor, size: int) -> Tensor:
+    return pooled(h, edges, owners, size) * torch.bincount(owners, torch.arange(len(h)).float(), size)[:, None]
+
+
+def last_overwritten(h: Tensor, edges: Tensor, owners: Tensor, size: int) -> Tensor:
+    h = h.clone()
+    h[-1:] = 0.0
+    return pooled(h, edges, owners, size)
+
+
 def of_all(h: Tensor, edges: Tensor, owners: Tensor, size: int) -> Tensor:
     return pooled(h, edges, owners, size) - torch.zeros(1, h.shape[1]).index_add(0, owners * 0, h)
 
 
 LOST = [to_the_next_graph, to_the_next_node, from_the_next_node, onto_other_constants, counted_for_others, of_all]
+LOST += [by_place, by_place_weighed, last_overwritten]
 
 
 @pytest.mark.parametrize("add", LOST)

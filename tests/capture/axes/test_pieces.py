@@ -36,6 +36,12 @@ AGAIN: dict[str, tuple[Transform, int]] = {
     "of one example alone": (lambda x: torch.stack([(row @ row.mT).cumsum(0) for row in x]), 0),
 }
 
+
+def part(x: Tensor) -> Tensor:
+    """Change a part of every example, in place."""
+    return x[..., :1].mul_(1.0)
+
+
 NOT_AGAIN: dict[str, Transform] = {
     "joined in another order in one of them": lambda x: torch.stack(
         [torch.cat([row[:1], row[1:]] if i else [row[1:], row[:1]]) for i, row in enumerate(x)]
@@ -73,6 +79,13 @@ NOT_AGAIN: dict[str, Transform] = {
     "rows that are cut in the middle": lambda x: torch.cat(x.flatten(0, 1).split(2)),
     "rows of two batches": lambda x: torch.cat([x, x * 2])[1 : B + 1].index_select(0, torch.tensor([2, 0, 1])),
     "by another function": lambda x: torch.stack([x[0].T, x[1].mT.T.T, x[2].T]),
+    "cut before and after a change in place": lambda x: torch.stack([x[0].clone(), *x.mul_(1.0).unbind()[1:]]),
+    "cut before and after a change of a part": lambda x: (lambda first: torch.cat([first, (part(x), x[1:])[1]]))(
+        x[:1].clone()
+    ),
+    "cut before and after constants came in": lambda x: (
+        lambda first: torch.stack([first, *(x.__setitem__((..., 0), 1.0), x.unbind())[1][1:]])
+    )(x[0].clone()),
     "a diagonal of pieces": lambda x: torch.stack([x[0, 0], x[1, 0], x[2, 0]])[[1, 0, 2]],
 }
 

@@ -246,7 +246,45 @@ def marked_by_the_batch(x: Tensor) -> Tensor:
     return x * marks[..., None]
 
 
+def changed_in_order(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Rows are sorted, changed, and put back."""
+
+    def transform(x: Tensor) -> Tensor:
+        rows, order = order_of(x)
+        moved, out = change(rows[order].sin()), torch.zeros(rows.shape, dtype=x.dtype)
+        out[order] = moved
+        return out
+
+    return transform
+
+
+def assigned(target: Tensor, index: object, value: object) -> Tensor:
+    target[index] = value  # type: ignore[index]
+    return target
+
+
+def two_to_one_place(x: Tensor) -> Tensor:
+    """Each place is that of two rows; of those copied there, the one that is last in the order stays."""
+    rows, order = order_of(torch.cat([x, x.cos()], -1).view(len(x), -1, D))
+    return torch.zeros(len(rows) // 2, D, dtype=x.dtype).index_copy(0, order // 2, rows[order])
+
+
+def by_other_pointers(x: Tensor) -> Tensor:
+    """Both write where x > -9: everywhere. The pointers' first is another's by then."""
+    rows = x.flatten(0, 1)
+    places, others = torch.where(rows[:, 0] > -9)[0], torch.where(rows[:, 0] > -9)[0]
+    others[0] = len(rows) - 1
+    return torch.zeros(rows.shape, dtype=x.dtype).index_copy(0, places, rows[others])
+
+
 LOST: dict[str, Callable[[Tensor], Tensor]] = {
+    "the last of the sorted overwritten": changed_in_order(lambda h: assigned(h, slice(-2, None), 0.0)),
+    "ranks written into the sorted": changed_in_order(
+        lambda h: assigned(h, (slice(None), 0), torch.arange(len(h)).double())
+    ),
+    "a triangle of the sorted": changed_in_order(torch.triu),
+    "the last of two at each place": two_to_one_place,
+    "pointers overwritten": by_other_pointers,
     "sorted, not put back": lambda x: (lambda rows, order: rows[order])(*order_of(x)),
     "sorted, and mixed before": lambda x: (lambda rows, o: rows[o].cumsum(0)[o.argsort()])(*order_of(x)),
     "sorted, and treated by rank": lambda x: (lambda rows, o: (rows[o] * torch.arange(len(o))[:, None])[o.argsort()])(
@@ -301,6 +339,20 @@ def test_what_others_decided_has_no_axis_whatever_the_values(name: str, x: Tenso
     example, put there by this example's own values alone.
     """
     assert not isinstance(claimed(LOST[name], x), int)
+
+
+@pytest.mark.parametrize("x", [RANDOM, SORTED, SAME], ids=["random", "sorted already", "all alike"])
+def test_sorted_rows_that_are_all_changed_alike_are_back(x: Tensor) -> None:
+    assert claimed(changed_in_order(lambda h: assigned(h, (slice(None), 0), 0.0)), x) == 0
+
+    def in_their_own_shape(x: Tensor) -> Tensor:
+        rows, order = order_of(x)
+        h = rows[order].sin()
+        out = torch.zeros_like(h)
+        out[order] = h
+        return out
+
+    assert claimed(in_their_own_shape, x) == 0
 
 
 def test_rows_are_back_where_each_stands_in_its_old_place_and_nowhere_else() -> None:

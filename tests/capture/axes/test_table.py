@@ -50,6 +50,21 @@ def test_a_new_tensor_of_constants_is_one(make: Transform) -> None:
     assert tracked_axis(make, torch.randn(B, B))[1] == UNTRACKED
 
 
+def test_a_new_tensor_with_values_of_the_batch_is_data() -> None:
+    x = torch.randn(B, B)
+    assert tracked_axis(lambda x: x.new_tensor(x), x)[1] == 0
+    assert tracked_axis(lambda x: torch.zeros(1).new_tensor(x.t()), x)[1] == 1
+    assert tracked_axis(lambda x: x.new_tensor(data=x.mean(0)), x)[1] is None
+    assert tracked_axis(lambda x: x.new_tensor([x.max(), x.min()]), x)[1] is None
+    assert tracked_axis(lambda x: x.new_full((B, B), x.max()), x)[1] is None
+    assert tracked_axis(lambda x: x.new_full(size=(B, B), fill_value=x.max()), x)[1] is None
+
+
+def test_triangles_are_of_the_last_two_dimensions_and_the_batch_lies_before() -> None:
+    assert tracked_axis(torch.triu, torch.randn(B, B, B))[1] == 0
+    assert tracked_axis(torch.triu, torch.randn(B, B))[1] is None
+
+
 def test_what_makes_constants_follows_no_batch() -> None:
     assert not CONSTANTS & set(AXIS_RULES)
 
