@@ -60,7 +60,11 @@ def test_one_example_is_exact_whatever_the_forward_does(name: str) -> None:
     assert not any(bool(value.any()) for name, value in wanted.items() if name not in found)
 
 
-@pytest.mark.parametrize("name", [name for name in PROGRAMS if name != "a number meets a parameter"])
+TOLD_APART = ("a number meets a parameter", "selected")
+"""Those that follow several examples too: `selected` takes rows by their own values, and puts them back."""
+
+
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in TOLD_APART])
 def test_the_same_forwards_of_several_examples_are_refused(name: str) -> None:
     model = Model(PROGRAMS[name], a=nn.Linear(4, 4), b=nn.Linear(4, 4)).double()
     attached = Attached(model, 3)
@@ -71,6 +75,17 @@ def test_the_same_forwards_of_several_examples_are_refused(name: str) -> None:
     finally:
         attached.scope.detach()
     assert isinstance(refusal.value, HushgradError) or name in ("written", "sorted over everything")
+
+
+def test_rows_that_are_selected_by_their_own_values_are_exact_of_several_examples() -> None:
+    model = Model(selected, a=nn.Linear(4, 4), b=nn.Linear(4, 4)).double()
+    x = torch.randn(3, 6, 4, dtype=torch.float64)
+    runs = [lambda i=i: losses(model(x[i : i + 1])).sum() for i in range(3)]
+    expected = clipped_sum_of(one_at_a_time(model, runs), FlatClipping(C))
+    attached = Attached(model, 3)
+    losses(attached.model(x)).sum().backward()
+    attached.scope.detach()
+    assert_same(attached.sums(), expected)
 
 
 def test_one_row_of_several_examples_is_refused() -> None:

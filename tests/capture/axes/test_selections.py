@@ -355,6 +355,21 @@ def test_sorted_rows_that_are_all_changed_alike_are_back(x: Tensor) -> None:
     assert claimed(in_their_own_shape, x) == 0
 
 
+@pytest.mark.parametrize("hits", [0, 1])
+def test_a_loop_over_what_is_there_in_the_batch_is_told_also_where_nothing_is(hits: int) -> None:
+    def over_columns_that_any_row_hits(m: nn.Module, x: Tensor) -> Tensor:
+        out = m.a(x)
+        for column in (x > 9).any(0).nonzero().flatten():
+            out = out + m.a(x.T.unsqueeze(-1).expand(-1, -1, D)[column])
+        return out  # type: ignore[no-any-return]
+
+    attached = Attached(Model(over_columns_that_any_row_hits, a=nn.Linear(D, P)).double())
+    x = torch.zeros(B, D, dtype=torch.float64)
+    x[-1, :hits] = 10.0
+    attached.model(x)
+    assert attached.scope.decides_by_numbers
+
+
 def test_rows_are_back_where_each_stands_in_its_old_place_and_nowhere_else() -> None:
     """Looked at by value, in every call: an order that puts all rows back is as good as the inverse."""
 

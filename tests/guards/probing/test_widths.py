@@ -18,6 +18,7 @@ from hushgrad.guards.probing.widths import (
     extremes,
     narrowed,
     own_widths,
+    telling_rows,
     widened,
 )
 
@@ -121,6 +122,14 @@ def test_where_all_records_are_as_long_no_one_has_a_width_of_its_own() -> None:
     records = [[1, 2], [3, 4], [5, 6]]
     source = Drawn(records, range(3), padded(records), 3, pad_right)
     assert own_widths(source, batch(source.item, size=3), set()) == []
+
+
+def test_masks_are_as_good_as_numbers_for_telling_records_apart() -> None:
+    item = (padded(RECORDS), padded(RECORDS) == 0)
+    assert sorted(telling_rows(Drawn(RECORDS, range(B), item, B, pad_right), 4)) == sorted(
+        telling_rows(Drawn(RECORDS, range(B), item[0], B, pad_right), 4)
+    )
+    assert telling_rows(Drawn(RECORDS, range(B), item[1], B, pad_right), 4)
 
 
 def test_a_record_that_cannot_be_read_again_says_nothing() -> None:

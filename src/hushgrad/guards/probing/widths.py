@@ -393,7 +393,7 @@ def telling_rows(drawn: Drawn, most: int) -> list[int]:
     if len(set(lengths)) < 2:
         lengths = _longest_contents(held, count)
     for tensor in held:
-        sizes = tensor.detach().reshape(count, -1).abs().double().nan_to_num(0.0, 0.0, 0.0).amax(1)
+        sizes = tensor.detach().reshape(count, -1).double().abs().nan_to_num(0.0, 0.0, 0.0).amax(1)
         largest = np.maximum(largest, sizes.cpu().numpy())
     special = dict.fromkeys([int(largest.argmax()), int(lengths.argmax()), int(lengths.argmin())])
     others = [row for row in range(count) if row not in special]
