@@ -279,6 +279,16 @@ def by_other_pointers(x: Tensor) -> Tensor:
 
 LOST: dict[str, Callable[[Tensor], Tensor]] = {
     "the last of the sorted overwritten": changed_in_order(lambda h: assigned(h, slice(-2, None), 0.0)),
+    "the last of the sorted overwritten through .data": changed_in_order(
+        lambda h: (assigned(h.data, slice(-2, None), 0.0), h)[1]
+    ),
+    "the last of the sorted overwritten through a flat view": changed_in_order(
+        lambda h: (assigned(h.view(-1), slice(-8, None), 0.0), h)[1]
+    ),
+    "the last of the sorted overwritten through its transpose": changed_in_order(
+        lambda h: (assigned(h.T, (slice(None), -1), 0.0), h)[1]
+    ),
+    "the diagonal of the sorted, detached": changed_in_order(lambda h: (h.detach().fill_diagonal_(0.0), h)[1]),
     "ranks written into the sorted": changed_in_order(
         lambda h: assigned(h, (slice(None), 0), torch.arange(len(h)).double())
     ),

@@ -435,7 +435,7 @@ class BatchAxes:
                 return self._wrote_into_rows(target, index)
             axis = self._axis_after_constant(target, index)
         else:
-            if self.descends(target):
+            if self.descends(target) and self.batch_size != 1:
                 self._wrote_constant(target, index, value)
             return
         if axis is None:
@@ -497,9 +497,9 @@ class BatchAxes:
             distance = 0 if found is None else part.ndim - found
             is_of_rows = isinstance(value, Tensor) and value.ndim >= distance and value.shape[-distance] != 1
             if found is None or part.shape[found] != location.rows.shape[0] or is_of_rows:
-                self._lose(target, "__setitem__")
-        elif isinstance(location, (Pointers, Coordinates, Listed)):
-            self._lose(target, "__setitem__")
+                self._overwritten(target, None, "__setitem__")
+        elif location is None or isinstance(location, (Pointers, Coordinates, Listed)):
+            self._overwritten(target, None, "__setitem__")
 
     def _axis_after_rows(self, target: Tensor, index: Any, value: Tensor, size: int) -> Axis:
         """Return the axis after `target[mask] = rows` and `target[pointers] = rows`; None for other forms."""
@@ -568,8 +568,8 @@ class BatchAxes:
             raise _mixed(base, name)
 
     def _is_seen_elsewhere(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a view, and its memory that of another one whose examples can be told apart."""
-        if base_of(tensor) is None or tensor.layout != torch.strided:
+        """Whether a tensor's memory is that of another one whose examples can be told apart."""
+        if tensor.layout != torch.strided:
             return False
         memory = tensor.untyped_storage().data_ptr()
         others = [(reference(), location) for reference, location in self._entries.values()]
