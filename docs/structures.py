@@ -1,7 +1,8 @@
 """Writes structures.md: what each structure of a model or loop does here, and in Opacus. Every cell is a run.
 
 Run `python docs/structures.py` to write the page anew; a test checks that it is current. The structures themselves are
-in `tests/zoo/clean_structures.py`; what the walk through all architectures found last is in `tests/zoo/walk`.
+in `tests/zoo/clean_structures.py`, the programs that people bring in `tests/zoo/brought`; what the walk through all
+architectures found last is in `tests/zoo/walk`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 PAGE = Path(__file__).with_name("structures.md")
 sys.path.insert(0, str(PAGE.parents[1] / "tests" / "zoo"))
 
+from brought.report import sections as brought  # noqa: E402
 from clean_contestants import Outcome, by_hushgrad, by_opacus  # noqa: E402
 from clean_structures import GROUPS  # noqa: E402
 from walk.report import sections as walked  # noqa: E402
@@ -102,7 +104,7 @@ def page() -> str:
             sections += [f"\n## {title}\n", "| structure | here | Opacus 1.6.0 |", "| --- | --- | --- |"]
             for name, structure in structures.items():
                 sections.append(f"| {name} | {cell(by_hushgrad(structure))} | {cell(by_opacus(structure))} |")
-    return "\n".join([*sections, *walked(stored())]) + "\n"
+    return "\n".join([*sections, *brought(), *walked(stored())]) + "\n"
 
 
 if __name__ == "__main__":
