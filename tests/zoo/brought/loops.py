@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -101,12 +102,30 @@ def alternating(pauses: bool) -> Any:
             run.optimizer.step()
             items += list(zip(x, fake, strict=True))
             own.zero_grad()
-            if pauses:
-                with run.session.paused():
-                    F.softplus(-run.model(made(torch.randn(len(x), 2)))).mean().backward()
-            else:
+            with run.session.paused() if pauses else nullcontext():
                 F.softplus(-run.model(made(torch.randn(len(x), 2)))).mean().backward()
             own.step()
+        return items
+
+    return loop
+
+
+def generator_first(pauses: bool) -> Any:
+    """The generator learns through the critic, whose gradients of that are thrown away; then the critic does."""
+
+    def loop(run: Run) -> Any:
+        made, own = generator()
+        items = []
+        for x, _ in run.loader:
+            fake = made(torch.randn(len(x), 2))
+            own.zero_grad()
+            with run.session.paused() if pauses else nullcontext():
+                F.softplus(-run.model(fake)).mean().backward()
+            own.step()
+            run.optimizer.zero_grad()
+            run.session.backward(real_and_fake(run.model, x, fake.detach()))
+            run.optimizer.step()
+            items += list(zip(x, fake.detach(), strict=True))
         return items
 
     return loop
@@ -222,6 +241,10 @@ BACKWARDS: dict[str, Brought] = {
     "a GAN, the generator's step through the critic": refused(
         "DP304", {**generated, "loop": alternating(False), "clip": 0.5},
         "the generator's step in `session.paused()`", {"loop": alternating(True)},
+    ),
+    "a GAN, the generator's step first, then `zero_grad()` of the critic": refused(
+        "DP203", {**generated, "loop": generator_first(False), "clip": 0.5},
+        "the generator's step in `session.paused()`", {"loop": generator_first(True)},
     ),
     "a GAN with 64 fakes for each batch": refused(
         "DP304", {**generated, "loop": more_fakes, "clip": 0.5},

@@ -115,10 +115,16 @@ class Brought:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The code of the refusal or "", and the relative error of what ran: of the program, or of what cures it."""
+    """The code of the refusal or "", and what ran: the program, or what cures it.
+
+    Attributes:
+        error: relative, of the clipped sum.
+        conditions: names of those that the guarantee states.
+    """
 
     code: str
     error: float | None
+    conditions: frozenset[str] = frozenset()
     message: str = ""
 
 
@@ -143,8 +149,11 @@ def _norm(parts: dict[str, Tensor]) -> float:
     return float(torch.stack([part.square().sum() for part in parts.values()]).sum().sqrt())
 
 
-def relative_error(written: Written) -> float:
-    """Run the program; return how far its clipped sum is from that of one example at a time, of the whole."""
+def compared(written: Written) -> tuple[float, frozenset[str]]:
+    """Run the program; return how far its clipped sum is from that of one example at a time, and what is conditional.
+
+    The distance is of the whole: relative to the norm of the sum.
+    """
     torch.manual_seed(0)
     model = written.make()
     plain = copy.deepcopy(model)
@@ -158,18 +167,22 @@ def relative_error(written: Written) -> float:
             written.begin(run, max_grad_norm=clip)
             torch.manual_seed(1)
             items = written.loop(run)
+            conditions = frozenset(condition.name for condition in run.session.guarantee(1e-5, "rdp").conditions)
         finally:
             with suppress(ProtocolError):  # there is none
                 session_of(model).close()
     alone = [_gradient(plain, written.alone(plain, item)) for item in (items or written.records)]
     scales = [min(1.0, clip / max(_norm(parts), 1e-30)) for parts in alone]
+    if not min(scales) < 1:
+        raise ValueError("no record is clipped, so that a sum of unclipped gradients would pass")
     divisor = 1 if written.settings.get("loss_reduction") == "sum" else len(written.records)
     names = {id(p): name for name, p in model.named_parameters()}
     found = {names[key]: value * divisor for key, value in run.optimizer.seen.items()}
     wanted = {name: sum(s * parts[name] for s, parts in zip(scales, alone, strict=True)) for name in alone[0]}
     if written.term is not None:
         wanted = {name: wanted[name] + divisor * g for name, g in _gradient(plain, written.term(plain)).items()}
-    return _norm({name: found.get(name, 0.0) - value for name, value in wanted.items()}) / _norm(wanted)
+    difference = {name: found.get(name, 0.0) - value for name, value in wanted.items()}
+    return _norm(difference) / _norm(wanted), conditions
 
 
 @functools.cache
@@ -178,10 +191,10 @@ def outcome(brought: Brought) -> Outcome:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return Outcome("", relative_error(brought.program))
+            return Outcome("", *compared(brought.program))
         except HushgradError as error:
             code, message = error.code, str(error)
-        return Outcome(code, None if brought.cured is None else relative_error(brought.cured), message)
+        return Outcome(code, *((None,) if brought.cured is None else compared(brought.cured)), message=message)
 
 
 # What most programs have in common ---------------------------------------------------------------------------------
