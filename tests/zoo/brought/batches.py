@@ -99,6 +99,10 @@ def packs() -> nn.Module:
     return Of(packed, table=nn.Embedding(12, D), body=nn.GRU(D, 3, batch_first=True), head=nn.Linear(3, 3))
 
 
+def attention() -> nn.Module:
+    return nn.TransformerEncoderLayer(D, 2, 6, dropout=0.0)
+
+
 def bag_of_words() -> nn.Module:
     return Of(lambda m, ids, at: m.head(m.bag(ids, at)), bag=nn.EmbeddingBag(12, D), head=nn.Linear(D, 3))
 
@@ -218,6 +222,10 @@ JOINED: dict[str, Brought] = {
     "time first, `[T, B, D]`": exact(
         **collated(time_first, lambda: Of(lambda m, x: m.head(m.body(x)[0][-1]), body=nn.LSTM(D, 3),
                                           head=nn.Linear(3, 3)), SEQUENCES)
+    ),
+    "`nn.TransformerEncoderLayer` as torch has it, time first": exact(
+        **collated(time_first, lambda: Of(lambda m, x: m.head(m.body(x).sum(0)), body=attention(),
+                                          head=nn.Linear(D, 3)), SEQUENCES)
     ),
     "states `[layers, B, h]` from outside": exact(
         **collated(with_states, lambda: Of(lambda m, x, h: m.head(m.body(x, h)[0][-1]), body=nn.GRU(D, 3, 2),

@@ -48,12 +48,18 @@ def rotary(m: Any, x: Tensor) -> Tensor:
     return torch.view_as_real(pairs * turns).flatten(2)
 
 
-def of_sequence(f: Any, **parts: Any) -> Brought:
+def on_sequence(f: Any, **parts: Any) -> Any:
+    """Return what makes a model of `f(m, x)`, tokens `[B, *, D]` whose sum is classified; `m.first` is a layer."""
+
     def make() -> nn.Module:
         made = {name: part() for name, part in parts.items()}
         return Of(lambda m, x: m.head(f(m, x).sum(1)), head=nn.Linear(D, 3), first=layer(), **made)
 
-    return exact(make=make, records=SEQUENCES)
+    return make
+
+
+def of_sequence(f: Any, **parts: Any) -> Brought:
+    return exact(make=on_sequence(f, **parts), records=SEQUENCES)
 
 
 def codes(h: Tensor) -> Tensor:

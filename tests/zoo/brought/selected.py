@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hushgrad
-from brought.forwards import labelled, layer, of_sequence, vectors
+from brought.forwards import labelled, layer, of_sequence, on_sequence, vectors
 from brought.running import SEQUENCES, B, Brought, D, Of, T, exact, network, refused
 
 IDS = labelled(torch.arange(B * T).reshape(B, T) % 7)
@@ -86,6 +86,32 @@ def lookup_of_positions(m: Any, x: Tensor) -> Tensor:
     return x + m.table.index_select(0, places.reshape(-1)).view(len(x), T, D)
 
 
+def columns(x: Tensor) -> Tensor:
+    return x[..., 0].argsort(1)[:, :2]
+
+
+def last_token(m: Any, x: Tensor) -> Tensor:
+    lengths = 1 + (x[:, 1:, 0] > 0).sum(1)
+    return m.first(x)[torch.arange(len(x)), lengths - 1][:, None]
+
+
+def by_pairs(m: Any, x: Tensor) -> Tensor:
+    rows = torch.arange(len(x)).repeat_interleave(2)
+    return m.first(x)[rows, columns(x).flatten()].view(len(x), 2, D)
+
+
+def by_columns(m: Any, x: Tensor) -> Tensor:
+    return m.first(x)[torch.arange(len(x))[:, None], columns(x)]
+
+
+def repeated(m: Any, x: Tensor) -> Tensor:
+    return m.first(x).repeat(3, 1, 1).tanh().view(3, len(x), T, D).sum(0)
+
+
+def interleaved(m: Any, x: Tensor) -> Tensor:
+    return m.first(x).repeat_interleave(3, dim=0).tanh().view(len(x), 3, T, D).sum(1)
+
+
 def pooled(m: Any, x: Tensor) -> Tensor:
     return m.head(unpadded(m, x))
 
@@ -107,6 +133,22 @@ def fused(function: Any) -> Any:
         return m.head(function(x, m.w))
 
     return lambda: Of(forward, w=nn.Parameter(torch.ones(D)), head=nn.Linear(D, 3))
+
+
+MASK = torch.eye(3, D)
+
+
+def hooked() -> nn.Module:
+    model = nn.Linear(D, 3)
+    model.weight.register_hook(lambda gradient: gradient * MASK)
+    return model
+
+
+def masked_weight() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return F.linear(x, MASK * m.w + ((1 - MASK) * m.w).detach())
+
+    return Of(forward, w=nn.Parameter(torch.randn(3, D)))
 
 
 def written_into_a_buffer(m: Any, x: Tensor) -> Tensor:
@@ -137,6 +179,10 @@ TABLES: dict[str, Brought] = {
     "values of a parameter written into a buffer": exact(
         make=lambda: Of(written_into_a_buffer, w=nn.Parameter(torch.randn(D)), head=nn.Linear(D, 3))
     ),
+    "a hook that masks a parameter's gradient": refused(
+        "DP306", {"make": hooked, "clip": 1.0}, "the mask in the forward: `mask * w + ((1 - mask) * w).detach()`",
+        {"make": masked_weight, "clip": None},
+    ),
     "a layer's output changed in place": exact(
         make=lambda: Of(lambda m, x: m.b(m.a(x).unsqueeze_(1).squeeze(1).relu_()), a=nn.Linear(D, 6), b=nn.Linear(6, 3))
     ),
@@ -151,6 +197,15 @@ ROWS: dict[str, Brought] = {
         make=lambda: Of(pooled, first=layer(), head=nn.Linear(D, 3)), records=SEQUENCES
     ),
     "`masked_scatter` of image features among tokens": of_sequence(scattered),
+    "the last token, `h[torch.arange(len(h)), lengths - 1]`": of_sequence(last_token),
+    "tokens picked by pairs of indices, `h[rows, columns]`": refused(
+        "DP304", {"make": on_sequence(by_pairs), "records": SEQUENCES},
+        "`h[torch.arange(len(h))[:, None], columns]`, with columns `[B, k]`", {"make": on_sequence(by_columns)},
+    ),
+    "copies of the batch one behind the other, `h.repeat(k, 1, 1)`": refused(
+        "DP304", {"make": on_sequence(repeated), "records": SEQUENCES}, "`h.repeat_interleave(k, dim=0)`",
+        {"make": on_sequence(interleaved)},
+    ),
     "`torch.stack([f(x) for x in h])`": vectors(lambda h: torch.stack([row.softmax(0) for row in h])),
     "`torch.cat` of two halves of the batch": vectors(lambda h: torch.cat([part.tanh() for part in h.chunk(2)])),
     "`split` over the batch, then `cat`": vectors(lambda h: torch.cat([part.sin() for part in h.split(2)])),
