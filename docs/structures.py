@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -94,8 +95,8 @@ def cell(outcome: Outcome) -> str:
     return f"**{outcome.verdict}**: {detail}" if detail else outcome.verdict
 
 
-def page() -> str:
-    """Return the whole page."""
+def page(programs: Sequence[str] | None = None) -> str:
+    """Return the whole page; `programs` are the lines of those that people bring, which are run if it is None."""
     torch.set_num_threads(1)
     sections = [HEAD.rstrip()]
     with warnings.catch_warnings():
@@ -104,7 +105,8 @@ def page() -> str:
             sections += [f"\n## {title}\n", "| structure | here | Opacus 1.6.0 |", "| --- | --- | --- |"]
             for name, structure in structures.items():
                 sections.append(f"| {name} | {cell(by_hushgrad(structure))} | {cell(by_opacus(structure))} |")
-    return "\n".join([*sections, *brought(), *walked(stored())]) + "\n"
+        programs = brought() if programs is None else programs
+    return "\n".join([*sections, *programs, *walked(stored())]) + "\n"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from brought import batches, forwards, loops, losses, selected
 from brought.running import EXACT, Brought, Outcome, outcome
@@ -23,19 +23,20 @@ GROUPS: Mapping[str, Mapping[str, Brought]] = {
     "Geometry and codebooks": forwards.GEOMETRY,
     "Algebra, and what is left": forwards.ALGEBRA,
 }
-PROGRAMS = {f"{title}: {name}": one for title, group in GROUPS.items() for name, one in group.items()}
+PROGRAMS = {name: one for group in GROUPS.values() for name, one in group.items()}
 EVERYWHERE = {"own scalar loss", "no ledger path"}
 """Conditions of the loss and the ledger that these programs happen to have."""
 
+TITLE = "## Programs people bring"
 HEAD = """
 ## Programs people bring
 
 Programs from public reports, tutorials and other libraries' tests, each as small as it can be, and each run as it is
-written: of {all}, {exact} train as they are, {cured} are refused and train by what stands beside them (which was run,
-too), and {left} is refused for good. Of what trains, the clipped sum of one update (noise 0) was compared with that of
-one example at a time through an ordinary copy of the model; the last column is a bound on the relative error. *States*
-are the [conditions](probe.md#what-stays-on-trust) that the guarantee then names, but for that of any loss of a loop's
-own (`own scalar loss`), which `engine.per_example(criterion)` and `session.backward(losses)` do not have.
+written: of {all}, {exact} train as they are, {cured} are refused and train by what stands beside them (run as well), and
+{left} is refused for good. Of what trains, the clipped sum of one update (noise 0) was compared with that of one example
+at a time through an ordinary copy of the model; the last column is a bound on the relative error. The guarantee then
+states the [conditions](probe.md#what-stays-on-trust) in the column *states*, and that of any loss of a loop's own
+(`own scalar loss`), which `engine.per_example(criterion)` and `session.backward(losses)` do not have.
 """
 
 COLUMNS = ("program", "what happens", "what to write instead, or to know", "states", "relative error")
@@ -47,24 +48,33 @@ def counts() -> dict[str, int]:
     return {"all": len(PROGRAMS), **{word: found[word] for word in ("exact", "cured", "left")}}
 
 
-def sections() -> list[str]:
-    """Return the lines of the page."""
-    lines = [HEAD.format(**counts()).rstrip()]
-    for title, group in GROUPS.items():
-        lines += [f"\n### {title}\n", _line(*COLUMNS), _line(*["---"] * len(COLUMNS))]
-        lines += [_row(name, one, outcome(one)) for name, one in group.items()]
-    return lines
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _row(name: str, one: Brought, found: Outcome) -> str:
+def row(name: str, one: Brought) -> str:
+    """Run a program, and return its line of the table."""
+    found = outcome(one)
     bound = _bound(one, found)
     verdict = f"refused (`{found.code}`)" if found.code else "exact" if bound else "**wrong**"
     stated = ", ".join(f"`{condition}`" for condition in sorted(found.conditions - EVERYWHERE))
     return _line(name, verdict, one.instead or one.why, stated, bound or _measured(found))
+
+
+def sections(write: Callable[[str, Brought], str] = row) -> list[str]:
+    """Return the lines of the page, those of the programs as they are written by `write`."""
+    lines = HEAD.format(**counts()).rstrip().split("\n")
+    for title, group in GROUPS.items():
+        lines += ["", f"### {title}", "", _line(*COLUMNS), _line(*["---"] * len(COLUMNS))]
+        lines += [write(name, one) for name, one in group.items()]
+    return lines
+
+
+def on_the_page(page: str) -> list[str]:
+    """Return these lines as a page has them."""
+    lines = page.split("\n")
+    first = lines.index(TITLE) - 1
+    return lines[first : lines.index(next(line for line in lines[first + 2 :] if line.startswith("## "))) - 1]
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _bound(one: Brought, found: Outcome) -> str:
