@@ -29,13 +29,13 @@ EVERYWHERE = {"own scalar loss", "no ledger path"}
 
 TITLE = "## Programs people bring"
 HEAD = """
-## Programs people bring
+{title}
 
 Programs from public reports, tutorials and other libraries' tests, each as small as it can be, and each run as it is
-written: of {all}, {exact} train as they are, {cured} are refused and train by what stands beside them (run as well), and
-{left} is refused for good. Of what trains, the clipped sum of one update (noise 0) was compared with that of one example
-at a time through an ordinary copy of the model; the last column is a bound on the relative error. The guarantee then
-states the [conditions](probe.md#what-stays-on-trust) in the column *states*, and that of any loss of a loop's own
+written: of {all}, {exact} train as they are, {cured} are refused and train by what stands beside them (run as well),
+and {left} is refused for good. Of what trains, the clipped sum of one update (noise 0) was compared with that of one
+example at a time through an ordinary copy of the model; the last column is a bound on the relative error. The guarantee
+then states the [conditions](probe.md#what-stays-on-trust) in the column *states*, and that of any loss of a loop's own
 (`own scalar loss`), which `engine.per_example(criterion)` and `session.backward(losses)` do not have.
 """
 
@@ -59,7 +59,7 @@ def row(name: str, one: Brought) -> str:
 
 def sections(write: Callable[[str, Brought], str] = row) -> list[str]:
     """Return the lines of the page, those of the programs as they are written by `write`."""
-    lines = HEAD.format(**counts()).rstrip().split("\n")
+    lines = HEAD.format(title=TITLE, **counts()).rstrip().split("\n")
     for title, group in GROUPS.items():
         lines += ["", f"### {title}", "", _line(*COLUMNS), _line(*["---"] * len(COLUMNS))]
         lines += [write(name, one) for name, one in group.items()]
