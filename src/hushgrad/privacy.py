@@ -71,7 +71,10 @@ class Privacy:
             )
         whole_number("spare_steps", self.spare_steps, minimum=0)
         one_of("accountant", self.accountant, tuple(ACCOUNTANTS))
-        one_of("strict", self.strict, (True, False))
+        if not isinstance(self.strict, bool):
+            raise InvalidArgumentError(
+                f"must be True or False, got {type(self.strict).__name__}", where="strict", cure="Pass True or False"
+            )
         if self.ledger is not None and not isinstance(self.ledger, str | os.PathLike):
             raise InvalidArgumentError(
                 f"must be a path, got {type(self.ledger).__name__}", where="ledger", cure="Pass a path, or leave it out"

@@ -77,8 +77,9 @@ def damaged(what: str) -> CheckpointError:
 
 
 def _unwritable(value: Any, where: str) -> CheckpointError:
+    kind = f"tensor of {value.dtype} ({value.layout})" if isinstance(value, Tensor) else type(value).__name__
     return CheckpointError(
-        f"a {type(value).__name__} cannot be written without pickle",
+        f"a {kind} cannot be written without pickle",
         where=where,
         cure="Keep plain values and dense tensors in state_dict(): numbers, text, lists, tuples, dictionaries",
     )

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+from torch.utils.data import DataLoader
 
 from hushgrad.accounting.conditions import Condition
 from hushgrad.accounting.guarantee import Guarantee
@@ -33,7 +33,6 @@ from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import (
     CheckpointError,
     HushgradError,
-    IncompatibleFrameworkError,
     InvalidArgumentError,
     ProtocolError,
 )
@@ -41,6 +40,13 @@ from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import refuse
 from hushgrad.integrations.model_losses import of_examples, require_own_loss
 from hushgrad.integrations.receipt_file import RECEIPT, read_receipt, write_receipt
+from hushgrad.integrations.trainer_checks import (
+    COMPUTE_LOSS,
+    MODEL_INIT,
+    problems_of,
+    problems_of_class,
+    require_whole_data,
+)
 from hushgrad.privacy import Privacy
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.session.session import Session
@@ -147,14 +153,14 @@ class PrivateTraining:
                 f"must be a Privacy, got {type(privacy).__name__}", where="privacy", cure="Pass hushgrad.Privacy(...)"
             )
         args = TrainingArguments(output_dir="trainer_output") if args is None else copy.copy(args)
-        refuse("the Trainer", [*_problems(args), *_problems_of_class(type(self))])
+        refuse("the Trainer", [*problems_of(args), *problems_of_class(type(self), PrivateTraining)])
         self.privacy = privacy
         self.session: Session | None = None
         self.lost_steps = 0
         """How many steps came after the checkpoint that training goes on from: they stay charged."""
         self._receipt: Receipt | None = None
         self._batches: _LogicalBatches | None = None
-        self._is_own_loss_compared = self._is_selection_told = False
+        self._is_loss_known = self._is_selection_told = False
         self._private_optimizer: Any = None
         self._most_records = args.per_device_train_batch_size
         args.per_device_train_batch_size *= args.gradient_accumulation_steps
@@ -165,7 +171,7 @@ class PrivateTraining:
         super().__init__(model, args, *positional, **named)  # type: ignore[call-arg]  # that of the Trainer it is mixed into
         this: Any = self
         if this.model_init is not None:
-            refuse("the Trainer", [_MODEL_INIT])
+            refuse("the Trainer", [MODEL_INIT])
         if (loss_of := this.compute_loss_func) is not None:  # the Trainer evaluates with a third argument
             this.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: loss_of(outputs, labels)
         this.add_callback(_Follower(self))
@@ -184,7 +190,7 @@ class PrivateTraining:
 
     def _attach(self, theirs: Any) -> None:
         this: Any = self
-        _require_whole_data(theirs, this.args.per_device_train_batch_size)
+        require_whole_data(theirs, this.args.per_device_train_batch_size)
         own: DataLoader[Any] = DataLoader(
             theirs.dataset,
             batch_size=this.args.per_device_train_batch_size,
@@ -246,6 +252,8 @@ class PrivateTraining:
             LedgerError: the ledger does not hold the checkpoint's steps.
             ProtocolError: the output folder's ledger holds steps, and no checkpoint is to be resumed.
         """
+        if "compute_loss" in vars(self):  # set on the instance, after its class was looked at
+            refuse("the Trainer", [COMPUTE_LOSS])
         if resume_from_checkpoint:
             folder = self._folder_of(resume_from_checkpoint)
             self._receipt = read_receipt(folder)
@@ -290,8 +298,8 @@ class PrivateTraining:
         model.train()
         for item in inputs:
             placed = this._prepare_inputs(item)
-            if not self._is_own_loss_compared:
-                self._compare_with_own_loss(model, placed)
+            if not self._is_loss_known:
+                self._require_known_loss(model, placed)
             with this.compute_loss_context_manager():
                 losses = self.per_example_losses(model, placed)
             session.backward(losses)
@@ -325,20 +333,19 @@ class PrivateTraining:
         this: Any = self
         return this.accelerator.unwrap_model(this.model)
 
-    def _compare_with_own_loss(self, model: nn.Module, inputs: dict[str, Any]) -> None:
-        self._is_own_loss_compared = True
+    def _require_known_loss(self, model: nn.Module, inputs: dict[str, Any]) -> None:
         this: Any = self
-        if this.compute_loss_func is None and type(self).per_example_losses is PrivateTraining.per_example_losses:
-            try:
+        try:
+            if this.compute_loss_func is None and type(self).per_example_losses is PrivateTraining.per_example_losses:
                 require_own_loss(
                     this.model, inputs, lambda one: self.per_example_losses(this.model, one), this.args.bf16
                 )
-            except HushgradError:
-                assert self.session is not None
-                self.session.close()  # nothing was charged: the cure may take the same model
-                self.session = self._batches = None
-                self._is_own_loss_compared = False
-                raise
+        except HushgradError:
+            assert self.session is not None
+            self.session.close()  # nothing was charged: the cure may take the same model
+            self.session = self._batches = None
+            raise
+        self._is_loss_known = True
 
     # What it may tell ------------------------------------------------------------------------------------------------
 
@@ -364,146 +371,6 @@ class PrivateTraining:
         return self.session.guarantee(self.privacy.target_delta, self.privacy.accountant)
 
 
-def _require_whole_data(theirs: Any, batch_size: int) -> None:
-    """Refuse a loader whose records or batch size private training would not take as they are."""
-    if not isinstance(theirs, DataLoader) or isinstance(theirs.dataset, IterableDataset):
-        is_stream = isinstance(theirs, DataLoader)
-        raise IncompatibleFrameworkError(
-            "its dataset is a stream without a length" if is_stream else f"its loader is a {type(theirs).__name__}",
-            where="the Trainer",
-            cure="Give it a dataset with a length: records are drawn by their number"
-            if is_stream
-            else "Return a DataLoader from get_train_dataloader",
-        )
-    sampler = getattr(theirs.batch_sampler, "sampler", None)
-    count = len(theirs.dataset)  # type: ignore[arg-type]
-    is_whole = (
-        isinstance(sampler, RandomSampler)
-        and not sampler.replacement
-        and sampler.num_samples == len(sampler.data_source) == count
-    )
-    if not is_whole:
-        raise IncompatibleFrameworkError(
-            f"it samples records with a {type(sampler).__name__} of its own, and private training draws them from the "
-            f"whole dataset by itself",
-            where="the Trainer",
-            cure="Leave train_sampling_strategy at 'random', override no sampler, and give train_dataset= the records "
-            "that are meant",
-        )
-    if theirs.batch_sampler.batch_size != batch_size:  # type: ignore[union-attr]
-        raise IncompatibleFrameworkError(
-            f"its loader makes batches of {theirs.batch_sampler.batch_size}, and its arguments say {batch_size}",  # type: ignore[union-attr]
-            where="the Trainer",
-            cure="Set per_device_train_batch_size and gradient_accumulation_steps; a loader of your own takes "
-            "self.args.per_device_train_batch_size, which is then the product of both",
-        )
-
-
 def _selects(args: Any, callbacks: list[Any]) -> bool:
     is_best = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
     return bool(is_best or any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks))
-
-
-_Wrong = Callable[[Any], bool]
-_LAYERWISE = {"galore_adamw_layerwise", "galore_adafactor_layerwise", "apollo_adamw_layerwise", "lomo", "adalomo"}
-
-_CHECKS: tuple[tuple[_Wrong, str, str], ...] = (
-    (
-        lambda args: bool(args.fp16),
-        "fp16 scales losses and skips steps by looking at gradients without noise",
-        "Use bf16=True",
-    ),
-    (
-        lambda args: bool(args.auto_find_batch_size),
-        "auto_find_batch_size trains again where memory ran out, which depends on the records that were drawn",
-        "Set per_device_train_batch_size, and gradient_accumulation_steps for a larger batch",
-    ),
-    (
-        lambda args: bool(args.label_smoothing_factor),
-        "label_smoothing_factor averages over the tokens of the batch",
-        "Pass compute_loss_func=lambda outputs, labels: ..., which returns one loss per example",
-    ),
-    (
-        lambda args: (
-            getattr(args, "train_sampling_strategy", "random") != "random"
-            or bool(getattr(args, "group_by_length", False))
-        ),
-        "records are drawn in an order that depends on what they hold",
-        "Leave train_sampling_strategy at 'random'",
-    ),
-    (
-        lambda args: bool(args.deepspeed or args.fsdp) or args.world_size > 1 or args.n_gpu > 1,
-        "there are several processes or devices",
-        "Launch one process that sees one device (CUDA_VISIBLE_DEVICES=0)",
-    ),
-    (
-        lambda args: bool(getattr(args, "use_liger_kernel", False)),
-        "use_liger_kernel hides the losses of single examples",
-        "Leave use_liger_kernel out",
-    ),
-    (
-        lambda args: getattr(args.optim, "value", args.optim) in _LAYERWISE,
-        "its optimizer updates inside the backward, before the noise",
-        "Choose another optim, such as adamw_torch",
-    ),
-    (
-        lambda args: any(
-            bool(getattr(args, name, False))
-            and bool((getattr(args, f"{name}_kwargs", None) or {}).get("use_reentrant"))
-            for name in ("gradient_checkpointing", "activation_checkpointing")
-        ),
-        "use_reentrant=True runs the forward again inside the backward, where nobody sees single examples",
-        "Use gradient_checkpointing_kwargs={'use_reentrant': False}",
-    ),
-    (
-        lambda args: getattr(args, "loss_type", "nll") not in (None, "nll"),
-        "loss_type (SFTConfig) names a loss whose examples are not known apart",
-        "Leave loss_type at 'nll', or pass compute_loss_func, which returns one loss per example",
-    ),
-    (
-        lambda args: bool(getattr(args, "packing", False) or getattr(args, "padding_free", False)),
-        "packing and padding_free put several records into one row, and one record into several",
-        "Set packing=False and padding_free=False",
-    ),
-)
-
-
-_MODEL_INIT = (
-    "model_init makes several models of the same records",
-    "Pass model=, and train each model by a private Trainer with an output_dir of its own; what they cost adds up",
-)
-
-
-def _ignored(kind: type[Any], name: str, after: bool) -> bool:
-    """Whether a class defines the method `name` outside of the libraries whose loss is known."""
-    classes = kind.__mro__[kind.__mro__.index(PrivateTraining) + 1 :] if after else kind.__mro__
-    owner = next((one for one in classes if name in vars(one)), object)
-    return owner is not PrivateTraining and not owner.__module__.startswith(_KNOWN)
-
-
-_KNOWN = ("transformers.", "trl.trainer.sft_trainer", "builtins")
-
-
-def _problems_of_class(kind: type[Any]) -> list[tuple[str, str]]:
-    problems = []
-    if _ignored(kind, "training_step", after=True):
-        problems.append(
-            (
-                "its training_step would not be called, as a step is made of items of a logical batch",
-                "Put it into a subclass of private(Trainer), where it calls super().training_step",
-            )
-        )
-    is_own = kind.per_example_losses is not PrivateTraining.per_example_losses
-    if not is_own and _ignored(kind, "compute_loss", after=False):
-        problems.append(
-            (
-                "its compute_loss would not be called in training, as it returns one loss for the batch",
-                "Define per_example_losses(self, model, inputs) beside it, which returns one loss per example, [B]; "
-                "compute_loss is then for evaluation",
-            )
-        )
-    return problems
-
-
-def _problems(args: Any) -> list[tuple[str, str]]:
-    return [(what, cure) for is_wrong, what, cure in _CHECKS if is_wrong(args)]
