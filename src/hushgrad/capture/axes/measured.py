@@ -46,40 +46,68 @@ def measured(call: OperatorCall, out: Tensor, output_index: int) -> Axis:
     """Return the axis along which the call on each example alone gives that example's part of the output."""
     if call.batch_size < 2 or out.numel() > LARGEST:
         return None
-    trial = _trial_of(call)
-    if trial is None:
+    key = _key_of(call)
+    if key is None:
         return None
-    found = _known.get(trial.key)
+    found = _known.get(key)
     if found is None:
         if len(_known) >= REMEMBERED:
             _known.clear()
-        found = _known[trial.key] = trial.axes()
+        trial = _trial_of(call)
+        found = _known[key] = [] if trial is None else trial.axes()
     axis = found[output_index] if output_index < len(found) else None
     return axis if axis is not None and axis < out.ndim and out.shape[axis] % call.batch_size == 0 else None
 
 
+class _NotMeasurableError(Exception):
+    """A call takes other things than numbers and floating tensors."""
+
+
+def _key_of(call: OperatorCall) -> Any:
+    """Return what the outcome depends on: kinds, shapes, axes and which tensors are one; None for other calls.
+
+    This runs in every step, a trial only for a new key.
+    """
+    seen: list[Tensor] = []
+    try:
+        return call.func, call.batch_size, _part_of_key(call, call.args, seen), _part_of_key(call, call.kwargs, seen)
+    except _NotMeasurableError:
+        return None
+
+
+def _part_of_key(call: OperatorCall, value: Any, seen: list[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        is_complex = value.is_complex()
+        if not (is_complex or value.is_floating_point()) or value.layout is not torch.strided:
+            raise _NotMeasurableError
+        for at, other in enumerate(seen):
+            if other is value:
+                return at
+        seen.append(value)
+        return value.shape, is_complex, call.axis_of(value)
+    if isinstance(value, PLAIN):
+        return type(value), value
+    if isinstance(value, (tuple, list)):
+        return type(value), *(_part_of_key(call, part, seen) for part in value)
+    if isinstance(value, dict):
+        return dict, *((name, _part_of_key(call, part, seen)) for name, part in value.items())
+    raise _NotMeasurableError
+
+
 def _trial_of(call: OperatorCall) -> _Trial | None:
-    """Return the trial of a call; None for calls that take other things than numbers and floating tensors."""
+    """Return the trial of a call; None for one that writes into a tensor, is too large, or has examples in part."""
     flat, spec = tree_flatten((list(call.args), call.kwargs))
     tensors: list[Tensor] = []
-    axes: list[Axis] = []
     places: list[int | None] = []
-    key: list[Any] = [call.func, str(spec), call.batch_size]
     for value in flat:
         if not isinstance(value, Tensor):
-            if not isinstance(value, PLAIN):
-                return None
             places.append(None)
-            key.append((type(value), value))
             continue
-        if not (value.is_floating_point() or value.is_complex()) or value.layout != torch.strided:
-            return None
         at = next((index for index, other in enumerate(tensors) if other is value), len(tensors))
         if at == len(tensors):
             tensors.append(value)
-            axes.append(call.axis_of(value))
         places.append(at)
-        key.append((value.shape, value.is_complex(), axes[at], at))
+    axes = [call.axis_of(value) for value in tensors]
     if call.kwargs.get("out") is not None or sum(value.numel() for value in tensors) > LARGEST:
         return None
     if any(axis is not None and value.shape[axis] % call.batch_size for value, axis in zip(tensors, axes, strict=True)):
@@ -92,7 +120,7 @@ def _trial_of(call: OperatorCall) -> _Trial | None:
         return list(result) if isinstance(result, (tuple, list)) else [result]
 
     likes = [(value.shape, value.is_complex()) for value in tensors]
-    return _Trial(tuple(key), run, likes, axes, call.batch_size)
+    return _Trial(run, likes, axes, call.batch_size)
 
 
 @dataclass(eq=False)
@@ -100,14 +128,12 @@ class _Trial:
     """One call with drawn numbers in the places of its tensors.
 
     Attributes:
-        key: what the outcome depends on.
         run: the call, on other tensors.
         likes: shape of each tensor, and whether it is complex.
         axes_of_data: the batch axis of each tensor; None for constants.
         batch_size: B.
     """
 
-    key: Any
     run: Callable[[list[Tensor]], list[Tensor]]
     likes: list[tuple[torch.Size, bool]]
     axes_of_data: list[Axis]
