@@ -1,13 +1,15 @@
 """Writes structures.md: what each structure of a model or loop does here, and in Opacus. Every cell is a run.
 
 Run `python docs/structures.py` to write the page anew; a test checks that it is current. The structures themselves are
-in `tests/zoo/clean_structures.py`; what the walk through all architectures found last is in `tests/zoo/walk`.
+in `tests/zoo/clean_structures.py`, the programs that people bring in `tests/zoo/brought`; what the walk through all
+architectures found last is in `tests/zoo/walk`.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ import torch
 PAGE = Path(__file__).with_name("structures.md")
 sys.path.insert(0, str(PAGE.parents[1] / "tests" / "zoo"))
 
+from brought.report import sections as brought  # noqa: E402
 from clean_contestants import Outcome, by_hushgrad, by_opacus  # noqa: E402
 from clean_structures import GROUPS  # noqa: E402
 from walk.report import sections as walked  # noqa: E402
@@ -92,8 +95,8 @@ def cell(outcome: Outcome) -> str:
     return f"**{outcome.verdict}**: {detail}" if detail else outcome.verdict
 
 
-def page() -> str:
-    """Return the whole page."""
+def page(programs: Sequence[str] | None = None) -> str:
+    """Return the whole page; `programs` are the lines of those that people bring, which are run if it is None."""
     torch.set_num_threads(1)
     sections = [HEAD.rstrip()]
     with warnings.catch_warnings():
@@ -102,7 +105,8 @@ def page() -> str:
             sections += [f"\n## {title}\n", "| structure | here | Opacus 1.6.0 |", "| --- | --- | --- |"]
             for name, structure in structures.items():
                 sections.append(f"| {name} | {cell(by_hushgrad(structure))} | {cell(by_opacus(structure))} |")
-    return "\n".join([*sections, *walked(stored())]) + "\n"
+        programs = brought() if programs is None else programs
+    return "\n".join([*sections, *programs, *walked(stored())]) + "\n"
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ WITH_OTHER_PACKAGES = (
     "checks",  # scipy, Opacus, click
     "extension",  # scipy
     "guards",  # scipy
+    "integrations",  # transformers, Accelerate
     "kernels",  # Triton
     "light_install",  # click
     "noise",  # numba, cryptography, scipy

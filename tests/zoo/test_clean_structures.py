@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from brought.report import on_the_page
 from clean_contestants import built, by_hushgrad, by_opacus, oracle
 from clean_models import call, losses, rows
 from clean_structures import (
@@ -90,8 +91,9 @@ def test_the_page_of_structures_is_what_the_runs_give_now() -> None:
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    assert "| `torch.compile(model)` | exact |" in module.PAGE.read_text(encoding="utf-8")
-    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run: python docs/structures.py"
+    page = module.PAGE.read_text(encoding="utf-8")
+    assert "| `torch.compile(model)` | exact |" in page
+    assert page == module.page(on_the_page(page)), "run: python docs/structures.py"  # test_brought looks at these lines
 
 
 # pop from empty list -----------------------------------------------------------------------------------------------
