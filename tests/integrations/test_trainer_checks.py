@@ -170,7 +170,7 @@ def test_model_init_is_refused_wherever_it_stands(tmp_path: Path) -> None:
 
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
     with pytest.raises(IncompatibleFrameworkError, match="several models"):
-        PrivateTrainer(None, args, None, Texts(3), None, None, bert, privacy=NOISY)
+        PrivateTrainer(None, args, None, Texts(3), None, None, lambda: bert(), privacy=NOISY)
 
 
 def test_privacy_is_checked_as_it_is_made() -> None:
