@@ -71,9 +71,27 @@ class Privacy:
             )
         whole_number("spare_steps", self.spare_steps, minimum=0)
         one_of("accountant", self.accountant, tuple(ACCOUNTANTS))
+        if not isinstance(self.strict, bool):
+            raise InvalidArgumentError(
+                f"must be True or False, got {type(self.strict).__name__}", where="strict", cure="Pass True or False"
+            )
+        if self.ledger is not None and not isinstance(self.ledger, str | os.PathLike):
+            raise InvalidArgumentError(
+                f"must be a path, got {type(self.ledger).__name__}", where="ledger", cure="Pass a path, or leave it out"
+            )
 
     def mechanism(self, *, batch_size: float, population: int, steps: int) -> DPSGD:
-        """Return the mechanism of a run: Poisson sampling at rate B / N, for `steps` steps and the spare ones."""
+        """Return the mechanism of a run: Poisson sampling at rate B / N, for `steps` steps and the spare ones.
+
+        Raises `InvalidArgumentError` where a batch is larger than the data.
+        """
+        if batch_size > population:
+            raise InvalidArgumentError(
+                f"a logical batch has {batch_size:g} records on average, and there are {population}",
+                where="the batch size",
+                cure=f"Choose a batch size of at most {population} (in a Trainer: per_device_train_batch_size times "
+                f"gradient_accumulation_steps)",
+            )
         plan = DPSGD(
             noise_multiplier=1.0 if self.noise_multiplier is None else self.noise_multiplier,
             clipping=FlatClipping(self.max_grad_norm),

@@ -22,6 +22,34 @@ def test_tied_weights_are_written_once_and_come_back_under_both_names(tmp_path: 
     assert all(torch.equal(back[name], value) for name, value in (("a", shared), ("b", shared), ("c", shared.T)))
 
 
+def test_a_tensor_and_a_view_of_it_come_back_apart(tmp_path: Path) -> None:
+    whole = torch.arange(12.0)
+    write_checkpoint(tmp_path / "c", {"whole": whole, "part": whole[:4], "flat": whole.view(3, 4), "row": whole[4:8]})
+    back = read_checkpoint(tmp_path / "c")
+    assert all(torch.equal(back[name], value) for name, value in (("part", whole[:4]), ("flat", whole.view(3, 4))))
+    assert torch.equal(back["whole"], whole)
+    assert torch.equal(back["row"], whole[4:8])
+
+
+def test_keys_of_one_spelling_stay_apart(tmp_path: Path) -> None:
+    one, two = torch.zeros(2), torch.ones(2)
+    write_checkpoint(tmp_path / "c", {"x": {"a.b": one, "a": {"b": two}, 1: one, "1": two}})
+    back = read_checkpoint(tmp_path / "c")["x"]
+    assert torch.equal(back["a.b"], one)
+    assert torch.equal(back["a"]["b"], two)
+    assert torch.equal(back[1], one)
+    assert torch.equal(back["1"], two)
+
+
+def test_what_has_no_end_and_what_no_format_holds_is_refused(tmp_path: Path) -> None:
+    endless: list[object] = []
+    endless.append(endless)
+    for value in (endless, torch.zeros(2, dtype=torch.complex128)):
+        with pytest.raises(CheckpointError):
+            write_checkpoint(tmp_path / "c", {"x": value})
+    assert not (tmp_path / "c").exists()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
 def test_every_dtype_comes_back(tmp_path: Path, dtype: torch.dtype) -> None:
     value = torch.arange(6).reshape(2, 3).to(dtype)

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -40,6 +41,14 @@ def test_infinity_and_nan_come_back() -> None:
     back = read(json.loads(json.dumps(written([math.inf, -math.inf, math.nan], "", {}))), {})
     assert back[:2] == [math.inf, -math.inf]
     assert math.isnan(back[2])
+
+
+def test_numbers_of_numpy_become_numbers() -> None:
+    """A schedule that is written with NumPy makes a learning rate of its own kind."""
+    value = [np.float64(0.5), np.float32(0.25), np.int64(3), np.bool_(True)]
+    said = written(value, "", {})
+    assert [type(part) for part in said] == [float, float, int, bool]
+    assert read(json.loads(json.dumps(said)), {}) == value
 
 
 def test_tensors_are_named_by_their_place_and_come_back() -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from hushgrad import Privacy
-from hushgrad.errors import IncompatibleFrameworkError, LedgerError
+from hushgrad.errors import CheckpointError, IncompatibleFrameworkError, LedgerError
 from hushgrad.integrations.accelerate import prepare
 
 DATA = Texts(classes=3)
@@ -127,14 +127,20 @@ def test_a_saved_state_is_continued_with_its_account(tmp_path: Path) -> None:
     assert again.session.steps == EPOCHS * N // B + 2
 
 
-def test_a_state_of_another_ledger_is_refused(tmp_path: Path) -> None:
+def test_a_state_of_another_ledger_or_of_none_is_refused_before_a_weight_is_loaded(tmp_path: Path) -> None:
     first = Run(Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.0, ledger=tmp_path / "a"))
     first.train(1)
     first.accelerator.save_state(str(tmp_path / "state"))
     first.session.close()
     again = Run(Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.0, ledger=tmp_path / "b"))
+    before = {name: value.clone() for name, value in again.model.state_dict().items()}
     with pytest.raises(LedgerError, match="another run"):
         again.accelerator.load_state(str(tmp_path / "state"))
+    assert all(torch.equal(value, before[name]) for name, value in again.model.state_dict().items())
+    (tmp_path / "state" / "hushgrad.json").unlink()
+    with pytest.raises(CheckpointError, match="no hushgrad"):
+        again.accelerator.load_state(str(tmp_path / "state"))
+    assert all(torch.equal(value, before[name]) for name, value in again.model.state_dict().items())
 
 
 @pytest.mark.parametrize(

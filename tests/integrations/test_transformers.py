@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import B, C, N, Steps, Texts, bert, collate, gpt2, llama_with_lora
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hushgrad import Privacy
 from hushgrad.errors import (
@@ -275,6 +275,100 @@ def test_a_choice_by_evaluation_data_is_told(tmp_path: Path) -> None:
     assert "selection by evaluation" in {condition.name for condition in run.guarantee().conditions}
 
 
+def test_a_choice_by_a_callback_that_came_late_is_told(tmp_path: Path) -> None:
+    run = trainer(
+        tmp_path, bert(), Texts(3), NOISY, kind=PrivateTrainer, eval_strategy="steps", eval_steps=1,
+        save_strategy="steps", save_steps=1, eval_dataset=Texts(3), metric_for_best_model="loss",
+    )  # fmt: skip
+    run.get_train_dataloader()
+    run.add_callback(EarlyStoppingCallback(1, early_stopping_threshold=10.0))
+    run.train()
+    assert "selection by evaluation" in {condition.name for condition in run.guarantee().conditions}
+
+
+def test_a_tracker_that_stamps_entries_with_the_time_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run = trainer(tmp_path, bert(), Texts(3), NOISY, kind=PrivateTrainer, max_steps=1, report_to=["tensorboard"])
+    run.train()
+    assert "times of log entries" in {condition.name for condition in run.guarantee().conditions}
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "sgd", "adafactor"])
+def test_a_warm_up_that_begins_at_a_rate_of_zero_is_trained(optim: str, tmp_path: Path) -> None:
+    run = trainer(tmp_path, bert(), Texts(3), NOISY, kind=PrivateTrainer, warmup_steps=2, optim=optim, logging_steps=1)
+    before = weights(run.model)
+    run.train()
+    assert run.session.steps == STEPS
+    assert run.state.log_history[0]["learning_rate"] == 0.0
+    assert not is_as(run.model, before)
+
+
+def test_a_loss_of_two_arguments_trains_and_evaluates_and_the_result_says_epsilon(tmp_path: Path) -> None:
+    run = trainer(
+        tmp_path, bert(), Texts(3), NOISY, kind=PrivateTrainer, max_steps=1, eval_dataset=Texts(3),
+        eval_strategy="no", skip_memory_metrics=False,
+        compute_loss_func=lambda outputs, labels: torch.nn.functional.cross_entropy(
+            outputs.logits, labels, reduction="none"
+        ),
+    )  # fmt: skip
+    result = run.train()
+    assert set(result.metrics) == {"epsilon", "steps_left", "epoch"}
+    assert "eval_loss" in run.evaluate()
+
+
+def test_prompt_tuning_is_the_sum_of_clipped_gradients(tmp_path: Path) -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    model = get_peft_model(gpt2(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    run = trainer(tmp_path, model, Texts(), max_steps=2)
+    run.train()
+    assert max(run.steps.errors(Texts())) < 1e-5
+
+
+class PlainModel(nn.Module):
+    """A model that is none of transformers'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(50, 4), nn.Linear(4, 3)
+
+    def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None) -> dict[str, Any]:
+        logits = self.out((self.table(input_ids) * attention_mask[..., None]).sum(1))
+        return {"logits": logits} | (
+            {} if labels is None else {"loss": torch.nn.functional.cross_entropy(logits, labels)}
+        )
+
+
+def test_a_model_of_an_unknown_loss_is_refused_and_the_same_model_trains_by_the_cure(tmp_path: Path) -> None:
+    model = PlainModel()
+    before = weights(model)
+    run = trainer(tmp_path, model, Texts(3), NOISY, kind=PrivateTrainer)
+    with pytest.raises(UnsupportedModelError, match="compute_loss_func"):
+        run.train()
+    assert is_as(model, before)
+    cured = trainer(
+        tmp_path, model, Texts(3), NOISY, kind=PrivateTrainer, max_steps=2,
+        compute_loss_func=lambda outputs, labels: torch.nn.functional.cross_entropy(
+            outputs["logits"], labels, reduction="none"
+        ),
+    )  # fmt: skip
+    cured.train()
+    assert cured.session.steps == 2
+
+
+def test_a_trainer_that_was_interrupted_goes_on_from_its_checkpoint_and_says_what_was_lost(tmp_path: Path) -> None:
+    run = trainer(
+        tmp_path, bert(), Texts(3), NOISY, kind=PrivateTrainer, save_strategy="steps", save_steps=3, callbacks=[Stop(5)]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    run.pop_callback(Stop)
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-best" / RECEIPT).write_text("{}")
+    run.train(resume_from_checkpoint=True)
+    assert (run.lost_steps, run.session.steps) == (2, STEPS)
+
+
 def test_what_is_no_trainer_and_no_privacy_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="class of Trainers"):
         private(nn.Linear)
@@ -286,7 +380,7 @@ def test_the_methods_that_are_overridden_are_still_the_trainers() -> None:
     """A canary: a newer Trainer that no longer calls one of these would train past it."""
     import inspect
 
-    for name in ("get_train_dataloader", "training_step", "train", "log", "floating_point_ops"):
+    for name in ("get_train_dataloader", "create_optimizer", "training_step", "train", "log", "floating_point_ops"):
         assert name in vars(Trainer), name
     assert list(inspect.signature(Trainer.training_step).parameters)[:3] == ["self", "model", "inputs"]
     loop = inspect.getsource(Trainer)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import PrivacyEngine
+from hushgrad.checkpoints.file import read_checkpoint, write_checkpoint
 from hushgrad.errors import CheckpointError, HushgradError, InvalidArgumentError, LedgerError, ProtocolError
 
 STEPS = 12
@@ -260,3 +261,71 @@ def test_the_loop_of_the_page_goes_on_where_it_stopped(
         exec(block, names)
         names["engine"].session.close()
     assert "going on after step 30; 0 steps came after" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["optimizer", "scheduler"])
+def test_the_state_of_another_kind_of_optimizer_or_scheduler_is_refused(
+    part: str, stopped: tuple[Path, list[Any]]
+) -> None:
+    run = Run(stopped[0])
+    before = run.state()
+    scheduler: Any = run.scheduler
+    if part == "scheduler":
+        scheduler = torch.optim.lr_scheduler.StepLR(run.optimizer, 1)
+    else:
+        run.engine.session.close()
+        run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.01)  # type: ignore[assignment]
+        run.engine.make_private(
+            module=run.model,
+            optimizer=run.optimizer,
+            data_loader=DataLoader(TensorDataset(torch.randn(32, 3), torch.randn(32, 2)), batch_size=8),
+            noise_multiplier=run.engine.session.mechanism.noise_multiplier,
+            max_grad_norm=1.0,
+            max_physical_batch_size=4,
+        )
+        before = run.state()
+    with pytest.raises(CheckpointError, match="it holds the state of a"):
+        run.engine.load_checkpoint(run.path, schedulers=[scheduler])
+    assert run.is_as(before)
+
+
+class Refusing:
+    """A scheduler that gives a state and takes none."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"a": 1}
+
+    def load_state_dict(self, _: Any) -> None:
+        raise ValueError
+
+
+def test_a_scheduler_that_refuses_its_state_leaves_all_as_it_was(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.train(2)
+    run.engine.save_checkpoint(run.path, schedulers=[run.scheduler, Refusing()])
+    run.train(1)
+    before = run.state()
+    with pytest.raises(CheckpointError, match="Refusing does not take its state"):
+        run.engine.load_checkpoint(run.path, schedulers=[run.scheduler, Refusing()])
+    assert run.is_as(before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model": [1]}, {"optimizer": None}, {"optimizer": {}}, {"optimizer": {"param_groups": [{}]}}, {"schedulers": 3},
+     {"kinds": []}],
+)  # fmt: skip
+def test_a_part_of_another_form_is_refused(change: dict[str, Any], stopped: tuple[Path, list[Any]]) -> None:
+    run = Run(stopped[0])
+    before = run.state()
+    write_checkpoint(run.path, {**read_checkpoint(run.path), **change})
+    with pytest.raises(CheckpointError, match="lacks its part"):
+        run.load()
+    assert run.is_as(before)
+
+
+def test_a_receipt_of_more_steps_than_its_ledger_holds_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.train(1)
+    with pytest.raises(LedgerError, match="speaks of 99 steps"):
+        run.engine.session.load_state_dict({**run.engine.session.state_dict(), "steps": 99})

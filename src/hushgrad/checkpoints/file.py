@@ -30,12 +30,17 @@ def write_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> N
         import safetensors.torch
     file = claim_file("path", path)
     tensors: dict[str, Tensor] = {}
-    said = {"format": FORMAT, "content": written(content, "", tensors)}
-    stored, aliases = _each_once(tensors)
-    said["aliases"] = aliases
-    data = safetensors.torch.save(
-        {name: tensor.cpu().contiguous() for name, tensor in stored.items()}, metadata={_KEY: json.dumps(said)}
-    )
+    try:
+        said = {"format": FORMAT, "content": written(content, "", tensors)}
+        stored, aliases = _each_once(tensors)
+        header = json.dumps({**said, "aliases": aliases})
+    except RecursionError:
+        raise CheckpointError(
+            "a value holds itself, or is nested too deeply",
+            where="the checkpoint",
+            cure="Keep plain values in state_dict() and extra",
+        ) from None
+    data = safetensors.torch.save(_apart(stored), metadata={_KEY: header})
     try:
         replace_file(file, data)
     except OSError as error:
@@ -73,6 +78,18 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     found = read(content, tensors)
     if not isinstance(found, dict):
         raise damaged("its values cannot be read")
+    return found
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors on the CPU, contiguous, and no two of them in the same memory (a buffer and a view of it)."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        value = tensor.cpu().contiguous()
+        memory = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if memory in seen else value
+        seen.add(memory)
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,15 +20,21 @@ _PLAIN = (str, int, float, bool, type(None))
 def written(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     """Return `value` as JSON, and put its tensors into `tensors`, named by their place under `where`.
 
-    Raises `CheckpointError` for a value that is neither plain data nor a dense tensor.
+    A number of NumPy's becomes Python's. Raises `CheckpointError` for a value that is neither plain data nor a dense
+    tensor.
     """
     if type(value) in _PLAIN:
         return value
     if isinstance(value, Tensor):
-        if value.layout is not torch.strided or value.is_quantized:
+        if value.layout is not torch.strided or value.is_quantized or value.dtype is torch.complex128:
             raise _unwritable(value, where)
-        tensors[where] = value.detach()
-        return {"tensor": where}
+        name = where
+        while name in tensors:  # "a.b" and "b" within "a", 1 and "1" are different places
+            name += "'"
+        tensors[name] = value.detach()
+        return {"tensor": name}
+    if isinstance(value, np.number | np.bool_) and type(value.item()) in _PLAIN:
+        return value.item()  # what a schedule that is written with NumPy makes of a learning rate
     if isinstance(value, dict):  # an OrderedDict, too
         return {
             "dict": [
@@ -70,8 +77,9 @@ def damaged(what: str) -> CheckpointError:
 
 
 def _unwritable(value: Any, where: str) -> CheckpointError:
+    kind = f"tensor of {value.dtype} ({value.layout})" if isinstance(value, Tensor) else type(value).__name__
     return CheckpointError(
-        f"a {type(value).__name__} cannot be written without pickle",
+        f"a {kind} cannot be written without pickle",
         where=where,
         cure="Keep plain values and dense tensors in state_dict(): numbers, text, lists, tuples, dictionaries",
     )

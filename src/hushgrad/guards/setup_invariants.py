@@ -199,7 +199,7 @@ class SetupInvariants:
 
     def expect_moved_weights(self) -> None:
         """An update is about to be written; the first one is watched."""
-        if not self._has_moved:
+        if not self._has_moved and not self._is_at_rest():
             self._unmoved = [(version(parameter), sample(parameter)) for parameter in self._trained()]
 
     def require_moved_weights(self) -> None:
@@ -221,6 +221,10 @@ class SetupInvariants:
                 cure="Use an optimizer whose step writes to the parameters of its param_groups each time that they "
                 "hold a gradient",
             )
+
+    def _is_at_rest(self) -> bool:
+        """Whether every learning rate is 0, as in the first step of a warm-up: such a step moves nothing, rightly."""
+        return all("lr" in group and float(group["lr"]) == 0.0 for group in self._optimizer.param_groups)
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in own_parameters(modules_of(self._model)) if id(parameter) in self._trainable]

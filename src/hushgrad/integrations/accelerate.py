@@ -21,6 +21,7 @@ print(session.guarantee(delta=1e-5))
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -29,6 +30,7 @@ from torch.optim import Optimizer
 from hushgrad.arguments import whole_number
 from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import refuse
+from hushgrad.integrations.receipt_file import read_receipt, write_receipt
 from hushgrad.privacy import Privacy
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.torch_loader import read_data_loader
@@ -66,7 +68,7 @@ def prepare(
     """Do what `accelerator.prepare` does, and make the training private.
 
     `accelerator.save_state` and `load_state` keep and check the session's receipt; `load_state` refuses a state whose
-    steps the ledger does not hold, which takes a ledger path (`Privacy(ledger=...)`).
+    steps the ledger does not hold before it loads a weight, which takes a ledger path (`Privacy(ledger=...)`).
 
     Args:
         accelerator: of one process, without fp16 and without gradient accumulation.
@@ -95,7 +97,10 @@ def prepare(
     except BaseException:
         session.close()
         raise
-    accelerator.register_for_checkpointing(session)
+    accelerator.register_save_state_pre_hook(lambda models, weights, folder: write_receipt(Path(folder), session))
+    accelerator.register_load_state_pre_hook(  # before Accelerate loads any weight
+        lambda models, folder: session.load_state_dict(read_receipt(Path(folder)).as_state())
+    )
     return prepared_model, prepared_optimizer, Batches(loader, accelerator.device), session
 
 

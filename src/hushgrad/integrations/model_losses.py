@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hushgrad.errors import LossShapeError, UnsupportedModelError
+
+_CURE = "Pass compute_loss_func=lambda outputs, labels: ..., which returns one loss per example, [B]"
 
 IGNORED = -100
 """The label of positions that no loss is taken of."""
@@ -30,8 +32,9 @@ def of_examples(
         UnsupportedModelError: no per-example form of the model's kind of loss is known.
         LossShapeError: the caller's loss is not one per example.
     """
-    config = base.config
-    labels = inputs["labels"] if config.is_encoder_decoder and "labels" in inputs else inputs.pop("labels", None)
+    config = getattr(base, "config", None)  # a model that is none of transformers' has none
+    is_sequence_to_sequence = bool(getattr(config, "is_encoder_decoder", False))
+    labels = inputs["labels"] if is_sequence_to_sequence and "labels" in inputs else inputs.pop("labels", None)
     outputs = model(**inputs)
     if loss_of is not None:
         losses = loss_of(outputs, labels)
@@ -43,12 +46,17 @@ def of_examples(
             )
         return losses
     kind = getattr(base, "loss_type", None) or "ForCausalLM"  # its own fallback; `require_own_loss` sees to it
-    of_kind = _unshifted if config.is_encoder_decoder else LOSSES.get(kind)
-    if of_kind is None or labels is None:
+    of_kind = _unshifted if is_sequence_to_sequence else LOSSES.get(kind)
+    if labels is None:
         raise UnsupportedModelError(
-            f"no per-example form of its loss ({kind}) is known" if labels is not None else "its inputs hold no labels",
+            "its inputs hold no 'labels'",
             where=type(base).__name__,
-            cure="Pass compute_loss_func=lambda outputs, labels: ..., which returns one loss per example, [B]",
+            cure="Override per_example_losses(self, model, inputs) in a subclass of private(Trainer), to return one "
+            "loss per example, [B]",
+        )
+    if of_kind is None or config is None:
+        raise UnsupportedModelError(
+            f"no per-example form of its loss ({kind}) is known", where=type(base).__name__, cure=_CURE
         )
     return of_kind(outputs, labels, config)
 
@@ -62,6 +70,7 @@ def require_own_loss(
     """
     labels = inputs.get("labels")
     if not isinstance(labels, Tensor):
+        of_examples(inputs)  # which says what is missing
         return
     size = len(labels)
     first = {
@@ -72,10 +81,14 @@ def require_own_loss(
     model.eval()
     try:
         with torch.no_grad():
-            own = model(**first).loss.float().reshape(())
+            outputs = model(**first)
+            own = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+            if not isinstance(own, Tensor):
+                raise UnsupportedModelError("it returns no loss of its own", where=type(model).__name__, cure=_CURE)
+            own = own.float().reshape(())
             try:
                 ours = of_examples(first).float().reshape(())
-            except (IndexError, RuntimeError, ValueError):  # another kind of loss than its name says
+            except (AttributeError, IndexError, RuntimeError, ValueError):  # another kind of loss than its name says
                 ours = own + float("nan")
     finally:
         for module, mode in modes:
@@ -85,7 +98,7 @@ def require_own_loss(
         raise UnsupportedModelError(
             "its own loss of one example is not what private training would train (an auxiliary loss, other labels)",
             where=type(model).__name__,
-            cure="Pass compute_loss_func=lambda outputs, labels: ..., which returns one loss per example, [B]",
+            cure=_CURE,
         )
 
 
@@ -96,8 +109,9 @@ def _tokens(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
 
 
 def _causal(outputs: Any, labels: Tensor, _: Any) -> Tensor:
-    logits = outputs.logits[:, -labels.shape[1] :]  # virtual tokens of prompt tuning stand before
-    return _tokens(logits[:, :-1], labels[:, 1:])
+    logits = outputs.logits
+    virtual = logits.shape[1] - labels.shape[1]  # prompt tuning puts tokens before, of which no loss is taken
+    return _tokens(logits[:, :-1], F.pad(labels, (virtual, 0), value=IGNORED)[:, 1:])
 
 
 def _unshifted(outputs: Any, labels: Tensor, _: Any) -> Tensor:

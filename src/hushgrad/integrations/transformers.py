@@ -17,35 +17,43 @@ evaluation, logging) counts logical ones. Nothing of `transformers` is patched: 
 from __future__ import annotations
 
 import copy
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader
 
 from hushgrad.accounting.conditions import Condition
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.accounting.ledger.view import read_ledger
-from hushgrad.errors import CheckpointError, IncompatibleFrameworkError, InvalidArgumentError, ProtocolError
+from hushgrad.errors import (
+    CheckpointError,
+    HushgradError,
+    InvalidArgumentError,
+    ProtocolError,
+)
 from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import refuse
 from hushgrad.integrations.model_losses import of_examples, require_own_loss
+from hushgrad.integrations.receipt_file import RECEIPT, read_receipt, write_receipt
+from hushgrad.integrations.trainer_checks import (
+    COMPUTE_LOSS,
+    MODEL_INIT,
+    problems_of,
+    problems_of_class,
+    require_whole_data,
+)
 from hushgrad.privacy import Privacy
-from hushgrad.result_file import replace_file
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.session.session import Session
 
 with needs_extra("hf", "hushgrad.integrations.transformers"):
     from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
-
-RECEIPT = "hushgrad.json"
-"""The file of a checkpoint that says what it has cost. Written last: a checkpoint without it was never finished."""
 
 OF_TRAINING_DATA = frozenset(
     {
@@ -56,10 +64,19 @@ OF_TRAINING_DATA = frozenset(
 )
 """What a Trainer logs and that comes from training data without noise, or shows how many records were drawn."""
 
+OF_MEMORY = ("init_mem_", "train_mem_", "before_init_mem_")
+"""How what a Trainer says of the memory in use begins: it goes with the records that were drawn."""
+
 SELECTED = Condition(
     "selection by evaluation",
     "which of its checkpoints the Trainer kept, or when it stopped, was decided by its evaluation data: what that "
     "choice tells of those records is not counted",
+)
+
+TIMED = Condition(
+    "times of log entries",
+    "its trackers write down when each entry was logged: how long the steps between took, which goes with the number "
+    "of records that were drawn, is not covered",
 )
 
 
@@ -71,7 +88,9 @@ def private(trainer_class: type[Any]) -> type[Any]:
 
     The loss of each example is that of the model's own kind (causal, masked and sequence-to-sequence language models,
     token and sequence and image classification, regression), averaged over its own tokens, and is compared with what
-    the model itself says of one example; or what `compute_loss_func(outputs, labels)` returns, one loss per example.
+    the model itself says of one example; or what `compute_loss_func(outputs, labels)` or a method
+    `per_example_losses(self, model, inputs)` returns, one loss per example. A class with a `compute_loss` or
+    `training_step` of its own, which private training would not call, is refused.
 
     Guarantee: no loss, accuracy, gradient norm, count of tokens or duration of training data is logged or saved.
 
@@ -82,7 +101,12 @@ def private(trainer_class: type[Any]) -> type[Any]:
         raise InvalidArgumentError(
             "private takes a class of Trainers", cure="Write private(Trainer)(model=..., args=..., privacy=...)"
         )
-    return type(f"Private{trainer_class.__name__}", (PrivateTraining, trainer_class), {})
+    if issubclass(trainer_class, PrivateTraining):
+        raise InvalidArgumentError("the class trains privately already", cure="Use it as it is")
+    own = (
+        {"per_example_losses": trainer_class.per_example_losses} if hasattr(trainer_class, "per_example_losses") else {}
+    )
+    return type(f"Private{trainer_class.__name__}", (PrivateTraining, trainer_class), own)
 
 
 class _LogicalBatches:
@@ -109,10 +133,13 @@ class _Follower(TrainerCallback):  # type: ignore[misc, unused-ignore]  # untype
         if self._trainer.session.steps_left == 0 and state.global_step < state.max_steps:
             control.should_training_stop = True
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.tell_selection()  # callbacks may have come after the session
+
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write the receipt, last of all: a checkpoint without it was never finished."""
         folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-        said = {"receipt": self._trainer.session.state_dict(), "guarantee": str(self._trainer.guarantee())}
-        replace_file(folder / RECEIPT, (json.dumps(said, indent=1) + "\n").encode())
+        write_receipt(folder, self._trainer.session, guarantee=str(self._trainer.guarantee()))
 
 
 class PrivateTraining:
@@ -126,14 +153,15 @@ class PrivateTraining:
                 f"must be a Privacy, got {type(privacy).__name__}", where="privacy", cure="Pass hushgrad.Privacy(...)"
             )
         args = TrainingArguments(output_dir="trainer_output") if args is None else copy.copy(args)
-        refuse("the Trainer", [*_problems(args), *_named_problems(named)])
+        refuse("the Trainer", [*problems_of(args), *problems_of_class(type(self), PrivateTraining)])
         self.privacy = privacy
         self.session: Session | None = None
         self.lost_steps = 0
         """How many steps came after the checkpoint that training goes on from: they stay charged."""
         self._receipt: Receipt | None = None
         self._batches: _LogicalBatches | None = None
-        self._is_own_loss_compared = False
+        self._is_loss_known = self._is_selection_told = False
+        self._private_optimizer: Any = None
         self._most_records = args.per_device_train_batch_size
         args.per_device_train_batch_size *= args.gradient_accumulation_steps
         args.gradient_accumulation_steps = 1
@@ -141,7 +169,12 @@ class PrivateTraining:
         args.ignore_data_skip = True  # draws have no position to return to
         args.include_num_input_tokens_seen = "no"
         super().__init__(model, args, *positional, **named)  # type: ignore[call-arg]  # that of the Trainer it is mixed into
-        self.add_callback(_Follower(self))  # type: ignore[attr-defined]
+        this: Any = self
+        if this.model_init is not None:
+            refuse("the Trainer", [MODEL_INIT])
+        if (loss_of := this.compute_loss_func) is not None:  # the Trainer evaluates with a third argument
+            this.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: loss_of(outputs, labels)
+        this.add_callback(_Follower(self))
 
     # What it reads ---------------------------------------------------------------------------------------------------
 
@@ -157,13 +190,7 @@ class PrivateTraining:
 
     def _attach(self, theirs: Any) -> None:
         this: Any = self
-        sampler = getattr(theirs.batch_sampler, "sampler", None)
-        if not isinstance(sampler, RandomSampler):
-            raise IncompatibleFrameworkError(
-                f"it samples records with {type(sampler).__name__}, and private training draws them by itself",
-                where="the Trainer",
-                cure="Leave train_sampling_strategy at 'random', and override no sampler",
-            )
+        require_whole_data(theirs, this.args.per_device_train_batch_size)
         own: DataLoader[Any] = DataLoader(
             theirs.dataset,
             batch_size=this.args.per_device_train_batch_size,
@@ -192,12 +219,30 @@ class PrivateTraining:
             assert isinstance(loader, PrivateLoader)  # a stream was refused before, as it has no length
             if self._receipt is not None:
                 self.lost_steps = session.load_state_dict(self._receipt.as_state())
-            if _selects(this.args, this.callback_handler.callbacks):
-                session.trust(SELECTED)
+            self.session = session
+            self.tell_selection()
+            if any(name != "none" for name in this.args.report_to):
+                session.trust(TIMED)
         except BaseException:
+            self.session = None
             session.close()
             raise
-        self.session, self._batches = session, _LogicalBatches(loader)
+        self._private_optimizer, self._batches = this.optimizer, _LogicalBatches(loader)
+
+    def tell_selection(self) -> None:
+        """Say in the guarantee, once, that evaluation data chooses the weights, where it does."""
+        this: Any = self
+        if not self._is_selection_told and _selects(this.args, this.callback_handler.callbacks):
+            assert self.session is not None
+            self.session.trust(SELECTED)
+            self._is_selection_told = True
+
+    def create_optimizer(self, *positional: Any, **named: Any) -> Any:
+        """Return the optimizer; once training is private, the same one."""
+        this: Any = self
+        if self.session is not None:
+            return this.optimizer
+        return super().create_optimizer(*positional, **named)  # type: ignore[misc]
 
     def train(self, resume_from_checkpoint: Any = None, *positional: Any, **named: Any) -> Any:
         """Train, from the beginning or from a checkpoint of private training.
@@ -207,16 +252,23 @@ class PrivateTraining:
             LedgerError: the ledger does not hold the checkpoint's steps.
             ProtocolError: the output folder's ledger holds steps, and no checkpoint is to be resumed.
         """
+        if "compute_loss" in vars(self):  # set on the instance, after its class was looked at
+            refuse("the Trainer", [COMPUTE_LOSS])
         if resume_from_checkpoint:
             folder = self._folder_of(resume_from_checkpoint)
-            self._receipt = _receipt_in(folder)
-            self._receipt.steps_of(self._ledger)  # before the Trainer loads any weight
+            self._receipt = read_receipt(folder)
+            if self.session is None:
+                self._receipt.steps_of(self._ledger)  # before the Trainer loads any weight
+            else:
+                self.lost_steps = self.session.load_state_dict(self._receipt.as_state())
             resume_from_checkpoint = str(folder)
         elif self.session is None and os.path.lexists(self._ledger) and (steps := read_ledger(self._ledger).steps):
             raise ProtocolError(
-                f"the ledger of this output folder holds {steps} steps of an earlier run",
+                f"its ledger holds {steps} steps of an earlier run",
                 where="the Trainer",
-                cure="Go on with train(resume_from_checkpoint=True), or give this run an output_dir of its own",
+                cure="Go on with train(resume_from_checkpoint=True), or give this run "
+                + ("an output_dir" if self.privacy.ledger is None else "a path in Privacy(ledger=...)")
+                + " of its own; what both cost adds up",
             )
         return super().train(resume_from_checkpoint, *positional, **named)  # type: ignore[misc]
 
@@ -224,32 +276,53 @@ class PrivateTraining:
         if given is not True:
             return Path(given)
         out = Path(self.args.output_dir)  # type: ignore[attr-defined]
-        finished = [folder for folder in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (folder / RECEIPT).is_file()]
+        finished = {
+            int(number): folder
+            for folder in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+            if (number := folder.name.rpartition("-")[2]).isdecimal() and (folder / RECEIPT).is_file()
+        }
         if not finished:
             raise CheckpointError(
                 "there is no checkpoint of private training in its output folder",
                 where="the Trainer",
                 cure="Save more often (save_steps), or begin a new run in a new folder; what was charged stays spent",
             )
-        return max(finished, key=lambda folder: int(folder.name.rpartition("-")[2]))
+        return finished[max(finished)]
 
     # A step ----------------------------------------------------------------------------------------------------------
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Run forward and backward over the items of one logical batch, and return 0: its loss has no noise."""
         this: Any = self
-        session = self.session
-        assert session is not None  # the batch came from its loader
+        session = self._require_session()
         model.train()
         for item in inputs:
             placed = this._prepare_inputs(item)
-            if not self._is_own_loss_compared:
-                self._compare_with_own_loss(model, placed)
+            if not self._is_loss_known:
+                self._require_known_loss(model, placed)
             with this.compute_loss_context_manager():
                 losses = self.per_example_losses(model, placed)
             session.backward(losses)
             session.end_item()
         return torch.zeros((), device=this.args.device)
+
+    def _require_session(self) -> Session:
+        this: Any = self
+        if self.session is None:
+            raise ProtocolError(
+                "its batches do not come from the private loader: get_train_dataloader is overridden in a subclass of "
+                "the private class",
+                where="the Trainer",
+                cure="Override it in the class that private(...) is given, or call super().get_train_dataloader()",
+            )
+        if getattr(this.optimizer, "optimizer", this.optimizer) is not self._private_optimizer:
+            raise ProtocolError(
+                "its optimizer was replaced after training was made private",
+                where="the Trainer",
+                cure="Pass optimizers=(optimizer, scheduler), or override create_optimizer in the class that "
+                "private(...) is given",
+            )
+        return self.session
 
     def per_example_losses(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Return one loss per example, `[B]`. Override it for a loss of your own, or pass `compute_loss_func`."""
@@ -260,25 +333,32 @@ class PrivateTraining:
         this: Any = self
         return this.accelerator.unwrap_model(this.model)
 
-    def _compare_with_own_loss(self, model: nn.Module, inputs: dict[str, Any]) -> None:
-        self._is_own_loss_compared = True
+    def _require_known_loss(self, model: nn.Module, inputs: dict[str, Any]) -> None:
         this: Any = self
-        if this.compute_loss_func is None and type(self).per_example_losses is PrivateTraining.per_example_losses:
-            require_own_loss(this.model, inputs, lambda one: self.per_example_losses(this.model, one), this.args.bf16)
+        try:
+            if this.compute_loss_func is None and type(self).per_example_losses is PrivateTraining.per_example_losses:
+                require_own_loss(
+                    this.model, inputs, lambda one: self.per_example_losses(this.model, one), this.args.bf16
+                )
+        except HushgradError:
+            assert self.session is not None
+            self.session.close()  # nothing was charged: the cure may take the same model
+            self.session = self._batches = None
+            raise
+        self._is_loss_known = True
 
     # What it may tell ------------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], *positional: Any, **named: Any) -> None:
         """Log what is no training data's, and ε."""
-        told = {name: value for name, value in logs.items() if name not in OF_TRAINING_DATA}
-        for name in OF_TRAINING_DATA & set(logs):
+        for name in [name for name in logs if name in OF_TRAINING_DATA or name.startswith(OF_MEMORY)]:
             del logs[name]  # the caller's own dictionary becomes the result of train()
         if self.session is not None:
-            told["epsilon"] = self.session.epsilon(self.privacy.target_delta, self.privacy.accountant)
+            logs["epsilon"] = self.session.epsilon(self.privacy.target_delta, self.privacy.accountant)
             if self.session.steps_left is not None:
-                told["steps_left"] = self.session.steps_left
-        if told:
-            super().log(told, *positional, **named)  # type: ignore[misc]
+                logs["steps_left"] = self.session.steps_left
+        if logs:
+            super().log(logs, *positional, **named)  # type: ignore[misc]
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Return 0: how much was computed shows how many records were drawn."""
@@ -291,91 +371,6 @@ class PrivateTraining:
         return self.session.guarantee(self.privacy.target_delta, self.privacy.accountant)
 
 
-def _receipt_in(folder: Path) -> Receipt:
-    try:
-        said = json.loads((folder / RECEIPT).read_bytes())
-    except (OSError, ValueError):
-        said = None
-    if not isinstance(said, dict):
-        raise CheckpointError(
-            f"it holds no {RECEIPT}: it was not written by private training, or not to its end, so nobody can say what "
-            f"its weights have cost",
-            where="the checkpoint",
-            cure="Resume from another checkpoint. Weights of ordinary training are given to the Trainer as its model",
-        )
-    return Receipt.from_state(said.get("receipt"))
-
-
 def _selects(args: Any, callbacks: list[Any]) -> bool:
     is_best = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
     return bool(is_best or any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks))
-
-
-_Wrong = Callable[[Any], bool]
-_LAYERWISE = {"galore_adamw_layerwise", "galore_adafactor_layerwise", "apollo_adamw_layerwise", "lomo", "adalomo"}
-
-_CHECKS: tuple[tuple[_Wrong, str, str], ...] = (
-    (
-        lambda args: bool(args.fp16),
-        "fp16 scales losses and skips steps by looking at gradients without noise",
-        "Use bf16=True",
-    ),
-    (
-        lambda args: bool(args.auto_find_batch_size),
-        "auto_find_batch_size trains again where memory ran out, which depends on the records that were drawn",
-        "Set per_device_train_batch_size, and gradient_accumulation_steps for a larger batch",
-    ),
-    (
-        lambda args: bool(args.label_smoothing_factor),
-        "label_smoothing_factor averages over the tokens of the batch",
-        "Pass compute_loss_func=lambda outputs, labels: ..., which returns one loss per example",
-    ),
-    (
-        lambda args: (
-            getattr(args, "train_sampling_strategy", "random") != "random"
-            or bool(getattr(args, "group_by_length", False))
-        ),
-        "records are drawn in an order that depends on what they hold",
-        "Leave train_sampling_strategy at 'random'",
-    ),
-    (
-        lambda args: bool(args.deepspeed or args.fsdp) or args.world_size > 1 or args.n_gpu > 1,
-        "there are several processes or devices",
-        "Launch one process that sees one device (CUDA_VISIBLE_DEVICES=0)",
-    ),
-    (
-        lambda args: bool(getattr(args, "use_liger_kernel", False)),
-        "use_liger_kernel hides the losses of single examples",
-        "Leave use_liger_kernel out",
-    ),
-    (
-        lambda args: getattr(args.optim, "value", args.optim) in _LAYERWISE,
-        "its optimizer updates inside the backward, before the noise",
-        "Choose another optim, such as adamw_torch",
-    ),
-    (
-        lambda args: getattr(args, "loss_type", "nll") not in (None, "nll"),
-        "loss_type (SFTConfig) names a loss whose examples are not known apart",
-        "Leave loss_type at 'nll', or pass compute_loss_func, which returns one loss per example",
-    ),
-    (
-        lambda args: bool(getattr(args, "packing", False) or getattr(args, "padding_free", False)),
-        "packing and padding_free put several records into one row, and one record into several",
-        "Set packing=False and padding_free=False",
-    ),
-)
-
-
-def _problems(args: Any) -> list[tuple[str, str]]:
-    return [(what, cure) for is_wrong, what, cure in _CHECKS if is_wrong(args)]
-
-
-def _named_problems(named: dict[str, Any]) -> list[tuple[str, str]]:
-    if named.get("model_init") is None:
-        return []
-    return [
-        (
-            "model_init makes several models of the same records",
-            "Pass model=, and a private Trainer for each model, with one ledger",
-        )
-    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,6 +58,7 @@ def save(
         path,
         {
             "receipt": receipt.as_state(),
+            "kinds": _kinds(optimizer, schedulers),
             "model": dict(model.state_dict()),
             "optimizer": optimizer.state_dict(),
             "schedulers": [scheduler.state_dict() for scheduler in schedulers],
@@ -70,6 +72,7 @@ class Checkpoint:
     """What a file held, of which nothing has been loaded yet."""
 
     receipt: Receipt
+    kinds: list[str]
     model: dict[str, Any]
     optimizer: dict[str, Any]
     schedulers: list[dict[str, Any]]
@@ -80,18 +83,25 @@ class Checkpoint:
         """Read a file. Raises `CheckpointError`."""
         content = read_checkpoint(path)
         receipt = Receipt.from_state(content.get("receipt"))
-        try:
-            return cls(receipt, content["model"], content["optimizer"], content["schedulers"], content["extra"])
-        except KeyError as error:
+        parts = {"kinds": list, "model": dict, "optimizer": dict, "schedulers": list, "extra": object}
+        wrong = [name for name, kind in parts.items() if name not in content or not isinstance(content[name], kind)]
+        if not wrong and not _has_groups(content["optimizer"]):
+            wrong = ["optimizer"]
+        if not wrong and len(content["kinds"]) != 1 + len(content["schedulers"]):
+            wrong = ["kinds"]
+        if wrong:
             raise CheckpointError(
-                f"it lacks its part {error.args[0]!r}", where="the checkpoint", cure="Take another checkpoint"
-            ) from None
+                f"it lacks its part {wrong[0]!r}, or that was damaged",
+                where="the checkpoint",
+                cure="Take another checkpoint",
+            )
+        return cls(receipt, *(content[name] for name in parts))
 
     def load(self, model: nn.Module, optimizer: Optimizer, schedulers: Sequence[Stateful]) -> None:
         """Load all of it, or refuse it whole.
 
         Raises:
-            CheckpointError: it is one of another model, optimizer or number of schedulers.
+            CheckpointError: it is one of another model, optimizer or schedulers, or one of them refuses its state.
         """
         self._require_same_model(model)
         self._require_same_optimizer(optimizer)
@@ -101,10 +111,32 @@ class Checkpoint:
                 where="the checkpoint",
                 cure="Pass schedulers= as save_checkpoint was given them",
             )
-        model.load_state_dict(self.model)
-        optimizer.load_state_dict(self.optimizer)
-        for scheduler, state in zip(schedulers, self.schedulers, strict=True):
-            scheduler.load_state_dict(state)
+        self._require_same_kinds(optimizer, schedulers)
+        holders: list[Stateful] = [optimizer, *schedulers]
+        before = [(holder, holder.state_dict()) for holder in holders]
+        try:
+            for holder, state in zip(holders, [self.optimizer, *self.schedulers], strict=True):
+                holder.load_state_dict(state)
+        except Exception as error:
+            for holder, state in before:
+                with suppress(Exception):  # what cannot take its own state back did not take the other one either
+                    holder.load_state_dict(state)
+            raise CheckpointError(
+                f"a {type(holder).__name__} does not take its state ({type(error).__name__})",
+                where="the checkpoint",
+                cure="Make optimizer and schedulers as they were made when the checkpoint was written",
+            ) from error
+        model.load_state_dict(self.model)  # last: it was looked at, so it does not fail
+
+    def _require_same_kinds(self, optimizer: Optimizer, schedulers: Sequence[Stateful]) -> None:
+        kinds = _kinds(optimizer, schedulers)
+        if kinds != self.kinds:
+            stored, given = next((a, b) for a, b in zip(self.kinds, kinds, strict=True) if a != b)
+            raise CheckpointError(
+                f"it holds the state of a {stored}, and a {given} was given",
+                where="the checkpoint",
+                cure="Make optimizer and schedulers as they were made when the checkpoint was written",
+            )
 
     def _require_same_model(self, model: nn.Module) -> None:
         forms = {name: _form(value) for name, value in model.state_dict().items()}
@@ -127,6 +159,17 @@ class Checkpoint:
                 where="the checkpoint",
                 cure="Make the optimizer as it was made when the checkpoint was written",
             )
+
+
+def _has_groups(state: dict[str, Any]) -> bool:
+    groups = state.get("param_groups")
+    return isinstance(groups, list) and all(
+        isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
+    )
+
+
+def _kinds(optimizer: Optimizer, schedulers: Sequence[Stateful]) -> list[str]:
+    return [type(holder).__name__ for holder in (optimizer, *schedulers)]
 
 
 def _form(value: Any) -> Any:

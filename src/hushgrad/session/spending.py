@@ -264,9 +264,17 @@ class Spending:
             LedgerError: this ledger is another one, or lacks what the receipt says, or none was kept.
         """
         if self._path is None and self._ledger is not None and self._ledger.run == receipt.run:
-            return self._ledger.steps - receipt.steps  # what it holds in memory is what it held then, and more
-        on_disk = receipt.steps_of(self._path)
-        return (on_disk if self._ledger is None else self._ledger.steps) - receipt.steps
+            now = self._ledger.steps  # what it holds in memory is what it held then, and more
+        else:
+            on_disk = receipt.steps_of(self._path)
+            now = on_disk if self._ledger is None else self._ledger.steps
+        if now < receipt.steps:
+            raise LedgerError(
+                f"the checkpoint's receipt speaks of {receipt.steps} steps, and its ledger holds {now}",
+                where="the ledger",
+                cure="Take another checkpoint: this one was edited, or belongs to another ledger",
+            )
+        return now - receipt.steps
 
     def events(self) -> list[tuple[Event, int]]:
         """Return what was charged, in order, as `(event, count)`."""

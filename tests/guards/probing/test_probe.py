@@ -205,13 +205,22 @@ def test_an_optimizer_that_moves_no_weight_is_refused_at_the_first_step() -> Non
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW, ThroughData])
 def test_an_optimizer_that_writes_is_not_refused_even_at_rate_0(make: Any, rate: float) -> None:
-    if make is ThroughData and rate == 0:
-        pytest.skip("writes to .data at rate 0 leave no mark at all")
     model = classifier()
     session, optimizer = attached(model, make(model.parameters(), rate))
     backward(session, model, 4)
     optimizer.step()
     assert session.steps == 1
+
+
+def test_an_optimizer_that_moves_no_weight_is_refused_at_the_first_step_after_a_rate_of_0() -> None:
+    model = classifier()
+    session, optimizer = attached(model, Idle(model.parameters(), 0.0))
+    backward(session, model, 4)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.1
+    backward(session, model, 4)
+    with pytest.raises(UnsupportedOptimizerError, match="left every parameter"):
+        optimizer.step()
 
 
 def test_a_second_backward_through_one_graph_says_so() -> None:

@@ -1,0 +1,152 @@
+"""What a Trainer, its arguments, its class or its loader do that private training cannot bear, each with its cure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+
+from hushgrad.errors import IncompatibleFrameworkError
+
+_Wrong = Callable[[Any], bool]
+_LAYERWISE = {"galore_adamw_layerwise", "galore_adafactor_layerwise", "apollo_adamw_layerwise", "lomo", "adalomo"}
+
+_CHECKS: tuple[tuple[_Wrong, str, str], ...] = (
+    (
+        lambda args: bool(args.fp16),
+        "fp16 scales losses and skips steps by looking at gradients without noise",
+        "Use bf16=True",
+    ),
+    (
+        lambda args: bool(args.auto_find_batch_size),
+        "auto_find_batch_size trains again where memory ran out, which depends on the records that were drawn",
+        "Set per_device_train_batch_size, and gradient_accumulation_steps for a larger batch",
+    ),
+    (
+        lambda args: bool(args.label_smoothing_factor),
+        "label_smoothing_factor averages over the tokens of the batch",
+        "Pass compute_loss_func=lambda outputs, labels: ..., which returns one loss per example",
+    ),
+    (
+        lambda args: (
+            getattr(args, "train_sampling_strategy", "random") != "random"
+            or bool(getattr(args, "group_by_length", False))
+        ),
+        "records are drawn in an order that depends on what they hold",
+        "Leave train_sampling_strategy at 'random'",
+    ),
+    (
+        lambda args: bool(args.deepspeed or args.fsdp) or args.world_size > 1 or args.n_gpu > 1,
+        "there are several processes or devices",
+        "Launch one process that sees one device (CUDA_VISIBLE_DEVICES=0)",
+    ),
+    (
+        lambda args: bool(getattr(args, "use_liger_kernel", False)),
+        "use_liger_kernel hides the losses of single examples",
+        "Leave use_liger_kernel out",
+    ),
+    (
+        lambda args: getattr(args.optim, "value", args.optim) in _LAYERWISE,
+        "its optimizer updates inside the backward, before the noise",
+        "Choose another optim, such as adamw_torch",
+    ),
+    (
+        lambda args: any(
+            bool(getattr(args, name, False))
+            and bool((getattr(args, f"{name}_kwargs", None) or {}).get("use_reentrant"))
+            for name in ("gradient_checkpointing", "activation_checkpointing")
+        ),
+        "use_reentrant=True runs the forward again inside the backward, where nobody sees single examples",
+        "Use gradient_checkpointing_kwargs={'use_reentrant': False}",
+    ),
+    (
+        lambda args: getattr(args, "loss_type", "nll") not in (None, "nll"),
+        "loss_type (SFTConfig) names a loss whose examples are not known apart",
+        "Leave loss_type at 'nll', or pass compute_loss_func, which returns one loss per example",
+    ),
+    (
+        lambda args: bool(getattr(args, "packing", False) or getattr(args, "padding_free", False)),
+        "packing and padding_free put several records into one row, and one record into several",
+        "Set packing=False and padding_free=False",
+    ),
+)
+
+
+MODEL_INIT = (
+    "model_init makes several models of the same records",
+    "Pass model=, and train each model by a private Trainer with an output_dir of its own; what they cost adds up",
+)
+
+
+def _is_ignored(kind: type[Any], private: type[Any], name: str, *, behind: bool) -> bool:
+    """Whether a class defines the method `name` outside of the libraries whose loss is known."""
+    classes = kind.__mro__[kind.__mro__.index(private) + 1 :] if behind else kind.__mro__
+    owner = next((one for one in classes if name in vars(one)), object)
+    return owner is not private and not owner.__module__.startswith(_KNOWN)
+
+
+_KNOWN = ("transformers.", "trl.trainer.sft_trainer", "builtins")
+
+
+COMPUTE_LOSS = (
+    "its compute_loss would not be called in training, as it returns one loss for the batch",
+    "Define per_example_losses(self, model, inputs) beside it, which returns one loss per example, [B]; compute_loss "
+    "is then for evaluation",
+)
+
+
+def problems_of_class(kind: type[Any], private: type[Any]) -> list[tuple[str, str]]:
+    """Return what of the class `kind`, a subclass of `private` and a Trainer, would be passed over in silence."""
+    problems = []
+    if _is_ignored(kind, private, "training_step", behind=True):
+        problems.append(
+            (
+                "its training_step would not be called, as a step is made of items of a logical batch",
+                "Put it into a subclass of private(Trainer), where it calls super().training_step",
+            )
+        )
+    is_own = kind.per_example_losses is not private.per_example_losses
+    if not is_own and _is_ignored(kind, private, "compute_loss", behind=False):
+        problems.append(COMPUTE_LOSS)
+    return problems
+
+
+def problems_of(args: Any) -> list[tuple[str, str]]:
+    """Return what of its arguments does not go with private training."""
+    return [(what, cure) for is_wrong, what, cure in _CHECKS if is_wrong(args)]
+
+
+def require_whole_data(theirs: Any, batch_size: int) -> None:
+    """Refuse a loader whose records or batch size private training would not take as they are."""
+    if not isinstance(theirs, DataLoader) or isinstance(theirs.dataset, IterableDataset):
+        is_stream = isinstance(theirs, DataLoader)
+        raise IncompatibleFrameworkError(
+            "its dataset is a stream without a length" if is_stream else f"its loader is a {type(theirs).__name__}",
+            where="the Trainer",
+            cure="Give it a dataset with a length: records are drawn by their number"
+            if is_stream
+            else "Return a DataLoader from get_train_dataloader",
+        )
+    sampler = getattr(theirs.batch_sampler, "sampler", None)
+    count = len(theirs.dataset)  # type: ignore[arg-type]
+    is_whole = (
+        isinstance(sampler, RandomSampler)
+        and not sampler.replacement
+        and sampler.num_samples == len(sampler.data_source) == count
+    )
+    if not is_whole:
+        raise IncompatibleFrameworkError(
+            f"it samples records with a {type(sampler).__name__} of its own, and private training draws them from the "
+            f"whole dataset by itself",
+            where="the Trainer",
+            cure="Leave train_sampling_strategy at 'random', override no sampler, and give train_dataset= the records "
+            "that are meant",
+        )
+    if theirs.batch_sampler.batch_size != batch_size:  # type: ignore[union-attr]
+        raise IncompatibleFrameworkError(
+            f"its loader makes batches of {theirs.batch_sampler.batch_size}, and its arguments say {batch_size}",  # type: ignore[union-attr]
+            where="the Trainer",
+            cure="Set per_device_train_batch_size and gradient_accumulation_steps; a loader of your own takes "
+            "self.args.per_device_train_batch_size, which is then the product of both",
+        )
