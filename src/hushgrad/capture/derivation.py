@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,20 +34,23 @@ def derive(
 ) -> Any:
     """Run a call on parameters and constants only; its result is a leaf in its own right."""
 
-    def on_graph(value: Any) -> Any:
-        leaf = context.leaf(value)
-        if leaf is not None:
-            return leaf.graph
-        if isinstance(value, (tuple, list)):
-            return type(value)(on_graph(part) for part in value)
-        return value
-
+    on_graph = partial(_on_graph, context)
     if changes_in_place(func) or kwargs.get("out") is not None:
         return _changed(context, func, args, kwargs, leaves, on_graph)
     result = func(*[on_graph(value) for value in args], **{key: on_graph(value) for key, value in kwargs.items()})
     roots = distinct_parameters(leaves)
     name = f"{func.__name__.strip('_')}({', '.join(root.name for root in roots)})"
     return _as_leaves(context, result, name, roots, constant_ids(context, func, args, kwargs))
+
+
+def _on_graph(context: ForwardContext, value: Any) -> Any:
+    """Return what stands for leaves in their own graphs. No closure that names itself: it would outlive the forward."""
+    leaf = context.leaf(value)
+    if leaf is not None:
+        return leaf.graph
+    if isinstance(value, (tuple, list)):
+        return type(value)(_on_graph(context, part) for part in value)
+    return value
 
 
 def _changed(

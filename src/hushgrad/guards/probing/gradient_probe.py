@@ -126,8 +126,10 @@ def require_own_gradient(
         if path in call.reached and path not in axes and path in alone and tensor.numel() == 1:
             mean = loss_reduction == "mean"
             is_told &= _require_sum_of_losses(path, tensor, less.get(path), alone[path], batch.size, mean)
-    # A gradient that is not finite contributes nothing, and shows nothing.
-    return outcome, _require_same(pool.gradient_of(place), own, parameters, call.autocast) and is_told
+    try:  # a gradient that is not finite contributes nothing, and shows nothing
+        return outcome, _require_same(pool.gradient_of(place), own, parameters, call.autocast) and is_told
+    finally:
+        pool.clear()  # its operands are on the graph whose nodes hold the pool: nothing else would ever let them go
 
 
 def require_gradient_of_batch(

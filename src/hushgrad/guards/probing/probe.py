@@ -563,6 +563,8 @@ class Probe:
         probe.keeps_runs = len(pending) == 1 and bool(evaluations)
         for part in pending:
             self._is_told &= probe.examine(part.call, size)
+            if not evaluations:
+                part.call.output = None  # nobody asks it any more, and what holds the call may live longer
         if pending:
             self._forwards = max(self._forwards, probe.forwards / len(pending))
         self._call_count += len(pending)
