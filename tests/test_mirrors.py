@@ -62,6 +62,7 @@ def test_every_file_without_a_test_exists_and_has_a_reason() -> None:
 
 def test_no_test_module_of_one_name_hides_another_on_the_path() -> None:
     """Helper modules are found by their bare names, from every folder at once."""
-    helpers = [path for path in TESTS.rglob("*.py") if not path.name.startswith(("test_", "conftest"))]
+    own = [path for path in TESTS.rglob("*.py") if not path.name.startswith(("test_", "conftest"))]
+    helpers = [path for path in own if not (path.parent / "__init__.py").is_file()]  # a package has names of its own
     names = [path.name for path in helpers]
     assert not {path.as_posix() for path in helpers if names.count(path.name) > 1}

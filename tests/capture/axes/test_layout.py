@@ -50,6 +50,10 @@ def test_pairs_are_told_by_their_ends_and_pairs_of_two_examples_are_lost() -> No
 
 
 def test_two_divisions_of_the_same_rows_are_none_unless_one_is_known() -> None:
+    """Guarantee: flat rows have owners only where one division of them fits all tensors that say where examples begin.
+
+    Two of them are none, unless it is known which of the tensors says it.
+    """
     assert roles(X, STARTS, LABELS) == [Role.LOST, Role.FIRST, Role.FIRST]
     known = {(1,): Role.STARTS, (2,): Role.FIRST}
     assert roles(X, STARTS, LABELS, known=known) == [Role.FLAT, Role.STARTS, Role.FIRST]

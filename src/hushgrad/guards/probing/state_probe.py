@@ -56,7 +56,7 @@ class StateProbe:
             else:
                 moving.append(key)
         if moving:
-            self._require_unsteady(batch, base, changed, moving)
+            self._require_unsteady(batch, changed, moving)
         if cached:
             self._require_overwritten(batch, base, cached[0])
 
@@ -76,11 +76,11 @@ class StateProbe:
                 cure="Build modules and hooks from constants only, or before training",
             )
 
-    def _require_unsteady(self, batch: Batch, base: Outcome, changed: Outcome, keys: Sequence[Key]) -> None:
+    def _require_unsteady(self, batch: Batch, changed: Outcome, keys: Sequence[Key]) -> None:
         """Refuse what does not differ from run to run of one batch as well, and as far: clocks and addresses do."""
         held = []  # so that what is made in the next run gets other addresses
-        samples = [base.moved]
-        for _ in range(SAMPLES):
+        samples = []  # not the base run, which may be the loop's own: its clocks and addresses lie elsewhere
+        for _ in range(SAMPLES + 1):
             inputs = batch.same()
             again = self._runner.run(inputs, quiet=False, parameters=True)
             held.append((inputs, again))
