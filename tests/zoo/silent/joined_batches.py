@@ -231,7 +231,7 @@ LEAKY: tuple[Program, ...] = (
           make=made(lambda m, i, n: m[1](m[0](i).sum(1) / n[:, None]), lambda: nn.Embedding(7, 4, padding_idx=0),
                     linear())),
     leaky("data in order already, packed as sorted, scaled by the largest", SORTED, collate=in_order,
-          make=packed(True, by_largest)),
+          make=packed(True, by_largest), by_hand=False),
     leaky("packed by the collate, centred over the batch", REAL, collate=packed_and_centred, by_hand=False,
           call=lambda model, p: model(p),
           make=made(lambda m, p: m[1](m[0](p)[1][-1]), lambda: nn.GRU(4, 4), linear())),
