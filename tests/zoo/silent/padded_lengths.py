@@ -327,7 +327,7 @@ CLEAN: tuple[Program, ...] = (
         make=OWN_MEAN,
         call=lambda model, records: model(padded(records)),
     ),
-    clean("the loop cuts to the longest, own mean", WIDE, make=OWN_MEAN, call=cut),
+    clean("the loop cuts to the longest, own mean", WIDE, make=OWN_MEAN, call=cut, told=("values read by the loop",)),
     clean(
         "time first, the loop transposes, own mean",
         IDS,
