@@ -506,7 +506,7 @@ ON_FEATURES: list[tuple[str, Make, str, tuple[type[HushgradError], ...]]] = [
     ("halves of the batch treated differently", in_the_middle(by_halves), "", CAUGHT),
     ("a state carried from piece to piece", at_the_end(carried), "Mixing", CAUGHT),
     ("pieces put together in the order of their values",
-     at_the_end(lambda h: torch.stack([h[i] for i in h[:, 0].argsort().tolist()])), "", CAUGHT),
+     at_the_end(lambda h: torch.stack([h[i] for i in h[:, 0].argsort().tolist()])), "Mixing", CAUGHT),
     ("a row written over another one", at_the_end(overwritten), "", CAUGHT),
     ("class means", at_the_end(class_means), "Mixing", CAUGHT),
     ("a product over the batch",

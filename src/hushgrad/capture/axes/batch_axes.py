@@ -111,6 +111,7 @@ class BatchAxes:
         self._divisions: dict[int, Tensor] = {}
         self._lost_by: str | None = None
         self._counted: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._put_in_order: str | None = None
         self.batch_size: int | None = None
         self.is_narrow = False
         self.selects = self.has_read = False
@@ -122,9 +123,11 @@ class BatchAxes:
         """The first operator after which examples could not be told apart any more, for messages.
 
         One that gave a single number is named where that number met data, or if there is no other: forwards count the
-        words of a batch only to check that they are there.
+        words of a batch only to check that they are there. Where none lost them, it is the first that put rows into an
+        order of their own.
         """
-        return self._lost_by or next((name for _, name in self._counted.values()), None)
+        counted = next((name for _, name in self._counted.values()), None)
+        return self._lost_by or counted or self._put_in_order
 
     @property
     def cure(self) -> str:
@@ -343,6 +346,8 @@ class BatchAxes:
                 self._lose(out, name, sources)
             else:
                 self.set(out, axis)
+                if self._put_in_order is None and isinstance(axis, SegmentIds):
+                    self._put_in_order = name + calling_forward()
                 if recipe and not isinstance(axis, int):
                     self._recipes[id(out)] = (weakref.ref(out), recipe)
 
