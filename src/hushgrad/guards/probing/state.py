@@ -211,7 +211,7 @@ def forked_randomness(devices: Sequence[torch.device], seed: int) -> Iterator[No
 def randomness_used(devices: Sequence[torch.device], seed: int) -> bool:
     """Return whether anything was drawn since `forked_randomness(devices, seed)` began."""
     fresh, python, numpy = _seeded(seed)
-    if not torch.equal(torch.random.get_rng_state(), fresh):
+    if torch.random.get_rng_state().numpy().tobytes() != fresh:
         return True
     for device in devices:
         if device.type == "cuda":
@@ -225,7 +225,7 @@ def randomness_used(devices: Sequence[torch.device], seed: int) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _seeded(seed: int) -> tuple[Tensor, Any, Any]:
-    """Return the states of torch's, Python's and NumPy's generators as a seed makes them."""
-    torch_state = torch.Generator().manual_seed(seed).get_state()
+def _seeded(seed: int) -> tuple[bytes, Any, Any]:
+    """Return the states of torch's, Python's and NumPy's generators as a seed makes them; no tensor is kept for them."""
+    torch_state = torch.Generator().manual_seed(seed).get_state().numpy().tobytes()
     return torch_state, random.Random(seed).getstate(), np.random.RandomState(seed).get_state()
