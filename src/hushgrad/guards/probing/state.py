@@ -226,6 +226,6 @@ def randomness_used(devices: Sequence[torch.device], seed: int) -> bool:
 
 @lru_cache(maxsize=8)
 def _seeded(seed: int) -> tuple[bytes, Any, Any]:
-    """Return the states of torch's, Python's and NumPy's generators as a seed makes them; no tensor is kept for them."""
+    """Return the states of torch's, Python's and NumPy's generators as a seed makes them, none of it a tensor."""
     torch_state = torch.Generator().manual_seed(seed).get_state().numpy().tobytes()
     return torch_state, random.Random(seed).getstate(), np.random.RandomState(seed).get_state()
