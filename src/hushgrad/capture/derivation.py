@@ -8,9 +8,8 @@ it was not captured.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,14 +32,12 @@ def derive(
     leaves: list[TrackedTensor],
 ) -> Any:
     """Run a call on parameters and constants only; its result is a leaf in its own right."""
-
-    on_graph = partial(_on_graph, context)
     if changes_in_place(func) or kwargs.get("out") is not None:
-        return _changed(context, func, args, kwargs, leaves, on_graph)
-    result = func(*[on_graph(value) for value in args], **{key: on_graph(value) for key, value in kwargs.items()})
+        return _changed(context, func, args, kwargs, leaves)
+    named = {key: _on_graph(context, value) for key, value in kwargs.items()}
+    result = func(*[_on_graph(context, value) for value in args], **named)
     roots = distinct_parameters(leaves)
-    name = f"{func.__name__.strip('_')}({', '.join(root.name for root in roots)})"
-    return _as_leaves(context, result, name, roots, constant_ids(context, func, args, kwargs))
+    return _as_leaves(context, result, _name_of(func, roots), roots, constant_ids(context, func, args, kwargs))
 
 
 def _on_graph(context: ForwardContext, value: Any) -> Any:
@@ -53,13 +50,16 @@ def _on_graph(context: ForwardContext, value: Any) -> Any:
     return value
 
 
+def _name_of(func: Callable[..., Any], roots: Sequence[TrackedTensor]) -> str:
+    return f"{func.__name__.strip('_')}({', '.join(root.name for root in roots)})"
+
+
 def _changed(
     context: ForwardContext,
     func: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     leaves: list[TrackedTensor],
-    on_graph: Callable[[Any], Any],
 ) -> Any:
     """Run a call that changes a derived parameter in place: the tensor stands for a new leaf from then on.
 
@@ -68,7 +68,7 @@ def _changed(
     target = main_argument(args, kwargs)
     leaf = context.leaf(target)
     if leaf is None and _is_own_constant(context, target) and kwargs.get("out") is None and func not in INITIALIZERS:
-        return _written(context, func, args, kwargs, leaves, on_graph)
+        return _written(context, func, args, kwargs, leaves)
     if (
         leaf is None
         or kwargs.get("out") is not None
@@ -82,10 +82,10 @@ def _changed(
         )
     graph = leaf.graph.clone()
     if args:
-        args, others = (graph, *[on_graph(value) for value in args[1:]]), kwargs
+        args, others = (graph, *[_on_graph(context, value) for value in args[1:]]), kwargs
     else:
         others = {key: graph if value is target else value for key, value in kwargs.items()}
-    func(*args, **{key: on_graph(value) for key, value in others.items()})
+    func(*args, **{key: _on_graph(context, value) for key, value in others.items()})
     for key, other in context.leaves.items():
         if other is not leaf and _share(leaf.value, other.value):
             context.leaves[key] = replace(other, overwritten_by=func.__name__)
@@ -109,7 +109,6 @@ def _written(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     leaves: list[TrackedTensor],
-    on_graph: Callable[[Any], Any],
 ) -> Any:
     """Run a call that writes parameters into a tensor of constants, which is a derived parameter from then on.
 
@@ -119,8 +118,8 @@ def _written(
     target = main_argument(args, kwargs)
     graph = target.clone()
     on_copy = {id(target): graph}
-    own = [on_copy.get(id(value), on_graph(value)) for value in args]
-    func(*own, **{key: on_copy.get(id(value), on_graph(value)) for key, value in kwargs.items()})
+    own = [on_copy.get(id(value), _on_graph(context, value)) for value in args]
+    func(*own, **{key: on_copy.get(id(value), _on_graph(context, value)) for key, value in kwargs.items()})
     if not graph.requires_grad:
         raise UncoveredParameterUseError(
             f"writes parameter {leaves[0].name!r} into a tensor where no gradient follows it",
@@ -129,8 +128,7 @@ def _written(
         )
     result = func(*args, **kwargs)
     roots = distinct_parameters(leaves)
-    name = f"{func.__name__.strip('_')}({', '.join(root.name for root in roots)})"
-    context.leaves[id(target)] = TrackedTensor(name, graph.detach(), graph, roots)
+    context.leaves[id(target)] = TrackedTensor(_name_of(func, roots), graph.detach(), graph, roots)
     context.held.append(target)
     return result
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from hushgrad.capture.axes.rules import OperatorCall
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,3 +146,8 @@ def owners_along(tensor: Tensor, location: BatchLocation, dim: int, batch_size: 
     if location != dim or not isinstance(location, int) or tensor.shape[dim] % batch_size:
         return None
     return owners_of_axis(tensor.shape[dim], batch_size, tensor.device)
+
+
+def location_of_source(call: OperatorCall, locations: Sequence[Any], value: Any) -> Any:
+    """Return where the batch lies in one of a call's arguments; None if it is no data, or not known."""
+    return next((part for source, part in zip(call.sources, locations, strict=True) if source is value), None)

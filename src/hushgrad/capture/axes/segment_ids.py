@@ -37,6 +37,7 @@ from hushgrad.capture.axes.owners import (
     SegmentIds,
     dim_of,
     location_of,
+    location_of_source,
     owners_along,
     owners_of_axis,
     packed_owners,
@@ -179,7 +180,7 @@ def _is_view(call: OperatorCall) -> bool:
 def _selected(call: OperatorCall, locations: list[BatchLocation], out: Tensor) -> BatchLocation:
     """`x.index_select(dim, order)` or `x[order]`: rows in another order, some of them left out or repeated."""
     x = call.first
-    location = next((part for source, part in zip(call.sources, locations, strict=True) if source is x), None)
+    location = location_of_source(call, locations, x)
     if location is None:
         return None
     if call.func is Tensor.__getitem__:
@@ -198,14 +199,10 @@ def _selected(call: OperatorCall, locations: list[BatchLocation], out: Tensor) -
     rows = own.rows[order]
     if not any(source is call_order for source in call.sources):
         return location_of(dim, rows, call.batch_size) if own.moved is None else None
-    chosen_by = owners_along(call_order, _of(call, locations, call_order), 0, call.batch_size)
+    chosen_by = owners_along(call_order, location_of_source(call, locations, call_order), 0, call.batch_size)
     if own.moved is None and chosen_by is not None:  # a place that an example itself names: of its own rows, or lost
         return location_of(dim, rows, call.batch_size) if torch.equal(chosen_by.to(rows.device), rows) else None
     return _moved(call, own, isinstance(location, SegmentIds), order, rows, dim)
-
-
-def _of(call: OperatorCall, locations: list[BatchLocation], value: Tensor) -> BatchLocation:
-    return next((part for source, part in zip(call.sources, locations, strict=True) if source is value), None)
 
 
 def _moved(
@@ -229,7 +226,7 @@ def _moved(
 def _unpacked(call: OperatorCall, locations: list[BatchLocation]) -> BatchLocation:
     """`pad_packed_sequence`: a row for each sequence, longest first."""
     data, batch_sizes, batch_first = call.args[:3]
-    location = next((part for source, part in zip(call.sources, locations, strict=True) if source is data), None)
+    location = location_of_source(call, locations, data)
     if not isinstance(location, SegmentIds) or not batch_sizes.numel():
         return None
     sequences = location.rows[: int(batch_sizes[0])]
@@ -241,7 +238,7 @@ def _unpacked(call: OperatorCall, locations: list[BatchLocation]) -> BatchLocati
 def _packed(call: OperatorCall, locations: list[BatchLocation]) -> BatchLocation:
     """`pack_padded_sequence` of padded data with one sequence for each row."""
     x, _, batch_first = call.args[:3]
-    location = next((part for source, part in zip(call.sources, locations, strict=True) if source is x), None)
+    location = location_of_source(call, locations, x)
     dim = 0 if batch_first else 1
     if isinstance(location, SegmentIds):
         is_of_sequences = location.dim == dim and (location.moved is None or location.moved.total == call.batch_size)

@@ -34,7 +34,14 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture.axes.lookups import reading_of
-from hushgrad.capture.axes.owners import BatchLocation, Moved, SegmentIds, owners_of_axis, row_of
+from hushgrad.capture.axes.owners import (
+    BatchLocation,
+    Moved,
+    SegmentIds,
+    location_of_source,
+    owners_of_axis,
+    row_of,
+)
 from hushgrad.capture.axes.rules import OperatorCall, dims_of, is_basic
 from hushgrad.capture.axes.segment_ids import SELECTIONS
 from hushgrad.torch_internals import GROUPED_MM
@@ -129,11 +136,6 @@ def listed_of(index: Any, locations: Sequence[Any], sources: Sequence[Tensor]) -
         return None
     found = (part for source, part in zip(sources, locations, strict=True) if source is index)
     return next((part for part in found if isinstance(part, Listed)), None)
-
-
-def location_of_source(call: OperatorCall, locations: Sequence[Any], value: Any) -> Any:
-    """Return where the batch lies in one of a call's arguments; None if it is no data, or not known."""
-    return next((part for source, part in zip(call.sources, locations, strict=True) if source is value), None)
 
 
 # Making pointers -------------------------------------------------------------------------------------------------
