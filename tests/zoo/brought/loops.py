@@ -91,16 +91,21 @@ def real_and_fake(model: Any, x: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(-model(x))[:, 0] + F.softplus(model(fake))[:, 0]
 
 
+def step_beside_fakes(run: Run, x: Tensor, made: Any) -> list[tuple[Tensor, Tensor]]:
+    """Train on records and as many fakes, and return the pairs."""
+    fake = made(torch.randn(len(x), 2)).detach()
+    run.optimizer.zero_grad()
+    run.session.backward(real_and_fake(run.model, x, fake))
+    run.optimizer.step()
+    return list(zip(x, fake, strict=True))
+
+
 def alternating(pauses: bool) -> Any:
     def loop(run: Run) -> Any:
         made, own = generator()
         items = []
         for x, _ in run.loader:
-            fake = made(torch.randn(len(x), 2)).detach()
-            run.optimizer.zero_grad()
-            run.session.backward(real_and_fake(run.model, x, fake))
-            run.optimizer.step()
-            items += list(zip(x, fake, strict=True))
+            items += step_beside_fakes(run, x, made)
             own.zero_grad()
             with run.session.paused() if pauses else nullcontext():
                 F.softplus(-run.model(made(torch.randn(len(x), 2)))).mean().backward()
@@ -145,11 +150,7 @@ def as_many_fakes(run: Run) -> Any:
     made, _ = generator()
     items = []
     for x, _ in run.loader:
-        fake = made(torch.randn(len(x), 2)).detach()
-        run.optimizer.zero_grad()
-        run.session.backward(real_and_fake(run.model, x, fake))
-        run.optimizer.step()
-        items += list(zip(x, fake, strict=True))
+        items += step_beside_fakes(run, x, made)
     return items
 
 
