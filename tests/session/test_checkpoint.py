@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -329,3 +330,77 @@ def test_a_receipt_of_more_steps_than_its_ledger_holds_is_refused(tmp_path: Path
     run.train(1)
     with pytest.raises(LedgerError, match="speaks of 99 steps"):
         run.engine.session.load_state_dict({**run.engine.session.state_dict(), "steps": 99})
+
+
+def test_nothing_is_written_or_loaded_inside_a_step_wherever_it_is_asked_from(tmp_path: Path) -> None:
+    """A signal's handler runs in the middle of an update, another thread beside it."""
+    run = Run(tmp_path)
+    run.save()
+    asked: list[str] = []
+
+    def ask(*_: Any) -> None:
+        for forbidden in (run.save, run.load):
+            try:
+                forbidden()
+            except ProtocolError as error:
+                asked.append(error.what)
+
+    def ask_in_both(*_: Any) -> None:
+        ask()
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+
+    run.optimizer.register_step_pre_hook(ask_in_both)  # runs after the session's own
+    run.train(1)
+    assert len(asked) % 4 == 0  # in each item's step both were refused to both
+    assert all("inside optimizer.step()" in what for what in asked[-4:])  # that of the update
+    assert all("inside a logical batch" in what for what in asked[:-4])
+    run.save()
+
+
+def test_a_step_that_an_exception_left_is_over(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = run.optimizer.register_step_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(1)
+    handle.remove()
+    run.engine.session.discard()
+    run.save()
+
+
+class Nested:
+    """A part of a checkpoint during whose writing something else happens."""
+
+    def __init__(self, happens: Callable[[], object]) -> None:
+        self.happens = happens
+
+    def state_dict(self) -> dict[str, Any]:
+        self.happens()
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise AssertionError
+
+
+def test_a_checkpoint_inside_a_checkpoint_is_refused_and_the_outer_one_is_whole(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+
+    def inner() -> None:
+        with pytest.raises(ProtocolError, match="while another one is written"):
+            run.save()
+
+    run.engine.save_checkpoint(run.path, schedulers=[Nested(inner)])
+    assert read_checkpoint(run.path)["schedulers"] == [{}]
+
+
+def test_a_checkpoint_during_which_a_step_ran_is_refused_and_the_last_one_stays(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.save(extra="first")
+    with pytest.raises(ProtocolError, match="steps ran while"):
+        run.engine.save_checkpoint(run.path, schedulers=[Nested(lambda: run.train(1))], extra="second")
+    assert read_checkpoint(run.path)["extra"] == "first"

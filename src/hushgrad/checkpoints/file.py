@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,12 @@ _KEY = "hushgrad checkpoint"
 FORMAT = 1
 
 
-def write_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+def write_checkpoint(
+    path: str | os.PathLike[str], content: dict[str, Any], require_current: Callable[[], None] = lambda: None
+) -> None:
     """Write state dictionaries, by name; return when they are on disk.
+
+    `require_current` is called once their values have been copied, and raises where these have changed meanwhile.
 
     Raises `CheckpointError` for what cannot be written without pickle, and for a path that cannot be written to.
     """
@@ -41,6 +46,7 @@ def write_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> N
             cure="Keep plain values in state_dict() and extra",
         ) from None
     data = safetensors.torch.save(_apart(stored), metadata={_KEY: header})
+    require_current()
     try:
         replace_file(file, data)
     except OSError as error:

@@ -7,7 +7,7 @@ the model.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.checkpoints.file import read_checkpoint, write_checkpoint
-from hushgrad.errors import CheckpointError
+from hushgrad.errors import CheckpointError, ProtocolError
 
 
 class Stateful(Protocol):
@@ -47,23 +47,33 @@ class Resumed:
 
 def save(
     path: str | os.PathLike[str],
-    receipt: Receipt,
+    receipt: Callable[[], Receipt],
     model: nn.Module,
     optimizer: Optimizer,
     schedulers: Sequence[Stateful],
     extra: Any,
 ) -> None:
-    """Write a checkpoint (see `Session.save_checkpoint`)."""
+    """Write a checkpoint (see `Session.save_checkpoint`); `receipt` gives that of now."""
+    at_first = receipt()
+
+    def require_no_step_since() -> None:
+        if receipt() != at_first:
+            raise ProtocolError(
+                "steps ran while the checkpoint was written, so that its values are of no one step",
+                cure="Write it in the thread of the loop, between two steps",
+            )
+
     write_checkpoint(
         path,
         {
-            "receipt": receipt.as_state(),
+            "receipt": at_first.as_state(),
             "kinds": _kinds(optimizer, schedulers),
             "model": dict(model.state_dict()),
             "optimizer": optimizer.state_dict(),
             "schedulers": [scheduler.state_dict() for scheduler in schedulers],
             "extra": extra,
         },
+        require_no_step_since,
     )
 
 

@@ -7,8 +7,9 @@ or clip again a gradient without noise. The order of a step is: charge, then noi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,6 +63,7 @@ class Session:
         self._model, self._optimizer = model, optimizer
         self._loop: Loop = DeclaredLoop(self._parts)
         self._closed = False
+        self._at_checkpoint = threading.Lock()
         self._hooks = StepHooks(
             optimizer,
             start=self._start_step,
@@ -331,10 +333,10 @@ class Session:
         Raises:
             CheckpointError: it is no receipt.
             LedgerError: the ledger is missing, was cut, or is that of another run.
-            ProtocolError: inside a logical batch.
+            ProtocolError: inside a logical batch or a step, or beside another checkpoint.
         """
-        self._require_between_steps("load a state")
-        return self._parts.spending.lost_since(Receipt.from_state(state))
+        with self._between_steps("load a state"):
+            return self._parts.spending.lost_since(Receipt.from_state(state))
 
     def save_checkpoint(
         self, path: str | os.PathLike[str], *, schedulers: Sequence[Stateful] = (), extra: Any = None
@@ -351,10 +353,10 @@ class Session:
 
         Raises:
             CheckpointError: a value cannot be written without pickle, or the file cannot be written.
-            ProtocolError: inside a logical batch.
+            ProtocolError: inside a logical batch or a step, or beside another checkpoint.
         """
-        self._require_between_steps("write a checkpoint")
-        save(path, self._parts.spending.receipt(), self._model, self._optimizer, schedulers, extra)
+        with self._between_steps("write a checkpoint"):
+            save(path, self._parts.spending.receipt, self._model, self._optimizer, schedulers, extra)
 
     def load_checkpoint(self, path: str | os.PathLike[str], *, schedulers: Sequence[Stateful] = ()) -> Resumed:
         """Go on from a checkpoint, once its receipt was found in this session's ledger.
@@ -368,22 +370,34 @@ class Session:
         Raises:
             CheckpointError: it is damaged, or one of another model or optimizer.
             LedgerError: the ledger is missing, was cut, or is that of another run.
-            ProtocolError: inside a logical batch.
+            ProtocolError: inside a logical batch or a step, or beside another checkpoint.
         """
-        self._require_between_steps("load a checkpoint")
-        checkpoint = Checkpoint.read(path)
-        lost = self._parts.spending.lost_since(checkpoint.receipt)
-        checkpoint.load(self._model, self._optimizer, schedulers)
-        self._parts.left_alone.restored()
+        with self._between_steps("load a checkpoint"):
+            checkpoint = Checkpoint.read(path)
+            lost = self._parts.spending.lost_since(checkpoint.receipt)
+            checkpoint.load(self._model, self._optimizer, schedulers)
+            self._parts.left_alone.restored()
         return Resumed(checkpoint.receipt.steps, lost, checkpoint.extra)
 
-    def _require_between_steps(self, what: str) -> None:
+    @contextmanager
+    def _between_steps(self, what: str) -> Iterator[None]:
+        """Refuse to do something inside a logical batch, a step, or another checkpoint that a signal came into."""
         self._require_open()
-        if self._loop.is_open:
+        where = "inside a logical batch" if self._loop.is_open else "inside optimizer.step()"
+        if self._loop.is_open or self._hooks.is_running:
             raise ProtocolError(
-                f"this would {what} inside a logical batch",
-                cure="Do it after optimizer.step() and before the next item; after an interrupt call session.discard()",
+                f"this would {what} {where}",
+                cure="Do it after optimizer.step() and before the next item (a signal's handler sets a flag that the "
+                "loop looks at there); after an interrupt call session.discard()",
             )
+        if not self._at_checkpoint.acquire(blocking=False):
+            raise ProtocolError(
+                f"this would {what} while another one is written or loaded", cure="Do one after the other"
+            )
+        try:
+            yield
+        finally:
+            self._at_checkpoint.release()
 
     # What was spent --------------------------------------------------------------------------------------------------
 

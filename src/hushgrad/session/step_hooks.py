@@ -50,6 +50,12 @@ class StepHooks:
             return []
         return [full_name(hook) for key, hook in hooks.items() if key > self._handles[0].id]
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a step of the optimizer is at work, in any thread: not one that an exception has left."""
+        step = self._step
+        return step is not None and any(map(step.holds, sys._current_frames().values()))
+
     def remove(self) -> None:
         """Take the hooks off the optimizer."""
         for handle in self._handles:
@@ -107,9 +113,12 @@ class _Step:
 
     def calls(self, frame: FrameType) -> bool:
         """Return whether this frame is still running, and among the callers of `frame`."""
-        caller = frame.f_back
-        while caller is not None:
-            if id(caller) == self.address:
-                return self._witness is caller or self._witness is witness_of_step(caller)
-            caller = caller.f_back
+        return self.holds(frame.f_back)
+
+    def holds(self, frame: FrameType | None) -> bool:
+        """Return whether this frame is still running, and is `frame` or among its callers."""
+        while frame is not None:
+            if id(frame) == self.address:
+                return self._witness is frame or self._witness is witness_of_step(frame)
+            frame = frame.f_back
         return False
