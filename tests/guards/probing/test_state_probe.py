@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
+import torch
 from first_forwards import Body, train
 from keeping_models import LEAKY as KEEPING
 from keeping_models import SEEN, TABLE, Cycling, Keeping, Logged, Machinery, first_of
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from hushgrad import PrivacyEngine
 from hushgrad.errors import HushgradError, PrivateBufferError
 from hushgrad.guards.probing.state_probe import refusal
 
@@ -170,3 +174,45 @@ def test_a_key_that_came_with_the_data_is_not_named() -> None:
     with pytest.raises(PrivateBufferError) as raised:
         train(Words())
     assert "word" not in str(raised.value)
+
+
+class Rare(nn.Module):
+    """Counts records with one rare value, in a buffer that nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 2)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count = self.count + (x[:, 0] == 0.5).float().sum().detach()
+        return self.a(x)  # type: ignore[no-any-return]
+
+
+def test_state_that_follows_the_data_from_a_later_batch_on_is_found_by_a_secret_look() -> None:
+    """The key is fixed: the looks, and the batches with the one record, are the same in every run."""
+    x = torch.rand(40, 4, generator=torch.Generator().manual_seed(0))
+    x[7, 0] = 0.5
+    model = Rare()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = PrivacyEngine(test_key=0)
+    _, _, loader = engine.make_private(
+        module=model,
+        optimizer=optimizer,
+        data_loader=DataLoader(TensorDataset(x, torch.zeros(40, dtype=torch.long)), batch_size=8),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+    )
+    criterion = engine.per_example(nn.CrossEntropyLoss())
+
+    def train_on() -> None:
+        for _ in range(12):
+            for inputs, labels in loader:
+                optimizer.zero_grad()
+                criterion(model(inputs), labels).backward()
+                optimizer.step()
+
+    with pytest.raises(PrivateBufferError, match="count"):
+        train_on()
+    assert engine.session.steps > 0
+    assert engine.get_epsilon(1e-3) == math.inf

@@ -489,7 +489,7 @@ def programs() -> Any:
 KIND = Kind(
     "kept state",
     "all that a forward can change and read again: by value, wherever it lies",
-    "first batch",
+    "first batch, secret random steps",
     "what lies outside of this process; iterators without a readable place are said (`not examined`)",
     tuple(programs()),
 )
