@@ -1,4 +1,4 @@
-"""Private training in Hugging Face's Trainer, and in the Trainers made of it (TRL's SFTTrainer)::
+"""Private training in Hugging Face's Trainer, and in the Trainers made of it::
 
     from hushgrad import Privacy
     from hushgrad.integrations.transformers import private
