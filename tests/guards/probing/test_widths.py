@@ -175,6 +175,24 @@ def test_without_a_collate_function_a_length_is_guessed_where_it_follows_the_lon
     assert [width.of(T) for width in own_widths(None, batch((features, lengths)), {T})] == [1, 3]
 
 
+def test_a_record_that_ends_in_equal_positions_is_not_taken_for_a_shorter_one() -> None:
+    equal_ends = torch.tensor([[5, 6, 7, 7], [5, 6, 7, 8], [1, 2, 3, 4]])
+    assert own_widths(None, batch(equal_ends, size=3), {4}) == []
+    padded_too = torch.tensor([[5, 6, 7, 7], [5, 0, 0, 0], [1, 2, 0, 0]])
+    assert [width.row for width in own_widths(None, batch(padded_too, size=3), {4})] == [1, 2]
+    ids = torch.tensor([[5, 9, 9, 9], [5, 6, 9, 9], [1, 2, 3, 9]])  # what ends a record is what pads, too
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]])
+    found = own_widths(None, batch((ids, mask), size=3), {4})
+    assert [(width.row, width.of(4)) for width in found] == [(0, 2)]
+
+
+def test_what_the_records_themselves_tell_leaves_nothing_to_guess() -> None:
+    """Two of three records end in equal ids; all are as long as the longest."""
+    records = [[5, 6, 7, 7], [1, 2, 7, 7], [1, 2, 3, 4]]
+    source = Drawn(records, range(3), padded(records), 3, pad_right)
+    assert own_widths(source, batch(source.item, size=3), {4}) == []
+
+
 def test_an_axis_that_is_one_shorter_was_shifted_by_the_loop() -> None:
     width = OwnWidth(0, {5: 3}, (), True)
     assert [width.of(length) for length in (3, 4, 5, 6)] == [3, 2, 5 - 2, 6]

@@ -116,9 +116,10 @@ def own_widths(drawn: Drawn | None, batch: Batch, varying: Set[int]) -> list[Own
         varying: lengths of axes that were others in earlier batches.
     """
     count = batch.size if drawn is None else min(len(drawn.indices), batch.size)
-    read = () if drawn is None else drawn.widths
-    guessed = () if read else _guessed(drawn, batch, varying, count)
-    shorter = _shorter(read or [OwnWidth(row, lengths, (), False) for row, lengths in guessed])
+    shorter = [] if drawn is None else drawn.short_records
+    if not shorter:
+        guessed = _guessed(drawn, batch, varying - _whole(drawn), count)
+        shorter = _shorter(OwnWidth(row, lengths, (), False) for row, lengths in guessed)
     shorter.sort(key=lambda width: min(own / length for length, own in width.lengths.items()))
     return [*shorter[:1], *shorter[-1:]] if len(shorter) > 1 else shorter
 
@@ -273,9 +274,16 @@ def _from_records(drawn: Drawn, count: int) -> list[OwnWidth]:
                 length, own = tensor.shape[axis], other.shape[axis]
                 if axis != of_batch and own not in (0, length):
                     lengths[length] = max(own, lengths.get(length, 0))
-        if lengths:
+        if alone:
             found.append(OwnWidth(row, lengths, list(alone.values()), True))
     return found
+
+
+def _whole(drawn: Drawn | None) -> set[int]:
+    """Return lengths that need no guessing: the records that seem to be short have them when they come alone."""
+    if drawn is None or not drawn.widths:
+        return set()
+    return set.intersection(*({length for tensor in width.alone for length in tensor.shape} for width in drawn.widths))
 
 
 def _some_alone(drawn: Drawn, runs: CollateRuns, count: int) -> Iterator[tuple[int, dict[Path, Tensor]]]:
@@ -430,13 +438,35 @@ def _guessed(drawn: Drawn | None, batch: Batch, varying: Set[int], count: int) -
             if int(own.max()) in cut and int(own.max()) < tensor.shape[1]:
                 yield from _rows_of(own)
                 return
-    for tensor in (*item, *taken) if followed else ():
-        if not tensor.ndim or tensor.shape[0] < count or (tensor.ndim == 1 and tensor.is_floating_point()):
-            continue
-        own = tensor[:count].cpu().numpy() if tensor.ndim == 1 else contents(tensor)[:count]
-        if int(own.max()) in followed:
-            yield from _rows_of(own)
-            return
+    told = [tensor[:count] for tensor in (*item, *taken) if tensor.ndim and tensor.shape[0] >= count and tensor.numel()]
+    for length in followed:
+        own = _longest([_padded(tensor) for tensor in told if tensor.ndim > 1 and tensor.shape[1] == length])
+        numbers = [tensor for tensor in told if tensor.ndim == 1 and not tensor.is_floating_point()]
+        for lengths in (own, *(tensor.cpu().numpy() for tensor in numbers)):
+            if len(lengths) and int(lengths.max()) == length > lengths.min():
+                yield from _rows_of(lengths)
+                return
+
+
+def _longest(lengths: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    return np.max(lengths, 0) if lengths else np.zeros(0)
+
+
+def _padded(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Return for each row of `[B, T, ...]` how many positions come before what can be nothing but padding.
+
+    A record may itself end in two equal positions, and a mask of a record that is as long as the longest holds ones
+    alone. So padding is a value that no record begins with, and, of more than two records, that two end in.
+    """
+    ends = tensor.detach()[:, -1].reshape(len(tensor), -1)
+    begins = tensor.detach()[:, 0].reshape(len(tensor), -1)
+    own = contents(tensor)
+    same = (ends[:, None] == ends) | ((ends != ends)[:, None] & (ends != ends))
+    rows = torch.from_numpy(own < tensor.shape[1]).to(ends.device)
+    alike = (same.all(2) & rows).sum(1)
+    begun = (ends[:, None] == begins).all(2).any(1)
+    is_padded = rows & ~begun & (alike >= min(2, len(tensor) - 1))
+    return np.where(is_padded.cpu().numpy(), own, tensor.shape[1])
 
 
 def _rows_of(own: np.ndarray[Any, Any]) -> Iterator[tuple[int, dict[int, int]]]:
