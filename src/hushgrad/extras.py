@@ -15,6 +15,8 @@ EXTRAS = {
     "study": ("dp_accounting", "jinja2", "markupsafe", "matplotlib", "sklearn", "safetensors", "rich"),
     "sweep": ("optuna",),
     "hf": ("transformers", "accelerate", "safetensors"),
+    "lightning": ("lightning", "safetensors"),
+    "export": ("onnx", "onnxscript"),
     "tensorboard": ("tensorboard",),
 }
 """The modules that each extra brings, by the name that `pip install 'hushgrad[NAME]'` takes."""
