@@ -31,4 +31,4 @@ def test_no_killed_process_released_a_step_that_the_ledger_lacks(
     assert found["failed"] == 0, result.stderr
     assert found["uncharged"] == 0
     assert found["worst_over_charge"] <= lease
-    assert found["steps"] > kills  # the loops did train
+    assert found["steps"] > kills // 2  # the loops did train: most are killed after their first step

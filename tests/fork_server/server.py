@@ -197,6 +197,7 @@ def _execute(arguments: list[str]) -> int:
 
 def main(address: str, program: str) -> None:
     """Import, write the program, serve."""
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # pyarrow's allocator, which scikit-learn brings
     for module in IMPORTED:
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(module)
