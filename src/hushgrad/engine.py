@@ -23,6 +23,8 @@ from hushgrad.errors import DatasetError, InvalidArgumentError, ProtocolError
 from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD, Mechanism
+from hushgrad.parallel.messages import told_by_first
+from hushgrad.parallel.world import join_world
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.disjoint import DisjointBatches
 from hushgrad.sampling.loader import PrivateLoader
@@ -223,12 +225,15 @@ class PrivacyEngine:
             epochs=epochs,
             spare_steps=spare_steps,
         )
-        calibrated = mechanism.calibrate(
-            epsilon=target_epsilon,
-            delta=target_delta,
-            accountant=self._accountant,
-            before=events_before(self._ledger, phase),
-        )
+
+        def chosen() -> float:  # by the process that has the ledger
+            before = events_before(self._ledger, phase)
+            calibrated = mechanism.calibrate(
+                epsilon=target_epsilon, delta=target_delta, accountant=self._accountant, before=before
+            )
+            return calibrated.noise_multiplier
+
+        calibrated = mechanism.with_noise_multiplier(told_by_first(join_world(), chosen))
         return self._attach(module, optimizer, reading, calibrated, max_physical_batch_size, constant_shapes, phase)
 
     def per_example(self, criterion: nn.Module | Callable[..., Tensor]) -> PerExampleLoss:

@@ -257,6 +257,24 @@ class CheckpointError(HushgradError, RuntimeError):
     code = "DP506"
 
 
+# 6xx: several processes ----------------------------------------------------------------------------------------------
+
+
+class DesyncError(HushgradError, RuntimeError):
+    """The processes that train one model differ in what they train, or make other calls."""
+
+    code = "DP601"
+
+
+class PeerFailedError(HushgradError, RuntimeError):
+    """Another process raised, died, or did not come in time; this one released nothing more."""
+
+    code = "DP602"
+
+    is_finding = False
+    """Whether the other process found that earlier steps may have leaked."""
+
+
 def where_raised(error: BaseException) -> str:
     """Return the type of an exception and the place it comes from; its text may hold data."""
     place = traceback.extract_tb(error.__traceback__)[-1]

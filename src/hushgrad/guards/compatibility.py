@@ -23,6 +23,7 @@ from hushgrad.errors import (
     UnsupportedOptimizerError,
 )
 from hushgrad.guards.in_use import is_in_use
+from hushgrad.parallel.layout import layout_problems
 from hushgrad.printable import full_name
 from hushgrad.torch_internals import BatchNorm, InstanceNorm, has_gradient_hooks, takes_step_hooks
 
@@ -83,7 +84,7 @@ def setup_problems(model: nn.Module, optimizer: Optimizer | None = None) -> Iter
     Nothing is run or changed. Without an optimizer the model alone is looked at.
     """
     yield from _session_problems(model, optimizer)
-    yield from _process_problems(model)
+    yield from layout_problems(model)
     yield from _scripted_problems(model)
     yield from _norm_problems(model)
     yield from _table_problems(model)
@@ -120,28 +121,6 @@ def _session_problems(model: nn.Module, optimizer: Optimizer | None) -> Iterator
             cure="Where a notebook cell ran twice, call hushgrad.session_of(model).close() (or give it the optimizer): "
             "the weights stay, and the same ledger goes on. Or build both anew",
         )
-
-
-def _process_problems(model: nn.Module) -> Iterator[HushgradError]:
-    for name, part in model.named_modules():
-        if is_replica_or_shard(part):
-            yield UnsupportedModelError(
-                f"{type(part).__name__} is not supported: each replica would add its own noise, and a shard sees only "
-                f"part of an example's gradient",
-                where=name or WHOLE,
-                cure="Train the plain module in one process",
-            )
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        world = torch.distributed.get_world_size()
-        if world > 1:
-            yield UnsupportedModelError(f"a world size of {world} is not supported", cure="Train in one process")
-
-
-def is_replica_or_shard(part: nn.Module) -> bool:
-    """Whether a module is one of torch's wrappers, or one that `fully_shard` made."""
-    if isinstance(part, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return True
-    return any(base.__module__.startswith("torch.distributed.fsdp") for base in type(part).__mro__)
 
 
 def _scripted_problems(model: nn.Module) -> Iterator[HushgradError]:

@@ -29,9 +29,9 @@ from hushgrad.randomness import Address, KeyStream
 from hushgrad.sampling.counting_collate import CountingCollate
 from hushgrad.sampling.logical_batches import LogicalBatch, logical_batches
 from hushgrad.sampling.poisson import uniform_indices
-from hushgrad.sampling.records import BatchObserver, Cutting, PhysicalBatch, cut
+from hushgrad.sampling.records import WHOLE, BatchObserver, Cutting, PhysicalBatch, Share, cut
 from hushgrad.sampling.scheme import Batches, SamplingScheme, require_scheme
-from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader
+from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader, require_share
 
 
 class PrivateLoader:
@@ -76,6 +76,8 @@ class PrivateLoader:
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
         observer: BatchObserver | None = None,
+        share: Share = WHOLE,
+        agree: Callable[[Batches], Batches] | None = None,
     ) -> None:
         """Make a loader over a dataset, for loops without a DataLoader of their own.
 
@@ -92,6 +94,8 @@ class PrivateLoader:
             constant_shapes: whether every item has exactly that many rows, with padding of weight 0; None for it is
                 then the scheme's largest batch.
             observer: told before each read and of each item.
+            share: which part of each logical batch this process takes, where several draw under one stream.
+            agree: given the caller's `batches`, returns those that all of these processes take.
 
         Raises:
             DatasetError: an iterable or empty dataset, or one without a length.
@@ -114,11 +118,13 @@ class PrivateLoader:
         if expected is None:
             raise InvalidArgumentError(f"{type(sampling).__name__} needs batch_size", cure="Give it, a public constant")
         self.batch_size = positive_number("batch_size", expected)
+        if batches is not None and agree is not None:
+            batches = agree(batches)
         sampler = sampling.sampler(self._count, stream.fork("sampling"), batches)
         one_pass = partial(sampler.one_pass, self._steps_per_pass)
         in_passes = sampling.counts_in == "passes"
         self._planner = _Planner(
-            one_pass, cutting, self._count, sampling.largest_batch, stream.fork("padding"), in_passes
+            one_pass, cutting, self._count, sampling.largest_batch, stream.fork("padding"), in_passes, share
         )
         self.options = options or LoadingOptions()
         self._items = _torch_loader(dataset, self._planner, self.options)
@@ -135,6 +141,8 @@ class PrivateLoader:
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
         observer: BatchObserver | None = None,
+        share: Share = WHOLE,
+        agree: Callable[[Batches], Batches] | None = None,
     ) -> PrivateLoader:
         """Make a loader with the dataset, batch size, `collate_fn` and workers of a torch DataLoader.
 
@@ -145,7 +153,14 @@ class PrivateLoader:
         batches of another size than the DataLoader's.
         """
         reading = read_data_loader(data_loader)
+        require_share(reading, share)
         require_expected_size(require_scheme(sampling), reading.batch_size, reading.count)
+        if reading.share is not None and sampling.takes_batches:
+            raise UnsupportedSamplerError(
+                "DistributedSampler gives each process batches of its own, and disjoint batches are those of all",
+                cure="Leave the sampler out: pass DataLoader(dataset, batch_size=..., shuffle=True) with the batch "
+                "size of all processes together",
+            )
         return cls(
             reading.dataset,
             sampling,
@@ -157,6 +172,8 @@ class PrivateLoader:
             max_physical_batch_size=max_physical_batch_size,
             constant_shapes=constant_shapes,
             observer=observer,
+            share=share,
+            agree=agree,
         )
 
     @property
@@ -280,6 +297,7 @@ class _Planner:
         most: int | None,
         padding: KeyStream,
         once_per_pass: bool,
+        share: Share,
     ) -> None:
         self._one_pass = one_pass
         self._cutting = cutting
@@ -287,6 +305,7 @@ class _Planner:
         self._most = count if most is None else whole_number("largest_batch", most, minimum=1)
         self._padding = padding
         self._once_per_pass = once_per_pass
+        self._share = share
         self._planned: deque[PhysicalBatch] = deque()
         self._next_step = 0
         self._next_pass = 0
@@ -307,7 +326,7 @@ class _Planner:
             indices = self._chargeable(drawn)
             if self._once_per_pass:
                 _require_new(indices, seen)
-            for item, batch in enumerate(cut(indices, self._cutting, step, pass_index)):
+            for item, batch in enumerate(cut(indices, self._cutting, step, pass_index, self._share)):
                 planned.append(batch)
                 missing = batch.size - len(batch.indices)
                 yield [*batch.indices, *self._draw_padding(step, item, missing)]

@@ -74,15 +74,39 @@ class Cutting:
     items: int | None = None
 
 
-def cut(indices: tuple[int, ...], cutting: Cutting, step: int, pass_index: int) -> list[PhysicalBatch]:
-    """Return the physical batches of a logical batch, in order.
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which part of each logical batch one process takes, where several train one model: every `of`-th record.
+
+    The draw is one, known to all. So q, B and ε do not depend on how many processes there are, and all of them have
+    equally many items without asking each other.
+
+    Attributes:
+        rank: of the process, from 0.
+        of: how many there are.
+    """
+
+    rank: int = 0
+    of: int = 1
+
+
+WHOLE = Share()
+
+
+def cut(
+    indices: tuple[int, ...], cutting: Cutting, step: int, pass_index: int, share: Share = WHOLE
+) -> list[PhysicalBatch]:
+    """Return the physical batches of a logical batch, in order: those of one process, where several share it.
 
     Guarantee: the physical batches partition the logical batch, and the last one alone is marked `last`.
     Guarantee: with `constant_rows` every item has `max_rows` rows, and with `items` every logical batch as many items,
     whatever was drawn.
+    Guarantee: the shares of all processes partition the logical batch, in equally many items.
     """
-    rows = cutting.max_rows or max(1, len(indices))
-    needed = max(1, -(-len(indices) // rows))
+    most = -(-len(indices) // share.of)  # of any process: all know it
+    indices = indices[share.rank :: share.of]
+    rows = cutting.max_rows or max(1, most)
+    needed = max(1, -(-most // rows))
     count = cutting.items or needed
     if count < needed:
         raise InvalidArgumentError(

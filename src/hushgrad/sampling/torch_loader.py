@@ -19,6 +19,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from hushgrad.arguments import whole_number
 from hushgrad.errors import DatasetError, InvalidArgumentError, UnsupportedSamplerError
+from hushgrad.sampling.records import Share
 
 _CURE = "Leave the sampler out: pass DataLoader(dataset, batch_size=..., shuffle=True)"
 _CURES: dict[type, tuple[str, str]] = {
@@ -30,7 +31,6 @@ _CURES: dict[type, tuple[str, str]] = {
         "weights would change every example's probability, and so the charge",
         "Leave the sampler out, and weight the examples' losses",
     ),
-    DistributedSampler: ("it pads with duplicates", "Leave the sampler out, and train in one process"),
 }
 """Of samplers that cannot be honoured: why, and what to do."""
 
@@ -58,10 +58,12 @@ class DataLoaderReading:
     Attributes:
         dataset: the map-style dataset.
         count: len(dataset), by its use declared public.
-        batch_size: records per batch, a public constant.
+        batch_size: records per batch, a public constant; of several processes with a `DistributedSampler`, of all of
+            them together.
         steps: len(data_loader), batches per pass, with `drop_last` as the caller chose it.
         batches: the caller's own batch sampler.
         options: how records are fetched.
+        share: which process of how many a `DistributedSampler` is for; None without one.
     """
 
     dataset: Any
@@ -70,13 +72,15 @@ class DataLoaderReading:
     steps: int
     batches: BatchSampler
     options: LoadingOptions
+    share: Share | None = None
 
 
 def read_data_loader(data_loader: Any) -> DataLoaderReading:
     """Read a DataLoader, without reading data; what was read of one already is returned as it is.
 
     Samplers are recognised by their exact type, because a subclass may draw differently: `SequentialSampler`, and
-    `RandomSampler` that draws every record once.
+    `RandomSampler` that draws every record once. Of a `DistributedSampler` the number of processes is read, and its
+    draw is replaced by one of the library's own.
 
     Raises:
         InvalidArgumentError: not a `torch.utils.data.DataLoader`, or one with its own way of iterating.
@@ -100,16 +104,18 @@ def read_data_loader(data_loader: Any) -> DataLoaderReading:
     count = dataset_length(data_loader.dataset)
     batches = _known_batch_sampler(data_loader)
     _require_every_record_once(batches.sampler, count)
-    if batches.batch_size > count:
+    share = _share_of(batches.sampler)
+    size = batches.batch_size * (1 if share is None else share.of)
+    if size > count:
         raise DatasetError(
-            f"{batches.batch_size} is greater than the {count} records of the dataset",
+            f"{size} is greater than the {count} records of the dataset",
             where="batch_size",
             cure=f"Use batch_size={count} for full batches",
         )
     return DataLoaderReading(
         dataset=data_loader.dataset,
         count=count,
-        batch_size=batches.batch_size,
+        batch_size=size,
         steps=len(batches),
         batches=batches,
         options=LoadingOptions(
@@ -124,7 +130,24 @@ def read_data_loader(data_loader: Any) -> DataLoaderReading:
             prefetch_factor=data_loader.prefetch_factor,
             persistent_workers=data_loader.persistent_workers,
         ),
+        share=share,
     )
+
+
+def require_share(reading: DataLoaderReading, share: Share) -> None:
+    """Refuse a `DistributedSampler` for another number of processes than there are, or for another one of them."""
+    if reading.share is not None and reading.share != share:
+        raise UnsupportedSamplerError(
+            f"DistributedSampler is that of process {reading.share.rank} of {reading.share.of}, and this is process "
+            f"{share.rank} of {share.of}",
+            where="data_loader",
+            cure="Make it after torch.distributed.init_process_group, without num_replicas and rank; or leave the "
+            "sampler out, with the batch size of all processes together",
+        )
+
+
+def _share_of(sampler: Any) -> Share | None:
+    return Share(sampler.rank, sampler.num_replicas) if type(sampler) is DistributedSampler else None
 
 
 def _own_iteration(kind: type) -> str:
@@ -145,7 +168,8 @@ def accumulated(reading: DataLoaderReading, accumulation: int) -> DataLoaderRead
     """
     if whole_number("accumulation", accumulation, minimum=1) == 1:
         return reading
-    size = accumulation * reading.batches.batch_size
+    own = accumulation * reading.batches.batch_size
+    size = own * (1 if reading.share is None else reading.share.of)
     if size > reading.count:
         raise DatasetError(
             f"{accumulation} batches of {reading.batches.batch_size} are {size} records, and the dataset has "
@@ -153,7 +177,7 @@ def accumulated(reading: DataLoaderReading, accumulation: int) -> DataLoaderRead
             where="accumulation",
             cure=f"Use at most accumulation={reading.count // reading.batches.batch_size}",
         )
-    joined = BatchSampler(reading.batches.sampler, size, reading.batches.drop_last)
+    joined = BatchSampler(reading.batches.sampler, own, reading.batches.drop_last)
     return replace(reading, batch_size=size, steps=len(joined), batches=joined)
 
 
@@ -208,10 +232,11 @@ def _require_every_record_once(sampler: Any, count: int) -> None:
             raise UnsupportedSamplerError(
                 f"RandomSampler has num_samples={sampler.num_samples} for {count} records", cure=_CURE
             )
-    elif kind is not SequentialSampler:
+    elif kind is not SequentialSampler and kind is not DistributedSampler:
         why, cure = _CURES.get(kind, ("it is not known how it draws", _CURE))
         raise UnsupportedSamplerError(f"{kind.__name__} cannot be honoured: {why}", cure=cure)
-    if len(sampler.data_source) != count:
+    source = sampler.dataset if kind is DistributedSampler else sampler.data_source
+    if len(source) != count:
         raise UnsupportedSamplerError(
-            f"{kind.__name__} draws from {len(sampler.data_source)} records and the dataset has {count}", cure=_CURE
+            f"{kind.__name__} draws from {len(source)} records and the dataset has {count}", cure=_CURE
         )

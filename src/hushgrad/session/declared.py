@@ -48,6 +48,11 @@ class DeclaredLoop(Loop):
     def backward(self, losses_B: Tensor) -> None:
         """Run backward on the losses of one physical batch, and add its clipped sum; `[0]` is an empty draw."""
         parts, size = self._parts, losses_B.shape[0]
+        if not parts.world.is_alone:
+            raise ProtocolError(
+                "in several processes nobody sees that their batches without a loader are parts of one draw",
+                cure=_NEEDS_A_LOADER,
+            )
         parts.spending.open(DECLARED, None)
         parts.batch_comes()
         parts.take_marks()

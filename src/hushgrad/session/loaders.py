@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.errors import DatasetError, InvalidArgumentError
+from hushgrad.parallel.batches import BatchesOfFirst
 from hushgrad.sampling.loader import PrivateLoader, require_expected_size
 from hushgrad.sampling.records import BatchObserver
 from hushgrad.sampling.stream import StreamLoader, is_stream, read_stream
@@ -35,13 +37,15 @@ def loader_over(
         dataset,
         sampling,
         steps_per_pass=steps_per_pass,
-        stream=parts.stream.fork("loader"),
+        stream=parts.draws.fork("loader"),
         batch_size=size,
         batches=batches,
         options=options,
         max_physical_batch_size=max_physical_batch_size,
         constant_shapes=constant_shapes,
         observer=observer,
+        share=parts.share,
+        agree=partial(BatchesOfFirst, parts.world),
     )
 
 
@@ -68,6 +72,12 @@ def _loader_of(
     parts: Parts, data_loader: Any, observer: BatchObserver, rows: int | None, constant_shapes: bool
 ) -> PrivateLoader | StreamLoader:
     if is_stream(data_loader):
+        if not parts.world.is_alone:
+            raise DatasetError(
+                "it is a stream (an IterableDataset), of which each process would read all",
+                where="the dataset",
+                cure="Train on it in one process, or load it into a map-style dataset, with __len__ and __getitem__",
+            )
         return StreamLoader(
             read_stream(data_loader),
             parts.mechanism.sampling,
@@ -78,8 +88,10 @@ def _loader_of(
     return PrivateLoader.from_data_loader(
         read_data_loader(data_loader),
         parts.mechanism.sampling,
-        stream=parts.stream.fork("loader"),
+        stream=parts.draws.fork("loader"),
         max_physical_batch_size=rows,
         constant_shapes=constant_shapes,
         observer=observer,
+        share=parts.share,
+        agree=partial(BatchesOfFirst, parts.world),
     )

@@ -16,7 +16,9 @@ from hushgrad.guards.monitoring.monitor import Monitors
 from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.mechanism import Mechanism
+from hushgrad.parallel.world import World
 from hushgrad.randomness import KeyStream
+from hushgrad.sampling.records import Share
 from hushgrad.session.loss_scale import LossScale
 from hushgrad.session.members import Members
 from hushgrad.session.regularizers import Regularizers
@@ -32,7 +34,8 @@ class Parts:
         mechanism: what every step does and costs.
         parameters: what is trained, by name.
         members: the modules and the optimizer, which belong to this session.
-        stream: the session's own secret bits.
+        world: the processes that train this model together.
+        draws: secret bits for drawing records, the same in all of these processes.
         plan: how norms are computed.
         scope: captures the forwards of the model.
         public: tensors that were declared, and are no part of any batch.
@@ -51,7 +54,8 @@ class Parts:
     mechanism: Mechanism
     parameters: dict[str, nn.Parameter]
     members: Members
-    stream: KeyStream
+    world: World
+    draws: KeyStream
     plan: Plan
     scope: Scope
     public: PublicTensors
@@ -65,6 +69,11 @@ class Parts:
     monitors: Monitors
     loss_scale: LossScale
     is_strict: bool
+
+    @property
+    def share(self) -> Share:
+        """Which part of each logical batch this process takes."""
+        return Share(self.world.rank, self.world.size)
 
     @property
     def decided_in_forward(self) -> tuple[Condition, ...]:

@@ -13,6 +13,8 @@ from hushgrad.accounting.filter import PrivacyFilter
 from hushgrad.gradients.contribution import Plan
 from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.mechanism import Mechanism
+from hushgrad.parallel.layout import inner_module
+from hushgrad.parallel.world import join_world
 from hushgrad.randomness import KeyStream
 from hushgrad.session.loss_scale import Scale
 from hushgrad.session.session import Session
@@ -35,6 +37,9 @@ def privatize(
     loss_scale: Scale = 1.0,
 ) -> Session:
     """Attach a mechanism to a model and its optimizer; both stay the caller's own objects.
+
+    In several processes (torchrun), all of them call it with the same values, after
+    `torch.distributed.init_process_group`: the model is plain, or torch's `DistributedDataParallel` around it.
 
     Args:
         model: in training mode.
@@ -76,5 +81,6 @@ def privatize(
         monitors=monitors,
         strict=strict,
         loss_scale=loss_scale,
+        world=join_world(),
     )
-    return Session(parts, model, optimizer)
+    return Session(parts, inner_module(model), optimizer)

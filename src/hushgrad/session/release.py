@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Any
 
 from hushgrad.accounting.conditions import NEVER_EXAMINED, VALUES_READ, Condition
 from hushgrad.errors import LedgerError, NoiseMismatchError, TakenOnTrustError
+from hushgrad.parallel.agreement import conditions_of_all, together
+from hushgrad.parallel.replicas import EVERY, digest
 from hushgrad.session.parts import Parts
 
 NOISE, SENSITIVITY = "noise monitor", "sensitivity monitor"
@@ -27,13 +30,20 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
     """
     update, spending = parts.update, parts.spending
     try:
-        spending.require_step()
-        _require_established(parts)
-        mechanism = spending.current()
-        terms = parts.regularizers.gradients()
-        spending.note(NOISE, update.monitor.finding_due())
-        spending.trust(trusted())
-        spending.charge(loader_pass)
+        with together(parts.world, "release", _state_of(parts)):
+            spending.require_step()
+            _require_established(parts)
+            mechanism = spending.current()
+            terms = parts.regularizers.gradients()
+        conditions = conditions_of_all(parts.world, spending.unknown(trusted()))
+
+        def notes() -> None:
+            spending.note(NOISE, update.monitor.finding_due())
+            spending.trust(conditions)
+
+        spending.charge(loader_pass, notes)
+        if not parts.world.is_first:
+            notes()
     except BaseException:
         update.drop()
         raise
@@ -45,13 +55,25 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
             note_noise(parts)
         raise
     try:
-        parts.monitors.see(update.number - 1, mechanism, update.parameters)
-        update.add_terms(terms)
+        with together(parts.world, "look of the monitors", {}):
+            parts.monitors.see(update.number - 1, mechanism, update.parameters)
+            update.add_terms(terms)
     except BaseException:
         update.clear()
         with suppress(LedgerError):
             note_monitors(parts)
         raise
+
+
+def _state_of(parts: Parts) -> dict[str, Any]:
+    """Return what all processes must have in common at a step, as JSON; of a single process nothing."""
+    world, steps = parts.world, parts.spending.steps
+    if world.is_alone:
+        return {}
+    state: dict[str, Any] = {"number of steps": steps}
+    if steps % EVERY == 0:
+        state["values of the weights"] = digest(parts.parameters.values())
+    return state
 
 
 def _require_established(parts: Parts) -> None:

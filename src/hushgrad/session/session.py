@@ -30,12 +30,15 @@ from hushgrad.accounting.ledger.contract import OBSERVED
 from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.arguments import positive_number
-from hushgrad.errors import ClosedSessionError, HushgradError, LedgerError, ProtocolError
+from hushgrad.errors import ClosedSessionError, HushgradError, LedgerError, PeerFailedError, ProtocolError
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.guards.probing.probe import ProbeReport
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import Mechanism
+from hushgrad.parallel.agreement import require_agreement, together
+from hushgrad.parallel.messages import told_by_first
+from hushgrad.parallel.replicas import options_of
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.stream import StreamLoader
@@ -63,6 +66,7 @@ class Session:
         self._model, self._optimizer = model, optimizer
         self._loop: Loop = DeclaredLoop(self._parts)
         self._closed = False
+        self._finding: HushgradError | None = None
         self._at_checkpoint = threading.Lock()
         self._hooks = StepHooks(
             optimizer,
@@ -123,7 +127,8 @@ class Session:
             ProtocolError: out of turn, or without a loader of this session.
         """
         self._require_open()
-        self._loop.end_item()
+        with self._in_all("end of an item"):
+            self._loop.end_item()
 
     def per_example(self, criterion: nn.Module | Callable[..., Tensor]) -> PerExampleLoss:
         """Return a criterion that is checked to give one loss per example (see `PrivacyEngine.per_example`)."""
@@ -247,17 +252,18 @@ class Session:
             constant_shapes: whether every item has exactly that many rows, padding of weight 0 included (see
                 `PrivateLoader`).
         """
-        observer = self._observer()
-        loader = loader_over(
-            self._parts,
-            dataset,
-            observer,
-            steps_per_pass=steps_per_pass,
-            batches=batches,
-            options=options,
-            max_physical_batch_size=max_physical_batch_size,
-            constant_shapes=constant_shapes,
-        )
+        with together(self._parts.world, "loader", {}):
+            observer = self._observer()
+            loader = loader_over(
+                self._parts,
+                dataset,
+                observer,
+                steps_per_pass=steps_per_pass,
+                batches=batches,
+                options=options,
+                max_physical_batch_size=max_physical_batch_size,
+                constant_shapes=constant_shapes,
+            )
         self._observe(observer, loader)
         return loader
 
@@ -271,14 +277,15 @@ class Session:
 
         `data_loader` may also be what `read_data_loader` read of one.
         """
-        observer = self._observer()
-        loader = loader_of(
-            self._parts,
-            data_loader,
-            observer,
-            max_physical_batch_size=max_physical_batch_size,
-            constant_shapes=constant_shapes,
-        )
+        with together(self._parts.world, "loader", {}):
+            observer = self._observer()
+            loader = loader_of(
+                self._parts,
+                data_loader,
+                observer,
+                max_physical_batch_size=max_physical_batch_size,
+                constant_shapes=constant_shapes,
+            )
         self._observe(observer, loader)
         return loader
 
@@ -291,6 +298,15 @@ class Session:
         return ObservedLoop(self._parts, self._require_open)
 
     def _observe(self, loop: ObservedLoop, loader: PrivateLoader | StreamLoader) -> None:
+        require_agreement(
+            self._parts.world,
+            {
+                "number of records": loader.population,
+                "number of steps in a pass": len(loader),
+                "max_physical_batch_size": loader.max_physical_batch_size,
+                "constant_shapes": loader.constant_shapes,
+            },
+        )
         self._parts.spending.open(OBSERVED, loader.population)
         if loader.population is None:
             self._parts.spending.trust([STREAM])
@@ -345,6 +361,7 @@ class Session:
 
         Tensors are in safetensors format, all else is JSON: nothing is pickled. The file is replaced in one step. All
         of it is made from noised updates, and what `extra` holds is the caller's: keep training data out of it.
+        Of several processes the first one writes; all of them call it.
 
         Args:
             path: a file; its folder is made where it is missing.
@@ -356,7 +373,10 @@ class Session:
             ProtocolError: inside a logical batch or a step, or beside another checkpoint.
         """
         with self._between_steps("write a checkpoint"):
-            save(path, self._parts.spending.receipt, self._model, self._optimizer, schedulers, extra)
+            told_by_first(
+                self._parts.world,
+                lambda: save(path, self._parts.spending.receipt, self._model, self._optimizer, schedulers, extra),
+            )
 
     def load_checkpoint(self, path: str | os.PathLike[str], *, schedulers: Sequence[Stateful] = ()) -> Resumed:
         """Go on from a checkpoint, once its receipt was found in this session's ledger.
@@ -373,10 +393,13 @@ class Session:
             ProtocolError: inside a logical batch or a step, or beside another checkpoint.
         """
         with self._between_steps("load a checkpoint"):
-            checkpoint = Checkpoint.read(path)
+            world = self._parts.world
+            with together(world, "reading of a checkpoint", {}):
+                checkpoint = Checkpoint.read(path)
             lost = self._parts.spending.lost_since(checkpoint.receipt)
-            checkpoint.load(self._model, self._optimizer, schedulers)
-            self._parts.left_alone.restored()
+            with together(world, "loading of a checkpoint", {"lost steps": lost}):
+                checkpoint.load(self._model, self._optimizer, schedulers)
+                self._parts.left_alone.restored()
         return Resumed(checkpoint.receipt.steps, lost, checkpoint.extra)
 
     @contextmanager
@@ -500,13 +523,36 @@ class Session:
     def _prepare_step(self) -> None:
         """End the physical batch in work, and release the noised update where its logical batch is complete."""
         self._require_open()  # a closure came before
-        self._parts.take_marks()
-        loader_pass = self._loop.end_step()
+        with self._in_all("step"):
+            self._parts.take_marks()
+            loader_pass = self._loop.end_step()
         if loader_pass is None:
             self._parts.frozen.expect_no_update()
             return
         release(self._parts, loader_pass, self._trusted)
         self.last_step_updated = True
+
+    @contextmanager
+    def _in_all(self, what: str) -> Iterator[None]:
+        """Run something that all processes run, and go on only where it went well in all of them."""
+        world = self._parts.world
+        if world.is_alone:
+            yield
+            return
+        latest = self._loop.latest
+        facts = {
+            "number of steps": self._parts.spending.steps,
+            "item": None if latest is None else [latest.step, latest.first, latest.last],
+            "trained parameters": [name for name, p in self._parts.parameters.items() if p.requires_grad],
+            "options of the optimizer": options_of(self._optimizer),
+        }
+        try:
+            with together(world, what, facts, is_finding=lambda error: error is self._finding):
+                yield
+        except PeerFailedError as error:
+            if error.is_finding:
+                self._found(error)
+            raise
 
     def _finish_step(self) -> None:
         self._parts.update.clear()
@@ -559,6 +605,7 @@ class Session:
 
         Nothing is released any more. Where no step was charged yet the error is an ordinary refusal.
         """
+        self._finding = error
         if self._parts.spending.steps:
             self._parts.members.not_established()
         self._parts.spending.not_established(error)

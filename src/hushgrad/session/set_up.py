@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from types import NoneType
+from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from hushgrad._version import __version__
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.conditions import Condition, third_party
 from hushgrad.accounting.filter import PrivacyFilter
@@ -18,7 +22,7 @@ from hushgrad.capture.uses import UsePool
 from hushgrad.clipping import known as clip_rules
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.gradients.contribution import Plan
-from hushgrad.guards.compatibility import require_trainable_privately
+from hushgrad.guards.compatibility import require_module, require_trainable_privately
 from hushgrad.guards.gradient_marks import GradientMarks
 from hushgrad.guards.left_alone import LeftAlone
 from hushgrad.guards.monitoring.alarms import Alarms
@@ -27,8 +31,13 @@ from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.mechanism import known as noise_kinds
+from hushgrad.parallel.agreement import require_agreement, together
+from hushgrad.parallel.layout import inner_module, require_layout
+from hushgrad.parallel.messages import agreed_stream
+from hushgrad.parallel.replicas import digest, options_of
+from hushgrad.parallel.world import ALONE, World
 from hushgrad.printable import full_name
-from hushgrad.randomness import KeyStream
+from hushgrad.randomness import Address, KeyStream
 from hushgrad.sampling import known as sampling_kinds
 from hushgrad.session.loss_scale import LossScale, Scale
 from hushgrad.session.members import Members
@@ -54,14 +63,47 @@ def set_up(
     loss_scale: Scale = 1.0,
     alarms: Alarms = Alarms.RAISED,
     batches_are_chosen: bool = False,
+    world: World = ALONE,
 ) -> Parts:
     """Return the parts of a new session; `privatize` says what the arguments are, and what is raised.
 
     `alarms` and `batches_are_chosen` are for `verify`, which reads what tampered training releases, and chooses batches
     that nobody asks the ε of: any sampling may then be declared.
 
+    With a `world` of several processes, all of them call it with the same values, and each refuses what one refuses.
+
     Nothing of the model or the optimizer is claimed yet.
     """
+    with together(world, "set-up", {}):
+        require_module(model)
+        require_layout(model)
+        stream, parts = _set_up(
+            inner_module(model), optimizer, mechanism, ledger, key, plan, budget, lease, phase, monitors, strict,
+            loss_scale, alarms, batches_are_chosen, world,
+        )  # fmt: skip
+    parts = replace(parts, draws=agreed_stream(world, stream))
+    require_agreement(world, _facts(parts, inner_module(model), optimizer, stream, lease, phase, budget))
+    return parts
+
+
+def _set_up(
+    model: nn.Module,
+    optimizer: Optimizer,
+    mechanism: Mechanism,
+    ledger: str | os.PathLike[str] | None,
+    key: KeyStream | None,
+    plan: Plan | None,
+    budget: Budget | PrivacyFilter | None,
+    lease: int,
+    phase: str | None,
+    monitors: Sequence[Monitor],
+    strict: bool,
+    loss_scale: Scale,
+    alarms: Alarms,
+    batches_are_chosen: bool,
+    world: World,
+) -> tuple[KeyStream, Parts]:
+    """Return this process's own secret bits, and the parts as far as no other process is asked."""
     if not isinstance(mechanism, Mechanism):
         raise InvalidArgumentError(
             f"mechanism must be a DPSGD or another Mechanism, got {type(mechanism).__name__}",
@@ -69,6 +111,7 @@ def set_up(
         )
     scale = LossScale(loss_scale)
     parameters = require_trainable_privately(model, optimizer)
+    _require_divisible(mechanism, world)
     members = Members(model, optimizer, ledger)
     stream = _stream_of(key)
     spending = Spending(
@@ -79,24 +122,27 @@ def set_up(
         lease=lease,
         phase=phase,
         batches_are_chosen=batches_are_chosen,
+        world=world,
     )
     watching = Monitors(monitors)
     spending.trust([*_third_parties(mechanism, plan), *watching.conditions])
     spending.uncounted = members.steps_elsewhere()
     plan = plan or Plan.of_device(next(iter(parameters.values())).device)
     # Asks the clip rule and the noise, whose code may fail: before anything is put on the model.
-    update = Update(parameters, mechanism, stream.fork("noise"), plan, alarms)
+    purpose = "noise" if world.is_first else f"noise of rank {world.rank}"  # apart under a key for tests, too
+    update = Update(parameters, mechanism, stream.fork(purpose), plan, alarms, world)
     public = PublicTensors()
     probe = Probe(
         model, parameters, mechanism.loss_reduction, stream.fork("looks"), mechanism.expected_batch_size, public
     )
     scope = Scope(model, UsePool(plan), probe, public)
     probe.join(scope)
-    return Parts(
+    return stream, Parts(
         mechanism=mechanism,
         parameters=parameters,
         members=members,
-        stream=stream,
+        world=world,
+        draws=stream,
         plan=plan,
         scope=scope,
         public=public,
@@ -111,6 +157,48 @@ def set_up(
         loss_scale=scale,
         is_strict=strict,
     )
+
+
+def _require_divisible(mechanism: Mechanism, world: World) -> None:
+    """Refuse noise of which it is not known that each process may draw a part of it."""
+    if not world.is_alone and type(mechanism.noise) not in noise_kinds.OWN:
+        raise InvalidArgumentError(
+            f"{type(mechanism.noise).__name__} is noise of somebody else's, which may not be drawn part by part in "
+            f"several processes",
+            where="mechanism",
+            cure="Train in one process, or take Gaussian noise (DPSGD)",
+        )
+
+
+def _facts(
+    parts: Parts,
+    model: nn.Module,
+    optimizer: Optimizer,
+    stream: KeyStream,
+    lease: int,
+    phase: str | None,
+    budget: Budget | PrivacyFilter | None,
+) -> dict[str, Any]:
+    """Return what all processes must have in common, as JSON; of a single process nothing."""
+    if parts.world.is_alone:
+        return {}
+    names = [[name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in parts.parameters.items()]
+    return {
+        "version of hushgrad": __version__,
+        "version of torch": torch.__version__,
+        "mechanism": repr(parts.mechanism),
+        "parameters": names,
+        "values of the weights": digest([*model.parameters(), *model.buffers()]),
+        "optimizer": full_name(type(optimizer)),
+        "options of the optimizer": options_of(optimizer),
+        "budget": repr(budget),
+        "lease": lease,
+        "phase": phase,
+        "strict": parts.is_strict,
+        "ledger": parts.spending.is_kept,
+        # Whatever is drawn from a key for tests is no secret.
+        "test key": "" if stream.is_secret else bytes(stream.fork("agreement").read(Address(0), 16)).hex(),
+    }
 
 
 def _stream_of(key: KeyStream | None) -> KeyStream:

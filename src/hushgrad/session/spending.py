@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.budget import MOST, Budget
 from hushgrad.accounting.composition import Composition, adjacency_of, count_steps, finding_of, require_established
-from hushgrad.accounting.conditions import NO_LEDGER_PATH, NOT_WATCHED, NOTED_AS, Condition, discarded, uncounted
+from hushgrad.accounting.conditions import (
+    NO_LEDGER_PATH,
+    NOT_WATCHED,
+    NOTED_AS,
+    Condition,
+    discarded,
+    from_note,
+    uncounted,
+)
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.filter import PrivacyFilter, filter_of
@@ -32,6 +42,8 @@ from hushgrad.errors import (
     ProtocolError,
 )
 from hushgrad.mechanism import Mechanism
+from hushgrad.parallel.messages import told_by_first
+from hushgrad.parallel.world import ALONE, World
 
 MOST_PASSES = 10**5
 
@@ -59,6 +71,7 @@ class Spending:
         lease: int = 1,
         phase: str | None = None,
         batches_are_chosen: bool = False,
+        world: World = ALONE,
     ) -> None:
         if budget is not None and not isinstance(budget, Budget | PrivacyFilter):
             raise InvalidArgumentError(
@@ -76,7 +89,11 @@ class Spending:
         self._mechanism = mechanism
         self._now = (-1, mechanism)
         self._batches_are_chosen = batches_are_chosen
-        self._path = None if path is None else ledger_path(path)
+        self._world = world
+        self.is_kept = path is not None
+        """Whether there is a file, which the first process of the world writes."""
+        self._path = None if path is None or not world.is_first else ledger_path(path)
+        self._told: _Told | None = None
         self._budget = budget if isinstance(budget, Budget) else None
         self._filter = budget if isinstance(budget, PrivacyFilter) else None
         self._lease = whole_number("lease", lease, minimum=1)
@@ -119,7 +136,7 @@ class Spending:
         first = self._mechanism.at(0).event()
         contract = self._contract(sampling, population)
         rule = None if self._filter is None else self._filter.rule(first)
-        ledger = Ledger(self._path, contract=contract, phase=self._phase, rule=rule)
+        ledger = self._opened(contract, rule)
         earlier = [event for event, _ in ledger.events()]
         try:
             adjacency_of([first, *earlier])  # of different neighbours no total can be told
@@ -133,6 +150,28 @@ class Spending:
             self.trust([uncounted(self.uncounted)])
         if self._path is not None and not ledger.is_watched:
             self.trust([NOT_WATCHED])
+
+    def _opened(self, contract: Contract, rule: Event | None) -> Ledger:
+        """Open the ledger; of several processes the first one opens the file, and the others keep the same account."""
+        ledger: Ledger | None = None
+
+        def open_first() -> dict[str, Any]:
+            nonlocal ledger
+            earlier = None
+            if not self._world.is_alone and self._path is not None and os.path.lexists(self._path):
+                earlier = self._path.read_text(encoding="utf-8")
+            ledger = Ledger(self._path, contract=contract, phase=self._phase, rule=rule)
+            besides = [] if self._path is None or ledger.is_watched else [NOT_WATCHED]
+            return {**_Told.of(ledger).as_message(), "earlier": earlier, "besides": [c.as_note() for c in besides]}
+
+        said = told_by_first(self._world, open_first)
+        if ledger is not None:
+            return ledger
+        self._told = _Told.from_message(said)
+        self._trusted += [found for note in said["besides"] if (found := from_note(note)) is not None]
+        earlier = said["earlier"]
+        kept = None if earlier is None else earlier.encode()
+        return Ledger(contract=contract, phase=self._phase, rule=rule, earlier=kept)
 
     def _limit(self, ledger: Ledger) -> None:
         """Set how many steps or passes are planned and fit, those that the ledger holds of this plan included."""
@@ -223,8 +262,24 @@ class Spending:
             self._now = (step, self._mechanism.at(step))
         return self._now[1]
 
-    def charge(self, loader_pass: int = 0) -> None:
-        """Charge one step; return when the charge is as durable as the ledger."""
+    def charge(self, loader_pass: int = 0, notes: Callable[[], None] = lambda: None) -> None:
+        """Charge one step; return when the charge is as durable as the ledger.
+
+        Of several processes the first one charges, after it has run `notes`, and all return only then.
+        """
+
+        def charge_first() -> dict[str, Any]:
+            notes()
+            self._charge(loader_pass)
+            assert self._ledger is not None
+            return _Told.of(self._ledger).as_message()
+
+        said = told_by_first(self._world, charge_first)
+        if not self._world.is_first:
+            self._charge(loader_pass)
+            self._told = _Told.from_message(said)
+
+    def _charge(self, loader_pass: int) -> None:
         if self._ledger is None:
             raise ProtocolError(
                 "nothing can be charged before it is known how batches are drawn", cure="Open the spending first"
@@ -243,12 +298,15 @@ class Spending:
     @property
     def anchor(self) -> LedgerHead | None:
         """The last record of the ledger; None while it is not open."""
+        if self._told is not None:
+            return self._told.anchor
         return None if self._ledger is None else self._ledger.anchor
 
     def receipt(self) -> Receipt:
         """Return what the ledger holds now. Raises `ProtocolError` where there is none yet."""
         if self._ledger is not None:
-            return Receipt(self._ledger.run, self._ledger.steps, self._ledger.anchor, self._path is not None)
+            told = self._told or _Told.of(self._ledger)
+            return Receipt(told.run, self._ledger.steps, told.anchor, self.is_kept)
         if self._path is None or not os.path.lexists(self._path):
             raise ProtocolError(
                 "there is no ledger yet: it is begun when it is known how batches are drawn",
@@ -260,9 +318,14 @@ class Spending:
     def lost_since(self, receipt: Receipt) -> int:
         """Return how many of the steps that this ledger holds came after `receipt`; they stay charged.
 
+        Of several processes the first one looks, and all get its answer.
+
         Raises:
             LedgerError: this ledger is another one, or lacks what the receipt says, or none was kept.
         """
+        return told_by_first(self._world, lambda: self._lost_since(receipt))
+
+    def _lost_since(self, receipt: Receipt) -> int:
         if self._path is None and self._ledger is not None and self._ledger.run == receipt.run:
             now = self._ledger.steps  # what it holds in memory is what it held then, and more
         else:
@@ -288,7 +351,7 @@ class Spending:
     def guarantee(self, delta: float, accountant: str, trusted: Iterable[Condition] = ()) -> Guarantee:
         """Return the guarantee at `delta` for everything that was charged, under `trusted` and what was noted."""
         events, contract, noted = self._charged()
-        besides = [NO_LEDGER_PATH] if self._path is None else []
+        besides = [] if self.is_kept else [NO_LEDGER_PATH]
         if self._path is not None and self._ledger is not None and not self._ledger.is_watched:
             besides.append(NOT_WATCHED)
         if self.uncounted:
@@ -303,15 +366,17 @@ class Spending:
             return earlier.events, earlier.contract, earlier.conditions
         return [], self._contract(DECLARED, None), ()
 
+    def unknown(self, conditions: Iterable[Condition]) -> list[Condition]:
+        """Return those that neither the ledger holds nor is about to, each once."""
+        known = [*self._trusted, *(() if self._ledger is None else self._ledger.conditions)]
+        return [condition for condition in dict.fromkeys(conditions) if condition not in known]
+
     def trust(self, conditions: Iterable[Condition]) -> None:
         """Leave in the ledger what the run takes on trust, each condition once.
 
         Raises `LedgerError` where it could not be made durable.
         """
-        given = list(dict.fromkeys(conditions))
-        if given:
-            known = [*self._trusted, *(() if self._ledger is None else self._ledger.conditions)]
-            self._trusted += [condition for condition in given if condition not in known]
+        self._trusted += self.unknown(conditions)
         while self._trusted and self._ledger is not None and self._ledger.is_open:
             self._ledger.note(NOTED_AS, self._trusted.pop(0).as_note())
 
@@ -391,6 +456,25 @@ class Spending:
                 f"more than was planned",
                 cure="Continue with the old values, or begin a new ledger for a new run",
             )
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Where the ledger of the first process stands, for the others' receipts."""
+
+    run: str
+    anchor: LedgerHead
+
+    @classmethod
+    def of(cls, ledger: Ledger) -> _Told:
+        return cls(ledger.run, ledger.anchor)
+
+    @classmethod
+    def from_message(cls, said: Mapping[str, Any]) -> _Told:
+        return cls(said["run"], LedgerHead(said["seq"], said["hash"]))
+
+    def as_message(self) -> dict[str, Any]:
+        return {"run": self.run, "seq": self.anchor.seq, "hash": self.anchor.hash}
 
 
 def events_before(path: str | os.PathLike[str] | None, phase: str | None) -> Composition:

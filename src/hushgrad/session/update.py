@@ -16,6 +16,9 @@ from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.mechanism import Mechanism
 from hushgrad.noise.gaussian import Noised
+from hushgrad.parallel.agreement import together
+from hushgrad.parallel.reduction import add_up, own_slice
+from hushgrad.parallel.world import ALONE, World
 from hushgrad.randomness import Address, KeyStream
 from hushgrad.torch_internals import flattened, unflattened
 
@@ -37,8 +40,10 @@ class Update:
         noise: KeyStream,
         plan: Plan | None,
         alarms: Alarms = Alarms.RAISED,
+        world: World = ALONE,
     ) -> None:
         self._parameters = parameters
+        self._world = world
         self._clip = self._bound_to(mechanism)
         self._noise = mechanism.noise.start(noise)
         self._plan = plan
@@ -129,6 +134,21 @@ class Update:
         flats = [_flattened(parts) for parts in shared]
         owners = [True] * len(flats) + _sole_owners_of_their_memory([totals[place] for place in alone])
         sums = [*flats, *(totals[place] for place in alone)]
+        if self._world.is_alone:
+            updates = self._noised(sums, owners, number, mechanism)
+        else:
+            updates = self._noised_together(sums, owners, number, mechanism)
+        is_bare = not mechanism.noise_std > 0
+        for places, parts, flat in zip(together, shared, updates, strict=False):
+            for place, update in zip(places, _unflattened(flat, parts), strict=True):
+                parameters[place].grad = _laid_out_as(parameters[place], update, is_bare)
+        for place, update in zip(alone, updates[len(flats) :], strict=True):
+            parameters[place].grad = _laid_out_as(parameters[place], update, is_bare)
+
+    def _noised(
+        self, sums: Sequence[Tensor], owners: Sequence[bool], number: int, mechanism: Mechanism
+    ) -> Sequence[Tensor]:
+        """Return (sum + noise) / divisor of each; `owners` says which may be overwritten."""
         sample = self.monitor.before(sums)
         updates = mechanism.updates(
             self._noise,
@@ -138,12 +158,29 @@ class Update:
             ],
         )
         self.monitor.after(sample, updates, mechanism.noise_std, mechanism.divisor)
-        is_bare = not mechanism.noise_std > 0
-        for places, parts, flat in zip(together, shared, updates, strict=False):
-            for place, update in zip(places, _unflattened(flat, parts), strict=True):
-                parameters[place].grad = _laid_out_as(parameters[place], update, is_bare)
-        for place, update in zip(alone, updates[len(flats) :], strict=True):
-            parameters[place].grad = _laid_out_as(parameters[place], update, is_bare)
+        return updates
+
+    def _noised_together(
+        self, sums: Sequence[Tensor], owners: Sequence[bool], number: int, mechanism: Mechanism
+    ) -> Sequence[Tensor]:
+        """Return the same of the sums of all processes: each adds noise to its own slice, then they are added up.
+
+        Guarantee: nothing leaves a process before all of them have drawn their noise.
+        """
+        world = self._world
+        wholes = [
+            total if is_owner else total.clone(memory_format=torch.contiguous_format)
+            for total, is_owner in zip(sums, owners, strict=True)
+        ]
+        with together(world, "draw of noise", {"step": number}):
+            slices = [own for own in (own_slice(world, whole.view(-1)) for whole in wholes) if own.numel()]
+            noised = self._noised(slices, [False] * len(slices), number, mechanism)
+            for whole in wholes:
+                whole.div_(mechanism.divisor)
+            for own, update in zip(slices, noised, strict=True):
+                own.copy_(update)
+        add_up(world, wholes)
+        return wholes
 
     def _total(self, sums: Mapping[str, Tensor], name: str) -> Tensor:
         total = sums.get(name)

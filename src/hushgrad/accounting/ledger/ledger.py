@@ -48,7 +48,8 @@ class Ledger:
     event with a `filter_rule`, puts a new account under that filter; an account that is continued must have it, or is
     refused.
 
-    `Ledger(contract=...)` is kept in memory. With a `path`, a missing file is created (mode 0600) and an existing one
+    `Ledger(contract=...)` is kept in memory; with `earlier`, it goes on from the bytes of a file that another process
+    writes. With a `path`, a missing file is created (mode 0600) and an existing one
     is verified and continued. The file is locked until `close()`, also by `with`. Not for use from several processes.
     Raises `LedgerError` where the file cannot be opened, locked or trusted, and `ContractChangedError` where it was
     begun under another contract.
@@ -61,6 +62,7 @@ class Ledger:
         contract: Contract,
         phase: str | None = None,
         rule: Event | None = None,
+        earlier: bytes | None = None,
     ) -> None:
         name = None if phase is None else phase_name(phase)
         self._phases = [Phase(name, contract, 0)]
@@ -78,7 +80,9 @@ class Ledger:
         self._history: History | None = None
         try:
             if self._file is not None and not self._file.created:
-                self._resume(self._file.read(), name, contract, rule)
+                earlier = self._file.read()
+            if earlier is not None:
+                self._resume(earlier, name, contract, rule)
             else:
                 header = {"format": FORMAT, "hushgrad": __version__, "run": self._run, "contract": asdict(contract)}
                 if self._file is not None:
@@ -294,8 +298,8 @@ class Ledger:
         self._phases = phases
         self._unwritten = None if name == view.phases[-1].name else phases[-1]
         self._seq, self._hash = view.anchor.seq, view.anchor.hash
-        assert self._file is not None
-        self._history = History.open(self._run, self._file.path, data)
+        if self._file is not None:
+            self._history = History.open(self._run, self._file.path, data)
         self._append("resumed", {"hushgrad": __version__})
 
 

@@ -17,13 +17,13 @@ from torch.optim import Optimizer
 from hushgrad.capture.operators.lookup_options import ALLOWED, TABLES, refused_options
 from hushgrad.checks.doctor.findings import Finding
 from hushgrad.guards.compatibility import (
-    is_replica_or_shard,
     is_unready,
     mixes_examples,
     scripted_parts,
     setup_problems,
     tracks_statistics,
 )
+from hushgrad.parallel.layout import is_replica_or_shard
 from hushgrad.torch_internals import BatchNorm, InstanceNorm, buffers_of
 
 

@@ -1,0 +1,22 @@
+"""The caller's own batches, the same in all processes: those of the first one."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+
+from hushgrad.parallel.messages import told_by_first
+from hushgrad.parallel.world import World
+
+
+class BatchesOfFirst:
+    """Batches of indices, iterated over anew in every pass; samplers of other processes would draw others."""
+
+    def __init__(self, world: World, batches: Iterable[Sequence[int]]) -> None:
+        self._world, self._batches = world, batches
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        if self._world.is_alone:
+            yield from self._batches
+            return
+        yield from told_by_first(self._world, lambda: [list(map(operator.index, batch)) for batch in self._batches])

@@ -1,0 +1,59 @@
+"""The processes that train one model together, read from `torch.distributed`. One process alone is a world, too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """What one process knows of the others.
+
+    Attributes:
+        rank: its own number, from 0.
+        size: how many there are.
+        control: the group for small messages on CPUs, which nobody else uses; None for one process.
+        data: the group that sums are added up over; None for one process.
+    """
+
+    rank: int = 0
+    size: int = 1
+    control: Any = None
+    data: Any = None
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is one process only."""
+        return self.size == 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the ledger: the one of rank 0."""
+        return self.rank == 0
+
+
+ALONE = World()
+
+
+def processes() -> int:
+    """Return how many processes `torch.distributed` joins; 1 where it was not begun."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def join_world() -> World:
+    """Return the world of this process. With several processes, all of them have to call it."""
+    if processes() == 1:
+        return ALONE
+    known = _joined.get("world")
+    if known is None or known.data is not dist.group.WORLD:
+        # Of its own, so that no message of ours meets one of the loop's or of DistributedDataParallel's.
+        control = dist.new_group(backend="gloo")
+        known = _joined["world"] = World(dist.get_rank(), dist.get_world_size(), control, dist.group.WORLD)
+    return known
+
+
+_joined: dict[str, World] = {}
+"""The world that this process has joined."""
