@@ -21,6 +21,7 @@ SHARED = (
 ACCOUNTING_HALF = ("accounting", "sampling")
 GRADIENT_HALF = ("torch_internals", "clipping", "kernels", "noise", "gradients", "capture")
 JOINING = (
+    "parallel",
     "mechanism",
     "separation",
     "losses",

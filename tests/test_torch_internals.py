@@ -7,6 +7,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -548,3 +549,21 @@ def test_step_hooks_hang_on_what_ran_the_constructor_of_optimizers() -> None:
 
     assert insides.takes_step_hooks(torch.optim.SGD([torch.zeros(1)], lr=0.1))
     assert not insides.takes_step_hooks(Wrapper())
+
+
+def test_a_process_group_says_how_long_it_waits_and_replicas_whether_they_have_hooks(tmp_path: Path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1, timeout=timedelta(seconds=17)
+    )
+    try:
+        assert insides.timeout_of(torch.distributed.group.WORLD) == timedelta(seconds=17)
+        replica = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1))
+        assert not insides.has_communication_hooks(replica)
+        replica.register_comm_hook(None, _reduced)
+        assert insides.has_communication_hooks(replica)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _reduced(state, bucket):  # type: ignore[no-untyped-def]  # torch looks at its annotations
+    raise AssertionError("no ordinary gradient is reduced")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from datetime import timedelta
 from operator import attrgetter
 from types import FrameType, FunctionType
 from typing import Any, ClassVar
@@ -337,3 +338,19 @@ def function_of(node: Any) -> type | None:
 def takes_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether torch's hooks on the step can hang on it: not on a wrapper that never ran `Optimizer.__init__`."""
     return "_optimizer_step_pre_hooks" in vars(optimizer)
+
+# Several processes ---------------------------------------------------------------------------------------------------
+
+
+def timeout_of(group: Any) -> timedelta | None:
+    """Return how long the operations of a process group wait for a peer; None where it does not say."""
+    for device in group._device_types:
+        timeout = getattr(getattr(group._get_backend(device), "options", None), "_timeout", None)
+        if isinstance(timeout, timedelta):
+            return timeout
+    return None
+
+
+def has_communication_hooks(replica: nn.parallel.DistributedDataParallel) -> bool:
+    """Return whether code of somebody's was registered to reduce the ordinary gradients of replicas."""
+    return bool(replica._comm_hooks)

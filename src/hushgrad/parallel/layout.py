@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hushgrad.errors import HushgradError, UnsupportedModelError
 from hushgrad.parallel.world import processes
+from hushgrad.torch_internals import has_communication_hooks
 
 
 def inner_module(model: nn.Module) -> nn.Module:
@@ -55,7 +56,7 @@ def _options_refused(model: DistributedDataParallel, where: str) -> Iterator[Hus
     for what, is_set in (
         ("static_graph=True reduces ordinary gradients, of which there are none", model.static_graph),
         ("mixed_precision would narrow gradients before they are clipped", model.mixed_precision is not None),
-        ("a communication hook would run on gradients that there are none of", bool(model._comm_hooks)),
+        ("a communication hook would run on gradients that there are none of", has_communication_hooks(model)),
         ("a part of the processes", _is_part_of_world(model.process_group)),
     ):
         if is_set:

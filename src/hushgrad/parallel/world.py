@@ -7,6 +7,9 @@ from typing import Any
 
 import torch.distributed as dist
 
+from hushgrad.errors import PeerFailedError
+from hushgrad.torch_internals import timeout_of
+
 
 @dataclass(frozen=True, eq=False)
 class World:
@@ -44,13 +47,23 @@ def processes() -> int:
 
 
 def join_world() -> World:
-    """Return the world of this process. With several processes, all of them have to call it."""
+    """Return the world of this process. With several processes, all of them have to call it.
+
+    Raises `PeerFailedError` where one does not come within the timeout that `torch.distributed` was begun with.
+    """
     if processes() == 1:
         return ALONE
     known = _joined.get("world")
     if known is None or known.data is not dist.group.WORLD:
         # Of its own, so that no message of ours meets one of the loop's or of DistributedDataParallel's.
-        control = dist.new_group(backend="gloo")
+        try:
+            control = dist.new_group(backend="gloo", timeout=timeout_of(dist.group.WORLD))
+        except RuntimeError as error:
+            raise PeerFailedError(
+                f"the other processes could not be reached ({type(error).__name__})",
+                where="torch.distributed",
+                cure="Start all processes again, each with the same program: every one of them makes the model private",
+            ) from error
         known = _joined["world"] = World(dist.get_rank(), dist.get_world_size(), control, dist.group.WORLD)
     return known
 

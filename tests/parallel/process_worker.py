@@ -1,0 +1,445 @@
+"""What one of several processes runs: `process_worker.py SCENARIO ARGUMENTS`; its last line is JSON.
+
+A scenario is a function of this file; with one process, `torch.distributed` is not begun.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+import torch.distributed as dist
+from parallel_models import MODELS, data_of, model_of
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
+
+from hushgrad import PrivacyEngine
+from hushgrad.errors import HushgradError
+from hushgrad.parallel import agreement
+from hushgrad.parallel.replicas import digest
+
+RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+B, C = 12, 0.5
+TIMEOUT_S = 6
+
+
+class Run:
+    """Private training of a model of the zoo, in this process and the others."""
+
+    def __init__(
+        self,
+        name: str = "MLP",
+        *,
+        form: str = "plain",
+        sigma: float = 0.0,
+        key: int | None = 7,
+        rows: int | None = 3,
+        adam: bool = False,
+        **options: Any,
+    ) -> None:
+        self.inputs, self.labels = data_of(name)
+        self.model = model_of(name)
+        self.run = DistributedDataParallel(self.model) if form == "ddp" and WORLD > 1 else self.model
+        parameters = self.model.parameters()
+        self.optimizer = torch.optim.Adam(parameters, 1e-3) if adam else torch.optim.SGD(parameters, 0.5)
+        self.engine = PrivacyEngine(test_key=key, ledger=options.pop("ledger", None))
+        dataset = TensorDataset(self.inputs, self.labels)
+        loader = options.pop("data_loader", None) or DataLoader(dataset, batch_size=B, shuffle=True)
+        _, _, self.loader = self.engine.make_private(
+            module=self.run, optimizer=self.optimizer, data_loader=loader, noise_multiplier=sigma, max_grad_norm=C,
+            max_physical_batch_size=rows, **options,
+        )  # fmt: skip
+        self.criterion = self.engine.per_example(nn.CrossEntropyLoss())
+        self.drawn: list[list[int]] = []
+        self.items = 0
+
+    def train(self, steps: int, after: Callable[[], None] = lambda: None) -> None:
+        own: list[int] = []
+        while steps:
+            for x, y in self.loader:
+                batch = self.engine.session.current_batch
+                assert batch is not None
+                own += batch.indices
+                self.optimizer.zero_grad()
+                self.criterion(self.run(x), y).backward()
+                self.optimizer.step()
+                self.items += 1
+                if self.engine.last_step_updated:
+                    after()
+                    self.drawn.append(own)
+                    own, steps = [], steps - 1
+                    if not steps:
+                        return
+
+    def weights(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+
+    def update(self) -> Tensor:
+        return torch.cat([p.grad.detach().flatten() for p in self.model.parameters() if p.grad is not None])
+
+
+def updates(folder: str, steps: int) -> dict[str, Any]:
+    """The updates of the first steps without noise, beside those that one process left in the folder."""
+    found = {}
+    for name in MODELS:
+        for form in ("plain", "ddp"):
+            seen: list[Tensor] = []
+            run = Run(name, form=form)
+            run.optimizer.register_step_pre_hook(_keeping(run, seen))
+            run.train(steps)
+            run.engine.session.close()
+            path = Path(folder, f"{name}.pt")
+            if WORLD == 1:
+                torch.save(seen, path)
+                continue
+            wanted = torch.load(path)
+            # The first update alone is made of equal weights.
+            error = ((seen[0] - wanted[0]).norm() / wanted[0].norm()).item()
+            found[f"{name}, {form}"] = {"error": error, "items": run.items, "drawn": run.drawn}
+    return found
+
+
+def _keeping(run: Run, seen: list[Tensor]) -> Callable[..., None]:
+    def keep(*_: Any) -> None:
+        if run.engine.session.last_step_updated:
+            seen.append(run.update())
+
+    return keep
+
+
+def replicas(ledger: str) -> dict[str, Any]:
+    """Twenty steps of Adam with secret keys, from other seeds in each process."""
+    torch.manual_seed(RANK)
+    found: dict[str, Any] = {}
+    for form in ("plain", "ddp"):
+        run = Run(form=form, sigma=1.0, key=None, adam=True, ledger=f"{ledger}.{form}")
+        run.train(20)
+        session = run.engine.session
+        found[form] = {
+            "weights": digest(run.model.parameters()),
+            "epsilon": run.engine.get_epsilon(1e-5),
+            "guarantee": str(run.engine.guarantee(1e-5)),
+            "receipt": session.state_dict(),
+        }
+        session.close()
+    return found
+
+
+def noise(steps: int, key: int) -> dict[str, Any]:
+    """Only noise: every record's gradient is 0. The values of some steps, by slices."""
+    torch.manual_seed(0)  # the same seed in all processes changes nothing
+    run = Run(sigma=1.5, key=key)
+    for parameter in run.model.parameters():
+        parameter.data.zero_()  # all outputs are equal, and every record has the same gradient
+    seen: list[Tensor] = []
+    losses = run.criterion
+    run.criterion = lambda output, label: losses(output * 0, label)  # type: ignore[assignment]
+    run.optimizer.register_step_pre_hook(_keeping(run, seen))
+    run.train(steps)
+    values = torch.stack(seen).double() * B / (1.5 * C)
+    halves = [part.flatten() for value in values for part in value[: value.numel() // 2 * 2].view(2, -1)]
+    table = torch.corrcoef(torch.stack(halves)) - torch.eye(len(halves))
+    return {"count": values.numel(), "std": values.std().item(), "correlation": table.abs().max().item()}
+
+
+def disagreement(what: str) -> dict[str, Any]:
+    """One process differs from the others in one thing."""
+    other = RANK == WORLD - 1
+    options: dict[str, Any] = {}
+    if what == "mechanism" and other:
+        options["sigma"] = 2.0
+    if what == "test key" and other:
+        options["key"] = 8
+    if what == "max_physical_batch_size" and other:
+        options["rows"] = 4
+    if what == "phase" and other:
+        options |= {"phase": "second", "ledger": "somewhere"}
+    if what == "optimizer" and other:
+        options["adam"] = True
+    if what == "constant_shapes" and other:
+        options["constant_shapes"] = True
+    before = digest(model_of("MLP").parameters())
+    if what == "values of the weights" and other:
+        model = model_of
+        globals()["model_of"] = lambda name: _moved(model(name))
+    try:
+        run = Run(**options)
+    except HushgradError as error:
+        return {"error": type(error).__name__, "text": str(error)}
+    try:
+        run.train(1)
+        if what == "trained parameters" and other:
+            next(run.model.parameters()).requires_grad_(False)
+        if what == "options of the optimizer" and other:
+            run.optimizer.param_groups[0]["lr"] = 0.25
+        run.train(1)
+    except HushgradError as error:
+        steps = run.engine.session.steps
+        return {"error": type(error).__name__, "text": str(error), "steps": steps, "before": before}
+    return {"error": None}
+
+
+def _moved(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-6)
+    return model
+
+
+POINTS = (
+    "before the set-up", "after the set-up", "as an item is handed out", "in a forward", "in a backward",
+    "before the step", "before its vote", "after its vote", "before the charge", "after the charge",
+    "before the draw of noise", "after the draw of noise", "before the sums are added up",
+    "after the sums were added up", "after the step",
+)  # fmt: skip
+"""Where a process dies, in its third step."""
+
+
+def failure(point: str, rank: int, how: str, ledger: str, released: str) -> dict[str, Any]:
+    """One process dies, raises or hangs at a point of the third step; what the others see."""
+
+    def fail() -> None:
+        if rank != RANK:
+            return
+        if how == "dies":
+            os._exit(9)
+        if how == "hangs":
+            time.sleep(3 * TIMEOUT_S)
+            os._exit(9)
+        raise ArithmeticError("planted")
+
+    steps = 0
+
+    def now(name: str) -> None:
+        if point == name and (steps == 2 or name in POINTS[:2]):
+            fail()
+
+    def watched(
+        module: Any, name: str, before: str = "", after: str = "", when: Callable[..., bool] = lambda *_: True
+    ) -> None:
+        run = getattr(module, name)
+
+        def watching(*given: Any, **named: Any) -> Any:
+            due = when(*given)
+            if before and due:
+                now(before)
+            result = run(*given, **named)
+            if after and due:
+                now(after)
+            return result
+
+        setattr(module, name, watching)
+
+    def votes_on(what: str) -> Callable[..., bool]:
+        return lambda world, at, *_: at == what
+
+    import hushgrad.session.spending as spending
+    import hushgrad.session.update as update
+
+    watched(agreement, "_vote", "before its vote", "after its vote", votes_on("step"))
+    watched(agreement, "_vote", "", "after the draw of noise", votes_on("draw of noise"))
+    watched(spending, "told_by_first", "before the charge", "after the charge")
+    watched(update.Update, "_noised", "before the draw of noise")
+    watched(update, "add_up", "before the sums are added up", "after the sums were added up")
+    now("before the set-up")
+    try:
+        run = Run(sigma=1.0, key=None, ledger=ledger, rows=None)
+        now("after the set-up")
+        run.model.register_forward_pre_hook(lambda *_: now("in a forward"))
+        run.criterion = _with_hook(run.criterion, lambda: now("in a backward"))
+        while steps < 5:
+            for x, y in run.loader:
+                now("as an item is handed out")
+                run.optimizer.zero_grad()
+                run.criterion(run.run(x), y).backward()
+                now("before the step")
+                run.optimizer.step()
+                with open(f"{released}.{RANK}", "ab") as file:
+                    file.write(b".")
+                now("after the step")
+                steps += 1
+                if steps == 5:
+                    break
+    except HushgradError as error:
+        grads = [name for name, p in run.model.named_parameters() if p.grad is not None] if steps else []
+        return {"error": type(error).__name__, "text": str(error), "steps": steps, "grads": len(grads)}
+    except ArithmeticError:
+        return {"error": "own", "steps": steps}
+    return {"error": None, "steps": steps}
+
+
+def _with_hook(criterion: Any, act: Callable[[], None]) -> Any:
+    def evaluate(output: Tensor, label: Tensor) -> Tensor:
+        if output.requires_grad:
+            output.register_hook(lambda _: act())
+        return criterion(output, label)
+
+    return evaluate
+
+
+def resumed(ledger: str, checkpoint: str, steps: int, key: int | None) -> dict[str, Any]:
+    """Go on from a checkpoint if there is one, and leave one."""
+    run = Run(sigma=1.0, key=key, adam=True, ledger=ledger, form="ddp")
+    lost = -1
+    if Path(checkpoint).exists():
+        lost = run.engine.load_checkpoint(checkpoint).lost_steps
+    run.train(steps)
+    run.engine.save_checkpoint(checkpoint)
+    session = run.engine.session
+    told = {
+        "lost": lost, "steps": session.steps, "epsilon": run.engine.get_epsilon(1e-5),
+        "weights": digest(run.model.parameters()), "receipt": session.state_dict(),
+    }  # fmt: skip
+    session.close()
+    return told
+
+
+def finding(ledger: str) -> dict[str, Any]:
+    """A model that begins to mix the records of one process in its second pass, which a look finds."""
+    run = Run(sigma=1.0, key=7, rows=None, ledger=ledger)
+    error = None
+    try:
+        for step in range(200):
+            if step == 3 and RANK == 1:
+                run.model.register_forward_hook(lambda _, __, output: output + output.mean(0, keepdim=True))
+            run.train(1)
+    except HushgradError as raised:
+        error = raised
+    return {
+        "error": type(error).__name__, "text": str(error), "epsilon": str(run.engine.get_epsilon(1e-5)),
+        "steps": run.engine.session.steps,
+    }  # fmt: skip
+
+
+def disjoint() -> dict[str, Any]:
+    """The loader's own batches: those of the first process, whatever the others' samplers draw."""
+    torch.manual_seed(RANK)
+    x, y = data_of("MLP")
+    torch.manual_seed(RANK)
+    loader = DataLoader(TensorDataset(x, y), batch_size=B, shuffle=True)
+    run = Run(sigma=1.0, poisson_sampling=False, data_loader=loader)
+    run.train(N_STEPS)
+    return {"drawn": run.drawn, "epsilon": run.engine.get_epsilon(1e-5)}
+
+
+N_STEPS = 8
+
+
+def sampler() -> dict[str, Any]:
+    """A `DistributedSampler` is read for the number of processes; its draw is replaced."""
+    x, y = data_of("MLP")
+    dataset = TensorDataset(x, y)
+    loader = DataLoader(dataset, batch_size=B // WORLD, sampler=DistributedSampler(dataset))
+    run = Run(sigma=1.0, data_loader=loader)
+    run.train(2)
+    wrong = DataLoader(dataset, batch_size=3, sampler=DistributedSampler(dataset, num_replicas=4, rank=RANK))
+    try:
+        Run(data_loader=wrong)
+        refused = ""
+    except HushgradError as error:
+        refused = str(error)
+    disjoint = DataLoader(dataset, batch_size=6, sampler=DistributedSampler(dataset))
+    try:
+        Run(data_loader=disjoint, poisson_sampling=False)
+        also = ""
+    except HushgradError as error:
+        also = str(error)
+    return {
+        "batch size": run.loader.batch_size, "length": len(run.loader), "mechanism": repr(run.engine.mechanism),
+        "drawn": run.drawn, "refused": refused, "also": also,
+    }  # fmt: skip
+
+
+def refusals() -> dict[str, Any]:
+    """Forms of models and loops that are refused: the texts."""
+    from torch.utils.data import IterableDataset
+
+    from hushgrad import DPSGD, FlatClipping, PoissonSampling, privatize
+
+    class Stream(IterableDataset[Any]):
+        def __len__(self) -> int:
+            return 96
+
+        def __iter__(self) -> Iterator[Any]:
+            yield from zip(*data_of("MLP"), strict=True)
+
+    def made(wrap: Callable[[nn.Module], nn.Module]) -> Any:
+        model = wrap(model_of("MLP"))
+        optimizer = torch.optim.SGD(model.parameters(), 0.5)
+        mechanism = DPSGD(
+            noise_multiplier=1.0, clipping=FlatClipping(C), sampling=PoissonSampling(0.125), expected_batch_size=B
+        )
+        return privatize(model, optimizer, mechanism), model
+
+    def hooked(model: nn.Module) -> nn.Module:
+        wrapped = DistributedDataParallel(model)
+        wrapped.register_comm_hook(None, _hook)
+        return wrapped
+
+    forms: dict[str, Callable[[nn.Module], nn.Module]] = {
+        "static graph": lambda model: DistributedDataParallel(model, static_graph=True),
+        "hook": hooked,
+        "data parallel": nn.DataParallel,
+        "inside": lambda model: nn.Sequential(DistributedDataParallel(model)),
+    }
+    found = {}
+    for name, wrap in forms.items():
+        found[name] = _refused(lambda wrap=wrap: made(wrap))
+    session, model = made(lambda model: model)
+    found["declared"] = _refused(lambda: session.backward(model(data_of("MLP")[0][:4]).sum(1)))
+    session.close()
+    found["stream"] = _refused(
+        lambda: Run(data_loader=DataLoader(Stream(), batch_size=B), poisson_sampling=False, rows=None)
+    )
+    return found
+
+
+def _hook(state, bucket):  # type: ignore[no-untyped-def]  # torch looks at annotations
+    raise AssertionError("there are no ordinary gradients")
+
+
+def _refused(run: Callable[[], Any]) -> str:
+    try:
+        run()
+    except HushgradError as error:
+        return str(error)
+    return ""
+
+
+@contextmanager
+def joined(store: str) -> Iterator[None]:
+    if WORLD == 1:
+        yield
+        return
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=RANK, world_size=WORLD,
+        timeout=datetime.timedelta(seconds=TIMEOUT_S),
+    )  # fmt: skip
+    yield
+    dist.destroy_process_group()
+
+
+def main(scenario: str, arguments: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    store, folder = arguments.pop("store"), arguments.pop("folder")
+    if scenario == "updates":
+        arguments["folder"] = folder
+    with joined(store):
+        print(json.dumps(globals()[scenario](**arguments)), flush=True)
+    if scenario in ("failure", "finding"):
+        os._exit(0)  # groups whose peers are gone are not taken down in order
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], json.loads(sys.argv[2]))

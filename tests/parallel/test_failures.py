@@ -1,0 +1,64 @@
+"""A process that dies, raises or hangs: never a release without its charge, and every other one says what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from process_worker import POINTS
+
+from hushgrad.accounting import read_ledger
+
+Processes = Callable[..., list[Any]]
+
+
+def require_true_account(ended: list[Any], rank: int, tmp_path: Path, *, has_begun: bool) -> None:
+    charged = read_ledger(tmp_path / "ledger").steps if (tmp_path / "ledger").exists() else 0
+    released = [
+        (tmp_path / f"released.{place}").stat().st_size if (tmp_path / f"released.{place}").exists() else 0
+        for place in range(len(ended))
+    ]
+    assert max(released) <= charged <= max(released) + 1
+    assert charged >= 2 * has_begun
+    for place, process in enumerate(ended):
+        if place != rank:
+            assert process.told is not None, process.errors[-2000:]
+            assert process.told["error"] in ("PeerFailedError", "LedgerError"), process.told
+            assert process.told["grads"] == 0
+            assert released[place] <= 3
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_process_that_dies_leaves_a_true_account_and_typed_errors(
+    point: str, rank: int, in_processes: Processes, tmp_path: Path
+) -> None:
+    """Guarantee: wherever a process dies, nothing was released that is not charged, and no other one goes on."""
+    ended = in_processes(
+        2, "failure", point=point, rank=rank, how="dies", ledger=str(tmp_path / "ledger"),
+        released=str(tmp_path / "released"),
+    )  # fmt: skip
+    assert ended[rank].status == 9
+    require_true_account(ended, rank, tmp_path, has_begun=POINTS.index(point) >= 2)
+
+
+@pytest.mark.parametrize("point", ["before its vote", "before the draw of noise", "before the charge"])
+def test_a_process_that_raises_in_a_step_is_named_by_the_others(
+    point: str, in_processes: Processes, tmp_path: Path
+) -> None:
+    ended = in_processes(
+        2, "failure", point=point, rank=1, how="raises", ledger=str(tmp_path / "ledger"),
+        released=str(tmp_path / "released"),
+    )  # fmt: skip
+    assert ended[1].told["error"] == "own"
+    require_true_account(ended, 1, tmp_path, has_begun=True)
+
+
+def test_a_process_that_hangs_is_waited_for_no_longer_than_the_timeout(in_processes: Processes, tmp_path: Path) -> None:
+    ended = in_processes(
+        2, "failure", point="in a forward", rank=1, how="hangs", ledger=str(tmp_path / "ledger"),
+        released=str(tmp_path / "released"),
+    )  # fmt: skip
+    require_true_account(ended, 1, tmp_path, has_begun=True)

@@ -1,0 +1,130 @@
+"""Several processes train as one does: the same step, the same account, one draw of records and of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parallel_models import MODELS
+
+from hushgrad.accounting import read_ledger
+from hushgrad.accounting.composition import require_established
+from hushgrad.errors import NotEstablishedError
+
+Processes = Callable[..., list[Any]]
+
+
+def told(ended: list[Any]) -> list[Any]:
+    assert [process.status for process in ended] == [0] * len(ended), [process.errors[-2000:] for process in ended]
+    return [process.told for process in ended]
+
+
+def test_the_step_of_one_process_is_taken_by_two(in_processes: Processes) -> None:
+    """Guarantee: the update is that of one process on the same draw, whether the model is plain or in DDP."""
+    told(in_processes(1, "updates", steps=1))
+    first, second = told(in_processes(2, "updates", steps=2))
+    assert set(first) == {f"{name}, {form}" for name in MODELS for form in ("plain", "ddp")}
+    for name, found in first.items():
+        assert found["error"] <= 5e-7, name
+        assert second[name]["error"] == found["error"]
+        assert found["items"] == second[name]["items"] > 2
+        for own, others in zip(found["drawn"], second[name]["drawn"], strict=True):
+            assert not set(own) & set(others)
+            assert abs(len(own) - len(others)) <= 1
+
+
+def test_replicas_are_bit_identical_and_epsilon_is_the_same_everywhere(in_processes: Processes, tmp_path: Path) -> None:
+    """Guarantee: every process says the same ε, guarantee and receipt; one of them writes the file."""
+    first, second = told(in_processes(2, "replicas", ledger=str(tmp_path / "ledger")))
+    assert first == second
+    for form in ("plain", "ddp"):
+        view = read_ledger(tmp_path / f"ledger.{form}")
+        assert view.steps == 20
+        assert first[form]["receipt"]["steps"] == 20
+        assert "under add/remove-one neighbours, after 20 steps" in first[form]["guarantee"]
+        assert 0 < first[form]["epsilon"] < 20
+
+
+@pytest.mark.statistical
+def test_the_noise_of_all_slices_is_what_is_charged_and_uncorrelated(in_processes: Processes) -> None:
+    """Over 190,000 values: 0.5% is 3.1 standard errors, a false alarm in 0.2% of keys; the key is fixed.
+
+    Correlations of halves of 48,000 values have a standard error of 0.0046; 0.02 is above four of them.
+    """
+    first, second = told(in_processes(2, "noise", steps=2, key=11))
+    assert first == second
+    assert first["count"] >= 180_000
+    assert first["std"] == pytest.approx(1.0, rel=0.005)
+    assert first["correlation"] < 0.02
+
+
+def test_a_run_goes_on_with_another_number_of_processes(in_processes: Processes, tmp_path: Path) -> None:
+    """Guarantee: how many processes there are changes nothing of the account."""
+    where = {"ledger": str(tmp_path / "ledger"), "checkpoint": str(tmp_path / "checkpoint"), "key": None}
+    charged = 0
+    for count, steps in ((2, 3), (1, 2), (4, 2)):
+        everybody = told(in_processes(count, "resumed", steps=steps, **where))
+        charged += steps
+        assert all(process == everybody[0] for process in everybody)
+        assert everybody[0]["steps"] == charged == read_ledger(where["ledger"]).steps
+        assert everybody[0]["lost"] == (-1 if charged == 3 else 0)
+
+
+def test_disjoint_batches_are_those_of_the_first_process(in_processes: Processes) -> None:
+    first, second = told(in_processes(2, "disjoint"))
+    everything = sorted(index for drawn in (first["drawn"], second["drawn"]) for own in drawn for index in own)
+    assert everything == list(range(96))
+    assert first["epsilon"] == second["epsilon"] > 0
+
+
+def test_a_distributed_sampler_is_read_for_the_number_of_processes(in_processes: Processes) -> None:
+    first, second = told(in_processes(2, "sampler"))
+    assert first["batch size"] == 12
+    assert first["length"] == 8
+    assert "PoissonSampling(rate=0.125)" in first["mechanism"]
+    for own, others in zip(first["drawn"], second["drawn"], strict=True):
+        assert not set(own) & set(others)
+    assert "process 0 of 4" in first["refused"]
+    assert "without num_replicas and rank" in first["refused"]
+    assert "Leave the sampler out" in first["also"]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "mechanism", "test key", "max_physical_batch_size", "constant_shapes", "phase", "optimizer",
+        "values of the weights", "trained parameters", "options of the optimizer",
+    ],
+)  # fmt: skip
+def test_a_disagreement_is_named_and_releases_nothing(what: str, in_processes: Processes) -> None:
+    """Guarantee: processes that differ in what they train take no step, and every one of them says in what."""
+    for found in told(in_processes(2, "disagreement", what=what)):
+        assert found["error"] == "DesyncError", found
+        assert what in found["text"]
+        assert "rank 1" in found["text"]
+        assert found.get("steps", 1) == 1
+
+
+def test_what_is_found_in_one_process_ends_the_account_of_all(in_processes: Processes, tmp_path: Path) -> None:
+    """Guarantee: a finding in any process is in the ledger, and every process says ε = ∞."""
+    ledger = tmp_path / "ledger"
+    first, second = told(in_processes(2, "finding", ledger=str(ledger)))
+    assert second["error"] == "CrossSampleLeakError"
+    assert first["error"] == "PeerFailedError"
+    assert "the process of rank 1" in first["text"]
+    assert first["epsilon"] == second["epsilon"] == "inf"
+    with pytest.raises(NotEstablishedError):
+        require_established(read_ledger(ledger).events)
+
+
+def test_what_is_not_supported_is_refused_with_the_cure(in_processes: Processes) -> None:
+    first, second = told(in_processes(2, "refusals"))
+    assert first == second
+    assert "static_graph=True" in first["static graph"]
+    assert "communication hook" in first["hook"]
+    assert "torchrun" in first["data parallel"]
+    assert "Wrap the whole model" in first["inside"]
+    assert "session.batches(dataset)" in first["declared"]
+    assert "map-style dataset" in first["stream"]
