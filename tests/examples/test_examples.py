@@ -50,3 +50,20 @@ def test_a_run_that_was_stopped_goes_on_to_its_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "going on after step 5; 2 steps after it were lost and stay charged" in done.stdout
     assert "after 62 steps" in done.stdout
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_model_is_trained_in_several_processes(processes: int, tmp_path: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    script = str(EXAMPLES / "several_processes.py")
+    done = subprocess.run(
+        [sys.executable, *launch, script, "--out", str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "after 48 steps" in done.stdout
+    assert "of the test images" in done.stdout
