@@ -339,6 +339,7 @@ def takes_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether torch's hooks on the step can hang on it: not on a wrapper that never ran `Optimizer.__init__`."""
     return "_optimizer_step_pre_hooks" in vars(optimizer)
 
+
 # Several processes ---------------------------------------------------------------------------------------------------
 
 

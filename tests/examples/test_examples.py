@@ -54,7 +54,9 @@ def test_a_run_that_was_stopped_goes_on_to_its_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_one_model_is_trained_in_several_processes(processes: int, tmp_path: Path) -> None:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    )
     script = str(EXAMPLES / "several_processes.py")
     done = subprocess.run(
         [sys.executable, *launch, script, "--out", str(tmp_path)],

@@ -220,6 +220,7 @@ def failure(point: str, rank: int, how: str, ledger: str, released: str) -> dict
         raise ArithmeticError("planted")
 
     steps = 0
+    added_up: list[int] = []
 
     def now(name: str) -> None:
         if point == name and (steps == 2 or name in POINTS[:2]):
@@ -252,6 +253,8 @@ def failure(point: str, rank: int, how: str, ledger: str, released: str) -> dict
     watched(spending, "told_by_first", "before the charge", "after the charge")
     watched(update.Update, "_noised", "before the draw of noise")
     watched(update, "add_up", "before the sums are added up", "after the sums were added up")
+    add_up = update.add_up
+    update.add_up = lambda *given: (added_up.append(steps), add_up(*given))[1]
     now("before the set-up")
     try:
         run = Run(sigma=1.0, key=None, ledger=ledger, rows=None)
@@ -273,7 +276,13 @@ def failure(point: str, rank: int, how: str, ledger: str, released: str) -> dict
                     break
     except HushgradError as error:
         grads = [name for name, p in run.model.named_parameters() if p.grad is not None] if steps else []
-        return {"error": type(error).__name__, "text": str(error), "steps": steps, "grads": len(grads)}
+        return {
+            "error": type(error).__name__,
+            "text": str(error),
+            "steps": steps,
+            "grads": len(grads),
+            "added up": added_up,
+        }
     except ArithmeticError:
         return {"error": "own", "steps": steps}
     return {"error": None, "steps": steps}

@@ -63,7 +63,7 @@ class NoLength:
 REFUSED_SAMPLERS = {
     "weighted": (lambda: DataLoader(DATA, 10, sampler=WeightedRandomSampler([1.0] * 100, 100)), "losses"),
     "subset": (lambda: DataLoader(DATA, 10, sampler=SubsetRandomSampler(range(50))), "Subset"),
-    "distributed": (lambda: DataLoader(DATA, 10, sampler=DistributedSampler(DATA, 2, 0)), "one process"),
+    "distributed": (lambda: DataLoader(DATA, 10, sampler=DistributedSampler(DATA, 2, 0)), "process 0 of 1"),
     "replacement": (lambda: DataLoader(DATA, 10, sampler=RandomSampler(DATA, replacement=True)), "replacement"),
     "too few": (lambda: DataLoader(DATA, 10, sampler=RandomSampler(DATA, num_samples=50)), "num_samples"),
     "too many": (lambda: DataLoader(DATA, 10, sampler=RandomSampler(DATA, num_samples=150)), "num_samples"),

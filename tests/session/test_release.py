@@ -158,10 +158,10 @@ def test_what_was_taken_on_trust_is_in_the_ledger_before_the_step_is_charged(
     _, optimizer, session = attach(NOISY, ledger=tmp_path / "ledger")
     session.backward(torch.zeros(0))
     order: list[str] = []
-    for name in ("trust", "charge"):
+    for name in ("trust", "_charge"):
         real = getattr(Spending, name)
         monkeypatch.setattr(
             Spending, name, lambda self, *rest, real=real, name=name: (order.append(name), real(self, *rest))[1]
         )
     optimizer.step()
-    assert order == ["trust", "charge"]
+    assert order == ["trust", "_charge"]

@@ -32,7 +32,7 @@ def test_a_set_up_claims_nothing_yet() -> None:
 
 def test_two_sessions_have_different_secret_bits_and_a_test_key_repeats_its_own() -> None:
     def bits(**changes: Any) -> bytes:
-        return bytes(parts_of(nn.Linear(3, 2), **changes).stream.read(Address(0), 32))
+        return bytes(parts_of(nn.Linear(3, 2), **changes).draws.read(Address(0), 32))
 
     assert bits() != bits()
     assert bits(key=KeyStream.fixed_for_tests(1)) == bits(key=KeyStream.fixed_for_tests(1))

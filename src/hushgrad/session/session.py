@@ -298,15 +298,12 @@ class Session:
         return ObservedLoop(self._parts, self._require_open)
 
     def _observe(self, loop: ObservedLoop, loader: PrivateLoader | StreamLoader) -> None:
-        require_agreement(
-            self._parts.world,
-            {
-                "number of records": loader.population,
-                "number of steps in a pass": len(loader),
-                "max_physical_batch_size": loader.max_physical_batch_size,
-                "constant_shapes": loader.constant_shapes,
-            },
-        )
+        facts = {
+            "number of records": loader.population,
+            "max_physical_batch_size": loader.max_physical_batch_size,
+            "constant_shapes": loader.constant_shapes,
+        }
+        require_agreement(self._parts.world, facts)
         self._parts.spending.open(OBSERVED, loader.population)
         if loader.population is None:
             self._parts.spending.trust([STREAM])
