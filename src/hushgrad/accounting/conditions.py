@@ -41,9 +41,9 @@ FIXED_KEY = Condition(
 )
 NOISE_NOT_OBSERVED = Condition(
     "noise not observed",
-    "steps that another library ran are charged as that library's record says: that its noise was drawn with this noise "
-    "multiplier on the sum, once for each step and from a source that nobody can predict, that its gradients were "
-    "clipped example by example and that its records were drawn as declared, was not observed and is on trust",
+    "steps that another library ran are charged as that library's record says: that its noise was drawn with this "
+    "noise multiplier on the sum, once for each step and from a source that nobody can predict, that its gradients "
+    "were clipped example by example and that its records were drawn as declared, was not observed and is on trust",
 )
 NO_LEDGER_PATH = Condition(
     "no ledger path", "the ledger was kept in memory: what other processes or an earlier start of this one trained on "

@@ -303,6 +303,11 @@ class Spending:
             return earlier.events, earlier.contract, earlier.conditions
         return [], self._contract(DECLARED, None), ()
 
+    @property
+    def noise_is_observed(self) -> bool:
+        """Whether all steps that the ledger holds had their noise drawn here, and not by another library."""
+        return self._charged()[1].noise_is_observed
+
     def trust(self, conditions: Iterable[Condition]) -> None:
         """Leave in the ledger what the run takes on trust, each condition once.
 

@@ -66,12 +66,12 @@ class OpacusAttention(nn.MultiheadAttention):
             projections = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         q, k, v = (
-            F.linear(given, weight, bias).unflatten(-1, (heads, width)).transpose(1, 2)
+            F.linear(given, weight, bias).reshape(batch, -1, heads, width).transpose(1, 2)
             for given, weight, bias in zip((query, key, value), projections, biases, strict=True)
         )
         scores = (q / math.sqrt(width)) @ k.transpose(-1, -2)  # [B, h, T, S]
         if attn_mask is not None:
-            mask = attn_mask if attn_mask.dim() == 2 else attn_mask.unflatten(0, (batch, heads))
+            mask = attn_mask if attn_mask.dim() == 2 else attn_mask.reshape(batch, heads, length, -1)
             scores = scores.masked_fill(mask, -math.inf) if mask.dtype == torch.bool else scores + mask
         if key_padding_mask is not None:
             mask = key_padding_mask[:, None, None, :]

@@ -168,8 +168,8 @@ def _explained(found: OpacusCheckpoint) -> list[str]:
         told.append(
             f"They are charged as {said.passes} passes over disjoint batches, without amplification, under zero-out "
             "neighbours: Opacus charges poisson_sampling=False as if records had been drawn by Poisson sampling, which "
-            "they were not, so its epsilon was too small and the true one is larger. Go on with poisson_sampling=False: "
-            "under other neighbours no total can be told."
+            "they were not, so its epsilon was too small and the true one is larger. Go on with "
+            "poisson_sampling=False: under other neighbours no total can be told."
         )
     if stored.accountant == "gdp":
         told.append("Opacus' accountant was 'gdp', an approximation that can state an epsilon that is too small.")
@@ -180,7 +180,7 @@ def _explained(found: OpacusCheckpoint) -> list[str]:
         )
     if "clip norm" in stored.schedules:
         told.append(
-            "The clip norm followed a schedule: the ledger states the norm that was declared. Epsilon does not depend on "
-            "it, as Opacus' noise follows the norm. The schedule itself is not taken over."
+            "The clip norm followed a schedule: the ledger states the norm that was declared. Epsilon does not depend "
+            "on it, as Opacus' noise follows the norm. The schedule itself is not taken over."
         )
     return told

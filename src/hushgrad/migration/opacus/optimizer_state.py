@@ -31,7 +31,11 @@ def optimizer_state(stored: Stored, model: nn.Module) -> dict[str, Any]:
     names = [name for name in stored.weights if any(name in parts for parts in made_of.values())]
     numbers = [number for group in groups for number in group["params"]]
     if len(groups) != 1 or numbers != list(range(len(names))):
-        if [*made_of] == [*trained] and len(numbers) == len(trained) and all(len(part) == 1 for part in made_of.values()):
+        if (
+            [*made_of] == [*trained]
+            and len(numbers) == len(trained)
+            and all(len(part) == 1 for part in made_of.values())
+        ):
             return stored.optimizer  # the parameters are the same ones in the same order
         raise _refused("its optimizer has several groups or not all parameters, and which is which cannot be told")
     place = {name: number for number, name in enumerate(names)}
@@ -49,14 +53,16 @@ def optimizer_state(stored: Stored, model: nn.Module) -> dict[str, Any]:
 def _joined(name: str, parts: list[dict[str, Any]], shapes: list[torch.Size]) -> dict[str, Any]:
     """Return one state of the states of a parameter's pieces; a single piece must have values of its own shape."""
     for part, shape in zip(parts, shapes, strict=True):
-        wrong = [key for key, value in part.items() if isinstance(value, Tensor) and value.dim() and value.shape != shape]
+        wrong = [
+            key for key, value in part.items() if isinstance(value, Tensor) and value.dim() and value.shape != shape
+        ]
         if wrong:
             raise _refused(f"{wrong[0]} of {name} has another shape than the parameter, so its order is unknown")
     if len(parts) == 1:
         return dict(parts[0])
     joined = {}
     for key, first in parts[0].items():
-        values = [part.get(key) for part in parts]
+        values: list[Any] = [part.get(key) for part in parts]
         if isinstance(first, Tensor) and first.dim():
             joined[key] = torch.cat(values)
         elif all(type(value) is type(first) and bool(value == first) for value in values):

@@ -1,4 +1,4 @@
-"""What a checkpoint of Opacus does not say, so that whoever imports it must: asked for all at once, each with its why."""
+"""What a checkpoint of Opacus does not say, so that whoever imports it must: all asked at once, each with its why."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ CLIPPING = ("flat", "per_layer", "adaptive")
 
 QUESTIONS = {
     "poisson_sampling": "how records were drawn. True where make_private had its default; False where it was given "
-    "poisson_sampling=False. Opacus charges both as Poisson sampling, and batches of a shuffled loader are not amplified",
+    "poisson_sampling=False. Opacus charges both as Poisson sampling, but batches of a shuffled loader get no "
+    "amplification",
     "batch_size": "B, the batch size of the DataLoader that Opacus was given (of all processes together)",
     "population": "N, the number of records: len(dataset)",
     "max_grad_norm": "C, as make_private was given it; a list for clipping='per_layer'",

@@ -64,7 +64,7 @@ def _attention(at: str, part: nn.MultiheadAttention) -> dict[str, tuple[str, ...
 
 
 def _cells(at: str, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    made = {}
+    made: dict[str, tuple[str, ...]] = {}
     for name in names:
         match = _CELL.fullmatch(name.removeprefix(at)) if name.startswith(at) else None
         if match is not None:

@@ -40,14 +40,17 @@ def _require_same_names(expected: set[str], given: set[str]) -> None:
         return
     parts = [
         f"{len(names)} {what} ({', '.join(names[:_MOST_NAMES])}{', ...' if len(names) > _MOST_NAMES else ''})"
-        for names, what in ((missing, "of the model's tensors are not in it"), (unknown, "of its tensors have no place"))
+        for names, what in (
+            (missing, "of the model's tensors are not in it"),
+            (unknown, "of its tensors have no place"),
+        )
         if names
     ]
     raise CheckpointError(
         f"its model is another one: {'; '.join(parts)}",
         where="the checkpoint",
-        cure="Build the model that was trained. What ModuleValidator.fix exchanged (BatchNorm for GroupNorm) must be so "
-        "in it, too; nn.LSTM, nn.GRU, nn.RNN and nn.MultiheadAttention stand for Opacus' layers",
+        cure="Build the model that was trained. What ModuleValidator.fix exchanged (BatchNorm for GroupNorm) must be "
+        "so in it, too; nn.LSTM, nn.GRU, nn.RNN and nn.MultiheadAttention stand for Opacus' layers",
     )
 
 
@@ -64,8 +67,8 @@ def _require_same_function(stored: Stored, model: nn.Module, attention_as_torch:
     if not differing or attention_as_torch:
         return
     older = (
-        " Opacus 1.4 had no batch_first: its ModuleValidator.fix made layers that attend from one record to the others, "
-        "for which no epsilon of Opacus holds."
+        " Opacus 1.4 had no batch_first: its ModuleValidator.fix made layers that attend from one record to the "
+        "others, for which no epsilon of Opacus holds."
         if stored.is_of_1_4_or_1_5
         else ""
     )
