@@ -72,7 +72,8 @@ class Guarantee:
     `epsilon` >= 0 (infinity: nothing is guaranteed) at `delta`; `adjacency`, the neighbouring relation; `sampling`, how
     examples were drawn; `accountant`, who computed it; `steps`, how many were charged; `unit`, whose data is protected;
     `noise_is_secret`, False where the noise came from a fixed key; `noise_is_observed`, False where another library
-    drew some of it, which nobody here vouches for; `notes`, further sentences; `numerics`, how ε was computed; `numerical_error`, how far ε may lie above the exact value, None where the accountant cannot say;
+    drew some of it, which nobody here vouches for; `notes`, further sentences; `numerics`, how ε was computed;
+    `numerical_error`, how far ε may lie above the exact value, None where the accountant cannot say;
     `conditions`, what the run took on trust. `str()` is the whole of it as sentences.
     """
 

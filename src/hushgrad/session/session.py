@@ -422,7 +422,7 @@ class Session:
 
     @property
     def noise_is_observed(self) -> bool:
-        """Whether the noise of all steps in the ledger was drawn here: False where it holds steps of another library."""
+        """Whether the noise of all steps in the ledger was drawn here, and not by another library."""
         return self._parts.spending.noise_is_observed
 
     @property

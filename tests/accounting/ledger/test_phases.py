@@ -100,7 +100,7 @@ def test_the_phase_in_work_goes_on_by_its_name_after_a_crash(path: Path) -> None
 
 
 def test_a_phase_in_which_nothing_is_charged_leaves_nothing_behind(path: Path) -> None:
-    """Guarantee: a phase is opened by its name alone, a name is used once, and unit and noise source stay."""
+    """Guarantee: a phase is opened by its name alone, a name is used once, and unit and secrecy of the noise stay."""
     charge(path, FIRST, "warm-up", STEP)
     charge(path, SECOND, "mistyped")
     charge(path, SECOND, "fine-tune", STEP)

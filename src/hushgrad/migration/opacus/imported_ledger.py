@@ -7,12 +7,21 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from hushgrad.accounting import conditions
+from hushgrad.accounting.conditions import Condition
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.ledger.file import ledger_path
 from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.errors import LedgerError
 from hushgrad.migration.opacus.file import Stored
 from hushgrad.migration.opacus.questions import Declared
+
+_ATTENTION_OF_1_4 = Condition(
+    "attention of Opacus 1.4",
+    "the imported model has Opacus' attention and was trained with Opacus 1.4 or 1.5: in 1.4 ModuleValidator.fix made "
+    "layers with batch_first=True attend from one record to the others, so that no epsilon holds. That this is none of "
+    "those is on trust",
+)
 
 PHASE = "Opacus"
 NOTED_AS = "imported"
@@ -30,6 +39,8 @@ def write_ledger(
                 for event, count in events:
                     ledger.charge(event, count)
                 ledger.note(NOTED_AS, _note(ledger.steps, said, stored))
+                if stored.is_of_1_4_or_1_5 and any(name.endswith("qlinear.weight") for name in stored.weights):
+                    ledger.note(conditions.NOTED_AS, _ATTENTION_OF_1_4.as_note())
             os.link(file, final)  # unlike a rename, this never replaces a file
         folder_of_it = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
