@@ -64,9 +64,7 @@ ATTENTION = (DPMultiheadAttention, nn.MultiheadAttention)
 def data(*shape: int) -> TensorDataset:
     """Return 40 records of a shape, with labels 0 and 1."""
     generator = torch.Generator().manual_seed(0)
-    return TensorDataset(
-        torch.randn(N, *shape, generator=generator), torch.randint(2, (N,), generator=generator)
-    )
+    return TensorDataset(torch.randn(N, *shape, generator=generator), torch.randint(2, (N,), generator=generator))
 
 
 def probe_of(*shape: int) -> Tensor:

@@ -75,10 +75,16 @@ MODEL = {"weight": torch.zeros(1)}
         ([1, 2], "no dictionary"),
         (MODEL, "it lacks module_state_dict and privacy_accountant_state_dict"),
         ({"module_state_dict": MODEL}, "it lacks privacy_accountant_state_dict"),
-        ({"module_state_dict": MODEL, "privacy_accountant_state_dict": {**ACCOUNT, "mechanism": "mine"}}, "none of Opacus"),
+        (
+            {"module_state_dict": MODEL, "privacy_accountant_state_dict": {**ACCOUNT, "mechanism": "mine"}},
+            "none of Opacus",
+        ),
         ({"module_state_dict": MODEL, "privacy_accountant_state_dict": {"mechanism": "rdp"}}, "its history is no list"),
         *(
-            ({"module_state_dict": MODEL, "privacy_accountant_state_dict": {**ACCOUNT, "history": [entry]}}, "its history")
+            (
+                {"module_state_dict": MODEL, "privacy_accountant_state_dict": {**ACCOUNT, "history": [entry]}},
+                "its history",
+            )
             for entry in ((1.0, 0.25), (1.0, 0.25, 0), (1.0, 0.25, 1.5), (-1.0, 0.25, 7), (1.0, 1.5, 7), ("a", 0.25, 7))
         ),
     ],

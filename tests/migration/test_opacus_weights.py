@@ -37,7 +37,9 @@ def test_either_set_of_names_is_enough(kept: str, tmp_path: Path) -> None:
     content = torch.load(path, weights_only=True)
     state = content["module_state_dict"]
     content["module_state_dict"] = {
-        name: value for name, value in state.items() if "head" in name or (".l0" in name or ".l1" in name) == (kept == "old")
+        name: value
+        for name, value in state.items()
+        if "head" in name or (".l0" in name or ".l1" in name) == (kept == "old")
     }
     torch.save(content, path)
     model = Recurrent(nn.LSTM)

@@ -49,7 +49,7 @@ def _block(draft: Draft, node: ast.With, item: ast.withitem) -> None:
     inner = len(source.text[body : source.span(first)[0]])
     assert node.end_lineno is not None
     begins = source.text.count("\n", 0, _after_header(draft, node)) + 1
-    draft.changes += source.dedented(begins, node.end_lineno, inner - len(indent))
+    draft.changes += source.dedented(begins, source.end_of_body(node.end_lineno, inner), inner - len(indent))
     draft.note(
         node,
         "the loader of make_private gives items of at most max_physical_batch_size records; optimizer.step() after "

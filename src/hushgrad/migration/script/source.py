@@ -114,6 +114,18 @@ class Source:
                 inside |= set(range(token.start[0] + 1, token.end[0] + 1))
         return inside
 
+    def end_of_body(self, last: int, indent: int) -> int:
+        """Return the last line (from 1) of a block that ends with line `last`, comments after its last statement in."""
+        end = last
+        for number in range(last + 1, len(self._lines) + 1):
+            line = self._lines[number - 1]
+            if not line.strip():
+                continue
+            if not line.lstrip().startswith("#") or len(line) - len(line.lstrip(" \t")) < indent:
+                break
+            end = number
+        return end
+
     def dedented(self, first: int, last: int, by: int) -> list[Change]:
         """Return the changes that move lines `first` to `last` (from 1) to the left by `by` characters."""
         inside = self.lines_inside_text()
