@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import opacus
@@ -18,9 +19,11 @@ from torch.utils.data import DataLoader
 
 import hushgrad
 from hushgrad.accounting import DisjointPass, PoissonSampled, epsilon, read_ledger
+from hushgrad.checks.verification.verdict import Measured, Verdict
 from hushgrad.cli.main import main
 from hushgrad.errors import AccountingError, CheckpointError, ContractChangedError, InvalidArgumentError, LedgerError
 from hushgrad.migration.opacus import read_checkpoint
+from hushgrad.study.report.assumptions import assumptions_of
 
 DELTA = 1e-3
 
@@ -105,6 +108,26 @@ def test_every_guarantee_of_the_ledger_says_that_the_noise_of_these_steps_was_no
     assert read_ledger(path).contract.noise_source == "not observed"
     assert [phase.contract.noise_source for phase in read_ledger(path).phases] == ["not observed", "operating system"]
     assert "'Opacus' (7 steps, sampling declared by the caller, noise not observed, N = 40" in str(told)
+
+
+def test_a_verdict_on_what_follows_says_that_the_imported_noise_cannot_be_measured(
+    poisson: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = go_on(poisson, tmp_path / "ledger", SAID, passes=0)
+    measured = Verdict("training", (), (), Measured(), Measured())  # what is measured is tested where it is measured
+    monkeypatch.setattr("hushgrad.checks.verification.training.verify._verdict", lambda *_: measured)
+    verdict = hushgrad.verify(mlp(), DataLoader(data(4), batch_size=B), nn.CrossEntropyLoss(), engine)
+    assert "NOT VOUCHED FOR: the ledger of this engine holds steps of another library" in str(verdict)
+
+
+def test_a_report_on_such_a_ledger_knows_of_no_noise_that_nobody_can_predict(poisson: Path, tmp_path: Path) -> None:
+    read_checkpoint(poisson, **SAID).write_ledger(tmp_path / "ledger")
+    files = SimpleNamespace(ledger=read_ledger(tmp_path / "ledger"), summary={}, said=lambda name: None)
+    rows = {row["assumption"]: row for row in assumptions_of(files, contradictions=0)}  # type: ignore[arg-type]
+    for name in ("Nobody can predict the noise", "Noise was drawn after its step was charged, once for each step"):
+        assert rows[name]["status"] == "not checked"
+    assert "not vouched for" in rows["Nobody can predict the noise"]["evidence"]
+    assert rows["Taken on trust: noise not observed"]["status"] == "not checked"
 
 
 def test_a_guarantee_of_own_steps_alone_says_nothing_of_that(tmp_path: Path) -> None:

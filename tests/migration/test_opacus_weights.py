@@ -1,4 +1,4 @@
-"""Weights and optimizer states of Opacus' layers are those of torch's own: the same outputs, moments where they belong."""
+"""Weights and optimizer states of Opacus' layers are those of torch's own: same outputs, moments in their places."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_a_model_with_reproduced_attention_trains_as_one_example_at_a_time_does(
     ],
 )
 def test_attention_that_opacus_computes_as_torch_does_is_not_exchanged(layer: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match="Keep nn.MultiheadAttention"):
+    with pytest.raises(UnsupportedModelError, match=r"Keep nn\.MultiheadAttention"):
         OpacusAttention(layer())
 
 

@@ -137,7 +137,8 @@ CHANGED = {
     ),
     "arguments on lines of their own, with comments": (
         HEAD
-        + "e.make_private(\n    module=m,\n    grad_sample_mode='ew',  # fast\n    # the noise\n    noise_multiplier=1,\n)\n",
+        + "e.make_private(\n    module=m,\n    grad_sample_mode='ew',  # fast\n"
+        + "    # the noise\n    noise_multiplier=1,\n)\n",
         NEW + "e.make_private(\n    module=m,\n    # the noise\n    noise_multiplier=1,\n)\n",
     ),
     "four values": (
@@ -189,7 +190,8 @@ CHANGED = {
     "memory manager under the same name": (
         HEAD
         + "from opacus.utils.batch_memory_manager import BatchMemoryManager\n"
-        + "e.make_private(module=m)\nwith BatchMemoryManager(data_loader=l, max_physical_batch_size=8, optimizer=o) as l:\n"
+        + "e.make_private(module=m)\n"
+        + "with BatchMemoryManager(data_loader=l, max_physical_batch_size=8, optimizer=o) as l:\n"
         + '    for x in l:\n        print("""a\n    b""")\n\n    # done\nprint(1)\n',
         NEW + "e.make_private(module=m, max_physical_batch_size=8)\n"
         'for x in l:\n    print("""a\n    b""")\n\n# done\nprint(1)\n',
@@ -213,7 +215,8 @@ def test_a_change_leaves_all_else_to_the_letter(name: str) -> None:
 BY_HAND = {
     "a batch size of another function": (
         "from opacus.utils.batch_memory_manager import BatchMemoryManager\n"
-        "def train(size):\n    with BatchMemoryManager(data_loader=a, max_physical_batch_size=size, optimizer=o) as b:\n"
+        "def train(size):\n"
+        "    with BatchMemoryManager(data_loader=a, max_physical_batch_size=size, optimizer=o) as b:\n"
         "        pass\ndef main():\n    e.make_private(module=m)\n",
         6,
         "pass max_physical_batch_size=size to make_private",
@@ -250,7 +253,7 @@ BY_HAND = {
     "several of them": (
         HEAD
         + "from opacus.utils.batch_memory_manager import BatchMemoryManager\n"
-        + "with BatchMemoryManager(data_loader=a, max_physical_batch_size=8, optimizer=o) as b, open(p) as f:\n    pass\n",
+        + "with BatchMemoryManager(data_loader=a, max_physical_batch_size=8) as b, open(p) as f:\n    pass\n",
         3,
         "the loader of make_private itself",
     ),

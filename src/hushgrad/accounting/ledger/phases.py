@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.conditions import Condition, phases_fixed
+from hushgrad.accounting.conditions import NOISE_NOT_OBSERVED, Condition, phases_fixed
 from hushgrad.accounting.events.costs import FilterRule
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.ledger.contract import DECLARED, FIXED_KEY, NOT_OBSERVED, OBSERVED, Contract
@@ -110,12 +110,13 @@ def joint_contract(phases: Sequence[Phase]) -> Contract:
 
 
 def conditions_of_phases(phases: Sequence[Phase], steps: int, rule: FilterRule | None) -> list[Condition]:
-    """Return what the ε of several phases rests on: what each of them declared, and that it was fixed beforehand."""
+    """Return what the ε of phases rests on: noise that was not observed; of several, what each declared beforehand."""
+    besides = [] if all(phase.contract.noise_is_observed for phase in phases) else [NOISE_NOT_OBSERVED]
     if len(phases) < 2:
-        return []
+        return besides
     ends = [*(phase.begins for phase in phases[1:]), steps]
     told = [_told(phase, end - phase.begins) for phase, end in zip(phases, ends, strict=True)]
-    return [phases_fixed(told, is_filtered=rule is not None)]
+    return [*besides, phases_fixed(told, is_filtered=rule is not None)]
 
 
 def _told(phase: Phase, steps: int) -> str:

@@ -45,9 +45,11 @@ def assumptions_of(files: RunFiles, *, contradictions: int) -> list[dict[str, st
         ),
         (
             "Noise was drawn after its step was charged, once for each step",
-            UNKNOWN if contradictions else HELD,
+            UNKNOWN if contradictions or not contract.noise_is_observed else HELD,
             "the files contradict each other"
             if contradictions
+            else "another library ran some of the steps"
+            if not contract.noise_is_observed
             else "enforced while the run went on; the ledger's chain of hashes is whole",
         ),
         (
