@@ -50,3 +50,12 @@ def test_a_run_that_was_stopped_goes_on_to_its_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "going on after step 5; 2 steps after it were lost and stay charged" in done.stdout
     assert "after 62 steps" in done.stdout
+
+
+@pytest.mark.packages
+def test_a_run_of_opacus_goes_on_with_one_epsilon_over_both_parts(tmp_path: Path) -> None:
+    done = run("continue_from_opacus.py", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "(4, 0.0001)-differential privacy" in done.stdout or "(3.99" in done.stdout
+    assert "after 42 steps" in done.stdout
+    assert "NOT VOUCHED FOR" in done.stdout
