@@ -328,3 +328,35 @@ def test_the_same_constants_as_the_contract_are_in_the_ledger(poisson: Path, tmp
     assert (contract.expected_batch_size, contract.population, contract.max_grad_norm) == (B, N, C)
     assert contract.sampling == "declared by the caller"
     assert contract.clipping == "Opacus: flat, to 1"
+
+
+def with_history(path: Path, history: list[tuple[float, float, int]], to: Path) -> Path:
+    """Write a checkpoint again with another history."""
+    content = torch.load(path, weights_only=True)
+    content["privacy_accountant_state_dict"]["history"] = history
+    torch.save(content, to)
+    return to
+
+
+def test_accumulated_batches_are_charged_where_no_step_can_join_two_passes(shuffled: Path, tmp_path: Path) -> None:
+    path = with_history(shuffled, [(SIGMA, 0.5, 7)], tmp_path / "opacus.pt")  # two of four batches in each step
+    found = read_checkpoint(path, **{**SHUFFLED, "passes": 4})
+    assert [(event.data_pass, count) for event, count in found.events()] == [(0, 2), (1, 2), (2, 2), (3, 1)]
+    thirds = with_history(shuffled, [(SIGMA, 0.75, 7)], tmp_path / "thirds.pt")
+    for file, passes in ((path, 5), (thirds, 6)):
+        with pytest.raises(InvalidArgumentError, match="one record twice"):
+            read_checkpoint(file, **{**SHUFFLED, "passes": passes})
+
+
+def test_passes_that_were_left_early_are_charged_with_the_smallest_noise_that_they_can_have_had(
+    shuffled: Path, tmp_path: Path
+) -> None:
+    history = [(3.0, 0.25, 4), (2.0, 0.25, 4)]
+    path = with_history(shuffled, history, tmp_path / "opacus.pt")
+    whole = read_checkpoint(path, **SHUFFLED)
+    assert whole.events() == [(DisjointPass(3.0, 0), 4), (DisjointPass(2.0, 1), 4)]
+    cut = read_checkpoint(path, **{**SHUFFLED, "passes": 3})
+    assert {event.noise_multiplier for event, _ in cut.events()} == {2.0}
+    assert {event.data_pass for event, _ in cut.events()} == {0, 1, 2}
+    assert sum(count for _, count in cut.events()) == 8
+    assert cut.epsilon(DELTA) == epsilon([(DisjointPass(2.0, index), 1) for index in range(3)], DELTA)

@@ -122,10 +122,11 @@ def _require_same_rate(history: Sequence[Steps], said: Declared) -> None:
                 cure="Pass the batch size and the number of records of the loader that Opacus was given. Steps over "
                 "several loaders of different lengths cannot be imported",
             )
-        if not math.isclose(1 / rate, round(1 / rate), rel_tol=_CLOSE) or len(rates) > 1:
+        is_whole = math.isclose(1 / rate, round(1 / rate), rel_tol=_CLOSE)
+        if not is_whole or len(rates) > 1 or said.passes != least_passes(history):
             raise InvalidArgumentError(
-                "gradients were accumulated over a number of batches that does not divide the loader, so a step can "
-                "have joined batches of two passes, and one record twice: its noise was too small for that",
+                "gradients were accumulated over batches that do not fill whole passes, so a step can have joined "
+                "batches of two passes, and one record twice: its noise was too small for that",
                 where="poisson_sampling",
                 cure="There is no true account of these steps: train again from the start",
             )
