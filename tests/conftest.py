@@ -33,6 +33,7 @@ WITH_OTHER_PACKAGES = (
     "integrations",  # transformers, Accelerate
     "kernels",  # Triton
     "light_install",  # click
+    "migration",  # Opacus, click
     "noise",  # numba, cryptography, scipy
     "opacus_cases",
     "sampling",  # scipy

@@ -36,6 +36,7 @@ JOINING = (
     "engine",
     "privacy",
     "integrations",
+    "migration",
     "checks/auditing",  # checks are run on demand, above the session
     "checks/verification",
     "checks/doctor",

@@ -107,3 +107,15 @@ def test_every_guarantee_says_that_one_record_is_one() -> None:
     run = guarantee([], 1e-5, contract=Contract(sampling="observed", noise_source="operating system"))
     for held in (plan, run):
         assert "One record is one row of the dataset: of a person with several, equal ones too" in str(held)
+
+
+def test_noise_that_was_not_observed_is_not_vouched_for_and_named_as_a_condition() -> None:
+    """Guarantee: whatever noise another library drew is said before all else, and is no claim of ours."""
+    contract = Contract(sampling="declared by the caller", noise_source="not observed")
+    told = guarantee(RUN, 1e-5, contract=contract)
+    assert not told.noise_is_observed
+    assert told.noise_is_secret  # nothing says that anybody knows its key
+    assert str(told).startswith("NOT VOUCHED FOR: the noise of some of these steps was not observed.")
+    assert "was not observed and is on trust" in str(told)
+    assert "noise not observed" in {condition.name for condition in told.conditions}
+    assert told.as_json()["noise_is_observed"] is False

@@ -69,3 +69,12 @@ def test_one_model_is_trained_in_several_processes(processes: int, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert "after 48 steps" in done.stdout
     assert "of the test images" in done.stdout
+
+
+@pytest.mark.packages
+def test_a_run_of_opacus_goes_on_with_one_epsilon_over_both_parts(tmp_path: Path) -> None:
+    done = run("continue_from_opacus.py", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "(4, 0.0001)-differential privacy" in done.stdout or "(3.99" in done.stdout
+    assert "after 42 steps" in done.stdout
+    assert "NOT VOUCHED FOR" in done.stdout

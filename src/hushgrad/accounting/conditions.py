@@ -39,6 +39,12 @@ DECLARED_SAMPLING = Condition("declared sampling", "sampling was declared by the
 FIXED_KEY = Condition(
     "fixed key", "noise and sampling came from a fixed key, for tests: whoever knows it can take the noise away"
 )
+NOISE_NOT_OBSERVED = Condition(
+    "noise not observed",
+    "steps that another library ran are charged as that library's record says: that its noise was drawn with this "
+    "noise multiplier on the sum, once for each step and from a source that nobody can predict, that its gradients "
+    "were clipped example by example and that its records were drawn as declared, was not observed and is on trust",
+)
 NO_LEDGER_PATH = Condition(
     "no ledger path", "the ledger was kept in memory: what other processes or an earlier start of this one trained on "
     "these records is not counted",

@@ -11,7 +11,14 @@ from typing import Any
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, OWN_ACCOUNTANTS, epsilon_bounds
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, count_steps, finding_of, normal_form, steps_of
-from hushgrad.accounting.conditions import DECLARED_SAMPLING, FIXED_KEY, Condition, joined, third_party
+from hushgrad.accounting.conditions import (
+    DECLARED_SAMPLING,
+    FIXED_KEY,
+    NOISE_NOT_OBSERVED,
+    Condition,
+    joined,
+    third_party,
+)
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import is_own, order_of
 from hushgrad.accounting.ledger.contract import DECLARED, ONE_RECORD, Contract
@@ -64,8 +71,9 @@ class Guarantee:
 
     `epsilon` >= 0 (infinity: nothing is guaranteed) at `delta`; `adjacency`, the neighbouring relation; `sampling`, how
     examples were drawn; `accountant`, who computed it; `steps`, how many were charged; `unit`, whose data is protected;
-    `noise_is_secret`, False where the noise came from a fixed key; `notes`, further sentences; `numerics`, how ε was
-    computed; `numerical_error`, how far ε may lie above the exact value, None where the accountant cannot say;
+    `noise_is_secret`, False where the noise came from a fixed key; `noise_is_observed`, False where another library
+    drew some of it, which nobody here vouches for; `notes`, further sentences; `numerics`, how ε was computed;
+    `numerical_error`, how far ε may lie above the exact value, None where the accountant cannot say;
     `conditions`, what the run took on trust. `str()` is the whole of it as sentences.
     """
 
@@ -77,6 +85,7 @@ class Guarantee:
     steps: int
     unit: str = ONE_RECORD
     noise_is_secret: bool = True
+    noise_is_observed: bool = True
     notes: tuple[str, ...] = ()
     numerics: str = ""
     numerical_error: float | None = None
@@ -88,7 +97,7 @@ class Guarantee:
         return math.isfinite(self.epsilon) and self.noise_is_secret
 
     def __str__(self) -> str:
-        """Return the guarantee in sentences, ε rounded up; "NOT PRIVATE" comes first where it is not."""
+        """Return the guarantee in sentences, ε rounded up; "NOT PRIVATE" comes first, or "NOT VOUCHED FOR"."""
         figures = f"({round_up(self.epsilon)}, {delta_text(self.delta)})"
         claim = (
             f"{figures}-differential privacy (epsilon, delta) for {self.unit} under {self.adjacency} neighbours, after "
@@ -106,6 +115,8 @@ class Guarantee:
             warnings.append("NOT PRIVATE: epsilon is infinite.")
         if not self.noise_is_secret:
             warnings.append("NOT PRIVATE: the noise key is fixed.")
+        if not self.noise_is_observed:
+            warnings.append("NOT VOUCHED FOR: the noise of some of these steps was not observed.")
         return warnings
 
     def as_json(self) -> dict[str, Any]:
@@ -120,6 +131,7 @@ class Guarantee:
             "steps": self.steps,
             "unit": self.unit,
             "noise_is_secret": self.noise_is_secret,
+            "noise_is_observed": self.noise_is_observed,
             "notes": list(self.notes),
             "conditions": [condition.as_note() for condition in self.conditions],
             "numerics": self.numerics,
@@ -167,6 +179,8 @@ def guarantee(
             trusted.append(DECLARED_SAMPLING)
         if not contract.noise_is_secret:
             trusted.append(FIXED_KEY)
+        if not contract.noise_is_observed:
+            trusted.append(NOISE_NOT_OBSERVED)
         if contract.population is not None:
             notes.append(f"N = {contract.population} is declared public")
         if contract.expected_batch_size is not None:
@@ -180,6 +194,7 @@ def guarantee(
         steps=count_steps(composition),
         unit=ONE_RECORD if contract is None else contract.unit,
         noise_is_secret=contract is None or contract.noise_is_secret,
+        noise_is_observed=contract is None or contract.noise_is_observed,
         notes=tuple(notes),
         numerics="" if form.noiseless or form.filter else _numerics(accountant, form.is_sampled, bounds),
         numerical_error=bounds.error if ACCOUNTANTS[accountant].states_error and not form.filter else None,

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from hushgrad.accounting.composition import finding_of
+from hushgrad.accounting.conditions import NOISE_NOT_OBSERVED
 from hushgrad.accounting.guarantee import guarantee, round_up
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger
@@ -99,6 +100,7 @@ def _facts(path: str, view: LedgerView) -> dict[str, Any]:
     named = [phase for phase in view.phases if phase.name is not None]
     return {
         **({} if found is None else {"not_established": found}),
+        **({} if contract.noise_is_observed else {"not_vouched_for": NOISE_NOT_OBSERVED.sentence}),
         "ledger": path,
         "run": view.run,
         "steps": view.steps,

@@ -441,6 +441,11 @@ class Session:
         return self._parts.spending.steps_left
 
     @property
+    def noise_is_observed(self) -> bool:
+        """Whether the noise of all steps in the ledger was drawn here, and not by another library."""
+        return self._parts.spending.noise_is_observed
+
+    @property
     def charged(self) -> list[tuple[Event, int]]:
         """What was charged, in order, as `(event, count)`; a new list."""
         return self._parts.spending.events()

@@ -371,6 +371,11 @@ class Spending:
         known = [*self._trusted, *(() if self._ledger is None else self._ledger.conditions)]
         return [condition for condition in dict.fromkeys(conditions) if condition not in known]
 
+    @property
+    def noise_is_observed(self) -> bool:
+        """Whether all steps that the ledger holds had their noise drawn here, and not by another library."""
+        return self._charged()[1].noise_is_observed
+
     def trust(self, conditions: Iterable[Condition]) -> None:
         """Leave in the ledger what the run takes on trust, each condition once.
 

@@ -100,7 +100,7 @@ def test_the_phase_in_work_goes_on_by_its_name_after_a_crash(path: Path) -> None
 
 
 def test_a_phase_in_which_nothing_is_charged_leaves_nothing_behind(path: Path) -> None:
-    """Guarantee: a phase is opened by its name alone, a name is used once, and unit and noise source stay."""
+    """Guarantee: a phase is opened by its name alone, a name is used once, and unit and secrecy of the noise stay."""
     charge(path, FIRST, "warm-up", STEP)
     charge(path, SECOND, "mistyped")
     charge(path, SECOND, "fine-tune", STEP)
@@ -224,3 +224,27 @@ def test_a_composition_is_split_by_its_steps() -> None:
     assert split(account, 2) == ([(rule, 1), (STEP, 2)], [(STEP, 1), (OTHER, 2)])
     assert split(account, 5) == (account, [])
     assert phase_name("round 12") == "round 12"
+
+
+OTHER_LIBRARY = replace(
+    FIRST, sampling="declared by the caller", noise_source="not observed", clipping="flat, elsewhere"
+)
+
+
+def test_steps_of_another_library_and_own_ones_follow_each_other_and_the_account_says_so(path: Path) -> None:
+    charge(path, OTHER_LIBRARY, "elsewhere", STEP, STEP)
+    charge(path, FIRST, "here", STEP)
+    view = read_ledger(path)
+    assert [phase.contract.noise_source for phase in view.phases] == ["not observed", "operating system"]
+    assert view.contract.noise_source == "not observed"
+    assert view.events == [(STEP, 3)]
+    told = guarantee(view.events, 1e-5, contract=view.contract, conditions=view.conditions)
+    assert told.epsilon == epsilon([(STEP, 3)], 1e-5)
+    assert "'elsewhere' (2 steps, sampling declared by the caller, noise not observed" in str(told)
+    assert str(told).startswith("NOT VOUCHED FOR: ")
+
+
+def test_a_fixed_key_never_follows_noise_that_was_not_observed(path: Path) -> None:
+    charge(path, OTHER_LIBRARY, "elsewhere", STEP)
+    with pytest.raises(ContractChangedError, match="new ledger"):
+        charge(path, replace(FIRST, noise_source="fixed key: NOT PRIVATE"), "here", STEP)

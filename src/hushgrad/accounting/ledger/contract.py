@@ -14,6 +14,7 @@ OBSERVED = "observed"
 DECLARED = "declared by the caller"
 OPERATING_SYSTEM = "operating system"
 FIXED_KEY = "fixed key: NOT PRIVATE"
+NOT_OBSERVED = "not observed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class Contract:
     """What is fixed for the life of a ledger and is not in its events.
 
     `sampling`: "observed" where hushgrad's own loader drew the batches, else "declared by the caller".
-    `noise_source`: "operating system", or "fixed key: NOT PRIVATE".
+    `noise_source`: "operating system"; "fixed key: NOT PRIVATE"; or "not observed" for steps that another library ran,
+    whose noise nobody here vouches for.
     `expected_batch_size`: the public constant that the noised sum is divided by, in records; None if not declared.
     `max_grad_norm`: the largest norm with which one record enters the sum (the clip norm, of flat clipping), in units
     of the gradient; None if not declared.
@@ -42,7 +44,7 @@ class Contract:
 
     def __post_init__(self) -> None:
         one_of("sampling", self.sampling, (OBSERVED, DECLARED))
-        one_of("noise_source", self.noise_source, (OPERATING_SYSTEM, FIXED_KEY))
+        one_of("noise_source", self.noise_source, (OPERATING_SYSTEM, FIXED_KEY, NOT_OBSERVED))
         one_of("loss_reduction", self.loss_reduction, ("mean", "sum"))
         if self.expected_batch_size is not None:
             object.__setattr__(
@@ -62,5 +64,10 @@ class Contract:
 
     @property
     def noise_is_secret(self) -> bool:
-        """Whether the key of the noise came from the operating system."""
-        return self.noise_source == OPERATING_SYSTEM
+        """Whether nothing says that the noise can be predicted: its key is not a fixed one."""
+        return self.noise_source != FIXED_KEY
+
+    @property
+    def noise_is_observed(self) -> bool:
+        """Whether the noise of all steps was drawn here."""
+        return self.noise_source != NOT_OBSERVED

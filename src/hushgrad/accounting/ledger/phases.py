@@ -12,15 +12,18 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hushgrad.accounting.composition import Composition
-from hushgrad.accounting.conditions import Condition, phases_fixed
+from hushgrad.accounting.conditions import NOISE_NOT_OBSERVED, Condition, phases_fixed
 from hushgrad.accounting.events.costs import FilterRule
 from hushgrad.accounting.events.event import Event
-from hushgrad.accounting.ledger.contract import DECLARED, OBSERVED, Contract
+from hushgrad.accounting.ledger.contract import DECLARED, FIXED_KEY, NOT_OBSERVED, OBSERVED, Contract
 from hushgrad.errors import ContractChangedError, InvalidArgumentError
 
 MOST_CHARACTERS = 100
-FIXED = ("noise_source", "unit")
-"""What of a contract stays the same in all phases. So does the neighbouring relation, which is in the events."""
+FIXED = ("noise_is_secret", "unit")
+"""What of a contract stays the same in all phases. So does the neighbouring relation, which is in the events.
+
+Noise that was not observed and noise of this library may follow each other: what is said of the account is then that
+not all of its noise was observed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ def phase_name(name: object) -> str:
 def entered(phases: Sequence[Phase], name: str | None, contract: Contract, steps: int) -> list[Phase]:
     """Return the phases of an account of `steps` steps that is opened for the phase `name`: its last one, or a new one.
 
-    Guarantee: a phase is opened by its name alone, a name is used once, and unit and noise source stay.
+    Guarantee: a phase is opened by its name alone, a name is used once, and unit and secrecy of the noise stay.
 
     Raises:
         ContractChangedError: another phase than the last one is meant, or the contract is not that of the phase.
@@ -101,21 +104,26 @@ def joint_contract(phases: Sequence[Phase]) -> Contract:
         if len({getattr(contract, name) for contract in contracts}) > 1
     }
     sampling = DECLARED if any(contract.sampling == DECLARED for contract in contracts) else OBSERVED
-    return replace(last, sampling=sampling, **changes)
+    sources = {contract.noise_source for contract in contracts}
+    source = next((worst for worst in (FIXED_KEY, NOT_OBSERVED) if worst in sources), last.noise_source)
+    return replace(last, sampling=sampling, noise_source=source, **changes)
 
 
 def conditions_of_phases(phases: Sequence[Phase], steps: int, rule: FilterRule | None) -> list[Condition]:
-    """Return what the ε of several phases rests on: what each of them declared, and that it was fixed beforehand."""
+    """Return what the ε of phases rests on: noise that was not observed; of several, what each declared beforehand."""
+    besides = [] if all(phase.contract.noise_is_observed for phase in phases) else [NOISE_NOT_OBSERVED]
     if len(phases) < 2:
-        return []
+        return besides
     ends = [*(phase.begins for phase in phases[1:]), steps]
     told = [_told(phase, end - phase.begins) for phase, end in zip(phases, ends, strict=True)]
-    return [phases_fixed(told, is_filtered=rule is not None)]
+    return [*besides, phases_fixed(told, is_filtered=rule is not None)]
 
 
 def _told(phase: Phase, steps: int) -> str:
     contract = phase.contract
     parts = [f"{steps} step{'' if steps == 1 else 's'}", f"sampling {contract.sampling}"]
+    if not contract.noise_is_observed:
+        parts.append("noise not observed")
     if contract.population is not None:
         parts.append(f"N = {contract.population}")
     if contract.expected_batch_size is not None:

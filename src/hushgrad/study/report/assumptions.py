@@ -39,14 +39,17 @@ def assumptions_of(files: RunFiles, *, contradictions: int) -> list[dict[str, st
         ),
         (
             "Nobody can predict the noise",
-            HELD if contract.noise_is_secret else BROKEN,
-            f"key of noise: {contract.noise_source}",
+            BROKEN if not contract.noise_is_secret else HELD if contract.noise_is_observed else UNKNOWN,
+            f"key of noise: {contract.noise_source}"
+            + ("" if contract.noise_is_observed else ", by another library: not vouched for"),
         ),
         (
             "Noise was drawn after its step was charged, once for each step",
-            UNKNOWN if contradictions else HELD,
+            UNKNOWN if contradictions or not contract.noise_is_observed else HELD,
             "the files contradict each other"
             if contradictions
+            else "another library ran some of the steps"
+            if not contract.noise_is_observed
             else "enforced while the run went on; the ledger's chain of hashes is whole",
         ),
         (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,6 +48,10 @@ from hushgrad.mechanism import Mechanism
 from hushgrad.result_file import claim_file, write_file
 
 _ROWS = 8
+_NOT_OBSERVED = (
+    "NOT VOUCHED FOR: the ledger of this engine holds steps of another library, whose noise was not observed and "
+    "cannot be measured here"
+)
 _MOST_STEPS = 400
 
 
@@ -116,6 +121,8 @@ def verify(
         with kept_randomness():
             run = without_session(loop) if session_loop is None else session_loop
             verdict = _verdict(replica, run, claimed, resolution, alpha, started)
+            if isinstance(mechanism, PrivacyEngine) and not mechanism.session.noise_is_observed:
+                verdict = replace(verdict, notes=(*verdict.notes, _NOT_OBSERVED))
     finally:
         for state in kept:
             state.restore()  # what copies share: a class's own counts; the criterion itself

@@ -1,0 +1,1 @@
+"""Scripts written for Opacus, rewritten: changes in the text, everything else as it was."""
