@@ -38,6 +38,26 @@ def test_a_small_bert_is_fine_tuned(tmp_path: Path) -> None:
 
 
 @pytest.mark.packages
+def test_a_small_bert_is_fine_tuned_on_real_sentences(tmp_path: Path, data_folder: Path) -> None:
+    tsv = next((data_folder / "sst2").rglob("dev.tsv"), None) or next((data_folder / "sst2").rglob("*.tsv"))
+    lines = tsv.read_text().splitlines()[:601]
+    (tmp_path / "some.tsv").write_text("\n".join(lines) + "\n")
+    done = run(
+        "trainer_bert.py", "--data", str(tmp_path / "some.tsv"), "--out", str(tmp_path / "out"), "--epochs", "2"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "differential privacy" in done.stdout
+
+
+@pytest.mark.packages
+def test_adapters_of_a_language_model_are_fine_tuned(tmp_path: Path) -> None:
+    done = run("sft_lora.py", "--out", str(tmp_path), "--steps", "4")
+    assert done.returncode == 0, done.stderr
+    assert "after 4 steps" in done.stdout
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.packages
 def test_a_loop_of_accelerate_is_private(tmp_path: Path) -> None:
     done = run("accelerate_loop.py", "--epochs", "2", "--ledger", str(tmp_path / "ledger"))
     assert done.returncode == 0, done.stderr

@@ -60,8 +60,8 @@ class Watched(PrivateTrainer):  # type: ignore[misc, valid-type]
 def trainer(
     out: Path, model: nn.Module, data: Any, privacy: Privacy = SILENT, *, kind: Any = Watched, **settings: Any
 ) -> Any:
-    own = ("compute_loss_func", "optimizers", "callbacks", "eval_dataset")
-    given = {name: settings.pop(name) for name in own if name in settings}
+    own = ("compute_loss_func", "optimizers", "callbacks", "eval_dataset", "data_collator")
+    given = {"data_collator": collate} | {name: settings.pop(name) for name in own if name in settings}
     arguments: dict[str, Any] = {
         "output_dir": str(out),
         "per_device_train_batch_size": B // 2,
@@ -77,7 +77,6 @@ def trainer(
         model=model,
         args=TrainingArguments(**{**arguments, **settings}),
         train_dataset=data,
-        data_collator=collate,
         privacy=privacy,
         **given,
     )

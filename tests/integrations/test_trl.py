@@ -113,7 +113,7 @@ def test_the_update_is_the_sum_of_clipped_gradients_of_one_example_at_a_time(nam
 def test_with_the_defaults_of_trl_the_update_is_that_sum_within_the_precision_of_bf16(tmp_path: Path) -> None:
     run = sft(tmp_path, llama(), completions(), peft_config=lora(), max_steps=2)
     assert run.args.bf16
-    assert run.model.is_gradient_checkpointing
+    assert run.args.gradient_checkpointing
     run.train()
     assert max(run.steps.errors(of_rows(run))) < 1e-2
 

@@ -100,6 +100,7 @@ class Steps:
         for module in self.plain.modules():  # TRL puts a forward on the model, whose copy would run the original
             module.__dict__.pop("forward", None)
         self.model = model
+        self.collate = collate
         self.records: list[int] = []
         self.steps: list[tuple[list[int], dict[str, Tensor], dict[str, Tensor]]] = []
 
@@ -139,7 +140,7 @@ class Steps:
         found = []
         for records, before, update in self.steps:
             self.plain.load_state_dict(before)
-            found.append((self._clipped_sum([collate([data[i]]) for i in records], loss_of), update))
+            found.append((self._clipped_sum([self.collate([data[i]]) for i in records], loss_of), update))
         return found
 
     def _clipped_sum(self, examples: list[Any], loss_of: Any) -> dict[str, Tensor]:

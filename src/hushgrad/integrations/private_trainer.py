@@ -42,15 +42,15 @@ with needs_extra("hf", "hushgrad.integrations.transformers"):
 class _LogicalBatches:
     """A private loader as a Trainer reads one: `len()` logical batches, each drawn in the step that is made of it."""
 
-    def __init__(self, loader: PrivateLoader) -> None:
-        self._loader = loader
+    def __init__(self, loader: PrivateLoader, is_over: Callable[[], bool]) -> None:
+        self._loader, self._is_over = loader, is_over
         self.dataset = loader.dataset
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._loader.logical_batches()
+        return iter(()) if self._is_over() else self._loader.logical_batches()
 
 
 class PrivateTraining:
@@ -146,7 +146,9 @@ class PrivateTraining:
             self.session = None
             session.close()
             raise
-        self._private_optimizer, self._batches = this.optimizer, _LogicalBatches(loader)
+        self._private_optimizer = this.optimizer
+        # Whoever resumes a run that had come to its end takes no step more.
+        self._batches = _LogicalBatches(loader, lambda: this.state.global_step >= this.state.max_steps)
 
     def _collate(self, theirs: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return theirs

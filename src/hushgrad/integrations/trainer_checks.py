@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from hushgrad.errors import IncompatibleFrameworkError
 
 _Wrong = Callable[[Any], bool]
-_LAYERWISE = {"galore_adamw_layerwise", "galore_adafactor_layerwise", "apollo_adamw_layerwise", "lomo", "adalomo"}
+_IN_THE_BACKWARD = ("layerwise", "lomo")
+"""How the names of optimizers that update inside the backward end."""
 
 _CHECKS: tuple[tuple[_Wrong, str, str], ...] = (
     (
@@ -47,7 +48,7 @@ _CHECKS: tuple[tuple[_Wrong, str, str], ...] = (
         "Leave use_liger_kernel out",
     ),
     (
-        lambda args: getattr(args.optim, "value", args.optim) in _LAYERWISE,
+        lambda args: str(getattr(args.optim, "value", args.optim)).endswith(_IN_THE_BACKWARD),
         "its optimizer updates inside the backward, before the noise",
         "Choose another optim, such as adamw_torch",
     ),
