@@ -13,6 +13,7 @@ import random
 import string
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -83,6 +84,7 @@ def main() -> None:
             logging_steps=10,
             report_to=[],
             disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer(),

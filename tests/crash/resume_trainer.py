@@ -1,7 +1,7 @@
 """Kills a Trainer's training with SIGKILL at named points, and lets another process go on from its checkpoint.
 
-Run as a program: `resume_trainer.py FOLDER KIND STEPS STEP POINT [POINT ...]`, where KIND is trainer or sft; prints a list
-of JSON objects, one for each point, as `resume_loop.py` prints one.
+Run as a program: `resume_trainer.py FOLDER KIND STEPS STEP POINT [POINT ...]`, where KIND is trainer or sft; prints a
+list of JSON objects, one for each point, as `resume_loop.py` prints one.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "integrations")]
 
-import torch
-from resume_loop import EVERY, Fuse, Witnessed
-from transformers import Trainer, TrainerCallback, TrainingArguments
+import torch  # noqa: E402
+from resume_loop import EVERY, Fuse, Witnessed  # noqa: E402
+from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
-from hushgrad import Privacy
-from hushgrad.accounting import read_ledger
-from hushgrad.accounting.ledger.ledger import Ledger
-from hushgrad.integrations import trainer_life
-from hushgrad.integrations.transformers import private
-from hushgrad.session.session import Session
-from hushgrad.session.update import Update
+from hushgrad import Privacy  # noqa: E402
+from hushgrad.accounting import read_ledger  # noqa: E402
+from hushgrad.accounting.ledger.ledger import Ledger  # noqa: E402
+from hushgrad.integrations import trainer_life  # noqa: E402
+from hushgrad.integrations.transformers import private  # noqa: E402
+from hushgrad.session.session import Session  # noqa: E402
+from hushgrad.session.update import Update  # noqa: E402
 
 POINTS: dict[str, Callable[[Fuse], None]] = {
     "before the backward": lambda fuse: fuse.before(Session, "backward"),

@@ -39,9 +39,7 @@ def events(path: Path) -> Any:
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     found = list(EventFileLoader(str(path)).Load())
-    told = [
-        (event.step, value.tag, list(value.tensor.float_val)) for event in found for value in event.summary.value
-    ]
+    told = [(event.step, value.tag, list(value.tensor.float_val)) for event in found for value in event.summary.value]
     assert len(told) > 4
     return told, len({event.wall_time for event in found[1:]})
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from test_transformers import trainer
-from tiny import N, VOCABULARY, Texts, bert, collate
+from tiny import VOCABULARY, N, Texts, bert, collate
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 

@@ -58,7 +58,7 @@ STEPS = 4
 
 
 def test_every_optimizer_of_the_menu_has_a_verdict() -> None:
-    assert MENU == EXACT | REFUSED | set(LACKS)
+    assert EXACT | REFUSED | set(LACKS) == MENU
     assert len(MENU) == len(EXACT) + len(REFUSED) + len(LACKS)
 
 

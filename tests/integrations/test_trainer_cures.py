@@ -129,7 +129,6 @@ def test_a_compiled_model_is_trained_as_it_is(tmp_path: Path) -> None:
     assert max(run.steps.errors(data)) < 1e-5
 
 
-
 def test_a_model_whose_own_loss_counts_other_labels_is_refused_and_trains_by_the_cure(tmp_path: Path) -> None:
     made: Any = bert()
 
