@@ -28,9 +28,10 @@ WITH_OTHER_PACKAGES = (
     "benchmarks",  # Opacus, matplotlib, rich
     "cli",  # click, rich
     "checks",  # scipy, Opacus, click
+    "crash",  # transformers, TRL
     "extension",  # scipy
     "guards",  # scipy
-    "integrations",  # transformers, Accelerate
+    "integrations",  # transformers, Accelerate, TRL
     "kernels",  # Triton
     "light_install",  # click
     "migration",  # Opacus, click

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
 import sys
@@ -35,6 +36,23 @@ def test_a_small_bert_is_fine_tuned(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "differential privacy" in done.stdout
     assert "after 10 steps" in done.stdout
+
+
+@pytest.mark.packages
+def test_a_small_bert_is_fine_tuned_on_real_sentences(tmp_path: Path, data_folder: Path) -> None:
+    lines = gzip.decompress((data_folder / "sst2" / "dev.tsv.gz").read_bytes()).decode().splitlines()[:601]
+    (tmp_path / "some.tsv").write_text("\n".join(lines) + "\n")
+    done = run("trainer_bert.py", "--data", str(tmp_path / "some.tsv"), "--out", str(tmp_path / "out"), "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    assert "differential privacy" in done.stdout
+
+
+@pytest.mark.packages
+def test_adapters_of_a_language_model_are_fine_tuned(tmp_path: Path) -> None:
+    done = run("sft_lora.py", "--out", str(tmp_path), "--steps", "4")
+    assert done.returncode == 0, done.stderr
+    assert "after 4 steps" in done.stdout
+    assert (tmp_path / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.packages

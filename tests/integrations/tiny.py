@@ -67,8 +67,7 @@ def bert(classes: int = 3) -> nn.Module:
     return BertForSequenceClassification(config)
 
 
-def llama_with_lora() -> nn.Module:
-    from peft import LoraConfig, get_peft_model
+def llama() -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -76,10 +75,16 @@ def llama_with_lora() -> nn.Module:
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=32, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def llama_with_lora() -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
     adapters = LoraConfig(
         r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
     )
-    return get_peft_model(LlamaForCausalLM(config), adapters)
+    return get_peft_model(llama(), adapters)
 
 
 def own_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -92,7 +97,10 @@ class Steps:
 
     def __init__(self, model: nn.Module) -> None:
         self.plain = copy.deepcopy(model)
+        for module in self.plain.modules():  # TRL puts a forward on the model, whose copy would run the original
+            module.__dict__.pop("forward", None)
         self.model = model
+        self.collate = collate
         self.records: list[int] = []
         self.steps: list[tuple[list[int], dict[str, Tensor], dict[str, Tensor]]] = []
 
@@ -132,7 +140,7 @@ class Steps:
         found = []
         for records, before, update in self.steps:
             self.plain.load_state_dict(before)
-            found.append((self._clipped_sum([collate([data[i]]) for i in records], loss_of), update))
+            found.append((self._clipped_sum([self.collate([data[i]]) for i in records], loss_of), update))
         return found
 
     def _clipped_sum(self, examples: list[Any], loss_of: Any) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from hushgrad.errors import IncompatibleFrameworkError
 
 _Wrong = Callable[[Any], bool]
-_LAYERWISE = {"galore_adamw_layerwise", "galore_adafactor_layerwise", "apollo_adamw_layerwise", "lomo", "adalomo"}
+_IN_THE_BACKWARD = ("layerwise", "lomo")
+"""How the names of optimizers that update inside the backward end."""
 
 _CHECKS: tuple[tuple[_Wrong, str, str], ...] = (
     (
@@ -47,7 +48,7 @@ _CHECKS: tuple[tuple[_Wrong, str, str], ...] = (
         "Leave use_liger_kernel out",
     ),
     (
-        lambda args: getattr(args.optim, "value", args.optim) in _LAYERWISE,
+        lambda args: str(getattr(args.optim, "value", args.optim)).endswith(_IN_THE_BACKWARD),
         "its optimizer updates inside the backward, before the noise",
         "Choose another optim, such as adamw_torch",
     ),
@@ -61,16 +62,20 @@ _CHECKS: tuple[tuple[_Wrong, str, str], ...] = (
         "Use gradient_checkpointing_kwargs={'use_reentrant': False}",
     ),
     (
-        lambda args: getattr(args, "loss_type", "nll") not in (None, "nll"),
-        "loss_type (SFTConfig) names a loss whose examples are not known apart",
-        "Leave loss_type at 'nll', or pass compute_loss_func, which returns one loss per example",
-    ),
-    (
-        lambda args: bool(getattr(args, "packing", False) or getattr(args, "padding_free", False)),
-        "packing and padding_free put several records into one row, and one record into several",
-        "Set packing=False and padding_free=False",
+        lambda args: bool((_accumulation(args) or {}).get("num_steps")),
+        "accelerator_config accumulates batches, and a logical batch is one step",
+        "Leave num_steps out of it, and set gradient_accumulation_steps",
     ),
 )
+
+
+def _accumulation(args: Any) -> Any:
+    config = args.accelerator_config
+    return (
+        config.get("gradient_accumulation_kwargs")
+        if isinstance(config, dict)
+        else getattr(config, "gradient_accumulation_kwargs", None)
+    )
 
 
 MODEL_INIT = (
@@ -79,14 +84,19 @@ MODEL_INIT = (
 )
 
 
-def _is_ignored(kind: type[Any], private: type[Any], name: str, *, behind: bool) -> bool:
-    """Whether a class defines the method `name` outside of the libraries whose loss is known."""
-    classes = kind.__mro__[kind.__mro__.index(private) + 1 :] if behind else kind.__mro__
-    owner = next((one for one in classes if name in vars(one)), object)
-    return owner is not private and not owner.__module__.startswith(_KNOWN)
+_OURS = ("hushgrad.integrations.private_trainer", "hushgrad.integrations.trl_pairs")
+_KNOWN_LOSSES = ("transformers.", "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer")
+_KNOWN_STEPS = ("transformers.", "trl.")
 
 
-_KNOWN = ("transformers.", "trl.trainer.sft_trainer", "builtins")
+def has_own_losses(kind: type[Any]) -> bool:
+    """Whether the class `kind` of private Trainers says itself what the loss of an example is."""
+    return _owner_of("per_example_losses", kind.__mro__) not in _OURS
+
+
+def _owner_of(name: str, classes: Iterable[type[Any]]) -> str:
+    """Return the module of the first of these classes that defines the method `name`."""
+    return next(one.__module__ for one in classes if name in vars(one))
 
 
 COMPUTE_LOSS = (
@@ -96,18 +106,18 @@ COMPUTE_LOSS = (
 )
 
 
-def problems_of_class(kind: type[Any], private: type[Any]) -> list[tuple[str, str]]:
-    """Return what of the class `kind`, a subclass of `private` and a Trainer, would be passed over in silence."""
+def problems_of_class(kind: type[Any]) -> list[tuple[str, str]]:
+    """Return what of the class `kind` of private Trainers would be passed over in silence."""
     problems = []
-    if _is_ignored(kind, private, "training_step", behind=True):
+    behind = kind.__mro__[max(place for place, one in enumerate(kind.__mro__) if one.__module__ in _OURS) + 1 :]
+    if not _owner_of("training_step", behind).startswith(_KNOWN_STEPS):
         problems.append(
             (
                 "its training_step would not be called, as a step is made of items of a logical batch",
                 "Put it into a subclass of private(Trainer), where it calls super().training_step",
             )
         )
-    is_own = kind.per_example_losses is not private.per_example_losses
-    if not is_own and _is_ignored(kind, private, "compute_loss", behind=False):
+    if not has_own_losses(kind) and not _owner_of("compute_loss", kind.__mro__).startswith(_KNOWN_LOSSES):
         problems.append(COMPUTE_LOSS)
     return problems
 

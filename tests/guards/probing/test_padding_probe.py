@@ -86,3 +86,28 @@ def test_an_output_that_depends_on_how_far_an_example_is_padded_is_refused(way: 
 def test_a_model_that_leaves_padding_out_trains(way: str, dropout: float) -> None:
     """Features as wide as the longest record is long are no positions."""
     assert step(Pooled(over_own, dropout), *WAYS[way]).steps == 1
+
+
+class Tokens(nn.Module):
+    """A value for each position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(14, 4), nn.Linear(4, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.table(ids)).squeeze(2)
+
+
+@pytest.mark.parametrize("collate", [right, left])
+def test_a_record_that_is_one_shorter_than_the_longest_is_padded_on_the_side_that_the_collate_pads(
+    collate: Callable[[list[Tensor]], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single position is equal to itself: what stands at the other end of the record is not taken for padding."""
+    monkeypatch.setitem(globals(), "RECORDS", [torch.arange(1, length + 1) for length in (13, 13, 12, 13, 12, 13)])
+
+    def own_mean(model: nn.Module, ids: Tensor) -> Tensor:
+        is_own = ids != 0
+        return ((model(ids) * is_own).sum(1) / is_own.sum(1)).unsqueeze(1)
+
+    assert step(Tokens(), collate, own_mean).steps == 1

@@ -60,3 +60,16 @@ def test_a_small_value_that_other_kernels_round_otherwise_is_rounding_beside_lar
     assert others_differ(base, other, axes, everyone, (2, 2))
     assert not others_differ(base, other, axes, everyone, (2, 2), same_kernels=False)
     assert others_differ(base, base.neg(), axes, everyone, (2, 2), same_kernels=False)
+
+
+def test_float32_that_a_model_computed_in_bfloat16_is_compared_in_its_precision() -> None:
+    """Frameworks convert what a model under autocast returns; whole numbers, and finer values, stay exact."""
+    exact = torch.linspace(-1.0, 1.0, 60).reshape(2, 30)
+    narrow = exact.bfloat16().float()
+    other = (exact * 1.004).bfloat16().float()
+    assert not torch.equal(narrow, other)
+    assert rows_agree(narrow, other, same_kernels=False)
+    assert not rows_agree(narrow, narrow.roll(1, 1), same_kernels=False)
+    assert not rows_agree(exact, exact * 1.004, same_kernels=False)
+    counts = torch.arange(60.0).reshape(2, 30)
+    assert not rows_agree(counts, counts + 1, same_kernels=False)

@@ -258,9 +258,14 @@ class _Examination:
                 continue
             length, own = values.shape[1], width.lengths.get(values.shape[1], values.shape[1])
             if values.shape[0] == self._program.size and own < length:
-                beyond = values[width.row, : length - own] if left else values[width.row, own:]
+                row = values[width.row]
+                beyond, kept = (row[: length - own], row[length - own :]) if left else (row[own:], row[:own])
                 if not bool((beyond == beyond[:1]).all()):
                     return False
+                if width.alone and not any(
+                    part.shape[1:] == kept.shape and torch.equal(part[0], kept.to(part.device)) for part in width.alone
+                ):
+                    return False  # a single position is always equal to itself: what is left is not the record
                 is_any = True
         return is_any
 

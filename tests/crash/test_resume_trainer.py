@@ -1,0 +1,64 @@
+"""A Trainer that is killed at any point goes on to its planned end, and has charged what it released."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from resume_loop import EVERY, STEPS
+
+pytest.importorskip("transformers")
+NAMED = (
+    *("before the backward", "after the backward", "before the charge", "after the charge"),
+    *("before the noise", "after the noise", "before the optimizer's update", "after the optimizer's update"),
+    *("before the checkpoint is written", "before the checkpoint's receipt", "after the checkpoint's receipt"),
+    "while a checkpoint is loaded",
+)
+OF_A_STEP = NAMED[:8]
+
+
+def require_true_accounts(folder: Path, kind: str, steps: int, step: int, points: tuple[str, ...]) -> None:
+    """Guarantee: charged ≥ released whenever the process is killed, and the steps that were lost are told."""
+    script = Path(__file__).with_name("resume_trainer.py")
+    result = subprocess.run(
+        [sys.executable, str(script), str(folder), kind, str(steps), str(step), *points],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert len(found) == len(points)
+    for point, told in zip(points, found, strict=True):
+        assert told["killed"], (point, told)
+        assert told["finished"], (point, result.stderr)
+        assert told["released_at_death"] <= told["charged_at_death"] <= told["released_at_death"] + 1, (point, told)
+        assert told["released"] <= told["charged"] == steps + told["lost"], (point, told)
+        assert told["done"] == steps, (point, told)
+        assert told["lost"] <= 2 * EVERY, (point, told)
+
+
+@pytest.mark.parametrize(
+    ("kind", "points"),
+    [
+        *(("trainer", NAMED[place : place + 3]) for place in range(0, 12, 3)),
+        ("sft", ("after the noise", "before the checkpoint's receipt")),
+    ],
+)
+def test_a_trainer_killed_at_a_named_point_goes_on_to_its_end_with_a_true_account(
+    kind: str, points: tuple[str, ...], tmp_path: Path
+) -> None:
+    require_true_accounts(tmp_path, kind, 4, 3, points)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", range(STEPS))
+@pytest.mark.parametrize("kind", ["trainer", "sft"])
+def test_a_trainer_killed_in_any_step_goes_on_to_its_end_with_a_true_account(
+    kind: str, step: int, tmp_path: Path
+) -> None:
+    require_true_accounts(tmp_path, kind, STEPS, step, OF_A_STEP)
