@@ -1,0 +1,109 @@
+"""A Lightning module over the tiny models, and one way to fit it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from tiny import B, C, N, Steps, Texts, collate
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from hushgrad import Privacy
+from hushgrad.integrations.lightning import PrivateTraining
+from hushgrad.integrations.model_losses import of_examples
+
+SILENT = Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=0.0)
+NOISY = Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.5, test_key=1)
+EPOCHS = 2
+STEPS = EPOCHS * N // B
+
+
+def watched(kind: type[Any]) -> type[Any]:
+    """Return an optimizer class that shows the released update: after the closure, before its own step."""
+
+    class Watched(kind):  # type: ignore[misc]
+        on_update: Any = None
+
+        def step(self, closure: Any = None) -> Any:
+            loss = closure()
+            self.on_update()
+            super().step()
+            return loss
+
+    return Watched
+
+
+class Lit(L.LightningModule):
+    """A model of texts; its records and updates are watched."""
+
+    def __init__(
+        self, model: nn.Module, privacy: PrivateTraining, kind: type[Any] = torch.optim.SGD, **settings: Any
+    ) -> None:
+        super().__init__()
+        self.model, self.privacy = model, privacy
+        self.steps = Steps(model)
+        self.kind, self.settings = kind, {"lr": 0.1, **settings}
+        self.items = 0
+
+    def losses(self, batch: dict[str, Tensor]) -> Tensor:
+        return of_examples(self.model, self.model, dict(batch), None)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Any:
+        assert self.privacy.session is not None
+        self.items += 1
+        self.steps.records += self.privacy.session.current_batch.indices  # type: ignore[union-attr]
+        return self.privacy.loss(self.losses(batch))
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.log("val_loss", self.privacy.loss(self.losses(batch)), batch_size=B)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = watched(self.kind)([p for p in self.parameters() if p.requires_grad], **self.settings)
+        optimizer.on_update = self.steps._step
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def loader(classes: int | None = None, **settings: Any) -> DataLoader[Any]:
+    return DataLoader(Texts(classes), batch_size=B, collate_fn=collate, **settings)
+
+
+def trainer(root: Path, privacy: PrivateTraining, **settings: Any) -> L.Trainer:
+    arguments: dict[str, Any] = {
+        "default_root_dir": root,
+        "accelerator": "cpu",
+        "max_epochs": EPOCHS,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "callbacks": [],
+        **settings,
+    }
+    return L.Trainer(**{**arguments, "callbacks": [privacy, *arguments["callbacks"]]})
+
+
+def fit(
+    root: Path,
+    model: nn.Module,
+    classes: int | None,
+    privacy: Privacy,
+    *,
+    kind: type[Any] = torch.optim.SGD,
+    workers: int = 0,
+    fused: bool = False,
+    checkpointing: bool = False,
+    **settings: Any,
+) -> tuple[Lit, L.Trainer, PrivateTraining]:
+    """Fit in items of at most 4 records, and return what was made."""
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    callback = PrivateTraining(privacy, max_physical_batch_size=4)
+    module = Lit(model, callback, kind, **({"fused": True} if fused else {}))
+    run = trainer(root, callback, **settings)
+    run.fit(module, callback.batches(loader(classes, num_workers=workers)))
+    return module, run, callback
