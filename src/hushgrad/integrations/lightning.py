@@ -35,7 +35,7 @@ from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import CheckpointError, IncompatibleFrameworkError, InvalidArgumentError, ProtocolError
 from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import refuse
-from hushgrad.integrations.lightning_checks import LOGGED, conditions_of, learning_rates_of, problems_of
+from hushgrad.integrations.lightning_checks import LOGGED, conditions_of, learning_rates_of, network_of, problems_of
 from hushgrad.integrations.lightning_data import Batches, with_private_batches
 from hushgrad.privacy import Privacy
 from hushgrad.sampling.loader import PrivateLoader
@@ -206,7 +206,7 @@ class PrivateTraining(Callback):
             os.makedirs(os.path.dirname(os.fspath(ledger)) or ".", exist_ok=True)
         if self.session is not None:  # of an earlier fit, whose optimizer is no longer Lightning's
             self.session.close()
-        session = self.privacy.privatize(pl_module, trainer.optimizers[0], mechanism, ledger)
+        session = self.privacy.privatize(network_of(pl_module), trainer.optimizers[0], mechanism, ledger)
         try:
             loader = session.batches_of(reading, max_physical_batch_size=self._max_physical_batch_size)
             assert isinstance(loader, PrivateLoader)  # a stream was refused before, as it has no length

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch.nn.modules.loss import _Loss
+
 from hushgrad.accounting.conditions import Condition
 from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import WIDE_ENOUGH
@@ -36,7 +38,7 @@ SELECTED = Condition(
 
 TIMED = Condition(
     "times of log entries",
-    "its loggers, profiler or checkpoints write down when each entry was made: how long the steps between took, which "
+    "its loggers or its profiler write down when each entry was made, or how long it took: how long steps took, which "
     "goes with the number of records that were drawn, is not covered",
 )
 
@@ -98,6 +100,11 @@ _CHECKS: tuple[tuple[_Wrong, str, str], ...] = (
         "Use max_steps or max_epochs",
     ),
     (
+        lambda trainer, module: not isinstance(getattr(trainer, "val_check_interval", None), int | float),
+        "val_check_interval is a time, and how long a step takes goes with the records that were drawn",
+        "Give val_check_interval a number of batches",
+    ),
+    (
         _has(BatchSizeFinder, LearningRateFinder),
         "a finder trains on the records and sets the weights back",
         "Leave BatchSizeFinder and LearningRateFinder out: max_physical_batch_size is what fits into memory",
@@ -120,6 +127,16 @@ def problems_of(trainer: Any, module: Any) -> list[tuple[str, str]]:
     return [(what, cure) for is_wrong, what, cure in _CHECKS if is_wrong(trainer, module)]
 
 
+def network_of(module: Any) -> Any:
+    """Return the one part of a module that holds all there is of a network (`self.net`), or the module itself.
+
+    What is called is then the model, and not a part of it; and the Trainer, which a module holds, is none of its state.
+    """
+    children = [child for child in module.children() if not isinstance(child, _Loss)]
+    has_own = any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+    return module if has_own or len(children) != 1 else children[0]
+
+
 def conditions_of(trainer: Any) -> list[Condition]:
     """Return what of a Trainer's settings the guarantee has to tell."""
     found = []
@@ -129,16 +146,8 @@ def conditions_of(trainer: Any) -> list[Condition]:
     )
     if selects or any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
         found.append(SELECTED)
-    has_timed_checkpoints = any(
-        isinstance(callback, ModelCheckpoint) and getattr(callback, "_train_time_interval", None) is not None
-        for callback in trainer.callbacks
-    )
-    if (
-        has_timed_checkpoints
-        or any(not isinstance(logger, CSVLogger) for logger in trainer.loggers)
-        or not isinstance(trainer.profiler, PassThroughProfiler)
-        or not isinstance(trainer.val_check_interval, int | float | None)
-    ):
+    writes_times = any(not isinstance(logger, CSVLogger) for logger in trainer.loggers)
+    if writes_times or not isinstance(trainer.profiler, PassThroughProfiler):
         found.append(TIMED)
     return found
 
