@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import B, C, N, Steps, Texts, collate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -77,7 +78,7 @@ def trainer(root: Path, privacy: PrivateTraining, **settings: Any) -> L.Trainer:
         "accelerator": "cpu",
         "max_epochs": EPOCHS,
         "logger": False,
-        "enable_checkpointing": any(isinstance(one, L.pytorch.callbacks.Checkpoint) for one in settings.get("callbacks", [])),
+        "enable_checkpointing": any(isinstance(one, ModelCheckpoint) for one in settings.get("callbacks", [])),
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
@@ -166,10 +167,10 @@ class StopAt(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
-            raise Crash
+            raise CrashError
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """Nobody catches it."""
 
 
@@ -182,9 +183,13 @@ def is_as(module: nn.Module, before: dict[str, Tensor]) -> bool:
 
 
 def fit_small(
-    root: Path, privacy: Privacy = NOISY, kind: type[Small] = Small, ckpt_path: Any = None, rows: int = 4, **settings: Any
+    root: Path,
+    privacy: Privacy = NOISY,
+    kind: type[Small] = Small,
+    ckpt_path: Any = None,
+    **settings: Any,
 ) -> tuple[Small, L.Trainer, PrivateTraining]:
-    callback = PrivateTraining(privacy, max_physical_batch_size=rows, may_log=settings.pop("may_log", ()))
+    callback = PrivateTraining(privacy, max_physical_batch_size=4, may_log=settings.pop("may_log", ()))
     module, run = kind(callback), trainer(root, callback, **settings)
     run.fit(module, callback.batches(small_loader()), small_loader(), ckpt_path=ckpt_path)
     return module, run, callback

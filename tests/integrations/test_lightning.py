@@ -6,7 +6,7 @@ import csv
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import pytest
@@ -127,7 +127,7 @@ def test_epsilon_and_the_steps_left_are_logged_and_nothing_of_training_data_is(t
 
 
 class Logging(Small):
-    how: dict[str, Any] = {}
+    how: ClassVar[dict[str, Any]] = {}
 
     def training_step(self, batch: Any) -> Any:
         losses = self.losses(batch)
@@ -154,7 +154,7 @@ def test_a_metric_that_training_step_logs_is_refused_before_anything_is_charged(
 
 def test_one_that_is_logged_for_the_epoch_alone_is_refused_at_its_end(tmp_path: Path) -> None:
     class ForTheEpoch(Logging):
-        how = {"on_step": False, "on_epoch": True}
+        how: ClassVar[dict[str, Any]] = {"on_step": False, "on_epoch": True}
 
     with pytest.raises(ProtocolError, match="'train_loss'"):
         fit_small(tmp_path, kind=ForTheEpoch, logger=CSVLogger(tmp_path), log_every_n_steps=1)

@@ -104,7 +104,8 @@ class PrivateTraining(Callback):
 
     def data(self, data_module: LightningDataModule) -> LightningDataModule:
         """Return a copy of a data module whose train loader is private; its other loaders are what they were."""
-        return with_private_batches(data_module, self.batches)
+        found: LightningDataModule = with_private_batches(data_module, self.batches)
+        return found
 
     def loss(self, losses: Tensor, *, scale: float = 1.0) -> Tensor:
         """Return what `training_step` returns: the sum of `losses`. Where gradients are off, their mean.
@@ -121,7 +122,7 @@ class PrivateTraining(Callback):
             return losses.mean()
         total = self._require_session().loss(losses, scale=scale)
         self._losses += 1
-        total.register_hook(self._gradient_arrived)
+        total.register_hook(self._gradient_arrived)  # type: ignore[no-untyped-call]
         return total
 
     def guarantee(self) -> Guarantee:
@@ -142,7 +143,8 @@ class PrivateTraining(Callback):
             )
         refuse("Lightning", problems_of(trainer, pl_module))
         self._receipt = None
-        self._before_weights = pl_module.register_load_state_dict_pre_hook(lambda *_: self._read_receipt(trainer))
+        look = pl_module.register_load_state_dict_pre_hook
+        self._before_weights = look(lambda *_: self._read_receipt(trainer))  # type: ignore[no-untyped-call]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a checkpoint that is not this ledger's, and a ledger that nobody goes on with."""
@@ -185,7 +187,8 @@ class PrivateTraining(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the training private: model, optimizer and loader are as Lightning trains them."""
         batches = self._batches
-        if batches is None or trainer.train_dataloader is not batches:
+        loader: Any = trainer.train_dataloader
+        if batches is None or loader is not batches:
             raise ProtocolError(
                 "the Trainer reads another loader than the private one",
                 where="Lightning",
@@ -208,15 +211,15 @@ class PrivateTraining(Callback):
             self.session.close()
         session = self.privacy.privatize(network_of(pl_module), trainer.optimizers[0], mechanism, ledger)
         try:
-            loader = session.batches_of(reading, max_physical_batch_size=self._max_physical_batch_size)
-            assert isinstance(loader, PrivateLoader)  # a stream was refused before, as it has no length
+            private = session.batches_of(reading, max_physical_batch_size=self._max_physical_batch_size)
+            assert isinstance(private, PrivateLoader)  # a stream was refused before, as it has no length
             self.lost_steps = 0 if self._receipt is None else session.load_state_dict(self._receipt.as_state())
             for condition in [*conditions_of(trainer), *([LOGGED] if self._may_log else [])]:
                 session.trust(condition)
         except BaseException:
             session.close()
             raise
-        self.session, self._loader = session, loader
+        self.session, self._loader = session, private
         self._of_evaluation = set()
         self._stop_where_spent(trainer)
 

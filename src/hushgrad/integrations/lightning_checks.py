@@ -1,4 +1,4 @@
-"""What a Lightning Trainer, its callbacks or its module do that private training cannot bear, and what is told of it."""
+"""What Lightning's Trainer, its callbacks or its module do that private training cannot bear, and what is told."""
 
 from __future__ import annotations
 
