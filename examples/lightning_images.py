@@ -1,6 +1,6 @@
 """A Lightning image classifier, trained privately: digits from scikit-learn, a small convolutional network.
 
-Run `python examples/lightning_images.py`. Stop it, and run it again with `--resume`: it goes on from its last checkpoint.
+Run `python examples/lightning_images.py`. After a stop run it again with `--resume`: it goes on from its checkpoint.
 """
 
 from __future__ import annotations

@@ -27,10 +27,11 @@ WITH_OTHER_PACKAGES = (
     "accounting",  # dp-accounting, scipy
     "benchmarks",  # Opacus, matplotlib, rich
     "cli",  # click, rich
+    "crash",  # Lightning
     "checks",  # scipy, Opacus, click
     "extension",  # scipy
     "guards",  # scipy
-    "integrations",  # transformers, Accelerate
+    "integrations",  # transformers, Accelerate, Lightning, Fabric
     "kernels",  # Triton
     "light_install",  # click
     "noise",  # numba, cryptography, scipy

@@ -59,9 +59,7 @@ def train(folder: Path, dies_in: int | None, point: str | None) -> None:
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(24, 3), torch.randn(24, 1))
     checkpoint, ledger, before = folder / "last.ckpt", folder / "ledger.jsonl", 0
-    if (
-        ledger.exists() and not checkpoint.exists()
-    ):  # it died before its first checkpoint: a new run, whose cost adds up
+    if ledger.exists() and not checkpoint.exists():  # it died before any: a new run, whose cost adds up
         before, ledger = read_ledger(ledger).steps, folder / "second.jsonl"
     said = Privacy(max_grad_norm=1.0, target_epsilon=5.0, target_delta=1e-3, spare_steps=SPARE, ledger=ledger)
     privacy = PrivateTraining(said, max_physical_batch_size=4)
