@@ -85,6 +85,9 @@ def main(folder: Path, pairs: list[str]) -> None:
     """Kill and go on, once for each pair."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    warm = folder / "warm"
+    warm.mkdir()
+    train(warm, None, None)  # so that the forked processes find everything imported
     found = []
     for number, pair in enumerate(pairs):
         point, step = pair.split(":")
