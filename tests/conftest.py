@@ -28,10 +28,10 @@ WITH_OTHER_PACKAGES = (
     "benchmarks",  # Opacus, matplotlib, rich
     "cli",  # click, rich
     "checks",  # scipy, Opacus, click
-    "crash",  # transformers, TRL
+    "crash",  # transformers, TRL, Lightning
     "extension",  # scipy
     "guards",  # scipy
-    "integrations",  # transformers, Accelerate, TRL
+    "integrations",  # transformers, Accelerate, TRL, Lightning, Fabric
     "kernels",  # Triton
     "light_install",  # click
     "migration",  # Opacus, click

@@ -134,7 +134,11 @@ def train(folder: Path, dies_in: int | None, point: str | None) -> None:
     (folder / "end").write_text(json.dumps({"done": done, "lost": lost, "charged": engine.session.steps}))
 
 
-def forked(folder: Path, dies_in: int | None, point: str | None) -> int:
+Train = Callable[[Path, int | None, str | None], None]
+"""Trains in a folder, from where it says, and dies in a step at a point."""
+
+
+def forked(train: Train, folder: Path, dies_in: int | None, point: str | None) -> int:
     child = os.fork()
     if child == 0:
         try:
@@ -146,17 +150,22 @@ def forked(folder: Path, dies_in: int | None, point: str | None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def main(folder: Path, point: str, step: int) -> None:
-    """Kill one process, let the next one go on, and print what was found."""
-    torch.set_num_threads(1)
-    if point == "while a checkpoint is loaded":
-        forked(folder, step, "after the checkpoint")
-    killed = forked(folder, step, point)
+def killed_and_resumed(train: Train, folder: Path, point: str, step: int) -> dict[str, Any]:
+    """Kill one process, let the next one go on, and return what was found."""
+    killed = forked(train, folder, step, point)
     charged, released = read_ledger(folder / "ledger.jsonl").steps, (folder / "witness").stat().st_size
     at = {"killed": killed == -signal.SIGKILL, "charged_at_death": charged, "released_at_death": released}
-    finished = forked(folder, None, None)
+    finished = forked(train, folder, None, None)
     end = json.loads((folder / "end").read_text()) if finished == 0 else {}
-    print(json.dumps({**at, **end, "finished": finished == 0, "released": (folder / "witness").stat().st_size}))
+    return {**at, **end, "finished": finished == 0, "released": (folder / "witness").stat().st_size}
+
+
+def main(folder: Path, point: str, step: int) -> None:
+    """Print what was found of one point."""
+    torch.set_num_threads(1)
+    if point == "while a checkpoint is loaded":
+        forked(train, folder, step, "after the checkpoint")
+    print(json.dumps(killed_and_resumed(train, folder, point, step)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,36 @@ def test_a_run_killed_in_any_step_goes_on_to_its_end_with_a_true_account(
     point: str, step: int, tmp_path: Path, forked_python: str
 ) -> None:
     require_true_account(found(tmp_path / "run", forked_python, point, step))
+
+
+def found_in_lightning(folder: Path, pairs: list[str]) -> dict[str, dict[str, int]]:
+    pytest.importorskip("lightning")
+    script = Path(__file__).with_name("lightning_loop.py")
+    result = subprocess.run(
+        [sys.executable, str(script), str(folder), *pairs],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    told = dict(zip(pairs, json.loads(result.stdout), strict=True))
+    assert all(one["killed"] and one["finished"] for one in told.values()), (told, result.stderr)
+    return told
+
+
+def test_a_run_of_lightning_killed_at_a_named_point_goes_on_to_its_end_with_a_true_account(tmp_path: Path) -> None:
+    """Guarantee: charged ≥ released whenever the process is killed, and the steps that were lost are told."""
+    points = ("after the charge", "after the batch", "before the checkpoint is written")
+    for told in found_in_lightning(tmp_path, [f"{point}:5" for point in points]).values():
+        require_true_account(told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", [*(one for one in POINTS if one not in OF_CHECKPOINTS), "after the batch"])
+def test_a_run_of_lightning_killed_in_any_step_goes_on_to_its_end_with_a_true_account(
+    point: str, tmp_path: Path
+) -> None:
+    for told in found_in_lightning(tmp_path, [f"{point}:{step}" for step in range(STEPS)]).values():
+        require_true_account(told)

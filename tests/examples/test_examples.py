@@ -62,6 +62,14 @@ def test_a_loop_of_accelerate_is_private(tmp_path: Path) -> None:
     assert "after 12 steps" in done.stdout
 
 
+@pytest.mark.packages
+def test_an_image_classifier_of_lightning_is_private(tmp_path: Path) -> None:
+    done = run("lightning_images.py", "--epochs", "2", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "differential privacy" in done.stdout
+    assert "after 12 steps" in done.stdout
+
+
 def test_a_run_that_was_stopped_goes_on_to_its_end(tmp_path: Path) -> None:
     assert run("resume_after_kill.py", "--out", str(tmp_path), "--stop-after", "7").returncode == 1
     done = run("resume_after_kill.py", "--out", str(tmp_path))

@@ -20,39 +20,22 @@ print(session.guarantee(delta=1e-5))
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from hushgrad.arguments import whole_number
 from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import refuse
+from hushgrad.integrations.own_loop import Batches, attach, plan
 from hushgrad.integrations.receipt_file import read_receipt, write_receipt
 from hushgrad.privacy import Privacy
-from hushgrad.sampling.loader import PrivateLoader
-from hushgrad.sampling.torch_loader import read_data_loader
 from hushgrad.session.session import Session
 
 with needs_extra("hf", "hushgrad.integrations.accelerate"):
     from accelerate import Accelerator
     from accelerate.utils import DistributedType, send_to_device
-
-
-class Batches:
-    """The logical batches of a pass, `len(batches)` of them, each to be iterated over once; on the device."""
-
-    def __init__(self, loader: PrivateLoader, device: Any) -> None:
-        self._loader, self._device = loader, device
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[Iterator[Any]]:
-        for batch in self._loader.logical_batches():
-            yield (send_to_device(item, self._device) for item in batch)
 
 
 def prepare(
@@ -86,22 +69,21 @@ def prepare(
         IncompatibleFrameworkError: the accelerator does what private training cannot bear.
     """
     _require_fit(accelerator)
-    reading = read_data_loader(data_loader)
-    steps = whole_number("epochs", epochs, minimum=1) * reading.steps
-    mechanism = privacy.mechanism(batch_size=reading.batch_size, population=reading.count, steps=steps)
+    planned = plan(privacy, data_loader, epochs)
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
-    session = privacy.privatize(model, optimizer, mechanism, privacy.ledger)
-    try:
-        loader = session.batches_of(reading, max_physical_batch_size=max_physical_batch_size)
-        assert isinstance(loader, PrivateLoader)  # a stream was refused before, as it has no length
-    except BaseException:
-        session.close()
-        raise
+    session, batches = attach(
+        model,
+        optimizer,
+        planned,
+        privacy,
+        max_physical_batch_size,
+        lambda item: send_to_device(item, accelerator.device),
+    )
     accelerator.register_save_state_pre_hook(lambda models, weights, folder: write_receipt(Path(folder), session))
     accelerator.register_load_state_pre_hook(  # before Accelerate loads any weight
         lambda models, folder: session.load_state_dict(read_receipt(Path(folder)).as_state())
     )
-    return prepared_model, prepared_optimizer, Batches(loader, accelerator.device), session
+    return prepared_model, prepared_optimizer, batches, session
 
 
 def _require_fit(accelerator: Accelerator) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from hushgrad.errors import IncompatibleFrameworkError
 
+WIDE_ENOUGH = frozenset({"32-true", "64-true", "bf16-mixed", "bf16-true"})
+"""The precisions of Lightning and Fabric that scale no loss."""
+
 
 def refuse(framework: str, problems: Sequence[tuple[str, str]]) -> None:
     """Raise `IncompatibleFrameworkError` that names every problem and every cure, if there are any."""

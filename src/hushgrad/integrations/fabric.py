@@ -1,0 +1,144 @@
+"""Private training in a loop of Lightning Fabric::
+
+from hushgrad import Privacy
+from hushgrad.integrations.fabric import prepare
+
+model, optimizer, batches, session = prepare(
+    fabric, model, optimizer, loader, privacy=Privacy(max_grad_norm=1.0, target_epsilon=3, target_delta=1e-5), epochs=3
+)
+for epoch in range(3):
+    for batch in batches:  # a logical batch
+        for item in batch:  # as much of it as fits into memory, on Fabric's device
+            with fabric.autocast():
+                losses = losses_of(model, item)
+            session.backward(losses)  # [b], one loss per example
+            session.end_item()
+        optimizer.step()
+        scheduler.step()
+print(session.guarantee(delta=1e-5))
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from hushgrad.errors import CheckpointError, InvalidArgumentError
+from hushgrad.extras import needs_extra
+from hushgrad.integrations.incompatible import WIDE_ENOUGH, refuse
+from hushgrad.integrations.own_loop import Batches, attach, plan
+from hushgrad.privacy import Privacy
+from hushgrad.session.session import Session
+
+with needs_extra("lightning", "hushgrad.integrations.fabric"):
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies.single_device import SingleDeviceStrategy
+
+_RECEIPT = "hushgrad"
+"""The name of the receipt in a file that `save` wrote."""
+
+
+def prepare(
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: Optimizer,
+    data_loader: Any,
+    *,
+    privacy: Privacy,
+    epochs: int,
+    max_physical_batch_size: int | None = None,
+) -> tuple[nn.Module, Optimizer, Batches, Session]:
+    """Do what `fabric.setup` does, and make the training private.
+
+    The model comes back itself, on Fabric's device and in its precision, and not in Fabric's wrapper, which forbids
+    every backward but Fabric's own: `fabric.autocast()` is written around its forward.
+
+    Args:
+        fabric: of one device, without float16.
+        model: in training mode, not set up.
+        optimizer: over all of the model's trainable parameters, not set up.
+        data_loader: an ordinary DataLoader, not set up; its batch size is B.
+        privacy: the clip norm, and ε or the noise.
+        epochs: how many passes are planned; a pass is len(data_loader) steps.
+        max_physical_batch_size: the most records in one item; None for all.
+
+    Returns:
+        The model, the optimizer as Fabric sets it up, the logical batches, and the session.
+
+    Raises:
+        IncompatibleFrameworkError: Fabric does what private training cannot bear.
+    """
+    _require_fit(fabric)
+    planned = plan(privacy, data_loader, epochs)
+    _, prepared_optimizer = fabric.setup(model, optimizer)
+    precision = fabric.strategy.precision
+    session, batches = attach(
+        model,
+        optimizer,
+        planned,
+        privacy,
+        max_physical_batch_size,
+        lambda item: fabric.to_device(precision.convert_input(item)),
+    )
+    return model, prepared_optimizer, batches, session
+
+
+def save(fabric: Fabric, path: str | os.PathLike[str], state: dict[str, Any], session: Session) -> None:
+    """Do what `fabric.save` does, and keep the session's receipt in the file.
+
+    Raises `InvalidArgumentError` where `state` has an entry of the receipt's name.
+    """
+    fabric.save(os.fspath(path), {**_without_receipt(state), _RECEIPT: session.state_dict()})
+
+
+def load(fabric: Fabric, path: str | os.PathLike[str], state: dict[str, Any], session: Session) -> int:
+    """Do what `fabric.load` does, once the file's receipt was found in the session's ledger.
+
+    Guarantee: a file whose steps the ledger does not hold is refused before anything is loaded.
+
+    Returns:
+        How many steps came after the file was written: they stay charged.
+
+    Raises:
+        CheckpointError: the file holds no receipt.
+        LedgerError: the ledger is missing, was cut, or is that of another run.
+    """
+    _without_receipt(state)
+    receipt = fabric.load(os.fspath(path), weights_only=True).get(_RECEIPT)
+    if receipt is None:
+        raise CheckpointError(
+            "it holds no receipt of private training, so nobody can say what its weights have cost",
+            where="the checkpoint",
+            cure="Load what hushgrad.integrations.fabric.save wrote. Weights of ordinary training are loaded into the "
+            "model before prepare",
+        )
+    lost = session.load_state_dict(receipt)
+    fabric.load(os.fspath(path), state, strict=False)
+    return lost
+
+
+def _without_receipt(state: dict[str, Any]) -> dict[str, Any]:
+    if _RECEIPT in state:
+        raise InvalidArgumentError(
+            f"has an entry {_RECEIPT!r}, which is the receipt's", where="state", cure="Give it another name"
+        )
+    return state
+
+
+def _require_fit(fabric: Fabric) -> None:
+    problems = []
+    if fabric.world_size != 1 or not isinstance(fabric.strategy, SingleDeviceStrategy):
+        problems.append(
+            ("there are several processes or devices, or a strategy for them", "Use Fabric(devices=1, strategy='auto')")
+        )
+    if str(fabric.strategy.precision.precision) not in WIDE_ENOUGH:
+        problems.append(
+            (
+                "its precision scales losses and skips steps by looking at gradients without noise, or is not known",
+                "Use precision='bf16-mixed', 'bf16-true' or '32-true'",
+            )
+        )
+    refuse("Fabric", problems)

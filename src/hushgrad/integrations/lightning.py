@@ -1,0 +1,341 @@
+"""Private training in Lightning's Trainer, by one callback that also makes the loader::
+
+    from hushgrad import Privacy
+    from hushgrad.integrations.lightning import PrivateTraining
+
+    privacy = PrivateTraining(
+        Privacy(max_grad_norm=1.0, target_epsilon=3, target_delta=1e-5), max_physical_batch_size=64
+    )
+    trainer = Trainer(max_epochs=5, callbacks=[privacy])
+    trainer.fit(Classifier(privacy), privacy.batches(train_loader), val_loader)
+    print(privacy.guarantee())
+
+and the last line of the module's `training_step`::
+
+    return privacy.loss(F.cross_entropy(self.net(x), y, reduction="none"))  # [b], one loss per example
+
+Lightning sees the first item of each logical batch, so that it counts logical steps. The rest of them run where it is
+about to step: inside of the closure of `optimizer.step`, by the hook `on_before_optimizer_step`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hushgrad.accounting.guarantee import Guarantee
+from hushgrad.accounting.ledger.receipt import Receipt
+from hushgrad.accounting.ledger.view import read_ledger
+from hushgrad.errors import CheckpointError, IncompatibleFrameworkError, InvalidArgumentError, ProtocolError
+from hushgrad.extras import needs_extra
+from hushgrad.integrations.incompatible import refuse
+from hushgrad.integrations.lightning_checks import LOGGED, conditions_of, learning_rates_of, network_of, problems_of
+from hushgrad.integrations.lightning_data import Batches, with_private_batches
+from hushgrad.privacy import Privacy
+from hushgrad.sampling.loader import PrivateLoader
+from hushgrad.session.session import Session
+
+with needs_extra("lightning", "hushgrad.integrations.lightning"):
+    from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.utilities.model_helpers import is_overridden
+    from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+_OURS = ("epsilon", "steps_left")
+_CURE_LOSS = (
+    "End training_step with: return privacy.loss(losses), where losses has one loss per example, [B] "
+    "(reduction='none', each example averaged over its own elements)"
+)
+
+
+class PrivateTraining(Callback):
+    """Makes the training of a Lightning Trainer private: give it to `callbacks`, and its batches to `fit`.
+
+    Args:
+        privacy: the clip norm, and ε or the noise. Without a path in it the ledger is `ledger.jsonl` in the Trainer's
+            `default_root_dir`.
+        max_physical_batch_size: the most records in one item; None for all.
+        may_log: names of metrics that the module may log while it trains. They have no noise, so the guarantee says
+            that they are not covered.
+
+    Guarantee: a metric that `training_step` logs at each step, and `may_log` does not name, is refused before anything
+    is charged. One that is logged for an epoch alone, or by another hook, is refused at the end of the epoch, or in the
+    next step.
+    """
+
+    def __init__(
+        self, privacy: Privacy, *, max_physical_batch_size: int | None = None, may_log: Collection[str] = ()
+    ) -> None:
+        if not isinstance(privacy, Privacy):
+            raise InvalidArgumentError(
+                f"must be a Privacy, got {type(privacy).__name__}", where="privacy", cure="Pass hushgrad.Privacy(...)"
+            )
+        if isinstance(may_log, str):
+            raise InvalidArgumentError("must be names, got one", where="may_log", cure="Pass may_log=('name',)")
+        self.privacy = privacy
+        self.session: Session | None = None
+        self.lost_steps = 0
+        """How many steps came after the checkpoint that training goes on from: they stay charged."""
+        self._max_physical_batch_size = max_physical_batch_size
+        self._may_log = {forked for name in may_log for forked in (name, f"{name}_step", f"{name}_epoch")}
+        self._of_evaluation: set[str] = set()
+        self._batches: Batches | None = None
+        self._loader: PrivateLoader | None = None
+        self._receipt: Receipt | None = None
+        self._before_weights: Any = None
+        self._rest: Iterator[Any] = iter(())
+        self._losses = self._arrived = self._batch_idx = 0
+
+    # What the user calls ---------------------------------------------------------------------------------------------
+
+    def batches(self, data_loader: Any) -> Batches:
+        """Return what `fit` takes in the place of an ordinary DataLoader; its batch size is B.
+
+        Raises what `hushgrad.sampling.torch_loader.read_data_loader` raises.
+        """
+        self._batches = Batches(data_loader, self._first_items)
+        return self._batches
+
+    def data(self, data_module: LightningDataModule) -> LightningDataModule:
+        """Return a copy of a data module whose train loader is private; its other loaders are what they were."""
+        found: LightningDataModule = with_private_batches(data_module, self.batches)
+        return found
+
+    def loss(self, losses: Tensor, *, scale: float = 1.0) -> Tensor:
+        """Return what `training_step` returns: the sum of `losses`. Where gradients are off, their mean.
+
+        Args:
+            losses: `[b]`, one loss per example.
+            scale: what the module multiplies the result by, > 0, a public constant.
+
+        Raises:
+            LossShapeError: not one loss per example.
+            ProtocolError: this callback is not in the Trainer; from the backward, a gradient other than `scale`.
+        """
+        if not torch.is_grad_enabled():
+            return losses.mean()
+        total = self._require_session().loss(losses, scale=scale)
+        self._losses += 1
+        total.register_hook(self._gradient_arrived)  # type: ignore[no-untyped-call]
+        return total
+
+    def guarantee(self) -> Guarantee:
+        """Return the guarantee at `target_delta` with all its conditions."""
+        return self._require_session().guarantee(self.privacy.target_delta, self.privacy.accountant)
+
+    # Before training -------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot be private, and make ready to look at a checkpoint before its weights are loaded."""
+        if stage != "fit":
+            return
+        if not isinstance(trainer, Trainer):
+            raise IncompatibleFrameworkError(
+                f"its Trainer is {type(trainer).__module__}.{type(trainer).__name__}, another package's",
+                where="Lightning",
+                cure="Import the Trainer from lightning.pytorch",
+            )
+        refuse("Lightning", problems_of(trainer, pl_module))
+        self._receipt = None
+        look = pl_module.register_load_state_dict_pre_hook
+        self._before_weights = look(lambda *_: self._read_receipt(trainer))  # type: ignore[no-untyped-call]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a checkpoint that is not this ledger's, and a ledger that nobody goes on with."""
+        self._before_weights.remove()
+        if self._receipt is None:
+            self._read_receipt(trainer)
+        ledger = self._ledger_of(trainer)
+        if self._receipt is None and ledger is not None and os.path.lexists(ledger) and read_ledger(ledger).steps:
+            raise ProtocolError(
+                f"its ledger holds {read_ledger(ledger).steps} steps of an earlier run",
+                where="Lightning",
+                cure="Go on with trainer.fit(..., ckpt_path=...), or give this run "
+                + ("a default_root_dir" if self.privacy.ledger is None else "a path in Privacy(ledger=...)")
+                + " of its own; what both cost adds up",
+            )
+
+    def _ledger_of(self, trainer: Trainer) -> str | os.PathLike[str] | None:
+        if self.privacy.ledger is not None:
+            return self.privacy.ledger
+        return None if trainer.fast_dev_run else Path(trainer.default_root_dir, "ledger.jsonl")  # type: ignore[attr-defined]
+
+    def _read_receipt(self, trainer: Trainer) -> None:
+        """Read the receipt of the checkpoint that Lightning goes on from, if it does, and look for it in the ledger."""
+        if trainer.ckpt_path is None:
+            return
+        # Lightning has just read this file, with the caller's own weights_only: it brings nothing that was not run.
+        checkpoint = trainer.strategy.load_checkpoint(trainer.ckpt_path, weights_only=False)
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state is None:
+            raise CheckpointError(
+                "it was not written by private training, so nobody can say what its weights have cost",
+                where="the checkpoint",
+                cure="Resume from another checkpoint. Weights of ordinary training are loaded into the module before "
+                "fit, which is then called without ckpt_path",
+            )
+        receipt = Receipt.from_state(state)
+        receipt.steps_of(self._ledger_of(trainer))
+        self._receipt = receipt
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the training private: model, optimizer and loader are as Lightning trains them."""
+        batches = self._batches
+        loader: Any = trainer.train_dataloader
+        if batches is None or loader is not batches:
+            raise ProtocolError(
+                "the Trainer reads another loader than the private one",
+                where="Lightning",
+                cure="Call trainer.fit(model, privacy.batches(train_loader), ...), or "
+                "trainer.fit(model, datamodule=privacy.data(data_module))",
+            )
+        if len(trainer.optimizers) != 1:
+            refuse("Lightning", [(f"there are {len(trainer.optimizers)} optimizers", "Return one optimizer")])
+        if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+            refuse("Lightning", [("training_step takes a dataloader_iter", "Write training_step(self, batch)")])
+        steps = trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            refuse("Lightning", [("its number of steps is not limited", "Set max_epochs or max_steps")])
+        reading = batches.reading
+        mechanism = self.privacy.mechanism(batch_size=reading.batch_size, population=reading.count, steps=int(steps))
+        ledger = self._ledger_of(trainer)
+        if ledger is not None:
+            os.makedirs(os.path.dirname(os.fspath(ledger)) or ".", exist_ok=True)
+        if self.session is not None:  # of an earlier fit, whose optimizer is no longer Lightning's
+            self.session.close()
+        session = self.privacy.privatize(network_of(pl_module), trainer.optimizers[0], mechanism, ledger)
+        try:
+            private = session.batches_of(reading, max_physical_batch_size=self._max_physical_batch_size)
+            assert isinstance(private, PrivateLoader)  # a stream was refused before, as it has no length
+            self.lost_steps = 0 if self._receipt is None else session.load_state_dict(self._receipt.as_state())
+            for condition in [*conditions_of(trainer), *([LOGGED] if self._may_log else [])]:
+                session.trust(condition)
+        except BaseException:
+            session.close()
+            raise
+        self.session, self._loader = session, private
+        self._of_evaluation = set()
+        self._stop_where_spent(trainer)
+
+    # A step ----------------------------------------------------------------------------------------------------------
+
+    def _first_items(self) -> Iterator[Any]:
+        """Yield the first item of each logical batch of a pass."""
+        if self._loader is None:
+            raise ProtocolError(
+                "the Trainer draws from the private loader without this callback",
+                where="Lightning",
+                cure="Give the Trainer callbacks=[privacy]",
+            )
+        for batch in self._loader.logical_batches():
+            self._rest = iter(batch)
+            yield next(self._rest)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin a logical batch."""
+        self._batch_idx = batch_idx
+        self._losses = self._arrived = 0
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Refuse a loss of the module's own."""
+        if not self._losses:
+            raise ProtocolError("training_step returns a loss of its own", where="Lightning", cure=_CURE_LOSS)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Run the rest of the logical batch, then refuse what was logged of it; nothing is charged before that."""
+        self._end_item()
+        for item in self._rest:
+            loss = self._training_step(trainer, item)
+            if loss is not None:
+                trainer.strategy.backward(loss["loss"] if isinstance(loss, dict) else loss, optimizer)
+            self._end_item()
+        self._refuse_logged(trainer)
+
+    def _training_step(self, trainer: Trainer, item: Any) -> Any:
+        """Place an item and run the module's step on it, as Lightning does with the first one."""
+        module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+        item = trainer.precision_plugin.convert_input(item)
+        owner = data if data is not None and is_overridden("on_before_batch_transfer", data) else module
+        item = owner.on_before_batch_transfer(item, 0)
+        item = trainer.strategy.batch_to_device(item, dataloader_idx=0)
+        is_told = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+        return trainer.strategy.training_step(item, *([self._batch_idx] if is_told else []))
+
+    def _gradient_arrived(self, gradient: Tensor) -> None:
+        self._arrived += 1
+
+    def _end_item(self) -> None:
+        if not self._losses or self._arrived != self._losses:
+            raise ProtocolError(
+                "what privacy.loss made of an item was not run backward: training_step returned something else",
+                where="Lightning",
+                cure=_CURE_LOSS,
+            )
+        self._losses = self._arrived = 0
+        self._require_session().end_item()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Log ε and the steps that are left, and stop where none is."""
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and trainer.global_step % every == 0 and not trainer.barebones:
+            session = self._require_session()
+            said: dict[str, Any] = {
+                "epsilon": session.epsilon(self.privacy.target_delta, self.privacy.accountant),
+                "steps_left": session.steps_left,
+            }
+            pl_module.log_dict({name: float(value) for name, value in said.items() if value is not None})
+        self._stop_where_spent(trainer)
+
+    def _stop_where_spent(self, trainer: Trainer) -> None:
+        if self._require_session().steps_left == 0 and trainer.global_step < trainer.estimated_stepping_batches:
+            trainer.should_stop = True
+
+    # What is told ----------------------------------------------------------------------------------------------------
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take note of the names that evaluation logs under."""
+        if not trainer.sanity_checking:
+            self._of_evaluation |= set(trainer.callback_metrics)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what was logged for the epoch."""
+        self._refuse_logged(trainer)
+
+    def _refuse_logged(self, trainer: Trainer) -> None:
+        known = {*_OURS, *self._of_evaluation, *self._may_log, *learning_rates_of(trainer)}
+        names = sorted(set(trainer.callback_metrics) - known)
+        if names:
+            raise ProtocolError(
+                f"the module logs {', '.join(map(repr, names))} while it trains: what is computed from training data "
+                f"has no noise",
+                where="Lightning",
+                cure="Log metrics in validation_step, under names of their own. PrivateTraining(may_log=...) lets "
+                "names through, and the guarantee then says that they are not covered",
+            )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give back an ordinary module: the cure may take the same one. What was charged stays spent."""
+        if self._before_weights is not None:
+            self._before_weights.remove()
+        if self.session is not None:
+            self.session.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the receipt, which Lightning keeps in each of its checkpoints."""
+        return {} if self.session is None else self.session.state_dict()
+
+    def _require_session(self) -> Session:
+        if self.session is None:
+            raise ProtocolError(
+                "nothing was made private: no fit with this callback has begun",
+                where="Lightning",
+                cure="Give the Trainer callbacks=[privacy]; outside of training call privacy.loss under "
+                "torch.no_grad()",
+            )
+        return self.session

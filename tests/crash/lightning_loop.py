@@ -1,0 +1,101 @@
+"""Kills a process that trains in Lightning with SIGKILL at a named point, and lets another go on from its checkpoint.
+
+Run as a program: `lightning_loop.py FOLDER POINT:STEP ...`; prints a JSON list with one object for each pair. One
+process imports Lightning and forks for each, as `resume_loop.py` does for one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from resume_loop import EVERY, POINTS, SPARE, STEPS, Fuse, Witnessed, killed_and_resumed
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from hushgrad import Privacy
+from hushgrad.accounting import read_ledger
+from hushgrad.integrations.lightning import PrivateTraining
+
+OF_LIGHTNING: dict[str, Callable[[Fuse], None]] = {
+    "before the checkpoint is written": lambda fuse: fuse.before(L.Trainer, "save_checkpoint"),
+    "after the checkpoint": lambda fuse: fuse.after(L.Trainer, "save_checkpoint"),
+    "after the batch": lambda fuse: fuse.after(PrivateTraining, "on_train_batch_end"),
+}
+
+
+class Module(L.LightningModule):
+    """A small network; the step that dies lights the fuse."""
+
+    def __init__(self, privacy: PrivateTraining, fuse: Fuse, witness: int, dies_in: int | None) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        self.privacy, self.fuse, self.witness, self.dies_in = privacy, fuse, witness, dies_in
+
+    def training_step(self, batch: Any) -> Any:
+        x, y = batch
+        self.fuse.is_lit = self.trainer.global_step == self.dies_in
+        return self.privacy.loss((self.net(x) - y).square().mean(1))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = Witnessed(self.parameters(), lr=0.01)
+        optimizer.witness = self.witness
+        return optimizer
+
+
+def train(folder: Path, dies_in: int | None, point: str | None) -> None:
+    """Train from where the folder says to the planned end, or to the point of step `dies_in`."""
+    fuse = Fuse()
+    if point is not None:
+        {**POINTS, **OF_LIGHTNING}[point](fuse)
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(24, 3), torch.randn(24, 1))
+    checkpoint, ledger, before = folder / "last.ckpt", folder / "ledger.jsonl", 0
+    if ledger.exists() and not checkpoint.exists():  # it died before any: a new run, whose cost adds up
+        before, ledger = read_ledger(ledger).steps, folder / "second.jsonl"
+    said = Privacy(max_grad_norm=1.0, target_epsilon=5.0, target_delta=1e-3, spare_steps=SPARE, ledger=ledger)
+    privacy = PrivateTraining(said, max_physical_batch_size=4)
+    witness = os.open(folder / "witness", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    saving = ModelCheckpoint(
+        folder, filename="at", every_n_train_steps=EVERY, save_last=True, save_on_train_epoch_end=False
+    )
+    trainer = L.Trainer(
+        max_epochs=STEPS // 3, default_root_dir=folder, accelerator="cpu", callbacks=[privacy, saving], logger=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    batches = privacy.batches(DataLoader(data, batch_size=8))
+    module = Module(privacy, fuse, witness, dies_in)
+    trainer.fit(module, batches, ckpt_path=checkpoint if checkpoint.exists() else None)
+    assert privacy.session is not None
+    privacy.session.close()
+    lost, charged = before + privacy.lost_steps, before + privacy.session.steps
+    told = {"done": trainer.global_step, "lost": lost, "charged": charged}
+    (folder / "end").write_text(json.dumps(told))
+
+
+def main(folder: Path, pairs: list[str]) -> None:
+    """Kill and go on, once for each pair."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    warm = folder / "warm"
+    warm.mkdir()
+    train(warm, None, None)  # so that the forked processes find everything imported
+    found = []
+    for number, pair in enumerate(pairs):
+        point, step = pair.split(":")
+        own = folder / str(number)
+        own.mkdir()
+        found.append(killed_and_resumed(train, own, point, int(step)))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
