@@ -156,11 +156,13 @@ class Preparation:
 
     `apply(noise_multiplier, stream)` learns it by one release of a sum of sensitivity 1 over all records, with Gaussian
     noise of that standard deviation from `stream`, and returns the task ready. `epsilon` is what it may cost by itself
-    at the run's δ. It must be charged before it is applied: `study.preparation.prepare` does both.
+    at the run's δ. It must be charged before it is applied: `study.preparation.prepare` does both. `restore` returns
+    the task ready by what was learned earlier (`Task.vocabulary_buckets`), which costs nothing more.
     """
 
     epsilon: float
     apply: Callable[[float, KeyStream], Task]
+    restore: Callable[[tuple[int, ...]], Task]
 
 
 @dataclass(frozen=True, eq=False, slots=True)

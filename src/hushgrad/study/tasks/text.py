@@ -77,14 +77,16 @@ def load(options: TaskOptions) -> Task:
 
     def count(noise_multiplier: float, stream: KeyStream) -> Task:
         counts = counts_of(words_of(sentence)[:LENGTH] for sentence in train.sentences)
-        buckets = frequent(noisy_counts(counts, noise_multiplier, stream), noise_multiplier)
+        return ready(frequent(noisy_counts(counts, noise_multiplier, stream), noise_multiplier))
+
+    def ready(buckets: tuple[int, ...]) -> Task:
         task = _encoded(train, test, known, counted_vocabulary(buckets), outside)
         described = f"{task.description}, of which {len(buckets)} kinds have a number of their own"
         return replace(task, description=described, vocabulary_buckets=buckets)
 
     unread = Vocabulary(lambda word: PADDING, 1)
     return replace(
-        _encoded(train, test, known, unread, outside), preparation=Preparation(options.vocabulary_epsilon, count)
+        _encoded(train, test, known, unread, outside), preparation=Preparation(options.vocabulary_epsilon, count, ready)
     )
 
 
