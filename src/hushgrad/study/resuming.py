@@ -75,7 +75,9 @@ def read_config(out: Path) -> RunConfig:
         return config_from_json(from_json((out / "config.json").read_bytes()))
     except OSError:
         raise InvalidArgumentError(
-            "the folder holds no run: config.json is missing", where=_WHERE, cure="Name the folder that --out named"
+            "the folder holds no run: config.json is missing",
+            where="the run's folder",
+            cure="Name the folder that --out named",
         ) from None
     except ValueError as error:
         if isinstance(error, HushgradError):

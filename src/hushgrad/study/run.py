@@ -109,6 +109,8 @@ def carry_out(
     if task.vocabulary_buckets is not None and not directory.vocabulary.exists():
         words = {"hash": HASH, "buckets": COUNTED_BUCKETS, "kept": task.vocabulary_buckets}
         replace_file(directory.vocabulary, (json_text(words, indent=None) + "\n").encode())
+    if task.encoder is not None:
+        replace_file(directory.encoding, (json_text(task.encoder.as_json(), indent=None) + "\n").encode())
     checkpoint = RunCheckpoint.of(directory.checkpoint, config) if config.privacy else None
     if checkpoint is not None and (checkpoint.path.exists() or directory.fingerprint.exists()):
         require_same_data(directory.fingerprint, task)

@@ -60,8 +60,8 @@ def run_sweep(
     """Run everything that is not finished yet; call `on_change` with the names of running runs, several times a second.
 
     Finished runs are left as they are. Private runs of a task that were cut off go on from their checkpoints. All
-    others that were cut off, and those that failed, are run again, and their former attempts are kept. On Ctrl-C or SIGTERM
-    the running ones finish their step and write their files. A failure is recorded, and the sweep goes on.
+    others that were cut off, and those that failed, are run again, and their former attempts are kept. On Ctrl-C or
+    SIGTERM the running ones finish their step and write their files. A failure is recorded, and the sweep goes on.
 
     Guarantee: a finished run is never run again, and no attempt's ledger is removed.
     """

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -165,6 +165,19 @@ class Preparation:
     restore: Callable[[tuple[int, ...]], Task]
 
 
+class Encoder(Protocol):
+    """Reads new rows from a file and makes inputs of them."""
+
+    def read(self, path: Path) -> Sequence[Any]:
+        """Return the rows of a file. Raises TaskDataError, without a value of the file."""
+
+    def encode(self, rows: Sequence[Any]) -> Tensor:
+        """Return the inputs of rows, [N, *input_shape]. Raises TaskDataError, without a value of the rows."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `encoders.encoder_from_json` makes the encoder of."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Task:
     """Examples to train and to test on.
@@ -174,7 +187,8 @@ class Task:
     `outside_the_guarantee` names each thing that was derived from the data without noise: ε does not cover it.
 
     `preparation` is None for a task that is ready; until then its training and test inputs are all padding.
-    `vocabulary_buckets` are the hash buckets of a counted vocabulary, which its release has paid for.
+    `vocabulary_buckets` are the hash buckets of a counted vocabulary, which its release has paid for. `encoder` makes
+    inputs of new rows, as those of `train` and `test` were made.
     """
 
     name: str
@@ -187,6 +201,7 @@ class Task:
     test_groups: tuple[str, ...] | None = None
     preparation: Preparation | None = None
     vocabulary_buckets: tuple[int, ...] | None = None
+    encoder: Encoder | None = None
 
     @property
     def num_classes(self) -> int:
