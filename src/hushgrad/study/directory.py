@@ -109,6 +109,11 @@ class RunDirectory:
             replace_file(self.metrics, b"".join(line + b"\n" for line, _ in kept))
         return tuple(row for _, row in kept)
 
+    def forget_checkpoint(self) -> None:
+        """Take away what only a run that is not completed needs."""
+        self.fingerprint.unlink(missing_ok=True)
+        self.checkpoint.unlink(missing_ok=True)
+
     def write_config(self, settings: dict[str, Any]) -> None:
         """Write the settings."""
         replace_file(self.config, (json_text(settings, indent=2) + "\n").encode())

@@ -56,6 +56,7 @@ def resume(
             cure="Train again in a new folder: without privacy a run that was stopped has spent nothing",
         )
     if is_completed(directory):
+        directory.forget_checkpoint()  # which the end of the run may have had no time for
         raise InvalidArgumentError(
             "the run is completed: all of its steps are spent",
             where=_WHERE,

@@ -148,8 +148,7 @@ def carry_out(
         picture = draw_curves(outcome.measurements, title=title_of(config), delta=delta)
         replace_file(directory.curves, picture)
         if outcome.status == "completed":
-            directory.fingerprint.unlink(missing_ok=True)
-            directory.checkpoint.unlink(missing_ok=True)
+            directory.forget_checkpoint()
     for logger in loggers:
         logger.close()
     return RunResult(directory, task, outcome, summarise(config, prepared, model, outcome))
