@@ -50,3 +50,12 @@ def test_a_run_that_was_stopped_goes_on_to_its_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "going on after step 5; 2 steps after it were lost and stay charged" in done.stdout
     assert "after 62 steps" in done.stdout
+
+
+@pytest.mark.packages
+def test_a_model_of_a_table_is_used_on_new_rows_and_exported(tmp_path: Path) -> None:
+    done = run("predict_adult.py", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "Astronaut: " in done.stdout
+    assert "after 32 steps" in done.stdout
+    assert (tmp_path / "exported" / "MODEL_CARD.md").exists()
