@@ -48,6 +48,7 @@ def everything(out):
 
 
 def refused(out, error, match, **given):
+    """Guarantee: a run that cannot be continued is refused before anything of it is changed."""
     before = everything(out)
     with pytest.raises(error, match=match) as caught:
         resume(out, **given)

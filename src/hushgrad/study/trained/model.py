@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from hushgrad.study.scoring import EVALUATION_BATCH
 from hushgrad.study.tasks.task import Encoder
-from hushgrad.study.trained.exporting import export_to
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -77,6 +76,8 @@ class TrainedModel:
             InvalidArgumentError: an unknown format, or the run's own folder.
             MissingExtraError: what the format or the card needs is not installed.
         """
+        from hushgrad.study.trained.exporting import export_to  # a card needs more than predictions do
+
         return export_to(Path(path), self.folder, self.model, self.input_shape, self.encoder, format)
 
     @torch.no_grad()
