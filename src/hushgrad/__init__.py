@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hushgrad.session.privatize import privatize
     from hushgrad.session.session import Session
     from hushgrad.session.session_of import session_of
+    from hushgrad.study.trained.loading import load
 
 __all__ = [  # noqa: RUF022 - in plain order
     "Budget",
@@ -50,6 +51,7 @@ __all__ = [  # noqa: RUF022 - in plain order
     "TruncatedPoissonSampling",
     "__version__",
     "doctor",
+    "load",
     "make_private_ready",
     "privatize",
     "register_operator",
@@ -77,6 +79,7 @@ _HOMES = {
     "Session": "hushgrad.session.session",
     "TruncatedPoissonSampling": "hushgrad.sampling.truncated_poisson",
     "doctor": "hushgrad.checks.doctor.examination",
+    "load": "hushgrad.study.trained.loading",
     "make_private_ready": "hushgrad.checks.doctor.readiness",
     "privatize": "hushgrad.session.privatize",
     "register_operator": "hushgrad.capture.operators.registered",

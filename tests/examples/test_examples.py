@@ -104,3 +104,12 @@ def test_a_run_of_opacus_goes_on_with_one_epsilon_over_both_parts(tmp_path: Path
     assert "(4, 0.0001)-differential privacy" in done.stdout or "(3.99" in done.stdout
     assert "after 42 steps" in done.stdout
     assert "NOT VOUCHED FOR" in done.stdout
+
+
+@pytest.mark.packages
+def test_a_model_of_a_table_is_used_on_new_rows_and_exported(tmp_path: Path) -> None:
+    done = run("predict_adult.py", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "Astronaut: " in done.stdout
+    assert "after 32 steps" in done.stdout
+    assert (tmp_path / "exported" / "MODEL_CARD.md").exists()

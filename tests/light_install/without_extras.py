@@ -47,6 +47,8 @@ COMMANDS = {
     "epsilon --noise-multiplier 1.1 --sampling-rate 0.01 --steps 9 --delta 1e-5 --cross-check": ["cross-check"],
     "curve --noise-multiplier 4 --sampling none --passes 3 --png curve.png": ["report"],
     "report .": ["report"],
+    "predict . --data rows.csv": ["study"],
+    "export . --out exported": ["study"],
     "demo --out demo": ["study"],
     "train --noise-multiplier 1 --out out": ["study"],
     "train --noise-multiplier 1 --out out --tensorboard": ["study", "tensorboard"],

@@ -27,7 +27,12 @@ class Memory:
 
 def test_every_metric_says_whether_the_guarantee_covers_it():
     metrics = metrics_of(MEASURED)
-    assert {name for name, metric in metrics.items() if metric.covered} == {"epoch", "test_accuracy", "epsilon"}
+    assert {name for name, metric in metrics.items() if metric.covered} == {
+        "epoch",
+        "test_accuracy",
+        "epsilon",
+        "lost_steps",
+    }
     assert "step" not in metrics
     assert "test_accuracy" not in metrics_of(replace(MEASURED, test_accuracy=None))
 
@@ -37,7 +42,7 @@ def test_a_logger_that_is_not_local_gets_no_metric_that_the_guarantee_leaves_out
     far, near = Memory(local=False), Memory(local=True)
     for logger in (far, near):
         hand_over(logger, 4, metrics_of(MEASURED))
-    assert set(far.taken[0][1]) == {"epoch", "test_accuracy", "epsilon"}
+    assert set(far.taken[0][1]) == {"epoch", "test_accuracy", "epsilon", "lost_steps"}
     assert {"loss", "train_accuracy", "seconds"} < set(near.taken[0][1])
     hand_over(far, 4, metrics_of(MEASURED), share_uncovered=True)
     assert "loss" in far.taken[1][1]

@@ -12,8 +12,8 @@ from hushgrad.errors import InvalidArgumentError
 from hushgrad.study.config_json import config_to_json
 from hushgrad.study.configuration import Privacy, RunConfig, suggested_run
 from hushgrad.study.named_settings import SETTINGS, configured, merged, nearest, values_from_file, values_from_text
-from hushgrad.study.run import asked_for
 from hushgrad.study.settings import settings_of
+from hushgrad.study.summary import asked_for
 from hushgrad.study.tasks import TaskOptions
 
 NOISY = {"noise_multiplier": 1.0}

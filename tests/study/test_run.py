@@ -24,12 +24,13 @@ def strict(text):
     return json.loads(text, parse_constant=pytest.fail)
 
 
-def test_a_run_leaves_six_valid_files_that_agree(tmp_path):
+def test_a_run_leaves_seven_valid_files_that_agree(tmp_path):
     finished = run(config(), tmp_path / "out")
     directory = finished.directory
     assert sorted(path.name for path in directory.path.iterdir()) == [
         "config.json",
         "curves.png",
+        "encoding.json",
         "ledger.jsonl",
         "metrics.jsonl",
         "model.safetensors",

@@ -19,6 +19,8 @@ COMMANDS = {
     "demo": ("hushgrad.cli.demo", "demo", "Train on digits with and without privacy, side by side."),
     "doctor": ("hushgrad.cli.doctor", "doctor", "Examine a model: what private training costs, what is refused."),
     "epsilon": ("hushgrad.cli.epsilon", "epsilon", "Compute the epsilon of a plan or of a ledger."),
+    "export": ("hushgrad.cli.export", "export", "Write a run's model for other programs, with a model card."),
+    "predict": ("hushgrad.cli.predict", "predict", "Use a run's model on new rows."),
     "report": ("hushgrad.cli.report", "report", "Make a page, JSON and a model card of a run or a sweep; check them."),
     "sweep": ("hushgrad.cli.sweep", "sweep", "See what noise does: many runs, a table, pictures."),
     "ledger": ("hushgrad.cli.ledger", "ledger", "Show or verify the record of what a run spent."),

@@ -43,7 +43,14 @@ DESCRIBED = (*settings_of(Grid).values(), *(SETTINGS[name] for name in ALSO))
 @click.option("--storage", metavar="URL", help="With --search: Optuna's storage, shared by processes [a file in OUT].")
 @click.option("--cores", type=int, help="CPU threads for all runs together [all].")
 @click.option("--threads-per-run", type=int, default=1, show_default=True, help="CPU threads of each run.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder; one with this sweep resumes it.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; one with this sweep resumes it.")
+@click.option(
+    "--resume",
+    "stopped",
+    type=click.Path(path_type=Path),
+    metavar="SWEEP",
+    help="In place of all that describes a sweep: the folder of one that was stopped; it goes on with its plan.",
+)
 def sweep(
     file: str | None,
     assignments: tuple[str, ...],
@@ -54,17 +61,28 @@ def sweep(
     storage: str | None,
     cores: int | None,
     threads_per_run: int,
-    out: Path,
+    out: Path | None,
+    stopped: Path | None,
     **flags: Any,
 ) -> None:
     """Train again and again with different noise and show what it does: a table, pictures, and a folder per run.
 
     FILE is a sweep file (TOML) or the name of a sweep that comes with hushgrad. Without it the options describe the
-    sweep; --data goes with both. Start it again with the same words to resume it.
+    sweep; --data goes with both. Start it again with the same words, or by --resume OUT, to resume it: finished runs
+    are left as they are, and private ones that were killed go on from their checkpoints.
 
     Example: hushgrad sweep mnist --data DIR --out results
     """
     named = {**values_from_text(assignments), **given(flags)}
+    if (out is None) == (stopped is None):
+        raise click.UsageError("Give --out for a sweep, or --resume for one that was stopped.")
+    budget = CoreBudget(cores or os.cpu_count() or 1, threads_per_run)
+    if stopped is not None:
+        if named or file or classes or function or no_baseline or trials or storage:
+            raise click.UsageError("--resume goes on with the plan in the folder, so nothing else describes the sweep")
+        _sweep(SweepFolder.existing(stopped).plan(), stopped, budget)
+        return
+    assert out is not None  # one of both is given
     data = named.pop("data", None)
     if file is not None:
         others = {"classes": classes, "function": function, "no_baseline": no_baseline}
@@ -79,7 +97,7 @@ def sweep(
         return
     if storage is not None:
         raise click.UsageError("--storage goes with --search")
-    _sweep(plan, out, CoreBudget(cores or os.cpu_count() or 1, threads_per_run))
+    _sweep(plan, out, budget)
 
 
 def _described(

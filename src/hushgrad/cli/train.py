@@ -21,8 +21,22 @@ from hushgrad.study.tasks import TASKS
 @click.command(name="train")
 @run_options()
 @click.option("--tensorboard", "event_files", is_flag=True, help="Write TensorBoard's files to OUT/tensorboard too.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New or empty folder for the results.")
-def train(file: Path | None, assignments: tuple[str, ...], event_files: bool, out: Path, **flags: Any) -> None:
+@click.option("--out", type=click.Path(path_type=Path), help="New or empty folder for the results.")
+@click.option(
+    "--resume",
+    "stopped",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="In place of --out: the folder of a run that was stopped or killed; it goes on to its planned end.",
+)
+def train(
+    file: Path | None,
+    assignments: tuple[str, ...],
+    event_files: bool,
+    out: Path | None,
+    stopped: Path | None,
+    **flags: Any,
+) -> None:
     """Train a model with differential privacy and write it, its curves and its guarantee to a folder.
 
     Settings that are not given are those found for the task. The name of a setting is that of its first option, with _
@@ -31,9 +45,17 @@ def train(file: Path | None, assignments: tuple[str, ...], event_files: bool, ou
     \b
     hushgrad train --task mnist --data DIR --classes 0,1 --noise-multiplier 5 --batch-size 256 --out results
     hushgrad train --config results/config.json --set epochs=30 --out longer
+    hushgrad train --resume results
     """
+    if (out is None) == (stopped is None):
+        raise click.UsageError("Give --out for a new run, or --resume for one that was stopped.")
     from_file = {} if file is None else values_from_file(file)
     values = merged(from_file, values_from_text(assignments), given(flags))
+    if stopped is not None:
+        if _resume_on_screen(stopped, values, event_files):
+            sys.exit(INTERRUPTED)
+        return
+    assert out is not None  # one of both is given
     if not any(values.get(name) is not None for name in AIMS):
         raise InvalidArgumentError(
             "a private run needs --epsilon or --noise-multiplier",
@@ -52,5 +74,16 @@ def _run_on_screen(config: RunConfig, out: Path, event_files: bool) -> bool:
     aim = config.privacy.target_epsilon if config.privacy else None
     found = f" at ε = {TASKS[config.task].nearest(aim):g}" if aim is not None else ""
     click.echo(f"Settings that are not given are those found for task {config.task!r}{found}.")
-    loggers = [TensorBoard(out / "tensorboard")] if event_files else []
-    return run_on_screen(config, out, loggers=loggers).outcome.status == "interrupted"
+    return run_on_screen(config, out, loggers=_loggers(out, event_files)).outcome.status == "interrupted"
+
+
+def _resume_on_screen(stopped: Path, changes: dict[str, Any], event_files: bool) -> bool:
+    """Go on with a run, showing progress and the end; return whether it was interrupted."""
+    from hushgrad.study.progress import resume_on_screen
+
+    ended = resume_on_screen(stopped, changes=changes, loggers=_loggers(stopped, event_files))
+    return ended.outcome.status == "interrupted"
+
+
+def _loggers(folder: Path, event_files: bool) -> list[TensorBoard]:
+    return [TensorBoard(folder / "tensorboard")] if event_files else []

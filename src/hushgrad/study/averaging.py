@@ -7,6 +7,7 @@ apart (De et al. 2022, "Unlocking high-accuracy differentially private image cla
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,3 +37,12 @@ class ParameterAverage:
             mine.lerp_(theirs, 1 - kept)
         for held, now in zip(self.model.buffers(), model.buffers(), strict=True):
             held.copy_(now)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average and how many steps it holds, for a checkpoint."""
+        return {"steps": self._steps, "model": dict(self.model.state_dict())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.model.load_state_dict(state_dict["model"])
+        self._steps = int(state_dict["steps"])

@@ -71,6 +71,10 @@ class Privacy:
         metadata=setting(number(positive_number), "Budget of ε at δ: a run that would spend more is refused."),
     )
     delta: float = field(default=DEFAULT_DELTA, metadata=setting(number(_delta), "δ; must be below 1/N.", key=None))
+    spare_steps: int = field(
+        default=0,
+        metadata=setting(whole(0), "Steps beyond the planned ones that are paid for, taken only after crashes."),
+    )
 
     def __post_init__(self) -> None:
         if (self.noise_multiplier is None) == (self.target_epsilon is None):
@@ -80,6 +84,12 @@ class Privacy:
             )
         check_settings(self)
         target, most = self.target_epsilon, self.max_epsilon
+        if self.spare_steps and target is None and most is None:
+            raise InvalidArgumentError(
+                "spare_steps go with a target ε or a budget; with a noise multiplier alone nothing limits the steps",
+                where="spare_steps",
+                cure="Leave spare_steps out: a run that was killed goes on to its planned end without them",
+            )
         if target is not None and most is not None and target > most:
             raise InvalidArgumentError(
                 f"the target ε {target:g} is beyond the budget max_epsilon = {most:g}",

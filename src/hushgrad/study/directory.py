@@ -71,6 +71,21 @@ class RunDirectory:
         return self.path / "ledger.jsonl"
 
     @property
+    def checkpoint(self) -> Path:
+        """Where a run that was stopped goes on from."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def fingerprint(self) -> Path:
+        """What tells the run's data from others; not covered by ε."""
+        return self.path / "fingerprint.json"
+
+    @property
+    def encoding(self) -> Path:
+        """How new rows become inputs of the model."""
+        return self.path / "encoding.json"
+
+    @property
     def vocabulary(self) -> Path:
         """The hash buckets of the words that have a number of their own, where they were counted."""
         return self.path / "vocabulary.json"
@@ -85,6 +100,20 @@ class RunDirectory:
         finally:
             os.close(descriptor)
 
+    def cut_measurements(self, step: int) -> tuple[Measurement, ...]:
+        """Take away what was measured after `step` steps, and a line that was cut off; return the rest."""
+        lines = self.metrics.read_bytes().split(b"\n")[:-1] if self.metrics.exists() else []
+        rows = [(line, _measurement(line)) for line in lines]
+        kept = [(line, row) for line, row in rows if row.step <= step]
+        if self.metrics.exists():
+            replace_file(self.metrics, b"".join(line + b"\n" for line, _ in kept))
+        return tuple(row for _, row in kept)
+
+    def forget_checkpoint(self) -> None:
+        """Take away what only a run that is not completed needs."""
+        self.fingerprint.unlink(missing_ok=True)
+        self.checkpoint.unlink(missing_ok=True)
+
     def write_config(self, settings: dict[str, Any]) -> None:
         """Write the settings."""
         replace_file(self.config, (json_text(settings, indent=2) + "\n").encode())
@@ -96,6 +125,17 @@ class RunDirectory:
     def write_model(self, model: nn.Module, description: dict[str, str]) -> None:
         """Replace the model: parameters and buffers in safetensors format, with `description` in its header."""
         replace_file(self.model, as_bytes(model, description))
+
+
+def _measurement(line: bytes) -> Measurement:
+    try:
+        row: dict[str, Any] = {name: value for name, value in from_json(line).items() if name != "not_covered"}
+        row |= {name: float(value) for name, value in row.items() if isinstance(value, str)}  # infinity, and NaN
+        return Measurement(**row)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InvalidArgumentError(
+            "a line is damaged: it is not a measurement", where="metrics.jsonl", cure="Remove the line"
+        ) from error
 
 
 def ledger_end(anchor: LedgerHead | None) -> dict[str, Any] | None:

@@ -91,7 +91,8 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         # The file is made with the first metric: a run's folder must be empty until the run claims it.
         writer: Any = SummaryWriter
-        self._make: Callable[[], Any] = lambda: writer(str(folder))
+        # A run that goes on measures anew what it measured after its checkpoint; the earlier points give way.
+        self._make: Callable[[int], Any] = lambda step: writer(str(folder), purge_step=step)
         self._writer: Any = None
 
     @property
@@ -101,7 +102,7 @@ class TensorBoard:
 
     def log(self, step: int, metrics: Mapping[str, Metric]) -> None:
         """Add one scalar per metric; what is not finite is left out, as TensorBoard cannot draw it."""
-        self._writer = self._writer or self._make()
+        self._writer = self._writer or self._make(step)
         for name, metric in metrics.items():
             if math.isfinite(metric.value):
                 group = "covered" if metric.covered else "not_covered"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from hushgrad import PrivacyEngine
+from hushgrad.errors import BudgetExhaustedError
 from hushgrad.study.averaging import ParameterAverage
 from hushgrad.study.configuration import Privacy, RunConfig
 from hushgrad.study.outcome import Callbacks, Measurement, PrivacySpent, RunOutcome
@@ -23,7 +24,10 @@ MOST_TESTS = 100
 
 @dataclass(slots=True)
 class LoopComponents:
-    """The components of a loop; `trained` is the model in the form that takes what `views` makes of a batch."""
+    """The components of a loop; `trained` is the model in the form that takes what `views` makes of a batch.
+
+    `save` writes a checkpoint after so many steps.
+    """
 
     model: nn.Module
     trained: nn.Module
@@ -32,6 +36,7 @@ class LoopComponents:
     criterion: Callable[[Tensor, Tensor], Tensor]
     views: Callable[[Tensor], Tensor]
     average: ParameterAverage | None
+    save: Callable[[int], None] = lambda step: None
 
     @property
     def released(self) -> nn.Module:
@@ -41,10 +46,14 @@ class LoopComponents:
 
 @dataclass(slots=True)
 class EpsilonCache:
-    """The ε of a private run, computed at most once per step, because computing it takes a while."""
+    """The ε of a private run, computed at most once per step, because computing it takes a while.
+
+    `prepared` is how many releases the ledger holds that came before training.
+    """
 
     engine: PrivacyEngine
     privacy: Privacy
+    prepared: int = 0
     _known: tuple[int, PrivacySpent] | None = None
 
     def spent(self, step: int) -> PrivacySpent:
@@ -59,9 +68,15 @@ class EpsilonCache:
                     max_grad_norm=self.privacy.max_grad_norm,
                     sampling_rate=mechanism.sampling.poisson_rate,
                     anchor=self.engine.session.anchor,
+                    lost_steps=self.engine.session.steps - self.prepared - step,
                 ),
             )
         return self._known[1]
+
+    def end(self, step: int, planned_steps: int) -> int:
+        """Return the step at which a run ends that goes on from `step`: the planned one, if it is paid for."""
+        left = self.engine.session.steps_left
+        return planned_steps if left is None else min(planned_steps, step + left)
 
 
 @dataclass(slots=True)
@@ -85,7 +100,14 @@ class _Window:
         self.examples += len(labels_B)
 
     def measurement(
-        self, *, step: int, epoch: int, test_accuracy: float | None, epsilon: float | None, began: float, trained: float
+        self,
+        *,
+        step: int,
+        epoch: int,
+        test_accuracy: float | None,
+        spent: PrivacySpent | None,
+        seconds: float,
+        trained: float,
     ) -> Measurement:
         count = max(1, self.examples)
         return Measurement(
@@ -94,9 +116,10 @@ class _Window:
             loss=float(self.loss) / count,
             train_accuracy=float(self.right) / count,
             test_accuracy=test_accuracy,
-            epsilon=epsilon,
+            epsilon=spent.guarantee.epsilon if spent is not None else None,
             examples_per_second=self.examples / max(1e-9, trained - self.started),
-            seconds=time.perf_counter() - began,
+            seconds=seconds,
+            lost_steps=spent.lost_steps if spent is not None else 0,
         )
 
 
@@ -107,34 +130,74 @@ def run_loop(
     account: EpsilonCache | None,
     planned_steps: int,
     callbacks: Callbacks,
+    start: int | None = None,
 ) -> RunOutcome:
-    """Run the epochs and return the outcome; `account` is None for an ordinary run."""
+    """Run the epochs and return the outcome; `account` is None for an ordinary run.
+
+    `start` is how many steps the weights have seen where a run goes on that was stopped; None for one that begins. A
+    checkpoint is written after every measurement, so what was measured by `start` is all there.
+    """
     began = time.perf_counter()
-    measurements: list[Measurement] = []
     measure_every = max(1, planned_steps // MEASUREMENTS_BETWEEN_TESTS)
     test_every = max(1, config.epochs // MOST_TESTS)
     steps_per_epoch = planned_steps // config.epochs
-    step = 0
+    step = start or 0
+    last = planned_steps if account is None else account.end(step, planned_steps)
+    if last == 0:
+        raise BudgetExhaustedError(
+            "all steps that were planned are spent, and crashes have taken every one of them away",
+            cure="Begin a new run: the checkpoint holds the weights that it began with",
+        )
+    measurements = [] if start is None else list(callbacks.on_resume(start))
+    before = measurements[-1].seconds if measurements else 0.0
     status = "running"
+
+    def seconds() -> float:
+        return before + time.perf_counter() - began
 
     def outcome_now() -> RunOutcome:
         spent = account.spent(step) if account is not None else None
-        return RunOutcome(status, step, planned_steps, time.perf_counter() - began, tuple(measurements), spent)
+        return RunOutcome(status, step, planned_steps, seconds(), tuple(measurements), spent)
+
+    def tested() -> float:
+        return accuracy(parts.released, task.test, config.device)
+
+    def keep(measurement: Measurement) -> None:
+        measurements.append(measurement)
+        callbacks.on_measurement(measurement)
+        parts.save(step)
 
     def measure(window: _Window, epoch: int, *, with_test: bool) -> None:
         trained = time.perf_counter()
-        epsilon = account.spent(step).guarantee.epsilon if account is not None else None
-        tested = accuracy(parts.released, task.test, config.device) if with_test else None
-        measurement = window.measurement(
-            step=step, epoch=epoch, test_accuracy=tested, epsilon=epsilon, began=began, trained=trained
+        spent = account.spent(step) if account is not None else None
+        accuracy_now = tested() if with_test else None
+        keep(
+            window.measurement(
+                step=step, epoch=epoch, test_accuracy=accuracy_now, spent=spent, seconds=seconds(), trained=trained
+            )
         )
-        measurements.append(measurement)
-        callbacks.on_measurement(measurement)
 
     callbacks.on_start(planned_steps, account.engine.mechanism.noise_multiplier if account is not None else None)
+    if step == last:  # it was stopped between its last step and its end, or has none left
+        if measurements and measurements[-1].test_accuracy is None:
+            unfinished = measurements[-1]
+            measurements = list(callbacks.on_resume(step - 1))
+            spent = account.spent(step) if account is not None else None
+            keep(
+                replace(
+                    unfinished,
+                    test_accuracy=tested(),
+                    epsilon=spent.guarantee.epsilon if spent is not None else None,
+                    lost_steps=spent.lost_steps if spent is not None else 0,
+                )
+            )
+        status = "completed"
+        callbacks.on_epoch(parts.released, outcome_now())
     window = _Window.on(config.device)
-    for epoch in range(1, config.epochs + 1):
-        tested_at = epoch * steps_per_epoch if epoch % test_every == 0 or epoch == config.epochs else None
+    while status == "running":
+        epoch = step // steps_per_epoch + 1
+        end = min(epoch * steps_per_epoch, last)
+        is_tested = epoch % test_every == 0 or end == last
         for inputs, labels in parts.batches:
             inputs, labels = parts.views(inputs.to(config.device)), labels.to(config.device)
             parts.optimizer.zero_grad()
@@ -149,19 +212,19 @@ def run_loop(
             if parts.average is not None:
                 parts.average.update(parts.model)
             callbacks.on_step(step)
-            if step < planned_steps and callbacks.stop_requested():
+            if step < last and callbacks.stop_requested():
                 status = "interrupted"
                 break
-            if step % measure_every == 0 and step != tested_at:
+            if step % measure_every == 0 and not (is_tested and step == end):
                 measure(window, epoch, with_test=False)
                 window = _Window.on(config.device)
-        if tested_at is None and status == "running":
+            if step == end:  # of an epoch that was begun before the checkpoint, the rest
+                break
+        if not is_tested and status == "running":
             continue
         measure(window, epoch, with_test=True)
-        if step == planned_steps:
+        if step == last:
             status = "completed"
         callbacks.on_epoch(parts.released, outcome_now())
-        if status != "running":
-            break
         window = _Window.on(config.device)
     return outcome_now()

@@ -107,6 +107,12 @@ def configured(values: Values) -> RunConfig:
     return replace(suggested, **{name: values[name] for name in settings_of(RunConfig) if name in values})
 
 
+def values_of(config: RunConfig) -> dict[str, Any]:
+    """Return every setting of a run by name; those of privacy are left out of an ordinary run."""
+    parts = ((RunConfig, config), (Privacy, config.privacy), (TaskOptions, config.options))
+    return {name: getattr(part, name) for kind, part in parts if part is not None for name in settings_of(kind)}
+
+
 def require_known(names: Iterable[str], where: str) -> None:
     """Raise InvalidArgumentError for a name that is no setting, with the nearest that is."""
     for name in names:

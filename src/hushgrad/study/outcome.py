@@ -18,6 +18,7 @@ class Measurement:
     `loss` and `train_accuracy` are means over the batches since the last measurement. They are computed on training
     examples without noise, so epsilon does not cover them. `test_accuracy` is None between the ends of epochs, and
     `epsilon` is None for an ordinary run. Accuracies are fractions; `examples_per_second` counts training examples.
+    `lost_steps` were charged beside `step` and taken away by a crash: ε is that of both.
     """
 
     step: int
@@ -28,6 +29,7 @@ class Measurement:
     epsilon: float | None
     examples_per_second: float
     seconds: float
+    lost_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class PrivacySpent:
     """The privacy that a run has spent so far, as the engine states it.
 
     `sampling_rate` is None unless examples were drawn by Poisson sampling; `anchor` is the ledger's last record.
+    `lost_steps` of the steps charged came after a checkpoint that a crash made the run go back to.
     """
 
     guarantee: Guarantee
@@ -42,13 +45,15 @@ class PrivacySpent:
     max_grad_norm: float
     sampling_rate: float | None
     anchor: LedgerHead | None = None
+    lost_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
     """The outcome of a run, so far or final.
 
-    `status` is "running", "completed" or "interrupted"; `spent` is None for an ordinary run.
+    `status` is "running", "completed" (nothing more is to come) or "interrupted"; `spent` is None for an ordinary run.
+    A run that lost more steps than its plan had to spare is completed with fewer than `planned_steps`.
     """
 
     status: str
@@ -64,6 +69,11 @@ class RunOutcome:
         return self.spent is not None and self.spent.guarantee.private
 
     @property
+    def lost_steps(self) -> int:
+        """How many steps were charged and taken away by crashes."""
+        return self.spent.lost_steps if self.spent else 0
+
+    @property
     def test_accuracy(self) -> float | None:
         """The last measured test accuracy, a fraction; None before the first epoch's end."""
         return next((m.test_accuracy for m in reversed(self.measurements) if m.test_accuracy is not None), None)
@@ -75,6 +85,7 @@ class Callbacks:
 
     `on_start` gets the number of planned steps and the noise multiplier (None for an ordinary run), `on_step` the
     number of steps done, `on_measurement` each measurement, `on_epoch` the model and the outcome so far;
+    `on_resume` gets the steps that the weights have seen where a run goes on, and returns what was measured by then;
     `stop_requested` is asked after every step.
     """
 
@@ -82,4 +93,5 @@ class Callbacks:
     on_step: Callable[[int], None] = lambda step: None
     on_measurement: Callable[[Measurement], None] = lambda measurement: None
     on_epoch: Callable[[nn.Module, RunOutcome], None] = lambda model, outcome: None
+    on_resume: Callable[[int], tuple[Measurement, ...]] = lambda step: ()
     stop_requested: Callable[[], bool] = lambda: False

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hushgrad.accounting.accountants import epsilon
 from hushgrad.accounting.calibration import calibrate_noise_multiplier, poisson_steps
+from hushgrad.accounting.composition import count_steps
 from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.guarantee import round_up
 from hushgrad.accounting.ledger.contract import OBSERVED, OPERATING_SYSTEM, Contract
@@ -18,6 +19,7 @@ from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream
+from hushgrad.session.spending import events_at
 from hushgrad.study.configuration import DEFAULT_DELTA, RunConfig
 from hushgrad.study.tasks import Task
 from hushgrad.study.tasks.task import Preparation
@@ -25,14 +27,21 @@ from hushgrad.study.tasks.task import Preparation
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prepared:
-    """A task that is ready, and the noise multiplier of its preparation (None if there was nothing to prepare)."""
+    """A task that is ready, the noise multiplier of its preparation, and how many releases of it were charged.
+
+    One; a run that was killed between a charge and its release has charged twice. Both None if there was nothing to do,
+    and the second where nothing was charged.
+    """
 
     task: Task
     noise_multiplier: float | None = None
+    releases: int | None = None
 
 
-def prepare(config: RunConfig, task: Task, ledger: Path | None) -> Prepared:
+def prepare(config: RunConfig, task: Task, ledger: Path | None, learned: tuple[int, ...] | None = None) -> Prepared:
     """Return the task ready to be trained on.
+
+    `learned` is what a run that goes on has learned and paid for already: nothing is charged then.
 
     `ledger` is where the run's steps will be charged. An ordinary run has none: it prepares its task with the same
     noise, uncharged. The noise is chosen so that the preparation alone costs its own ε at the run's δ.
@@ -46,6 +55,10 @@ def prepare(config: RunConfig, task: Task, ledger: Path | None) -> Prepared:
         return Prepared(task)
     privacy = config.privacy
     noise_multiplier = _noise_of(preparation, privacy.delta if privacy else DEFAULT_DELTA)
+    if learned is not None:
+        charged = events_at(ledger)[:1]
+        return Prepared(preparation.restore(learned), noise_multiplier, count_steps(charged) if charged else None)
+    releases = None
     if privacy is not None:
         if ledger is None:
             raise InvalidArgumentError(
@@ -65,7 +78,9 @@ def prepare(config: RunConfig, task: Task, ledger: Path | None) -> Prepared:
         )
         with Ledger(ledger, contract=contract) as paid:
             paid.charge(Gaussian(noise_multiplier))
-    return Prepared(preparation.apply(noise_multiplier, KeyStream.from_operating_system()), noise_multiplier)
+            releases = paid.steps
+    ready = preparation.apply(noise_multiplier, KeyStream.from_operating_system())
+    return Prepared(ready, noise_multiplier, releases)
 
 
 def check_budget(config: RunConfig, task: Task) -> None:
@@ -78,7 +93,7 @@ def check_budget(config: RunConfig, task: Task) -> None:
     if privacy is None or privacy.max_epsilon is None or privacy.noise_multiplier is None:
         return  # a target is checked against the budget where both are given
     count = len(task.train)
-    steps = config.epochs * -(-count // config.batch_size)
+    steps = config.epochs * -(-count // config.batch_size) + privacy.spare_steps
     planned = [*poisson_steps(config.batch_size / count, steps)(privacy.noise_multiplier)]
     if task.preparation is not None:
         planned.append((Gaussian(_noise_of(task.preparation, privacy.delta)), 1))
@@ -87,8 +102,8 @@ def check_budget(config: RunConfig, task: Task) -> None:
         raise InvalidArgumentError(
             f"the run would spend ε = {round_up(spent)} at δ = {privacy.delta:g}, beyond max_epsilon = "
             f"{privacy.max_epsilon:g}",
-            cure=f"Raise noise_multiplier, lower epochs, or give target_epsilon={privacy.max_epsilon:g} in place of "
-            "noise_multiplier to have the noise chosen",
+            cure=f"Raise noise_multiplier, lower epochs or spare_steps, or give target_epsilon={privacy.max_epsilon:g} "
+            "in place of noise_multiplier to have the noise chosen",
         )
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from hushgrad.accounting.guarantee import delta_text, round_up
 from hushgrad.extras import needs_extra
 from hushgrad.study.configuration import RunConfig
 from hushgrad.study.loggers import MetricLogger
 from hushgrad.study.outcome import Measurement
+from hushgrad.study.resuming import read_config, resume, with_changes
 from hushgrad.study.run import Reporter, RunResult, run
 from hushgrad.study.tasks import Task
 
@@ -89,7 +91,7 @@ class Screen:
 
     def reporter(self) -> Reporter:
         """Return the callbacks for a run."""
-        return Reporter(self._start, self._step, self._measurement, self._stop_request)
+        return Reporter(self._start, self._step, self._measurement, self._stop_request, self._resume)
 
     def say(self, text: str) -> None:
         """Print a line as it is: no markup, no colouring, no wrapping."""
@@ -113,6 +115,9 @@ class Screen:
             self.say(f"private training: {noise}, δ = {delta_text(privacy.delta)}; {batches}")
 
         self.say(f"settings: {settings_text(config)}")
+
+    def _resume(self, step: int) -> None:
+        self.say(f"going on after step {step}")
 
     def _step(self, step: int) -> None:
         self._progress.update(self._bar, completed=step)
@@ -145,6 +150,15 @@ def run_on_screen(config: RunConfig, out: Path, *, loggers: Sequence[MetricLogge
     return finished
 
 
+def resume_on_screen(stopped: Path, *, changes: Mapping[str, Any], loggers: Sequence[MetricLogger] = ()) -> RunResult:
+    """Go on with a run that was stopped, showing progress and then the end."""
+    console = Console()
+    with Screen(console, with_changes(read_config(stopped), changes)) as screen:
+        finished = resume(stopped, screen.reporter(), changes=changes, loggers=loggers)
+    show_end(console, finished)
+    return finished
+
+
 def show_end(console: Console, finished: RunResult) -> None:
     """Print the accuracy, the guarantee as a sentence, what it leaves out, and where the files are."""
 
@@ -154,6 +168,11 @@ def show_end(console: Console, finished: RunResult) -> None:
     outcome = finished.outcome
     if outcome.status == "interrupted":
         say(f"Interrupted after {outcome.steps} of {outcome.planned_steps} steps; the files hold exactly these.")
+    if outcome.lost_steps:
+        say(f"Lost after a checkpoint and charged all the same: {outcome.lost_steps} steps.")
+    if outcome.status == "completed" and outcome.steps < outcome.planned_steps:
+        short = outcome.planned_steps - outcome.steps
+        say(f"Ended {short} steps short: they paid for lost ones (--spare-steps pays for those beforehand).")
     tested = outcome.test_accuracy
     say(
         f"Test accuracy {tested:.2%} after {outcome.steps} steps, {outcome.seconds:.1f} s."

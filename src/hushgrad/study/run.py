@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
-import math
-import platform
-from collections import Counter
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
-from hushgrad._version import __version__
+from hushgrad.errors import InvalidArgumentError
 from hushgrad.extras import require
-from hushgrad.printable import printable
 from hushgrad.result_file import replace_file
+from hushgrad.study.checkpointing import RunCheckpoint
 from hushgrad.study.config_json import config_to_json
-from hushgrad.study.configuration import Privacy, RunConfig
+from hushgrad.study.configuration import RunConfig
 from hushgrad.study.curves import draw_curves
-from hushgrad.study.directory import RunDirectory, json_text, ledger_end, require_unused
+from hushgrad.study.directory import RunDirectory, json_text, require_unused
+from hushgrad.study.fingerprint import require_same_data, write_fingerprint
 from hushgrad.study.interruption import finish_step_on_interrupt
 from hushgrad.study.loggers import MetricLogger, hand_over, metrics_of
-from hushgrad.study.model_file import digest_of
 from hushgrad.study.outcome import Callbacks, Measurement, RunOutcome
-from hushgrad.study.preparation import Prepared, check_budget, prepare
-from hushgrad.study.scoring import right_on
-from hushgrad.study.settings import settings_of
-from hushgrad.study.tasks import Task, TaskOptions, load_task
+from hushgrad.study.preparation import check_budget, prepare
+from hushgrad.study.summary import summarise, title_of
+from hushgrad.study.tasks import Task, load_task
 from hushgrad.study.tasks.counted import COUNTED_BUCKETS, HASH
-from hushgrad.study.tasks.task import COUNTED
-from hushgrad.study.tasks.words import FROM_TRAINING, HASHED
 from hushgrad.study.training import check_against_data, train
-
-ORDINARY = "NOT PRIVATE: ordinary training, without clipping and without noise. No epsilon holds."
-
-ALWAYS_OUTSIDE = (
-    "training loss and training accuracy (metrics.jsonl, curves.png) are computed on training records without noise: "
-    "keep them to yourself",
-    "the test records: test accuracy is computed on them without noise",
-    "the number of training records, the batch size and every other setting count as public",
-    "settings chosen after looking at the results of other runs on the same records",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +44,15 @@ class Reporter:
     """Functions that a display passes in, called while a run goes on.
 
     `on_start` gets the task, the planned steps and the noise multiplier (None for an ordinary run), `on_step` the steps
-    done, `on_measurement` each measurement; `on_stop_request` is called in the signal handler.
+    done, `on_measurement` each measurement; `on_resume` gets the step at which a run goes on; `on_stop_request` is
+    called in the signal handler.
     """
 
     on_start: Callable[[Task, int, float | None], None] = lambda task, planned_steps, noise_multiplier: None
     on_step: Callable[[int], None] = lambda step: None
     on_measurement: Callable[[Measurement], None] = lambda measurement: None
     on_stop_request: Callable[[], None] = lambda: None
+    on_resume: Callable[[int], None] = lambda step: None
 
 
 SILENT = Reporter()
@@ -87,30 +72,60 @@ def run(
 
     The folder is checked before data is read, and created once the data is known to suit the settings. Summary and
     model are written at the end of every epoch. Ctrl-C or SIGTERM ends the run after the running step; all files are
-    then written as at a normal end, and the summary's `status` is "interrupted".
+    then written as at a normal end, and the summary's `status` is "interrupted". A private run that was stopped in any
+    way goes on by `resume`.
 
     Guarantee: the epsilon in summary.json is never below what the model beside it has cost.
     """
     require_unused(out)
+    task = load_for(config)
+    directory = RunDirectory.claim(out)
+    directory.write_config(config_to_json(config))
+    return carry_out(config, task, directory, reporter, loggers=loggers, share_uncovered=share_uncovered)
+
+
+def load_for(config: RunConfig) -> Task:
+    """Return the task of a run, once all that the run needs is known to be there and to suit it."""
     require("matplotlib", "safetensors", extra="study", what="a training run")  # rather now than at its end
     task = load_task(config.task, config.options)
     check_against_data(config, task)
     check_budget(config, task)
-    directory = RunDirectory.claim(out)
-    directory.write_config(config_to_json(config))
+    return task
 
+
+def carry_out(
+    config: RunConfig,
+    task: Task,
+    directory: RunDirectory,
+    reporter: Reporter,
+    *,
+    loggers: Sequence[MetricLogger],
+    share_uncovered: bool,
+) -> RunResult:
+    """Train in a folder that holds the settings, from its checkpoint if there is one, to the planned end."""
     ledger = directory.ledger if config.privacy else None
-    prepared = prepare(config, task, ledger)
+    prepared = prepare(config, task, ledger, _learned(directory))
     task = prepared.task
-    if task.vocabulary_buckets is not None:
+    if task.vocabulary_buckets is not None and not directory.vocabulary.exists():
         words = {"hash": HASH, "buckets": COUNTED_BUCKETS, "kept": task.vocabulary_buckets}
         replace_file(directory.vocabulary, (json_text(words, indent=None) + "\n").encode())
+    if task.encoder is not None:
+        replace_file(directory.encoding, (json_text(task.encoder.as_json(), indent=None) + "\n").encode())
+    checkpoint = RunCheckpoint.of(directory.checkpoint, config) if config.privacy else None
+    if checkpoint is not None and (checkpoint.path.exists() or directory.fingerprint.exists()):
+        require_same_data(directory.fingerprint, task)
+    elif checkpoint is not None:
+        write_fingerprint(directory.fingerprint, task)
 
     def record(measurement: Measurement) -> None:
         directory.append_measurement(measurement)
         for logger in loggers:
             hand_over(logger, measurement.step, metrics_of(measurement), share_uncovered=share_uncovered)
         reporter.on_measurement(measurement)
+
+    def go_on(step: int) -> tuple[Measurement, ...]:
+        reporter.on_resume(step)
+        return directory.cut_measurements(step)
 
     def write(model: nn.Module, outcome: RunOutcome) -> None:
         summary = summarise(config, prepared, model, outcome)
@@ -124,105 +139,28 @@ def run(
             on_step=reporter.on_step,
             on_measurement=record,
             on_epoch=write,
+            on_resume=go_on,
             stop_requested=stop_requested,
         )
-        model, outcome = train(config, task, callbacks, ledger=ledger)
+        model, outcome = train(config, task, callbacks, ledger=ledger, checkpoint=checkpoint)
         write(model, outcome)
         delta = config.privacy.delta if config.privacy else None
         picture = draw_curves(outcome.measurements, title=title_of(config), delta=delta)
         replace_file(directory.curves, picture)
+        if outcome.status == "completed":
+            directory.forget_checkpoint()
     for logger in loggers:
         logger.close()
     return RunResult(directory, task, outcome, summarise(config, prepared, model, outcome))
 
 
-def title_of(config: RunConfig) -> str:
-    """Return one line that says what a picture shows."""
-    privacy = config.privacy
-    if privacy is None:
-        return f"{config.task}, {config.model}: ordinary training (NOT PRIVATE)"
-    aim = (
-        f"σ = {privacy.noise_multiplier:g}"
-        if privacy.noise_multiplier is not None
-        else f"ε ≤ {privacy.target_epsilon:g}"
-    )
-    return f"{config.task}, {config.model}: {aim}, C = {privacy.max_grad_norm:g}, B = {config.batch_size}"
-
-
-def outside_the_guarantee(task: Task, outcome: RunOutcome) -> tuple[str, ...]:
-    """Return what epsilon does not cover; for a run without privacy, everything."""
-    if not outcome.private:
-        return ("everything: this run is not private",)
-    return (*task.outside_the_guarantee, *ALWAYS_OUTSIDE)
-
-
-def vocabulary_kind(config: RunConfig) -> str | None:
-    """Return where the words' numbers come from: "hashed", "counted", "train" or "public file"; None without words."""
-    if config.task != "text":
+def _learned(directory: RunDirectory) -> tuple[int, ...] | None:
+    """Return the buckets of a vocabulary that the run has counted and paid for; None where it has not."""
+    if not directory.vocabulary.exists():
         return None
-    kind = config.options.vocabulary or HASHED
-    return kind if kind in (HASHED, COUNTED, FROM_TRAINING) else "public file"
-
-
-def subgroups(model: nn.Module, task: Task, column: str | None, device: str) -> dict[str, Any] | None:
-    """Return how many test examples of each subgroup there are and are classified rightly; None without a column."""
-    if task.test_groups is None:
-        return None
-    right = right_on(model, task.test, device).tolist()
-    counts = Counter(task.test_groups)
-    hits = Counter(group for group, hit in zip(task.test_groups, right, strict=True) if hit)
-    groups = [{"name": name, "count": counts[name], "right": hits[name]} for name in sorted(counts)]
-    return {"column": printable(column or ""), "groups": groups}
-
-
-def asked_for(config: RunConfig) -> dict[str, Any]:
-    """Return the settings of a run as its summary calls them; None for those of privacy in an ordinary run."""
-    found: dict[str, Any] = {}
-    for kind, part in ((RunConfig, config), (Privacy, config.privacy), (TaskOptions, config.options)):
-        for name, setting in settings_of(kind).items():
-            if setting.key is not None:
-                found[setting.key] = None if part is None else getattr(part, name)
-    return found
-
-
-def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: RunOutcome) -> dict[str, Any]:
-    """Return all that a reader needs to judge a run, as JSON values. An infinite epsilon is written as "inf"."""
-    task, spent = prepared.task, outcome.spent
-    held = spent.guarantee if spent else None
-    return {
-        "status": outcome.status,
-        "private": outcome.private,
-        "test_accuracy": outcome.test_accuracy,
-        "epsilon": held.epsilon if held else math.inf,
-        "delta": held.delta if held else None,
-        "guarantee": str(held) if held else ORDINARY,
-        "taken_on_trust": [condition.name for condition in held.conditions] if held else [],
-        "outside_the_guarantee": outside_the_guarantee(task, outcome),
-        "ledger": None if spent is None else ledger_end(spent.anchor),
-        "steps": outcome.steps,
-        "planned_steps": outcome.planned_steps,
-        "noise_multiplier": spent.noise_multiplier if spent else None,
-        "sampling": held.sampling if held else "shuffled, every record once per pass",
-        "sampling_rate": spent.sampling_rate if spent else None,
-        "adjacency": held.adjacency if held else None,
-        "accountant": held.accountant if held else None,
-        **asked_for(config),
-        "description": task.description,
-        "classes": task.class_names,
-        "vocabulary": vocabulary_kind(config),
-        "vocabulary_noise_multiplier": prepared.noise_multiplier,
-        "subgroups": subgroups(model, task, config.options.subgroup, config.device),
-        "training_examples": len(task.train),
-        "test_examples": len(task.test),
-        "input_shape": task.input_shape,
-        "hidden_sizes": config.hidden_sizes if config.model == "mlp" else None,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "model_digest": digest_of(model),
-        "wall_seconds": round(outcome.seconds, 3),
-        "versions": {
-            "hushgrad": __version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-    }
+    try:
+        return tuple(int(bucket) for bucket in json.loads(directory.vocabulary.read_text(encoding="utf-8"))["kept"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidArgumentError(
+            "the file is damaged", where="vocabulary.json", cure="Restore it from a copy, or begin a new run"
+        ) from error

@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 
 from hushgrad import PrivacyEngine
 from hushgrad.accounting.calibration import calibrate_noise_multiplier, poisson_steps
-from hushgrad.accounting.composition import Composition
+from hushgrad.accounting.composition import Composition, count_steps
 from hushgrad.errors import DatasetError, InvalidArgumentError
 from hushgrad.session.spending import events_at
 from hushgrad.study.augmentation import OverViews, mean_over_views
 from hushgrad.study.averaging import ParameterAverage
+from hushgrad.study.checkpointing import RunCheckpoint
 from hushgrad.study.configuration import OPTIMIZERS, Privacy, RunConfig
 from hushgrad.study.loop import EpsilonCache, LoopComponents, run_loop
 from hushgrad.study.models import build_model
@@ -30,12 +31,18 @@ from hushgrad.study.tasks import TASKS, Task
 
 
 def train(
-    config: RunConfig, task: Task, callbacks: Callbacks, *, ledger: Path | None = None
+    config: RunConfig,
+    task: Task,
+    callbacks: Callbacks,
+    *,
+    ledger: Path | None = None,
+    checkpoint: RunCheckpoint | None = None,
 ) -> tuple[nn.Module, RunOutcome]:
     """Train a model on a task and return it with the outcome; with `average_decay`, the average of its steps.
 
     A requested stop takes effect at the end of the running step; the outcome is then "interrupted" and exact for the
-    steps done. A ledger that holds the preparation of the task is continued: ε covers both.
+    steps done. A ledger that holds the preparation of the task is continued: ε covers both. A private run goes on from
+    its `checkpoint`, if there is one already, and writes it after every measurement.
 
     Raises DatasetError for a batch larger than the training set and InvalidArgumentError for δ ≥ 1/N, or for a task
     that is still to be prepared.
@@ -54,7 +61,7 @@ def train(
             cure="Pass the ledger in which it was charged",
         )
     with _cpu_threads(config.threads):
-        return _train(config, task, callbacks, ledger)
+        return _train(config, task, callbacks, ledger, checkpoint)
 
 
 @contextmanager
@@ -68,7 +75,9 @@ def _cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _train(config: RunConfig, task: Task, callbacks: Callbacks, ledger: Path | None) -> tuple[nn.Module, RunOutcome]:
+def _train(
+    config: RunConfig, task: Task, callbacks: Callbacks, ledger: Path | None, checkpoint: RunCheckpoint | None
+) -> tuple[nn.Module, RunOutcome]:
     model = build_model(
         config.model,
         input_shape=task.input_shape,
@@ -89,12 +98,16 @@ def _train(config: RunConfig, task: Task, callbacks: Callbacks, ledger: Path | N
     if config.privacy is None:
         return parts.released, run_loop(config, task, parts, None, planned_steps, callbacks)
     engine = PrivacyEngine(ledger=ledger)
-    parts.batches = _make_private(
-        engine, config, config.privacy, trained, optimizer, loader, len(task.train), events_at(ledger)
-    )
+    paid = paid_before_training(task, events_at(ledger))
+    parts.batches = _make_private(engine, config, config.privacy, trained, optimizer, loader, len(task.train), paid)
     parts.criterion = engine.per_example(mean_over_views if config.augmentations else nn.CrossEntropyLoss())
+    account = EpsilonCache(engine, config.privacy, prepared=count_steps(paid))
     try:
-        outcome = run_loop(config, task, parts, EpsilonCache(engine, config.privacy), planned_steps, callbacks)
+        start = None
+        if checkpoint is not None:
+            start = checkpoint.begin(engine, average)
+            parts.save = lambda step: checkpoint.save(engine, average, step)
+        outcome = run_loop(config, task, parts, account, planned_steps, callbacks, start)
     finally:
         engine.session.close()
     assert outcome.spent is not None  # the loop had an account
@@ -152,6 +165,7 @@ def _make_private(
 ) -> Iterable[tuple[Tensor, ...]]:
     """Make model and optimizer private in place and return the private loader; `paid` is in the ledger already."""
     if privacy.target_epsilon is not None and not paid:
+        # What the ledger holds of this run is part of the plan, which the session compares.
         _, _, batches = engine.make_private_with_epsilon(
             module=model,
             optimizer=optimizer,
@@ -162,6 +176,7 @@ def _make_private(
             max_grad_norm=privacy.max_grad_norm,
             loss_reduction=config.loss_reduction,
             max_physical_batch_size=config.max_physical_batch_size,
+            spare_steps=privacy.spare_steps,
         )
     else:
         noise_multiplier = privacy.noise_multiplier
@@ -182,10 +197,15 @@ def _make_private(
     return batches
 
 
+def paid_before_training(task: Task, events: Composition) -> Composition:
+    """Return the part of a run's ledger that its preparation has cost: its first releases, which are all alike."""
+    return [] if task.vocabulary_buckets is None else events[:1]
+
+
 def _noise_on_top(config: RunConfig, privacy: Privacy, paid: Composition, count: int, steps: int) -> float:
-    """Return the noise multiplier at which all epochs, `steps` steps each, and what is paid meet the target ε."""
+    """Return the noise multiplier at which all epochs, `steps` steps each, spare ones and what is paid meet the ε."""
     assert privacy.target_epsilon is not None  # Privacy checks that this or a noise multiplier is given
-    training = poisson_steps(config.batch_size / count, config.epochs * steps)
+    training = poisson_steps(config.batch_size / count, config.epochs * steps + privacy.spare_steps)
     return calibrate_noise_multiplier(
         target_epsilon=privacy.target_epsilon,
         target_delta=privacy.delta,

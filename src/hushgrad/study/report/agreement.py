@@ -56,8 +56,8 @@ def notices(files: RunFiles) -> list[str]:
     """Return what a reader should know about files that agree: which of them are ahead of others."""
     found = []
     steps = files.said("steps")
-    if files.ledger is not None and isinstance(steps, int) and files.steps(files.ledger) > steps:
-        more = files.steps(files.ledger) - steps
+    more = files.steps(files.ledger) - files.lost - steps if files.ledger and isinstance(steps, int) else 0
+    if more > 0:
         because = "it was continued" if files.has_ended else "the run goes on, was killed, or was continued"
         found.append(
             f"{LEDGER} holds {more} step{'' if more == 1 else 's'} more than the {steps} that {SUMMARY} describes: "
@@ -65,6 +65,11 @@ def notices(files: RunFiles) -> list[str]:
         )
     elif files.summary is not None and not files.has_ended:
         found.append(f"{SUMMARY} says that the run goes on; if it does not, it was killed after step {plain(steps)}")
+    if files.lost:
+        found.append(
+            f"{files.lost} step{' was' if files.lost == 1 else 's were'} taken away by crashes after a checkpoint: "
+            f"every figure of privacy here counts them, and the model has not seen them"
+        )
     model_steps = steps_of_model(files)
     if model_steps is not None and isinstance(steps, int) and model_steps < steps:
         found.append(f"{MODEL} is of step {model_steps}, older than the {steps} steps that {SUMMARY} describes")

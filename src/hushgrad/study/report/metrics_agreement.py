@@ -9,7 +9,7 @@ from typing import Any
 from hushgrad.accounting.ledger.view import LedgerView
 from hushgrad.study.report.comparison import Comparison, shown
 from hushgrad.study.report.document import plain
-from hushgrad.study.report.run_files import LEDGER, METRICS, SUMMARY, RunFiles, first
+from hushgrad.study.report.run_files import LEDGER, METRICS, SUMMARY, RunFiles, first, lost_in
 from hushgrad.study.report.statements import held_by
 from hushgrad.study.report.values import same, stated_epsilon
 
@@ -60,12 +60,13 @@ def spent_in_metrics(files: RunFiles, ledger: LedgerView, delta: float) -> Itera
     if not files.measurements or files.measurements[-1]["epsilon"] is None:
         return
     last, charged = files.measurements[-1], files.steps(ledger)
+    spent_on = last["step"] + lost_in(last)
     yield Comparison(
         "steps in metrics.jsonl and in the ledger",
-        last["step"] <= charged,
+        spent_on <= charged,
         {METRICS: plain(last["step"]), LEDGER: plain(charged)},
     )
-    spent = held_by(first(ledger.events, last["step"] + files.prepared), delta, ledger.contract).epsilon
+    spent = held_by(first(ledger.events, spent_on + files.prepared), delta, ledger.contract).epsilon
     yield Comparison(
         "ε in metrics.jsonl and from the ledger",
         same(last["epsilon"], spent),

@@ -62,33 +62,33 @@ def html(document: Document) -> str:
 
 def markdown(document: Document) -> str:
     """Return a section for a model card, without pictures. Every text is escaped."""
-    lines = [f"## Privacy: {_text(document.title)}", ""]
+    lines = [f"## Privacy: {escaped(document.title)}", ""]
     if document.contradictions:
-        lines += [f"**{CONTRADICTION}**", "", *(f"- {_text(sentence)}" for sentence in document.contradictions), ""]
+        lines += [f"**{CONTRADICTION}**", "", *(f"- {escaped(sentence)}" for sentence in document.contradictions), ""]
     elif not document.private:
         lines += [f"**{document.badge}**", ""]
-    lines += [f"- **{_text(value)}** {_text(what)}" for value, what in document.figures]
-    lines += [line for sentence in document.notices for line in ("", f"{_text(sentence)}.")]
+    lines += [f"- **{escaped(value)}** {escaped(what)}" for value, what in document.figures]
+    lines += [line for sentence in document.notices for line in ("", f"{escaped(sentence)}.")]
     for section in document.sections:
-        lines += ["", f"### {_text(section.heading)}", ""]
+        lines += ["", f"### {escaped(section.heading)}", ""]
         for paragraph in section.text:
-            lines += [_text(paragraph), ""]
+            lines += [escaped(paragraph), ""]
         for command, what in section.commands:
-            lines += [f"{_code(command)} {_text(what)}", ""]
-        lines += [f"- {_text(name)}: {_text(value)}" for name, value in section.facts]
+            lines += [f"{_code(command)} {escaped(what)}", ""]
+        lines += [f"- {escaped(name)}: {escaped(value)}" for name, value in section.facts]
         if section.table is not None:
             lines += [*([""] if section.facts else []), *_table(section.table)]
-        lines += [f"- {_text(point)}" for point in section.points]
+        lines += [f"- {escaped(point)}" for point in section.points]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _table(table: TextTable) -> list[str]:
     rows = [table.columns, tuple("---" for _ in table.columns)]
-    shown = ["| " + " | ".join(cell if cell == "---" else _text(cell) for cell in row) + " |" for row in rows]
-    return [*shown, *("| " + " | ".join(map(_text, row)) + " |" for row in table.rows)]
+    shown = ["| " + " | ".join(cell if cell == "---" else escaped(cell) for cell in row) + " |" for row in rows]
+    return [*shown, *("| " + " | ".join(map(escaped, row)) + " |" for row in table.rows)]
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """Return text on one line in which nothing is Markdown or HTML, but for the names of options, which are code."""
     parts = _OPTION.split(_on_one_line(text))
     escaped = [_SPECIAL.sub(r"\\\1", part).translate(_ENTITIES) for part in parts[::2]]

@@ -74,8 +74,14 @@ class RunFiles:
 
     @property
     def prepared(self) -> int:
-        """How many releases of the ledger came before training: the counting of a vocabulary, if there was one."""
-        return int(self.said("vocabulary_noise_multiplier") is not None)
+        """How many releases of the ledger came before training: the countings of a vocabulary, if there were any."""
+        counted = self.said("vocabulary_releases")
+        return counted if isinstance(counted, int) else int(self.said("vocabulary_noise_multiplier") is not None)
+
+    @property
+    def lost(self) -> int:
+        """How many steps the summary says were charged and then taken away by crashes."""
+        return lost_in(self.summary or {})
 
     def steps(self, ledger: LedgerView) -> int:
         """Return the steps of training in `ledger`."""
@@ -95,7 +101,17 @@ class RunFiles:
         if self.known is not None:
             return self.known.events
         steps = self.said("steps")
-        return first(self.ledger.events, steps + self.prepared) if isinstance(steps, int) else self.ledger.events
+        return (
+            first(self.ledger.events, steps + self.lost + self.prepared)
+            if isinstance(steps, int)
+            else self.ledger.events
+        )
+
+
+def lost_in(said: Mapping[str, Any]) -> int:
+    """Return the lost steps in a summary or in a measurement; an older version knew none."""
+    lost = said.get("lost_steps")
+    return lost if isinstance(lost, int) else 0
 
 
 def anchor_in(summary: Mapping[str, Any] | None) -> LedgerHead | None:

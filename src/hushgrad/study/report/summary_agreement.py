@@ -44,7 +44,7 @@ def summary_rows(files: RunFiles, ledger: LedgerView, delta: float) -> Iterator[
     contract, steps = ledger.contract, files.said("steps")
     described = files.described()
     held = held_by(described, delta, contract)
-    charged = count_steps(described) - files.prepared if files.known else files.steps(ledger)
+    charged = (count_steps(described) - files.prepared if files.known else files.steps(ledger)) - files.lost
     ahead = files.known is None and anchor_in(files.summary) is None and not files.has_ended
     yield compared(
         "steps in summary.json and in the ledger",

@@ -2,8 +2,9 @@
 
 plan.json             what is to run; a sweep resumes only with the plan it began with
 runs/NAME/            a finished run, as `hushgrad train` leaves it
-working/NAME/         a run that goes on, or was cut off
-abandoned/NAME-1/     an attempt that failed or was cut off: its ledger counts in what the sweep has cost
+working/NAME/         a run that goes on, or was cut off and has a checkpoint from which it will go on
+abandoned/NAME-1/     an attempt that failed, or was cut off without a checkpoint: its ledger counts in what the sweep
+                      has cost
 failures/NAME.json    why the last attempt of a run failed
 logs/NAME.txt         the output of a run
 table.json, table.csv, *.png, *.svg
@@ -101,10 +102,11 @@ class SweepFolder:
         """Has this run been finished?"""
         return self.finished(name).is_dir()
 
-    def settle(self, name: str) -> bool:
+    def settle(self, name: str, *, failed: bool = False) -> bool:
         """Put what lies in `working` where it belongs and say whether the run is finished.
 
-        A whole run goes to `runs`, anything else to `abandoned`, where its ledger still counts: each by one rename.
+        A whole run goes to `runs`; one with a checkpoint stays and goes on from it, unless it `failed`; anything else
+        goes to `abandoned`, where its ledger still counts. Each by one rename.
         """
         working = self.working(name)
         if working.is_dir():
@@ -112,6 +114,8 @@ class SweepFolder:
             if summary is not None and summary.get("status") == "completed":
                 os.replace(working, self.finished(name))
                 self._failure_file(name).unlink(missing_ok=True)
+            elif not failed and (working / "checkpoint.safetensors").is_file():
+                return False
             elif any(working.iterdir()):
                 os.replace(working, self._free_place(name))
             else:

@@ -238,12 +238,14 @@ def _task_job(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int, gri
     settings = {**subject.settings, **point, "seed": seed}
     suited = max_grad_norm_for(subject.task, aim.target_epsilon)
     clip = settings.pop("max_grad_norm", suited)
+    spare = settings.pop("spare_steps", 0)
     privacy = (
         Privacy(
             max_grad_norm=clip,
             noise_multiplier=aim.noise_multiplier,
             target_epsilon=aim.target_epsilon,
             delta=grid.delta,
+            spare_steps=spare if aim.target_epsilon is not None else 0,  # without a target nothing limits the steps
         )
         if str(aim) != ORDINARY
         else None

@@ -15,7 +15,7 @@ from hushgrad.printable import printable
 from hushgrad.study.interruption import finish_step_on_interrupt
 from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import PlannedRun, SweepPlan
-from hushgrad.study.sweep.worker import INTERRUPTED
+from hushgrad.study.sweep.worker import FAILED, INTERRUPTED
 
 POLL_SECONDS = 0.1
 
@@ -59,9 +59,9 @@ def run_sweep(
 ) -> SweepEnd:
     """Run everything that is not finished yet; call `on_change` with the names of running runs, several times a second.
 
-    Finished runs are left as they are. Runs that were cut off or failed are run again, and their former attempts are
-    kept. On Ctrl-C or SIGTERM the running ones finish their step and write their files. A failure is recorded, and the
-    sweep goes on.
+    Finished runs are left as they are. Private runs of a task that were cut off go on from their checkpoints. All
+    others that were cut off, and those that failed, are run again, and their former attempts are kept. On Ctrl-C or
+    SIGTERM the running ones finish their step and write their files. A failure is recorded, and the sweep goes on.
 
     Guarantee: a finished run is never run again, and no attempt's ledger is removed.
     """
@@ -119,7 +119,7 @@ def _start(run: PlannedRun, folder: SweepFolder, budget: CoreBudget) -> subproce
 def _finish(worker: _Worker, folder: SweepFolder) -> bool:
     """Put the ended worker's files in their place; return False if it failed."""
     name, status = worker.run.name, worker.process.returncode
-    finished = folder.settle(name)
+    finished = folder.settle(name, failed=status == FAILED)
     if finished or status == INTERRUPTED:
         return True
     folder.record_failure(name, *_why(folder, name, status))

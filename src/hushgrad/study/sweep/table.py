@@ -16,11 +16,10 @@ from typing import Any
 
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.result_file import replace_file
+from hushgrad.study.csv_cells import as_text_cell
 from hushgrad.study.directory import json_text
 from hushgrad.study.sweep.folder import SweepFolder, damaged_summary, read_summary
 from hushgrad.study.sweep.plan import ORDINARY, PlannedRun, SweepPlan
-
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +152,7 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
+    return as_text_cell(value) if isinstance(value, str) else value
 
 
 def is_ordinary(group: Group) -> bool:

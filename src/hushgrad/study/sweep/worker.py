@@ -19,6 +19,7 @@ import torch
 
 from hushgrad.errors import HushgradError
 from hushgrad.study.config_json import config_from_json
+from hushgrad.study.resuming import can_go_on, resume
 from hushgrad.study.run import run
 from hushgrad.study.sweep.trial import run_trial
 
@@ -28,11 +29,13 @@ ORPHANED = 3
 
 
 def work(job: dict[str, Any], out: Path, threads: int) -> str:
-    """Run the job into `out` and return the run's status."""
+    """Run the job into `out`, or go on with the run that lies there, and return the run's status."""
     torch.set_num_threads(threads)
     if "function" in job:
         run_trial(job["function"], job["trial"], out)
         return "completed"
+    if can_go_on(out):
+        return resume(out, changes={"threads": threads}).outcome.status
     return run(replace(config_from_json(job["config"]), threads=threads), out).outcome.status
 
 

@@ -11,7 +11,8 @@ from torch.utils.data import TensorDataset
 from hushgrad.errors import InvalidArgumentError, TaskDataError
 from hushgrad.printable import printable
 from hushgrad.study.tasks import adult
-from hushgrad.study.tasks.encoding import encode, number_of_features
+from hushgrad.study.tasks.encoders import TableEncoder
+from hushgrad.study.tasks.encoding import number_of_features
 from hushgrad.study.tasks.files import first_existing, require_existing
 from hushgrad.study.tasks.table import Table, is_missing, read_table
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes, fixed_split
@@ -48,9 +49,8 @@ def load(options: TaskOptions) -> Task:
     """
     options.refuse("csv", "vocabulary")
     source = _source(options)
-    bounds = {name: (low, high) for name, low, high in options.bounds}
     features_of = tuple(name for name in source.train.columns if name != source.target and name not in options.drop)
-    for name in (*options.categorical, *options.drop, *bounds):
+    for name in (*options.categorical, *options.drop, *(name for name, _, _ in options.bounds)):
         source.train.position(name)
         if name == source.target:
             raise InvalidArgumentError(
@@ -64,17 +64,14 @@ def load(options: TaskOptions) -> Task:
     outside = () if source.classes or options.classes else (CLASSES_WERE_READ,)
     width = number_of_features(len(features_of))
 
+    declared = tuple(name for name in features_of if name in source.categorical or name in options.categorical)
+    encoder = TableEncoder(features_of, declared, options.bounds, width)
+
     def examples(table: Table) -> TensorDataset:
         # Rows of classes that were not asked for are left out below, like the other digits of MNIST.
         position = {name: index for index, name in enumerate(known)}
         labels = [position.get(label, -1) for label in table.column(source.target)]
-        inputs = encode(
-            table,
-            features_of,
-            categorical=source.categorical | frozenset(options.categorical),
-            bounds=bounds,
-            features=width,
-        )
+        inputs = encoder.of_table(table)
         target = torch.tensor(labels)
         if source.classes is not None and bool((target < 0).any()):
             raise TaskDataError(
@@ -87,7 +84,7 @@ def load(options: TaskOptions) -> Task:
     train, test, names = choose_classes(examples(source.train), examples(source.test), known, options.classes)
     shown = tuple(printable(name) for name in names)
     groups = _groups(source, options.subgroup, names) if options.subgroup is not None else None
-    return Task("csv", source.description, train, test, shown, outside, test_groups=groups)
+    return Task("csv", source.description, train, test, shown, outside, test_groups=groups, encoder=encoder)
 
 
 def _groups(source: Source, column: str, classes: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from hushgrad.extras import needs_extra
+from hushgrad.study.tasks.encoders import ArrayEncoder
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes, fixed_split, require_known_classes
 
 RECIPE = Recipe(
@@ -39,4 +40,5 @@ def load(options: TaskOptions) -> Task:
         CLASS_NAMES,
         options.classes,
     )
-    return Task("digits", "handwritten digits, 8×8 pixels (scikit-learn)", train, test, names)
+    described = "handwritten digits, 8×8 pixels (scikit-learn)"
+    return Task("digits", described, train, test, names, encoder=ArrayEncoder(8, 8, LARGEST_PIXEL))

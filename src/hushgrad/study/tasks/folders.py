@@ -58,6 +58,23 @@ def read_folders(folder: Path, suffixes: tuple[str, ...]) -> Filed:
     return Filed(tuple(train), tuple(test), classes)
 
 
+def pictures_in(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Return the files with one of the `suffixes` in a folder, by name; of a file itself.
+
+    Raises TaskDataError where there are none.
+    """
+    if path.is_file():
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes) if path.is_dir() else []
+    if not found:
+        raise TaskDataError(
+            f"it must be a picture, or a folder of pictures ({', '.join(suffixes)})",
+            where="the data",
+            cure="Check the path",
+        )
+    return found
+
+
 def _files(part: Path, classes: tuple[str, ...], suffixes: tuple[str, ...]) -> list[tuple[Path, int]]:
     found = [
         (path, label)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from hushgrad.errors import InvalidArgumentError, TaskDataError
+from hushgrad.study.tasks.encoders import ArrayEncoder
 from hushgrad.study.tasks.files import first_existing, require_existing
 from hushgrad.study.tasks.idx import FETCH, read_idx
 from hushgrad.study.tasks.task import Recipe, Task, TaskOptions, choose_classes, fixed_split, require_known_classes
@@ -58,7 +59,8 @@ def load(options: TaskOptions) -> Task:
         )
     train, test, names = choose_classes(train, test, CLASS_NAMES, options.classes)
     rows, columns = train.tensors[0].shape[2:]
-    return Task("mnist", f"images of {rows}×{columns} pixels from IDX files", train, test, names)
+    encoder = ArrayEncoder(rows, columns, LARGEST_PIXEL)
+    return Task("mnist", f"images of {rows}×{columns} pixels from IDX files", train, test, names, encoder=encoder)
 
 
 def _read_pair(folder: Path, prefix: str) -> TensorDataset | None:

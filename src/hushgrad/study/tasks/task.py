@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -156,11 +156,26 @@ class Preparation:
 
     `apply(noise_multiplier, stream)` learns it by one release of a sum of sensitivity 1 over all records, with Gaussian
     noise of that standard deviation from `stream`, and returns the task ready. `epsilon` is what it may cost by itself
-    at the run's δ. It must be charged before it is applied: `study.preparation.prepare` does both.
+    at the run's δ. It must be charged before it is applied: `study.preparation.prepare` does both. `restore` returns
+    the task ready by what was learned earlier (`Task.vocabulary_buckets`), which costs nothing more.
     """
 
     epsilon: float
     apply: Callable[[float, KeyStream], Task]
+    restore: Callable[[tuple[int, ...]], Task]
+
+
+class Encoder(Protocol):
+    """Reads new rows from a file and makes inputs of them."""
+
+    def read(self, path: Path) -> Sequence[Any]:
+        """Return the rows of a file. Raises TaskDataError, without a value of the file."""
+
+    def encode(self, rows: Sequence[Any]) -> Tensor:
+        """Return the inputs of rows, [N, *input_shape]. Raises TaskDataError, without a value of the rows."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `encoders.encoder_from_json` makes the encoder of."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -172,7 +187,8 @@ class Task:
     `outside_the_guarantee` names each thing that was derived from the data without noise: ε does not cover it.
 
     `preparation` is None for a task that is ready; until then its training and test inputs are all padding.
-    `vocabulary_buckets` are the hash buckets of a counted vocabulary, which its release has paid for.
+    `vocabulary_buckets` are the hash buckets of a counted vocabulary, which its release has paid for. `encoder` makes
+    inputs of new rows, as those of `train` and `test` were made.
     """
 
     name: str
@@ -185,6 +201,7 @@ class Task:
     test_groups: tuple[str, ...] | None = None
     preparation: Preparation | None = None
     vocabulary_buckets: tuple[int, ...] | None = None
+    encoder: Encoder | None = None
 
     @property
     def num_classes(self) -> int:

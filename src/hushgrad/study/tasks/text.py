@@ -12,10 +12,21 @@ from hushgrad.errors import InvalidArgumentError, TaskDataError
 from hushgrad.printable import printable
 from hushgrad.randomness import KeyStream
 from hushgrad.study.tasks.counted import counts_of, frequent, noisy_counts
+from hushgrad.study.tasks.encoders import SentenceEncoder
 from hushgrad.study.tasks.files import first_existing, read_bytes, require_existing
 from hushgrad.study.tasks.folders import read_folders
-from hushgrad.study.tasks.task import Preparation, Recipe, Task, TaskOptions, choose_classes
-from hushgrad.study.tasks.words import LENGTH, PADDING, Vocabulary, counted_vocabulary, make_vocabulary, words_of
+from hushgrad.study.tasks.task import COUNTED, Preparation, Recipe, Task, TaskOptions, choose_classes
+from hushgrad.study.tasks.words import (
+    FROM_TRAINING,
+    HASHED,
+    LENGTH,
+    PADDING,
+    Vocabulary,
+    counted_vocabulary,
+    make_vocabulary,
+    public_words,
+    words_of,
+)
 
 RECIPE = Recipe(
     model="transformer",
@@ -73,23 +84,34 @@ def load(options: TaskOptions) -> Task:
     train, test = train.only(known), test.only(known)
     outside = () if options.classes else (CLASSES_WERE_READ,)
     if options.vocabulary_epsilon is None:  # TaskOptions sees to it that vocabulary is then not "counted"
-        return _encoded(train, test, known, make_vocabulary(options.vocabulary, train.sentences), outside)
+        vocabulary = make_vocabulary(options.vocabulary, train.sentences)
+        return _encoded(train, test, known, vocabulary, outside, _encoder(options.vocabulary, vocabulary.size))
 
     def count(noise_multiplier: float, stream: KeyStream) -> Task:
         counts = counts_of(words_of(sentence)[:LENGTH] for sentence in train.sentences)
-        buckets = frequent(noisy_counts(counts, noise_multiplier, stream), noise_multiplier)
-        task = _encoded(train, test, known, counted_vocabulary(buckets), outside)
+        return ready(frequent(noisy_counts(counts, noise_multiplier, stream), noise_multiplier))
+
+    def ready(buckets: tuple[int, ...]) -> Task:
+        vocabulary = counted_vocabulary(buckets)
+        encoder = SentenceEncoder(COUNTED, vocabulary.size, buckets=buckets)
+        task = _encoded(train, test, known, vocabulary, outside, encoder)
         described = f"{task.description}, of which {len(buckets)} kinds have a number of their own"
         return replace(task, description=described, vocabulary_buckets=buckets)
 
     unread = Vocabulary(lambda word: PADDING, 1)
     return replace(
-        _encoded(train, test, known, unread, outside), preparation=Preparation(options.vocabulary_epsilon, count)
+        _encoded(train, test, known, unread, outside, None),
+        preparation=Preparation(options.vocabulary_epsilon, count, ready),
     )
 
 
 def _encoded(
-    train: Labelled, test: Labelled, known: tuple[str, ...], vocabulary: Vocabulary, outside: tuple[str, ...]
+    train: Labelled,
+    test: Labelled,
+    known: tuple[str, ...],
+    vocabulary: Vocabulary,
+    outside: tuple[str, ...],
+    encoder: SentenceEncoder | None,
 ) -> Task:
     def examples(part: Labelled) -> TensorDataset:
         place = {name: number for number, name in enumerate(known)}
@@ -98,9 +120,15 @@ def _encoded(
 
     kept, held_out, names = choose_classes(examples(train), examples(test), known, known)
     outside = (*vocabulary.outside_the_guarantee, *outside)
-    return Task(
-        "text", f"sentences, the first {LENGTH} words", kept, held_out, names, outside, vocabulary_size=vocabulary.size
-    )
+    described, size = f"sentences, the first {LENGTH} words", vocabulary.size
+    return Task("text", described, kept, held_out, names, outside, vocabulary_size=size, encoder=encoder)
+
+
+def _encoder(kind: str | None, size: int) -> SentenceEncoder:
+    """Return the encoder of a vocabulary that needs no preparation."""
+    if kind is None or kind in (HASHED, FROM_TRAINING):
+        return SentenceEncoder(kind or HASHED, size)
+    return SentenceEncoder("listed", size, words=tuple(public_words(kind)))
 
 
 def _read(folder: Path) -> tuple[Labelled, Labelled]:

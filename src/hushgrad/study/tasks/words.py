@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.errors import TaskDataError
+from hushgrad.printable import printable
 from hushgrad.study.tasks.counted import MOST_WORDS, bucket_of
 from hushgrad.study.tasks.files import read_bytes
 
@@ -78,8 +79,13 @@ def make_vocabulary(kind: str | None, training_sentences: Sequence[str]) -> Voca
         return Vocabulary(_hashed, BUCKETS + 1)
     if kind == FROM_TRAINING:
         counts = Counter(word for sentence in training_sentences for word in words_of(sentence))
-        return _listed([word for word, _ in counts.most_common(MOST_WORDS)], (FITTED,))
-    text = read_bytes(Path(kind), limit=MAX_VOCABULARY_BYTES).decode("utf-8", errors="replace")
+        return listed_vocabulary([word for word, _ in counts.most_common(MOST_WORDS)], (FITTED,))
+    return listed_vocabulary(public_words(kind))
+
+
+def public_words(file: str) -> list[str]:
+    """Return the words of a public file, one on each line. Raises TaskDataError where there are none."""
+    text = read_bytes(Path(file), limit=MAX_VOCABULARY_BYTES).decode("utf-8", errors="replace")
     words = list(dict.fromkeys(line.strip().lower() for line in text.splitlines() if line.strip()))
     if not words:
         raise TaskDataError(
@@ -87,7 +93,21 @@ def make_vocabulary(kind: str | None, training_sentences: Sequence[str]) -> Voca
             where="--vocabulary",
             cure="Choose another file",
         )
-    return _listed(words, ())
+    return words
+
+
+def read_sentences(path: Path) -> list[str]:
+    """Return the sentences of a file under a header line: whole lines, or with two columns what follows the label."""
+    header, *lines = read_bytes(path).decode("utf-8", errors="replace").split("\n")
+    lines = [line.rstrip("\r") for line in lines if line.strip()]
+    sentences = [line.partition("\t")[2] if "\t" in header else line for line in lines]
+    if not sentences:
+        raise TaskDataError(
+            "it must hold sentences after its header line, and it has none",
+            where=repr(printable(path.name)),
+            cure="Add a header line and sentences",
+        )
+    return sentences
 
 
 def counted_vocabulary(buckets: Sequence[int]) -> Vocabulary:
@@ -101,6 +121,7 @@ def _hashed(word: str) -> int:
     return 1 + int.from_bytes(digest, "big") % BUCKETS
 
 
-def _listed(words: list[str], outside: tuple[str, ...]) -> Vocabulary:
+def listed_vocabulary(words: Sequence[str], outside: tuple[str, ...] = ()) -> Vocabulary:
+    """Return the vocabulary of these words, in their order."""
     place = {word: number for number, word in enumerate(words, start=UNKNOWN + 1)}
     return Vocabulary(lambda word: place.get(word, UNKNOWN), len(words) + UNKNOWN + 1, outside)

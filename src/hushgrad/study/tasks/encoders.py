@@ -1,0 +1,199 @@
+"""How new rows become inputs of a trained model: as its training records did, by a rule that the run's folder keeps.
+
+An encoder holds what was declared or is public, and a counted vocabulary, which ε covers. None was fitted on records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hushgrad.errors import InvalidArgumentError, TaskDataError
+from hushgrad.study.tasks.arrays import array_of, read_arrays
+from hushgrad.study.tasks.encoding import encode
+from hushgrad.study.tasks.folders import pictures_in
+from hushgrad.study.tasks.pictures import SUFFIXES, picture
+from hushgrad.study.tasks.table import Table, read_table
+from hushgrad.study.tasks.task import COUNTED, Encoder
+from hushgrad.study.tasks.words import (
+    FROM_TRAINING,
+    HASHED,
+    Vocabulary,
+    counted_vocabulary,
+    listed_vocabulary,
+    make_vocabulary,
+    read_sentences,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TableEncoder:
+    """Rows are mappings of columns to cells; columns that were not trained on are ignored.
+
+    A text that no training record had is hashed like any other: the encoding knows no categories.
+    """
+
+    columns: tuple[str, ...]
+    categorical: tuple[str, ...]
+    bounds: tuple[tuple[str, float, float], ...]
+    features: int
+
+    def read(self, path: Path) -> Sequence[Any]:
+        """Return the rows of a CSV or TSV file whose first line names the columns, in any order."""
+        table = read_table(path)
+        return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+    def encode(self, rows: Sequence[Any]) -> Tensor:
+        """Return [N, features]; a cell is text, a number or None, which is a missing one."""
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, Mapping):
+                raise TaskDataError(
+                    f"must be a mapping of columns to cells, got {type(row).__name__}",
+                    where=f"row {number}",
+                    cure="Pass such as {'age': 39, 'education': 'Bachelors'}",
+                )
+            missing = [name for name in self.columns if name not in row]
+            if missing:
+                raise TaskDataError(
+                    f"it lacks the column {missing[0]!r}, one of {len(missing)} that the model was trained on and that "
+                    f"are not there",
+                    where=f"row {number}",
+                    cure="Name every column (in a file: in its first line); an empty cell is a missing value",
+                )
+        cells = tuple(tuple(_cell(row[name]) for name in self.columns) for row in rows)
+        return self.of_table(Table(self.columns, cells))
+
+    def of_table(self, table: Table) -> Tensor:
+        """Return [N, features] for the rows of a table that has these columns, among others."""
+        return encode(
+            table,
+            self.columns,
+            categorical=frozenset(self.categorical),
+            bounds={name: (low, high) for name, low, high in self.bounds},
+            features=self.features,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the columns and what was declared of them."""
+        return {
+            "kind": "table",
+            "columns": self.columns,
+            "categorical": self.categorical,
+            "bounds": self.bounds,
+            "features": self.features,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceEncoder:
+    """Rows are sentences. A word that is not in the vocabulary has the number of unknown words, or that of its hash.
+
+    `vocabulary` is "hashed", "counted" (with `buckets`), "listed" (with the `words` of a public file) or "train", of
+    which nothing is kept.
+    """
+
+    vocabulary: str
+    size: int
+    words: tuple[str, ...] = ()
+    buckets: tuple[int, ...] = ()
+
+    def read(self, path: Path) -> Sequence[Any]:
+        """Return the sentences of a TSV file under a header line: its last column."""
+        return read_sentences(path)
+
+    def encode(self, rows: Sequence[Any]) -> Tensor:
+        """Return [N, LENGTH] word numbers."""
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, str):
+                raise TaskDataError(
+                    f"must be a sentence, got {type(row).__name__}", where=f"row {number}", cure="Pass text"
+                )
+        return self._made().encode(rows)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the kind of vocabulary, and its words where they are public or paid for."""
+        kept = {"vocabulary": self.vocabulary, "size": self.size}
+        return {"kind": "sentences", **kept, "words": self.words, "buckets": self.buckets}
+
+    def _made(self) -> Vocabulary:
+        if self.vocabulary == FROM_TRAINING:
+            raise InvalidArgumentError(
+                "its words were taken from the training records without noise, and no epsilon covers them: so the run "
+                "keeps none of them, and cannot encode new sentences",
+                where="the vocabulary",
+                cure="Train with --vocabulary hashed, counted or a public file",
+            )
+        if self.vocabulary == HASHED:
+            return make_vocabulary(HASHED, ())
+        return counted_vocabulary(self.buckets) if self.vocabulary == COUNTED else listed_vocabulary(self.words)
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayEncoder:
+    """Rows are images of one channel as arrays of `rows` × `columns` pixels from 0 to `largest`."""
+
+    rows: int
+    columns: int
+    largest: float
+
+    def read(self, path: Path) -> Sequence[Any]:
+        """Return the images of an IDX file, or of a .npy or .npz file with one array."""
+        return read_arrays(path)
+
+    def encode(self, rows: Sequence[Any]) -> Tensor:
+        """Return [N, 1, rows, columns] in 0 … 1."""
+        return array_of(rows, self.rows, self.columns, self.largest)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the size and the public maximum."""
+        return {"kind": "arrays", "rows": self.rows, "columns": self.columns, "largest": self.largest}
+
+
+@dataclass(frozen=True, slots=True)
+class PictureEncoder:
+    """Rows are paths of picture files."""
+
+    def read(self, path: Path) -> Sequence[Any]:
+        """Return the pictures in a folder, by name, or the one picture."""
+        return pictures_in(path, SUFFIXES)
+
+    def encode(self, rows: Sequence[Any]) -> Tensor:
+        """Return [N, 3, SIDE, SIDE] in 0 … 1."""
+        return torch.stack([picture(Path(row)) for row in rows])
+
+    def as_json(self) -> dict[str, Any]:
+        """Return that these are pictures: all else is fixed."""
+        return {"kind": "pictures"}
+
+
+def encoder_from_json(value: Mapping[str, Any]) -> Encoder:
+    """Return the encoder that `as_json` described. Raises InvalidArgumentError for anything else."""
+    try:
+        kind, rest = value["kind"], {name: inner for name, inner in value.items() if name != "kind"}
+        made: Encoder = _KINDS[kind](**{name: _frozen(inner) for name, inner in rest.items()})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidArgumentError(
+            "the file is damaged, or of another version", where="encoding.json", cure="Restore it from a copy"
+        ) from error
+    return made
+
+
+_KINDS: dict[str, Any] = {
+    "table": TableEncoder,
+    "sentences": SentenceEncoder,
+    "arrays": ArrayEncoder,
+    "pictures": PictureEncoder,
+}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value).strip()
