@@ -105,7 +105,7 @@ def test_the_char_lstm_trains_privately_after_its_diff(
 def test_padding_to_the_longest_of_the_batch_is_told_and_refused_where_it_matters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opacus' own example pads so: one long record changes what the others give."""
+    """A script that pads to the longest record and takes the last place: one long record changes what others give."""
     text = (SCRIPTS / "char_lstm.py").read_text()
     found = migrate(
         text.replace("[longest, *(elem[0] for elem in batch)]", "[elem[0] for elem in batch]").replace("=0)[1:]", "=0)")
