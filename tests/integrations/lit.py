@@ -16,7 +16,7 @@ from hushgrad import Privacy
 from hushgrad.integrations.lightning import PrivateTraining
 from hushgrad.integrations.model_losses import of_examples
 
-SILENT = Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=0.0)
+SILENT = Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=0.0, test_key=1)
 NOISY = Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.5, test_key=1)
 EPOCHS = 2
 STEPS = EPOCHS * N // B
