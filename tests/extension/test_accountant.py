@@ -92,7 +92,21 @@ def test_training_is_budgeted_charged_and_reported_by_a_registered_accountant(zc
     found = engine.guarantee(1e-5)
     assert "third-party accountant" in {condition.name for condition in found.conditions}
     assert "zcdp" in str(found)
-    assert hushgrad.verify(model, DataLoader(data, batch_size=8), nn.MSELoss(), engine).passed
+
+
+@pytest.mark.slow
+def test_training_with_a_registered_accountant_is_verified(zcdp: str) -> None:
+    model = nn.Linear(3, 2)
+    loader = DataLoader(TensorDataset(torch.randn(40, 3), torch.randn(40, 2)), batch_size=8)
+    engine = hushgrad.PrivacyEngine(accountant=zcdp)
+    engine.make_private(
+        module=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        data_loader=loader,
+        noise_multiplier=2.0,
+        max_grad_norm=1.0,
+    )
+    assert hushgrad.verify(model, loader, nn.MSELoss(), engine).passed
 
 
 def test_our_accountants_are_nobody_elses(zcdp: str) -> None:

@@ -303,7 +303,7 @@ class UnclippedReference(PerLayer):
     ("kind", "code"),
     [
         (TwiceTheLimit, "factor-above-limit"),
-        (SharedFactor, "factors-depend-on-others"),
+        pytest.param(SharedFactor, "factors-depend-on-others", marks=pytest.mark.slow),
         (UnclippedReference, "reference-above-sensitivity"),
     ],
 )

@@ -143,6 +143,7 @@ class StopsWhenTheLossIsSmall(Framework):
             self.optimizer.param_groups[0]["lr"] = 1e-9
 
 
+@pytest.mark.slow
 def test_a_schedule_that_follows_the_loss_is_found_by_verify() -> None:
     data = TensorDataset(torch.randn(N, 3), torch.randn(N, 2))
 

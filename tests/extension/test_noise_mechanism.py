@@ -191,7 +191,13 @@ def verified(kind: type[TwoParties], **changes: Any) -> Verdict:
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize(("kind", "changes"), [(TwoParties, {}), (Remembers, {"sampling": DisjointBatches()})])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (TwoParties, {}),
+        pytest.param(Remembers, {"sampling": DisjointBatches()}, marks=pytest.mark.slow),
+    ],
+)
 def test_verification_passes(kind: type[TwoParties], changes: dict[str, Any]) -> None:
     """False alarm 1e-6 each."""
     verdict = verified(kind, **changes)
@@ -200,7 +206,12 @@ def test_verification_passes(kind: type[TwoParties], changes: dict[str, Any]) ->
 
 @pytest.mark.statistical
 @pytest.mark.parametrize(
-    ("kind", "part"), [(OnePartyStaysAway, "noise"), (SameStream, "noise"), (ChargedAsMore, "ledger")]
+    ("kind", "part"),
+    [
+        (OnePartyStaysAway, "noise"),
+        pytest.param(SameStream, "noise", marks=pytest.mark.slow),
+        pytest.param(ChargedAsMore, "ledger", marks=pytest.mark.slow),
+    ],
 )
 def test_verification_finds_a_bug_in_it(kind: type[TwoParties], part: str) -> None:
     verdict = verified(kind)

@@ -253,10 +253,10 @@ def test_verification_passes() -> None:
     ("kind", "part", "cause"),
     [
         (TooOften, "sampling", "sampling-rate"),
-        (TooOftenButLess, "sampling", "sampling-size"),
-        (Turns, "sampling", "sampling-dependent"),
-        (Rewound, "sampling", "sampling-dependent"),
-        (Cheap, "ledger", None),
+        pytest.param(TooOftenButLess, "sampling", "sampling-size", marks=pytest.mark.slow),
+        pytest.param(Turns, "sampling", "sampling-dependent", marks=pytest.mark.slow),
+        pytest.param(Rewound, "sampling", "sampling-dependent", marks=pytest.mark.slow),
+        pytest.param(Cheap, "ledger", None, marks=pytest.mark.slow),
     ],
 )
 def test_verification_finds_a_bug_in_it(kind: type[Strata], part: str, cause: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import later_batches
 import pytest
 from scoreboard import KINDS
 from silent_programs import EXACT, REFUSED, SILENT, TRUSTED, UNTYPED, Kind, Measured, Program
@@ -19,9 +20,20 @@ RUNS = [(kind, program, way) for kind in KINDS for program in kind.programs for 
 
 def some(is_clean: bool) -> pytest.MarkDecorator:
     """Every run of the leaky programs, or of the clean ones."""
-    runs = [(program, way) for _, program, way in RUNS if program.is_clean == is_clean]
-    names = [f"{kind.title}-{program.name}-{way}" for kind, program, way in RUNS if program.is_clean == is_clean]
-    return pytest.mark.parametrize(("program", "way"), runs, ids=names)
+    runs = [
+        pytest.param(program, way, marks=marks_of(kind, program, way), id=f"{kind.title}-{program.name}-{way}")
+        for kind, program, way in RUNS
+        if program.is_clean == is_clean
+    ]
+    return pytest.mark.parametrize(("program", "way"), runs)
+
+
+def marks_of(kind: Kind, program: Program, way: str) -> list[pytest.MarkDecorator]:
+    """Forty steps take long: of those programs one way is run in the first ring, another one for each."""
+    if kind is not later_batches.KIND:
+        return []
+    own = program.ways[kind.programs.index(program) % len(program.ways)]
+    return [] if way == own else [pytest.mark.slow]
 
 
 @some(is_clean=False)
@@ -43,6 +55,7 @@ def test_a_clean_look_alike_trains_and_one_record_moves_no_more_than_its_share(p
 BY_HAND = [(kind, program, program.ways[-1]) for kind, program, _ in RUNS if program.unguarded is not None]
 
 
+@pytest.mark.slow  # of the zoo, not of the library
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     ("program", "way"),
