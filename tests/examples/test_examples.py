@@ -41,7 +41,7 @@ def test_a_small_bert_is_fine_tuned(tmp_path: Path) -> None:
 @pytest.mark.packages
 def test_a_small_bert_is_fine_tuned_on_real_sentences(tmp_path: Path, data_folder: Path) -> None:
     lines = gzip.decompress((data_folder / "sst2" / "dev.tsv.gz").read_bytes()).decode().splitlines()[:601]
-    (tmp_path / "some.tsv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "some.tsv").write_text("\n".join(["label\tsentence", *lines[1:]]) + "\n")
     done = run("trainer_bert.py", "--data", str(tmp_path / "some.tsv"), "--out", str(tmp_path / "out"), "--epochs", "2")
     assert done.returncode == 0, done.stderr
     assert "differential privacy" in done.stdout
