@@ -127,6 +127,23 @@ def test_a_saved_state_is_continued_with_its_account(tmp_path: Path) -> None:
     assert again.session.steps == EPOCHS * N // B + 2
 
 
+def test_the_states_of_generators_in_a_saved_state_do_not_show_how_much_was_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under one answer of the operating system they are the same, however many numbers dropout has drawn before."""
+    run = Run(Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.0, test_key=1))
+    run.train(1)
+    monkeypatch.setattr("hushgrad.integrations.fresh_generators.os.urandom", lambda count: bytes(range(count)))
+    saved = []
+    for name, drawn in (("short", 3), ("long", 1000)):
+        torch.rand(drawn)
+        run.accelerator.save_state(str(tmp_path / name))
+        saved.append(torch.load(tmp_path / name / "random_states_0.pkl", weights_only=False))
+    assert [torch.equal(one["torch_manual_seed"], saved[0]["torch_manual_seed"]) for one in saved] == [True, True]
+    assert saved[0]["random_state"] == saved[1]["random_state"]
+    assert [one["step"] for one in saved] == [0, 0]
+
+
 def test_a_state_of_another_ledger_or_of_none_is_refused_before_a_weight_is_loaded(tmp_path: Path) -> None:
     first = Run(Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.0, ledger=tmp_path / "a"))
     first.train(1)

@@ -27,6 +27,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hushgrad.extras import needs_extra
+from hushgrad.integrations.fresh_generators import begin_generators_anew
 from hushgrad.integrations.incompatible import refuse
 from hushgrad.integrations.own_loop import Batches, attach, plan
 from hushgrad.integrations.receipt_file import read_receipt, write_receipt
@@ -52,6 +53,8 @@ def prepare(
 
     `accelerator.save_state` and `load_state` keep and check the session's receipt; `load_state` refuses a state whose
     steps the ledger does not hold before it loads a weight, which takes a ledger path (`Privacy(ledger=...)`).
+    `save_state` seeds the random generators of torch, NumPy and Python anew, because it writes their states, which show
+    how many numbers were drawn for dropout, and so how many records a step held.
 
     Args:
         accelerator: of one process, without fp16 and without gradient accumulation.
@@ -79,7 +82,12 @@ def prepare(
         max_physical_batch_size,
         lambda item: send_to_device(item, accelerator.device),
     )
-    accelerator.register_save_state_pre_hook(lambda models, weights, folder: write_receipt(Path(folder), session))
+
+    def before_saving(models: Any, weights: Any, folder: str) -> None:
+        begin_generators_anew()  # Accelerate writes their states next
+        write_receipt(Path(folder), session)
+
+    accelerator.register_save_state_pre_hook(before_saving)
     accelerator.register_load_state_pre_hook(  # before Accelerate loads any weight
         lambda models, folder: session.load_state_dict(read_receipt(Path(folder)).as_state())
     )
