@@ -37,6 +37,7 @@ WITH_OTHER_PACKAGES = (
     "migration",  # Opacus, click
     "noise",  # numba, cryptography, scipy
     "opacus_cases",
+    "parallel",  # Accelerate
     "sampling",  # scipy
     "study",  # scikit-learn, matplotlib, Jinja, optuna, tensorboard, safetensors
     "zoo",  # transformers, peft, Opacus

@@ -370,6 +370,42 @@ def sampler() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def accelerate(state: str) -> dict[str, Any]:
+    """A loop of Accelerate: two steps, a saved state, and two more from it."""
+    os.environ |= {"LOCAL_RANK": str(RANK), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "ACCELERATE_USE_CPU": "1"}
+    from accelerate import Accelerator
+
+    from hushgrad import Privacy
+    from hushgrad.integrations.accelerate import prepare
+
+    model = model_of("MLP")
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    loader = DataLoader(TensorDataset(*data_of("MLP")), batch_size=B // WORLD)
+    accelerator = Accelerator(cpu=True)
+    privacy = Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.0, ledger=f"{state}.ledger")
+    prepared, stepped, batches, session = prepare(
+        accelerator, model, optimizer, loader, privacy=privacy, epochs=4, max_physical_batch_size=3
+    )
+    items = 0
+    for number, batch in enumerate(batches):
+        for x, y in batch:
+            items += 1
+            losses = nn.functional.cross_entropy(prepared(x), y, reduction="none")
+            session.backward(losses)
+            session.end_item()
+        stepped.step()
+        if number == 1:
+            accelerator.save_state(state)
+        if number == 3:
+            break
+    accelerator.load_state(state)
+    return {
+        "processes": accelerator.num_processes, "form": type(prepared).__name__, "mechanism": repr(session.mechanism),
+        "steps": session.steps, "length": len(batches), "items": items, "epsilon": session.epsilon(1e-3),
+        "weights": digest(model.parameters()),
+    }  # fmt: skip
+
+
 def refusals() -> dict[str, Any]:
     """Forms of models and loops that are refused: the texts."""
     from torch.utils.data import IterableDataset

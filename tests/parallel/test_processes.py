@@ -91,6 +91,19 @@ def test_a_distributed_sampler_is_read_for_the_number_of_processes(in_processes:
     assert "Leave the sampler out" in first["also"]
 
 
+@pytest.mark.packages
+def test_a_loop_of_accelerate_is_private_in_several_processes(in_processes: Processes, tmp_path: Path) -> None:
+    """As everywhere in Accelerate, the loader's batch size is that of one process: 6 records in each of two."""
+    [alone] = told(in_processes(1, "accelerate", state=str(tmp_path / "one")))
+    first, second = told(in_processes(2, "accelerate", state=str(tmp_path / "two")))
+    assert {**first, "items": 0} == {**second, "items": 0}
+    assert first["processes"] == 2
+    assert first["form"] == "DistributedDataParallel"
+    for name in ("mechanism", "steps", "length", "epsilon"):
+        assert first[name] == alone[name]
+    assert first["steps"] == 4 == read_ledger(tmp_path / "two.ledger").steps
+
+
 @pytest.mark.parametrize(
     "what",
     [

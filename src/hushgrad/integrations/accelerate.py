@@ -32,6 +32,7 @@ from hushgrad.integrations.incompatible import refuse
 from hushgrad.integrations.own_loop import Batches, attach, plan
 from hushgrad.integrations.receipt_file import read_receipt, write_receipt
 from hushgrad.privacy import Privacy
+from hushgrad.sampling.records import Share
 from hushgrad.session.session import Session
 
 with needs_extra("hf", "hushgrad.integrations.accelerate"):
@@ -57,12 +58,14 @@ def prepare(
     how many numbers were drawn for dropout, and so how many records a step held.
 
     Args:
-        accelerator: of one process, without fp16 and without gradient accumulation.
+        accelerator: of one process or several (DistributedDataParallel), without fp16 and without gradient
+            accumulation.
         model: in training mode, not prepared.
         optimizer: over all of the model's trainable parameters, not prepared.
-        data_loader: an ordinary DataLoader, not prepared; its batch size is B.
+        data_loader: an ordinary DataLoader, not prepared; its batch size is B, and of several processes that of each of
+            them, as everywhere in Accelerate (with `split_batches`, that of all).
         privacy: the clip norm, and ε or the noise.
-        epochs: how many passes are planned; a pass is len(data_loader) steps.
+        epochs: how many passes are planned; a pass is len(batches) steps.
         max_physical_batch_size: the most records in one item; None for all.
 
     Returns:
@@ -72,10 +75,11 @@ def prepare(
         IncompatibleFrameworkError: the accelerator does what private training cannot bear.
     """
     _require_fit(accelerator)
-    planned = plan(privacy, data_loader, epochs)
+    each = Share() if accelerator.split_batches else Share(accelerator.process_index, accelerator.num_processes)
+    planned = plan(privacy, data_loader, epochs, each)
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
     session, batches = attach(
-        model,
+        model if accelerator.num_processes == 1 else prepared_model,
         optimizer,
         planned,
         privacy,
@@ -85,7 +89,8 @@ def prepare(
 
     def before_saving(models: Any, weights: Any, folder: str) -> None:
         begin_generators_anew()  # Accelerate writes their states next
-        write_receipt(Path(folder), session)
+        if accelerator.is_main_process:
+            write_receipt(Path(folder), session)
 
     accelerator.register_save_state_pre_hook(before_saving)
     accelerator.register_load_state_pre_hook(  # before Accelerate loads any weight
@@ -104,11 +109,11 @@ def _require_fit(accelerator: Accelerator) -> None:
                 "Give the DataLoader the whole batch size, and prepare max_physical_batch_size",
             )
         )
-    if accelerator.distributed_type != DistributedType.NO or accelerator.num_processes != 1:
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         problems.append(
             (
-                f"there are {accelerator.num_processes} processes ({accelerator.distributed_type.value})",
-                "Launch one process",
+                f"the model is distributed as {accelerator.distributed_type.value}",
+                "Launch it with DistributedDataParallel (accelerate launch --multi_gpu), or in one process",
             )
         )
     if accelerator.mixed_precision in ("fp16", "fp8"):

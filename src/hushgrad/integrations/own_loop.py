@@ -12,7 +12,8 @@ from hushgrad.arguments import whole_number
 from hushgrad.mechanism import DPSGD
 from hushgrad.privacy import Privacy
 from hushgrad.sampling.loader import PrivateLoader
-from hushgrad.sampling.torch_loader import DataLoaderReading, read_data_loader
+from hushgrad.sampling.records import WHOLE, Share
+from hushgrad.sampling.torch_loader import DataLoaderReading, for_each_process, read_data_loader
 from hushgrad.session.session import Session
 
 
@@ -30,9 +31,12 @@ class Batches:
             yield (self._place(item) for item in batch)
 
 
-def plan(privacy: Privacy, data_loader: Any, epochs: int) -> tuple[DataLoaderReading, DPSGD]:
-    """Return what a DataLoader says, and the mechanism of a run of so many epochs over it."""
-    reading = read_data_loader(data_loader)
+def plan(privacy: Privacy, data_loader: Any, epochs: int, share: Share = WHOLE) -> tuple[DataLoaderReading, DPSGD]:
+    """Return what a DataLoader says, and the mechanism of a run of so many epochs over it.
+
+    With a `share`, its batch size is that of one process of several.
+    """
+    reading = for_each_process(read_data_loader(data_loader), share)
     steps = whole_number("epochs", epochs, minimum=1) * reading.steps
     return reading, privacy.mechanism(batch_size=reading.batch_size, population=reading.count, steps=steps)
 

@@ -181,6 +181,23 @@ def accumulated(reading: DataLoaderReading, accumulation: int) -> DataLoaderRead
     return replace(reading, batch_size=size, steps=len(joined), batches=joined)
 
 
+def for_each_process(reading: DataLoaderReading, share: Share) -> DataLoaderReading:
+    """Return what a DataLoader says whose batch size is that of one process, as a framework has it: B is that of all.
+
+    Raises `DatasetError` for fewer records than a batch of all processes.
+    """
+    if share.of == 1 or reading.share is not None:
+        return reading
+    size = int(reading.batch_size) * share.of
+    if size > reading.count:
+        raise DatasetError(
+            f"{share.of} processes with {reading.batch_size:g} records each take {size} of {reading.count} records",
+            where="batch_size",
+            cure=f"Use at most batch_size={reading.count // share.of}",
+        )
+    return replace(reading, batch_size=size, steps=-(-reading.steps // share.of), share=share)
+
+
 def dataset_length(dataset: Any) -> int:
     """Return len(dataset), at least 1, or raise `DatasetError`."""
     if isinstance(dataset, IterableDataset):
