@@ -74,89 +74,73 @@ def set_up(
 
     Nothing of the model or the optimizer is claimed yet.
     """
-    with together(world, "set-up", {}):
-        require_module(model)
-        require_layout(model)
-        stream, parts = _set_up(
-            inner_module(model), optimizer, mechanism, ledger, key, plan, budget, lease, phase, monitors, strict,
-            loss_scale, alarms, batches_are_chosen, world,
-        )  # fmt: skip
-    parts = replace(parts, draws=agreed_stream(world, stream))
-    require_agreement(world, _facts(parts, inner_module(model), optimizer, stream, lease, phase, budget))
+    parts: Parts | None = None
+    try:
+        with together(world, "set-up", {}):
+            require_module(model)
+            require_layout(model)
+            inner = inner_module(model)
+            if not isinstance(mechanism, Mechanism):
+                raise InvalidArgumentError(
+                    f"mechanism must be a DPSGD or another Mechanism, got {type(mechanism).__name__}",
+                    cure="Pass hushgrad.DPSGD(noise_multiplier=..., clipping=..., sampling=..., expected_batch_size=...)",
+                )
+            scale = LossScale(loss_scale)
+            parameters = require_trainable_privately(inner, optimizer)
+            _require_divisible(mechanism, world)
+            members = Members(inner, optimizer, ledger)
+            stream = _stream_of(key)
+            spending = Spending(
+                mechanism,
+                ledger,
+                noise_is_secret=stream.is_secret,
+                budget=budget,
+                lease=lease,
+                phase=phase,
+                batches_are_chosen=batches_are_chosen,
+                world=world,
+            )
+            watching = Monitors(monitors)
+            spending.trust([*_third_parties(mechanism, plan), *watching.conditions])
+            spending.uncounted = members.steps_elsewhere()
+            plan = plan or Plan.of_device(next(iter(parameters.values())).device)
+            # Asks the clip rule and the noise, whose code may fail: before anything is put on the model.
+            purpose = "noise" if world.is_first else f"noise of rank {world.rank}"  # apart under a key for tests, too
+            update = Update(parameters, mechanism, stream.fork(purpose), plan, alarms, world)
+            public = PublicTensors()
+            probe = Probe(
+                inner, parameters, mechanism.loss_reduction, stream.fork("looks"), mechanism.expected_batch_size, public
+            )
+            scope = Scope(inner, UsePool(plan), probe, public)
+            probe.join(scope)
+            parts = Parts(
+                mechanism=mechanism,
+                parameters=parameters,
+                members=members,
+                world=world,
+                draws=stream,
+                plan=plan,
+                scope=scope,
+                public=public,
+                probe=probe,
+                frozen=SetupInvariants(inner, optimizer, parameters),
+                left_alone=LeftAlone(parameters),
+                marks=GradientMarks(inner, parameters),
+                update=update,
+                regularizers=Regularizers(parameters, scope),
+                spending=spending,
+                monitors=watching,
+                loss_scale=scale,
+                is_strict=strict,
+            )
+        own = parts.draws
+        parts = replace(parts, draws=agreed_stream(world, own))
+        require_agreement(world, _facts(parts, inner, optimizer, own, lease, phase, budget))
+    except BaseException:
+        if parts is not None:
+            parts.scope.detach()  # refused for what another process has
+        raise
     return parts
-
-
-def _set_up(
-    model: nn.Module,
-    optimizer: Optimizer,
-    mechanism: Mechanism,
-    ledger: str | os.PathLike[str] | None,
-    key: KeyStream | None,
-    plan: Plan | None,
-    budget: Budget | PrivacyFilter | None,
-    lease: int,
-    phase: str | None,
-    monitors: Sequence[Monitor],
-    strict: bool,
-    loss_scale: Scale,
-    alarms: Alarms,
-    batches_are_chosen: bool,
-    world: World,
-) -> tuple[KeyStream, Parts]:
-    """Return this process's own secret bits, and the parts as far as no other process is asked."""
-    if not isinstance(mechanism, Mechanism):
-        raise InvalidArgumentError(
-            f"mechanism must be a DPSGD or another Mechanism, got {type(mechanism).__name__}",
-            cure="Pass hushgrad.DPSGD(noise_multiplier=..., clipping=..., sampling=..., expected_batch_size=...)",
-        )
-    scale = LossScale(loss_scale)
-    parameters = require_trainable_privately(model, optimizer)
-    _require_divisible(mechanism, world)
-    members = Members(model, optimizer, ledger)
-    stream = _stream_of(key)
-    spending = Spending(
-        mechanism,
-        ledger,
-        noise_is_secret=stream.is_secret,
-        budget=budget,
-        lease=lease,
-        phase=phase,
-        batches_are_chosen=batches_are_chosen,
-        world=world,
-    )
-    watching = Monitors(monitors)
-    spending.trust([*_third_parties(mechanism, plan), *watching.conditions])
-    spending.uncounted = members.steps_elsewhere()
-    plan = plan or Plan.of_device(next(iter(parameters.values())).device)
-    # Asks the clip rule and the noise, whose code may fail: before anything is put on the model.
-    purpose = "noise" if world.is_first else f"noise of rank {world.rank}"  # apart under a key for tests, too
-    update = Update(parameters, mechanism, stream.fork(purpose), plan, alarms, world)
-    public = PublicTensors()
-    probe = Probe(
-        model, parameters, mechanism.loss_reduction, stream.fork("looks"), mechanism.expected_batch_size, public
-    )
-    scope = Scope(model, UsePool(plan), probe, public)
-    probe.join(scope)
-    return stream, Parts(
-        mechanism=mechanism,
-        parameters=parameters,
-        members=members,
-        world=world,
-        draws=stream,
-        plan=plan,
-        scope=scope,
-        public=public,
-        probe=probe,
-        frozen=SetupInvariants(model, optimizer, parameters),
-        left_alone=LeftAlone(parameters),
-        marks=GradientMarks(model, parameters),
-        update=update,
-        regularizers=Regularizers(parameters, scope),
-        spending=spending,
-        monitors=watching,
-        loss_scale=scale,
-        is_strict=strict,
-    )
 
 
 def _require_divisible(mechanism: Mechanism, world: World) -> None:
