@@ -83,7 +83,8 @@ def set_up(
             if not isinstance(mechanism, Mechanism):
                 raise InvalidArgumentError(
                     f"mechanism must be a DPSGD or another Mechanism, got {type(mechanism).__name__}",
-                    cure="Pass hushgrad.DPSGD(noise_multiplier=..., clipping=..., sampling=..., expected_batch_size=...)",
+                    cure="Pass hushgrad.DPSGD(noise_multiplier=..., clipping=..., sampling=..., "
+                    "expected_batch_size=...)",
                 )
             scale = LossScale(loss_scale)
             parameters = require_trainable_privately(inner, optimizer)
