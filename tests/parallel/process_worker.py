@@ -406,6 +406,38 @@ def accelerate(state: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def trainer(out: str) -> dict[str, Any]:
+    """Hugging Face's Trainer: four steps, and four more after a restart from its checkpoint."""
+    os.environ |= {"LOCAL_RANK": str(RANK), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "HF_HUB_OFFLINE": "1"}
+    sys.path.insert(0, str(Path(__file__).parents[1] / "integrations"))
+    from tiny import Texts, bert, collate
+    from transformers import Trainer, TrainingArguments
+
+    from hushgrad import Privacy
+    from hushgrad.integrations.transformers import private
+
+    told: dict[str, Any] = {}
+    for name, resumes in (("first", False), ("again", True)):
+        arguments = TrainingArguments(
+            out, per_device_train_batch_size=4 // WORLD, gradient_accumulation_steps=2, num_train_epochs=2,
+            use_cpu=True, ddp_backend="gloo" if WORLD > 1 else None, report_to=[], logging_steps=1, save_steps=4,
+            learning_rate=0.1, optim="sgd", lr_scheduler_type="constant", disable_tqdm=True,
+        )  # fmt: skip
+        privacy = Privacy(max_grad_norm=0.5, target_delta=1e-3, target_epsilon=4.0, spare_steps=6)
+        run = private(Trainer)(
+            model=bert(), args=arguments, train_dataset=Texts(classes=3), data_collator=collate, privacy=privacy
+        )
+        run.train(resume_from_checkpoint=f"{out}/checkpoint-4" if resumes else None)
+        assert run.session is not None
+        told[name] = {
+            "processes": run.args.world_size, "mechanism": repr(run.session.mechanism), "steps": run.session.steps,
+            "global step": run.state.global_step, "lost": run.lost_steps, "weights": digest(run.model.parameters()),
+            "epsilon": run.session.epsilon(1e-3),
+        }  # fmt: skip
+        run.session.close()
+    return told
+
+
 def refusals() -> dict[str, Any]:
     """Forms of models and loops that are refused: the texts."""
     from torch.utils.data import IterableDataset

@@ -104,6 +104,21 @@ def test_a_loop_of_accelerate_is_private_in_several_processes(in_processes: Proc
     assert first["steps"] == 4 == read_ledger(tmp_path / "two.ledger").steps
 
 
+@pytest.mark.packages
+def test_a_trainer_is_private_in_several_processes_and_goes_on(in_processes: Processes, tmp_path: Path) -> None:
+    """Its batch is per_device_train_batch_size × gradient_accumulation_steps × processes: 8 of 40 records."""
+    [alone] = told(in_processes(1, "trainer", out=str(tmp_path / "one")))
+    first, second = told(in_processes(2, "trainer", out=str(tmp_path / "two")))
+    assert first == second
+    assert first["first"]["processes"] == 2
+    for part in ("first", "again"):
+        for name in ("mechanism", "steps", "global step", "lost", "epsilon"):
+            assert first[part][name] == alone[part][name]
+    assert (first["first"]["steps"], first["first"]["global step"]) == (10, 10)
+    assert (first["again"]["steps"], first["again"]["global step"], first["again"]["lost"]) == (16, 10, 6)
+    assert read_ledger(tmp_path / "two" / "ledger.jsonl").steps == 16
+
+
 @pytest.mark.parametrize(
     "what",
     [

@@ -28,6 +28,8 @@ from hushgrad.integrations.trainer_checks import (
     require_whole_data,
 )
 from hushgrad.integrations.trl import problems_of_config, problems_of_model
+from hushgrad.parallel.messages import told_by_first
+from hushgrad.parallel.world import join_world
 from hushgrad.privacy import Privacy
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.session.session import Session
@@ -110,9 +112,10 @@ class PrivateTraining:
     def _attach(self, theirs: Any) -> None:
         this: Any = self
         require_whole_data(theirs, this.args.per_device_train_batch_size)
+        size = this.args.per_device_train_batch_size * this.args.world_size
         own: DataLoader[Any] = DataLoader(
             theirs.dataset,
-            batch_size=this.args.per_device_train_batch_size,
+            batch_size=size,
             shuffle=True,
             collate_fn=self._collate(theirs.collate_fn),
             num_workers=theirs.num_workers,
@@ -126,9 +129,7 @@ class PrivateTraining:
             this.args, own
         )  # its own arithmetic: so many steps it will run
         population = len(theirs.dataset)
-        mechanism = self.privacy.mechanism(
-            batch_size=this.args.per_device_train_batch_size, population=population, steps=max_steps
-        )
+        mechanism = self.privacy.mechanism(batch_size=size, population=population, steps=max_steps)
         os.makedirs(os.path.dirname(os.fspath(self._ledger)) or ".", exist_ok=True)
         this.create_optimizer()
         this.model.train()
@@ -182,12 +183,14 @@ class PrivateTraining:
             folder = finished_checkpoint(resume_from_checkpoint, self.args.output_dir)  # type: ignore[attr-defined]
             self._receipt = read_receipt(folder)
             if self.session is None:
-                self._receipt.steps_of(self._ledger)  # before the Trainer loads any weight
+                receipt = self._receipt  # looked at before the Trainer loads any weight, by who has the ledger
+                told_by_first(join_world(), lambda: receipt.steps_of(self._ledger))
             else:
                 self.lost_steps = self.session.load_state_dict(self._receipt.as_state())
             resume_from_checkpoint = str(folder)
         elif self.session is None:
-            require_unused(self._ledger, is_own_folder=self.privacy.ledger is None)
+            is_own = self.privacy.ledger is None
+            told_by_first(join_world(), lambda: require_unused(self._ledger, is_own_folder=is_own))
         stop_clocks(self.callback_handler.callbacks, self.args.output_dir)  # type: ignore[attr-defined]
         return super().train(resume_from_checkpoint, *positional, **named)  # type: ignore[misc]
 

@@ -38,9 +38,10 @@ _CHECKS: tuple[tuple[_Wrong, str, str], ...] = (
         "Leave train_sampling_strategy at 'random'",
     ),
     (
-        lambda args: bool(args.deepspeed or args.fsdp) or args.world_size > 1 or args.n_gpu > 1,
-        "there are several processes or devices",
-        "Launch one process that sees one device (CUDA_VISIBLE_DEVICES=0)",
+        lambda args: bool(args.deepspeed or args.fsdp) or args.n_gpu > 1,
+        "it shards the model, or runs replicas of it in one process",
+        "Launch one process for each device by torchrun, or one that sees one device (CUDA_VISIBLE_DEVICES=0), without "
+        "deepspeed and fsdp",
     ),
     (
         lambda args: bool(getattr(args, "use_liger_kernel", False)),
@@ -138,7 +139,10 @@ def require_whole_data(theirs: Any, batch_size: int) -> None:
             if is_stream
             else "Return a DataLoader from get_train_dataloader",
         )
-    sampler = getattr(theirs.batch_sampler, "sampler", None)
+    batches = theirs.batch_sampler
+    while (whole := getattr(batches, "batch_sampler", None)) is not None:  # of several processes: those of all
+        batches = whole
+    sampler = getattr(batches, "sampler", None)
     count = len(theirs.dataset)  # type: ignore[arg-type]
     is_whole = (
         isinstance(sampler, RandomSampler)

@@ -40,6 +40,8 @@ class Follower(TrainerCallback):  # type: ignore[misc, unused-ignore]  # untyped
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the receipt, last of all: a checkpoint without it was never finished."""
+        if not args.should_save:  # another process writes what is saved
+            return
         folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
         write_receipt(folder, self._trainer.session, guarantee=str(self._trainer.guarantee()))
 
