@@ -224,6 +224,9 @@ def test_all_batch_and_instance_norms_have_the_common_base() -> None:
             assert issubclass(getattr(nn, f"{lazy}InstanceNorm{space}"), insides.InstanceNorm)
     assert issubclass(nn.SyncBatchNorm, insides.BatchNorm)
     assert not issubclass(nn.LayerNorm, (insides.BatchNorm, insides.InstanceNorm))
+    for name in ("CrossEntropyLoss", "MSELoss", "BCEWithLogitsLoss", "CTCLoss", "TripletMarginLoss"):
+        assert issubclass(getattr(nn, name), insides.Criterion)
+    assert not issubclass(nn.Softmax, insides.Criterion)
 
 
 def test_a_hook_runs_inside_frames_of_the_file_of_module_calls() -> None:

@@ -22,12 +22,14 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.autograd import Variable, forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
+from torch.nn.modules.loss import _Loss as Criterion
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
     "BatchNorm",  # the common base of BatchNorm1d to 3d, lazy ones and SyncBatchNorm
+    "Criterion",  # the common base of torch's losses
     "InstanceNorm",  # the common base of InstanceNorm1d to 3d and lazy ones
     "OpOverload",  # an operator of a traced graph, with its tags; torch.ops has no public name for it
     "TorchDispatchMode",  # sees operators below autograd; documented by torch, in a module with a private name

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch.nn.modules.loss import _Loss
-
 from hushgrad.accounting.conditions import Condition
 from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import WIDE_ENOUGH
+from hushgrad.torch_internals import Criterion
 
 with needs_extra("lightning", "hushgrad.integrations.lightning"):
     from lightning.pytorch import LightningModule
@@ -132,7 +131,7 @@ def network_of(module: Any) -> Any:
 
     What is called is then the model, and not a part of it; and the Trainer, which a module holds, is none of its state.
     """
-    children = [child for child in module.children() if not isinstance(child, _Loss)]
+    children = [child for child in module.children() if not isinstance(child, Criterion)]
     has_own = any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
     return module if has_own or len(children) != 1 else children[0]
 
