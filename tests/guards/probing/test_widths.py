@@ -193,6 +193,29 @@ def test_what_the_records_themselves_tell_leaves_nothing_to_guess() -> None:
     assert own_widths(source, batch(source.item, size=3), {4}) == []
 
 
+def test_a_short_record_is_found_by_what_it_held_however_its_row_looks() -> None:
+    """Masks of ones, types of zeros and many longest records in front hide no short one."""
+
+    def with_types(records: list[Any]) -> tuple[Tensor, Tensor, Tensor]:
+        ids, mask = with_mask(records)
+        return ids, mask, torch.zeros_like(ids)
+
+    for short in ([7], [7, 8, 9, 9]):
+        records = [*([1 + row, 2, 3, 4, 5] for row in range(9)), short]
+        source = Drawn(
+            records, range(10), with_types(records), 10, with_types, extents=[len(record) for record in records]
+        )
+        found = own_widths(source, batch(source.item, size=10), set())
+        assert [(width.row, width.of(5), width.is_sure) for width in found] == [(9, len(short), True)]
+
+
+def test_where_no_lengths_are_known_many_records_are_read_until_a_shorter_one_is_found() -> None:
+    records = [*([1 + row, 2, 3, 4, 5] for row in range(9)), [7, 8, 9, 9]]
+    source = Drawn(records, range(10), with_mask(records), 10, with_mask)
+    found = own_widths(source, batch(source.item, size=10), set())
+    assert [(width.row, width.of(5)) for width in found] == [(9, 4)]
+
+
 def test_an_axis_that_is_one_shorter_was_shifted_by_the_loop() -> None:
     width = OwnWidth(0, {5: 3}, (), True)
     assert [width.of(length) for length in (3, 4, 5, 6)] == [3, 2, 5 - 2, 6]

@@ -25,7 +25,10 @@ from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts, with_tensors
 
 MOST_ROWS = 3
-"""How many records are read once more to learn their own lengths."""
+"""How many records are read once more to learn their own lengths, if one of them is shorter than the longest."""
+
+MOST_READ = 32
+"""How many are where none of those is, and the records do not all hold equally much."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,6 +279,9 @@ def _from_records(drawn: Drawn, count: int) -> list[OwnWidth]:
                     lengths[length] = max(own, lengths.get(length, 0))
         if alone:
             found.append(OwnWidth(row, lengths, list(alone.values()), True))
+        is_even = len(drawn.extents) >= count and len(set(drawn.extents[:count])) == 1
+        if len(found) >= MOST_ROWS and (is_even or _shorter(found)):
+            break
     return found
 
 
@@ -287,9 +293,12 @@ def _whole(drawn: Drawn | None) -> set[int]:
 
 
 def _some_alone(drawn: Drawn, runs: CollateRuns, count: int) -> Iterator[tuple[int, dict[Path, Tensor]]]:
-    """Yield rows, and what the record of each makes alone."""
+    """Yield rows, and what the record of each makes alone; those of the records that held least come first."""
     if not drawn.reorders:
-        yield from ((row, _alone(drawn, runs, row)) for row in _telling(drawn.item, count)[:MOST_ROWS])
+        rows = _telling(drawn.item, count)
+        if len(drawn.extents) >= count and len(set(drawn.extents[:count])) > 1:
+            rows.sort(key=lambda row: drawn.extents[row])
+        yield from ((row, _alone(drawn, runs, row)) for row in rows[:MOST_READ])
         return
     records = sorted(range(count), key=lambda record: drawn.extents[record] if drawn.extents else record)
     for record in records[:MOST_ROWS]:
@@ -456,14 +465,16 @@ def _padded(tensor: Tensor) -> np.ndarray[Any, Any]:
     """Return for each row of `[B, T, ...]` how many positions come before what can be nothing but padding.
 
     A record may itself end in two equal positions, and a mask of a record that is as long as the longest holds ones
-    alone. So padding is a value that no record begins with, and, of more than two records, that two end in.
+    alone. So padding is a value that no record begins with, and, of more than two records, that two end in, several
+    times (in a mask once).
     """
     ends = tensor.detach()[:, -1].reshape(len(tensor), -1)
     begins = tensor.detach()[:, 0].reshape(len(tensor), -1)
     own = contents(tensor)
     same = (ends[:, None] == ends) | ((ends != ends)[:, None] & (ends != ends))
     rows = torch.from_numpy(own < tensor.shape[1]).to(ends.device)
-    alike = (same.all(2) & rows).sum(1)
+    is_mask = tensor.unique().numel() <= 2  # one position of padding shows there
+    alike = (same.all(2) & (rows | is_mask)).sum(1)
     begun = (ends[:, None] == begins).all(2).any(1)
     is_padded = rows & ~begun & (alike >= min(2, len(tensor) - 1))
     return np.where(is_padded.cpu().numpy(), own, tensor.shape[1])

@@ -151,6 +151,6 @@ def test_a_schedule_and_limits_are_not_part_of_what_is_measured() -> None:
 
 
 def test_an_update_that_is_not_in_the_ledger_when_it_is_written_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Spending, "charge", lambda self, loader_pass: None)
+    monkeypatch.setattr(Spending, "charge", lambda self, *_: None)
     run = replica().train(without_session(ordinary_loop), seed=5, updates=2)
     assert (run.updates, run.ledger.steps, run.charged_before) == (2, 0, False)
