@@ -8,6 +8,7 @@ from typing import Any
 
 from hushgrad.errors import CrossSampleLeakError, HushgradError
 from hushgrad.guards.probing.calls import Outcome, Runner
+from hushgrad.guards.probing.laws import follows_batch, what_follows
 from hushgrad.guards.probing.rows import Batch, all_agree, blocks, others_differ, split_examples
 from hushgrad.guards.probing.trees import Path, tensors_at
 from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_like, cut_to, narrowed, widened
@@ -85,6 +86,8 @@ class PaddingProbe:
             cut = {path: cut_like(tensor, own[path], left) for path, tensor in base.items() if path in own}
             if outcome.unknown is None and not all_agree(cut, own, same_kernels=False):
                 raise self._shows()
+            if followed := what_follows(self.base.laws, outcome.laws, (), 1):  # a layer behind it may hide its scale
+                raise follows_batch(followed, self.name)
             return width, outcome.output, left
         return None
 

@@ -473,7 +473,7 @@ def _padded(tensor: Tensor) -> np.ndarray[Any, Any]:
     own = contents(tensor)
     same = (ends[:, None] == ends) | ((ends != ends)[:, None] & (ends != ends))
     rows = torch.from_numpy(own < tensor.shape[1]).to(ends.device)
-    is_mask = tensor.unique().numel() <= 2  # one position of padding shows there
+    is_mask = torch.unique(tensor).numel() <= 2  # one position of padding shows there
     alike = (same.all(2) & (rows | is_mask)).sum(1)
     begun = (ends[:, None] == begins).all(2).any(1)
     is_padded = rows & ~begun & (alike >= min(2, len(tensor) - 1))
