@@ -23,6 +23,7 @@ from hushgrad.errors import DatasetError, InvalidArgumentError, ProtocolError
 from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD, Mechanism
+from hushgrad.parallel.agreement import together
 from hushgrad.parallel.messages import told_by_first
 from hushgrad.parallel.world import join_world
 from hushgrad.randomness import KeyStream
@@ -160,20 +161,21 @@ class PrivacyEngine:
                 cure="Write max_epsilon= and max_delta= for a budget at which training stops, or call "
                 "make_private_with_epsilon(target_epsilon=, target_delta=, epochs=) to have the noise chosen",
             )
-        reading, max_physical_batch_size = _accumulated(data_loader, accumulation, max_physical_batch_size)
-        mechanism = _plan(
-            reading,
-            max_grad_norm,
-            loss_reduction,
-            clipping,
-            noise_multiplier=noise_multiplier,
-            sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
-        )
-        if (max_epsilon is None) != (max_delta is None):
-            raise InvalidArgumentError(
-                "max_epsilon and max_delta are one budget, and one of them is missing", cure="Give both or neither"
+        with together(join_world(), "make_private", {}):
+            reading, max_physical_batch_size = _accumulated(data_loader, accumulation, max_physical_batch_size)
+            mechanism = _plan(
+                reading,
+                max_grad_norm,
+                loss_reduction,
+                clipping,
+                noise_multiplier=noise_multiplier,
+                sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
             )
-        budget = _budget(max_epsilon, max_delta, fully_adaptive, self._accountant)
+            if (max_epsilon is None) != (max_delta is None):
+                raise InvalidArgumentError(
+                    "max_epsilon and max_delta are one budget, and one of them is missing", cure="Give both or neither"
+                )
+            budget = _budget(max_epsilon, max_delta, fully_adaptive, self._accountant)
         return self._attach(
             module, optimizer, reading, mechanism, max_physical_batch_size, constant_shapes, phase, budget
         )
@@ -212,19 +214,20 @@ class PrivacyEngine:
 
         All other arguments are those of `make_private`.
         """
-        positive_number("target_epsilon", target_epsilon)
-        open_unit_interval("target_delta", target_delta, "Pass less than 1 / len(dataset)")
-        reading, max_physical_batch_size = _accumulated(data_loader, accumulation, max_physical_batch_size)
-        mechanism = _plan(
-            reading,
-            max_grad_norm,
-            loss_reduction,
-            clipping,
-            noise_multiplier=1.0,
-            sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
-            epochs=epochs,
-            spare_steps=spare_steps,
-        )
+        with together(join_world(), "make_private_with_epsilon", {}):
+            positive_number("target_epsilon", target_epsilon)
+            open_unit_interval("target_delta", target_delta, "Pass less than 1 / len(dataset)")
+            reading, max_physical_batch_size = _accumulated(data_loader, accumulation, max_physical_batch_size)
+            mechanism = _plan(
+                reading,
+                max_grad_norm,
+                loss_reduction,
+                clipping,
+                noise_multiplier=1.0,
+                sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
+                epochs=epochs,
+                spare_steps=spare_steps,
+            )
 
         def chosen() -> float:  # by the process that has the ledger
             before = events_before(self._ledger, phase)
@@ -233,7 +236,7 @@ class PrivacyEngine:
             )
             return calibrated.noise_multiplier
 
-        calibrated = mechanism.with_noise_multiplier(told_by_first(join_world(), chosen))
+        calibrated = mechanism.with_noise_multiplier(told_by_first(join_world(), "choice of the noise", chosen))
         return self._attach(module, optimizer, reading, calibrated, max_physical_batch_size, constant_shapes, phase)
 
     def per_example(self, criterion: nn.Module | Callable[..., Tensor]) -> PerExampleLoss:

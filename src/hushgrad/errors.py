@@ -7,6 +7,7 @@ a data value: shapes, dtypes, counts that the caller declared and names only.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Self
 
@@ -273,6 +274,9 @@ class PeerFailedError(HushgradError, RuntimeError):
 
     is_finding = False
     """Whether the other process found that earlier steps may have leaked."""
+
+    conditions: Sequence[Mapping[str, Any]] = ()
+    """What the other process took on trust and could not leave in the ledger, as notes."""
 
 
 def where_raised(error: BaseException) -> str:

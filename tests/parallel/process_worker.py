@@ -245,12 +245,15 @@ def failure(point: str, rank: int, how: str, ledger: str, released: str) -> dict
     def votes_on(what: str) -> Callable[..., bool]:
         return lambda world, at, *_: at == what
 
+    def charges(world: Any, call: str, *_: Any) -> bool:
+        return call == "charge"
+
     import hushgrad.session.spending as spending
     import hushgrad.session.update as update
 
-    watched(agreement, "_vote", "before its vote", "after its vote", votes_on("step"))
-    watched(agreement, "_vote", "", "after the draw of noise", votes_on("draw of noise"))
-    watched(spending, "told_by_first", "before the charge", "after the charge")
+    watched(agreement, "exchanged", "before its vote", "after its vote", votes_on("step"))
+    watched(agreement, "exchanged", "", "after the draw of noise", votes_on("draw of noise"))
+    watched(spending, "told_by_first", "before the charge", "after the charge", charges)
     watched(update.Update, "_noised", "before the draw of noise")
     watched(update, "add_up", "before the sums are added up", "after the sums were added up")
     add_up = update.add_up

@@ -184,13 +184,15 @@ class PrivateTraining:
             self._receipt = read_receipt(folder)
             if self.session is None:
                 receipt = self._receipt  # looked at before the Trainer loads any weight, by who has the ledger
-                told_by_first(join_world(), lambda: receipt.steps_of(self._ledger))
+                told_by_first(join_world(), "look at the ledger", lambda: receipt.steps_of(self._ledger))
             else:
                 self.lost_steps = self.session.load_state_dict(self._receipt.as_state())
             resume_from_checkpoint = str(folder)
         elif self.session is None:
             is_own = self.privacy.ledger is None
-            told_by_first(join_world(), lambda: require_unused(self._ledger, is_own_folder=is_own))
+            told_by_first(
+                join_world(), "look at the ledger", lambda: require_unused(self._ledger, is_own_folder=is_own)
+            )
         stop_clocks(self.callback_handler.callbacks, self.args.output_dir)  # type: ignore[attr-defined]
         return super().train(resume_from_checkpoint, *positional, **named)  # type: ignore[misc]
 

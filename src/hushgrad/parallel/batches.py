@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 
+from hushgrad.errors import UnsupportedSamplerError
 from hushgrad.parallel.messages import told_by_first
 from hushgrad.parallel.world import World
 
@@ -19,4 +20,13 @@ class BatchesOfFirst:
         if self._world.is_alone:
             yield from self._batches
             return
-        yield from told_by_first(self._world, lambda: [list(map(operator.index, batch)) for batch in self._batches])
+        yield from told_by_first(self._world, "batches of a pass", lambda: list(map(_whole, self._batches)))
+
+
+def _whole(batch: Sequence[int]) -> list[int]:
+    try:
+        return list(map(operator.index, batch))
+    except TypeError:
+        raise UnsupportedSamplerError(
+            "a batch of the sampler must be a sequence of whole numbers", cure="Give indices into the dataset"
+        ) from None

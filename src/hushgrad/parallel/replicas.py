@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 EVERY = 100
-"""Replicas are compared before the first step, and each time so many steps were taken."""
+"""Replicas are compared as wholes before the first step, and each time so many steps were taken."""
+
+SAMPLE = 4096
+"""In every other step so many values of one parameter are, another one each time."""
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
     """Return a digest of the values of tensors, in their order; equal values on any device have the same one."""
     state = hashlib.sha256()
     for value in tensors:
-        flat = value.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
+        flat = value.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).cpu()
         state.update(flat.numpy().data)
     return state.hexdigest()
 
 
-def options_of(optimizer: Optimizer) -> list[dict[str, float]]:
-    """Return the numbers among the options of an optimizer's groups: learning rates, momenta and the like."""
+def options_of(optimizer: Optimizer) -> list[dict[str, str]]:
+    """Return the options of an optimizer's groups that it was made with: learning rates, momenta and the like."""
     return [
-        {
-            name: float(value)
-            for name, value in group.items()
-            if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
-        }
+        {name: _text(group[name]) for name in sorted(optimizer.defaults) if name in group}
         for group in optimizer.param_groups
     ]
+
+
+def _text(value: object) -> str:
+    return repr(value.tolist()) if isinstance(value, Tensor) else repr(value)
+
+
+def state_digest(optimizer: Optimizer) -> str:
+    """Return a digest of the tensors in an optimizer's state, in the order of its parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states = [optimizer.state.get(parameter, {}) for parameter in parameters]
+    return digest(state[name] for state in states for name in sorted(state) if isinstance(state[name], Tensor))
+
+
+def groups_of(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> list[list[str]]:
+    """Return the names of the parameters in each group, in their order."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    return [[names.get(id(parameter), "") for parameter in group["params"]] for group in optimizer.param_groups]

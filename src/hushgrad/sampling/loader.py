@@ -104,7 +104,7 @@ class PrivateLoader:
         """
         self.dataset = dataset
         self.sampling = require_scheme(sampling)
-        cutting = _cutting(self.sampling, max_physical_batch_size, constant_shapes)
+        cutting = _cutting(self.sampling, max_physical_batch_size, constant_shapes, share)
         self.max_physical_batch_size, self.constant_shapes = cutting.max_rows, cutting.constant_rows
         self._count = dataset_length(dataset)
         self._steps_per_pass = whole_number("steps_per_pass", steps_per_pass, minimum=1)
@@ -375,8 +375,10 @@ def _require_new(indices: tuple[int, ...], seen: NDArray[np.bool_]) -> None:
     seen[chosen] = True
 
 
-def _cutting(sampling: SamplingScheme, max_physical_batch_size: int | None, constant_shapes: bool) -> Cutting:
-    """Return how logical batches are cut, from checked arguments."""
+def _cutting(
+    sampling: SamplingScheme, max_physical_batch_size: int | None, constant_shapes: bool, share: Share
+) -> Cutting:
+    """Return how one process's share of the logical batches is cut, from checked arguments."""
     rows = max_physical_batch_size
     if rows is not None:
         rows = whole_number("max_physical_batch_size", rows, minimum=1)
@@ -390,7 +392,7 @@ def _cutting(sampling: SamplingScheme, max_physical_batch_size: int | None, cons
         return Cutting(rows)
     most = sampling.largest_batch
     if most is not None:
-        most = whole_number("largest_batch", most, minimum=1)
+        most = -(-whole_number("largest_batch", most, minimum=1) // share.of)
         rows = rows or most
         return Cutting(rows, True, -(-most // rows))
     if rows is None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hushgrad.capture.uses import UsePool
-from hushgrad.errors import HushgradError, LossShapeError, ProtocolError
+from hushgrad.errors import BatchStructureError, HushgradError, LossShapeError, PeerFailedError, ProtocolError
 from hushgrad.guards.probing.widths import Drawn
+from hushgrad.parallel.messages import tell_failure
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.session.loop import Loop
 from hushgrad.session.open_batch import OpenBatch
@@ -120,6 +122,17 @@ class ObservedLoop(Loop):
         self._order.lose()
         if batch.first:  # a later item's is open, and `discard` counts it
             self._parts.spending.discard()
+        self._tell_of_the_lost()
+
+    def _tell_of_the_lost(self) -> None:
+        """Tell the other processes, which wait for this item, and leave with the first one that a batch is dropped."""
+        notes = [condition.as_note() for condition in self._parts.spending.untold([])]
+        error = BatchStructureError(
+            "records of its batch could not be read or collated",
+            cure="Let the dataset return a constant record where one cannot be read, and mend collate_fn",
+        )
+        with suppress(PeerFailedError):  # what could not be read is raised
+            tell_failure(self._parts.world, error, conditions=notes)
 
     # What the training loop does -------------------------------------------------------------------------------------
 

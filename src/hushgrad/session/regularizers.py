@@ -57,6 +57,11 @@ class Regularizers:
         """A batch is handed out: what is declared from here on may hold its values."""
         self._is_late = True
 
+    @property
+    def weights(self) -> list[float]:
+        """The weights of the declared terms, in their order."""
+        return [term.weight for term in self._terms]
+
     def declare(self, function: Term, weight: float) -> None:
         """Write a term down, to be run in each update; see `Session.regularizer`."""
         factor = positive_number("weight", weight)

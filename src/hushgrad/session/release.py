@@ -12,7 +12,7 @@ from typing import Any
 from hushgrad.accounting.conditions import NEVER_EXAMINED, VALUES_READ, Condition
 from hushgrad.errors import LedgerError, NoiseMismatchError, TakenOnTrustError
 from hushgrad.parallel.agreement import conditions_of_all, together
-from hushgrad.parallel.replicas import EVERY, digest
+from hushgrad.parallel.replicas import EVERY, SAMPLE, digest
 from hushgrad.session.parts import Parts
 
 NOISE, SENSITIVITY = "noise monitor", "sensitivity monitor"
@@ -35,7 +35,7 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
             _require_established(parts)
             mechanism = spending.current()
             terms = parts.regularizers.gradients()
-        conditions = conditions_of_all(parts.world, spending.unknown(trusted()))
+        conditions = conditions_of_all(parts.world, spending.untold(trusted()))
 
         def notes() -> None:
             spending.note(NOISE, update.monitor.finding_due())
@@ -43,7 +43,8 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
 
         spending.charge(loader_pass, notes)
         if not parts.world.is_first:
-            notes()
+            spending.trust(conditions)
+        spending.all_were_told()
     except BaseException:
         update.drop()
         raise
@@ -70,9 +71,12 @@ def _state_of(parts: Parts) -> dict[str, Any]:
     world, steps = parts.world, parts.spending.steps
     if world.is_alone:
         return {}
-    state: dict[str, Any] = {"number of steps": steps}
+    state: dict[str, Any] = {"number of steps": steps, "regularizers": parts.regularizers.weights}
     if steps % EVERY == 0:
         state["values of the weights"] = digest(parts.parameters.values())
+    else:  # one of them in each step, so that most differences show soon
+        name = list(parts.parameters)[steps % len(parts.parameters)]
+        state[f"values of {name}"] = digest([parts.parameters[name].detach().reshape(-1)[:SAMPLE]])
     return state
 
 

@@ -22,6 +22,7 @@ from hushgrad.accounting.conditions import (
     ROUNDED_TOGETHER,
     STREAM,
     Condition,
+    from_note,
     third_party,
 )
 from hushgrad.accounting.events.event import Event
@@ -37,8 +38,8 @@ from hushgrad.guards.probing.probe import ProbeReport
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import Mechanism
 from hushgrad.parallel.agreement import require_agreement, together
-from hushgrad.parallel.messages import told_by_first
-from hushgrad.parallel.replicas import options_of
+from hushgrad.parallel.messages import tell_failure, told_by_first
+from hushgrad.parallel.replicas import digest, options_of, state_digest
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.stream import StreamLoader
@@ -67,6 +68,7 @@ class Session:
         self._loop: Loop = DeclaredLoop(self._parts)
         self._closed = False
         self._finding: HushgradError | None = None
+        self._is_in_all = False
         self._at_checkpoint = threading.Lock()
         self._hooks = StepHooks(
             optimizer,
@@ -372,6 +374,7 @@ class Session:
         with self._between_steps("write a checkpoint"):
             told_by_first(
                 self._parts.world,
+                "writing of a checkpoint",
                 lambda: save(path, self._parts.spending.receipt, self._model, self._optimizer, schedulers, extra),
             )
 
@@ -397,6 +400,11 @@ class Session:
             with together(world, "loading of a checkpoint", {"lost steps": lost}):
                 checkpoint.load(self._model, self._optimizer, schedulers)
                 self._parts.left_alone.restored()
+            if not world.is_alone:
+                weights, state = digest(self._parts.parameters.values()), state_digest(self._optimizer)
+                require_agreement(
+                    world, {"checkpoint: values of the weights": weights, "state of the optimizer": state}
+                )
         return Resumed(checkpoint.receipt.steps, lost, checkpoint.extra)
 
     @contextmanager
@@ -549,12 +557,33 @@ class Session:
             "options of the optimizer": options_of(self._optimizer),
         }
         try:
-            with together(world, what, facts, is_finding=lambda error: error is self._finding):
+            self._is_in_all = True
+            with together(world, what, facts, more_of=self._told_with):
                 yield
         except PeerFailedError as error:
-            if error.is_finding:
-                self._found(error)
+            self._heard(error)
             raise
+        finally:
+            self._is_in_all = False
+
+    def _told_with(self, error: Exception) -> dict[str, Any]:
+        """Return what the other processes have to know beside an error of this one's."""
+        notes = [condition.as_note() for condition in self._parts.spending.untold([])]
+        return {"is_finding": error is self._finding, "conditions": notes}
+
+    def _heard(self, error: PeerFailedError) -> None:
+        """Leave in this process's account what another one found before it failed."""
+        found = (from_note(note) for note in error.conditions)
+        with suppress(LedgerError):
+            self._parts.spending.trust(condition for condition in found if condition is not None)
+        if error.is_finding:
+            self._parts.spending.not_established(error)
+        self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """Tell the other processes, wherever they are, that this one goes no further with its item."""
+        if not (self._parts.world.is_alone or self._is_in_all or isinstance(error, PeerFailedError)):
+            tell_failure(self._parts.world, error, **self._told_with(error))
 
     def _finish_step(self) -> None:
         self._parts.update.clear()

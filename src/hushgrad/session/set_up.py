@@ -34,7 +34,7 @@ from hushgrad.mechanism import known as noise_kinds
 from hushgrad.parallel.agreement import require_agreement, together
 from hushgrad.parallel.layout import inner_module, require_layout
 from hushgrad.parallel.messages import agreed_stream
-from hushgrad.parallel.replicas import digest, options_of
+from hushgrad.parallel.replicas import digest, groups_of, options_of, state_digest
 from hushgrad.parallel.world import ALONE, World
 from hushgrad.printable import full_name
 from hushgrad.randomness import Address, KeyStream
@@ -136,6 +136,7 @@ def set_up(
             )
         own = parts.draws
         parts = replace(parts, draws=agreed_stream(world, own))
+        parts.spending.hear()
         require_agreement(world, _facts(parts, inner, optimizer, own, lease, phase, budget))
     except BaseException:
         if parts is not None:
@@ -155,6 +156,23 @@ def _require_divisible(mechanism: Mechanism, world: World) -> None:
         )
 
 
+def _described(mechanism: Mechanism) -> list[Any]:
+    """Return what of a mechanism decides what a step does and costs; a repr may hold addresses."""
+    kinds = [full_name(type(part)) for part in (mechanism, mechanism.noise, mechanism.clipping, mechanism.sampling)]
+    schedules = [mechanism.noise_schedule, mechanism.clip_schedule]
+    return [
+        *kinds,
+        mechanism.clipping.describe(),
+        mechanism.sampling.describe(),
+        mechanism.noise_multiplier,
+        mechanism.sensitivity,
+        mechanism.divisor,
+        mechanism.steps,
+        mechanism.passes,
+        *(None if factors is None else list(factors) for factors in schedules),
+    ]
+
+
 def _facts(
     parts: Parts,
     model: nn.Module,
@@ -171,11 +189,14 @@ def _facts(
     return {
         "version of hushgrad": __version__,
         "version of torch": torch.__version__,
-        "mechanism": repr(parts.mechanism),
+        "mechanism": _described(parts.mechanism),
         "parameters": names,
-        "values of the weights": digest([*model.parameters(), *model.buffers()]),
+        "values of the weights": digest(model.parameters()),
+        "values of the buffers": digest(model.buffers()),
         "optimizer": full_name(type(optimizer)),
         "options of the optimizer": options_of(optimizer),
+        "groups of the optimizer": groups_of(optimizer, parts.parameters),
+        "state of the optimizer": state_digest(optimizer),
         "budget": repr(budget),
         "lease": lease,
         "phase": phase,

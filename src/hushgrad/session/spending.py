@@ -31,7 +31,7 @@ from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.accounting.ledger.phases import phase_name, split
 from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.accounting.ledger.records import LedgerHead
-from hushgrad.accounting.ledger.view import read_ledger
+from hushgrad.accounting.ledger.view import LedgerView, read_ledger, view_of
 from hushgrad.arguments import whole_number
 from hushgrad.errors import (
     BudgetExhaustedError,
@@ -94,6 +94,8 @@ class Spending:
         """Whether there is a file, which the first process of the world writes."""
         self._path = None if path is None or not world.is_first else ledger_path(path)
         self._told: _Told | None = None
+        self._before: bytes | None = None  # what the first process's file holds, in the others
+        self._untold: list[Condition] = []  # what the other processes have not been told
         self._budget = budget if isinstance(budget, Budget) else None
         self._filter = budget if isinstance(budget, PrivacyFilter) else None
         self._lease = whole_number("lease", lease, minimum=1)
@@ -107,6 +109,25 @@ class Spending:
         require_established(events_at(self._path))
         self.uncounted = 0
         """How many steps the same model took in earlier sessions of this process that this ledger does not hold."""
+
+    def hear(self) -> None:
+        """Learn in the other processes what the first one's file holds; all of them call it, once."""
+        path = self._path
+
+        def kept() -> str | None:
+            exists = not self._world.is_alone and path is not None and os.path.lexists(path)
+            return path.read_text(encoding="utf-8") if exists and path is not None else None
+
+        text = told_by_first(self._world, "look at the ledger", kept)
+        self._before = text.encode() if text is not None and not self._world.is_first else None
+
+    def _view(self) -> LedgerView | None:
+        """Return what is kept of earlier sessions, while the ledger is not open; None where there is nothing."""
+        if self._before is not None:
+            return view_of(self._before)
+        if self._path is None or not os.path.lexists(self._path):
+            return None
+        return read_ledger(self._path)
 
     @property
     def is_open(self) -> bool:
@@ -157,21 +178,16 @@ class Spending:
 
         def open_first() -> dict[str, Any]:
             nonlocal ledger
-            earlier = None
-            if not self._world.is_alone and self._path is not None and os.path.lexists(self._path):
-                earlier = self._path.read_text(encoding="utf-8")
             ledger = Ledger(self._path, contract=contract, phase=self._phase, rule=rule)
             besides = [] if self._path is None or ledger.is_watched else [NOT_WATCHED]
-            return {**_Told.of(ledger).as_message(), "earlier": earlier, "besides": [c.as_note() for c in besides]}
+            return {**_Told.of(ledger).as_message(), "besides": [c.as_note() for c in besides]}
 
-        said = told_by_first(self._world, open_first)
+        said = told_by_first(self._world, "opening of the ledger", open_first)
         if ledger is not None:
             return ledger
         self._told = _Told.from_message(said)
         self._trusted += [found for note in said["besides"] if (found := from_note(note)) is not None]
-        earlier = said["earlier"]
-        kept = None if earlier is None else earlier.encode()
-        return Ledger(contract=contract, phase=self._phase, rule=rule, earlier=kept)
+        return Ledger(contract=contract, phase=self._phase, rule=rule, earlier=self._before)
 
     def _limit(self, ledger: Ledger) -> None:
         """Set how many steps or passes are planned and fit, those that the ledger holds of this plan included."""
@@ -274,7 +290,7 @@ class Spending:
             assert self._ledger is not None
             return _Told.of(self._ledger).as_message()
 
-        said = told_by_first(self._world, charge_first)
+        said = told_by_first(self._world, "charge", charge_first)
         if not self._world.is_first:
             self._charge(loader_pass)
             self._told = _Told.from_message(said)
@@ -307,12 +323,12 @@ class Spending:
         if self._ledger is not None:
             told = self._told or _Told.of(self._ledger)
             return Receipt(told.run, self._ledger.steps, told.anchor, self.is_kept)
-        if self._path is None or not os.path.lexists(self._path):
+        view = self._view()
+        if view is None:
             raise ProtocolError(
                 "there is no ledger yet: it is begun when it is known how batches are drawn",
                 cure="Ask for it once the session has a loader, or after its first backward",
             )
-        view = read_ledger(self._path)
         return Receipt(view.run, view.steps, view.anchor, True)
 
     def lost_since(self, receipt: Receipt) -> int:
@@ -323,7 +339,7 @@ class Spending:
         Raises:
             LedgerError: this ledger is another one, or lacks what the receipt says, or none was kept.
         """
-        return told_by_first(self._world, lambda: self._lost_since(receipt))
+        return told_by_first(self._world, "look at a receipt", lambda: self._lost_since(receipt))
 
     def _lost_since(self, receipt: Receipt) -> int:
         if self._path is None and self._ledger is not None and self._ledger.run == receipt.run:
@@ -342,7 +358,10 @@ class Spending:
     def events(self) -> list[tuple[Event, int]]:
         """Return what was charged, in order, as `(event, count)`."""
         # A ledger that is about to be continued has been spent from already.
-        return events_at(self._path) if self._ledger is None else self._ledger.events()
+        if self._ledger is not None:
+            return self._ledger.events()
+        view = self._view()
+        return [] if view is None else view.events
 
     def epsilon(self, delta: float, accountant: str) -> float:
         """Return ε at `delta` for everything that was charged."""
@@ -361,8 +380,7 @@ class Spending:
     def _charged(self) -> tuple[Composition, Contract, tuple[Condition, ...]]:
         if self._ledger is not None:
             return self._ledger.events(), self._ledger.contract, self._ledger.conditions
-        if self._path is not None and os.path.lexists(self._path):
-            earlier = read_ledger(self._path)
+        if (earlier := self._view()) is not None:
             return earlier.events, earlier.contract, earlier.conditions
         return [], self._contract(DECLARED, None), ()
 
@@ -381,13 +399,26 @@ class Spending:
 
         Raises `LedgerError` where it could not be made durable.
         """
-        self._trusted += self.unknown(conditions)
+        new = self.unknown(conditions)
+        self._trusted += new
+        if not self._world.is_alone:
+            self._untold += new
         while self._trusted and self._ledger is not None and self._ledger.is_open:
             self._ledger.note(NOTED_AS, self._trusted.pop(0).as_note())
+
+    def untold(self, conditions: Iterable[Condition]) -> list[Condition]:
+        """Return what the other processes have to be told, with `conditions` as far as the ledger lacks them."""
+        return list(dict.fromkeys([*self._untold, *self.unknown(conditions)]))
+
+    def all_were_told(self) -> None:
+        """All processes know what this one has taken on trust so far."""
+        self._untold = []
 
     def discard(self) -> None:
         """Take note that a logical batch was drawn and dropped before its release."""
         self._trusted.append(discarded(1))
+        if not self._world.is_alone:
+            self._untold.append(discarded(1))
         with suppress(LedgerError):  # it is told by this object, also where the disk does not hold it
             self.trust([])
 

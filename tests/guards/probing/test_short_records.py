@@ -1,4 +1,4 @@
-"""Padding that only some records have is seen, however many longest ones there are and whatever comes beside the ids."""
+"""Padding that only some records have is seen, however many longest ones there are and whatever comes beside."""
 
 from __future__ import annotations
 
