@@ -334,6 +334,64 @@ def finding(ledger: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+class Unreadable(TensorDataset):
+    """Records that one process cannot read, from its third step on."""
+
+    taken = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        if RANK == 1 and self.taken == 2:
+            raise OSError("0.123456")
+        return super().__getitem__(index)
+
+
+def lost(ledger: str) -> dict[str, Any]:
+    """A record that one process cannot read ends its batch in all, and the account says that it was dropped."""
+    dataset = Unreadable(*data_of("MLP"))
+    run = Run(sigma=1.0, rows=None, ledger=ledger, data_loader=DataLoader(dataset, batch_size=B))
+    try:
+        for _ in range(5):
+            run.train(1)
+            dataset.taken += 1
+    except OSError:
+        return {"error": "OSError", "text": ""}
+    except HushgradError as raised:
+        return {"error": type(raised).__name__, "text": str(raised)}
+    return {"error": None, "text": ""}
+
+
+def found_in_the_loss(ledger: str) -> dict[str, Any]:
+    """In one process the losses of records begin to depend on each other, which their graph shows at once."""
+    run = Run(sigma=1.0, rows=None, ledger=ledger)
+    run.train(3)
+    error = None
+    try:
+        for x, y in run.loader:
+            run.optimizer.zero_grad()
+            losses = nn.functional.cross_entropy(run.run(x), y, reduction="none")
+            run.engine.session.backward(losses + losses.flip(0) if RANK == 1 else losses)
+            run.optimizer.step()
+    except HushgradError as raised:
+        error = raised
+    return {
+        "error": type(error).__name__, "text": str(error), "epsilon": str(run.engine.get_epsilon(1e-5)),
+        "steps": run.engine.session.steps,
+    }  # fmt: skip
+
+
+def other_calls(checkpoint: str) -> dict[str, Any]:
+    """The first process alone writes a checkpoint."""
+    run = Run(sigma=1.0)
+    run.train(1)
+    try:
+        if RANK == 0:
+            run.engine.save_checkpoint(checkpoint)
+        run.train(1)
+    except HushgradError as raised:
+        return {"error": type(raised).__name__, "text": str(raised)}
+    return {"error": None, "text": ""}
+
+
 def disjoint() -> dict[str, Any]:
     """The loader's own batches: those of the first process, whatever the others' samplers draw."""
     torch.manual_seed(RANK)

@@ -11,6 +11,8 @@ from parallel_models import MODELS
 
 from hushgrad.accounting import read_ledger
 from hushgrad.accounting.composition import require_established
+from hushgrad.accounting.conditions import discarded
+from hushgrad.accounting.ledger.view import conditions_of
 from hushgrad.errors import NotEstablishedError
 
 Processes = Callable[..., list[Any]]
@@ -145,6 +147,39 @@ def test_what_is_found_in_one_process_ends_the_account_of_all(in_processes: Proc
     assert first["epsilon"] == second["epsilon"] == "inf"
     with pytest.raises(NotEstablishedError):
         require_established(read_ledger(ledger).events)
+
+
+def test_what_is_found_in_the_losses_of_one_process_ends_the_account_of_all(
+    in_processes: Processes, tmp_path: Path
+) -> None:
+    """Also outside of optimizer.step(), where the others wait at another call."""
+    ledger = tmp_path / "ledger"
+    first, second = told(in_processes(2, "found_in_the_loss", ledger=str(ledger)))
+    assert second["error"] == "CrossSampleLeakError"
+    assert first["error"] == "PeerFailedError"
+    assert "the process of rank 1: it raised CrossSampleLeakError" in first["text"]
+    assert first["epsilon"] == second["epsilon"] == "inf"
+    with pytest.raises(NotEstablishedError):
+        require_established(read_ledger(ledger).events)
+
+
+def test_a_batch_that_one_process_cannot_read_is_told_in_the_ledger(in_processes: Processes, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger"
+    first, second = told(in_processes(2, "lost", ledger=str(ledger)))
+    assert second["error"] == "OSError"
+    assert first["error"] == "PeerFailedError"
+    assert "the process of rank 1" in first["text"]
+    assert "0.123456" not in first["text"]
+    view = read_ledger(ledger)
+    assert view.steps == 2
+    assert any(condition.name == discarded(1).name for condition in conditions_of(view.notes))
+
+
+def test_processes_at_different_calls_say_which_they_are(in_processes: Processes, tmp_path: Path) -> None:
+    """Guarantee: processes that come to different calls are told apart at once, and none waits for the others."""
+    for found in told(in_processes(2, "other_calls", checkpoint=str(tmp_path / "checkpoint"))):
+        assert found["error"] == "DesyncError"
+        assert "rank 1 came to the step, and rank 0 to the writing of a checkpoint" in found["text"]
 
 
 def test_what_is_not_supported_is_refused_with_the_cure(in_processes: Processes) -> None:

@@ -578,7 +578,6 @@ class Session:
             self._parts.spending.trust(condition for condition in found if condition is not None)
         if error.is_finding:
             self._parts.spending.not_established(error)
-        self._failed(error)
 
     def _failed(self, error: Exception) -> None:
         """Tell the other processes, wherever they are, that this one goes no further with its item."""
@@ -640,3 +639,4 @@ class Session:
         if self._parts.spending.steps:
             self._parts.members.not_established()
         self._parts.spending.not_established(error)
+        self._failed(error)
