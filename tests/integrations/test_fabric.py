@@ -199,7 +199,7 @@ def test_a_state_of_another_ledger_or_of_none_is_refused_before_a_weight_is_load
 
 @pytest.mark.parametrize("spoil", ["a key", "a shape", "a model", "an optimizer", "a scheduler"])
 def test_a_state_that_does_not_fit_is_refused_and_nothing_is_changed(spoil: str, tmp_path: Path) -> None:
-    """Guarantee: a file that lacks a part of `state`, or holds another model's, is refused before anything is loaded."""
+    """Guarantee: a file that lacks a part of `state`, or holds another's, is refused before anything is loaded."""
     privacy = Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.0, ledger=tmp_path / "ledger")
     first = Run(privacy)
     first.train(1)
