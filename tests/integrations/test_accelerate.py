@@ -144,6 +144,19 @@ def test_the_states_of_generators_in_a_saved_state_do_not_show_how_much_was_draw
     assert [one["step"] for one in saved] == [0, 0]
 
 
+def test_a_saved_state_does_not_show_how_many_items_were_accumulated(tmp_path: Path) -> None:
+    """Guarantee: with `accelerator.accumulate` around items, its count is no part of the state."""
+    run = Run(Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.0, test_key=1))
+    for item in next(iter(run.batches)):
+        with run.accelerator.accumulate(run.prepared_model):
+            run.session.backward(losses_of(run.prepared_model, item))
+            run.session.end_item()
+    run.prepared_optimizer.step()
+    run.accelerator.save_state(str(tmp_path / "state"))
+    saved = torch.load(tmp_path / "state" / "random_states_0.pkl", weights_only=False)
+    assert saved["step"] == 0
+
+
 def test_a_state_of_another_ledger_or_of_none_is_refused_before_a_weight_is_loaded(tmp_path: Path) -> None:
     first = Run(Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.0, ledger=tmp_path / "a"))
     first.train(1)

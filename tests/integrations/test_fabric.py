@@ -197,6 +197,39 @@ def test_a_state_of_another_ledger_or_of_none_is_refused_before_a_weight_is_load
         save(again.fabric, tmp_path / "x", {"hushgrad": 1}, again.session)
 
 
+@pytest.mark.parametrize("spoil", ["a key", "a shape", "a model", "an optimizer", "a scheduler"])
+def test_a_state_that_does_not_fit_is_refused_and_nothing_is_changed(spoil: str, tmp_path: Path) -> None:
+    """Guarantee: a file that lacks a part of `state`, or holds another's, is refused before anything is loaded."""
+    privacy = Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.0, ledger=tmp_path / "ledger")
+    first = Run(privacy)
+    first.train(1)
+    state = dict(first.state)
+    if spoil == "a key":
+        state["net"] = state.pop("model")
+    elif spoil == "an optimizer":
+        state["optimizer"] = {"state": {}, "param_groups": [{"params": [0]}]}
+    elif spoil == "a scheduler":
+        state["scheduler"] = 3
+    else:
+        stored = weights(first.model)
+        last = list(stored)[-1]  # all the others fit
+        value = stored.pop(last)
+        stored[last if spoil == "a shape" else "other"] = torch.cat([value, value])
+        state["model"] = stored
+    save(first.fabric, tmp_path / "state", state, first.session)
+    first.session.close()
+    again = Run(privacy)
+    before, rate = weights(again.model), again.optimizer.param_groups[0]["lr"]
+    with pytest.raises(CheckpointError) as caught:
+        load(again.fabric, tmp_path / "state", again.state, again.session)
+    assert caught.value.cure
+    assert is_as(again.model, before)
+    assert again.scheduler.last_epoch == 0
+    assert again.optimizer.param_groups[0]["lr"] == rate
+    save(again.fabric, tmp_path / "state", again.state, again.session)
+    assert load(again.fabric, tmp_path / "state", again.state, again.session) == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "cure"),
     [

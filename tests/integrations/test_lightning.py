@@ -135,11 +135,18 @@ class Logging(Small):
         return self.privacy.loss(losses)
 
 
-def test_a_metric_that_training_step_logs_is_refused_before_anything_is_charged(tmp_path: Path) -> None:
-    """Guarantee: a metric that `training_step` logs at each step, and `may_log` does not name, is refused before
-    anything is charged."""
+class ForTheEpoch(Logging):
+    how: ClassVar[dict[str, Any]] = {"on_step": False, "on_epoch": True}
+
+
+@pytest.mark.parametrize("kind", [Logging, ForTheEpoch])
+def test_a_metric_that_training_step_logs_is_refused_before_anything_is_charged(
+    kind: type[Logging], tmp_path: Path
+) -> None:
+    """Guarantee: a metric that `training_step` logs, and `may_log` does not name, is refused before anything is
+    charged."""
     callback = PrivateTraining(NOISY)
-    module = Logging(callback)
+    module = kind(callback)
     before = weights_of(module)
     with pytest.raises(ProtocolError, match="'train_loss'") as caught:
         trainer(tmp_path, callback, logger=CSVLogger(tmp_path), log_every_n_steps=1).fit(
@@ -152,13 +159,90 @@ def test_a_metric_that_training_step_logs_is_refused_before_anything_is_charged(
     assert not list(tmp_path.rglob("metrics.csv"))
 
 
-def test_one_that_is_logged_for_the_epoch_alone_is_refused_at_its_end(tmp_path: Path) -> None:
-    class ForTheEpoch(Logging):
-        how: ClassVar[dict[str, Any]] = {"on_step": False, "on_epoch": True}
+class SharedName(Small):
+    """Evaluation logs under this name, too."""
 
-    with pytest.raises(ProtocolError, match="'train_loss'"):
-        fit_small(tmp_path, kind=ForTheEpoch, logger=CSVLogger(tmp_path), log_every_n_steps=1)
-    assert all("train_loss" not in row for row in written(tmp_path))
+    def training_step(self, batch: Any) -> Any:
+        losses = self.losses(batch)
+        if self.current_epoch:
+            self.log("val_loss", losses.mean(), on_step=self.on_step, on_epoch=not self.on_step)
+        return self.privacy.loss(losses)
+
+    on_step = True
+
+
+class SharedNameForTheEpoch(SharedName):
+    on_step = False
+
+
+class OurName(Small):
+    def training_step(self, batch: Any) -> Any:
+        losses = self.losses(batch)
+        if self.current_epoch:
+            self.log("epsilon", losses.mean())
+        return self.privacy.loss(losses)
+
+
+class AtTheLastBatch(Small):
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.current_epoch and self.trainer.is_last_batch:
+            self.log("val_loss", float(len(batch[0])))
+
+
+class AtTheLastEnd(Small):
+    def on_train_epoch_end(self) -> None:
+        if self.current_epoch:
+            self.log("val_loss", float(len(self.rates)))
+
+
+class ByACallback(Callback):
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch:
+            self.log("val_loss", float(len(pl_module.rates)))
+
+
+@pytest.mark.parametrize(
+    "kind", [SharedName, SharedNameForTheEpoch, OurName, AtTheLastBatch, AtTheLastEnd, ByACallback]
+)
+def test_what_is_logged_while_training_is_refused_before_it_is_written_by_any_hook_and_under_any_name(
+    kind: type[Any], tmp_path: Path
+) -> None:
+    """Guarantee: what is logged while training, by any hook and under any name that was not let through, is refused
+    before it is written or a callback sees it."""
+    callbacks, module = ([kind()], Small) if issubclass(kind, Callback) else ([], kind)
+    name = "epsilon" if kind is OurName else "val_loss"
+    with pytest.raises(ProtocolError, match=f"'{name}' is logged while training"):
+        fit_small(tmp_path, kind=module, logger=CSVLogger(tmp_path), log_every_n_steps=1, callbacks=callbacks)
+    assert sum(bool(row["val_loss"]) for row in written(tmp_path)) <= 2  # those of evaluation, one for each epoch
+    assert all((bool(row["epsilon"]), bool(row["val_loss"])) != (True, True) for row in written(tmp_path))
+
+
+def test_what_callbacks_are_given_as_the_loss_of_a_step_tells_nothing_of_it(tmp_path: Path) -> None:
+    """The update is the same: `test_the_update_is_the_sum_of_clipped_gradients_of_one_example_at_a_time`."""
+    seen: list[float] = []
+
+    class Told(Callback):
+        def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
+            seen.append(loss.item())
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+            seen.append(outputs["loss"].item())
+
+    class Overflows(Small):
+        def training_step(self, batch: Any) -> Any:
+            losses = self.losses(batch)
+            return self.privacy.loss(losses + torch.where(losses.detach() > 1.1, float("inf"), 0.0))
+
+    for kind in (Small, Overflows):
+        _, _, callback = fit_small(tmp_path / kind.__name__, kind=kind, callbacks=[Told()])
+        assert names_of(callback) == {"fixed key"}
+    assert len(seen) > 4 * STEPS  # a logical batch has several items
+    assert set(seen) == {0.0}
+
+
+def test_after_training_the_loop_has_its_own_log_again(tmp_path: Path) -> None:
+    _, run, _ = fit_small(tmp_path, max_steps=1)
+    assert "log" not in vars(run.fit_loop.epoch_loop._results)
 
 
 def test_a_metric_that_was_asked_for_is_logged_and_told(tmp_path: Path) -> None:
@@ -236,8 +320,7 @@ HOOKS = {
     "on_before_backward": ["trainer", "pl_module", "loss"],
     "on_before_optimizer_step": ["trainer", "pl_module", "optimizer"],
     "on_train_batch_end": ["trainer", "pl_module", "outputs", "batch", "batch_idx"],
-    "on_train_epoch_end": ["trainer", "pl_module"],
-    "on_validation_end": ["trainer", "pl_module"],
+    "teardown": ["trainer", "pl_module", "stage"],
     "on_exception": ["trainer", "pl_module", "exception"],
     "state_dict": [],
 }
@@ -261,8 +344,8 @@ def test_no_other_hook_is_overridden_and_what_is_called_is_still_there() -> None
     assert "convert_input" in vars(L.pytorch.plugins.Precision) or hasattr(L.pytorch.plugins.Precision, "convert_input")
     assert issubclass(SingleDeviceStrategy, Strategy)
     for name in (
-        "estimated_stepping_batches", "train_dataloader", "callback_metrics", "ckpt_path", "precision", "world_size",
-        "global_step", "sanity_checking", "lr_scheduler_configs", "loggers", "optimizers", "precision_plugin",
+        "estimated_stepping_batches", "train_dataloader", "ckpt_path", "precision", "world_size", "global_step",
+        "lr_scheduler_configs", "loggers", "optimizers", "precision_plugin",
     ):  # fmt: skip
         assert isinstance(inspect.getattr_static(L.Trainer, name), property), name
 

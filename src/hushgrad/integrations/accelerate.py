@@ -55,7 +55,8 @@ def prepare(
     `accelerator.save_state` and `load_state` keep and check the session's receipt; `load_state` refuses a state whose
     steps the ledger does not hold before it loads a weight, which takes a ledger path (`Privacy(ledger=...)`).
     `save_state` seeds the random generators of torch, NumPy and Python anew, because it writes their states, which show
-    how many numbers were drawn for dropout, and so how many records a step held.
+    how many numbers were drawn for dropout, and so how many records a step held. For the same reason it writes 0 for
+    `accelerator.step`.
 
     Args:
         accelerator: of one process or several (DistributedDataParallel), without fp16 and without gradient
@@ -89,6 +90,7 @@ def prepare(
 
     def before_saving(models: Any, weights: Any, folder: str) -> None:
         begin_generators_anew()  # Accelerate writes their states next
+        accelerator.step = 0  # and how often accelerator.accumulate was entered, which may be the number of items
         if accelerator.is_main_process:
             write_receipt(Path(folder), session)
 

@@ -21,6 +21,7 @@ print(session.guarantee(delta=1e-5))
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -31,6 +32,7 @@ from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import WIDE_ENOUGH, refuse
 from hushgrad.integrations.own_loop import Batches, attach, plan
 from hushgrad.privacy import Privacy
+from hushgrad.session.checkpoint import Stateful, has_groups, load_holders, require_same_groups, require_same_model
 from hushgrad.session.session import Session
 
 with needs_extra("lightning", "hushgrad.integrations.fabric"):
@@ -97,17 +99,19 @@ def save(fabric: Fabric, path: str | os.PathLike[str], state: dict[str, Any], se
 def load(fabric: Fabric, path: str | os.PathLike[str], state: dict[str, Any], session: Session) -> int:
     """Do what `fabric.load` does, once the file's receipt was found in the session's ledger.
 
-    Guarantee: a file whose steps the ledger does not hold is refused before anything is loaded.
+    Guarantee: a file whose steps the ledger does not hold, or that lacks a part of `state` or holds that of another
+    model or optimizer, is refused before anything is loaded.
 
     Returns:
         How many steps came after the file was written: they stay charged.
 
     Raises:
-        CheckpointError: the file holds no receipt.
+        CheckpointError: the file holds no receipt, or not what `state` asks for.
         LedgerError: the ledger is missing, was cut, or is that of another run.
     """
     _without_receipt(state)
-    receipt = fabric.load(os.fspath(path), weights_only=True).get(_RECEIPT)
+    stored = fabric.load(os.fspath(path), weights_only=True)
+    receipt = stored.get(_RECEIPT)
     if receipt is None:
         raise CheckpointError(
             "it holds no receipt of private training, so nobody can say what its weights have cost",
@@ -115,9 +119,36 @@ def load(fabric: Fabric, path: str | os.PathLike[str], state: dict[str, Any], se
             cure="Load what hushgrad.integrations.fabric.save wrote. Weights of ordinary training are loaded into the "
             "model before prepare",
         )
+    for name, holder in state.items():
+        _require_fitting(name, holder, stored)
     lost = session.load_state_dict(receipt)
-    fabric.load(os.fspath(path), state, strict=False)
+    # What may refuse its state comes first, the models last: they were looked at, so they do not fail.
+    is_holder = {name: isinstance(one, Stateful) and not isinstance(one, nn.Module) for name, one in state.items()}
+    load_holders([(state[name], stored[name]) for name in state if is_holder[name]])
+    rest = {name: one for name, one in state.items() if not is_holder[name]}
+    if rest:
+        fabric.load(os.fspath(path), rest, strict=True)
+        state.update(rest)
     return lost
+
+
+def _require_fitting(name: str, holder: Any, stored: dict[str, Any]) -> None:
+    """Refuse what a file holds under `name` unless `holder` can take it. Raises `CheckpointError`."""
+    is_fitting = name in stored
+    if isinstance(holder, Optimizer):
+        is_fitting = is_fitting and has_groups(stored[name])
+    elif isinstance(holder, Stateful):
+        is_fitting = is_fitting and isinstance(stored[name], Mapping)
+    if not is_fitting:
+        raise CheckpointError(
+            f"it holds no {name!r}" + (f" of a {type(holder).__name__}" if name in stored else ""),
+            where="the checkpoint",
+            cure="Name the parts of state as they were named in hushgrad.integrations.fabric.save",
+        )
+    if isinstance(holder, nn.Module):
+        require_same_model(stored[name], holder)
+    elif isinstance(holder, Optimizer):
+        require_same_groups(stored[name], holder)
 
 
 def _without_receipt(state: dict[str, Any]) -> dict[str, Any]:

@@ -35,8 +35,9 @@ from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import CheckpointError, IncompatibleFrameworkError, InvalidArgumentError, ProtocolError
 from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import refuse
-from hushgrad.integrations.lightning_checks import LOGGED, conditions_of, learning_rates_of, network_of, problems_of
+from hushgrad.integrations.lightning_checks import LOGGED, conditions_of, network_of, problems_of
 from hushgrad.integrations.lightning_data import Batches, with_private_batches
+from hushgrad.integrations.lightning_logs import TrainingLog
 from hushgrad.privacy import Privacy
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.session.session import Session
@@ -47,7 +48,6 @@ with needs_extra("lightning", "hushgrad.integrations.lightning"):
     from lightning.pytorch.utilities.model_helpers import is_overridden
     from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
-_OURS = ("epsilon", "steps_left")
 _CURE_LOSS = (
     "End training_step with: return privacy.loss(losses), where losses has one loss per example, [B] "
     "(reduction='none', each example averaged over its own elements)"
@@ -64,9 +64,9 @@ class PrivateTraining(Callback):
         may_log: names of metrics that the module may log while it trains. They have no noise, so the guarantee says
             that they are not covered.
 
-    Guarantee: a metric that `training_step` logs at each step, and `may_log` does not name, is refused before anything
-    is charged. One that is logged for an epoch alone, or by another hook, is refused at the end of the epoch, or in the
-    next step.
+    Guarantee: a metric that is logged while training, by any hook, and that `may_log` does not name, is refused before
+    it is written, whatever it is called; one that `training_step` logs, before anything is charged. What callbacks are
+    given as the loss of a step is 0.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class PrivateTraining(Callback):
         self.lost_steps = 0
         """How many steps came after the checkpoint that training goes on from: they stay charged."""
         self._max_physical_batch_size = max_physical_batch_size
-        self._may_log = {forked for name in may_log for forked in (name, f"{name}_step", f"{name}_epoch")}
-        self._of_evaluation: set[str] = set()
+        self._may_log = frozenset(may_log)
+        self._log = TrainingLog(self._may_log)
         self._batches: Batches | None = None
         self._loader: PrivateLoader | None = None
         self._receipt: Receipt | None = None
@@ -108,7 +108,10 @@ class PrivateTraining(Callback):
         return found
 
     def loss(self, losses: Tensor, *, scale: float = 1.0) -> Tensor:
-        """Return what `training_step` returns: the sum of `losses`. Where gradients are off, their mean.
+        """Return what `training_step` returns: 0, whose backward is that of the sum of `losses`.
+
+        Lightning hands the value on to every callback, and the losses have no noise. Where gradients are off, as in
+        evaluation, their mean is returned.
 
         Args:
             losses: `[b]`, one loss per example.
@@ -121,6 +124,7 @@ class PrivateTraining(Callback):
         if not torch.is_grad_enabled():
             return losses.mean()
         total = self._require_session().loss(losses, scale=scale)
+        total.detach().zero_()
         self._losses += 1
         total.register_hook(self._gradient_arrived)  # type: ignore[no-untyped-call]
         return total
@@ -220,7 +224,7 @@ class PrivateTraining(Callback):
             session.close()
             raise
         self.session, self._loader = session, private
-        self._of_evaluation = set()
+        self._log.watch(trainer)
         self._stop_where_spent(trainer)
 
     # A step ----------------------------------------------------------------------------------------------------------
@@ -248,14 +252,13 @@ class PrivateTraining(Callback):
             raise ProtocolError("training_step returns a loss of its own", where="Lightning", cure=_CURE_LOSS)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Run the rest of the logical batch, then refuse what was logged of it; nothing is charged before that."""
+        """Run the rest of the logical batch; nothing is charged before that."""
         self._end_item()
         for item in self._rest:
             loss = self._training_step(trainer, item)
             if loss is not None:
                 trainer.strategy.backward(loss["loss"] if isinstance(loss, dict) else loss, optimizer)
             self._end_item()
-        self._refuse_logged(trainer)
 
     def _training_step(self, trainer: Trainer, item: Any) -> Any:
         """Place an item and run the module's step on it, as Lightning does with the first one."""
@@ -289,40 +292,24 @@ class PrivateTraining(Callback):
                 "epsilon": session.epsilon(self.privacy.target_delta, self.privacy.accountant),
                 "steps_left": session.steps_left,
             }
-            pl_module.log_dict({name: float(value) for name, value in said.items() if value is not None})
+            self._log.write(pl_module, {name: float(value) for name, value in said.items() if value is not None})
         self._stop_where_spent(trainer)
 
     def _stop_where_spent(self, trainer: Trainer) -> None:
         if self._require_session().steps_left == 0 and trainer.global_step < trainer.estimated_stepping_batches:
             trainer.should_stop = True
 
-    # What is told ----------------------------------------------------------------------------------------------------
+    # After training --------------------------------------------------------------------------------------------------
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take note of the names that evaluation logs under."""
-        if not trainer.sanity_checking:
-            self._of_evaluation |= set(trainer.callback_metrics)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what was logged for the epoch."""
-        self._refuse_logged(trainer)
-
-    def _refuse_logged(self, trainer: Trainer) -> None:
-        known = {*_OURS, *self._of_evaluation, *self._may_log, *learning_rates_of(trainer)}
-        names = sorted(set(trainer.callback_metrics) - known)
-        if names:
-            raise ProtocolError(
-                f"the module logs {', '.join(map(repr, names))} while it trains: what is computed from training data "
-                f"has no noise",
-                where="Lightning",
-                cure="Log metrics in validation_step, under names of their own. PrivateTraining(may_log=...) lets "
-                "names through, and the guarantee then says that they are not covered",
-            )
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the training loop its own log back."""
+        self._log.release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give back an ordinary module: the cure may take the same one. What was charged stays spent."""
         if self._before_weights is not None:
             self._before_weights.remove()
+        self._log.release()
         if self.session is not None:
             self.session.close()
 

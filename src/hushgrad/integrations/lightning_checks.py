@@ -18,7 +18,6 @@ with needs_extra("lightning", "hushgrad.integrations.lightning"):
         EarlyStopping,
         GradientAccumulationScheduler,
         LearningRateFinder,
-        LearningRateMonitor,
         ModelCheckpoint,
         ThroughputMonitor,
         Timer,
@@ -149,14 +148,3 @@ def conditions_of(trainer: Any) -> list[Condition]:
     if writes_times or not isinstance(trainer.profiler, PassThroughProfiler):
         found.append(TIMED)
     return found
-
-
-def learning_rates_of(trainer: Any) -> set[str]:
-    """Return the names under which monitors of the learning rate, a public number, log it."""
-    monitors = [callback for callback in trainer.callbacks if isinstance(callback, LearningRateMonitor)]
-    return {
-        name
-        for monitor in monitors
-        for names in (monitor.lrs, monitor.last_momentum_values, monitor.last_weight_decay_values)
-        for name in names
-    }

@@ -7,10 +7,10 @@ the model.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,6 +20,7 @@ from hushgrad.checkpoints.file import read_checkpoint, write_checkpoint
 from hushgrad.errors import CheckpointError, ProtocolError
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """What has a state of its own, such as a learning-rate scheduler."""
 
@@ -95,7 +96,7 @@ class Checkpoint:
         receipt = Receipt.from_state(content.get("receipt"))
         parts = {"kinds": list, "model": dict, "optimizer": dict, "schedulers": list, "extra": object}
         wrong = [name for name, kind in parts.items() if name not in content or not isinstance(content[name], kind)]
-        if not wrong and not _has_groups(content["optimizer"]):
+        if not wrong and not has_groups(content["optimizer"]):
             wrong = ["optimizer"]
         if not wrong and len(content["kinds"]) != 1 + len(content["schedulers"]):
             wrong = ["kinds"]
@@ -113,8 +114,8 @@ class Checkpoint:
         Raises:
             CheckpointError: it is one of another model, optimizer or schedulers, or one of them refuses its state.
         """
-        self._require_same_model(model)
-        self._require_same_optimizer(optimizer)
+        require_same_model(self.model, model)
+        require_same_groups(self.optimizer, optimizer)
         if len(schedulers) != len(self.schedulers):
             raise CheckpointError(
                 f"it holds the state of {len(self.schedulers)} schedulers, and {len(schedulers)} were given",
@@ -122,20 +123,7 @@ class Checkpoint:
                 cure="Pass schedulers= as save_checkpoint was given them",
             )
         self._require_same_kinds(optimizer, schedulers)
-        holders: list[Stateful] = [optimizer, *schedulers]
-        before = [(holder, holder.state_dict()) for holder in holders]
-        try:
-            for holder, state in zip(holders, [self.optimizer, *self.schedulers], strict=True):
-                holder.load_state_dict(state)
-        except Exception as error:
-            for holder, state in before:
-                with suppress(Exception):  # what cannot take its own state back did not take the other one either
-                    holder.load_state_dict(state)
-            raise CheckpointError(
-                f"a {type(holder).__name__} does not take its state ({type(error).__name__})",
-                where="the checkpoint",
-                cure="Make optimizer and schedulers as they were made when the checkpoint was written",
-            ) from error
+        load_holders([(optimizer, self.optimizer), *zip(schedulers, self.schedulers, strict=True)])
         model.load_state_dict(self.model)  # last: it was looked at, so it does not fail
 
     def _require_same_kinds(self, optimizer: Optimizer, schedulers: Sequence[Stateful]) -> None:
@@ -148,31 +136,53 @@ class Checkpoint:
                 cure="Make optimizer and schedulers as they were made when the checkpoint was written",
             )
 
-    def _require_same_model(self, model: nn.Module) -> None:
-        forms = {name: _form(value) for name, value in model.state_dict().items()}
-        stored = {name: _form(value) for name, value in self.model.items()}
-        if forms != stored:
-            different = sorted({name for name, _ in forms.items() ^ stored.items()})
-            raise CheckpointError(
-                f"its model is another one: {len(different)} of its tensors are missing, new, or of another shape or "
-                f"dtype, the first of them {different[0]!r}",
-                where="the checkpoint",
-                cure="Build the model as it was built when the checkpoint was written",
-            )
 
-    def _require_same_optimizer(self, optimizer: Optimizer) -> None:
-        stored = [len(group["params"]) for group in self.optimizer["param_groups"]]
-        given = [len(group["params"]) for group in optimizer.param_groups]
-        if stored != given:
-            raise CheckpointError(
-                f"its optimizer has groups of {stored} parameters, and this one of {given}",
-                where="the checkpoint",
-                cure="Make the optimizer as it was made when the checkpoint was written",
-            )
+def require_same_model(state: Mapping[str, Any], model: nn.Module) -> None:
+    """Raise `CheckpointError` unless `state` has the names, shapes and dtypes of the model's own."""
+    forms = {name: _form(value) for name, value in model.state_dict().items()}
+    stored = {name: _form(value) for name, value in state.items()}
+    if forms != stored:
+        different = sorted({name for name, _ in forms.items() ^ stored.items()})
+        raise CheckpointError(
+            f"its model is another one: {len(different)} of its tensors are missing, new, or of another shape or "
+            f"dtype, the first of them {different[0]!r}",
+            where="the checkpoint",
+            cure="Build the model as it was built when the checkpoint was written",
+        )
 
 
-def _has_groups(state: dict[str, Any]) -> bool:
-    groups = state.get("param_groups")
+def require_same_groups(state: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Raise `CheckpointError` unless `state`, which has groups, has as many parameters in each as the optimizer."""
+    stored = [len(group["params"]) for group in state["param_groups"]]
+    given = [len(group["params"]) for group in optimizer.param_groups]
+    if stored != given:
+        raise CheckpointError(
+            f"its optimizer has groups of {stored} parameters, and this one of {given}",
+            where="the checkpoint",
+            cure="Make the optimizer as it was made when the checkpoint was written",
+        )
+
+
+def load_holders(states: Sequence[tuple[Stateful, Any]]) -> None:
+    """Load each state into its holder. Raises `CheckpointError` where one refuses its own; all are then as before."""
+    before = [(holder, holder.state_dict()) for holder, _ in states]
+    try:
+        for holder, state in states:
+            holder.load_state_dict(state)
+    except Exception as error:
+        for earlier, state in before:
+            with suppress(Exception):  # what cannot take its own state back did not take the other one either
+                earlier.load_state_dict(state)
+        raise CheckpointError(
+            f"a {type(holder).__name__} does not take its state ({type(error).__name__})",
+            where="the checkpoint",
+            cure="Make optimizer and schedulers as they were made when the checkpoint was written",
+        ) from error
+
+
+def has_groups(state: Any) -> bool:
+    """Return whether `state` is an optimizer's."""
+    groups = state.get("param_groups") if isinstance(state, Mapping) else None
     return isinstance(groups, list) and all(
         isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
     )
