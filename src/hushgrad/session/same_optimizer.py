@@ -1,7 +1,7 @@
 """Whether an optimizer's state goes back to the parameters that it came from: their names, in its groups' order.
 
-An optimizer's own state knows parameters by their place alone, so that moments and learning rates of one parameter would
-go to another one that stands in its place.
+An optimizer's own state knows parameters by their place alone, so that moments and learning rates of one parameter
+would go to another one that stands in its place.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def require_same_optimizer(names: Any, state: dict[str, Any], model: nn.Module, 
             (place for place, (was, is_now) in enumerate(zip(names, now, strict=False)) if was != is_now), len(now)
         )
         raise _refusal(
-            f"its optimizer has other parameters in group {place}, or the same ones in another order: their moments and "
-            f"learning rates would go to others"
+            f"its optimizer has other parameters in group {place}, or the same ones in another order: their moments "
+            f"and learning rates would go to others"
         )
     is_of_shape = names is None or _keeps_shapes(optimizer)
     for place, kept, parameter in _kept(state, optimizer):
@@ -74,10 +74,12 @@ def _keeps_shapes(optimizer: Optimizer) -> bool:
 
 
 def _fits(value: Tensor, parameter: Tensor) -> bool:
-    """Return whether a tensor of the state is a number, or of the parameter's shape, or factored (1 in a dimension)."""
-    if value.numel() == 1 or value.ndim != parameter.ndim:
-        return value.numel() == 1 or value.ndim < parameter.ndim
-    return all(size in (1, whole) for size, whole in zip(value.shape, parameter.shape, strict=True))
+    """Return whether a tensor of the state is a number, of the parameter's shape, or factored: without a dimension."""
+    if value.numel() == 1 or value.ndim < parameter.ndim:
+        return True
+    return value.ndim == parameter.ndim and all(
+        size in (1, whole) for size, whole in zip(value.shape, parameter.shape, strict=True)
+    )
 
 
 def _refusal(what: str) -> CheckpointError:
