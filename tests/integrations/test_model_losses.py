@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_transformers import NOISY, trainer
+from test_transformers import NOISY, PrivateTrainer, trainer
 from tiny import VOCABULARY, N, Texts, bert, collate, gpt2
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -187,7 +187,7 @@ def test_losses_are_compared_on_the_first_example_that_has_one() -> None:
 
 def test_a_loss_that_differs_at_a_later_item_is_refused_before_it_is_trained(tmp_path: Path) -> None:
     """Steps that draw records without labels alone release noise, and the loss stays unknown."""
-    run = trainer(tmp_path, OwnLoss(extra=1.0), none_before(N), NOISY, max_steps=2)
+    run = trainer(tmp_path, OwnLoss(extra=1.0), none_before(N), NOISY, kind=PrivateTrainer, max_steps=2)
     run.train()
     assert run.session.steps == 2
     with pytest.raises(UnsupportedModelError, match="its own loss of one example"):
