@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_transformers import trainer
-from tiny import VOCABULARY, N, Texts, bert, collate
+from test_transformers import NOISY, PrivateTrainer, trainer
+from tiny import VOCABULARY, N, Texts, bert, collate, gpt2
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+from hushgrad.errors import UnsupportedModelError
+from hushgrad.integrations.model_losses import of_examples, require_own_loss
 
 
 def of_bert(kind: str, **settings: Any) -> nn.Module:
@@ -132,3 +135,61 @@ def test_the_update_is_the_sum_of_clipped_gradients_of_the_models_own_loss_of_on
     run.steps.collate = collated
     assert len(run.steps.steps) == 2
     assert max(run.steps.errors(data)) < 1e-5
+
+
+class OwnLoss(nn.Module):
+    """A causal model whose own loss may be another one than that of its name."""
+
+    def __init__(self, extra: float = 0.0) -> None:
+        super().__init__()
+        self.inner, self.extra = gpt2(), extra
+        self.config, self.loss_type = self.inner.config, "ForCausalLM"
+
+    def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None) -> Any:
+        outputs = self.inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+        if labels is not None:
+            outputs.loss = outputs.loss + self.extra
+        return outputs
+
+
+def none_before(first: int) -> Labelled:
+    """Texts of which the first ones have no label: prompts that fill the whole length."""
+    return Labelled(lambda place, ids: [-100] * len(ids) if place < first else ids)
+
+
+def test_a_record_without_labels_does_not_stop_a_run_wherever_it_is_drawn(tmp_path: Path) -> None:
+    data = none_before(N // 2)
+    run = trainer(tmp_path, OwnLoss(), data, max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=5)
+    run.train()
+    assert max(run.steps.errors(data)) < 1e-5
+
+
+def rows_of(places: Sequence[int], first: int) -> dict[str, Tensor]:
+    data = none_before(first)
+    return collate([data[place] for place in places])
+
+
+def compared(model: nn.Module, inputs: dict[str, Tensor]) -> bool:
+    return require_own_loss(model, inputs, lambda one: of_examples(model, model, dict(one), None), is_narrow=False)
+
+
+def test_losses_are_compared_on_the_first_example_that_has_one() -> None:
+    """Guarantee: a loss is unknown for as long as no example has one, and what is trained meanwhile is exactly 0."""
+    model = OwnLoss().train()
+    assert compared(model, rows_of([0, 1, 2], first=2))
+    assert not compared(model, rows_of([0, 1], first=2))
+    assert all(module.training for module in model.modules())
+    with pytest.raises(UnsupportedModelError, match="its own loss of one example"):
+        compared(OwnLoss(extra=1.0), rows_of([0, 1, 2], first=2))
+    with pytest.raises(UnsupportedModelError, match="its own loss of one example"):  # something would be trained
+        compared(OwnLoss(extra=float("nan")), rows_of([0, 1], first=0))
+
+
+def test_a_loss_that_differs_at_a_later_item_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    """Steps that draw records without labels alone release noise, and the loss stays unknown."""
+    run = trainer(tmp_path, OwnLoss(extra=1.0), none_before(N), NOISY, kind=PrivateTrainer, max_steps=2)
+    run.train()
+    assert run.session.steps == 2
+    with pytest.raises(UnsupportedModelError, match="its own loss of one example"):
+        run.training_step(run.model, [rows_of(range(4), first=2)])
+    assert run.session is None

@@ -127,6 +127,14 @@ CHANGED = {
         "import opacus\ne = opacus.PrivacyEngine()\n",
         "import hushgrad\ne = hushgrad.PrivacyEngine()\n",
     ),
+    "the whole module beside its engine": (
+        "import opacus\nfrom opacus import PrivacyEngine as PE\na, b = PE(), opacus.PrivacyEngine()\n",
+        "import hushgrad\nfrom hushgrad import PrivacyEngine as PE\na, b = PE(), hushgrad.PrivacyEngine()\n",
+    ),
+    "an engine as a type": (
+        HEAD + "def f(e: PrivacyEngine | None = None) -> PrivacyEngine:\n    return isinstance(e, PrivacyEngine)\n",
+        NEW + "def f(e: PrivacyEngine | None = None) -> PrivacyEngine:\n    return isinstance(e, PrivacyEngine)\n",
+    ),
     "its file": ("from opacus.privacy_engine import PrivacyEngine\n", NEW),
     "secure_mode": (HEAD + "e = PrivacyEngine(secure_mode=True)\n", NEW + "e = PrivacyEngine()\n"),
     "rdp stays": (HEAD + 'e = PrivacyEngine(accountant="rdp")\n', NEW + 'e = PrivacyEngine(accountant="rdp")\n'),
@@ -257,6 +265,17 @@ BY_HAND = {
         3,
         "the loader of make_private itself",
     ),
+    "an engine of a partial": (HEAD + "e = partial(PrivacyEngine, secure_mode=True)()\n", 2, "by its own name"),
+    "an engine of a partial, by its module": (
+        "import opacus\ne = partial(opacus.PrivacyEngine)()\n",
+        2,
+        "by its own name",
+    ),
+    "an engine under another name": (HEAD + "E = PrivacyEngine\nE(secure_mode=True)\n", 2, "by its own name"),
+    "an engine as a base": (HEAD + "class E(PrivacyEngine):\n    pass\n", 2, "by its own name"),
+    "make_private of a partial": (HEAD + "f = partial(e.make_private, noise_generator=g)\n", 2, "by its own name"),
+    "the module as a value beside its engine": ("import opacus\n" + HEAD + "f(opacus)\n", 1, "import hushgrad"),
+    "several modules beside the engine": ("import torch, opacus\n" + HEAD + "PrivacyEngine()\n", 1, "import hushgrad"),
     "fastDP": ("from fastDP import PrivacyEngine\ne = PrivacyEngine(model)\n", 1, "make_private(module="),
 }
 

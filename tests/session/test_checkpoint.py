@@ -404,3 +404,64 @@ def test_a_checkpoint_during_which_a_step_ran_is_refused_and_the_last_one_stays(
     with pytest.raises(ProtocolError, match="steps ran while"):
         run.engine.save_checkpoint(run.path, schedulers=[Nested(lambda: run.train(1))], extra="second")
     assert read_checkpoint(run.path)["extra"] == "first"
+
+
+def with_groups(folder: Path, order: list[tuple[str, float]], rows: int = 3) -> tuple[PrivacyEngine, Any, Any, Any]:
+    """A model of two layers, with the group of each in an order and with a learning rate of its own."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"a": nn.Linear(rows, 3), "b": nn.Linear(3, 3)})
+    model.forward = lambda x: model["b"](model["a"](x).tanh())  # type: ignore[method-assign]
+    optimizer = torch.optim.Adam([{"params": list(model[name].parameters()), "lr": rate} for name, rate in order])
+    engine = PrivacyEngine(ledger=folder / "ledger.jsonl", test_key=1)
+    data = TensorDataset(torch.randn(16, rows), torch.randn(16, 3))
+    _, _, loader = engine.make_private(
+        module=model, optimizer=optimizer, data_loader=DataLoader(data, batch_size=8), noise_multiplier=1.0,
+        max_grad_norm=1.0,
+    )  # fmt: skip
+    return engine, model, optimizer, loader
+
+
+@pytest.mark.parametrize("has_names", [True, False])
+@pytest.mark.parametrize("rows", [3, 5])
+def test_moments_and_learning_rates_go_to_the_parameters_they_came_from_or_nowhere(
+    rows: int, has_names: bool, tmp_path: Path
+) -> None:
+    order = [("a", 0.01), ("b", 0.1)]
+    engine, model, optimizer, loader = with_groups(tmp_path, order, rows)
+    criterion, path = engine.per_example(nn.MSELoss()), tmp_path / "checkpoint"
+    for x, y in loader:
+        optimizer.zero_grad()
+        criterion(model(x), y).backward()
+        optimizer.step()
+    engine.save_checkpoint(path)
+    moments = optimizer.state[model["a"].weight]["exp_avg"].clone()
+    engine.session.close()
+    if not has_names:  # a file of before names were kept
+        write_checkpoint(path, {name: value for name, value in read_checkpoint(path).items() if name != "parameters"})
+    if has_names or rows == 5:
+        engine, model, optimizer, _ = with_groups(tmp_path, order[::-1], rows)
+        before = [value.clone() for value in model.state_dict().values()]
+        with pytest.raises(CheckpointError, match="in another order" if has_names else "has the shape"):
+            engine.load_checkpoint(path)
+        assert not optimizer.state
+        assert all(map(torch.equal, before, model.state_dict().values()))
+        engine.session.close()
+    engine, model, optimizer, _ = with_groups(tmp_path, order, rows)
+    engine.load_checkpoint(path)
+    assert torch.equal(optimizer.state[model["a"].weight]["exp_avg"], moments)
+    engine.session.close()
+
+
+def test_a_state_of_another_shape_under_the_right_names_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.train(2)
+    run.save()
+    run.engine.session.close()
+    content = read_checkpoint(run.path)
+    content["optimizer"]["state"][0]["exp_avg"] = torch.zeros(2, 3)
+    write_checkpoint(run.path, content)
+    again = Run(tmp_path)
+    before = again.state()
+    with pytest.raises(CheckpointError, match="has the shape"):
+        again.load()
+    assert again.is_as(before)

@@ -32,7 +32,8 @@ from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import WIDE_ENOUGH, refuse
 from hushgrad.integrations.own_loop import Batches, attach, plan
 from hushgrad.privacy import Privacy
-from hushgrad.session.checkpoint import Stateful, has_groups, load_holders, require_same_groups, require_same_model
+from hushgrad.session.checkpoint import Stateful, has_groups, load_holders, require_same_model
+from hushgrad.session.same_optimizer import require_same_optimizer
 from hushgrad.session.session import Session
 
 with needs_extra("lightning", "hushgrad.integrations.fabric"):
@@ -148,7 +149,7 @@ def _require_fitting(name: str, holder: Any, stored: dict[str, Any]) -> None:
     if isinstance(holder, nn.Module):
         require_same_model(stored[name], holder)
     elif isinstance(holder, Optimizer):
-        require_same_groups(stored[name], holder)
+        require_same_optimizer(None, stored[name], None, holder)
 
 
 def _without_receipt(state: dict[str, Any]) -> dict[str, Any]:

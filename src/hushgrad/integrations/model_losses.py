@@ -63,43 +63,71 @@ def of_examples(
 
 def require_own_loss(
     model: nn.Module, inputs: dict[str, Any], of_examples: Callable[[dict[str, Any]], Tensor], is_narrow: bool
-) -> None:
-    """Refuse a model whose own loss of the first example is not what would be trained.
+) -> bool:
+    """Refuse a model whose own loss of one example is not what would be trained.
 
-    Raises `UnsupportedModelError`.
+    They are compared on the first example whose own loss is finite. One without any label has none: the model's own
+    mean over no token is NaN.
+
+    Returns:
+        Whether they were compared. False where no example has a loss of its own, and what would be trained is exactly 0
+        for each.
+
+    Raises `UnsupportedModelError`: they differ, or nothing could be compared and something would be trained.
     """
     labels = inputs.get("labels")
     if not isinstance(labels, Tensor):
         of_examples(inputs)  # which says what is missing
-        return
-    size = len(labels)
-    first = {
-        name: value[:1] if isinstance(value, Tensor) and value.ndim and len(value) == size else value
-        for name, value in inputs.items()
-    }
+        return True
     modes = [(module, module.training) for module in model.modules()]
+    is_narrow = is_narrow or any(p.dtype != torch.float32 for p in model.parameters())
     model.eval()
+    trains_unknown = False
     try:
-        with torch.no_grad():
-            outputs = model(**first)
-            own = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
-            if not isinstance(own, Tensor):
-                raise UnsupportedModelError("it returns no loss of its own", where=type(model).__name__, cure=_CURE)
-            own = own.float().reshape(())
-            try:
-                ours = of_examples(first).float().reshape(())
-            except (AttributeError, IndexError, RuntimeError, ValueError):  # another kind of loss than its name says
-                ours = own + float("nan")
+        for row in range(len(labels)):
+            own, ours = _both_losses(model, _row(inputs, row, len(labels)), of_examples)
+            if own.isfinite():
+                if not torch.allclose(own, ours, rtol=1e-2 if is_narrow else 1e-5, atol=1e-6):
+                    raise _other_loss(model)
+                return True
+            trains_unknown |= ours.item() != 0
     finally:
         for module, mode in modes:
             module.training = mode
-    tolerance = 1e-2 if is_narrow or any(p.dtype != torch.float32 for p in model.parameters()) else 1e-5
-    if not torch.allclose(own, ours, rtol=tolerance, atol=1e-6):
-        raise UnsupportedModelError(
-            "its own loss of one example is not what private training would train (an auxiliary loss, other labels)",
-            where=type(model).__name__,
-            cure=_CURE,
-        )
+    if trains_unknown:
+        raise _other_loss(model)
+    return False
+
+
+def _row(inputs: dict[str, Any], row: int, rows: int) -> dict[str, Any]:
+    return {
+        name: value[row : row + 1] if isinstance(value, Tensor) and value.ndim and len(value) == rows else value
+        for name, value in inputs.items()
+    }
+
+
+@torch.no_grad()
+def _both_losses(
+    model: nn.Module, one: dict[str, Any], of_examples: Callable[[dict[str, Any]], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the model's own loss of one example, and what would be trained (NaN where that is of another kind)."""
+    outputs = model(**one)
+    own = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    if not isinstance(own, Tensor):
+        raise UnsupportedModelError("it returns no loss of its own", where=type(model).__name__, cure=_CURE)
+    own = own.float().reshape(())
+    try:
+        return own, of_examples(one).float().reshape(())
+    except (AttributeError, IndexError, RuntimeError, ValueError):  # another kind of loss than its name says
+        return own, own + float("nan")
+
+
+def _other_loss(model: nn.Module) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        "its own loss of one example is not what private training would train (an auxiliary loss, other labels)",
+        where=type(model).__name__,
+        cure=_CURE,
+    )
 
 
 def _tokens(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:

@@ -247,20 +247,22 @@ class PrivateTraining:
         return this.accelerator.unwrap_model(this.model)
 
     def _require_known_loss(self, model: nn.Module, inputs: dict[str, Any]) -> None:
+        """Refuse a loss that is not the model's own. It stays unknown over items that train nothing: all losses 0."""
         this: Any = self
         try:
-            if this.compute_loss_func is None and not has_own_losses(type(self)):
-                self._compare_with_own(model, inputs)
+            is_given = this.compute_loss_func is not None or has_own_losses(type(self))
+            self._is_loss_known = is_given or self._compare_with_own(model, inputs)
         except HushgradError:
             assert self.session is not None
-            self.session.close()  # nothing was charged: the cure may take the same model
+            self.session.close()  # nothing was trained on it: the cure may take the same model
             self.session = self._batches = None
             raise
-        self._is_loss_known = True
 
-    def _compare_with_own(self, model: nn.Module, inputs: dict[str, Any]) -> None:
+    def _compare_with_own(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
         this: Any = self
-        require_own_loss(this.model, inputs, lambda one: self.per_example_losses(this.model, one), this.args.bf16)
+        return require_own_loss(
+            this.model, inputs, lambda one: self.per_example_losses(this.model, one), this.args.bf16
+        )
 
     # What it may tell ------------------------------------------------------------------------------------------------
 

@@ -72,8 +72,11 @@ class PrivatePairs(PrivateTraining):
                 for answer in ("chosen", "rejected")
             ]
 
-    def _compare_with_own(self, model: nn.Module, inputs: dict[str, Any]) -> None:
-        """Refuse a Trainer whose own loss of the first pair is not what would be trained."""
+    def _compare_with_own(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
+        """Refuse a Trainer whose own loss of the first pair is not what would be trained; otherwise return True.
+
+        An answer without tokens has a loss, too: its log probability is 0.
+        """
         this: Any = self
         first = {name: value[:1] for name, value in inputs.items()}
         theirs = {name: value for name, value in first.items() if not name.startswith(("chosen_", "rejected_"))}
@@ -98,6 +101,7 @@ class PrivatePairs(PrivateTraining):
                 cure="Define per_example_losses(self, model, inputs) in the class that private(...) is given, to "
                 "return one loss per pair, [B]",
             )
+        return True
 
 
 class _BothAnswers:

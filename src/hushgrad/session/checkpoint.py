@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.checkpoints.file import read_checkpoint, write_checkpoint
 from hushgrad.errors import CheckpointError, ProtocolError
+from hushgrad.session.same_optimizer import names_by_group, require_same_optimizer
 
 
 @runtime_checkable
@@ -71,6 +72,7 @@ def save(
             "kinds": _kinds(optimizer, schedulers),
             "model": dict(model.state_dict()),
             "optimizer": optimizer.state_dict(),
+            "parameters": names_by_group(model, optimizer),
             "schedulers": [scheduler.state_dict() for scheduler in schedulers],
             "extra": extra,
         },
@@ -88,6 +90,8 @@ class Checkpoint:
     optimizer: dict[str, Any]
     schedulers: list[dict[str, Any]]
     extra: Any
+    parameters: Any
+    """`names_by_group`; None in a file of before they were kept."""
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Checkpoint:
@@ -106,7 +110,7 @@ class Checkpoint:
                 where="the checkpoint",
                 cure="Take another checkpoint",
             )
-        return cls(receipt, *(content[name] for name in parts))
+        return cls(receipt, *(content[name] for name in parts), parameters=content.get("parameters"))
 
     def load(self, model: nn.Module, optimizer: Optimizer, schedulers: Sequence[Stateful]) -> None:
         """Load all of it, or refuse it whole.
@@ -115,7 +119,7 @@ class Checkpoint:
             CheckpointError: it is one of another model, optimizer or schedulers, or one of them refuses its state.
         """
         require_same_model(self.model, model)
-        require_same_groups(self.optimizer, optimizer)
+        require_same_optimizer(self.parameters, self.optimizer, model, optimizer)
         if len(schedulers) != len(self.schedulers):
             raise CheckpointError(
                 f"it holds the state of {len(self.schedulers)} schedulers, and {len(schedulers)} were given",
@@ -148,18 +152,6 @@ def require_same_model(state: Mapping[str, Any], model: nn.Module) -> None:
             f"dtype, the first of them {different[0]!r}",
             where="the checkpoint",
             cure="Build the model as it was built when the checkpoint was written",
-        )
-
-
-def require_same_groups(state: Mapping[str, Any], optimizer: Optimizer) -> None:
-    """Raise `CheckpointError` unless `state`, which has groups, has as many parameters in each as the optimizer."""
-    stored = [len(group["params"]) for group in state["param_groups"]]
-    given = [len(group["params"]) for group in optimizer.param_groups]
-    if stored != given:
-        raise CheckpointError(
-            f"its optimizer has groups of {stored} parameters, and this one of {given}",
-            where="the checkpoint",
-            cure="Make the optimizer as it was made when the checkpoint was written",
         )
 
 

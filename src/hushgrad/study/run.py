@@ -26,6 +26,7 @@ from hushgrad.study.preparation import check_budget, prepare
 from hushgrad.study.summary import summarise, title_of
 from hushgrad.study.tasks import Task, load_task
 from hushgrad.study.tasks.counted import COUNTED_BUCKETS, HASH
+from hushgrad.study.tasks.encoder_file import encoding_as_json
 from hushgrad.study.training import check_against_data, train
 
 
@@ -110,7 +111,8 @@ def carry_out(
         words = {"hash": HASH, "buckets": COUNTED_BUCKETS, "kept": task.vocabulary_buckets}
         replace_file(directory.vocabulary, (json_text(words, indent=None) + "\n").encode())
     if task.encoder is not None:
-        replace_file(directory.encoding, (json_text(task.encoder.as_json(), indent=None) + "\n").encode())
+        encoding = encoding_as_json(task.encoder, task.class_names)
+        replace_file(directory.encoding, (json_text(encoding, indent=None) + "\n").encode())
     checkpoint = RunCheckpoint.of(directory.checkpoint, config) if config.privacy else None
     if checkpoint is not None and (checkpoint.path.exists() or directory.fingerprint.exists()):
         require_same_data(directory.fingerprint, task)

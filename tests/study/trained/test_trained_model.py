@@ -207,3 +207,82 @@ def test_a_folder_that_lacks_a_file_is_refused(of_digits, tmp_path, missing, mat
     (run_folder / missing).unlink()
     with pytest.raises(InvalidArgumentError, match=match):
         hushgrad.load(run_folder)
+
+
+class NAType:
+    """What pandas writes for a missing value."""
+
+    def __repr__(self):
+        return "<NA>"
+
+
+def test_a_cell_is_text_a_number_or_none_and_a_whole_float_of_a_category_is_its_int(of_a_table):
+    """Guarantee: a cell is encoded as the file that holds it, or refused by row and column without its value."""
+    loaded = hushgrad.load(of_a_table[1] / "run")
+    written = loaded.encode([{"age": "30", "place": "10234"}, {"age": "", "place": ""}])
+    for age, place in (
+        (30, 10234),
+        (30.0, 10234.0),
+        (np.float32(30), np.int64(10234)),
+        (np.int8(30), np.float64(10234)),
+    ):
+        assert torch.equal(loaded.encode([{"age": age, "place": place}])[0], written[0])
+    loaded.encode([{"age": 10**400, "place": float("inf")}, {"age": -float("inf"), "place": 1e300}])
+    for missing in (None, float("nan")):
+        assert torch.equal(loaded.encode([{"age": missing, "place": missing}])[0], written[1])
+    assert loaded.encode([]).shape == (0, *loaded.input_shape)
+    for bad in (NAType(), torch.tensor(123456.0), [123456], b"123456", np.array([123456]), True, {"a": 123456}):
+        for column in ("age", "place"):
+            row = {"age": 1, "place": "x", column: bad}
+            with pytest.raises(TaskDataError, match=rf"row 2, column '{column}'") as refused:
+                loaded.predict([{"age": 1, "place": "x"}, row])
+            assert "123456" not in str(refused.value)
+
+
+def test_rows_are_a_list(of_a_table, of_digits):
+    loaded, row = hushgrad.load(of_a_table[1] / "run"), {"age": 30, "place": "city"}
+    for rows in (row, (one for one in [row]), "city", b"city", None, 3, {"city"}, np.array(3.0)):
+        for asked in (loaded.predict, loaded.predict_proba, loaded.encode):
+            with pytest.raises(TaskDataError, match="must be a list of rows"):
+                asked(rows)
+    assert loaded.predict((row, row)) == loaded.predict([row, row])
+    images = hushgrad.load(of_digits[1] / "run")
+    assert len(images.predict(np.zeros((2, 8, 8)))) == len(images.predict(torch.zeros(2, 8, 8))) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"columns": "age"}, {"columns": []}, {"columns": [1, 2]}, {"columns": ["age", "age"]},
+        {"categorical": ["moon"]}, {"categorical": "place"}, {"bounds": [["age", 0.0]]},
+        {"bounds": [["age", "a", "b"]]}, {"bounds": [["age", 2, 1]]}, {"features": "256"}, {"features": True},
+        {"features": 0}, {"features": 128}, {"kind": ["table"]}, {"kind": "moon"}, {"classes": "ab"}, {"more": 1},
+    ],
+)  # fmt: skip
+def test_an_encoding_of_wrong_types_is_refused_when_it_is_loaded(of_a_table, tmp_path, change):
+    run_folder = copy_of(of_a_table[1], tmp_path / "run")
+    kept = json.loads((run_folder / "encoding.json").read_text())
+    (run_folder / "encoding.json").write_text(json.dumps({**kept, **change}))
+    with pytest.raises((InvalidArgumentError, CheckpointError), match=r"encoding\.json"):
+        hushgrad.load(run_folder)
+
+
+def test_an_encoding_of_wrong_words_is_refused(of_sentences, tmp_path):
+    run_folder = copy_of(of_sentences[1], tmp_path / "run")
+    kept = json.loads((run_folder / "encoding.json").read_text())
+    for change in ({"vocabulary": 3}, {"vocabulary": "moon"}, {"size": "a"}, {"words": [1]}, {"buckets": ["a"]}):
+        (run_folder / "encoding.json").write_text(json.dumps({**kept, **change}))
+        with pytest.raises(InvalidArgumentError, match=r"encoding\.json"):
+            hushgrad.load(run_folder)
+
+
+def test_classes_in_another_order_are_refused(of_a_table, tmp_path):
+    run_folder = copy_of(of_a_table[1], tmp_path / "run")
+    summary = json.loads((run_folder / "summary.json").read_text())
+    (run_folder / "summary.json").write_text(json.dumps({**summary, "classes": summary["classes"][::-1]}))
+    with pytest.raises(CheckpointError, match="classes, or their order"):
+        hushgrad.load(run_folder)
+    kept = json.loads((run_folder / "encoding.json").read_text())
+    del kept["classes"]  # a run of before encoding.json kept them
+    (run_folder / "encoding.json").write_text(json.dumps(kept))
+    assert hushgrad.load(run_folder).classes == tuple(summary["classes"][::-1])

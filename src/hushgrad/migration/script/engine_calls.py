@@ -41,6 +41,7 @@ def rewrite(draft: Draft) -> None:
     for call in draft.calls(lambda node: is_call_of(node, "save_checkpoint") or is_call_of(node, "load_checkpoint")):
         _checkpoint(draft, call)
     _history(draft)
+    _passed_on(draft)
 
 
 def _engine(draft: Draft, call: ast.Call) -> None:
@@ -188,3 +189,38 @@ def _history(draft: Draft) -> None:
             draft.changes.append(Change(start, end, ".session.charged"))
             draft.handled.add(inner)
             draft.note(node, "the history is a list of (event, count) here, with event.noise_multiplier")
+
+
+def _passed_on(draft: Draft) -> None:
+    """Tell where the engine's class, or a call that makes training private, is handed on: `partial`, an alias, a base.
+
+    What it is called with is written elsewhere, in a form that no rule reads.
+    """
+    types = {id(part) for node in draft.nodes() for kind in _annotations(node) for part in ast.walk(kind)}
+    for node in draft.nodes():
+        if not isinstance(node, ast.Name | ast.Attribute) or id(node) in types:
+            continue
+        is_class = draft.names.of_opacus(node) == "PrivacyEngine"
+        if not is_class and not (isinstance(node, ast.Attribute) and node.attr in MAKERS):
+            continue
+        parent = draft.source.parents[node]
+        if isinstance(parent, ast.Attribute) or (isinstance(parent, ast.Call) and _is_plain(parent, node)):
+            continue
+        draft.note(
+            node,
+            f"{node.attr if isinstance(node, ast.Attribute) and not is_class else 'PrivacyEngine'} is handed on without a call, so what it is called with is "
+            f"not rewritten",
+            "call it by its own name, or take arguments that are Opacus' alone (secure_mode, accountant='prv' or "
+            "'gdp', grad_sample_mode, noise_generator) out by hand",
+            by_hand=True,
+        )
+
+
+def _annotations(node: ast.AST) -> list[ast.AST]:
+    found = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+    return [kind for kind in found if isinstance(kind, ast.AST)]
+
+
+def _is_plain(call: ast.Call, node: ast.AST) -> bool:
+    """Return whether a node is what is called, or only asked about."""
+    return call.func is node or (isinstance(call.func, ast.Name) and call.func.id in ("isinstance", "issubclass"))

@@ -83,10 +83,11 @@ def _ours(draft: Draft) -> list[str]:
 def _whole(draft: Draft, node: ast.Import) -> None:
     """Rewrite `import opacus`: its uses by attributes are rewritten in place."""
     for use in _uses(draft):
-        if draft.names.full(use) in ("opacus.PrivacyEngine", "opacus.privacy_engine.PrivacyEngine"):
-            assert isinstance(use, ast.Attribute)
+        full = draft.names.full(use)
+        if isinstance(use, ast.Attribute) and full in ("opacus.PrivacyEngine", "opacus.privacy_engine.PrivacyEngine"):
             draft.replace(use, "hushgrad.PrivacyEngine")
-    still = [use for use in _uses(draft) if draft.names.of_opacus(use) is not None]
+    bound = {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+    still = [use for use in _uses(draft) if isinstance(use, ast.Name) and use.id in bound and _is_opacus(draft, use)]
     if len(node.names) > 1 or node.names[0].asname is not None or still:
         draft.note(
             node,
@@ -100,3 +101,8 @@ def _whole(draft: Draft, node: ast.Import) -> None:
         return
     draft.changes.append(Change(*draft.source.span(node), "import hushgrad"))
     draft.handled.add(node)
+
+
+def _is_opacus(draft: Draft, name: ast.Name) -> bool:
+    """Return whether a name stands for Opacus itself or a part of it."""
+    return (draft.names.full(name) or "").partition(".")[0] == "opacus"

@@ -5,21 +5,24 @@ An encoder holds what was declared or is public, and a counted vocabulary, which
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hushgrad.errors import InvalidArgumentError, TaskDataError
+from hushgrad.printable import printable
 from hushgrad.study.tasks.arrays import array_of, read_arrays
 from hushgrad.study.tasks.encoding import encode
 from hushgrad.study.tasks.folders import pictures_in
-from hushgrad.study.tasks.pictures import SUFFIXES, picture
+from hushgrad.study.tasks.pictures import SIDE, SUFFIXES, picture
 from hushgrad.study.tasks.table import Table, read_table
-from hushgrad.study.tasks.task import COUNTED, Encoder
+from hushgrad.study.tasks.task import COUNTED
 from hushgrad.study.tasks.words import (
     FROM_TRAINING,
     HASHED,
@@ -49,7 +52,10 @@ class TableEncoder:
         return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
     def encode(self, rows: Sequence[Any]) -> Tensor:
-        """Return [N, features]; a cell is text, a number or None, which is a missing one."""
+        """Return [N, features]; a cell is text, an int, a float or None, which is a missing one.
+
+        In a categorical column a whole float is the int that it equals.
+        """
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, Mapping):
                 raise TaskDataError(
@@ -65,7 +71,10 @@ class TableEncoder:
                     where=f"row {number}",
                     cure="Name every column (in a file: in its first line); an empty cell is a missing value",
                 )
-        cells = tuple(tuple(_cell(row[name]) for name in self.columns) for row in rows)
+        cells = tuple(
+            tuple(_cell(row[name], number, name, name in self.categorical) for name in self.columns)
+            for number, row in enumerate(rows, start=1)
+        )
         return self.of_table(Table(self.columns, cells))
 
     def of_table(self, table: Table) -> Tensor:
@@ -164,36 +173,32 @@ class PictureEncoder:
 
     def encode(self, rows: Sequence[Any]) -> Tensor:
         """Return [N, 3, SIDE, SIDE] in 0 … 1."""
-        return torch.stack([picture(Path(row)) for row in rows])
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, str | os.PathLike):
+                raise TaskDataError(
+                    f"must be the path of a picture, got {type(row).__name__}",
+                    where=f"row {number}",
+                    cure="Pass paths of files",
+                )
+        pictures = [picture(Path(row)) for row in rows]
+        return torch.stack(pictures) if pictures else torch.zeros(0, 3, SIDE, SIDE)
 
     def as_json(self) -> dict[str, Any]:
         """Return that these are pictures: all else is fixed."""
         return {"kind": "pictures"}
 
 
-def encoder_from_json(value: Mapping[str, Any]) -> Encoder:
-    """Return the encoder that `as_json` described. Raises InvalidArgumentError for anything else."""
-    try:
-        kind, rest = value["kind"], {name: inner for name, inner in value.items() if name != "kind"}
-        made: Encoder = _KINDS[kind](**{name: _frozen(inner) for name, inner in rest.items()})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InvalidArgumentError(
-            "the file is damaged, or of another version", where="encoding.json", cure="Restore it from a copy"
-        ) from error
-    return made
-
-
-_KINDS: dict[str, Any] = {
-    "table": TableEncoder,
-    "sentences": SentenceEncoder,
-    "arrays": ArrayEncoder,
-    "pictures": PictureEncoder,
-}
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+def _cell(value: Any, row: int, column: str, is_category: bool) -> str:
+    """Return a cell as a file would hold it. A whole float of a category is the number of it: 10234.0 is 10234."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return str(value).strip()
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TaskDataError(
+            f"must be text, an int, a float or None, got {type(value).__name__}",
+            where=f"row {row}, column {printable(column)!r}",
+            cure="Write it as the file of the training records did; None is a missing value",
+        )
+    is_whole = not isinstance(value, int | np.integer) and bool(np.isfinite(value)) and value == int(value)
+    return str(int(value)) if is_category and is_whole else str(value)

@@ -74,7 +74,8 @@ def encode(
                 bucket_of.append(bucket)
                 value_of.append(value)
     encoded = np.zeros((rows, features), dtype=np.float32)
-    np.add.at(encoded, (np.asarray(row_of), np.asarray(bucket_of)), np.asarray(value_of, dtype=np.float32))
+    places = np.asarray(row_of, dtype=np.int64), np.asarray(bucket_of, dtype=np.int64)
+    np.add.at(encoded, places, np.asarray(value_of, dtype=np.float32))
     return torch.from_numpy(encoded / np.float32(math.sqrt(len(columns))))
 
 

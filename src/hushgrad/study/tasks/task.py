@@ -175,7 +175,7 @@ class Encoder(Protocol):
         """Return the inputs of rows, [N, *input_shape]. Raises TaskDataError, without a value of the rows."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `encoders.encoder_from_json` makes the encoder of."""
+        """Return what `encoder_file.encoding_from_json` makes the encoder of."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

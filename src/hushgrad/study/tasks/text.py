@@ -20,6 +20,7 @@ from hushgrad.study.tasks.words import (
     FROM_TRAINING,
     HASHED,
     LENGTH,
+    LISTED,
     PADDING,
     Vocabulary,
     counted_vocabulary,
@@ -128,7 +129,7 @@ def _encoder(kind: str | None, size: int) -> SentenceEncoder:
     """Return the encoder of a vocabulary that needs no preparation."""
     if kind is None or kind in (HASHED, FROM_TRAINING):
         return SentenceEncoder(kind or HASHED, size)
-    return SentenceEncoder("listed", size, words=tuple(public_words(kind)))
+    return SentenceEncoder(LISTED, size, words=tuple(public_words(kind)))
 
 
 def _read(folder: Path) -> tuple[Labelled, Labelled]:

@@ -31,7 +31,7 @@ from hushgrad.printable import printable
 from hushgrad.study.tasks.counted import MOST_WORDS, bucket_of
 from hushgrad.study.tasks.files import read_bytes
 
-HASHED, FROM_TRAINING = "hashed", "train"
+HASHED, FROM_TRAINING, LISTED = "hashed", "train", "listed"
 BUCKETS = 1 << 14
 MAX_VOCABULARY_BYTES = 1 << 24
 PADDING, UNKNOWN = 0, 1

@@ -15,6 +15,7 @@ from hushgrad.extras import needs_extra, require
 from hushgrad.result_file import replace_file
 from hushgrad.study.directory import json_text, make_folder
 from hushgrad.study.model_file import as_bytes, read_model
+from hushgrad.study.tasks.encoder_file import encoding_as_json
 from hushgrad.study.tasks.encoders import SentenceEncoder
 from hushgrad.study.tasks.task import Encoder
 from hushgrad.study.trained.card import CARD, model_card
@@ -24,7 +25,13 @@ _ROWS = 3  # of the example that a program is recorded with; any number goes thr
 
 
 def export_to(
-    out: Path, run: Path, model: nn.Module, input_shape: tuple[int, ...], encoder: Encoder, format: str
+    out: Path,
+    run: Path,
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    encoder: Encoder,
+    classes: tuple[str, ...],
+    format: str,
 ) -> Path:
     """Write model, encoding.json and MODEL_CARD.md to the folder `out`; return the model's file."""
     file = out / FILES[one_of("format", format, tuple(FILES))]
@@ -46,7 +53,8 @@ def export_to(
         torch.export.save(program, file)
     else:
         _write_onnx(model, example, file)
-    replace_file(out / "encoding.json", (json_text(encoder.as_json(), indent=None) + "\n").encode())
+    encoding = encoding_as_json(encoder, classes)
+    replace_file(out / "encoding.json", (json_text(encoding, indent=None) + "\n").encode())
     replace_file(out / CARD, card.encode())
     return file
 

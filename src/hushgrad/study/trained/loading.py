@@ -15,7 +15,8 @@ from hushgrad.study.model_file import read_model
 from hushgrad.study.models import build_model
 from hushgrad.study.resuming import read_config
 from hushgrad.study.sweep.folder import damaged_summary, read_summary
-from hushgrad.study.tasks.encoders import SentenceEncoder, encoder_from_json
+from hushgrad.study.tasks.encoder_file import encoding_from_json
+from hushgrad.study.tasks.encoders import SentenceEncoder
 from hushgrad.study.tasks.task import Encoder
 from hushgrad.study.trained.model import TrainedModel
 
@@ -53,11 +54,15 @@ def load(run: str | os.PathLike[str]) -> TrainedModel:
             where="model.safetensors",
             cure="Restore both from a copy of the run's folder",
         )
-    encoder = _encoder(directory)
+    encoder, class_names = _encoding(directory)
     try:
         shape, classes = tuple(map(int, summary["input_shape"])), tuple(map(str, summary["classes"]))
     except (KeyError, TypeError, ValueError) as error:
         raise damaged_summary("it does not say what the model's inputs and classes are") from error
+    if class_names is not None and class_names != classes:
+        raise _other_encoding("its classes, or their order, are not those of encoding.json", "summary.json")
+    if not isinstance(encoder, SentenceEncoder) and tuple(encoder.encode([]).shape[1:]) != shape:
+        raise _other_encoding("its inputs are not of the size that summary.json says", "encoding.json")
     model = build_model(
         config.model,
         input_shape=shape,
@@ -82,9 +87,13 @@ def _fill(model: nn.Module, values: dict[str, Any]) -> None:
         ) from None
 
 
-def _encoder(directory: RunDirectory) -> Encoder:
+def _other_encoding(what: str, where: str) -> CheckpointError:
+    return CheckpointError(what, where=where, cure="Restore both from a copy of the run's folder")
+
+
+def _encoding(directory: RunDirectory) -> tuple[Encoder, tuple[str, ...] | None]:
     try:
-        return encoder_from_json(from_json(directory.encoding.read_bytes()))
+        return encoding_from_json(from_json(directory.encoding.read_bytes()))
     except OSError:
         raise InvalidArgumentError(
             "it is missing, so nobody knows how rows become inputs of the model",

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hushgrad.errors import TaskDataError
 from hushgrad.study.scoring import EVALUATION_BATCH
 from hushgrad.study.tasks.task import Encoder
 
@@ -49,11 +51,12 @@ class TrainedModel:
         """Return the model's inputs for rows, [N, *input_shape].
 
         Args:
-            rows: mappings of columns to cells, sentences, arrays of pixels or paths of pictures, by the run's task.
+            rows: a sequence (an array or a tensor is one, too) of mappings of columns to cells, sentences, arrays of
+                pixels or paths of pictures, by the run's task.
 
         Raises TaskDataError, without a value of the rows.
         """
-        return self.encoder.encode(rows)
+        return self.encoder.encode(_listed(rows))
 
     def predict_proba(self, rows: Sequence[Any]) -> Tensor:
         """Return the probability of each class for each row, [N, classes], float32, rows that sum to 1."""
@@ -78,12 +81,25 @@ class TrainedModel:
         """
         from hushgrad.study.trained.exporting import export_to  # a card needs more than predictions do
 
-        return export_to(Path(path), self.folder, self.model, self.input_shape, self.encoder, format)
+        return export_to(Path(path), self.folder, self.model, self.input_shape, self.encoder, self.classes, format)
 
     @torch.no_grad()
     def _logits(self, rows: Sequence[Any]) -> Tensor:
+        rows = _listed(rows)
         parts = [
             self.model(self.encode(rows[first : first + EVALUATION_BATCH]))
             for first in range(0, len(rows), EVALUATION_BATCH)
         ]
         return torch.cat(parts) if parts else torch.zeros(0, len(self.classes))
+
+
+def _listed(rows: Any) -> list[Any]:
+    """Return rows as a list; what is one row, or shows its rows once only, or iterates over columns, is refused."""
+    is_array = isinstance(rows, np.ndarray | Tensor) and rows.ndim > 0
+    if not is_array and (not isinstance(rows, Sequence) or isinstance(rows, str | bytes)):
+        raise TaskDataError(
+            f"must be a list of rows, got {type(rows).__name__}",
+            where="rows",
+            cure="Pass a list, also for one row (of a pandas frame: frame.to_dict('records'))",
+        )
+    return list(rows)
