@@ -110,7 +110,7 @@ class Checkpoint:
                 where="the checkpoint",
                 cure="Take another checkpoint",
             )
-        return cls(receipt, *(content[name] for name in parts), parameters=content.get("parameters"))
+        return cls(receipt, *(content.get(name) for name in (*parts, "parameters")))
 
     def load(self, model: nn.Module, optimizer: Optimizer, schedulers: Sequence[Stateful]) -> None:
         """Load all of it, or refuse it whole.

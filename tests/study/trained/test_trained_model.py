@@ -227,7 +227,7 @@ def test_a_cell_is_text_a_number_or_none_and_a_whole_float_of_a_category_is_its_
         (np.int8(30), np.float64(10234)),
     ):
         assert torch.equal(loaded.encode([{"age": age, "place": place}])[0], written[0])
-    loaded.encode([{"age": 10**400, "place": float("inf")}, {"age": -float("inf"), "place": 1e300}])
+    assert loaded.encode([{"age": 1, "place": huge} for huge in (10**400, float("inf"), 1e300)]).isfinite().all()
     for missing in (None, float("nan")):
         assert torch.equal(loaded.encode([{"age": missing, "place": missing}])[0], written[1])
     assert loaded.encode([]).shape == (0, *loaded.input_shape)

@@ -201,14 +201,15 @@ def _passed_on(draft: Draft) -> None:
         if not isinstance(node, ast.Name | ast.Attribute) or id(node) in types:
             continue
         is_class = draft.names.of_opacus(node) == "PrivacyEngine"
-        if not is_class and not (isinstance(node, ast.Attribute) and node.attr in MAKERS):
+        name = node.attr if isinstance(node, ast.Attribute) else node.id
+        if not is_class and not (isinstance(node, ast.Attribute) and name in MAKERS):
             continue
         parent = draft.source.parents[node]
         if isinstance(parent, ast.Attribute) or (isinstance(parent, ast.Call) and _is_plain(parent, node)):
             continue
         draft.note(
             node,
-            f"{node.attr if isinstance(node, ast.Attribute) and not is_class else 'PrivacyEngine'} is handed on without a call, so what it is called with is "
+            f"{'PrivacyEngine' if is_class else name} is handed on without a call, so what it is called with is "
             f"not rewritten",
             "call it by its own name, or take arguments that are Opacus' alone (secure_mode, accountant='prv' or "
             "'gdp', grad_sample_mode, noise_generator) out by hand",
