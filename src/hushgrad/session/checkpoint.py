@@ -110,7 +110,8 @@ class Checkpoint:
                 where="the checkpoint",
                 cure="Take another checkpoint",
             )
-        return cls(receipt, *(content.get(name) for name in (*parts, "parameters")))
+        values: list[Any] = [content.get(name) for name in (*parts, "parameters")]
+        return cls(receipt, *values)
 
     def load(self, model: nn.Module, optimizer: Optimizer, schedulers: Sequence[Stateful]) -> None:
         """Load all of it, or refuse it whole.
