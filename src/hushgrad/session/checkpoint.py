@@ -109,7 +109,8 @@ class Checkpoint:
                 where="the checkpoint",
                 cure="Take another checkpoint",
             )
-        return cls(receipt, *(content.get(name) for name in (*parts, "parameters")))
+        content.setdefault("parameters", None)  # which older files lack
+        return cls(receipt, *(content[name] for name in (*parts, "parameters")))
 
     def load(self, model: nn.Module, optimizer: Optimizer, schedulers: Sequence[Stateful]) -> None:
         """Load all of it, or refuse it whole.
