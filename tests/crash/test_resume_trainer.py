@@ -45,8 +45,9 @@ def require_true_accounts(folder: Path, kind: str, steps: int, step: int, points
 @pytest.mark.parametrize(
     ("kind", "points"),
     [
-        *(("trainer", NAMED[place : place + 3]) for place in range(0, 12, 3)),
-        ("sft", ("after the noise", "before the checkpoint's receipt")),
+        ("trainer", (NAMED[3], NAMED[4], NAMED[9])),
+        *(pytest.param("trainer", NAMED[place : place + 3], marks=pytest.mark.slow) for place in range(0, 12, 3)),
+        pytest.param("sft", ("after the noise", "before the checkpoint's receipt"), marks=pytest.mark.slow),
     ],
 )
 def test_a_trainer_killed_at_a_named_point_goes_on_to_its_end_with_a_true_account(

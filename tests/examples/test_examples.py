@@ -38,6 +38,7 @@ def test_a_small_bert_is_fine_tuned(tmp_path: Path) -> None:
     assert "after 10 steps" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.packages
 def test_a_small_bert_is_fine_tuned_on_real_sentences(tmp_path: Path, data_folder: Path) -> None:
     lines = gzip.decompress((data_folder / "sst2" / "dev.tsv.gz").read_bytes()).decode().splitlines()[:601]
