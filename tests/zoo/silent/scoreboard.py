@@ -8,6 +8,7 @@ program is silent or ends untyped, or a clean one does not train.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections import Counter
@@ -70,6 +71,8 @@ KINDS: tuple[Kind, ...] = (
 PAGE = Path(__file__).parents[3] / "docs" / "probe.md"
 BEGIN, END = "<!-- silent:begin -->", "<!-- silent:end -->"
 FALSE_ALARMS = "false alarms"
+MANY = 10
+"""After so many programs what they left is collected."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,19 @@ class Row:
 def played(kinds: Iterable[Kind] = KINDS, word: str = "") -> list[Row]:
     """Run the programs whose kind or name holds `word`."""
     torch.set_num_threads(1)
-    return [
-        Row(kind, program, way, program.run(way))
+    chosen = [
+        (kind, program, way)
         for kind in kinds
         for program in kind.programs
         if word in kind.title or word in program.name
         for way in program.ways
     ]
+    rows = []
+    for number, (kind, program, way) in enumerate(chosen):
+        rows.append(Row(kind, program, way, program.run(way)))
+        if number % MANY == 0:
+            gc.collect()  # a refused session is a cycle, which Python finds by the number of objects, not by their size
+    return rows
 
 
 def of_kinds(rows: list[Row]) -> list[tuple[Kind, list[Row]]]:
