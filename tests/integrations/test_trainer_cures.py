@@ -82,7 +82,7 @@ def test_several_devices_without_a_launch_are_refused_and_one_trains(tmp_path: P
     run = trainer(tmp_path, bert(), Texts(3), NOISY, kind=PrivateTrainer, max_steps=1)
     two = run.args
     two._n_gpu = 2
-    with pytest.raises(IncompatibleFrameworkError, match="several processes or devices") as caught:
+    with pytest.raises(IncompatibleFrameworkError, match="replicas of it in one process") as caught:
         PrivateTrainer(model=bert(), args=two, train_dataset=Texts(3), privacy=NOISY)
     assert "one device" in caught.value.cure
     two._n_gpu = 1
