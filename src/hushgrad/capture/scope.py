@@ -97,6 +97,8 @@ class Scope:
         """What is known of the inputs of a module's first call from elsewhere, the loader's item; None without one."""
         self.turned: Sequence[Tensor] = ()
         """Of the outputs of the last forward, those with the examples on their second axis."""
+        self.regroups = False
+        """Whether a captured forward put rows together by the batch's values: how many there are differs then."""
         self.decides_by_numbers = False
         """Whether a captured forward that selects rows by the batch's values took numbers of the batch out of torch."""
         self._handles: list[RemovableHandle] = []
@@ -209,6 +211,7 @@ class Scope:
             guard_outputs(context, output)
             self.turned = _turned(context, output) if Role.SECOND in self._roles.get(module, {}).values() else ()
             context.pool.is_narrow |= context.axes.is_narrow
+            self.regroups |= context.axes.regroups
             self.decides_by_numbers |= context.axes.selects and context.axes.has_read
         finally:
             self._exit(begun)

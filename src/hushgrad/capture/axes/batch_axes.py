@@ -60,6 +60,7 @@ from hushgrad.capture.axes.selections import (
     placed,
     placed_by_columns,
     reads_numbers,
+    regroups,
     rows_by_index,
 )
 from hushgrad.capture.axes.table import AXIS_RULES, CONSTANTS, COPIES, EMPTY_LIKE
@@ -99,6 +100,7 @@ class BatchAxes:
         batch_size: the number of examples that the forward's inputs hold; None when it has no inputs.
         is_narrow: whether a gradient passes through 16 bits on its way to a parameter.
         selects: whether rows were selected by values of the batch.
+        regroups: whether rows were selected or put in order by them.
         has_read: whether numbers of the batch left torch: its values, or how many rows were selected.
         written: memory of constants that holds the batch now.
     """
@@ -114,7 +116,7 @@ class BatchAxes:
         self._put_in_order: str | None = None
         self.batch_size: int | None = None
         self.is_narrow = False
-        self.selects = self.has_read = False
+        self.selects = self.regroups = self.has_read = False
         self._lists: list[Listed] = []
         self.written = WrittenMemory()
 
@@ -328,6 +330,7 @@ class BatchAxes:
                 if self.batch_size > 1:
                     axis = follow_selections(call, known_of, result, out, output_index)
                     self.selects = self.selects or chooses(axis)
+                    self.regroups = self.regroups or regroups(axis)
                     self.has_read = self.has_read or any(listed.read for listed in self._lists)
                     if isinstance(axis, Listed) and axis not in self._lists:
                         self._lists.append(axis)

@@ -450,6 +450,11 @@ def chooses(location: Any) -> bool:
     )
 
 
+def regroups(location: Any) -> bool:
+    """Return whether rows of what has this location come together by values of the batch: chosen, or put in order."""
+    return isinstance(location, (Coordinates, Listed, SegmentIds, Pointers))
+
+
 def _has_fixed_size(location: Any) -> bool:
     is_moved = isinstance(location, (SegmentIds, Pointers)) and location.moved is not None
     return is_moved or isinstance(location, int)
