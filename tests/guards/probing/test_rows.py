@@ -73,3 +73,18 @@ def test_float32_that_a_model_computed_in_bfloat16_is_compared_in_its_precision(
     assert not rows_agree(exact, exact * 1.004, same_kernels=False)
     counts = torch.arange(60.0).reshape(2, 30)
     assert not rows_agree(counts, counts + 1, same_kernels=False)
+
+
+def test_rounding_of_rows_that_values_put_together_is_allowed_by_column_so_that_a_large_head_hides_nothing() -> None:
+    """Outputs `[B, T, columns]` of which the last column is a head of 1e6."""
+    one = torch.ones(3, 8, 3)
+    one[:, 0, 0], one[..., 2] = 1e-4, 1e6
+
+    def differs(change: float, regrouped: bool) -> bool:
+        two = one.clone()
+        two[1, 0, 0] += change
+        return others_differ(one, two, {(): 0}, ([1], [1]), (3, 3), regrouped=regrouped)
+
+    assert differs(3e-7, regrouped=False)
+    assert not differs(3e-7, regrouped=True)
+    assert differs(1e-4, regrouped=True)

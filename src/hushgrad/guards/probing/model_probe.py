@@ -455,8 +455,10 @@ class _Examination:
     ) -> None:
         size = (self._size, self._size if others[0] == others[1] else len(others[1]))
         # Rows that values put together are others in each run, for other kernels: a mixture of experts.
-        same_kernels = same_kernels and not self._probe.scope.regroups
-        if not others_differ(base.output, changed.output, axes, others, size, same_kernels=same_kernels):
+        regrouped = self._probe.scope.regroups
+        if not others_differ(
+            base.output, changed.output, axes, others, size, same_kernels=same_kernels, regrouped=regrouped
+        ):
             return
         if base.drew and not quiet and self._agree_quietly(axes, others, inputs):
             return
