@@ -137,24 +137,16 @@ def test_a_disagreement_is_named_and_releases_nothing(what: str, in_processes: P
         assert found.get("steps", 1) == 1
 
 
-def test_what_is_found_in_one_process_ends_the_account_of_all(in_processes: Processes, tmp_path: Path) -> None:
-    """Guarantee: a finding in any process is in the ledger, and every process says ε = ∞."""
-    ledger = tmp_path / "ledger"
-    first, second = told(in_processes(2, "finding", ledger=str(ledger)))
-    assert second["error"] == "CrossSampleLeakError"
-    assert first["error"] == "PeerFailedError"
-    assert "the process of rank 1" in first["text"]
-    assert first["epsilon"] == second["epsilon"] == "inf"
-    with pytest.raises(NotEstablishedError):
-        require_established(read_ledger(ledger).events)
-
-
-def test_what_is_found_in_the_losses_of_one_process_ends_the_account_of_all(
-    in_processes: Processes, tmp_path: Path
+@pytest.mark.parametrize("scenario", ["finding", "found_in_the_loss"])
+def test_what_is_found_in_one_process_ends_the_account_of_all(
+    scenario: str, in_processes: Processes, tmp_path: Path
 ) -> None:
-    """Also outside of optimizer.step(), where the others wait at another call."""
+    """Guarantee: a finding in any process is in the ledger, and every process says ε = ∞.
+
+    Also one in the losses, outside of optimizer.step(), while the others come to another call.
+    """
     ledger = tmp_path / "ledger"
-    first, second = told(in_processes(2, "found_in_the_loss", ledger=str(ledger)))
+    first, second = told(in_processes(2, scenario, ledger=str(ledger)))
     assert second["error"] == "CrossSampleLeakError"
     assert first["error"] == "PeerFailedError"
     assert "the process of rank 1: it raised CrossSampleLeakError" in first["text"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -42,9 +42,3 @@ def state_digest(optimizer: Optimizer) -> str:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states = [optimizer.state.get(parameter, {}) for parameter in parameters]
     return digest(state[name] for state in states for name in sorted(state) if isinstance(state[name], Tensor))
-
-
-def groups_of(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> list[list[str]]:
-    """Return the names of the parameters in each group, in their order."""
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    return [[names.get(id(parameter), "") for parameter in group["params"]] for group in optimizer.param_groups]

@@ -34,7 +34,7 @@ from hushgrad.mechanism import known as noise_kinds
 from hushgrad.parallel.agreement import require_agreement, together
 from hushgrad.parallel.layout import inner_module, require_layout
 from hushgrad.parallel.messages import agreed_stream
-from hushgrad.parallel.replicas import digest, groups_of, options_of, state_digest
+from hushgrad.parallel.replicas import digest, options_of, state_digest
 from hushgrad.parallel.world import ALONE, World
 from hushgrad.printable import full_name
 from hushgrad.randomness import Address, KeyStream
@@ -43,6 +43,7 @@ from hushgrad.session.loss_scale import LossScale, Scale
 from hushgrad.session.members import Members
 from hushgrad.session.parts import Parts
 from hushgrad.session.regularizers import Regularizers
+from hushgrad.session.same_optimizer import names_by_group
 from hushgrad.session.spending import Spending
 from hushgrad.session.update import Update
 
@@ -195,7 +196,7 @@ def _facts(
         "values of the buffers": digest(model.buffers()),
         "optimizer": full_name(type(optimizer)),
         "options of the optimizer": options_of(optimizer),
-        "groups of the optimizer": groups_of(optimizer, parts.parameters),
+        "groups of the optimizer": names_by_group(model, optimizer),
         "state of the optimizer": state_digest(optimizer),
         "budget": repr(budget),
         "lease": lease,

@@ -399,12 +399,14 @@ class Spending:
 
         Raises `LedgerError` where it could not be made durable.
         """
-        new = self.unknown(conditions)
-        self._trusted += new
-        if not self._world.is_alone:
-            self._untold += new
+        self._keep(self.unknown(conditions))
         while self._trusted and self._ledger is not None and self._ledger.is_open:
             self._ledger.note(NOTED_AS, self._trusted.pop(0).as_note())
+
+    def _keep(self, conditions: list[Condition]) -> None:
+        self._trusted += conditions
+        if not self._world.is_alone:
+            self._untold += conditions
 
     def untold(self, conditions: Iterable[Condition]) -> list[Condition]:
         """Return what the other processes have to be told, with `conditions` as far as the ledger lacks them."""
@@ -416,9 +418,7 @@ class Spending:
 
     def discard(self) -> None:
         """Take note that a logical batch was drawn and dropped before its release."""
-        self._trusted.append(discarded(1))
-        if not self._world.is_alone:
-            self._untold.append(discarded(1))
+        self._keep([discarded(1)])
         with suppress(LedgerError):  # it is told by this object, also where the disk does not hold it
             self.trust([])
 
