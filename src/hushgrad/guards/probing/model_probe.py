@@ -28,6 +28,7 @@ from hushgrad.guards.probing.loss_probe import Runs
 from hushgrad.guards.probing.novelty import Novelty
 from hushgrad.guards.probing.padding_probe import PaddingProbe
 from hushgrad.guards.probing.place import called, cure, first_place
+from hushgrad.guards.probing.positions import Positions
 from hushgrad.guards.probing.rows import (
     Batch,
     are_identical,
@@ -74,6 +75,7 @@ class ModelProbe:
             this call alone.
         drawn: the loader's item that is in work; None without a loader.
         novelty: what is known of the inputs of earlier batches.
+        positions: which outputs have positions of a record; learns what runs of one record alone show.
         skipped: what could not be examined, and why.
     """
 
@@ -88,6 +90,7 @@ class ModelProbe:
     recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None
     drawn: Drawn | None = None
     novelty: Novelty = field(default_factory=Novelty)
+    positions: Positions = field(default_factory=Positions)
     skipped: list[str] = field(default_factory=list)
 
     def examine(self, call: Call, size: int) -> bool:
@@ -479,7 +482,9 @@ class _Examination:
         for found in probe.alone(widths):
             if isinstance(found, str):
                 self._probe.skipped.append(found)
-            elif self._probe.keeps_runs and not drew:
+                continue
+            self._probe.positions.learn(self._runner.call.module, self._quiet.output, found[1], axes)
+            if self._probe.keeps_runs and not drew:
                 self._alone.append(found)
         if self._widths is None and self._probe.drawn is not None:
             probe.require_same_uncut(self._probe.drawn)
