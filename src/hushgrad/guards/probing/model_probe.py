@@ -259,6 +259,7 @@ class _Examination:
             others = [row for row in range(size) if row != example]
             inputs = self._batch.without(example)
             self._compare(self._quiet, fewer, axes, (others, range(size - 1)), inputs, base.drew, "were left out")
+            self._require_same_scales(axes, others)
         if self._batch.value is given.value:
             self._require_same_width(axes, base.drew)
         grown_state = self._kept.grown(base, fewer)
@@ -488,6 +489,22 @@ class _Examination:
                 self._alone.append(found)
         if self._widths is None and self._probe.drawn is not None:
             probe.require_same_uncut(self._probe.drawn)
+
+    def _require_same_scales(self, axes: dict[Path, int], others: Sequence[int]) -> None:
+        """Leave an example out once more where numbers were drawn, which now differ by column.
+
+        What they are multiplied by does not show in one number for all columns if a normalisation takes it away.
+        """
+        assert self._quiet is not None
+        if not self._quiet.columns:
+            return
+        settings: dict[str, Any] = {"quiet": True, "quantile": QUANTILES[-1]}
+        whole = self._runner.run(self._batch.same(), **settings)
+        fewer = self._runner.run(self._batch.only(others), **settings)
+        is_comparable = whole.columns == fewer.columns and whole.unknown is None  # else the columns are examples
+        kept, sizes = (others, range(len(others))), (self._size, len(others))
+        if is_comparable and others_differ(whole.output, fewer.output, axes, kept, sizes):
+            raise follows_batch("a number that random values are multiplied by", self._name(None))
 
     def _require_as_among(self, among: Among, base: Outcome, axes: dict[Path, int]) -> None:
         kept, sizes = (among.rows, range(self._size)), (among.size, self._size)
