@@ -90,6 +90,12 @@ VALUES_READ = Condition(
     "before it had its losses, or computed in another thread: that nothing it computes there changes one record's "
     "input or loss because of others is on trust",
 )
+LOSSES_CHANGE = Condition(
+    "losses that change between batches",
+    "a loss, what the model is given or set to, or what is trained, was computed or chosen otherwise in different "
+    "batches: that it follows the number of the step and released values, and not the records drawn, their number or "
+    "their length, is on trust",
+)
 NEVER_EXAMINED = Condition(
     "never examined",
     "a session had batches of one record only, so that records do not influence each other was not examined",

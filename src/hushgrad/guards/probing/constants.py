@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import weakref
+from enum import Enum
 
 from torch import Tensor
 
 from hushgrad.capture.public import PublicTensors
+
+
+class Origin(Enum):
+    """What a tensor that no call on the batch has made was made of."""
+
+    RANDOM = "random"  # drawn by torch, the same for each row
+    FIXED = "fixed"  # made by torch's calls of nothing: ranges, ones
+    PYTHON = "python"  # made of Python's numbers
+    TRAINED = "trained"  # a parameter
+    UNKNOWN = "unknown"
 
 
 class Constants:
@@ -23,6 +34,10 @@ class Constants:
         self.are_made_anew = False
         """Whether some were gone by the end of a later item."""
 
+    def are_declared(self, tensor: Tensor) -> bool:
+        """Return whether a tensor was declared public."""
+        return bool(self._public) and self._public is not None and self._public.holds(tensor)
+
     @property
     def are_open(self) -> bool:
         """Whether an item has brought some, and no later one has told yet."""
@@ -32,7 +47,7 @@ class Constants:
         """An item's program holds this tensor, or what was made of it; None if it is gone already."""
         if tensor is None:
             self.are_made_anew = True
-        elif self._public and self._public.holds(tensor):
+        elif self.are_declared(tensor):
             return  # known before the first item
         elif not any(_holds(refs, tensor) for refs in (self._known, self._open)):
             self._new[id(tensor)] = weakref.ref(tensor)

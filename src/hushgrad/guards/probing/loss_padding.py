@@ -79,7 +79,7 @@ class LossPadding:
             return
         self._clear(program)
         for left in (False, True):
-            rows = [width.row for width in widths if _is_padded(program, width, left)]
+            rows = [width.row for width in widths if is_padded(program, width, left)]
             if rows:
                 further = _Longer(program, widths, left, self._positions)
                 numbers = self._numbers_of_longer(program, base, further, rows)
@@ -197,7 +197,7 @@ class _Longer:
         return frozenset(n for n in places if any(other.shape[n] < values.shape[n] for other in others))
 
 
-def _is_padded(program: Program, width: OwnWidth, left: bool) -> bool:
+def is_padded(program: Program, width: OwnWidth, left: bool) -> bool:
     """Whether a record ends in padding, or begins with it, in every part of the item that is padded."""
     is_any = False
     for slot, source in program.sources.items():

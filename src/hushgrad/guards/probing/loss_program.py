@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hushgrad.guards.probing.constants import Constants
+from hushgrad.guards.probing.constants import Constants, Origin
 from hushgrad.guards.probing.flat_rows import FlatRows
 from hushgrad.guards.probing.trees import Path
 
@@ -125,6 +125,9 @@ class Program:
         outputs: the slots of the model's outputs, by the keys under which they are known.
         paths: of parts of the item, by slot, where in it they are.
         made_by: of outputs, by slot, the module that made them, and where in what it returned they are.
+        origins: of sources that no call on the batch has made, by slot, what they were made of.
+        placed: where the model was given a tensor with a row for each example that has nothing of the item.
+        draws_in_python: whether Python's or NumPy's own random numbers were drawn meanwhile.
         reads_values: whether numbers of the examples left torch before the losses were made, as replays tell.
         doubt: which of them may have come back unseen.
         hidden: why it is not all of what the loop computed; "" if it is, as far as it shows.
@@ -144,6 +147,9 @@ class Program:
     outputs: list[int] = field(default_factory=list)
     paths: dict[int, Path] = field(default_factory=dict)
     made_by: dict[int, tuple[nn.Module, Path]] = field(default_factory=dict)
+    origins: dict[int, Origin] = field(default_factory=dict)
+    placed: list[Place] = field(default_factory=list)
+    draws_in_python: bool = False
     hidden: str = ""
     reads_values: bool = False
     doubt: str = ""

@@ -12,8 +12,11 @@ from hushgrad.capture.axes.layout import Path, Role
 from hushgrad.capture.public import PublicTensors
 from hushgrad.guards.probing.constants import Constants
 from hushgrad.guards.probing.looks import Looks
+from hushgrad.guards.probing.loop_settings import LoopSettings
+from hushgrad.guards.probing.loss_between import LossesBetween
 from hushgrad.guards.probing.loss_examination import require_separate_program
 from hushgrad.guards.probing.loss_numbers import NumbersTaken
+from hushgrad.guards.probing.loss_order import untold_of_places
 from hushgrad.guards.probing.loss_padding import LossPadding
 from hushgrad.guards.probing.loss_program import Earlier
 from hushgrad.guards.probing.loss_trace import NOTHING, LossTrace
@@ -26,8 +29,25 @@ FIRST = 2
 """So many items are always looked at."""
 
 
+class Extremes:
+    """The least and most examples of an item so far, and the longest record."""
+
+    def __init__(self) -> None:
+        self._least = self._most = self._longest = 0
+
+    def note(self, size: int, extents: Sequence[int]) -> bool:
+        """Take note of an item; return whether it goes beyond those before."""
+        longest = max(extents, default=0)
+        is_new = not self._least <= size <= self._most or longest > self._longest
+        self._least, self._most = min(size, self._least or size), max(size, self._most)
+        self._longest = max(longest, self._longest)
+        return is_new
+
+
 class LossPrograms:
     """Looks at the programs of one session: of its first two items, and of secret random ones (see `Looks`).
+
+    So at items of more or fewer examples than any before, or with a longer record: so many are they not.
 
     Guarantee: no update is released from an item that was looked at, if one example's loss, or the gradient that its
     outputs get, changes with the rows of others.
@@ -38,6 +58,7 @@ class LossPrograms:
         stream: secret bits for the later items; None to look at the first two only.
         public: what was declared, and is no part of any batch.
         positions: which outputs of the model are as long as the longest record; learnt by those who run it.
+        model: the root.
     """
 
     def __init__(
@@ -47,9 +68,17 @@ class LossPrograms:
         stream: KeyStream | None = None,
         public: PublicTensors | None = None,
         positions: Positions | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         self._declared = loss_reduction, expected_size
         self._padding = LossPadding(Positions() if positions is None else positions)
+        self._between = LossesBetween()
+        self._settings = LoopSettings(model)
+        self._seen = Extremes()
+        self._is_told = False  # whether the program of the item in work could be run again
+        self.have_changed = False
+        """Whether a loss, or what the model is given, was computed otherwise in another item."""
+        self._untold_of_places: dict[str, None] = {}
         self._trace: LossTrace | None = None
         self._end: weakref.finalize[..., LossPrograms] | None = None  # of the trace, should nobody tell of it
         self._is_own = False
@@ -66,7 +95,8 @@ class LossPrograms:
             return
         self._items += 1
         self._looks.begin()
-        if self._items <= FIRST or self._looks.wanted:
+        is_new = self._seen.note(size, drawn.extents)
+        if self._items <= FIRST or self._looks.wanted or is_new:
             self._trace = LossTrace(size, drawn.item, drawn.axes, self._earlier, drawn.layout, drawn.lists)
             self._end = weakref.finalize(self, self._trace.end)
 
@@ -76,12 +106,14 @@ class LossPrograms:
         `roles`: what its inputs hold, as far as it is known.
         """
         if self._trace is not None:
+            self._settings.given(inputs, self._trace.program.size)
             self._trace.given(inputs, () if state is None else state.values(), roles)
 
     def returned(self, output: Any, turned: Sequence[Tensor] = (), module: nn.Module | None = None) -> None:
         """The `module` has returned this, None if it raised; `turned` has the examples on the second axis."""
         if self._trace is not None:
             self._trace.returned(output, turned, module)
+            self._settings.returned()
 
     def losses(self, losses: Tensor) -> None:
         """A backward will run on these losses `[B]`."""
@@ -110,14 +142,17 @@ class LossPrograms:
         why = require_separate_program(program, *self._declared)
         self.has_read |= program.reads_values or outside.has_come or self._earlier.constants.are_made_anew
         self.has_read |= outside.is_readable and NumbersTaken(program, {}).are_free()
+        self._is_told = not why
+        if self._is_told:
+            self._untold_of_places |= dict.fromkeys(untold_of_places(program))
         if self._is_own:
             return program.doubt or why
         if why and program.ends:
             self._untold[why] = None
         return ""
 
-    def examine_padding(self, drawn: Drawn | None) -> None:
-        """Run the program of the item, which is `drawn`, again on a batch that is padded further.
+    def examine_beside(self, drawn: Drawn | None) -> None:
+        """Run the program of the item, which is `drawn`, again on a batch that is padded further, and on earlier rows.
 
         Raises:
             CrossSampleLeakError: losses follow how far the batch is padded.
@@ -125,7 +160,14 @@ class LossPrograms:
         if self._trace is None or drawn is None or not self._trace.program.ends:
             return
         self._trace.end()
-        self._padding.require_same(self._trace.program, drawn)
+        program = self._trace.program
+        self._padding.require_same(program, drawn)
+        if self._is_told:
+            self._between.compare(program, drawn, self._scale)
+            self.have_changed = self._settings.have_changed() or self._between.have_changed or self.have_changed
+
+    def _scale(self, size: int) -> float:
+        return size if self._declared[0] == "mean" else 1.0
 
     @property
     def may_have_read(self) -> bool:
@@ -136,6 +178,11 @@ class LossPrograms:
     def untold(self) -> tuple[str, ...]:
         """Why programs of losses `[B]` could not be run again."""
         return tuple(self._untold)
+
+    @property
+    def untold_of_places(self) -> tuple[str, ...]:
+        """What could not be told of whether losses follow the place of their record in the batch."""
+        return tuple(self._untold_of_places)
 
     @property
     def untold_of_padding(self) -> tuple[str, ...]:
@@ -159,4 +206,5 @@ class LossPrograms:
         if self._end is not None:
             self._end.detach()  # it holds the trace, and so what the item was
             self._end = None
-        self._is_own = False
+        self._is_own = self._is_told = False
+        self._settings.forget()

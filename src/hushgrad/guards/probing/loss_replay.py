@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from hushgrad.guards.probing.state import forked_randomness
 
 LOOSE = {torch.float64: 1e-9, torch.float32: 1e-5}
 LOW = 3e-2
-"""How far a value may move, relative to the largest of its row: shapes and kernels are the same in both runs."""
+BY_OTHER_KERNELS = 1e-4
+"""How far a value may move, relative to the largest of its row: shapes and kernels are the same in both runs,
+but for the last, which is for single precision and wider."""
 
 
 @dataclass(eq=False)
@@ -119,10 +122,11 @@ def axis_of(values: Tensor, size: int) -> int | None:
     return 0 if values.ndim and values.shape[0] and values.shape[0] % size == 0 else None
 
 
-def is_same(one: Tensor, other: Tensor, factor: float = 1.0) -> bool:
+def is_same(one: Tensor, other: Tensor, factor: float = 1.0, within: float | None = None) -> bool:
     """Whether the rows of `other` are `factor` times those of `one`, up to rounding.
 
-    Rows that are not finite in the first say nothing of others.
+    Rows that are not finite in the first say nothing of others. `within`: how far a value may move, relative to the
+    largest of its row, where kernels may be others.
     """
     if one.shape != other.shape:
         return False
@@ -135,7 +139,31 @@ def is_same(one: Tensor, other: Tensor, factor: float = 1.0) -> bool:
     is_finite = first.isfinite().all(1)
     first, second = first[is_finite] * factor, second[is_finite]
     off = (first - second).abs().nan_to_num(nan=float("inf")).amax(1)
-    return bool((off <= LOOSE.get(one.dtype, LOW) * first.abs().amax(1)).all())
+    limit = LOOSE.get(one.dtype, LOW) if within is None else within
+    return bool((off <= limit * first.abs().amax(1)).all())
+
+
+def rounding(program: Program, replay: Replay) -> float:
+    """Return how far values may move where rows are computed in other places, relative to the largest of a row."""
+    is_narrow = any(call.autocast for call in program.calls) or any(
+        value.is_floating_point() and value.dtype not in LOOSE for value in replay.values.values()
+    )
+    return LOW if is_narrow else BY_OTHER_KERNELS
+
+
+def numbers_agree(one: Replay, other: Replay) -> bool:
+    """Whether the same numbers left torch in two runs, up to rounding."""
+    return one.numbers.keys() == other.numbers.keys() and all(
+        _is_near(number, other.numbers[call]) for call, number in one.numbers.items()
+    )
+
+
+def _is_near(one: Any, other: Any) -> bool:
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_is_near, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return one == other or math.isclose(one, other, rel_tol=BY_OTHER_KERNELS) or (one != one and other != other)
+    return bool(one == other)
 
 
 def differing(program: Program, base: Replay, changed: Replay, kept: Sequence[int]) -> str | None:

@@ -8,6 +8,7 @@ which the model's probe knows, are left out.
 from __future__ import annotations
 
 import math
+import random
 import sys
 import threading
 import weakref
@@ -101,7 +102,8 @@ class LossTrace(TorchFunctionMode):
         """
         super().__init__()
         self._earlier = Earlier() if earlier is None else earlier
-        self.outside = OutsideValues(item, self._earlier.constants)
+        self.outside = OutsideValues(item, self._earlier.constants, size)
+        self._drawn_before = _drawn_in_python()
         self.program = Program(size, earlier=frozenset(self._earlier.numbers))
         self._thread = threading.get_ident()
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
@@ -138,6 +140,7 @@ class LossTrace(TorchFunctionMode):
         """Take the mode away; what was written down stays."""
         if self._is_on:
             self._is_on = False
+            self.program.draws_in_python = self._drawn_before != _drawn_in_python()
             EagerCode.release(self)
             self._hand_on()
         if threading.get_ident() == self._thread:
@@ -189,6 +192,7 @@ class LossTrace(TorchFunctionMode):
         if frame is None:
             return
         place = _place_of(frame)
+        program.placed += [place for tensor in tensors if self._slot(tensor) is None and self.outside.is_placed(tensor)]
         program.carried += [place for tensor in tensors if self._slot(tensor) is None and self._earlier.holds(tensor)]
         own = [part for part in held if _is_countable(part) and not float(part).is_integer()]  # not met by chance
         numbers = {float(part) for part in (*_numbers_at(inputs, program.size), *own)}
@@ -396,6 +400,8 @@ class LossTrace(TorchFunctionMode):
             self.hide("it works on too many values")
             values = values.new_empty(0)
         self.program.sources[slot] = Source(values, version(tensor), kind)
+        if kind in ("constant", "number"):
+            self.program.origins[slot] = self.outside.origin(tensor)
         if kind in ("item", "output"):
             self._live.add(slot)
         return slot
@@ -423,6 +429,12 @@ def _is_countable(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (bool, int, float, complex, list, tuple, torch.Size)) or hasattr(value, "__array__")
+
+
+def _drawn_in_python() -> tuple[Any, bytes]:
+    """Return how far Python's and NumPy's random generators have come."""
+    state: Any = np.random.get_state(legacy=False)
+    return random.getstate(), state["state"]["key"].tobytes() + bytes(str(state["state"]["pos"]), "ascii")
 
 
 def _is_autocast(device: str) -> bool:

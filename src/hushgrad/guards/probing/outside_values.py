@@ -13,12 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hushgrad.guards.probing.constants import Constants
+from hushgrad.guards.probing.constants import Constants, Origin
 from hushgrad.guards.probing.loss_program import tensors_of
 from hushgrad.guards.probing.trees import DESCEND, Path, with_parts
 
 FROM_PYTHON = {"tensor", "as_tensor", "asarray", "new_tensor", "scalar_tensor", "full", "new_full", "fill_"}
 """Calls that make a tensor of Python's numbers."""
+
+RANDOM = {
+    "_sample_dirichlet", "_standard_gamma", "bernoulli", "bernoulli_", "binomial", "cauchy_", "exponential_",
+    "geometric_", "log_normal_", "multinomial", "normal", "normal_", "poisson", "rand", "rand_like", "randint",
+    "randint_like", "randn", "randn_like", "random_", "randperm", "uniform_",
+}  # fmt: skip
+"""Calls that draw random numbers."""
+
+ORDERING = {"argsort", "cummax", "cummin", "cumprod", "cumsum", "sort"}
+"""Calls after which random numbers of one axis follow their place."""
+
 
 MOST_COMPARED = 1 << 22
 """Larger arrays of an item are told by their memory alone."""
@@ -30,10 +41,12 @@ class OutsideValues:
     Args:
         item: what the loop was handed.
         constants: those of the loop, which are told from item to item.
+        size: its number of examples.
     """
 
-    def __init__(self, item: Any, constants: Constants) -> None:
+    def __init__(self, item: Any, constants: Constants, size: int = 0) -> None:
         self._constants = constants
+        self._size = size
         self._made: dict[int, _Quiet] = {}
         self._readable: list[tuple[Path, Any]] = []
         self.is_readable = False
@@ -57,6 +70,7 @@ class OutsideValues:
     def note(self, name: str, given: Any, result: Any) -> None:
         """A call of the loop's with this name, into which nothing of the batch goes, has made this."""
         is_python = name in FROM_PYTHON
+        is_random = self._is_random(name, given)
         roots: tuple[weakref.ref[Tensor], ...] = ()
         for tensor in tensors_of(given):
             made = self._made_before(tensor)
@@ -64,7 +78,50 @@ class OutsideValues:
             if made is not None or not tensor.requires_grad:
                 roots += (weakref.ref(tensor),) if made is None else made.roots
         for tensor in tensors_of(result):
-            self._made[id(tensor)] = _Quiet(weakref.ref(tensor), is_python, roots)
+            self._made[id(tensor)] = _Quiet(weakref.ref(tensor), is_python, roots, is_random)
+        changed = next(tensors_of(given), None) if name == "__setitem__" else None
+        if changed is not None and (made := self._made_before(changed)) is not None and made.is_random:
+            self._made[id(changed)] = made._replace(is_random=None)
+
+    def _is_random(self, name: str, given: Any) -> bool | None:
+        """Return whether a call draws, or makes rows of drawn ones; None if they follow their place as well."""
+        found: bool | None = name in RANDOM
+        is_placed = False
+        for tensor in tensors_of(given):
+            origin = self.origin(tensor)
+            if origin is Origin.RANDOM:
+                found = True
+                is_placed = is_placed or (name in ORDERING and tensor.ndim == 1)
+            else:
+                is_placed = is_placed or self.has_own_rows(tensor)
+        return None if found and is_placed else found
+
+    def has_own_rows(self, tensor: Tensor) -> bool:
+        """Return whether a tensor has a row for each example, and not the same for all."""
+        if not tensor.ndim or tensor.shape[0] != self._size or tensor.is_sparse or tensor.is_nested:
+            return False
+        return not bool((tensor == tensor[:1]).all())
+
+    def is_placed(self, tensor: Tensor) -> bool:
+        """Return whether a tensor that the model is given may tell the place of each example."""
+        return (
+            not self._constants.are_declared(tensor)
+            and self.origin(tensor) is not Origin.RANDOM
+            and (self.has_own_rows(tensor.detach()))
+        )
+
+    def origin(self, tensor: Tensor) -> Origin:
+        """Return what a tensor was made of that no call on the batch has made."""
+        if tensor.requires_grad:
+            return Origin.TRAINED
+        made = self._made_before(tensor)
+        if made is None or made.is_random is None:
+            return Origin.UNKNOWN
+        if made.is_random:
+            return Origin.RANDOM
+        if made.is_python:
+            return Origin.PYTHON
+        return Origin.UNKNOWN if made.roots else Origin.FIXED
 
     def meet(self, tensor: Tensor) -> None:
         """The program, or the model's inputs, hold a tensor that no call on the batch has made."""
@@ -84,11 +141,15 @@ class OutsideValues:
 
 
 class _Quiet(NamedTuple):
-    """What a call made of nothing of the batch; `roots` are tensors that went in and that no call was seen to make."""
+    """What a call made of nothing of the batch; `roots` are tensors that went in and that no call was seen to make.
+
+    `is_random`: whether its rows are drawn, None if they may follow their place as well.
+    """
 
     tensor: weakref.ref[Tensor]
     is_python: bool
     roots: tuple[weakref.ref[Tensor], ...]
+    is_random: bool | None = False
 
 
 def _is_list_of_numbers(part: Any) -> bool:

@@ -21,6 +21,7 @@ from torch.utils.data.dataloader import default_collate
 
 from hushgrad.accounting.conditions import (
     INNER_LOSS,
+    LOSSES_CHANGE,
     NEVER_EXAMINED,
     ORDER_OF_ROWS,
     VALUES_READ,
@@ -159,7 +160,7 @@ class Probe:
         self._parameters = parameters
         self._loss_reduction = loss_reduction
         self._positions = Positions()
-        self._programs = LossPrograms(loss_reduction, expected_size, stream, public, self._positions)
+        self._programs = LossPrograms(loss_reduction, expected_size, stream, public, self._positions, model)
         self._told = _Told(self._tell)
         self._scalar_loss = ScalarLoss(
             model, loss_reduction, self._is_accumulating, self._findings_told, self._programs
@@ -439,7 +440,7 @@ class Probe:
             finally:
                 self._is_busy = False
         with self._findings_told():
-            self._programs.examine_padding(self._drawn)  # the model has shown by now which outputs have positions
+            self._programs.examine_beside(self._drawn)  # the model has shown by now which outputs have positions
         self.forget()
 
     def before_draw(self, collate_fn: Callable[[list[Any]], Any] | None, dataset: Any) -> None:
@@ -506,6 +507,8 @@ class Probe:
         return (
             *self._scalar_loss.conditions,
             *self._read,
+            *([LOSSES_CHANGE] if self._programs.have_changed else []),
+            *map(not_examined, self._programs.untold_of_places),
             *(not_examined(f"the loop's own calls, since {why}") for why in self._programs.untold),
             *(not_examined(note) for note in dict.fromkeys(self._notes)),
         )

@@ -1,0 +1,346 @@
+"""Is a record's loss computed otherwise in another batch? Asked by running an item's program on an earlier item's rows.
+
+How many records were drawn, and how long the longest is, are secret. Python's own whole numbers can't be followed: what
+`len(x) % 2` or `x.shape[1] > 20` decides shows in no run of the same program. But it shows between two items. A few
+rows of an earlier one, with what the model gave for them, are put in the place of rows of a later one: its program
+must give them the losses and gradients that the earlier one gave. Where it does not, the loop follows the number of
+the step, or the draw, and nobody can know which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hushgrad.guards.probing.constants import Origin
+from hushgrad.guards.probing.deterministic_mode import QUANTILES, DeterministicMode
+from hushgrad.guards.probing.loss_padding import is_padded
+from hushgrad.guards.probing.loss_program import Program
+from hushgrad.guards.probing.loss_replay import (
+    NotRunningError,
+    Replay,
+    axis_of,
+    is_same,
+    numbers_agree,
+    replayed,
+    rounding,
+)
+from hushgrad.guards.probing.rows import blocks
+from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_like
+
+ROWS = 4
+"""So many rows of an earlier item are kept."""
+
+MOST_KEPT = 1 << 20
+"""A program that brings more values than this from outside is not compared."""
+
+SMALLEST = 1e-5
+"""A value that is smaller than this, relative to the largest of all kept rows, is rounding."""
+
+LEVEL = QUANTILES[1]
+
+
+class LossesBetween:
+    """Compares the programs of one session's items.
+
+    Attributes:
+        have_changed: whether an item's program gave rows of an earlier one something else.
+    """
+
+    def __init__(self) -> None:
+        self._kept: _Kept | None = None
+        self.have_changed = False
+
+    def compare(self, program: Program, drawn: Drawn, scale: Callable[[int], float]) -> None:
+        """Compare the program of an item with the one before, and keep it for the next.
+
+        Args:
+            program: of an item, which was run again and is repeatable.
+            drawn: the item.
+            scale: by which the gradients of a batch of so many examples are divided, where the losses are no rows.
+        """
+        if self.have_changed or program.flat.roles or program.entries or not program.ends:
+            return
+        earlier = self._kept
+        try:
+            if earlier is not None and earlier.differs(program, scale):
+                self.have_changed, self._kept = True, None
+                return
+            self._kept = _kept(program, drawn) or earlier
+        except NotRunningError:
+            return
+
+
+@dataclass(eq=False)
+class _Part:
+    """Some rows of a tensor `[k, m, ...]`, the axis they were on, and the key under which its like is found."""
+
+    key: Hashable
+    rows: Tensor
+    axis: int | None
+
+
+@dataclass(eq=False)
+class _Kept:
+    """Rows of an item, and what its program gave for them.
+
+    Attributes:
+        size: of the item.
+        widths: the own lengths of the rows; empty where none is padded.
+        left: whether they are padded on the left.
+        item, outputs, outside: the values that went in.
+        gradients: at the outputs.
+        losses, inputs: what came out; what the model was given.
+        is_rows: whether the losses are one for each row.
+    """
+
+    size: int
+    widths: Sequence[OwnWidth]
+    left: bool
+    item: dict[Hashable, _Part]
+    outputs: list[_Part]
+    outside: list[_Part]
+    gradients: list[Tensor | None]
+    losses: list[Tensor]
+    inputs: list[Tensor | None]
+    is_rows: bool
+
+    def differs(self, program: Program, scale: Callable[[int], float]) -> bool:
+        """Whether a later program gives these rows something else; False where that cannot be told.
+
+        Raises:
+            NotRunningError: it cannot be run on them.
+        """
+        count = min(self._count, program.size)
+        outputs = _rowed_outputs(program)
+        if outputs is None or {end.is_rows for end in program.ends} != {self.is_rows}:
+            return False
+        if [_key_of_output(program, slot) for slot in outputs] != [part.key for part in self.outputs]:
+            return True
+        altered = self._put_in(program, outputs, count)
+        if altered is None:
+            return False
+        base, changed = _quiet(program, {}), _quiet(program, altered)
+        if base is None or changed is None or not numbers_agree(base, changed):
+            return False
+        factor = 1.0 if self.is_rows else scale(self.size) / scale(program.size)
+        return self._compare(program, changed, outputs, count, factor)
+
+    @property
+    def _count(self) -> int:
+        return len(self.outputs[0].rows)
+
+    # What goes in ----------------------------------------------------------------------------------------------------
+
+    def _put_in(self, program: Program, outputs: Sequence[int], count: int) -> dict[int, Tensor] | None:
+        """Return the sources with the rows kept in the place of the first; None where they do not fit."""
+        found: dict[int, Tensor] = {}
+        for slot, source in program.sources.items():
+            if source.kind != "item" or _axis(program, slot, source.values) is None:
+                continue
+            part = self.item.get(program.paths.get(slot))
+            changed = None if part is None else self._placed(program, slot, part, count)
+            if changed is None:
+                return None
+            found[slot] = changed
+        for slot, part in zip(outputs, self.outputs, strict=True):
+            changed = self._placed(program, slot, part, count)
+            if changed is None:
+                return None
+            found[slot] = changed
+        outside = list(self.outside)
+        for slot in _from_outside(program):
+            key = _key_from_outside(program, slot)
+            part = next((other for other in outside if other.key == key), None)
+            if part is None:
+                continue
+            outside.remove(part)
+            changed = part.rows if part.axis is None else self._placed(program, slot, part, count)
+            if changed is not None and (part.axis is not None or changed.shape == program.sources[slot].values.shape):
+                found[slot] = changed
+        return found
+
+    def _placed(self, program: Program, slot: int, part: _Part, count: int) -> Tensor | None:
+        values = program.sources[slot].values
+        axis = _axis(program, slot, values)
+        if axis is None or axis != part.axis or values.dtype != part.rows.dtype:
+            return None
+        changed = values.clone(memory_format=torch.contiguous_format)
+        rows = blocks(changed, axis, program.size)
+        fitting = self._fitted(part.rows[:count], rows.shape[1:])
+        if fitting is None:
+            return None
+        rows[:count] = fitting
+        return changed
+
+    def _fitted(self, rows: Tensor, shape: torch.Size) -> Tensor | None:
+        """Return the rows padded further, or cut, to another width; None where more than padding would go."""
+        if rows.ndim != len(shape) + 1:
+            return None
+        for axis, length in enumerate(shape, start=1):
+            own = rows.shape[axis]
+            if own == length:
+                continue
+            if not self.widths or not own or any(width.of(own) > length for width in self.widths):
+                return None
+            if own > length:
+                rows = rows.narrow(axis, own - length if self.left else 0, length)
+            else:
+                end = [rows.narrow(axis, 0 if self.left else own - 1, 1)] * (length - own)
+                rows = torch.cat([*end, rows] if self.left else [rows, *end], axis)
+        return rows
+
+    # What comes out --------------------------------------------------------------------------------------------------
+
+    def _compare(self, program: Program, changed: Replay, outputs: Sequence[int], count: int, factor: float) -> bool:
+        within = rounding(program, changed)
+        for number, slot in enumerate(outputs):
+            gradient, kept = changed.gradients[program.outputs.index(slot)], self.gradients[number]
+            if gradient is None and kept is None:
+                continue
+            zero = torch.zeros_like(changed.values[slot])
+            axis = _axis(program, slot, zero)
+            assert axis is not None
+            rows = blocks(zero if gradient is None else gradient, axis, program.size)[:count]
+            one = torch.zeros_like(self.outputs[number].rows) if kept is None else kept
+            if not self._is_alike(one[:count], rows, factor, within):
+                return True
+        losses = [changed.values[end.slot][:count] for end in program.ends] if self.is_rows else []
+        given = [_rows(program, slot, changed.values.get(slot)) for slot in program.inputs]
+        pairs = [*zip(self.losses, losses, strict=False), *zip(self.inputs, given, strict=False)]
+        return any(
+            one is not None and other is not None and not self._is_alike(one[:count], other[:count], 1.0, within)
+            for one, other in pairs
+        )
+
+    def _is_alike(self, one: Tensor, other: Tensor, factor: float, within: float) -> bool:
+        """Whether rows are the same as far as both go."""
+        if one.ndim != other.ndim or one.dtype != other.dtype:
+            return True  # nothing that can be compared
+        one, other = cut_like(one, other, self.left), cut_like(other, one, self.left)
+        if not one.is_floating_point():
+            return torch.equal(one, other)
+        largest = float(one.abs().nan_to_num(0.0, 0.0, 0.0).max()) * abs(factor) if one.numel() else 0.0
+        wide, others = one.double() * factor, other.double()
+        others = torch.where((wide - others).abs() <= SMALLEST * largest, wide, others)
+        return is_same(wide, others, within=within)
+
+
+def _kept(program: Program, drawn: Drawn) -> _Kept | None:
+    """Return some rows of an item, with all that is compared; None where it cannot be.
+
+    Raises:
+        NotRunningError: the program cannot be run without random numbers.
+    """
+    outputs = _rowed_outputs(program)
+    kinds = {end.is_rows for end in program.ends}
+    outside = _from_outside(program)
+    if not outputs or len(kinds) > 1 or sum(program.sources[slot].values.numel() for slot in outside) > MOST_KEPT:
+        return None
+    base = _quiet(program, {})
+    if base is None:
+        return None
+    chosen, widths, left = _chosen(program, drawn)
+
+    def rows_of(values: Tensor, axis: int) -> Tensor:
+        return blocks(values, axis, program.size)[list(chosen)].clone()
+
+    def part(key: Hashable, slot: int) -> _Part:
+        values = program.sources[slot].values
+        axis = _axis(program, slot, values)
+        return _Part(key, values.clone() if axis is None else rows_of(values, axis), axis)
+
+    gradients: list[Tensor | None] = []
+    for slot in outputs:
+        gradient, axis = base.gradients[program.outputs.index(slot)], _axis(program, slot, base.values[slot])
+        gradients.append(None if gradient is None or axis is None else rows_of(gradient, axis))
+    paths = {
+        path: slot
+        for slot, path in program.paths.items()
+        if _axis(program, slot, program.sources[slot].values) is not None
+    }
+    keyed = [(_key_from_outside(program, slot), slot) for slot in outside]
+    return _Kept(
+        program.size,
+        widths,
+        left,
+        {path: part(path, slot) for path, slot in paths.items()},
+        [part(_key_of_output(program, slot), slot) for slot in outputs],
+        [part(key, slot) if key[0] else _Part(key, program.sources[slot].values.clone(), None) for key, slot in keyed],
+        gradients,
+        [base.values[end.slot][list(chosen)] for end in program.ends] if kinds == {True} else [],
+        [_rows(program, slot, base.values.get(slot), chosen) for slot in program.inputs],
+        kinds == {True},
+    )
+
+
+def _chosen(program: Program, drawn: Drawn) -> tuple[Sequence[int], Sequence[OwnWidth], bool]:
+    """Return the rows to keep: the shortest where some are padded, as they fit into most items."""
+    widths = sorted(drawn.short_records, key=lambda width: min(own / length for length, own in width.lengths.items()))
+    for left in (False, True):
+        padded = [width for width in widths if is_padded(program, width, left)][:ROWS]
+        if padded:
+            return [width.row for width in padded], padded, left
+    return range(min(ROWS, program.size)), [], False
+
+
+def _quiet(program: Program, altered: Mapping[int, Tensor]) -> Replay | None:
+    with DeterministicMode(LEVEL) as quiet:
+        found = replayed(program, altered)
+    return None if quiet.unknown is not None else found
+
+
+def _axis(program: Program, slot: int, values: Tensor) -> int | None:
+    return program.axes.get(slot, axis_of(values, program.size))
+
+
+def _rows(program: Program, slot: int, values: Tensor | None, chosen: Sequence[int] | None = None) -> Tensor | None:
+    axis = None if values is None else _axis(program, slot, values)
+    if values is None or axis is None:
+        return None
+    rows = blocks(values, axis, program.size)
+    return rows if chosen is None else rows[list(chosen)]
+
+
+def _rowed_outputs(program: Program) -> list[int] | None:
+    """Return the outputs of the model with a row for each example; None where losses come from others."""
+    found = []
+    for slot in program.outputs:
+        values = program.sources[slot].values
+        if _axis(program, slot, values) is not None:
+            found.append(slot)
+        elif values.is_floating_point():
+            return None
+    return found
+
+
+def _key_of_output(program: Program, slot: int) -> tuple[nn.Module | None, Any]:
+    return program.made_by.get(slot, (None, ()))
+
+
+def _from_outside(program: Program) -> list[int]:
+    """Return the sources that may be others in another item without anybody's following the draw: noise, parameters.
+
+    What the loop makes of Python's numbers, the same for all rows, stays: a number may follow the draw.
+    """
+    found = []
+    for slot, origin in program.origins.items():
+        values = program.sources[slot].values
+        is_number = values.numel() < 2 and origin is not Origin.TRAINED
+        if origin in (Origin.RANDOM, Origin.TRAINED) or (origin is Origin.UNKNOWN and not is_number):
+            found.append(slot)
+        elif origin is Origin.PYTHON:
+            rows = _rows(program, slot, values)
+            if rows is not None and not bool((rows == rows[:1]).all()):
+                found.append(slot)
+    return found
+
+
+def _key_from_outside(program: Program, slot: int) -> tuple[bool, int, torch.dtype, Origin]:
+    values = program.sources[slot].values
+    has_rows = program.origins[slot] is not Origin.TRAINED and _axis(program, slot, values) is not None
+    return has_rows, values.ndim, values.dtype, program.origins[slot]
