@@ -1,4 +1,4 @@
-"""Does a loss follow the place of its record in the batch? Asked by running a loop's program again on rows moved by one.
+"""Does a loss follow the place of its record in the batch? Asked by running a loop's program on rows moved by one.
 
 When a record is removed all that come after it move up a place. So the rows of the item and of the model's outputs are
 moved, and the losses, the gradients at the outputs and what the model is given must move with them. Random numbers that

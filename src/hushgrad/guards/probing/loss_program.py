@@ -127,6 +127,7 @@ class Program:
         made_by: of outputs, by slot, the module that made them, and where in what it returned they are.
         origins: of sources that no call on the batch has made, by slot, what they were made of.
         placed: where the model was given a tensor with a row for each example that has nothing of the item.
+        alike: a row of those that the model was given and that have the same row for each example.
         draws_in_python: whether Python's or NumPy's own random numbers were drawn meanwhile.
         reads_values: whether numbers of the examples left torch before the losses were made, as replays tell.
         doubt: which of them may have come back unseen.
@@ -149,6 +150,7 @@ class Program:
     made_by: dict[int, tuple[nn.Module, Path]] = field(default_factory=dict)
     origins: dict[int, Origin] = field(default_factory=dict)
     placed: list[Place] = field(default_factory=list)
+    alike: list[Tensor] = field(default_factory=list)
     draws_in_python: bool = False
     hidden: str = ""
     reads_values: bool = False

@@ -192,6 +192,7 @@ class LossTrace(TorchFunctionMode):
         if frame is None:
             return
         place = _place_of(frame)
+        program.alike += self.outside.rows_of_numbers(tensor for tensor in tensors if self._slot(tensor) is None)
         program.placed += [place for tensor in tensors if self._slot(tensor) is None and self.outside.is_placed(tensor)]
         program.carried += [place for tensor in tensors if self._slot(tensor) is None and self._earlier.holds(tensor)]
         own = [part for part in held if _is_countable(part) and not float(part).is_integer()]  # not met by chance

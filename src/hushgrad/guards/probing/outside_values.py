@@ -7,6 +7,7 @@ anew for this one may hold anything that the item held as lists, arrays and text
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,6 +110,15 @@ class OutsideValues:
             and self.origin(tensor) is not Origin.RANDOM
             and (self.has_own_rows(tensor.detach()))
         )
+
+    def rows_of_numbers(self, given: Iterable[Tensor]) -> list[Tensor]:
+        """Return the first rows of tensors that were made of Python's numbers, or of nothing, and are alike in each."""
+        made = [tensor for tensor in given if self.origin(tensor) in (Origin.PYTHON, Origin.FIXED)]
+        return [
+            tensor[:1].clone()
+            for tensor in made
+            if tensor.ndim and tensor.shape[0] == self._size and not self.has_own_rows(tensor)
+        ]
 
     def origin(self, tensor: Tensor) -> Origin:
         """Return what a tensor was made of that no call on the batch has made."""
