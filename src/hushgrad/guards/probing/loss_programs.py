@@ -12,6 +12,7 @@ from hushgrad.capture.axes.layout import Path, Role
 from hushgrad.capture.public import PublicTensors
 from hushgrad.guards.probing.constants import Constants
 from hushgrad.guards.probing.looks import Looks
+from hushgrad.guards.probing.loop_numbers import LoopNumbers
 from hushgrad.guards.probing.loop_settings import LoopSettings
 from hushgrad.guards.probing.loss_between import LossesBetween
 from hushgrad.guards.probing.loss_examination import require_separate_program
@@ -71,7 +72,8 @@ class LossPrograms:
         model: nn.Module | None = None,
     ) -> None:
         self._declared = loss_reduction, expected_size
-        self._padding = LossPadding(Positions() if positions is None else positions)
+        self._numbers = LoopNumbers()
+        self._padding = LossPadding(Positions() if positions is None else positions, self._numbers)
         self._between = LossesBetween()
         self._settings = LoopSettings(model)
         self._seen = Extremes()
@@ -139,8 +141,10 @@ class LossPrograms:
             return ""
         self._trace.end()
         program, outside = self._trace.program, self._trace.outside
-        why = require_separate_program(program, *self._declared)
+        why = require_separate_program(program, *self._declared, self._numbers)
+        self._numbers.note(program)
         self.has_read |= program.reads_values or outside.has_come or self._earlier.constants.are_made_anew
+        self.has_read |= self._trace.has_read
         self.has_read |= outside.is_readable and NumbersTaken(program, {}).are_free()
         self._is_told = not why
         if self._is_told:
