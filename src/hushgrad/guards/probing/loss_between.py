@@ -210,7 +210,7 @@ class _Kept:
             if not self._is_alike(one[:count], rows, factor, within):
                 return True
         losses = [changed.values[end.slot][:count] for end in program.ends] if self.is_rows else []
-        given = [_rows(program, slot, changed.values.get(slot)) for slot in program.inputs] + program.alike
+        given = [*(_rows(program, slot, changed.values.get(slot)) for slot in program.inputs), *program.alike]
         pairs = [*zip(self.losses, losses, strict=False), *zip(self.inputs, given, strict=False)]
         return any(
             one is not None and other is not None and not self._is_alike(one[:count], other[:count], 1.0, within)
@@ -273,7 +273,7 @@ def _kept(program: Program, drawn: Drawn) -> _Kept | None:
         [part(key, slot) if key[0] else _Part(key, program.sources[slot].values.clone(), None) for key, slot in keyed],
         gradients,
         [base.values[end.slot][list(chosen)] for end in program.ends] if kinds == {True} else [],
-        [_rows(program, slot, base.values.get(slot), chosen) for slot in program.inputs] + program.alike,
+        [*(_rows(program, slot, base.values.get(slot), chosen) for slot in program.inputs), *program.alike],
         kinds == {True},
     )
 
