@@ -53,7 +53,7 @@ def test_a_tensor_of_pythons_numbers_comes_in_only_beside_an_item_that_python_ca
 def test_random_numbers_are_no_values_of_pythons() -> None:
     constants = Constants()
     values, drawn = OutsideValues((X, [1, 2, 3]), constants), torch.randn(3)
-    values.note("randn", (3,), drawn)
+    values.note("randn", ((3,), {}), drawn)
     values.meet(drawn)
     constants.end_item()
     assert not values.has_come

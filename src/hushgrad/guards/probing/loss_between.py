@@ -96,6 +96,7 @@ class _Kept:
         gradients: at the outputs.
         losses, inputs: what came out; what the model was given.
         is_rows: whether the losses are one for each row.
+        numbers_outside: by which noise was scaled, and its seeds.
     """
 
     size: int
@@ -108,6 +109,7 @@ class _Kept:
     losses: list[Tensor]
     inputs: list[Tensor | None]
     is_rows: bool
+    numbers_outside: frozenset[tuple[str, float]]
 
     def differs(self, program: Program, scale: Callable[[int], float]) -> bool:
         """Whether a later program gives these rows something else; False where that cannot be told.
@@ -120,6 +122,8 @@ class _Kept:
         if outputs is None or {end.is_rows for end in program.ends} != {self.is_rows}:
             return False
         if [_key_of_output(program, slot) for slot in outputs] != [part.key for part in self.outputs]:
+            return True
+        if self.numbers_outside != program.numbers_outside:
             return True
         altered = self._put_in(program, outputs, count)
         if altered is None:
@@ -275,6 +279,7 @@ def _kept(program: Program, drawn: Drawn) -> _Kept | None:
         [base.values[end.slot][list(chosen)] for end in program.ends] if kinds == {True} else [],
         [*(_rows(program, slot, base.values.get(slot), chosen) for slot in program.inputs), *program.alike],
         kinds == {True},
+        program.numbers_outside,
     )
 
 

@@ -110,6 +110,7 @@ class LossTrace(TorchFunctionMode):
         super().__init__()
         self._earlier = Earlier() if earlier is None else earlier
         self.outside = OutsideValues(item, self._earlier.constants, size)
+        self._seed = torch.initial_seed()
         self._drawn_before = _drawn_in_python()
         self.program = Program(size, earlier=frozenset(self._earlier.numbers))
         self._thread = threading.get_ident()
@@ -149,6 +150,9 @@ class LossTrace(TorchFunctionMode):
         """Take the mode away; what was written down stays."""
         if self._is_on:
             self._is_on = False
+            if torch.initial_seed() != self._seed:
+                self.outside.numbers.add(("a seed", float(torch.initial_seed())))
+            self.program.numbers_outside = frozenset(self.outside.numbers)
             self.program.draws_in_python = self._drawn_before != _drawn_in_python()
             EagerCode.release(self)
             self._hand_on()

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from hushgrad.guards.probing.constants import Constants, Origin
-from hushgrad.guards.probing.loss_program import tensors_of
+from hushgrad.guards.probing.loss_numbers import ARITHMETIC
+from hushgrad.guards.probing.loss_program import mapped, tensors_of
+from hushgrad.guards.probing.numbers_taken import numbers_in
 from hushgrad.guards.probing.trees import DESCEND, Path, with_parts
 
 FROM_PYTHON = {
@@ -64,6 +66,8 @@ class OutsideValues:
         """Whether the item holds numbers or texts that Python can read without a call of torch's."""
         self.has_come = False
         """Whether a tensor that was made of Python's numbers entered the program of such an item."""
+        self.numbers: set[tuple[str, float]] = set()
+        """Those by which the loop scaled noise and parameters, and the seeds of its own generators."""
         with_parts(item, self._visit)
 
     def _visit(self, path: Path, part: Any) -> Any:
@@ -82,6 +86,9 @@ class OutsideValues:
         """A call of the loop's with this name, into which nothing of the batch goes, has made this."""
         is_python = name in FROM_PYTHON
         is_random = self._is_random(name, given)
+        is_trained = is_random is False and Origin.TRAINED in map(self.origin, tensors_of(given))
+        if is_random or is_trained:
+            self._note_numbers(name, given)
         roots: tuple[weakref.ref[Tensor], ...] = ()
         for tensor in tensors_of(given):
             made = self._made_before(tensor)
@@ -89,7 +96,7 @@ class OutsideValues:
             if made is not None or not tensor.requires_grad:
                 roots += (weakref.ref(tensor),) if made is None else made.roots
         for tensor in tensors_of(result):
-            self._made[id(tensor)] = _Quiet(weakref.ref(tensor), is_python, roots, is_random)
+            self._made[id(tensor)] = _Quiet(weakref.ref(tensor), is_python, roots, is_random, is_trained)
         changed = next(tensors_of(given), None) if name == "__setitem__" else None
         if changed is not None and (made := self._made_before(changed)) is not None and made.is_random:
             self._made[id(changed)] = made._replace(is_random=None)
@@ -106,6 +113,14 @@ class OutsideValues:
             else:
                 is_placed = is_placed or self.has_own_rows(tensor)
         return None if found and is_placed else found
+
+    def _note_numbers(self, name: str, given: Any) -> None:
+        """Take note of the numbers by which noise is scaled, and parameters; and of the seeds of generators."""
+        kwargs = given[1] if given else {}
+        if isinstance(generator := kwargs.get("generator"), torch.Generator):
+            self.numbers.add(("a seed", float(generator.initial_seed())))
+        if name in ARITHMETIC:
+            self.numbers |= {(name, number) for number in numbers_in(mapped(given, _no_tensor))}
 
     def has_own_rows(self, tensor: Tensor) -> bool:
         """Return whether a tensor has a row for each example, and not the same for all."""
@@ -139,6 +154,8 @@ class OutsideValues:
             return Origin.UNKNOWN
         if made.is_random:
             return Origin.RANDOM
+        if made.is_trained:
+            return Origin.TRAINED
         if made.is_python:
             return Origin.PYTHON
         return Origin.UNKNOWN if made.roots else Origin.FIXED
@@ -170,6 +187,11 @@ class _Quiet(NamedTuple):
     is_python: bool
     roots: tuple[weakref.ref[Tensor], ...]
     is_random: bool | None = False
+    is_trained: bool = False
+
+
+def _no_tensor(value: Any) -> Any:
+    return None if isinstance(value, Tensor) else value
 
 
 def _is_list_of_numbers(part: Any) -> bool:
