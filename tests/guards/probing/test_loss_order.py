@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from hushgrad import PrivacyEngine
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.guards.probing.loss_order import untold_of_places
+from hushgrad.guards.probing.loss_trace import LossTrace
 
 Losses = Callable[[Tensor, Tensor], Tensor]
 
@@ -133,6 +134,22 @@ def test_gradients_of_sixteen_bits_may_be_rounded_otherwise_in_another_place() -
 
 def test_rows_that_are_almost_sure_differ_by_rounding_alone() -> None:
     assert untold_of_places(program(lambda o, y: ce(F.one_hot(y, K) * 14 + 0.01 * o, y), is_rows=True)) == ()
+
+
+@pytest.mark.parametrize("size", [5, 6])
+def test_rows_that_the_loop_puts_into_another_order_are_said(size: int) -> None:
+    item = torch.randn(size, 2, generator=torch.Generator().manual_seed(0))
+    trace = LossTrace(size, item, {})
+    try:
+        given = item.flip(0)
+        trace.given(((given,), {}), ())
+        output = (given * 1).requires_grad_() * 1
+        trace.returned(output)
+        trace.loss(output.square().sum(1), is_rows=True)
+    finally:
+        trace.end()
+    [found] = untold_of_places(trace.program)
+    assert "order of rows" in found
 
 
 # In training ---------------------------------------------------------------------------------------------------------

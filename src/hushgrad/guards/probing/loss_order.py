@@ -105,6 +105,8 @@ class _Trial:
             if base is None or rolled is None or not numbers_agree(base, rolled):
                 return []  # Python read numbers of single rows, which is said
             self._within = rounding(self._program, base)
+            if self._is_reordered(base, rolled):
+                return [_REORDERED]
             what = self._what_stayed(base, rolled)
             if what is None:
                 return [] if is_told else [f"whether {_UNKNOWN}"]
@@ -175,6 +177,24 @@ class _Trial:
             return False
         return is_same(blocks(one, axis, size).roll(1, 0), blocks(other, axis, size), within=self._within)
 
+    def _is_reordered(self, base: Replay, rolled: Replay) -> bool:
+        """Whether the model was given the same rows in an order of the loop's: outputs belong to other rows then."""
+        for slot in self._program.inputs:
+            one, other = base.values.get(slot), rolled.values.get(slot)
+            if (
+                one is None
+                or other is None
+                or one.shape != other.shape
+                or self._has_moved(slot, one, other) is not False
+            ):
+                continue
+            if torch.equal(one, other):
+                continue
+            first, second = one.reshape(len(one), 1, -1), other.reshape(1, len(other), -1)
+            if self._axis(slot, one) == 0 and bool((first == second).all(2).any(1).all()):
+                return True
+        return False
+
     def _what_stayed(self, base: Replay, rolled: Replay) -> str | None:
         program = self._program
         for slot in program.inputs:
@@ -222,6 +242,7 @@ class _Trial:
         return next((call for call in reversed(calls) if call.outputs), None)
 
 
+_REORDERED = "whether losses follow the place of a record in its batch, since the loop changes the order of rows"
 _UNKNOWN = "values that the loop makes in Python or NumPy, for each row anew, follow its place in the batch"
 
 
