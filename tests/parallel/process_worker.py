@@ -28,6 +28,7 @@ from torch.utils.data.distributed import DistributedSampler
 from hushgrad import PrivacyEngine
 from hushgrad.errors import HushgradError
 from hushgrad.parallel import agreement
+from hushgrad.parallel import replicas as replicas_module
 from hushgrad.parallel.replicas import digest
 
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -318,6 +319,90 @@ def resumed(ledger: str, checkpoint: str, steps: int, key: int | None) -> dict[s
     }  # fmt: skip
     session.close()
     return told
+
+
+class Unlike(torch.optim.SGD):
+    """Stands in for a processor that rounds otherwise: in one process each step ends with slightly other weights."""
+
+    by = 0.0
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        result = super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.mul_(1 + self.by * RANK)
+        return result
+
+
+def unlike(by: float, steps: int) -> dict[str, Any]:
+    """Replicas that move apart by a little in every step."""
+    replicas_module.EVERY = 10
+    Unlike.by = by
+    torch.optim.SGD = Unlike  # type: ignore[misc]
+    run = Run(sigma=1.0, rows=None)
+    try:
+        run.train(steps)
+    except HushgradError as error:
+        return {"error": type(error).__name__, "text": str(error), "steps": run.engine.session.steps}
+    apart = digest(run.model.parameters())
+    Unlike.by = 0.0
+    run.train(1)  # the replicas are compared as wholes before it
+    return {"error": None, "apart": apart, "together": digest(run.model.parameters()), "steps": steps}
+
+
+def same_calls(ledger: str) -> dict[str, Any]:
+    """Receipts after each call, a condition that one process takes on trust, and what the ledger says at the end."""
+    from hushgrad.accounting.conditions import third_party
+
+    run = Run(sigma=1.0, key=None, ledger=ledger)
+    session = run.engine.session
+    receipts = [session.state_dict()]
+    run.train(1)
+    receipts.append(session.state_dict())
+    for x, y in run.loader:
+        run.criterion(run.run(x), y).backward()
+        break
+    session.discard()
+    receipts.append(session.state_dict())
+    if RANK == 1:
+        session.trust(third_party("operator", "planted"))
+    session.close()
+    receipts.append(session.state_dict())
+    return {"receipts": receipts, "guarantee": str(session.guarantee(1e-3)), "anchor": str(session.anchor)}
+
+
+def told_at_once(where: str) -> dict[str, Any]:
+    """One process raises where the others come to another call, catches it, and stays."""
+
+    def fail(*_: Any) -> None:
+        if RANK == 1:
+            raise ArithmeticError("planted")
+
+    begun = time.monotonic()
+    try:
+        if where == "make_private":
+            Run(**({"target_epsilon": 1.0} if RANK == 1 else {}))
+        run = Run(sigma=1.0, rows=None)
+        run.train(1)
+        session = run.engine.session
+        if where == "before the draw" and RANK == 1:
+            session._loop._order.before_draw = fail  # type: ignore[method-assign]
+        if where == "end of the step":
+            session._parts.frozen.require_moved_weights = fail  # type: ignore[method-assign]
+        for x, y in run.loader:
+
+            def closure(x: Tensor = x, y: Tensor = y) -> None:
+                loss = run.criterion(run.run(x), y)
+                if where == "closure":
+                    fail()
+                loss.backward()
+
+            run.optimizer.step(closure)
+        error: BaseException | None = None
+    except (HushgradError, ArithmeticError) as raised:
+        error = raised
+    took = time.monotonic() - begun
+    return {"error": type(error).__name__, "text": str(error), "is quick": took < TIMEOUT_S / 2}
 
 
 def finding(ledger: str) -> dict[str, Any]:

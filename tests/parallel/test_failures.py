@@ -64,3 +64,17 @@ def test_a_process_that_hangs_is_waited_for_no_longer_than_the_timeout(in_proces
         released=str(tmp_path / "released"),
     )  # fmt: skip
     require_true_account(ended, 1, tmp_path, has_begun=True)
+
+
+@pytest.mark.parametrize("where", ["make_private", "closure", "end of the step", "before the draw"])
+def test_an_error_in_one_process_ends_the_step_in_all_at_once(where: str, in_processes: Processes) -> None:
+    """Guarantee: an error that this process raises in a step, or as it hands out an item, ends the step in all of them.
+
+    The process that raised stays, so that no closed connection tells the others.
+    """
+    first, second = (process.told for process in in_processes(2, "told_at_once", where=where))
+    assert first["error"] == "PeerFailedError", first
+    assert "the process of rank 1" in first["text"]
+    assert second["error"] == ("InvalidArgumentError" if where == "make_private" else "ArithmeticError")
+    assert first["is quick"]
+    assert second["is quick"]

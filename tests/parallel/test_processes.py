@@ -11,7 +11,7 @@ from parallel_models import MODELS
 
 from hushgrad.accounting import read_ledger
 from hushgrad.accounting.composition import require_established
-from hushgrad.accounting.conditions import discarded
+from hushgrad.accounting.conditions import discarded, third_party
 from hushgrad.accounting.ledger.view import conditions_of
 from hushgrad.errors import NotEstablishedError
 
@@ -172,6 +172,36 @@ def test_processes_at_different_calls_say_which_they_are(in_processes: Processes
     for found in told(in_processes(2, "other_calls", checkpoint=str(tmp_path / "checkpoint"))):
         assert found["error"] == "DesyncError"
         assert "rank 1 came to the step, and rank 0 to the writing of a checkpoint" in found["text"]
+
+
+def test_replicas_that_round_otherwise_take_over_the_first_ones_values(in_processes: Processes) -> None:
+    """Unlike processors: each step rounds in the last place, which adds up until all weights are compared again."""
+    first, second = told(in_processes(2, "unlike", by=2.0**-23, steps=10))
+    assert first["error"] is second["error"] is None
+    assert first["apart"] != second["apart"]
+    assert first["together"] == second["together"]
+
+
+def test_replicas_that_move_apart_end_training(in_processes: Processes) -> None:
+    for found in told(in_processes(2, "unlike", by=1e-3, steps=10)):
+        assert found["error"] == "DesyncError"
+        assert "rank 1 came to the release of step" in found["text"]
+        assert found["steps"] < 3  # it shows in the next step
+
+
+def test_receipts_are_the_same_after_every_call_and_the_close_loses_nothing(
+    in_processes: Processes, tmp_path: Path
+) -> None:
+    """Guarantee: all processes know where the ledger stands, and what one took on trust is in it at the end."""
+    ledger = tmp_path / "ledger"
+    first, second = told(in_processes(2, "same_calls", ledger=str(ledger)))
+    assert first == second
+    view = read_ledger(ledger)
+    assert str(view.anchor) == first["anchor"]
+    names = {condition.name for condition in conditions_of(view.notes)}
+    assert discarded(1).name in names
+    assert third_party("operator", "planted").name in names
+    assert "planted" in first["guarantee"]
 
 
 def test_what_is_not_supported_is_refused_with_the_cure(in_processes: Processes) -> None:

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 import torch.distributed as dist
 from torch import Tensor
 
-from hushgrad.errors import PeerFailedError
-from hushgrad.parallel.messages import LOST
+from hushgrad.parallel.messages import unreachable
 from hushgrad.parallel.world import World
 
 
@@ -37,6 +36,4 @@ def add_up(world: World, flats: Sequence[Tensor]) -> None:
         for work in [dist.all_reduce(flat, group=world.data, async_op=True) for flat in flats]:
             work.wait()
     except RuntimeError as error:
-        raise PeerFailedError(
-            f"the sums could not be added up ({type(error).__name__})", where="torch.distributed", cure=LOST
-        ) from error
+        raise unreachable(f"the sums could not be added up ({type(error).__name__})") from error
