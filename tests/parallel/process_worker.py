@@ -158,6 +158,37 @@ def noise(steps: int, key: int) -> dict[str, Any]:
     return {"count": values.numel(), "std": values.std().item(), "correlation": table.abs().max().item()}
 
 
+def wire(form: str) -> dict[str, Any]:
+    """The bytes that this process hands to collective operations, by what is in work, in a logical batch of four items.
+
+    Counted are the values that the process itself gives: what `all_reduce` is called on, what `all_gather` is to hand
+    round, what rank 0 broadcasts. How often a backend sends each of them is its own.
+    """
+    handed = {"sums": 0, "messages": 0}
+    calls = {"sums": 0, "messages": 0}
+
+    def counted(name: str, at: int) -> None:
+        run = getattr(dist, name)
+
+        def counting(*given: Any, **named: Any) -> Any:
+            what = "messages" if given[at].dtype in (torch.int64, torch.uint8) else "sums"
+            handed[what] += given[at].numel() * given[at].element_size()
+            calls[what] += 1
+            return run(*given, **named)
+
+        setattr(dist, name, counting)
+
+    run = Run(form=form, sigma=1.0, key=None, rows=2, constant_shapes=True, max_batch_size=16)
+    run.train(1)
+    counted("all_reduce", 0)
+    counted("all_gather", 1)
+    counted("broadcast", 0)
+    before = run.items
+    run.train(1)
+    trained = sum(p.numel() for p in run.model.parameters())
+    return {"handed": handed, "calls": calls, "trained": trained, "items": run.items - before}
+
+
 def disagreement(what: str) -> dict[str, Any]:
     """One process differs from the others in one thing."""
     other = RANK == WORLD - 1
@@ -224,7 +255,7 @@ def failure(point: str, rank: int, how: str, ledger: str, released: str) -> dict
         raise ArithmeticError("planted")
 
     steps = 0
-    added_up: list[int] = []
+    added_up: list[bool] = []
 
     def now(name: str) -> None:
         if point == name and (steps == 2 or name in POINTS[:2]):
@@ -258,10 +289,15 @@ def failure(point: str, rank: int, how: str, ledger: str, released: str) -> dict
     watched(agreement, "exchanged", "before its vote", "after its vote", votes_on("step"))
     watched(agreement, "exchanged", "", "after the draw of noise", votes_on("draw of noise"))
     watched(spending, "told_by_first", "before the charge", "after the charge", charges)
-    watched(update.Update, "_noised", "before the draw of noise")
+    watched(update.Update, "_noised_slice", "before the draw of noise")
     watched(update, "add_up", "before the sums are added up", "after the sums were added up")
     add_up = update.add_up
-    update.add_up = lambda *given: (added_up.append(steps), add_up(*given))[1]
+
+    def looking(world: Any, wholes: list[Tensor], prepare: Any) -> None:
+        add_up(world, wholes, prepare)
+        added_up.append(not any(whole.isnan().any() for whole in wholes))
+
+    update.add_up = looking
     now("before the set-up")
     try:
         run = Run(sigma=1.0, key=None, ledger=ledger, rows=None)

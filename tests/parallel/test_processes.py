@@ -62,6 +62,16 @@ def test_the_noise_of_all_slices_is_what_is_charged_and_uncorrelated(in_processe
     assert first["correlation"] < 0.02
 
 
+@pytest.mark.parametrize("form", ["plain", "ddp"])
+def test_the_wire_carries_each_trained_value_once_for_a_logical_batch(form: str, in_processes: Processes) -> None:
+    """4 bytes for each trained value, and less than 1 kB besides: 32 bytes for each message, of which an item has one."""
+    for found in told(in_processes(2, "wire", form=form)):
+        assert found["items"] == 4
+        assert found["handed"]["sums"] == 4 * found["trained"]
+        assert found["handed"]["messages"] < 1000
+        assert found["calls"]["sums"] == 2  # one for the parameter of 90,000 values, one for all others
+
+
 def test_a_run_goes_on_with_another_number_of_processes(in_processes: Processes, tmp_path: Path) -> None:
     """Guarantee: how many processes there are changes nothing of the account."""
     where = {"ledger": str(tmp_path / "ledger"), "checkpoint": str(tmp_path / "checkpoint"), "key": None}

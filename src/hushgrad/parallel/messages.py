@@ -52,10 +52,10 @@ def exchanged(world: World, call: str, message: Any = None, number: int = 0, *, 
         DesyncError: another process came to another call.
     """
     text = b"" if message is None else json.dumps(message).encode()
-    header = torch.zeros(world.size, 4, dtype=torch.int64)
-    header[world.rank] = torch.tensor([digest_of(call), len(text), number, int(has_failed)])
-    _reached(lambda: dist.all_reduce(header, group=world.control))
-    table: list[list[int]] = header.tolist()
+    header = torch.tensor([digest_of(call), len(text), number, int(has_failed)])
+    rows = [torch.zeros_like(header) for _ in range(world.size)]
+    _reached(lambda: dist.all_gather(rows, header, group=world.control))
+    table: list[list[int]] = [row.tolist() for row in rows]
     failed = [rank for rank, row in enumerate(table) if row[3]]
     calls = {row[0] for row in table}
     if not failed and len(calls) > 1:

@@ -427,7 +427,10 @@ class Spending:
             self.write_down()
 
     def write_down(self) -> None:
-        """Leave in the ledger what was taken on trust so far. Raises `LedgerError` where it could not be made durable."""
+        """Leave in the ledger what was taken on trust so far.
+
+        Raises `LedgerError` where it could not be made durable.
+        """
         while self._trusted and self._ledger is not None and self._ledger.is_open:
             self._ledger.note(NOTED_AS, self._trusted.pop(0).as_note())
 
