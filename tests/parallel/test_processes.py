@@ -64,7 +64,7 @@ def test_the_noise_of_all_slices_is_what_is_charged_and_uncorrelated(in_processe
 
 @pytest.mark.parametrize("form", ["plain", "ddp"])
 def test_the_wire_carries_each_trained_value_once_for_a_logical_batch(form: str, in_processes: Processes) -> None:
-    """4 bytes for each trained value, and less than 1 kB besides: 32 bytes for each message, of which an item has one."""
+    """4 bytes for each trained value and less than 1 kB besides: each message has 32 bytes, and each item one message."""
     for found in told(in_processes(2, "wire", form=form)):
         assert found["items"] == 4
         assert found["handed"]["sums"] == 4 * found["trained"]
