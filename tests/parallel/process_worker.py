@@ -8,7 +8,9 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +35,8 @@ from hushgrad.parallel.replicas import digest
 
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 B, C = 12, 0.5
+FOLDER = ""
+"""Where this run may leave files."""
 TIMEOUT_S = 60
 """How long processes wait for each other on a machine that does other work, too."""
 SHORT_S = 10
@@ -90,9 +94,6 @@ class Run:
     def weights(self) -> Tensor:
         return torch.cat([p.detach().flatten() for p in self.model.parameters()])
 
-    def update(self) -> Tensor:
-        return torch.cat([p.grad.detach().flatten() for p in self.model.parameters() if p.grad is not None])
-
 
 def updates(folder: str, steps: int) -> dict[str, Any]:
     """The updates of the first steps without noise, beside those that one process left in the folder."""
@@ -101,7 +102,7 @@ def updates(folder: str, steps: int) -> dict[str, Any]:
         for form in ("plain", "ddp"):
             seen: list[Tensor] = []
             run = Run(name, form=form)
-            run.optimizer.register_step_pre_hook(_keeping(run, seen))
+            run.optimizer.register_step_pre_hook(keeping_to(run.engine, run.model, seen))
             run.train(steps)
             run.engine.session.close()
             path = Path(folder, f"{name}.pt")
@@ -115,10 +116,13 @@ def updates(folder: str, steps: int) -> dict[str, Any]:
     return found
 
 
-def _keeping(run: Run, seen: list[Tensor]) -> Callable[..., None]:
+def keeping_to(engine: PrivacyEngine, model: nn.Module, seen: list[Tensor]) -> Callable[..., None]:
+    """Return a hook that keeps the updates of logical batches."""
+
     def keep(*_: Any) -> None:
-        if run.engine.session.last_step_updated:
-            seen.append(run.update())
+        if engine.last_step_updated:
+            grads = [p.grad.detach().flatten() for p in model.parameters() if p.grad is not None]
+            seen.append(torch.cat(grads))
 
     return keep
 
@@ -150,7 +154,7 @@ def noise(steps: int, key: int) -> dict[str, Any]:
     seen: list[Tensor] = []
     losses = run.criterion
     run.criterion = lambda output, label: losses(output * 0, label)  # type: ignore[assignment]
-    run.optimizer.register_step_pre_hook(_keeping(run, seen))
+    run.optimizer.register_step_pre_hook(keeping_to(run.engine, run.model, seen))
     run.train(steps)
     values = torch.stack(seen).double() * B / (1.5 * C)
     halves = [part.flatten() for value in values for part in value[: value.numel() // 2 * 2].view(2, -1)]
@@ -189,60 +193,122 @@ def wire(form: str) -> dict[str, Any]:
     return {"handed": handed, "calls": calls, "trained": trained, "items": run.items - before}
 
 
-def disagreement(what: str) -> dict[str, Any]:
-    """One process differs from the others in one thing."""
+def disagreements() -> dict[str, Any]:
+    """One process differs from the others in one thing after another; what each is told."""
+    import hushgrad.session.set_up as set_up
+    from hushgrad import FlatClipping
+
     other = RANK == WORLD - 1
-    options: dict[str, Any] = {}
-    if what == "mechanism" and other:
-        options["sigma"] = 2.0
-    if what == "test key" and other:
-        options["key"] = 8
-    if what == "max_physical_batch_size" and other:
-        options["rows"] = 4
-    if what == "phase" and other:
-        options |= {"phase": "second", "ledger": "somewhere"}
-    if what == "optimizer" and other:
-        options["adam"] = True
-    if what == "constant_shapes" and other:
-        options["constant_shapes"] = True
-    before = digest(model_of("MLP").parameters())
-    if what == "values of the weights" and other:
-        model = model_of
-        globals()["model_of"] = lambda name: _moved(model(name))
+    dataset = TensorDataset(*data_of("MLP"))
+    fewer = DataLoader(TensorDataset(*(part[:90] for part in dataset.tensors)), batch_size=B)
+    where = {"ledger": str(Path(FOLDER, f"another.{RANK}"))}
+    ways: dict[str, dict[str, Any]] = {
+        "mechanism": {"sigma": 2.0},
+        "clip rule": {"max_grad_norm": None, "clipping": FlatClipping(2 * C)},
+        "test key": {"key": 8},
+        "max_physical_batch_size": {"rows": 4},
+        "constant_shapes": {"constant_shapes": True},
+        "number of records": {"data_loader": fewer, "q": True},
+        "phase": {**where, "phase": "second"},
+        "ledger": where,
+        "budget": {"max_epsilon": 50.0, "max_delta": 1e-3},
+        "lease": {"lease": 4},
+        "strict": {"strict": True},
+        "optimizer": {"adam": True},
+        "options of the optimizer": {"lr": 0.25},
+        "groups of the optimizer": {"groups": True},
+        "state of the optimizer": {"momentum": True},
+        "parameters": {"name": "CNN"},
+        "values of the weights": {"moved": "weights"},
+        "values of the buffers": {"moved": "buffers"},
+        "version of hushgrad": {},
+        "version of torch": {},
+    }
+    found = {}
+    for what, options in ways.items():
+        version, torch_version = set_up.__version__, torch.__version__
+        if other and what == "version of hushgrad":
+            set_up.__version__ = "0.0"
+        if other and what == "version of torch":
+            torch.__version__ = "1.0"  # type: ignore[assignment]
+        found[what] = _refused(lambda options=options: _differing(options if other else {}))
+        set_up.__version__, torch.__version__ = version, torch_version  # type: ignore[assignment]
+    return found
+
+
+def _differing(options: dict[str, Any]) -> None:
+    """Make a model private in this process's own way."""
+    from hushgrad import PrivacyEngine
+
+    given = dict(options)
+    model = model_of(given.pop("name", "MLP"))
+    model.register_buffer("unused", torch.zeros(3))
+    moved = given.pop("moved", "")
+    with torch.no_grad():
+        if moved == "weights":
+            next(model.parameters()).add_(1e-6)
+        if moved == "buffers":
+            next(model.buffers()).add_(1e-6)
+    parameters: Any = list(model.parameters())
+    if given.pop("groups", False):
+        parameters = [{"params": parameters[::-1]}]
+    lr, adam, momentum = given.pop("lr", 0.5), given.pop("adam", False), given.pop("momentum", False)
+    optimizer = torch.optim.Adam(parameters, lr) if adam else torch.optim.SGD(parameters, lr)
+    if momentum:
+        optimizer.state[next(model.parameters())]["momentum_buffer"] = torch.ones(3)
+    given.pop("q", False)
+    engine = PrivacyEngine(
+        test_key=given.pop("key", 7), ledger=given.pop("ledger", None), strict=given.pop("strict", False),
+        lease=given.pop("lease", 1),
+    )  # fmt: skip
+    loader = given.pop("data_loader", None) or DataLoader(TensorDataset(*data_of("MLP")), batch_size=B)
+    engine.make_private(
+        module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=given.pop("sigma", 1.0),
+        max_grad_norm=given.pop("max_grad_norm", C), max_physical_batch_size=given.pop("rows", 3), **given,
+    )  # fmt: skip
+    engine.session.close()
+
+
+def disagreement(what: str) -> dict[str, Any]:
+    """One process differs from the others in what it does after the first step."""
+    other = RANK == WORLD - 1
+    run = Run(sigma=1.0)
+    session = run.engine.session
+    if what == "regularizers":
+        weight = next(run.model.parameters())
+        session.regularizer(lambda: weight.square().sum(), weight=0.2 if other else 0.1)
     try:
-        run = Run(**options)
-    except HushgradError as error:
-        return {"error": type(error).__name__, "text": str(error)}
-    try:
-        run.train(1)
+        if what != "regularizers":
+            run.train(1)
         if what == "trained parameters" and other:
             next(run.model.parameters()).requires_grad_(False)
         if what == "options of the optimizer" and other:
             run.optimizer.param_groups[0]["lr"] = 0.25
+        if what == "item" and other:
+            x, y = next(iter(run.loader))
+            run.criterion(run.run(x), y).backward()
+            session.end_item()
         run.train(1)
     except HushgradError as error:
-        steps = run.engine.session.steps
-        return {"error": type(error).__name__, "text": str(error), "steps": steps, "before": before}
+        return {"error": type(error).__name__, "text": str(error), "steps": session.steps}
     return {"error": None}
-
-
-def _moved(model: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        next(model.parameters()).add_(1e-6)
-    return model
 
 
 POINTS = (
     "before the set-up", "after the set-up", "as an item is handed out", "in a forward", "in a backward",
     "before the step", "before its vote", "after its vote", "before the charge", "after the charge",
     "before the draw of noise", "after the draw of noise", "before the sums are added up",
-    "after the sums were added up", "after the step",
+    "after the sums were added up", "after the step", "before a checkpoint", "after a checkpoint",
 )  # fmt: skip
 """Where a process dies, in its third step."""
 
 
-def failure(point: str, rank: int, how: str, ledger: str, released: str) -> dict[str, Any]:
-    """One process dies, raises or hangs at a point of the third step; what the others see."""
+def failure(
+    point: str, rank: int, how: str, ledger: str, released: str, most: int = 5, after_s: float | None = None
+) -> dict[str, Any]:
+    """One process dies, raises or hangs at a point of the third step, or after some time; what the others see."""
+    if after_s is not None and rank == RANK:
+        threading.Timer(after_s, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
 
     def fail() -> None:
         if rank != RANK:
@@ -304,7 +370,7 @@ def failure(point: str, rank: int, how: str, ledger: str, released: str) -> dict
         now("after the set-up")
         run.model.register_forward_pre_hook(lambda *_: now("in a forward"))
         run.criterion = _with_hook(run.criterion, lambda: now("in a backward"))
-        while steps < 5:
+        while steps < most:
             for x, y in run.loader:
                 now("as an item is handed out")
                 run.optimizer.zero_grad()
@@ -314,8 +380,12 @@ def failure(point: str, rank: int, how: str, ledger: str, released: str) -> dict
                 with open(f"{released}.{RANK}", "ab") as file:
                     file.write(b".")
                 now("after the step")
+                if steps % 3 == 2:
+                    now("before a checkpoint")
+                    run.engine.save_checkpoint(f"{released}.checkpoint")
+                    now("after a checkpoint")
                 steps += 1
-                if steps == 5:
+                if steps == most:
                     break
     except HushgradError as error:
         grads = [name for name, p in run.model.named_parameters() if p.grad is not None] if steps else []
@@ -694,10 +764,16 @@ def joined(store: str, timeout_s: int) -> Iterator[None]:
 
 def main(scenario: str, arguments: dict[str, Any]) -> None:
     torch.set_num_threads(1)
+    if scenario == "zoo":
+        from zoo_worker import zoo
+
+        globals()["zoo"] = zoo
+    global FOLDER
     store, folder = arguments.pop("store"), arguments.pop("folder")
-    if scenario == "updates":
+    FOLDER = folder
+    if scenario in ("updates", "zoo"):
         arguments["folder"] = folder
-    never_comes = arguments.get("how") == "hangs" or arguments.get("point") == POINTS[0]
+    never_comes = arguments.get("how") in ("hangs", "is killed") or arguments.get("point") == POINTS[0]
     with joined(store, SHORT_S if never_comes else TIMEOUT_S):
         print(json.dumps(globals()[scenario](**arguments)), flush=True)
     if scenario in ("failure", "finding"):

@@ -64,7 +64,7 @@ def test_the_noise_of_all_slices_is_what_is_charged_and_uncorrelated(in_processe
 
 @pytest.mark.parametrize("form", ["plain", "ddp"])
 def test_the_wire_carries_each_trained_value_once_for_a_logical_batch(form: str, in_processes: Processes) -> None:
-    """4 bytes for each trained value and less than 1 kB besides: each message has 32 bytes, and each item one message."""
+    """4 bytes for each trained value and less than 1 kB besides: a message has 32 bytes, and an item one message."""
     for found in told(in_processes(2, "wire", form=form)):
         assert found["items"] == 4
         assert found["handed"]["sums"] == 4 * found["trained"]
@@ -131,20 +131,26 @@ def test_a_trainer_is_private_in_several_processes_and_goes_on(in_processes: Pro
     assert read_ledger(tmp_path / "two" / "ledger.jsonl").steps == 16
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
-        "mechanism", "test key", "max_physical_batch_size", "constant_shapes", "phase", "optimizer",
-        "values of the weights", "trained parameters", "options of the optimizer",
-    ],
-)  # fmt: skip
-def test_a_disagreement_is_named_and_releases_nothing(what: str, in_processes: Processes) -> None:
-    """Guarantee: processes that differ in what they train take no step, and every one of them says in what."""
+def test_a_disagreement_at_the_set_up_is_named_in_each_field(in_processes: Processes) -> None:
+    """Guarantee: processes that differ in what they train do not begin, and every one of them says in what."""
+    first, second = told(in_processes(2, "disagreements"))
+    assert first == second
+    assert len(first) == 20
+    for what, text in first.items():
+        assert "DP601" in text, (what, text)
+        assert {"clip rule": "mechanism", "number of records": "mechanism"}.get(what, what) in text
+        assert "rank 1" in text
+
+
+@pytest.mark.parametrize("what", ["trained parameters", "options of the optimizer", "regularizers", "item"])
+def test_a_disagreement_at_a_step_is_named_and_releases_nothing(what: str, in_processes: Processes) -> None:
     for found in told(in_processes(2, "disagreement", what=what)):
         assert found["error"] == "DesyncError", found
-        assert what in found["text"]
         assert "rank 1" in found["text"]
-        assert found.get("steps", 1) == 1
+        assert (what if what != "item" else "rank 1 came to the end of an item, and rank 0 to the step") in found[
+            "text"
+        ]
+        assert found["steps"] == (0 if what == "regularizers" else 1)
 
 
 @pytest.mark.parametrize("scenario", ["finding", "found_in_the_loss"])
