@@ -427,6 +427,41 @@ def resumed(ledger: str, checkpoint: str, steps: int, key: int | None) -> dict[s
     return told
 
 
+def distributed_checkpoint(ledger: str, where: str, steps: int) -> dict[str, Any]:
+    """Go on from a checkpoint of torch.distributed.checkpoint that holds the receipt, if there is one; leave one."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import state_dict as states
+
+    run = Run(sigma=1.0, key=None, adam=True, ledger=ledger, form="ddp")
+    session = run.engine.session
+
+    def state() -> dict[str, Any]:
+        model, optimizer = states.get_state_dict(run.model, run.optimizer)
+        return {"model": model, "optimizer": optimizer, "privacy": session.state_dict()}
+
+    lost, before = -1, ""
+    if Path(where).exists():
+        stored = state()
+        dcp.load(stored, checkpoint_id=where)
+        lost = session.load_state_dict(stored["privacy"])
+        states.set_state_dict(
+            run.model, run.optimizer, model_state_dict=stored["model"], optim_state_dict=stored["optimizer"]
+        )
+        before = digest(run.model.parameters())
+    run.train(steps)
+    dcp.save(state(), checkpoint_id=where)
+    after = digest(run.model.parameters())
+    adam_steps = int(next(iter(run.optimizer.state.values()))["step"])
+    run.train(1)  # that no checkpoint holds
+    told = {
+        "lost": lost, "steps": session.steps, "epsilon": run.engine.get_epsilon(1e-5), "before": before,
+        "after": after, "adam": adam_steps, "receipt": session.state_dict(),
+        "guarantee": str(run.engine.guarantee(1e-5)),
+    }  # fmt: skip
+    session.close()
+    return told
+
+
 class Unlike(torch.optim.SGD):
     """Stands in for a processor that rounds otherwise: in one process each step ends with slightly other weights."""
 

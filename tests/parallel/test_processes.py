@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +13,7 @@ from typing import Any
 import pytest
 from parallel_models import MODELS
 
-from hushgrad.accounting import read_ledger
+from hushgrad.accounting import epsilon, read_ledger
 from hushgrad.accounting.composition import require_established
 from hushgrad.accounting.conditions import discarded, third_party
 from hushgrad.accounting.ledger.view import conditions_of
@@ -82,6 +86,54 @@ def test_a_run_goes_on_with_another_number_of_processes(in_processes: Processes,
         assert all(process == everybody[0] for process in everybody)
         assert everybody[0]["steps"] == charged == read_ledger(where["ledger"]).steps
         assert everybody[0]["lost"] == (-1 if charged == 3 else 0)
+        assert everybody[0]["epsilon"] == epsilon_in(where["ledger"])
+
+
+def epsilon_in(ledger: str) -> float:
+    return epsilon(read_ledger(ledger).events, 1e-5)
+
+
+def test_a_distributed_checkpoint_holds_the_receipt_and_goes_on_with_another_number_of_processes(
+    in_processes: Processes, tmp_path: Path
+) -> None:
+    """Guarantee: weights of torch.distributed.checkpoint go on with their account; steps after it stay charged."""
+    ledger = str(tmp_path / "ledger")
+    charged, taken, weights = 0, 0, ""
+    for count, steps in ((2, 3), (1, 2), (4, 1)):
+        [found, *others] = told(
+            in_processes(count, "distributed_checkpoint", ledger=ledger, where=str(tmp_path / "dcp"), steps=steps)
+        )
+        assert all(other == found for other in others)
+        charged, taken = charged + steps + 1, taken + steps
+        assert found["steps"] == charged == read_ledger(ledger).steps
+        assert found["adam"] == taken  # the one that is lost is no step of these weights
+        assert found["lost"] == (-1 if count == 2 else 1)
+        assert found["before"] == weights
+        assert found["epsilon"] == epsilon_in(ledger)
+        assert "written to by the loop" not in found["guarantee"]
+        weights = found["after"]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_lost_processes_again_and_they_go_on_from_the_checkpoint(tmp_path: Path) -> None:
+    """Guarantee: a run that lost a process ends with the steps that were planned for it, all of them charged once."""
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts",
+            "1", str(Path(__file__).with_name("restarted_worker.py")), str(tmp_path),
+        ],
+        # torch 2.13 with restarts: without it, processes find the addresses of the last attempt (pytorch#135712).
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"told.{rank}").read_text()) for rank in range(2))
+    assert first == second
+    assert first["attempt"] == 1
+    assert first["lost"] in (1, 2)  # the process died in its third step after the checkpoint
+    assert first["taken"] == 6
+    assert first["steps"] == 6 + first["lost"] == read_ledger(tmp_path / "ledger").steps
+    assert first["epsilon"] == epsilon_in(str(tmp_path / "ledger"))
 
 
 def test_disjoint_batches_are_those_of_the_first_process(in_processes: Processes) -> None:
