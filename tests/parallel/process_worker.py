@@ -6,6 +6,7 @@ A scenario is a function of this file; with one process, `torch.distributed` is 
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import os
 import signal
@@ -660,74 +661,6 @@ def sampler() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def accelerate(state: str) -> dict[str, Any]:
-    """A loop of Accelerate: two steps, a saved state, and two more from it."""
-    os.environ |= {"LOCAL_RANK": str(RANK), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "ACCELERATE_USE_CPU": "1"}
-    from accelerate import Accelerator
-
-    from hushgrad import Privacy
-    from hushgrad.integrations.accelerate import prepare
-
-    model = model_of("MLP")
-    optimizer = torch.optim.SGD(model.parameters(), 0.5)
-    loader = DataLoader(TensorDataset(*data_of("MLP")), batch_size=B // WORLD)
-    accelerator = Accelerator(cpu=True)
-    privacy = Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.0, ledger=f"{state}.ledger")
-    prepared, stepped, batches, session = prepare(
-        accelerator, model, optimizer, loader, privacy=privacy, epochs=4, max_physical_batch_size=3
-    )
-    items = 0
-    for number, batch in enumerate(batches):
-        for x, y in batch:
-            items += 1
-            losses = nn.functional.cross_entropy(prepared(x), y, reduction="none")
-            session.backward(losses)
-            session.end_item()
-        stepped.step()
-        if number == 1:
-            accelerator.save_state(state)
-        if number == 3:
-            break
-    accelerator.load_state(state)
-    return {
-        "processes": accelerator.num_processes, "form": type(prepared).__name__, "mechanism": repr(session.mechanism),
-        "steps": session.steps, "length": len(batches), "items": items, "epsilon": session.epsilon(1e-3),
-        "weights": digest(model.parameters()),
-    }  # fmt: skip
-
-
-def trainer(out: str) -> dict[str, Any]:
-    """Hugging Face's Trainer: four steps, and four more after a restart from its checkpoint."""
-    os.environ |= {"LOCAL_RANK": str(RANK), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "HF_HUB_OFFLINE": "1"}
-    sys.path.insert(0, str(Path(__file__).parents[1] / "integrations"))
-    from tiny import Texts, bert, collate
-    from transformers import Trainer, TrainingArguments
-
-    from hushgrad import Privacy
-    from hushgrad.integrations.transformers import private
-
-    told: dict[str, Any] = {}
-    for name, resumes in (("first", False), ("again", True)):
-        arguments = TrainingArguments(
-            out, per_device_train_batch_size=4 // WORLD, gradient_accumulation_steps=2, num_train_epochs=2,
-            use_cpu=True, ddp_backend="gloo" if WORLD > 1 else None, report_to=[], logging_steps=1, save_steps=4,
-            learning_rate=0.1, optim="sgd", lr_scheduler_type="constant", disable_tqdm=True,
-        )  # fmt: skip
-        privacy = Privacy(max_grad_norm=0.5, target_delta=1e-3, target_epsilon=4.0, spare_steps=6)
-        run = private(Trainer)(
-            model=bert(), args=arguments, train_dataset=Texts(classes=3), data_collator=collate, privacy=privacy
-        )
-        run.train(resume_from_checkpoint=f"{out}/checkpoint-4" if resumes else None)
-        assert run.session is not None
-        told[name] = {
-            "processes": run.args.world_size, "mechanism": repr(run.session.mechanism), "steps": run.session.steps,
-            "global step": run.state.global_step, "lost": run.lost_steps, "weights": digest(run.model.parameters()),
-            "epsilon": run.session.epsilon(1e-3),
-        }  # fmt: skip
-        run.session.close()
-    return told
-
-
 def refusals() -> dict[str, Any]:
     """Forms of models and loops that are refused: the texts."""
     from torch.utils.data import IterableDataset
@@ -797,12 +730,15 @@ def joined(store: str, timeout_s: int) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+SCENARIOS_OF = {"zoo_worker": ("zoo",), "frameworks_worker": ("accelerate", "trainer", "sft", "fabric", "lightning")}
+"""Those that import other packages are in files of their own."""
+
+
 def main(scenario: str, arguments: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    if scenario == "zoo":
-        from zoo_worker import zoo
-
-        globals()["zoo"] = zoo
+    for name, module in SCENARIOS_OF.items():
+        if scenario in module:
+            globals()[scenario] = getattr(importlib.import_module(name), scenario)
     global FOLDER
     store, folder = arguments.pop("store"), arguments.pop("folder")
     FOLDER = folder

@@ -155,34 +155,6 @@ def test_a_distributed_sampler_is_read_for_the_number_of_processes(in_processes:
     assert "Leave the sampler out" in first["also"]
 
 
-@pytest.mark.packages
-def test_a_loop_of_accelerate_is_private_in_several_processes(in_processes: Processes, tmp_path: Path) -> None:
-    """As everywhere in Accelerate, the loader's batch size is that of one process: 6 records in each of two."""
-    [alone] = told(in_processes(1, "accelerate", state=str(tmp_path / "one")))
-    first, second = told(in_processes(2, "accelerate", state=str(tmp_path / "two")))
-    assert {**first, "items": 0} == {**second, "items": 0}
-    assert first["processes"] == 2
-    assert first["form"] == "DistributedDataParallel"
-    for name in ("mechanism", "steps", "length", "epsilon"):
-        assert first[name] == alone[name]
-    assert first["steps"] == 4 == read_ledger(tmp_path / "two.ledger").steps
-
-
-@pytest.mark.packages
-def test_a_trainer_is_private_in_several_processes_and_goes_on(in_processes: Processes, tmp_path: Path) -> None:
-    """Its batch is per_device_train_batch_size × gradient_accumulation_steps × processes: 8 of 40 records."""
-    [alone] = told(in_processes(1, "trainer", out=str(tmp_path / "one")))
-    first, second = told(in_processes(2, "trainer", out=str(tmp_path / "two")))
-    assert first == second
-    assert first["first"]["processes"] == 2
-    for part in ("first", "again"):
-        for name in ("mechanism", "steps", "global step", "lost", "epsilon"):
-            assert first[part][name] == alone[part][name]
-    assert (first["first"]["steps"], first["first"]["global step"]) == (10, 10)
-    assert (first["again"]["steps"], first["again"]["global step"], first["again"]["lost"]) == (16, 10, 6)
-    assert read_ledger(tmp_path / "two" / "ledger.jsonl").steps == 16
-
-
 def test_a_disagreement_at_the_set_up_is_named_in_each_field(in_processes: Processes) -> None:
     """Guarantee: processes that differ in what they train do not begin, and every one of them says in what."""
     first, second = told(in_processes(2, "disagreements"))

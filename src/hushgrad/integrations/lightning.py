@@ -38,6 +38,8 @@ from hushgrad.integrations.incompatible import refuse
 from hushgrad.integrations.lightning_checks import LOGGED, conditions_of, network_of, problems_of
 from hushgrad.integrations.lightning_data import Batches, with_private_batches
 from hushgrad.integrations.lightning_logs import TrainingLog
+from hushgrad.parallel.messages import told_by_first
+from hushgrad.parallel.world import join_world
 from hushgrad.privacy import Privacy
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.session.session import Session
@@ -97,6 +99,8 @@ class PrivateTraining(Callback):
     def batches(self, data_loader: Any) -> Batches:
         """Return what `fit` takes in the place of an ordinary DataLoader; its batch size is B.
 
+        With strategy="ddp" its batch size is that of one process, as everywhere in Lightning.
+
         Raises what `hushgrad.sampling.torch_loader.read_data_loader` raises.
         """
         self._batches = Batches(data_loader, self._first_items)
@@ -155,8 +159,12 @@ class PrivateTraining(Callback):
         self._before_weights.remove()
         if self._receipt is None:
             self._read_receipt(trainer)
+        if self._receipt is None:
+            told_by_first(join_world(), "look at the ledger", lambda: self._require_new(trainer))
+
+    def _require_new(self, trainer: Trainer) -> None:
         ledger = self._ledger_of(trainer)
-        if self._receipt is None and ledger is not None and os.path.lexists(ledger) and read_ledger(ledger).steps:
+        if ledger is not None and os.path.lexists(ledger) and read_ledger(ledger).steps:
             raise ProtocolError(
                 f"its ledger holds {read_ledger(ledger).steps} steps of an earlier run",
                 where="Lightning",
@@ -185,7 +193,7 @@ class PrivateTraining(Callback):
                 "fit, which is then called without ckpt_path",
             )
         receipt = Receipt.from_state(state)
-        receipt.steps_of(self._ledger_of(trainer))
+        told_by_first(join_world(), "look at a receipt", lambda: receipt.steps_of(self._ledger_of(trainer)))
         self._receipt = receipt
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
