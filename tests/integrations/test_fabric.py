@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
 from lightning.fabric.plugins import MixedPrecision, Precision
+from lightning.fabric.strategies import DDPStrategy
 from tiny import B, C, N, Steps, Texts, bert, collate, gpt2, llama_with_lora
 from torch import nn
 from torch.utils.data import DataLoader
