@@ -67,7 +67,9 @@ def test_a_process_that_hangs_is_waited_for_no_longer_than_the_timeout(in_proces
     require_true_account(ended, 1, tmp_path, has_begun=True)
 
 
-@pytest.mark.parametrize("where", ["make_private", "closure", "end of the step", "before the draw"])
+@pytest.mark.parametrize(
+    "where", ["make_private", "closure", "sums", "end of the step", "before the draw", "checkpoint"]
+)
 def test_an_error_in_one_process_ends_the_step_in_all_at_once(where: str, in_processes: Processes) -> None:
     """Guarantee: an error that this process raises in a step, or as it hands out an item, ends the step in all of them.
 
@@ -76,7 +78,8 @@ def test_an_error_in_one_process_ends_the_step_in_all_at_once(where: str, in_pro
     first, second = (process.told for process in in_processes(2, "told_at_once", where=where))
     assert first["error"] == "PeerFailedError", first
     assert "the process of rank 1" in first["text"]
-    assert second["error"] == ("InvalidArgumentError" if where == "make_private" else "ArithmeticError")
+    own = {"make_private": "InvalidArgumentError", "checkpoint": "ProtocolError"}
+    assert second["error"] == own.get(where, "ArithmeticError")
     assert first["is quick"]
     assert second["is quick"]
 

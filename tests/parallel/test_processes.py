@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.large_scale import MESSAGES
 from parallel_models import MODELS
 
 from hushgrad.accounting import epsilon, read_ledger
@@ -73,6 +74,7 @@ def test_the_wire_carries_each_trained_value_once_for_a_logical_batch(form: str,
         assert found["items"] == 4
         assert found["handed"]["sums"] == 4 * found["trained"]
         assert found["handed"]["messages"] < 1000
+        assert found["calls"]["messages"] == found["items"] + MESSAGES
         assert found["calls"]["sums"] == 2  # one for the parameter of 90,000 values, one for all others
 
 

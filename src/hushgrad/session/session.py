@@ -352,7 +352,7 @@ class Session:
             LedgerError: the ledger is missing, was cut, or is that of another run.
             ProtocolError: inside a logical batch or a step, or beside another checkpoint.
         """
-        with self._between_steps("load a state"):
+        with self._others.telling(), self._between_steps("load a state"):
             return self._parts.spending.lost_since(Receipt.from_state(state))
 
     def save_checkpoint(
@@ -373,7 +373,7 @@ class Session:
             CheckpointError: a value cannot be written without pickle, or the file cannot be written.
             ProtocolError: inside a logical batch or a step, or beside another checkpoint.
         """
-        with self._between_steps("write a checkpoint"):
+        with self._others.telling(), self._between_steps("write a checkpoint"):
             told_by_first(
                 self._parts.world,
                 "writing of a checkpoint",
@@ -394,7 +394,7 @@ class Session:
             LedgerError: the ledger is missing, was cut, or is that of another run.
             ProtocolError: inside a logical batch or a step, or beside another checkpoint.
         """
-        with self._between_steps("load a checkpoint"):
+        with self._others.telling(), self._between_steps("load a checkpoint"):
             world = self._parts.world
             with together(world, "reading of a checkpoint", {}):
                 checkpoint = Checkpoint.read(path)

@@ -167,11 +167,12 @@ class Update:
 
         Guarantee: no sum leaves a process before its own noise is in it, and none is of use where noise is missing.
         """
-        wholes = [
-            total if is_owner else total.clone(memory_format=torch.contiguous_format)
-            for total, is_owner in zip(sums, owners, strict=True)
-        ]
-        slices = [own_slice(self._world, whole.view(-1)) for whole in wholes]
+        with together(self._world, "sums", {"step": number}):  # from here on all wait for each other's
+            wholes = [
+                total if is_owner else total.clone(memory_format=torch.contiguous_format)
+                for total, is_owner in zip(sums, owners, strict=True)
+            ]
+            slices = [own_slice(self._world, whole.view(-1)) for whole in wholes]
         drawn: list[Tensor] = []
 
         def prepare(place: int) -> None:
