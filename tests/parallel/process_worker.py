@@ -63,6 +63,7 @@ class Run:
         self.run = DistributedDataParallel(self.model) if form == "ddp" and WORLD > 1 else self.model
         parameters = self.model.parameters()
         self.optimizer = torch.optim.Adam(parameters, 1e-3) if adam else torch.optim.SGD(parameters, 0.5)
+        options.pop("before", lambda *_: None)(self.run, self.optimizer)
         self.engine = PrivacyEngine(test_key=key, ledger=options.pop("ledger", None))
         dataset = TensorDataset(self.inputs, self.labels)
         loader = options.pop("data_loader", None) or DataLoader(dataset, batch_size=B, shuffle=True)
@@ -433,29 +434,33 @@ def distributed_checkpoint(ledger: str, where: str, steps: int) -> dict[str, Any
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import state_dict as states
 
-    run = Run(sigma=1.0, key=None, adam=True, ledger=ledger, form="ddp")
+    def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return dict(zip(("model", "optimizer"), states.get_state_dict(model, optimizer), strict=True))
+
+    def loaded(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if Path(where).exists():
+            stored = state(model, optimizer)
+            dcp.load(stored, checkpoint_id=where)
+            states.set_state_dict(
+                model, optimizer, model_state_dict=stored["model"], optim_state_dict=stored["optimizer"]
+            )
+
+    run = Run(sigma=1.0, key=None, adam=True, ledger=ledger, form="ddp", before=loaded)
     session = run.engine.session
-
-    def state() -> dict[str, Any]:
-        model, optimizer = states.get_state_dict(run.model, run.optimizer)
-        return {"model": model, "optimizer": optimizer, "privacy": session.state_dict()}
-
-    lost, before = -1, ""
+    before = ""
     if Path(where).exists():
-        stored = state()
-        dcp.load(stored, checkpoint_id=where)
-        lost = session.load_state_dict(stored["privacy"])
-        states.set_state_dict(
-            run.model, run.optimizer, model_state_dict=stored["model"], optim_state_dict=stored["optimizer"]
-        )
+        dcp.load({"privacy": session}, checkpoint_id=where)
         before = digest(run.model.parameters())
     run.train(steps)
-    dcp.save(state(), checkpoint_id=where)
+    dcp.save({**state(run.run, run.optimizer), "privacy": session}, checkpoint_id=where)
     after = digest(run.model.parameters())
     adam_steps = int(next(iter(run.optimizer.state.values()))["step"])
     run.train(1)  # that no checkpoint holds
+    other = Run(sigma=1.0, key=None, adam=True, ledger=f"{ledger}.second", form="ddp").engine.session
+    refused = _refused(lambda: dcp.load({"privacy": other}, checkpoint_id=where))
+    other.close()
     told = {
-        "lost": lost, "steps": session.steps, "epsilon": run.engine.get_epsilon(1e-5), "before": before,
+        "refused": refused, "steps": session.steps, "epsilon": run.engine.get_epsilon(1e-5), "before": before,
         "after": after, "adam": adam_steps, "receipt": session.state_dict(),
         "guarantee": str(run.engine.guarantee(1e-5)),
     }  # fmt: skip
