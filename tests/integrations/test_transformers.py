@@ -186,10 +186,27 @@ def is_as(model: nn.Module, before: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def say_of(out: Path, file: str, *names_and_value: Any) -> None:
+    """Change one entry of a file of the checkpoint."""
+    path = out / "checkpoint-3" / file
+    said = entry = json.loads(path.read_text())
+    *names, last, value = names_and_value
+    for name in names:
+        entry = entry[name]
+    entry[last] = value
+    path.write_text(json.dumps(said))
+
+
 RESUMES: dict[str, tuple[Callable[[Path], object], Any, type[HushgradError]]] = {
     "again without resume": (lambda out: None, None, ProtocolError),
     "without its ledger": (lambda out: (out / "ledger.jsonl").unlink(), True, LedgerError),
     "of ordinary training": (lambda out: (out / "checkpoint-3" / RECEIPT).unlink(), True, CheckpointError),
+    "with the state of another step": (
+        lambda out: say_of(out, "trainer_state.json", "global_step", 4),
+        True,
+        CheckpointError,
+    ),
+    "with fewer steps in its receipt": (lambda out: say_of(out, RECEIPT, "receipt", "steps", 2), True, CheckpointError),
 }
 
 

@@ -27,7 +27,7 @@ from hushgrad.study.tasks import TaskOptions
 DEFAULT_NOISE = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
-ALSO = ("task", "data", "target", "delta", "model", "epochs")
+ALSO = ("task", "data", "target", "delta", "model", "epochs", "spare_steps")
 DESCRIBED = (*settings_of(Grid).values(), *(SETTINGS[name] for name in ALSO))
 """The settings that describe a sweep without a file."""
 

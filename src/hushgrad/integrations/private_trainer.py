@@ -17,7 +17,6 @@ from hushgrad.errors import HushgradError, InvalidArgumentError, ProtocolError
 from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import refuse
 from hushgrad.integrations.model_losses import of_examples, require_own_loss
-from hushgrad.integrations.receipt_file import read_receipt
 from hushgrad.integrations.trainer_arguments import Given
 from hushgrad.integrations.trainer_checks import (
     COMPUTE_LOSS,
@@ -37,7 +36,14 @@ from hushgrad.session.session import Session
 with needs_extra("hf", "hushgrad.integrations.transformers"):
     from transformers import TrainingArguments
 
-    from hushgrad.integrations.trainer_life import SELECTED, Follower, finished_checkpoint, require_unused, selects
+    from hushgrad.integrations.trainer_life import (
+        SELECTED,
+        Follower,
+        finished_checkpoint,
+        receipt_of,
+        require_unused,
+        selects,
+    )
     from hushgrad.integrations.trainer_silence import TIMED, silence, stop_clocks
 
 
@@ -181,7 +187,7 @@ class PrivateTraining:
             refuse("the Trainer", [COMPUTE_LOSS])
         if resume_from_checkpoint:
             folder = finished_checkpoint(resume_from_checkpoint, self.args.output_dir)  # type: ignore[attr-defined]
-            self._receipt = read_receipt(folder)
+            self._receipt = receipt_of(folder)
             if self.session is None:
                 receipt = self._receipt  # looked at before the Trainer loads any weight, by who has the ledger
                 told_by_first(join_world(), "look at the ledger", lambda: receipt.steps_of(self._ledger))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from hushgrad.accounting.conditions import Condition
+from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import CheckpointError, ProtocolError
 from hushgrad.extras import needs_extra
-from hushgrad.integrations.receipt_file import RECEIPT, write_receipt
+from hushgrad.integrations.receipt_file import RECEIPT, read_receipt, write_receipt
 
 with needs_extra("hf", "hushgrad.integrations.transformers"):
     from transformers import EarlyStoppingCallback, TrainerCallback
+    from transformers.trainer import TRAINER_STATE_NAME
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 SELECTED = Condition(
@@ -43,7 +46,7 @@ class Follower(TrainerCallback):  # type: ignore[misc, unused-ignore]  # untyped
         if not args.should_save:  # another process writes what is saved
             return
         folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-        write_receipt(folder, self._trainer.session, guarantee=str(self._trainer.guarantee()))
+        write_receipt(folder, self._trainer.session, step=state.global_step, guarantee=str(self._trainer.guarantee()))
 
 
 def selects(args: Any, callbacks: list[Any]) -> bool:
@@ -71,6 +74,22 @@ def finished_checkpoint(given: Any, output_dir: str) -> Path:
             cure="Save more often (save_steps), or begin a new run in a new folder; what was charged stays spent",
         )
     return finished[max(finished)]
+
+
+def receipt_of(folder: Path) -> Receipt:
+    """Return the receipt of a Trainer's checkpoint. Raises `CheckpointError` where it has none, or another one's."""
+    receipt, said = read_receipt(folder)
+    try:
+        step = json.loads((folder / TRAINER_STATE_NAME).read_bytes())["global_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        step = None
+    if step is None or said.get("step", step) != step:  # an earlier version wrote no step beside the receipt
+        raise CheckpointError(
+            f"its {RECEIPT} and its {TRAINER_STATE_NAME} are not of one checkpoint",
+            where="the checkpoint",
+            cure="Resume from another checkpoint, or put back the files that were written together",
+        )
+    return receipt
 
 
 def require_unused(ledger: str | os.PathLike[str], *, is_own_folder: bool) -> None:

@@ -26,6 +26,10 @@ from hushgrad.result_file import replace_file
 from hushgrad.study.directory import from_json, json_text, make_folder
 from hushgrad.study.sweep.plan import SweepPlan
 
+_INNER = ("runs", "working", "abandoned", "failures", "logs")
+_BEFORE_THE_PLAN = frozenset({*_INNER, ".plan.json.new"})
+"""What a sweep leaves that was killed before its plan was whole: nothing has run then."""
+
 
 @dataclass(frozen=True, slots=True)
 class SweepFolder:
@@ -50,11 +54,11 @@ class SweepFolder:
                     cure="Repeat that sweep's settings to resume it, or choose another folder",
                 )
             return folder
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or not _BEFORE_THE_PLAN.issuperset(os.listdir(path))):
             raise InvalidArgumentError(
                 "the output folder must be new, empty, or hold this sweep", where="--out", cure="Choose another folder"
             )
-        for inner in (path, *(path / name for name in ("runs", "working", "abandoned", "failures", "logs"))):
+        for inner in (path, *(path / name for name in _INNER)):
             make_folder(inner)
         replace_file(folder.plan_file, (json_text(plan.to_json(), indent=2) + "\n").encode())
         return folder
