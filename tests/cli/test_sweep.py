@@ -17,6 +17,7 @@ def test_a_sweep_of_digits_leaves_runs_table_and_pictures_and_starts_nothing_twi
     result = sweep(*words, "--no-baseline", "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
     assert "digits, B=400" in result.output
+    assert "Each ε is its run's alone" in result.output
     table = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [run["status"] for run in table["runs"]] == ["completed"]
     for name in ("accuracy.png", "accuracy.svg", "curves-1.png", "curves-1.svg", "table.csv"):
@@ -30,6 +31,9 @@ def test_a_sweep_of_digits_leaves_runs_table_and_pictures_and_starts_nothing_twi
     reported = CliRunner().invoke(main, ["report", str(tmp_path / "out")])
     assert reported.exit_code == 0, reported.output
     assert CliRunner().invoke(main, ["report", "--check", str(tmp_path / "out")]).exit_code == 0
+    told = (tmp_path / "out" / "report.json").read_text()
+    assert "test accuracy is computed on them without noise" in told
+    assert "settings chosen after looking at the results of other runs" in told
 
 
 def test_a_sweep_with_a_failing_run_says_so_and_exits_with_1(tmp_path, monkeypatch):

@@ -158,6 +158,7 @@ def _sweep(plan: SweepPlan, out: Path, budget: CoreBudget) -> None:
     rows = write_results(folder, plan)
     show_results(console, rows)
     if any(row.status == "completed" for row in rows):
+        click.echo("Each ε is its run's alone, and no ε covers the test records: the report says what choosing costs.")
         click.echo(f"Look at  {out / 'accuracy.png'}")
         click.echo(f"Try      {program()} report {shlex.quote(str(out))}")
     if end.interrupted:

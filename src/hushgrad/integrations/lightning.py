@@ -31,13 +31,13 @@ from torch import Tensor
 
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger.receipt import Receipt
-from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.errors import CheckpointError, IncompatibleFrameworkError, InvalidArgumentError, ProtocolError
 from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import refuse
 from hushgrad.integrations.lightning_checks import LOGGED, conditions_of, network_of, problems_of
 from hushgrad.integrations.lightning_data import Batches, with_private_batches
 from hushgrad.integrations.lightning_logs import TrainingLog
+from hushgrad.integrations.used_ledger import require_unused
 from hushgrad.privacy import Privacy
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.session.session import Session
@@ -155,14 +155,13 @@ class PrivateTraining(Callback):
         self._before_weights.remove()
         if self._receipt is None:
             self._read_receipt(trainer)
-        ledger = self._ledger_of(trainer)
-        if self._receipt is None and ledger is not None and os.path.lexists(ledger) and read_ledger(ledger).steps:
-            raise ProtocolError(
-                f"its ledger holds {read_ledger(ledger).steps} steps of an earlier run",
+        if self._receipt is None:
+            require_unused(
+                self._ledger_of(trainer),
+                self.privacy,
                 where="Lightning",
-                cure="Go on with trainer.fit(..., ckpt_path=...), or give this run "
-                + ("a default_root_dir" if self.privacy.ledger is None else "a path in Privacy(ledger=...)")
-                + " of its own; what both cost adds up",
+                resume="trainer.fit(..., ckpt_path=...)",
+                folder="a default_root_dir",
             )
 
     def _ledger_of(self, trainer: Trainer) -> str | os.PathLike[str] | None:

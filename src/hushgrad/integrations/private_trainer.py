@@ -27,6 +27,7 @@ from hushgrad.integrations.trainer_checks import (
     require_whole_data,
 )
 from hushgrad.integrations.trl import problems_of_config, problems_of_model
+from hushgrad.integrations.used_ledger import require_unused
 from hushgrad.parallel.messages import told_by_first
 from hushgrad.parallel.world import join_world
 from hushgrad.privacy import Privacy
@@ -41,7 +42,6 @@ with needs_extra("hf", "hushgrad.integrations.transformers"):
         Follower,
         finished_checkpoint,
         receipt_of,
-        require_unused,
         selects,
     )
     from hushgrad.integrations.trainer_silence import TIMED, silence, stop_clocks
@@ -163,7 +163,7 @@ class PrivateTraining:
     def tell_selection(self) -> None:
         """Say in the guarantee, once, that evaluation data chooses the weights, where it does."""
         this: Any = self
-        if not self._is_selection_told and selects(this.args, this.callback_handler.callbacks):
+        if not self._is_selection_told and selects(this.args, this.callback_handler.callbacks, this.lr_scheduler):
             assert self.session is not None
             self.session.trust(SELECTED)
             self._is_selection_told = True
@@ -195,12 +195,13 @@ class PrivateTraining:
                 self.lost_steps = self.session.load_state_dict(self._receipt.as_state())
             resume_from_checkpoint = str(folder)
         elif self.session is None:
-            is_own = self.privacy.ledger is None
-            told_by_first(
-                join_world(), "look at the ledger", lambda: require_unused(self._ledger, is_own_folder=is_own)
-            )
+            told_by_first(join_world(), "look at the ledger", self._require_unused)
         stop_clocks(self.callback_handler.callbacks, self.args.output_dir)  # type: ignore[attr-defined]
         return super().train(resume_from_checkpoint, *positional, **named)  # type: ignore[misc]
+
+    def _require_unused(self) -> None:
+        resume = "train(resume_from_checkpoint=True)"
+        require_unused(self._ledger, self.privacy, where="the Trainer", resume=resume, folder="an output_dir")
 
     def hyperparameter_search(self, *_: Any, **__: Any) -> Any:
         """Refuse: each trial trains on the same records."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from hushgrad.accounting.conditions import Condition
 from hushgrad.accounting.ledger.receipt import Receipt
-from hushgrad.accounting.ledger.view import read_ledger
-from hushgrad.errors import CheckpointError, ProtocolError
+from hushgrad.errors import CheckpointError
 from hushgrad.extras import needs_extra
 from hushgrad.integrations.receipt_file import RECEIPT, read_receipt, write_receipt
 
@@ -21,8 +20,8 @@ with needs_extra("hf", "hushgrad.integrations.transformers"):
 
 SELECTED = Condition(
     "selection by evaluation",
-    "which of its checkpoints the Trainer kept, or when it stopped, was decided by its evaluation data: what that "
-    "choice tells of those records is not counted",
+    "which of its checkpoints the Trainer kept, when it stopped, or its learning rate was decided by its evaluation "
+    "data: what that choice tells of those records is not counted",
 )
 
 
@@ -49,10 +48,16 @@ class Follower(TrainerCallback):  # type: ignore[misc, unused-ignore]  # untyped
         write_receipt(folder, self._trainer.session, step=state.global_step, guarantee=str(self._trainer.guarantee()))
 
 
-def selects(args: Any, callbacks: list[Any]) -> bool:
-    """Whether evaluation data decides which weights are kept."""
-    is_best = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
-    return bool(is_best or any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks))
+def selects(args: Any, callbacks: list[Any], scheduler: Any) -> bool:
+    """Whether evaluation data decides which weights are kept, when training ends or how fast it goes."""
+    keeps_best = args.metric_for_best_model is not None or args.save_strategy == SaveStrategy.BEST
+    stops = any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks)
+    return bool(args.load_best_model_at_end or keeps_best or stops or _is_told_metrics(scheduler))
+
+
+def _is_told_metrics(scheduler: Any) -> bool:
+    """Whether a scheduler follows evaluation (`ReduceLROnPlateau`, `GreedyLR`): its `step` takes the metrics."""
+    return scheduler is not None and "metrics" in inspect.signature(scheduler.step).parameters
 
 
 def finished_checkpoint(given: Any, output_dir: str) -> Path:
@@ -90,15 +95,3 @@ def receipt_of(folder: Path) -> Receipt:
             cure="Resume from another checkpoint, or put back the files that were written together",
         )
     return receipt
-
-
-def require_unused(ledger: str | os.PathLike[str], *, is_own_folder: bool) -> None:
-    """Refuse to begin anew where a ledger holds steps. Raises `ProtocolError`."""
-    if os.path.lexists(ledger) and (steps := read_ledger(ledger).steps):
-        raise ProtocolError(
-            f"its ledger holds {steps} steps of an earlier run",
-            where="the Trainer",
-            cure="Go on with train(resume_from_checkpoint=True), or give this run "
-            + ("an output_dir" if is_own_folder else "a path in Privacy(ledger=...)")
-            + " of its own; what both cost adds up",
-        )

@@ -526,6 +526,16 @@ def events_before(path: str | os.PathLike[str] | None, phase: str | None) -> Com
     return before
 
 
+def steps_taken(path: str | os.PathLike[str] | None, phase: str | None) -> int:
+    """Return how many steps the ledger at `path` holds of the phase that is to be opened; without a phase, of all."""
+    if path is None or not os.path.lexists(path):
+        return 0
+    view = read_ledger(path)
+    if phase is None:
+        return view.steps
+    return view.steps - view.phases[-1].begins if view.phases[-1].name == phase else 0
+
+
 def passes_in(events: Composition) -> int:
     """Return how many passes over the data were begun: the number of the next one."""
     return max((event.data_pass for event, _ in events if event.data_pass is not None), default=-1) + 1

@@ -14,7 +14,7 @@ from hushgrad.study.directory import RunDirectory, from_json
 from hushgrad.study.model_file import read_model
 from hushgrad.study.models import build_model
 from hushgrad.study.resuming import read_config
-from hushgrad.study.sweep.folder import damaged_summary, read_summary
+from hushgrad.study.summary_file import damaged_summary, read_summary
 from hushgrad.study.tasks.encoder_file import encoding_from_json
 from hushgrad.study.tasks.encoders import SentenceEncoder
 from hushgrad.study.tasks.task import Encoder
