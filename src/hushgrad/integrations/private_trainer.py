@@ -43,6 +43,7 @@ with needs_extra("hf", "hushgrad.integrations.transformers"):
         finished_checkpoint,
         receipt_of,
         selects,
+        steps_without_checkpoint,
     )
     from hushgrad.integrations.trainer_silence import TIMED, silence, stop_clocks
 
@@ -178,6 +179,9 @@ class PrivateTraining:
     def train(self, resume_from_checkpoint: Any = None, *positional: Any, **named: Any) -> Any:
         """Train, from the beginning or from a checkpoint of private training.
 
+        With `resume_from_checkpoint=True`, a run that was killed before its first checkpoint begins anew; all steps
+        that it had charged are `lost_steps`.
+
         Raises:
             CheckpointError: the checkpoint was not written by private training, or not to its end.
             LedgerError: the ledger does not hold the checkpoint's steps.
@@ -185,8 +189,9 @@ class PrivateTraining:
         """
         if "compute_loss" in vars(self):  # set on the instance, after its class was looked at
             refuse("the Trainer", [COMPUTE_LOSS])
-        if resume_from_checkpoint:
-            folder = finished_checkpoint(resume_from_checkpoint, self.args.output_dir)  # type: ignore[attr-defined]
+        wanted, output = resume_from_checkpoint, self.args.output_dir  # type: ignore[attr-defined]
+        folder = finished_checkpoint(wanted, output) if wanted else None
+        if folder is not None:
             self._receipt = receipt_of(folder)
             if self.session is None:
                 receipt = self._receipt  # looked at before the Trainer loads any weight, by who has the ledger
@@ -194,6 +199,13 @@ class PrivateTraining:
             else:
                 self.lost_steps = self.session.load_state_dict(self._receipt.as_state())
             resume_from_checkpoint = str(folder)
+        elif wanted:  # it begins anew, and stays charged for what was lost
+            is_open, phase, resume_from_checkpoint = self.session is not None, self.privacy.phase, None
+            self.lost_steps = told_by_first(
+                join_world(),
+                "look at the ledger",
+                lambda: steps_without_checkpoint(self._ledger, phase, is_open=is_open),
+            )
         elif self.session is None:
             told_by_first(join_world(), "look at the ledger", self._require_unused)
         stop_clocks(self.callback_handler.callbacks, self.args.output_dir)  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.errors import CheckpointError
 from hushgrad.extras import needs_extra
 from hushgrad.integrations.receipt_file import RECEIPT, read_receipt, write_receipt
+from hushgrad.session.spending import steps_taken
 
 with needs_extra("hf", "hushgrad.integrations.transformers"):
     from transformers import EarlyStoppingCallback, TrainerCallback
@@ -60,10 +62,10 @@ def _is_told_metrics(scheduler: Any) -> bool:
     return scheduler is not None and "metrics" in inspect.signature(scheduler.step).parameters
 
 
-def finished_checkpoint(given: Any, output_dir: str) -> Path:
+def finished_checkpoint(given: Any, output_dir: str) -> Path | None:
     """Return the folder to resume from: the one that is given, or for True the newest that was written to its end.
 
-    Raises `CheckpointError` where there is none.
+    None where there is none.
     """
     if given is not True:
         return Path(given)
@@ -72,13 +74,24 @@ def finished_checkpoint(given: Any, output_dir: str) -> Path:
         for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
         if (number := folder.name.rpartition("-")[2]).isdecimal() and (folder / RECEIPT).is_file()
     }
-    if not finished:
+    return finished[max(finished)] if finished else None
+
+
+def steps_without_checkpoint(ledger: str | os.PathLike[str], phase: str | None, *, is_open: bool) -> int:
+    """Return how many steps a run had charged that was killed before its first checkpoint: all of them are lost.
+
+    With a phase, those of the phase.
+
+    Raises `CheckpointError` where there is no such run, or it is the one that is open.
+    """
+    steps = 0 if is_open else steps_taken(ledger, phase)
+    if not steps:
         raise CheckpointError(
             "there is no checkpoint of private training in its output folder",
             where="the Trainer",
-            cure="Save more often (save_steps), or begin a new run in a new folder; what was charged stays spent",
+            cure="Call train() without resume_from_checkpoint, or give the folder and ledger of the run to go on with",
         )
-    return finished[max(finished)]
+    return steps
 
 
 def receipt_of(folder: Path) -> Receipt:

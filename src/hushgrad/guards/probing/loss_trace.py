@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hushgrad.capture.axes.layout import MARKS, Layout, Role
@@ -113,6 +113,7 @@ class LossTrace(TorchFunctionMode):
         for path, tensor in tensors_at(item):
             is_repeated = id(tensor) in self._known  # one tensor for several records: it cannot be altered for one
             slot = self._adopt(tensor, "item")
+            self.program.paths[slot] = path
             if path in axes:
                 self.program.axes[slot] = axes[path]
             if (place := next((n for n in range(len(path)) if path[:n] in lists), None)) is not None:
@@ -194,16 +195,19 @@ class LossTrace(TorchFunctionMode):
         if numbers:
             program.given.append(Given(len(program.calls), tuple(numbers), place))
 
-    def returned(self, output: Any, turned: Sequence[Tensor] = ()) -> None:
-        """The model returned this; `turned` has the examples on the second axis."""
+    def returned(self, output: Any, turned: Sequence[Tensor] = (), module: nn.Module | None = None) -> None:
+        """The `module` returned this; `turned` has the examples on the second axis."""
         if self._is_on and threading.get_ident() == self._thread:
             self._take_out()
             push_below(self)
-        for _, tensor in tensors_at(output):
+        for path, tensor in tensors_at(output):
             if tensor.grad_fn is not None or tensor.requires_grad or self._slot(tensor) is None:
-                self.program.outputs.append(self._adopt(tensor, "output"))
+                slot = self._adopt(tensor, "output")
+                self.program.outputs.append(slot)
+                if module is not None:
+                    self.program.made_by[slot] = module, path
                 if any(tensor is other for other in turned):
-                    self.program.axes[self.program.outputs[-1]] = 1
+                    self.program.axes[slot] = 1
 
     def loss(self, loss: Tensor, *, is_rows: bool) -> None:
         """This is a loss that the loop runs backward on, or losses of one row for each example."""

@@ -64,7 +64,7 @@ class PaddingProbe:
         outcome = self._run(wide.only(rows), len(rows))
         if outcome is None or outcome.unknown is not None:
             return
-        back = OwnWidth(0, {former: length}, (), False)
+        back = OwnWidth(0, {former: length}, {}, False)
         there = dict(tensors_at(outcome.output))
         cut = {path: cut_to(there[path], back, axis, False) for path, axis in self.axes.items() if path in there}
         base = {path: tensor for path, tensor in tensors_at(self.base.output) if path in self.axes}

@@ -94,13 +94,13 @@ class OwnWidth:
     Attributes:
         row: its number in the batch.
         lengths: for lengths of axes in the batch, those that the record has when it comes alone.
-        alone: the tensors of the item that is made of it alone; none where that was not made.
+        alone: the tensors of the item that is made of it alone, by their paths; none where that was not made.
         is_sure: whether the lengths come from the records themselves, and are no guess.
     """
 
     row: int
     lengths: Mapping[int, int]
-    alone: Sequence[Tensor]
+    alone: Mapping[Path, Tensor]
     is_sure: bool
 
     def of(self, length: int) -> int:
@@ -108,6 +108,12 @@ class OwnWidth:
         if length in self.lengths:
             return self.lengths[length]
         return max(1, self.lengths[length + 1] - 1) if length + 1 in self.lengths else length
+
+    def is_alone(self, row: Tensor) -> bool:
+        """Return whether the record alone makes this row of some tensor."""
+        return any(
+            part.shape[1:] == row.shape and torch.equal(part[0], row.to(part.device)) for part in self.alone.values()
+        )
 
 
 def own_widths(drawn: Drawn | None, batch: Batch, varying: Set[int]) -> list[OwnWidth]:
@@ -122,7 +128,7 @@ def own_widths(drawn: Drawn | None, batch: Batch, varying: Set[int]) -> list[Own
     shorter = [] if drawn is None else drawn.short_records
     if not shorter:
         guessed = _guessed(drawn, batch, varying - _whole(drawn), count)
-        shorter = _shorter(OwnWidth(row, lengths, (), False) for row, lengths in guessed)
+        shorter = _shorter(OwnWidth(row, lengths, {}, False) for row, lengths in guessed)
     shorter.sort(key=lambda width: min(own / length for length, own in width.lengths.items()))
     return [*shorter[:1], *shorter[-1:]] if len(shorter) > 1 else shorter
 
@@ -239,11 +245,7 @@ def _cuts_padding(batch: Batch, width: OwnWidth, left: bool) -> bool:
         shifted = int(not left and length not in width.lengths)
         beyond = front[:, : length - own] if left else front[:, min(own + shifted, length - 1) :]
         kept = front[width.row, length - own :] if left else front[width.row, :own]
-        if not (
-            _is_constant(beyond[width.row])
-            or bool((beyond == beyond[:1]).all())
-            or any(part.shape[1:] == kept.shape and torch.equal(part[0], kept.to(part.device)) for part in width.alone)
-        ):
+        if not (_is_constant(beyond[width.row]) or bool((beyond == beyond[:1]).all()) or width.is_alone(kept)):
             return False
     return cut
 
@@ -261,7 +263,7 @@ def _from_records(drawn: Drawn, count: int) -> list[OwnWidth]:
         return []
     listed = list(_lengths_of_lists(drawn, count))
     if listed:
-        return [OwnWidth(row, lengths, (), True) for row, lengths in listed]
+        return [OwnWidth(row, lengths, {}, True) for row, lengths in listed]
     found = []
     runs = CollateRuns(drawn.collate_fn, State(drawn.collate_fn, parameters=False, aside=drawn.dataset))
     for row, alone in _some_alone(drawn, runs, count):
@@ -278,7 +280,7 @@ def _from_records(drawn: Drawn, count: int) -> list[OwnWidth]:
                 if axis != of_batch and own not in (0, length):
                     lengths[length] = max(own, lengths.get(length, 0))
         if alone:
-            found.append(OwnWidth(row, lengths, list(alone.values()), True))
+            found.append(OwnWidth(row, lengths, alone, True))
         is_even = len(drawn.extents) >= count and len(set(drawn.extents[:count])) == 1
         if len(found) >= MOST_ROWS and (is_even or _shorter(found)):
             break
@@ -289,7 +291,8 @@ def _whole(drawn: Drawn | None) -> set[int]:
     """Return lengths that need no guessing: the records that seem to be short have them when they come alone."""
     if drawn is None or not drawn.widths:
         return set()
-    return set.intersection(*({length for tensor in width.alone for length in tensor.shape} for width in drawn.widths))
+    alone = [width.alone.values() for width in drawn.widths]
+    return set.intersection(*({length for tensor in tensors for length in tensor.shape} for tensors in alone))
 
 
 def _some_alone(drawn: Drawn, runs: CollateRuns, count: int) -> Iterator[tuple[int, dict[Path, Tensor]]]:
