@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import refuse
 from hushgrad.integrations.model_losses import of_examples, require_own_loss
 from hushgrad.integrations.trainer_arguments import Given
+from hushgrad.integrations.trainer_batches import LogicalBatches
 from hushgrad.integrations.trainer_checks import (
     COMPUTE_LOSS,
     MODEL_INIT,
@@ -48,20 +49,6 @@ with needs_extra("hf", "hushgrad.integrations.transformers"):
     from hushgrad.integrations.trainer_silence import TIMED, silence, stop_clocks
 
 
-class _LogicalBatches:
-    """A private loader as a Trainer reads one: `len()` logical batches, each drawn in the step that is made of it."""
-
-    def __init__(self, loader: PrivateLoader, is_over: Callable[[], bool]) -> None:
-        self._loader, self._is_over = loader, is_over
-        self.dataset = loader.dataset
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(()) if self._is_over() else self._loader.logical_batches()
-
-
 class PrivateTraining:
     """The part of a Trainer that is private: what it reads, how a step is made, and what it may tell. See `private`."""
 
@@ -80,7 +67,7 @@ class PrivateTraining:
         self.lost_steps = 0
         """How many steps came after the checkpoint that training goes on from: they stay charged."""
         self._receipt: Receipt | None = None
-        self._batches: _LogicalBatches | None = None
+        self._batches: LogicalBatches | None = None
         self._is_loss_known = self._is_selection_told = False
         self._private_optimizer: Any = None
         self._most_records = args.per_device_train_batch_size
@@ -156,7 +143,7 @@ class PrivateTraining:
             raise
         self._private_optimizer = this.optimizer
         # Whoever resumes a run that had come to its end takes no step more.
-        self._batches = _LogicalBatches(loader, lambda: this.state.global_step >= this.state.max_steps)
+        self._batches = LogicalBatches(loader, lambda: this.state.global_step >= this.state.max_steps)
 
     def _collate(self, theirs: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return theirs

@@ -71,7 +71,8 @@ class SweepFolder:
             raise InvalidArgumentError(
                 "the folder holds no sweep: plan.json is missing",
                 where="the sweep's folder",
-                cure="Choose another folder",
+                cure="Name the folder of a sweep. One that was stopped before its plan was written, and a search, go "
+                "on by the words that began them",
             )
         return folder
 

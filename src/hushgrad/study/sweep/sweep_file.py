@@ -89,6 +89,12 @@ def plan_from(value: Mapping[str, Any], data: Path | None = None) -> SweepPlan:
             "it must have at least one [[subjects]]", where="the sweep file", cure="Add one, with a task or a function"
         )
     subjects = tuple(_subject(_table("subjects", entry), settings, data) for entry in entries)
+    if settings and all(subject.task is None for subject in subjects):
+        raise InvalidArgumentError(
+            f"a function takes no {', '.join(sorted(settings))}",
+            where="[settings]",
+            cure="Set these in the function itself",
+        )
     name = value.get("name", "sweep")
     if not isinstance(name, str):
         raise InvalidArgumentError("must be text", where="name of the sweep", cure="Put it in quotes")
