@@ -96,7 +96,7 @@ def prepare(
 
     accelerator.register_save_state_pre_hook(before_saving)
     accelerator.register_load_state_pre_hook(  # before Accelerate loads any weight
-        lambda models, folder: session.load_state_dict(read_receipt(Path(folder)).as_state())
+        lambda models, folder: session.load_state_dict(read_receipt(Path(folder))[0].as_state())
     )
     return prepared_model, prepared_optimizer, batches, session
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,15 +30,13 @@ from torch import Tensor
 
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger.receipt import Receipt
-from hushgrad.accounting.ledger.view import read_ledger
-from hushgrad.errors import CheckpointError, IncompatibleFrameworkError, InvalidArgumentError, ProtocolError
+from hushgrad.errors import IncompatibleFrameworkError, InvalidArgumentError, ProtocolError
 from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import refuse
 from hushgrad.integrations.lightning_checks import LOGGED, conditions_of, network_of, problems_of
 from hushgrad.integrations.lightning_data import Batches, with_private_batches
+from hushgrad.integrations.lightning_life import ledger_of, receipt_of, require_new
 from hushgrad.integrations.lightning_logs import TrainingLog
-from hushgrad.parallel.messages import told_by_first
-from hushgrad.parallel.world import join_world
 from hushgrad.privacy import Privacy
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.session.session import Session
@@ -152,49 +149,18 @@ class PrivateTraining(Callback):
         refuse("Lightning", problems_of(trainer, pl_module))
         self._receipt = None
         look = pl_module.register_load_state_dict_pre_hook
-        self._before_weights = look(lambda *_: self._read_receipt(trainer))  # type: ignore[no-untyped-call]
+        self._before_weights = look(lambda *_: self._look_at_receipt(trainer))  # type: ignore[no-untyped-call]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a checkpoint that is not this ledger's, and a ledger that nobody goes on with."""
         self._before_weights.remove()
         if self._receipt is None:
-            self._read_receipt(trainer)
+            self._look_at_receipt(trainer)
         if self._receipt is None:
-            told_by_first(join_world(), "look at the ledger", lambda: self._require_new(trainer))
+            require_new(trainer, self.privacy)
 
-    def _require_new(self, trainer: Trainer) -> None:
-        ledger = self._ledger_of(trainer)
-        if ledger is not None and os.path.lexists(ledger) and read_ledger(ledger).steps:
-            raise ProtocolError(
-                f"its ledger holds {read_ledger(ledger).steps} steps of an earlier run",
-                where="Lightning",
-                cure="Go on with trainer.fit(..., ckpt_path=...), or give this run "
-                + ("a default_root_dir" if self.privacy.ledger is None else "a path in Privacy(ledger=...)")
-                + " of its own; what both cost adds up",
-            )
-
-    def _ledger_of(self, trainer: Trainer) -> str | os.PathLike[str] | None:
-        if self.privacy.ledger is not None:
-            return self.privacy.ledger
-        return None if trainer.fast_dev_run else Path(trainer.default_root_dir, "ledger.jsonl")  # type: ignore[attr-defined]
-
-    def _read_receipt(self, trainer: Trainer) -> None:
-        """Read the receipt of the checkpoint that Lightning goes on from, if it does, and look for it in the ledger."""
-        if trainer.ckpt_path is None:
-            return
-        # Lightning has just read this file, with the caller's own weights_only: it brings nothing that was not run.
-        checkpoint = trainer.strategy.load_checkpoint(trainer.ckpt_path, weights_only=False)
-        state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if state is None:
-            raise CheckpointError(
-                "it was not written by private training, so nobody can say what its weights have cost",
-                where="the checkpoint",
-                cure="Resume from another checkpoint. Weights of ordinary training are loaded into the module before "
-                "fit, which is then called without ckpt_path",
-            )
-        receipt = Receipt.from_state(state)
-        told_by_first(join_world(), "look at a receipt", lambda: receipt.steps_of(self._ledger_of(trainer)))
-        self._receipt = receipt
+    def _look_at_receipt(self, trainer: Trainer) -> None:
+        self._receipt = receipt_of(trainer, self.privacy, self.state_key)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the training private: model, optimizer and loader are as Lightning trains them."""
@@ -216,7 +182,7 @@ class PrivateTraining(Callback):
             refuse("Lightning", [("its number of steps is not limited", "Set max_epochs or max_steps")])
         reading = batches.reading
         mechanism = self.privacy.mechanism(batch_size=reading.batch_size, population=reading.count, steps=int(steps))
-        ledger = self._ledger_of(trainer)
+        ledger = ledger_of(trainer, self.privacy)
         if ledger is not None:
             os.makedirs(os.path.dirname(os.fspath(ledger)) or ".", exist_ok=True)
         if self.session is not None:  # of an earlier fit, whose optimizer is no longer Lightning's

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from hushgrad import PrivacyEngine
 from hushgrad.errors import CrossSampleLeakError
+from hushgrad.guards.probing.loop_numbers import LoopNumbers
 from hushgrad.guards.probing.loss_padding import NUMBERS, OUTPUTS, LossPadding
 from hushgrad.guards.probing.loss_trace import LossTrace
 from hushgrad.guards.probing.positions import Positions
@@ -45,7 +46,8 @@ def require_same(
 ) -> LossPadding:
     """Look at the programs of items, of losses made of logits `[B, T, V]`, or of outputs `[B, *shape]`."""
     positions = Positions()
-    padding = LossPadding(positions)
+    numbers = LoopNumbers()
+    padding = LossPadding(positions, numbers)
     for records in items:
         item = collate(records)
         size, width = item[0].shape
@@ -61,6 +63,7 @@ def require_same(
             trace.loss(losses(output, item[1]), is_rows=True)
         finally:
             trace.end()
+        numbers.note(trace.program)
         own = [len(record) for record in records] if extents is None else extents
         padding.require_same(trace.program, Drawn(records, range(size), item, size, collate, extents=own))
     return padding

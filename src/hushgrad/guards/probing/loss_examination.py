@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hushgrad.capture.axes.batch_axes import NARROW
 from hushgrad.errors import CrossSampleLeakError, LossShapeError
-from hushgrad.guards.probing.loss_numbers import NumbersTaken
+from hushgrad.guards.probing.loop_numbers import LoopNumbers
+from hushgrad.guards.probing.loss_numbers import ARITHMETIC, NumbersTaken
 from hushgrad.guards.probing.loss_program import Given, Made, Program
 from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, axis_of, differing, is_same, replayed
 from hushgrad.guards.probing.rows import AWAY, blocks, neighbours, split_examples
@@ -33,13 +34,16 @@ SMALLEST = 3
 """Of fewer examples none is left out."""
 
 
-def require_separate_program(program: Program, loss_reduction: str, expected_size: float | None) -> str:
+def require_separate_program(
+    program: Program, loss_reduction: str, expected_size: float | None, known: LoopNumbers | None = None
+) -> str:
     """Run the calls of an item again on altered examples, and compare what the others get.
 
     Args:
         program: of the item.
         loss_reduction: as declared.
         expected_size: the expected batch size, by which losses may be divided; None where it is not known.
+        known: what other items showed of the loop's numbers.
 
     Returns why it could not be told, "" where it could: neither the losses nor gradients of others changed, and all of
     the loop's calls were seen.
@@ -58,11 +62,12 @@ def require_separate_program(program: Program, loss_reduction: str, expected_siz
         return program.hidden or "its calls cannot be run again"
     if differing(program, base, again, range(program.size)) is not None:
         return program.hidden or "its calls give other values each time"
-    return _Examination(program, base).run(loss_reduction, expected_size)
+    return _Examination(program, base, known or LoopNumbers()).run(loss_reduction, expected_size)
 
 
 class _Examination:
-    def __init__(self, program: Program, base: Replay) -> None:
+    def __init__(self, program: Program, base: Replay, known: LoopNumbers) -> None:
+        self._known = known
         self._program = program
         self._base = base
         self._numbers = NumbersTaken(program, base.numbers)
@@ -216,7 +221,8 @@ class _Examination:
     def _leave_out(self, loss_reduction: str, expected_size: float | None) -> None:
         """Refuse a sum where a mean was declared, the reverse, and losses that are divided by the number of examples.
 
-        Numbers that are the batch's size are made less with it. Where the program cannot be run so, nothing shows.
+        Numbers that are the batch's size are made less with it, but for constants that equal it by chance. Where the
+        program cannot be run so, nothing shows.
         """
         size = self._program.size
         kinds = {end.is_rows for end in self._program.ends}
@@ -225,14 +231,28 @@ class _Examination:
             return
         for is_multiple in (False, True):
             try:
-                less = partial(_less, size, self._fewer, is_multiple)
-                fewer = replayed(self._program, self._without_last(), less)
+                fewer = replayed(self._program, self._without_last(), partial(self._less, is_multiple))
             except NotRunningError:
                 continue
             if any(not made.numel() and self._base.made[key].numel() for key, made in fewer.made.items()):
                 continue  # a slice beyond the end: the calls were written out for each example
             self._compare_fewer(fewer, loss_reduction, is_rows=True in kinds)
             return
+
+    def _less(self, is_multiple: bool, value: object, call: Made) -> object:
+        """Return a number of a call for a batch of fewer examples."""
+        less = _less(self._program.size, self._fewer, is_multiple, value)
+        return value if less != value and call.name in ARITHMETIC and self._is_constant(call, value) else less
+
+    def _is_constant(self, call: Made, value: object) -> bool:
+        """Whether a number that equals the batch's size does so by chance.
+
+        The first item tells where the loop asked no tensor for its size, or the number stands in its code.
+        """
+        size = self._program.size
+        if self._known.are_constant(call, [float(value)], {size}):  # type: ignore[arg-type]
+            return True
+        return not self._numbers.holds_size() and not self._known.follow_size(call, size)
 
     def _is_square(self) -> bool:
         """Whether something has its examples on the second axis and as many on the first: which numbers are B?"""

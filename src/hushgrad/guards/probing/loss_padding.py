@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from hushgrad.errors import CrossSampleLeakError
-from hushgrad.guards.probing.loss_numbers import NumbersTaken, call_numbers
+from hushgrad.guards.probing.loop_numbers import Line, LoopNumbers, line_of
+from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_program import Made, Program
 from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, axis_of, differing, replayed
 from hushgrad.guards.probing.positions import Positions
@@ -35,9 +36,6 @@ NUMBERS = (
     "code that computes the loss"
 )
 
-Suspect = tuple[str, int, str]
-"""A call by its file, line and name."""
-
 
 class LossPadding:
     """Asks it of one session's programs.
@@ -47,12 +45,13 @@ class LossPadding:
 
     Args:
         positions: which outputs of the model have positions, as far as it is known.
+        numbers: what is known of the loop's numbers.
     """
 
-    def __init__(self, positions: Positions) -> None:
+    def __init__(self, positions: Positions, numbers: LoopNumbers) -> None:
         self._positions = positions
-        self._suspects: dict[Suspect, tuple[list[float], Set[int]]] = {}  # the numbers, and the batch's lengths
-        self._constants: set[Suspect] = set()
+        self._numbers = numbers
+        self._suspects: dict[Line, tuple[Made, list[float], Set[int]]] = {}  # a call, its numbers, the batch's lengths
         self._are_outputs_known = True
 
     @property
@@ -64,7 +63,7 @@ class LossPadding:
         """Refuse losses of short records that change when the batch is padded further, as to a longer one.
 
         Args:
-            program: of an item, which was run again and is repeatable.
+            program: of an item, which was run again and is repeatable, and whose numbers were noted.
             drawn: the item.
 
         Raises:
@@ -77,7 +76,9 @@ class LossPadding:
             base = replayed(program, {})
         except NotRunningError:
             return
-        self._clear(program)
+        for line, suspect in list(self._suspects.items()):
+            if self._numbers.are_constant(*suspect):
+                del self._suspects[line]
         for left in (False, True):
             rows = [width.row for width in widths if _is_padded(program, width, left)]
             if rows:
@@ -111,22 +112,12 @@ class LossPadding:
         is_cut = sum(extent >= max(lengths) for extent in drawn.extents) > 1  # so many, as where a constant cuts them
         for place, found in NumbersTaken(program, base.numbers).following(numbers):
             call = program.calls[place]
-            suspect = _suspect(call)
-            if suspect in self._constants or not _matters(program, base, place, found):
+            if self._numbers.are_constant(call, found, lengths) or not _matters(program, base, place, found):
                 continue
-            if not is_cut or self._suspects.get(suspect, (found, lengths))[0] != found:
+            before = self._suspects.get(line_of(call))
+            if not is_cut or (before is not None and before[1] != found):
                 raise _leak(call)
-            self._suspects[suspect] = found, lengths
-
-    def _clear(self, program: Program) -> None:
-        """Let suspects go whose number is what it was, though the batch has another length."""
-        shapes = {length for source in program.sources.values() for length in source.values.shape}
-        for call in program.calls if self._suspects else ():
-            suspect = _suspect(call)
-            numbers, lengths = self._suspects.get(suspect, ((), shapes))
-            if not lengths & shapes and set(numbers) <= {*call_numbers(program, call)}:
-                self._constants.add(suspect)
-                del self._suspects[suspect]
+            self._suspects[line_of(call)] = call, found, lengths
 
 
 class _Longer:
@@ -219,8 +210,8 @@ def _is_padded(program: Program, width: OwnWidth, left: bool) -> bool:
 def _matters(program: Program, base: Replay, place: int, numbers: Sequence[float]) -> bool:
     """Whether losses or gradients change with numbers of one call."""
 
-    def other(value: object) -> object:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    def other(value: object, call: Made) -> object:
+        is_number = call is program.calls[place] and isinstance(value, (int, float)) and not isinstance(value, bool)
         return value * OTHERWISE if is_number and float(value) in numbers else value  # type: ignore[operator, arg-type]
 
     single = {
@@ -229,17 +220,13 @@ def _matters(program: Program, base: Replay, place: int, numbers: Sequence[float
         if source.kind in ("number", "constant") and source.values.numel() == 1 and float(source.values.real) in numbers
     }
     everyone = range(program.size)
-    for altered, at in (({}, place), (single, -1)) if single else (({}, place),):
+    for altered in ({}, single) if single else ({},):
         try:
-            if differing(program, base, replayed(program, altered, other, at), everyone) is not None:
+            if differing(program, base, replayed(program, altered, other), everyone) is not None:
                 return True
         except NotRunningError:
             continue
     return False
-
-
-def _suspect(call: Made) -> Suspect:
-    return call.place.file, call.place.line, call.name
 
 
 def _last(program: Program) -> Made | None:

@@ -12,6 +12,7 @@ from hushgrad.capture.axes.layout import Path, Role
 from hushgrad.capture.public import PublicTensors
 from hushgrad.guards.probing.constants import Constants
 from hushgrad.guards.probing.looks import Looks
+from hushgrad.guards.probing.loop_numbers import LoopNumbers
 from hushgrad.guards.probing.loss_examination import require_separate_program
 from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_padding import LossPadding
@@ -49,7 +50,8 @@ class LossPrograms:
         positions: Positions | None = None,
     ) -> None:
         self._declared = loss_reduction, expected_size
-        self._padding = LossPadding(Positions() if positions is None else positions)
+        self._numbers = LoopNumbers()
+        self._padding = LossPadding(Positions() if positions is None else positions, self._numbers)
         self._trace: LossTrace | None = None
         self._end: weakref.finalize[..., LossPrograms] | None = None  # of the trace, should nobody tell of it
         self._is_own = False
@@ -107,8 +109,10 @@ class LossPrograms:
             return ""
         self._trace.end()
         program, outside = self._trace.program, self._trace.outside
-        why = require_separate_program(program, *self._declared)
+        why = require_separate_program(program, *self._declared, self._numbers)
+        self._numbers.note(program)
         self.has_read |= program.reads_values or outside.has_come or self._earlier.constants.are_made_anew
+        self.has_read |= self._trace.has_read
         self.has_read |= outside.is_readable and NumbersTaken(program, {}).are_free()
         if self._is_own:
             return program.doubt or why

@@ -49,17 +49,16 @@ class NotRunningError(Exception):
         self.numbers = numbers
 
 
-def _unchanged(value: Any) -> Any:
+Number = Callable[[Any, Made], Any]
+"""What becomes of an argument that is no tensor, of a call."""
+
+
+def _unchanged(value: Any, call: Made) -> Any:
     return value
 
 
-def replayed(
-    program: Program,
-    altered: Mapping[int, Tensor],
-    number: Callable[[Any], Any] = _unchanged,
-    at: int | None = None,
-) -> Replay:
-    """Run the program with some sources exchanged, and with other numbers among its arguments: at one call, or at all.
+def replayed(program: Program, altered: Mapping[int, Tensor], number: Number = _unchanged) -> Replay:
+    """Run the program with some sources exchanged, and with other numbers among its arguments.
 
     Raises:
         NotRunningError: it fails on them.
@@ -76,7 +75,7 @@ def replayed(
     with forked_randomness(list({value.device for value in values.values()}), SEED):
         try:
             for place, call in enumerate(program.calls[: program.last]):
-                result = _called(call, values, number if at in (None, place) else _unchanged)
+                result = _called(call, values, number)
                 if call.taken is not None:
                     numbers[place] = result.tolist() if hasattr(result, "tolist") else result
                     continue
@@ -91,9 +90,9 @@ def replayed(
     return Replay({slot: value.detach() for slot, value in values.items()}, numbers, rows, gradients)
 
 
-def _called(call: Made, values: dict[int, Tensor], number: Callable[[Any], Any]) -> Any:
+def _called(call: Made, values: dict[int, Tensor], number: Number) -> Any:
     def filled(value: Any) -> Any:
-        return values[value.number] if isinstance(value, Slot) else number(value)
+        return values[value.number] if isinstance(value, Slot) else number(value, call)
 
     with ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(call.with_gradients))

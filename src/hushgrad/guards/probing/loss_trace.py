@@ -75,11 +75,18 @@ APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-def
 """The code that calls a custom autograd function."""
 
 SILENT = {
-    "__repr__", "__format__", "__str__", "__hash__", "backward", "retain_grad", "requires_grad_",
-    "register_post_accumulate_grad_hook", "is_floating_point", "is_complex", "data_ptr", "dim", "ndimension",
-    "is_contiguous", "element_size", "stride", "storage_offset", "untyped_storage", "get_device", "__dir__",
+    "__hash__", "backward", "retain_grad", "requires_grad_",
+    "register_post_accumulate_grad_hook", "is_floating_point", "is_complex", "dim", "ndimension",
+    "is_contiguous", "element_size", "stride", "storage_offset", "get_device", "__dir__",
 }  # fmt: skip
 """Calls that compute nothing a loss could be made of."""
+
+
+READING = {
+    "__repr__", "__format__", "__str__", "__reduce__", "__reduce_ex__", "__dlpack__", "data_ptr", "storage",
+    "untyped_storage",
+}  # fmt: skip
+"""Calls that hand the values on as texts, bytes or memory."""
 
 
 class LossTrace(TorchFunctionMode):
@@ -109,6 +116,8 @@ class LossTrace(TorchFunctionMode):
         self._count = 0
         self._kept = 0
         self._has_taken = False
+        self.has_read = False
+        """Whether the loop read values in a way that leaves no number in the program."""
         self._applied: dict[int, tuple[Any, int]] = {}  # by the node that an autograd function made
         for path, tensor in tensors_at(item):
             is_repeated = id(tensor) in self._known  # one tensor for several records: it cannot be altered for one
@@ -255,8 +264,15 @@ class LossTrace(TorchFunctionMode):
             result = func(*args, **kwargs)  # as an output: what the model makes of each example, by its own backward
             self.program.outputs += [self._adopt(tensor, "output") for tensor in tensors_of(result)]
             return result
+        if name in READING:
+            self.has_read = True
+            return func(*args, **kwargs)
         given = mapped((args, kwargs), partial(self._given, is_changed=is_change))
-        result = func(*args, **kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except Exception:
+            self.has_read = True  # whether it fails is a look at the values
+            raise
         self._write(func, given, result, place, args[0] if is_change and args else None)
         return result
 
@@ -274,6 +290,7 @@ class LossTrace(TorchFunctionMode):
         outputs = tuple(self._made(tensor) for tensor in made)
         if getattr(func, "__name__", "").endswith("_like"):  # of the batch's shape, and of none of its values
             self._live.difference_update(outputs)
+            self.outside.note(func.__name__, (), result)
         if isinstance(changed, Tensor) and (slot := self._slot(changed)) is not None:
             self._live.add(slot)
             if slot in self.program.sources and (base_of(changed) is not None):
