@@ -54,6 +54,6 @@ def require_new(trainer: Any, privacy: Privacy) -> None:
         ledger_of(trainer, privacy),
         privacy,
         where="Lightning",
-        resume="trainer.fit(..., ckpt_path=...)",
+        resume="trainer.fit(..., ckpt_path=...), or without a checkpoint with PrivateTraining(..., may_restart=True)",
         folder="a default_root_dir",
     )
