@@ -40,6 +40,7 @@ from hushgrad.integrations.lightning_logs import TrainingLog
 from hushgrad.privacy import Privacy
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.session.session import Session
+from hushgrad.session.spending import steps_taken
 
 with needs_extra("lightning", "hushgrad.integrations.lightning"):
     from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -60,6 +61,8 @@ class PrivateTraining(Callback):
         privacy: the clip norm, and ε or the noise. Without a path in it the ledger is `ledger.jsonl` in the Trainer's
             `default_root_dir`.
         max_physical_batch_size: the most records in one item; None for all.
+        may_restart: whether `fit` without a checkpoint goes on with a ledger that holds steps, as one does that was
+            killed before its first checkpoint: training begins anew, and all of them are `lost_steps`.
         may_log: names of metrics that the module may log while it trains. They have no noise, so the guarantee says
             that they are not covered.
 
@@ -69,7 +72,12 @@ class PrivateTraining(Callback):
     """
 
     def __init__(
-        self, privacy: Privacy, *, max_physical_batch_size: int | None = None, may_log: Collection[str] = ()
+        self,
+        privacy: Privacy,
+        *,
+        max_physical_batch_size: int | None = None,
+        may_log: Collection[str] = (),
+        may_restart: bool = False,
     ) -> None:
         if not isinstance(privacy, Privacy):
             raise InvalidArgumentError(
@@ -82,6 +90,7 @@ class PrivateTraining(Callback):
         self.lost_steps = 0
         """How many steps came after the checkpoint that training goes on from: they stay charged."""
         self._max_physical_batch_size = max_physical_batch_size
+        self._may_restart = may_restart
         self._may_log = frozenset(may_log)
         self._log = TrainingLog(self._may_log)
         self._batches: Batches | None = None
@@ -156,7 +165,7 @@ class PrivateTraining(Callback):
         self._before_weights.remove()
         if self._receipt is None:
             self._look_at_receipt(trainer)
-        if self._receipt is None:
+        if self._receipt is None and not self._may_restart:
             require_new(trainer, self.privacy)
 
     def _look_at_receipt(self, trainer: Trainer) -> None:
@@ -183,6 +192,7 @@ class PrivateTraining(Callback):
         reading = batches.reading
         mechanism = self.privacy.mechanism(batch_size=reading.batch_size, population=reading.count, steps=int(steps))
         ledger = ledger_of(trainer, self.privacy)
+        before = steps_taken(ledger, self.privacy.phase)
         if ledger is not None:
             os.makedirs(os.path.dirname(os.fspath(ledger)) or ".", exist_ok=True)
         if self.session is not None:  # of an earlier fit, whose optimizer is no longer Lightning's
@@ -191,7 +201,7 @@ class PrivateTraining(Callback):
         try:
             private = session.batches_of(reading, max_physical_batch_size=self._max_physical_batch_size)
             assert isinstance(private, PrivateLoader)  # a stream was refused before, as it has no length
-            self.lost_steps = 0 if self._receipt is None else session.load_state_dict(self._receipt.as_state())
+            self.lost_steps = before if self._receipt is None else session.load_state_dict(self._receipt.as_state())
             for condition in [*conditions_of(trainer), *([LOGGED] if self._may_log else [])]:
                 session.trust(condition)
         except BaseException:

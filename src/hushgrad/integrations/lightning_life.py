@@ -52,10 +52,10 @@ def receipt_of(trainer: Any, privacy: Privacy, state_key: str) -> Receipt | None
 
 def require_new(trainer: Any, privacy: Privacy) -> None:
     """Refuse a fit that begins anew beside the ledger of an earlier one. Raises `ProtocolError`."""
-    resume, folder = "trainer.fit(..., ckpt_path=...)", "a default_root_dir"
+    resume = "trainer.fit(..., ckpt_path=...), or without a checkpoint with PrivateTraining(..., may_restart=True)"
 
     def look() -> None:
         ledger = ledger_of(trainer, privacy)
-        require_unused(ledger, privacy, where="Lightning", resume=resume, folder=folder)
+        require_unused(ledger, privacy, where="Lightning", resume=resume, folder="a default_root_dir")
 
     told_by_first(join_world(), "look at the ledger", look)
