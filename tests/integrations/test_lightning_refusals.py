@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy
 from lit import (
     NOISY,
     STEPS,
@@ -114,17 +115,18 @@ def test_settings_that_private_training_cannot_bear_are_refused_and_the_cure_tra
     assert callback.session.steps == run.global_step > 0
 
 
-@pytest.mark.parametrize(
-    "settings", [{"strategy": "ddp_spawn", "devices": 2}, {"strategy": "ddp", "devices": 1}, {"num_nodes": 2}]
-)
-def test_several_devices_and_strategies_for_them_are_refused_with_their_cure(
-    settings: dict[str, Any], tmp_path: Path
-) -> None:
+class OwnStrategy(DDPStrategy):
+    """A subclass may reduce gradients in a way of its own."""
+
+
+def test_strategies_that_are_not_known_are_refused_with_their_cure(tmp_path: Path) -> None:
     """By the check alone: Lightning begins processes before it asks any callback."""
     callback = PrivateTraining(NOISY)
-    [(what, cure)] = problems_of(trainer(tmp_path, callback, **settings), Small(callback))
-    assert "several processes" in what
-    assert problems_of(trainer(tmp_path, callback, devices=1, strategy="auto"), Small(callback)) == []
+    [(what, cure)] = problems_of(trainer(tmp_path, callback, strategy=OwnStrategy(), devices=2), Small(callback))
+    assert "its strategy splits the model" in what
+    for settings in ({"devices": 1, "strategy": "auto"}, {"devices": 2, "strategy": "ddp"}, {"num_nodes": 2}):
+        assert problems_of(trainer(tmp_path, callback, **settings), Small(callback)) == []
+    assert "strategy='ddp'" in cure
     assert "devices=1, strategy='auto'" in cure
 
 
@@ -357,6 +359,26 @@ def test_fit_again_with_the_same_callback_goes_on_from_a_checkpoint_and_is_refus
     run.fit(module, callback.batches(small_loader()), ckpt_path=tmp_path / "at.ckpt")
     assert callback.session.steps == STEPS
     assert callback.lost_steps == 2
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_may_begin_anew_and_tells_what_was_lost(tmp_path: Path) -> None:
+    privacy = Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.0)
+    first = PrivateTraining(privacy, max_physical_batch_size=4)
+    with pytest.raises(CrashError):
+        trainer(tmp_path, first, callbacks=[StopAt(2)]).fit(Small(first), first.batches(small_loader()))
+    refused = PrivateTraining(privacy, max_physical_batch_size=4)
+    with pytest.raises(ProtocolError, match="2 steps of an earlier run") as caught:
+        trainer(tmp_path, refused).fit(Small(refused), refused.batches(small_loader()))
+    assert "may_restart=True" in caught.value.cure
+    again = PrivateTraining(
+        Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.0, spare_steps=2),
+        max_physical_batch_size=4,
+        may_restart=True,
+    )
+    run = trainer(tmp_path, again)
+    run.fit(Small(again), again.batches(small_loader()), ckpt_path="last")
+    assert again.session is not None
+    assert (run.global_step, again.lost_steps, again.session.steps) == (STEPS, 2, STEPS + 2)
 
 
 def test_a_quick_run_leaves_no_ledger_behind(tmp_path: Path) -> None:

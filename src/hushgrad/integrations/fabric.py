@@ -1,21 +1,24 @@
 """Private training in a loop of Lightning Fabric::
 
-from hushgrad import Privacy
-from hushgrad.integrations.fabric import prepare
+    from hushgrad import Privacy
+    from hushgrad.integrations.fabric import prepare
 
-model, optimizer, batches, session = prepare(
-    fabric, model, optimizer, loader, privacy=Privacy(max_grad_norm=1.0, target_epsilon=3, target_delta=1e-5), epochs=3
-)
-for epoch in range(3):
-    for batch in batches:  # a logical batch
-        for item in batch:  # as much of it as fits into memory, on Fabric's device
-            with fabric.autocast():
-                losses = losses_of(model, item)
-            session.backward(losses)  # [b], one loss per example
-            session.end_item()
-        optimizer.step()
-        scheduler.step()
-print(session.guarantee(delta=1e-5))
+    model, optimizer, batches, session = prepare(
+        fabric, model, optimizer, loader, epochs=3,
+        privacy=Privacy(max_grad_norm=1.0, target_epsilon=3, target_delta=1e-5),
+    )
+    for epoch in range(3):
+        for batch in batches:  # a logical batch
+            for item in batch:  # as much of it as fits into memory, on Fabric's device
+                with fabric.autocast():
+                    losses = losses_of(model, item)
+                session.backward(losses)  # [b], one loss per example
+                session.end_item()
+            optimizer.step()
+            scheduler.step()
+    print(session.guarantee(delta=1e-5))
+
+Steps, schedules and the account count logical batches.
 """
 
 from __future__ import annotations
@@ -32,12 +35,14 @@ from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import WIDE_ENOUGH, refuse
 from hushgrad.integrations.own_loop import Batches, attach, plan
 from hushgrad.privacy import Privacy
+from hushgrad.sampling.records import Share
 from hushgrad.session.checkpoint import Stateful, has_groups, load_holders, require_same_model
 from hushgrad.session.same_optimizer import require_same_optimizer
 from hushgrad.session.session import Session
 
 with needs_extra("lightning", "hushgrad.integrations.fabric"):
     from lightning.fabric import Fabric
+    from lightning.fabric.strategies.ddp import DDPStrategy
     from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 
 _RECEIPT = "hushgrad"
@@ -60,10 +65,11 @@ def prepare(
     every backward but Fabric's own: `fabric.autocast()` is written around its forward.
 
     Args:
-        fabric: of one device, without float16.
+        fabric: of one device, or of several with strategy="ddp"; without float16.
         model: in training mode, not set up.
         optimizer: over all of the model's trainable parameters, not set up.
-        data_loader: an ordinary DataLoader, not set up; its batch size is B.
+        data_loader: an ordinary DataLoader, not set up; its batch size is B, and of several processes that of each
+            of them, as everywhere in Fabric.
         privacy: the clip norm, and ε or the noise.
         epochs: how many passes are planned; a pass is len(data_loader) steps.
         max_physical_batch_size: the most records in one item; None for all.
@@ -75,7 +81,7 @@ def prepare(
         IncompatibleFrameworkError: Fabric does what private training cannot bear.
     """
     _require_fit(fabric)
-    planned = plan(privacy, data_loader, epochs)
+    planned = plan(privacy, data_loader, epochs, Share(fabric.global_rank, fabric.world_size))
     _, prepared_optimizer = fabric.setup(model, optimizer)
     precision = fabric.strategy.precision
     session, batches = attach(
@@ -162,9 +168,12 @@ def _without_receipt(state: dict[str, Any]) -> dict[str, Any]:
 
 def _require_fit(fabric: Fabric) -> None:
     problems = []
-    if fabric.world_size != 1 or not isinstance(fabric.strategy, SingleDeviceStrategy):
+    if not isinstance(fabric.strategy, SingleDeviceStrategy) and type(fabric.strategy) is not DDPStrategy:
         problems.append(
-            ("there are several processes or devices, or a strategy for them", "Use Fabric(devices=1, strategy='auto')")
+            (
+                f"its strategy is {type(fabric.strategy).__name__}, which splits the model or trains it in its own way",
+                "Use Fabric(strategy='ddp') for several processes, or Fabric(devices=1, strategy='auto')",
+            )
         )
     if str(fabric.strategy.precision.precision) not in WIDE_ENOUGH:
         problems.append(

@@ -286,13 +286,33 @@ class Spending:
 
         def charge_first() -> dict[str, Any]:
             notes()
+            self.write_down()
             self._charge(loader_pass)
             assert self._ledger is not None
             return _Told.of(self._ledger).as_message()
 
         said = told_by_first(self._world, "charge", charge_first)
         if not self._world.is_first:
+            self.write_down()
             self._charge(loader_pass)
+            self._told = _Told.from_message(said)
+
+    def settle(self, call: str, *, is_last: bool = False) -> None:
+        """Write down what was taken on trust, and learn in all processes where the ledger stands; all call it.
+
+        Where this `is_last`, what is left of a lease is returned, too.
+        """
+
+        def write_first() -> dict[str, Any]:
+            self.write_down()
+            if is_last:
+                self.close()
+            assert self._ledger is not None
+            return _Told.of(self._ledger).as_message()
+
+        said = told_by_first(self._world, call, write_first)
+        if not self._world.is_first:
+            self.write_down()
             self._told = _Told.from_message(said)
 
     def _charge(self, loader_pass: int) -> None:
@@ -338,22 +358,17 @@ class Spending:
 
         Raises:
             LedgerError: this ledger is another one, or lacks what the receipt says, or none was kept.
+            CheckpointError: the receipt speaks of other numbers of steps than the ledger held then.
         """
         return told_by_first(self._world, "look at a receipt", lambda: self._lost_since(receipt))
 
     def _lost_since(self, receipt: Receipt) -> int:
         if self._path is None and self._ledger is not None and self._ledger.run == receipt.run:
             now = self._ledger.steps  # what it holds in memory is what it held then, and more
-        else:
-            on_disk = receipt.steps_of(self._path)
-            now = on_disk if self._ledger is None else self._ledger.steps
-        if now < receipt.steps:
-            raise LedgerError(
-                f"the checkpoint's receipt speaks of {receipt.steps} steps, and its ledger holds {now}",
-                where="the ledger",
-                cure="Take another checkpoint: this one was edited, or belongs to another ledger",
-            )
-        return now - receipt.steps
+            receipt.require_steps(range(now if receipt.anchor == self._ledger.anchor else 0, now + 1))
+            return now - receipt.steps
+        on_disk = receipt.steps_of(self._path)
+        return (on_disk if self._ledger is None else self._ledger.steps) - receipt.steps
 
     def events(self) -> list[tuple[Event, int]]:
         """Return what was charged, in order, as `(event, count)`."""
@@ -397,9 +412,20 @@ class Spending:
     def trust(self, conditions: Iterable[Condition]) -> None:
         """Leave in the ledger what the run takes on trust, each condition once.
 
+        In several processes it is told by this object at once, and written with the next charge, at the close or where
+        a process fails: so all of them know where the ledger stands.
+
         Raises `LedgerError` where it could not be made durable.
         """
         self._keep(self.unknown(conditions))
+        if self._world.is_alone:
+            self.write_down()
+
+    def write_down(self) -> None:
+        """Leave in the ledger what was taken on trust so far.
+
+        Raises `LedgerError` where it could not be made durable.
+        """
         while self._trusted and self._ledger is not None and self._ledger.is_open:
             self._ledger.note(NOTED_AS, self._trusted.pop(0).as_note())
 
@@ -420,7 +446,7 @@ class Spending:
         """Take note that a logical batch was drawn and dropped before its release."""
         self._keep([discarded(1)])
         with suppress(LedgerError):  # it is told by this object, also where the disk does not hold it
-            self.trust([])
+            self.write_down()
 
     def not_established(self, error: HushgradError) -> None:
         """Take note that steps charged before may have leaked: `error` says what was found.
@@ -529,6 +555,16 @@ def events_before(path: str | os.PathLike[str] | None, phase: str | None) -> Com
             cure="Call make_private with a noise_multiplier; session.steps_left says how many steps fit",
         )
     return before
+
+
+def steps_taken(path: str | os.PathLike[str] | None, phase: str | None) -> int:
+    """Return how many steps the ledger at `path` holds of the phase that is to be opened; without a phase, of all."""
+    if path is None or not os.path.lexists(path):
+        return 0
+    view = read_ledger(path)
+    if phase is None:
+        return view.steps
+    return view.steps - view.phases[-1].begins if view.phases[-1].name == phase else 0
 
 
 def passes_in(events: Composition) -> int:

@@ -165,22 +165,34 @@ class Update:
     ) -> Sequence[Tensor]:
         """Return the same of the sums of all processes: each adds noise to its own slice, then they are added up.
 
-        Guarantee: nothing leaves a process before all of them have drawn their noise.
+        Guarantee: no sum leaves a process before its own noise is in it, and none is of use where noise is missing.
         """
-        world = self._world
-        wholes = [
-            total if is_owner else total.clone(memory_format=torch.contiguous_format)
-            for total, is_owner in zip(sums, owners, strict=True)
-        ]
-        with together(world, "draw of noise", {"step": number}):
-            slices = [own for own in (own_slice(world, whole.view(-1)) for whole in wholes) if own.numel()]
-            noised = self._noised(slices, [False] * len(slices), number, mechanism)
-            for whole in wholes:
-                whole.div_(mechanism.divisor)
-            for own, update in zip(slices, noised, strict=True):
-                own.copy_(update)
-        add_up(world, wholes)
+        with together(self._world, "sums", {"step": number}):  # from here on all wait for each other's
+            wholes = [
+                total if is_owner else total.clone(memory_format=torch.contiguous_format)
+                for total, is_owner in zip(sums, owners, strict=True)
+            ]
+            slices = [own_slice(self._world, whole.view(-1)) for whole in wholes]
+        drawn: list[Tensor] = []
+
+        def prepare(place: int) -> None:
+            noised = self._noised_slice(slices[place], Address(number, place), mechanism)
+            wholes[place].div_(mechanism.divisor)
+            slices[place].copy_(noised)
+            if noised.numel():
+                drawn.append(noised)
+
+        with together(self._world, "draw of noise", {"step": number}):
+            sample = self.monitor.before([own for own in slices if own.numel()])
+            add_up(self._world, wholes, prepare)
+            self.monitor.after(sample, drawn, mechanism.noise_std, mechanism.divisor)
         return wholes
+
+    def _noised_slice(self, own: Tensor, address: Address, mechanism: Mechanism) -> Tensor:
+        if not own.numel():
+            return own
+        [noised] = mechanism.updates(self._noise, [Noised(own, address, overwrite=False)])
+        return noised
 
     def _total(self, sums: Mapping[str, Tensor], name: str) -> Tensor:
         total = sums.get(name)
