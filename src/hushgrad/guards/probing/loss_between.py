@@ -96,7 +96,8 @@ class _Kept:
         gradients: at the outputs.
         losses, inputs: what came out; what the model was given.
         is_rows: whether the losses are one for each row.
-        numbers_outside: by which noise was scaled, and its seeds.
+        numbers_outside: by which noise was scaled, and seeds of generators.
+        seed, sets_seed: of torch, and whether the loop set it.
     """
 
     size: int
@@ -110,6 +111,8 @@ class _Kept:
     inputs: list[Tensor | None]
     is_rows: bool
     numbers_outside: frozenset[tuple[str, float]]
+    seed: int
+    sets_seed: bool
 
     def differs(self, program: Program, scale: Callable[[int], float]) -> bool:
         """Whether a later program gives these rows something else; False where that cannot be told.
@@ -123,7 +126,8 @@ class _Kept:
             return False
         if [_key_of_output(program, slot) for slot in outputs] != [part.key for part in self.outputs]:
             return True
-        if self.numbers_outside != program.numbers_outside:
+        has_other_seed = (self.sets_seed or program.sets_seed) and self.seed != program.seed
+        if has_other_seed or self.numbers_outside != program.numbers_outside:
             return True
         altered = self._put_in(program, outputs, count)
         if altered is None:
@@ -280,6 +284,8 @@ def _kept(program: Program, drawn: Drawn) -> _Kept | None:
         [*(_rows(program, slot, base.values.get(slot), chosen) for slot in program.inputs), *program.alike],
         kinds == {True},
         program.numbers_outside,
+        program.seed,
+        program.sets_seed,
     )
 
 

@@ -128,7 +128,8 @@ class Program:
         origins: of sources that no call on the batch has made, by slot, what they were made of.
         placed: where the model was given a tensor with a row for each example that has nothing of the item.
         alike: a row of those that the model was given and that have the same row for each example.
-        numbers_outside: by which noise and parameters were scaled that enter it, and seeds that the loop set.
+        numbers_outside: by which noise and parameters were scaled that enter it, and seeds of generators.
+        seed: of torch, at the end; `sets_seed` whether the loop set it meanwhile.
         draws_in_python: whether Python's or NumPy's own random numbers were drawn meanwhile.
         reads_values: whether numbers of the examples left torch before the losses were made, as replays tell.
         doubt: which of them may have come back unseen.
@@ -153,6 +154,8 @@ class Program:
     placed: list[Place] = field(default_factory=list)
     alike: list[Tensor] = field(default_factory=list)
     numbers_outside: frozenset[tuple[str, float]] = frozenset()
+    seed: int = 0
+    sets_seed: bool = False
     draws_in_python: bool = False
     hidden: str = ""
     reads_values: bool = False

@@ -150,8 +150,8 @@ class LossTrace(TorchFunctionMode):
         """Take the mode away; what was written down stays."""
         if self._is_on:
             self._is_on = False
-            if torch.initial_seed() != self._seed:
-                self.outside.numbers.add(("a seed", float(torch.initial_seed())))
+            self.program.seed = torch.initial_seed()
+            self.program.sets_seed = self.program.seed != self._seed
             self.program.numbers_outside = frozenset(self.outside.numbers)
             self.program.draws_in_python = self._drawn_before != _drawn_in_python()
             EagerCode.release(self)
