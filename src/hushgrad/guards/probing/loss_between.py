@@ -9,25 +9,23 @@ the step, or the draw, and nobody can know which.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hushgrad.guards.probing.constants import Origin
-from hushgrad.guards.probing.deterministic_mode import QUANTILES, DeterministicMode
 from hushgrad.guards.probing.loss_padding import is_padded
 from hushgrad.guards.probing.loss_program import Program
-from hushgrad.guards.probing.loss_replay import (
-    NotRunningError,
-    Replay,
-    axis_of,
-    is_same,
-    numbers_agree,
-    replayed,
-    rounding,
+from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, is_same, numbers_agree, rounding
+from hushgrad.guards.probing.program_rows import (
+    from_outside,
+    key_from_outside,
+    key_of_output,
+    quiet_replay,
+    row_axis,
+    rowed_outputs,
+    rows_at,
 )
 from hushgrad.guards.probing.rows import blocks
 from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_like
@@ -40,8 +38,6 @@ MOST_KEPT = 1 << 20
 
 SMALLEST = 1e-5
 """A value that is smaller than this, relative to the largest of all kept rows, is rounding."""
-
-LEVEL = QUANTILES[1]
 
 
 class LossesBetween:
@@ -121,10 +117,10 @@ class _Kept:
             NotRunningError: it cannot be run on them.
         """
         count = min(self._count, program.size)
-        outputs = _rowed_outputs(program)
+        outputs = rowed_outputs(program)
         if outputs is None or {end.is_rows for end in program.ends} != {self.is_rows}:
             return False
-        if [_key_of_output(program, slot) for slot in outputs] != [part.key for part in self.outputs]:
+        if [key_of_output(program, slot) for slot in outputs] != [part.key for part in self.outputs]:
             return True
         has_other_seed = (self.sets_seed or program.sets_seed) and self.seed != program.seed
         if has_other_seed or self.numbers_outside != program.numbers_outside:
@@ -132,7 +128,7 @@ class _Kept:
         altered = self._put_in(program, outputs, count)
         if altered is None:
             return False
-        base, changed = _quiet(program, {}), _quiet(program, altered)
+        base, changed = quiet_replay(program, {}), quiet_replay(program, altered)
         if base is None or changed is None or not numbers_agree(base, changed):
             return False
         factor = 1.0 if self.is_rows else scale(self.size) / scale(program.size)
@@ -148,7 +144,7 @@ class _Kept:
         """Return the sources with the rows kept in the place of the first; None where they do not fit."""
         found: dict[int, Tensor] = {}
         for slot, source in program.sources.items():
-            if source.kind != "item" or _axis(program, slot, source.values) is None:
+            if source.kind != "item" or row_axis(program, slot, source.values) is None:
                 continue
             part = self.item.get(program.paths.get(slot))
             changed = None if part is None else self._placed(program, slot, part, count)
@@ -161,8 +157,8 @@ class _Kept:
                 return None
             found[slot] = changed
         outside = list(self.outside)
-        for slot in _from_outside(program):
-            key = _key_from_outside(program, slot)
+        for slot in from_outside(program):
+            key = key_from_outside(program, slot)
             part = next((other for other in outside if other.key == key), None)
             if part is None:
                 continue
@@ -174,7 +170,7 @@ class _Kept:
 
     def _placed(self, program: Program, slot: int, part: _Part, count: int) -> Tensor | None:
         values = program.sources[slot].values
-        axis = _axis(program, slot, values)
+        axis = row_axis(program, slot, values)
         if axis is None or axis != part.axis or values.dtype != part.rows.dtype:
             return None
         changed = values.clone(memory_format=torch.contiguous_format)
@@ -211,14 +207,14 @@ class _Kept:
             if gradient is None and kept is None:
                 continue
             zero = torch.zeros_like(changed.values[slot])
-            axis = _axis(program, slot, zero)
+            axis = row_axis(program, slot, zero)
             assert axis is not None
             rows = blocks(zero if gradient is None else gradient, axis, program.size)[:count]
             one = torch.zeros_like(self.outputs[number].rows) if kept is None else kept
             if not self._is_alike(one[:count], rows, factor, within):
                 return True
         losses = [changed.values[end.slot][:count] for end in program.ends] if self.is_rows else []
-        given = [*(_rows(program, slot, changed.values.get(slot)) for slot in program.inputs), *program.alike]
+        given = [*(rows_at(program, slot, changed.values.get(slot)) for slot in program.inputs), *program.alike]
         pairs = [*zip(self.losses, losses, strict=False), *zip(self.inputs, given, strict=False)]
         return any(
             one is not None and other is not None and not self._is_alike(one[:count], other[:count], 1.0, within)
@@ -244,12 +240,12 @@ def _kept(program: Program, drawn: Drawn) -> _Kept | None:
     Raises:
         NotRunningError: the program cannot be run without random numbers.
     """
-    outputs = _rowed_outputs(program)
+    outputs = rowed_outputs(program)
     kinds = {end.is_rows for end in program.ends}
-    outside = _from_outside(program)
+    outside = from_outside(program)
     if not outputs or len(kinds) > 1 or sum(program.sources[slot].values.numel() for slot in outside) > MOST_KEPT:
         return None
-    base = _quiet(program, {})
+    base = quiet_replay(program, {})
     if base is None:
         return None
     chosen, widths, left = _chosen(program, drawn)
@@ -259,29 +255,29 @@ def _kept(program: Program, drawn: Drawn) -> _Kept | None:
 
     def part(key: Hashable, slot: int) -> _Part:
         values = program.sources[slot].values
-        axis = _axis(program, slot, values)
+        axis = row_axis(program, slot, values)
         return _Part(key, values.clone() if axis is None else rows_of(values, axis), axis)
 
     gradients: list[Tensor | None] = []
     for slot in outputs:
-        gradient, axis = base.gradients[program.outputs.index(slot)], _axis(program, slot, base.values[slot])
+        gradient, axis = base.gradients[program.outputs.index(slot)], row_axis(program, slot, base.values[slot])
         gradients.append(None if gradient is None or axis is None else rows_of(gradient, axis))
     paths = {
         path: slot
         for slot, path in program.paths.items()
-        if _axis(program, slot, program.sources[slot].values) is not None
+        if row_axis(program, slot, program.sources[slot].values) is not None
     }
-    keyed = [(_key_from_outside(program, slot), slot) for slot in outside]
+    keyed = [(key_from_outside(program, slot), slot) for slot in outside]
     return _Kept(
         program.size,
         widths,
         left,
         {path: part(path, slot) for path, slot in paths.items()},
-        [part(_key_of_output(program, slot), slot) for slot in outputs],
+        [part(key_of_output(program, slot), slot) for slot in outputs],
         [part(key, slot) if key[0] else _Part(key, program.sources[slot].values.clone(), None) for key, slot in keyed],
         gradients,
         [base.values[end.slot][list(chosen)] for end in program.ends] if kinds == {True} else [],
-        [*(_rows(program, slot, base.values.get(slot), chosen) for slot in program.inputs), *program.alike],
+        [*(rows_at(program, slot, base.values.get(slot), chosen) for slot in program.inputs), *program.alike],
         kinds == {True},
         program.numbers_outside,
         program.seed,
@@ -297,61 +293,3 @@ def _chosen(program: Program, drawn: Drawn) -> tuple[Sequence[int], Sequence[Own
         if padded:
             return [width.row for width in padded], padded, left
     return range(min(ROWS, program.size)), [], False
-
-
-def _quiet(program: Program, altered: Mapping[int, Tensor]) -> Replay | None:
-    with DeterministicMode(LEVEL) as quiet:
-        found = replayed(program, altered)
-    return None if quiet.unknown is not None else found
-
-
-def _axis(program: Program, slot: int, values: Tensor) -> int | None:
-    return program.axes.get(slot, axis_of(values, program.size))
-
-
-def _rows(program: Program, slot: int, values: Tensor | None, chosen: Sequence[int] | None = None) -> Tensor | None:
-    axis = None if values is None else _axis(program, slot, values)
-    if values is None or axis is None:
-        return None
-    rows = blocks(values, axis, program.size)
-    return rows if chosen is None else rows[list(chosen)]
-
-
-def _rowed_outputs(program: Program) -> list[int] | None:
-    """Return the outputs of the model with a row for each example; None where losses come from others."""
-    found = []
-    for slot in program.outputs:
-        values = program.sources[slot].values
-        if _axis(program, slot, values) is not None:
-            found.append(slot)
-        elif values.is_floating_point():
-            return None
-    return found
-
-
-def _key_of_output(program: Program, slot: int) -> tuple[nn.Module | None, Any]:
-    return program.made_by.get(slot, (None, ()))
-
-
-def _from_outside(program: Program) -> list[int]:
-    """Return the sources that may be others in another item without anybody's following the draw: noise, parameters.
-
-    What the loop makes of Python's numbers, the same for all rows, stays: a number may follow the draw.
-    """
-    found = []
-    for slot, origin in program.origins.items():
-        values = program.sources[slot].values
-        is_number = values.numel() < 2 and origin is not Origin.TRAINED
-        if origin in (Origin.RANDOM, Origin.TRAINED) or (origin is Origin.UNKNOWN and not is_number):
-            found.append(slot)
-        elif origin is Origin.PYTHON:
-            rows = _rows(program, slot, values)
-            if rows is not None and not bool((rows == rows[:1]).all()):
-                found.append(slot)
-    return found
-
-
-def _key_from_outside(program: Program, slot: int) -> tuple[bool, int, torch.dtype, Origin]:
-    values = program.sources[slot].values
-    has_rows = program.origins[slot] is not Origin.TRAINED and _axis(program, slot, values) is not None
-    return has_rows, values.ndim, values.dtype, program.origins[slot]

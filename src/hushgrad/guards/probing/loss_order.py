@@ -7,7 +7,7 @@ the program draws are the same for each row meanwhile; those that the loop drew 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.guards.probing.constants import Origin
-from hushgrad.guards.probing.deterministic_mode import QUANTILES, DeterministicMode
 from hushgrad.guards.probing.loss_program import Made, Program
 from hushgrad.guards.probing.loss_replay import (
     NotRunningError,
@@ -24,13 +23,10 @@ from hushgrad.guards.probing.loss_replay import (
     axis_of,
     is_same,
     numbers_agree,
-    replayed,
     rounding,
 )
+from hushgrad.guards.probing.program_rows import quiet_replay, row_axis
 from hushgrad.guards.probing.rows import blocks
-
-LEVEL = QUANTILES[1]
-"""Random numbers beyond the first quantile are one for each column."""
 
 MOST_TRIED = 3
 """Of so many tensors that may have a row for each example, all ways to move them are tried."""
@@ -100,8 +96,8 @@ class _Trial:
         """
         found: CrossSampleLeakError | None = None
         for is_told, alike, moved in self._ways():
-            base = self._replayed(alike)
-            rolled = None if base is None else self._replayed({**alike, **self._rolled(moved)})
+            base = quiet_replay(self._program, alike)
+            rolled = None if base is None else quiet_replay(self._program, {**alike, **self._rolled(moved)})
             if base is None or rolled is None or not numbers_agree(base, rolled):
                 return []  # Python read numbers of single rows, which is said
             self._within = rounding(self._program, base)
@@ -127,12 +123,6 @@ class _Trial:
         if self._unknown or others.keys() != alike.keys():
             for moved in _choices(self._unknown):
                 yield False, others, [*self._random, *moved]
-
-    def _replayed(self, altered: Mapping[int, Tensor]) -> Replay | None:
-        """Return a run without random numbers; None where some have no quiet form."""
-        with DeterministicMode(LEVEL) as quiet:
-            found = replayed(self._program, altered)
-        return None if quiet.unknown is not None else found
 
     def _has_own_rows(self, slot: int) -> bool:
         values, size = self._program.sources[slot].values, self._program.size
@@ -160,17 +150,14 @@ class _Trial:
         found: dict[int, Tensor] = {}
         for slot, source in self._program.sources.items():
             if source.kind in ("item", "output") or slot in moved:
-                axis = self._axis(slot, source.values)
+                axis = row_axis(self._program, slot, source.values)
                 if axis is not None:
                     found[slot] = source.values.roll(source.values.shape[axis] // self._program.size, axis)
         return found
 
-    def _axis(self, slot: int, values: Tensor) -> int | None:
-        return self._program.axes.get(slot, axis_of(values, self._program.size))
-
     def _has_moved(self, slot: int, one: Tensor, other: Tensor) -> bool | None:
         """Whether the rows of a tensor moved with those of the item; None where it has none."""
-        axis, size = self._axis(slot, one), self._program.size
+        axis, size = row_axis(self._program, slot, one), self._program.size
         if axis is None:
             return None
         if one.shape != other.shape:
@@ -191,7 +178,7 @@ class _Trial:
             if torch.equal(one, other):
                 continue
             first, second = one.reshape(len(one), 1, -1), other.reshape(1, len(other), -1)
-            if self._axis(slot, one) == 0 and bool((first == second).all(2).any(1).all()):
+            if row_axis(self._program, slot, one) == 0 and bool((first == second).all(2).any(1).all()):
                 return True
         return False
 

@@ -1,0 +1,70 @@
+"""What a loop sets beside tensors is compared from item to item; what a forward changes by itself is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hushgrad.guards.probing.loop_settings import LoopSettings
+
+
+class Counting(nn.Module):
+    """Counts its forwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls, self.scale = nn.Linear(3, 2), 0, 1.0
+
+    def forward(self) -> None:
+        self.calls += 1
+
+
+def changed(between: Callable[[Counting], Any], *inputs: Any) -> bool:
+    """Tell of two items, each with one of the inputs, or both with the same; return whether the settings changed."""
+    model = Counting()
+    settings = LoopSettings(model)
+    found = False
+    for given in (inputs[0], inputs[-1]):
+        settings.given(((given,), {}), 4)
+        model()
+        settings.returned()
+        found = settings.have_changed()
+        between(model)
+    return found
+
+
+def nothing(model: Counting) -> None:
+    """A loop that sets nothing."""
+
+
+@pytest.mark.parametrize(
+    "set_", [lambda m: m.eval(), lambda m: setattr(m, "scale", 2.0), lambda m: m.layer.requires_grad_(False)]
+)
+def test_modes_attributes_and_what_is_trained_are_compared(set_: Callable[[Counting], Any]) -> None:
+    assert changed(set_, torch.ones(4, 3))
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, 2), (True, False), (0.5, 0.25), ("a", "b"), (None, 3)])
+def test_numbers_and_flags_that_are_passed_are_compared(one: Any, other: Any) -> None:
+    assert changed(nothing, one, other)
+    assert changed(nothing, {"a": [one, 7]}, {"a": [other, 7]})
+    assert not changed(nothing, one, one)
+
+
+def test_counters_of_forwards_lengths_of_inputs_and_entries_of_examples_are_not() -> None:
+    assert not changed(nothing, torch.ones(4, 3))
+    assert not changed(nothing, (torch.ones(4, 3), 3), (torch.ones(4, 5), 5))
+    assert not changed(nothing, [1, 2, 3, 4], [5, 6, 7, 8])
+
+
+def test_an_item_that_is_forgotten_is_compared_with_none() -> None:
+    settings = LoopSettings(None)
+    for number in (1, 2):
+        settings.given(((number,), {}), 4)
+        settings.returned()
+        settings.forget()
+    assert not settings.have_changed()
