@@ -478,7 +478,14 @@ def programs() -> Any:
     ahead, constant = Ahead(lambda value: value), Ahead(lambda value: 3.0)
     criterion: dict[str, Any] = {"batches": 2, "ways": ("per_example",)}
     yield leaky("a future of the criterion", DATA, make=ahead.model, loss=ahead, **criterion)
-    yield clean("a future of the criterion, of a constant", DATA, make=constant.model, loss=constant, **criterion)
+    yield clean(  # it begins with another number, and so is none for all batches
+        "a future of the criterion, of a constant",
+        DATA,
+        make=constant.model,
+        loss=constant,
+        told=("losses that change between batches",),
+        **criterion,
+    )
     many = replaced(X.repeat(8, 1), COUNT - 1, torch.full((4,), 1e4), earlier=True)
     yield leaky("a str, read from the seventh batch on", many, make=lambda: Late(lambda v: v), batches=8)
     yield clean(

@@ -185,8 +185,8 @@ class LossPrograms:
 
     @property
     def untold_of_places(self) -> tuple[str, ...]:
-        """What could not be told of whether losses follow the place of their record in the batch."""
-        return tuple(self._untold_of_places)
+        """What could not be told of whether losses follow the place of their record, unless values were read anyway."""
+        return () if self.has_read or self.may_have_read else tuple(self._untold_of_places)
 
     @property
     def untold_of_padding(self) -> tuple[str, ...]:
