@@ -129,6 +129,11 @@ def has_gradient_hooks(tensor: Tensor) -> bool:
     return bool(tensor._backward_hooks) or bool(tensor._post_accumulate_grad_hooks)
 
 
+def gradient_hooks_of(tensor: Tensor) -> list[Any]:
+    """Return the hooks on a tensor that see or change its gradient."""
+    return [*(tensor._backward_hooks or {}).values(), *(tensor._post_accumulate_grad_hooks or {}).values()]
+
+
 def modules_of(model: nn.Module) -> list[nn.Module]:
     """Return all modules of a model, each once, in any order. Runs in every step, unlike torch's own `modules()`."""
     found, waiting = {id(model): model}, [model]

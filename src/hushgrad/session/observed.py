@@ -20,6 +20,7 @@ from hushgrad.session.order import ObservedOrder
 from hushgrad.session.own_backward import OwnBackward
 from hushgrad.session.parts import Parts
 from hushgrad.session.scalar import expecting
+from hushgrad.torch_sharding import settle
 
 
 class ObservedLoop(Loop):
@@ -83,6 +84,7 @@ class ObservedLoop(Loop):
         parts.batch_comes()
         parts.update.clear()
         parts.marks.take_away()
+        settle(parts.sharded)
         parts.frozen.require_same_parameters()
         parts.spending.require_pass(batch.pass_index)
         drawn = Drawn(

@@ -14,6 +14,7 @@ from hushgrad.errors import LedgerError, NoiseMismatchError, TakenOnTrustError
 from hushgrad.parallel.agreement import conditions_of_all, together
 from hushgrad.parallel.replicas import EVERY, SAMPLE, digest
 from hushgrad.session.parts import Parts
+from hushgrad.torch_sharding import is_distributed
 
 NOISE, SENSITIVITY = "noise monitor", "sensitivity monitor"
 
@@ -76,7 +77,9 @@ def _state_of(parts: Parts) -> dict[str, Any]:
         state["values of the weights"] = digest(parts.parameters.values())
     else:  # one of them in each step, so that most differences show soon
         name = list(parts.parameters)[steps % len(parts.parameters)]
-        state[f"values of {name}"] = digest([parts.parameters[name].detach().reshape(-1)[:SAMPLE]])
+        parameter = parts.parameters[name]
+        if not is_distributed(parameter):
+            state[f"values of {name}"] = digest([parameter.detach().reshape(-1)[:SAMPLE]])
     return state
 
 

@@ -31,7 +31,14 @@ from hushgrad.accounting.ledger.contract import OBSERVED
 from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.arguments import positive_number
-from hushgrad.errors import ClosedSessionError, HushgradError, LedgerError, PeerFailedError, ProtocolError
+from hushgrad.errors import (
+    ClosedSessionError,
+    HushgradError,
+    LedgerError,
+    PeerFailedError,
+    ProtocolError,
+    UnsupportedModelError,
+)
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.guards.probing.probe import ProbeReport
@@ -53,6 +60,7 @@ from hushgrad.session.parts import Parts
 from hushgrad.session.paused import frozen_for_a_while
 from hushgrad.session.release import note_monitors, note_noise, note_sensitivity, release
 from hushgrad.session.step_hooks import StepHooks
+from hushgrad.torch_sharding import recover, settle
 
 
 class Session:
@@ -174,6 +182,12 @@ class Session:
             ProtocolError: a batch was handed out already, so `fn` may hold its values.
         """
         self._require_open()
+        if self._parts.sharded:
+            raise UnsupportedModelError(
+                "a term of parameters that are split over the processes is not supported",
+                where="session.regularizer",
+                cure="Take the optimizer's weight_decay, or train the model whole, in DistributedDataParallel",
+            )
         self._parts.regularizers.declare(fn, weight)
 
     def public(self, tensor: Tensor) -> Tensor:
@@ -214,6 +228,7 @@ class Session:
         """
         if not self._closed:
             self._count_open_batch()
+        recover(self._parts.sharded)
         self._loop.discard()
         self._parts.update.drop()
         self._parts.marks.take_away()
@@ -229,7 +244,7 @@ class Session:
 
         Inside, its parameters require no gradient: gradients pass through them and nothing is recorded.
         """
-        return frozen_for_a_while(self._parts.parameters.values())
+        return frozen_for_a_while(self._parts.parameters.values(), self._parts.sharded)
 
     # The loader ------------------------------------------------------------------------------------------------------
 
@@ -422,6 +437,7 @@ class Session:
             raise ProtocolError(
                 f"this would {what} while another one is written or loaded", cure="Do one after the other"
             )
+        settle(self._parts.sharded)
         try:
             yield
         finally:
@@ -607,6 +623,7 @@ class Session:
         self._closed = True
         parts = self._parts
         parts.scope.detach()
+        recover(parts.sharded)
         self._hooks.remove()
         parts.members.leave()
         if parts.spending.is_open:

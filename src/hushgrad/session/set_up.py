@@ -46,6 +46,7 @@ from hushgrad.session.regularizers import Regularizers
 from hushgrad.session.same_optimizer import names_by_group
 from hushgrad.session.spending import Spending
 from hushgrad.session.update import Update
+from hushgrad.torch_sharding import fully_sharded, placed, settle
 
 
 def set_up(
@@ -79,8 +80,10 @@ def set_up(
     try:
         with together(world, "set-up", {}):
             require_module(model)
-            require_layout(model)
             inner = inner_module(model)
+            sharded = fully_sharded(inner)
+            settle(sharded)  # an evaluation before may have left whole parameters in place
+            require_layout(model)
             if not isinstance(mechanism, Mechanism):
                 raise InvalidArgumentError(
                     f"mechanism must be a DPSGD or another Mechanism, got {type(mechanism).__name__}",
@@ -122,6 +125,7 @@ def set_up(
                 world=world,
                 draws=stream,
                 plan=plan,
+                sharded=sharded,
                 scope=scope,
                 public=public,
                 probe=probe,
@@ -186,7 +190,9 @@ def _facts(
     """Return what all processes must have in common, as JSON; of a single process nothing."""
     if parts.world.is_alone:
         return {}
-    names = [[name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in parts.parameters.items()]
+    names = [
+        [name, list(p.shape), str(p.dtype), p.requires_grad, placed(p)] for name, p in parts.parameters.items()
+    ]
     return {
         "version of hushgrad": __version__,
         "version of torch": torch.__version__,

@@ -143,6 +143,10 @@ class BatchAxes:
             self.is_narrow = True
         self._entries[id(tensor)] = (weakref.ref(tensor), location)
 
+    def forget(self, tensor: Tensor) -> None:
+        """Take a tensor for no data: it was seen before it was known what it is."""
+        self._entries.pop(id(tensor), None)
+
     def descends(self, tensor: Tensor) -> bool:
         """Return whether `tensor` descends from the batch."""
         entry = self._entries.get(id(tensor))

@@ -60,6 +60,7 @@ from hushgrad.guards.probing.widths import Drawn, telling_rows
 from hushgrad.losses import Arguments
 from hushgrad.randomness import KeyStream
 from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task, will_execute
+from hushgrad.torch_sharding import fully_sharded, without_messages
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ class Probe:
         public: PublicTensors | None = None,
     ) -> None:
         self._model = model
+        self._sharded = fully_sharded(model)
         self._parameters = parameters
         self._loss_reduction = loss_reduction
         self._programs = LossPrograms(loss_reduction, expected_size, stream, public)
@@ -346,7 +348,8 @@ class Probe:
         outputs = [tensor for call in calls for _, tensor in tensors_at(call.output)]
         if calls:
             outputs += self._asked  # of a gradient penalty, which comes by no output
-        return require_separate_losses(losses, outputs)
+        with without_messages(self._sharded):
+            return require_separate_losses(losses, outputs)
 
     def stop_looks(self) -> None:
         """Look at no later batch: for benchmarks of an ordinary step, which measure looks by themselves."""
@@ -406,7 +409,7 @@ class Probe:
         self._padded = None
 
     def is_due(self, size: int) -> bool:
-        """Return whether `examine` will run the model again."""
+        """Return whether `examine` will run the model again: where it is sharded, with whole parameters in place."""
         return any(self._is_due(part, size) for part in (*self._calls.whole, *self._calls.in_part))
 
     def examine(self, size: int, recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None) -> None:
@@ -543,7 +546,11 @@ class Probe:
 
     def _model_probe(self) -> ModelProbe:
         assert self._scope is not None
-        probe = ModelProbe(self._model, self._scope, self._parameters, self._loss_reduction)
+        parameters = self._parameters
+        if self._sharded:  # whole ones are in their place
+            named = dict(self._model.named_parameters())
+            parameters = {name: named[name] for name in parameters}
+        probe = ModelProbe(self._model, self._scope, parameters, self._loss_reduction)
         probe.axes, probe.drawn, probe.novelty = self._axes, self._drawn, self._novelty
         probe.recorded = self._recorded
         return probe

@@ -1,0 +1,112 @@
+"""How parameters lie on the processes, and how sums of single processes become each process's part of their sum.
+
+A sum is split as its parameter is. Every process adds noise to the part of its own sum that it will have, and then the
+processes exchange: each gets from all others what they have of its part. Where several processes have one part (the
+copies of a mesh of two dimensions), each of them adds noise to its own slice of it. So every value has noise from one
+draw, by one process, as in `reduction`, and sums are added up in their own dtype, whatever FSDP would reduce gradients
+in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hushgrad.errors import PeerFailedError
+from hushgrad.parallel.messages import LOST
+from hushgrad.parallel.reduction import add_up, own_slice
+from hushgrad.parallel.world import ALONE, World
+from hushgrad.torch_sharding import is_distributed
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How a parameter is split: equal for parameters that may be exchanged together.
+
+    Attributes:
+        dim: the dimension that is split.
+        place: which of the parts this process has.
+        count: how many there are.
+        copies: the processes that have the same part; one process is a world, too.
+        group: the processes that have the parts.
+    """
+
+    dim: int
+    place: int
+    count: int
+    copies: World = field(default=ALONE, compare=False)
+    group: Any = field(default=None, compare=False)
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, parameter: Any) -> Shards | None:
+        """Return how a parameter is split that `require_layout` accepts; None for one that every process has whole."""
+        if not is_distributed(parameter):
+            return None
+        mesh, placements = parameter.device_mesh, parameter.placements
+        names = tuple(mesh.get_group(axis).group_name for axis in range(mesh.ndim))
+        axis = next(axis for axis, placement in enumerate(placements) if placement.is_shard())
+        copies = ALONE
+        for other, placement in enumerate(placements):
+            if placement.is_replicate():
+                copies = World(mesh.get_local_rank(other), mesh.size(other), None, mesh.get_group(other))
+        return cls(
+            placements[axis].dim, mesh.get_local_rank(axis), mesh.size(axis), copies, mesh.get_group(axis), names
+        )
+
+    def rows_of(self, totals: Sequence[Tensor]) -> Tensor:
+        """Return `[count, L]`: of each part of all totals the values one after another, padded with zeros."""
+        parts = [torch.chunk(total, self.count, self.dim) for total in totals]
+        sizes = [chunks[0].numel() for chunks in parts]
+        rows = totals[0].new_zeros(self.count, sum(sizes))
+        start = 0
+        for chunks, size in zip(parts, sizes, strict=True):
+            for row, chunk in zip(rows, chunks, strict=False):  # the last processes may have nothing of a small one
+                row[start : start + chunk.numel()].view(chunk.shape).copy_(chunk)
+            start += size
+        return rows
+
+    def own_part(self, rows: Tensor) -> Tensor:
+        """Return what this process adds noise to: a view.
+
+        Guarantee: the parts of all processes are disjoint, and together they are the whole.
+        """
+        return own_slice(self.copies, rows[self.place])
+
+    def exchanged(self, rows: Tensor) -> Tensor:
+        """Return `[L]`: the sum over all processes of the row that is this process's.
+
+        Raises `PeerFailedError` where a process is gone.
+        """
+        own = rows[0]
+        if self.count > 1:
+            own = torch.empty_like(rows[self.place])
+            try:
+                _reduce_scatter(own, rows.view(-1), group=self.group)
+            except RuntimeError as error:
+                raise PeerFailedError(
+                    f"the sums could not be added up ({type(error).__name__})", where="torch.distributed", cure=LOST
+                ) from error
+        if not self.copies.is_alone:
+            add_up(self.copies, [own])
+        return own
+
+    def taken_apart(self, own: Tensor, totals: Sequence[Tensor]) -> list[Tensor]:
+        """Return this process's part of each total, in its shape, from the values one after another."""
+        found, start = [], 0
+        for total in totals:
+            chunks = torch.chunk(total, self.count, self.dim)
+            shape = list(total.shape)
+            shape[self.dim] = chunks[self.place].shape[self.dim] if self.place < len(chunks) else 0
+            found.append(own[start : start + math.prod(shape)].view(shape))
+            start += chunks[0].numel()
+        return found
+
+
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
