@@ -1,8 +1,8 @@
 """Everything hushgrad knows of torch's insides: the first file to open when a new torch breaks something.
 
-No other file names a private part of torch (a test walks the sources). Each entry says what it is for and was read in
-torch 2.13; tests/test_torch_internals.py asks whether each still means what it is taken for. Attribute reads are
-`attrgetter`s, which cost no Python call: some run hundreds of times a step.
+No other file but `torch_sharding` names a private part of torch (a test walks the sources). Each entry says what it is
+for and was read in torch 2.13; tests/test_torch_internals.py asks whether each still means what it is taken for.
+Attribute reads are `attrgetter`s, which cost no Python call: some run hundreds of times a step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A small transformer in the forms in which `fully_shard` is called on models, with the same weights in every process."""
+"""A small transformer in the forms in which `fully_shard` is called on models."""
 
 from __future__ import annotations
 
@@ -178,6 +178,10 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], nn.Module]
     "offloaded": (Transformer, offloaded),
     "bfloat16": (Transformer, in_bfloat16),
     "copies": (Transformer, with_copies),
+    "uneven copies": (lambda: Transformer(d=9, words=43, classes=CLASSES), with_copies),
+    "whole": (Transformer, lambda model: model),
+    "large": (lambda: Transformer(d=96), sharded),
+    "large copies": (lambda: Transformer(d=96), with_copies),
 }
 
 

@@ -56,7 +56,6 @@ def layout_problems(model: nn.Module) -> Iterator[HushgradError]:
             else:
                 yield from _options_refused(part, where)
 
-
     yield from _shards_refused(model)
 
 

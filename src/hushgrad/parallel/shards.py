@@ -22,7 +22,7 @@ from hushgrad.errors import PeerFailedError
 from hushgrad.parallel.messages import LOST
 from hushgrad.parallel.reduction import add_up, own_slice
 from hushgrad.parallel.world import ALONE, World
-from hushgrad.torch_sharding import is_distributed
+from hushgrad.torch_sharding import is_distributed, like, local_part, whole
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,7 @@ class Shards:
             try:
                 _reduce_scatter(own, rows.view(-1), group=self.group)
             except RuntimeError as error:
-                raise PeerFailedError(
-                    f"the sums could not be added up ({type(error).__name__})", where="torch.distributed", cure=LOST
-                ) from error
+                raise _gone(error) from error
         if not self.copies.is_alone:
             add_up(self.copies, [own])
         return own
@@ -107,6 +105,41 @@ class Shards:
             found.append(own[start : start + math.prod(shape)].view(shape))
             start += chunks[0].numel()
         return found
+
+
+def split_as(parameter: Any, value: Any) -> Any:
+    """Return a whole tensor as a parameter lies on the processes; what is no such parameter's as it is."""
+    split = Shards.of(parameter) if isinstance(parameter, Tensor) else None
+    if split is None:
+        return value
+    [own] = split.taken_apart(split.rows_of([value])[split.place], [value])
+    return like(parameter, own.to(local_part(parameter).device).clone())
+
+
+def put_together(world: World, state: Any) -> Any:
+    """Return a state with whole tensors, on the CPU; in other processes than the first one with none. All call it.
+
+    Raises `PeerFailedError` where a process is gone.
+    """
+    if isinstance(state, Tensor):
+        if not is_distributed(state):
+            return state
+        try:
+            found = whole(state.detach())
+        except RuntimeError as error:
+            raise _gone(error) from error
+        return found.cpu() if world.is_first else None
+    if isinstance(state, dict):
+        return {name: put_together(world, part) for name, part in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(put_together(world, part) for part in state)
+    return state
+
+
+def _gone(error: RuntimeError) -> PeerFailedError:
+    return PeerFailedError(
+        f"the sums could not be added up ({type(error).__name__})", where="torch.distributed", cure=LOST
+    )
 
 
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor

@@ -11,7 +11,7 @@ from typing import Any
 
 from hushgrad.accounting.conditions import NEVER_EXAMINED, VALUES_READ, Condition
 from hushgrad.errors import LedgerError, NoiseMismatchError, TakenOnTrustError
-from hushgrad.parallel.agreement import conditions_of_all, together
+from hushgrad.parallel.agreement import conditions_of_all, require_equal_copies, together
 from hushgrad.parallel.replicas import EVERY, SAMPLE, digest
 from hushgrad.session.parts import Parts
 from hushgrad.torch_sharding import is_distributed
@@ -36,6 +36,8 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
             _require_established(parts)
             mechanism = spending.current()
             terms = parts.regularizers.gradients()
+        if spending.steps % EVERY == 0:
+            require_equal_copies(parts.world, parts.parameters.values())
         conditions = conditions_of_all(parts.world, spending.untold(trusted()))
 
         def notes() -> None:

@@ -47,11 +47,12 @@ from hushgrad.mechanism import Mechanism
 from hushgrad.parallel.agreement import require_agreement, together
 from hushgrad.parallel.messages import tell_failure, told_by_first
 from hushgrad.parallel.replicas import digest, options_of, state_digest
+from hushgrad.parallel.shards import put_together
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.stream import StreamLoader
 from hushgrad.sampling.torch_loader import LoadingOptions
-from hushgrad.session.checkpoint import Checkpoint, Resumed, Stateful, save
+from hushgrad.session.checkpoint import Checkpoint, Resumed, Stateful, require_whole_states, save
 from hushgrad.session.declared import DeclaredLoop
 from hushgrad.session.loaders import loader_of, loader_over
 from hushgrad.session.loop import Loop, require_losses
@@ -375,7 +376,8 @@ class Session:
 
         Tensors are in safetensors format, all else is JSON: nothing is pickled. The file is replaced in one step. All
         of it is made from noised updates, and what `extra` holds is the caller's: keep training data out of it.
-        Of several processes the first one writes; all of them call it.
+        Of several processes the first one writes; all of them call it. Of a sharded model every tensor is put together,
+        one at a time, so that the file can be loaded in any number of processes; the first one holds all of it.
 
         Args:
             path: a file; its folder is made where it is missing.
@@ -387,10 +389,18 @@ class Session:
             ProtocolError: inside a logical batch or a step, or beside another checkpoint.
         """
         with self._between_steps("write a checkpoint"):
+            world, model, optimizer = self._parts.world, self._model, self._optimizer
+            if self._parts.sharded:
+                with together(world, "beginning of a checkpoint", {}):
+                    states = model.state_dict(), optimizer.state_dict()
+                    require_whole_states(optimizer)
+                states = put_together(world, states)
+            else:
+                states = None
             told_by_first(
-                self._parts.world,
+                world,
                 "writing of a checkpoint",
-                lambda: save(path, self._parts.spending.receipt, self._model, self._optimizer, schedulers, extra),
+                lambda: save(path, self._parts.spending.receipt, model, optimizer, schedulers, extra, states),
             )
 
     def load_checkpoint(self, path: str | os.PathLike[str], *, schedulers: Sequence[Stateful] = ()) -> Resumed:
@@ -602,6 +612,7 @@ class Session:
 
     def _finish_step(self) -> None:
         self._parts.update.clear()
+        settle(self._parts.sharded)  # a hook of the loop's may have run the model inside the step
         self._parts.frozen.require_expected_update()
         self._parts.frozen.require_moved_weights()
         if self.last_step_updated:
@@ -633,6 +644,9 @@ class Session:
         self._loop.close()
         parts.update.drop()
         parts.probe.forget()
+        self._is_in_all = True  # nobody waits for what is found now
+        with suppress(HushgradError):
+            parts.probe.raise_kept_back()
         self._count_open_batch()
         with suppress(LedgerError):  # no ε depends on a note, and what was charged is on disk
             note_noise(parts)

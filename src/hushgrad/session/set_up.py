@@ -31,7 +31,7 @@ from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.mechanism import known as noise_kinds
-from hushgrad.parallel.agreement import require_agreement, together
+from hushgrad.parallel.agreement import require_agreement, require_equal_copies, together
 from hushgrad.parallel.layout import inner_module, require_layout
 from hushgrad.parallel.messages import agreed_stream
 from hushgrad.parallel.replicas import digest, options_of, state_digest
@@ -143,6 +143,7 @@ def set_up(
         parts = replace(parts, draws=agreed_stream(world, own))
         parts.spending.hear()
         require_agreement(world, _facts(parts, inner, optimizer, own, lease, phase, budget))
+        require_equal_copies(world, inner.parameters())
     except BaseException:
         if parts is not None:
             parts.scope.detach()  # refused for what another process has
@@ -190,9 +191,7 @@ def _facts(
     """Return what all processes must have in common, as JSON; of a single process nothing."""
     if parts.world.is_alone:
         return {}
-    names = [
-        [name, list(p.shape), str(p.dtype), p.requires_grad, placed(p)] for name, p in parts.parameters.items()
-    ]
+    names = [[name, list(p.shape), str(p.dtype), p.requires_grad, placed(p)] for name, p in parts.parameters.items()]
     return {
         "version of hushgrad": __version__,
         "version of torch": torch.__version__,

@@ -115,9 +115,13 @@ class ForwardWatcher(Protocol):
 
 
 class _Told(AbstractContextManager[None]):
-    """Tells of the findings that leave it. One for all uses, some of which are in every step."""
+    """Tells of the findings that leave it. One for all uses, some of which are in every step.
 
-    def __init__(self, tell: Callable[[HushgradError], None]) -> None:
+    Args:
+        tell: returns whether the finding is kept back, and comes later.
+    """
+
+    def __init__(self, tell: Callable[[HushgradError], bool]) -> None:
         self._tell = tell
 
     def __enter__(self) -> None:
@@ -125,10 +129,9 @@ class _Told(AbstractContextManager[None]):
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Tell of a finding, and let it go on."""
-        if isinstance(error, FINDINGS):
-            self._tell(error)
+    ) -> bool:
+        """Tell of a finding, and let it go on unless it is kept back."""
+        return isinstance(error, FINDINGS) and self._tell(error)
 
 
 class Probe:
@@ -184,6 +187,8 @@ class Probe:
         self._uncompiled: tuple[Callable[..., Any], ...] = (self._entering, self._left)
         self._choose_uncompiled()
         self._is_busy = False
+        self._kept_back: HushgradError | None = None  # of a sharded model, until the end of its item
+        self._is_ending = False
         self._is_told = True  # what the graph of the losses of this batch was asked
         self._forwards, self._call_count = 0.0, 0
         self._look_count, self._look_forwards = 0, 0.0
@@ -420,6 +425,24 @@ class Probe:
         Raises:
             CrossSampleLeakError, PrivateBufferError: naming the place and the cure.
         """
+        self._is_ending = True
+        try:
+            self.raise_kept_back()
+            self._examine_all(size, recorded)
+        finally:
+            self._is_ending = False
+
+    def raise_kept_back(self) -> None:
+        """Raise what was found of a sharded model in a forward, a loss or a backward.
+
+        There it would have other processes wait for parameters that this one has a part of.
+        """
+        error, self._kept_back = self._kept_back, None
+        if error is not None:
+            self.on_finding(error)
+            raise error
+
+    def _examine_all(self, size: int, recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None) -> None:
         self._scalar_loss.close()
         with self._findings_told():
             self._scalar_loss.doubt(self._programs.examine(self._drawn))
@@ -475,6 +498,7 @@ class Probe:
         # Asked again after a refusal, it is refused again: from the same state.
         self._collate_before, self._collate_is_known = before, False
         runs = CollateRuns(collate_fn, before or State(collate_fn, parameters=False, aside=drawn.dataset))
+        found = None
         with kept_values(drawn.item), runs.begun(), self._findings_told():
             records = [drawn.record(row) for row in telling_rows(drawn, MOST_READ)]
             found = require_separate_rows(runs, records[:RECORDS])
@@ -522,9 +546,13 @@ class Probe:
     def _findings_told(self) -> AbstractContextManager[None]:
         return self._told
 
-    def _tell(self, error: HushgradError) -> None:
+    def _tell(self, error: HushgradError) -> bool:
         self._programs.stop()
+        if self._sharded and not self._is_ending:
+            self._kept_back = self._kept_back or error
+            return True
         self.on_finding(error)
+        return False
 
     def _begin_looks(self) -> None:
         """Decide once for each batch whether it is looked at."""

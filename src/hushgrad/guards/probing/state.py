@@ -59,11 +59,7 @@ class State:
 
     def changed_parameters(self) -> list[str]:
         """Return the names of the parameters with other values now than when the copy was taken."""
-        return [
-            name
-            for name, parameter in at_rest(self._model)
-            if fingerprint(parameter) != self._prints.get(name)
-        ]
+        return [name for name, parameter in at_rest(self._model) if fingerprint(parameter) != self._prints.get(name)]
 
     def spoiled_parameters(self) -> list[str]:
         """Return the names of the parameters with more values that are not finite than when the copy was taken."""
