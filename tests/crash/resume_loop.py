@@ -114,7 +114,7 @@ def train(folder: Path, dies_in: int | None, point: str | None) -> None:
         spare_steps=SPARE,
     )
     criterion = engine.per_example(nn.MSELoss())
-    done = lost = 0
+    done, lost = 0, engine.session.steps  # without a checkpoint all that was charged before is lost
     if (folder / "checkpoint").exists():
         fuse.is_lit = point == "while a checkpoint is loaded" and dies_in is not None
         resumed = engine.load_checkpoint(folder / "checkpoint")

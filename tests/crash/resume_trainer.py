@@ -89,7 +89,7 @@ def train(kind: str, steps: int, folder: Path, dies_in: int | None, point: str |
     if point is not None:
         POINTS[point](fuse)
     run = trainer_of(kind, steps, folder, Lighter(fuse, dies_in, point))
-    is_begun = any(path.is_file() for path in folder.glob("checkpoint-*/hushgrad.json"))
+    is_begun = (folder / "ledger.jsonl").exists() and read_ledger(folder / "ledger.jsonl").steps > 0
     fuse.is_lit = point == LOADED and is_begun
     run.train(resume_from_checkpoint=is_begun)
     run.session.close()

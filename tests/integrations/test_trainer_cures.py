@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from tiny import Texts, bert, gpt2
 from torch.nn import functional as F
 
 from hushgrad.accounting import read_ledger
-from hushgrad.errors import HushgradError, IncompatibleFrameworkError, InvalidArgumentError, UnsupportedModelError
+from hushgrad.errors import (
+    CheckpointError,
+    HushgradError,
+    IncompatibleFrameworkError,
+    InvalidArgumentError,
+    UnsupportedModelError,
+)
 
 Settings = dict[str, Any]
 
@@ -120,6 +127,23 @@ def test_a_run_into_a_used_folder_is_refused_and_both_cures_train(tmp_path: Path
     resumed = trainer(tmp_path, bert(), Texts(3), NOISY, kind=PrivateTrainer, max_steps=2)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.session.steps == resumed.state.global_step == 2
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_anew_and_tells_what_was_lost(tmp_path: Path) -> None:
+    first = trainer(tmp_path, bert(), Texts(3), NOISY, kind=PrivateTrainer, max_steps=2, save_strategy="no")
+    first.train()
+    with pytest.raises(CheckpointError, match="no checkpoint of private training"):
+        first.train(resume_from_checkpoint=True)  # it is the one that is open
+    first.session.close()
+    again = trainer(tmp_path, bert(), Texts(3), replace(NOISY, spare_steps=2), kind=PrivateTrainer, max_steps=2)
+    again.train(resume_from_checkpoint=True)
+    assert (again.state.global_step, again.lost_steps, again.session.steps) == (2, 2, 4)
+    unused = trainer(tmp_path / "unused", bert(), Texts(3), NOISY, kind=PrivateTrainer, max_steps=1)
+    with pytest.raises(CheckpointError, match="no checkpoint of private training") as caught:
+        unused.train(resume_from_checkpoint=True)
+    assert "Call train() without" in caught.value.cure
+    unused.train()
+    assert unused.session.steps == 1
 
 
 def test_a_compiled_model_is_trained_as_it_is(tmp_path: Path) -> None:

@@ -37,7 +37,14 @@ from hushgrad.session.session import Session
 with needs_extra("hf", "hushgrad.integrations.transformers"):
     from transformers import TrainingArguments
 
-    from hushgrad.integrations.trainer_life import SELECTED, Follower, finished_checkpoint, require_unused, selects
+    from hushgrad.integrations.trainer_life import (
+        SELECTED,
+        Follower,
+        finished_checkpoint,
+        require_unused,
+        selects,
+        steps_without_checkpoint,
+    )
     from hushgrad.integrations.trainer_silence import TIMED, silence, stop_clocks
 
 
@@ -172,6 +179,9 @@ class PrivateTraining:
     def train(self, resume_from_checkpoint: Any = None, *positional: Any, **named: Any) -> Any:
         """Train, from the beginning or from a checkpoint of private training.
 
+        With `resume_from_checkpoint=True`, a run that was killed before its first checkpoint begins anew; all steps
+        that it had charged are `lost_steps`.
+
         Raises:
             CheckpointError: the checkpoint was not written by private training, or not to its end.
             LedgerError: the ledger does not hold the checkpoint's steps.
@@ -179,8 +189,9 @@ class PrivateTraining:
         """
         if "compute_loss" in vars(self):  # set on the instance, after its class was looked at
             refuse("the Trainer", [COMPUTE_LOSS])
-        if resume_from_checkpoint:
-            folder = finished_checkpoint(resume_from_checkpoint, self.args.output_dir)  # type: ignore[attr-defined]
+        wanted, output = resume_from_checkpoint, self.args.output_dir  # type: ignore[attr-defined]
+        folder = finished_checkpoint(wanted, output) if wanted else None
+        if folder is not None:
             self._receipt = read_receipt(folder)
             if self.session is None:
                 receipt = self._receipt  # looked at before the Trainer loads any weight, by who has the ledger
@@ -188,6 +199,11 @@ class PrivateTraining:
             else:
                 self.lost_steps = self.session.load_state_dict(self._receipt.as_state())
             resume_from_checkpoint = str(folder)
+        elif wanted:  # it begins anew, and stays charged for what was lost
+            is_open, resume_from_checkpoint = self.session is not None, None
+            self.lost_steps = told_by_first(
+                join_world(), "look at the ledger", lambda: steps_without_checkpoint(self._ledger, is_open=is_open)
+            )
         elif self.session is None:
             is_own = self.privacy.ledger is None
             told_by_first(

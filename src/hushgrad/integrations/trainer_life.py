@@ -52,10 +52,10 @@ def selects(args: Any, callbacks: list[Any]) -> bool:
     return bool(is_best or any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks))
 
 
-def finished_checkpoint(given: Any, output_dir: str) -> Path:
+def finished_checkpoint(given: Any, output_dir: str) -> Path | None:
     """Return the folder to resume from: the one that is given, or for True the newest that was written to its end.
 
-    Raises `CheckpointError` where there is none.
+    None where there is none.
     """
     if given is not True:
         return Path(given)
@@ -64,13 +64,22 @@ def finished_checkpoint(given: Any, output_dir: str) -> Path:
         for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
         if (number := folder.name.rpartition("-")[2]).isdecimal() and (folder / RECEIPT).is_file()
     }
-    if not finished:
+    return finished[max(finished)] if finished else None
+
+
+def steps_without_checkpoint(ledger: str | os.PathLike[str], *, is_open: bool) -> int:
+    """Return how many steps a run had charged that was killed before its first checkpoint: all of them are lost.
+
+    Raises `CheckpointError` where there is no such run, or it is the one that is open.
+    """
+    steps = read_ledger(ledger).steps if os.path.lexists(ledger) and not is_open else 0
+    if not steps:
         raise CheckpointError(
             "there is no checkpoint of private training in its output folder",
             where="the Trainer",
-            cure="Save more often (save_steps), or begin a new run in a new folder; what was charged stays spent",
+            cure="Call train() without resume_from_checkpoint, or give the folder and ledger of the run to go on with",
         )
-    return finished[max(finished)]
+    return steps
 
 
 def require_unused(ledger: str | os.PathLike[str], *, is_own_folder: bool) -> None:

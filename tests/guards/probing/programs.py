@@ -19,14 +19,28 @@ TARGETS = torch.tensor([0, 1, 2, 0, 0, 1])
 
 def program(loss: Callable[[Tensor, Tensor], Any], *, is_rows: bool = False) -> Program:
     """Return the program of a loss of one output `[B, K]` and targets `[B]`, which are the item."""
-    item = (torch.zeros(B, 2), TARGETS.clone())
-    trace = LossTrace(B, item, {})
+    return program_of(loss, OUTPUT, TARGETS, is_rows=is_rows)
+
+
+def program_of(
+    loss: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor, *, is_rows: bool = False
+) -> Program:
+    """Return the program of a loss of these outputs and targets."""
+    return trace_of(loss, outputs, targets, is_rows=is_rows).program
+
+
+def trace_of(
+    loss: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor, *, is_rows: bool = False
+) -> LossTrace:
+    """Return what wrote it down."""
+    item = (torch.zeros(len(outputs), 2), targets.clone())
+    trace = LossTrace(len(outputs), item, {})
     try:
         trace.given(((item[0],), {}), ())
-        output = OUTPUT.clone().requires_grad_() * 1
+        output = outputs.clone().requires_grad_() * 1
         trace.returned(output)
         found = loss(output, item[1])
         trace.loss(found, is_rows=is_rows)
     finally:
         trace.end()
-    return trace.program
+    return trace

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from hushgrad.guards.probing.deterministic_mode import DeterministicMode
+from hushgrad.guards.probing.deterministic_mode import QUANTILES, DeterministicMode
 
 
 def test_random_operators_give_constants() -> None:
@@ -15,6 +15,18 @@ def test_random_operators_give_constants() -> None:
         assert torch.allclose(torch.randn(5), torch.full((5,), 0.5))  # the mean and half a standard deviation
         assert float(torch.rand(5).std()) == 0
     assert float(torch.randn(5).std()) > 0
+
+
+def test_beyond_the_first_quantile_draws_are_one_number_for_each_column_and_rows_are_alike() -> None:
+    mode = DeterministicMode(QUANTILES[-1])
+    with mode:
+        draws = [torch.randn(4, 3), torch.rand(2, 4, 3), torch.empty(4, 3).normal_(2.0, 3.0)]
+        alone = [torch.randn(5), torch.randn(4, 1)]
+    assert mode.columns == [3, 3, 3]
+    assert all(float(draw.std(-1).min()) > 0 for draw in draws)
+    assert all(torch.equal(draw, draw[..., :1, :].expand_as(draw)) for draw in draws)
+    assert torch.allclose(draws[2], 2 + 3 * draws[0])
+    assert torch.allclose(alone[0], torch.full((5,), 1.2816), atol=1e-4)  # the quantile 0.9
 
 
 def test_fused_dropout_scales_by_its_rate_and_so_does_its_backward() -> None:

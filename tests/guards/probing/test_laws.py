@@ -44,6 +44,10 @@ def large(x: Tensor) -> bool:
     return bool((x > 50).any())
 
 
+def normalised(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:])
+
+
 def seeded(x: Tensor, seed: Callable[[int], Any]) -> Tensor:
     seed(int(x.abs().sum() * 1000) % 2**31)
     return F.dropout(x, 0.5) * random.random() * float(np.random.rand())
@@ -58,6 +62,8 @@ LEAKY: dict[str, Callable[[Tensor], Tensor]] = {
     "noise by a guarded deviation": lambda x: x + torch.randn_like(x) * max(0.0, float(x.std())),
     "noise in symmetry by a deviation": lambda x: x + (torch.rand_like(x) - 0.5) * max(0.0, float(x.std())),
     "a clamped deviation": lambda x: x + torch.normal(0.0, min(9.0, max(0.1, float(x.std()))), x.shape),
+    "noise by the number of rows, behind a normalisation": lambda x: normalised(x + torch.randn_like(x) * 5 / len(x)),
+    "uniform noise by it": lambda x: normalised(x + torch.rand(x.shape) * 5 / len(x)),
     "noise by a count": lambda x: x + torch.randn_like(x) * int((x > 0.5).sum()),
     "a rate of dropout by any": lambda x: F.dropout(x, 0.1 if large(x) else 0.8),
     "a mask by any": lambda x: x * (torch.rand_like(x) < (0.9 if large(x) else 0.4)),
@@ -77,6 +83,8 @@ LEAKY: dict[str, Callable[[Tensor], Tensor]] = {
 
 HONEST: dict[str, Callable[[Tensor], Tensor]] = {
     "dropout": lambda x: F.dropout(x, 0.5),
+    "noise of a fixed scale, behind a normalisation": lambda x: normalised(x + 0.5 * torch.randn_like(x)),
+    "noise drawn with the examples in columns": lambda x: normalised((x.T + torch.randn(x.T.shape)).T),
     "noise": lambda x: x + 0.1 * torch.randn_like(x),
     "noise by each example's deviation": lambda x: x + torch.randn_like(x) * x.std(1, keepdim=True),
     "reparametrisation": lambda x: x + torch.randn_like(x) * (0.5 * x).exp(),

@@ -55,7 +55,7 @@ def test_an_item_whose_examples_change_each_other_is_refused() -> None:
     losses = output.square().sum(1)
     programs.losses(losses / losses.detach().sum())
     with pytest.raises(CrossSampleLeakError, match=r"test_loss_programs\.py, line"):
-        programs.examine(None)
+        programs.examine()
     programs.forget()
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
-from programs import B, program
+from programs import OUTPUT, TARGETS, B, program, trace_of
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -39,6 +43,44 @@ def test_calls_on_values_of_the_batch_are_written_down_in_order_and_others_are_n
 def test_numbers_that_leave_torch_are_written_down() -> None:
     found = program(lambda o, y: o.square().mean() / float(o.std()))
     assert [call.name for call in found.calls if call.taken is not None] == ["float"]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        str,
+        lambda y: f"{y}",
+        lambda y: y.untyped_storage().tolist(),
+        lambda y: y.data_ptr(),
+        lambda y: np.from_dlpack(y).max(),
+        lambda y: pickle.dumps(y),
+        lambda y: suppressed(lambda: torch.zeros(1)[y]),
+    ],
+    ids=["text", "format", "storage", "address", "DLPack", "pickle", "a call that fails"],
+)
+def test_values_that_leave_as_texts_memory_or_failures_were_read(read: Any) -> None:
+    def loss(output: Tensor, targets: Tensor) -> Tensor:
+        read(targets)
+        return F.cross_entropy(output, targets)
+
+    assert trace_of(loss, OUTPUT, TARGETS).has_read
+
+
+def test_shapes_types_and_new_values_of_the_batchs_shape_are_no_reading() -> None:
+    def loss(output: Tensor, targets: Tensor) -> Tensor:
+        assert output.shape[0] == len(targets) == targets.numel()
+        assert (output.dtype, targets.device, output.dim()) == (torch.float32, torch.device("cpu"), 2)
+        noisy = output + 0.1 * torch.randn_like(output) + torch.zeros_like(output)
+        return F.cross_entropy(noisy, targets) * (1 - 0.1 * torch.ones_like(targets)).mean()
+
+    trace = trace_of(loss, OUTPUT, TARGETS)
+    assert not trace.has_read
+    assert not trace.outside.has_come
+
+
+def suppressed(call: Any) -> None:
+    with contextlib.suppress(IndexError):
+        call()
 
 
 def test_an_autograd_function_of_the_loops_own_is_one_call() -> None:

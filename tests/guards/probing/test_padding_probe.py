@@ -88,6 +88,27 @@ def test_a_model_that_leaves_padding_out_trains(way: str, dropout: float) -> Non
     assert step(Pooled(over_own, dropout), *WAYS[way]).steps == 1
 
 
+LONGEST = max(map(len, RECORDS))
+
+
+@pytest.mark.parametrize("length", range(2, LONGEST + 2))
+def test_a_loop_may_cut_records_to_a_constant_however_long_the_longest_is(length: int) -> None:
+    """One position less than the longest may be a shift, which takes one from each record, or a cut."""
+    assert step(Pooled(over_own), right, lambda model, ids: model(ids[:, :length])).steps == 1
+
+
+@pytest.mark.parametrize("length", [LONGEST - 2, LONGEST - 1])
+def test_a_model_that_sees_the_padding_that_a_cut_left_is_refused(length: int) -> None:
+    with pytest.raises(CrossSampleLeakError, match=r"padded to a longer one|the loop lets examples"):
+        step(Pooled(over_all), right, lambda model, ids: model(ids[:, :length]))
+
+
+def test_a_cut_record_that_ended_in_equal_positions_was_not_padded_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = torch.tensor([1, 2, 3, 4, 5, 5, 5])
+    monkeypatch.setitem(globals(), "RECORDS", [*(torch.arange(1, length + 1) for length in (3, 3, 4, 3, 5)), ends])
+    assert step(Pooled(over_own), right, lambda model, ids: model(ids[:, :5])).steps == 1
+
+
 class Tokens(nn.Module):
     """A value for each position."""
 

@@ -102,7 +102,7 @@ def test_the_shortest_record_and_the_longest_shorter_one_are_read_again(collate:
     assert [width.row for width in found] == [1, 0]
     assert [width.of(T) for width in found] == [1, 3]
     assert all(width.is_sure for width in found)
-    assert [tensor.shape for tensor in found[0].alone] == [(1, 1)] * (2 if collate is with_mask else 1)
+    assert [tensor.shape for tensor in found[0].alone.values()] == [(1, 1)] * (2 if collate is with_mask else 1)
 
 
 def test_records_on_the_second_axis_are_read_again_too() -> None:
@@ -217,15 +217,15 @@ def test_where_no_lengths_are_known_many_records_are_read_until_a_shorter_one_is
 
 
 def test_an_axis_that_is_one_shorter_was_shifted_by_the_loop() -> None:
-    width = OwnWidth(0, {5: 3}, (), True)
+    width = OwnWidth(0, {5: 3}, {}, True)
     assert [width.of(length) for length in (3, 4, 5, 6)] == [3, 2, 5 - 2, 6]
-    assert OwnWidth(0, {5: 1}, (), True).of(4) == 1
+    assert OwnWidth(0, {5: 1}, {}, True).of(4) == 1
 
 
 # Cut to it -----------------------------------------------------------------------------------------------------------
 
-SHORT = OwnWidth(1, {T: 1}, (), True)
-SECOND = OwnWidth(0, {T: 3}, (), True)
+SHORT = OwnWidth(1, {T: 1}, {}, True)
+SECOND = OwnWidth(0, {T: 3}, {}, True)
 
 
 def test_right_padding_is_cut_off_on_the_right_and_left_padding_on_the_left() -> None:
@@ -237,13 +237,13 @@ def test_right_padding_is_cut_off_on_the_right_and_left_padding_on_the_left() ->
 
 def test_nothing_is_run_where_content_would_be_cut_off() -> None:
     ids = padded(RECORDS)
-    assert runs(batch(ids), OwnWidth(2, {T: 3}, (), True)) == []
+    assert runs(batch(ids), OwnWidth(2, {T: 3}, {}, True)) == []
     assert runs(batch((ids, torch.rand(B, T))), SHORT) == []  # a second input has content everywhere
 
 
 def test_a_record_in_inputs_that_are_not_padded_is_run_as_it_is() -> None:
     ids = padded(RECORDS)
-    ((inputs, left),) = runs(batch(ids), OwnWidth(1, {7: 1}, (), True))
+    ((inputs, left),) = runs(batch(ids), OwnWidth(1, {7: 1}, {}, True))
     assert (inputs[0].tolist(), left) == (ids[1:2].tolist(), False)
 
 
@@ -264,7 +264,7 @@ def test_positions_that_count_from_a_records_own_start_are_told_by_the_record_it
     ids = padded(RECORDS, left=True)
     starts = torch.tensor([T - len(record) for record in RECORDS])
     positions = torch.arange(T) - starts[:, None]
-    alone = [torch.tensor([[5, 6, 7]]), torch.tensor([[0, 1, 2]])]
+    alone = {("ids",): torch.tensor([[5, 6, 7]]), ("positions",): torch.tensor([[0, 1, 2]])}
     given = batch((ids, positions))
     assert runs(given, SECOND) == []
     (inputs, left), *_ = runs(given, OwnWidth(0, {T: 3}, alone, True))
@@ -295,7 +295,7 @@ def test_constants_and_numbers_of_the_width_follow_it_in_the_second_way_only() -
 
 def test_the_axis_of_the_batch_is_never_cut() -> None:
     tensor = torch.arange(25).reshape(5, 5)
-    width = OwnWidth(0, {5: 3}, (), True)
+    width = OwnWidth(0, {5: 3}, {}, True)
     assert torch.equal(cut_to(tensor, width, 0, False), tensor[:, :3])
     assert torch.equal(cut_to(tensor, width, 1, True), tensor[2:])
     assert torch.equal(cut_to(tensor, width, None, False), tensor[:3, :3])

@@ -166,6 +166,7 @@ class Outcome:
         structure: what the run left behind, where it made or took away parts or hooks.
         seeds: by what random numbers are drawn after the run, where it has seeded a generator.
         laws: what a quiet run would have drawn from.
+        columns: of its draws `[..., n]` that are one number for each column, n.
     """
 
     output: Any
@@ -175,6 +176,7 @@ class Outcome:
     structure: Structure | None
     seeds: Seeds = ()
     laws: tuple[Law, ...] = ()
+    columns: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)
@@ -265,7 +267,8 @@ class Runner:
             moved, structure = self.state.moved(parameters=parameters), self.state.other_structure()
         finally:
             self.state.restore()
-        return Outcome(output, moved, drew, silence.unknown, structure, seeds, tuple(silence.laws))
+        laws, columns = tuple(silence.laws), tuple(silence.columns)
+        return Outcome(output, moved, drew, silence.unknown, structure, seeds, laws, columns)
 
 
 def sums_of(output: Any) -> list[tuple[float, float]]:

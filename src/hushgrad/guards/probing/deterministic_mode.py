@@ -28,6 +28,7 @@ class DeterministicMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         laws: what was drawn from, in order.
+        columns: of draws `[..., n]` whose values are one for each column beyond the first quantile, n, in order.
         unknown: a random operator that was met and has no quiet form; its values are drawn as usual.
     """
 
@@ -35,6 +36,7 @@ class DeterministicMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._quantile = quantile
         self.laws: list[Law] = []
+        self.columns: list[int] = []
         self.unknown: str | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -59,7 +61,10 @@ class DeterministicMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return quiet(self._quantile, partial(func, *args, **kwargs), arguments_of(func, args, kwargs))
+            result = quiet(self._quantile, partial(func, *args, **kwargs), arguments_of(func, args, kwargs))
+        if name in BY_COLUMN and result.ndim > 1 and result.shape[-1] > 1:
+            self.columns.append(result.shape[-1])
+        return result
 
     @property
     def was_needed(self) -> bool:
@@ -91,9 +96,10 @@ def _filled(value: Callable[[float, dict[str, Any]], float]) -> Form:
 
 
 def _levels(quantile: float, drawn: Tensor) -> Tensor:
-    """Return what uniform numbers are compared with: one for all, and beyond the first quantile one for each column.
+    """Return uniform numbers: one for all, and beyond the first quantile one for each column.
 
-    Rows are alike, so that it doesn't matter which example is drawn for first.
+    Rows are alike, so that it doesn't matter which example is drawn for first. Columns are not: a normalisation takes
+    away what is added to all of them, and then its scale does not show.
     """
     if quantile == QUANTILES[0] or drawn.ndim < 2:
         return torch.full((), quantile, device=drawn.device)
@@ -114,6 +120,12 @@ def _z(quantile: float) -> float:
     return NormalDist().inv_cdf(quantile)
 
 
+def _z_levels(quantile: float, drawn: Tensor) -> Tensor:
+    """Return standard normal numbers, as `_levels`."""
+    numbers: Tensor = torch.special.ndtri(_levels(quantile, drawn).double())
+    return numbers.to(drawn.real.dtype)
+
+
 def _whole(quantile: float, given: dict[str, Any]) -> float:
     low, high = _or(given.get("low", given.get("from")), 0), _or(given.get("high", given.get("to")), 1)
     return float(low + math.floor(quantile * (high - low)))
@@ -126,8 +138,7 @@ def _geometric(quantile: float, given: dict[str, Any]) -> float:
 def _normal(quantile: float, draw: Any, given: dict[str, Any]) -> Any:
     drawn = draw()
     mean, std = given.get("mean", 0.0), given.get("std", 1.0)
-    value = mean + _z(quantile) * std
-    return drawn.copy_(value) if isinstance(value, Tensor) else drawn.fill_(value)
+    return drawn.copy_(mean + _z_levels(quantile, drawn) * std)
 
 
 def _dropout(quantile: float, draw: Any, given: dict[str, Any]) -> Any:
@@ -180,6 +191,10 @@ def _counts(quantile: float, draw: Any, given: dict[str, Any]) -> Any:
     return (rates + _z(quantile) * rates.sqrt()).clamp(min=0)
 
 
+BY_COLUMN = frozenset(
+    {"rand", "rand_like", "uniform_", "randn", "randn_like", "normal", "normal_", "normal_functional"}
+)
+
 FORMS: dict[str, Form] = {
     "native_dropout": _dropout,
     "_fused_dropout": _fused_dropout,
@@ -187,8 +202,8 @@ FORMS: dict[str, Form] = {
     "bernoulli_": _bernoulli,
     "rand": _uniform,
     "rand_like": _uniform,
-    "randn": _filled(lambda quantile, given: _z(quantile)),
-    "randn_like": _filled(lambda quantile, given: _z(quantile)),
+    "randn": _normal,
+    "randn_like": _normal,
     "randint": _filled(_whole),
     "randint_like": _filled(_whole),
     "random_": _filled(_whole),

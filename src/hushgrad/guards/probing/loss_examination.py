@@ -9,8 +9,7 @@ a sum does not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -18,11 +17,11 @@ from torch import Tensor
 
 from hushgrad.capture.axes.batch_axes import NARROW
 from hushgrad.errors import CrossSampleLeakError, LossShapeError
-from hushgrad.guards.probing.loss_numbers import NumbersTaken
+from hushgrad.guards.probing.loop_numbers import LoopNumbers
+from hushgrad.guards.probing.loss_numbers import ARITHMETIC, NumbersTaken
 from hushgrad.guards.probing.loss_program import Given, Made, Program
-from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, axis_of, is_same, replayed
+from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, axis_of, differing, is_same, replayed
 from hushgrad.guards.probing.rows import AWAY, blocks, neighbours, split_examples
-from hushgrad.guards.probing.widths import OwnWidth, cut_like
 from hushgrad.torch_internals import version
 
 CURE = (
@@ -31,23 +30,20 @@ CURE = (
     "nothing that other examples of the batch decide"
 )
 
-FURTHER = 3
-"""By so many positions batches are padded further."""
-
 SMALLEST = 3
 """Of fewer examples none is left out."""
 
 
 def require_separate_program(
-    program: Program, loss_reduction: str, expected_size: float | None, widths: Sequence[OwnWidth] = ()
+    program: Program, loss_reduction: str, expected_size: float | None, known: LoopNumbers | None = None
 ) -> str:
     """Run the calls of an item again on altered examples, and compare what the others get.
 
     Args:
         program: of the item.
         loss_reduction: as declared.
-        widths: records of the item that are shorter than its longest.
         expected_size: the expected batch size, by which losses may be divided; None where it is not known.
+        known: what other items showed of the loop's numbers.
 
     Returns why it could not be told, "" where it could: neither the losses nor gradients of others changed, and all of
     the loop's calls were seen.
@@ -64,17 +60,14 @@ def require_separate_program(
         base, again = replayed(program, {}), replayed(program, {})
     except NotRunningError:
         return program.hidden or "its calls cannot be run again"
-    if _differing(program, base, again, range(program.size)) is not None:
+    if differing(program, base, again, range(program.size)) is not None:
         return program.hidden or "its calls give other values each time"
-    found = _Examination(program, base)
-    why = found.run(loss_reduction, expected_size)
-    if widths:
-        found.require_same_if_longer(widths)
-    return why
+    return _Examination(program, base, known or LoopNumbers()).run(loss_reduction, expected_size)
 
 
 class _Examination:
-    def __init__(self, program: Program, base: Replay) -> None:
+    def __init__(self, program: Program, base: Replay, known: LoopNumbers) -> None:
+        self._known = known
         self._program = program
         self._base = base
         self._numbers = NumbersTaken(program, base.numbers)
@@ -94,7 +87,7 @@ class _Examination:
                 if self._is_reordered(changed, kept):
                     return why or "the loop changes the order of rows"
                 self._numbers.note(half, changed.numbers)
-                found = _differing(program, self._base, changed, kept)
+                found = differing(program, self._base, changed, kept)
                 if found is not None:
                     raise _leak(found, self._culprit(changed, kept))
         program.reads_values = self._numbers.have_left()
@@ -134,7 +127,7 @@ class _Examination:
             for slot in self._program.inputs
             if (one := self._base.values.get(slot)) is not None
         )
-        if not is_given and _differing(self._program, self._base, changed, everyone) is None:
+        if not is_given and differing(self._program, self._base, changed, everyone) is None:
             return None
         return self._culprit(changed, everyone)
 
@@ -223,76 +216,13 @@ class _Examination:
                 reached |= blocks(gradient, axis, size).reshape(size, -1).ne(0).any(1).cpu()
         return bool(reached.any()) and not bool(reached.all())
 
-    # Padding ---------------------------------------------------------------------------------------------------------
-
-    def require_same_if_longer(self, widths: Sequence[OwnWidth]) -> None:
-        """Refuse losses of short records that change when the batch is padded further, as to a longer one."""
-        lengths = {length for width in widths for length in width.lengths}
-        for left in (False, True):
-            rows = [width.row for width in widths if self._is_padded(width, left)]
-            if not rows:
-                continue
-            try:
-                longer = replayed(self._program, self._extended(lengths, left))
-            except NotRunningError:
-                continue
-            gradients = [
-                None if one is None or other is None else cut_like(other, one, left)
-                for one, other in zip(self._base.gradients, longer.gradients, strict=True)
-            ]
-            if _differing(self._program, self._base, replace(longer, gradients=gradients), rows) is not None:
-                last = self._program.calls[self._program.last - 1] if self._program.last else None
-                raise CrossSampleLeakError(
-                    "the loss of one example is divided by (or made of) how far it is padded, which the longest record "
-                    "of its batch decides",
-                    where="" if last is None else str(last),
-                    cure="Average over the example's own tokens: (losses * mask).sum(1) / mask.sum(1)",
-                )
-
-    def _is_padded(self, width: OwnWidth, left: bool) -> bool:
-        """Whether a record ends in padding, or begins with it, in every part of the item that is padded."""
-        is_any = False
-        for slot, source in self._program.sources.items():
-            values = source.values
-            if source.kind != "item" or self._program.axes.get(slot, 0) or values.ndim < 2:
-                continue
-            length, own = values.shape[1], width.lengths.get(values.shape[1], values.shape[1])
-            if values.shape[0] == self._program.size and own < length:
-                row = values[width.row]
-                beyond, kept = (row[: length - own], row[length - own :]) if left else (row[own:], row[:own])
-                if not bool((beyond == beyond[:1]).all()):
-                    return False
-                if width.alone and not any(
-                    part.shape[1:] == kept.shape and torch.equal(part[0], kept.to(part.device)) for part in width.alone
-                ):
-                    return False  # a single position is always equal to itself: what is left is not the record
-                is_any = True
-        return is_any
-
-    def _extended(self, lengths: Set[int], left: bool) -> dict[int, Tensor]:
-        found: dict[int, Tensor] = {}
-        for slot, source in self._program.sources.items():
-            if source.kind not in ("item", "output"):
-                continue
-            values = source.values
-            if slot in self._program.flat.roles or slot in self._program.entries:
-                found[slot] = values
-                continue
-            of_batch = self._program.axes.get(slot, axis_of(values, self._program.size))
-            others = [axis for axis in range(values.ndim) if axis != of_batch]
-            if others and {values.shape[others[0]], values.shape[others[0]] + 1} & lengths:
-                axis = others[0]
-                end = values.narrow(axis, 0 if left else values.shape[axis] - 1, 1)
-                values = torch.cat([*[end] * FURTHER, values] if left else [values, *[end] * FURTHER], axis)
-            found[slot] = values
-        return found
-
     # Fewer examples ------------------------------------------------------------------------------------------------
 
     def _leave_out(self, loss_reduction: str, expected_size: float | None) -> None:
         """Refuse a sum where a mean was declared, the reverse, and losses that are divided by the number of examples.
 
-        Numbers that are the batch's size are made less with it. Where the program cannot be run so, nothing shows.
+        Numbers that are the batch's size are made less with it, but for constants that equal it by chance. Where the
+        program cannot be run so, nothing shows.
         """
         size = self._program.size
         kinds = {end.is_rows for end in self._program.ends}
@@ -301,14 +231,28 @@ class _Examination:
             return
         for is_multiple in (False, True):
             try:
-                less = partial(_less, size, self._fewer, is_multiple)
-                fewer = replayed(self._program, self._without_last(), less)
+                fewer = replayed(self._program, self._without_last(), partial(self._less, is_multiple))
             except NotRunningError:
                 continue
             if any(not made.numel() and self._base.made[key].numel() for key, made in fewer.made.items()):
                 continue  # a slice beyond the end: the calls were written out for each example
             self._compare_fewer(fewer, loss_reduction, is_rows=True in kinds)
             return
+
+    def _less(self, is_multiple: bool, value: object, call: Made) -> object:
+        """Return a number of a call for a batch of fewer examples."""
+        less = _less(self._program.size, self._fewer, is_multiple, value)
+        return value if less != value and call.name in ARITHMETIC and self._is_constant(call, value) else less
+
+    def _is_constant(self, call: Made, value: object) -> bool:
+        """Whether a number that equals the batch's size does so by chance.
+
+        The first item tells where the loop asked no tensor for its size, or the number stands in its code.
+        """
+        size = self._program.size
+        if self._known.are_constant(call, [float(value)], {size}):  # type: ignore[arg-type]
+            return True
+        return not self._numbers.holds_size() and not self._known.follow_size(call, size)
 
     def _is_square(self) -> bool:
         """Whether something has its examples on the second axis and as many on the first: which numbers are B?"""
@@ -393,24 +337,3 @@ def _leak(what: str, call: Made | Given | None) -> CrossSampleLeakError:
         where="" if call is None else str(call),
         cure=CURE,
     )
-
-
-def _differing(program: Program, base: Replay, changed: Replay, kept: Sequence[int]) -> str | None:
-    """Return what of the examples that were kept is not what it was, None if all of it is."""
-    size, rows = program.size, list(kept)
-    for slot, first, second in zip(program.outputs, base.gradients, changed.gradients, strict=True):
-        if first is None and second is None:
-            continue
-        zero = torch.zeros_like(base.values[slot])
-        one, other = (zero if part is None else part for part in (first, second))
-        axis = program.axes.get(slot, axis_of(one, size))
-        if axis is None:
-            if one.numel() == 1 and not is_same(one.reshape(1, 1), other.reshape(1, 1)):
-                return "the gradient of the model's own loss"
-        elif not is_same(blocks(one, axis, size)[rows], blocks(other, axis, size)[rows]):
-            return "the gradient of one example"
-    for end in program.ends:
-        one, other = base.values[end.slot], changed.values[end.slot]
-        if end.is_rows and one.ndim and one.shape[0] == size and not is_same(one[rows], other[rows]):
-            return "the loss of one example"
-    return None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Size
 
 from hushgrad.guards.probing.loss_program import Given, Made, Place, Program, slots_of
-from hushgrad.guards.probing.numbers_taken import is_free, is_made_of, is_one_of, numbers_in
+from hushgrad.guards.probing.numbers_taken import is_free, is_made_of, is_one_of, made_of, numbers_in
 
 OF_CRITERIA = "losses.py"
 """This library's own criterion asks for the size of each batch."""
@@ -27,6 +27,10 @@ ARITHMETIC = {
     "rsub", "rtruediv", "sub", "sub_", "subtract", "true_divide", "truediv",
 }  # fmt: skip
 """Calls whose numbers are factors, divisors and the like; those of others are mostly axes and sizes."""
+
+
+MOST_STILL = 8
+"""With so many numbers that stayed those that did not are joined."""
 
 
 class NumbersTaken:
@@ -83,6 +87,31 @@ class NumbersTaken:
             if self._program.earlier & (set(numbers_in((call.args, call.kwargs))) - written):
                 return call
         return None
+
+    def following(self, others: Mapping[int, Any]) -> Iterator[tuple[int, list[float]]]:
+        """Yield calls of the losses' that took numbers made of such as are `others` in another run, and those numbers.
+
+        Such a number may have been multiplied or divided by one that stayed. What is one that stayed as well is left
+        out: equal by chance.
+        """
+        moved: set[float] = set()
+        still: set[float] = set()
+        for number in sorted(self._numbers.keys() & others.keys()):
+            pairs = zip(numbers_in(self._numbers[number]), numbers_in(others[number]), strict=False)
+            for one, other in pairs:
+                (still if one == other else moved).add(one)
+        starts = {*moved, *(number - 1 for number in moved)}  # a shift leaves one position less
+        for one in [number for number in still if number > 1][:MOST_STILL]:
+            starts |= {between for number in moved for between in (number / one, number * one)}
+        starts -= still
+        for later in sorted(self._used()) if starts else ():
+            call = self._program.calls[later]
+            if call.name not in ARITHMETIC:
+                continue
+            given = call_numbers(self._program, call)
+            found = [number for start in sorted(starts) for number in made_of(start, given, call.place.numbers)]
+            if found:
+                yield later, found
 
     def given(self) -> Given | None:
         """Return a call of the model that got a number made of several examples; None if none is known to."""
@@ -182,6 +211,19 @@ class NumbersTaken:
                     return False
                 wanted |= {slot.number for slot in slots_of(call.args)}
         return False
+
+
+def call_numbers(program: Program, call: Made) -> list[float]:
+    """Return the numbers that a call was given, those in tensors of one value that the loop made of numbers too."""
+    sources = [
+        program.sources[slot.number] for slot in slots_of((call.args, call.kwargs)) if slot.number in program.sources
+    ]
+    single = [
+        float(source.values)
+        for source in sources
+        if source.kind in ("number", "constant") and source.values.numel() == 1 and not source.values.is_complex()
+    ]
+    return [*numbers_in((call.args, call.kwargs)), *single]
 
 
 def _is_equal(one: Any, other: Any) -> bool:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hushgrad.guards.probing.constants import Constants
 from hushgrad.guards.probing.flat_rows import FlatRows
+from hushgrad.guards.probing.trees import Path
 
 
 class Slot(NamedTuple):
@@ -122,6 +123,8 @@ class Program:
         carried: where the model was given a tensor that was made of an earlier item.
         earlier: the numbers that left torch in earlier items.
         outputs: the slots of the model's outputs, by the keys under which they are known.
+        paths: of parts of the item, by slot, where in it they are.
+        made_by: of outputs, by slot, the module that made them, and where in what it returned they are.
         reads_values: whether numbers of the examples left torch before the losses were made, as replays tell.
         doubt: which of them may have come back unseen.
         hidden: why it is not all of what the loop computed; "" if it is, as far as it shows.
@@ -139,6 +142,8 @@ class Program:
     carried: list[Place] = field(default_factory=list)
     earlier: frozenset[float] = frozenset()
     outputs: list[int] = field(default_factory=list)
+    paths: dict[int, Path] = field(default_factory=dict)
+    made_by: dict[int, tuple[nn.Module, Path]] = field(default_factory=dict)
     hidden: str = ""
     reads_values: bool = False
     doubt: str = ""

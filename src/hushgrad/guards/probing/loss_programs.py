@@ -6,16 +6,19 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hushgrad.capture.axes.layout import Path, Role
 from hushgrad.capture.public import PublicTensors
 from hushgrad.guards.probing.constants import Constants
 from hushgrad.guards.probing.looks import Looks
+from hushgrad.guards.probing.loop_numbers import LoopNumbers
 from hushgrad.guards.probing.loss_examination import require_separate_program
 from hushgrad.guards.probing.loss_numbers import NumbersTaken
+from hushgrad.guards.probing.loss_padding import LossPadding
 from hushgrad.guards.probing.loss_program import Earlier
 from hushgrad.guards.probing.loss_trace import NOTHING, LossTrace
+from hushgrad.guards.probing.positions import Positions
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.widths import Drawn
 from hushgrad.randomness import KeyStream
@@ -35,6 +38,7 @@ class LossPrograms:
         expected_size: the expected batch size, None if it is not known.
         stream: secret bits for the later items; None to look at the first two only.
         public: what was declared, and is no part of any batch.
+        positions: which outputs of the model are as long as the longest record; learnt by those who run it.
     """
 
     def __init__(
@@ -43,8 +47,11 @@ class LossPrograms:
         expected_size: float | None,
         stream: KeyStream | None = None,
         public: PublicTensors | None = None,
+        positions: Positions | None = None,
     ) -> None:
         self._declared = loss_reduction, expected_size
+        self._numbers = LoopNumbers()
+        self._padding = LossPadding(Positions() if positions is None else positions, self._numbers)
         self._trace: LossTrace | None = None
         self._end: weakref.finalize[..., LossPrograms] | None = None  # of the trace, should nobody tell of it
         self._is_own = False
@@ -52,8 +59,7 @@ class LossPrograms:
         self._items = 0
         self.has_read = False
         """Whether the loop read numbers of the batch's examples before it had its losses, or may have."""
-        self.untold: dict[str, None] = {}
-        """Why programs of losses `[B]` could not be run again."""
+        self._untold: dict[str, None] = {}
         self._looks = Looks(None if stream is None else stream.fork("loss programs"))
 
     def begin(self, size: int, drawn: Drawn) -> None:
@@ -74,10 +80,10 @@ class LossPrograms:
         if self._trace is not None:
             self._trace.given(inputs, () if state is None else state.values(), roles)
 
-    def returned(self, output: Any, turned: Sequence[Tensor] = ()) -> None:
-        """It has returned this, None if it raised; `turned` has the examples on the second axis."""
+    def returned(self, output: Any, turned: Sequence[Tensor] = (), module: nn.Module | None = None) -> None:
+        """The `module` has returned this, None if it raised; `turned` has the examples on the second axis."""
         if self._trace is not None:
-            self._trace.returned(output, turned)
+            self._trace.returned(output, turned, module)
 
     def losses(self, losses: Tensor) -> None:
         """A backward will run on these losses `[B]`."""
@@ -90,8 +96,8 @@ class LossPrograms:
             self._is_own = True
             self._trace.loss(loss, is_rows=False)
 
-    def examine(self, drawn: Drawn | None) -> str:
-        """Run the program of the item, which is `drawn`, again.
+    def examine(self) -> str:
+        """Run the program of the item again.
 
         Returns why its own loss could not be told, "" if it could or it has none.
 
@@ -103,20 +109,42 @@ class LossPrograms:
             return ""
         self._trace.end()
         program, outside = self._trace.program, self._trace.outside
-        widths = drawn.short_records if drawn is not None and program.ends else []
-        why = require_separate_program(program, *self._declared, widths)
+        why = require_separate_program(program, *self._declared, self._numbers)
+        self._numbers.note(program)
         self.has_read |= program.reads_values or outside.has_come or self._earlier.constants.are_made_anew
+        self.has_read |= self._trace.has_read
         self.has_read |= outside.is_readable and NumbersTaken(program, {}).are_free()
         if self._is_own:
             return program.doubt or why
         if why and program.ends:
-            self.untold[why] = None
+            self._untold[why] = None
         return ""
+
+    def examine_padding(self, drawn: Drawn | None) -> None:
+        """Run the program of the item, which is `drawn`, again on a batch that is padded further.
+
+        Raises:
+            CrossSampleLeakError: losses follow how far the batch is padded.
+        """
+        if self._trace is None or drawn is None or not self._trace.program.ends:
+            return
+        self._trace.end()
+        self._padding.require_same(self._trace.program, drawn)
 
     @property
     def may_have_read(self) -> bool:
         """Whether tensors came from outside of which a later item tells whether they are constants of the loop."""
         return not self.has_read and self._earlier.constants.are_open
+
+    @property
+    def untold(self) -> tuple[str, ...]:
+        """Why programs of losses `[B]` could not be run again."""
+        return tuple(self._untold)
+
+    @property
+    def untold_of_padding(self) -> tuple[str, ...]:
+        """What could not be told of how losses follow padding, as far as no later item has told it."""
+        return self._padding.untold
 
     def stop_looks(self) -> None:
         """Look at no later item: for benchmarks of an ordinary step."""

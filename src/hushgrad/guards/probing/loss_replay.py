@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hushgrad.guards.probing.calls import SEED
 from hushgrad.guards.probing.loss_program import Made, Program, Slot, mapped, tensors_of
+from hushgrad.guards.probing.rows import blocks
 from hushgrad.guards.probing.state import forked_randomness
 
 LOOSE = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -37,12 +38,26 @@ class Replay:
 
 
 class NotRunningError(Exception):
-    """The program cannot be run on these values."""
+    """The program cannot be run on these values.
+
+    Attributes:
+        numbers: what left torch before it failed, by call.
+    """
+
+    def __init__(self, numbers: Mapping[int, Any]) -> None:
+        super().__init__("a program cannot be run on other values")
+        self.numbers = numbers
 
 
-def replayed(
-    program: Program, altered: Mapping[int, Tensor], number: Callable[[Any], Any] = lambda value: value
-) -> Replay:
+Number = Callable[[Any, Made], Any]
+"""What becomes of an argument that is no tensor, of a call."""
+
+
+def _unchanged(value: Any, call: Made) -> Any:
+    return value
+
+
+def replayed(program: Program, altered: Mapping[int, Tensor], number: Number = _unchanged) -> Replay:
     """Run the program with some sources exchanged, and with other numbers among its arguments.
 
     Raises:
@@ -71,13 +86,13 @@ def replayed(
                 rows.update({(place, slot): made[i].detach() for i, slot in enumerate(call.outputs)})
             gradients = _gradients([values[end.slot] for end in program.ends], leaves)
         except Exception as error:
-            raise NotRunningError from error
+            raise NotRunningError(numbers) from error
     return Replay({slot: value.detach() for slot, value in values.items()}, numbers, rows, gradients)
 
 
-def _called(call: Made, values: dict[int, Tensor], number: Callable[[Any], Any]) -> Any:
+def _called(call: Made, values: dict[int, Tensor], number: Number) -> Any:
     def filled(value: Any) -> Any:
-        return values[value.number] if isinstance(value, Slot) else number(value)
+        return values[value.number] if isinstance(value, Slot) else number(value, call)
 
     with ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(call.with_gradients))
@@ -120,3 +135,24 @@ def is_same(one: Tensor, other: Tensor, factor: float = 1.0) -> bool:
     first, second = first[is_finite] * factor, second[is_finite]
     off = (first - second).abs().nan_to_num(nan=float("inf")).amax(1)
     return bool((off <= LOOSE.get(one.dtype, LOW) * first.abs().amax(1)).all())
+
+
+def differing(program: Program, base: Replay, changed: Replay, kept: Sequence[int]) -> str | None:
+    """Return what of the examples that were kept is not what it was, None if all of it is."""
+    size, rows = program.size, list(kept)
+    for slot, first, second in zip(program.outputs, base.gradients, changed.gradients, strict=True):
+        if first is None and second is None:
+            continue
+        zero = torch.zeros_like(base.values[slot])
+        one, other = (zero if part is None else part for part in (first, second))
+        axis = program.axes.get(slot, axis_of(one, size))
+        if axis is None:
+            if one.numel() == 1 and not is_same(one.reshape(1, 1), other.reshape(1, 1)):
+                return "the gradient of the model's own loss"
+        elif not is_same(blocks(one, axis, size)[rows], blocks(other, axis, size)[rows]):
+            return "the gradient of one example"
+    for end in program.ends:
+        one, other = base.values[end.slot], changed.values[end.slot]
+        if end.is_rows and one.ndim and one.shape[0] == size and not is_same(one[rows], other[rows]):
+            return "the loss of one example"
+    return None

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hushgrad.capture.axes.layout import MARKS, Layout, Role
@@ -75,11 +75,18 @@ APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-def
 """The code that calls a custom autograd function."""
 
 SILENT = {
-    "__repr__", "__format__", "__str__", "__hash__", "backward", "retain_grad", "requires_grad_",
-    "register_post_accumulate_grad_hook", "is_floating_point", "is_complex", "data_ptr", "dim", "ndimension",
-    "is_contiguous", "element_size", "stride", "storage_offset", "untyped_storage", "get_device", "__dir__",
+    "__hash__", "backward", "retain_grad", "requires_grad_",
+    "register_post_accumulate_grad_hook", "is_floating_point", "is_complex", "dim", "ndimension",
+    "is_contiguous", "element_size", "stride", "storage_offset", "get_device", "__dir__",
 }  # fmt: skip
 """Calls that compute nothing a loss could be made of."""
+
+
+READING = {
+    "__repr__", "__format__", "__str__", "__reduce__", "__reduce_ex__", "__dlpack__", "data_ptr", "storage",
+    "untyped_storage",
+}  # fmt: skip
+"""Calls that hand the values on as texts, bytes or memory."""
 
 
 class LossTrace(TorchFunctionMode):
@@ -109,10 +116,13 @@ class LossTrace(TorchFunctionMode):
         self._count = 0
         self._kept = 0
         self._has_taken = False
+        self.has_read = False
+        """Whether the loop read values in a way that leaves no number in the program."""
         self._applied: dict[int, tuple[Any, int]] = {}  # by the node that an autograd function made
         for path, tensor in tensors_at(item):
             is_repeated = id(tensor) in self._known  # one tensor for several records: it cannot be altered for one
             slot = self._adopt(tensor, "item")
+            self.program.paths[slot] = path
             if path in axes:
                 self.program.axes[slot] = axes[path]
             if (place := next((n for n in range(len(path)) if path[:n] in lists), None)) is not None:
@@ -194,16 +204,19 @@ class LossTrace(TorchFunctionMode):
         if numbers:
             program.given.append(Given(len(program.calls), tuple(numbers), place))
 
-    def returned(self, output: Any, turned: Sequence[Tensor] = ()) -> None:
-        """The model returned this; `turned` has the examples on the second axis."""
+    def returned(self, output: Any, turned: Sequence[Tensor] = (), module: nn.Module | None = None) -> None:
+        """The `module` returned this; `turned` has the examples on the second axis."""
         if self._is_on and threading.get_ident() == self._thread:
             self._take_out()
             push_below(self)
-        for _, tensor in tensors_at(output):
+        for path, tensor in tensors_at(output):
             if tensor.grad_fn is not None or tensor.requires_grad or self._slot(tensor) is None:
-                self.program.outputs.append(self._adopt(tensor, "output"))
+                slot = self._adopt(tensor, "output")
+                self.program.outputs.append(slot)
+                if module is not None:
+                    self.program.made_by[slot] = module, path
                 if any(tensor is other for other in turned):
-                    self.program.axes[self.program.outputs[-1]] = 1
+                    self.program.axes[slot] = 1
 
     def loss(self, loss: Tensor, *, is_rows: bool) -> None:
         """This is a loss that the loop runs backward on, or losses of one row for each example."""
@@ -251,8 +264,15 @@ class LossTrace(TorchFunctionMode):
             result = func(*args, **kwargs)  # as an output: what the model makes of each example, by its own backward
             self.program.outputs += [self._adopt(tensor, "output") for tensor in tensors_of(result)]
             return result
+        if name in READING:
+            self.has_read = True
+            return func(*args, **kwargs)
         given = mapped((args, kwargs), partial(self._given, is_changed=is_change))
-        result = func(*args, **kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except Exception:
+            self.has_read = True  # whether it fails is a look at the values
+            raise
         self._write(func, given, result, place, args[0] if is_change and args else None)
         return result
 
@@ -270,6 +290,7 @@ class LossTrace(TorchFunctionMode):
         outputs = tuple(self._made(tensor) for tensor in made)
         if getattr(func, "__name__", "").endswith("_like"):  # of the batch's shape, and of none of its values
             self._live.difference_update(outputs)
+            self.outside.note(func.__name__, (), result)
         if isinstance(changed, Tensor) and (slot := self._slot(changed)) is not None:
             self._live.add(slot)
             if slot in self.program.sources and (base_of(changed) is not None):

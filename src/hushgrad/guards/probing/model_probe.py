@@ -28,6 +28,7 @@ from hushgrad.guards.probing.loss_probe import Runs
 from hushgrad.guards.probing.novelty import Novelty
 from hushgrad.guards.probing.padding_probe import PaddingProbe
 from hushgrad.guards.probing.place import called, cure, first_place
+from hushgrad.guards.probing.positions import Positions
 from hushgrad.guards.probing.rows import (
     Batch,
     are_identical,
@@ -74,6 +75,7 @@ class ModelProbe:
             this call alone.
         drawn: the loader's item that is in work; None without a loader.
         novelty: what is known of the inputs of earlier batches.
+        positions: which outputs have positions of a record; learns what runs of one record alone show.
         skipped: what could not be examined, and why.
     """
 
@@ -88,6 +90,7 @@ class ModelProbe:
     recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None
     drawn: Drawn | None = None
     novelty: Novelty = field(default_factory=Novelty)
+    positions: Positions = field(default_factory=Positions)
     skipped: list[str] = field(default_factory=list)
 
     def examine(self, call: Call, size: int) -> bool:
@@ -256,6 +259,7 @@ class _Examination:
             others = [row for row in range(size) if row != example]
             inputs = self._batch.without(example)
             self._compare(self._quiet, fewer, axes, (others, range(size - 1)), inputs, base.drew, "were left out")
+            self._require_same_scales(axes, others)
         if self._batch.value is given.value:
             self._require_same_width(axes, base.drew)
         grown_state = self._kept.grown(base, fewer)
@@ -479,10 +483,28 @@ class _Examination:
         for found in probe.alone(widths):
             if isinstance(found, str):
                 self._probe.skipped.append(found)
-            elif self._probe.keeps_runs and not drew:
+                continue
+            self._probe.positions.learn(self._runner.call.module, self._quiet.output, found[1], axes)
+            if self._probe.keeps_runs and not drew:
                 self._alone.append(found)
         if self._widths is None and self._probe.drawn is not None:
             probe.require_same_uncut(self._probe.drawn)
+
+    def _require_same_scales(self, axes: dict[Path, int], others: Sequence[int]) -> None:
+        """Leave an example out once more where numbers were drawn, which now differ by column.
+
+        What they are multiplied by does not show in one number for all columns if a normalisation takes it away.
+        """
+        assert self._quiet is not None
+        if not self._quiet.columns:
+            return
+        settings: dict[str, Any] = {"quiet": True, "quantile": QUANTILES[-1]}
+        whole = self._runner.run(self._batch.same(), **settings)
+        fewer = self._runner.run(self._batch.only(others), **settings)
+        is_comparable = whole.columns == fewer.columns and whole.unknown is None  # else the columns are examples
+        kept, sizes = (others, range(len(others))), (self._size, len(others))
+        if is_comparable and others_differ(whole.output, fewer.output, axes, kept, sizes):
+            raise follows_batch("a number that random values are multiplied by", self._name(None))
 
     def _require_as_among(self, among: Among, base: Outcome, axes: dict[Path, int]) -> None:
         kept, sizes = (among.rows, range(self._size)), (among.size, self._size)

@@ -25,12 +25,18 @@ SMALL = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12)
 
 def is_made_of(taken: Any, args: Any, kwargs: Any, constants: Iterable[Any]) -> bool:
     """Return whether one of the numbers among arguments is a function of `taken`, a number or nested numbers."""
+    return bool(made_of(taken, (args, kwargs), constants))
+
+
+def made_of(taken: Any, given: Any, constants: Iterable[Any]) -> list[float]:
+    """Return the numbers among those given that are a function of `taken`, a number or nested numbers."""
     written = {float(part) for part in constants if _is_finite(part)}
-    used = [number for number in numbers_in((args, kwargs)) if not _is_plain(number) and number not in written]
+    used = [number for number in numbers_in(given) if not _is_plain(number) and number not in written]
     if not used:
-        return False
+        return []
     known = [*sorted(written)[:MOST_CONSTANTS], *SMALL]
-    return any(_is_near(number, value) for start in _starts(taken) for value in _made(start, known) for number in used)
+    values = [value for start in _starts(taken) for value in _made(start, known)]
+    return [number for number in used if any(_is_near(number, value) for value in values)]
 
 
 def is_one_of(taken: Any, given: Iterable[float], constants: Iterable[Any]) -> bool:

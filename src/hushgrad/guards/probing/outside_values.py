@@ -17,7 +17,17 @@ from hushgrad.guards.probing.constants import Constants
 from hushgrad.guards.probing.loss_program import tensors_of
 from hushgrad.guards.probing.trees import DESCEND, Path, with_parts
 
-FROM_PYTHON = {"tensor", "as_tensor", "asarray", "new_tensor", "scalar_tensor", "full", "new_full", "fill_"}
+FROM_PYTHON = {
+    "tensor",
+    "as_tensor",
+    "asarray",
+    "new_tensor",
+    "scalar_tensor",
+    "full",
+    "full_like",
+    "new_full",
+    "fill_",
+}
 """Calls that make a tensor of Python's numbers."""
 
 MOST_COMPARED = 1 << 22

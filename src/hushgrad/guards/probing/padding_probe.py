@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hushgrad.errors import CrossSampleLeakError, HushgradError
@@ -11,7 +11,7 @@ from hushgrad.guards.probing.calls import Outcome, Runner
 from hushgrad.guards.probing.laws import follows_batch, what_follows
 from hushgrad.guards.probing.rows import Batch, all_agree, blocks, others_differ, split_examples
 from hushgrad.guards.probing.trees import Path, tensors_at
-from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_like, cut_to, narrowed, widened
+from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_like, cut_to, is_shortened, narrowed, widened
 
 NOT_TOLD = "that an example does not depend on how far it is padded"
 
@@ -44,7 +44,7 @@ class PaddingProbe:
             CrossSampleLeakError: one gave something else.
         """
         for width in widths:
-            found = self._alone(width)
+            found = self._alone_shifted_or_cut(width)
             if found is not None:
                 yield found
             elif width.is_sure:
@@ -64,13 +64,24 @@ class PaddingProbe:
         outcome = self._run(wide.only(rows), len(rows))
         if outcome is None or outcome.unknown is not None:
             return
-        back = OwnWidth(0, {former: length}, (), False)
+        back = OwnWidth(0, {former: length}, {}, False)
         there = dict(tensors_at(outcome.output))
         cut = {path: cut_to(there[path], back, axis, False) for path, axis in self.axes.items() if path in there}
         base = {path: tensor for path, tensor in tensors_at(self.base.output) if path in self.axes}
         places = {(path,): axis for path, axis in self.axes.items()}
         if others_differ(base, cut, places, (rows, range(len(rows))), (self.batch.size, len(rows))):
             raise self._shows()
+
+    def _alone_shifted_or_cut(self, width: OwnWidth) -> tuple[OwnWidth, Any, bool] | None:
+        try:
+            return self._alone(width)
+        except CrossSampleLeakError:
+            if not is_shortened(self.batch, width):
+                raise
+            found = self._alone(replace(width, shift=0))
+            if found is None:
+                raise
+            return found
 
     def _alone(self, width: OwnWidth) -> tuple[OwnWidth, Any, bool] | None:
         for inputs, left in narrowed(self.batch, width):

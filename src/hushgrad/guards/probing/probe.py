@@ -52,6 +52,7 @@ from hushgrad.guards.probing.loss_probe import Criterion, require_separate_losse
 from hushgrad.guards.probing.loss_programs import LossPrograms
 from hushgrad.guards.probing.model_probe import ModelProbe
 from hushgrad.guards.probing.novelty import Novelty, Spread
+from hushgrad.guards.probing.positions import Positions
 from hushgrad.guards.probing.row_order import rows_are_in_order
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
 from hushgrad.guards.probing.state import State
@@ -162,7 +163,8 @@ class Probe:
         self._sharded = fully_sharded(model)
         self._parameters = parameters
         self._loss_reduction = loss_reduction
-        self._programs = LossPrograms(loss_reduction, expected_size, stream, public)
+        self._positions = Positions()
+        self._programs = LossPrograms(loss_reduction, expected_size, stream, public, self._positions)
         self._told = _Told(self._tell)
         self._scalar_loss = ScalarLoss(
             model, loss_reduction, self._is_accumulating, self._findings_told, self._programs
@@ -266,7 +268,7 @@ class Probe:
     def _left(self, entered: _Entered | None, output: Any, hangs_hooks: bool) -> None:
         if entered is None:
             return
-        self._programs.returned(output, self._scope.turned if self._scope is not None else ())
+        self._programs.returned(output, self._scope.turned if self._scope is not None else (), entered.module)
         if output is None:
             return
         if self.watcher is not None:
@@ -445,7 +447,7 @@ class Probe:
     def _examine_all(self, size: int, recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None) -> None:
         self._scalar_loss.close()
         with self._findings_told():
-            self._scalar_loss.doubt(self._programs.examine(self._drawn))
+            self._scalar_loss.doubt(self._programs.examine())
         if self._programs.has_read:
             self._read[VALUES_READ] = None
         pending = [part for part in self._calls.whole if self._is_due(part, size)]
@@ -462,6 +464,8 @@ class Probe:
                     self._look(in_part, size)
             finally:
                 self._is_busy = False
+        with self._findings_told():
+            self._programs.examine_padding(self._drawn)  # the model has shown by now which outputs have positions
         self.forget()
 
     def before_draw(self, collate_fn: Callable[[list[Any]], Any] | None, dataset: Any) -> None:
@@ -541,6 +545,7 @@ class Probe:
             *([NEVER_EXAMINED] if never else []),
             *([ORDER_OF_ROWS] if self._is_in_order is False else []),
             *([VALUES_READ] if self._programs.may_have_read else []),
+            *map(not_examined, self._programs.untold_of_padding),
         )
 
     def _findings_told(self) -> AbstractContextManager[None]:
@@ -580,6 +585,7 @@ class Probe:
             parameters = {name: named[name] for name in parameters}
         probe = ModelProbe(self._model, self._scope, parameters, self._loss_reduction)
         probe.axes, probe.drawn, probe.novelty = self._axes, self._drawn, self._novelty
+        probe.positions = self._positions
         probe.recorded = self._recorded
         return probe
 

@@ -94,20 +94,29 @@ class OwnWidth:
     Attributes:
         row: its number in the batch.
         lengths: for lengths of axes in the batch, those that the record has when it comes alone.
-        alone: the tensors of the item that is made of it alone; none where that was not made.
+        alone: the tensors of the item that is made of it alone, by their paths; none where that was not made.
         is_sure: whether the lengths come from the records themselves, and are no guess.
+        shift: how many positions the loop's own shift (`ids[:, :-1]`) took from each record where an axis is one
+            shorter than in the item; 0 if it cut the longest record alone.
     """
 
     row: int
     lengths: Mapping[int, int]
-    alone: Sequence[Tensor]
+    alone: Mapping[Path, Tensor]
     is_sure: bool
+    shift: int = 1
 
     def of(self, length: int) -> int:
-        """Return the record's own length of an axis; an axis that is one shorter was shifted by the loop."""
+        """Return the record's own length of an axis; one that is one shorter was shifted by the loop, or cut."""
         if length in self.lengths:
             return self.lengths[length]
-        return max(1, self.lengths[length + 1] - 1) if length + 1 in self.lengths else length
+        return max(1, self.lengths[length + 1] - self.shift) if length + 1 in self.lengths else length
+
+    def is_alone(self, row: Tensor) -> bool:
+        """Return whether the record alone makes this row of some tensor."""
+        return any(
+            part.shape[1:] == row.shape and torch.equal(part[0], row.to(part.device)) for part in self.alone.values()
+        )
 
 
 def own_widths(drawn: Drawn | None, batch: Batch, varying: Set[int]) -> list[OwnWidth]:
@@ -122,9 +131,31 @@ def own_widths(drawn: Drawn | None, batch: Batch, varying: Set[int]) -> list[Own
     shorter = [] if drawn is None else drawn.short_records
     if not shorter:
         guessed = _guessed(drawn, batch, varying - _whole(drawn), count)
-        shorter = _shorter(OwnWidth(row, lengths, (), False) for row, lengths in guessed)
+        shorter = _shorter(OwnWidth(row, lengths, {}, False) for row, lengths in guessed)
+    else:
+        cuts = _cut_lengths(drawn, batch)
+        shorter = [replace(width, lengths={**width.lengths, **_cut_widths(width, cuts)}) for width in shorter]
     shorter.sort(key=lambda width: min(own / length for length, own in width.lengths.items()))
     return [*shorter[:1], *shorter[-1:]] if len(shorter) > 1 else shorter
+
+
+def _cut_lengths(drawn: Drawn | None, batch: Batch) -> dict[int, int]:
+    """Return for lengths of inputs that are the beginning of a part of the item, by more than a shift, that part's."""
+    found: dict[int, int] = {}
+    items = [] if drawn is None else [tensor for _, tensor in tensors_at(drawn.item) if tensor.ndim > 1]
+    for path, tensor in tensors_at(batch.value):
+        for item in items if batch.axes.get(path) == 0 and tensor.ndim > 1 else ():
+            length = tensor.shape[1]
+            is_like = item.shape[:1] + item.shape[2:] == tensor.shape[:1] + tensor.shape[2:]
+            if is_like and length < item.shape[1] - 1 and torch.equal(item[:, :length].to(tensor), tensor.detach()):
+                found[length] = item.shape[1]
+    return found
+
+
+def _cut_widths(width: OwnWidth, cuts: Mapping[int, int]) -> dict[int, int]:
+    """Return a record's own lengths of what the loop cut to a constant, where they are shorter."""
+    own = {length: width.lengths.get(whole, length) for length, whole in cuts.items() if length not in width.lengths}
+    return {length: shorter for length, shorter in own.items() if shorter < length}
 
 
 def narrowed(batch: Batch, width: OwnWidth) -> Iterator[tuple[Any, bool]]:
@@ -150,6 +181,16 @@ def narrowed(batch: Batch, width: OwnWidth) -> Iterator[tuple[Any, bool]]:
             yield with_parts(inputs, lambda path, part: _own_number(path, part, width)), left
 
 
+def is_shortened(batch: Batch, width: OwnWidth) -> bool:
+    """Return whether an input is one position shorter than in the item: shifted by the loop, or cut to a constant."""
+    return any(
+        tensor.shape[place] not in width.lengths
+        for path, tensor in tensors_at(batch.value)
+        if path in batch.axes
+        for place in places_of(tensor, width, batch.axes[path])
+    )
+
+
 def widened(drawn: Drawn, batch: Batch) -> tuple[Batch, int, int] | None:
     """Return the inputs as they were before the loop cut them to the longest record, the length cut to, and the former.
 
@@ -168,7 +209,12 @@ def widened(drawn: Drawn, batch: Batch) -> tuple[Batch, int, int] | None:
                 continue
             own = item.to(tensor.device, tensor.dtype)
             is_prefix = torch.equal(own[:count, :length], tensor.detach()[:count])
-            if is_prefix and int(contents(item[:count]).max()) == length and _is_constant(own.movedim(1, 0)[length:]):
+            # A record may end in equal positions; padding is the same in all.
+            if (
+                is_prefix
+                and int(contents(item[:count]).max()) == length
+                and _is_constant(own[:, length:].flatten(0, 1))
+            ):
                 whole[path], found = own, (length, item.shape[1])
     if found is None:
         return None
@@ -236,14 +282,10 @@ def _cuts_padding(batch: Batch, width: OwnWidth, left: bool) -> bool:
         own = width.of(length)
         front = tensor.detach().movedim((axis, places[0]), (0, 1))
         # The loop's own shift ([:, :-1]) leaves a record one of its own positions more beside a longer one.
-        shifted = int(not left and length not in width.lengths)
+        shifted = width.shift * int(not left and length not in width.lengths)
         beyond = front[:, : length - own] if left else front[:, min(own + shifted, length - 1) :]
         kept = front[width.row, length - own :] if left else front[width.row, :own]
-        if not (
-            _is_constant(beyond[width.row])
-            or bool((beyond == beyond[:1]).all())
-            or any(part.shape[1:] == kept.shape and torch.equal(part[0], kept.to(part.device)) for part in width.alone)
-        ):
+        if not (_is_constant(beyond[width.row]) or bool((beyond == beyond[:1]).all()) or width.is_alone(kept)):
             return False
     return cut
 
@@ -261,7 +303,7 @@ def _from_records(drawn: Drawn, count: int) -> list[OwnWidth]:
         return []
     listed = list(_lengths_of_lists(drawn, count))
     if listed:
-        return [OwnWidth(row, lengths, (), True) for row, lengths in listed]
+        return [OwnWidth(row, lengths, {}, True) for row, lengths in listed]
     found = []
     runs = CollateRuns(drawn.collate_fn, State(drawn.collate_fn, parameters=False, aside=drawn.dataset))
     for row, alone in _some_alone(drawn, runs, count):
@@ -278,7 +320,7 @@ def _from_records(drawn: Drawn, count: int) -> list[OwnWidth]:
                 if axis != of_batch and own not in (0, length):
                     lengths[length] = max(own, lengths.get(length, 0))
         if alone:
-            found.append(OwnWidth(row, lengths, list(alone.values()), True))
+            found.append(OwnWidth(row, lengths, alone, True))
         is_even = len(drawn.extents) >= count and len(set(drawn.extents[:count])) == 1
         if len(found) >= MOST_ROWS and (is_even or _shorter(found)):
             break
@@ -289,7 +331,8 @@ def _whole(drawn: Drawn | None) -> set[int]:
     """Return lengths that need no guessing: the records that seem to be short have them when they come alone."""
     if drawn is None or not drawn.widths:
         return set()
-    return set.intersection(*({length for tensor in width.alone for length in tensor.shape} for width in drawn.widths))
+    alone = [width.alone.values() for width in drawn.widths]
+    return set.intersection(*({length for tensor in tensors for length in tensor.shape} for tensors in alone))
 
 
 def _some_alone(drawn: Drawn, runs: CollateRuns, count: int) -> Iterator[tuple[int, dict[Path, Tensor]]]:
