@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, TensorDataset
 
-from hushgrad import PrivacyEngine
+from hushgrad import DPSGD, FlatClipping, PoissonSampling, PrivacyEngine, doctor, verify
 from hushgrad import torch_sharding as insides
 from hushgrad.errors import UnsupportedModelError
 from hushgrad.guards.compatibility import require_trainable_privately
@@ -155,6 +156,18 @@ def test_options_that_change_what_is_reduced_are_seen() -> None:
         require_trainable_privately(model, torch.optim.SGD(model.parameters(), 0.1))
 
 
+def test_a_sharded_model_is_verified_and_diagnosed_before_it_is_sharded() -> None:
+    model = sharded()
+    x, y = torch.randn(8, 3), torch.zeros(8, dtype=torch.long)
+    mechanism = DPSGD(
+        noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=PoissonSampling(rate=0.5), expected_batch_size=4
+    )
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    with pytest.raises(UnsupportedModelError, match="before fully_shard"):
+        verify(model, loader, nn.CrossEntropyLoss(), mechanism)
+    assert "ask before fully_shard" in str(doctor(model, batch=(x, y), criterion=nn.CrossEntropyLoss()))
+
+
 def test_a_sharded_model_in_one_process_is_updated_bit_for_bit_as_a_whole_one() -> None:
     """Noise of one key and all: a sum that is split into one part is laid out as one that is not split."""
     found = []
@@ -164,7 +177,7 @@ def test_a_sharded_model_in_one_process_is_updated_bit_for_bit_as_a_whole_one() 
         x, y = torch.randn(16, 3, generator=torch.Generator().manual_seed(1)), torch.zeros(16, dtype=torch.long)
         _, _, loader = session.make_private(
             module=model, optimizer=optimizer, noise_multiplier=1.0, max_grad_norm=1.0,
-            data_loader=torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4),
+            data_loader=DataLoader(TensorDataset(x, y), batch_size=4),
         )  # fmt: skip
         criterion = session.per_example(nn.CrossEntropyLoss())
         for inputs, labels in loader:

@@ -55,6 +55,24 @@ class Checkpointed(Transformer):
         return checkpoint(block, x, use_reentrant=False)
 
 
+class Nested(Transformer):
+    """The same by backwards inside the backward."""
+
+    def through(self, block: nn.Module, x: Tensor) -> Tensor:
+        return checkpoint(block, x, use_reentrant=True)
+
+
+class Frozen(Transformer):
+    """Trains a part of each block alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requires_grad_(False)
+        for block in self.blocks:
+            block.q.requires_grad_()
+            block.down.requires_grad_()
+
+
 class Tied(Transformer):
     """An embedding that is also the head."""
 
@@ -175,6 +193,8 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], nn.Module]
     "views": (Views, sharded),
     "derived": (Derived, sharded),
     "checkpointed": (Checkpointed, sharded),
+    "checkpointed by backwards": (Nested, sharded),
+    "frozen in part": (Frozen, sharded),
     "offloaded": (Transformer, offloaded),
     "bfloat16": (Transformer, in_bfloat16),
     "copies": (Transformer, with_copies),

@@ -55,7 +55,7 @@ class Run:
             self.model = shard(self.model)
         elif "bfloat16" in form:
             self.model = self.model.bfloat16()
-        parameters = self.model.parameters()
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(parameters, 1e-3) if adam else torch.optim.SGD(parameters, 0.5)
         self.before()
         self.engine = PrivacyEngine(test_key=key, ledger=more.pop("ledger", None))

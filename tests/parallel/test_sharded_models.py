@@ -16,7 +16,8 @@ Processes = Callable[..., list[Any]]
 
 TWO = [
     "blocks", "kept after a forward", "given back after a forward", "root alone", "blocks alone", "nested", "in groups",
-    "uneven", "tied", "bare weight", "views", "derived", "checkpointed", "offloaded",
+    "uneven", "tied", "bare weight", "views", "derived", "checkpointed", "offloaded", "checkpointed by backwards",
+    "frozen in part",
 ]  # fmt: skip
 
 

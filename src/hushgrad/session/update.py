@@ -133,11 +133,15 @@ class Update:
             parameter.grad = like(parameter, _laid_out_as(local, update.to(local.device), is_bare))
 
     def _updates(
-        self, parameters: Sequence[nn.Parameter], totals: Sequence[Tensor], number: int, mechanism: Mechanism
+        self, parameters: Sequence[nn.Parameter], totals: list[Tensor], number: int, mechanism: Mechanism
     ) -> list[Tensor]:
         """Return by what each parameter is updated: its part in this process."""
         draws = draws_of(totals, [Shards.of(parameter) for parameter in parameters])
-        sums = [draw.laid_out(totals) for draw in draws]
+        sums = []
+        for draw in draws:
+            sums.append(draw.laid_out(totals))
+            for place in draw.places if draw.split is not None else ():  # its memory can go, its shape is needed
+                totals[place] = totals[place].to("meta")
         owners = owners_of_their_memory(draws, sums)
         if self._world.is_alone and all(draw.split is None for draw in draws):
             updates = self._noised(sums, owners, number, mechanism)
@@ -200,8 +204,8 @@ class Update:
             for draw, whole in zip(draws, wholes, strict=True)
         ]
 
-    def _total(self, sums: Mapping[str, Tensor], name: str) -> Tensor:
-        parameter, total = self._parameters[name], sums.get(name)
+    def _total(self, sums: dict[str, Tensor], name: str) -> Tensor:
+        parameter, total = self._parameters[name], sums.pop(name, None)
         if is_distributed(parameter):  # of one dtype in every process, and on the device that it is computed on
             device, dtype = device_of(parameter), accumulation_dtype(parameter.dtype)
             if total is None:
