@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.pipelining import PipelineStage
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -154,6 +155,12 @@ def test_options_that_change_what_is_reduced_are_seen() -> None:
     assert len(list(insides.options_set(group))) == 2
     with pytest.raises(UnsupportedModelError, match="mesh of all processes"):
         require_trainable_privately(model, torch.optim.SGD(model.parameters(), 0.1))
+
+
+def test_a_stage_of_a_pipeline_is_refused() -> None:
+    stage = PipelineStage(nn.Linear(3, 2), 0, 1, torch.device("cpu"), input_args=(torch.ones(1, 3),))
+    with pytest.raises(UnsupportedModelError, match="fully_shard"):
+        require_trainable_privately(stage, torch.optim.SGD(nn.Linear(3, 2).parameters(), 0.1))
 
 
 def test_a_sharded_model_is_verified_and_diagnosed_before_it_is_sharded() -> None:

@@ -166,6 +166,19 @@ def in_bfloat16(model: nn.Module) -> nn.Module:
     return sharded(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16))
 
 
+def by_columns(model: nn.Module) -> nn.Module:
+    from torch.distributed.tensor import Shard
+
+    return sharded(model, shard_placement_fn=lambda parameter: Shard(parameter.ndim - 1))
+
+
+def in_another_order(model: nn.Module) -> nn.Module:
+    """The last process has the first part."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    return sharded(model, mesh=DeviceMesh("cpu", list(range(torch.distributed.get_world_size()))[::-1]))
+
+
 def offloaded(model: nn.Module) -> nn.Module:
     from torch.distributed.fsdp import CPUOffloadPolicy
 
@@ -195,6 +208,8 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], nn.Module]
     "checkpointed": (Checkpointed, sharded),
     "checkpointed by backwards": (Nested, sharded),
     "frozen in part": (Frozen, sharded),
+    "by columns": (lambda: Transformer(classes=6), by_columns),
+    "in another order": (Transformer, in_another_order),
     "offloaded": (Transformer, offloaded),
     "bfloat16": (Transformer, in_bfloat16),
     "copies": (Transformer, with_copies),

@@ -375,6 +375,7 @@ def refusals() -> dict[str, str]:
         "tensor parallel": split,
         "both": split_and_sharded,
         "number": lambda model: fully_shard(model, reshard_after_forward=2) if WORLD > 2 else fully_shard(model),
+        "halves": lambda model: fully_shard(model, mesh=halves["dp"]),
         "replicated": lambda model: DistributedDataParallel(fully_shard(model), init_sync=False),
     }
     found = {}

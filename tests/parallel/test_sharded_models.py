@@ -17,7 +17,7 @@ Processes = Callable[..., list[Any]]
 TWO = [
     "blocks", "kept after a forward", "given back after a forward", "root alone", "blocks alone", "nested", "in groups",
     "uneven", "tied", "bare weight", "views", "derived", "checkpointed", "offloaded", "checkpointed by backwards",
-    "frozen in part",
+    "frozen in part", "by columns", "in another order",
 ]  # fmt: skip
 
 
@@ -155,4 +155,5 @@ def test_what_is_not_supported_of_sharded_models_is_refused_with_the_cure(sharde
     assert "split by parallelize_module" in first["both"]
     assert "reshard_after_forward is a number" in first["number"]
     assert "a mesh of two dimensions" in first["replicated"]
+    assert "a part of the processes" in first["halves"]
     assert "what is trained was fixed by make_private" in first["later"]

@@ -90,7 +90,8 @@ def _shards_refused(model: nn.Module) -> Iterator[HushgradError]:
             )
         elif not _is_of_all(parameter):
             yield UnsupportedModelError(
-                "is split over a part of the processes, or by a mesh that is not (shard) or (replicate, shard)",
+                "is split over a part of the processes, in another order than theirs, or by a mesh that is not (shard) "
+                "or (replicate, shard)",
                 where=name,
                 cure="Call fully_shard with a mesh of all processes: init_device_mesh(device, (processes,)), or of "
                 "two dimensions",
@@ -101,7 +102,10 @@ def _is_of_all(parameter: Any) -> bool:
     kinds = [placement.is_shard() for placement in parameter.placements]
     rest = [placement for placement in parameter.placements if not placement.is_shard()]
     is_plain = len(kinds) <= 2 and kinds.count(True) == 1 and all(placement.is_replicate() for placement in rest)
-    return is_plain and parameter.device_mesh.size() == processes()
+    mesh = parameter.device_mesh
+    # Torch numbers the processes of a group by their ranks, and takes the parts of a mesh in its own order.
+    in_order = all(mesh.get_local_rank(axis) == dist.get_rank(mesh.get_group(axis)) for axis in range(mesh.ndim))
+    return is_plain and in_order and mesh.size() == processes()
 
 
 def require_layout(model: nn.Module) -> None:
