@@ -141,6 +141,8 @@ def set_up(
             )
         own = parts.draws
         parts = replace(parts, draws=agreed_stream(world, own))
+        if parts.sharded:
+            parts.probe.look_with_others(parts.draws.fork("looks"))
         parts.spending.hear()
         require_agreement(world, _facts(parts, inner, optimizer, own, lease, phase, budget))
         require_equal_copies(world, inner.parameters())

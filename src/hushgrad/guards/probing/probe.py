@@ -358,6 +358,13 @@ class Probe:
         with without_messages(self._sharded):
             return require_separate_losses(losses, outputs)
 
+    def look_with_others(self, stream: KeyStream) -> None:
+        """Look at the batches that other processes look at: secret bits that all of them have.
+
+        Each look at a sharded model has all of them put it together.
+        """
+        self._looks.draw_from(stream)
+
     def stop_looks(self) -> None:
         """Look at no later batch: for benchmarks of an ordinary step, which measure looks by themselves."""
         self._looks.stop()
