@@ -53,8 +53,6 @@ class Run:
         self.model = make()
         if WORLD > 1:
             self.model = shard(self.model)
-        elif "bfloat16" in form:
-            self.model = self.model.bfloat16()
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(parameters, 1e-3) if adam else torch.optim.SGD(parameters, 0.5)
         self.before()
@@ -67,7 +65,6 @@ class Run:
         )  # fmt: skip
         self.criterion = self.engine.per_example(nn.CrossEntropyLoss())
         self.seen: list[Tensor] = []
-        self.items = 0
         self.optimizer.register_step_pre_hook(self._keep)
 
     def before(self) -> None:
@@ -83,7 +80,6 @@ class Run:
                 self.optimizer.zero_grad()
                 self.criterion(self.model(x).float(), y).backward()
                 self.optimizer.step()
-                self.items += 1
                 if self.engine.last_step_updated:
                     after()
                     steps -= 1
@@ -92,22 +88,25 @@ class Run:
 
 
 def updates(folder: str, forms: list[str]) -> dict[str, Any]:
-    """The first update of each form without noise, beside what one process left in the folder."""
-    found = {}
+    """The first update of each form without noise, beside what one process left in the folder for its model."""
+    found: dict[str, Any] = {}
     for form in forms:
-        run = Run(form, rows=24 if "bfloat16" in form else 3)
-        run.train(2)
+        make = FORMS[form][0]
+        path = Path(folder, f"{next(name for name, (other, _) in FORMS.items() if other is make)}.pt")
+        if WORLD == 1 and path.exists():
+            continue
+        run = Run(form)
+        run.train(1 if WORLD == 1 else 2)
+        report = run.engine.session.probe_report
         run.engine.session.close()
-        path = Path(folder, f"{form}.pt")
         if WORLD == 1:
             torch.save(run.seen, path)
             continue
         wanted = torch.load(path)
         found[form] = {
-            "error": ((run.seen[0] - wanted[0]).norm() / wanted[0].norm()).item(), "items": run.items,
-            "left": [n for n, p in run.model.named_parameters() if p.grad is not None],
-            "dtypes": sorted({str(p.dtype) for p in run.model.parameters()}),
-            "report": [run.engine.session.probe_report.examined, *run.engine.session.probe_report.notes],
+            "error": ((run.seen[0] - wanted[0]).norm() / wanted[0].norm()).item(),
+            "left": [name for name, parameter in run.model.named_parameters() if parameter.grad is not None],
+            "report": [report.examined, *report.notes],
         }  # fmt: skip
     return found
 

@@ -169,7 +169,7 @@ def require_whole_states(optimizer: Optimizer) -> None:
 def _split(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """Return an optimizer's state as it lies on the processes: what has a parameter's shape lies as that does."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if not any(map(is_distributed, parameters)):
+    if not any(map(is_distributed, parameters)) or not isinstance(state.get("state"), dict):
         return state
     places = [place for group in state["param_groups"] for place in group["params"]]
     kept = {
