@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.budget import Budget
+from hushgrad.accounting.ledger.phases import phase_name
 from hushgrad.arguments import (
     clip_norm,
     non_negative_number,
@@ -22,10 +23,13 @@ from hushgrad.arguments import (
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
+from hushgrad.parallel.messages import told_by_first
+from hushgrad.parallel.world import join_world
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
+from hushgrad.session.spending import events_before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +39,19 @@ class Privacy:
     Attributes:
         max_grad_norm: C, the norm to which each example's gradient is clipped.
         target_delta: δ, in (0, 1); usual: less than 1 / (number of records).
-        target_epsilon: ε at the planned end: the noise is the smallest that keeps to it. Beside a `noise_multiplier`
-            it is a budget at which training ends.
+        target_epsilon: ε at the planned end: the noise is the smallest that keeps to it; with a `phase`, ε of the whole
+            account. Beside a `noise_multiplier` it is a budget at which training ends.
         noise_multiplier: σ; by default it is chosen for `target_epsilon`.
         ledger: a path makes the record of what ran durable; integrations that have an output folder keep it there.
         spare_steps: so many steps more are paid for, for those that a crash takes away.
+        phase: the name of a part of the account, which takes a `ledger`: staged training on one ledger, each stage
+            under a name of its own, with other batches, clip norm or records.
         accountant: "saddle-point", "pld" or "rdp".
         strict: True refuses what would be taken on trust of the model and its loss.
         test_key: a fixed key for tests only: every ε then says NOT PRIVATE.
 
-    Raises `InvalidArgumentError` for a value out of range, and where neither ε nor σ is given.
+    Raises `InvalidArgumentError` for a value out of range, where neither ε nor σ is given, and for a phase without a
+    ledger.
     """
 
     max_grad_norm: float
@@ -53,6 +60,7 @@ class Privacy:
     noise_multiplier: float | None = None
     ledger: str | os.PathLike[str] | None = None
     spare_steps: int = 0
+    phase: str | None = None
     accountant: str = DEFAULT_ACCOUNTANT
     strict: bool = False
     test_key: int | None = None
@@ -79,11 +87,20 @@ class Privacy:
             raise InvalidArgumentError(
                 f"must be a path, got {type(self.ledger).__name__}", where="ledger", cure="Pass a path, or leave it out"
             )
+        if self.phase is not None and phase_name(self.phase) and self.ledger is None:
+            raise InvalidArgumentError(
+                "a phase is a part of an account, and no ledger is named that holds it",
+                where="phase",
+                cure="Give all phases one path: Privacy(ledger=..., phase=...)",
+            )
 
     def mechanism(self, *, batch_size: float, population: int, steps: int) -> DPSGD:
         """Return the mechanism of a run: Poisson sampling at rate B / N, for `steps` steps and the spare ones.
 
-        Raises `InvalidArgumentError` where a batch is larger than the data.
+        Of several processes all call it, and the first one reads what earlier phases spent.
+
+        Raises `InvalidArgumentError` where a batch is larger than the data, `AccountingError` where no noise keeps to
+        ε, and `LedgerError` for a ledger that cannot be read.
         """
         if batch_size > population:
             raise InvalidArgumentError(
@@ -101,14 +118,21 @@ class Privacy:
         )
         if self.noise_multiplier is not None:
             return plan
-        assert self.target_epsilon is not None  # one of both is given
-        return plan.calibrate(epsilon=self.target_epsilon, delta=self.target_delta, accountant=self.accountant)
+        target = self.target_epsilon
+        assert target is not None  # one of both is given
+
+        def chosen() -> float:
+            before = events_before(self.ledger, self.phase)
+            found = plan.calibrate(epsilon=target, delta=self.target_delta, accountant=self.accountant, before=before)
+            return found.noise_multiplier
+
+        return plan.with_noise_multiplier(told_by_first(join_world(), "choice of the noise", chosen))
 
     def privatize(
         self, model: nn.Module, optimizer: Optimizer, mechanism: DPSGD, ledger: str | os.PathLike[str] | None
     ) -> Session:
         """Return the session of a run. Raises what `hushgrad.privatize` raises."""
-        named: dict[str, Any] = {"ledger": ledger, "strict": self.strict}
+        named: dict[str, Any] = {"ledger": ledger, "strict": self.strict, "phase": self.phase}
         if self.noise_multiplier is not None and self.target_epsilon is not None:
             named["budget"] = Budget(self.target_epsilon, self.target_delta, self.accountant)
         if self.test_key is not None:

@@ -17,6 +17,7 @@ def test_a_sweep_of_digits_leaves_runs_table_and_pictures_and_starts_nothing_twi
     result = sweep(*words, "--no-baseline", "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
     assert "digits, B=400" in result.output
+    assert "Each ε is its run's alone" in result.output
     table = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [run["status"] for run in table["runs"]] == ["completed"]
     for name in ("accuracy.png", "accuracy.svg", "curves-1.png", "curves-1.svg", "table.csv"):
@@ -30,6 +31,9 @@ def test_a_sweep_of_digits_leaves_runs_table_and_pictures_and_starts_nothing_twi
     reported = CliRunner().invoke(main, ["report", str(tmp_path / "out")])
     assert reported.exit_code == 0, reported.output
     assert CliRunner().invoke(main, ["report", "--check", str(tmp_path / "out")]).exit_code == 0
+    told = (tmp_path / "out" / "report.json").read_text()
+    assert "test accuracy is computed on them without noise" in told
+    assert "settings chosen after looking at the results of other runs" in told
 
 
 def test_a_sweep_with_a_failing_run_says_so_and_exits_with_1(tmp_path, monkeypatch):
@@ -61,6 +65,9 @@ def test_a_sweep_with_a_failing_run_says_so_and_exits_with_1(tmp_path, monkeypat
         (("--storage", "sqlite:///x"), 2, "--storage goes with --search"),
         (("--search", "2"), 2, "--search goes with one task"),
         (("--search", "2", "--noise-multipliers", "1"), 1, "target_epsilon: a search compares settings"),
+        (("--function", "m:f", "--epochs", "2"), 1, "DP101 [settings]: a function takes no epochs"),
+        (("--noise-multipliers", "1", "--spare-steps", "2"), 1, "DP101 spare_steps: spare_steps go with a target"),
+        (("--epsilons", "1", "--spare-steps", "-1"), 1, "DP101 spare_steps: must be >= 0"),
         (("--seeds", "0"), 1, "DP101 seeds: must be >= 1"),
     ],
 )
@@ -93,6 +100,28 @@ def test_a_finished_sweep_needs_its_data_no_more(tmp_path):
     assert first.exit_code == 0, first.output
     path.unlink()
     assert sweep(*words).exit_code == 0
+
+
+def test_a_folder_without_a_plan_is_not_resumed_and_the_cure_says_what_goes_on(tmp_path):
+    (tmp_path / "search.journal").touch()
+    result = sweep("--resume", str(tmp_path))
+    assert result.exit_code == 1
+    assert "a search, go on by the words that began them" in " ".join(result.output.split())
+
+
+def test_a_sweep_that_was_killed_before_its_plan_was_whole_begins_by_the_same_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    (out / "runs").mkdir(parents=True)
+    (out / ".plan.json.new").write_text("{")
+    (tmp_path / "own_sweep.py").write_text("def f(trial):\n    return {'test_accuracy': 0.5}\n")
+    words = ("--function", "own_sweep:f", "--noise-multipliers", "0", "--seeds", "1", "--out", str(out))
+    sweep(*words)
+    assert (out / "plan.json").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "something.txt").touch()
+    refused = sweep(*words[:-1], str(tmp_path / "other"))
+    assert "new, empty, or hold this sweep" in " ".join(refused.output.split())
 
 
 def test_the_help_names_the_shipped_sweeps():

@@ -22,7 +22,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import Privacy
-from hushgrad.accounting import read_ledger
 from hushgrad.integrations.lightning import PrivateTraining
 
 OF_LIGHTNING: dict[str, Callable[[Fuse], None]] = {
@@ -58,11 +57,9 @@ def train(folder: Path, dies_in: int | None, point: str | None) -> None:
         {**POINTS, **OF_LIGHTNING}[point](fuse)
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(24, 3), torch.randn(24, 1))
-    checkpoint, ledger, before = folder / "last.ckpt", folder / "ledger.jsonl", 0
-    if ledger.exists() and not checkpoint.exists():  # it died before any: a new run, whose cost adds up
-        before, ledger = read_ledger(ledger).steps, folder / "second.jsonl"
+    checkpoint, ledger = folder / "last.ckpt", folder / "ledger.jsonl"
     said = Privacy(max_grad_norm=1.0, target_epsilon=5.0, target_delta=1e-3, spare_steps=SPARE, ledger=ledger)
-    privacy = PrivateTraining(said, max_physical_batch_size=4)
+    privacy = PrivateTraining(said, max_physical_batch_size=4, may_restart=True)
     witness = os.open(folder / "witness", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     saving = ModelCheckpoint(
         folder, filename="at", every_n_train_steps=EVERY, save_last=True, save_on_train_epoch_end=False
@@ -76,8 +73,7 @@ def train(folder: Path, dies_in: int | None, point: str | None) -> None:
     trainer.fit(module, batches, ckpt_path=checkpoint if checkpoint.exists() else None)
     assert privacy.session is not None
     privacy.session.close()
-    lost, charged = before + privacy.lost_steps, before + privacy.session.steps
-    told = {"done": trainer.global_step, "lost": lost, "charged": charged}
+    told = {"done": trainer.global_step, "lost": privacy.lost_steps, "charged": privacy.session.steps}
     (folder / "end").write_text(json.dumps(told))
 
 

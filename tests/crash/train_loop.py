@@ -41,6 +41,9 @@ class Fuse:
         self.done = 0
         self._step = step
 
+    def end(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
     def before(self, owner: Any, name: str, *, at_any_step: bool = False) -> None:
         self._replace(owner, name, at_any_step, is_before=True)
 
@@ -52,7 +55,7 @@ class Fuse:
 
         def die() -> None:
             if at_any_step or self.done >= self._step:
-                os.kill(os.getpid(), signal.SIGKILL)
+                self.end()
 
         def replaced(*args: Any, **kwargs: Any) -> Any:
             if is_before:

@@ -359,6 +359,26 @@ def test_fit_again_with_the_same_callback_goes_on_from_a_checkpoint_and_is_refus
     assert callback.lost_steps == 2
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_may_begin_anew_and_tells_what_was_lost(tmp_path: Path) -> None:
+    privacy = Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.0)
+    first = PrivateTraining(privacy, max_physical_batch_size=4)
+    with pytest.raises(CrashError):
+        trainer(tmp_path, first, callbacks=[StopAt(2)]).fit(Small(first), first.batches(small_loader()))
+    refused = PrivateTraining(privacy, max_physical_batch_size=4)
+    with pytest.raises(ProtocolError, match="2 steps of an earlier run") as caught:
+        trainer(tmp_path, refused).fit(Small(refused), refused.batches(small_loader()))
+    assert "may_restart=True" in caught.value.cure
+    again = PrivateTraining(
+        Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.0, spare_steps=2),
+        max_physical_batch_size=4,
+        may_restart=True,
+    )
+    run = trainer(tmp_path, again)
+    run.fit(Small(again), again.batches(small_loader()), ckpt_path="last")
+    assert again.session is not None
+    assert (run.global_step, again.lost_steps, again.session.steps) == (STEPS, 2, STEPS + 2)
+
+
 def test_a_quick_run_leaves_no_ledger_behind(tmp_path: Path) -> None:
     _, _, callback = fit_small(tmp_path, fast_dev_run=True)
     assert not (tmp_path / "ledger.jsonl").exists()

@@ -146,9 +146,10 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_anew_and_tells_what
     assert unused.session.steps == 1
 
 
-def test_a_compiled_model_is_trained_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_model_is_trained_as_it_is(backend: str, tmp_path: Path) -> None:
     data = Texts()
-    run = trainer(tmp_path, gpt2(), data, torch_compile=True, torch_compile_backend="eager", max_steps=2)
+    run = trainer(tmp_path, gpt2(), data, torch_compile=True, torch_compile_backend=backend, max_steps=2)
     run.train()
     assert max(run.steps.errors(data)) < 1e-5
 

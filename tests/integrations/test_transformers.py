@@ -186,10 +186,27 @@ def is_as(model: nn.Module, before: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def say_of(out: Path, file: str, *names_and_value: Any) -> None:
+    """Change one entry of a file of the checkpoint."""
+    path = out / "checkpoint-3" / file
+    said = entry = json.loads(path.read_text())
+    *names, last, value = names_and_value
+    for name in names:
+        entry = entry[name]
+    entry[last] = value
+    path.write_text(json.dumps(said))
+
+
 RESUMES: dict[str, tuple[Callable[[Path], object], Any, type[HushgradError]]] = {
     "again without resume": (lambda out: None, None, ProtocolError),
     "without its ledger": (lambda out: (out / "ledger.jsonl").unlink(), True, LedgerError),
-    "of ordinary training": (lambda out: (out / "checkpoint-3" / RECEIPT).unlink(), True, CheckpointError),
+    "of ordinary training": (lambda out: (out / "checkpoint-3" / RECEIPT).unlink(), "checkpoint-3", CheckpointError),
+    "with the state of another step": (
+        lambda out: say_of(out, "trainer_state.json", "global_step", 4),
+        True,
+        CheckpointError,
+    ),
+    "with fewer steps in its receipt": (lambda out: say_of(out, RECEIPT, "receipt", "steps", 2), True, CheckpointError),
 }
 
 
@@ -201,7 +218,7 @@ def test_what_cannot_be_continued_is_refused_with_the_weights_unmoved(name: str,
     run = trainer(tmp_path, bert(), Texts(3), NOISY, kind=PrivateTrainer)
     before = weights(run.model)
     with pytest.raises(kind):
-        run.train(resume_from_checkpoint=resume)
+        run.train(resume_from_checkpoint=str(tmp_path / resume) if isinstance(resume, str) else resume)
     assert is_as(run.model, before)
     assert run.session is None
 
@@ -267,13 +284,32 @@ def test_a_model_whose_own_loss_has_a_second_term_is_refused(tmp_path: Path) -> 
     assert is_as(penalized, before)
 
 
-def test_a_choice_by_evaluation_data_is_told(tmp_path: Path) -> None:
+SELECTING: dict[str, dict[str, Any]] = {
+    "load_best_model_at_end": {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 1},
+    "save_strategy=best": {"save_strategy": "best", "metric_for_best_model": "loss"},
+    "metric_for_best_model": {"save_strategy": "steps", "save_steps": 1, "metric_for_best_model": "loss"},
+    "reduce_lr_on_plateau": {"lr_scheduler_type": "reduce_lr_on_plateau", "save_strategy": "no"},
+    "greedy": {"lr_scheduler_type": "greedy", "save_strategy": "no"},
+}
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_a_choice_by_evaluation_data_is_told(name: str, tmp_path: Path) -> None:
     run = trainer(
-        tmp_path, bert(), Texts(3), NOISY, kind=PrivateTrainer, max_steps=2, load_best_model_at_end=True,
-        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, eval_dataset=Texts(3),
+        tmp_path, bert(), Texts(3), NOISY, kind=PrivateTrainer, max_steps=1, eval_strategy="steps", eval_steps=1,
+        eval_dataset=Texts(3), **SELECTING[name],
     )  # fmt: skip
     run.train()
     assert "selection by evaluation" in {condition.name for condition in run.guarantee().conditions}
+
+
+def test_evaluation_that_chooses_nothing_is_not_told_as_a_choice(tmp_path: Path) -> None:
+    run = trainer(
+        tmp_path, bert(), Texts(3), NOISY, kind=PrivateTrainer, max_steps=1, eval_strategy="steps", eval_steps=1,
+        eval_dataset=Texts(3), save_strategy="steps", save_steps=1,
+    )  # fmt: skip
+    run.train()
+    assert "selection by evaluation" not in {condition.name for condition in run.guarantee().conditions}
 
 
 def test_a_choice_by_a_callback_that_came_late_is_told(tmp_path: Path) -> None:

@@ -105,6 +105,8 @@ def test_the_update_is_the_sum_of_clipped_gradients_of_one_pair_at_a_time(name: 
     records = Records(run, of_reference)
     assert run.items > len(run.steps.steps) == run.state.global_step == N // B
     assert max(run.steps.errors(records, records.loss)) < 1e-5
+    told = {condition.name for condition in run.guarantee().conditions}
+    assert told == {"hooks on the optimizer"}, "of the watching alone: nothing of a pair is read by the loop"
 
 
 def test_with_the_defaults_of_trl_the_update_is_that_sum_within_the_precision_of_bf16(tmp_path: Path) -> None:

@@ -325,11 +325,33 @@ def test_a_part_of_another_form_is_refused(change: dict[str, Any], stopped: tupl
     assert run.is_as(before)
 
 
-def test_a_receipt_of_more_steps_than_its_ledger_holds_is_refused(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    run.train(1)
-    with pytest.raises(LedgerError, match="speaks of 99 steps"):
-        run.engine.session.load_state_dict({**run.engine.session.state_dict(), "steps": 99})
+@pytest.mark.parametrize("is_kept", [True, False])
+@pytest.mark.parametrize("later", [0, 2])
+def test_a_receipt_of_more_or_fewer_steps_than_its_ledger_held_is_refused(
+    is_kept: bool, later: int, tmp_path: Path
+) -> None:
+    """Guarantee: how many steps were lost is told as it is, or nothing is loaded."""
+    run = Run(tmp_path, ledger=is_kept)
+    run.train(3)
+    receipt = run.engine.session.state_dict()
+    if later:
+        run.train(later)
+    for steps in (2, 4, 0, 99) if is_kept or not later else (99,):  # a ledger in memory keeps no earlier records
+        with pytest.raises(CheckpointError, match=f"speaks of {steps} steps, and its ledger held"):
+            run.engine.session.load_state_dict({**receipt, "steps": steps})
+    assert run.engine.session.load_state_dict(receipt) == later
+
+
+def test_a_checkpoint_with_the_receipt_of_another_step_is_refused_before_anything_is_changed(
+    stopped: tuple[Path, list[Any]],
+) -> None:
+    run = Run(stopped[0])
+    before = run.state()
+    content = read_checkpoint(run.path)
+    write_checkpoint(run.path, {**content, "receipt": {**content["receipt"], "steps": content["receipt"]["steps"] - 1}})
+    with pytest.raises(CheckpointError, match="edited, or put together of two"):
+        run.load()
+    assert run.is_as(before)
 
 
 def test_nothing_is_written_or_loaded_inside_a_step_wherever_it_is_asked_from(tmp_path: Path) -> None:

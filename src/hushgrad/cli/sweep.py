@@ -27,7 +27,7 @@ from hushgrad.study.tasks import TaskOptions
 DEFAULT_NOISE = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
-ALSO = ("task", "data", "target", "delta", "model", "epochs")
+ALSO = ("task", "data", "target", "delta", "model", "epochs", "spare_steps")
 DESCRIBED = (*settings_of(Grid).values(), *(SETTINGS[name] for name in ALSO))
 """The settings that describe a sweep without a file."""
 
@@ -158,6 +158,7 @@ def _sweep(plan: SweepPlan, out: Path, budget: CoreBudget) -> None:
     rows = write_results(folder, plan)
     show_results(console, rows)
     if any(row.status == "completed" for row in rows):
+        click.echo("Each ε is its run's alone, and no ε covers the test records: the report says what choosing costs.")
         click.echo(f"Look at  {out / 'accuracy.png'}")
         click.echo(f"Try      {program()} report {shlex.quote(str(out))}")
     if end.interrupted:

@@ -1,22 +1,25 @@
 """Private training in a loop of Hugging Face Accelerate::
 
-from hushgrad import Privacy
-from hushgrad.integrations.accelerate import prepare
+    from hushgrad import Privacy
+    from hushgrad.integrations.accelerate import prepare
 
-model, optimizer, batches, session = prepare(
-    accelerator, model, optimizer, loader, privacy=Privacy(max_grad_norm=1.0, target_epsilon=3, target_delta=1e-5), epochs=3
-)
-for epoch in range(3):
-    for batch in batches:  # a logical batch
-        for item in batch:  # as much of it as fits into memory, on the accelerator's device
-            with accelerator.autocast():
-                losses = losses_of(model, item)
-            session.backward(losses)  # [b], one loss per example
-            session.end_item()
-        optimizer.step()
-        scheduler.step()
-print(session.guarantee(delta=1e-5))
-"""  # noqa: E501 - an example says more
+    model, optimizer, batches, session = prepare(
+        accelerator, model, optimizer, loader, epochs=3,
+        privacy=Privacy(max_grad_norm=1.0, target_epsilon=3, target_delta=1e-5),
+    )
+    for epoch in range(3):
+        for batch in batches:  # a logical batch
+            for item in batch:  # as much of it as fits into memory, on the accelerator's device
+                with accelerator.autocast():
+                    losses = losses_of(model, item)
+                session.backward(losses)  # [b], one loss per example
+                session.end_item()
+            optimizer.step()
+            scheduler.step()
+    print(session.guarantee(delta=1e-5))
+
+Steps, schedules and the account count logical batches.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +99,7 @@ def prepare(
 
     accelerator.register_save_state_pre_hook(before_saving)
     accelerator.register_load_state_pre_hook(  # before Accelerate loads any weight
-        lambda models, folder: session.load_state_dict(read_receipt(Path(folder)).as_state())
+        lambda models, folder: session.load_state_dict(read_receipt(Path(folder))[0].as_state())
     )
     return prepared_model, prepared_optimizer, batches, session
 

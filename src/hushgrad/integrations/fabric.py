@@ -1,21 +1,24 @@
 """Private training in a loop of Lightning Fabric::
 
-from hushgrad import Privacy
-from hushgrad.integrations.fabric import prepare
+    from hushgrad import Privacy
+    from hushgrad.integrations.fabric import prepare
 
-model, optimizer, batches, session = prepare(
-    fabric, model, optimizer, loader, privacy=Privacy(max_grad_norm=1.0, target_epsilon=3, target_delta=1e-5), epochs=3
-)
-for epoch in range(3):
-    for batch in batches:  # a logical batch
-        for item in batch:  # as much of it as fits into memory, on Fabric's device
-            with fabric.autocast():
-                losses = losses_of(model, item)
-            session.backward(losses)  # [b], one loss per example
-            session.end_item()
-        optimizer.step()
-        scheduler.step()
-print(session.guarantee(delta=1e-5))
+    model, optimizer, batches, session = prepare(
+        fabric, model, optimizer, loader, epochs=3,
+        privacy=Privacy(max_grad_norm=1.0, target_epsilon=3, target_delta=1e-5),
+    )
+    for epoch in range(3):
+        for batch in batches:  # a logical batch
+            for item in batch:  # as much of it as fits into memory, on Fabric's device
+                with fabric.autocast():
+                    losses = losses_of(model, item)
+                session.backward(losses)  # [b], one loss per example
+                session.end_item()
+            optimizer.step()
+            scheduler.step()
+    print(session.guarantee(delta=1e-5))
+
+Steps, schedules and the account count logical batches.
 """
 
 from __future__ import annotations

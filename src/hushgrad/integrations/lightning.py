@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,16 +30,17 @@ from torch import Tensor
 
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger.receipt import Receipt
-from hushgrad.accounting.ledger.view import read_ledger
-from hushgrad.errors import CheckpointError, IncompatibleFrameworkError, InvalidArgumentError, ProtocolError
+from hushgrad.errors import IncompatibleFrameworkError, InvalidArgumentError, ProtocolError
 from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import refuse
 from hushgrad.integrations.lightning_checks import LOGGED, conditions_of, network_of, problems_of
 from hushgrad.integrations.lightning_data import Batches, with_private_batches
+from hushgrad.integrations.lightning_life import ledger_of, receipt_of, require_new
 from hushgrad.integrations.lightning_logs import TrainingLog
 from hushgrad.privacy import Privacy
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.session.session import Session
+from hushgrad.session.spending import steps_taken
 
 with needs_extra("lightning", "hushgrad.integrations.lightning"):
     from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -61,6 +61,8 @@ class PrivateTraining(Callback):
         privacy: the clip norm, and ε or the noise. Without a path in it the ledger is `ledger.jsonl` in the Trainer's
             `default_root_dir`.
         max_physical_batch_size: the most records in one item; None for all.
+        may_restart: whether `fit` without a checkpoint goes on with a ledger that holds steps, as one does that was
+            killed before its first checkpoint: training begins anew, and all of them are `lost_steps`.
         may_log: names of metrics that the module may log while it trains. They have no noise, so the guarantee says
             that they are not covered.
 
@@ -70,7 +72,12 @@ class PrivateTraining(Callback):
     """
 
     def __init__(
-        self, privacy: Privacy, *, max_physical_batch_size: int | None = None, may_log: Collection[str] = ()
+        self,
+        privacy: Privacy,
+        *,
+        max_physical_batch_size: int | None = None,
+        may_log: Collection[str] = (),
+        may_restart: bool = False,
     ) -> None:
         if not isinstance(privacy, Privacy):
             raise InvalidArgumentError(
@@ -83,6 +90,7 @@ class PrivateTraining(Callback):
         self.lost_steps = 0
         """How many steps came after the checkpoint that training goes on from: they stay charged."""
         self._max_physical_batch_size = max_physical_batch_size
+        self._may_restart = may_restart
         self._may_log = frozenset(may_log)
         self._log = TrainingLog(self._may_log)
         self._batches: Batches | None = None
@@ -148,45 +156,18 @@ class PrivateTraining(Callback):
         refuse("Lightning", problems_of(trainer, pl_module))
         self._receipt = None
         look = pl_module.register_load_state_dict_pre_hook
-        self._before_weights = look(lambda *_: self._read_receipt(trainer))  # type: ignore[no-untyped-call]
+        self._before_weights = look(lambda *_: self._look_at_receipt(trainer))  # type: ignore[no-untyped-call]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a checkpoint that is not this ledger's, and a ledger that nobody goes on with."""
         self._before_weights.remove()
         if self._receipt is None:
-            self._read_receipt(trainer)
-        ledger = self._ledger_of(trainer)
-        if self._receipt is None and ledger is not None and os.path.lexists(ledger) and read_ledger(ledger).steps:
-            raise ProtocolError(
-                f"its ledger holds {read_ledger(ledger).steps} steps of an earlier run",
-                where="Lightning",
-                cure="Go on with trainer.fit(..., ckpt_path=...), or give this run "
-                + ("a default_root_dir" if self.privacy.ledger is None else "a path in Privacy(ledger=...)")
-                + " of its own; what both cost adds up",
-            )
+            self._look_at_receipt(trainer)
+        if self._receipt is None and not self._may_restart:
+            require_new(trainer, self.privacy)
 
-    def _ledger_of(self, trainer: Trainer) -> str | os.PathLike[str] | None:
-        if self.privacy.ledger is not None:
-            return self.privacy.ledger
-        return None if trainer.fast_dev_run else Path(trainer.default_root_dir, "ledger.jsonl")  # type: ignore[attr-defined]
-
-    def _read_receipt(self, trainer: Trainer) -> None:
-        """Read the receipt of the checkpoint that Lightning goes on from, if it does, and look for it in the ledger."""
-        if trainer.ckpt_path is None:
-            return
-        # Lightning has just read this file, with the caller's own weights_only: it brings nothing that was not run.
-        checkpoint = trainer.strategy.load_checkpoint(trainer.ckpt_path, weights_only=False)
-        state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if state is None:
-            raise CheckpointError(
-                "it was not written by private training, so nobody can say what its weights have cost",
-                where="the checkpoint",
-                cure="Resume from another checkpoint. Weights of ordinary training are loaded into the module before "
-                "fit, which is then called without ckpt_path",
-            )
-        receipt = Receipt.from_state(state)
-        receipt.steps_of(self._ledger_of(trainer))
-        self._receipt = receipt
+    def _look_at_receipt(self, trainer: Trainer) -> None:
+        self._receipt = receipt_of(trainer, self.privacy, self.state_key)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the training private: model, optimizer and loader are as Lightning trains them."""
@@ -208,7 +189,8 @@ class PrivateTraining(Callback):
             refuse("Lightning", [("its number of steps is not limited", "Set max_epochs or max_steps")])
         reading = batches.reading
         mechanism = self.privacy.mechanism(batch_size=reading.batch_size, population=reading.count, steps=int(steps))
-        ledger = self._ledger_of(trainer)
+        ledger = ledger_of(trainer, self.privacy)
+        before = steps_taken(ledger, self.privacy.phase)
         if ledger is not None:
             os.makedirs(os.path.dirname(os.fspath(ledger)) or ".", exist_ok=True)
         if self.session is not None:  # of an earlier fit, whose optimizer is no longer Lightning's
@@ -217,7 +199,7 @@ class PrivateTraining(Callback):
         try:
             private = session.batches_of(reading, max_physical_batch_size=self._max_physical_batch_size)
             assert isinstance(private, PrivateLoader)  # a stream was refused before, as it has no length
-            self.lost_steps = 0 if self._receipt is None else session.load_state_dict(self._receipt.as_state())
+            self.lost_steps = before if self._receipt is None else session.load_state_dict(self._receipt.as_state())
             for condition in [*conditions_of(trainer), *([LOGGED] if self._may_log else [])]:
                 session.trust(condition)
         except BaseException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from hushgrad.errors import HushgradError, InvalidArgumentError, ProtocolError
 from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import refuse
 from hushgrad.integrations.model_losses import of_examples, require_own_loss
-from hushgrad.integrations.receipt_file import read_receipt
 from hushgrad.integrations.trainer_arguments import Given
+from hushgrad.integrations.trainer_batches import LogicalBatches
 from hushgrad.integrations.trainer_checks import (
     COMPUTE_LOSS,
     MODEL_INIT,
@@ -28,6 +28,7 @@ from hushgrad.integrations.trainer_checks import (
     require_whole_data,
 )
 from hushgrad.integrations.trl import problems_of_config, problems_of_model
+from hushgrad.integrations.used_ledger import require_unused
 from hushgrad.parallel.messages import told_by_first
 from hushgrad.parallel.world import join_world
 from hushgrad.privacy import Privacy
@@ -41,25 +42,11 @@ with needs_extra("hf", "hushgrad.integrations.transformers"):
         SELECTED,
         Follower,
         finished_checkpoint,
-        require_unused,
+        receipt_of,
         selects,
         steps_without_checkpoint,
     )
     from hushgrad.integrations.trainer_silence import TIMED, silence, stop_clocks
-
-
-class _LogicalBatches:
-    """A private loader as a Trainer reads one: `len()` logical batches, each drawn in the step that is made of it."""
-
-    def __init__(self, loader: PrivateLoader, is_over: Callable[[], bool]) -> None:
-        self._loader, self._is_over = loader, is_over
-        self.dataset = loader.dataset
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(()) if self._is_over() else self._loader.logical_batches()
 
 
 class PrivateTraining:
@@ -80,7 +67,7 @@ class PrivateTraining:
         self.lost_steps = 0
         """How many steps came after the checkpoint that training goes on from: they stay charged."""
         self._receipt: Receipt | None = None
-        self._batches: _LogicalBatches | None = None
+        self._batches: LogicalBatches | None = None
         self._is_loss_known = self._is_selection_told = False
         self._private_optimizer: Any = None
         self._most_records = args.per_device_train_batch_size
@@ -156,7 +143,7 @@ class PrivateTraining:
             raise
         self._private_optimizer = this.optimizer
         # Whoever resumes a run that had come to its end takes no step more.
-        self._batches = _LogicalBatches(loader, lambda: this.state.global_step >= this.state.max_steps)
+        self._batches = LogicalBatches(loader, lambda: this.state.global_step >= this.state.max_steps)
 
     def _collate(self, theirs: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return theirs
@@ -164,7 +151,7 @@ class PrivateTraining:
     def tell_selection(self) -> None:
         """Say in the guarantee, once, that evaluation data chooses the weights, where it does."""
         this: Any = self
-        if not self._is_selection_told and selects(this.args, this.callback_handler.callbacks):
+        if not self._is_selection_told and selects(this.args, this.callback_handler.callbacks, this.lr_scheduler):
             assert self.session is not None
             self.session.trust(SELECTED)
             self._is_selection_told = True
@@ -192,7 +179,7 @@ class PrivateTraining:
         wanted, output = resume_from_checkpoint, self.args.output_dir  # type: ignore[attr-defined]
         folder = finished_checkpoint(wanted, output) if wanted else None
         if folder is not None:
-            self._receipt = read_receipt(folder)
+            self._receipt = receipt_of(folder)
             if self.session is None:
                 receipt = self._receipt  # looked at before the Trainer loads any weight, by who has the ledger
                 told_by_first(join_world(), "look at the ledger", lambda: receipt.steps_of(self._ledger))
@@ -200,17 +187,20 @@ class PrivateTraining:
                 self.lost_steps = self.session.load_state_dict(self._receipt.as_state())
             resume_from_checkpoint = str(folder)
         elif wanted:  # it begins anew, and stays charged for what was lost
-            is_open, resume_from_checkpoint = self.session is not None, None
+            is_open, phase, resume_from_checkpoint = self.session is not None, self.privacy.phase, None
             self.lost_steps = told_by_first(
-                join_world(), "look at the ledger", lambda: steps_without_checkpoint(self._ledger, is_open=is_open)
+                join_world(),
+                "look at the ledger",
+                lambda: steps_without_checkpoint(self._ledger, phase, is_open=is_open),
             )
         elif self.session is None:
-            is_own = self.privacy.ledger is None
-            told_by_first(
-                join_world(), "look at the ledger", lambda: require_unused(self._ledger, is_own_folder=is_own)
-            )
+            told_by_first(join_world(), "look at the ledger", self._require_unused)
         stop_clocks(self.callback_handler.callbacks, self.args.output_dir)  # type: ignore[attr-defined]
         return super().train(resume_from_checkpoint, *positional, **named)  # type: ignore[misc]
+
+    def _require_unused(self) -> None:
+        resume = "train(resume_from_checkpoint=True)"
+        require_unused(self._ledger, self.privacy, where="the Trainer", resume=resume, folder="an output_dir")
 
     def hyperparameter_search(self, *_: Any, **__: Any) -> Any:
         """Refuse: each trial trains on the same records."""

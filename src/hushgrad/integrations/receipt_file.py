@@ -15,14 +15,14 @@ RECEIPT = "hushgrad.json"
 """The file of a checkpoint that says what it has cost."""
 
 
-def write_receipt(folder: Path, session: Session, **more: str) -> None:
+def write_receipt(folder: Path, session: Session, **more: str | int) -> None:
     """Write what a session's weights have cost into the folder that they are saved to."""
     said: dict[str, Any] = {"receipt": session.state_dict(), **more}
     replace_file(folder / RECEIPT, (json.dumps(said, indent=1) + "\n").encode())
 
 
-def read_receipt(folder: Path) -> Receipt:
-    """Return the receipt in a folder. Raises `CheckpointError` where there is none."""
+def read_receipt(folder: Path) -> tuple[Receipt, Any]:
+    """Return the receipt in a folder, and what was written with it. Raises `CheckpointError` where there is none."""
     try:
         said = json.loads((folder / RECEIPT).read_bytes())
     except (OSError, ValueError):
@@ -35,4 +35,4 @@ def read_receipt(folder: Path) -> Receipt:
             cure="Resume from another checkpoint. Weights of ordinary training are loaded into the model before it is "
             "made private",
         )
-    return Receipt.from_state(said.get("receipt"))
+    return Receipt.from_state(said.get("receipt")), said

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from hushgrad.accounting.conditions import Condition
-from hushgrad.accounting.ledger.view import read_ledger
-from hushgrad.errors import CheckpointError, ProtocolError
+from hushgrad.accounting.ledger.receipt import Receipt
+from hushgrad.errors import CheckpointError
 from hushgrad.extras import needs_extra
-from hushgrad.integrations.receipt_file import RECEIPT, write_receipt
+from hushgrad.integrations.receipt_file import RECEIPT, read_receipt, write_receipt
+from hushgrad.session.spending import steps_taken
 
 with needs_extra("hf", "hushgrad.integrations.transformers"):
     from transformers import EarlyStoppingCallback, TrainerCallback
+    from transformers.trainer import TRAINER_STATE_NAME
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 SELECTED = Condition(
     "selection by evaluation",
-    "which of its checkpoints the Trainer kept, or when it stopped, was decided by its evaluation data: what that "
-    "choice tells of those records is not counted",
+    "which of its checkpoints the Trainer kept, when it stopped, or its learning rate was decided by its evaluation "
+    "data: what that choice tells of those records is not counted",
 )
 
 
@@ -43,13 +47,19 @@ class Follower(TrainerCallback):  # type: ignore[misc, unused-ignore]  # untyped
         if not args.should_save:  # another process writes what is saved
             return
         folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-        write_receipt(folder, self._trainer.session, guarantee=str(self._trainer.guarantee()))
+        write_receipt(folder, self._trainer.session, step=state.global_step, guarantee=str(self._trainer.guarantee()))
 
 
-def selects(args: Any, callbacks: list[Any]) -> bool:
-    """Whether evaluation data decides which weights are kept."""
-    is_best = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
-    return bool(is_best or any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks))
+def selects(args: Any, callbacks: list[Any], scheduler: Any) -> bool:
+    """Whether evaluation data decides which weights are kept, when training ends or how fast it goes."""
+    keeps_best = args.metric_for_best_model is not None or args.save_strategy == SaveStrategy.BEST
+    stops = any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks)
+    return bool(args.load_best_model_at_end or keeps_best or stops or _is_told_metrics(scheduler))
+
+
+def _is_told_metrics(scheduler: Any) -> bool:
+    """Whether a scheduler follows evaluation (`ReduceLROnPlateau`, `GreedyLR`): its `step` takes the metrics."""
+    return scheduler is not None and "metrics" in inspect.signature(scheduler.step).parameters
 
 
 def finished_checkpoint(given: Any, output_dir: str) -> Path | None:
@@ -67,12 +77,14 @@ def finished_checkpoint(given: Any, output_dir: str) -> Path | None:
     return finished[max(finished)] if finished else None
 
 
-def steps_without_checkpoint(ledger: str | os.PathLike[str], *, is_open: bool) -> int:
+def steps_without_checkpoint(ledger: str | os.PathLike[str], phase: str | None, *, is_open: bool) -> int:
     """Return how many steps a run had charged that was killed before its first checkpoint: all of them are lost.
+
+    With a phase, those of the phase.
 
     Raises `CheckpointError` where there is no such run, or it is the one that is open.
     """
-    steps = read_ledger(ledger).steps if os.path.lexists(ledger) and not is_open else 0
+    steps = 0 if is_open else steps_taken(ledger, phase)
     if not steps:
         raise CheckpointError(
             "there is no checkpoint of private training in its output folder",
@@ -82,13 +94,17 @@ def steps_without_checkpoint(ledger: str | os.PathLike[str], *, is_open: bool) -
     return steps
 
 
-def require_unused(ledger: str | os.PathLike[str], *, is_own_folder: bool) -> None:
-    """Refuse to begin anew where a ledger holds steps. Raises `ProtocolError`."""
-    if os.path.lexists(ledger) and (steps := read_ledger(ledger).steps):
-        raise ProtocolError(
-            f"its ledger holds {steps} steps of an earlier run",
-            where="the Trainer",
-            cure="Go on with train(resume_from_checkpoint=True), or give this run "
-            + ("an output_dir" if is_own_folder else "a path in Privacy(ledger=...)")
-            + " of its own; what both cost adds up",
+def receipt_of(folder: Path) -> Receipt:
+    """Return the receipt of a Trainer's checkpoint. Raises `CheckpointError` where it has none, or another one's."""
+    receipt, said = read_receipt(folder)
+    try:
+        step = json.loads((folder / TRAINER_STATE_NAME).read_bytes())["global_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        step = None
+    if step is None or said.get("step", step) != step:  # an earlier version wrote no step beside the receipt
+        raise CheckpointError(
+            f"its {RECEIPT} and its {TRAINER_STATE_NAME} are not of one checkpoint",
+            where="the checkpoint",
+            cure="Resume from another checkpoint, or put back the files that were written together",
         )
+    return receipt

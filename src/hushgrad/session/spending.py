@@ -338,22 +338,17 @@ class Spending:
 
         Raises:
             LedgerError: this ledger is another one, or lacks what the receipt says, or none was kept.
+            CheckpointError: the receipt speaks of other numbers of steps than the ledger held then.
         """
         return told_by_first(self._world, "look at a receipt", lambda: self._lost_since(receipt))
 
     def _lost_since(self, receipt: Receipt) -> int:
         if self._path is None and self._ledger is not None and self._ledger.run == receipt.run:
             now = self._ledger.steps  # what it holds in memory is what it held then, and more
-        else:
-            on_disk = receipt.steps_of(self._path)
-            now = on_disk if self._ledger is None else self._ledger.steps
-        if now < receipt.steps:
-            raise LedgerError(
-                f"the checkpoint's receipt speaks of {receipt.steps} steps, and its ledger holds {now}",
-                where="the ledger",
-                cure="Take another checkpoint: this one was edited, or belongs to another ledger",
-            )
-        return now - receipt.steps
+            receipt.require_steps(range(now if receipt.anchor == self._ledger.anchor else 0, now + 1))
+            return now - receipt.steps
+        on_disk = receipt.steps_of(self._path)
+        return (on_disk if self._ledger is None else self._ledger.steps) - receipt.steps
 
     def events(self) -> list[tuple[Event, int]]:
         """Return what was charged, in order, as `(event, count)`."""
@@ -529,6 +524,16 @@ def events_before(path: str | os.PathLike[str] | None, phase: str | None) -> Com
             cure="Call make_private with a noise_multiplier; session.steps_left says how many steps fit",
         )
     return before
+
+
+def steps_taken(path: str | os.PathLike[str] | None, phase: str | None) -> int:
+    """Return how many steps the ledger at `path` holds of the phase that is to be opened; without a phase, of all."""
+    if path is None or not os.path.lexists(path):
+        return 0
+    view = read_ledger(path)
+    if phase is None:
+        return view.steps
+    return view.steps - view.phases[-1].begins if view.phases[-1].name == phase else 0
 
 
 def passes_in(events: Composition) -> int:

@@ -14,10 +14,9 @@ from hushgrad.study.config_json import config_from_json
 from hushgrad.study.configuration import RunConfig
 from hushgrad.study.directory import RunDirectory, from_json
 from hushgrad.study.loggers import MetricLogger
-from hushgrad.study.model_file import read_model
 from hushgrad.study.named_settings import values_of
 from hushgrad.study.run import SILENT, Reporter, RunResult, carry_out, load_for
-from hushgrad.study.sweep.folder import read_summary
+from hushgrad.study.summary_file import is_completed
 
 _WHERE = "--resume"
 
@@ -101,15 +100,6 @@ def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     found = {name: value for name, value in changes.items() if name in MAY_CHANGE - {"data"}}
     options = replace(config.options, data=changes["data"]) if "data" in changes else config.options
     return replace(config, options=options, **found)
-
-
-def is_completed(directory: RunDirectory) -> bool:
-    """Is there nothing left to do: the last step taken, and all files of the end written?"""
-    summary = read_summary(directory.path)
-    if summary is None or summary.get("status") != "completed" or not directory.curves.exists():
-        return False
-    model = read_model(directory.model)
-    return model is not None and model.digest == summary.get("model_digest")
 
 
 def can_go_on(out: Path) -> bool:

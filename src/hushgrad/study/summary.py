@@ -21,6 +21,7 @@ from hushgrad.study.preparation import Prepared
 from hushgrad.study.scoring import right_on
 from hushgrad.study.settings import settings_of
 from hushgrad.study.tasks import Task, TaskOptions
+from hushgrad.study.tasks.encoder_file import encoding_as_json, encoding_digest
 from hushgrad.study.tasks.task import COUNTED
 from hushgrad.study.tasks.words import FROM_TRAINING, HASHED
 
@@ -116,6 +117,9 @@ def summarise(config: RunConfig, prepared: Prepared, model: nn.Module, outcome: 
         "training_examples": len(task.train),
         "test_examples": len(task.test),
         "input_shape": task.input_shape,
+        "encoding_digest": None
+        if task.encoder is None
+        else encoding_digest(encoding_as_json(task.encoder, task.class_names)),
         "hidden_sizes": config.hidden_sizes if config.model == "mlp" else None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "model_digest": digest_of(model),

@@ -267,6 +267,27 @@ def test_an_encoding_of_wrong_types_is_refused_when_it_is_loaded(of_a_table, tmp
         hushgrad.load(run_folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"categorical": []}, {"columns": ["place", "age"]}, {"bounds": [["age", 0.0, 1000.0]]}],
+    ids=["no category", "columns in another order", "bounds"],
+)
+def test_an_encoding_that_reads_well_and_is_another_is_refused(of_a_table, tmp_path, change):
+    """Guarantee: rows are encoded as the training records were, or not at all."""
+    run_folder = copy_of(of_a_table[1], tmp_path / "run")
+    kept = json.loads((run_folder / "encoding.json").read_text())
+    assert {**kept, **change} != kept
+    (run_folder / "encoding.json").write_text(json.dumps({**kept, **change}))
+    with pytest.raises(CheckpointError, match=r"encoding\.json: it was changed since the run"):
+        hushgrad.load(run_folder)
+    (run_folder / "encoding.json").write_text(json.dumps(kept, indent=4))  # the same, written otherwise
+    hushgrad.load(run_folder)
+    summary = json.loads((run_folder / "summary.json").read_text())
+    del summary["encoding_digest"]  # a run of before it was kept
+    (run_folder / "summary.json").write_text(json.dumps(summary))
+    hushgrad.load(run_folder)
+
+
 def test_an_encoding_of_wrong_words_is_refused(of_sentences, tmp_path):
     run_folder = copy_of(of_sentences[1], tmp_path / "run")
     kept = json.loads((run_folder / "encoding.json").read_text())

@@ -81,6 +81,7 @@ class Receipt:
 
         Raises:
             LedgerError: the ledger is missing, was cut, or is that of another run; or the receipt is of one in memory.
+            CheckpointError: the receipt speaks of more or fewer steps than the ledger held when it was written.
         """
         if not self.is_on_disk:
             raise LedgerError(
@@ -102,4 +103,16 @@ class Receipt:
                 where="the ledger",
                 cure="Pass the path of the ledger that the checkpoint was written beside",
             )
-        return read_ledger(path, self.anchor).steps
+        view = read_ledger(path, self.anchor)
+        self.require_steps(view.at_anchor or range(0))
+        return view.steps
+
+    def require_steps(self, held: range) -> None:
+        """Refuse a receipt of other numbers of steps than its ledger held then. Raises `CheckpointError`."""
+        if self.steps not in held:
+            raise CheckpointError(
+                f"its receipt speaks of {self.steps} steps, and its ledger held {held[-1] if held else 0} when it was "
+                f"written: it was edited, or put together of two",
+                where="the checkpoint",
+                cure="Take another checkpoint, as it was written",
+            )

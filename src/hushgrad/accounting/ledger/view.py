@@ -45,7 +45,8 @@ class LedgerView:
 
     `contract` is what holds for all phases; where they differ in something it says None, and the conditions say all.
     `notes` are what monitors found meanwhile. No ε depends on them. `is_behind`: whether this machine wrote records of
-    the run that the file lacks, so that it is an older copy or another one was continued.
+    the run that the file lacks, so that it is an older copy or another one was continued. `at_anchor`: how many steps
+    may have been taken when the anchor that was asked for was the last record: one number, several within a lease.
     """
 
     phases: tuple[Phase, ...]
@@ -55,6 +56,7 @@ class LedgerView:
     run: str
     notes: list[Note] = field(default_factory=list)
     is_behind: bool = False
+    at_anchor: range | None = None
 
     @property
     def contract(self) -> Contract:
@@ -99,11 +101,11 @@ def view_of(data: bytes, anchor: LedgerHead | None = None) -> LedgerView:
     events: list[tuple[Event, int]] = []
     notes: list[Note] = []
     phases: list[Phase] = []
-    run, last, anchored = "", LedgerHead(-1, NO_HASH), anchor is None
+    run, last = "", LedgerHead(-1, NO_HASH)
+    at_anchor: range | None = None
     returnable = 0  # a lease can be returned only by the record that follows it, and never whole
     for record in decode(data):
         last = LedgerHead(record["seq"], record["hash"])
-        anchored = anchored or last == anchor
         limit, returnable = returnable, 0
         try:
             if last.seq == 0:
@@ -137,15 +139,18 @@ def view_of(data: bytes, anchor: LedgerHead | None = None) -> LedgerView:
         except (KeyError, TypeError) as error:
             what = f"it cannot be understood: {type(error).__name__}: {error}"
             raise LedgerError(what, where=record_at(last.seq), cure=_OTHER_PROGRAM) from None
+        if last == anchor:
+            steps = count_steps(events)
+            at_anchor = range(steps - returnable, steps + 1)
     if not phases:  # decode() refuses a file without records
         raise LedgerError("it has no header", where="the ledger", cure=RESTORE)
-    if not anchored:
+    if anchor is not None and at_anchor is None:
         raise LedgerError(
             "it lacks a record that it once had: it was cut short, or is the ledger of another run",
             where="the ledger",
             cure=RESTORE,
         )
-    return LedgerView(tuple(phases), events, count_steps(events), last, run, notes)
+    return LedgerView(tuple(phases), events, count_steps(events), last, run, notes, at_anchor=at_anchor)
 
 
 def _read_header(record: dict[str, Any]) -> tuple[Contract, str]:

@@ -19,7 +19,8 @@ _NAMES = {
     "wrap_data_loader": "pass max_physical_batch_size= to make_private",
     "BatchMemoryManager": "pass max_physical_batch_size= to make_private, and use its loader",
     "ModuleValidator": "use hushgrad.doctor(model) to look, hushgrad.make_private_ready(model) to change it in place",
-    "DifferentiallyPrivateDistributedDataParallel": "one process trains here; several are refused",
+    "DifferentiallyPrivateDistributedDataParallel": "torch's DistributedDataParallel, or the plain model in every "
+    "process: docs/several-processes.md",
     "RDPAccountant": _ACCOUNTANT,
     "GaussianAccountant": _ACCOUNTANT,
     "PRVAccountant": _ACCOUNTANT,

@@ -17,7 +17,7 @@ from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger, view_when
 from hushgrad.arguments import open_unit_interval
 from hushgrad.study.model_file import ModelContent, read_model
-from hushgrad.study.sweep.folder import damaged_summary, read_summary
+from hushgrad.study.summary_file import damaged_summary, read_summary
 from hushgrad.study.sweep.results import read_measurements
 
 LEDGER, SUMMARY, METRICS, MODEL = "ledger.jsonl", "summary.json", "metrics.jsonl", "model.safetensors"

@@ -19,12 +19,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hushgrad.errors import ContractChangedError, InvalidArgumentError
 from hushgrad.result_file import replace_file
-from hushgrad.study.directory import from_json, json_text, make_folder
+from hushgrad.study.directory import RunDirectory, json_text, make_folder
+from hushgrad.study.summary_file import is_completed, read_summary
 from hushgrad.study.sweep.plan import SweepPlan
+
+_INNER = ("runs", "working", "abandoned", "failures", "logs")
+_BEFORE_THE_PLAN = frozenset({*_INNER, ".plan.json.new"})
+"""What a sweep leaves that was killed before its plan was whole: nothing has run then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,11 @@ class SweepFolder:
                     cure="Repeat that sweep's settings to resume it, or choose another folder",
                 )
             return folder
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or not _BEFORE_THE_PLAN.issuperset(os.listdir(path))):
             raise InvalidArgumentError(
                 "the output folder must be new, empty, or hold this sweep", where="--out", cure="Choose another folder"
             )
-        for inner in (path, *(path / name for name in ("runs", "working", "abandoned", "failures", "logs"))):
+        for inner in (path, *(path / name for name in _INNER)):
             make_folder(inner)
         replace_file(folder.plan_file, (json_text(plan.to_json(), indent=2) + "\n").encode())
         return folder
@@ -67,7 +71,8 @@ class SweepFolder:
             raise InvalidArgumentError(
                 "the folder holds no sweep: plan.json is missing",
                 where="the sweep's folder",
-                cure="Choose another folder",
+                cure="Name the folder of a sweep. One that was stopped before its plan was written, and a search, go "
+                "on by the words that began them",
             )
         return folder
 
@@ -110,8 +115,8 @@ class SweepFolder:
         """
         working = self.working(name)
         if working.is_dir():
-            summary = read_summary(working)
-            if summary is not None and summary.get("status") == "completed":
+            if self._is_whole(working):
+                RunDirectory(working).forget_checkpoint()  # which the end of the run may have had no time for
                 os.replace(working, self.finished(name))
                 self._failure_file(name).unlink(missing_ok=True)
             elif not failed and (working / "checkpoint.safetensors").is_file():
@@ -154,6 +159,14 @@ class SweepFolder:
         finally:
             os.close(descriptor)
 
+    def _is_whole(self, working: Path) -> bool:
+        """Has the run in this folder written all that it ends with? A run of an own function ends with its summary."""
+        directory = RunDirectory(working)
+        if directory.config.exists():
+            return is_completed(directory)
+        summary = read_summary(working)
+        return summary is not None and summary.get("status") == "completed"
+
     def _failure_file(self, name: str) -> Path:
         return self.path / "failures" / f"{name}.json"
 
@@ -162,23 +175,3 @@ class SweepFolder:
         while (place := self.path / "abandoned" / f"{name}-{number}").exists():
             number += 1
         return place
-
-
-def read_summary(run_folder: Path) -> dict[str, Any] | None:
-    """Return the summary of a run's folder, None where there is none yet. Raises InvalidArgumentError if damaged."""
-    try:
-        value = from_json((run_folder / "summary.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise damaged_summary("it is not JSON that can be read") from error
-    if not isinstance(value, dict):
-        raise damaged_summary("it is not a JSON object")
-    return value
-
-
-def damaged_summary(what: str) -> InvalidArgumentError:
-    """Return the error for a run's summary that is not as it was written."""
-    return InvalidArgumentError(
-        f"the file is damaged: {what}", where="summary.json", cure="Restore it from a copy, or run anew"
-    )

@@ -245,7 +245,7 @@ def _task_job(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int, gri
             noise_multiplier=aim.noise_multiplier,
             target_epsilon=aim.target_epsilon,
             delta=grid.delta,
-            spare_steps=spare if aim.target_epsilon is not None else 0,  # without a target nothing limits the steps
+            spare_steps=spare,
         )
         if str(aim) != ORDINARY
         else None

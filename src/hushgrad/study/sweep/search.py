@@ -19,7 +19,7 @@ from hushgrad.errors import HushgradError, InvalidArgumentError
 from hushgrad.extras import needs_extra
 from hushgrad.study.configuration import Privacy, RunConfig
 from hushgrad.study.run import run
-from hushgrad.study.sweep.folder import read_summary
+from hushgrad.study.summary_file import read_summary
 
 STUDY = "hushgrad"
 TEN = 10.0

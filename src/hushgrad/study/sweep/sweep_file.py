@@ -34,7 +34,7 @@ from hushgrad.study.tasks import TaskOptions
 MAX_BYTES = 1 << 20
 # What a sweep itself sets, and therefore a file's [settings] cannot.
 OWNED = frozenset({"task", "seed"})
-SETTINGS = settings_of(RunConfig).keys() - OWNED | {"max_grad_norm"}
+SETTINGS = settings_of(RunConfig).keys() - OWNED | {"max_grad_norm", "spare_steps"}
 OPTIONS = settings_of(TaskOptions).keys()
 # These bring their data and refuse any other.
 TASKS_WITHOUT_DATA = ("digits",)
@@ -89,6 +89,12 @@ def plan_from(value: Mapping[str, Any], data: Path | None = None) -> SweepPlan:
             "it must have at least one [[subjects]]", where="the sweep file", cure="Add one, with a task or a function"
         )
     subjects = tuple(_subject(_table("subjects", entry), settings, data) for entry in entries)
+    if settings and all(subject.task is None for subject in subjects):
+        raise InvalidArgumentError(
+            f"a function takes no {', '.join(sorted(settings))}",
+            where="[settings]",
+            cure="Set these in the function itself",
+        )
     name = value.get("name", "sweep")
     if not isinstance(name, str):
         raise InvalidArgumentError("must be text", where="name of the sweep", cure="Put it in quotes")

@@ -18,7 +18,8 @@ from hushgrad.errors import InvalidArgumentError
 from hushgrad.result_file import replace_file
 from hushgrad.study.csv_cells import as_text_cell
 from hushgrad.study.directory import json_text
-from hushgrad.study.sweep.folder import SweepFolder, damaged_summary, read_summary
+from hushgrad.study.summary_file import damaged_summary, read_summary
+from hushgrad.study.sweep.folder import SweepFolder
 from hushgrad.study.sweep.plan import ORDINARY, PlannedRun, SweepPlan
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +17,11 @@ from hushgrad.study.tasks.words import FROM_TRAINING, HASHED, LISTED
 def encoding_as_json(encoder: Encoder, classes: Sequence[str]) -> dict[str, Any]:
     """Return what the file holds."""
     return {**encoder.as_json(), "classes": list(classes)}
+
+
+def encoding_digest(value: Mapping[str, Any]) -> str:
+    """Return the digest of what the file holds, which the summary of a run keeps, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def encoding_from_json(value: Mapping[str, Any]) -> tuple[Encoder, tuple[str, ...] | None]:

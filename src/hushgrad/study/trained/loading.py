@@ -14,10 +14,9 @@ from hushgrad.study.directory import RunDirectory, from_json
 from hushgrad.study.model_file import read_model
 from hushgrad.study.models import build_model
 from hushgrad.study.resuming import read_config
-from hushgrad.study.sweep.folder import damaged_summary, read_summary
-from hushgrad.study.tasks.encoder_file import encoding_from_json
+from hushgrad.study.summary_file import damaged_summary, read_summary
+from hushgrad.study.tasks.encoder_file import encoding_digest, encoding_from_json
 from hushgrad.study.tasks.encoders import SentenceEncoder
-from hushgrad.study.tasks.task import Encoder
 from hushgrad.study.trained.model import TrainedModel
 
 
@@ -54,7 +53,8 @@ def load(run: str | os.PathLike[str]) -> TrainedModel:
             where="model.safetensors",
             cure="Restore both from a copy of the run's folder",
         )
-    encoder, class_names = _encoding(directory)
+    kept = _kept_encoding(directory)
+    encoder, class_names = encoding_from_json(kept)
     try:
         shape, classes = tuple(map(int, summary["input_shape"])), tuple(map(str, summary["classes"]))
     except (KeyError, TypeError, ValueError) as error:
@@ -63,6 +63,10 @@ def load(run: str | os.PathLike[str]) -> TrainedModel:
         raise _other_encoding("its classes, or their order, are not those of encoding.json", "summary.json")
     if not isinstance(encoder, SentenceEncoder) and tuple(encoder.encode([]).shape[1:]) != shape:
         raise _other_encoding("its inputs are not of the size that summary.json says", "encoding.json")
+    if summary.get("encoding_digest", encoding_digest(kept)) != encoding_digest(kept):  # a run of before kept none
+        raise _other_encoding(
+            "it was changed since the run: rows would become other inputs than it learned", "encoding.json"
+        )
     model = build_model(
         config.model,
         input_shape=shape,
@@ -91,18 +95,19 @@ def _other_encoding(what: str, where: str) -> CheckpointError:
     return CheckpointError(what, where=where, cure="Restore both from a copy of the run's folder")
 
 
-def _encoding(directory: RunDirectory) -> tuple[Encoder, tuple[str, ...] | None]:
+def _kept_encoding(directory: RunDirectory) -> dict[str, Any]:
     try:
-        return encoding_from_json(from_json(directory.encoding.read_bytes()))
+        found = from_json(directory.encoding.read_bytes())
     except OSError:
         raise InvalidArgumentError(
             "it is missing, so nobody knows how rows become inputs of the model",
             where="encoding.json",
             cure="Restore it from a copy of the run's folder",
         ) from None
-    except ValueError as error:
-        if isinstance(error, InvalidArgumentError):
-            raise
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
         raise InvalidArgumentError(
             "the file is damaged", where="encoding.json", cure="Restore it from a copy of the run's folder"
-        ) from error
+        )
+    return found

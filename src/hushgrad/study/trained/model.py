@@ -22,7 +22,7 @@ class TrainedModel:
     """What a run has trained (see `hushgrad.load`).
 
     Attributes:
-        model: in evaluation mode, on the CPU; inputs [B, *input_shape], logits [B, classes].
+        model: in evaluation mode, on the CPU; inputs `[B, *input_shape]`, logits [B, classes].
         encoder: makes inputs of rows.
         classes: the names of the classes, in the order of the logits.
         input_shape: of one input.
@@ -48,7 +48,7 @@ class TrainedModel:
         return self.encoder.read(Path(path))
 
     def encode(self, rows: Sequence[Any]) -> Tensor:
-        """Return the model's inputs for rows, [N, *input_shape].
+        """Return the model's inputs for rows, `[N, *input_shape]`.
 
         Args:
             rows: a sequence (an array or a tensor is one, too) of mappings of columns to cells, sentences, arrays of
@@ -69,7 +69,7 @@ class TrainedModel:
     def export(self, path: str | os.PathLike[str], *, format: str) -> Path:
         """Write the model for other programs, with its encoding and a model card beside it; return the model's file.
 
-        The model takes encoded rows, [B, *input_shape], and gives logits, [B, classes], for any B.
+        The model takes encoded rows, `[B, *input_shape]`, and gives logits, [B, classes], for any B.
 
         Args:
             path: a folder, made where it is missing; files of an earlier export are replaced.
