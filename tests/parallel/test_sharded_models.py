@@ -67,6 +67,7 @@ def test_the_noise_of_all_parts_is_what_is_charged_and_uncorrelated(sharded: Pro
     assert first["correlation"] < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_copies_of_a_part_share_its_noise_out(sharded: Processes) -> None:
     """Over 308,170 values, as above: of four processes each adds noise to a half of its part."""
@@ -104,6 +105,7 @@ def test_a_sharded_run_goes_on_with_another_number_of_processes(sharded: Process
         left = first["left"]
 
 
+@pytest.mark.slow
 def test_torchs_distributed_checkpoint_is_written_between_steps(sharded: Processes, tmp_path: Path) -> None:
     first, second = told(sharded(2, "distributed_checkpoint", steps=2, ledger=str(tmp_path / "ledger")))
     assert first == second
