@@ -155,13 +155,14 @@ class PrivacyEngine:
 
         Raises a typed error with the cure for whatever cannot be trained privately, before data is read.
         """
-        if target_epsilon is not None or target_delta is not None:
-            raise InvalidArgumentError(
-                "make_private takes the noise as it is given, so it has no target_epsilon and no target_delta",
-                cure="Write max_epsilon= and max_delta= for a budget at which training stops, or call "
-                "make_private_with_epsilon(target_epsilon=, target_delta=, epochs=) to have the noise chosen",
-            )
         with together(join_world(), "make_private", {}):
+            if target_epsilon is not None or target_delta is not None:
+                raise InvalidArgumentError(
+                    "make_private takes the noise as it is given, so it has no target_epsilon and no target_delta",
+                    cure="Write max_epsilon= and max_delta= for a budget at which training stops, or call "
+                    "make_private_with_epsilon(target_epsilon=, target_delta=, epochs=) to have the noise chosen",
+                )
+            self._require_free()
             reading, max_physical_batch_size = _accumulated(data_loader, accumulation, max_physical_batch_size)
             mechanism = _plan(
                 reading,
@@ -215,6 +216,7 @@ class PrivacyEngine:
         All other arguments are those of `make_private`.
         """
         with together(join_world(), "make_private_with_epsilon", {}):
+            self._require_free()
             positive_number("target_epsilon", target_epsilon)
             open_unit_interval("target_delta", target_delta, "Pass less than 1 / len(dataset)")
             reading, max_physical_batch_size = _accumulated(data_loader, accumulation, max_physical_batch_size)
@@ -296,6 +298,14 @@ class PrivacyEngine:
         """Whether the last `optimizer.step()` ended a logical batch; step schedulers only then."""
         return self.session.last_step_updated
 
+    def _require_free(self) -> None:
+        if self._session is not None and not (self._session.is_closed and self._ledger is not None):
+            raise ProtocolError(
+                "this engine is in use",
+                cure="Make a new PrivacyEngine for another model; to train on in one account, close its session "
+                "(engine.session.close()) and give both the same ledger path",
+            )
+
     def _attach(
         self,
         module: Module,
@@ -307,12 +317,6 @@ class PrivacyEngine:
         phase: str | None,
         budget: Budget | PrivacyFilter | None = None,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader | StreamLoader]:
-        if self._session is not None and not (self._session.is_closed and self._ledger is not None):
-            raise ProtocolError(
-                "this engine is in use",
-                cure="Make a new PrivacyEngine for another model; to train on in one account, close its session "
-                "(engine.session.close()) and give both the same ledger path",
-            )
         session = privatize(
             module,
             optimizer,

@@ -278,6 +278,9 @@ class PeerFailedError(HushgradError, RuntimeError):
     conditions: Sequence[Mapping[str, Any]] = ()
     """What the other process took on trust and could not leave in the ledger, as notes."""
 
+    is_last = False
+    """Whether the others cannot be reached any more, so that nothing more can be agreed on."""
+
 
 def where_raised(error: BaseException) -> str:
     """Return the type of an exception and the place it comes from; its text may hold data."""

@@ -6,9 +6,12 @@ A scenario is a function of this file; with one process, `torch.distributed` is 
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,10 +31,13 @@ from torch.utils.data.distributed import DistributedSampler
 from hushgrad import PrivacyEngine
 from hushgrad.errors import HushgradError
 from hushgrad.parallel import agreement
+from hushgrad.parallel import replicas as replicas_module
 from hushgrad.parallel.replicas import digest
 
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 B, C = 12, 0.5
+FOLDER = ""
+"""Where this run may leave files."""
 TIMEOUT_S = 60
 """How long processes wait for each other on a machine that does other work, too."""
 SHORT_S = 10
@@ -57,6 +63,7 @@ class Run:
         self.run = DistributedDataParallel(self.model) if form == "ddp" and WORLD > 1 else self.model
         parameters = self.model.parameters()
         self.optimizer = torch.optim.Adam(parameters, 1e-3) if adam else torch.optim.SGD(parameters, 0.5)
+        options.pop("before", lambda *_: None)(self.run, self.optimizer)
         self.engine = PrivacyEngine(test_key=key, ledger=options.pop("ledger", None))
         dataset = TensorDataset(self.inputs, self.labels)
         loader = options.pop("data_loader", None) or DataLoader(dataset, batch_size=B, shuffle=True)
@@ -89,9 +96,6 @@ class Run:
     def weights(self) -> Tensor:
         return torch.cat([p.detach().flatten() for p in self.model.parameters()])
 
-    def update(self) -> Tensor:
-        return torch.cat([p.grad.detach().flatten() for p in self.model.parameters() if p.grad is not None])
-
 
 def updates(folder: str, steps: int) -> dict[str, Any]:
     """The updates of the first steps without noise, beside those that one process left in the folder."""
@@ -100,7 +104,7 @@ def updates(folder: str, steps: int) -> dict[str, Any]:
         for form in ("plain", "ddp"):
             seen: list[Tensor] = []
             run = Run(name, form=form)
-            run.optimizer.register_step_pre_hook(_keeping(run, seen))
+            run.optimizer.register_step_pre_hook(keeping_to(run.engine, run.model, seen))
             run.train(steps)
             run.engine.session.close()
             path = Path(folder, f"{name}.pt")
@@ -114,10 +118,13 @@ def updates(folder: str, steps: int) -> dict[str, Any]:
     return found
 
 
-def _keeping(run: Run, seen: list[Tensor]) -> Callable[..., None]:
+def keeping_to(engine: PrivacyEngine, model: nn.Module, seen: list[Tensor]) -> Callable[..., None]:
+    """Return a hook that keeps the updates of logical batches."""
+
     def keep(*_: Any) -> None:
-        if run.engine.session.last_step_updated:
-            seen.append(run.update())
+        if engine.last_step_updated:
+            grads = [p.grad.detach().flatten() for p in model.parameters() if p.grad is not None]
+            seen.append(torch.cat(grads))
 
     return keep
 
@@ -149,7 +156,7 @@ def noise(steps: int, key: int) -> dict[str, Any]:
     seen: list[Tensor] = []
     losses = run.criterion
     run.criterion = lambda output, label: losses(output * 0, label)  # type: ignore[assignment]
-    run.optimizer.register_step_pre_hook(_keeping(run, seen))
+    run.optimizer.register_step_pre_hook(keeping_to(run.engine, run.model, seen))
     run.train(steps)
     values = torch.stack(seen).double() * B / (1.5 * C)
     halves = [part.flatten() for value in values for part in value[: value.numel() // 2 * 2].view(2, -1)]
@@ -157,60 +164,153 @@ def noise(steps: int, key: int) -> dict[str, Any]:
     return {"count": values.numel(), "std": values.std().item(), "correlation": table.abs().max().item()}
 
 
-def disagreement(what: str) -> dict[str, Any]:
-    """One process differs from the others in one thing."""
+def wire(form: str) -> dict[str, Any]:
+    """The bytes that this process hands to collective operations, by what is in work, in a logical batch of four items.
+
+    Counted are the values that the process itself gives: what `all_reduce` is called on, what `all_gather` is to hand
+    round, what rank 0 broadcasts. How often a backend sends each of them is its own.
+    """
+    handed = {"sums": 0, "messages": 0}
+    calls = {"sums": 0, "messages": 0}
+
+    def counted(name: str, at: int) -> None:
+        run = getattr(dist, name)
+
+        def counting(*given: Any, **named: Any) -> Any:
+            what = "messages" if given[at].dtype in (torch.int64, torch.uint8) else "sums"
+            handed[what] += given[at].numel() * given[at].element_size()
+            calls[what] += 1
+            return run(*given, **named)
+
+        setattr(dist, name, counting)
+
+    run = Run(form=form, sigma=1.0, key=None, rows=2, constant_shapes=True, max_batch_size=16)
+    run.train(1)
+    counted("all_reduce", 0)
+    counted("all_gather", 1)
+    counted("broadcast", 0)
+    before = run.items
+    run.train(1)
+    trained = sum(p.numel() for p in run.model.parameters())
+    return {"handed": handed, "calls": calls, "trained": trained, "items": run.items - before}
+
+
+def disagreements() -> dict[str, Any]:
+    """One process differs from the others in one thing after another; what each is told."""
+    import hushgrad.session.set_up as set_up
+    from hushgrad import FlatClipping
+
     other = RANK == WORLD - 1
-    options: dict[str, Any] = {}
-    if what == "mechanism" and other:
-        options["sigma"] = 2.0
-    if what == "test key" and other:
-        options["key"] = 8
-    if what == "max_physical_batch_size" and other:
-        options["rows"] = 4
-    if what == "phase" and other:
-        options |= {"phase": "second", "ledger": "somewhere"}
-    if what == "optimizer" and other:
-        options["adam"] = True
-    if what == "constant_shapes" and other:
-        options["constant_shapes"] = True
-    before = digest(model_of("MLP").parameters())
-    if what == "values of the weights" and other:
-        model = model_of
-        globals()["model_of"] = lambda name: _moved(model(name))
+    dataset = TensorDataset(*data_of("MLP"))
+    fewer = DataLoader(TensorDataset(*(part[:90] for part in dataset.tensors)), batch_size=B)
+    where = {"ledger": str(Path(FOLDER, f"another.{RANK}"))}
+    ways: dict[str, dict[str, Any]] = {
+        "mechanism": {"sigma": 2.0},
+        "clip rule": {"max_grad_norm": None, "clipping": FlatClipping(2 * C)},
+        "test key": {"key": 8},
+        "max_physical_batch_size": {"rows": 4},
+        "constant_shapes": {"constant_shapes": True},
+        "number of records": {"data_loader": fewer, "q": True},
+        "phase": {**where, "phase": "second"},
+        "ledger": where,
+        "budget": {"max_epsilon": 50.0, "max_delta": 1e-3},
+        "lease": {"lease": 4},
+        "strict": {"strict": True},
+        "optimizer": {"adam": True},
+        "options of the optimizer": {"lr": 0.25},
+        "groups of the optimizer": {"groups": True},
+        "state of the optimizer": {"momentum": True},
+        "parameters": {"name": "CNN"},
+        "values of the weights": {"moved": "weights"},
+        "values of the buffers": {"moved": "buffers"},
+        "version of hushgrad": {},
+        "version of torch": {},
+    }
+    found = {}
+    for what, options in ways.items():
+        version, torch_version = set_up.__version__, torch.__version__
+        if other and what == "version of hushgrad":
+            set_up.__version__ = "0.0"
+        if other and what == "version of torch":
+            torch.__version__ = "1.0"  # type: ignore[assignment]
+        found[what] = _refused(lambda options=options: _differing(options if other else {}))
+        set_up.__version__, torch.__version__ = version, torch_version  # type: ignore[assignment]
+    return found
+
+
+def _differing(options: dict[str, Any]) -> None:
+    """Make a model private in this process's own way."""
+    from hushgrad import PrivacyEngine
+
+    given = dict(options)
+    model = model_of(given.pop("name", "MLP"))
+    model.register_buffer("unused", torch.zeros(3))
+    moved = given.pop("moved", "")
+    with torch.no_grad():
+        if moved == "weights":
+            next(model.parameters()).add_(1e-6)
+        if moved == "buffers":
+            next(model.buffers()).add_(1e-6)
+    parameters: Any = list(model.parameters())
+    if given.pop("groups", False):
+        parameters = [{"params": parameters[::-1]}]
+    lr, adam, momentum = given.pop("lr", 0.5), given.pop("adam", False), given.pop("momentum", False)
+    optimizer = torch.optim.Adam(parameters, lr) if adam else torch.optim.SGD(parameters, lr)
+    if momentum:
+        optimizer.state[next(model.parameters())]["momentum_buffer"] = torch.ones(3)
+    given.pop("q", False)
+    engine = PrivacyEngine(
+        test_key=given.pop("key", 7), ledger=given.pop("ledger", None), strict=given.pop("strict", False),
+        lease=given.pop("lease", 1),
+    )  # fmt: skip
+    loader = given.pop("data_loader", None) or DataLoader(TensorDataset(*data_of("MLP")), batch_size=B)
+    engine.make_private(
+        module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=given.pop("sigma", 1.0),
+        max_grad_norm=given.pop("max_grad_norm", C), max_physical_batch_size=given.pop("rows", 3), **given,
+    )  # fmt: skip
+    engine.session.close()
+
+
+def disagreement(what: str) -> dict[str, Any]:
+    """One process differs from the others in what it does after the first step."""
+    other = RANK == WORLD - 1
+    run = Run(sigma=1.0)
+    session = run.engine.session
+    if what == "regularizers":
+        weight = next(run.model.parameters())
+        session.regularizer(lambda: weight.square().sum(), weight=0.2 if other else 0.1)
     try:
-        run = Run(**options)
-    except HushgradError as error:
-        return {"error": type(error).__name__, "text": str(error)}
-    try:
-        run.train(1)
+        if what != "regularizers":
+            run.train(1)
         if what == "trained parameters" and other:
             next(run.model.parameters()).requires_grad_(False)
         if what == "options of the optimizer" and other:
             run.optimizer.param_groups[0]["lr"] = 0.25
+        if what == "item" and other:
+            x, y = next(iter(run.loader))
+            run.criterion(run.run(x), y).backward()
+            session.end_item()
         run.train(1)
     except HushgradError as error:
-        steps = run.engine.session.steps
-        return {"error": type(error).__name__, "text": str(error), "steps": steps, "before": before}
+        return {"error": type(error).__name__, "text": str(error), "steps": session.steps}
     return {"error": None}
-
-
-def _moved(model: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        next(model.parameters()).add_(1e-6)
-    return model
 
 
 POINTS = (
     "before the set-up", "after the set-up", "as an item is handed out", "in a forward", "in a backward",
     "before the step", "before its vote", "after its vote", "before the charge", "after the charge",
     "before the draw of noise", "after the draw of noise", "before the sums are added up",
-    "after the sums were added up", "after the step",
+    "after the sums were added up", "after the step", "before a checkpoint", "after a checkpoint",
 )  # fmt: skip
 """Where a process dies, in its third step."""
 
 
-def failure(point: str, rank: int, how: str, ledger: str, released: str) -> dict[str, Any]:
-    """One process dies, raises or hangs at a point of the third step; what the others see."""
+def failure(
+    point: str, rank: int, how: str, ledger: str, released: str, most: int = 5, after_s: float | None = None
+) -> dict[str, Any]:
+    """One process dies, raises or hangs at a point of the third step, or after some time; what the others see."""
+    if after_s is not None and rank == RANK:
+        threading.Timer(after_s, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
 
     def fail() -> None:
         if rank != RANK:
@@ -223,7 +323,7 @@ def failure(point: str, rank: int, how: str, ledger: str, released: str) -> dict
         raise ArithmeticError("planted")
 
     steps = 0
-    added_up: list[int] = []
+    added_up: list[bool] = []
 
     def now(name: str) -> None:
         if point == name and (steps == 2 or name in POINTS[:2]):
@@ -257,17 +357,22 @@ def failure(point: str, rank: int, how: str, ledger: str, released: str) -> dict
     watched(agreement, "exchanged", "before its vote", "after its vote", votes_on("step"))
     watched(agreement, "exchanged", "", "after the draw of noise", votes_on("draw of noise"))
     watched(spending, "told_by_first", "before the charge", "after the charge", charges)
-    watched(update.Update, "_noised", "before the draw of noise")
+    watched(update.Update, "_noised_slice", "before the draw of noise")
     watched(update, "add_up", "before the sums are added up", "after the sums were added up")
     add_up = update.add_up
-    update.add_up = lambda *given: (added_up.append(steps), add_up(*given))[1]
+
+    def looking(wholes: list[Tensor], *how: Any) -> None:
+        add_up(wholes, *how)
+        added_up.append(not any(whole.isnan().any() for whole in wholes))
+
+    update.add_up = looking
     now("before the set-up")
     try:
         run = Run(sigma=1.0, key=None, ledger=ledger, rows=None)
         now("after the set-up")
         run.model.register_forward_pre_hook(lambda *_: now("in a forward"))
         run.criterion = _with_hook(run.criterion, lambda: now("in a backward"))
-        while steps < 5:
+        while steps < most:
             for x, y in run.loader:
                 now("as an item is handed out")
                 run.optimizer.zero_grad()
@@ -277,8 +382,12 @@ def failure(point: str, rank: int, how: str, ledger: str, released: str) -> dict
                 with open(f"{released}.{RANK}", "ab") as file:
                     file.write(b".")
                 now("after the step")
+                if steps % 3 == 2:
+                    now("before a checkpoint")
+                    run.engine.save_checkpoint(f"{released}.checkpoint")
+                    now("after a checkpoint")
                 steps += 1
-                if steps == 5:
+                if steps == most:
                     break
     except HushgradError as error:
         grads = [name for name, p in run.model.named_parameters() if p.grad is not None] if steps else []
@@ -318,6 +427,138 @@ def resumed(ledger: str, checkpoint: str, steps: int, key: int | None) -> dict[s
     }  # fmt: skip
     session.close()
     return told
+
+
+def distributed_checkpoint(ledger: str, where: str, steps: int) -> dict[str, Any]:
+    """Go on from a checkpoint of torch.distributed.checkpoint that holds the receipt, if there is one; leave one."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import state_dict as states
+
+    def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return dict(zip(("model", "optimizer"), states.get_state_dict(model, optimizer), strict=True))
+
+    def loaded(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if Path(where).exists():
+            stored = state(model, optimizer)
+            dcp.load(stored, checkpoint_id=where)
+            states.set_state_dict(
+                model, optimizer, model_state_dict=stored["model"], optim_state_dict=stored["optimizer"]
+            )
+
+    run = Run(sigma=1.0, key=None, adam=True, ledger=ledger, form="ddp", before=loaded)
+    session = run.engine.session
+    before = ""
+    if Path(where).exists():
+        dcp.load({"privacy": session}, checkpoint_id=where)
+        before = digest(run.model.parameters())
+    run.train(steps)
+    dcp.save({**state(run.run, run.optimizer), "privacy": session}, checkpoint_id=where)
+    after = digest(run.model.parameters())
+    adam_steps = int(next(iter(run.optimizer.state.values()))["step"])
+    run.train(1)  # that no checkpoint holds
+    other = Run(sigma=1.0, key=None, adam=True, ledger=f"{ledger}.second", form="ddp").engine.session
+    refused = _refused(lambda: dcp.load({"privacy": other}, checkpoint_id=where))
+    other.close()
+    told = {
+        "refused": refused, "steps": session.steps, "epsilon": run.engine.get_epsilon(1e-5), "before": before,
+        "after": after, "adam": adam_steps, "receipt": session.state_dict(),
+        "guarantee": str(run.engine.guarantee(1e-5)),
+    }  # fmt: skip
+    session.close()
+    return told
+
+
+class Unlike(torch.optim.SGD):
+    """Stands in for a processor that rounds otherwise: in one process each step ends with slightly other weights."""
+
+    by = 0.0
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        result = super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.mul_(1 + self.by * RANK)
+        return result
+
+
+def unlike(by: float, steps: int) -> dict[str, Any]:
+    """Replicas that move apart by a little in every step."""
+    replicas_module.EVERY = 10
+    Unlike.by = by
+    torch.optim.SGD = Unlike  # type: ignore[misc]
+    run = Run(sigma=1.0, rows=None)
+    try:
+        run.train(steps)
+    except HushgradError as error:
+        return {"error": type(error).__name__, "text": str(error), "steps": run.engine.session.steps}
+    apart = digest(run.model.parameters())
+    Unlike.by = 0.0
+    run.train(1)  # the replicas are compared as wholes before it
+    return {"error": None, "apart": apart, "together": digest(run.model.parameters()), "steps": steps}
+
+
+def same_calls(ledger: str) -> dict[str, Any]:
+    """Receipts after each call, a condition that one process takes on trust, and what the ledger says at the end."""
+    from hushgrad.accounting.conditions import third_party
+
+    run = Run(sigma=1.0, key=None, ledger=ledger)
+    session = run.engine.session
+    receipts = [session.state_dict()]
+    run.train(1)
+    receipts.append(session.state_dict())
+    for x, y in run.loader:
+        run.criterion(run.run(x), y).backward()
+        break
+    session.discard()
+    receipts.append(session.state_dict())
+    if RANK == 1:
+        session.trust(third_party("operator", "planted"))
+    session.close()
+    receipts.append(session.state_dict())
+    return {"receipts": receipts, "guarantee": str(session.guarantee(1e-3)), "anchor": str(session.anchor)}
+
+
+def told_at_once(where: str) -> dict[str, Any]:
+    """One process raises where the others come to another call, catches it, and stays."""
+
+    def fail(*_: Any) -> None:
+        if RANK == 1:
+            raise ArithmeticError("planted")
+
+    import hushgrad.session.update as update_module
+
+    own_slice = update_module.own_slice
+    begun = time.monotonic()
+    try:
+        if where == "make_private":
+            Run(**({"target_epsilon": 1.0} if RANK == 1 else {}))
+        run = Run(sigma=1.0, rows=None)
+        run.train(1)
+        session = run.engine.session
+        if where == "before the draw" and RANK == 1:
+            session._loop._order.before_draw = fail  # type: ignore[method-assign]
+        if where == "checkpoint" and RANK == 1:
+            session._loop._order._open_step = 1  # type: ignore[attr-defined]  # as if a logical batch were open
+        if where == "checkpoint":
+            run.engine.save_checkpoint(Path(FOLDER, "checkpoint"))
+        if where == "sums":
+            update_module.own_slice = lambda *given: fail() or own_slice(*given)
+        if where == "end of the step":
+            session._parts.frozen.require_moved_weights = fail  # type: ignore[method-assign]
+        for x, y in run.loader:
+
+            def closure(x: Tensor = x, y: Tensor = y) -> None:
+                loss = run.criterion(run.run(x), y)
+                if where == "closure":
+                    fail()
+                loss.backward()
+
+            run.optimizer.step(closure)
+        error: BaseException | None = None
+    except (HushgradError, ArithmeticError) as raised:
+        error = raised
+    took = time.monotonic() - begun
+    return {"error": type(error).__name__, "text": str(error), "is quick": took < TIMEOUT_S / 2}
 
 
 def finding(ledger: str) -> dict[str, Any]:
@@ -434,74 +675,6 @@ def sampler() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def accelerate(state: str) -> dict[str, Any]:
-    """A loop of Accelerate: two steps, a saved state, and two more from it."""
-    os.environ |= {"LOCAL_RANK": str(RANK), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "ACCELERATE_USE_CPU": "1"}
-    from accelerate import Accelerator
-
-    from hushgrad import Privacy
-    from hushgrad.integrations.accelerate import prepare
-
-    model = model_of("MLP")
-    optimizer = torch.optim.SGD(model.parameters(), 0.5)
-    loader = DataLoader(TensorDataset(*data_of("MLP")), batch_size=B // WORLD)
-    accelerator = Accelerator(cpu=True)
-    privacy = Privacy(max_grad_norm=C, target_delta=1e-3, noise_multiplier=1.0, ledger=f"{state}.ledger")
-    prepared, stepped, batches, session = prepare(
-        accelerator, model, optimizer, loader, privacy=privacy, epochs=4, max_physical_batch_size=3
-    )
-    items = 0
-    for number, batch in enumerate(batches):
-        for x, y in batch:
-            items += 1
-            losses = nn.functional.cross_entropy(prepared(x), y, reduction="none")
-            session.backward(losses)
-            session.end_item()
-        stepped.step()
-        if number == 1:
-            accelerator.save_state(state)
-        if number == 3:
-            break
-    accelerator.load_state(state)
-    return {
-        "processes": accelerator.num_processes, "form": type(prepared).__name__, "mechanism": repr(session.mechanism),
-        "steps": session.steps, "length": len(batches), "items": items, "epsilon": session.epsilon(1e-3),
-        "weights": digest(model.parameters()),
-    }  # fmt: skip
-
-
-def trainer(out: str) -> dict[str, Any]:
-    """Hugging Face's Trainer: four steps, and four more after a restart from its checkpoint."""
-    os.environ |= {"LOCAL_RANK": str(RANK), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "HF_HUB_OFFLINE": "1"}
-    sys.path.insert(0, str(Path(__file__).parents[1] / "integrations"))
-    from tiny import Texts, bert, collate
-    from transformers import Trainer, TrainingArguments
-
-    from hushgrad import Privacy
-    from hushgrad.integrations.transformers import private
-
-    told: dict[str, Any] = {}
-    for name, resumes in (("first", False), ("again", True)):
-        arguments = TrainingArguments(
-            out, per_device_train_batch_size=4 // WORLD, gradient_accumulation_steps=2, num_train_epochs=2,
-            use_cpu=True, ddp_backend="gloo" if WORLD > 1 else None, report_to=[], logging_steps=1, save_steps=4,
-            learning_rate=0.1, optim="sgd", lr_scheduler_type="constant", disable_tqdm=True,
-        )  # fmt: skip
-        privacy = Privacy(max_grad_norm=0.5, target_delta=1e-3, target_epsilon=4.0, spare_steps=6)
-        run = private(Trainer)(
-            model=bert(), args=arguments, train_dataset=Texts(classes=3), data_collator=collate, privacy=privacy
-        )
-        run.train(resume_from_checkpoint=f"{out}/checkpoint-4" if resumes else None)
-        assert run.session is not None
-        told[name] = {
-            "processes": run.args.world_size, "mechanism": repr(run.session.mechanism), "steps": run.session.steps,
-            "global step": run.state.global_step, "lost": run.lost_steps, "weights": digest(run.model.parameters()),
-            "epsilon": run.session.epsilon(1e-3),
-        }  # fmt: skip
-        run.session.close()
-    return told
-
-
 def refusals() -> dict[str, Any]:
     """Forms of models and loops that are refused: the texts."""
     from torch.utils.data import IterableDataset
@@ -571,12 +744,21 @@ def joined(store: str, timeout_s: int) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+SCENARIOS_OF = {"zoo_worker": ("zoo",), "frameworks_worker": ("accelerate", "trainer", "sft", "fabric", "lightning")}
+"""Those that import other packages are in files of their own."""
+
+
 def main(scenario: str, arguments: dict[str, Any]) -> None:
     torch.set_num_threads(1)
+    for name, module in SCENARIOS_OF.items():
+        if scenario in module:
+            globals()[scenario] = getattr(importlib.import_module(name), scenario)
+    global FOLDER
     store, folder = arguments.pop("store"), arguments.pop("folder")
-    if scenario == "updates":
+    FOLDER = folder
+    if scenario in ("updates", "zoo"):
         arguments["folder"] = folder
-    never_comes = arguments.get("how") == "hangs" or arguments.get("point") == POINTS[0]
+    never_comes = arguments.get("how") in ("hangs", "is killed") or arguments.get("point") == POINTS[0]
     with joined(store, SHORT_S if never_comes else TIMEOUT_S):
         print(json.dumps(globals()[scenario](**arguments)), flush=True)
     if scenario in ("failure", "finding"):

@@ -33,8 +33,11 @@ class Told:
     def __init__(self) -> None:
         self.optimizer = Optimizer(nn.Linear(1, 1).parameters())
         self.events: list[str] = []
+        self.failures: list[Exception] = []
         names = ("start", "prepare", "finish", "abandon")
-        self.hooks = StepHooks(self.optimizer, **{name: self._note(name) for name in names})
+        self.hooks = StepHooks(
+            self.optimizer, failed=self.failures.append, **{name: self._note(name) for name in names}
+        )
 
     def _note(self, name: str) -> Any:
         return lambda: self.events.append(name)
@@ -240,3 +243,18 @@ def test_a_disabled_grad_scaler_is_an_ordinary_loop() -> None:
         scaler.step(training.optimizer)
         scaler.update()
     assert training.session.steps == 3
+
+
+@pytest.mark.parametrize("part", ["_start", "_prepare", "_finish", "closure"])
+def test_whatever_raises_in_a_step_is_told_and_raised_on(part: str) -> None:
+    told = Told()
+    told.optimizer.calls_parent = True
+
+    def fail() -> None:
+        raise ArithmeticError(part)
+
+    if part != "closure":
+        setattr(told.hooks, part, fail)
+    with pytest.raises(ArithmeticError, match=part) as raised:
+        told.optimizer.step(fail if part == "closure" else None)
+    assert told.failures == [raised.value]

@@ -35,12 +35,14 @@ from hushgrad.extras import needs_extra
 from hushgrad.integrations.incompatible import WIDE_ENOUGH, refuse
 from hushgrad.integrations.own_loop import Batches, attach, plan
 from hushgrad.privacy import Privacy
+from hushgrad.sampling.records import Share
 from hushgrad.session.checkpoint import Stateful, has_groups, load_holders, require_same_model
 from hushgrad.session.same_optimizer import require_same_optimizer
 from hushgrad.session.session import Session
 
 with needs_extra("lightning", "hushgrad.integrations.fabric"):
     from lightning.fabric import Fabric
+    from lightning.fabric.strategies.ddp import DDPStrategy
     from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 
 _RECEIPT = "hushgrad"
@@ -63,10 +65,11 @@ def prepare(
     every backward but Fabric's own: `fabric.autocast()` is written around its forward.
 
     Args:
-        fabric: of one device, without float16.
+        fabric: of one device, or of several with strategy="ddp"; without float16.
         model: in training mode, not set up.
         optimizer: over all of the model's trainable parameters, not set up.
-        data_loader: an ordinary DataLoader, not set up; its batch size is B.
+        data_loader: an ordinary DataLoader, not set up; its batch size is B, and of several processes that of each
+            of them, as everywhere in Fabric.
         privacy: the clip norm, and ε or the noise.
         epochs: how many passes are planned; a pass is len(data_loader) steps.
         max_physical_batch_size: the most records in one item; None for all.
@@ -78,7 +81,7 @@ def prepare(
         IncompatibleFrameworkError: Fabric does what private training cannot bear.
     """
     _require_fit(fabric)
-    planned = plan(privacy, data_loader, epochs)
+    planned = plan(privacy, data_loader, epochs, Share(fabric.global_rank, fabric.world_size))
     _, prepared_optimizer = fabric.setup(model, optimizer)
     precision = fabric.strategy.precision
     session, batches = attach(
@@ -165,9 +168,12 @@ def _without_receipt(state: dict[str, Any]) -> dict[str, Any]:
 
 def _require_fit(fabric: Fabric) -> None:
     problems = []
-    if fabric.world_size != 1 or not isinstance(fabric.strategy, SingleDeviceStrategy):
+    if not isinstance(fabric.strategy, SingleDeviceStrategy) and type(fabric.strategy) is not DDPStrategy:
         problems.append(
-            ("there are several processes or devices, or a strategy for them", "Use Fabric(devices=1, strategy='auto')")
+            (
+                f"its strategy is {type(fabric.strategy).__name__}, which splits the model or trains it in its own way",
+                "Use Fabric(strategy='ddp') for several processes, or Fabric(devices=1, strategy='auto')",
+            )
         )
     if str(fabric.strategy.precision.precision) not in WIDE_ENOUGH:
         problems.append(

@@ -105,6 +105,8 @@ class PrivateTraining(Callback):
     def batches(self, data_loader: Any) -> Batches:
         """Return what `fit` takes in the place of an ordinary DataLoader; its batch size is B.
 
+        With strategy="ddp" its batch size is that of one process, as everywhere in Lightning.
+
         Raises what `hushgrad.sampling.torch_loader.read_data_loader` raises.
         """
         self._batches = Batches(data_loader, self._first_items)

@@ -24,7 +24,7 @@ with needs_extra("lightning", "hushgrad.integrations.lightning"):
     )
     from lightning.pytorch.loggers import CSVLogger
     from lightning.pytorch.profilers import PassThroughProfiler
-    from lightning.pytorch.strategies import SingleDeviceStrategy
+    from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 _Wrong = Callable[[Any, Any], bool]
 
@@ -78,9 +78,11 @@ _CHECKS: tuple[tuple[_Wrong, str, str], ...] = (
         "Use precision='bf16-mixed', 'bf16-true' or '32-true'",
     ),
     (
-        lambda trainer, module: trainer.world_size != 1 or not isinstance(trainer.strategy, SingleDeviceStrategy),
-        "there are several processes or devices, or a strategy for them",
-        "Use Trainer(devices=1, strategy='auto')",
+        lambda trainer, module: (
+            type(trainer.strategy) is not DDPStrategy and not isinstance(trainer.strategy, SingleDeviceStrategy)
+        ),
+        "its strategy splits the model, or trains it in a way of its own",
+        "Use strategy='ddp' for several processes, or Trainer(devices=1, strategy='auto')",
     ),
     (
         lambda trainer, module: bool(trainer.overfit_batches),

@@ -6,15 +6,22 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hushgrad.sampling.torch_loader import read_data_loader
+from hushgrad.parallel.world import processes, rank
+from hushgrad.sampling.records import Share
+from hushgrad.sampling.torch_loader import DataLoaderReading, for_each_process, read_data_loader
 
 
 class Batches:
     """What `fit` reads in the place of a DataLoader: `len()` logical batches, of each its first item."""
 
     def __init__(self, data_loader: Any, first_items: Callable[[], Iterator[Any]]) -> None:
-        self.reading = read_data_loader(data_loader)
+        self._reading = read_data_loader(data_loader)
         self._first_items = first_items
+
+    @property
+    def reading(self) -> DataLoaderReading:
+        """What the DataLoader says, once Lightning has begun its processes: its batch size is that of one of them."""
+        return for_each_process(self._reading, Share(rank(), processes()))
 
     def __len__(self) -> int:
         return self.reading.steps

@@ -9,6 +9,8 @@ from typing import Any
 from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.errors import CheckpointError
 from hushgrad.integrations.used_ledger import require_unused
+from hushgrad.parallel.messages import told_by_first
+from hushgrad.parallel.world import join_world
 from hushgrad.privacy import Privacy
 
 
@@ -44,16 +46,16 @@ def receipt_of(trainer: Any, privacy: Privacy, state_key: str) -> Receipt | None
             "fit, which is then called without ckpt_path",
         )
     receipt = Receipt.from_state(state)
-    receipt.steps_of(ledger_of(trainer, privacy))
+    told_by_first(join_world(), "look at a receipt", lambda: receipt.steps_of(ledger_of(trainer, privacy)))
     return receipt
 
 
 def require_new(trainer: Any, privacy: Privacy) -> None:
     """Refuse a fit that begins anew beside the ledger of an earlier one. Raises `ProtocolError`."""
-    require_unused(
-        ledger_of(trainer, privacy),
-        privacy,
-        where="Lightning",
-        resume="trainer.fit(..., ckpt_path=...), or without a checkpoint with PrivateTraining(..., may_restart=True)",
-        folder="a default_root_dir",
-    )
+    resume = "trainer.fit(..., ckpt_path=...), or without a checkpoint with PrivateTraining(..., may_restart=True)"
+
+    def look() -> None:
+        ledger = ledger_of(trainer, privacy)
+        require_unused(ledger, privacy, where="Lightning", resume=resume, folder="a default_root_dir")
+
+    told_by_first(join_world(), "look at the ledger", look)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hushgrad.accounting.conditions import Condition, from_note
-from hushgrad.errors import DesyncError, PeerFailedError
+from hushgrad.errors import DesyncError
 from hushgrad.parallel.messages import digest_of, exchanged, tell_failure
 from hushgrad.parallel.replicas import digest
 from hushgrad.parallel.shards import Shards
@@ -67,8 +67,6 @@ def together(
         return
     try:
         yield
-    except PeerFailedError:
-        raise  # nobody is left to tell
     except Exception as error:
         tell_failure(world, error, **({} if more_of is None else more_of(error)))
         raise
@@ -101,13 +99,17 @@ def require_equal_copies(world: World, parameters: Iterable[Tensor]) -> None:
                 )
 
 
-def conditions_of_all(world: World, own: Sequence[Condition]) -> list[Condition]:
-    """Return the conditions that any process found, in the order of ranks, each once; all have to call it."""
+def conditions_of_all(world: World, own: Sequence[Condition], number: int = 0) -> tuple[list[Condition], bool]:
+    """Return the conditions that any process found, in the order of ranks, each once; all have to call it.
+
+    Also whether all gave the same `number`, at most 2**56.
+    """
     if world.is_alone:
-        return list(own)
-    everybody = exchanged(world, "conditions", [condition.as_note() for condition in own] or None)
+        return list(own), True
+    everybody = exchanged(world, "conditions", [condition.as_note() for condition in own] or None, number)
     found = (from_note(note) for _, notes in everybody for note in notes or ())
-    return list(dict.fromkeys(condition for condition in found if condition is not None))
+    conditions = list(dict.fromkeys(condition for condition in found if condition is not None))
+    return conditions, len({number for number, _ in everybody}) == 1
 
 
 def _differing(world: World, call: str, known: Mapping[str, Any]) -> DesyncError:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +33,8 @@ SAME_CALLS = (
     "Make the same calls in every process: make_private, every item and step, discard, checkpoints, and passes over "
     "the loader"
 )
+TOLD = "The other processes were told of it, and go no further with this either."
+"""The note on an error that all of them know."""
 _NAME = 64
 
 
@@ -49,10 +52,10 @@ def exchanged(world: World, call: str, message: Any = None, number: int = 0, *, 
         DesyncError: another process came to another call.
     """
     text = b"" if message is None else json.dumps(message).encode()
-    header = torch.zeros(world.size, 4, dtype=torch.int64)
-    header[world.rank] = torch.tensor([digest_of(call), len(text), number, int(has_failed)])
-    _reached(lambda: dist.all_reduce(header, group=world.control))
-    table: list[list[int]] = header.tolist()
+    header = torch.tensor([digest_of(call), len(text), number, int(has_failed)])
+    rows = [torch.zeros_like(header) for _ in range(world.size)]
+    _reached(lambda: dist.all_gather(rows, header, group=world.control))
+    table: list[list[int]] = [row.tolist() for row in rows]
     failed = [rank for rank, row in enumerate(table) if row[3]]
     calls = {row[0] for row in table}
     if not failed and len(calls) > 1:
@@ -91,6 +94,7 @@ def told_by_first(world: World, call: str, message: Callable[[], T]) -> T:
             said = {"error": described(error)}
     told: dict[str, Any] = exchanged(world, call, said)[0][1]
     if failure is not None:
+        failure.add_note(TOLD)
         raise failure
     if "error" in told:
         raise _raised_by_first(told["error"])
@@ -110,9 +114,17 @@ def agreed_stream(world: World, own: KeyStream) -> KeyStream:
 
 
 def tell_failure(world: World, error: BaseException, **more: Any) -> None:
-    """Tell the others, at whatever call they are or come to, that this process goes no further."""
-    if not world.is_alone:
+    """Tell the others, at whatever call they are or come to, that this process goes no further; each error once."""
+    if world.is_alone or is_known_to_all(error):
+        return
+    error.add_note(TOLD)
+    with suppress(PeerFailedError):  # nobody is left to tell, and the error itself is what must be heard
         exchanged(world, "failure", {**described(error), **more}, has_failed=True)
+
+
+def is_known_to_all(error: BaseException) -> bool:
+    """Return whether the other processes were told of an error, or raise it, too."""
+    return isinstance(error, PeerFailedError | DesyncError) or TOLD in getattr(error, "__notes__", ())
 
 
 def described(error: BaseException) -> dict[str, Any]:
@@ -155,7 +167,9 @@ def _raised_by_first(error: dict[str, Any]) -> HushgradError:
     """Return the error that the first process raised: of the same kind where it is one of ours."""
     kind = getattr(errors, error["kind"], None)
     if isinstance(kind, type) and issubclass(kind, HushgradError):
-        return kind(error["what"], where=error["where"], cure=error["cure"])
+        raised: HushgradError = kind(error["what"], where=error["where"], cure=error["cure"])
+        raised.add_note(TOLD)
+        return raised
     return _failed(0, error)
 
 
@@ -164,6 +178,11 @@ def _reached(message: Callable[[], Any]) -> None:
     try:
         message()
     except RuntimeError as error:
-        raise PeerFailedError(
-            f"the other processes could not be reached ({type(error).__name__})", where="torch.distributed", cure=LOST
-        ) from error
+        raise unreachable(f"the other processes could not be reached ({type(error).__name__})") from error
+
+
+def unreachable(what: str) -> PeerFailedError:
+    """Return the error of a process that reaches the others no more."""
+    failure = PeerFailedError(what, where="torch.distributed", cure=LOST)
+    failure.is_last = True
+    return failure

@@ -18,9 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hushgrad.errors import PeerFailedError
-from hushgrad.parallel.messages import LOST
-from hushgrad.parallel.reduction import add_up, own_slice
+from hushgrad.parallel.messages import unreachable
+from hushgrad.parallel.reduction import all_reduced, own_slice
 from hushgrad.parallel.world import ALONE, World
 from hushgrad.torch_sharding import is_distributed, like, local_part, whole
 
@@ -79,22 +78,6 @@ class Shards:
         """
         return own_slice(self.copies, rows[self.place])
 
-    def exchanged(self, rows: Tensor) -> Tensor:
-        """Return `[L]`: the sum over all processes of the row that is this process's.
-
-        Raises `PeerFailedError` where a process is gone.
-        """
-        own = rows[0]
-        if self.count > 1:
-            own = torch.empty_like(rows[self.place])
-            try:
-                _reduce_scatter(own, rows.view(-1), group=self.group)
-            except RuntimeError as error:
-                raise _gone(error) from error
-        if not self.copies.is_alone:
-            add_up(self.copies, [own])
-        return own
-
     def taken_apart(self, own: Tensor, totals: Sequence[Tensor]) -> list[Tensor]:
         """Return this process's part of each total, in its shape, from the values one after another."""
         found, start = [], 0
@@ -127,7 +110,7 @@ def put_together(world: World, state: Any) -> Any:
         try:
             found = whole(state.detach())
         except RuntimeError as error:
-            raise _gone(error) from error
+            raise unreachable(f"a sharded tensor could not be put together ({type(error).__name__})") from error
         return found.cpu() if world.is_first else None
     if isinstance(state, dict):
         return {name: put_together(world, part) for name, part in state.items()}
@@ -136,10 +119,23 @@ def put_together(world: World, state: Any) -> Any:
     return state
 
 
-def _gone(error: RuntimeError) -> PeerFailedError:
-    return PeerFailedError(
-        f"the sums could not be added up ({type(error).__name__})", where="torch.distributed", cure=LOST
-    )
+class Exchange:
+    """The exchange of one process's rows for `own`, `[L]`: the sum over all processes of the row that is its own."""
+
+    def __init__(self, split: Shards, rows: Tensor) -> None:
+        self._split, self._rows, self._work = split, rows, None
+        self.own = rows[0]
+        if split.count > 1:
+            self.own = torch.empty_like(rows[split.place])
+            self._work = _reduce_scatter(self.own, rows.view(-1), group=split.group, async_op=True)
+
+    def wait(self) -> None:
+        """Return when it has come from all others."""
+        if self._work is not None:
+            self._work.wait()
+        work = all_reduced(self._split.copies, self.own)
+        if work is not None:
+            work.wait()
 
 
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor

@@ -46,6 +46,11 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Return the number of this process among them, from 0."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
 def join_world() -> World:
     """Return the world of this process. With several processes, all of them have to call it.
 
@@ -64,7 +69,7 @@ def join_world() -> World:
                 where="torch.distributed",
                 cure="Start all processes again, each with the same program: every one of them makes the model private",
             ) from error
-        known = _joined["world"] = World(dist.get_rank(), dist.get_world_size(), control, dist.group.WORLD)
+        known = _joined["world"] = World(rank(), processes(), control, dist.group.WORLD)
     return known
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hushgrad.capture.uses import UsePool
-from hushgrad.errors import BatchStructureError, HushgradError, LossShapeError, PeerFailedError, ProtocolError
+from hushgrad.errors import BatchStructureError, HushgradError, LossShapeError, ProtocolError
 from hushgrad.guards.probing.widths import Drawn
-from hushgrad.parallel.messages import tell_failure
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.session.loop import Loop
 from hushgrad.session.open_batch import OpenBatch
 from hushgrad.session.order import ObservedOrder
+from hushgrad.session.others import Others
 from hushgrad.session.own_backward import OwnBackward
 from hushgrad.session.parts import Parts
 from hushgrad.session.scalar import expecting
@@ -29,10 +28,11 @@ class ObservedLoop(Loop):
     Args:
         parts: those of the session.
         require_open: raises where the session was closed.
+        others: the other processes, which wait for this one's items.
     """
 
-    def __init__(self, parts: Parts, require_open: Callable[[], None]) -> None:
-        self._parts = parts
+    def __init__(self, parts: Parts, require_open: Callable[[], None], others: Others) -> None:
+        self._parts, self._others = parts, others
         self._require_open = require_open
         self.dataset: Any = None
         """What the loader reads, once there is one."""
@@ -74,12 +74,17 @@ class ObservedLoop(Loop):
 
     def before_draw(self) -> None:
         """Refuse to read on before the loop has finished with the last item."""
-        self._require_open()
-        self._order.before_draw()
-        self._parts.probe.before_draw(self.collate_fn, self.dataset)
+        with self._others.telling():
+            self._require_open()
+            self._order.before_draw()
+            self._parts.probe.before_draw(self.collate_fn, self.dataset)
 
     def begin(self, batch: PhysicalBatch, item: Any) -> None:
         """Take note of the item that the loop is about to get."""
+        with self._others.telling():
+            self._begin(batch, item)
+
+    def _begin(self, batch: PhysicalBatch, item: Any) -> None:
         parts = self._parts
         parts.batch_comes()
         parts.update.clear()
@@ -101,7 +106,7 @@ class ObservedLoop(Loop):
         except HushgradError:
             raise  # refused, and asked again it is refused again
         except BaseException:
-            self.lost(batch)
+            self._lose(batch)
             raise
         self._order.begin(batch)
         if batch.first:
@@ -122,20 +127,19 @@ class ObservedLoop(Loop):
 
         The loop cannot read on until it says that it drops the batch: else one record would decide how many steps run.
         """
+        self._lose(batch)
+        # The others wait for this item, and the first one leaves in the ledger that a batch is dropped.
+        self._others.failed(
+            BatchStructureError(
+                "records of its batch could not be read or collated",
+                cure="Let the dataset return a constant record where one cannot be read, and mend collate_fn",
+            )
+        )
+
+    def _lose(self, batch: PhysicalBatch) -> None:
         self._order.lose()
         if batch.first:  # a later item's is open, and `discard` counts it
             self._parts.spending.discard()
-        self._tell_of_the_lost()
-
-    def _tell_of_the_lost(self) -> None:
-        """Tell the other processes, which wait for this item, and leave with the first one that a batch is dropped."""
-        notes = [condition.as_note() for condition in self._parts.spending.untold([])]
-        error = BatchStructureError(
-            "records of its batch could not be read or collated",
-            cure="Let the dataset return a constant record where one cannot be read, and mend collate_fn",
-        )
-        with suppress(PeerFailedError):  # what could not be read is raised
-            tell_failure(self._parts.world, error, conditions=notes)
 
     # What the training loop does -------------------------------------------------------------------------------------
 

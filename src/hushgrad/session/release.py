@@ -5,21 +5,26 @@ Terms of parameters alone come last. Their gradients are computed before the cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from hushgrad.accounting.conditions import NEVER_EXAMINED, VALUES_READ, Condition
 from hushgrad.errors import LedgerError, NoiseMismatchError, TakenOnTrustError
 from hushgrad.parallel.agreement import conditions_of_all, require_equal_copies, together
-from hushgrad.parallel.replicas import EVERY, SAMPLE, digest
+from hushgrad.parallel.messages import digest_of
+from hushgrad.parallel.replicas import digest, due, is_whole, require_near
 from hushgrad.session.parts import Parts
-from hushgrad.torch_sharding import is_distributed
 
 NOISE, SENSITIVITY = "noise monitor", "sensitivity monitor"
 
 
-def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condition]]) -> None:
+def release(
+    parts: Parts,
+    loader_pass: int,
+    trusted: Callable[[], Iterable[Condition]],
+    more_of: Callable[[Exception], dict[str, Any]],
+) -> None:
     """Charge one step, then write the noised update to `.grad`.
 
     Guarantee: an update happens only after its charge is recorded.
@@ -28,26 +33,19 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
         parts: those of the session.
         loader_pass: the number of the pass over the loader.
         trusted: says what the run has taken on trust so far.
+        more_of: what other processes should know of an error of this one's, besides what it says.
     """
     update, spending = parts.update, parts.spending
     try:
-        with together(parts.world, "release", _state_of(parts)):
+        with together(parts.world, "release", _state_of(parts), more_of=more_of):
             spending.require_step()
             _require_established(parts)
             mechanism = spending.current()
             terms = parts.regularizers.gradients()
-        if spending.steps % EVERY == 0:
-            require_equal_copies(parts.world, parts.parameters.values())
-        conditions = conditions_of_all(parts.world, spending.untold(trusted()))
-
-        def notes() -> None:
-            spending.note(NOISE, update.monitor.finding_due())
-            spending.trust(conditions)
-
-        spending.charge(loader_pass, notes)
-        if not parts.world.is_first:
-            spending.trust(conditions)
+        conditions = _agreed(parts, spending.untold(trusted()))
+        spending.trust(conditions)
         spending.all_were_told()
+        spending.charge(loader_pass, lambda: spending.note(NOISE, update.monitor.finding_due()))
     except BaseException:
         update.drop()
         raise
@@ -59,7 +57,7 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
             note_noise(parts)
         raise
     try:
-        with together(parts.world, "look of the monitors", {}):
+        with together(parts.world, "look of the monitors", {}, more_of=more_of):
             parts.monitors.see(update.number - 1, mechanism, update.parameters)
             update.add_terms(terms)
     except BaseException:
@@ -71,18 +69,26 @@ def release(parts: Parts, loader_pass: int, trusted: Callable[[], Iterable[Condi
 
 def _state_of(parts: Parts) -> dict[str, Any]:
     """Return what all processes must have in common at a step, as JSON; of a single process nothing."""
+    if parts.world.is_alone:
+        return {}
+    return {"number of steps": parts.spending.steps, "regularizers": parts.regularizers.weights}
+
+
+def _agreed(parts: Parts, own: Sequence[Condition]) -> list[Condition]:
+    """Return the conditions of all processes, whose replicas are the same or become the same.
+
+    Raises `DesyncError` where a replica is another one.
+    """
     world, steps = parts.world, parts.spending.steps
     if world.is_alone:
-        return {}
-    state: dict[str, Any] = {"number of steps": steps, "regularizers": parts.regularizers.weights}
-    if steps % EVERY == 0:
-        state["values of the weights"] = digest(parts.parameters.values())
-    else:  # one of them in each step, so that most differences show soon
-        name = list(parts.parameters)[steps % len(parts.parameters)]
-        parameter = parts.parameters[name]
-        if not is_distributed(parameter):
-            state[f"values of {name}"] = digest([parameter.detach().reshape(-1)[:SAMPLE]])
-    return state
+        return list(own)
+    compared = due(parts.parameters, steps)
+    conditions, is_same = conditions_of_all(world, own, digest_of(digest(compared.values())))
+    if not is_same:
+        require_near(world, steps, compared, takes_over=is_whole(steps))
+    if is_whole(steps):
+        require_equal_copies(world, parts.parameters.values())
+    return conditions
 
 
 def _require_established(parts: Parts) -> None:

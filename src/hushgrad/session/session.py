@@ -22,7 +22,6 @@ from hushgrad.accounting.conditions import (
     ROUNDED_TOGETHER,
     STREAM,
     Condition,
-    from_note,
     third_party,
 )
 from hushgrad.accounting.events.event import Event
@@ -35,7 +34,6 @@ from hushgrad.errors import (
     ClosedSessionError,
     HushgradError,
     LedgerError,
-    PeerFailedError,
     ProtocolError,
     UnsupportedModelError,
 )
@@ -45,8 +43,8 @@ from hushgrad.guards.probing.probe import ProbeReport
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import Mechanism
 from hushgrad.parallel.agreement import require_agreement, together
-from hushgrad.parallel.messages import tell_failure, told_by_first
-from hushgrad.parallel.replicas import digest, options_of, state_digest
+from hushgrad.parallel.messages import told_by_first
+from hushgrad.parallel.replicas import digest, state_digest
 from hushgrad.parallel.shards import put_together
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
@@ -57,6 +55,7 @@ from hushgrad.session.declared import DeclaredLoop
 from hushgrad.session.loaders import loader_of, loader_over
 from hushgrad.session.loop import Loop, require_losses
 from hushgrad.session.observed import ObservedLoop
+from hushgrad.session.others import Others
 from hushgrad.session.parts import Parts
 from hushgrad.session.paused import frozen_for_a_while
 from hushgrad.session.release import note_monitors, note_noise, note_sensitivity, release
@@ -76,8 +75,7 @@ class Session:
         self._model, self._optimizer = model, optimizer
         self._loop: Loop = DeclaredLoop(self._parts)
         self._closed = False
-        self._finding: HushgradError | None = None
-        self._is_in_all = False
+        self._others = Others(parts, optimizer)
         self._at_checkpoint = threading.Lock()
         self._hooks = StepHooks(
             optimizer,
@@ -85,6 +83,7 @@ class Session:
             prepare=self._prepare_step,
             finish=self._finish_step,
             abandon=self._abandon_step,
+            failed=self._others.failed,
         )
         self._parts.probe.on_finding = self._found
         self._parts.members.join(self)
@@ -138,7 +137,7 @@ class Session:
             ProtocolError: out of turn, or without a loader of this session.
         """
         self._require_open()
-        with self._in_all("end of an item"):
+        with self._others.telling(), self._others.in_all("end of an item", self._loop.latest):
             self._loop.end_item()
 
     def per_example(self, criterion: nn.Module | Callable[..., Tensor]) -> PerExampleLoss:
@@ -235,6 +234,8 @@ class Session:
         self._parts.marks.take_away()
         for parameter in self._parts.parameters.values():
             parameter.grad = None
+        if not self._closed:
+            self._others.after_discard()
 
     def _count_open_batch(self) -> None:
         if self._loop.is_open:
@@ -313,7 +314,7 @@ class Session:
             raise ProtocolError(
                 "a session has one loader, made before its first backward", cure="Iterate over that loader again"
             )
-        return ObservedLoop(self._parts, self._require_open)
+        return ObservedLoop(self._parts, self._require_open, self._others)
 
     def _observe(self, loop: ObservedLoop, loader: PrivateLoader | StreamLoader) -> None:
         facts = {
@@ -366,7 +367,7 @@ class Session:
             LedgerError: the ledger is missing, was cut, or is that of another run.
             ProtocolError: inside a logical batch or a step, or beside another checkpoint.
         """
-        with self._between_steps("load a state"):
+        with self._others.telling(), self._between_steps("load a state"):
             return self._parts.spending.lost_since(Receipt.from_state(state))
 
     def save_checkpoint(
@@ -388,7 +389,7 @@ class Session:
             CheckpointError: a value cannot be written without pickle, or the file cannot be written.
             ProtocolError: inside a logical batch or a step, or beside another checkpoint.
         """
-        with self._between_steps("write a checkpoint"):
+        with self._others.telling(), self._between_steps("write a checkpoint"):
             world, model, optimizer = self._parts.world, self._model, self._optimizer
             if self._parts.sharded:
                 with together(world, "beginning of a checkpoint", {}):
@@ -417,7 +418,7 @@ class Session:
             LedgerError: the ledger is missing, was cut, or is that of another run.
             ProtocolError: inside a logical batch or a step, or beside another checkpoint.
         """
-        with self._between_steps("load a checkpoint"):
+        with self._others.telling(), self._between_steps("load a checkpoint"):
             world = self._parts.world
             with together(world, "reading of a checkpoint", {}):
                 checkpoint = Checkpoint.read(path)
@@ -559,56 +560,14 @@ class Session:
     def _prepare_step(self) -> None:
         """End the physical batch in work, and release the noised update where its logical batch is complete."""
         self._require_open()  # a closure came before
-        with self._in_all("step"):
+        with self._others.in_all("step", self._loop.latest):
             self._parts.take_marks()
             loader_pass = self._loop.end_step()
         if loader_pass is None:
             self._parts.frozen.expect_no_update()
             return
-        release(self._parts, loader_pass, self._trusted)
+        release(self._parts, loader_pass, self._trusted, self._others.told_with)
         self.last_step_updated = True
-
-    @contextmanager
-    def _in_all(self, what: str) -> Iterator[None]:
-        """Run something that all processes run, and go on only where it went well in all of them."""
-        world = self._parts.world
-        if world.is_alone:
-            yield
-            return
-        latest = self._loop.latest
-        facts = {
-            "number of steps": self._parts.spending.steps,
-            "item": None if latest is None else [latest.step, latest.first, latest.last],
-            "trained parameters": [name for name, p in self._parts.parameters.items() if p.requires_grad],
-            "options of the optimizer": options_of(self._optimizer),
-        }
-        try:
-            self._is_in_all = True
-            with together(world, what, facts, more_of=self._told_with):
-                yield
-        except PeerFailedError as error:
-            self._heard(error)
-            raise
-        finally:
-            self._is_in_all = False
-
-    def _told_with(self, error: Exception) -> dict[str, Any]:
-        """Return what the other processes have to know beside an error of this one's."""
-        notes = [condition.as_note() for condition in self._parts.spending.untold([])]
-        return {"is_finding": error is self._finding, "conditions": notes}
-
-    def _heard(self, error: PeerFailedError) -> None:
-        """Leave in this process's account what another one found before it failed."""
-        found = (from_note(note) for note in error.conditions)
-        with suppress(LedgerError):
-            self._parts.spending.trust(condition for condition in found if condition is not None)
-        if error.is_finding:
-            self._parts.spending.not_established(error)
-
-    def _failed(self, error: Exception) -> None:
-        """Tell the other processes, wherever they are, that this one goes no further with its item."""
-        if not (self._parts.world.is_alone or self._is_in_all or isinstance(error, PeerFailedError)):
-            tell_failure(self._parts.world, error, **self._told_with(error))
 
     def _finish_step(self) -> None:
         self._parts.update.clear()
@@ -627,7 +586,8 @@ class Session:
     def close(self) -> None:
         """Give back an ordinary model and optimizer, and close the ledger. What was spent can still be read.
 
-        A logical batch that was begun is dropped, and counted as `discard` counts it.
+        A logical batch that was begun is dropped, and counted as `discard` counts it. Of several processes all call it:
+        what each has taken on trust since the last release is then left in the ledger.
         """
         if self._closed:
             return
@@ -644,7 +604,6 @@ class Session:
         self._loop.close()
         parts.update.drop()
         parts.probe.forget()
-        self._is_in_all = True  # nobody waits for what is found now
         with suppress(HushgradError):
             parts.probe.raise_kept_back()
         self._count_open_batch()
@@ -654,6 +613,7 @@ class Session:
                 note_sensitivity(parts)
             note_monitors(parts)
             parts.spending.trust([*self._trusted(), *parts.probe.open_conditions])
+        self._others.at_close()
         parts.spending.close()
 
     def _require_open(self) -> None:
@@ -666,8 +626,9 @@ class Session:
 
         Nothing is released any more. Where no step was charged yet the error is an ordinary refusal.
         """
-        self._finding = error
+        self._others.finding = error
         if self._parts.spending.steps:
             self._parts.members.not_established()
         self._parts.spending.not_established(error)
-        self._failed(error)
+        if not self._closed:  # nobody waits for what is found then
+            self._others.failed(error)

@@ -286,13 +286,33 @@ class Spending:
 
         def charge_first() -> dict[str, Any]:
             notes()
+            self.write_down()
             self._charge(loader_pass)
             assert self._ledger is not None
             return _Told.of(self._ledger).as_message()
 
         said = told_by_first(self._world, "charge", charge_first)
         if not self._world.is_first:
+            self.write_down()
             self._charge(loader_pass)
+            self._told = _Told.from_message(said)
+
+    def settle(self, call: str, *, is_last: bool = False) -> None:
+        """Write down what was taken on trust, and learn in all processes where the ledger stands; all call it.
+
+        Where this `is_last`, what is left of a lease is returned, too.
+        """
+
+        def write_first() -> dict[str, Any]:
+            self.write_down()
+            if is_last:
+                self.close()
+            assert self._ledger is not None
+            return _Told.of(self._ledger).as_message()
+
+        said = told_by_first(self._world, call, write_first)
+        if not self._world.is_first:
+            self.write_down()
             self._told = _Told.from_message(said)
 
     def _charge(self, loader_pass: int) -> None:
@@ -392,9 +412,20 @@ class Spending:
     def trust(self, conditions: Iterable[Condition]) -> None:
         """Leave in the ledger what the run takes on trust, each condition once.
 
+        In several processes it is told by this object at once, and written with the next charge, at the close or where
+        a process fails: so all of them know where the ledger stands.
+
         Raises `LedgerError` where it could not be made durable.
         """
         self._keep(self.unknown(conditions))
+        if self._world.is_alone:
+            self.write_down()
+
+    def write_down(self) -> None:
+        """Leave in the ledger what was taken on trust so far.
+
+        Raises `LedgerError` where it could not be made durable.
+        """
         while self._trusted and self._ledger is not None and self._ledger.is_open:
             self._ledger.note(NOTED_AS, self._trusted.pop(0).as_note())
 
@@ -415,7 +446,7 @@ class Spending:
         """Take note that a logical batch was drawn and dropped before its release."""
         self._keep([discarded(1)])
         with suppress(LedgerError):  # it is told by this object, also where the disk does not hold it
-            self.trust([])
+            self.write_down()
 
     def not_established(self, error: HushgradError) -> None:
         """Take note that steps charged before may have leaked: `error` says what was found.

@@ -20,6 +20,8 @@ from hushgrad.torch_internals import step_pre_hooks_of, witness_of_step
 class StepHooks:
     """Calls `start` when a step begins, `prepare` once before its update, `finish` after it or `abandon` instead.
 
+    `failed` is given what any of these raises, or the closure, and it is raised on.
+
     With `optimizer.step(closure)`, `prepare` comes after the closure, which may be evaluated once.
 
     Guarantee: one call of `optimizer.step()` prepares one update, also where the step calls its parent's.
@@ -33,7 +35,9 @@ class StepHooks:
         prepare: Callable[[], None],
         finish: Callable[[], None],
         abandon: Callable[[], None],
+        failed: Callable[[Exception], None],
     ) -> None:
+        self._failed = failed
         self._start, self._prepare, self._finish, self._abandon = start, prepare, finish, abandon
         self._step: _Step | None = None
         self._optimizer = optimizer
@@ -66,10 +70,10 @@ class StepHooks:
         if self._step is not None and self._step.calls(frame):
             return None  # an optimizer whose step calls its parent's: still the same step
         self._step = _Step(frame)
-        self._start()
+        self._run(self._start)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            self._prepare()
+            self._run(self._prepare)
             return None
         evaluated = self._evaluated_once(closure)
         if len(args) > 1:
@@ -92,12 +96,19 @@ class StepHooks:
             self._prepare()
             return result
 
-        return evaluate
+        return lambda: self._run(evaluate)
+
+    def _run(self, part: Callable[[], Any]) -> Any:
+        try:
+            return part()
+        except Exception as error:
+            self._failed(error)
+            raise
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._step is not None and self._step.address == id(sys._getframe(1)):
             self._step = None
-            self._finish()
+            self._run(self._finish)
 
 
 class _Step:

@@ -16,8 +16,8 @@ from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.mechanism import Mechanism
 from hushgrad.noise.gaussian import Noised
 from hushgrad.parallel.agreement import together
-from hushgrad.parallel.reduction import add_up, own_slice
-from hushgrad.parallel.shards import Shards
+from hushgrad.parallel.reduction import Work, add_up, all_reduced, own_slice
+from hushgrad.parallel.shards import Exchange, Shards
 from hushgrad.parallel.world import ALONE, World
 from hushgrad.randomness import Address, KeyStream
 from hushgrad.session.draws import Draw, draws_of, owners_of_their_memory
@@ -180,29 +180,46 @@ class Update:
 
         Of sums that are split over the processes this process's part is returned.
 
-        Guarantee: nothing leaves a process before all of them have drawn their noise.
+        Guarantee: no sum leaves a process before its own noise is in it, and none is of use where noise is missing.
         """
         world = self._world
-        wholes = [
-            total if is_owner else total.clone(memory_format=torch.contiguous_format)
-            for total, is_owner in zip(sums, owners, strict=True)
-        ]
-        with together(world, "draw of noise", {"step": number}):
+        with together(world, "sums", {"step": number}):  # from here on all wait for each other's
+            wholes = [
+                total if is_owner else total.clone(memory_format=torch.contiguous_format)
+                for total, is_owner in zip(sums, owners, strict=True)
+            ]
             parts = [
                 own_slice(world, whole.view(-1)) if draw.split is None else draw.split.own_part(whole)
                 for draw, whole in zip(draws, wholes, strict=True)
             ]
-            parts = [own for own in parts if own.numel()]
-            noised = self._noised(parts, [False] * len(parts), number, mechanism)
-            for whole in wholes:
-                whole.div_(mechanism.divisor)
-            for own, update in zip(parts, noised, strict=True):
-                own.copy_(update)
-        add_up(world, [whole for draw, whole in zip(draws, wholes, strict=True) if draw.split is None])
-        return [
-            whole if draw.split is None else draw.split.exchanged(whole)
-            for draw, whole in zip(draws, wholes, strict=True)
-        ]
+        drawn: list[Tensor] = []
+        exchanges: dict[int, Exchange] = {}
+
+        def prepare(place: int) -> None:
+            noised = self._noised_slice(parts[place], Address(number, place), mechanism)
+            wholes[place].div_(mechanism.divisor)
+            parts[place].copy_(noised)
+            if noised.numel():
+                drawn.append(noised)
+
+        def hand_over(place: int) -> Work | None:
+            split = draws[place].split
+            if split is None:
+                return all_reduced(world, wholes[place])
+            exchanges[place] = Exchange(split, wholes[place])
+            return exchanges[place]
+
+        with together(world, "draw of noise", {"step": number}):
+            sample = self.monitor.before([own for own in parts if own.numel()])
+            add_up(wholes, prepare, hand_over)
+            self.monitor.after(sample, drawn, mechanism.noise_std, mechanism.divisor)
+        return [exchanges[place].own if place in exchanges else whole for place, whole in enumerate(wholes)]
+
+    def _noised_slice(self, own: Tensor, address: Address, mechanism: Mechanism) -> Tensor:
+        if not own.numel():
+            return own
+        [noised] = mechanism.updates(self._noise, [Noised(own, address, overwrite=False)])
+        return noised
 
     def _total(self, sums: dict[str, Tensor], name: str) -> Tensor:
         parameter, total = self._parameters[name], sums.pop(name, None)
