@@ -19,7 +19,7 @@ SHARED = (
     "checkpoints",
 )
 ACCOUNTING_HALF = ("accounting", "sampling")
-GRADIENT_HALF = ("torch_internals", "clipping", "kernels", "noise", "gradients", "capture")
+GRADIENT_HALF = ("torch_internals", "torch_sharding", "clipping", "kernels", "noise", "gradients", "capture")
 JOINING = (
     "parallel",
     "mechanism",

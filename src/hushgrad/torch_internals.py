@@ -1,8 +1,8 @@
 """Everything hushgrad knows of torch's insides: the first file to open when a new torch breaks something.
 
-No other file names a private part of torch (a test walks the sources). Each entry says what it is for and was read in
-torch 2.13; tests/test_torch_internals.py asks whether each still means what it is taken for. Attribute reads are
-`attrgetter`s, which cost no Python call: some run hundreds of times a step.
+No other file but `torch_sharding` names a private part of torch (a test walks the sources). Each entry says what it is
+for and was read in torch 2.13; tests/test_torch_internals.py asks whether each still means what it is taken for.
+Attribute reads are `attrgetter`s, which cost no Python call: some run hundreds of times a step.
 """
 
 from __future__ import annotations
@@ -127,6 +127,11 @@ def has_backward_hooks(model: nn.Module) -> bool:
 def has_gradient_hooks(tensor: Tensor) -> bool:
     """Return whether a tensor has hooks that see or change its gradient; torch keeps None where it has none."""
     return bool(tensor._backward_hooks) or bool(tensor._post_accumulate_grad_hooks)
+
+
+def gradient_hooks_of(tensor: Tensor) -> list[Any]:
+    """Return the hooks on a tensor that see or change its gradient."""
+    return [*(tensor._backward_hooks or {}).values(), *(tensor._post_accumulate_grad_hooks or {}).values()]
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:

@@ -84,5 +84,7 @@ def test_a_run_of_lightning_killed_at_a_named_point_goes_on_to_its_end_with_a_tr
 def test_a_run_of_lightning_killed_in_any_step_goes_on_to_its_end_with_a_true_account(
     point: str, tmp_path: Path
 ) -> None:
-    for told in found_in_lightning(tmp_path, [f"{point}:{step}" for step in range(STEPS)]).values():
+    # Lightning's forward runs within the optimizer's step: the point before that is the one of the next step.
+    steps = range(STEPS - 1) if point == "before the optimizer's update" else range(STEPS)
+    for told in found_in_lightning(tmp_path, [f"{point}:{step}" for step in steps]).values():
         require_true_account(told)

@@ -79,14 +79,16 @@ def test_a_run_that_was_stopped_goes_on_to_its_end(tmp_path: Path) -> None:
     assert "after 62 steps" in done.stdout
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_one_model_is_trained_in_several_processes(processes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "processes", "steps"),
+    [("several_processes.py", 1, 48), ("several_processes.py", 2, 48), ("sharded_model.py", 2, 36)],
+)
+def test_one_model_is_trained_in_several_processes(script: str, processes: int, steps: int, tmp_path: Path) -> None:
     launch = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     )
-    script = str(EXAMPLES / "several_processes.py")
     done = subprocess.run(
-        [sys.executable, *launch, script, "--out", str(tmp_path)],
+        [sys.executable, *launch, str(EXAMPLES / script), "--out", str(tmp_path)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -94,7 +96,7 @@ def test_one_model_is_trained_in_several_processes(processes: int, tmp_path: Pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "after 48 steps" in done.stdout
+    assert f"after {steps} steps" in done.stdout
     assert "of the test images" in done.stdout
 
 

@@ -27,15 +27,15 @@ class Ended(NamedTuple):
 
 @pytest.fixture
 def in_processes(forked_python: str, tmp_path: Path) -> Callable[..., list[Ended]]:
-    """Run `process_worker.py SCENARIO ARGUMENTS` in so many processes; returns how each ended, by rank."""
+    """Run `WORKER SCENARIO ARGUMENTS` in so many processes; returns how each ended, by rank."""
 
-    def run(count: int, scenario: str, **arguments: Any) -> list[Ended]:
-        worker = Path(__file__).with_name("process_worker.py")
+    def run(count: int, scenario: str, *, worker: str = "process_worker.py", **arguments: Any) -> list[Ended]:
+        program = Path(__file__).with_name(worker)
         place = len(list(tmp_path.glob("store*")))
         told = {"store": str(tmp_path / f"store{place}"), "folder": str(tmp_path), **arguments}
         processes = [
             subprocess.Popen(
-                [forked_python, str(worker), scenario, json.dumps(told)],
+                [forked_python, str(program), scenario, json.dumps(told)],
                 env={**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": str(count)},
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )

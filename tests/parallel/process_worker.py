@@ -361,8 +361,8 @@ def failure(
     watched(update, "add_up", "before the sums are added up", "after the sums were added up")
     add_up = update.add_up
 
-    def looking(world: Any, wholes: list[Tensor], prepare: Any) -> None:
-        add_up(world, wholes, prepare)
+    def looking(wholes: list[Tensor], *how: Any) -> None:
+        add_up(wholes, *how)
         added_up.append(not any(whole.isnan().any() for whole in wholes))
 
     update.add_up = looking

@@ -19,7 +19,8 @@ from hushgrad.errors import InvalidArgumentError, SensitivityMismatchError
 from hushgrad.guards.gradient_marks import shows_nothing
 from hushgrad.guards.monitoring.monitor import NoisedUpdate
 from hushgrad.randomness import KeyStream
-from hushgrad.session.update import SMALL_VALUES, Update, _towards_zero
+from hushgrad.session.draws import SMALL_VALUES
+from hushgrad.session.update import Update, _towards_zero
 
 MECHANISM = DPSGD(
     noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.5), expected_batch_size=8

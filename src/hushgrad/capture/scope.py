@@ -25,7 +25,8 @@ from hushgrad.capture.running import LivingArguments, RunningCall
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError
-from hushgrad.torch_internals import parameters_of, top_mode
+from hushgrad.torch_internals import parameters_of, top_mode, unseen
+from hushgrad.torch_sharding import companions, fully_sharded
 
 # Frames between `RunningCall.is_running` and the code that calls a module (hook, torch's three) or an operator.
 CALLER_OF_MODULE, CALLER_OF_OPERATOR = 6, 3
@@ -88,6 +89,7 @@ class Scope:
             if parameter is not None and parameter.requires_grad
         ]
         self._here = _Here()
+        self._swapped = self._sites_by_part(model)
         self.paused = False
         self.registered: set[str] = set()
         """The names of the operators of others that ran in captured forwards."""
@@ -159,6 +161,8 @@ class Scope:
         if begun is not None:
             if begun.call.is_running(CALLER_OF_MODULE):
                 begun.entered.append(module)
+                if module in self._swapped:
+                    self._look_up_again(module, begun.mode.context)
                 return None
             self.leave_if_stale()
         if self.paused or not torch.is_grad_enabled():
@@ -239,6 +243,27 @@ class Scope:
                 leaves[id(parameter)] = TrackedTensor.of_parameter(name, parameter)
                 held.append(parameter)
         return leaves
+
+    def _sites_by_part(self, model: nn.Module) -> dict[nn.Module, list[Any]]:
+        """Return, for each module whose call has FSDP put whole parameters in place, where these are."""
+        found = {}
+        for part in fully_sharded(model):
+            inside = {id(parameters_of(module)) for other in companions(part) for module in other.modules()}
+            found[part] = [site for site in self._sites if id(site[0]) in inside]
+        return found
+
+    def _look_up_again(self, module: nn.Module, context: ForwardContext) -> None:
+        """Take the parameters that FSDP has just put in place; its own hook on the call runs before ours."""
+        for parameters, key, name in self._swapped[module]:
+            parameter = parameters[key]
+            if parameter is None or id(parameter) in context.leaves:
+                continue
+            with unseen():
+                if not parameter.requires_grad:
+                    continue
+                context.leaves[id(parameter)] = TrackedTensor.of_parameter(name, parameter)
+            context.held.append(parameter)
+            context.axes.forget(parameter)  # FSDP's hook has looked at it
 
     def _exit(self, begun: _Open) -> None:
         self._here.open = None

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from hushgrad.torch_internals import function_of
+from hushgrad.torch_sharding import runs_hooks_of_fsdp
 
 
 def ordinary_gradients(
@@ -33,7 +34,8 @@ def may_run_backwards(outputs: Iterable[Tensor]) -> bool:
     Reentrant checkpointing does. That adds to `.grad` of the parameters it finds, and refuses to run in a backward that
     was asked for the gradients of chosen tensors.
     """
-    return any(function_of(node) is not None for node in _nodes(outputs))
+    functions = (function_of(node) for node in _nodes(outputs))
+    return any(function is not None and not runs_hooks_of_fsdp(function) for function in functions)
 
 
 @contextmanager

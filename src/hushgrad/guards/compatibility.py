@@ -55,7 +55,13 @@ def require_trainable_privately(model: nn.Module, optimizer: Optimizer) -> dict[
 
 
 def require_module(model: nn.Module, argument: str = "module") -> None:
-    """Refuse, as `InvalidArgumentError`, what is not a module."""
+    """Refuse, as `InvalidArgumentError`, what is not a module; as `UnsupportedModelError` a stage of a pipeline."""
+    if type(model).__module__.startswith("torch.distributed.pipelining"):
+        raise UnsupportedModelError(
+            "a stage of a pipeline sees a part of each example's gradient, and a part of the batch at a time",
+            where=argument,
+            cure="Shard the whole model by torch.distributed.fsdp.fully_shard instead",
+        )
     if not isinstance(model, nn.Module):
         raise InvalidArgumentError(
             f"must be a torch.nn.Module, got {type(model).__name__}", where=argument, cure="Pass the model itself"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hushgrad.errors import HushgradError, ProtocolError, UnsupportedOptimizerError
 from hushgrad.torch_internals import version
+from hushgrad.torch_sharding import like, local_part
 
 MOST_MARKS = 128
 """How many parameters are marked; a step of hundreds of small layers would notice more."""
@@ -115,13 +116,14 @@ class GradientMarks:
         self._parameters = {name: trained[name] for name in small or list(trained)[:1]}
         for device, dtype in dict.fromkeys((p.device, p.dtype) for p in self._parameters.values()):
             chosen = {n: p for n, p in self._parameters.items() if (p.device, p.dtype) == (device, dtype)}
-            first, *others = [parameter.numel() for parameter in chosen.values()]
+            first, *others = [local_part(parameter).numel() for parameter in chosen.values()]
             memory = torch.full((first + max(others, default=0),), mark_value(dtype), dtype=dtype, device=device)
             for place, (name, parameter) in enumerate(chosen.items()):
                 # No view, in the eyes of autograd: views forbid some of what zero_grad() does.
                 mark = torch.empty(0, dtype=dtype, device=device)
-                start = first if place else 0
-                self._marks[name] = mark.set_(memory.untyped_storage(), start, parameter.shape)  # type: ignore[call-overload]
+                start, shape = first if place else 0, local_part(parameter).shape
+                mark.set_(memory.untyped_storage(), start, shape)  # type: ignore[call-overload]
+                self._marks[name] = like(parameter, mark)
             self._alone.append(next(iter(chosen)))
             self._memory.append(memory[:MOST_VALUES])
 
@@ -133,9 +135,10 @@ class GradientMarks:
         if any(grad is None for grad in grads.values()):
             return CLEARED
         # Memory that is shared was multiplied once for each mark in it.
-        if any(_is_scaled(grad) for name, grad in grads.items() if grad is not None and name in self._alone):
+        own = {name: local_part(grad) for name, grad in grads.items() if grad is not None}
+        if any(_is_scaled(grad) for name, grad in own.items() if name in self._alone and grad.numel()):
             return SCALED
-        if any(grad is not None and not bool(grad.any()) for grad in grads.values()):
+        if any(grad.numel() and not bool(grad.any()) for grad in own.values()):
             return CLEARED
         return None  # clip_grad_norm_ writes the same values again, and a stray gradient is left to be found as one
 
@@ -163,7 +166,7 @@ def mark_value(dtype: torch.dtype) -> float:
 def shows_nothing(parameter: Tensor) -> bool:
     """Return whether a parameter's `.grad` tells nothing of the data: None, or a mark."""
     grad = parameter.grad
-    return grad is None or bool((grad == mark_value(grad.dtype)).all())
+    return grad is None or bool((local_part(grad) == mark_value(grad.dtype)).all())
 
 
 def _small_ones_first(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:

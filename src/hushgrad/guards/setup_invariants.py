@@ -19,6 +19,7 @@ from hushgrad.errors import ContractChangedError, StrayGradientError, Unsupporte
 from hushgrad.guards.compatibility import require_separate_examples
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.torch_internals import has_gradient_hooks, modules_of, own_parameters, version, versions_of
+from hushgrad.torch_sharding import local_part
 
 EVERY = 64
 """The values of parameters are looked at in one of so many steps without gradients, the first one included."""
@@ -265,7 +266,7 @@ class SetupInvariants:
 
 def sample(parameter: Tensor) -> Tensor:
     """Some values of a parameter: an optimizer that writes to `parameter.data` leaves no mark but these."""
-    return parameter.detach().reshape(-1)[:64].clone()
+    return local_part(parameter).detach().reshape(-1)[:64].clone()
 
 
 def is_same_sample(now: Tensor, before: Tensor) -> bool:

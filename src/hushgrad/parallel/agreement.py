@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from torch import Tensor
 
 from hushgrad.accounting.conditions import Condition, from_note
 from hushgrad.errors import DesyncError
 from hushgrad.parallel.messages import digest_of, exchanged, tell_failure
+from hushgrad.parallel.replicas import digest
+from hushgrad.parallel.shards import Shards
 from hushgrad.parallel.world import World
+from hushgrad.torch_sharding import local_part
 
 
 def require_agreement(world: World, facts: Mapping[str, Any]) -> None:
@@ -69,6 +74,29 @@ def together(
     digest = digest_of(json.dumps(known, sort_keys=True))
     if len({number for number, _ in exchanged(world, call, None, digest)}) > 1:
         raise _differing(world, call, known)
+
+
+def require_equal_copies(world: World, parameters: Iterable[Tensor]) -> None:
+    """Refuse to go on where processes that have the same part of sharded parameters have other values of it.
+
+    All have to call it. Raises `DesyncError`.
+    """
+    own: dict[str, str] = {}
+    splits = [(Shards.of(parameter), parameter) for parameter in parameters]
+    for split in dict.fromkeys(split for split, _ in splits):
+        if split is not None and not split.copies.is_alone:
+            parts = [local_part(parameter) for other, parameter in splits if other == split]
+            own[f"part {split.place} of {split.count} by dimension {split.dim}"] = digest(parts)
+    if not own:
+        return
+    first: dict[str, str] = {}
+    for rank, (_, found) in enumerate(exchanged(world, "copies", own)):
+        for name, value in found.items():
+            if first.setdefault(name, value) != value:
+                raise DesyncError(
+                    f"the copies of a sharded model have other weights: {name} in rank {rank} than in one before it",
+                    cure="Build the model from one seed in every process, and shard it then",
+                )
 
 
 def conditions_of_all(world: World, own: Sequence[Condition], number: int = 0) -> tuple[list[Condition], bool]:

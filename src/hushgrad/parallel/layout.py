@@ -12,6 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from hushgrad.errors import HushgradError, UnsupportedModelError
 from hushgrad.parallel.world import processes
 from hushgrad.torch_internals import has_communication_hooks
+from hushgrad.torch_sharding import fully_sharded, groups_of, is_distributed, options_set
+
+FSDP_1 = "torch.distributed.fsdp.fully_sharded_data_parallel"
+"""The module of FSDP's first kind, which is named and not imported."""
 
 
 def inner_module(model: nn.Module) -> nn.Module:
@@ -29,11 +33,18 @@ def layout_problems(model: nn.Module) -> Iterator[HushgradError]:
                 where=where,
                 cure="Start one process for each device by torchrun, and wrap the model in DistributedDataParallel",
             )
-        elif is_sharded(part):
+        elif is_sharded_by_wrapping(part):
             yield UnsupportedModelError(
-                f"{type(part).__name__} is sharded, and a shard sees only part of an example's gradient",
+                "FullyShardedDataParallel flattens parameters, and a piece of a flat one sees only part of an "
+                "example's gradient",
                 where=where,
-                cure="Train the whole module, plain or in DistributedDataParallel",
+                cure="Shard the model by torch.distributed.fsdp.fully_shard instead",
+            )
+        elif _is_of(part, "deepspeed"):
+            yield UnsupportedModelError(
+                "DeepSpeed's engine reduces and steps by itself, so that nobody could add noise in between",
+                where=where,
+                cure="Shard the model by torch.distributed.fsdp.fully_shard, or wrap it in DistributedDataParallel",
             )
         elif isinstance(part, DistributedDataParallel):
             if part is not model or type(part) is not DistributedDataParallel:
@@ -44,6 +55,57 @@ def layout_problems(model: nn.Module) -> Iterator[HushgradError]:
                 )
             else:
                 yield from _options_refused(part, where)
+
+    yield from _shards_refused(model)
+
+
+def _shards_refused(model: nn.Module) -> Iterator[HushgradError]:
+    """Yield why parameters that lie on several processes cannot be trained."""
+    parts = fully_sharded(model)
+    if parts and inner_module(model) is not model:
+        yield UnsupportedModelError(
+            "a model that fully_shard was called on is inside of DistributedDataParallel",
+            cure="Leave DistributedDataParallel out; for copies of a sharded model call fully_shard with a mesh of two "
+            "dimensions",
+        )
+        return
+    names = {id(part): name for name, part in model.named_modules()}
+    for group in groups_of(parts):
+        for what in options_set(group):
+            yield UnsupportedModelError(
+                f"{what}, so this fully_shard is not supported",
+                where=names.get(id(group.modules[0])) or "the model itself",
+                cure="Call fully_shard(module) with a mesh of all processes, and of its options mp_policy, "
+                "offload_policy and reshard_after_forward=True or False",
+            )
+    sharded = {id(parameter.sharded_param) for group in groups_of(parts) for parameter in group.fsdp_params}
+    for name, parameter in model.named_parameters():
+        if not is_distributed(parameter):
+            continue
+        if id(parameter) not in sharded:
+            yield UnsupportedModelError(
+                "lies on several processes, and not by fully_shard (tensor parallel, distribute_tensor)",
+                where=name,
+                cure="Train it whole (plain, or in DistributedDataParallel), or shard it by fully_shard alone",
+            )
+        elif not _is_of_all(parameter):
+            yield UnsupportedModelError(
+                "is split over a part of the processes, in another order than theirs, or by a mesh that is not (shard) "
+                "or (replicate, shard)",
+                where=name,
+                cure="Call fully_shard with a mesh of all processes: init_device_mesh(device, (processes,)), or of "
+                "two dimensions",
+            )
+
+
+def _is_of_all(parameter: Any) -> bool:
+    kinds = [placement.is_shard() for placement in parameter.placements]
+    rest = [placement for placement in parameter.placements if not placement.is_shard()]
+    is_plain = len(kinds) <= 2 and kinds.count(True) == 1 and all(placement.is_replicate() for placement in rest)
+    mesh = parameter.device_mesh
+    # Torch numbers the processes of a group by their ranks, and takes the parts of a mesh in its own order.
+    in_order = all(mesh.get_local_rank(axis) == dist.get_rank(mesh.get_group(axis)) for axis in range(mesh.ndim))
+    return is_plain and in_order and mesh.size() == processes()
 
 
 def require_layout(model: nn.Module) -> None:
@@ -72,11 +134,16 @@ def _is_part_of_world(group: Any) -> bool:
     return dist.get_world_size(group) != processes()
 
 
-def is_sharded(part: nn.Module) -> bool:
-    """Whether a module is one that FSDP made, of either kind."""
-    return any(base.__module__.startswith("torch.distributed.fsdp") for base in type(part).__mro__)
+def _is_of(part: nn.Module, package: str) -> bool:
+    return any(base.__module__.partition(".")[0] == package for base in type(part).__mro__)
+
+
+def is_sharded_by_wrapping(part: nn.Module) -> bool:
+    """Whether a module is one of FSDP's first kind, which wraps it."""
+    return any(base.__module__ == FSDP_1 for base in type(part).__mro__)
 
 
 def is_replica_or_shard(part: nn.Module) -> bool:
-    """Whether a module is one of torch's wrappers, or one that `fully_shard` made."""
-    return isinstance(part, (nn.DataParallel, DistributedDataParallel)) or is_sharded(part)
+    """Whether a module is one of torch's wrappers, or holds parts that `fully_shard` made."""
+    wrappers = (nn.DataParallel, DistributedDataParallel)
+    return isinstance(part, wrappers) or is_sharded_by_wrapping(part) or bool(fully_sharded(part))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch.distributed as dist
 from torch import Tensor
@@ -29,21 +30,33 @@ def own_slice(world: World, flat: Tensor) -> Tensor:
     return flat[first:last]
 
 
-def add_up(world: World, flats: Sequence[Tensor], prepare: Callable[[int], None]) -> None:
-    """Replace each tensor by the sum of those of all processes: the same bits everywhere.
+class Work(Protocol):
+    """A message that is on its way."""
+
+    def wait(self) -> Any:
+        """Return when it has come."""
+
+
+def all_reduced(world: World, flat: Tensor) -> Work | None:
+    """Begin to replace a tensor by the sum of those of all processes: the same bits everywhere."""
+    return None if world.is_alone else dist.all_reduce(flat, group=world.data, async_op=True)
+
+
+def add_up(flats: Sequence[Tensor], prepare: Callable[[int], None], hand_over: Callable[[int], Work | None]) -> None:
+    """Add up tensors of all processes.
 
     Each is handed over once it was prepared, while the next one is. Where that fails, it and those after it are handed
     over as NaN, so that nobody waits for them and no sum is of use, and the error is raised at the end.
 
     Args:
-        world: several processes.
         flats: contiguous tensors.
         prepare: puts this process's noise into the tensor at a place.
+        hand_over: begins to send it.
 
     Raises `PeerFailedError` where a process is gone.
     """
     failure: Exception | None = None
-    works: list[dist.Work] = []
+    works: list[Work | None] = []
     try:
         for place, flat in enumerate(flats):
             if failure is None:
@@ -53,9 +66,10 @@ def add_up(world: World, flats: Sequence[Tensor], prepare: Callable[[int], None]
                     failure = error
             if failure is not None:
                 flat.fill_(math.nan)
-            works.append(dist.all_reduce(flat, group=world.data, async_op=True))
+            works.append(hand_over(place))
         for work in works:
-            work.wait()
+            if work is not None:
+                work.wait()
     except RuntimeError as error:
         raise unreachable(f"the sums could not be added up ({type(error).__name__})") from error
     if failure is not None:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from hushgrad.errors import DesyncError
 from hushgrad.parallel.messages import exchanged, unreachable
 from hushgrad.parallel.world import World
+from hushgrad.torch_sharding import is_distributed
 
 EVERY = 100
 """Replicas are compared as wholes before the first step, and each time so many steps were taken."""
@@ -27,20 +28,28 @@ SAMPLE = 4096
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """Return a digest of the values of tensors, in their order; equal values on any device have the same one."""
+    """Return a digest of the values of tensors, in their order; equal values on any device have the same one.
+
+    Those that are split over the processes are left out: no two processes have the same part.
+    """
     state = hashlib.sha256()
     for value in tensors:
+        if is_distributed(value):
+            continue
         flat = value.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).cpu()
         state.update(flat.numpy().data)
     return state.hexdigest()
 
 
 def due(parameters: Mapping[str, Tensor], steps: int) -> dict[str, Tensor]:
-    """Return what is compared after so many steps, by name; parts of a parameter are as they lie in memory."""
+    """Return what is compared after so many steps, by name; parts of a parameter are as they lie in memory.
+
+    Of parameters that are split over the processes nothing is: no two of them have the same part.
+    """
     if is_whole(steps):
-        return {name: parameter.detach() for name, parameter in parameters.items()}
+        return {name: parameter.detach() for name, parameter in parameters.items() if not is_distributed(parameter)}
     name = list(parameters)[steps % len(parameters)]  # another one in each step, so that most differences show soon
-    return {name: parameters[name].detach().reshape(-1)[:SAMPLE]}
+    return {} if is_distributed(parameters[name]) else {name: parameters[name].detach().reshape(-1)[:SAMPLE]}
 
 
 def is_whole(steps: int) -> bool:

@@ -18,7 +18,9 @@ from torch.optim import Optimizer
 from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.checkpoints.file import read_checkpoint, write_checkpoint
 from hushgrad.errors import CheckpointError, ProtocolError
+from hushgrad.parallel.shards import split_as
 from hushgrad.session.same_optimizer import names_by_group, require_same_optimizer
+from hushgrad.torch_sharding import is_distributed, placed
 
 
 @runtime_checkable
@@ -54,8 +56,12 @@ def save(
     optimizer: Optimizer,
     schedulers: Sequence[Stateful],
     extra: Any,
+    states: tuple[dict[str, Any], dict[str, Any]] | None = None,
 ) -> None:
-    """Write a checkpoint (see `Session.save_checkpoint`); `receipt` gives that of now."""
+    """Write a checkpoint (see `Session.save_checkpoint`); `receipt` gives that of now.
+
+    `states` are those of model and optimizer, where they are not what these say themselves.
+    """
     at_first = receipt()
 
     def require_no_step_since() -> None:
@@ -70,8 +76,8 @@ def save(
         {
             "receipt": at_first.as_state(),
             "kinds": _kinds(optimizer, schedulers),
-            "model": dict(model.state_dict()),
-            "optimizer": optimizer.state_dict(),
+            "model": dict(model.state_dict() if states is None else states[0]),
+            "optimizer": optimizer.state_dict() if states is None else states[1],
             "parameters": names_by_group(model, optimizer),
             "schedulers": [scheduler.state_dict() for scheduler in schedulers],
             "extra": extra,
@@ -128,8 +134,10 @@ class Checkpoint:
                 cure="Pass schedulers= as save_checkpoint was given them",
             )
         self._require_same_kinds(optimizer, schedulers)
-        load_holders([(optimizer, self.optimizer), *zip(schedulers, self.schedulers, strict=True)])
-        model.load_state_dict(self.model)  # last: it was looked at, so it does not fail
+        load_holders([(optimizer, _split(self.optimizer, optimizer)), *zip(schedulers, self.schedulers, strict=True)])
+        now = model.state_dict()
+        # Last: it was looked at, so it does not fail.
+        model.load_state_dict({name: split_as(now[name], value) for name, value in self.model.items()})
 
     def _require_same_kinds(self, optimizer: Optimizer, schedulers: Sequence[Stateful]) -> None:
         kinds = _kinds(optimizer, schedulers)
@@ -140,6 +148,41 @@ class Checkpoint:
                 where="the checkpoint",
                 cure="Make optimizer and schedulers as they were made when the checkpoint was written",
             )
+
+
+def require_whole_states(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that keeps parts of something else than of its parameters.
+
+    Raises:
+        CheckpointError: of what nobody knows, when it is loaded, how it lies on the processes.
+    """
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and is_distributed(value) and placed(value) != placed(parameter):
+                raise CheckpointError(
+                    f"its state {name!r} lies on the processes in another way than its parameter",
+                    where=type(optimizer).__name__,
+                    cure="Keep model, optimizer and engine.session.state_dict() by torch.distributed.checkpoint",
+                )
+
+
+def _split(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """Return an optimizer's state as it lies on the processes: what has a parameter's shape lies as that does."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not any(map(is_distributed, parameters)) or not isinstance(state.get("state"), dict):
+        return state
+    places = [place for group in state["param_groups"] for place in group["params"]]
+    kept = {
+        place: {
+            name: split_as(parameter, value)
+            if isinstance(value, Tensor) and value.ndim and value.shape == parameter.shape
+            else value
+            for name, value in state["state"][place].items()
+        }
+        for place, parameter in zip(places, parameters, strict=True)
+        if place in state["state"]
+    }
+    return {**state, "state": {**state["state"], **kept}}
 
 
 def require_same_model(state: Mapping[str, Any], model: nn.Module) -> None:

@@ -19,6 +19,7 @@ from hushgrad.session.others import Others
 from hushgrad.session.own_backward import OwnBackward
 from hushgrad.session.parts import Parts
 from hushgrad.session.scalar import expecting
+from hushgrad.torch_sharding import settle
 
 
 class ObservedLoop(Loop):
@@ -88,6 +89,7 @@ class ObservedLoop(Loop):
         parts.batch_comes()
         parts.update.clear()
         parts.marks.take_away()
+        settle(parts.sharded)
         parts.frozen.require_same_parameters()
         parts.spending.require_pass(batch.pass_index)
         drawn = Drawn(
@@ -111,6 +113,7 @@ class ObservedLoop(Loop):
             parts.update.drop()  # of a logical batch whose step was interrupted before its release
         self.close()
         pool = UsePool(parts.plan, on_backward=parts.marks.put)
+        pool.is_sharded = bool(parts.sharded)
         self._batch = OpenBatch(parts, pool, batch.size, len(batch.indices))
         parts.scope.record_into(pool)
         parts.probe.begin_item(batch.size, drawn)

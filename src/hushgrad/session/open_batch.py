@@ -187,12 +187,14 @@ class OpenBatch:
         parts = self._parts
         parts.scope.leave_if_stale()
         parts.public.require_unchanged()
-        if self._drawn:
-            if parts.probe.is_due(self._rows):  # an ordinary gradient is told by its own name, not as a leak
-                parts.frozen.require_no_surprises()
-            # A penalty's part of it does not come from the gradients that the outputs got.
-            is_whole = self._pool.backwards == 1 and not self._pool.is_penalized
-            parts.probe.examine(self._rows, self._pool.gradient_of if is_whole else None)
+        is_due = bool(self._drawn) and parts.probe.is_due(self._rows)
+        if is_due:  # an ordinary gradient is told by its own name, not as a leak
+            parts.frozen.require_no_surprises()
+        with parts.examined(is_due):
+            if self._drawn:
+                # A penalty's part of it does not come from the gradients that the outputs got.
+                is_whole = self._pool.backwards == 1 and not self._pool.is_penalized
+                parts.probe.examine(self._rows, self._pool.gradient_of if is_whole else None)
 
     def add(self, scale: float) -> None:
         """Add the clipped sum of the examples that were drawn to the update.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,6 +18,7 @@ from hushgrad.guards.monitoring.monitor import Monitors
 from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.mechanism import Mechanism
+from hushgrad.parallel.messages import exchanged
 from hushgrad.parallel.world import World
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.records import Share
@@ -24,6 +27,7 @@ from hushgrad.session.members import Members
 from hushgrad.session.regularizers import Regularizers
 from hushgrad.session.spending import Spending
 from hushgrad.session.update import Update
+from hushgrad.torch_sharding import settle, whole_parameters
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +41,7 @@ class Parts:
         world: the processes that train this model together.
         draws: secret bits for drawing records, the same in all of these processes.
         plan: how norms are computed.
+        sharded: the modules that `fully_shard` was called on; none of a model that every process has whole.
         scope: captures the forwards of the model.
         public: tensors that were declared, and are no part of any batch.
         probe: looks for examples that influence each other.
@@ -57,6 +62,7 @@ class Parts:
     world: World
     draws: KeyStream
     plan: Plan
+    sharded: tuple[nn.Module, ...]
     scope: Scope
     public: PublicTensors
     probe: Probe
@@ -80,6 +86,23 @@ class Parts:
         """What is on trust of forwards that select rows and take numbers of the batch out of torch."""
         return (NUMBERS_IN_FORWARD,) if self.scope.decides_by_numbers else ()
 
+    @contextmanager
+    def examined(self, is_due: bool) -> Iterator[None]:
+        """Inside, a model may be run again, if it is to be in this process: in no other one it has to run then, too.
+
+        All processes come here with each item, and where the model is sharded all of them put it together.
+        """
+        if not self.sharded:
+            yield
+            return
+        if not self.world.is_alone:
+            is_due = any(number for number, _ in exchanged(self.world, "examination", number=int(is_due)))
+        if is_due:
+            with whole_parameters(self.sharded):
+                yield
+        else:
+            yield
+
     def batch_comes(self) -> None:
         """A batch is handed out: what is declared from here on may hold its values."""
         self.regularizers.batch_comes()
@@ -88,10 +111,13 @@ class Parts:
     def take_marks(self) -> None:
         """Begin a step or an item: nothing of the last update, and no mark, is left in `.grad`.
 
+        Where a forward has left whole parameters of a sharded model in place, its shards are put back.
+
         Raises:
             ProtocolError: gradients were cleared since the last backward.
             UnsupportedOptimizerError: they were scaled.
         """
+        settle(self.sharded)
         self.update.clear()
         self.marks.require_untouched()
         self.marks.take_away()

@@ -39,7 +39,8 @@ def privatize(
     """Attach a mechanism to a model and its optimizer; both stay the caller's own objects.
 
     In several processes (torchrun), all of them call it with the same values, after
-    `torch.distributed.init_process_group`: the model is plain, or torch's `DistributedDataParallel` around it.
+    `torch.distributed.init_process_group`: the model is plain, torch's `DistributedDataParallel` around it, or one that
+    `fully_shard` was called on.
 
     Args:
         model: in training mode.

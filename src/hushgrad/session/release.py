@@ -11,7 +11,7 @@ from typing import Any
 
 from hushgrad.accounting.conditions import NEVER_EXAMINED, VALUES_READ, Condition
 from hushgrad.errors import LedgerError, NoiseMismatchError, TakenOnTrustError
-from hushgrad.parallel.agreement import conditions_of_all, together
+from hushgrad.parallel.agreement import conditions_of_all, require_equal_copies, together
 from hushgrad.parallel.messages import digest_of
 from hushgrad.parallel.replicas import digest, due, is_whole, require_near
 from hushgrad.session.parts import Parts
@@ -86,6 +86,8 @@ def _agreed(parts: Parts, own: Sequence[Condition]) -> list[Condition]:
     conditions, is_same = conditions_of_all(world, own, digest_of(digest(compared.values())))
     if not is_same:
         require_near(world, steps, compared, takes_over=is_whole(steps))
+    if is_whole(steps):
+        require_equal_copies(world, parts.parameters.values())
     return conditions
 
 

@@ -30,7 +30,13 @@ from hushgrad.accounting.ledger.contract import OBSERVED
 from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.arguments import positive_number
-from hushgrad.errors import ClosedSessionError, HushgradError, LedgerError, ProtocolError
+from hushgrad.errors import (
+    ClosedSessionError,
+    HushgradError,
+    LedgerError,
+    ProtocolError,
+    UnsupportedModelError,
+)
 from hushgrad.guards.monitoring.noise import NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.guards.probing.probe import ProbeReport
@@ -39,11 +45,12 @@ from hushgrad.mechanism import Mechanism
 from hushgrad.parallel.agreement import require_agreement, together
 from hushgrad.parallel.messages import told_by_first
 from hushgrad.parallel.replicas import digest, state_digest
+from hushgrad.parallel.shards import put_together
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.stream import StreamLoader
 from hushgrad.sampling.torch_loader import LoadingOptions
-from hushgrad.session.checkpoint import Checkpoint, Resumed, Stateful, save
+from hushgrad.session.checkpoint import Checkpoint, Resumed, Stateful, require_whole_states, save
 from hushgrad.session.declared import DeclaredLoop
 from hushgrad.session.loaders import loader_of, loader_over
 from hushgrad.session.loop import Loop, require_losses
@@ -53,6 +60,7 @@ from hushgrad.session.parts import Parts
 from hushgrad.session.paused import frozen_for_a_while
 from hushgrad.session.release import note_monitors, note_noise, note_sensitivity, release
 from hushgrad.session.step_hooks import StepHooks
+from hushgrad.torch_sharding import recover, settle
 
 
 class Session:
@@ -174,6 +182,12 @@ class Session:
             ProtocolError: a batch was handed out already, so `fn` may hold its values.
         """
         self._require_open()
+        if self._parts.sharded:
+            raise UnsupportedModelError(
+                "a term of parameters that are split over the processes is not supported",
+                where="session.regularizer",
+                cure="Take the optimizer's weight_decay, or train the model whole, in DistributedDataParallel",
+            )
         self._parts.regularizers.declare(fn, weight)
 
     def public(self, tensor: Tensor) -> Tensor:
@@ -214,6 +228,7 @@ class Session:
         """
         if not self._closed:
             self._count_open_batch()
+        recover(self._parts.sharded)
         self._loop.discard()
         self._parts.update.drop()
         self._parts.marks.take_away()
@@ -231,7 +246,7 @@ class Session:
 
         Inside, its parameters require no gradient: gradients pass through them and nothing is recorded.
         """
-        return frozen_for_a_while(self._parts.parameters.values())
+        return frozen_for_a_while(self._parts.parameters.values(), self._parts.sharded)
 
     # The loader ------------------------------------------------------------------------------------------------------
 
@@ -362,7 +377,8 @@ class Session:
 
         Tensors are in safetensors format, all else is JSON: nothing is pickled. The file is replaced in one step. All
         of it is made from noised updates, and what `extra` holds is the caller's: keep training data out of it.
-        Of several processes the first one writes; all of them call it.
+        Of several processes the first one writes; all of them call it. Of a sharded model every tensor is put together,
+        one at a time, so that the file can be loaded in any number of processes; the first one holds all of it.
 
         Args:
             path: a file; its folder is made where it is missing.
@@ -374,10 +390,18 @@ class Session:
             ProtocolError: inside a logical batch or a step, or beside another checkpoint.
         """
         with self._others.telling(), self._between_steps("write a checkpoint"):
+            world, model, optimizer = self._parts.world, self._model, self._optimizer
+            if self._parts.sharded:
+                with together(world, "beginning of a checkpoint", {}):
+                    states = model.state_dict(), optimizer.state_dict()
+                    require_whole_states(optimizer)
+                states = put_together(world, states)
+            else:
+                states = None
             told_by_first(
-                self._parts.world,
+                world,
                 "writing of a checkpoint",
-                lambda: save(path, self._parts.spending.receipt, self._model, self._optimizer, schedulers, extra),
+                lambda: save(path, self._parts.spending.receipt, model, optimizer, schedulers, extra, states),
             )
 
     def load_checkpoint(self, path: str | os.PathLike[str], *, schedulers: Sequence[Stateful] = ()) -> Resumed:
@@ -424,6 +448,7 @@ class Session:
             raise ProtocolError(
                 f"this would {what} while another one is written or loaded", cure="Do one after the other"
             )
+        settle(self._parts.sharded)
         try:
             yield
         finally:
@@ -546,6 +571,7 @@ class Session:
 
     def _finish_step(self) -> None:
         self._parts.update.clear()
+        settle(self._parts.sharded)  # a hook of the loop's may have run the model inside the step
         self._parts.frozen.require_expected_update()
         self._parts.frozen.require_moved_weights()
         if self.last_step_updated:
@@ -568,6 +594,7 @@ class Session:
         self._closed = True
         parts = self._parts
         parts.scope.detach()
+        recover(parts.sharded)
         self._hooks.remove()
         parts.members.leave()
         if parts.spending.is_open:
@@ -577,6 +604,8 @@ class Session:
         self._loop.close()
         parts.update.drop()
         parts.probe.forget()
+        with suppress(HushgradError):
+            parts.probe.raise_kept_back()
         self._count_open_batch()
         with suppress(LedgerError):  # no ε depends on a note, and what was charged is on disk
             note_noise(parts)
@@ -601,4 +630,5 @@ class Session:
         if self._parts.spending.steps:
             self._parts.members.not_established()
         self._parts.spending.not_established(error)
-        self._others.failed(error)
+        if not self._closed:  # nobody waits for what is found then
+            self._others.failed(error)

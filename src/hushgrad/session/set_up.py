@@ -31,7 +31,7 @@ from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.mechanism import known as noise_kinds
-from hushgrad.parallel.agreement import require_agreement, together
+from hushgrad.parallel.agreement import require_agreement, require_equal_copies, together
 from hushgrad.parallel.layout import inner_module, require_layout
 from hushgrad.parallel.messages import agreed_stream
 from hushgrad.parallel.replicas import digest, options_of, state_digest
@@ -46,6 +46,7 @@ from hushgrad.session.regularizers import Regularizers
 from hushgrad.session.same_optimizer import names_by_group
 from hushgrad.session.spending import Spending
 from hushgrad.session.update import Update
+from hushgrad.torch_sharding import fully_sharded, placed, settle
 
 
 def set_up(
@@ -79,8 +80,10 @@ def set_up(
     try:
         with together(world, "set-up", {}):
             require_module(model)
-            require_layout(model)
             inner = inner_module(model)
+            sharded = fully_sharded(inner)
+            settle(sharded)  # an evaluation before may have left whole parameters in place
+            require_layout(model)
             if not isinstance(mechanism, Mechanism):
                 raise InvalidArgumentError(
                     f"mechanism must be a DPSGD or another Mechanism, got {type(mechanism).__name__}",
@@ -122,6 +125,7 @@ def set_up(
                 world=world,
                 draws=stream,
                 plan=plan,
+                sharded=sharded,
                 scope=scope,
                 public=public,
                 probe=probe,
@@ -137,8 +141,11 @@ def set_up(
             )
         own = parts.draws
         parts = replace(parts, draws=agreed_stream(world, own))
+        if parts.sharded:
+            parts.probe.look_with_others(parts.draws.fork("looks"))
         parts.spending.hear()
         require_agreement(world, _facts(parts, inner, optimizer, own, lease, phase, budget))
+        require_equal_copies(world, inner.parameters())
     except BaseException:
         if parts is not None:
             parts.scope.detach()  # refused for what another process has
@@ -186,7 +193,7 @@ def _facts(
     """Return what all processes must have in common, as JSON; of a single process nothing."""
     if parts.world.is_alone:
         return {}
-    names = [[name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in parts.parameters.items()]
+    names = [[name, list(p.shape), str(p.dtype), p.requires_grad, placed(p)] for name, p in parts.parameters.items()]
     return {
         "version of hushgrad": __version__,
         "version of torch": torch.__version__,

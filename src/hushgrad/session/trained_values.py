@@ -14,6 +14,8 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from hushgrad.torch_sharding import local_part
+
 WATCHED = 8
 """So many parameters of a model are watched, the largest ones."""
 
@@ -33,7 +35,7 @@ class TrainedValues:
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         usable = sorted(filter(_is_usable, parameters), key=lambda parameter: -parameter.numel())[:WATCHED]
         self._watched = [ref(parameter) for parameter in usable]
-        self._shapes = [parameter.shape for parameter in usable]
+        self._shapes = [local_part(parameter).shape for parameter in usable]
         self._initial = [_sample(parameter) for parameter in usable]
         self._noted: list[deque[tuple[int, Tensor]]] = [deque(maxlen=KEPT) for _ in usable]
         self._turn = 0
@@ -63,7 +65,7 @@ class TrainedValues:
         usable = [parameter for parameter in parameters if _is_usable(parameter)]
         for place, shape in enumerate(self._shapes):
             noted = self._noted[place]
-            alike = [parameter for parameter in usable if parameter.shape == shape]
+            alike = [parameter for parameter in usable if local_part(parameter).shape == shape]
             if not noted or not alike:
                 continue
             initial = self._initial[place].cpu()
@@ -77,17 +79,18 @@ class TrainedValues:
 
 
 def _is_usable(parameter: nn.Parameter) -> bool:
+    own = local_part(parameter)
     return (
-        type(parameter.data) is Tensor
+        type(own.data) is Tensor
         and parameter.layout == torch.strided
         and parameter.is_floating_point()
         and parameter.device.type != "meta"
-        and parameter.is_contiguous()
-        and parameter.numel() >= FEWEST
+        and own.is_contiguous()
+        and own.numel() >= FEWEST
     )
 
 
 def _sample(parameter: nn.Parameter) -> Tensor:
     """Return at most `VALUES` values from all over a parameter, in memory of their own."""
-    flat = parameter.detach().view(-1)
+    flat = local_part(parameter).detach().view(-1)
     return flat[:: max(1, flat.numel() // VALUES)][:VALUES].to(torch.float32, copy=True)

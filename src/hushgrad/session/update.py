@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 
 import torch
@@ -17,13 +16,12 @@ from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.mechanism import Mechanism
 from hushgrad.noise.gaussian import Noised
 from hushgrad.parallel.agreement import together
-from hushgrad.parallel.reduction import add_up, own_slice
+from hushgrad.parallel.reduction import Work, add_up, all_reduced, own_slice
+from hushgrad.parallel.shards import Exchange, Shards
 from hushgrad.parallel.world import ALONE, World
 from hushgrad.randomness import Address, KeyStream
-from hushgrad.torch_internals import flattened, unflattened
-
-# Sums up to here are cheaper to copy into one draw of noise than to give a draw of their own.
-SMALL_VALUES = 1 << 16
+from hushgrad.session.draws import Draw, draws_of, owners_of_their_memory
+from hushgrad.torch_sharding import device_of, is_distributed, like, local_part
 
 
 class Update:
@@ -129,21 +127,31 @@ class Update:
     def _hand_out(
         self, parameters: list[nn.Parameter], totals: list[Tensor], number: int, mechanism: Mechanism
     ) -> None:
-        together, alone = _draws(totals)
-        shared = [[totals[place] for place in places] for places in together]
-        flats = [_flattened(parts) for parts in shared]
-        owners = [True] * len(flats) + _sole_owners_of_their_memory([totals[place] for place in alone])
-        sums = [*flats, *(totals[place] for place in alone)]
-        if self._world.is_alone:
+        is_bare = not mechanism.noise_std > 0
+        for parameter, update in zip(parameters, self._updates(parameters, totals, number, mechanism), strict=True):
+            local = local_part(parameter)
+            parameter.grad = like(parameter, _laid_out_as(local, update.to(local.device), is_bare))
+
+    def _updates(
+        self, parameters: Sequence[nn.Parameter], totals: list[Tensor], number: int, mechanism: Mechanism
+    ) -> list[Tensor]:
+        """Return by what each parameter is updated: its part in this process."""
+        draws = draws_of(totals, [Shards.of(parameter) for parameter in parameters])
+        sums = []
+        for draw in draws:
+            sums.append(draw.laid_out(totals))
+            for place in draw.places if draw.split is not None else ():  # its memory can go, its shape is needed
+                totals[place] = totals[place].to("meta")
+        owners = owners_of_their_memory(draws, sums)
+        if self._world.is_alone and all(draw.split is None for draw in draws):
             updates = self._noised(sums, owners, number, mechanism)
         else:
-            updates = self._noised_together(sums, owners, number, mechanism)
-        is_bare = not mechanism.noise_std > 0
-        for places, parts, flat in zip(together, shared, updates, strict=False):
-            for place, update in zip(places, _unflattened(flat, parts), strict=True):
-                parameters[place].grad = _laid_out_as(parameters[place], update, is_bare)
-        for place, update in zip(alone, updates[len(flats) :], strict=True):
-            parameters[place].grad = _laid_out_as(parameters[place], update, is_bare)
+            updates = self._noised_together(draws, sums, owners, number, mechanism)
+        found = list(totals)
+        for draw, update in zip(draws, updates, strict=True):
+            for place, part in zip(draw.places, draw.taken_apart(update, totals), strict=True):
+                found[place] = part
+        return found
 
     def _noised(
         self, sums: Sequence[Tensor], owners: Sequence[bool], number: int, mechanism: Mechanism
@@ -161,32 +169,51 @@ class Update:
         return updates
 
     def _noised_together(
-        self, sums: Sequence[Tensor], owners: Sequence[bool], number: int, mechanism: Mechanism
+        self,
+        draws: Sequence[Draw],
+        sums: Sequence[Tensor],
+        owners: Sequence[bool],
+        number: int,
+        mechanism: Mechanism,
     ) -> Sequence[Tensor]:
-        """Return the same of the sums of all processes: each adds noise to its own slice, then they are added up.
+        """Return the same of the sums of all processes: each adds noise to its own part, then they are added up.
+
+        Of sums that are split over the processes this process's part is returned.
 
         Guarantee: no sum leaves a process before its own noise is in it, and none is of use where noise is missing.
         """
-        with together(self._world, "sums", {"step": number}):  # from here on all wait for each other's
+        world = self._world
+        with together(world, "sums", {"step": number}):  # from here on all wait for each other's
             wholes = [
                 total if is_owner else total.clone(memory_format=torch.contiguous_format)
                 for total, is_owner in zip(sums, owners, strict=True)
             ]
-            slices = [own_slice(self._world, whole.view(-1)) for whole in wholes]
+            parts = [
+                own_slice(world, whole.view(-1)) if draw.split is None else draw.split.own_part(whole)
+                for draw, whole in zip(draws, wholes, strict=True)
+            ]
         drawn: list[Tensor] = []
+        exchanges: dict[int, Exchange] = {}
 
         def prepare(place: int) -> None:
-            noised = self._noised_slice(slices[place], Address(number, place), mechanism)
+            noised = self._noised_slice(parts[place], Address(number, place), mechanism)
             wholes[place].div_(mechanism.divisor)
-            slices[place].copy_(noised)
+            parts[place].copy_(noised)
             if noised.numel():
                 drawn.append(noised)
 
-        with together(self._world, "draw of noise", {"step": number}):
-            sample = self.monitor.before([own for own in slices if own.numel()])
-            add_up(self._world, wholes, prepare)
+        def hand_over(place: int) -> Work | None:
+            split = draws[place].split
+            if split is None:
+                return all_reduced(world, wholes[place])
+            exchanges[place] = Exchange(split, wholes[place])
+            return exchanges[place]
+
+        with together(world, "draw of noise", {"step": number}):
+            sample = self.monitor.before([own for own in parts if own.numel()])
+            add_up(wholes, prepare, hand_over)
             self.monitor.after(sample, drawn, mechanism.noise_std, mechanism.divisor)
-        return wholes
+        return [exchanges[place].own if place in exchanges else whole for place, whole in enumerate(wholes)]
 
     def _noised_slice(self, own: Tensor, address: Address, mechanism: Mechanism) -> Tensor:
         if not own.numel():
@@ -194,10 +221,14 @@ class Update:
         [noised] = mechanism.updates(self._noise, [Noised(own, address, overwrite=False)])
         return noised
 
-    def _total(self, sums: Mapping[str, Tensor], name: str) -> Tensor:
-        total = sums.get(name)
+    def _total(self, sums: dict[str, Tensor], name: str) -> Tensor:
+        parameter, total = self._parameters[name], sums.pop(name, None)
+        if is_distributed(parameter):  # of one dtype in every process, and on the device that it is computed on
+            device, dtype = device_of(parameter), accumulation_dtype(parameter.dtype)
+            if total is None:
+                return torch.zeros(parameter.shape, dtype=dtype, device=device)
+            return total.to(device, dtype)
         if total is None:
-            parameter = self._parameters[name]
             total = torch.zeros_like(
                 parameter, dtype=accumulation_dtype(parameter.dtype), memory_format=torch.contiguous_format
             )
@@ -222,48 +253,3 @@ def _towards_zero(update: Tensor, dtype: torch.dtype) -> Tensor:
     is_larger = rounded.to(update.dtype).abs() > update.abs()
     # Sign and magnitude, of any binary format: the word before is the next value nearer to 0.
     return (rounded.view(torch.int16) - is_larger.to(torch.int16)).view(dtype)
-
-
-def _draws(totals: Sequence[Tensor]) -> tuple[list[list[int]], list[int]]:
-    """Return the places of the totals that share a draw of noise, the small ones of a kind, and of those drawn alone.
-
-    A draw has a fixed cost that is larger than that of a small parameter's noise.
-    """
-    alone: list[int] = []
-    together: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for place, total in enumerate(totals):
-        if total.numel() > SMALL_VALUES:
-            alone.append(place)
-        else:
-            together.setdefault((total.device, total.dtype), []).append(place)
-    return list(together.values()), alone
-
-
-def _flattened(totals: Sequence[Tensor]) -> Tensor:
-    """Return the values of all totals in memory of their own, which noise may overwrite."""
-    if len(totals) == 1:
-        return totals[0].flatten().clone()
-    return flattened(totals)
-
-
-def _unflattened(flat: Tensor, totals: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return consecutive parts of `flat` in the shapes of the totals."""
-    # An empty one comes back without its shape.
-    return [
-        part if part.numel() else part.view_as(total)
-        for part, total in zip(unflattened(flat, totals), totals, strict=True)
-    ]
-
-
-def _sole_owners_of_their_memory(totals: Sequence[Tensor]) -> list[bool]:
-    """Return which totals may be overwritten: contiguous, and all of their memory is theirs alone.
-
-    Writing over them spares fresh memory, each page of which costs a fault. Two parameters that are only ever added
-    to one another have the same sum, which may be one tensor.
-    """
-    storages = [total.untyped_storage() for total in totals]
-    readers = Counter(storage.data_ptr() for storage in storages)
-    return [
-        total.is_contiguous() and storage.nbytes() == total.nbytes and readers[storage.data_ptr()] == 1
-        for total, storage in zip(totals, storages, strict=True)
-    ]

@@ -74,3 +74,19 @@ def test_examples_are_drawn_without_repetition() -> None:
     looks.begin()
     assert sorted(looks.some(7, 9)) == list(range(7))
     assert len(set(looks.some(7, 3))) == 3
+
+
+def test_looks_with_equal_bits_are_at_the_same_batches() -> None:
+    """So a sharded model is put together for all processes at once."""
+    shared = KeyStream.fixed_for_tests(5).fork("looks")
+    found = []
+    for own in (1, 2):
+        looks = Looks(KeyStream.fixed_for_tests(own))
+        looks.draw_from(shared)
+        wanted = []
+        for _ in range(60):
+            looks.begin()
+            wanted.append(looks.wanted)
+        found.append(wanted)
+    assert found[0] == found[1]
+    assert 0 < sum(found[0]) < 60

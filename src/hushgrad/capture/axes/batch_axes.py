@@ -112,6 +112,7 @@ class BatchAxes:
         self._identities = Identities()
         self._divisions: dict[int, Tensor] = {}
         self._lost_by: str | None = None
+        self._blamed: int | None = None  # by whose adoption they were lost
         self._counted: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._put_in_order: str | None = None
         self.batch_size: int | None = None
@@ -142,6 +143,12 @@ class BatchAxes:
         if tensor.dtype in NARROW and tensor.requires_grad:
             self.is_narrow = True
         self._entries[id(tensor)] = (weakref.ref(tensor), location)
+
+    def forget(self, tensor: Tensor) -> None:
+        """Take a tensor for no data: it was seen before it was known what it is."""
+        self._entries.pop(id(tensor), None)
+        if self._blamed == id(tensor):
+            self._lost_by = self._blamed = None
 
     def descends(self, tensor: Tensor) -> bool:
         """Return whether `tensor` descends from the batch."""
@@ -272,6 +279,8 @@ class BatchAxes:
 
     def adopt(self, tensor: Tensor) -> None:
         """Record a tensor that requires gradients and came from nowhere the forward saw: data without an axis."""
+        if self._lost_by is None:
+            self._blamed = id(tensor)
         self._lose(
             tensor,
             "a custom autograd function (hushgrad.register_operator makes it known), a scripted or traced part, or a "

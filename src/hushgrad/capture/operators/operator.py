@@ -72,8 +72,19 @@ class ForwardContext:
         return not self.leaves and not self.anchor.is_accumulating()
 
     def ask(self, gradient: Tensor) -> None:
-        """A gradient by an input was computed so that it can be differentiated again; losses may be made of it."""
+        """A gradient by an input was computed so that it can be differentiated again; losses may be made of it.
+
+        Raises:
+            UncoveredParameterUseError: the model is sharded: parameters would be gone by then.
+        """
         pool, anchor = self.pool, self.anchor
+        if pool.is_sharded:
+            raise UncoveredParameterUseError(
+                "a gradient is to be differentiated again (a gradient penalty, say), and FSDP gives whole parameters "
+                "back before that",
+                where="create_graph=True",
+                cure="Leave the penalty out, or train the model whole, in DistributedDataParallel",
+            )
         pool.asked.append(gradient)
 
         def hook(_: Tensor) -> None:

@@ -34,6 +34,7 @@ from hushgrad.guards.probing.state import State, forked_randomness
 from hushgrad.guards.probing.trees import with_tensors
 from hushgrad.losses import PerExampleLoss
 from hushgrad.torch_internals import BatchNorm
+from hushgrad.torch_sharding import fully_sharded
 
 Criterion = nn.Module | Callable[[Any, Any], Tensor]
 
@@ -79,7 +80,10 @@ def doctor(
         examination = _ModelExamination(model, trainable, criterion, problems, notes)
         examination.run(*_arguments(model, batch, criterion))
     elif batch is not None:
-        notes.append(Finding("", "", "the model was not run: it cannot be, before the problems above are solved"))
+        why = "before the problems above are solved"
+        if fully_sharded(model) and not problems:
+            why = "in one process alone: ask before fully_shard is called"
+        notes.append(Finding("", "", f"the model was not run: it cannot be, {why}"))
     device = next((p.device for p in trainable.values()), torch.device("cpu"))
     plan = Plan.of_device(device)
     return Diagnosis(

@@ -23,7 +23,8 @@ from hushgrad.guards.probing.seeds import Seeds, seeds_left
 from hushgrad.guards.probing.state import State, Structure, forked_randomness, randomness_used
 from hushgrad.guards.probing.trees import Path, copied, detached, tensors_at
 from hushgrad.guards.probing.uncounted_writes import UncountedWrites
-from hushgrad.torch_internals import function_of, has_backward_hooks, has_gradient_hooks, version
+from hushgrad.torch_internals import function_of, gradient_hooks_of, has_backward_hooks, version
+from hushgrad.torch_sharding import is_hook_of_fsdp
 
 SEED = 20_260_101
 
@@ -123,7 +124,7 @@ class Call:
             self.watch = None
         tensors = [tensor for _, tensor in tensors_at(output)]
         self.sums = sums_of(output)
-        self.is_hooked = any(has_gradient_hooks(tensor) for tensor in tensors)
+        self.is_hooked = not all(is_hook_of_fsdp(hook) for tensor in tensors for hook in gradient_hooks_of(tensor))
         self.changes_gradients = (
             self.is_hooked or hangs_hooks or has_backward_hooks(self.module) or any(map(_has_functions, tensors))
         )

@@ -56,6 +56,7 @@ from hushgrad.guards.probing.user_code import (
 )
 from hushgrad.printable import full_name
 from hushgrad.torch_internals import CONTAINERS, REGISTERED, buffers_of, own_parameters, parameters_of
+from hushgrad.torch_sharding import at_rest, is_distributed
 
 DEPTH = 24
 """How deep state is looked for: a step into a container or an object of the user's is one."""
@@ -136,7 +137,8 @@ def kept_by(root: Any, aside: Any = None) -> Kept:
         walk.put_aside(aside)
     modules = dict(root.named_modules()) if isinstance(root, nn.Module) else {}
     walk.modules.update(map(id, modules.values()))
-    walk.parameters.update(map(id, root.parameters() if isinstance(root, nn.Module) else ()))
+    if isinstance(root, nn.Module):
+        walk.parameters.update(map(id, (*root.parameters(), *(parameter for _, parameter in at_rest(root)))))
     for prefix, module in modules.items():
         walk.add_module(tuple(prefix.split(".")) if prefix else (), module)
     if not isinstance(root, nn.Module):
@@ -181,7 +183,7 @@ class _Walk:
             if name not in INTERNAL and name != "training"
         ]
         for name, parameter in parameters_of(module).items():
-            if parameter is not None and parameter.__dict__:
+            if parameter is not None and parameter.__dict__ and not is_distributed(parameter):
                 self._add_parts(("attribute", *names, name), parameter.__dict__, DEPTH)
         for kind in HOOKS:
             if hooks := own.get(kind):

@@ -47,6 +47,10 @@ class Looks:
         self.wanted = False
         """Whether the batch in work is looked at."""
 
+    def draw_from(self, stream: KeyStream) -> None:
+        """Take other secret bits, before the first batch."""
+        self._stream = stream
+
     def stop(self) -> None:
         """Look no more: for benchmarks of an ordinary step."""
         self._stream, self.wanted = None, False

@@ -18,6 +18,7 @@ from torch import nn
 from hushgrad.guards.probing.user_code import OWN, is_users_class
 from hushgrad.printable import full_name
 from hushgrad.torch_internals import CONTAINERS
+from hushgrad.torch_sharding import STATE_CLASS
 
 PATIENCE = 1.0
 """How many seconds are waited, in one look, for what other threads are still computing."""
@@ -43,6 +44,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "threading.Condition": (),
     "threading.Thread": _WORK,
     "torch.utils.data.dataloader.DataLoader": (),
+    STATE_CLASS: (),
 }
 """The attributes that hold values, by class: they are named and not imported, for few programs use them all."""
 

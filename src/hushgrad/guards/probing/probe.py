@@ -62,6 +62,7 @@ from hushgrad.guards.probing.widths import Drawn, telling_rows
 from hushgrad.losses import Arguments
 from hushgrad.randomness import KeyStream
 from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task, will_execute
+from hushgrad.torch_sharding import fully_sharded, without_messages
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,13 @@ class ForwardWatcher(Protocol):
 
 
 class _Told(AbstractContextManager[None]):
-    """Tells of the findings that leave it. One for all uses, some of which are in every step."""
+    """Tells of the findings that leave it. One for all uses, some of which are in every step.
 
-    def __init__(self, tell: Callable[[HushgradError], None]) -> None:
+    Args:
+        tell: returns whether the finding is kept back, and comes later.
+    """
+
+    def __init__(self, tell: Callable[[HushgradError], bool]) -> None:
         self._tell = tell
 
     def __enter__(self) -> None:
@@ -126,10 +131,9 @@ class _Told(AbstractContextManager[None]):
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Tell of a finding, and let it go on."""
-        if isinstance(error, FINDINGS):
-            self._tell(error)
+    ) -> bool:
+        """Tell of a finding, and let it go on unless it is kept back."""
+        return isinstance(error, FINDINGS) and self._tell(error)
 
 
 class Probe:
@@ -157,6 +161,7 @@ class Probe:
         public: PublicTensors | None = None,
     ) -> None:
         self._model = model
+        self._sharded = fully_sharded(model)
         self._parameters = parameters
         self._loss_reduction = loss_reduction
         self._positions = Positions()
@@ -185,6 +190,8 @@ class Probe:
         self._uncompiled: tuple[Callable[..., Any], ...] = (self._entering, self._left)
         self._choose_uncompiled()
         self._is_busy = False
+        self._kept_back: HushgradError | None = None  # of a sharded model, until the end of its item
+        self._is_ending = False
         self._is_told = True  # what the graph of the losses of this batch was asked
         self._forwards, self._call_count = 0.0, 0
         self._look_count, self._look_forwards = 0, 0.0
@@ -349,7 +356,15 @@ class Probe:
         outputs = [tensor for call in calls for _, tensor in tensors_at(call.output)]
         if calls:
             outputs += self._asked  # of a gradient penalty, which comes by no output
-        return require_separate_losses(losses, outputs)
+        with without_messages(self._sharded):
+            return require_separate_losses(losses, outputs)
+
+    def look_with_others(self, stream: KeyStream) -> None:
+        """Look at the batches that other processes look at: secret bits that all of them have.
+
+        Each look at a sharded model has all of them put it together.
+        """
+        self._looks.draw_from(stream)
 
     def stop_looks(self) -> None:
         """Look at no later batch: for benchmarks of an ordinary step, which measure looks by themselves."""
@@ -409,7 +424,7 @@ class Probe:
         self._padded = None
 
     def is_due(self, size: int) -> bool:
-        """Return whether `examine` will run the model again."""
+        """Return whether `examine` will run the model again: where it is sharded, with whole parameters in place."""
         return any(self._is_due(part, size) for part in (*self._calls.whole, *self._calls.in_part))
 
     def examine(self, size: int, recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None) -> None:
@@ -420,6 +435,24 @@ class Probe:
         Raises:
             CrossSampleLeakError, PrivateBufferError: naming the place and the cure.
         """
+        self._is_ending = True
+        try:
+            self.raise_kept_back()
+            self._examine_all(size, recorded)
+        finally:
+            self._is_ending = False
+
+    def raise_kept_back(self) -> None:
+        """Raise what was found of a sharded model in a forward, a loss or a backward.
+
+        There it would have other processes wait for parameters that this one has a part of.
+        """
+        error, self._kept_back = self._kept_back, None
+        if error is not None:
+            self.on_finding(error)
+            raise error
+
+    def _examine_all(self, size: int, recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None) -> None:
         self._scalar_loss.close()
         with self._findings_told():
             self._scalar_loss.doubt(self._programs.examine())
@@ -477,6 +510,7 @@ class Probe:
         # Asked again after a refusal, it is refused again: from the same state.
         self._collate_before, self._collate_is_known = before, False
         runs = CollateRuns(collate_fn, before or State(collate_fn, parameters=False, aside=drawn.dataset))
+        found = None
         with kept_values(drawn.item), runs.begun(), self._findings_told():
             records = [drawn.record(row) for row in telling_rows(drawn, MOST_READ)]
             found = require_separate_rows(runs, records[:RECORDS])
@@ -527,9 +561,13 @@ class Probe:
     def _findings_told(self) -> AbstractContextManager[None]:
         return self._told
 
-    def _tell(self, error: HushgradError) -> None:
+    def _tell(self, error: HushgradError) -> bool:
         self._programs.stop()
+        if self._sharded and not self._is_ending:
+            self._kept_back = self._kept_back or error
+            return True
         self.on_finding(error)
+        return False
 
     def _begin_looks(self) -> None:
         """Decide once for each batch whether it is looked at."""
@@ -551,7 +589,11 @@ class Probe:
 
     def _model_probe(self) -> ModelProbe:
         assert self._scope is not None
-        probe = ModelProbe(self._model, self._scope, self._parameters, self._loss_reduction)
+        parameters = self._parameters
+        if self._sharded:  # whole ones are in their place
+            named = dict(self._model.named_parameters())
+            parameters = {name: named[name] for name in parameters}
+        probe = ModelProbe(self._model, self._scope, parameters, self._loss_reduction)
         probe.axes, probe.drawn, probe.novelty = self._axes, self._drawn, self._novelty
         probe.positions = self._positions
         probe.recorded = self._recorded

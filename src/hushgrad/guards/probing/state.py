@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hushgrad.guards.probing.holders import content_of, is_same, refill
 from hushgrad.guards.probing.kept import CacheEntry, DictKey, Key, ThreadNumber, kept_by, structure_of
 from hushgrad.guards.probing.state_values import RANDOM, agree, copy_of, fingerprint, saved_copy, write
+from hushgrad.torch_sharding import at_rest, places_of_swapped
 
 SAMPLES = 3
 """How often a batch is run again to see how far what is kept differs by itself, where it differs."""
@@ -48,27 +49,26 @@ class State:
         self._saved = {key: (value, saved_copy(value, is_buffer=is_buffer(key))) for key, value in cells}
         self._generators = [self._saved[key] for key, value in cells if isinstance(value, RANDOM)]
         self._holders = [(holder, content_of(holder)) for holder in holders]
-        self._structure = [(holder, content_of(holder)) for holder in structure_of(model.modules())]
-        self._uses = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-        named = model.named_parameters(remove_duplicate=False) if parameters else ()
-        self._prints = {name: fingerprint(p) for name, p in named}
+        swapped = places_of_swapped(model)
+        self._structure = [
+            (holder, content_of(holder)) for holder in structure_of(model.modules()) if id(holder) not in swapped
+        ]
+        named = at_rest(model)
+        self._uses = [(p, p.requires_grad, p.grad) for p in {id(p): p for _, p in named}.values()]
+        self._prints = {name: fingerprint(p) for name, p in named} if parameters else {}
 
     def changed_parameters(self) -> list[str]:
         """Return the names of the parameters with other values now than when the copy was taken."""
-        return [
-            name
-            for name, parameter in self._model.named_parameters(remove_duplicate=False)
-            if fingerprint(parameter) != self._prints.get(name)
-        ]
+        return [name for name, parameter in at_rest(self._model) if fingerprint(parameter) != self._prints.get(name)]
 
     def spoiled_parameters(self) -> list[str]:
         """Return the names of the parameters with more values that are not finite than when the copy was taken."""
-        named = dict(self._model.named_parameters(remove_duplicate=False))
+        named = dict(at_rest(self._model))
         return [name for name, before in self._prints.items() if before and fingerprint(named[name])[2] > before[2]]
 
     def hold(self, names: Sequence[str]) -> None:
         """Copy some parameters as they are now; `restore` puts these values back."""
-        chosen = dict(self._model.named_parameters(remove_duplicate=False))
+        chosen = dict(at_rest(self._model))
         self._held = [(chosen[name], chosen[name].detach().clone()) for name in names]
 
     def moved(self, *, parameters: bool = True) -> dict[Key, Any]:
@@ -81,7 +81,7 @@ class State:
         }
         found.update({key: None for key in self._saved if key not in now})
         if parameters:
-            named = dict(self._model.named_parameters(remove_duplicate=False))
+            named = dict(at_rest(self._model))
             for name in self.changed_parameters():
                 found[("parameter", name)] = fingerprint(named[name])
         return found

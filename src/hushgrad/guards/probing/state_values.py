@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.torch_internals import unseen, version
+from hushgrad.torch_sharding import local_part
 
 PART = 1 << 17
 """How many values of a parameter are summed at a time, in double precision."""
@@ -195,6 +196,7 @@ def fingerprint(parameter: Tensor) -> tuple[float, ...]:
 
     A copy of every parameter would double the memory of a model.
     """
+    parameter = local_part(parameter)
     if parameter.is_meta or isinstance(parameter, nn.UninitializedParameter) or parameter.numel() == 0:
         return ()
     with unseen():  # a mode that writes down the loop's calls need not look at these

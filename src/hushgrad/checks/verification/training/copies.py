@@ -21,7 +21,7 @@ from torch.utils.data.dataloader import default_collate
 
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger
 from hushgrad.checks.verification.update.paired_update import Output, seeded
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.errors import InvalidArgumentError, UnsupportedModelError
 from hushgrad.gradients.oracle import one_at_a_time
 from hushgrad.guards.monitoring.alarms import Alarms
 from hushgrad.guards.probing.kept import kept_by
@@ -34,6 +34,7 @@ from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.torch_loader import DataLoaderReading, LoadingOptions, read_data_loader
 from hushgrad.session.session import Session
 from hushgrad.session.set_up import set_up
+from hushgrad.torch_sharding import fully_sharded
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 TrainingLoop = Callable[[nn.Module, Optimizer, Any, nn.Module], None]
@@ -221,7 +222,14 @@ def _copied(module: nn.Module) -> nn.Module:
     """Return a copy that shares the session, the engine or the loader that the module may keep.
 
     A tensor with a graph, such as the weight that an old `weight_norm` computed last, is copied without it.
+
+    Raises `UnsupportedModelError` for one that lies on several processes.
     """
+    if fully_sharded(module):
+        raise UnsupportedModelError(
+            "a model that fully_shard was called on cannot be copied, and training is verified on copies",
+            cure="Verify the model before fully_shard, in one process: what is trained is the same",
+        )
     memo: dict[int, Any] = {id(value): value for value in own_objects(module)}
     for _, value in kept_by(module)[0]:
         if isinstance(value, Tensor) and not value.is_leaf:
