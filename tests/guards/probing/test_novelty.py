@@ -22,6 +22,15 @@ def ids(*lengths: int, width: int = 10) -> Tensor:
     return torch.tensor([[*range(1, length + 1), *[0] * (width - length)] for length in lengths])
 
 
+def test_an_input_that_is_shorter_than_the_item_by_more_than_a_shift_is_cut_to_a_constant() -> None:
+    novelty, module = Novelty(), nn.Linear(1, 1)
+    for width, length in ((9, 9), (9, 8), (7, 7), (9, 5)):
+        novelty.note(module, ((torch.zeros(2, length),), {}), {}, {width})
+    novelty.note(module, ((torch.zeros(2, 12),), {}), {}, {9})  # made longer
+    novelty.note(module, ((torch.zeros(2, 3),), {}), {})
+    assert novelty.cuts == {5}
+
+
 def test_a_first_call_and_calls_like_it_show_nothing_new() -> None:
     novelty = Novelty()
     for _ in range(3):

@@ -167,6 +167,17 @@ class Program:
         return max((end.calls for end in self.ends), default=0)
 
 
+def cut_lengths(program: Program) -> set[int]:
+    """Return the numbers in the loop's code up to which it takes the positions of a tensor (`ids[:, :128]`)."""
+    found: set[int] = set()
+    for call in program.calls:
+        if call.name == "getitem" and len(call.args) > 1:
+            places = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+            stops = {place.stop for place in places if isinstance(place, slice) and isinstance(place.stop, int)}
+            found |= {stop for stop in stops if stop > 0 and stop in call.place.numbers}
+    return found
+
+
 def tensors_of(*values: Any) -> Iterator[Tensor]:
     """Yield the tensors among nested arguments, or of what a call returned, whatever kind of tuple that is."""
     for value in values:

@@ -19,7 +19,7 @@ from hushgrad.guards.probing.loss_examination import require_separate_program
 from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_order import untold_of_places
 from hushgrad.guards.probing.loss_padding import LossPadding
-from hushgrad.guards.probing.loss_program import Earlier
+from hushgrad.guards.probing.loss_program import Earlier, cut_lengths
 from hushgrad.guards.probing.loss_trace import NOTHING, LossTrace
 from hushgrad.guards.probing.positions import Positions
 from hushgrad.guards.probing.state import State
@@ -89,6 +89,8 @@ class LossPrograms:
         self.has_read = False
         """Whether the loop read numbers of the batch's examples before it had its losses, or may have."""
         self._untold: dict[str, None] = {}
+        self.cuts: set[int] = set()
+        """Lengths that stand in the loop's code and to which it cuts parts of its items."""
         self._looks = Looks(None if stream is None else stream.fork("loss programs"))
 
     def begin(self, size: int, drawn: Drawn) -> None:
@@ -143,6 +145,7 @@ class LossPrograms:
         program, outside = self._trace.program, self._trace.outside
         why = require_separate_program(program, *self._declared, self._numbers)
         self._numbers.note(program)
+        self.cuts |= cut_lengths(program)
         self.has_read |= program.reads_values or outside.has_come or self._earlier.constants.are_made_anew
         self.has_read |= self._trace.has_read
         self.has_read |= outside.is_readable and NumbersTaken(program, {}).are_free()

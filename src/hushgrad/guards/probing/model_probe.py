@@ -7,7 +7,7 @@ the captured gradient of one example must be the one that the example gives alon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -75,6 +75,7 @@ class ModelProbe:
             this call alone.
         drawn: the loader's item that is in work; None without a loader.
         novelty: what is known of the inputs of earlier batches.
+        cuts: lengths that are known to be constants to which the loop cuts its batches.
         positions: which outputs have positions of a record; learns what runs of one record alone show.
         skipped: what could not be examined, and why.
     """
@@ -90,6 +91,7 @@ class ModelProbe:
     recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None
     drawn: Drawn | None = None
     novelty: Novelty = field(default_factory=Novelty)
+    cuts: Set[int] = frozenset()
     positions: Positions = field(default_factory=Positions)
     skipped: list[str] = field(default_factory=list)
 
@@ -259,7 +261,7 @@ class _Examination:
             others = [row for row in range(size) if row != example]
             inputs = self._batch.without(example)
             self._compare(self._quiet, fewer, axes, (others, range(size - 1)), inputs, base.drew, "were left out")
-            self._require_same_scales(axes, others)
+            self._require_same_scales(axes, example)
         if self._batch.value is given.value:
             self._require_same_width(axes, base.drew)
         grown_state = self._kept.grown(base, fewer)
@@ -478,7 +480,7 @@ class _Examination:
     def _require_same_width(self, axes: dict[Path, int], drew: bool) -> None:
         """Refuse outputs that depend on how far an example is padded."""
         assert self._quiet is not None
-        probe = PaddingProbe(self._runner, self._batch, self._quiet, axes, drew, self._name(None))
+        probe = PaddingProbe(self._runner, self._batch, self._quiet, axes, drew, self._name(None), self._probe.cuts)
         widths = self._probe.widths(self._runner.call, self._batch) if self._widths is None else self._widths
         for found in probe.alone(widths):
             if isinstance(found, str):
@@ -490,20 +492,22 @@ class _Examination:
         if self._widths is None and self._probe.drawn is not None:
             probe.require_same_uncut(self._probe.drawn)
 
-    def _require_same_scales(self, axes: dict[Path, int], others: Sequence[int]) -> None:
-        """Leave an example out once more where numbers were drawn, which now differ by column.
+    def _require_same_scales(self, axes: dict[Path, int], left_out: int) -> None:
+        """Leave an example out of a few once more where numbers were drawn, which now differ by column.
 
         What they are multiplied by does not show in one number for all columns if a normalisation takes it away.
         """
         assert self._quiet is not None
         if not self._quiet.columns:
             return
+        others = [row for row in range(self._size) if row != left_out][: FEW - 1]
+        count = len(others)
         settings: dict[str, Any] = {"quiet": True, "quantile": QUANTILES[-1]}
-        whole = self._runner.run(self._batch.same(), **settings)
-        fewer = self._runner.run(self._batch.only(others), **settings)
-        is_comparable = whole.columns == fewer.columns and whole.unknown is None  # else the columns are examples
-        kept, sizes = (others, range(len(others))), (self._size, len(others))
-        if is_comparable and others_differ(whole.output, fewer.output, axes, kept, sizes):
+        more = self._runner.run(self._batch.only([*others, left_out]), share=(count + 1) / self._size, **settings)
+        fewer = self._runner.run(self._batch.only(others), share=count / self._size, **settings)
+        is_comparable = more.columns == fewer.columns and more.unknown is None  # else the columns are examples
+        kept = (range(count), range(count))
+        if is_comparable and others_differ(more.output, fewer.output, axes, kept, (count + 1, count)):
             raise follows_batch("a number that random values are multiplied by", self._name(None))
 
     def _require_as_among(self, among: Among, base: Outcome, axes: dict[Path, int]) -> None:

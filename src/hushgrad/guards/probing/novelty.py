@@ -5,7 +5,7 @@ A first batch whose records are all equally long proves nothing of what happens 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from torch import nn
@@ -46,17 +46,25 @@ class Novelty:
         self._varying: set[Place] = set()
         self._shortest: dict[int, float] = {}  # of the records seen so far, relative to the longest
         self._due: set[int] = set()
+        self.cuts: set[int] = set()
+        """Lengths of inputs where the item was longer by more than a shift: the loop cuts to a constant there."""
 
-    def note(self, module: nn.Module, inputs: Any, axes: Mapping[Path, int]) -> bool:
+    def note(
+        self, module: nn.Module, inputs: Any, axes: Mapping[Path, int], item_lengths: Set[int] = frozenset()
+    ) -> bool:
         """Take note of a call; return whether there is something about its module that is still to be looked at.
 
         Args:
             module: what is called.
             inputs: `(args, kwargs)`.
             axes: of its inputs, by their paths, the axes of the examples; without any nothing is told.
+            item_lengths: those of the second axes of the loader's item.
         """
         own = id(module)
         for path, tensor in tensors_at(inputs):
+            length = tensor.shape[1] if tensor.ndim > 1 else 0
+            if item_lengths and length and not {length, length + 1} & item_lengths and length < max(item_lengths):
+                self.cuts.add(length)
             of_batch = axes.get(path)
             for axis, length in enumerate(tensor.shape):
                 if axis == of_batch:

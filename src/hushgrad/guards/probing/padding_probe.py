@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from hushgrad.guards.probing.calls import Outcome, Runner
 from hushgrad.guards.probing.laws import follows_batch, what_follows
 from hushgrad.guards.probing.rows import Batch, all_agree, blocks, others_differ, split_examples
 from hushgrad.guards.probing.trees import Path, tensors_at
-from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_like, cut_to, is_shortened, narrowed, widened
+from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_like, cut_to, narrowed, shortened, widened
 
 NOT_TOLD = "that an example does not depend on how far it is padded"
 
@@ -26,6 +26,7 @@ class PaddingProbe:
         axes: the axis of the examples in each output.
         is_quiet: whether runs are to be without randomness.
         name: what messages call the model.
+        cuts: lengths that are known to be constants to which the loop cuts its batches.
     """
 
     runner: Runner
@@ -34,6 +35,7 @@ class PaddingProbe:
     axes: Mapping[Path, int]
     is_quiet: bool
     name: str
+    cuts: Set[int] = frozenset()
 
     def alone(self, widths: Sequence[OwnWidth]) -> Iterator[tuple[OwnWidth, Any, bool] | str]:
         """Run short records alone, each at its own width: they must give what they give beside longer ones.
@@ -76,7 +78,8 @@ class PaddingProbe:
         try:
             return self._alone(width)
         except CrossSampleLeakError:
-            if not is_shortened(self.batch, width):
+            lengths = shortened(self.batch, width)
+            if not lengths or not lengths <= self.cuts:
                 raise
             found = self._alone(replace(width, shift=0))
             if found is None:

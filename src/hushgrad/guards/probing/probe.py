@@ -258,7 +258,8 @@ class Probe:
             self._examined.pop(signature)
             self._frozen.pop(signature)
         is_known = self._examined.get(signature, False)
-        is_new = self._novelty.note(module, (args, kwargs), self._axes.get(module, {})) and is_known
+        item_lengths = frozenset() if self._drawn is None else self._drawn.second_lengths
+        is_new = self._novelty.note(module, (args, kwargs), self._axes.get(module, {}), item_lengths) and is_known
         pending = self._calls.begun(module, args, kwargs, signature, is_known=is_known, is_new=is_new)
         state = None if pending is None else pending.call.state
         self._programs.given((args, kwargs), state, self._roles(module, args, kwargs))
@@ -595,7 +596,7 @@ class Probe:
             parameters = {name: named[name] for name in parameters}
         probe = ModelProbe(self._model, self._scope, parameters, self._loss_reduction)
         probe.axes, probe.drawn, probe.novelty = self._axes, self._drawn, self._novelty
-        probe.positions = self._positions
+        probe.positions, probe.cuts = self._positions, self._programs.cuts | self._novelty.cuts
         probe.recorded = self._recorded
         return probe
 

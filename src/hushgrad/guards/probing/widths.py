@@ -67,6 +67,11 @@ class Drawn:
         return self.dataset[index] if self.records is None else self.records[index]
 
     @cached_property
+    def second_lengths(self) -> frozenset[int]:
+        """The lengths of the second axes of the item's parts."""
+        return frozenset(tensor.shape[1] for _, tensor in tensors_at(self.item) if tensor.ndim > 1)
+
+    @cached_property
     def layout(self) -> Layout:
         """How the item holds the records."""
         return layout_in_item(self.item, self.size, self.axes, self.lists, self.roles_known)
@@ -181,14 +186,15 @@ def narrowed(batch: Batch, width: OwnWidth) -> Iterator[tuple[Any, bool]]:
             yield with_parts(inputs, lambda path, part: _own_number(path, part, width)), left
 
 
-def is_shortened(batch: Batch, width: OwnWidth) -> bool:
-    """Return whether an input is one position shorter than in the item: shifted by the loop, or cut to a constant."""
-    return any(
-        tensor.shape[place] not in width.lengths
+def shortened(batch: Batch, width: OwnWidth) -> set[int]:
+    """Return the lengths of inputs that are one position shorter than in the item: shifted by the loop, or cut."""
+    return {
+        tensor.shape[place]
         for path, tensor in tensors_at(batch.value)
         if path in batch.axes
         for place in places_of(tensor, width, batch.axes[path])
-    )
+        if tensor.shape[place] not in width.lengths
+    }
 
 
 def widened(drawn: Drawn, batch: Batch) -> tuple[Batch, int, int] | None:
