@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from resume_loop import EVERY, POINTS, SPARE, STEPS, Fuse, Witnessed, killed_and_resumed
+from resume_loop import EVERY, POINTS, SPARE, STEPS, Fuse, Witnessed, kill_pairs
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -77,21 +76,5 @@ def train(folder: Path, dies_in: int | None, point: str | None) -> None:
     (folder / "end").write_text(json.dumps(told))
 
 
-def main(folder: Path, pairs: list[str]) -> None:
-    """Kill and go on, once for each pair."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    warm = folder / "warm"
-    warm.mkdir()
-    train(warm, None, None)  # so that the forked processes find everything imported
-    found = []
-    for number, pair in enumerate(pairs):
-        point, step = pair.split(":")
-        own = folder / str(number)
-        own.mkdir()
-        found.append(killed_and_resumed(train, own, point, int(step)))
-    print(json.dumps(found))
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    kill_pairs(train, Path(sys.argv[1]), sys.argv[2:])

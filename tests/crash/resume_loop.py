@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,22 @@ def killed_and_resumed(train: Train, folder: Path, point: str, step: int) -> dic
     finished = forked(train, folder, None, None)
     end = json.loads((folder / "end").read_text()) if finished == 0 else {}
     return {**at, **end, "finished": finished == 0, "released": (folder / "witness").stat().st_size}
+
+
+def kill_pairs(train: Train, folder: Path, pairs: list[str]) -> None:
+    """Kill and go on, once for each `POINT:STEP`, and print what was found as a list."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    warm = folder / "warm"
+    warm.mkdir()
+    train(warm, None, None)  # so that the forked processes find everything imported
+    found = []
+    for number, pair in enumerate(pairs):
+        point, step = pair.split(":")
+        own = folder / str(number)
+        own.mkdir()
+        found.append(killed_and_resumed(train, own, point, int(step)))
+    print(json.dumps(found))
 
 
 def main(folder: Path, point: str, step: int) -> None:

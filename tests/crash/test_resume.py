@@ -55,9 +55,8 @@ def test_a_run_killed_in_any_step_goes_on_to_its_end_with_a_true_account(
     require_true_account(found(tmp_path / "run", forked_python, point, step))
 
 
-def found_in_lightning(folder: Path, pairs: list[str]) -> dict[str, dict[str, int]]:
-    pytest.importorskip("lightning")
-    script = Path(__file__).with_name("lightning_loop.py")
+def found_in(loop: str, folder: Path, pairs: list[str]) -> dict[str, dict[str, int]]:
+    script = Path(__file__).with_name(loop)
     result = subprocess.run(
         [sys.executable, str(script), str(folder), *pairs],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -75,7 +74,7 @@ def found_in_lightning(folder: Path, pairs: list[str]) -> dict[str, dict[str, in
 def test_a_run_of_lightning_killed_at_a_named_point_goes_on_to_its_end_with_a_true_account(tmp_path: Path) -> None:
     """Guarantee: charged ≥ released whenever the process is killed, and the steps that were lost are told."""
     points = ("after the charge", "after the batch", "before the checkpoint is written")
-    for told in found_in_lightning(tmp_path, [f"{point}:5" for point in points]).values():
+    for told in found_in("lightning_loop.py", tmp_path, [f"{point}:5" for point in points]).values():
         require_true_account(told)
 
 
@@ -86,5 +85,22 @@ def test_a_run_of_lightning_killed_in_any_step_goes_on_to_its_end_with_a_true_ac
 ) -> None:
     # Lightning's forward runs within the optimizer's step: the point before that is the one of the next step.
     steps = range(STEPS - 1) if point == "before the optimizer's update" else range(STEPS)
-    for told in found_in_lightning(tmp_path, [f"{point}:{step}" for step in steps]).values():
+    for told in found_in("lightning_loop.py", tmp_path, [f"{point}:{step}" for step in steps]).values():
+        require_true_account(told)
+
+
+def test_a_loop_of_accelerate_killed_at_a_named_point_goes_on_to_its_end_with_a_true_account(tmp_path: Path) -> None:
+    """Guarantee: charged ≥ released whenever the process is killed, and the steps that were lost are told."""
+    pairs = ["after the charge:0", "before the checkpoint is written:5", "after the checkpoint:5"]
+    for told in found_in("accelerate_loop.py", tmp_path, pairs).values():
+        require_true_account(told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", [one for one in POINTS if one not in OF_CHECKPOINTS])
+def test_a_loop_of_accelerate_killed_in_any_step_goes_on_to_its_end_with_a_true_account(
+    point: str, tmp_path: Path
+) -> None:
+    pairs = [f"{point}:{step}" for step in range(STEPS)]
+    for told in found_in("accelerate_loop.py", tmp_path, pairs).values():
         require_true_account(told)

@@ -97,8 +97,10 @@ def stopped(tmp_path: Path) -> tuple[Path, list[Any]]:
 def test_a_run_goes_on_from_its_checkpoint_and_its_account_from_its_ledger(stopped: tuple[Path, list[Any]]) -> None:
     folder, state = stopped
     run = Run(folder)
+    assert run.engine.session.lost_steps == 0
     resumed = run.load()
     assert (resumed.steps, resumed.lost_steps, resumed.extra) == (5, 2, {"epoch": 1})
+    assert run.engine.session.lost_steps == 2
     assert run.is_as(state)
     assert run.engine.session.steps == 7
     assert run.engine.session.steps_left == STEPS - 7

@@ -370,6 +370,11 @@ class Session:
         with self._others.telling(), self._between_steps("load a state"):
             return self._parts.spending.lost_since(Receipt.from_state(state))
 
+    @property
+    def lost_steps(self) -> int:
+        """How many steps came after the state or checkpoint that was loaded last; they stay charged. 0 without one."""
+        return self._parts.spending.lost_steps
+
     def save_checkpoint(
         self, path: str | os.PathLike[str], *, schedulers: Sequence[Stateful] = (), extra: Any = None
     ) -> None:

@@ -90,6 +90,8 @@ class Spending:
         self._now = (-1, mechanism)
         self._batches_are_chosen = batches_are_chosen
         self._world = world
+        self.lost_steps = 0
+        """How many steps came after the receipt that was looked for last."""
         self.is_kept = path is not None
         """Whether there is a file, which the first process of the world writes."""
         self._path = None if path is None or not world.is_first else ledger_path(path)
@@ -360,7 +362,8 @@ class Spending:
             LedgerError: this ledger is another one, or lacks what the receipt says, or none was kept.
             CheckpointError: the receipt speaks of other numbers of steps than the ledger held then.
         """
-        return told_by_first(self._world, "look at a receipt", lambda: self._lost_since(receipt))
+        self.lost_steps = told_by_first(self._world, "look at a receipt", lambda: self._lost_since(receipt))
+        return self.lost_steps
 
     def _lost_since(self, receipt: Receipt) -> int:
         if self._path is None and self._ledger is not None and self._ledger.run == receipt.run:
