@@ -66,9 +66,8 @@ class LoopSettings:
             for name, value in vars(module).items():
                 if not name.startswith("_") and isinstance(value, PLAIN):
                     found[number, name] = value
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    found[number, name, "is trained"] = parameter.requires_grad
+            for name, parameter in module.named_parameters(recurse=False):
+                found[number, name, "is trained"] = parameter.requires_grad
         return found
 
 

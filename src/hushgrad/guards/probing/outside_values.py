@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hushgrad.guards.probing.constants import Constants, Origin
 from hushgrad.guards.probing.loss_numbers import ARITHMETIC
@@ -110,7 +110,7 @@ class OutsideValues:
             if origin is Origin.RANDOM:
                 found = True
                 is_placed = is_placed or (name in ORDERING and tensor.ndim == 1)
-            else:
+            elif not isinstance(tensor, nn.Parameter):  # as many outputs as there are examples are no places
                 is_placed = is_placed or self.has_own_rows(tensor)
         return None if found and is_placed else found
 
@@ -120,12 +120,17 @@ class OutsideValues:
         if isinstance(generator := kwargs.get("generator"), torch.Generator):
             self.numbers.add(("a seed", float(generator.initial_seed())))
         if name in ARITHMETIC:
-            self.numbers |= {(name, number) for number in numbers_in(mapped(given, _no_tensor))}
+            numbers = numbers_in(mapped(given, _no_tensor))
+            self.numbers |= {(name, number) for number in numbers if number != 1}  # a framework divides by 1
 
     def has_own_rows(self, tensor: Tensor) -> bool:
         """Return whether a tensor has a row for each example, and not the same for all."""
-        if not tensor.ndim or tensor.shape[0] != self._size or tensor.is_sparse or tensor.is_nested:
+        if type(tensor) not in (Tensor, nn.Parameter):  # to look at a sharded one sends messages
             return False
+        if not tensor.ndim or tensor.shape[0] != self._size or tensor.is_sparse or tensor.is_nested or tensor.is_meta:
+            return False
+        if tensor.layout is torch.strided and not tensor.untyped_storage().nbytes():
+            return False  # its memory was given back, as FSDP does between two uses
         return not bool((tensor == tensor[:1]).all())
 
     def is_placed(self, tensor: Tensor) -> bool:
@@ -147,9 +152,9 @@ class OutsideValues:
 
     def origin(self, tensor: Tensor) -> Origin:
         """Return what a tensor was made of that no call on the batch has made."""
-        if tensor.requires_grad:
-            return Origin.TRAINED
         made = self._made_before(tensor)
+        if tensor.requires_grad and (made is None or not made.is_random):
+            return Origin.TRAINED
         if made is None or made.is_random is None:
             return Origin.UNKNOWN
         if made.is_random:
