@@ -17,13 +17,12 @@ from torch import Tensor
 
 from hushgrad.guards.probing.loss_padding import is_padded
 from hushgrad.guards.probing.loss_program import Program
-from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, is_same, numbers_agree, rounding
+from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, is_same, numbers_agree, rounding, row_axis
 from hushgrad.guards.probing.program_rows import (
     from_outside,
     key_from_outside,
     key_of_output,
     quiet_replay,
-    row_axis,
     rowed_outputs,
     rows_at,
 )

@@ -20,7 +20,15 @@ from hushgrad.errors import CrossSampleLeakError, LossShapeError
 from hushgrad.guards.probing.loop_numbers import LoopNumbers
 from hushgrad.guards.probing.loss_numbers import ARITHMETIC, NumbersTaken
 from hushgrad.guards.probing.loss_program import Given, Made, Program
-from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, axis_of, differing, is_same, replayed
+from hushgrad.guards.probing.loss_replay import (
+    NotRunningError,
+    Replay,
+    differing,
+    first_call,
+    is_same,
+    replayed,
+    row_axis,
+)
 from hushgrad.guards.probing.rows import AWAY, blocks, neighbours, split_examples
 from hushgrad.torch_internals import version
 
@@ -147,7 +155,7 @@ class _Examination:
                 far = AWAY * max(1.0, _largest(values)) if away and values.is_floating_point() else None
                 found[slot] = self._program.flat.altered(slot, values, chosen, far, AWAY)
                 continue
-            axis = self._program.axes.get(slot, axis_of(values, size))
+            axis = row_axis(self._program, slot, values)
             if axis is None:
                 if source.kind == "output" and values.numel() == 1:
                     found[slot] = values * 1.5 + 0.1
@@ -176,7 +184,7 @@ class _Examination:
                 if self._program.entries[slot] in kept and not is_same(one.reshape(1, -1), other.reshape(1, -1)):
                     raise _leak("what the model is given for one example", self._culprit(changed, kept))
                 continue
-            axis = self._program.axes.get(slot, axis_of(one, size))
+            axis = row_axis(self._program, slot, one)
             if (owners := self._program.flat.of_rows(one)) is not None and slot not in self._program.axes:
                 stayed = torch.isin(owners, torch.tensor(kept, device=owners.device))
                 if not is_same(one[stayed], other[stayed]):
@@ -197,21 +205,15 @@ class _Examination:
 
     def _culprit(self, changed: Replay, kept: Sequence[int]) -> Made | None:
         """Return the first call that made another row of an example that was kept, else the last call."""
-        size, calls = self._program.size, self._program.calls[: self._program.last]
-        for number, call in enumerate(calls):
-            for slot in call.outputs:
-                one, other = self._base.made[number, slot], changed.made[number, slot]
-                has_rows = one.shape == other.shape and one.ndim and one.shape[0] == size
-                if has_rows and not is_same(one[list(kept)], other[list(kept)]):
-                    return call
-        return next((call for call in reversed(calls) if call.outputs), None)
+        rows = list(kept)
+        return first_call(self._program, self._base, changed, lambda one, other: not is_same(one[rows], other[rows]))
 
     def _has_idle_rows(self) -> bool:
         """Whether some examples get no gradient, and others do."""
         size = self._program.size
         reached = torch.zeros(size, dtype=torch.bool)
         for slot, gradient in zip(self._program.outputs, self._base.gradients, strict=True):
-            axis = None if gradient is None else self._program.axes.get(slot, axis_of(gradient, size))
+            axis = None if gradient is None else row_axis(self._program, slot, gradient)
             if gradient is not None and axis is not None:
                 reached |= blocks(gradient, axis, size).reshape(size, -1).ne(0).any(1).cpu()
         return bool(reached.any()) and not bool(reached.all())
@@ -271,7 +273,7 @@ class _Examination:
             if slot in self._program.flat.roles:
                 found[slot] = self._program.flat.first(slot, values, self._fewer)
                 continue
-            axis = self._program.axes.get(slot, axis_of(values, size)) if source.kind in ("item", "output") else None
+            axis = row_axis(self._program, slot, values) if source.kind in ("item", "output") else None
             if axis is not None:
                 found[slot] = values.narrow(axis, 0, values.shape[axis] // size * self._fewer)
             elif values.ndim and values.shape[0] == size:
@@ -284,7 +286,7 @@ class _Examination:
         size = self._program.size
         mean = size / self._fewer
         for slot, one, other in zip(self._program.outputs, self._base.gradients, fewer.gradients, strict=True):
-            axis = None if one is None else self._program.axes.get(slot, axis_of(one, size))
+            axis = None if one is None else row_axis(self._program, slot, one)
             if one is None or other is None or axis is None or not bool(one.any()):
                 continue
             before, after = blocks(one, axis, size)[: self._fewer], blocks(other, axis, self._fewer)

@@ -16,16 +16,19 @@ from torch import Tensor
 
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.guards.probing.constants import Origin
-from hushgrad.guards.probing.loss_program import Made, Program
+from hushgrad.guards.probing.loss_program import Program
 from hushgrad.guards.probing.loss_replay import (
     NotRunningError,
     Replay,
     axis_of,
+    first_call,
+    gradient_pairs,
     is_same,
     numbers_agree,
     rounding,
+    row_axis,
 )
-from hushgrad.guards.probing.program_rows import quiet_replay, row_axis
+from hushgrad.guards.probing.program_rows import quiet_replay
 from hushgrad.guards.probing.rows import blocks
 
 MOST_TRIED = 3
@@ -192,11 +195,7 @@ class _Trial:
                 return "what the model is given"
             place = next((call.place for call in program.calls if slot in call.outputs), None)
             self.given.append(f"the model is given a tensor that is the same for each batch, row by row ({place})")
-        for slot, first, second in zip(program.outputs, base.gradients, rolled.gradients, strict=True):
-            if first is None and second is None:
-                continue
-            zero = torch.zeros_like(base.values[slot])
-            one, other = (zero if part is None else part for part in (first, second))
+        for slot, one, other in gradient_pairs(program, base, rolled):
             moved = self._has_moved(slot, one, other)
             if moved is None and one.numel() > 1:
                 return None  # outputs of a part of the batch: their rows cannot be moved
@@ -209,24 +208,15 @@ class _Trial:
         return None
 
     def _leak(self, what: str, base: Replay, rolled: Replay) -> CrossSampleLeakError:
-        call = self._culprit(base, rolled)
+        call = first_call(
+            self._program, base, rolled, lambda one, other: not is_same(one.roll(1, 0), other, within=self._within)
+        )
         return CrossSampleLeakError(
             f"the loop does otherwise with a record in another place of the batch: when all rows were moved by one, "
             f"{what} did not move with them. When a record is removed, those after it move up",
             where="" if call is None else str(call),
             cure=CURE,
         )
-
-    def _culprit(self, base: Replay, rolled: Replay) -> Made | None:
-        """Return the first call that made rows which did not move, else the last call."""
-        calls = self._program.calls[: self._program.last]
-        for number, call in enumerate(calls):
-            for slot in call.outputs:
-                one, other = base.made[number, slot], rolled.made[number, slot]
-                has_rows = one.ndim and one.shape[0] == self._program.size and one.shape == other.shape
-                if has_rows and not is_same(one.roll(1, 0), other, within=self._within):
-                    return call
-        return next((call for call in reversed(calls) if call.outputs), None)
 
 
 _REORDERED = "whether losses follow the place of a record in its batch, since the loop changes the order of rows"

@@ -18,7 +18,7 @@ from hushgrad.errors import CrossSampleLeakError
 from hushgrad.guards.probing.loop_numbers import Line, LoopNumbers, line_of
 from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_program import Made, Program
-from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, axis_of, differing, replayed
+from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, differing, replayed, row_axis
 from hushgrad.guards.probing.positions import Positions
 from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_like
 
@@ -162,7 +162,7 @@ class _Longer:
         return differing(self._program, base, replace(longer, gradients=gradients), rows) is not None
 
     def _axis(self, slot: int, values: Tensor, guess: bool) -> int | None:
-        of_batch = self._program.axes.get(slot, axis_of(values, self._program.size))
+        of_batch = row_axis(self._program, slot, values)
         made_by = self._program.made_by.get(slot)
         known = None if made_by is None else self._positions.of(*made_by)
         if known is None:

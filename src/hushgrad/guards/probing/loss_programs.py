@@ -21,6 +21,7 @@ from hushgrad.guards.probing.loss_order import untold_of_places
 from hushgrad.guards.probing.loss_padding import LossPadding
 from hushgrad.guards.probing.loss_program import Earlier, cut_lengths
 from hushgrad.guards.probing.loss_trace import NOTHING, LossTrace
+from hushgrad.guards.probing.novelty import Extremes
 from hushgrad.guards.probing.positions import Positions
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.widths import Drawn
@@ -28,21 +29,6 @@ from hushgrad.randomness import KeyStream
 
 FIRST = 2
 """So many items are always looked at."""
-
-
-class Extremes:
-    """The least and most examples of an item so far, and the longest record."""
-
-    def __init__(self) -> None:
-        self._least = self._most = self._longest = 0
-
-    def note(self, size: int, extents: Sequence[int]) -> bool:
-        """Take note of an item; return whether it goes beyond those before."""
-        longest = max(extents, default=0)
-        is_new = not self._least <= size <= self._most or longest > self._longest
-        self._least, self._most = min(size, self._least or size), max(size, self._most)
-        self._longest = max(longest, self._longest)
-        return is_new
 
 
 class LossPrograms:

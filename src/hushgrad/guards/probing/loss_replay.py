@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -121,6 +121,11 @@ def axis_of(values: Tensor, size: int) -> int | None:
     return 0 if values.ndim and values.shape[0] and values.shape[0] % size == 0 else None
 
 
+def row_axis(program: Program, slot: int, values: Tensor) -> int | None:
+    """Return the axis of the examples in a tensor of the program; None where there is none."""
+    return program.axes.get(slot, axis_of(values, program.size))
+
+
 def is_same(one: Tensor, other: Tensor, factor: float = 1.0, within: float | None = None) -> bool:
     """Whether the rows of `other` are `factor` times those of `one`, up to rounding.
 
@@ -165,15 +170,33 @@ def _is_near(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def gradient_pairs(program: Program, base: Replay, changed: Replay) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield the gradients of two runs for each output that has any, 0 where one has none."""
+    for slot, first, second in zip(program.outputs, base.gradients, changed.gradients, strict=True):
+        if first is not None or second is not None:
+            zero = torch.zeros_like(base.values[slot])
+            yield slot, zero if first is None else first, zero if second is None else second
+
+
+def first_call(
+    program: Program, base: Replay, changed: Replay, is_other: Callable[[Tensor, Tensor], bool]
+) -> Made | None:
+    """Return the first call of whose rows `is_other` says that they are not as they should be, else the last call."""
+    calls = program.calls[: program.last]
+    for number, call in enumerate(calls):
+        for slot in call.outputs:
+            one, other = base.made[number, slot], changed.made[number, slot]
+            has_rows = one.shape == other.shape and one.ndim and one.shape[0] == program.size
+            if has_rows and is_other(one, other):
+                return call
+    return next((call for call in reversed(calls) if call.outputs), None)
+
+
 def differing(program: Program, base: Replay, changed: Replay, kept: Sequence[int]) -> str | None:
     """Return what of the examples that were kept is not what it was, None if all of it is."""
     size, rows = program.size, list(kept)
-    for slot, first, second in zip(program.outputs, base.gradients, changed.gradients, strict=True):
-        if first is None and second is None:
-            continue
-        zero = torch.zeros_like(base.values[slot])
-        one, other = (zero if part is None else part for part in (first, second))
-        axis = program.axes.get(slot, axis_of(one, size))
+    for slot, one, other in gradient_pairs(program, base, changed):
+        axis = row_axis(program, slot, one)
         if axis is None:
             if one.numel() == 1 and not is_same(one.reshape(1, 1), other.reshape(1, 1)):
                 return "the gradient of the model's own loss"

@@ -38,6 +38,21 @@ class Spread:
         return is_new
 
 
+class Extremes:
+    """The least and most examples of an item so far, and the longest record."""
+
+    def __init__(self) -> None:
+        self._least = self._most = self._longest = 0
+
+    def note(self, size: int, extents: Sequence[int]) -> bool:
+        """Take note of an item; return whether it goes beyond those before."""
+        longest = max(extents, default=0)
+        is_new = not self._least <= size <= self._most or longest > self._longest
+        self._least, self._most = min(size, self._least or size), max(size, self._most)
+        self._longest = max(longest, self._longest)
+        return is_new
+
+
 class Novelty:
     """Remembers what the calls of each module were like."""
 

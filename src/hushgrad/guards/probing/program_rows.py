@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hushgrad.guards.probing.constants import Origin
 from hushgrad.guards.probing.deterministic_mode import QUANTILES, DeterministicMode
 from hushgrad.guards.probing.loss_program import Program
-from hushgrad.guards.probing.loss_replay import Replay, axis_of, replayed
+from hushgrad.guards.probing.loss_replay import Replay, replayed, row_axis
 from hushgrad.guards.probing.rows import blocks
 
 LEVEL = QUANTILES[1]
@@ -27,11 +27,6 @@ def quiet_replay(program: Program, altered: Mapping[int, Tensor]) -> Replay | No
     with DeterministicMode(LEVEL) as quiet:
         found = replayed(program, altered)
     return None if quiet.unknown is not None else found
-
-
-def row_axis(program: Program, slot: int, values: Tensor) -> int | None:
-    """Return the axis of the examples in a tensor of the program; None where there is none."""
-    return program.axes.get(slot, axis_of(values, program.size))
 
 
 def rows_at(program: Program, slot: int, values: Tensor | None, chosen: Sequence[int] | None = None) -> Tensor | None:
