@@ -1,12 +1,10 @@
 """A loop with checkpoints that is killed at any point goes on to its planned end, and has charged what it released."""
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from killing_programs import told_by
 from resume_loop import EVERY, OF_CHECKPOINTS, POINTS, STEPS
 
 LAST = STEPS - 1
@@ -14,19 +12,9 @@ LAST = STEPS - 1
 
 def found(folder: Path, python: str, point: str, step: int) -> dict[str, int]:
     folder.mkdir()
-    script = Path(__file__).with_name("resume_loop.py")
-    result = subprocess.run(
-        [python, str(script), str(folder), point, str(step)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    told: dict[str, int] = json.loads(result.stdout)
+    told, errors = told_by(python, "resume_loop.py", folder, point, step)
     assert told["killed"], told
-    assert told["finished"], result.stderr
+    assert told["finished"], errors
     return told
 
 
@@ -56,18 +44,10 @@ def test_a_run_killed_in_any_step_goes_on_to_its_end_with_a_true_account(
 
 
 def found_in(loop: str, folder: Path, pairs: list[str]) -> dict[str, dict[str, int]]:
-    script = Path(__file__).with_name(loop)
-    result = subprocess.run(
-        [sys.executable, str(script), str(folder), *pairs],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    told = dict(zip(pairs, json.loads(result.stdout), strict=True))
-    assert all(one["killed"] and one["finished"] for one in told.values()), (told, result.stderr)
+    pytest.importorskip(loop.partition("_")[0])
+    found, errors = told_by(sys.executable, loop, folder, *pairs, timeout=600)
+    told = dict(zip(pairs, found, strict=True))
+    assert all(one["killed"] and one["finished"] for one in told.values()), (told, errors)
     return told
 
 

@@ -1,12 +1,10 @@
 """A Trainer that is killed at any point goes on to its planned end, and has charged what it released."""
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from killing_programs import told_by
 from resume_loop import EVERY, STEPS
 
 pytest.importorskip("transformers")
@@ -21,21 +19,14 @@ OF_A_STEP = NAMED[:8]
 
 def require_true_accounts(folder: Path, kind: str, steps: int, step: int, points: tuple[str, ...]) -> None:
     """Guarantee: charged ≥ released whenever the process is killed, and the steps that were lost are told."""
-    script = Path(__file__).with_name("resume_trainer.py")
-    result = subprocess.run(
-        [sys.executable, str(script), str(folder), kind, str(steps), str(step), *points],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    found, errors = told_by(
+        sys.executable, "resume_trainer.py", folder, kind, steps, step, *points, timeout=900, **offline
     )
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout.splitlines()[-1])
     assert len(found) == len(points)
     for point, told in zip(points, found, strict=True):
         assert told["killed"], (point, told)
-        assert told["finished"], (point, result.stderr)
+        assert told["finished"], (point, errors)
         assert told["released_at_death"] <= told["charged_at_death"] <= told["released_at_death"] + 1, (point, told)
         assert told["released"] <= told["charged"] == steps + told["lost"], (point, told)
         assert told["done"] == steps, (point, told)

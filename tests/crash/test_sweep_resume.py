@@ -1,13 +1,11 @@
 """A sweep that is killed at any point goes on: with a true account of every run, and no finished run is touched."""
 
-import json
 import math
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from killing_programs import told_by
 from sweep_loop import KILLED, POINTS, RUNS
 from train_loop import POINTS as OF_A_RUN
 from train_loop import STEPS
@@ -25,18 +23,8 @@ EVERY = (
 
 
 def found(folder: Path, python: str, point: str, step: int, victims: str) -> dict[str, Any]:
-    script = Path(__file__).with_name("sweep_loop.py")
-    result = subprocess.run(
-        [python, str(script), str(folder), point, str(step), victims],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    told: dict[str, Any] = json.loads(result.stdout)
-    assert told["again"] == 0, (told, result.stderr, (folder / "said").read_text())
+    told, errors = told_by(python, "sweep_loop.py", folder, point, step, victims)
+    assert told["again"] == 0, (told, errors, (folder / "said").read_text())
     return told
 
 

@@ -1,12 +1,10 @@
 """`hushgrad train` that is killed at any point goes on in its folder to its planned end, with a true account."""
 
-import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from killing_programs import told_by
 from train_loop import POINTS, STEPS
 
 QUICK = (
@@ -24,19 +22,9 @@ FILES = [
 
 
 def found(folder: Path, python: str, point: str, step: int) -> dict[str, Any]:
-    script = Path(__file__).with_name("train_loop.py")
-    result = subprocess.run(
-        [python, str(script), str(folder), point, str(step)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    told: dict[str, Any] = json.loads(result.stdout)
+    told, errors = told_by(python, "train_loop.py", folder, point, step)
     assert told["killed"], told
-    assert told["finished"], result.stderr
+    assert told["finished"], errors
     return told
 
 

@@ -561,6 +561,13 @@ def told_at_once(where: str) -> dict[str, Any]:
     return {"error": type(error).__name__, "text": str(error), "is quick": took < TIMEOUT_S / 2}
 
 
+def _stopped(run: Run, error: Exception | None) -> dict[str, Any]:
+    return {
+        "error": type(error).__name__, "text": str(error), "epsilon": str(run.engine.get_epsilon(1e-5)),
+        "steps": run.engine.session.steps,
+    }  # fmt: skip
+
+
 def finding(ledger: str) -> dict[str, Any]:
     """A model that begins to mix the records of one process in its second pass, which a look finds."""
     run = Run(sigma=1.0, key=7, rows=None, ledger=ledger)
@@ -572,10 +579,7 @@ def finding(ledger: str) -> dict[str, Any]:
             run.train(1)
     except HushgradError as raised:
         error = raised
-    return {
-        "error": type(error).__name__, "text": str(error), "epsilon": str(run.engine.get_epsilon(1e-5)),
-        "steps": run.engine.session.steps,
-    }  # fmt: skip
+    return _stopped(run, error)
 
 
 class Unreadable(TensorDataset):
@@ -617,10 +621,7 @@ def found_in_the_loss(ledger: str) -> dict[str, Any]:
             run.optimizer.step()
     except HushgradError as raised:
         error = raised
-    return {
-        "error": type(error).__name__, "text": str(error), "epsilon": str(run.engine.get_epsilon(1e-5)),
-        "steps": run.engine.session.steps,
-    }  # fmt: skip
+    return _stopped(run, error)
 
 
 def other_calls(checkpoint: str) -> dict[str, Any]:
