@@ -17,6 +17,7 @@ ROOT = Path(hushgrad.__file__).parent
 SHARED = (
     *("_version", "errors", "arguments", "extras", "printable", "text_table", "result_file", "process", "randomness"),
     "checkpoints",
+    "numpy_generator",
 )
 ACCOUNTING_HALF = ("accounting", "sampling")
 GRADIENT_HALF = ("torch_internals", "torch_sharding", "clipping", "kernels", "noise", "gradients", "capture")

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import random
 
-import numpy as np
 import torch
+
+from hushgrad import numpy_generator
 
 
 def begin_generators_anew() -> None:
     """Seed Python's, NumPy's and torch's generators from the operating system: their states say nothing of before."""
     random.seed(os.urandom(32))
-    np.random.seed(int.from_bytes(os.urandom(4), "big"))
+    numpy_generator.begin_anew()
     torch.manual_seed(int.from_bytes(os.urandom(8), "big") >> 1)

@@ -8,6 +8,7 @@ which the model's probe knows, are left out.
 from __future__ import annotations
 
 import math
+import pickle
 import random
 import sys
 import threading
@@ -455,8 +456,7 @@ def _is_number(value: Any) -> bool:
 
 def _drawn_in_python() -> tuple[Any, bytes]:
     """Return how far Python's and NumPy's random generators have come."""
-    state: Any = np.random.get_state(legacy=False)
-    return random.getstate(), state["state"]["key"].tobytes() + bytes(str(state["state"]["pos"]), "ascii")
+    return random.getstate(), pickle.dumps(np.random.get_state(legacy=False))
 
 
 def _is_autocast(device: str) -> bool:

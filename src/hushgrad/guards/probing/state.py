@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hushgrad.guards.probing.holders import content_of, is_same, refill
 from hushgrad.guards.probing.kept import CacheEntry, DictKey, Key, ThreadNumber, kept_by, structure_of
 from hushgrad.guards.probing.state_values import RANDOM, agree, copy_of, fingerprint, saved_copy, write
+from hushgrad.numpy_generator import kept_generator
 from hushgrad.torch_sharding import at_rest, places_of_swapped
 
 SAMPLES = 3
@@ -194,8 +195,8 @@ def is_buffer(key: Key) -> bool:
 def forked_randomness(devices: Sequence[torch.device], seed: int) -> Iterator[None]:
     """Seed torch, NumPy and Python alike, and give back their states afterwards."""
     cuda = sorted({device.index or 0 for device in devices if device.type == "cuda"})
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(cuda):
+    python_state = random.getstate()
+    with torch.random.fork_rng(cuda), kept_generator():
         torch.default_generator.manual_seed(seed)
         for index in cuda:
             torch.cuda.default_generators[index].manual_seed(seed)
@@ -205,7 +206,6 @@ def forked_randomness(devices: Sequence[torch.device], seed: int) -> Iterator[No
             yield
         finally:
             random.setstate(python_state)
-            np.random.set_state(numpy_state)
 
 
 def randomness_used(devices: Sequence[torch.device], seed: int) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.numpy_generator import kept_generator
 
 Output = dict[str, Tensor]
 
@@ -21,12 +22,11 @@ Output = dict[str, Tensor]
 @contextmanager
 def kept_randomness() -> Iterator[None]:
     """Give torch's, NumPy's and Python's global generators their state back afterwards."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+    python_state = random.getstate()
+    with torch.random.fork_rng(range(torch.cuda.device_count())), kept_generator():
         try:
             yield
         finally:
-            np.random.set_state(numpy_state)
             random.setstate(python_state)
 
 
