@@ -16,7 +16,7 @@ shapes = st.lists(st.integers(1, 7), min_size=2, max_size=3).map(tuple)
 def test_every_value_of_every_part_has_exactly_one_owner(
     sizes: list[tuple[int, ...]], count: int, dim: int, copies: int
 ) -> None:
-    """Guarantee: what all processes add noise to is disjoint, and together it is every value of every parameter."""
+    """Guarantee: the parts of all processes are disjoint, and together they are the whole: of every parameter."""
     totals = [torch.zeros(size) for size in sizes]
     owned = Shards(dim, 0, count).rows_of(totals)
     for place in range(count):

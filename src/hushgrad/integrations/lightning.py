@@ -66,9 +66,9 @@ class PrivateTraining(Callback):
         may_log: names of metrics that the module may log while it trains. They have no noise, so the guarantee says
             that they are not covered.
 
-    Guarantee: a metric that is logged while training, by any hook, and that `may_log` does not name, is refused before
-    it is written, whatever it is called; one that `training_step` logs, before anything is charged. What callbacks are
-    given as the loss of a step is 0.
+    Guarantee: what is logged while training, by any hook and under any name that was not let through, is refused before
+    it is written or a callback sees it. `may_log` lets names through. What `training_step` logs is refused before
+    anything is charged. What callbacks are given as the loss of a step is 0.
     """
 
     def __init__(
