@@ -159,16 +159,17 @@ class Case:
         return rows * t * (2 * model.width * model.depth + 34 * model.width + 8 * model.vocabulary)
 
     def states(self, gpus: int) -> float:
-        """Return the bytes of one GPU's part of weights, Adam's moments and sums, and of two blocks' weights whole.
+        """Return the bytes of one GPU's part of weights, moments and gradients, and of two blocks' weights whole.
 
-        Trained values have 16 bytes: the weight, two moments, and the gradient or clipped sum; frozen weights have 2.
+        Trained values have 16 bytes: the weight, two moments, and the gradient or update; frozen weights have 2.
         """
         frozen = 0 if self.rank is None else 2 * self.model.values
         return (frozen + 16 * self.trained) / gpus + 2 * 2 * self.model.block
 
-    def sums_of_a_block(self) -> float:
-        """Return the bytes of the clipped sums of one block, whole for a moment before they are scattered."""
-        return 4 * sum(linear.values for linear in self.trained_linears)
+    @property
+    def sums(self) -> float:
+        """The bytes of the clipped sums, which every process has whole until the end of the logical batch."""
+        return 4 * self.trained
 
 
 @dataclass(frozen=True)
@@ -188,9 +189,9 @@ MESSAGES = 7
 
 
 def memory(case: Case, gpus: int, rows: int) -> tuple[float, float]:
-    """Return the bytes of an ordinary step at the peak, and of a private one."""
-    ordinary = case.states(gpus) + case.activations(rows)
-    return ordinary, ordinary + case.held(rows) + case.sums_of_a_block()
+    """Return the bytes of an ordinary step at the peak, and of a private one: in an item, or as sums are exchanged."""
+    states, activations = case.states(gpus), case.activations(rows)
+    return states + activations, states + max(activations + case.held(rows) + case.sums, 2 * case.sums)
 
 
 def fitting(case: Case, gpus: int, machine: Machine) -> int:
@@ -204,8 +205,8 @@ def fitting(case: Case, gpus: int, machine: Machine) -> int:
 def step(case: Case, gpus: int, rows: int, machine: Machine) -> Step:
     """Return the model's step under FSDP2, whose collective operations run beside the products.
 
-    Private: sums are scattered after the item's norms are known, with nothing beside them; noise is drawn once, on each
-    GPU's own part; and the processes agree.
+    Private: sums are scattered once for the logical batch, with nothing beside them; noise is drawn once, on each GPU's
+    own part; and the processes agree.
     """
     weights = machine.gathered(2 * 2 * case.model.values, gpus)  # in 16 bits, for the forward and for the backward
     gradients = machine.gathered(4 * case.trained, gpus)
@@ -216,7 +217,7 @@ def step(case: Case, gpus: int, rows: int, machine: Machine) -> Step:
     agreement = (items + MESSAGES) * (gpus - 1) * machine.hop
     return Step(
         items * max(ordinary, weights + gradients),
-        items * (max(ordinary + norms, weights) + gradients) + noise + agreement,
+        items * max(ordinary + norms, weights) + gradients + noise + agreement,
         *memory(case, gpus, rows),
     )
 
@@ -252,7 +253,7 @@ def parts_table(machine: Machine) -> Iterator[list[str]]:
             items = case.items(gpus, rows)
             added = (
                 items * machine.computed(case.norm_operations(rows)),
-                items * machine.gathered(4 * case.trained, gpus),
+                machine.gathered(case.sums, gpus),
                 NOISE_OPERATIONS * case.trained / gpus / machine.integers,
                 (items + MESSAGES) * (gpus - 1) * machine.hop,
             )
