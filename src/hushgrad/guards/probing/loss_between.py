@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -61,11 +62,12 @@ class LossesBetween:
         if self.have_changed or program.flat.roles or program.entries or not program.ends:
             return
         earlier = self._kept
+        base = cache(lambda: quiet_replay(program, {}))  # wanted twice, or not at all
         try:
-            if earlier is not None and earlier.differs(program, scale):
+            if earlier is not None and earlier.differs(program, scale, base):
                 self.have_changed, self._kept = True, None
                 return
-            self._kept = _kept(program, drawn) or earlier
+            self._kept = _kept(program, drawn, base) or earlier
         except NotRunningError:
             return
 
@@ -109,7 +111,7 @@ class _Kept:
     seed: int
     sets_seed: bool
 
-    def differs(self, program: Program, scale: Callable[[int], float]) -> bool:
+    def differs(self, program: Program, scale: Callable[[int], float], unaltered: Callable[[], Replay | None]) -> bool:
         """Whether a later program gives these rows something else; False where that cannot be told.
 
         Raises:
@@ -127,7 +129,7 @@ class _Kept:
         altered = self._put_in(program, outputs, count)
         if altered is None:
             return False
-        base, changed = quiet_replay(program, {}), quiet_replay(program, altered)
+        base, changed = unaltered(), quiet_replay(program, altered)
         if base is None or changed is None or not numbers_agree(base, changed):
             return False
         factor = 1.0 if self.is_rows else scale(self.size) / scale(program.size)
@@ -233,7 +235,7 @@ class _Kept:
         return is_same(wide, others, within=within)
 
 
-def _kept(program: Program, drawn: Drawn) -> _Kept | None:
+def _kept(program: Program, drawn: Drawn, unaltered: Callable[[], Replay | None]) -> _Kept | None:
     """Return some rows of an item, with all that is compared; None where it cannot be.
 
     Raises:
@@ -244,7 +246,7 @@ def _kept(program: Program, drawn: Drawn) -> _Kept | None:
     outside = from_outside(program)
     if not outputs or len(kinds) > 1 or sum(program.sources[slot].values.numel() for slot in outside) > MOST_KEPT:
         return None
-    base = quiet_replay(program, {})
+    base = unaltered()
     if base is None:
         return None
     chosen, widths, left = _chosen(program, drawn)
