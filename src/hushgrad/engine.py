@@ -24,7 +24,6 @@ from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.parallel.agreement import together
-from hushgrad.parallel.messages import told_by_first
 from hushgrad.parallel.world import join_world
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.disjoint import DisjointBatches
@@ -38,7 +37,7 @@ from hushgrad.session.checkpoint import Resumed, Stateful
 from hushgrad.session.loss_scale import Scale
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
-from hushgrad.session.spending import events_at, events_before
+from hushgrad.session.spending import calibrated, events_at
 
 Reading = DataLoaderReading | StreamReading
 
@@ -230,16 +229,9 @@ class PrivacyEngine:
                 epochs=epochs,
                 spare_steps=spare_steps,
             )
-
-        def chosen() -> float:  # by the process that has the ledger
-            before = events_before(self._ledger, phase)
-            calibrated = mechanism.calibrate(
-                epsilon=target_epsilon, delta=target_delta, accountant=self._accountant, before=before
-            )
-            return calibrated.noise_multiplier
-
-        calibrated = mechanism.with_noise_multiplier(told_by_first(join_world(), "choice of the noise", chosen))
-        return self._attach(module, optimizer, reading, calibrated, max_physical_batch_size, constant_shapes, phase)
+        target = {"epsilon": target_epsilon, "delta": target_delta}
+        mechanism = calibrated(mechanism, self._ledger, phase, accountant=self._accountant, **target)
+        return self._attach(module, optimizer, reading, mechanism, max_physical_batch_size, constant_shapes, phase)
 
     def per_example(self, criterion: nn.Module | Callable[..., Tensor]) -> PerExampleLoss:
         """Return a criterion that is checked to give one loss per example.

@@ -23,13 +23,11 @@ from hushgrad.arguments import (
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
-from hushgrad.parallel.messages import told_by_first
-from hushgrad.parallel.world import join_world
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
-from hushgrad.session.spending import events_before
+from hushgrad.session.spending import calibrated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,15 +116,9 @@ class Privacy:
         )
         if self.noise_multiplier is not None:
             return plan
-        target = self.target_epsilon
-        assert target is not None  # one of both is given
-
-        def chosen() -> float:
-            before = events_before(self.ledger, self.phase)
-            found = plan.calibrate(epsilon=target, delta=self.target_delta, accountant=self.accountant, before=before)
-            return found.noise_multiplier
-
-        return plan.with_noise_multiplier(told_by_first(join_world(), "choice of the noise", chosen))
+        assert self.target_epsilon is not None  # one of both is given
+        target = {"epsilon": self.target_epsilon, "delta": self.target_delta}
+        return calibrated(plan, self.ledger, self.phase, accountant=self.accountant, **target)
 
     def privatize(
         self, model: nn.Module, optimizer: Optimizer, mechanism: DPSGD, ledger: str | os.PathLike[str] | None

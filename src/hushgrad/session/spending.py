@@ -41,9 +41,9 @@ from hushgrad.errors import (
     LedgerError,
     ProtocolError,
 )
-from hushgrad.mechanism import Mechanism
+from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.parallel.messages import told_by_first
-from hushgrad.parallel.world import ALONE, World
+from hushgrad.parallel.world import ALONE, World, join_world
 
 MOST_PASSES = 10**5
 
@@ -540,6 +540,27 @@ class _Told:
 
     def as_message(self) -> dict[str, Any]:
         return {"run": self.run, "seq": self.anchor.seq, "hash": self.anchor.hash}
+
+
+def calibrated(
+    plan: DPSGD,
+    ledger: str | os.PathLike[str] | None,
+    phase: str | None,
+    *,
+    epsilon: float,
+    delta: float,
+    accountant: str,
+) -> DPSGD:
+    """Return a plan with the smallest noise that keeps the account of `ledger` to ε, earlier phases included.
+
+    Of several processes all call it, and the first one, which has the ledger, chooses.
+    """
+
+    def chosen() -> float:
+        before = events_before(ledger, phase)
+        return plan.calibrate(epsilon=epsilon, delta=delta, accountant=accountant, before=before).noise_multiplier
+
+    return plan.with_noise_multiplier(told_by_first(join_world(), "choice of the noise", chosen))
 
 
 def events_before(path: str | os.PathLike[str] | None, phase: str | None) -> Composition:
