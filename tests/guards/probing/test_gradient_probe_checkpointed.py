@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import PrivacyEngine
 from hushgrad.errors import CrossSampleLeakError, HushgradError
-from hushgrad.guards.probing import gradient_probe, model_probe
+from hushgrad.guards.probing import examination, gradient_probe
 
 WIDTH, CLASSES, BATCH = 3, 2, 8
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
@@ -135,6 +135,6 @@ def test_the_probe_of_a_gradient_leaves_no_gradient_behind(monkeypatch: pytest.M
         examined.append(found)
         return found
 
-    monkeypatch.setattr(model_probe, "require_own_gradient", watched)
+    monkeypatch.setattr(examination, "require_own_gradient", watched)
     trained(model)
     assert examined

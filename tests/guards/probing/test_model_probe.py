@@ -28,12 +28,13 @@ from hushgrad.errors import (
     UnsupportedModelError,
 )
 from hushgrad.guards.probing.calls import Call
-from hushgrad.guards.probing.model_probe import ModelProbe
+from hushgrad.guards.probing.model_probe import examine
+from hushgrad.guards.probing.probed import Probed
 
 SEEN_IN_GRADIENTS_ONLY = {"gradients normalised over the batch", "gradients centred by a hook"}
 
 
-def probed(model: nn.Module, *inputs: Tensor, reached: bool = False) -> ModelProbe:
+def probed(model: nn.Module, *inputs: Tensor, reached: bool = False) -> Probed:
     """Run the model once as a loop would, and probe that call."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     scope = Scope(model, UsePool())
@@ -44,8 +45,8 @@ def probed(model: nn.Module, *inputs: Tensor, reached: bool = False) -> ModelPro
         scope.paused = False
         if reached:
             call.reached.add(())
-        probe = ModelProbe(model, scope, parameters, "mean")
-        probe.examine(call, BATCH)
+        probe = Probed(model, scope, parameters, "mean")
+        examine(probe, call, BATCH)
     finally:
         scope.detach()
     return probe
@@ -96,7 +97,7 @@ def test_a_probe_leaves_nothing_behind(name: str, make: Callable[[], nn.Module],
             {key: value for key, value in vars(part).items() if not key.startswith("_")} for part in model.modules()
         ]
         states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-        ModelProbe(model, scope, parameters, "mean").examine(call, BATCH)
+        examine(Probed(model, scope, parameters, "mean"), call, BATCH)
     finally:
         scope.detach()
     assert torch.equal(x, untouched)
@@ -277,8 +278,8 @@ def test_autocast_around_the_call_is_kept() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         call = Call.begun(model, model, (x,), {})
         call.returned(model(x), False, lambda: True)
-    probe = ModelProbe(model, scope, dict(model.named_parameters()), "mean", keeps_runs=True)
-    probe.examine(call, BATCH)
+    probe = Probed(model, scope, dict(model.named_parameters()), "mean", keeps_runs=True)
+    examine(probe, call, BATCH)
     scope.detach()
     assert probe.runs is not None
     assert probe.runs.whole.dtype == torch.bfloat16

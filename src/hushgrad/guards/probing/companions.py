@@ -19,7 +19,7 @@ from hushgrad.capture.axes.layout import Path, Role
 from hushgrad.errors import HushgradError
 from hushgrad.guards.probing.collate_probe import Rows
 from hushgrad.guards.probing.collate_runs import CollateRuns
-from hushgrad.guards.probing.widths import contents
+from hushgrad.guards.probing.contents import contents
 from hushgrad.sampling.extent import extent_of, lengths_of
 
 NOTHING: Mapping[Path, Role] = MappingProxyType({})

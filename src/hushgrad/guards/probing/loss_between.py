@@ -19,6 +19,7 @@ from torch import Tensor
 from hushgrad.guards.probing.loss_padding import is_padded
 from hushgrad.guards.probing.loss_program import Program
 from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, is_same, numbers_agree, rounding, row_axis
+from hushgrad.guards.probing.narrowing import cut_like
 from hushgrad.guards.probing.program_rows import (
     from_outside,
     key_from_outside,
@@ -28,7 +29,7 @@ from hushgrad.guards.probing.program_rows import (
     rows_at,
 )
 from hushgrad.guards.probing.rows import blocks
-from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_like
+from hushgrad.guards.probing.widths import Drawn, OwnWidth
 
 ROWS = 4
 """So many rows of an earlier item are kept."""

@@ -19,8 +19,9 @@ from hushgrad.guards.probing.loop_numbers import Line, LoopNumbers, line_of
 from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_program import Made, Program
 from hushgrad.guards.probing.loss_replay import NotRunningError, Replay, differing, replayed, row_axis
+from hushgrad.guards.probing.narrowing import cut_like
 from hushgrad.guards.probing.positions import Positions
-from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_like
+from hushgrad.guards.probing.widths import Drawn, OwnWidth
 
 FURTHER = 3
 """By so many positions batches are padded further."""

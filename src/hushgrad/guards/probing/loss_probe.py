@@ -16,11 +16,12 @@ from hushgrad.guards.probing.calls import SEED
 from hushgrad.guards.probing.finite import repairs
 from hushgrad.guards.probing.kept import Key
 from hushgrad.guards.probing.lifting import Lifted, lifted
+from hushgrad.guards.probing.narrowing import cut_to
 from hushgrad.guards.probing.rows import Batch, batch_axes, rows_agree, split_examples
 from hushgrad.guards.probing.state import SAMPLES, State, following, forked_randomness
 from hushgrad.guards.probing.state_values import differs_by_itself
 from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts, with_tensors
-from hushgrad.guards.probing.widths import OwnWidth, cut_to
+from hushgrad.guards.probing.widths import OwnWidth
 from hushgrad.losses import Arguments
 from hushgrad.separation import Separation
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from hushgrad.guards.probing.contents import contents
 from hushgrad.guards.probing.trees import Path, tensors_at
-from hushgrad.guards.probing.widths import contents
 
 MUCH = 0.75
 """A record that is shorter than this, relative to the shortest so far, is something new."""

@@ -9,9 +9,10 @@ from typing import Any
 from hushgrad.errors import CrossSampleLeakError, HushgradError
 from hushgrad.guards.probing.calls import Outcome, Runner
 from hushgrad.guards.probing.laws import follows_batch, what_follows
+from hushgrad.guards.probing.narrowing import cut_like, cut_to, narrowed, shortened, widened
 from hushgrad.guards.probing.rows import Batch, all_agree, blocks, others_differ, split_examples
 from hushgrad.guards.probing.trees import Path, tensors_at
-from hushgrad.guards.probing.widths import Drawn, OwnWidth, cut_like, cut_to, narrowed, shortened, widened
+from hushgrad.guards.probing.widths import Drawn, OwnWidth
 
 NOT_TOLD = "that an example does not depend on how far it is padded"
 

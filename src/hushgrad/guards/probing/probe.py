@@ -51,9 +51,10 @@ from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loss_cuts import Cut
 from hushgrad.guards.probing.loss_probe import Criterion, require_separate_losses
 from hushgrad.guards.probing.loss_programs import LossPrograms
-from hushgrad.guards.probing.model_probe import ModelProbe
+from hushgrad.guards.probing.model_probe import examine, look
 from hushgrad.guards.probing.novelty import Novelty, Spread
 from hushgrad.guards.probing.positions import Positions
+from hushgrad.guards.probing.probed import Probed
 from hushgrad.guards.probing.row_order import rows_are_in_order
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
 from hushgrad.guards.probing.state import State
@@ -588,41 +589,41 @@ class Probe:
         assert self._anchor is not None
         return will_execute(self._anchor)
 
-    def _model_probe(self) -> ModelProbe:
+    def _probed(self) -> Probed:
         assert self._scope is not None
         parameters = self._parameters
         if self._sharded:  # whole ones are in their place
             named = dict(self._model.named_parameters())
             parameters = {name: named[name] for name in parameters}
-        probe = ModelProbe(self._model, self._scope, parameters, self._loss_reduction)
-        probe.axes, probe.drawn, probe.novelty = self._axes, self._drawn, self._novelty
-        probe.positions, probe.cuts = self._positions, self._programs.cuts | self._novelty.cuts
-        probe.recorded = self._recorded
-        return probe
+        probed = Probed(self._model, self._scope, parameters, self._loss_reduction)
+        probed.axes, probed.drawn, probed.novelty = self._axes, self._drawn, self._novelty
+        probed.positions, probed.cuts = self._positions, self._programs.cuts | self._novelty.cuts
+        probed.recorded = self._recorded
+        return probed
 
     def _look(self, pending: Sequence[Pending], size: int) -> None:
         """Examine a few examples of calls: of those for which the first batch had no room, and of later ones."""
-        probe = self._model_probe()
+        probed = self._probed()
         for part in pending:
-            probe.look(part.call, size, self._looks.some(size, size))
+            look(probed, part.call, size, self._looks.some(size, size))
             self._novelty.examined(part.call.module)
         self._look_count += len(pending)
-        self._look_forwards += probe.forwards
-        self._notes.extend(probe.skipped)
+        self._look_forwards += probed.forwards
+        self._notes.extend(probed.skipped)
 
     def _examine(self, pending: Sequence[Pending], evaluations: Sequence[Evaluation], size: int) -> None:
-        probe = self._model_probe()
-        probe.keeps_runs = len(pending) == 1 and bool(evaluations)
+        probed = self._probed()
+        probed.keeps_runs = len(pending) == 1 and bool(evaluations)
         for part in pending:
-            self._is_told &= probe.examine(part.call, size)
+            self._is_told &= examine(probed, part.call, size)
             if not evaluations:
                 part.call.output = None  # nobody asks it any more, and what holds the call may live longer
         if pending:
-            self._forwards = max(self._forwards, probe.forwards / len(pending))
+            self._forwards = max(self._forwards, probed.forwards / len(pending))
         self._call_count += len(pending)
-        self._notes.extend(probe.skipped)
+        self._notes.extend(probed.skipped)
         for evaluation in evaluations:
-            runs, output = (probe.runs, pending[0].call.output) if len(pending) == 1 else (None, None)
+            runs, output = (probed.runs, pending[0].call.output) if len(pending) == 1 else (None, None)
             self._notes += self._evaluations.examine(evaluation, size, runs, output)
         for part in pending:
             self._novelty.examined(part.call.module)

@@ -19,10 +19,11 @@ from torch import Tensor
 from hushgrad.capture.axes.layout import Layout, Role
 from hushgrad.guards.probing.collate_rows import rows_agree_but_for_padding
 from hushgrad.guards.probing.collate_runs import CollateRuns
+from hushgrad.guards.probing.contents import content_before_padding, contents, longest_contents
 from hushgrad.guards.probing.layout import layout_in_item
 from hushgrad.guards.probing.rows import Batch
 from hushgrad.guards.probing.state import State
-from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts, with_tensors
+from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts
 
 MOST_ROWS = 3
 """How many records are read once more to learn their own lengths, if one of them is shorter than the longest."""
@@ -144,6 +145,30 @@ def own_widths(drawn: Drawn | None, batch: Batch, varying: Set[int]) -> list[Own
     return [*shorter[:1], *shorter[-1:]] if len(shorter) > 1 else shorter
 
 
+def telling_rows(drawn: Drawn, most: int) -> list[int]:
+    """Return some rows of an item, the longest, the shortest and the one with the largest value among them.
+
+    How long a record is, is told by what it held before it was collated; where all held as much, by what the item
+    shows of it before its padding. The second and fourth are those that a probe exchanges and leaves out.
+    """
+    count = len(drawn.indices)
+    held = [tensor for _, tensor in tensors_at(drawn.item) if tensor.ndim and tensor.shape[0] >= count]
+    held = [tensor[:count] for tensor in held if tensor.numel() and not tensor.is_complex()]
+    largest, lengths = np.zeros(count), np.array(drawn.extents[:count], dtype=float)
+    if len(set(lengths)) < 2:
+        lengths = longest_contents(held, count)
+    for tensor in held:
+        sizes = tensor.detach().reshape(count, -1).double().abs().nan_to_num(0.0, 0.0, 0.0).amax(1)
+        largest = np.maximum(largest, sizes.cpu().numpy())
+    special = dict.fromkeys([int(largest.argmax()), int(lengths.argmax()), int(lengths.argmin())])
+    others = [row for row in range(count) if row not in special]
+    rows = []
+    for row in special:
+        rows += [*others[:1], row]
+        others = others[1:]
+    return [*rows, *others][:most]
+
+
 def _cut_lengths(drawn: Drawn | None, batch: Batch) -> dict[int, int]:
     """Return for lengths of inputs that are the beginning of a part of the item, by more than a shift, that part's."""
     found: dict[int, int] = {}
@@ -163,145 +188,12 @@ def _cut_widths(width: OwnWidth, cuts: Mapping[int, int]) -> dict[int, int]:
     return {length: shorter for length, shorter in own.items() if shorter < length}
 
 
-def narrowed(batch: Batch, width: OwnWidth) -> Iterator[tuple[Any, bool]]:
-    """Yield the inputs of one record at its own width, and whether padding was on the left; likelier ways first.
-
-    Nothing is yielded where what would be cut off is no padding. Where nothing is padded, as in lists and in rows that
-    lie end to end, the record runs as it is.
-    """
-    if not any(
-        places_of(part, width, batch.axes[path]) for path, part in tensors_at(batch.value) if path in batch.axes
-    ):
-        yield batch.only([width.row]), False
-        return
-    for left in (False, True):
-        if _cuts_padding(batch, width, left):
-            single = batch.only([width.row])
-
-            def cut(path: Path, tensor: Tensor, left: bool = left) -> Tensor:
-                return cut_to(tensor, width, batch.axes.get(path), left)
-
-            inputs = with_tensors(single, cut)
-            yield inputs, left
-            yield with_parts(inputs, lambda path, part: _own_number(path, part, width)), left
+def _shorter(widths: Iterable[OwnWidth]) -> list[OwnWidth]:
+    """Return those of records that are shorter than the longest of their batch."""
+    return [width for width in widths if any(own < length for length, own in width.lengths.items())]
 
 
-def shortened(batch: Batch, width: OwnWidth) -> set[int]:
-    """Return the lengths of inputs that are one position shorter than in the item: shifted by the loop, or cut."""
-    return {
-        tensor.shape[place]
-        for path, tensor in tensors_at(batch.value)
-        if path in batch.axes
-        for place in places_of(tensor, width, batch.axes[path])
-        if tensor.shape[place] not in width.lengths
-    }
-
-
-def widened(drawn: Drawn, batch: Batch) -> tuple[Batch, int, int] | None:
-    """Return the inputs as they were before the loop cut them to the longest record, the length cut to, and the former.
-
-    None where they were not cut, or where what was cut off is more than padding.
-    """
-    count = min(len(drawn.indices), batch.size)
-    items = [tensor for _, tensor in tensors_at(drawn.item) if tensor.ndim > 1 and tensor.shape[0] == batch.size]
-    found: tuple[int, int] | None = None
-    whole: dict[Path, Tensor] = {}
-    for path, tensor in tensors_at(batch.value):
-        if batch.axes.get(path) != 0 or tensor.ndim < 2:
-            continue
-        length = tensor.shape[1]
-        for item in items:
-            if item.ndim != tensor.ndim or item.shape[1] <= length or item.shape[2:] != tensor.shape[2:]:
-                continue
-            own = item.to(tensor.device, tensor.dtype)
-            is_prefix = torch.equal(own[:count, :length], tensor.detach()[:count])
-            # A record may end in equal positions; padding is the same in all.
-            if (
-                is_prefix
-                and int(contents(item[:count]).max()) == length
-                and _is_constant(own[:, length:].flatten(0, 1))
-            ):
-                whole[path], found = own, (length, item.shape[1])
-    if found is None:
-        return None
-    for path, tensor in tensors_at(batch.value):
-        if path not in whole and path in batch.axes and found[0] in tensor.shape[1:]:
-            return None
-    wide = with_tensors(batch.value, lambda path, tensor: whole.get(path, tensor))
-    return replace(batch, value=wide), *found
-
-
-def cut_to(tensor: Tensor, width: OwnWidth, batch_axis: int | None, left: bool) -> Tensor:
-    """Return a tensor cut to a record's own width along all axes but that of the batch."""
-    for axis in places_of(tensor, width, batch_axis):
-        length = tensor.shape[axis]
-        own = width.of(length)
-        tensor = tensor.narrow(axis, length - own if left else 0, own)
-    return tensor.contiguous()
-
-
-def places_of(tensor: Tensor, width: OwnWidth, batch_axis: int | None) -> list[int]:
-    """Return the axes of positions that a record has fewer of: one, but for masks over pairs and for images.
-
-    An axis of features may be as long by chance. One that the loop shifted is sought among whole numbers only.
-    """
-    others = [axis for axis in range(tensor.ndim) if axis != batch_axis]
-    exact = [axis for axis in others if width.lengths.get(tensor.shape[axis], tensor.shape[axis]) < tensor.shape[axis]]
-    if exact:
-        return exact if tensor.ndim > 3 or not tensor.is_floating_point() else exact[:1]
-    is_shifted = (
-        others and not tensor.is_floating_point() and width.of(tensor.shape[others[0]]) < tensor.shape[others[0]]
-    )
-    return others[:1] if is_shifted else []
-
-
-def cut_like(tensor: Tensor, own: Tensor, left: bool) -> Tensor:
-    """Return a tensor cut to the shape that another one has, where it is longer."""
-    if tensor.ndim != own.ndim:
-        return tensor
-    for axis, length in enumerate(own.shape):
-        if length < tensor.shape[axis]:
-            tensor = tensor.narrow(axis, tensor.shape[axis] - length if left else 0, length)
-    return tensor
-
-
-def _own_number(path: Path, part: Any, width: OwnWidth) -> Any:
-    if type(part) is int and part > 1 and part in width.lengths:
-        return width.lengths[part]
-    return part if isinstance(part, Tensor) else DESCEND
-
-
-def _cuts_padding(batch: Batch, width: OwnWidth, left: bool) -> bool:
-    """Whether something would be cut off, and all of that is padding in this record, or the same for all records."""
-    cut = False
-    for path, tensor in tensors_at(batch.value):
-        axis = batch.axes.get(path)
-        if axis is None:
-            continue
-        places = places_of(tensor, width, axis)
-        if not places:
-            continue
-        cut = True
-        if len(places) > 1:
-            continue  # a mask over pairs of positions
-        length = tensor.shape[places[0]]
-        own = width.of(length)
-        front = tensor.detach().movedim((axis, places[0]), (0, 1))
-        # The loop's own shift ([:, :-1]) leaves a record one of its own positions more beside a longer one.
-        shifted = width.shift * int(not left and length not in width.lengths)
-        beyond = front[:, : length - own] if left else front[:, min(own + shifted, length - 1) :]
-        kept = front[width.row, length - own :] if left else front[width.row, :own]
-        if not (_is_constant(beyond[width.row]) or bool((beyond == beyond[:1]).all()) or width.is_alone(kept)):
-            return False
-    return cut
-
-
-def _is_constant(positions: Tensor) -> bool:
-    """Whether all positions, on axis 0, hold the same; NaN is the same as NaN."""
-    return bool(((positions == positions[:1]) | (positions != positions)).all())
-
-
-# The records' own lengths --------------------------------------------------------------------------------------------
+# Records read once more ---------------------------------------------------------------------------------------------
 
 
 def _from_records(drawn: Drawn, count: int) -> list[OwnWidth]:
@@ -418,63 +310,7 @@ def _telling(item: Any, count: int) -> list[int]:
     return [int(row) for row in np.argsort(-scores, kind="stable")]
 
 
-def contents(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """Return for each row of `[B, T, ...]` how many positions come before the padding, at least 1.
-
-    Padding is what repeats the last position; where nothing does, there is none.
-    """
-    with torch.no_grad():
-        flat = tensor.detach().reshape(*tensor.shape[:2], -1)
-        same = ((flat == flat[:, -1:]) | (flat != flat)).all(2)
-        run = same.flip(1).long().cumprod(1).sum(1)
-        own = torch.where(run > 1, tensor.shape[1] - run, tensor.shape[1])
-        found: np.ndarray[Any, Any] = own.clamp(min=1).cpu().numpy()
-        return found
-
-
-def _shorter(widths: Iterable[OwnWidth]) -> list[OwnWidth]:
-    """Return those of records that are shorter than the longest of their batch."""
-    return [width for width in widths if any(own < length for length, own in width.lengths.items())]
-
-
-def _longest_contents(tensors: Sequence[Tensor], count: int) -> np.ndarray[Any, Any]:
-    """Return for each of `count` rows the longest content among those of `[B, T, ...]`, 0 where there is none."""
-    lengths = np.zeros(count)
-    for tensor in tensors:
-        if tensor.ndim > 1 and tensor.numel():
-            lengths = np.maximum(lengths, contents(tensor))
-    return lengths
-
-
-def telling_rows(drawn: Drawn, most: int) -> list[int]:
-    """Return some rows of an item, the longest, the shortest and the one with the largest value among them.
-
-    How long a record is, is told by what it held before it was collated; where all held as much, by what the item
-    shows of it before its padding. The second and fourth are those that a probe exchanges and leaves out.
-    """
-    count = len(drawn.indices)
-    held = [tensor for _, tensor in tensors_at(drawn.item) if tensor.ndim and tensor.shape[0] >= count]
-    held = [tensor[:count] for tensor in held if tensor.numel() and not tensor.is_complex()]
-    largest, lengths = np.zeros(count), np.array(drawn.extents[:count], dtype=float)
-    if len(set(lengths)) < 2:
-        lengths = _longest_contents(held, count)
-    for tensor in held:
-        sizes = tensor.detach().reshape(count, -1).double().abs().nan_to_num(0.0, 0.0, 0.0).amax(1)
-        largest = np.maximum(largest, sizes.cpu().numpy())
-    special = dict.fromkeys([int(largest.argmax()), int(lengths.argmax()), int(lengths.argmin())])
-    others = [row for row in range(count) if row not in special]
-    rows = []
-    for row in special:
-        rows += [*others[:1], row]
-        others = others[1:]
-    return [*rows, *others][:most]
-
-
-def extremes(batch: Batch) -> list[int]:
-    """Return the example with the longest and that with the shortest content, by what is of whole numbers."""
-    held = [tensor for path, tensor in tensors_at(batch.value) if batch.axes.get(path) == 0 and tensor.ndim == 2]
-    lengths = _longest_contents([tensor for tensor in held if not tensor.is_floating_point()], batch.size)
-    return [int(lengths.argmax()), int(lengths.argmin())] if lengths.min() < lengths.max() else []
+# Lengths that are guessed -------------------------------------------------------------------------------------------
 
 
 def _guessed(drawn: Drawn | None, batch: Batch, varying: Set[int], count: int) -> Iterator[tuple[int, dict[int, int]]]:
@@ -498,7 +334,9 @@ def _guessed(drawn: Drawn | None, batch: Batch, varying: Set[int], count: int) -
                 return
     told = [tensor[:count] for tensor in (*item, *taken) if tensor.ndim and tensor.shape[0] >= count and tensor.numel()]
     for length in followed:
-        own = _longest([_padded(tensor) for tensor in told if tensor.ndim > 1 and tensor.shape[1] == length])
+        own = _longest(
+            [content_before_padding(tensor) for tensor in told if tensor.ndim > 1 and tensor.shape[1] == length]
+        )
         numbers = [tensor for tensor in told if tensor.ndim == 1 and not tensor.is_floating_point()]
         for lengths in (own, *(tensor.cpu().numpy() for tensor in numbers)):
             if len(lengths) and int(lengths.max()) == length > lengths.min():
@@ -508,25 +346,6 @@ def _guessed(drawn: Drawn | None, batch: Batch, varying: Set[int], count: int) -
 
 def _longest(lengths: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     return np.max(lengths, 0) if lengths else np.zeros(0)
-
-
-def _padded(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """Return for each row of `[B, T, ...]` how many positions come before what can be nothing but padding.
-
-    A record may itself end in two equal positions, and a mask of a record that is as long as the longest holds ones
-    alone. So padding is a value that no record begins with, and, of more than two records, that two end in, several
-    times (in a mask once).
-    """
-    ends = tensor.detach()[:, -1].reshape(len(tensor), -1)
-    begins = tensor.detach()[:, 0].reshape(len(tensor), -1)
-    own = contents(tensor)
-    same = (ends[:, None] == ends) | ((ends != ends)[:, None] & (ends != ends))
-    rows = torch.from_numpy(own < tensor.shape[1]).to(ends.device)
-    is_mask = torch.unique(tensor).numel() <= 2  # one position of padding shows there
-    alike = (same.all(2) & (rows | is_mask)).sum(1)
-    begun = (ends[:, None] == begins).all(2).any(1)
-    is_padded = rows & ~begun & (alike >= min(2, len(tensor) - 1))
-    return np.where(is_padded.cpu().numpy(), own, tensor.shape[1])
 
 
 def _rows_of(own: np.ndarray[Any, Any]) -> Iterator[tuple[int, dict[int, int]]]:
