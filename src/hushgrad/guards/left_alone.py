@@ -47,6 +47,11 @@ class LeftAlone:
             for now, before in zip(map(sample, self._parameters), self._values, strict=True)
         )
 
+    def batch_comes(self) -> None:
+        """A batch is handed out: what is written from here on may hold its values."""
+        if self._versions is None:
+            self._note(with_values=True)
+
     def restored(self) -> None:
         """The session itself has written the parameters of a checkpoint."""
         self._versions, self._values = None, None
@@ -55,6 +60,9 @@ class LeftAlone:
         """The optimizer has written an update."""
         if self._is_written:
             return
-        self._versions = versions_of(self._parameters)
-        self._values = [sample(parameter) for parameter in self._parameters] if self._updates % EVERY == 0 else None
+        self._note(with_values=self._updates % EVERY == 0)
         self._updates += 1
+
+    def _note(self, *, with_values: bool) -> None:
+        self._versions = versions_of(self._parameters)
+        self._values = [sample(parameter) for parameter in self._parameters] if with_values else None

@@ -56,13 +56,22 @@ class OpenBatch:
         return self._pool.is_narrow
 
     @property
+    def follows_sizes(self) -> bool:
+        """Whether the forwards so far do to gradients what may follow how large these are: 16 bits, hooks."""
+        return self._pool.is_narrow or self._parts.probe.changes_gradients
+
+    @property
     def divides_losses(self) -> bool:
         """Whether losses are divided by the number of rows before their backward, which `add` undoes.
 
         Not where gradients pass through 16 bits: they would be rounded after the division, and one example more or less
-        would change the rounding of all others.
+        would change the rounding of all others. Nor where hooks or custom functions change them, maybe by their size.
         """
-        return self._parts.mechanism.loss_reduction == "mean" and not self.passes_16_bits
+        return self._parts.mechanism.loss_reduction == "mean" and not self._is_undivided
+
+    @property
+    def _is_undivided(self) -> bool:
+        return self.passes_16_bits or self._parts.probe.changes_gradients
 
     @property
     def passes_16_bits(self) -> bool:
@@ -85,9 +94,9 @@ class OpenBatch:
         self.rounds(losses_B)
 
     def rounds(self, losses_B: Tensor) -> bool:
-        """Return `passes_16_bits` for a backward of these losses, and take note of it."""
+        """Return whether a backward of these losses is not to divide them, and take note of it."""
         self._is_narrow = self._is_narrow or self._parts.probe.is_narrow(losses_B)
-        return self.passes_16_bits
+        return self._is_undivided
 
     def own_backward(self) -> OwnBackward | None:
         """Return what multiplies the gradients of the loop's own losses; None where nothing has to."""
@@ -160,8 +169,8 @@ class OpenBatch:
             return 1.0
         if pool.undivided and (self._has_divided or pool.undivided < pool.backwards):
             raise UnsupportedModelError(
-                "gradients of some backwards over this item passed through 16 bits, and others were divided by the "
-                "number of examples",
+                "gradients of some backwards over this item (which pass through 16 bits, hooks or custom functions) "
+                "were handed on as they are, and others were divided by the number of examples",
                 cure="Add the losses of each example and call session.backward once for an item, or run all of its "
                 "forwards under the same autocast",
             )
@@ -194,7 +203,8 @@ class OpenBatch:
             if self._drawn:
                 # A penalty's part of it does not come from the gradients that the outputs got.
                 is_whole = self._pool.backwards == 1 and not self._pool.is_penalized
-                parts.probe.examine(self._rows, self._pool.gradient_of if is_whole else None)
+                is_divided = self._pool.undivided < self._pool.backwards
+                parts.probe.examine(self._rows, self._pool.gradient_of if is_whole else None, is_divided=is_divided)
 
     def add(self, scale: float) -> None:
         """Add the clipped sum of the examples that were drawn to the update.

@@ -3,10 +3,11 @@
 A mean divides each example's gradient by the number of rows, which follows the draw. Rounded to 16 bits after that, one
 example more would change the rounding of all others, and small gradients would vanish. `engine.per_example` and
 `session.backward` divide nothing. A loop's own `loss.backward()` does, so what comes into its loss from above is
-multiplied by the number of rows (and by the loss scale) while it is still a number of at least 32 bits.
+multiplied by the number of rows (and by the loss scale) while it is still a number of at least 32 bits. So it is where
+hooks or custom functions change gradients, maybe by their size: a clamp, a threshold.
 
 A mode at the bottom of torch's stack, from the model's forward to the step, sees the backward begin. It is there only
-where a forward was in 16 bits.
+where a forward was in 16 bits, or has such hooks.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class Watched(Protocol):
     """A physical batch."""
 
     @property
-    def is_narrow(self) -> bool:
-        """Whether gradients of its forwards so far pass through 16 bits."""
+    def follows_sizes(self) -> bool:
+        """Whether the forwards so far do to gradients what may follow how large these are: 16 bits, hooks."""
 
     def cuts(self, loss: Tensor) -> Sequence[Cut]:
         """Return where the gradient of a loss may be multiplied; empty where that cannot be told."""
@@ -95,7 +96,7 @@ class OwnBackward(TorchFunctionMode):
     def returned(self) -> None:
         """It has returned."""
         batch = self._batch()
-        if self._is_over or batch is None or not batch.is_narrow or threading.get_ident() != self._thread:
+        if self._is_over or batch is None or not batch.follows_sizes or threading.get_ident() != self._thread:
             return
         self._take_out()
         self._has_others = self._has_others or any(tensor.requires_grad for _, tensor in tensors_at(self._inputs))

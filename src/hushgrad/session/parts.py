@@ -107,6 +107,7 @@ class Parts:
         """A batch is handed out: what is declared from here on may hold its values."""
         self.regularizers.batch_comes()
         self.public.batch_comes()
+        self.left_alone.batch_comes()
 
     def take_marks(self) -> None:
         """Begin a step or an item: nothing of the last update, and no mark, is left in `.grad`.

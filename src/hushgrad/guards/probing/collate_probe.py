@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hushgrad.capture.axes.layout import MARKS, Path, Role, layout_of, mark_candidates
@@ -239,10 +240,14 @@ class Rows:
                 axis = axes[path]
                 before, after = one.movedim(axis, 0)[list(kept)], two.movedim(axis, 0)[list(there)]
                 same = rows_agree_but_for_padding(before, after, whole=alone)
-            elif len(self._records) == len(changed) and one.shape == two.shape and one.is_floating_point():
-                same = rows_agree(one, two)  # a statistic of the batch
+            elif len(self._records) != len(changed):
+                same = True
+            elif one.is_floating_point():
+                same = one.shape != two.shape or rows_agree(one, two)  # a statistic of the batch
             else:
                 same = True
+                if not torch.equal(one, two):  # a length, say, which may be used for what it is
+                    self._runs.statistics.add(path)
             if not same:
                 return path
         return None

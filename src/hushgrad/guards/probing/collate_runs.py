@@ -40,11 +40,15 @@ class CollateRuns:
     Args:
         collate_fn: list of records to batch.
         state: what it kept before the item in work was made; None for what it keeps now.
+
+    Attributes:
+        statistics: the paths of whole numbers and flags, without a row for each record, that other records changed.
     """
 
     def __init__(self, collate_fn: Callable[[list[Any]], Any], state: State | None = None) -> None:
         self._collate_fn = collate_fn
         self.state = State(collate_fn, parameters=False) if state is None else state
+        self.statistics: set[Path] = set()
 
     @property
     def place(self) -> str:
@@ -99,6 +103,8 @@ def _as_tensor(path: Path, part: Any) -> Any:
             return DESCEND
     if isinstance(part, str):
         return torch.tensor(float(zlib.crc32(part.encode(errors="replace"))), dtype=torch.float64)
-    if isinstance(part, (int, np.integer)) and not isinstance(part, bool) and abs(int(part)) < 2**62:
+    if isinstance(part, (bool, np.bool_)):
+        return torch.tensor(bool(part))
+    if isinstance(part, (int, np.integer)) and abs(int(part)) < 2**62:
         return torch.tensor(int(part))
     return torch.tensor(float(part), dtype=torch.float64) if isinstance(part, (float, np.floating)) else DESCEND

@@ -11,12 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from hushgrad.errors import CrossSampleLeakError, HushgradError, UnsupportedModelError, where_raised
 from hushgrad.guards.probing.base_run import Left, base_run, other_outputs
 from hushgrad.guards.probing.calls import Outcome, Runner, are_close, sums_of
 from hushgrad.guards.probing.deterministic_mode import QUANTILES
 from hushgrad.guards.probing.finite import spoiled_rows
-from hushgrad.guards.probing.gradient_probe import require_gradient_of_batch, require_own_gradient
+from hushgrad.guards.probing.gradient_probe import require_gradient_of_batch, require_own_gradient, require_proportional
+from hushgrad.guards.probing.item_statistics import CURE, other_value, statistics_in
 from hushgrad.guards.probing.laws import follows_batch, what_follows
 from hushgrad.guards.probing.loss_probe import Runs
 from hushgrad.guards.probing.padding_probe import PaddingProbe
@@ -31,7 +34,7 @@ from hushgrad.guards.probing.rows import (
     split_examples,
 )
 from hushgrad.guards.probing.state_probe import StateProbe
-from hushgrad.guards.probing.trees import Path, tensors_at
+from hushgrad.guards.probing.trees import Path, tensors_at, with_tensors
 from hushgrad.guards.probing.widths import OwnWidth
 
 FEW = 4
@@ -146,6 +149,7 @@ class Examination:
         if self._probed.keeps_runs and self._is_comparable:
             self._probed.runs = Runs(base.output, exchanged.output, some, less, example, self._alone)
         del exchanged
+        self._require_no_statistics(axes, base.drew)
         self._poison(base, axes, rest, some)
         if not self._is_comparable:
             self._probed.runs = None
@@ -218,6 +222,17 @@ class Examination:
         call = self._runner.call
         is_seen_in_batch = self._probed.recorded is not None and not drew and len(call.reached) == 1
         is_changed = call.is_hooked or (call.changes_gradients and not is_seen_in_batch)
+        if call.changes_gradients and self._probed.is_divided and self._probed.loss_reduction == "mean":
+            require_proportional(
+                self._runner,
+                self._batch,
+                scope=self._probed.scope,
+                parameters=self._probed.parameters,
+                axes=axes,
+                example=order[-1],
+                quiet=drew,
+                scales=(1.0, 1 / LARGE, LARGE),
+            )
         for example, scale in self._trials(list(dict.fromkeys(order)), is_changed):
             most = FEW if scale == 1 and not call.is_hooked else MOST_HOOKED
             rows = sorted([example, *[row for row in dict.fromkeys(order) if row != example][: most - 1]])
@@ -356,6 +371,39 @@ class Examination:
                 self._alone.append(found)
         if self._widths is None and self._probed.drawn is not None:
             probe.require_same_uncut(self._probed.drawn)
+
+    def _require_no_statistics(self, axes: dict[Path, int], drew: bool) -> None:
+        """Refuse outputs that change with a number that `collate_fn` made of the whole batch."""
+        drawn = self._probed.drawn
+        if drawn is None or not drawn.statistics or self._quiet is None:
+            return
+        tensors, _ = statistics_in(drawn)
+
+        def other(path: Path, tensor: Tensor) -> Tensor:
+            is_statistic = path not in self._batch.axes and any(
+                tensor.shape == one.shape and tensor.dtype == one.dtype and bool((tensor == one).all())
+                for one in tensors
+            )
+            return other_value(tensor) if is_statistic else tensor
+
+        inputs = with_tensors(self._batch.same(), other)
+        if all(
+            one is two for (_, one), (_, two) in zip(tensors_at(inputs), tensors_at(self._batch.same()), strict=True)
+        ):
+            return
+        everyone = range(self._size)
+        try:
+            changed = self._runner.run(inputs, quiet=drew)
+        except HushgradError:
+            raise
+        except Exception:  # a length, say, that fits no other inputs
+            return
+        if others_differ(self._quiet.output, changed.output, axes, (everyone, everyone), (self._size, self._size)):
+            raise CrossSampleLeakError(
+                "changes its outputs for all examples with a number that collate_fn makes of the whole batch",
+                where=self._name(None),
+                cure=CURE,
+            )
 
     def _require_same_scales(self, axes: dict[Path, int], left_out: int) -> None:
         """Leave an example out of a few once more where numbers were drawn, which now differ by column.

@@ -194,6 +194,66 @@ def require_gradient_of_batch(
         _require_same(recorded, own, parameters, call.autocast)
 
 
+def require_proportional(
+    runner: Runner,
+    batch: Batch,
+    *,
+    scope: Scope,
+    parameters: Mapping[str, nn.Parameter],
+    axes: Mapping[Path, int],
+    example: int,
+    quiet: bool,
+    scales: Sequence[float],
+) -> None:
+    """Refuse gradients of one example that do not grow as those of its outputs do: a hook's threshold, say, or a clamp.
+
+    A mean divides the gradients of outputs by the number of drawn records, so that what changes them by their size
+    makes each example's gradient depend on how many there are.
+
+    Args:
+        runner, batch, scope, parameters, axes, quiet: as of `require_own_gradient`.
+        example: that is run alone.
+        scales: of the gradients that its outputs get.
+
+    Raises:
+        CrossSampleLeakError: they are not proportional.
+    """
+    call = runner.call
+    found: list[dict[str, Tensor]] = []
+    for scale in scales:
+
+        def run(output: Any, scale: float = scale) -> None:
+            taken = [
+                (tensor, scale * _weights(tensor, axes[path], 1)[0].movedim(0, axes[path]))
+                for path, tensor in tensors_at(output)
+                if path in call.reached and path in axes and tensor.requires_grad
+            ]
+            trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+            if taken:
+                gradients = ordinary_gradients([one for one, _ in taken], [two for _, two in taken], trained)
+                found.append({name: gradient / scale for name, gradient in gradients.items()})
+
+        paused, scope.paused = scope.paused, True
+        try:
+            outcome = runner.run(batch.only([example]), quiet=quiet, share=3 / batch.size, then=run)
+        finally:
+            scope.paused = paused
+        if outcome.unknown is not None:
+            return
+    try:
+        for other in found[1:]:
+            _require_same(found[0].items(), dict(other), parameters, call.autocast)
+    except CrossSampleLeakError as error:
+        raise CrossSampleLeakError(
+            "gradients are changed by their size (a clamp, a threshold, a normalisation, in a hook or a custom "
+            "function), and the loop's own mean divides them by the number of drawn records, so that each example's "
+            "gradient depends on how many there are; most of all for this parameter",
+            where=error.where,
+            cure="Compute the loss by engine.per_example(criterion), or call engine.session.backward(losses) with one "
+            "loss per example: both divide nothing",
+        ) from None
+
+
 def _weights(alone: Tensor, axis: int, size: int) -> Tensor:
     """Return fixed random weights `[B, k, ...]` for the outputs of every example, other ones for each.
 

@@ -1,4 +1,4 @@
-"""What a loop sets for a model beside tensors: numbers and flags that it passes, modes, attributes, what is trained.
+"""What a loop sets for a model: numbers and flags that it passes, modes, attributes and buffers, what is trained.
 
 Where it is another one in another item, and no forward changed it, the loop did: by the number of the step, or by the
 draw, and nobody can know by which.
@@ -10,8 +10,10 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from hushgrad.guards.probing.state_values import fingerprint
 from hushgrad.guards.probing.trees import DESCEND, tensors_at, with_parts
 
 MOST_CALLS = 4
@@ -66,9 +68,20 @@ class LoopSettings:
             for name, value in vars(module).items():
                 if not name.startswith("_") and isinstance(value, PLAIN):
                     found[number, name] = value
+                elif isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                    found[number, name] = _held(value)
+            for name, buffer in module.named_buffers(recurse=False):
+                found[number, name] = _held(buffer)
             for name, parameter in module.named_parameters(recurse=False):
                 found[number, name, "is trained"] = parameter.requires_grad
         return found
+
+
+def _held(tensor: Tensor) -> Hashable:
+    """Return what tells whether a tensor has other values; None where they are not in its own memory."""
+    if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_nested:
+        return None
+    return tuple(tensor.shape), fingerprint(tensor)
 
 
 def _passed(inputs: Any, size: int) -> Settings:

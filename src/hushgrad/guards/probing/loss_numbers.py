@@ -29,6 +29,13 @@ ARITHMETIC = {
 """Calls whose numbers are factors, divisors and the like; those of others are mostly axes and sizes."""
 
 
+SHAPES = {
+    "view", "reshape", "expand", "repeat", "unflatten", "flatten", "permute", "transpose", "movedim", "unsqueeze",
+    "squeeze", "sum", "mean", "amax", "amin", "max", "min", "norm", "softmax", "log_softmax", "cat", "stack", "chunk",
+    "split", "unbind", "size", "shape", "new_zeros", "new_ones", "new_empty", "new_full", "broadcast_to", "tile",
+}  # fmt: skip
+"""Calls whose numbers are lengths and axes."""
+
 MOST_STILL = 8
 """With so many numbers that stayed those that did not are joined."""
 
@@ -63,6 +70,7 @@ class NumbersTaken:
             if is_bool and not self._only_asks_whether_finite(number):
                 return calls[number]
         starts = [(number, self._numbers[number]) for number in shared]
+        sizes = sorted(call for call in self._moved[0] ^ self._moved[1] if isinstance(self._numbers[call], Size))
         moved = sorted(self._moved[0] | self._moved[1])
         together = [value for call in moved for value in numbers_in(self._numbers[call])]
         if len(together) > 1 and not all(isinstance(self._numbers[call], Size) for call in moved):
@@ -71,6 +79,11 @@ class NumbersTaken:
             for later in sorted(call for call in used if call > first):
                 call = calls[later]
                 if is_made_of(taken, call.args, call.kwargs, call.place.numbers):
+                    return call
+        for number in sizes:  # of what values decide the shape: one example may do so alone, and it is a usual size
+            for later in sorted(call for call in used if call > number and calls[call].name in ARITHMETIC):
+                call = calls[later]
+                if is_made_of(self._numbers[number], call.args, call.kwargs, call.place.numbers):
                     return call
         for number in shared:
             if not isinstance(self._numbers[number], Size) and self._comes_back(number, used):
@@ -126,10 +139,7 @@ class NumbersTaken:
 
     def have_left(self) -> bool:
         """Return whether numbers of the examples left torch before the losses, but to ask if they are finite."""
-        return any(
-            not isinstance(self._numbers[call], Size) and not self._only_asks_whether_finite(call)
-            for call in self._moved[0] | self._moved[1]
-        )
+        return any(not self._only_asks_whether_finite(call) for call in self._moved[0] | self._moved[1])
 
     def are_free(self) -> bool:
         """Return whether the losses' calls, or the model, got a number that is neither usual nor in the code."""
@@ -140,6 +150,9 @@ class NumbersTaken:
             for number in self._used()
             if calls[number].name in ARITHMETIC
         ]
+        for number in self._used():
+            call = calls[number]
+            given.append((tuple(choosing_numbers(call.name, call.args, call.kwargs)), call.place))
         return any(is_free(numbers, self._program.size, place.numbers) for numbers, place in given)
 
     def doubt(self) -> str:
@@ -224,6 +237,25 @@ def call_numbers(program: Program, call: Made) -> list[float]:
         if source.kind in ("number", "constant") and source.values.numel() == 1 and not source.values.is_complex()
     ]
     return [*numbers_in((call.args, call.kwargs)), *single]
+
+
+def choosing_numbers(name: str, args: Any, kwargs: Any) -> Iterator[float]:
+    """Yield the numbers by which a call cuts, compares, moves or draws, those of slices too, and no lengths or axes."""
+    if name in SHAPES:
+        return
+
+    def numbers(value: Any) -> Iterator[float]:
+        if isinstance(value, slice):
+            yield from numbers((value.start, value.stop, value.step))
+        elif isinstance(value, dict):
+            yield from numbers(tuple(value.values()))
+        elif type(value) in (tuple, list):
+            for part in value:
+                yield from numbers(part)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            yield value
+
+    yield from numbers((args, kwargs))
 
 
 def _is_equal(one: Any, other: Any) -> bool:

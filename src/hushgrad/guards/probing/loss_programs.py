@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hushgrad.capture.axes.layout import Path, Role
 from hushgrad.capture.public import PublicTensors
 from hushgrad.guards.probing.constants import Constants
+from hushgrad.guards.probing.item_statistics import require_no_statistics, statistics_in
 from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loop_numbers import LoopNumbers
 from hushgrad.guards.probing.loop_settings import LoopSettings
@@ -86,6 +87,7 @@ class LossPrograms:
         self._items += 1
         self._looks.begin()
         is_new = self._seen.note(size, drawn.extents)
+        self.has_read |= bool(statistics_in(drawn)[1])  # Python holds them, and may decide by them unseen
         if self._items <= FIRST or self._looks.wanted or is_new:
             self._trace = LossTrace(size, drawn.item, drawn.axes, self._earlier, drawn.layout, drawn.lists)
             self._end = weakref.finalize(self, self._trace.end)
@@ -156,6 +158,7 @@ class LossPrograms:
         program = self._trace.program
         self._padding.require_same(program, drawn)
         if self._is_told:
+            require_no_statistics(program, drawn)
             self._between.compare(program, drawn, self._scale)
             self.have_changed = self._settings.have_changed() or self._between.have_changed or self.have_changed
 

@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from hushgrad.capture.axes.layout import MARKS, Layout, Role
 from hushgrad.capture.axes.rules import changes_in_place
 from hushgrad.guards.probing.loop_line import LIBRARY, TORCH, loop_frame
+from hushgrad.guards.probing.loss_numbers import choosing_numbers
 from hushgrad.guards.probing.loss_program import (
     Earlier,
     End,
@@ -41,7 +42,7 @@ from hushgrad.guards.probing.loss_program import (
     mapped,
     tensors_of,
 )
-from hushgrad.guards.probing.numbers_taken import numbers_in
+from hushgrad.guards.probing.numbers_taken import is_free, numbers_in
 from hushgrad.guards.probing.outside_values import OutsideValues
 from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts
 from hushgrad.torch_internals import (
@@ -252,12 +253,13 @@ class LossTrace(TorchFunctionMode):
     def _seen(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
         is_change = changes_in_place(func) or name == "__setitem__" or "out" in kwargs
-        is_wanted = self._takes_batch(args, kwargs) or (is_change and self._knows(args))
+        is_of_batch = self._takes_batch(args, kwargs)
+        is_wanted = is_of_batch or (is_change and self._knows(args))
         if name in SILENT or threading.get_ident() != self._thread:
             return func(*args, **kwargs)
         if not is_wanted:
             result = func(*args, **kwargs)
-            self.outside.note(name, (args, kwargs), result)
+            self.outside.note(name, (args, kwargs), result, is_python=self._has_free_numbers(name, args, kwargs))
             return result
         place, applied = _place()
         if place is None or (applied is not None and self._write_applied(applied, place)):
@@ -283,7 +285,9 @@ class LossTrace(TorchFunctionMode):
         except Exception:
             self.has_read = True  # whether it fails is a look at the values
             raise
+        was_live = self._live if is_of_batch else set(self._live)
         self._write(func, given, result, place, args[0] if is_change and args else None)
+        self._live &= was_live  # what the program read may be written to with nothing of the batch
         return result
 
     def _write(self, func: Callable[..., Any], given: Any, result: Any, place: Place, changed: Any) -> None:
@@ -333,6 +337,19 @@ class LossTrace(TorchFunctionMode):
             [of] = made[-1].args
             slot = of.number if isinstance(of, Slot) else None
         return slot is not None and slot in self.program.outputs
+
+    def _has_free_numbers(self, name: str, args: Any, kwargs: Any) -> bool:
+        """Whether a call on nothing of the batch has a number that Python may have made of the item.
+
+        None is where the item has none for Python to read. A length of the item's tensors is no such number, nor is one
+        that stands in the code.
+        """
+        if not self.outside.is_readable or not any(True for _ in choosing_numbers(name, args, kwargs)):
+            return False
+        frame = loop_frame()
+        lengths = {length for source in self.program.sources.values() for length in source.values.shape}
+        numbers = [number for number in choosing_numbers(name, args, kwargs) if number not in lengths]
+        return is_free(numbers, self.program.size, () if frame is None else _place_of(frame).numbers)
 
     def _knows(self, args: Any) -> bool:
         """Whether what is changed in place is a tensor of the program's, if of none of the item's values."""

@@ -26,16 +26,17 @@ def narrowed(batch: Batch, width: OwnWidth) -> Iterator[tuple[Any, bool]]:
     ):
         yield batch.only([width.row]), False
         return
-    for left in (False, True):
-        if _cuts_padding(batch, width, left):
-            single = batch.only([width.row])
+    sides = [left for left in (False, True) if _cuts_padding(batch, width, left)]
+    own = [left for left in sides if _keeps_own(batch, width, left)]
+    for left in own or sides:
+        single = batch.only([width.row])
 
-            def cut(path: Path, tensor: Tensor, left: bool = left) -> Tensor:
-                return cut_to(tensor, width, batch.axes.get(path), left)
+        def cut(path: Path, tensor: Tensor, left: bool = left) -> Tensor:
+            return cut_to(tensor, width, batch.axes.get(path), left)
 
-            inputs = with_tensors(single, cut)
-            yield inputs, left
-            yield with_parts(inputs, lambda path, part: _own_number(path, part, width)), left
+        inputs = with_tensors(single, cut)
+        yield inputs, left
+        yield with_parts(inputs, lambda path, part: _own_number(path, part, width)), left
 
 
 def shortened(batch: Batch, width: OwnWidth) -> set[int]:
@@ -121,6 +122,19 @@ def _own_number(path: Path, part: Any, width: OwnWidth) -> Any:
     if type(part) is int and part > 1 and part in width.lengths:
         return width.lengths[part]
     return part if isinstance(part, Tensor) else DESCEND
+
+
+def _keeps_own(batch: Batch, width: OwnWidth, left: bool) -> bool:
+    """Whether some of what is left is what the record makes alone, or that shifted: then padding is on this side."""
+    for path, tensor in tensors_at(batch.value):
+        axis = batch.axes.get(path)
+        if axis is None or len(places := places_of(tensor, width, axis)) != 1:
+            continue
+        length, own = tensor.shape[places[0]], width.of(tensor.shape[places[0]])
+        row = tensor.detach().movedim((axis, places[0]), (0, 1))[width.row]
+        if width.is_alone(row[length - own :] if left else row[:own], shifts=length not in width.lengths):
+            return True
+    return False
 
 
 def _cuts_padding(batch: Batch, width: OwnWidth, left: bool) -> bool:

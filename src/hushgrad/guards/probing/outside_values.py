@@ -82,19 +82,24 @@ class OutsideValues:
         """Return where the item holds the values of a tensor as an array or a list; None where it does not."""
         return next((path for path, part in self._readable if _is_copy(tensor, part)), None)
 
-    def note(self, name: str, given: Any, result: Any) -> None:
-        """A call of the loop's with this name, into which nothing of the batch goes, has made this."""
-        is_python = name in FROM_PYTHON
+    def note(self, name: str, given: Any, result: Any, *, is_python: bool = False) -> None:
+        """A call of the loop's with this name, into which nothing of the batch goes, has made this.
+
+        `is_python`: whether Python's numbers went in beside lengths and what stands in the code.
+        """
+        is_python = is_python or name in FROM_PYTHON
         is_random = self._is_random(name, given)
         is_trained = is_random is False and Origin.TRAINED in map(self.origin, tensors_of(given))
         if is_random or is_trained:
             self._note_numbers(name, given)
-        roots: tuple[weakref.ref[Tensor], ...] = ()
+        roots: dict[int, weakref.ref[Tensor]] = {}
         for tensor in tensors_of(given):
             made = self._made_before(tensor)
             is_python = is_python or (made is not None and made.is_python)
-            if made is not None or not tensor.requires_grad:
-                roots += (weakref.ref(tensor),) if made is None else made.roots
+            if made is not None:
+                roots.update(made.roots)
+            elif not tensor.requires_grad:
+                roots[id(tensor)] = weakref.ref(tensor)
         for tensor in tensors_of(result):
             self._made[id(tensor)] = _Quiet(weakref.ref(tensor), is_python, roots, is_random, is_trained)
         changed = next(tensors_of(given), None) if name == "__setitem__" else None
@@ -174,7 +179,7 @@ class OutsideValues:
             self._constants.meet(tensor)
             return
         self.has_come = self.has_come or (made.is_python and self.is_readable)
-        for root in made.roots:
+        for root in made.roots.values():
             self._constants.meet(root())
 
     def _made_before(self, tensor: Tensor) -> _Quiet | None:
@@ -183,14 +188,15 @@ class OutsideValues:
 
 
 class _Quiet(NamedTuple):
-    """What a call made of nothing of the batch; `roots` are tensors that went in and that no call was seen to make.
+    """What a call made of nothing of the batch.
 
+    `roots`: the tensors that went in and that no call was seen to make, by `id`.
     `is_random`: whether its rows are drawn, None if they may follow their place as well.
     """
 
     tensor: weakref.ref[Tensor]
     is_python: bool
-    roots: tuple[weakref.ref[Tensor], ...]
+    roots: dict[int, weakref.ref[Tensor]]
     is_random: bool | None = False
     is_trained: bool = False
 

@@ -204,6 +204,10 @@ class Probe:
         self._looks_at_order = 0
         self._is_in_order: bool | None = None  # None while there was no padding
         self._form = Form()
+        self._statistics: frozenset[Path] = frozenset()
+        self._is_divided = False
+        self.changes_gradients = False
+        """Whether hooks or custom functions of somebody else's were in a forward, which may change gradients."""
         self._collate_is_known = False
         self._collate_before: State | None = None  # what the collate function kept before the item in work was made
         self._spread = Spread()  # of the records' lengths
@@ -274,10 +278,11 @@ class Probe:
         self._programs.returned(output, self._scope.turned if self._scope is not None else (), entered.module)
         if output is None:
             return
-        if self.watcher is not None:
-            self.watcher.returned()
         if entered.pending is not None:
             entered.pending.call.returned(output, hangs_hooks, self._is_accumulating)
+            self.changes_gradients = self.changes_gradients or entered.pending.call.changes_gradients
+        if self.watcher is not None:
+            self.watcher.returned()
         self._scalar_loss.left(entered.module, output)
 
     def evaluating(self, criterion: Criterion) -> None:
@@ -392,7 +397,14 @@ class Probe:
         self.forget()
         form = self._form
         self._drawn, self._has_begun = (
-            replace(drawn, axes=form.axes, lists=form.lists, roles_known=form.roles, reorders=form.reorders),
+            replace(
+                drawn,
+                axes=form.axes,
+                lists=form.lists,
+                roles_known=form.roles,
+                reorders=form.reorders,
+                statistics=self._statistics,
+            ),
             has_begun,
         )
         self._programs.begin(size, self._drawn)
@@ -429,15 +441,22 @@ class Probe:
         """Return whether `examine` will run the model again: where it is sharded, with whole parameters in place."""
         return any(self._is_due(part, size) for part in (*self._calls.whole, *self._calls.in_part))
 
-    def examine(self, size: int, recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None) -> None:
+    def examine(
+        self,
+        size: int,
+        recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None,
+        *,
+        is_divided: bool = False,
+    ) -> None:
         """Probe what ran on a physical batch of `size` examples, unless it was probed before.
 
         `recorded` gives the gradients of one example by the parameters, where one backward has recorded all of them.
+        `is_divided`: whether the gradients of some losses were divided by the number of examples.
 
         Raises:
             CrossSampleLeakError, PrivateBufferError: naming the place and the cure.
         """
-        self._is_ending = True
+        self._is_ending, self._is_divided = True, is_divided
         try:
             self.raise_kept_back()
             self._examine_all(size, recorded)
@@ -523,6 +542,7 @@ class Probe:
         if found is not None:
             self._collate_is_known = True
             self._form = found
+        self._statistics |= runs.statistics - {*self._form.axes, *self._form.roles}
 
     @property
     def report(self) -> ProbeReport:
@@ -598,7 +618,7 @@ class Probe:
         probed = Probed(self._model, self._scope, parameters, self._loss_reduction)
         probed.axes, probed.drawn, probed.novelty = self._axes, self._drawn, self._novelty
         probed.positions, probed.cuts = self._positions, self._programs.cuts | self._novelty.cuts
-        probed.recorded = self._recorded
+        probed.recorded, probed.is_divided = self._recorded, self._is_divided
         return probed
 
     def _look(self, pending: Sequence[Pending], size: int) -> None:

@@ -40,6 +40,7 @@ class Probed:
         novelty: what is known of the inputs of earlier batches.
         cuts: lengths that are known to be constants to which the loop cuts its batches.
         positions: which outputs have positions of a record; learns what runs of one record alone show.
+        is_divided: whether the loop's losses were divided by the number of examples.
         skipped: what could not be examined, and why.
     """
 
@@ -56,6 +57,7 @@ class Probed:
     novelty: Novelty = field(default_factory=Novelty)
     cuts: Set[int] = frozenset()
     positions: Positions = field(default_factory=Positions)
+    is_divided: bool = False
     skipped: list[str] = field(default_factory=list)
 
     def widths(self, call: Call, batch: Batch) -> list[OwnWidth]:

@@ -48,6 +48,7 @@ class Drawn:
         reorders: whether `collate_fn` puts records into another order than that of `indices`.
         extents: how much each record held before `collate_fn`; empty where that is not known.
         records: the records themselves, by their index, where they cannot be read again (a stream's).
+        statistics: the paths of whole numbers and flags in the item that follow other records.
     """
 
     dataset: Any
@@ -61,6 +62,7 @@ class Drawn:
     reorders: bool = False
     extents: Sequence[int] = ()
     records: Mapping[int, Any] | None = None
+    statistics: Set[Path] = frozenset()
 
     def record(self, row: int) -> Any:
         """Return the record of a row, read once more."""
@@ -118,11 +120,12 @@ class OwnWidth:
             return self.lengths[length]
         return max(1, self.lengths[length + 1] - self.shift) if length + 1 in self.lengths else length
 
-    def is_alone(self, row: Tensor) -> bool:
-        """Return whether the record alone makes this row of some tensor."""
-        return any(
-            part.shape[1:] == row.shape and torch.equal(part[0], row.to(part.device)) for part in self.alone.values()
-        )
+    def is_alone(self, row: Tensor, *, shifts: bool = False) -> bool:
+        """Return whether the record alone makes this row of some tensor, or one with a position less if it `shifts`."""
+        made = [part[0] for part in self.alone.values() if part.ndim > 1]
+        if shifts:
+            made = [some for one in made for some in (one[:-1], one[1:])]
+        return any(one.shape == row.shape and torch.equal(one, row.to(one.device)) for one in made)
 
 
 def own_widths(drawn: Drawn | None, batch: Batch, varying: Set[int]) -> list[OwnWidth]:
