@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import batch_statistics
 import bypassed_calls
 import declared_constants
 import gradient_mixing
@@ -27,6 +28,7 @@ import later_batches
 import later_calls
 import layout_coincidences
 import loop_faults
+import loop_writes
 import number_limits
 import outside_torch
 import own_scalar_losses
@@ -48,6 +50,7 @@ KINDS: tuple[Kind, ...] = (
     joined_batches.KIND,
     hidden_inputs.KIND,
     outside_torch.KIND,
+    batch_statistics.KIND,
     bypassed_calls.KIND,
     later_calls.KIND,
     layout_coincidences.KIND,
@@ -66,6 +69,7 @@ KINDS: tuple[Kind, ...] = (
     run_accounts.KIND,
     streams.KIND,
     loop_faults.KIND,
+    loop_writes.KIND,
 )
 
 PAGE = Path(__file__).parents[3] / "docs" / "probe.md"

@@ -149,6 +149,7 @@ class Training:
         loss: `(output, targets)` to one loss for each example.
         scalar: the loop's own loss `(output, targets)` where it is not the mean of `loss`.
         targets: `[B]` or more of a batch, zeros if None.
+        after: what the loop does with the model and a batch between its backward and the step.
         hand: gives the model, before it trains, some of what trains it, by name; the step by hand has plain objects.
     """
 
@@ -159,6 +160,7 @@ class Training:
     loss: Callable[[Any, Any], Tensor] = square
     scalar: Callable[[Any, Any], Tensor] | None = None
     targets: Callable[[Any], Any] | None = None
+    after: Callable[[Any, Any], None] | None = None
     hand: Callable[[Any, Mapping[str, Any]], None] | None = None
     collate: Callable[[Any], Any] = torch.stack
     batches: int = 1
@@ -208,6 +210,8 @@ class Training:
                 engine.session.backward(self.loss(out, targets))
             else:
                 self._scalar(out, targets).backward()
+            if self.after is not None:
+                self.after(model, batch)
             optimizer.step()
         names = frozenset(condition.name for condition in engine.session.guarantee(1e-5, "rdp").conditions)
         engine.session.close()
@@ -243,6 +247,8 @@ class Training:
                     ]
                 ).double()
                 total += flat * min(1.0, self.clip / max(float(flat.norm()), 1e-300))
+            if self.after is not None:
+                self.after(model, batch)
         return total
 
 

@@ -1,0 +1,87 @@
+"""What the loop writes into the model between two steps: buffers, parameters, a teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from silent_programs import Kind, Program, clean, leaky, linear, replaced
+from torch import Tensor, nn
+
+X = torch.randn(48, 4, generator=torch.Generator().manual_seed(1))
+EARLIER = replaced(X, 0, 300 * X[0], earlier=True)
+BETWEEN = ("losses that change between batches",)
+WRITTEN = ("parameters written by the loop",)
+
+
+class Scaled(nn.Module):
+    """Divides by a buffer that only the loop writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.mean = nn.Linear(4, 3), nn.Linear(4, 3).requires_grad_(False)
+        self.register_buffer("size", torch.tensor(3.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) / self.size
+
+
+def largest(model: Any, x: Tensor) -> None:
+    model.size.copy_(x.abs().max())
+
+
+def constant(model: Any, x: Tensor) -> None:
+    model.size.fill_(3.0)
+
+
+class Begun(nn.Linear):
+    """Takes its bias from the first batch that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.has_begun = False
+
+
+def from_first(model: Any, x: Tensor) -> Any:
+    if not model.has_begun:
+        model.has_begun = True
+        with torch.no_grad():
+            model.bias.copy_(x.mean(0)[:3])
+    return model(x)
+
+
+class Taught(nn.Module):
+    """A student, and what follows its released weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.teacher = nn.Linear(4, 3), nn.Linear(4, 3).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.student(x)
+
+
+def follow(model: Any, x: Tensor) -> None:
+    with torch.no_grad():
+        for mine, other in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
+            mine.lerp_(other, 0.1)
+
+
+LEAKY: tuple[Program, ...] = (
+    leaky("a buffer gets the batch's largest value", EARLIER, make=Scaled, after=largest, batches=2, trust=BETWEEN),
+    leaky("a bias gets the first batch's mean", EARLIER, make=Begun, call=from_first, batches=3, trust=WRITTEN),
+)
+
+CLEAN: tuple[Program, ...] = (
+    clean("a buffer gets the same number", EARLIER, make=Scaled, after=constant, batches=3),
+    clean("a teacher follows the student's weights", EARLIER, make=Taught, after=follow, batches=3),
+    clean("nothing is written", EARLIER, make=linear(), batches=3),
+)
+
+KIND = Kind(
+    "the loop writes to the model",
+    "values of parameters at each step; buffers, tensors and numbers of the model from item to item",
+    "every step; the first two items and those that are looked at",
+    "what is written: `losses that change between batches`, `parameters written by the loop`",
+    (*LEAKY, *CLEAN),
+)
