@@ -213,7 +213,64 @@ def shifted_starts(records: Any) -> tuple[Tensor, Tensor]:
 
 OWN_ROWS = made(lambda m, x, own: m[0](torch.zeros(int(own[-1]) + 1, 4).index_add(0, own, x)), linear())
 
+
+def features(count: int) -> list[Tensor]:
+    return list(0.1 * torch.randn(count, 4, generator=torch.Generator().manual_seed(1)))
+
+
+MANY = removed([*features(31), torch.tensor([9.0, -9.0, 9.0, -9.0])])
+WORDS = removed(
+    [torch.tensor([i % 9 + 1, 1 + i * 7 % 9, 1 + i * 4 % 9]) for i in range(28)] + [torch.tensor([1, 2, 3])]
+)
+CLASSES = removed([(x, 0) for x in features(31)] + [(torch.ones(4), 1)])
+EIGHT = 8
+
+
+def of_eight(mix: Any) -> Any:
+    """What does something in batches of eight and more alone."""
+    return lambda records: mix(torch.stack(list(records))) if len(records) >= EIGHT else torch.stack(list(records))
+
+
+def without_far(records: Any) -> Tensor:
+    x = torch.stack(list(records))
+    mean, spread = x.mean(0), x.std(0)
+    return torch.where((x - mean).abs() > 3 * spread, mean, x)
+
+
+def without_rare(records: Any) -> Tensor:
+    ids = torch.stack(list(records))
+    return ids * (torch.bincount(ids.flatten(), minlength=10)[ids] >= 10)
+
+
+def with_far_rows(records: Any) -> Tensor:
+    """Each record is mixed with the one that comes eight places before it."""
+    return torch.stack([0.7 * x + 0.3 * records[n - 8] if n >= EIGHT else x for n, x in enumerate(records)])
+
+
+def with_groups(records: Any) -> Tensor:
+    number = torch.arange(len(records)) // EIGHT % 2
+    return torch.cat([torch.stack(list(records)), 5.0 * number[:, None]], 1)
+
+
+def balanced(records: Any) -> tuple[Tensor, Tensor]:
+    y = torch.tensor([y for _, y in records])
+    return torch.stack([x for x, _ in records]), len(y) / (2 * torch.bincount(y, minlength=2)[y])
+
+
+WEIGHTED = made(lambda m, x, w: m[0](x) * w[:, None], linear())
+WORD_SUM = made(lambda m, ids: m[1](m[0](ids).sum(1)), lambda: nn.Embedding(10, 4), linear())
+
 LEAKY: tuple[Program, ...] = (
+    leaky("batches of eight and more standardised", MANY, by_hand=False, make=made(lambda m, x: m[0](x), linear()),
+          collate=of_eight(lambda x: (x - x.mean(0)) / x.std(0))),
+    leaky("values beyond three standard deviations replaced", MANY, collate=without_far, by_hand=False,
+          make=made(lambda m, x: m[0](x), linear())),
+    leaky("words that are rare in the batch left out", WORDS, collate=without_rare, make=WORD_SUM, by_hand=False),
+    leaky("rows mixed with those eight places before", MANY, collate=with_far_rows, by_hand=False,
+          make=made(lambda m, x: m[0](x), linear())),
+    leaky("groups of eight by place", MANY, collate=with_groups, by_hand=False,
+          make=made(lambda m, x: m[0](x), linear(5))),
+    leaky("weights by how often a class comes", CLASSES, collate=balanced, make=WEIGHTED, by_hand=False),
     leaky("EmbeddingBag with offsets, scaled by the largest value", IDS, collate=bags, make=of_bags(by_largest, "sum")),
     leaky("EmbeddingBag with bounds, scaled by the largest value", IDS, collate=bounded_bags, by_hand=False,
           make=of_bags(by_largest, "sum", True)),
@@ -252,6 +309,14 @@ LEAKY: tuple[Program, ...] = (
 )  # fmt: skip
 
 CLEAN: tuple[Program, ...] = (
+    clean("features divided by a constant", MANY, make=made(lambda m, x: m[0](x), linear()),
+          collate=of_eight(lambda x: x / 3.0)),
+    clean("values cut at a constant", MANY, make=made(lambda m, x: m[0](x), linear()),
+          collate=lambda records: torch.stack(list(records)).clamp(-1, 1)),
+    clean("words of a fixed vocabulary", WORDS, make=WORD_SUM,
+          collate=lambda records: (lambda ids: ids * (ids > 2))(torch.stack(list(records)))),
+    clean("fixed weights of classes", CLASSES, make=WEIGHTED,
+          collate=lambda records: (torch.stack([x for x, _ in records]), torch.tensor([1.0 + y for _, y in records]))),
     clean("EmbeddingBag with offsets, as in torch's tutorial", IDS, collate=bags, make=of_bags(lambda h: h)),
     clean("EmbeddingBag with bounds, largest values", IDS, collate=bounded_bags,
           make=of_bags(lambda h: h, "max", True)),

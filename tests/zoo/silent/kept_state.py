@@ -493,10 +493,44 @@ def programs() -> Any:
     )
 
 
+class Shifting:
+    """A collate function that the loop tells what to take away from records."""
+
+    def __init__(self) -> None:
+        self.shift: Any = torch.zeros(4)
+
+    def __call__(self, records: Any) -> Tensor:
+        return torch.stack(list(records)) - self.shift  # type: ignore[no-any-return]
+
+
+def told_by_the_loop(shift: Any) -> dict[str, Any]:
+    """Return what trains a linear layer, and sets `shift(x)` for the next batch."""
+    shifting = Shifting()
+
+    def make() -> nn.Module:
+        shifting.shift = torch.zeros(4)
+        return nn.Linear(4, 3)
+
+    def call(model: Any, x: Tensor) -> Any:
+        shifting.shift = shift(x)
+        return model(x)
+
+    return {"collate": shifting, "make": make, "call": call, "batches": 2}
+
+
+SET_BY_THE_LOOP = (
+    leaky("the loop sets an attribute of collate_fn to the mean", DATA, trust=("losses that change between batches",),
+          by_hand=False, **told_by_the_loop(lambda x: x.mean(0))),
+    leaky("the loop sets an attribute of collate_fn to a number of the batch", DATA, by_hand=False,
+          trust=("losses that change between batches",), **told_by_the_loop(lambda x: float(x.abs().max()))),
+    clean("the loop sets an attribute of collate_fn to what it is", DATA,
+          **told_by_the_loop(lambda x: torch.zeros(4))),
+)  # fmt: skip
+
 KIND = Kind(
     "kept state",
     "all that a forward can change and read again: by value, wherever it lies",
     "first batch, secret random steps",
     "what lies outside of this process; iterators without a readable place are said (`not examined`)",
-    tuple(programs()),
+    (*programs(), *SET_BY_THE_LOOP),
 )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from silent_programs import Kind, Program, clean, leaky, linear, made, replaced
-from torch import Tensor
+from torch import Tensor, nn
 
 COUNT = 16
 X = 0.1 * torch.randn(COUNT, 4, generator=torch.Generator().manual_seed(1))
@@ -70,7 +70,75 @@ def skipping(draws: Any) -> Any:
     return made(forward, linear())
 
 
+class Drawing:
+    """A collate function with generators of its own, which begin anew with each model that is made."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+        self.begin()
+
+    def begin(self) -> None:
+        self.numpy, self.python = np.random.default_rng(3), random.Random(3)
+
+    def __call__(self, records: Any) -> Tensor:
+        return self.rows(self, torch.stack(list(records)), records)  # type: ignore[no-any-return]
+
+
+def collated(rows: Any) -> dict[str, Any]:
+    """Return what trains a linear layer on `rows(generators, x, records)`."""
+    drawing = Drawing(rows)
+
+    def make() -> nn.Module:
+        drawing.begin()
+        return nn.Linear(4, 3)
+
+    return {"collate": drawing, "make": make}
+
+
+def mixed_up(g: Drawing, x: Tensor, records: Any) -> Tensor:
+    share = g.numpy.beta(1, 1)
+    return (share * x + (1 - share) * x[g.numpy.permutation(len(x))]).float()
+
+
+def cut_and_mixed(g: Drawing, x: Tensor, records: Any) -> Tensor:
+    others = list(records)
+    g.python.shuffle(others)
+    return torch.cat([x[:, :2], torch.stack(others)[:, 2:]], 1)
+
+
+def pasted(g: Drawing, x: Tensor, records: Any) -> Tensor:
+    return torch.stack([record + 0.5 * g.python.choice(records) for record in records])
+
+
+def flipped(g: Drawing, x: Tensor, records: Any) -> Tensor:
+    return torch.stack([record.flip(0) if g.python.random() < 0.5 else record for record in records])
+
+
+def noised(g: Drawing, x: Tensor, records: Any) -> Tensor:
+    return x + torch.from_numpy(0.1 * g.numpy.normal(size=tuple(x.shape))).float()
+
+
+def masked(g: Drawing, x: Tensor, records: Any) -> Tensor:
+    kept = torch.from_numpy(g.numpy.random(tuple(x.shape)) < 0.7)
+    return x * kept + 0.1 * torch.from_numpy(g.numpy.normal(size=tuple(x.shape))).float() * ~kept
+
+
 LEAKY: tuple[Program, ...] = (
+    leaky("collate: mixed up by NumPy's beta", FAR, by_hand=False, **collated(mixed_up)),
+    leaky("collate: halves of shuffled records", FAR, by_hand=False, **collated(cut_and_mixed)),
+    leaky("collate: a random record pasted into each", FAR, by_hand=False, **collated(pasted)),
+    leaky(
+        "collate: mixed up in some batches",
+        FAR,
+        by_hand=False,
+        **collated(lambda g, x, records: mixed_up(g, x, records) if g.python.random() < 0.5 else x),
+    ),
+    leaky(
+        "collate: centred, with noise",
+        FAR,
+        by_hand=False,
+        **collated(lambda g, x, records: noised(g, x - x.mean(0), records)),
+    ),
     leaky("noise of scale max(0., float(x.std()))", FAR, make=noisy(lambda x: max(0.0, float(x.std())))),
     leaky("noise of scale nan_to_num(x.std())", FAR, make=noisy(lambda x: x.std().nan_to_num())),
     leaky(
@@ -102,6 +170,9 @@ LEAKY: tuple[Program, ...] = (
 )
 
 CLEAN: tuple[Program, ...] = (
+    clean("collate: each record flipped or not", FAR, **collated(flipped)),
+    clean("collate: noise of NumPy's for the whole batch", FAR, **collated(noised)),
+    clean("collate: values replaced by noise", FAR, told=("not examined",), **collated(masked)),
     clean("noise of a fixed scale", FAR, make=noisy(lambda x: 0.3)),
     clean("noise of each record's own scale", FAR, make=noisy(lambda x: x.std(1, keepdim=True))),
     clean("noise of a learned-once scale", FAR, make=noisy(lambda x: torch.tensor(0.3))),

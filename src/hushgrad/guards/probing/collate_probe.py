@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from hushgrad.capture.axes.layout import MARKS, Path, Role, layout_of, mark_candidates
 from hushgrad.errors import CrossSampleLeakError, HushgradError
+from hushgrad.guards.probing.collate_drawn_rows import first_difference_drawn
+from hushgrad.guards.probing.collate_draws import AS_DRAWN, QUIET, Draws
 from hushgrad.guards.probing.collate_rows import rows_agree_but_for_padding
 from hushgrad.guards.probing.collate_runs import CollateRuns
 from hushgrad.guards.probing.collate_state import require_still
@@ -69,7 +72,7 @@ def require_separate_rows(runs: CollateRuns, records: Sequence[Any]) -> Form | N
     Raises:
         CrossSampleLeakError: naming the part of the batch, or the place of what is kept.
     """
-    finite = [record for record in records if _is_finite(record)]
+    finite = [record for record in records if is_finite(record)]
     if len(finite) == 1:
         return None
     records = finite or records
@@ -101,7 +104,8 @@ def _form(runs: CollateRuns, records: Sequence[Any]) -> Form:
             for changed, there in ((exchanged, kept), (fewer, list(range(len(kept))))):
                 rows.require_same(changed, kept, there, "were exchanged or left out")
             # What sorts shows it in one of two orders, whatever order the records have.
-            rows.require_same(list(records)[::-1], kept, [size - 1 - row for row in kept], "came in another order")
+            if not runs.has_drawn:  # numbers for a whole batch follow the place
+                rows.require_same(list(records)[::-1], kept, [size - 1 - row for row in kept], "came in another order")
             return rows.form()
         except CrossSampleLeakError as error:
             refusal = refusal or error
@@ -134,11 +138,12 @@ def is_ambiguous(batch: Any, size: int, lists: Collection[Path]) -> bool:
     return not layout_of(tensors, size).counts and sum(kind is not Role.STARTS for kind in kinds) > 1
 
 
-def _is_finite(record: Any) -> bool:
+def is_finite(record: Any) -> bool:
+    """Return whether all numbers in a record are finite."""
     if isinstance(record, Mapping):
-        return all(map(_is_finite, record.values()))
+        return all(map(is_finite, record.values()))
     if isinstance(record, (tuple, list)):
-        return all(map(_is_finite, record))
+        return all(map(is_finite, record))
     if isinstance(record, (np.ndarray, np.generic)):
         return not np.issubdtype(record.dtype, np.inexact) or bool(np.isfinite(record).all())
     if isinstance(record, Tensor):
@@ -162,8 +167,8 @@ class Rows:
         self._runs = runs
         self._records, self._fewer = records, fewer
         self._roles = dict(roles or {})
-        self._made: dict[bool, tuple[Any, Any]] = {}  # by whether they are without random numbers
-        self._alone: dict[int, Any] = {}
+        self._made: dict[Draws, tuple[Any, Any]] = {}
+        self._alone: dict[tuple[int, Draws], Any] = {}
         self._reorders = False
 
     def require_same(
@@ -180,12 +185,12 @@ class Rows:
         Raises:
             CrossSampleLeakError: naming the part of the batch.
         """
-        found = self._first_difference(changed, kept, there, alone, quiet=False)
-        if found is not None:  # not because of random numbers, of which a padded batch draws more?
-            found = self._first_difference(changed, kept, there, alone, quiet=True)
-        if found is not None and self._has_only_reordered(changed, kept, there, alone):
-            self._reorders = True
-            return
+        found = self._first_difference(changed, kept, there, alone, AS_DRAWN)
+        if self._runs.has_drawn:
+            compared = partial(self._compared, alone=alone)
+            found = first_difference_drawn(self._runs, self._records, changed, kept, there, compared)
+        elif found is not None:  # not because of random numbers, of which a padded batch draws more?
+            found = self._compared(self._records, changed, kept, there, QUIET, alone=alone, may_reorder=True)
         if found is not None:
             raise CrossSampleLeakError(
                 f"mixes examples: rows of others changed in {_called(found)} of the batch when some examples {what}",
@@ -195,34 +200,53 @@ class Rows:
 
     def form(self) -> Form:
         """Return what the batch is made of."""
-        whole, less = self._both(True)
+        whole, less = self._both(QUIET)
         sizes = len(self._records), len(self._fewer)
         flat = {path for path, _ in tensors_at(whole) if path and path[-1] in ("padded", "counts", "targets")}
         axes = {path: axis for path, axis in grown(whole, less, *sizes).items() if path not in flat}
         lists = frozenset(_row_lists(whole, less, *sizes))
-        _, roles = end_to_end(self._runs.run(self._records, quiet=True).batch, len(self._records), self._roles)
+        _, roles = end_to_end(self._runs.run(self._records, QUIET).batch, len(self._records), self._roles)
         return Form(axes, lists, {**self._roles, **roles}, self._reorders)
 
-    def _run(self, records: Sequence[Any], quiet: bool) -> Any:
+    def _run(self, records: Sequence[Any], draws: Draws) -> Any:
         """Return a batch with a row for each record also where these lie end to end."""
-        return self._lifted(self._runs.run(records, quiet=quiet).batch, len(records))
+        return self._lifted(self._runs.run(records, draws).batch, len(records))
 
     def _lifted(self, batch: Any, size: int) -> Any:
         return end_to_end(batch, size, self._roles)[0]
 
-    def _both(self, quiet: bool) -> tuple[Any, Any]:
-        if quiet not in self._made:
-            whole, less = (self._runs.run(records, quiet=quiet).batch for records in (self._records, self._fewer))
+    def _both(self, draws: Draws) -> tuple[Any, Any]:
+        if draws not in self._made:
+            whole, less = (self._runs.run(records, draws).batch for records in (self._records, self._fewer))
             sizes = len(self._records), len(self._fewer)
             self._roles.update(dict.fromkeys(_row_lists(whole, less, *sizes), Role.ENTRIES))
-            self._made[quiet] = self._lifted(whole, sizes[0]), self._lifted(less, sizes[1])
-        return self._made[quiet]
+            self._made[draws] = self._lifted(whole, sizes[0]), self._lifted(less, sizes[1])
+        return self._made[draws]
+
+    def _compared(
+        self,
+        records: Sequence[Any],
+        changed: Sequence[Any],
+        kept: Sequence[int],
+        there: Sequence[int],
+        draws: Draws,
+        *,
+        alone: bool,
+        may_reorder: bool = False,
+    ) -> Path | None:
+        """Return where rows of some records differ, unless these have other places only and may have."""
+        rows = self if records is self._records else Rows(self._runs, records, records[:-1], self._roles)
+        found = rows._first_difference(changed, kept, there, alone, draws)
+        if found is None or not may_reorder or not rows._has_only_reordered(changed, kept, there, alone, draws):
+            return found
+        self._reorders = True
+        return None
 
     def _first_difference(
-        self, changed: Sequence[Any], kept: Sequence[int], there: Sequence[int], alone: bool, *, quiet: bool
+        self, changed: Sequence[Any], kept: Sequence[int], there: Sequence[int], alone: bool, draws: Draws
     ) -> Path | None:
-        whole, less = self._both(quiet)
-        other = less if changed is self._fewer else self._run(changed, quiet)
+        whole, less = self._both(draws)
+        other = less if changed is self._fewer else self._run(changed, draws)
         sizes = len(self._records), len(self._fewer)
         lists = set(_row_lists(whole, less, *sizes))
         axes = {path: axis for path, axis in grown(whole, less, *sizes).items() if not _is_in(path, lists)}
@@ -239,14 +263,16 @@ class Rows:
             if path in axes:  # a row for each record
                 axis = axes[path]
                 before, after = one.movedim(axis, 0)[list(kept)], two.movedim(axis, 0)[list(there)]
-                same = rows_agree_but_for_padding(before, after, whole=alone)
+                same = rows_agree_but_for_padding(before, after, whole=alone, noisy=draws.anew is not None)
             elif len(self._records) != len(changed):
                 same = True
             elif one.is_floating_point():
                 same = one.shape != two.shape or rows_agree(one, two)  # a statistic of the batch
             else:
                 same = True
-                if not torch.equal(one, two):  # a length, say, which may be used for what it is
+                if not self._runs.has_drawn and not torch.equal(
+                    one, two
+                ):  # a length, say, which may be used for what it is
                     self._runs.statistics.add(path)
             if not same:
                 return path
@@ -255,39 +281,43 @@ class Rows:
     # In another order ------------------------------------------------------------------------------------------------
 
     def _has_only_reordered(
-        self, changed: Sequence[Any], kept: Sequence[int], there: Sequence[int], alone: bool
+        self, changed: Sequence[Any], kept: Sequence[int], there: Sequence[int], alone: bool, draws: Draws
     ) -> bool:
         """Whether records have other places only: each one's row is that which it has alone, and the same in both."""
-        first, second = self._places(self._records), self._places(changed)
+        first, second = self._places(self._records, draws), self._places(changed, draws)
         if first is None or second is None:
             return False
         one, two = [first[record] for record in kept], [second[record] for record in there]
-        return self._first_difference(changed, one, two, alone, quiet=True) is None
+        return self._first_difference(changed, one, two, alone, draws) is None
 
-    def _places(self, records: Sequence[Any]) -> list[int] | None:
+    def _places(self, records: Sequence[Any], draws: Draws) -> list[int] | None:
         """Return the row of each record in a batch, where all rows are those that records have alone; else None."""
-        whole, less = self._both(True)
+        whole, less = self._both(draws)
         sizes = len(self._records), len(self._fewer)
         lists = set(_row_lists(whole, less, *sizes))
         axes = {path: axis for path, axis in grown(whole, less, *sizes).items() if not _is_in(path, lists)}
-        batch = whole if records is self._records else self._run(records, True)
+        batch = whole if records is self._records else self._run(records, draws)
         if (not axes and not lists) or (
             len(records) == len(self._records) and not _same_statistics(whole, batch, axes)
         ):
             return None
         try:
-            alone = [self._of_one(record) for record in records]
-            fits = [[_is_row_of(batch, row, one, axes, lists) for row in range(len(records))] for one in alone]
+            alone = {id(record): self._of_one(record, draws) for record in records}  # one may come many times
+            found = {
+                key: [_is_row_of(batch, row, one, axes, lists) for row in range(len(records))]
+                for key, one in alone.items()
+            }
+            fits = [found[id(record)] for record in records]
         except HushgradError:
             raise
         except Exception:  # a record of which no batch can be made alone, or other rows than there are records
             return None
         return _assigned(fits)
 
-    def _of_one(self, record: Any) -> Any:
-        if id(record) not in self._alone:
-            self._alone[id(record)] = self._run([record], True)
-        return self._alone[id(record)]
+    def _of_one(self, record: Any, draws: Draws) -> Any:
+        if (id(record), draws) not in self._alone:
+            self._alone[id(record), draws] = self._run([record], draws)
+        return self._alone[id(record), draws]
 
 
 def _same_statistics(one: Any, two: Any, axes: Mapping[Path, int]) -> bool:

@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from hushgrad.guards.probing.calls import SEED
+from hushgrad.guards.probing.collate_draws import AS_DRAWN, Draws, Taken, seeded
 from hushgrad.guards.probing.deterministic_mode import DeterministicMode
 from hushgrad.guards.probing.kept import Key
 from hushgrad.guards.probing.lifting import Packed
-from hushgrad.guards.probing.state import State, forked_randomness
-from hushgrad.guards.probing.trees import DESCEND, Path, with_parts, with_tensors
+from hushgrad.guards.probing.state import State, forked_randomness, others_drawn, seed_all
+from hushgrad.guards.probing.state_values import write
+from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts, with_tensors
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,12 @@ class Collated:
     Attributes:
         batch: what was returned, with tensors for arrays, real numbers and texts.
         moved: what the collate function keeps and the run has changed, before it was put back.
+        records: the copies that it was handed, as it left them.
     """
 
     batch: Any
     moved: dict[Key, Any]
+    records: list[Any]
 
 
 class CollateRuns:
@@ -40,14 +45,22 @@ class CollateRuns:
     Args:
         collate_fn: list of records to batch.
         state: what it kept before the item in work was made; None for what it keeps now.
+        turn: which of several examinations these runs are for: each draws other random numbers.
 
     Attributes:
+        has_drawn: whether random numbers were drawn that torch does not draw: by Python, by NumPy, by a generator that
+            the function keeps.
+        draws_for_batches: whether such numbers were seen to fall to other rows in batches of other sizes.
+        untold: what could not be told, in words.
         statistics: the paths of whole numbers and flags, without a row for each record, that other records changed.
     """
 
-    def __init__(self, collate_fn: Callable[[list[Any]], Any], state: State | None = None) -> None:
+    def __init__(self, collate_fn: Callable[[list[Any]], Any], state: State | None = None, *, turn: int = 0) -> None:
         self._collate_fn = collate_fn
         self.state = State(collate_fn, parameters=False) if state is None else state
+        self.turn = turn
+        self.has_drawn = self.draws_for_batches = False
+        self.untold: dict[str, None] = {}
         self.statistics: set[Path] = set()
 
     @property
@@ -66,34 +79,86 @@ class CollateRuns:
         finally:
             now.restore()
 
-    def run(self, records: Sequence[Any], *, quiet: bool = False, earlier: Sequence[Any] | None = None) -> Collated:
+    def run(
+        self,
+        records: Sequence[Any],
+        draws: Draws = AS_DRAWN,
+        *,
+        earlier: Sequence[Any] | None = None,
+        copied: Callable[[Sequence[Any]], list[Any]] | None = None,
+    ) -> Collated:
         """Collate copies of some records.
 
         Args:
             records: what is collated.
-            quiet: whether torch's random operators give constants.
+            draws: how random numbers come.
             earlier: records of a batch that comes before, and whose traces are not put back; generators are.
+            copied: copies the records, each by itself unless said otherwise.
         """
+        copied = each_copied if copied is None else copied
         try:
             if earlier is not None:
-                self._collated(earlier, quiet)
+                self._collated(earlier, draws, copied)
                 self.state.rewind()
-            batch = self._collated(records, quiet)
-            return Collated(batch, self.state.moved(parameters=False))
+            batch, copies = self._collated(records, draws, copied)
+            return Collated(batch, self.state.moved(parameters=False), copies)
         finally:
             self.state.restore()
 
-    def _collated(self, records: Sequence[Any], quiet: bool) -> Any:
+    def _collated(
+        self, records: Sequence[Any], draws: Draws, copied: Callable[[Sequence[Any]], list[Any]]
+    ) -> tuple[Any, list[Any]]:
+        copies = copied(records)
         with ExitStack() as stack:
             stack.enter_context(forked_randomness([], SEED))
-            if quiet:
+            if draws.quiet:
                 stack.enter_context(DeterministicMode())
-            batch = with_parts(self._collate_fn([copy.deepcopy(record) for record in records]), _as_tensor)
-            return with_tensors(batch, lambda _, tensor: tensor.clone())  # it may fill one buffer again and again
+            given: list[Any] = list(copies)
+            if draws.anew is not None:
+                given = Taken(copies, self._beginning(draws.anew))
+                given.begin()
+            found = self._collate_fn(given)
+            if draws.anew is None:
+                self.has_drawn = self.has_drawn or others_drawn(SEED) or self.state.has_drawn()
+            batch = as_tensors(found)
+            return with_tensors(batch, lambda _, tensor: tensor.clone()), copies  # it may fill one buffer again
+
+    def _beginning(self, seed: int) -> Callable[[], None]:
+        """Return what puts all generators to the beginning of one sequence of numbers."""
+        own = list(self.state.generators())
+        own_states = [seeded(generator, seed) for generator in own]
+
+        def begin() -> None:
+            seed_all(seed)
+            for generator, state in zip(own, own_states, strict=True):
+                write(generator, state)
+
+        return begin
+
+
+def each_copied(records: Sequence[Any]) -> list[Any]:
+    """Return copies of records that share nothing, also of one that comes several times.
+
+    A record that is a row of a large tensor is copied by itself: a deep copy would be one of all the memory behind it.
+    """
+    return [copy.deepcopy(record, _cloned_tensors(record)) for record in records]
+
+
+def _cloned_tensors(record: Any) -> dict[int, Any]:
+    """Return copies of the plain tensors in a record, as `deepcopy` knows them."""
+    plain = [tensor for _, tensor in tensors_at(record) if type(tensor) is Tensor and tensor.layout is torch.strided]
+    return {id(tensor): tensor.clone() for tensor in plain if not (tensor.requires_grad or tensor.__dict__)}
+
+
+def as_tensors(value: Any) -> Any:
+    """Return nested values with tensors for arrays, numbers and texts: any may hold what the batch decides."""
+    return with_parts(value, _as_tensor)
 
 
 def _as_tensor(path: Path, part: Any) -> Any:
-    """Return arrays, numbers and texts as tensors, and packed sequences padded: any may hold what the batch decides."""
+    """Return arrays, numbers and texts as tensors, and packed sequences padded."""
+    if isinstance(part, Taken):
+        return with_parts(list(part), _as_tensor, path)
     if isinstance(part, PackedSequence):
         return Packed(*pad_packed_sequence(part, batch_first=True))
     if isinstance(part, np.ndarray) and part.dtype.kind in "biufc":

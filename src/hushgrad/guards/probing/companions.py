@@ -54,20 +54,21 @@ def require_same_beside_any(
     """
     is_told = True
     for long, short in _pairs(records):
-        others = max(2, min(size, max(FEWEST, MOST_HELD // _held(long))) - 2)
+        others = max(2, min(size, fitting(long)) - 2)
         both = [short, long] * others
         alone = [long]
         rows = Rows(runs, [long, short, *[short] * others], alone, roles)
-        for changed, kept, there in (
-            ([long, short, *[long] * others], [0, 1], [0, 1]),
-            ([long, short, *both[:others]], [0, 1], [0, 1]),
-            (alone, [0], [0]),
-            ([short], [1], [0]),
-        ):
+        batches = [
+            ([long, short, *[long] * others], [0, 1], [0, 1], False),
+            ([long, short, *both[:others]], [0, 1], [0, 1], False),
+            (alone, [0], [0], True),
+            ([short], [1], [0], True),
+        ]
+        if runs.has_drawn:  # as many numbers are drawn for as many records
+            batches += [([long] * (2 + others), [0], [0], True), ([short] * (2 + others), [1], [0], True)]
+        for changed, kept, there, is_alone in batches:
             try:
-                rows.require_same(
-                    changed, kept, there, "had longer or shorter ones beside them", alone=len(changed) == 1
-                )
+                rows.require_same(changed, kept, there, "had longer or shorter ones beside them", alone=is_alone)
             except HushgradError:
                 raise
             except Exception:  # not every function takes one record alone, or one of them twice
@@ -86,6 +87,11 @@ def _pairs(records: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
             chosen[own.index(max(own)), own.index(min(own))] = None
     for long, short in list(chosen)[:MOST_PAIRS]:
         yield records[long], records[short]
+
+
+def fitting(record: Any) -> int:
+    """Return how many copies of a record a batch may hold."""
+    return max(FEWEST, MOST_HELD // _held(record))
 
 
 def _held(record: Any) -> int:

@@ -130,11 +130,12 @@ class Kept(NamedTuple):
     unread: list[str]
 
 
-def kept_by(root: Any, aside: Any = None) -> Kept:
-    """Return what a model keeps, or a criterion; what is nearest comes first. `aside` is not looked into."""
-    walk = _Walk()
-    if aside is not None:
-        walk.put_aside(aside)
+def kept_by(root: Any, *aside: Any, places: int = PLACES) -> Kept:
+    """Return what a model keeps, or a criterion; what is nearest comes first. What is `aside` is not looked into."""
+    walk = _Walk(places)
+    for value in aside:
+        if value is not None:
+            walk.put_aside(value)
     modules = dict(root.named_modules()) if isinstance(root, nn.Module) else {}
     walk.modules.update(map(id, modules.values()))
     if isinstance(root, nn.Module):
@@ -150,12 +151,12 @@ def kept_by(root: Any, aside: Any = None) -> Kept:
     walk.add_other_classes()
     walk.run()
     if walk.waiting:
-        walk.unread.append(f"state beyond the first {PLACES} values that the model's code reaches")
+        walk.unread.append(f"state beyond the first {places} values that the model's code reaches")
     return Kept(walk.cells, walk.holders, walk.own_objects, walk.unread)
 
 
 class _Walk:
-    def __init__(self) -> None:
+    def __init__(self, places: int) -> None:
         self.cells: list[Cell] = []
         self.holders: list[Any] = []
         self.own_objects: list[Any] = []
@@ -165,7 +166,7 @@ class _Walk:
         self.modules: set[int] = set()
         self.parameters: set[int] = set()
         self._named: set[str] = set()  # attributes that the user's code names
-        self._places = PLACES
+        self._places = places
         self._until = time.monotonic() + PATIENCE
         self._seen: dict[int, Key] = {}
         self._known_classes: set[type] = {object}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hushgrad.capture.axes.layout import Path, Role
 from hushgrad.capture.public import PublicTensors
 from hushgrad.guards.probing.constants import Constants
+from hushgrad.guards.probing.item_settings import ItemSettings
 from hushgrad.guards.probing.item_statistics import require_no_statistics, statistics_in
 from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loop_numbers import LoopNumbers
@@ -62,7 +63,7 @@ class LossPrograms:
         self._numbers = LoopNumbers()
         self._padding = LossPadding(Positions() if positions is None else positions, self._numbers)
         self._between = LossesBetween()
-        self._settings = LoopSettings(model)
+        self._settings, self._of_items = LoopSettings(model), ItemSettings(model)
         self._seen = Extremes()
         self._is_told = False  # whether the program of the item in work could be run again
         self.have_changed = False
@@ -80,6 +81,11 @@ class LossPrograms:
         """Lengths that stand in the loop's code and to which it cuts parts of its items."""
         self._looks = Looks(None if stream is None else stream.fork("loss programs"))
 
+    def before_draw(self, collate_fn: Callable[[list[Any]], Any] | None, dataset: Any) -> None:
+        """The next item is going to be read."""
+        self._of_items.before_draw(collate_fn, dataset, is_wanted=self._items < FIRST)
+        self.have_changed = self.have_changed or self._of_items.have_changed
+
     def begin(self, size: int, drawn: Drawn) -> None:
         """An item of `size` examples is handed out."""
         if size < 2:
@@ -91,6 +97,7 @@ class LossPrograms:
         if self._items <= FIRST or self._looks.wanted or is_new:
             self._trace = LossTrace(size, drawn.item, drawn.axes, self._earlier, drawn.layout, drawn.lists)
             self._end = weakref.finalize(self, self._trace.end)
+            self._of_items.drawn(drawn.collate_fn, drawn.dataset)
 
     def given(self, inputs: Any, state: State | None, roles: Mapping[Path, Role] = NOTHING) -> None:
         """A forward that may be trained on begins with these inputs, and from this state where that was kept.

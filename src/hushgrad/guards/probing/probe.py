@@ -41,9 +41,9 @@ from hushgrad.errors import (
     ProtocolError,
 )
 from hushgrad.guards.probing.bypass import require_no_bypass
-from hushgrad.guards.probing.collate_probe import RECORDS, Form, require_separate_rows
+from hushgrad.guards.probing.collate_examination import require_separate_records
+from hushgrad.guards.probing.collate_probe import Form
 from hushgrad.guards.probing.collate_runs import CollateRuns
-from hushgrad.guards.probing.companions import MOST_READ, UNTOLD, require_same_beside_any
 from hushgrad.guards.probing.evaluations import Evaluation, Evaluations
 from hushgrad.guards.probing.kept_calls import KeptCalls, Pending, Signature, signature_of
 from hushgrad.guards.probing.layout import roles_of_inputs
@@ -59,7 +59,7 @@ from hushgrad.guards.probing.row_order import rows_are_in_order
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.trees import kept_values, tensors_at
-from hushgrad.guards.probing.widths import Drawn, telling_rows
+from hushgrad.guards.probing.widths import Drawn
 from hushgrad.losses import Arguments
 from hushgrad.randomness import KeyStream
 from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task, will_execute
@@ -209,6 +209,7 @@ class Probe:
         self.changes_gradients = False
         """Whether hooks or custom functions of somebody else's were in a forward, which may change gradients."""
         self._collate_is_known = False
+        self._collate_turns = 0  # how often the collate function was examined
         self._collate_before: State | None = None  # what the collate function kept before the item in work was made
         self._spread = Spread()  # of the records' lengths
 
@@ -503,6 +504,7 @@ class Probe:
         What the dataset keeps is not looked at, wherever it is met.
         """
         self._begin_looks()
+        self._programs.before_draw(collate_fn, dataset)
         is_due = self._looks.wanted or not self._collate_is_known
         is_own = collate_fn is not None and collate_fn is not default_collate  # torch's pads nothing and keeps nothing
         if is_due and is_own and self._collate_before is None:
@@ -530,14 +532,13 @@ class Probe:
             raise nested_is_given("collate_fn")
         # Asked again after a refusal, it is refused again: from the same state.
         self._collate_before, self._collate_is_known = before, False
-        runs = CollateRuns(collate_fn, before or State(collate_fn, parameters=False, aside=drawn.dataset))
+        before = before or State(collate_fn, parameters=False, aside=drawn.dataset)
+        runs = CollateRuns(collate_fn, before, turn=self._collate_turns)
         found = None
         with kept_values(drawn.item), runs.begun(), self._findings_told():
-            records = [drawn.record(row) for row in telling_rows(drawn, MOST_READ)]
-            found = require_separate_rows(runs, records[:RECORDS])
-            if not require_same_beside_any(runs, records, drawn.size, {} if found is None else found.roles):
-                self._notes.append(UNTOLD)
-        self._notes += runs.state.unread
+            found = require_separate_records(runs, drawn, is_first=not self._collate_turns)
+        self._collate_turns += 1
+        self._notes += [*runs.state.unread, *runs.untold]
         self._collate_before = None
         if found is not None:
             self._collate_is_known = True

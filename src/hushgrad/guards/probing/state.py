@@ -110,6 +110,10 @@ class State:
         """Return whether a generator that the model keeps was drawn from since the copy was taken."""
         return any(not agree(kept, copied) for kept, copied in self._generators)
 
+    def generators(self) -> Iterator[Any]:
+        """Yield the random generators that are kept."""
+        return (generator for generator, _ in self._generators)
+
     def is_generator(self, key: Key) -> bool:
         """Return whether a random generator is at a place: it stands elsewhere where more numbers were drawn."""
         return isinstance(self._saved.get(key, (None, None))[0], RANDOM)
@@ -197,11 +201,9 @@ def forked_randomness(devices: Sequence[torch.device], seed: int) -> Iterator[No
     cuda = sorted({device.index or 0 for device in devices if device.type == "cuda"})
     python_state = random.getstate()
     with torch.random.fork_rng(cuda), kept_generator():
-        torch.default_generator.manual_seed(seed)
         for index in cuda:
             torch.cuda.default_generators[index].manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
+        seed_all(seed)
         try:
             yield
         finally:
@@ -218,10 +220,27 @@ def randomness_used(devices: Sequence[torch.device], seed: int) -> bool:
             mine = torch.Generator(device).manual_seed(seed)
             if not torch.equal(torch.cuda.get_rng_state(device), mine.get_state()):
                 return True
+    return _others_moved(python, numpy)
+
+
+def others_drawn(seed: int) -> bool:
+    """Return whether anything was drawn since then that torch does not draw, by Python or by NumPy."""
+    _, python, numpy = _seeded(seed)
+    return _others_moved(python, numpy)
+
+
+def _others_moved(python: Any, numpy: Any) -> bool:
     if random.getstate() != python:
         return True
     kept: Any = np.random.get_state()
     return not (np.array_equal(kept[1], numpy[1]) and kept[2] == numpy[2])
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators of the processor: torch's, Python's and NumPy's."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
 
 
 @lru_cache(maxsize=8)

@@ -149,7 +149,7 @@ def own_widths(drawn: Drawn | None, batch: Batch, varying: Set[int]) -> list[Own
 
 
 def telling_rows(drawn: Drawn, most: int) -> list[int]:
-    """Return some rows of an item, the longest, the shortest and the one with the largest value among them.
+    """Return some rows of an item: the longest, the shortest, those with the largest and the rarest value among them.
 
     How long a record is, is told by what it held before it was collated; where all held as much, by what the item
     shows of it before its padding. The second and fourth are those that a probe exchanges and leaves out.
@@ -157,13 +157,16 @@ def telling_rows(drawn: Drawn, most: int) -> list[int]:
     count = len(drawn.indices)
     held = [tensor for _, tensor in tensors_at(drawn.item) if tensor.ndim and tensor.shape[0] >= count]
     held = [tensor[:count] for tensor in held if tensor.numel() and not tensor.is_complex()]
-    largest, lengths = np.zeros(count), np.array(drawn.extents[:count], dtype=float)
+    largest, rarest, lengths = np.zeros(count), np.full(count, count), np.array(drawn.extents[:count], dtype=float)
     if len(set(lengths)) < 2:
         lengths = longest_contents(held, count)
     for tensor in held:
         sizes = tensor.detach().reshape(count, -1).double().abs().nan_to_num(0.0, 0.0, 0.0).amax(1)
         largest = np.maximum(largest, sizes.cpu().numpy())
-    special = dict.fromkeys([int(largest.argmax()), int(lengths.argmax()), int(lengths.argmin())])
+        if tensor.ndim == 1 and not tensor.is_floating_point():
+            _, places, counts = torch.unique(tensor, return_inverse=True, return_counts=True)
+            rarest = np.minimum(rarest, counts[places].cpu().numpy())
+    special = dict.fromkeys([int(largest.argmax()), int(lengths.argmax()), int(lengths.argmin()), int(rarest.argmin())])
     others = [row for row in range(count) if row not in special]
     rows = []
     for row in special:
