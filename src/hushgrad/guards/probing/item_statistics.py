@@ -107,7 +107,7 @@ def _require_same(
     is_given = any(
         one.shape != changed.values[slot].shape or not is_same(one.reshape(1, -1), changed.values[slot].reshape(1, -1))
         for slot in program.inputs
-        if (one := base.values.get(slot)) is not None and slot in changed.values
+        if slot not in altered and (one := base.values.get(slot)) is not None and slot in changed.values
     )
     if (is_given and used is None) or differing(program, base, changed, everyone) is not None:
         call = used[0] if used else first_call(program, base, changed, lambda one, two: not is_same(one, two))
