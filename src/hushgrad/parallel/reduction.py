@@ -4,6 +4,9 @@ Each process adds noise to its own slice of its own sums, and then all sums are 
 next is drawn. So every value has noise from one draw, by the process that owns it; the work of drawing is shared out;
 no key is shared; and a sum over the examples of all processes never exists without noise. On the wire, sums of single
 processes are in part without noise: the processes and their wire are one domain of trust.
+
+Sums of a sharded model may be scattered before (`session/scattered.py`): then each process has a part of the sum of all
+in its memory until it adds noise to it, as a single process has all of it.
 """
 
 from __future__ import annotations

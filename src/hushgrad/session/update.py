@@ -223,7 +223,8 @@ class Update:
         Of sums that are split over the processes this process's part is returned.
 
         Guarantee: no sum leaves a process before its own noise is in it, and none is of use where noise is missing.
-        Sums that were scattered have left it before, item by item, to the process whose noise they get.
+
+        Of sums that were scattered, item by item, this is the part of this process, which alone adds noise to it.
         """
         drawn: list[Tensor] = []
 
