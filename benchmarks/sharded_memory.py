@@ -13,7 +13,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,17 +31,22 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.networks import TokenCrossEntropy, Transformer
-from hushgrad import PrivacyEngine
+from hushgrad import DPSGD, DisjointBatches, FlatClipping, privatize
 from hushgrad.capture.uses import UsePool
+from hushgrad.gradients.clipped_sum import Pending
+from hushgrad.gradients.contribution import Plan
+from hushgrad.parallel.shards import Scattering, Shards
+from hushgrad.randomness import KeyStream
 from hushgrad.session.update import Update
 from hushgrad.text_table import text_table
 from hushgrad.torch_sharding import fully_sharded, groups_of, is_distributed, local_part
 
 PARAMETERS, WHOLE, STATE, GRADIENTS = "parameters", "whole parameters", "optimizer state", "gradients"
-OPERANDS, SUMS, NOISE, OTHER = "operands", "sums", "noise", "activations and all else"
-KINDS = (PARAMETERS, WHOLE, STATE, GRADIENTS, OPERANDS, SUMS, NOISE, OTHER)
-ORDINARY, PRIVATE, EXAMINED = "ordinary", "private", "private, examined"
-WAYS = (ORDINARY, PRIVATE, EXAMINED)
+OPERANDS, NORMS, SUMS = "operands", "scratch of norms", "sums"
+NOISE, OTHER = "scratch of noise", "activations and all else"
+KINDS = (PARAMETERS, WHOLE, STATE, GRADIENTS, OPERANDS, NORMS, SUMS, NOISE, OTHER)
+ORDINARY, PRIVATE, SCATTERED, EXAMINED = "ordinary", "sums whole", "sums scattered", "sums whole, examined"
+PLANS = {PRIVATE: Plan(keep_bytes=0, sum_bytes=1 << 62), SCATTERED: Plan(keep_bytes=0, sum_bytes=0)}
 MIB = 2.0**20
 
 
@@ -49,7 +54,7 @@ MIB = 2.0**20
 class Shape:
     """What is trained: a decoder of blocks, each of them sharded, in items of so many records in each process."""
 
-    width: int = 128
+    width: int = 256
     depth: int = 4
     vocabulary: int = 512
     positions: int = 64
@@ -171,7 +176,7 @@ def _key(tensor: Tensor) -> int:
 @contextmanager
 def told_apart(live: LiveBytes) -> Iterator[None]:
     """Inside, operands, sums and noise of private steps are counted as such."""
-    record, add, write = UsePool.add, Update.add, Update.write
+    record = UsePool.add
 
     def recorded(pool: UsePool, name: str, contribution: Any) -> None:
         record(pool, name, contribution)
@@ -179,37 +184,43 @@ def told_apart(live: LiveBytes) -> Iterator[None]:
         live.mark((operand for part in uses.factored for operand in part.operands), OPERANDS)
         live.mark([] if uses.kept is None else [uses.kept], OPERANDS)
 
-    def labelled(function: Callable[..., None], kind: str) -> Callable[..., None]:
-        def run(*args: Any) -> None:
+    def labelled(function: Callable[..., Any], kind: str) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
             with live.making(kind):
-                function(*args)
+                return function(*args)
 
         return run
 
-    with (
-        mock.patch.object(UsePool, "add", recorded),
-        mock.patch.object(Update, "add", labelled(add, SUMS)),
-        mock.patch.object(Update, "write", labelled(write, NOISE)),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(UsePool, "add", recorded))
+        for owner, name, kind in (
+            (Update, "add", NORMS),
+            (Pending, "take", SUMS),
+            (Shards, "rows_of", SUMS),
+            (Scattering, "__init__", SUMS),
+            (Update, "write", NOISE),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, labelled(getattr(owner, name), kind)))
         yield
 
 
-def peak_of(way: str, shape: Shape, processes: int) -> Peak:
-    """Return the bytes of a logical batch in this process: of the second one, or of the first, which is examined.
+def peaks_of(way: str, shape: Shape, processes: int) -> tuple[Peak, Peak]:
+    """Return the bytes of two logical batches in this process: of the first, which is examined, and of a later one.
 
     An examination (of random later batches, too, which is off here) puts the whole model together for its time.
     """
     model = sharded(shape.model())
     optimizer = torch.optim.Adam(model.parameters())
-    prepare = _ordinary if way == ORDINARY else _private
     live = LiveBytes(model, optimizer)
-    batch = prepare(model, optimizer, shape, processes)
+    if way == ORDINARY:
+        batch = _ordinary(model, optimizer, shape, processes)
+    else:
+        batch = _private(model, optimizer, shape, processes, PLANS[way])
     with told_apart(live), live:
         batch()
-        if way != EXAMINED:
-            live.peak = Peak()
-            batch()
-    return live.peak
+        first, live.peak = live.peak, Peak()
+        batch()
+    return first, live.peak
 
 
 def sharded(model: nn.Module) -> nn.Module:
@@ -234,38 +245,38 @@ def _ordinary(model: nn.Module, optimizer: Any, shape: Shape, processes: int) ->
     return batch
 
 
-def _private(model: nn.Module, optimizer: Any, shape: Shape, processes: int) -> Callable[[], None]:
-    engine = PrivacyEngine(test_key=7)
+def _private(model: nn.Module, optimizer: Any, shape: Shape, processes: int, plan: Plan) -> Callable[[], None]:
     data = TensorDataset(*shape.data(processes))
-    _, _, loader = engine.make_private(
-        module=model, optimizer=optimizer, data_loader=DataLoader(data, batch_size=len(data)), noise_multiplier=1.0,
-        max_grad_norm=1.0, poisson_sampling=False, max_physical_batch_size=shape.rows,
-    )  # fmt: skip
-    criterion = engine.per_example(TokenCrossEntropy())
+    mechanism = DPSGD(
+        noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=DisjointBatches(), expected_batch_size=len(data)
+    )
+    session = privatize(model, optimizer, mechanism, key=KeyStream.fixed_for_tests(7), plan=plan)
+    loader = session.batches_of(DataLoader(data, batch_size=len(data)), max_physical_batch_size=shape.rows)
+    criterion = session.per_example(TokenCrossEntropy())
 
     def batch() -> None:
         for x, y in loader:
             optimizer.zero_grad()
             criterion(model(x), y).backward()
             optimizer.step()
-        engine.session._parts.probe.stop_looks()
+        session._parts.probe.stop_looks()
 
     return batch
 
 
-def in_processes(way: str, shape: Shape, processes: int) -> Peak:
-    """Return the bytes of the process of rank 0, one of so many."""
+def in_processes(way: str, shape: Shape, processes: int) -> tuple[Peak, Peak]:
+    """Return `peaks_of` in the process of rank 0, one of so many."""
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(_process, (processes, folder, way, shape), nprocs=processes)
-        return torch.load(Path(folder, "peak"), weights_only=False)  # type: ignore[no-any-return]
+        return torch.load(Path(folder, "peaks"), weights_only=False)  # type: ignore[no-any-return]
 
 
 def _process(rank: int, processes: int, folder: str, way: str, shape: Shape) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
-    peak = peak_of(way, shape, processes)
+    peaks = peaks_of(way, shape, processes)
     if rank == 0:
-        torch.save(peak, Path(folder, "peak"))
+        torch.save(peaks, Path(folder, "peaks"))
     dist.destroy_process_group()
 
 
@@ -298,7 +309,12 @@ def main(processes: int, **sizes: Any) -> None:
         f"{', checkpointed' if shape.is_checkpointed else ''}: {trained:,} values in float32 "
         f"(4·p = {4 * trained / MIB:.2f} MiB), Adam; {shape.items} items of {shape.rows} records, {processes} processes"
     )
-    click.echo(table({way: in_processes(way, shape, processes) for way in WAYS}))
+    peaks = {}
+    for way in (ORDINARY, *PLANS):
+        first, peaks[way] = in_processes(way, shape, processes)
+        if way == PRIVATE:
+            examined = first
+    click.echo(table({**peaks, EXAMINED: examined}))
 
 
 if __name__ == "__main__":
