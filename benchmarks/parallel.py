@@ -1,4 +1,4 @@
-"""The private step in several processes beside an ordinary one, by DistributedDataParallel and FSDP2, and in one process.
+"""The private step in several processes beside an ordinary one (DistributedDataParallel, FSDP2), and both in one.
 
 Each process has so many rows, whatever their number. Ordinary and private steps of both forms take turns within one
 run, behind a barrier that is not timed, so that each ratio is of two steps of one round; what is reported is the median

@@ -62,7 +62,10 @@ class Plan:
 
 
 class Contribution(ABC):
-    """Per-example gradients `[B, *shape]` of one parameter in factored form, in float32 or float64."""
+    """Per-example gradients `[B, *shape]` of one parameter in factored form, in float32 or float64.
+
+    Operands may be held in 16 bits (`Narrow`); norms and sums are formed in at least float32.
+    """
 
     @property
     @abstractmethod
@@ -99,6 +102,11 @@ class Contribution(ABC):
     @abstractmethod
     def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
         """Return this contribution with `change` applied to each floating operand and, if it only indexes, to all."""
+
+    @property
+    def wide(self) -> Contribution:
+        """This contribution with operands in at least float32."""
+        return self
 
     @property
     def nbytes(self) -> int:

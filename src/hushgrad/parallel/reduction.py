@@ -75,8 +75,9 @@ class Reduction:
 def add_up(sums: Sequence[Outgoing], prepare: Callable[[int], None]) -> None:
     """Add up sums of all processes.
 
-    Each is handed over once it was prepared, while the next one is. Where that fails, it and those after it are handed
-    over as NaN, so that nobody waits for them and no sum is of use, and the error is raised at the end.
+    Each is handed over once it was prepared, while the next one is, and no more than two are on their way. Where that
+    fails, it and those after it are handed over as NaN, so that nobody waits for them and no sum is of use, and the
+    error is raised at the end.
 
     Args:
         sums: the same in all processes.
@@ -95,7 +96,9 @@ def add_up(sums: Sequence[Outgoing], prepare: Callable[[int], None]) -> None:
             if failure is not None:
                 total.values.fill_(math.nan)
             total.send()
-        for total in sums:
+            if place:
+                sums[place - 1].wait()
+        for total in sums[-1:]:
             total.wait()
     except RuntimeError as error:
         raise unreachable(f"the sums could not be added up ({type(error).__name__})") from error

@@ -157,7 +157,7 @@ class Exchange:
         rest = Reduction(self._split.copies, self._scattering.own)
         rest.send()
         rest.wait()
-        self.own = rest.own
+        self.values = self.part = self.own = rest.own  # the rows can go
 
 
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor

@@ -12,7 +12,7 @@ from hushgrad.clipping.bound import BoundRule
 from hushgrad.gradients.clipped_sum import Weighed, clipped_sums, pending_sums
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.guards.monitoring.alarms import Alarms
-from hushgrad.guards.monitoring.noise import NoiseMonitor
+from hushgrad.guards.monitoring.noise import VALUES, NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.mechanism import Mechanism
 from hushgrad.noise.gaussian import Noised
@@ -188,6 +188,7 @@ class Update:
                 for draw, total, is_owner in zip(draws, laid_out, owners, strict=True)
             ]
             leaving += [] if scattered is None else scattered.take()
+        del laid_out  # each goes as its sum has come
         updates = self._noised_together(leaving, number, mechanism)
         found = self._by_name(names, totals, draws, updates[: len(draws)])
         return found if scattered is None else found | scattered.taken_apart(updates[len(draws) :])
@@ -234,7 +235,7 @@ class Update:
             total.values.div_(mechanism.divisor)
             total.part.copy_(noised)
             if noised.numel():
-                drawn.append(noised)
+                drawn.append(noised.reshape(-1)[:VALUES].clone())  # what the monitor looks at
 
         with together(self._world, "draw of noise", {"step": number}):
             sample = self.monitor.before([total.part for total in sums if total.part.numel()])
