@@ -61,6 +61,7 @@ class Shape:
     rows: int = 4
     items: int = 2
     is_checkpointed: bool = False
+    is_narrow: bool = False
 
     def model(self) -> nn.Module:
         """Return the model, whole."""
@@ -209,7 +210,7 @@ def peaks_of(way: str, shape: Shape, processes: int) -> tuple[Peak, Peak]:
 
     An examination (of random later batches, too, which is off here) puts the whole model together for its time.
     """
-    model = sharded(shape.model())
+    model = sharded(shape.model(), torch.bfloat16 if shape.is_narrow else None)
     optimizer = torch.optim.Adam(model.parameters())
     live = LiveBytes(model, optimizer)
     if way == ORDINARY:
@@ -223,13 +224,14 @@ def peaks_of(way: str, shape: Shape, processes: int) -> tuple[Peak, Peak]:
     return first, live.peak
 
 
-def sharded(model: nn.Module) -> nn.Module:
-    """Shard each block, and the rest with the root."""
-    from torch.distributed.fsdp import fully_shard
+def sharded(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """Shard each block, and the rest with the root; computed in a dtype."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    policy = MixedPrecisionPolicy(param_dtype=dtype)
     for block in model.blocks:  # type: ignore[union-attr]
-        fully_shard(block)
-    return fully_shard(model)  # type: ignore[no-any-return]
+        fully_shard(block, mp_policy=policy)
+    return fully_shard(model, mp_policy=policy)  # type: ignore[no-any-return]
 
 
 def _ordinary(model: nn.Module, optimizer: Any, shape: Shape, processes: int) -> Callable[[], None]:
@@ -299,15 +301,17 @@ def table(peaks: Mapping[str, Peak]) -> str:
 @click.option("--rows", type=int, default=Shape.rows, help="Records of an item in each process.")
 @click.option("--items", type=int, default=Shape.items, help="Items of a logical batch.")
 @click.option("--checkpointing", "is_checkpointed", is_flag=True, help="Compute each block again in the backward.")
+@click.option("--bf16", "is_narrow", is_flag=True, help="Compute in bfloat16.")
 def main(processes: int, **sizes: Any) -> None:
     """Count the live bytes of one process's step under FSDP2."""
     shape = Shape(**sizes)
     model = shape.model()
     trained = sum(parameter.numel() for parameter in model.parameters())
+    how = f"{', checkpointed' if shape.is_checkpointed else ''}{', bf16' if shape.is_narrow else ''}"
     click.echo(
-        f"decoder d={shape.width} L={shape.depth} T={shape.positions} vocabulary {shape.vocabulary}"
-        f"{', checkpointed' if shape.is_checkpointed else ''}: {trained:,} values in float32 "
-        f"(4·p = {4 * trained / MIB:.2f} MiB), Adam; {shape.items} items of {shape.rows} records, {processes} processes"
+        f"decoder d={shape.width} L={shape.depth} T={shape.positions} vocabulary {shape.vocabulary}{how}: "
+        f"{trained:,} values (4·p = {4 * trained / MIB:.2f} MiB), Adam; {shape.items} items of {shape.rows} records in "
+        f"each of {processes} processes"
     )
     peaks = {}
     for way in (ORDINARY, *PLANS):
