@@ -284,8 +284,8 @@ def test_sums_taken_one_by_one_are_those_of_all_at_once(is_rescued: bool) -> Non
         assert torch.equal(found, wanted[name])
         assert pending.take(name) is None
     assert pending.take("no such parameter") is None
-    assert pending.take_all() == {}
-    assert pending_sums({}, clip=FlatClipping(0.5)).take_all() == {}
+    assert pending.add_to({}) == {}
+    assert pending_sums({}, clip=FlatClipping(0.5)).add_to({}) == {}
 
 
 def test_what_a_sum_was_made_of_goes_as_it_is_taken() -> None:
@@ -295,3 +295,14 @@ def test_what_a_sum_was_made_of_goes_as_it_is_taken() -> None:
     gradients.clear()
     pending.take("a")
     assert [name for name, part in alive.items() if part() is not None] == ["b"]
+
+
+def test_sums_of_several_batches_are_added_up_as_they_are_formed() -> None:
+    first, second = parts(), parts()
+    del second["first.bias"]
+    rule = BoundRule(ByLayer(0.1), NAMES)
+    wanted = expected(first, ByLayer(0.1))
+    for name, total in expected(second, ByLayer(0.1)).items():
+        wanted[name] = wanted[name] + total
+    found = clipped_sums(second, clip=rule, into=clipped_sums(first, clip=rule))
+    assert distance(found, wanted) <= 1e-5

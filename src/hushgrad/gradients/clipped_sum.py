@@ -51,10 +51,15 @@ class Pending:
         del self._names[name]
         return self._formed.pop(name)
 
-    def take_all(self) -> dict[str, Tensor]:
-        """Return all that were not taken."""
-        found = {name: self.take(name) for name in list(self._names)}
-        return {name: total for name, total in found.items() if total is not None}
+    def add_to(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add all that were not taken to what `sums` holds, one by one, and return these."""
+        for name in list(self._names):
+            total = self.take(name)
+            if total is not None and name in sums:
+                sums[name] += total
+            elif total is not None:
+                sums[name] = total
+        return sums
 
 
 def clipped_sums(
@@ -65,6 +70,7 @@ def clipped_sums(
     plan: Plan | None = None,
     watch: Callable[[Weighed], None] | None = None,
     on_excess: Callable[[SensitivityMismatchError], None] | None = None,
+    into: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Return Σ_i f_g(‖s·g_i‖) · s · g_i for each parameter, where norms run over the parameters of a group g together.
 
@@ -77,6 +83,7 @@ def clipped_sums(
         plan: how norms are computed.
         watch: is shown what is about to be summed.
         on_excess: is told of an example that would enter with more than a limit, in place of raising.
+        into: sums of batches before, which these are added to, each as it is formed, so that not all exist twice.
 
     Guarantee: an example whose gradient is not finite contributes exactly 0, and a finite one never more than its
     limit times 1 + 1e-5, also where its squared norm overflows or underflows float32 or its terms cancel.
@@ -85,7 +92,8 @@ def clipped_sums(
     Raises:
         SensitivityMismatchError: the rule's factors let more through than its limits, or are not finite.
     """
-    return pending_sums(contributions, clip=clip, scale=scale, plan=plan, watch=watch, on_excess=on_excess).take_all()
+    pending = pending_sums(contributions, clip=clip, scale=scale, plan=plan, watch=watch, on_excess=on_excess)
+    return pending.add_to({} if into is None else into)
 
 
 def pending_sums(

@@ -82,16 +82,11 @@ class Update:
         }
         self._is_begun = self._is_begun or bool(uses)
         if self._scattered is None:
-            sums = clipped_sums(uses, **given)
+            self._sums = clipped_sums(uses, **given, into=self._sums)
         else:
             pending = pending_sums(uses, **given)
             self._scattered.add(pending.take)
-            sums = pending.take_all()
-        for name, part in sums.items():
-            if name in self._sums:
-                self._sums[name] += part
-            else:
-                self._sums[name] = part
+            pending.add_to(self._sums)
 
     @property
     def split_bytes(self) -> int:
