@@ -206,7 +206,7 @@ MESSAGES = 7
 def memory(case: Case, gpus: int, rows: int) -> tuple[float, float]:
     """Return the bytes of an ordinary step at the peak, and of a private one: in an item, or as sums are exchanged."""
     states, activations = case.states(gpus), case.activations(rows)
-    at_exchange = 0 if case.are_sums_scattered else 2 * case.sums
+    at_exchange = 0 if case.are_sums_scattered else case.sums * (1 + 1 / gpus)
     return states + activations, states + max(activations + case.held(rows) + case.sums_held, at_exchange)
 
 
