@@ -225,7 +225,7 @@ def _rescued(
     kept_GB = weights_GB.masked_fill(lost_B, 0)
     owners = {name: g for g, parts in enumerate(members) for name in parts}
     parts = [part for parts in members for part in parts.values()]
-    most = AT_ONCE // max(1, 2 * sum(part.nbytes for part in parts) // parts[0].batch_size)
+    most = AT_ONCE // max(1, sum(part.nbytes_in_float64 for part in parts) // parts[0].batch_size)
     del parts
     portions = [
         (rows, *_weights_in_float64(members, rows, clip, scale, plan, on_excess))

@@ -113,6 +113,11 @@ class Contribution(ABC):
         """How many bytes the operands hold."""
         return sum(operand.nbytes for operand in self.operands)
 
+    @property
+    def nbytes_in_float64(self) -> int:
+        """How many they would hold in float64."""
+        return sum(8 * operand.numel() for operand in self.operands)
+
     def select(self, rows: Tensor) -> Contribution:
         """Return the contribution of the examples at the given indices, in float64.
 
