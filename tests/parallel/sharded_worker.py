@@ -24,9 +24,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import PrivacyEngine
 from hushgrad.errors import HushgradError
+from hushgrad.gradients.machine import FILE_VARIABLE
+from hushgrad.parallel import shards
 from hushgrad.parallel.replicas import digest
+from hushgrad.parallel.shards import Shards
+from hushgrad.session import draws
 
 B, C = 12, 0.5
+if FILE_VARIABLE in os.environ:  # sums are scattered: many of them, each by itself
+    draws.SMALL_VALUES = 128
 TIMEOUT_S = 60
 
 
@@ -97,7 +103,7 @@ def updates(folder: str, forms: list[str]) -> dict[str, Any]:
             continue
         run = Run(form)
         run.train(1 if WORLD == 1 else 2)
-        report = run.engine.session.probe_report
+        report, is_scattered = run.engine.session.probe_report, run.engine.session._parts.update.is_scattered
         run.engine.session.close()
         if WORLD == 1:
             torch.save(run.seen, path)
@@ -107,6 +113,7 @@ def updates(folder: str, forms: list[str]) -> dict[str, Any]:
             "error": ((run.seen[0] - wanted[0]).norm() / wanted[0].norm()).item(),
             "left": [name for name, parameter in run.model.named_parameters() if parameter.grad is not None],
             "report": [report.examined, *report.notes],
+            "scattered": is_scattered,
         }  # fmt: skip
     return found
 
@@ -330,6 +337,17 @@ def dies(ledger: str, released: str, point: str) -> dict[str, Any]:
         run.model.blocks[1].register_forward_pre_hook(fail)
     elif point == "in a backward":
         run.model.blocks[1].register_forward_hook(lambda _, __, output: output.register_hook(fail) and None)
+    elif point == "as the sums of an item are scattered":
+        rows_of, alive = Shards.rows_of, 4  # the others have three of them
+
+        def dying(split: Shards, totals: Any) -> Tensor:
+            nonlocal alive
+            alive -= len(run.seen) == 2 and not totals[0].is_meta
+            if not alive:
+                fail()
+            return rows_of(split, totals)
+
+        Shards.rows_of = dying  # type: ignore[method-assign]
     else:
         add_up = update.add_up
         update.add_up = lambda *given: (fail(), add_up(*given))
@@ -340,6 +358,42 @@ def dies(ledger: str, released: str, point: str) -> dict[str, Any]:
         told = {"error": type(error).__name__, "grads": grads}
         print(json.dumps(told), flush=True)
     os._exit(0)
+
+
+def scattered() -> dict[str, Any]:
+    """What a process holds of the sums and hands over, item by item; and one that cannot form its sums."""
+    sent: list[int] = []
+    scatter = shards._reduce_scatter
+
+    def counted(own: Tensor, rows: Tensor, **more: Any) -> Any:
+        sent.append(rows.nbytes)
+        return scatter(own, rows, **more)
+
+    shards._reduce_scatter = counted
+    run = Run("uneven")
+    update, held, handed = run.engine.session._parts.update, [], []
+    end_item = run.engine.session._loop.end_step
+
+    def ended() -> Any:
+        sent.clear()
+        found = end_item()
+        parts = [] if update._scattered is None else [own for own in update._scattered._own if own is not None]
+        held.append(sum(own.nbytes for own in [*parts, *update._sums.values()]))
+        handed.append(sum(sent))
+        return found
+
+    run.engine.session._loop.end_step = ended  # type: ignore[method-assign]
+    run.train(2)
+    told = {"held": held[:], "handed": handed[:], "values": sum(p.numel() for p in run.model.parameters())}
+    rows_of = Shards.rows_of
+    if RANK == 1:
+        Shards.rows_of = lambda split, totals: rows_of(split, totals) if totals[0].is_meta else _raising()
+    try:
+        run.train(1)
+    except (ArithmeticError, HushgradError) as error:
+        told["error"] = type(error).__name__
+    told["released"] = len(run.seen)
+    return told
 
 
 def refusals() -> dict[str, str]:

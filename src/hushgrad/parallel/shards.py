@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hushgrad.parallel.messages import unreachable
-from hushgrad.parallel.reduction import all_reduced, own_slice
+from hushgrad.parallel.reduction import Reduction, own_slice
 from hushgrad.parallel.world import ALONE, World
 from hushgrad.torch_sharding import is_distributed, like, local_part, whole
 
@@ -119,23 +119,45 @@ def put_together(world: World, state: Any) -> Any:
     return state
 
 
-class Exchange:
-    """The exchange of one process's rows for `own`, `[L]`: the sum over all processes of the row that is its own."""
+class Scattering:
+    """One process's rows for `own`, `[L]`: the sum of its own row over the processes that have the parts."""
 
     def __init__(self, split: Shards, rows: Tensor) -> None:
-        self._split, self._rows, self._work = split, rows, None
-        self.own = rows[0]
+        """Begin to hand the rows over."""
+        self.own = rows[split.place]
+        self._work: Any = None
         if split.count > 1:
-            self.own = torch.empty_like(rows[split.place])
+            self.own = torch.empty_like(self.own)
+            self._rows = rows  # until it is sent
             self._work = _reduce_scatter(self.own, rows.view(-1), group=split.group, async_op=True)
 
     def wait(self) -> None:
         """Return when it has come from all others."""
         if self._work is not None:
             self._work.wait()
-        work = all_reduced(self._split.copies, self.own)
-        if work is not None:
-            work.wait()
+            del self._rows
+
+
+class Exchange:
+    """The exchange of one process's rows for `own`, `[L]`: the sum over all processes of the row that is its own."""
+
+    def __init__(self, split: Shards, rows: Tensor) -> None:
+        self._split, self.values = split, rows
+        self.part, self.own = split.own_part(rows), rows[split.place]
+        self._scattering: Scattering | None = None
+
+    def send(self) -> None:
+        """Begin to hand them over."""
+        self._scattering = Scattering(self._split, self.values)
+
+    def wait(self) -> None:
+        """Return when it has come from all others."""
+        assert self._scattering is not None
+        self._scattering.wait()
+        rest = Reduction(self._split.copies, self._scattering.own)
+        rest.send()
+        rest.wait()
+        self.values = self.part = self.own = rest.own  # the rows can go
 
 
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor

@@ -18,6 +18,9 @@ from hushgrad.torch_internals import flattened, unflattened
 # Sums up to here are cheaper to copy into one draw of noise than to give a draw of their own.
 SMALL_VALUES = 1 << 16
 
+TOGETHER_VALUES = 1 << 22
+"""Of sums that are split over the processes so many values share a draw: it is a message, and takes memory whole."""
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -60,13 +63,18 @@ class Draw:
 def draws_of(totals: Sequence[Tensor], splits: Sequence[Shards | None]) -> list[Draw]:
     """Return the draws of all totals: the small ones of a kind together, then the large ones."""
     large: list[Draw] = []
-    together: dict[tuple[torch.device, torch.dtype, Shards | None], list[int]] = {}
+    together: dict[tuple[torch.device, torch.dtype, Shards | None, int], list[int]] = {}
+    counts: Counter[Shards] = Counter()
     for place, (total, split) in enumerate(zip(totals, splits, strict=True)):
         if total.numel() > SMALL_VALUES:
             large.append(Draw((place,), split, True))
-        else:
-            together.setdefault((total.device, total.dtype, split), []).append(place)
-    return [*(Draw(tuple(places), split, False) for (_, _, split), places in together.items()), *large]
+            continue
+        part = 0
+        if split is not None:
+            part = counts[split] // TOGETHER_VALUES
+            counts[split] += total.numel()
+        together.setdefault((total.device, total.dtype, split, part), []).append(place)
+    return [*(Draw(tuple(places), split, False) for (_, _, split, _), places in together.items()), *large]
 
 
 def owners_of_their_memory(draws: Sequence[Draw], sums: Sequence[Tensor]) -> list[bool]:

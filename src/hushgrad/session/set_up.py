@@ -33,7 +33,7 @@ from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.mechanism import known as noise_kinds
 from hushgrad.parallel.agreement import require_agreement, require_equal_copies, together
 from hushgrad.parallel.layout import inner_module, require_layout
-from hushgrad.parallel.messages import agreed_stream
+from hushgrad.parallel.messages import agreed_stream, exchanged
 from hushgrad.parallel.replicas import digest, options_of, state_digest
 from hushgrad.parallel.world import ALONE, World
 from hushgrad.printable import full_name
@@ -146,6 +146,10 @@ def set_up(
         parts.spending.hear()
         require_agreement(world, _facts(parts, inner, optimizer, own, lease, phase, budget))
         require_equal_copies(world, inner.parameters())
+        if parts.sharded and not world.is_alone:
+            is_wanted = parts.update.split_bytes > parts.plan.sum_bytes
+            if any(number for number, _ in exchanged(world, "plan of sums", number=int(is_wanted))):
+                parts.update.scatter()
     except BaseException:
         if parts is not None:
             parts.scope.detach()  # refused for what another process has

@@ -25,7 +25,7 @@ from hushgrad.errors import (
     UnsupportedModelError,
     where_raised,
 )
-from hushgrad.gradients.contribution import Plan
+from hushgrad.gradients.contribution import Plan, accumulation_dtype
 from hushgrad.gradients.machine import is_measured
 from hushgrad.guards.compatibility import require_module, require_no_session, require_optimizer
 from hushgrad.guards.probing.calls import SEED, devices_of
@@ -86,15 +86,19 @@ def doctor(
         notes.append(Finding("", "", f"the model was not run: it cannot be, {why}"))
     device = next((p.device for p in trainable.values()), torch.device("cpu"))
     plan = Plan.of_device(device)
+    trained = [p for p in trainable.values() if not isinstance(p, nn.UninitializedParameter)]
     return Diagnosis(
         model=type(model).__name__,
         batch_size=None if examination is None else examination.pool.batch_size,
         uses=() if examination is None else uses_of(examination.pool.recorded, plan),
         problems=tuple(problems),
         notes=tuple(notes),
-        parameters=sum(p.numel() for p in trainable.values() if not isinstance(p, nn.UninitializedParameter)),
+        parameters=sum(p.numel() for p in trained),
         budget_bytes=plan.keep_bytes,
         machine="measured" if is_measured(device) else "as shipped",
+        is_sharded=bool(fully_sharded(model)),
+        sum_bytes=sum(p.numel() * accumulation_dtype(p.dtype).itemsize for p in trained),
+        sum_budget_bytes=plan.sum_bytes,
     )
 
 
