@@ -13,17 +13,23 @@ SPLIT = Shards(0, 1, 2)
 def test_every_sum_is_in_one_draw_with_others_of_its_kind() -> None:
     totals = [torch.zeros(3), torch.zeros(2, dtype=torch.float64), torch.zeros(SMALL_VALUES + 1), torch.zeros(4, 2)]
     splits = [None, None, None, None]
-    draws = draws_of([*totals, *totals], [*splits, *[SPLIT] * 4])
+    draws = draws_of([*totals, *totals], [*splits, *[SPLIT] * 4], [None] * 8)
     assert [draw.places for draw in draws] == [(0, 3), (1,), (4, 7), (5,), (2,), (6,)]
     assert [draw.split for draw in draws] == [None, None, SPLIT, SPLIT, None, SPLIT]
 
 
+def test_sums_of_two_owners_share_no_draw() -> None:
+    totals = [torch.zeros(3) for _ in range(5)]
+    draws = draws_of(totals, [None] * 5, [0, 1, None, 1, 0])
+    assert [(draw.places, draw.owner) for draw in draws] == [((0, 4), 0), ((1, 3), 1), ((2,), None)]
+
+
 def test_sums_come_apart_as_they_were_laid_out_and_split_ones_as_this_process_s_part() -> None:
     totals = [torch.arange(6.0).view(3, 2), torch.empty(0, 2), torch.arange(5.0)]
-    [draw] = draws_of(totals, [None] * 3)
+    [draw] = draws_of(totals, [None] * 3, [None] * 3)
     for part, total in zip(draw.taken_apart(draw.laid_out(totals), totals), totals, strict=True):
         assert torch.equal(part, total)
-    [draw] = draws_of(totals, [SPLIT] * 3)
+    [draw] = draws_of(totals, [SPLIT] * 3, [None] * 3)
     rows = draw.laid_out(totals)
     for part, total in zip(draw.taken_apart(rows[1], totals), totals, strict=True):
         chunks = torch.chunk(total, 2)
@@ -33,9 +39,9 @@ def test_sums_come_apart_as_they_were_laid_out_and_split_ones_as_this_process_s_
 def test_noise_is_written_over_no_memory_that_somebody_else_reads() -> None:
     large = torch.zeros(SMALL_VALUES + 1)
     totals = [large, large, torch.zeros(SMALL_VALUES + 1), torch.zeros(2 * SMALL_VALUES, 2)[:, 0], torch.zeros(3)]
-    draws = draws_of(totals, [None] * 5)
+    draws = draws_of(totals, [None] * 5, [None] * 5)
     sums = [draw.laid_out(totals) for draw in draws]
     assert [draw.places for draw in draws] == [(4,), (0,), (1,), (2,), (3,)]
     assert owners_of_their_memory(draws, sums) == [True, False, False, True, False]
-    draws = draws_of(totals[:1], [SPLIT])
+    draws = draws_of(totals[:1], [SPLIT], [None])
     assert owners_of_their_memory(draws, [draws[0].laid_out(totals)]) == [True]

@@ -16,9 +16,10 @@ from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.mechanism import Mechanism
 from hushgrad.noise.gaussian import Noised
 from hushgrad.parallel.agreement import together
+from hushgrad.parallel.grid import WHOLE, Grid
 from hushgrad.parallel.reduction import Work, add_up, all_reduced, own_slice
+from hushgrad.parallel.rows import FromOwner, across_row, owners_of, shape_in_row
 from hushgrad.parallel.shards import Exchange, Shards
-from hushgrad.parallel.world import ALONE, World
 from hushgrad.randomness import Address, KeyStream
 from hushgrad.session.draws import Draw, draws_of, owners_of_their_memory
 from hushgrad.torch_sharding import device_of, is_distributed, like, local_part
@@ -38,10 +39,13 @@ class Update:
         noise: KeyStream,
         plan: Plan | None,
         alarms: Alarms = Alarms.RAISED,
-        world: World = ALONE,
+        grid: Grid = WHOLE,
     ) -> None:
         self._parameters = parameters
-        self._world = world
+        self._grid = grid
+        self._owners = owners_of(parameters, grid)
+        self.across = across_row(grid, self._owners, parameters)
+        """The processes that have other parts of the same examples' gradients."""
         self._clip = self._bound_to(mechanism)
         self._noise = mechanism.noise.start(noise)
         self._plan = plan
@@ -69,7 +73,9 @@ class Update:
 
         watch = look if not self._sums and self.sensitivity_monitor.is_due(self._number) else None
         on_excess = self.sensitivity_monitor.exceeded
-        sums = clipped_sums(uses, clip=clip, scale=scale, plan=self._plan, watch=watch, on_excess=on_excess)
+        sums = clipped_sums(
+            uses, clip=clip, scale=scale, plan=self._plan, watch=watch, on_excess=on_excess, across=self.across
+        )
         for name, part in sums.items():
             if name in self._sums:
                 self._sums[name] += part
@@ -105,7 +111,7 @@ class Update:
         self._is_written = True
         try:
             trained = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
-            self._hand_out(list(trained.values()), [self._total(sums, name) for name in trained], number, mechanism)
+            self._hand_out(trained, [self._total(sums, name) for name in trained], number, mechanism)
         except BaseException:
             self.clear()  # no partial update; the charge stands
             raise
@@ -125,25 +131,27 @@ class Update:
             self._is_written = False
 
     def _hand_out(
-        self, parameters: list[nn.Parameter], totals: list[Tensor], number: int, mechanism: Mechanism
+        self, parameters: Mapping[str, nn.Parameter], totals: list[Tensor], number: int, mechanism: Mechanism
     ) -> None:
         is_bare = not mechanism.noise_std > 0
-        for parameter, update in zip(parameters, self._updates(parameters, totals, number, mechanism), strict=True):
+        updates = self._updates(parameters, totals, number, mechanism)
+        for parameter, update in zip(parameters.values(), updates, strict=True):
             local = local_part(parameter)
             parameter.grad = like(parameter, _laid_out_as(local, update.to(local.device), is_bare))
 
     def _updates(
-        self, parameters: Sequence[nn.Parameter], totals: list[Tensor], number: int, mechanism: Mechanism
+        self, parameters: Mapping[str, nn.Parameter], totals: list[Tensor], number: int, mechanism: Mechanism
     ) -> list[Tensor]:
         """Return by what each parameter is updated: its part in this process."""
-        draws = draws_of(totals, [Shards.of(parameter) for parameter in parameters])
+        splits = [Shards.of(parameter, self._grid) for parameter in parameters.values()]
+        draws = draws_of(totals, splits, [self._owners[name] for name in parameters])
         sums = []
         for draw in draws:
             sums.append(draw.laid_out(totals))
             for place in draw.places if draw.split is not None else ():  # its memory can go, its shape is needed
                 totals[place] = totals[place].to("meta")
         owners = owners_of_their_memory(draws, sums)
-        if self._world.is_alone and all(draw.split is None for draw in draws):
+        if self._grid.world.is_alone and all(draw.split is None for draw in draws):
             updates = self._noised(sums, owners, number, mechanism)
         else:
             updates = self._noised_together(draws, sums, owners, number, mechanism)
@@ -182,14 +190,14 @@ class Update:
 
         Guarantee: no sum leaves a process before its own noise is in it, and none is of use where noise is missing.
         """
-        world = self._world
+        grid, world = self._grid, self._grid.world
         with together(world, "sums", {"step": number}):  # from here on all wait for each other's
             wholes = [
                 total if is_owner else total.clone(memory_format=torch.contiguous_format)
                 for total, is_owner in zip(sums, owners, strict=True)
             ]
             parts = [
-                own_slice(world, whole.view(-1)) if draw.split is None else draw.split.own_part(whole)
+                _noised_here(draw, whole, grid) if self._is_from_here(draw) else whole.view(-1)[:0]
                 for draw, whole in zip(draws, wholes, strict=True)
             ]
         drawn: list[Tensor] = []
@@ -203,17 +211,25 @@ class Update:
                 drawn.append(noised)
 
         def hand_over(place: int) -> Work | None:
-            split = draws[place].split
-            if split is None:
-                return all_reduced(world, wholes[place])
-            exchanges[place] = Exchange(split, wholes[place])
-            return exchanges[place]
+            draw, whole = draws[place], wholes[place]
+            is_from_here = self._is_from_here(draw)
+            own, work = whole, None  # type: Tensor, Work | None
+            if draw.split is not None:
+                work = exchanges[place] = Exchange(draw.split, whole, is_added=is_from_here)
+                own = exchanges[place].own
+            elif is_from_here:
+                work = all_reduced(grid.data, whole)
+            return work if draw.owner is None else FromOwner(grid.model, draw.owner, own, work)
 
         with together(world, "draw of noise", {"step": number}):
             sample = self.monitor.before([own for own in parts if own.numel()])
             add_up(wholes, prepare, hand_over)
             self.monitor.after(sample, drawn, mechanism.noise_std, mechanism.divisor)
         return [exchanges[place].own if place in exchanges else whole for place, whole in enumerate(wholes)]
+
+    def _is_from_here(self, draw: Draw) -> bool:
+        """Whether this process has the sums of a draw; else it gets the update from another one of its row."""
+        return draw.owner in (None, self._grid.model.rank)
 
     def _noised_slice(self, own: Tensor, address: Address, mechanism: Mechanism) -> Tensor:
         if not own.numel():
@@ -226,13 +242,18 @@ class Update:
         if is_distributed(parameter):  # of one dtype in every process, and on the device that it is computed on
             device, dtype = device_of(parameter), accumulation_dtype(parameter.dtype)
             if total is None:
-                return torch.zeros(parameter.shape, dtype=dtype, device=device)
+                return torch.zeros(shape_in_row(parameter, self._grid), dtype=dtype, device=device)
             return total.to(device, dtype)
         if total is None:
             total = torch.zeros_like(
                 parameter, dtype=accumulation_dtype(parameter.dtype), memory_format=torch.contiguous_format
             )
         return total
+
+
+def _noised_here(draw: Draw, whole: Tensor, grid: Grid) -> Tensor:
+    """Return what this process adds noise to, of sums that it has: its slice of them, or its part's; a view."""
+    return own_slice(grid.data, whole.view(-1)) if draw.split is None else draw.split.own_part(whole)
 
 
 def _laid_out_as(parameter: Tensor, update: Tensor, is_bare: bool) -> Tensor:

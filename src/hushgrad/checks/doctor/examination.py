@@ -34,7 +34,7 @@ from hushgrad.guards.probing.state import State, forked_randomness
 from hushgrad.guards.probing.trees import with_tensors
 from hushgrad.losses import PerExampleLoss
 from hushgrad.torch_internals import BatchNorm
-from hushgrad.torch_sharding import fully_sharded
+from hushgrad.torch_sharding import is_split
 
 Criterion = nn.Module | Callable[[Any, Any], Tensor]
 
@@ -81,8 +81,8 @@ def doctor(
         examination.run(*_arguments(model, batch, criterion))
     elif batch is not None:
         why = "before the problems above are solved"
-        if fully_sharded(model) and not problems:
-            why = "in one process alone: ask before fully_shard is called"
+        if is_split(model) and not problems:
+            why = "in one process alone: ask before fully_shard or parallelize_module is called"
         notes.append(Finding("", "", f"the model was not run: it cannot be, {why}"))
     device = next((p.device for p in trainable.values()), torch.device("cpu"))
     plan = Plan.of_device(device)

@@ -235,6 +235,7 @@ class Examination:
                     whole=self._quiet.output,
                     fewer=fewer.output if example == left_out else None,
                     scale=scale,
+                    across=self._probed.across,
                 )
             except HushgradError:
                 raise
@@ -270,6 +271,7 @@ class Examination:
                 example=example,
                 place=(row, size),
                 recorded=self._probed.recorded(row),
+                across=self._probed.across,
             )
         except HushgradError:
             raise

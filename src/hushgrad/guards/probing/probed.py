@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hushgrad.capture.axes.layout import Role
 from hushgrad.capture.scope import Scope
+from hushgrad.gradients.across import NOWHERE, Across
 from hushgrad.guards.probing.calls import Call
 from hushgrad.guards.probing.loss_probe import Runs
 from hushgrad.guards.probing.novelty import Novelty
@@ -41,6 +42,7 @@ class Probed:
         cuts: lengths that are known to be constants to which the loop cuts its batches.
         positions: which outputs have positions of a record; learns what runs of one record alone show.
         skipped: what could not be examined, and why.
+        across: the processes that have other parts of the gradients; all of them examine the same calls.
     """
 
     model: nn.Module
@@ -57,6 +59,7 @@ class Probed:
     cuts: Set[int] = frozenset()
     positions: Positions = field(default_factory=Positions)
     skipped: list[str] = field(default_factory=list)
+    across: Across = NOWHERE
 
     def widths(self, call: Call, batch: Batch) -> list[OwnWidth]:
         """Return records of a call that are shorter than the longest, with their own lengths."""
