@@ -65,7 +65,9 @@ class Told:
 @pytest.mark.parametrize("scale", [1.0, 1e25])
 @pytest.mark.parametrize("are_equal", [True, False])
 def test_what_is_released_of_an_example_has_the_norm_that_was_measured(are_equal: bool, scale: float) -> None:
-    """Guarantee: also where processes have other gradients of what they all have whole, and where float32 overflows."""
+    """Guarantee: each part of an example's gradient is counted once. Also where processes have other gradients of what
+    they all have whole, and where float32 overflows.
+    """
     torch.manual_seed(0)
     owners: dict[str, int | None] = {"cut": None, "first": 0, "second": 1}
     shapes = {"cut": (4,), "first": (3,), "second": (2, 2)}
