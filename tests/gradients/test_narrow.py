@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from hushgrad.gradients.clipped_sum import clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan, Way
 from hushgrad.gradients.narrow import Narrow, outer_products
 from hushgrad.gradients.outer import OuterProducts
+from hushgrad.gradients.placement import Put
 
 B, T, P, D = 4, 96, 40, 24
 NARROW = [torch.bfloat16, torch.float16]
@@ -117,3 +119,20 @@ def test_a_model_in_16_bits_has_the_sums_of_wide_operands_and_holds_shared_ones_
     narrowly, widely = found.values()
     assert all(torch.equal(narrowly[name], total) for name, total in widely.items())
     assert [held[1], held[1 << 40]] == [2 * B * T * (D + 2 * P), 4 * B * T * 2 * (D + P)]
+
+
+def test_the_part_of_a_matrix_that_is_cut_stays_narrow() -> None:
+    """The parts of processes, each of operands in 16 bits, are together the whole."""
+
+    class Columns(Put):
+        def __init__(self, place: int) -> None:
+            self._place = place
+
+        def __call__(self, operand: Tensor, dims: Mapping[int, int]) -> Tensor:
+            return operand.chunk(2, dims[0])[self._place] if 0 in dims else operand
+
+    held, wide = both(torch.bfloat16)
+    parts = [held.in_row(Columns(place)) for place in range(2)]
+    assert all(operand.dtype == torch.bfloat16 for part in parts for operand in part.operands)
+    found = torch.cat([part.per_example() for part in parts], 1)
+    assert torch.allclose(found, wide.per_example(), rtol=1e-6, atol=1e-6)

@@ -58,6 +58,11 @@ class CaptureMode(TorchFunctionMode):
         if self._over:
             return func(*args, **kwargs)
         context = self.context
+        conversions = context.axes.conversions
+        if conversions is not None and not torch.is_grad_enabled() and (running := conversions.source()) is not None:
+            result = func(*args, **kwargs)
+            conversions.made(running, result)
+            return result
         leaves: list[TrackedTensor] = []
         sources: list[Tensor] = []
         strangers: list[Tensor] = []
@@ -153,7 +158,11 @@ def _sort(
             leaf = known.get(id(value))
             if leaf is not None:
                 leaves.append(leaf)
-            elif axes.descends(value) or (axes.written and axes.shows_written(value)):
+            elif (
+                axes.descends(value)
+                or (axes.written and axes.shows_written(value))
+                or (axes.conversions is not None and axes.conversions.shows(value))
+            ):
                 sources.append(value)
             elif value.requires_grad:
                 strangers.append(value)

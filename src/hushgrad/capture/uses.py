@@ -71,8 +71,8 @@ class UsePool:
         self._on_backward = on_backward
         self._outlasts_backward = outlasts_backward
         self._joining = Lock()
-        self.is_sharded = False
-        """Whether whole parameters are in place inside of one forward and one backward alone."""
+        self.is_split = False
+        """Whether no process has all of the model."""
         self.batch_size: int | None = None
         self.is_narrow = False
         self._finished: dict[str, _Uses] = {}

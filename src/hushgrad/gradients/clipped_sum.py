@@ -12,6 +12,7 @@ from torch import Tensor
 from hushgrad.clipping.bound import BoundRule
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import SensitivityMismatchError
+from hushgrad.gradients.across import NOWHERE, Across
 from hushgrad.gradients.apart import AT_ONCE
 from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution, Plan, all_digits, full_precision
@@ -24,13 +25,15 @@ Parts = dict[str, Contribution]
 class Weighed(NamedTuple):
     """What is about to be summed: the contributions of each group, the norms that were measured, and the weights.
 
-    `roots` are norms of the contributions as they are, `weights` factor · `scale`, both `[G, B]`.
+    `roots` are norms of the contributions as they are, `weights` factor · `scale`, both `[G, B]`. `across` are the
+    processes that have other parts of them.
     """
 
     members: Sequence[Mapping[str, Contribution]]
     roots: Tensor
     weights: Tensor
     scale: float
+    across: Across
 
 
 class Pending:
@@ -70,6 +73,7 @@ def clipped_sums(
     plan: Plan | None = None,
     watch: Callable[[Weighed], None] | None = None,
     on_excess: Callable[[SensitivityMismatchError], None] | None = None,
+    across: Across = NOWHERE,
     into: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Return Σ_i f_g(‖s·g_i‖) · s · g_i for each parameter, where norms run over the parameters of a group g together.
@@ -83,6 +87,8 @@ def clipped_sums(
         plan: how norms are computed.
         watch: is shown what is about to be summed.
         on_excess: is told of an example that would enter with more than a limit, in place of raising.
+        across: the processes that have other parts of the same examples' gradients; all of them call it. What this one
+            does not have is left out of the sums that are returned.
         into: sums of batches before, which these are added to, each as it is formed, so that not all exist twice.
 
     Guarantee: an example whose gradient is not finite contributes exactly 0, and a finite one never more than its
@@ -92,7 +98,9 @@ def clipped_sums(
     Raises:
         SensitivityMismatchError: the rule's factors let more through than its limits, or are not finite.
     """
-    pending = pending_sums(contributions, clip=clip, scale=scale, plan=plan, watch=watch, on_excess=on_excess)
+    pending = pending_sums(
+        contributions, clip=clip, scale=scale, plan=plan, watch=watch, on_excess=on_excess, across=across
+    )
     return pending.add_to({} if into is None else into)
 
 
@@ -104,6 +112,7 @@ def pending_sums(
     plan: Plan | None = None,
     watch: Callable[[Weighed], None] | None = None,
     on_excess: Callable[[SensitivityMismatchError], None] | None = None,
+    across: Across = NOWHERE,
 ) -> Pending:
     """Return what `clipped_sums` returns, to be taken sum by sum: so that not all of them exist at once."""
     if not contributions:
@@ -111,7 +120,7 @@ def pending_sums(
     bound = clip if isinstance(clip, BoundRule) else BoundRule(clip, contributions)
     with full_precision(), all_digits():
         needed = replace(plan or Plan(), floor=min(FLOOR, bound.floor(scale) ** 2))
-        names, form = _weighed(contributions, bound, scale, needed, watch, on_excess or _raise)
+        names, form = _weighed(contributions, bound, scale, needed, watch, on_excess or _raise, across)
 
     def formed(name: str) -> Mapping[str, Tensor]:
         with full_precision(), all_digits():
@@ -138,16 +147,20 @@ def _weighed(
     plan: Plan,
     watch: Callable[[Weighed], None] | None,
     on_excess: Callable[[SensitivityMismatchError], None],
+    across: Across,
 ) -> tuple[Sequence[str], Form]:
     """Return the names of all sums, and what forms each of them."""
-    combined = {name: combine(parts) for name, parts in contributions.items() if parts}
-    contributions.clear()
-    if not combined:
+    some = next((parts[0] for parts in contributions.values() if parts), None)
+    if some is None:
         return (), _nothing
+    nothing_B = torch.zeros(some.batch_size, dtype=torch.float64, device=some.operands[0].device)
+    combined = {name: combine(parts) for name, parts in contributions.items() if parts and across.has(name)}
+    contributions.clear()
+    del some
     members = clip.split(combined)
     del combined  # so that what a member lets go is gone
     stacks = [group_by_shape(parts, plan) for parts in members]
-    squares_GB = _measure(members, stacks, plan)
+    squares_GB = across.added(_measure(members, stacks, plan, nothing_B))
     if plan.floor < FAINT:  # a clip norm so small that squares may have underflowed
         squares_GB = squares_GB.masked_fill(squares_GB < FAINT, torch.inf)
     roots_GB = squares_GB.sqrt()
@@ -160,9 +173,9 @@ def _weighed(
             on_excess(clip.excess())
         lost_B = overflowed_B | (is_light_GB & (weights_GB != 0)).any(0)
     if watch is not None:
-        watch(Weighed(members, roots_GB, weights_GB, scale))
+        watch(Weighed(members, roots_GB, weights_GB, scale, across))
     if lost_B is not None and lost_B.any():
-        return _rescued(members, weights_GB, lost_B, clip, scale, plan, on_excess)
+        return _rescued(members, weights_GB, lost_B, clip, scale, plan, on_excess, across)
     stacked = {name: (g, group) for g, (groups, _) in enumerate(stacks) for group in groups for name in group.names}
     alone = {name: g for g, (_, names) in enumerate(stacks) for name in names}
 
@@ -175,8 +188,13 @@ def _weighed(
     return [*alone, *stacked], form
 
 
-def _measure(members: Sequence[Parts], stacks: Sequence[tuple[Sequence[Stacked], Sequence[str]]], plan: Plan) -> Tensor:
-    """Return squared norms `[G, B]`, over the parameters of each group together.
+def _measure(
+    members: Sequence[Parts],
+    stacks: Sequence[tuple[Sequence[Stacked], Sequence[str]]],
+    plan: Plan,
+    nothing_B: Tensor,
+) -> Tensor:
+    """Return squared norms `[G, B]`, over the parameters of each group together; `nothing_B` are those of none.
 
     Contributions that stand alone are replaced one by one by what is cheapest to sum: where gradients are formed and
     kept, their operands can go.
@@ -191,7 +209,7 @@ def _measure(members: Sequence[Parts], stacks: Sequence[tuple[Sequence[Stacked],
                 plan = plan.after(parts[name].nbytes - part.nbytes)
             squares.append(squared_B)
         rows.append(_added(squares))
-    return _together(rows)
+    return _together(rows, nothing_B)
 
 
 def _added(squares: Sequence[Tensor]) -> Tensor | None:
@@ -204,11 +222,11 @@ def _added(squares: Sequence[Tensor]) -> Tensor | None:
     return total
 
 
-def _together(rows: Sequence[Tensor | None]) -> Tensor:
+def _together(rows: Sequence[Tensor | None], nothing_B: Tensor) -> Tensor:
     """Return the rows as one tensor; a group of which nothing was used has norms 0."""
     if len(rows) == 1 and rows[0] is not None:
         return rows[0].unsqueeze(0)
-    some = next(row for row in rows if row is not None)
+    some = next((row for row in rows if row is not None), nothing_B)
     return torch.stack([torch.zeros_like(some) if row is None else row.to(some.device) for row in rows])
 
 
@@ -220,15 +238,16 @@ def _rescued(
     scale: float,
     plan: Plan,
     on_excess: Callable[[SensitivityMismatchError], None],
+    across: Across,
 ) -> tuple[Sequence[str], Form]:
     """The clipped sums where float32 lost some examples: those are measured and summed again in float64."""
     kept_GB = weights_GB.masked_fill(lost_B, 0)
     owners = {name: g for g, parts in enumerate(members) for name in parts}
     parts = [part for parts in members for part in parts.values()]
-    most = AT_ONCE // max(1, sum(part.nbytes_in_float64 for part in parts) // parts[0].batch_size)
+    most = across.least(AT_ONCE // max(1, sum(part.nbytes_in_float64 for part in parts) // len(lost_B)))
     del parts
     portions = [
-        (rows, *_weights_in_float64(members, rows, clip, scale, plan, on_excess))
+        (rows, *_weights_in_float64(members, rows, clip, scale, plan, on_excess, across))
         for rows in torch.split(lost_B.nonzero().squeeze(1), max(1, most))
     ]
 
@@ -250,10 +269,12 @@ def _weights_in_float64(
     scale: float,
     plan: Plan,
     on_excess: Callable[[SensitivityMismatchError], None],
+    across: Across,
 ) -> tuple[Tensor, Tensor]:
     """The weights of a few examples with huge or tiny gradients, `[G, R]`; those that are not finite are marked."""
     chosen = [{name: part.select(rows) for name, part in parts.items()} for parts in members]
-    squares_GR = _measure(chosen, [([], list(parts)) for parts in chosen], plan)
+    nothing_R = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    squares_GR = across.added(_measure(chosen, [([], list(parts)) for parts in chosen], plan, nothing_R))
     broken_R = ~torch.isfinite(squares_GR).all(0)
     roots_GR = squares_GR.sqrt().masked_fill(broken_R, 0)
     weights_GR = (clip.factors(roots_GR * scale) * scale).masked_fill(broken_R, 0)

@@ -10,13 +10,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from hushgrad.errors import UnsupportedModelError
 from hushgrad.gradients.machine import CPU, Machine, machine_of
 from hushgrad.gradients.rounding import FLOOR
+
+if TYPE_CHECKING:
+    from hushgrad.gradients.placement import Put
 
 Way = Literal["product", "gram", "instantiate"]
 
@@ -102,6 +106,19 @@ class Contribution(ABC):
     @abstractmethod
     def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
         """Return this contribution with `change` applied to each floating operand and, if it only indexes, to all."""
+
+    def in_row(self, put: Put) -> Contribution:
+        """Return the part of it that belongs to this process's part of a parameter that is cut in a row of processes.
+
+        Raises:
+            UnsupportedModelError: a contribution of this kind is not known to be cut.
+        """
+        raise UnsupportedModelError(
+            "a parameter that is cut among tensor parallel processes was used by another operator than a matrix "
+            "product, an embedding or a normalisation",
+            where=type(self).__name__,
+            cure="Leave the module with this parameter out of parallelize_module, so that every process has it whole",
+        )
 
     @property
     def wide(self) -> Contribution:

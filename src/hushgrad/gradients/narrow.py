@@ -17,6 +17,7 @@ from torch import Tensor
 from hushgrad.gradients.apart import Apart
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.gradients.outer import OuterProducts
+from hushgrad.gradients.placement import Put
 
 LARGE_OPERANDS = 1 << 18
 """Values of both operands from which on a second conversion costs little beside the products."""
@@ -77,6 +78,10 @@ class Narrow(Contribution):
     def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
         """Return the same of the changed operands."""
         return Narrow(self.held.map_examples(change))
+
+    def in_row(self, put: Put) -> Contribution:
+        """Return the same of the operands of this process's part."""
+        return Narrow(self.held.in_row(put))
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -18,10 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hushgrad.parallel.grid import WHOLE, Grid
 from hushgrad.parallel.messages import unreachable
 from hushgrad.parallel.reduction import Reduction, own_slice
 from hushgrad.parallel.world import ALONE, World
-from hushgrad.torch_sharding import is_distributed, like, local_part, whole
+from hushgrad.torch_sharding import cut, is_distributed, like, local_part, whole
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,22 @@ class Shards:
     names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, parameter: Any) -> Shards | None:
-        """Return how a parameter is split that `require_layout` accepts; None for one that every process has whole."""
+    def of(cls, parameter: Any, grid: Grid = WHOLE) -> Shards | None:
+        """Return how a parameter is split over a column, that `require_layout` accepts; None where it is not.
+
+        How tensor parallel modules split it over rows is left out: each column has a part of its own, and its sums.
+        """
         if not is_distributed(parameter):
             return None
         mesh, placements = parameter.device_mesh, parameter.placements
-        names = tuple(mesh.get_group(axis).group_name for axis in range(mesh.ndim))
-        axis = next(axis for axis, placement in enumerate(placements) if placement.is_shard())
+        axes = [axis for axis in range(mesh.ndim) if not grid.is_of_row(mesh, axis)]
+        if not axes:
+            return None
+        names = tuple(mesh.get_group(axis).group_name for axis in axes)
+        axis = next(axis for axis in axes if not placements[axis].is_replicate())
         copies = ALONE
-        for other, placement in enumerate(placements):
-            if placement.is_replicate():
+        for other in axes:
+            if placements[other].is_replicate():
                 copies = World(mesh.get_local_rank(other), mesh.size(other), None, mesh.get_group(other))
         return cls(
             placements[axis].dim, mesh.get_local_rank(axis), mesh.size(axis), copies, mesh.get_group(axis), names
@@ -92,11 +99,9 @@ class Shards:
 
 def split_as(parameter: Any, value: Any) -> Any:
     """Return a whole tensor as a parameter lies on the processes; what is no such parameter's as it is."""
-    split = Shards.of(parameter) if isinstance(parameter, Tensor) else None
-    if split is None:
+    if not isinstance(parameter, Tensor) or not is_distributed(parameter):
         return value
-    [own] = split.taken_apart(split.rows_of([value])[split.place], [value])
-    return like(parameter, own.to(local_part(parameter).device).clone())
+    return like(parameter, cut(parameter, value).to(local_part(parameter).device).clone())
 
 
 def put_together(world: World, state: Any) -> Any:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.gradients.contribution import accumulation_dtype
+from hushgrad.parallel.grid import Grid
 from hushgrad.parallel.messages import exchanged, unreachable
-from hushgrad.parallel.reduction import Reduction
+from hushgrad.parallel.reduction import Outgoing, Reduction
+from hushgrad.parallel.rows import from_owner, is_from_here, shape_in_row
 from hushgrad.parallel.shards import Scattering, Shards
-from hushgrad.parallel.world import World
+from hushgrad.parallel.world import ALONE
 from hushgrad.session.draws import Draw, draws_of
 from hushgrad.torch_sharding import device_of
 
@@ -21,22 +23,22 @@ class ScatteredSums:
     """The sums over all items of a logical batch, and over the processes that have a part each.
 
     A process has its part of them without noise until it adds noise to it, at the end of the logical batch: of copies
-    of a part each to its own slice.
+    of a part each to its own slice. Of what all processes of a row have whole, the owner alone has sums.
 
     Guarantee: of each value one process alone adds noise to it, once, at the end of the logical batch.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], world: World) -> None:
-        """Make empty sums of those of the parameters that are split."""
-        splits = {name: split for name, p in parameters.items() if (split := Shards.of(p)) is not None}
-        self._world = world
+    def __init__(self, parameters: Mapping[str, nn.Parameter], owners: Mapping[str, int | None], grid: Grid) -> None:
+        """Make empty sums of those of the parameters that are split over processes with other examples."""
+        splits = {name: split for name, p in parameters.items() if (split := Shards.of(p, grid)) is not None}
+        self._grid = grid
         self.names = list(splits)
+        own = [parameters[name] for name in self.names]
         self.shapes: list[Tensor] = [
-            torch.empty(parameters[name].shape, dtype=accumulation_dtype(parameters[name].dtype), device="meta")
-            for name in self.names
+            torch.empty(shape_in_row(p, grid), dtype=accumulation_dtype(p.dtype), device="meta") for p in own
         ]
-        self._devices = [device_of(parameters[name]) for name in self.names]
-        self.draws: Sequence[Draw] = draws_of(self.shapes, list(splits.values()))
+        self._devices = [device_of(p) for p in own]
+        self.draws: Sequence[Draw] = draws_of(self.shapes, list(splits.values()), [owners[name] for name in self.names])
         self._own: list[Tensor | None] = [None] * len(self.draws)
 
     def add(self, take: Callable[[str], Tensor | None]) -> None:
@@ -51,11 +53,14 @@ class ScatteredSums:
         Raises:
             PeerFailedError: another process has failed before, or is gone.
         """
-        exchanged(self._world, "sums of an item")  # who failed before this says so here, and not to a wait for its sums
+        # Who failed before this says so here, and not to a wait for its sums.
+        exchanged(self._grid.world, "sums of an item")
         failure: Exception | None = None
         last: tuple[int, Scattering] | None = None
         try:
             for place, draw in enumerate(self.draws):
+                if not is_from_here(draw.owner, self._grid.model):
+                    continue
                 rows = None
                 if failure is None:
                     try:
@@ -92,14 +97,15 @@ class ScatteredSums:
         shape = _split(draw).rows_of([self.shapes[place] for place in draw.places])
         return torch.full(shape.shape, value, dtype=shape.dtype, device=self._devices[draw.places[0]])
 
-    def take(self) -> list[Reduction]:
+    def take(self) -> list[Outgoing]:
         """Return this process's parts, draw by draw, to be added up over copies of them; forget them."""
-        found = []
+        found: list[Outgoing] = []
         for place, draw in enumerate(self.draws):
             own = self._own[place]
-            if own is None:  # no item came
+            if own is None:  # no item came, or another process of the row has it
                 own = self._filled(draw, 0.0)[0].clone()
-            found.append(Reduction(_split(draw).copies, own))
+            copies = _split(draw).copies if is_from_here(draw.owner, self._grid.model) else ALONE
+            found.append(from_owner(self._grid.model, draw.owner, Reduction(copies, own)))
         self.drop()
         return found
 

@@ -17,9 +17,11 @@ from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.mechanism import Mechanism
 from hushgrad.noise.gaussian import Noised
 from hushgrad.parallel.agreement import together
+from hushgrad.parallel.grid import WHOLE, Grid
 from hushgrad.parallel.reduction import Outgoing, Reduction, add_up
+from hushgrad.parallel.rows import across_row, bytes_of_sums, from_owner, is_from_here, owners_of, shape_in_row
 from hushgrad.parallel.shards import Exchange, Shards
-from hushgrad.parallel.world import ALONE, World
+from hushgrad.parallel.world import ALONE
 from hushgrad.randomness import Address, KeyStream
 from hushgrad.session.draws import Draw, draws_of, owners_of_their_memory
 from hushgrad.session.scattered import ScatteredSums
@@ -40,10 +42,13 @@ class Update:
         noise: KeyStream,
         plan: Plan | None,
         alarms: Alarms = Alarms.RAISED,
-        world: World = ALONE,
+        grid: Grid = WHOLE,
     ) -> None:
         self._parameters = parameters
-        self._world = world
+        self._grid = grid
+        self._owners = owners_of(parameters, grid)
+        self.across = across_row(grid, self._owners, parameters)
+        """The processes that have other parts of the same examples' gradients."""
         self._clip = self._bound_to(mechanism)
         self._noise = mechanism.noise.start(noise)
         self._plan = plan
@@ -79,6 +84,7 @@ class Update:
             "plan": self._plan,
             "watch": look if not self._is_begun and self.sensitivity_monitor.is_due(self._number) else None,
             "on_excess": self.sensitivity_monitor.exceeded,
+            "across": self.across,
         }
         self._is_begun = self._is_begun or bool(uses)
         if self._scattered is None:
@@ -90,9 +96,9 @@ class Update:
 
     @property
     def split_bytes(self) -> int:
-        """How much memory the sums of parameters that are split over the processes take whole."""
-        split = [parameter for parameter in self._parameters.values() if is_distributed(parameter)]
-        return sum(p.numel() * accumulation_dtype(p.dtype).itemsize for p in split)
+        """How much memory this process's sums of parameters take that are split over processes with other examples."""
+        split = {name: p for name, p in self._parameters.items() if Shards.of(p, self._grid) is not None}
+        return bytes_of_sums(split, self._owners, self._grid)
 
     @property
     def is_scattered(self) -> bool:
@@ -101,7 +107,7 @@ class Update:
 
     def scatter(self) -> None:
         """Keep from here on no sum whole that is split over the processes; in all of them, before the first item."""
-        self._scattered = ScatteredSums(self._parameters, self._world)
+        self._scattered = ScatteredSums(self._parameters, self._owners, self._grid)
 
     def _bound_to(self, mechanism: Mechanism) -> BoundRule:
         return BoundRule(mechanism.clipping, self._parameters, sensitivity=mechanism.sensitivity)
@@ -168,23 +174,25 @@ class Update:
         scattered = self._scattered
         names = [name for name in trained if scattered is None or name not in scattered.names]
         totals = [self._total(sums, name) for name in names]
-        draws = draws_of(totals, [Shards.of(trained[name]) for name in names])
+        splits = [Shards.of(trained[name], self._grid) for name in names]
+        draws = draws_of(totals, splits, [self._owners[name] for name in names])
         laid_out = []
         for draw in draws:
             laid_out.append(draw.laid_out(totals))
             for place in draw.places if draw.split is not None else ():  # its memory can go, its shape is needed
                 totals[place] = totals[place].to("meta")
         owners = owners_of_their_memory(draws, laid_out)
-        if self._world.is_alone and all(draw.split is None for draw in draws):
+        grid = self._grid
+        if grid.world.is_alone and all(draw.split is None for draw in draws):
             return self._by_name(names, totals, draws, self._noised(laid_out, owners, number, mechanism))
-        with together(self._world, "sums", {"step": number}):  # from here on all wait for each other's
-            leaving: list[Outgoing] = [
-                _leaving(self._world, draw, total if is_owner else total.clone(memory_format=torch.contiguous_format))
+        with together(grid.world, "sums", {"step": number}):  # from here on all wait for each other's
+            outgoing: list[Outgoing] = [
+                _outgoing(grid, draw, total if is_owner else total.clone(memory_format=torch.contiguous_format))
                 for draw, total, is_owner in zip(draws, laid_out, owners, strict=True)
             ]
-            leaving += [] if scattered is None else scattered.take()
+            outgoing += [] if scattered is None else scattered.take()
         del laid_out  # each goes as its sum has come
-        updates = self._noised_together(leaving, number, mechanism)
+        updates = self._noised_together(outgoing, number, mechanism)
         found = self._by_name(names, totals, draws, updates[: len(draws)])
         return found if scattered is None else found | scattered.taken_apart(updates[len(draws) :])
 
@@ -232,7 +240,7 @@ class Update:
             if noised.numel():
                 drawn.append(noised.reshape(-1)[:VALUES].clone())  # what the monitor looks at
 
-        with together(self._world, "draw of noise", {"step": number}):
+        with together(self._grid.world, "draw of noise", {"step": number}):
             sample = self.monitor.before([total.part for total in sums if total.part.numel()])
             add_up(sums, prepare)
             self.monitor.after(sample, drawn, mechanism.noise_std, mechanism.divisor)
@@ -249,7 +257,7 @@ class Update:
         if is_distributed(parameter):  # of one dtype in every process, and on the device that it is computed on
             device, dtype = device_of(parameter), accumulation_dtype(parameter.dtype)
             if total is None:
-                return torch.zeros(parameter.shape, dtype=dtype, device=device)
+                return torch.zeros(shape_in_row(parameter, self._grid), dtype=dtype, device=device)
             return total.to(device, dtype)
         if total is None:
             total = torch.zeros_like(
@@ -258,8 +266,16 @@ class Update:
         return total
 
 
-def _leaving(world: World, draw: Draw, total: Tensor) -> Outgoing:
-    return Reduction(world, total) if draw.split is None else Exchange(draw.split, total)
+def _outgoing(grid: Grid, draw: Draw, laid_out: Tensor) -> Outgoing:
+    """Return the sum of a draw, which the processes with other examples add up, and those of a row get of its owner."""
+    total: Outgoing
+    if not is_from_here(draw.owner, grid.model):
+        total = Reduction(ALONE, laid_out if draw.split is None else torch.empty_like(laid_out[draw.split.place]))
+    elif draw.split is None:
+        total = Reduction(grid.data, laid_out)
+    else:
+        total = Exchange(draw.split, laid_out)
+    return from_owner(grid.model, draw.owner, total)
 
 
 def _laid_out_as(parameter: Tensor, update: Tensor, is_bare: bool) -> Tensor:

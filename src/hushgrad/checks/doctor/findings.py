@@ -82,7 +82,7 @@ class Diagnosis:
         budget_bytes: what per-example gradients may take beyond what they replace.
         machine: where the constants that ways are chosen by come from, "measured" or "as shipped".
         is_sharded: whether `fully_shard` was called on the model.
-        sum_bytes: what its clipped sums take whole.
+        sum_bytes: what its clipped sums take whole, in a tensor parallel model those of this process.
         sum_budget_bytes: what they may take whole in each process of a sharded model.
     """
 
