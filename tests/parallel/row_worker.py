@@ -218,8 +218,9 @@ def meshes() -> dict[str, str]:
         return model
 
     def sharded_by_rows(model: nn.Module) -> nn.Module:
-        model = parallelize_module(model, other["b"], columns_and_rows())
-        return fully_shard(model, mesh=other["b"])
+        model = parallelize_module(model, other["b"], dict(columns_and_rows()))
+        fully_shard(model.token, mesh=other["b"])
+        return model
 
     def other_copies(model: nn.Module) -> nn.Module:
         model = in_rows(columns_and_rows, (2, 2))(model)
