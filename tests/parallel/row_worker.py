@@ -99,6 +99,27 @@ def leaks() -> dict[str, str]:
     return found
 
 
+def permuted() -> dict[str, str]:
+    """Each process of a row puts the records into an order of its own, or changes them in a way of its own."""
+    found = {}
+    changes: dict[str, Callable[[Tensor], Tensor]] = {
+        "order": lambda ids: ids[torch.arange(len(ids)).roll(RANK)],
+        "values": lambda ids: (ids + RANK) % 40,
+        "same values": lambda ids: (ids + 1) % 40,
+    }
+    for name, change in changes.items():
+        run = Run("columns and rows", sigma=1.0, rows=4)
+
+        def train(run: Run = run, change: Callable[[Tensor], Tensor] = change) -> None:
+            for x, y in run.loader:
+                run.criterion(run.model(change(x)), y).backward()
+                run.optimizer.step()
+
+        found[name] = _refused(train)
+        dist.barrier()
+    return found
+
+
 def late_leaks() -> dict[str, str]:
     """A leak that begins after two steps, in the second process of a row alone."""
     found = {}
