@@ -99,6 +99,27 @@ def leaks() -> dict[str, str]:
     return found
 
 
+def permuted() -> dict[str, str]:
+    """Each process of a row puts the records into an order of its own, or changes them in a way of its own."""
+    found = {}
+    changes: dict[str, Callable[[Tensor], Tensor]] = {
+        "order": lambda ids: ids[torch.arange(len(ids)).roll(RANK)],
+        "values": lambda ids: (ids + RANK) % 40,
+        "same values": lambda ids: (ids + 1) % 40,
+    }
+    for name, change in changes.items():
+        run = Run("columns and rows", sigma=1.0, rows=4)
+
+        def train(run: Run = run, change: Callable[[Tensor], Tensor] = change) -> None:
+            for x, y in run.loader:
+                run.criterion(run.model(change(x)), y).backward()
+                run.optimizer.step()
+
+        found[name] = _refused(train)
+        dist.barrier()
+    return found
+
+
 def late_leaks() -> dict[str, str]:
     """A leak that begins after two steps, in the second process of a row alone."""
     found = {}
@@ -218,8 +239,9 @@ def meshes() -> dict[str, str]:
         return model
 
     def sharded_by_rows(model: nn.Module) -> nn.Module:
-        model = parallelize_module(model, other["b"], columns_and_rows())
-        return fully_shard(model, mesh=other["b"])
+        model = parallelize_module(model, other["b"], dict(columns_and_rows()))
+        fully_shard(model.token, mesh=other["b"])
+        return model
 
     def other_copies(model: nn.Module) -> nn.Module:
         model = in_rows(columns_and_rows, (2, 2))(model)

@@ -136,6 +136,16 @@ def test_what_mixes_records_is_found_in_a_tensor_parallel_model(rows: Processes)
         assert "the gradient of one example depends on the others" in found
 
 
+def test_processes_of_a_row_that_have_other_rows_are_refused(rows: Processes) -> None:
+    """Guarantee: no row of an output is made of one record here and of another one there."""
+    first, second = told(rows(2, "permuted"))
+    assert first == second
+    for how in ("order", "values"):
+        assert first[how].startswith("DesyncError")
+        assert "by the same random numbers in all processes of a row" in first[how]
+    assert first["same values"] == ""
+
+
 @pytest.mark.slow
 def test_what_one_process_of_a_row_finds_later_is_heard_by_the_others(rows: Processes) -> None:
     first, second = told(rows(2, "late_leaks"))

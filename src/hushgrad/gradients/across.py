@@ -19,6 +19,9 @@ class Across(Protocol):
     def least(self, number: int) -> int:
         """Return the least of the numbers that the processes give."""
 
+    def agree_on(self, number: int) -> bool:
+        """Return whether all of them give this number, at most 2**56."""
+
 
 class _Nowhere:
     """One process has all of it."""
@@ -31,6 +34,9 @@ class _Nowhere:
 
     def least(self, number: int) -> int:
         return number
+
+    def agree_on(self, number: int) -> bool:
+        return True
 
 
 NOWHERE: Across = _Nowhere()

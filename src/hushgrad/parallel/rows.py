@@ -111,6 +111,10 @@ class RowOfProcesses:
         """Return the least of the numbers that the processes give; raises as `added` does."""
         return min(int(told) for told in self._told(torch.tensor([number], device=self._device)))
 
+    def agree_on(self, number: int) -> bool:
+        """Return whether all processes give this number, at most 2**56; raises as `added` does."""
+        return len({int(told) for told in self._told(torch.tensor([number], device=self._device))}) == 1
+
     def _told(self, own: Tensor) -> list[Tensor]:
         rows = [torch.empty_like(own) for _ in range(self._row.size)]
         try:

@@ -34,6 +34,7 @@ from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import (
     CrossSampleLeakError,
+    DesyncError,
     HushgradError,
     LossShapeError,
     PrivacyUnitError,
@@ -63,6 +64,8 @@ from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.trees import kept_values, tensors_at
 from hushgrad.guards.probing.widths import Drawn, telling_rows
 from hushgrad.losses import Arguments
+from hushgrad.parallel.messages import digest_of
+from hushgrad.parallel.replicas import digest
 from hushgrad.randomness import KeyStream
 from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task, will_execute
 from hushgrad.torch_sharding import fully_sharded, is_split, without_messages
@@ -258,6 +261,8 @@ class Probe:
             return None
         if not any(parameter.requires_grad for parameter in self._parameters.values()):
             return None  # in session.paused()
+        if self._is_split:
+            self._require_same_inputs(args, kwargs)
         if module is not self._model and self._drawn is None:  # else what runs between parts is run again
             require_no_bypass(self._model, module, sys._getframe())
         if self._padded is not None:
@@ -625,8 +630,29 @@ class Probe:
             self._across.least(0)
 
     def _is_so_anywhere(self, what: bool) -> bool:
-        """Return whether it is so in any process of the row: all of them examine a call alike, and divide its losses."""
+        """Return whether it is so in any process of the row: all examine a call alike, and divide its losses or not."""
         return not self._across.least(int(not what))
+
+    def _require_same_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a forward for which processes of a row were given other values, or the same in another order.
+
+        A row of its outputs would then be made of one record here and of another one there.
+
+        Raises:
+            DesyncError: in all processes of the row.
+        """
+        if self._across is NOWHERE:
+            return
+        item = () if self._drawn is None else self._drawn.item
+        given = [tensor for _, tensor in tensors_at((item, args, kwargs))]
+        if not self._across.agree_on(digest_of(digest(given))):
+            raise DesyncError(
+                "processes that have parts of one layer were given other values of the same records, or another order "
+                "of them",
+                where="the forward of a tensor parallel model",
+                cure="Augment and order records by the same random numbers in all processes of a row: seed torch, "
+                "NumPy and random alike in them, or draw from the record's index in the dataset",
+            )
 
     def _begin_looks(self) -> None:
         """Decide once for each batch whether it is looked at."""
