@@ -40,6 +40,26 @@ def replicas(form: str, steps: int) -> dict[str, Any]:
     }
 
 
+def narrow(folder: str, form: str) -> dict[str, Any]:
+    """An update of a model in 16 bits whose operands are all held so, beside what one process left in the folder."""
+    import hushgrad.gradients.narrow as module
+
+    cuts: list[str] = []
+    module.LARGE_OPERANDS = 0
+    in_row = module.Narrow.in_row
+    module.Narrow.in_row = lambda held, put: (cuts.append(""), in_row(held, put))[1]  # type: ignore[method-assign]
+    make, split = FORMS[form]
+    FORMS["narrow"] = (lambda: make().bfloat16(), split)
+    run = Run("narrow")
+    run.train(1)
+    path = Path(folder, "narrow.pt")
+    if WORLD == 1:
+        torch.save(run.seen, path)
+        return {}
+    wanted = torch.load(path)[0]
+    return {"error": ((run.seen[0] - wanted).norm() / wanted.norm()).item(), "held": len(cuts)}
+
+
 def drawn(form: str) -> list[list[int]]:
     """The records that this process took in each step."""
     run = Run(form, sigma=1.0, key=None)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ import pytest
 from test_processes import told
 
 from hushgrad.accounting import read_ledger
-from hushgrad.gradients.machine import CPU, FILE_VARIABLE
 
 Processes = Callable[..., list[Any]]
 
@@ -27,14 +24,6 @@ TWO = [
 @pytest.fixture
 def sharded(in_processes: Processes) -> Processes:
     return partial(in_processes, worker="sharded_worker.py")
-
-
-@pytest.fixture
-def scattering(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The plan of a machine on which no sum of a sharded model is kept whole."""
-    path = tmp_path / "machine"
-    path.write_text(json.dumps({"cpu": asdict(replace(CPU, sum_bytes=0))}))
-    monkeypatch.setenv(FILE_VARIABLE, str(path))
 
 
 def require_same_update(one: list[Any], several: list[Any], forms: list[str], *, is_scattered: bool = False) -> None:

@@ -17,7 +17,8 @@ Processes = Callable[..., list[Any]]
 
 TWO = ["columns and rows", "all styles", "frozen but for queries"]
 MORE = ["words", "positions", "features", "heads", "uneven words", "tied words", "checkpointed rows", "norm of weights"]
-FOUR = ["copies of rows", "sharded columns", "sharded heads", "rows of two of three dimensions"]
+SHARDED = ["sharded columns", "sharded heads", "rows of two of three dimensions"]
+FOUR = ["copies of rows", *SHARDED]
 
 
 @pytest.fixture
@@ -41,6 +42,24 @@ def test_the_step_of_one_process_is_taken_by_rows_and_columns_of_four(rows: Proc
     require_same_update(rows(1, "updates", forms=FOUR), rows(4, "updates", forms=FOUR), FOUR)
 
 
+@pytest.mark.slow
+def test_sums_of_columns_that_are_scattered_after_each_item_give_the_update_of_one_process(
+    rows: Processes, scattering: None
+) -> None:
+    """Guarantee: the update is that of one process, whether sums are added up once for a logical batch or by items."""
+    one, several = rows(1, "updates", forms=SHARDED), rows(4, "updates", forms=SHARDED)
+    require_same_update(one, several, SHARDED, is_scattered=True)
+
+
+def test_operands_in_16_bits_are_cut_as_they_are(rows: Processes) -> None:
+    """The update of two processes is that of one to the rounding of activations in bfloat16, 8 bits."""
+    told(rows(1, "narrow", form="all styles"))
+    first, second = told(rows(2, "narrow", form="all styles"))
+    assert first == second
+    assert first["held"] > 0
+    assert first["error"] < 0.02
+
+
 @pytest.mark.statistical
 def test_what_all_of_a_row_have_whole_gets_noise_once(rows: Processes) -> None:
     """Over 308,170 values, of which three quarters are whole: 0.5% is 3.9 standard errors, a false alarm in 0.01% of
@@ -57,9 +76,16 @@ def test_what_all_of_a_row_have_whole_gets_noise_once(rows: Processes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.statistical
-@pytest.mark.parametrize(("form", "processes"), [("large rows", 2), ("large sharded columns", 4)])
-def test_the_noise_of_all_parts_of_rows_is_what_is_charged(form: str, processes: int, rows: Processes) -> None:
+@pytest.mark.parametrize(
+    ("form", "processes", "is_scattered"),
+    [("large rows", 2, False), ("large sharded columns", 4, False), ("large sharded columns", 4, True)],
+)
+def test_the_noise_of_all_parts_of_rows_is_what_is_charged(
+    form: str, processes: int, is_scattered: bool, rows: Processes, request: pytest.FixtureRequest
+) -> None:
     """Over 308,170 values, as above."""
+    if is_scattered:
+        request.getfixturevalue("scattering")
     first, *others = told(rows(processes, "noise", form=form, steps=2, key=11))
     assert all(process == first for process in others)
     assert first["std"] == pytest.approx(1.0, rel=0.005)
