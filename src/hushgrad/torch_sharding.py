@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hushgrad.torch_internals import function_of, parameters_of
+from hushgrad.torch_internals import function_of, parameters_of, unseen
 
 STATE_CLASS = "torch.distributed.fsdp._fully_shard._fsdp_state.FSDPState"
 """What keeps what `fully_shard` knows of a module: it runs the program, and is no state of a model."""
@@ -327,7 +327,8 @@ def is_part(tensor: Tensor) -> bool:
     """Return whether a tensor is distributed, or is the part of one that other processes have other parts of."""
     if is_distributed(tensor):
         return True
-    node: Any = tensor.grad_fn
+    with unseen():  # capture takes it for the loop's that reads a node
+        node: Any = tensor.grad_fn
     module = sys.modules.get("torch.distributed.tensor._api")
     if node is None or module is None or function_of(node) is not module._ToTorchTensor:
         return False

@@ -49,6 +49,26 @@ def test_parameters_that_the_loop_writes_between_two_steps_are_a_condition(write
     assert written(write).count(WRITTEN) == 1
 
 
+@pytest.mark.parametrize("write", [clamped, clamped_by_data, loaded])
+def test_parameters_that_the_first_batch_writes_before_any_step_are_a_condition(
+    write: Callable[[nn.Module], None],
+) -> None:
+    training = Training(noise_multiplier=1.0)
+    for number, item in enumerate(training.loader):
+        if number == 0:
+            write(training.model)
+        training.work(item)
+    assert names(training).count(WRITTEN) == 1
+
+
+def test_parameters_that_are_written_before_the_first_batch_are_none() -> None:
+    training = Training(noise_multiplier=1.0)
+    clamped(training.model)
+    for item in training.loader:
+        training.work(item)
+    assert WRITTEN not in names(training)
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad])
 def test_a_loop_that_reads_parameters_and_freezes_them_has_no_such_condition(
     optimizer: type[torch.optim.Optimizer],

@@ -17,10 +17,13 @@ class Counting(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.calls, self.scale = nn.Linear(3, 2), 0, 1.0
+        self.layer, self.calls, self.scale, self.shift = nn.Linear(3, 2), 0, 1.0, torch.ones(2)
+        self.register_buffer("centre", torch.zeros(3))
+        self.register_buffer("seen", torch.zeros(1))
 
     def forward(self) -> None:
         self.calls += 1
+        self.seen += 1
 
 
 def changed(between: Callable[[Counting], Any], *inputs: Any) -> bool:
@@ -42,9 +45,17 @@ def nothing(model: Counting) -> None:
 
 
 @pytest.mark.parametrize(
-    "set_", [lambda m: m.eval(), lambda m: setattr(m, "scale", 2.0), lambda m: m.layer.requires_grad_(False)]
+    "set_",
+    [
+        lambda m: m.eval(),
+        lambda m: setattr(m, "scale", 2.0),
+        lambda m: m.layer.requires_grad_(False),
+        lambda m: m.centre.add_(torch.tensor([0.0, 0.0, 1.0])),
+        lambda m: setattr(m, "shift", torch.tensor([1.0, 2.0])),
+        lambda m: m.shift.data.mul_(2),
+    ],
 )
-def test_modes_attributes_and_what_is_trained_are_compared(set_: Callable[[Counting], Any]) -> None:
+def test_modes_attributes_buffers_and_what_is_trained_are_compared(set_: Callable[[Counting], Any]) -> None:
     assert changed(set_, torch.ones(4, 3))
 
 

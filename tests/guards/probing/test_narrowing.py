@@ -147,3 +147,16 @@ def test_a_row_that_is_no_record_is_not_cut_short_by_those_that_are() -> None:
     assert widened(source, batch(item[:, :T])) is None
     item[3, T:] = 0
     assert widened(source, batch(item[:, :T])) is not None
+
+
+@pytest.mark.parametrize("records", [[[1, 2, 3], [4, 5]], [[1, 2, 3, 4], [5, 5]], [[1, 2, 3], [4, 5], [6, 7]]])
+def test_a_record_padded_on_the_left_is_told_by_itself_where_its_end_looks_like_padding(
+    records: list[list[int]],
+) -> None:
+    """A single position is equal to itself, and so are two equal ones."""
+    width, own = len(records[0]), len(records[1])
+    known = OwnWidth(1, {width: own}, {("ids",): torch.tensor([records[1]])}, True)
+    given = batch(padded(records, left=True), size=len(records))
+    assert [(inputs[0].tolist(), left) for inputs, left in runs(given, known)] == [([records[1]], True)]
+    shifted = batch(padded(records, left=True)[:, :-1], size=len(records))
+    assert [(inputs[0].tolist(), left) for inputs, left in runs(shifted, known)] == [([records[1][:-1]], True)]

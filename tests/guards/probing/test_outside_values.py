@@ -78,3 +78,14 @@ def test_parameters_are_no_values_from_outside() -> None:
     OutsideValues(X, constants).meet(torch.nn.Parameter(torch.ones(2)))
     constants.end_item()
     assert not constants.are_open
+
+
+def test_a_list_that_is_copied_by_one_call_for_each_tensor_keeps_each_of_them_once() -> None:
+    """`copy.deepcopy` hands every call all that was copied before it."""
+    values, memo = OutsideValues(X, Constants()), {}
+    for number in range(200):
+        one = torch.ones(2)
+        copied = one + number
+        memo[number] = copied
+        values.note("__deepcopy__", ((one, memo), {}), copied)
+    assert max(len(made.roots) for made in values._made.values()) <= 2 * 200
