@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hushgrad.parallel.grid import WHOLE, Grid
+from hushgrad.parallel.grid import Grid
 from hushgrad.parallel.messages import unreachable
 from hushgrad.parallel.reduction import Reduction, own_slice
 from hushgrad.parallel.world import ALONE, World
@@ -45,7 +45,7 @@ class Shards:
     names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, parameter: Any, grid: Grid = WHOLE) -> Shards | None:
+    def of(cls, parameter: Any, grid: Grid) -> Shards | None:
         """Return how a parameter is split over a column, that `require_layout` accepts; None where it is not.
 
         How tensor parallel modules split it over rows is left out: each column has a part of its own, and its sums.
