@@ -14,6 +14,8 @@ from pathlib import Path
 
 import click
 
+from hushgrad.gradients.machine import GPU
+
 PAGE = Path(__file__).parents[1] / "docs" / "large-scale.md"
 GPUS = (8, 64, 512)
 GIB = 2.0**30
@@ -168,8 +170,21 @@ class Case:
 
     @property
     def sums(self) -> float:
-        """The bytes of the clipped sums, which every process has whole until the end of the logical batch."""
+        """The bytes of the clipped sums, all of them."""
         return 4 * self.trained
+
+    @property
+    def are_sums_scattered(self) -> bool:
+        """Whether sums are exchanged after each item; else once for the logical batch, and are whole until then."""
+        return self.sums > GPU.sum_bytes
+
+    @property
+    def sums_held(self) -> float:
+        """The bytes of sums that a process has whole: all, or the largest one formed, laid out and on its way."""
+        if not self.are_sums_scattered:
+            return self.sums
+        table = self.model.vocabulary * self.model.width if self.rank is None else 0
+        return 4.0 * 3 * max(table, *(own.values for own in self.trained_linears))
 
 
 @dataclass(frozen=True)
@@ -191,7 +206,8 @@ MESSAGES = 7
 def memory(case: Case, gpus: int, rows: int) -> tuple[float, float]:
     """Return the bytes of an ordinary step at the peak, and of a private one: in an item, or as sums are exchanged."""
     states, activations = case.states(gpus), case.activations(rows)
-    return states + activations, states + max(activations + case.held(rows) + case.sums, 2 * case.sums)
+    at_exchange = 0 if case.are_sums_scattered else case.sums * (1 + 1 / gpus)
+    return states + activations, states + max(activations + case.held(rows) + case.sums_held, at_exchange)
 
 
 def fitting(case: Case, gpus: int, machine: Machine) -> int:
@@ -205,8 +221,8 @@ def fitting(case: Case, gpus: int, machine: Machine) -> int:
 def step(case: Case, gpus: int, rows: int, machine: Machine) -> Step:
     """Return the model's step under FSDP2, whose collective operations run beside the products.
 
-    Private: sums are scattered once for the logical batch, with nothing beside them; noise is drawn once, on each GPU's
-    own part; and the processes agree.
+    Private: sums are scattered, once for the logical batch or for each item, with nothing beside them; noise is drawn
+    once, on each GPU's own part; and the processes agree, where sums are scattered by items once more for each.
     """
     weights = machine.gathered(2 * 2 * case.model.values, gpus)  # in 16 bits, for the forward and for the backward
     gradients = machine.gathered(4 * case.trained, gpus)
@@ -214,12 +230,25 @@ def step(case: Case, gpus: int, rows: int, machine: Machine) -> Step:
     norms = machine.computed(case.norm_operations(rows))
     noise = NOISE_OPERATIONS * case.trained / gpus / machine.integers
     items = case.items(gpus, rows)
-    agreement = (items + MESSAGES) * (gpus - 1) * machine.hop
     return Step(
         items * max(ordinary, weights + gradients),
-        items * max(ordinary + norms, weights) + gradients + noise + agreement,
+        items * max(ordinary + norms, weights)
+        + exchanges(case, items) * gradients
+        + noise
+        + agreement(case, items, gpus, machine),
         *memory(case, gpus, rows),
     )
+
+
+def exchanges(case: Case, items: float) -> float:
+    """Return how often sums are scattered in a logical batch."""
+    return items if case.are_sums_scattered else 1
+
+
+def agreement(case: Case, items: float, gpus: int, machine: Machine) -> float:
+    """Return the seconds of a logical batch's messages."""
+    messages = items * (2 if case.are_sums_scattered else 1) + MESSAGES
+    return messages * (gpus - 1) * machine.hop
 
 
 CASES = (
@@ -253,9 +282,9 @@ def parts_table(machine: Machine) -> Iterator[list[str]]:
             items = case.items(gpus, rows)
             added = (
                 items * machine.computed(case.norm_operations(rows)),
-                machine.gathered(case.sums, gpus),
+                exchanges(case, items) * machine.gathered(case.sums, gpus),
                 NOISE_OPERATIONS * case.trained / gpus / machine.integers,
-                (items + MESSAGES) * (gpus - 1) * machine.hop,
+                agreement(case, items, gpus, machine),
             )
             yield [case.title, str(gpus), *(f"{1e3 * seconds:.1f} ms" for seconds in added)]
 
@@ -288,7 +317,11 @@ def assumptions_table(machine: Machine) -> Iterator[list[str]]:
     yield ["share of these that collective operations reach", f"{machine.share_of_wire:g}"]
     yield ["one hop of a small message (gloo, TCP)", f"{machine.hop * 1e6:g} µs"]
     yield ["operations for a value of noise (ChaCha20, a look-up)", f"{NOISE_OPERATIONS}"]
-    yield ["messages of a logical batch", f"{MESSAGES}, and one for each item"]
+    yield ["messages of a logical batch", f"{MESSAGES}, and one for each item; two where sums are scattered"]
+    yield [
+        "clipped sums that are whole in each process",
+        f"up to {GPU.sum_bytes / GIB:g} GiB; larger ones are scattered",
+    ]
     for case in CASES:
         model = case.model
         shape = f"d = {model.width}, {model.depth} blocks, f = {model.inner}, keys {model.keys}"

@@ -1,17 +1,20 @@
-"""The private step in several processes beside that of an ordinary DistributedDataParallel, and both in one process.
+"""The private step in several processes beside an ordinary one (DistributedDataParallel, FSDP2), and both in one.
 
-Each process has so many rows, whatever their number. Ordinary and private steps take turns within one run, behind a
-barrier that is not timed, so that each ratio is of two steps that followed each other; what is reported is the median
+Each process has so many rows, whatever their number. Ordinary and private steps of both forms take turns within one
+run, behind a barrier that is not timed, so that each ratio is of two steps of one round; what is reported is the median
 of these ratios on rank 0. What a second process adds to what privacy costs is the difference to one process's ratio.
+Later examinations of the model are off, as in the other benchmarks.
 
     python -m benchmarks.parallel [--workload mlp] [--processes 2] [--pairs 60] [--small]
 
-Processes share the machine: with as many cores as processes, one thread each, and nothing else at work.
+Processes share the machine: with as many cores as processes, one thread each, and nothing else at work. It takes two or
+three minutes then.
 """
 
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +31,10 @@ from benchmarks.runner import MAX_GRAD_NORM, Runner, sgd, trainable
 from benchmarks.timing import FEWEST_ROUNDS, Interval, Timings, interleave
 from benchmarks.workloads import SMALL, WORKLOADS, Batch, Workload
 from hushgrad import PrivacyEngine
+from hushgrad.text_table import text_table
 
 ORDINARY, PRIVATE = "ordinary", "private"
+ONE, DDP, FSDP2 = "one process", "DDP", "FSDP2"
 ROWS = {"mlp": 128, "encoder": 8}
 """The workloads, and how many rows each process has of them."""
 
@@ -58,6 +63,7 @@ def private(workload: Workload, model: nn.Module, processes: int) -> Runner:
         poisson_sampling=False,
     )  # fmt: skip
     criterion = engine.per_example(workload.criterion())
+    engine.session._parts.probe.stop_looks()
 
     def without_end() -> Iterator[Batch]:
         while True:
@@ -85,13 +91,29 @@ def _behind_a_barrier(processes: int, prepare: Callable[[], Batch]) -> Callable[
 
 
 def measured(workload: Workload, processes: int, rounds: int, warm_up: int) -> Timings:
-    """Return the step times of this process; all processes call it."""
-    wrap = DistributedDataParallel if processes > 1 else (lambda model: model)
-    runners = {
-        ORDINARY: ordinary(workload, wrap(workload.model()), processes),
-        PRIVATE: private(workload, wrap(workload.model()), processes),
-    }
+    """Return the step times of this process, by form and kind of step; all processes call it."""
+    runners: dict[str, Runner] = {}
+    for form, wrap in FORMS.items():
+        if (form == ONE) == (processes == 1):
+            runners[f"{form}: {ORDINARY}"] = ordinary(workload, wrap(workload.model()), processes)
+            runners[f"{form}: {PRIVATE}"] = private(workload, wrap(workload.model()), processes)
     return interleave(runners, rounds=rounds, warm_up=warm_up)
+
+
+def sharded(model: nn.Module) -> nn.Module:
+    """Shard each block of a model that has some, and the rest with the whole of it."""
+    from torch.distributed.fsdp import fully_shard
+
+    for block in getattr(model, "blocks", ()):
+        fully_shard(block)
+    return fully_shard(model)  # type: ignore[no-any-return]
+
+
+FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    ONE: lambda model: model,
+    DDP: DistributedDataParallel,
+    FSDP2: sharded,
+}
 
 
 def in_processes(workload: str, is_small: bool, processes: int, rounds: int, warm_up: int) -> Timings:
@@ -104,6 +126,7 @@ def in_processes(workload: str, is_small: bool, processes: int, rounds: int, war
 
 def _process(rank: int, processes: int, folder: str, name: str, is_small: bool, rounds: int, warm_up: int) -> None:
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")
     if processes > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
     timings = measured(workload_of(name, is_small), processes, rounds, warm_up)
@@ -126,18 +149,22 @@ def workload_of(name: str, is_small: bool) -> Workload:
 @click.option("--small", "is_small", is_flag=True, help="The same networks at sizes for a test.")
 def main(names: tuple[str, ...], processes: int, pairs: int, warm_up: int, is_small: bool) -> None:
     """Measure what privacy costs in several processes beside what it costs in one."""
+    rows = []
     for name in names or tuple(ROWS):
         workload = workload_of(name, is_small)
-        click.echo(f"{workload.title}, {workload.batch_size} rows in each process")
-        ratios = {}
-        for count in (1, processes):
-            timings = in_processes(name, is_small, count, pairs, warm_up)
-            ratios[count] = timings.ratio(PRIVATE, ORDINARY)
-            click.echo(
-                f"  {count} process{'es' if count > 1 else ''}: ordinary {timings.median_ms(ORDINARY).median:.2f} ms, "
-                f"private {_said(ratios[count])} of it"
-            )
-        click.echo(f"  added by several processes: {ratios[processes].median - ratios[1].median:+.2f}")
+        alone = in_processes(name, is_small, 1, pairs, warm_up)
+        several = in_processes(name, is_small, processes, pairs, warm_up)
+        for form in FORMS:
+            timings = alone if form == ONE else several
+            kinds = f"{form}: {PRIVATE}", f"{form}: {ORDINARY}"
+            ratio, single = timings.ratio(*kinds), alone.ratio(f"{ONE}: {PRIVATE}", f"{ONE}: {ORDINARY}")
+            rows.append([
+                f"{workload.title}, {workload.batch_size} rows in each", form,
+                *(f"{timings.median_ms(kind).median:.2f}" for kind in reversed(kinds)),
+                _said(ratio), "" if form == ONE else f"{ratio.median - single.median:+.2f}",
+            ])  # fmt: skip
+    heads = ["workload", f"{processes} processes, or one", "ordinary ms", "private ms", "ratio", "added"]
+    click.echo(text_table(heads, rows, right=heads[2:]))
 
 
 def _said(interval: Interval) -> str:

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.pipelining import PipelineStage
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, PrivacyEngine, doctor, verify
@@ -36,6 +39,11 @@ def sharded() -> nn.Sequential:
     model = plain()
     fully_shard(model[1])
     return fully_shard(model)
+
+
+def parallel() -> nn.Sequential:
+    mesh = init_device_mesh("cpu", (1,))
+    return parallelize_module(plain(), mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
 
 
 def kinds(model: nn.Module) -> list[type]:
@@ -124,7 +132,55 @@ def test_hooks_and_functions_of_fsdp_are_known() -> None:
     assert not insides.is_hook_of_fsdp(print)
     function = function_of(inner[0].grad_fn)
     assert function is not None
-    assert insides.runs_hooks_of_fsdp(function)
+    assert insides.is_of_distributed_torch(function)
+
+
+class Converting(TorchFunctionMode):
+    """Keeps the shapes of what a conversion was seen to take, and its placements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[list[int], str]] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        running = insides.running_conversion()
+        if running is not None:
+            self.seen.append((list(running.tensor.shape), str(running.placements)))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("wants", [True, False])
+def test_the_calls_inside_of_a_conversion_are_known_for_such(wants: bool) -> None:
+    """With gradients and without: what is converted, and to which layout, is read from torch's running function."""
+    mesh = init_device_mesh("cpu", (1,))
+    x = torch.ones(2, 3, requires_grad=wants)
+    with Converting() as mode:
+        made = DTensor.from_local(x, mesh, [Partial()], run_check=False)
+        assert mode.seen == []
+        made = made.redistribute(placements=[Replicate()])
+        assert mode.seen
+        assert set(map(str, mode.seen)) == {str(([2, 3], "(Replicate(),)"))}
+        mode.seen.clear()
+        own = made.to_local()
+    assert mode.seen
+    assert set(map(str, mode.seen)) == {str(([2, 3], "(Replicate(),)"))}
+    assert insides.running_conversion() is None
+    assert not insides.is_part(own)
+    assert insides.is_part(made)
+    if wants:
+        function = function_of(own.grad_fn)
+        assert function is not None
+        assert insides.is_of_distributed_torch(function)
+        assert insides.is_part(DTensor.from_local(x, mesh, [Shard(1)], run_check=False).to_local())
+
+
+def test_what_lies_beside_fully_shard_is_known_by_name() -> None:
+    model = parallel()
+    meshes = insides.parallel_meshes(model)
+    assert set(meshes) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert insides.is_split(model)
+    assert not insides.is_split(plain())
+    assert insides.parallel_meshes(sharded()) == {}
 
 
 def test_where_parameters_are_swapped_is_known() -> None:
@@ -175,10 +231,10 @@ def test_a_sharded_model_is_verified_and_diagnosed_before_it_is_sharded() -> Non
     assert "ask before fully_shard" in str(doctor(model, batch=(x, y), criterion=nn.CrossEntropyLoss()))
 
 
-def test_a_sharded_model_in_one_process_is_updated_bit_for_bit_as_a_whole_one() -> None:
+def test_a_split_model_in_one_process_is_updated_bit_for_bit_as_a_whole_one() -> None:
     """Noise of one key and all: a sum that is split into one part is laid out as one that is not split."""
     found = []
-    for model in (plain(), sharded()):
+    for model in (plain(), sharded(), parallel()):
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         session = PrivacyEngine(test_key=3)
         x, y = torch.randn(16, 3, generator=torch.Generator().manual_seed(1)), torch.zeros(16, dtype=torch.long)
@@ -193,5 +249,5 @@ def test_a_sharded_model_in_one_process_is_updated_bit_for_bit_as_a_whole_one() 
             optimizer.step()
         session.session.close()
         found.append([insides.whole(parameter.detach()) for parameter in model.parameters()])
-    for one, other in zip(*found, strict=True):
-        assert torch.equal(one, other)
+    for one, *others in zip(*found, strict=True):
+        assert all(torch.equal(one, other) for other in others)

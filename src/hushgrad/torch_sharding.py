@@ -11,18 +11,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hushgrad.torch_internals import parameters_of
+from hushgrad.torch_internals import function_of, parameters_of, unseen
 
 STATE_CLASS = "torch.distributed.fsdp._fully_shard._fsdp_state.FSDPState"
 """What keeps what `fully_shard` knows of a module: it runs the program, and is no state of a model."""
 
 
 # Tensors -------------------------------------------------------------------------------------------------------------
+
+
+def is_one_of_many() -> bool:
+    """Return whether `torch.distributed` joins this process to others."""
+    group = torch.distributed
+    return group.is_available() and group.is_initialized() and group.get_world_size() > 1
 
 
 def is_distributed(tensor: Tensor) -> bool:
@@ -60,12 +67,50 @@ def placed(tensor: Tensor) -> str:
     """Return, in words that are the same in all of them, how a tensor lies on the processes."""
     if not is_distributed(tensor):
         return "whole"
-    return f"{tensor.placements} on {tensor.device_mesh.mesh.tolist()}"  # type: ignore[attr-defined]
+    mesh = tensor.device_mesh  # type: ignore[attr-defined]
+    is_of_all = mesh.size() == torch.distributed.get_world_size()
+    return f"{tensor.placements} on {mesh.mesh.tolist() if is_of_all else list(mesh.mesh.shape)}"  # type: ignore[attr-defined]
+
+
+def part_that_others_have(tensor: Any) -> str:
+    """Return the name of this process's part of a distributed tensor; "" where no other process has the same part."""
+    mesh, placements = tensor.device_mesh, tensor.placements
+    if mesh.size() == torch.distributed.get_world_size() and not any(part.is_replicate() for part in placements):
+        return ""
+    cuts = [
+        f"part {mesh.get_local_rank(axis)} of {mesh.size(axis)} by dimension {placement.dim}"
+        for axis, placement in enumerate(placements)
+        if not placement.is_replicate()
+    ]
+    return ", ".join(cuts) or "all of it"
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return all of a tensor, in every process: all of them call it."""
     return tensor.full_tensor() if is_distributed(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def cut(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return of a whole tensor the part of this process, as its part of a parameter is cut out. No message is sent."""
+    if not is_distributed(parameter):
+        return value
+    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    for axis in reversed(range(mesh.ndim)):  # tensor parallel, the last axis, has cut before `fully_shard` did
+        value = part_of(value, placements[axis], mesh.size(axis), mesh.get_local_rank(axis))
+    return value
+
+
+def is_plain(placement: Any) -> bool:
+    """Return whether a placement cuts along a dimension, one part after another, or has all of it everywhere."""
+    return bool(placement.is_shard() or placement.is_replicate())
+
+
+def part_of(value: Tensor, placement: Any, count: int, place: int) -> Tensor:
+    """Return one of the parts that a placement cuts a tensor into; torch's last ones of a small tensor are empty."""
+    if placement.is_replicate():
+        return value
+    chunks = torch.chunk(value, count, placement.dim)
+    return chunks[place] if place < len(chunks) else value.narrow(placement.dim, 0, 0)
 
 
 # Modules -------------------------------------------------------------------------------------------------------------
@@ -93,8 +138,34 @@ def options_set(group: Any) -> Iterator[str]:
         yield "somebody else's code sends its parameters or gradients"
     if not group.unshard_in_backward:
         yield "unshard_in_backward is off, so that a backward would run on memory that is free"
-    if any(parameter.is_dtensor for parameter in group.fsdp_params):
-        yield "its parameters were split by parallelize_module or distribute_module before"
+    if any(parameter.mesh_info.is_spmd_mesh for parameter in group.fsdp_params):
+        yield "dp_mesh_dims is set"
+
+
+def parallel_meshes(model: nn.Module) -> dict[str, Any]:
+    """Return over which meshes parameters and buffers are split beside `fully_shard`, by name: tensor parallel ones.
+
+    Of one that `fully_shard` has split again it is the mesh of its whole form.
+    """
+    sharded = {
+        id(parameter.sharded_param): parameter
+        for group in groups_of(fully_sharded(model))
+        for parameter in group.fsdp_params
+    }
+    found: dict[str, Any] = {}
+    for name, tensor in (*at_rest(model), *model.named_buffers()):
+        twice = sharded.get(id(tensor))
+        if twice is not None:
+            if twice.is_dtensor:
+                found[name] = twice._unsharded_dtensor_spec.mesh
+        elif is_distributed(tensor):
+            found[name] = tensor.device_mesh  # type: ignore[attr-defined]
+    return found
+
+
+def is_split(model: nn.Module) -> bool:
+    """Return whether no process has all of a model, as `fully_shard` or `parallelize_module` left it."""
+    return bool(fully_sharded(model)) or bool(parallel_meshes(model))
 
 
 def companions(part: nn.Module) -> Sequence[nn.Module]:
@@ -199,12 +270,102 @@ def without_messages(parts: Sequence[nn.Module]) -> Iterator[None]:
             setattr(holder, name, value)
 
 
-def runs_hooks_of_fsdp(function: type) -> bool:
-    """Return whether a custom autograd function is one by which FSDP is told that a backward has left a module."""
-    return function.__module__.startswith("torch.distributed.fsdp.")
+def is_of_distributed_torch(function: type) -> bool:
+    """Return whether a custom autograd function is one of FSDP's hooks on a module, or one of distributed tensors."""
+    return function.__module__.startswith(("torch.distributed.fsdp.", "torch.distributed.tensor."))
 
 
 def is_hook_of_fsdp(hook: Any) -> bool:
     """Return whether a hook on a tensor is one by which FSDP prepares the backward of a module."""
     kind = type(getattr(hook, "__self__", None))
     return f"{kind.__module__}.{kind.__qualname__}" == STATE_CLASS
+
+
+# Between a tensor on several processes and its part in this one -------------------------------------------------------
+
+
+class Conversion(NamedTuple):
+    """A distributed tensor and how it lies, or comes to lie, on the processes of a mesh."""
+
+    tensor: Tensor
+    mesh: Any
+    placements: Sequence[Any]
+
+
+def conversion_of(tensor: Any) -> Conversion:
+    """Return how a distributed tensor lies on the processes."""
+    return Conversion(tensor, tensor.device_mesh, tensor.placements)
+
+
+def running_conversion() -> Conversion | None:
+    """Return the conversion of a distributed tensor that runs now: to its part here, or to another layout.
+
+    Each is the forward of an autograd function of torch. What it is made of looks like any other calls.
+    """
+    module = sys.modules.get("torch.distributed.tensor._api")
+    if module is None:
+        return None
+    to_local, to_layout = module._ToTorchTensor.forward.__code__, module.Redistribute.forward.__code__
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(FRAMES_OF_CONVERSION):
+        if frame is None:
+            return None
+        if frame.f_code is to_local:
+            return conversion_of(frame.f_locals["input"])
+        if frame.f_code is to_layout:
+            kept = frame.f_locals
+            return Conversion(kept["input"], kept["device_mesh"], kept["placements"])
+        frame = frame.f_back
+    return None
+
+
+FRAMES_OF_CONVERSION = 40
+"""How many calls deep torch is inside of a conversion, at most."""
+
+
+def is_part(tensor: Tensor) -> bool:
+    """Return whether a tensor is distributed, or is the part of one that other processes have other parts of."""
+    if is_distributed(tensor):
+        return True
+    with unseen():  # capture takes it for the loop's that reads a node
+        node: Any = tensor.grad_fn
+    module = sys.modules.get("torch.distributed.tensor._api")
+    if node is None or module is None or function_of(node) is not module._ToTorchTensor:
+        return False
+    return not all(placement.is_replicate() for placement in node.dtensor_spec.placements)
+
+
+def laid_out(tensor: Tensor, mesh: Any, placements: Sequence[Any]) -> Tensor:
+    """Return the part of this process of a tensor as it lies by `placements`: all processes of the mesh call it.
+
+    A tensor that is not distributed is one that all of them have whole.
+    """
+    api: Any = sys.modules["torch.distributed.tensor"]
+    if not is_distributed(tensor):
+        whole_everywhere = [api.Replicate()] * mesh.ndim
+        tensor = api.DTensor.from_local(arrived(tensor), mesh, whole_everywhere, run_check=False)
+    return arrived(tensor.redistribute(mesh, placements).to_local())  # type: ignore[attr-defined]
+
+
+def laid_out_as(parameter: Any, tensor: Tensor) -> Tensor:
+    """Return the part of this process of a tensor, cut as a parameter is: all processes that have parts call it."""
+    return laid_out(tensor, parameter.device_mesh, parameter.placements) if is_distributed(parameter) else tensor
+
+
+def arrived(tensor: Tensor) -> Tensor:
+    """Return a tensor that a message brings once it is there; any other as it is."""
+    module = sys.modules.get("torch.distributed._functional_collectives")
+    if module is not None and isinstance(tensor, module.AsyncCollectiveTensor):
+        found: Tensor = tensor.wait()
+        return found
+    return tensor
+
+
+def whole_on(mesh: Any) -> list[Any]:
+    """Return the placements of a tensor that all processes of a mesh have whole."""
+    return [sys.modules["torch.distributed.tensor"].Replicate()] * mesh.ndim
+
+
+def cut_along(dim: int) -> Any:
+    """Return the placement of a tensor that is cut along a dimension, one part after another."""
+    return sys.modules["torch.distributed.tensor"].Shard(dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from hushgrad.clipping.bound import BoundRule
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import SensitivityMismatchError
-from hushgrad.gradients.clipped_sum import Weighed, clipped_sums
+from hushgrad.gradients.clipped_sum import Weighed, clipped_sums, pending_sums
 from hushgrad.gradients.contribution import Contribution, Plan, Way
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.oracle import clipped_sum_of
@@ -261,3 +262,47 @@ def test_what_is_watched_is_what_is_summed() -> None:
     assert weighed.scale == 3.0
     factors = ByLayer(0.1).factors(weighed.roots * 3.0)
     torch.testing.assert_close(weighed.weights, factors * 3.0, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("is_rescued", [False, True])
+def test_sums_taken_one_by_one_are_those_of_all_at_once(is_rescued: bool) -> None:
+    """Each is formed as it is taken, and what it was made of can go: one that was taken, or not used, is not there."""
+
+    def uses() -> dict[str, list[Contribution]]:
+        network, batch = model(), torch.randint(9, (B, 4), generator=torch.Generator().manual_seed(1))
+        found = {name: list(part) for name, part in captured(network, batch, losses).items()}
+        if is_rescued:
+            found["0.weight"] = [Dense(part.per_example()) for part in found["0.weight"]]
+            found["0.weight"][0].gradients[1] *= 1e30  # type: ignore[attr-defined]
+        return found
+
+    wanted = clipped_sums(uses(), clip=FlatClipping(0.5))
+    pending = pending_sums(uses(), clip=FlatClipping(0.5))
+    for name in reversed(list(wanted)):
+        found = pending.take(name)
+        assert found is not None
+        assert torch.equal(found, wanted[name])
+        assert pending.take(name) is None
+    assert pending.take("no such parameter") is None
+    assert pending.add_to({}) == {}
+    assert pending_sums({}, clip=FlatClipping(0.5)).add_to({}) == {}
+
+
+def test_what_a_sum_was_made_of_goes_as_it_is_taken() -> None:
+    gradients = {name: torch.randn(B, 40, 50) for name in ("a", "b")}
+    alive = {name: weakref.ref(part) for name, part in gradients.items()}
+    pending = pending_sums({name: [Dense(part)] for name, part in gradients.items()}, clip=FlatClipping(0.5))
+    gradients.clear()
+    pending.take("a")
+    assert [name for name, part in alive.items() if part() is not None] == ["b"]
+
+
+def test_sums_of_several_batches_are_added_up_as_they_are_formed() -> None:
+    first, second = parts(), parts()
+    del second["first.bias"]
+    rule = BoundRule(ByLayer(0.1), NAMES)
+    wanted = expected(first, ByLayer(0.1))
+    for name, total in expected(second, ByLayer(0.1)).items():
+        wanted[name] = wanted[name] + total
+    found = clipped_sums(second, clip=rule, into=clipped_sums(first, clip=rule))
+    assert distance(found, wanted) <= 1e-5

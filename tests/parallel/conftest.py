@@ -6,10 +6,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from hushgrad.gradients.machine import CPU, FILE_VARIABLE
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -23,6 +26,14 @@ class Ended(NamedTuple):
     status: int
     told: Any
     errors: str
+
+
+@pytest.fixture
+def scattering(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The plan of a machine on which no sum of a sharded model is kept whole."""
+    path = tmp_path / "machine"
+    path.write_text(json.dumps({"cpu": asdict(replace(CPU, sum_bytes=0))}))
+    monkeypatch.setenv(FILE_VARIABLE, str(path))
 
 
 @pytest.fixture

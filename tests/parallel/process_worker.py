@@ -361,9 +361,9 @@ def failure(
     watched(update, "add_up", "before the sums are added up", "after the sums were added up")
     add_up = update.add_up
 
-    def looking(wholes: list[Tensor], *how: Any) -> None:
-        add_up(wholes, *how)
-        added_up.append(not any(whole.isnan().any() for whole in wholes))
+    def looking(sums: list[Any], *how: Any) -> None:
+        add_up(sums, *how)
+        added_up.append(not any(total.values.isnan().any() for total in sums))
 
     update.add_up = looking
     now("before the set-up")
@@ -525,9 +525,9 @@ def told_at_once(where: str) -> dict[str, Any]:
         if RANK == 1:
             raise ArithmeticError("planted")
 
-    import hushgrad.session.update as update_module
+    import hushgrad.parallel.reduction as reduction
 
-    own_slice = update_module.own_slice
+    own_slice = reduction.own_slice
     begun = time.monotonic()
     try:
         if where == "make_private":
@@ -542,7 +542,7 @@ def told_at_once(where: str) -> dict[str, Any]:
         if where == "checkpoint":
             run.engine.save_checkpoint(Path(FOLDER, "checkpoint"))
         if where == "sums":
-            update_module.own_slice = lambda *given: fail() or own_slice(*given)
+            reduction.own_slice = lambda *given: fail() or own_slice(*given)
         if where == "end of the step":
             session._parts.frozen.require_moved_weights = fail  # type: ignore[method-assign]
         for x, y in run.loader:

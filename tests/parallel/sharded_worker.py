@@ -18,15 +18,23 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 import torch.nn.functional as F
 from process_worker import RANK, WORLD, joined
+from row_models import ROWS
 from sharded_models import FORMS, Transformer, data_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import PrivacyEngine
 from hushgrad.errors import HushgradError
+from hushgrad.gradients.machine import FILE_VARIABLE
+from hushgrad.parallel import shards
 from hushgrad.parallel.replicas import digest
+from hushgrad.parallel.shards import Shards
+from hushgrad.session import draws
 
 B, C = 12, 0.5
+if FILE_VARIABLE in os.environ:  # sums are scattered: many of them, each by itself
+    draws.SMALL_VALUES = 128
+FORMS.update(ROWS)
 TIMEOUT_S = 60
 
 
@@ -97,7 +105,7 @@ def updates(folder: str, forms: list[str]) -> dict[str, Any]:
             continue
         run = Run(form)
         run.train(1 if WORLD == 1 else 2)
-        report = run.engine.session.probe_report
+        report, is_scattered = run.engine.session.probe_report, run.engine.session._parts.update.is_scattered
         run.engine.session.close()
         if WORLD == 1:
             torch.save(run.seen, path)
@@ -107,6 +115,7 @@ def updates(folder: str, forms: list[str]) -> dict[str, Any]:
             "error": ((run.seen[0] - wanted[0]).norm() / wanted[0].norm()).item(),
             "left": [name for name, parameter in run.model.named_parameters() if parameter.grad is not None],
             "report": [report.examined, *report.notes],
+            "scattered": is_scattered,
         }  # fmt: skip
     return found
 
@@ -160,10 +169,10 @@ def noise(form: str, steps: int, key: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def life(ledger: str) -> dict[str, Any]:
+def life(ledger: str, form: str = "blocks") -> dict[str, Any]:
     """Evaluations between a backward and a step, draws of few records, a forward that fails, and what is refused."""
     told: dict[str, Any] = {}
-    plain, watched = Run("blocks"), Run("blocks")
+    plain, watched = Run(form), Run(form)
 
     def evaluate() -> None:
         with torch.no_grad():
@@ -177,12 +186,12 @@ def life(ledger: str) -> dict[str, Any]:
     plain.engine.session.close()
     watched.engine.session.close()
 
-    few = Run("blocks", sigma=1.0, key=None, rows=None, ledger=f"{ledger}.few", batch_size=2)
+    few = Run(form, sigma=1.0, key=None, rows=None, ledger=f"{ledger}.few", batch_size=2)
     few.train(12)
     told["few"] = [few.engine.session.steps, str(few.engine.get_epsilon(1e-5))]
     few.engine.session.close()
 
-    cleared = Run("blocks")
+    cleared = Run(form)
     for x, y in cleared.loader:
         cleared.criterion(cleared.model(x), y).backward()
         cleared.optimizer.zero_grad()
@@ -193,7 +202,7 @@ def life(ledger: str) -> dict[str, Any]:
     told["after a discard"] = len(cleared.seen)
     cleared.engine.session.close()
 
-    broken = Run("blocks")
+    broken = Run(form)
     head = broken.model.head.forward
     for x, _y in broken.loader:
         broken.model.head.forward = _raising  # type: ignore[method-assign]
@@ -205,7 +214,7 @@ def life(ledger: str) -> dict[str, Any]:
         break
     broken.train(1)
     told["after a failure"] = len(broken.seen)
-    penalized = Run("blocks")
+    penalized = Run(form)
     for x, _y in penalized.loader:
         told["penalty"] = _refused(lambda x=x: _penalty(penalized, x))
         break
@@ -239,7 +248,7 @@ def _digest(run: Run) -> str:
     return digest([full(value) for value in (*run.model.parameters(), *kept)])
 
 
-def distributed_checkpoint(folder: str, ledger: str, steps: int) -> dict[str, Any]:
+def distributed_checkpoint(folder: str, ledger: str, steps: int, form: str = "blocks") -> dict[str, Any]:
     """torch's own distributed checkpoint with the receipt beside: written between steps, loaded before make_private."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -254,7 +263,7 @@ def distributed_checkpoint(folder: str, ledger: str, steps: int) -> dict[str, An
                     self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
                 )
 
-    run = Loaded("blocks", sigma=1.0, key=None, adam=True, ledger=ledger)
+    run = Loaded(form, sigma=1.0, key=None, adam=True, ledger=ledger)
     loaded = _digest(run) if run.optimizer.state else ""
     run.train(steps)
     model, optimizer = get_state_dict(run.model, run.optimizer)
@@ -316,11 +325,11 @@ def leaks() -> dict[str, str]:
     return found
 
 
-def dies(ledger: str, released: str, point: str) -> dict[str, Any]:
+def dies(ledger: str, released: str, point: str, form: str = "blocks") -> dict[str, Any]:
     """The last process dies at a point of its third step, as others wait for its parameters or its sums."""
     import hushgrad.session.update as update
 
-    run = Run("blocks", sigma=1.0, key=None, rows=None, ledger=ledger)
+    run = Run(form, sigma=1.0, key=None, rows=None, ledger=ledger)
 
     def fail(*_: Any) -> None:
         if RANK == WORLD - 1 and len(run.seen) == 2:
@@ -330,6 +339,17 @@ def dies(ledger: str, released: str, point: str) -> dict[str, Any]:
         run.model.blocks[1].register_forward_pre_hook(fail)
     elif point == "in a backward":
         run.model.blocks[1].register_forward_hook(lambda _, __, output: output.register_hook(fail) and None)
+    elif point == "as the sums of an item are scattered":
+        rows_of, alive = Shards.rows_of, 4  # the others have three of them
+
+        def dying(split: Shards, totals: Any) -> Tensor:
+            nonlocal alive
+            alive -= len(run.seen) == 2 and not totals[0].is_meta
+            if not alive:
+                fail()
+            return rows_of(split, totals)
+
+        Shards.rows_of = dying  # type: ignore[method-assign]
     else:
         add_up = update.add_up
         update.add_up = lambda *given: (fail(), add_up(*given))
@@ -342,15 +362,49 @@ def dies(ledger: str, released: str, point: str) -> dict[str, Any]:
     os._exit(0)
 
 
+def scattered() -> dict[str, Any]:
+    """What a process holds of the sums and hands over, item by item; and one that cannot form its sums."""
+    sent: list[int] = []
+    scatter = shards._reduce_scatter
+
+    def counted(own: Tensor, rows: Tensor, **more: Any) -> Any:
+        sent.append(rows.nbytes)
+        return scatter(own, rows, **more)
+
+    shards._reduce_scatter = counted
+    run = Run("uneven")
+    update, held, handed = run.engine.session._parts.update, [], []
+    end_item = run.engine.session._loop.end_step
+
+    def ended() -> Any:
+        sent.clear()
+        found = end_item()
+        parts = [] if update._scattered is None else [own for own in update._scattered._own if own is not None]
+        held.append(sum(own.nbytes for own in [*parts, *update._sums.values()]))
+        handed.append(sum(sent))
+        return found
+
+    run.engine.session._loop.end_step = ended  # type: ignore[method-assign]
+    run.train(2)
+    told = {"held": held[:], "handed": handed[:], "values": sum(p.numel() for p in run.model.parameters())}
+    rows_of = Shards.rows_of
+    if RANK == 1:
+        Shards.rows_of = lambda split, totals: rows_of(split, totals) if totals[0].is_meta else _raising()
+    try:
+        run.train(1)
+    except (ArithmeticError, HushgradError) as error:
+        told["error"] = type(error).__name__
+    told["released"] = len(run.seen)
+    return told
+
+
 def refusals() -> dict[str, str]:
     """Forms in which a model lies on the processes that are not supported."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
     from torch.nn.parallel import DistributedDataParallel
 
-    mesh = init_device_mesh("cpu", (WORLD,))
     halves = init_device_mesh("cpu", (2, WORLD // 2), mesh_dim_names=("dp", "tp"))
 
     def hooked(model: nn.Module) -> nn.Module:
@@ -358,21 +412,9 @@ def refusals() -> dict[str, str]:
         model.set_all_reduce_hook(lambda gradient: None)
         return model
 
-    def split(model: nn.Module) -> nn.Module:
-        for block in model.blocks:
-            parallelize_module(block, mesh, {"up": ColwiseParallel()})
-        return model
-
-    def split_and_sharded(model: nn.Module) -> nn.Module:
-        for block in model.blocks:
-            parallelize_module(block, halves["tp"], {"up": ColwiseParallel()})
-        return fully_shard(model, mesh=halves["dp"])
-
     forms = {
         "first kind": lambda model: FullyShardedDataParallel(model, device_id=torch.device("cpu")),
         "hook": hooked,
-        "tensor parallel": split,
-        "both": split_and_sharded,
         "number": lambda model: fully_shard(model, reshard_after_forward=2) if WORLD > 2 else fully_shard(model),
         "halves": lambda model: fully_shard(model, mesh=halves["dp"]),
         "replicated": lambda model: DistributedDataParallel(fully_shard(model), init_sync=False),
@@ -408,17 +450,17 @@ def _refused(run: Callable[[], Any]) -> str:
     return ""
 
 
-def main(scenario: str, arguments: dict[str, Any]) -> None:
+def main(scenario: str, arguments: dict[str, Any], scenarios: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")
     store, folder = arguments.pop("store"), arguments.pop("folder")
-    if scenario == "updates":
+    if scenario in ("updates", "narrow"):
         arguments["folder"] = folder
     elif scenario == "distributed_checkpoint":
         arguments["folder"] = str(Path(folder, "distributed"))
     with joined(store, TIMEOUT_S):
-        print(json.dumps(globals()[scenario](**arguments)), flush=True)
+        print(json.dumps(scenarios[scenario](**arguments)), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    main(sys.argv[1], json.loads(sys.argv[2]), globals())

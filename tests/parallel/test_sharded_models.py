@@ -26,7 +26,7 @@ def sharded(in_processes: Processes) -> Processes:
     return partial(in_processes, worker="sharded_worker.py")
 
 
-def require_same_update(one: list[Any], several: list[Any], forms: list[str]) -> None:
+def require_same_update(one: list[Any], several: list[Any], forms: list[str], *, is_scattered: bool = False) -> None:
     told(one)
     first, *others = told(several)
     assert set(first) == set(forms)
@@ -34,6 +34,7 @@ def require_same_update(one: list[Any], several: list[Any], forms: list[str]) ->
         assert found["error"] <= 5e-7, form
         assert found["left"] == [], form
         assert found["report"] == [True], form
+        assert found["scattered"] == is_scattered, form
         assert all(process[form] == found for process in others), form
 
 
@@ -47,6 +48,44 @@ def test_the_step_of_one_process_is_taken_by_two_copies_on_two_processes_each(sh
     require_same_update(sharded(1, "updates", forms=forms), sharded(4, "updates", forms=forms), forms)
 
 
+def test_sums_that_are_scattered_after_each_item_give_the_update_of_one_process(
+    sharded: Processes, scattering: None
+) -> None:
+    """Guarantee: the update is that of one process, whether sums are added up once for a logical batch or by items."""
+    forms = ["blocks", "blocks alone", "uneven", "tied", "frozen in part", "by columns", "checkpointed", "offloaded"]
+    require_same_update(
+        sharded(1, "updates", forms=forms), sharded(2, "updates", forms=forms), forms, is_scattered=True
+    )
+
+
+@pytest.mark.slow
+def test_sums_of_every_form_may_be_scattered(sharded: Processes, scattering: None) -> None:
+    require_same_update(sharded(1, "updates", forms=TWO), sharded(2, "updates", forms=TWO), TWO, is_scattered=True)
+    forms = ["copies", "uneven copies"]
+    require_same_update(
+        sharded(1, "updates", forms=forms), sharded(4, "updates", forms=forms), forms, is_scattered=True
+    )
+
+
+def test_a_process_keeps_its_own_part_of_scattered_sums_and_tells_where_it_cannot_form_them(
+    sharded: Processes, scattering: None
+) -> None:
+    """Guarantee: it holds 4 bytes for each value of its part, and padding; each item hands over 4 for each value.
+
+    Two processes with parts of 43 rows have one of 22 and one of 21: rows are padded by less than one in each of them.
+    """
+    first, second = told(sharded(2, "scattered"))
+    assert first["held"] == second["held"]
+    assert first["handed"] == second["handed"]
+    values = first["values"]
+    open_ones = [held for held in first["held"] if held]
+    assert len(open_ones) >= 4
+    assert all(values <= handed / 4 <= 1.1 * values for handed in first["handed"])
+    assert all(values / 2 <= held / 4 <= 1.1 * values / 2 for held in open_ones)
+    assert [first["error"], second["error"]] == ["PeerFailedError", "ArithmeticError"]
+    assert first["released"] == second["released"] == 2
+
+
 def test_sums_of_a_model_in_16_bits_are_added_up_in_32(sharded: Processes) -> None:
     """Guarantee: whatever FSDP would reduce gradients in; a whole copy in 16 bits gives the same sums, row by row."""
     first, second = told(sharded(2, "bfloat16"))
@@ -55,11 +94,16 @@ def test_sums_of_a_model_in_16_bits_are_added_up_in_32(sharded: Processes) -> No
 
 
 @pytest.mark.statistical
-def test_the_noise_of_all_parts_is_what_is_charged_and_uncorrelated(sharded: Processes) -> None:
+@pytest.mark.parametrize("is_scattered", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_noise_of_all_parts_is_what_is_charged_and_uncorrelated(
+    is_scattered: bool, sharded: Processes, request: pytest.FixtureRequest
+) -> None:
     """Over 308,170 values: 0.5% is 3.9 standard errors, a false alarm in 0.01% of keys; the key is fixed.
 
     Correlations of halves of 77,000 values have a standard error of 0.0036; 0.02 is above five of them.
     """
+    if is_scattered:
+        request.getfixturevalue("scattering")
     first, second = told(sharded(2, "noise", form="large", steps=2, key=11))
     assert first == second
     assert first["count"] >= 180_000
@@ -69,8 +113,13 @@ def test_the_noise_of_all_parts_is_what_is_charged_and_uncorrelated(sharded: Pro
 
 @pytest.mark.slow
 @pytest.mark.statistical
-def test_copies_of_a_part_share_its_noise_out(sharded: Processes) -> None:
+@pytest.mark.parametrize("is_scattered", [False, True])
+def test_copies_of_a_part_share_its_noise_out(
+    is_scattered: bool, sharded: Processes, request: pytest.FixtureRequest
+) -> None:
     """Over 308,170 values, as above: of four processes each adds noise to a half of its part."""
+    if is_scattered:
+        request.getfixturevalue("scattering")
     first, *others = told(sharded(4, "noise", form="large copies", steps=2, key=11))
     assert all(process == first for process in others)
     assert first["std"] == pytest.approx(1.0, rel=0.005)
@@ -92,8 +141,13 @@ def test_an_evaluation_changes_nothing_and_a_loop_goes_on_after_a_failure(sharde
     assert first["penalty"].startswith("UncoveredParameterUseError")
 
 
-def test_a_sharded_run_goes_on_with_another_number_of_processes(sharded: Processes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_scattered", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_sharded_run_goes_on_with_another_number_of_processes(
+    is_scattered: bool, sharded: Processes, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Guarantee: one file holds all of the model and of its optimizer, and any number of processes loads it."""
+    if is_scattered:
+        request.getfixturevalue("scattering")
     where = {"ledger": str(tmp_path / "ledger"), "checkpoint": str(tmp_path / "checkpoint")}
     left, charged = "", 0
     for count, form in ((2, "uneven"), (1, "uneven"), (4, "uneven copies")):
@@ -142,9 +196,22 @@ def test_a_process_that_dies_leaves_a_true_account_of_a_sharded_model(
     assert read_ledger(ledger).steps == 2 + is_charged
 
 
+def test_a_process_that_dies_as_sums_are_scattered_leaves_nothing_released(
+    sharded: Processes, scattering: None, tmp_path: Path
+) -> None:
+    """Guarantee: the others have a typed error, and the step is neither charged nor released."""
+    ledger, released = tmp_path / "ledger", tmp_path / "released"
+    point = "as the sums of an item are scattered"
+    first, second = sharded(2, "dies", ledger=str(ledger), released=str(released), point=point)
+    assert second.status == 9
+    assert first.told is not None, first.errors[-2000:]
+    assert first.told == {"error": "PeerFailedError", "grads": []}
+    assert int(Path(f"{released}.0").read_text()) == 2 == read_ledger(ledger).steps
+
+
 def test_copies_with_other_weights_are_told_apart(sharded: Processes) -> None:
     for found in told(sharded(4, "copies")):
-        assert "the copies of a sharded model have other weights" in found["different"]
+        assert "the copies of a split model have other weights" in found["different"]
         assert found["same"] == ""
 
 
@@ -153,8 +220,6 @@ def test_what_is_not_supported_of_sharded_models_is_refused_with_the_cure(sharde
     assert all(process == first for process in others)
     assert "fully_shard instead" in first["first kind"]
     assert "a hook would run" in first["hook"]
-    assert "not by fully_shard (tensor parallel" in first["tensor parallel"]
-    assert "split by parallelize_module" in first["both"]
     assert "reshard_after_forward is a number" in first["number"]
     assert "a mesh of two dimensions" in first["replicated"]
     assert "a part of the processes" in first["halves"]

@@ -20,10 +20,12 @@ from narrow_loops import Spy
 def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
     found, real = Spy(), update_module.clipped_sums
 
-    def watched(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def watched(*args: Any, into: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         sums = real(*args, **kwargs)
         found.sums.append({name: value.detach().clone() for name, value in sums.items()})
-        return sums
+        return {name: into.get(name, 0) + value for name, value in sums.items()} | {
+            name: value for name, value in into.items() if name not in sums
+        }
 
     monkeypatch.setattr(update_module, "clipped_sums", watched)
     return found

@@ -13,6 +13,7 @@ from hushgrad import DPSGD, FlatClipping, PoissonSampling, Session, privatize
 from hushgrad.accounting.conditions import third_party
 from hushgrad.errors import DesyncError, PeerFailedError
 from hushgrad.parallel import messages
+from hushgrad.parallel.grid import Grid
 from hushgrad.parallel.world import World
 from hushgrad.randomness import KeyStream
 from hushgrad.session.others import Others
@@ -51,7 +52,7 @@ def test_one_process_tells_nobody(told: list[Any]) -> None:
 
 def test_an_error_is_told_once_and_one_that_all_know_is_not(told: list[Any]) -> None:
     session = a_session()
-    others = Others(replace(session._parts, world=TWO), session._optimizer)
+    others = Others(replace(session._parts, grid=Grid(TWO, TWO)), session._optimizer)
     error = ArithmeticError("0.123456")
     for _ in range(2):
         others.failed(error)
@@ -64,7 +65,7 @@ def test_an_error_is_told_once_and_one_that_all_know_is_not(told: list[Any]) -> 
 
 def test_what_another_process_took_on_trust_and_found_is_in_this_ones_account() -> None:
     session = a_session()
-    others = Others(replace(session._parts, world=TWO), session._optimizer)
+    others = Others(replace(session._parts, grid=Grid(TWO, TWO)), session._optimizer)
     error = PeerFailedError("it raised", cure="cure")
     error.conditions = [third_party("operator", "planted").as_note()]
     others.failed(error)

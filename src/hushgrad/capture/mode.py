@@ -19,6 +19,7 @@ from hushgrad.capture.source_line import calling_forward, registration_line, run
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.errors import HushgradError, UncoveredParameterUseError
 from hushgrad.torch_internals import base_of, function_of
+from hushgrad.torch_sharding import is_hook_of_fsdp
 
 NODES_TO_LOOK_AT = 100
 
@@ -58,6 +59,11 @@ class CaptureMode(TorchFunctionMode):
         if self._over:
             return func(*args, **kwargs)
         context = self.context
+        conversions = context.axes.conversions
+        if conversions is not None and not torch.is_grad_enabled() and (running := conversions.source()) is not None:
+            result = func(*args, **kwargs)
+            conversions.made(running, result)
+            return result
         leaves: list[TrackedTensor] = []
         sources: list[Tensor] = []
         strangers: list[Tensor] = []
@@ -66,7 +72,7 @@ class CaptureMode(TorchFunctionMode):
             _sort(context, kwargs.values(), leaves, sources, strangers)
         if (leaves or strangers) and self._has_ended():
             return func(*args, **kwargs)
-        if func in HOOKING:
+        if func in HOOKING and not any(map(is_hook_of_fsdp, args[1:])):
             context.hangs_hooks = True
         for value in strangers:
             if _is_read_without_gradients(context, value):
@@ -153,7 +159,11 @@ def _sort(
             leaf = known.get(id(value))
             if leaf is not None:
                 leaves.append(leaf)
-            elif axes.descends(value) or (axes.written and axes.shows_written(value)):
+            elif (
+                axes.descends(value)
+                or (axes.written and axes.shows_written(value))
+                or (axes.conversions is not None and axes.conversions.shows(value))
+            ):
                 sources.append(value)
             elif value.requires_grad:
                 strangers.append(value)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hushgrad.capture.axes.batch_axes import BatchAxes, tensors_in
+from hushgrad.capture.axes.conversions import Conversions
 from hushgrad.capture.axes.layout import Path, Role
 from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.mode import CaptureMode
@@ -24,9 +25,9 @@ from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.running import LivingArguments, RunningCall
 from hushgrad.capture.transforms import refuse_transforms, transform_in_force
 from hushgrad.capture.uses import UsePool
-from hushgrad.errors import PrivacyUnitError
+from hushgrad.errors import PrivacyUnitError, UnsupportedModelError
 from hushgrad.torch_internals import parameters_of, top_mode, unseen
-from hushgrad.torch_sharding import companions, fully_sharded
+from hushgrad.torch_sharding import companions, fully_sharded, is_one_of_many, is_part, parallel_meshes
 
 # Frames between `RunningCall.is_running` and the code that calls a module (hook, torch's three) or an operator.
 CALLER_OF_MODULE, CALLER_OF_OPERATOR = 6, 3
@@ -90,6 +91,8 @@ class Scope:
         ]
         self._here = _Here()
         self._swapped = self._sites_by_part(model)
+        self._row = next(iter(parallel_meshes(model).values()), None)  # of a tensor parallel model
+        self._converts = self._row is not None or is_one_of_many()
         self.paused = False
         self.registered: set[str] = set()
         """The names of the operators of others that ran in captured forwards."""
@@ -176,6 +179,8 @@ class Scope:
         pool, observer = (self._pool, self._observer) if self._instead is None else (self._instead, None)
         token = None if observer is None else observer.entering(module, args, kwargs)
         axes = BatchAxes()
+        if self._converts:
+            axes.conversions = Conversions(axes, self._row)
         batch_size = axes.seed((args, kwargs), pool.batch_size, self.roles_of(module, args, kwargs), self._public)
         call = RunningCall()
         forward = ForwardContext(pool, self._anchor, axes, leaves, batch_size, held, self.registered)
@@ -212,6 +217,8 @@ class Scope:
             return
         context = begun.mode.context
         try:
+            if self._row is not None:
+                _require_here(output)
             guard_outputs(context, output)
             self.turned = _turned(context, output) if Role.SECOND in self._roles.get(module, {}).values() else ()
             context.pool.is_narrow |= context.axes.is_narrow
@@ -277,6 +284,20 @@ class Scope:
         for other in reversed(above):
             other.__enter__()  # type: ignore[no-untyped-call]
         mode.end()
+
+
+def _require_here(output: Any) -> None:
+    """Refuse outputs of a tensor parallel model of which this process has a part alone."""
+    for tensor in tensors_in(output):
+        if is_part(tensor):
+            raise UnsupportedModelError(
+                f"a tensor parallel model returns a distributed tensor, or a part of one, of shape "
+                f"{list(tensor.shape)}: losses of it would be those of several processes together (as in "
+                f"loss_parallel()), and each of them has a part of each example's",
+                where="the model's outputs",
+                cure="Let its last layer return all of its output in every process: output_layouts=Replicate(), "
+                "use_local_output=True; and compute the loss outside of loss_parallel()",
+            )
 
 
 def _turned(context: ForwardContext, output: Any) -> Sequence[Tensor]:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from hushgrad.capture.axes.owners import BatchLocation, SegmentIds, Whole
 from hushgrad.errors import PrivacyUnitError
-from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype, full_precision
+from hushgrad.gradients.contribution import Contribution, Plan, full_precision
 from hushgrad.gradients.dense import Dense
+from hushgrad.gradients.narrow import widened
 from hushgrad.gradients.ownership import own
 from hushgrad.gradients.rows import Rows
 from hushgrad.torch_internals import call_after_backward, current_graph_task
@@ -70,8 +71,8 @@ class UsePool:
         self._on_backward = on_backward
         self._outlasts_backward = outlasts_backward
         self._joining = Lock()
-        self.is_sharded = False
-        """Whether whole parameters are in place inside of one forward and one backward alone."""
+        self.is_split = False
+        """Whether no process has all of the model."""
         self.batch_size: int | None = None
         self.is_narrow = False
         self._finished: dict[str, _Uses] = {}
@@ -142,7 +143,11 @@ class UsePool:
         self.asked, self.is_penalized = [], False
 
     def examples(self, tensor: Tensor, axis: BatchLocation, where: str) -> Tensor:
-        """Return `tensor` as `[B, ...]` with the batch first, in at least float32 if it is floating.
+        """Return `tensor` as `operands` does, in at least float32 if it is floating."""
+        return widened(self.operands(tensor, axis, where))
+
+    def operands(self, tensor: Tensor, axis: BatchLocation, where: str) -> Tensor:
+        """Return `tensor` as `[B, ...]` with the batch first, in its own precision.
 
         Positions that are folded into the batch come out as one further dimension: `[B·k, ...]` gives `[B, k, ...]`,
         with zeros where an example has fewer than k rows.
@@ -168,8 +173,7 @@ class UsePool:
                 cure="Keep the batch on an axis of its own up to this operator",
             )
         if isinstance(axis, (SegmentIds, Whole)):
-            tensor = axis.blocks(tensor, batch)
-            return _widened(tensor)
+            return axis.blocks(tensor, batch)
         if axis != 0:
             tensor = tensor.movedim(axis, 0)
         if tensor.shape[0] != batch:
@@ -180,11 +184,4 @@ class UsePool:
                     cure="Keep the batch on an axis of its own, and let one row of the model's inputs be one example",
                 )
             tensor = tensor.reshape(batch, tensor.shape[0] // batch, *tensor.shape[1:])
-        return _widened(tensor)
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    """Return a floating tensor in at least float32. Most are so already, and a `to` that does nothing has its price."""
-    if tensor.dtype is torch.float32 or not tensor.is_floating_point():
         return tensor
-    return tensor.to(accumulation_dtype(tensor.dtype))

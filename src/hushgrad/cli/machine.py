@@ -23,6 +23,7 @@ MEANINGS = {
     "unfolded": "ns for one value that is unfolded",
     "moved": "ns for one value in an element-wise operation",
     "keep_bytes": "bytes that per-example gradients may take beyond what they replace",
+    "sum_bytes": "bytes that clipped sums of a sharded model may take whole in each process",
 }
 
 

@@ -65,7 +65,7 @@ class Apart(Contribution):
 
 def in_portions(part: Contribution, rows: Tensor) -> tuple[Tensor, ...]:
     """Return the rows in portions whose operands fit into memory in float64."""
-    bytes_of_one = 2 * part.nbytes // max(1, part.batch_size)
+    bytes_of_one = part.nbytes_in_float64 // max(1, part.batch_size)
     return torch.split(rows, max(1, AT_ONCE // max(1, bytes_of_one)))
 
 

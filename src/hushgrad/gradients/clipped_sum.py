@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from hushgrad.clipping.bound import BoundRule
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import SensitivityMismatchError
+from hushgrad.gradients.across import NOWHERE, Across
 from hushgrad.gradients.apart import AT_ONCE
 from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution, Plan, all_digits, full_precision
@@ -24,13 +25,44 @@ Parts = dict[str, Contribution]
 class Weighed(NamedTuple):
     """What is about to be summed: the contributions of each group, the norms that were measured, and the weights.
 
-    `roots` are norms of the contributions as they are, `weights` factor · `scale`, both `[G, B]`.
+    `roots` are norms of the contributions as they are, `weights` factor · `scale`, both `[G, B]`. `across` are the
+    processes that have other parts of them.
     """
 
     members: Sequence[Mapping[str, Contribution]]
     roots: Tensor
     weights: Tensor
     scale: float
+    across: Across
+
+
+class Pending:
+    """Clipped sums whose weights are known: each is formed as it is taken, once, and lets go what it was made of."""
+
+    def __init__(self, names: Iterable[str], form: Callable[[str], Mapping[str, Tensor]]) -> None:
+        """Make the sums of these names; `form` gives one of them, with others where those come with it."""
+        self._names = dict.fromkeys(names)
+        self._form = form
+        self._formed: dict[str, Tensor] = {}
+
+    def take(self, name: str) -> Tensor | None:
+        """Return one sum, in the parameter's shape; None where nothing contributes to it, or it was taken."""
+        if name not in self._names:
+            return None
+        if name not in self._formed:
+            self._formed.update(self._form(name))
+        del self._names[name]
+        return self._formed.pop(name)
+
+    def add_to(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add all that were not taken to what `sums` holds, one by one, and return these."""
+        for name in list(self._names):
+            total = self.take(name)
+            if total is not None and name in sums:
+                sums[name] += total
+            elif total is not None:
+                sums[name] = total
+        return sums
 
 
 def clipped_sums(
@@ -41,6 +73,8 @@ def clipped_sums(
     plan: Plan | None = None,
     watch: Callable[[Weighed], None] | None = None,
     on_excess: Callable[[SensitivityMismatchError], None] | None = None,
+    across: Across = NOWHERE,
+    into: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Return Σ_i f_g(‖s·g_i‖) · s · g_i for each parameter, where norms run over the parameters of a group g together.
 
@@ -53,6 +87,9 @@ def clipped_sums(
         plan: how norms are computed.
         watch: is shown what is about to be summed.
         on_excess: is told of an example that would enter with more than a limit, in place of raising.
+        across: the processes that have other parts of the same examples' gradients; all of them call it. What this one
+            does not have is left out of the sums that are returned.
+        into: sums of batches before, which these are added to, each as it is formed, so that not all exist twice.
 
     Guarantee: an example whose gradient is not finite contributes exactly 0, and a finite one never more than its
     limit times 1 + 1e-5, also where its squared norm overflows or underflows float32 or its terms cancel.
@@ -61,34 +98,69 @@ def clipped_sums(
     Raises:
         SensitivityMismatchError: the rule's factors let more through than its limits, or are not finite.
     """
+    pending = pending_sums(
+        contributions, clip=clip, scale=scale, plan=plan, watch=watch, on_excess=on_excess, across=across
+    )
+    return pending.add_to({} if into is None else into)
+
+
+def pending_sums(
+    contributions: MutableMapping[str, list[Contribution]],
+    *,
+    clip: ClipRule | BoundRule,
+    scale: float = 1.0,
+    plan: Plan | None = None,
+    watch: Callable[[Weighed], None] | None = None,
+    on_excess: Callable[[SensitivityMismatchError], None] | None = None,
+    across: Across = NOWHERE,
+) -> Pending:
+    """Return what `clipped_sums` returns, to be taken sum by sum: so that not all of them exist at once."""
     if not contributions:
-        return {}
+        return Pending((), _nothing)
     bound = clip if isinstance(clip, BoundRule) else BoundRule(clip, contributions)
     with full_precision(), all_digits():
         needed = replace(plan or Plan(), floor=min(FLOOR, bound.floor(scale) ** 2))
-        return _clipped_sums(contributions, bound, scale, needed, watch, on_excess or _raise)
+        names, form = _weighed(contributions, bound, scale, needed, watch, on_excess or _raise, across)
+
+    def formed(name: str) -> Mapping[str, Tensor]:
+        with full_precision(), all_digits():
+            return form(name)
+
+    return Pending(names, formed)
 
 
 def _raise(excess: SensitivityMismatchError) -> None:
     raise excess
 
 
-def _clipped_sums(
+def _nothing(_: str) -> dict[str, Tensor]:
+    return {}
+
+
+Form = Callable[[str], Mapping[str, Tensor]]
+
+
+def _weighed(
     contributions: MutableMapping[str, list[Contribution]],
     clip: BoundRule,
     scale: float,
     plan: Plan,
     watch: Callable[[Weighed], None] | None,
     on_excess: Callable[[SensitivityMismatchError], None],
-) -> dict[str, Tensor]:
-    combined = {name: combine(parts) for name, parts in contributions.items() if parts}
+    across: Across,
+) -> tuple[Sequence[str], Form]:
+    """Return the names of all sums, and what forms each of them."""
+    some = next((parts[0] for parts in contributions.values() if parts), None)
+    if some is None:
+        return (), _nothing
+    nothing_B = torch.zeros(some.batch_size, dtype=torch.float64, device=some.operands[0].device)
+    combined = {name: combine(parts) for name, parts in contributions.items() if parts and across.has(name)}
     contributions.clear()
-    if not combined:
-        return {}
+    del some
     members = clip.split(combined)
     del combined  # so that what a member lets go is gone
     stacks = [group_by_shape(parts, plan) for parts in members]
-    squares_GB = _measure(members, stacks, plan)
+    squares_GB = across.added(_measure(members, stacks, plan, nothing_B))
     if plan.floor < FAINT:  # a clip norm so small that squares may have underflowed
         squares_GB = squares_GB.masked_fill(squares_GB < FAINT, torch.inf)
     roots_GB = squares_GB.sqrt()
@@ -101,20 +173,28 @@ def _clipped_sums(
             on_excess(clip.excess())
         lost_B = overflowed_B | (is_light_GB & (weights_GB != 0)).any(0)
     if watch is not None:
-        watch(Weighed(members, roots_GB, weights_GB, scale))
+        watch(Weighed(members, roots_GB, weights_GB, scale, across))
     if lost_B is not None and lost_B.any():
-        return _rescued(members, weights_GB, lost_B, clip, scale, plan, on_excess)
-    sums: dict[str, Tensor] = {}
-    for parts, (groups, alone), weights_B in zip(members, stacks, weights_GB.unbind(), strict=True):
-        for name in alone:
-            sums[name] = parts.pop(name).weighted_sum(weights_B)
-        for group in groups:
-            sums.update(zip(group.names, group.weighted_sums(weights_B).unbind(), strict=True))
-    return sums
+        return _rescued(members, weights_GB, lost_B, clip, scale, plan, on_excess, across)
+    stacked = {name: (g, group) for g, (groups, _) in enumerate(stacks) for group in groups for name in group.names}
+    alone = {name: g for g, (_, names) in enumerate(stacks) for name in names}
+
+    def form(name: str) -> Mapping[str, Tensor]:
+        if name in alone:
+            return {name: members[alone[name]].pop(name).weighted_sum(weights_GB[alone[name]])}
+        g, group = stacked[name]
+        return dict(zip(group.names, group.weighted_sums(weights_GB[g]).unbind(), strict=True))
+
+    return [*alone, *stacked], form
 
 
-def _measure(members: Sequence[Parts], stacks: Sequence[tuple[Sequence[Stacked], Sequence[str]]], plan: Plan) -> Tensor:
-    """Return squared norms `[G, B]`, over the parameters of each group together.
+def _measure(
+    members: Sequence[Parts],
+    stacks: Sequence[tuple[Sequence[Stacked], Sequence[str]]],
+    plan: Plan,
+    nothing_B: Tensor,
+) -> Tensor:
+    """Return squared norms `[G, B]`, over the parameters of each group together; `nothing_B` are those of none.
 
     Contributions that stand alone are replaced one by one by what is cheapest to sum: where gradients are formed and
     kept, their operands can go.
@@ -129,7 +209,7 @@ def _measure(members: Sequence[Parts], stacks: Sequence[tuple[Sequence[Stacked],
                 plan = plan.after(parts[name].nbytes - part.nbytes)
             squares.append(squared_B)
         rows.append(_added(squares))
-    return _together(rows)
+    return _together(rows, nothing_B)
 
 
 def _added(squares: Sequence[Tensor]) -> Tensor | None:
@@ -142,11 +222,11 @@ def _added(squares: Sequence[Tensor]) -> Tensor | None:
     return total
 
 
-def _together(rows: Sequence[Tensor | None]) -> Tensor:
+def _together(rows: Sequence[Tensor | None], nothing_B: Tensor) -> Tensor:
     """Return the rows as one tensor; a group of which nothing was used has norms 0."""
     if len(rows) == 1 and rows[0] is not None:
         return rows[0].unsqueeze(0)
-    some = next(row for row in rows if row is not None)
+    some = next((row for row in rows if row is not None), nothing_B)
     return torch.stack([torch.zeros_like(some) if row is None else row.to(some.device) for row in rows])
 
 
@@ -158,40 +238,46 @@ def _rescued(
     scale: float,
     plan: Plan,
     on_excess: Callable[[SensitivityMismatchError], None],
-) -> dict[str, Tensor]:
+    across: Across,
+) -> tuple[Sequence[str], Form]:
     """The clipped sums where float32 lost some examples: those are measured and summed again in float64."""
     kept_GB = weights_GB.masked_fill(lost_B, 0)
-    sums = {
-        name: part.zeroed(lost_B).weighted_sum(weights_B)
-        for parts, weights_B in zip(members, kept_GB.unbind(), strict=True)
-        for name, part in parts.items()
-    }
+    owners = {name: g for g, parts in enumerate(members) for name in parts}
     parts = [part for parts in members for part in parts.values()]
-    most = AT_ONCE // max(1, 2 * sum(part.nbytes for part in parts) // parts[0].batch_size)
-    for rows in torch.split(lost_B.nonzero().squeeze(1), max(1, most)):
-        for name, rescued in _sums_in_float64(members, rows, clip, scale, plan, on_excess).items():
-            sums[name] += rescued.to(sums[name].dtype)
-    return sums
+    most = across.least(AT_ONCE // max(1, sum(part.nbytes_in_float64 for part in parts) // len(lost_B)))
+    del parts
+    portions = [
+        (rows, *_weights_in_float64(members, rows, clip, scale, plan, on_excess, across))
+        for rows in torch.split(lost_B.nonzero().squeeze(1), max(1, most))
+    ]
+
+    def form(name: str) -> Mapping[str, Tensor]:
+        g = owners[name]
+        part = members[g].pop(name)
+        total = part.zeroed(lost_B).weighted_sum(kept_GB[g])
+        for rows, weights_GR, broken_R in portions:
+            total += part.select(rows).zeroed(broken_R).weighted_sum(weights_GR[g]).to(total.dtype)
+        return {name: total}
+
+    return list(owners), form
 
 
-def _sums_in_float64(
+def _weights_in_float64(
     members: Sequence[Mapping[str, Contribution]],
     rows: Tensor,
     clip: BoundRule,
     scale: float,
     plan: Plan,
     on_excess: Callable[[SensitivityMismatchError], None],
-) -> dict[str, Tensor]:
-    """The clipped sums of a few examples with huge or tiny gradients; those that are not finite are left out."""
+    across: Across,
+) -> tuple[Tensor, Tensor]:
+    """The weights of a few examples with huge or tiny gradients, `[G, R]`; those that are not finite are marked."""
     chosen = [{name: part.select(rows) for name, part in parts.items()} for parts in members]
-    squares_GR = _measure(chosen, [([], list(parts)) for parts in chosen], plan)
+    nothing_R = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    squares_GR = across.added(_measure(chosen, [([], list(parts)) for parts in chosen], plan, nothing_R))
     broken_R = ~torch.isfinite(squares_GR).all(0)
     roots_GR = squares_GR.sqrt().masked_fill(broken_R, 0)
     weights_GR = (clip.factors(roots_GR * scale) * scale).masked_fill(broken_R, 0)
     if not clip.within(roots_GR, weights_GR, scale).all():
         on_excess(clip.excess())
-    return {
-        name: part.zeroed(broken_R).weighted_sum(weights_R)
-        for parts, weights_R in zip(chosen, weights_GR.unbind(), strict=True)
-        for name, part in parts.items()
-    }
+    return weights_GR, broken_R

@@ -20,9 +20,10 @@ def combine(contributions: Sequence[Contribution]) -> Contribution:
     Uses of one form are joined along their positions; lookups and products of one table stay apart (`Tied`); others
     are added as `[B, *shape]` gradients.
     """
-    first = contributions[0]
     if len(contributions) == 1:
-        return first
+        return contributions[0]
+    contributions = [part.wide for part in contributions]
+    first = contributions[0]
     outers = [part for part in contributions if isinstance(part, OuterProducts)]
     tables = [part for part in contributions if isinstance(part, Rows)]
     if len(outers) + len(tables) == len(contributions):

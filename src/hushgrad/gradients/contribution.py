@@ -10,13 +10,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from hushgrad.errors import UnsupportedModelError
 from hushgrad.gradients.machine import CPU, Machine, machine_of
 from hushgrad.gradients.rounding import FLOOR
+
+if TYPE_CHECKING:
+    from hushgrad.gradients.placement import Put
 
 Way = Literal["product", "gram", "instantiate"]
 
@@ -33,19 +37,22 @@ class Plan:
     `way` forces a way wherever the form of the gradient admits it; else it is the fastest by the constants of
     `machine`. `keep_bytes` is a budget for all parameters in one physical batch, beyond the operands in whose place
     gradients are kept. `floor` is a squared norm below which examples are not clipped, so that digits that do not count
-    beside it may be lost. Every plan gives the same numbers.
+    beside it may be lost. `sum_bytes` is a budget for the clipped sums of a sharded model, as long as they are whole in
+    each process. Every plan gives the same numbers.
     """
 
     way: Way | None = None
     keep_bytes: int = CPU.keep_bytes
     machine: Machine = CPU
     floor: float = FLOOR
+    sum_bytes: int = CPU.sum_bytes
 
     @classmethod
     def of_device(cls, device: torch.device, way: Way | None = None, keep_bytes: int | None = None) -> Plan:
         """Return the plan for a device: its machine's constants and, unless given, its machine's budget."""
         machine = machine_of(device)
-        return cls(way, machine.keep_bytes if keep_bytes is None else keep_bytes, machine)
+        kept = machine.keep_bytes if keep_bytes is None else keep_bytes
+        return cls(way, kept, machine, sum_bytes=machine.sum_bytes)
 
     def choose(self, times: Mapping[Way, float]) -> Way:
         """Return the way that is forced if it is one of those timed, else the fastest, of equal ones the first."""
@@ -59,7 +66,10 @@ class Plan:
 
 
 class Contribution(ABC):
-    """Per-example gradients `[B, *shape]` of one parameter in factored form, in float32 or float64."""
+    """Per-example gradients `[B, *shape]` of one parameter in factored form, in float32 or float64.
+
+    Operands may be held in 16 bits (`Narrow`); norms and sums are formed in at least float32.
+    """
 
     @property
     @abstractmethod
@@ -97,10 +107,33 @@ class Contribution(ABC):
     def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
         """Return this contribution with `change` applied to each floating operand and, if it only indexes, to all."""
 
+    def in_row(self, put: Put) -> Contribution:
+        """Return the part of it that belongs to this process's part of a parameter that is cut in a row of processes.
+
+        Raises:
+            UnsupportedModelError: a contribution of this kind is not known to be cut.
+        """
+        raise UnsupportedModelError(
+            "a parameter that is cut among tensor parallel processes was used by another operator than a matrix "
+            "product, an embedding or a normalisation",
+            where=type(self).__name__,
+            cure="Leave the module with this parameter out of parallelize_module, so that every process has it whole",
+        )
+
+    @property
+    def wide(self) -> Contribution:
+        """This contribution with operands in at least float32."""
+        return self
+
     @property
     def nbytes(self) -> int:
         """How many bytes the operands hold."""
         return sum(operand.nbytes for operand in self.operands)
+
+    @property
+    def nbytes_in_float64(self) -> int:
+        """How many they would hold in float64."""
+        return sum(8 * operand.numel() for operand in self.operands)
 
     def select(self, rows: Tensor) -> Contribution:
         """Return the contribution of the examples at the given indices, in float64.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan
+from hushgrad.gradients.placement import Put
 from hushgrad.gradients.rounding import squared_norms
 
 
@@ -43,3 +44,7 @@ class Dense(Contribution):
     def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
         """Return `Dense` of the changed gradients."""
         return Dense(change(self.gradients))
+
+    def in_row(self, put: Put) -> Contribution:
+        """Return the gradients by the part of the parameter that is here."""
+        return Dense(put(self.gradients, {dim - 1: dim for dim in range(1, self.gradients.ndim)}))

@@ -24,7 +24,7 @@ FILE_VARIABLE = "HUSHGRAD_MACHINE"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Times in nanoseconds, and a budget.
+    """Times in nanoseconds, and two budgets.
 
     Attributes:
         multiply_add: one multiplication and addition in a matrix product.
@@ -37,6 +37,8 @@ class Machine:
         moved: one value that an element-wise operation reads and writes.
         keep_bytes: how much memory per-example gradients of one physical batch may take beyond the operands in whose
             place they are kept.
+        sum_bytes: how much memory the clipped sums of a sharded model may take whole in each process, until they are
+            exchanged once, at the end of the logical batch. Where they take more, parts are exchanged after each item.
     """
 
     multiply_add: float
@@ -46,6 +48,7 @@ class Machine:
     unfolded: float
     moved: float
     keep_bytes: int
+    sum_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -78,6 +81,7 @@ GPU = Machine(
     unfolded=5e-3,
     moved=3e-3,
     keep_bytes=1 << 30,
+    sum_bytes=1 << 32,
 )
 """Not measured: ratios such that Gram matrices and gradients cost the same near 600 positions."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from hushgrad.torch_internals import function_of
-from hushgrad.torch_sharding import runs_hooks_of_fsdp
+from hushgrad.torch_sharding import is_of_distributed_torch, laid_out_as
 
 
 def ordinary_gradients(
@@ -18,14 +18,23 @@ def ordinary_gradients(
 ) -> dict[str, Tensor]:
     """Return the gradient of each parameter that a backward from the outputs reaches, by ordinary autograd.
 
+    Of a parameter that is cut among tensor parallel processes it is that of the part of it that is here.
+
     Guarantee: `.grad` of the parameters, and of every leaf that the graph shows, is afterwards what it was.
     """
     if not may_run_backwards(outputs):
-        found = torch.autograd.grad(outputs, list(parameters.values()), cotangents, allow_unused=True)
-        return {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
-    with kept_gradients(outputs, parameters.values()):
-        torch.autograd.backward(outputs, cotangents)
-        return {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+        found: Sequence[Tensor | None] = torch.autograd.grad(
+            outputs, list(parameters.values()), cotangents, allow_unused=True
+        )
+    else:
+        with kept_gradients(outputs, parameters.values()):
+            torch.autograd.backward(outputs, cotangents)
+            found = tuple(parameter.grad for parameter in parameters.values())
+    return {
+        name: laid_out_as(parameter, gradient)
+        for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
+        if gradient is not None
+    }
 
 
 def may_run_backwards(outputs: Iterable[Tensor]) -> bool:
@@ -35,7 +44,7 @@ def may_run_backwards(outputs: Iterable[Tensor]) -> bool:
     was asked for the gradients of chosen tensors.
     """
     functions = (function_of(node) for node in _nodes(outputs))
-    return any(function is not None and not runs_hooks_of_fsdp(function) for function in functions)
+    return any(function is not None and not is_of_distributed_torch(function) for function in functions)
 
 
 @contextmanager

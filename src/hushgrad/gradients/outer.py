@@ -12,6 +12,7 @@ from hushgrad.gradients.contribution import Contribution, Plan, Way
 from hushgrad.gradients.cuda import dispatch
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.factored import Factored
+from hushgrad.gradients.placement import Put
 from hushgrad.gradients.rounding import LONG, POSITIONS, SMALL, WIDE, WIDTH, Sizes, product_of_squares, squared_norms
 
 # Positions in a block of a Gram matrix: below this, products of blocks are too small to be fast.
@@ -114,6 +115,10 @@ class OuterProducts(Factored):
     def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
         """Return the outer products of the changed operands."""
         return OuterProducts(change(self.left), change(self.right))
+
+    def in_row(self, put: Put) -> Contribution:
+        """Return the products of the part of the matrix that is here."""
+        return OuterProducts(put(self.left, {0: 2}), put(self.right, {1: 2}))
 
     @property
     def transposed(self) -> OuterProducts:

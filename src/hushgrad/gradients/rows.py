@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan
+from hushgrad.gradients.dense import Dense
+from hushgrad.gradients.placement import Put
 from hushgrad.gradients.rounding import squared_norms
 
 
@@ -72,3 +74,12 @@ class Rows(Contribution):
     def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
         """Return the rows with changed operands."""
         return Rows(change(self.ids), change(self.gradients), self.num_rows)
+
+    def in_row(self, put: Put) -> Contribution:
+        """Return the gradients of the rows that are here; those of others are zeros in the place of the first one."""
+        ids, gradients = put(self.ids, {}), put(self.gradients, {1: 2})
+        first, count = put.rows(self.num_rows)
+        if not count:
+            return Dense(gradients.new_zeros(len(ids), 0, gradients.shape[-1]))
+        is_here = (ids >= first) & (ids < first + count)
+        return Rows((ids - first).masked_fill(~is_here, 0), gradients.masked_fill(~is_here.unsqueeze(-1), 0), count)

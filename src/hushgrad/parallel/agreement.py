@@ -13,9 +13,8 @@ from hushgrad.accounting.conditions import Condition, from_note
 from hushgrad.errors import DesyncError
 from hushgrad.parallel.messages import digest_of, exchanged, tell_failure
 from hushgrad.parallel.replicas import digest
-from hushgrad.parallel.shards import Shards
 from hushgrad.parallel.world import World
-from hushgrad.torch_sharding import local_part
+from hushgrad.torch_sharding import is_distributed, local_part, part_that_others_have
 
 
 def require_agreement(world: World, facts: Mapping[str, Any]) -> None:
@@ -77,25 +76,24 @@ def together(
 
 
 def require_equal_copies(world: World, parameters: Iterable[Tensor]) -> None:
-    """Refuse to go on where processes that have the same part of sharded parameters have other values of it.
+    """Refuse to go on where processes that have the same part of split parameters have other values of it.
 
     All have to call it. Raises `DesyncError`.
     """
-    own: dict[str, str] = {}
-    splits = [(Shards.of(parameter), parameter) for parameter in parameters]
-    for split in dict.fromkeys(split for split, _ in splits):
-        if split is not None and not split.copies.is_alone:
-            parts = [local_part(parameter) for other, parameter in splits if other == split]
-            own[f"part {split.place} of {split.count} by dimension {split.dim}"] = digest(parts)
-    if not own:
+    parts: dict[str, list[Tensor]] = {}
+    for parameter in parameters:
+        if is_distributed(parameter) and (name := part_that_others_have(parameter)):
+            parts.setdefault(name, []).append(local_part(parameter))
+    if not parts:
         return
+    own = {name: digest(tensors) for name, tensors in parts.items()}
     first: dict[str, str] = {}
     for rank, (_, found) in enumerate(exchanged(world, "copies", own)):
         for name, value in found.items():
             if first.setdefault(name, value) != value:
                 raise DesyncError(
-                    f"the copies of a sharded model have other weights: {name} in rank {rank} than in one before it",
-                    cure="Build the model from one seed in every process, and shard it then",
+                    f"the copies of a split model have other weights: {name} in rank {rank} than in one before it",
+                    cure="Build the model from one seed in every process, and split it then",
                 )
 
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hushgrad.errors import HushgradError, UnsupportedModelError
 from hushgrad.parallel.world import processes
 from hushgrad.torch_internals import has_communication_hooks
-from hushgrad.torch_sharding import fully_sharded, groups_of, is_distributed, options_set
+from hushgrad.torch_sharding import at_rest, fully_sharded, groups_of, is_plain, is_split, options_set, parallel_meshes
 
 FSDP_1 = "torch.distributed.fsdp.fully_sharded_data_parallel"
 """The module of FSDP's first kind, which is named and not imported."""
@@ -78,34 +78,72 @@ def _shards_refused(model: nn.Module) -> Iterator[HushgradError]:
                 cure="Call fully_shard(module) with a mesh of all processes, and of its options mp_policy, "
                 "offload_policy and reshard_after_forward=True or False",
             )
-    sharded = {id(parameter.sharded_param) for group in groups_of(parts) for parameter in group.fsdp_params}
+    yield from _rows_refused(model)
+    rows = parallel_meshes(model)
+    row = next(iter(rows.values()), None)
+    of_column = {id(parameter.sharded_param) for group in groups_of(parts) for parameter in group.fsdp_params}
     for name, parameter in model.named_parameters():
-        if not is_distributed(parameter):
-            continue
-        if id(parameter) not in sharded:
-            yield UnsupportedModelError(
-                "lies on several processes, and not by fully_shard (tensor parallel, distribute_tensor)",
-                where=name,
-                cure="Train it whole (plain, or in DistributedDataParallel), or shard it by fully_shard alone",
-            )
-        elif not _is_of_all(parameter):
+        if id(parameter) in of_column and not _is_of_all(parameter, row, name in rows):
             yield UnsupportedModelError(
                 "is split over a part of the processes, in another order than theirs, or by a mesh that is not (shard) "
                 "or (replicate, shard)",
                 where=name,
                 cure="Call fully_shard with a mesh of all processes: init_device_mesh(device, (processes,)), or of "
-                "two dimensions",
+                'two dimensions; beside parallelize_module with mesh["dp"] of the mesh whose mesh["tp"] that has',
             )
 
 
-def _is_of_all(parameter: Any) -> bool:
-    kinds = [placement.is_shard() for placement in parameter.placements]
-    rest = [placement for placement in parameter.placements if not placement.is_shard()]
-    is_plain = len(kinds) <= 2 and kinds.count(True) == 1 and all(placement.is_replicate() for placement in rest)
-    mesh = parameter.device_mesh
-    # Torch numbers the processes of a group by their ranks, and takes the parts of a mesh in its own order.
-    in_order = all(mesh.get_local_rank(axis) == dist.get_rank(mesh.get_group(axis)) for axis in range(mesh.ndim))
-    return is_plain and in_order and mesh.size() == processes()
+def _rows_refused(model: nn.Module) -> Iterator[HushgradError]:
+    """Yield why parameters that lie on several processes beside `fully_shard` cannot be trained."""
+    rows = parallel_meshes(model)
+    if rows and inner_module(model) is not model:
+        yield UnsupportedModelError(
+            "a tensor parallel model is inside of DistributedDataParallel",
+            cure='Leave DistributedDataParallel out: processes of another mesh["dp"] are its copies; or call '
+            'fully_shard(model, mesh=mesh["dp"]) after parallelize_module',
+        )
+        return
+    tensors: dict[str, Any] = {**dict(at_rest(model)), **dict(model.named_buffers())}
+    names = {mesh.get_group(0).group_name for mesh in rows.values()}
+    for name, mesh in rows.items():
+        if mesh.ndim != 1 or len(names) > 1 or not _is_in_order(mesh):
+            yield UnsupportedModelError(
+                "lies on several processes by a mesh of more than one dimension, by another one than other parameters "
+                "do, or in another order than theirs, so which of them have the same examples cannot be told (tensor "
+                "parallel beside expert or context parallel, say)",
+                where=name,
+                cure='Give parallelize_module one mesh of one dimension for the whole model: mesh["tp"] of '
+                'init_device_mesh(device, (m, n), mesh_dim_names=("dp", "tp")), or a mesh of all processes',
+            )
+        elif not is_plain(tensors[name].placements[-1]):
+            yield UnsupportedModelError(
+                "is neither cut along a dimension nor whole in every process (a partial sum, say)",
+                where=name,
+                cure="Split parameters by parallelize_module with ColwiseParallel, RowwiseParallel and "
+                "SequenceParallel, or by distribute_tensor with Shard or Replicate",
+            )
+
+
+def _is_of_all(parameter: Any, row: Any, is_of_row: bool) -> bool:
+    """Whether what `fully_shard` split lies on all processes: with those of a row where its own mesh lacks them."""
+    mesh, placements = parameter.device_mesh, parameter.placements
+    beside = 1 if row is None or is_of_row else row.size()
+    own = placements[:-1] if is_of_row else placements
+    kinds = [not placement.is_replicate() for placement in own]
+    is_met_once = beside == 1 or set(mesh.mesh.flatten().tolist()) & set(row.mesh.tolist()) == {dist.get_rank()}
+    return (
+        len(kinds) <= 2
+        and kinds.count(True) == 1
+        and not any(placement.is_partial() for placement in placements)
+        and _is_in_order(mesh)
+        and is_met_once
+        and mesh.size() * beside == processes()
+    )
+
+
+def _is_in_order(mesh: Any) -> bool:
+    """Whether torch numbers the processes of a group by their ranks, and takes the parts of a mesh in its own order."""
+    return all(mesh.get_local_rank(axis) == dist.get_rank(mesh.get_group(axis)) for axis in range(mesh.ndim))
 
 
 def require_layout(model: nn.Module) -> None:
@@ -144,6 +182,6 @@ def is_sharded_by_wrapping(part: nn.Module) -> bool:
 
 
 def is_replica_or_shard(part: nn.Module) -> bool:
-    """Whether a module is one of torch's wrappers, or holds parts that `fully_shard` made."""
+    """Whether a module is one of torch's wrappers, or holds parts that lie on several processes."""
     wrappers = (nn.DataParallel, DistributedDataParallel)
-    return isinstance(part, wrappers) or is_sharded_by_wrapping(part) or bool(fully_sharded(part))
+    return isinstance(part, wrappers) or is_sharded_by_wrapping(part) or is_split(part)

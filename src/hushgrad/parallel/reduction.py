@@ -1,10 +1,12 @@
 """Sums of several processes become one, with noise in it before anything leaves a process.
 
 Each process adds noise to its own slice of its own sums, and then all sums are added up, one while the noise of the
-next is drawn. So every value has noise
-from one draw, by the process that owns it; the work of drawing is shared out; no key is shared; and a sum over the
-examples of all processes never exists without noise. On the wire, sums of single processes are in part without noise:
-the processes and their wire are one domain of trust.
+next is drawn. So every value has noise from one draw, by the process that owns it; the work of drawing is shared out;
+no key is shared; and a sum over the examples of all processes never exists without noise. On the wire, sums of single
+processes are in part without noise: the processes and their wire are one domain of trust.
+
+Sums of a sharded model may be scattered before (`session/scattered.py`): then each process has a part of the sum of all
+in its memory until it adds noise to it, as a single process has all of it.
 """
 
 from __future__ import annotations
@@ -30,46 +32,74 @@ def own_slice(world: World, flat: Tensor) -> Tensor:
     return flat[first:last]
 
 
-class Work(Protocol):
-    """A message that is on its way."""
+class Outgoing(Protocol):
+    """A sum that is about to be added up over processes.
 
-    def wait(self) -> Any:
-        """Return when it has come."""
+    Attributes:
+        values: all that this process hands over.
+        part: what of it this process adds noise to: a view.
+        own: what it has when all have come: its own part of the sum of all, or the whole.
+    """
+
+    values: Tensor
+    part: Tensor
+    own: Tensor
+
+    def send(self) -> None:
+        """Begin to hand it over."""
+
+    def wait(self) -> None:
+        """Return when it has come from all others."""
 
 
-def all_reduced(world: World, flat: Tensor) -> Work | None:
-    """Begin to replace a tensor by the sum of those of all processes: the same bits everywhere."""
-    return None if world.is_alone else dist.all_reduce(flat, group=world.data, async_op=True)
+class Reduction:
+    """A sum that all processes of a world have, and get the same bits of."""
+
+    def __init__(self, world: World, values: Tensor) -> None:
+        self.values = self.own = values
+        self.part = own_slice(world, values.view(-1))
+        self._world = world
+        self._work: Any = None
+
+    def send(self) -> None:
+        """Begin to hand it over."""
+        if not self._world.is_alone:
+            self._work = dist.all_reduce(self.values, group=self._world.data, async_op=True)
+
+    def wait(self) -> None:
+        """Return when it has come from all others."""
+        if self._work is not None:
+            self._work.wait()
 
 
-def add_up(flats: Sequence[Tensor], prepare: Callable[[int], None], hand_over: Callable[[int], Work | None]) -> None:
-    """Add up tensors of all processes.
+def add_up(sums: Sequence[Outgoing], prepare: Callable[[int], None]) -> None:
+    """Add up sums of all processes.
 
-    Each is handed over once it was prepared, while the next one is. Where that fails, it and those after it are handed
-    over as NaN, so that nobody waits for them and no sum is of use, and the error is raised at the end.
+    Each is handed over once it was prepared, while the next one is, and no more than two are on their way. Where that
+    fails, it and those after it are handed over as NaN, so that nobody waits for them and no sum is of use, and the
+    error is raised at the end.
 
     Args:
-        flats: contiguous tensors.
-        prepare: puts this process's noise into the tensor at a place.
-        hand_over: begins to send it.
+        sums: the same in all processes.
+        prepare: puts this process's noise into the sum at a place.
 
     Raises `PeerFailedError` where a process is gone.
     """
     failure: Exception | None = None
-    works: list[Work | None] = []
     try:
-        for place, flat in enumerate(flats):
+        for place, total in enumerate(sums):
             if failure is None:
                 try:
                     prepare(place)
                 except Exception as error:
                     failure = error
             if failure is not None:
-                flat.fill_(math.nan)
-            works.append(hand_over(place))
-        for work in works:
-            if work is not None:
-                work.wait()
+                total.values.fill_(math.nan)
+            total.send()
+            if place:
+                sums[place - 1].wait()
+        for total in sums[-1:]:
+            total.wait()
     except RuntimeError as error:
         raise unreachable(f"the sums could not be added up ({type(error).__name__})") from error
     if failure is not None:

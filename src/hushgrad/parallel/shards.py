@@ -18,10 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hushgrad.parallel.grid import Grid
 from hushgrad.parallel.messages import unreachable
-from hushgrad.parallel.reduction import all_reduced, own_slice
+from hushgrad.parallel.reduction import Reduction, own_slice
 from hushgrad.parallel.world import ALONE, World
-from hushgrad.torch_sharding import is_distributed, like, local_part, whole
+from hushgrad.torch_sharding import cut, is_distributed, like, local_part, whole
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,22 @@ class Shards:
     names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, parameter: Any) -> Shards | None:
-        """Return how a parameter is split that `require_layout` accepts; None for one that every process has whole."""
+    def of(cls, parameter: Any, grid: Grid) -> Shards | None:
+        """Return how a parameter is split over a column, that `require_layout` accepts; None where it is not.
+
+        How tensor parallel modules split it over rows is left out: each column has a part of its own, and its sums.
+        """
         if not is_distributed(parameter):
             return None
         mesh, placements = parameter.device_mesh, parameter.placements
-        names = tuple(mesh.get_group(axis).group_name for axis in range(mesh.ndim))
-        axis = next(axis for axis, placement in enumerate(placements) if placement.is_shard())
+        axes = [axis for axis in range(mesh.ndim) if not grid.is_of_row(mesh, axis)]
+        if not axes:
+            return None
+        names = tuple(mesh.get_group(axis).group_name for axis in axes)
+        axis = next(axis for axis in axes if not placements[axis].is_replicate())
         copies = ALONE
-        for other, placement in enumerate(placements):
-            if placement.is_replicate():
+        for other in axes:
+            if placements[other].is_replicate():
                 copies = World(mesh.get_local_rank(other), mesh.size(other), None, mesh.get_group(other))
         return cls(
             placements[axis].dim, mesh.get_local_rank(axis), mesh.size(axis), copies, mesh.get_group(axis), names
@@ -92,11 +99,9 @@ class Shards:
 
 def split_as(parameter: Any, value: Any) -> Any:
     """Return a whole tensor as a parameter lies on the processes; what is no such parameter's as it is."""
-    split = Shards.of(parameter) if isinstance(parameter, Tensor) else None
-    if split is None:
+    if not isinstance(parameter, Tensor) or not is_distributed(parameter):
         return value
-    [own] = split.taken_apart(split.rows_of([value])[split.place], [value])
-    return like(parameter, own.to(local_part(parameter).device).clone())
+    return like(parameter, cut(parameter, value).to(local_part(parameter).device).clone())
 
 
 def put_together(world: World, state: Any) -> Any:
@@ -119,23 +124,45 @@ def put_together(world: World, state: Any) -> Any:
     return state
 
 
-class Exchange:
-    """The exchange of one process's rows for `own`, `[L]`: the sum over all processes of the row that is its own."""
+class Scattering:
+    """One process's rows for `own`, `[L]`: the sum of its own row over the processes that have the parts."""
 
     def __init__(self, split: Shards, rows: Tensor) -> None:
-        self._split, self._rows, self._work = split, rows, None
-        self.own = rows[0]
+        """Begin to hand the rows over."""
+        self.own = rows[split.place]
+        self._work: Any = None
         if split.count > 1:
-            self.own = torch.empty_like(rows[split.place])
+            self.own = torch.empty_like(self.own)
+            self._rows = rows  # until it is sent
             self._work = _reduce_scatter(self.own, rows.view(-1), group=split.group, async_op=True)
 
     def wait(self) -> None:
         """Return when it has come from all others."""
         if self._work is not None:
             self._work.wait()
-        work = all_reduced(self._split.copies, self.own)
-        if work is not None:
-            work.wait()
+            del self._rows
+
+
+class Exchange:
+    """The exchange of one process's rows for `own`, `[L]`: the sum over all processes of the row that is its own."""
+
+    def __init__(self, split: Shards, rows: Tensor) -> None:
+        self._split, self.values = split, rows
+        self.part, self.own = split.own_part(rows), rows[split.place]
+        self._scattering: Scattering | None = None
+
+    def send(self) -> None:
+        """Begin to hand them over."""
+        self._scattering = Scattering(self._split, self.values)
+
+    def wait(self) -> None:
+        """Return when it has come from all others."""
+        assert self._scattering is not None
+        self._scattering.wait()
+        rest = Reduction(self._split.copies, self._scattering.own)
+        rest.send()
+        rest.wait()
+        self.values = self.part = self.own = rest.own  # the rows can go
 
 
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor

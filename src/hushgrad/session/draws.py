@@ -18,6 +18,9 @@ from hushgrad.torch_internals import flattened, unflattened
 # Sums up to here are cheaper to copy into one draw of noise than to give a draw of their own.
 SMALL_VALUES = 1 << 16
 
+TOGETHER_VALUES = 1 << 22
+"""Of sums that are split over the processes so many values share a draw: it is a message, and takes memory whole."""
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -26,11 +29,14 @@ class Draw:
     Attributes:
         places: which they are.
         split: how they are split over the processes; None for sums of parameters that every process has whole.
+        owner: the place in a row of the process that has these sums, and sends them to the others of its row once they
+            have noise; None where every process has sums of its own.
         is_large: whether it is one sum that needs no copy.
     """
 
     places: tuple[int, ...]
     split: Shards | None
+    owner: int | None
     is_large: bool
 
     def laid_out(self, totals: Sequence[Tensor]) -> Tensor:
@@ -57,16 +63,22 @@ class Draw:
         return [part if part.numel() else part.view_as(total) for part, total in parts]
 
 
-def draws_of(totals: Sequence[Tensor], splits: Sequence[Shards | None]) -> list[Draw]:
+def draws_of(totals: Sequence[Tensor], splits: Sequence[Shards | None], owners: Sequence[int | None]) -> list[Draw]:
     """Return the draws of all totals: the small ones of a kind together, then the large ones."""
     large: list[Draw] = []
-    together: dict[tuple[torch.device, torch.dtype, Shards | None], list[int]] = {}
-    for place, (total, split) in enumerate(zip(totals, splits, strict=True)):
+    together: dict[tuple[torch.device, torch.dtype, Shards | None, int | None, int], list[int]] = {}
+    counts: Counter[tuple[Shards, int | None]] = Counter()
+    for place, (total, split, owner) in enumerate(zip(totals, splits, owners, strict=True)):
         if total.numel() > SMALL_VALUES:
-            large.append(Draw((place,), split, True))
-        else:
-            together.setdefault((total.device, total.dtype, split), []).append(place)
-    return [*(Draw(tuple(places), split, False) for (_, _, split), places in together.items()), *large]
+            large.append(Draw((place,), split, owner, True))
+            continue
+        part = 0
+        if split is not None:  # apart from those of other owners: all of a row come to the same draws of one
+            part = counts[split, owner] // TOGETHER_VALUES
+            counts[split, owner] += total.numel()
+        together.setdefault((total.device, total.dtype, split, owner, part), []).append(place)
+    small = [Draw(tuple(places), split, owner, False) for (_, _, split, owner, _), places in together.items()]
+    return [*small, *large]
 
 
 def owners_of_their_memory(draws: Sequence[Draw], sums: Sequence[Tensor]) -> list[bool]:

@@ -113,7 +113,7 @@ class ObservedLoop(Loop):
             parts.update.drop()  # of a logical batch whose step was interrupted before its release
         self.close()
         pool = UsePool(parts.plan, on_backward=parts.marks.put)
-        pool.is_sharded = bool(parts.sharded)
+        pool.is_split = parts.is_split
         self._batch = OpenBatch(parts, pool, batch.size, len(batch.indices))
         parts.scope.record_into(pool)
         parts.probe.begin_item(batch.size, drawn)

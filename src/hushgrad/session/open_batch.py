@@ -214,7 +214,9 @@ class OpenBatch:
         parts = self._parts
         uses = without_padding(self._pool.take(), self._drawn, self._rows)
         if not self._drawn:
-            return
+            if not parts.update.is_scattered:
+                return
+            uses = {}  # the others wait for this process's part of theirs
         try:
             parts.update.add(uses, scale, parts.spending.current())
         except SensitivityMismatchError:

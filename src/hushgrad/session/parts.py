@@ -18,6 +18,7 @@ from hushgrad.guards.monitoring.monitor import Monitors
 from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.mechanism import Mechanism
+from hushgrad.parallel.grid import Grid
 from hushgrad.parallel.messages import exchanged
 from hushgrad.parallel.world import World
 from hushgrad.randomness import KeyStream
@@ -38,7 +39,7 @@ class Parts:
         mechanism: what every step does and costs.
         parameters: what is trained, by name.
         members: the modules and the optimizer, which belong to this session.
-        world: the processes that train this model together.
+        grid: the processes that train this model together, and which of them have other examples.
         draws: secret bits for drawing records, the same in all of these processes.
         plan: how norms are computed.
         sharded: the modules that `fully_shard` was called on; none of a model that every process has whole.
@@ -59,7 +60,7 @@ class Parts:
     mechanism: Mechanism
     parameters: dict[str, nn.Parameter]
     members: Members
-    world: World
+    grid: Grid
     draws: KeyStream
     plan: Plan
     sharded: tuple[nn.Module, ...]
@@ -77,9 +78,19 @@ class Parts:
     is_strict: bool
 
     @property
+    def world(self) -> World:
+        """All processes that train this model together."""
+        return self.grid.world
+
+    @property
+    def is_split(self) -> bool:
+        """Whether no process has all of the model."""
+        return bool(self.sharded) or bool(self.grid.row)
+
+    @property
     def share(self) -> Share:
-        """Which part of each logical batch this process takes."""
-        return Share(self.world.rank, self.world.size)
+        """Which part of each logical batch this process takes: that of the others of its row, too."""
+        return Share(self.grid.data.rank, self.grid.data.size)
 
     @property
     def decided_in_forward(self) -> tuple[Condition, ...]:
@@ -90,11 +101,13 @@ class Parts:
     def examined(self, is_due: bool) -> Iterator[None]:
         """Inside, a model may be run again, if it is to be in this process: in no other one it has to run then, too.
 
-        All processes come here with each item, and where the model is sharded all of them put it together.
+        All processes come here with each item. Where the model is sharded all of them put it together; where it is
+        tensor parallel all of a row run it, and none begins that while another one has something to say.
         """
-        if not self.sharded:
+        if not self.is_split:
             yield
             return
+        self.probe.raise_kept_back()
         if not self.world.is_alone:
             is_due = any(number for number, _ in exchanged(self.world, "examination", number=int(is_due)))
         if is_due:

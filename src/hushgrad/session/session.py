@@ -182,7 +182,7 @@ class Session:
             ProtocolError: a batch was handed out already, so `fn` may hold its values.
         """
         self._require_open()
-        if self._parts.sharded:
+        if self._parts.is_split:
             raise UnsupportedModelError(
                 "a term of parameters that are split over the processes is not supported",
                 where="session.regularizer",
@@ -396,7 +396,7 @@ class Session:
         """
         with self._others.telling(), self._between_steps("write a checkpoint"):
             world, model, optimizer = self._parts.world, self._model, self._optimizer
-            if self._parts.sharded:
+            if self._parts.is_split:
                 with together(world, "beginning of a checkpoint", {}):
                     states = model.state_dict(), optimizer.state_dict()
                     require_whole_states(optimizer)

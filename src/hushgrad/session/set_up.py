@@ -32,8 +32,9 @@ from hushgrad.guards.setup_invariants import SetupInvariants
 from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.mechanism import known as noise_kinds
 from hushgrad.parallel.agreement import require_agreement, require_equal_copies, together
+from hushgrad.parallel.grid import grid_of
 from hushgrad.parallel.layout import inner_module, require_layout
-from hushgrad.parallel.messages import agreed_stream
+from hushgrad.parallel.messages import agreed_stream, exchanged
 from hushgrad.parallel.replicas import digest, options_of, state_digest
 from hushgrad.parallel.world import ALONE, World
 from hushgrad.printable import full_name
@@ -78,12 +79,14 @@ def set_up(
     """
     parts: Parts | None = None
     try:
-        with together(world, "set-up", {}):
+        with together(world, "layout", {}):
             require_module(model)
             inner = inner_module(model)
             sharded = fully_sharded(inner)
             settle(sharded)  # an evaluation before may have left whole parameters in place
             require_layout(model)
+        grid = grid_of(inner, world)
+        with together(world, "set-up", {}):
             if not isinstance(mechanism, Mechanism):
                 raise InvalidArgumentError(
                     f"mechanism must be a DPSGD or another Mechanism, got {type(mechanism).__name__}",
@@ -111,7 +114,7 @@ def set_up(
             plan = plan or Plan.of_device(next(iter(parameters.values())).device)
             # Asks the clip rule and the noise, whose code may fail: before anything is put on the model.
             purpose = "noise" if world.is_first else f"noise of rank {world.rank}"  # apart under a key for tests, too
-            update = Update(parameters, mechanism, stream.fork(purpose), plan, alarms, world)
+            update = Update(parameters, mechanism, stream.fork(purpose), plan, alarms, grid)
             public = PublicTensors()
             probe = Probe(
                 inner, parameters, mechanism.loss_reduction, stream.fork("looks"), mechanism.expected_batch_size, public
@@ -122,7 +125,7 @@ def set_up(
                 mechanism=mechanism,
                 parameters=parameters,
                 members=members,
-                world=world,
+                grid=grid,
                 draws=stream,
                 plan=plan,
                 sharded=sharded,
@@ -141,11 +144,17 @@ def set_up(
             )
         own = parts.draws
         parts = replace(parts, draws=agreed_stream(world, own))
-        if parts.sharded:
-            parts.probe.look_with_others(parts.draws.fork("looks"))
+        if parts.is_split:
+            parts.probe.look_with_others(
+                parts.draws.fork("looks"), update.across, lambda: exchanged(world, "examination of losses")
+            )
         parts.spending.hear()
         require_agreement(world, _facts(parts, inner, optimizer, own, lease, phase, budget))
         require_equal_copies(world, inner.parameters())
+        if parts.sharded and not world.is_alone:
+            is_wanted = parts.update.split_bytes > parts.plan.sum_bytes
+            if any(number for number, _ in exchanged(world, "plan of sums", number=int(is_wanted))):
+                parts.update.scatter()
     except BaseException:
         if parts is not None:
             parts.scope.detach()  # refused for what another process has

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hushgrad.clipping.bound import BoundRule
-from hushgrad.gradients.clipped_sum import Weighed, clipped_sums
+from hushgrad.gradients.clipped_sum import Weighed, clipped_sums, pending_sums
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.guards.monitoring.alarms import Alarms
-from hushgrad.guards.monitoring.noise import NoiseMonitor
+from hushgrad.guards.monitoring.noise import VALUES, NoiseMonitor
 from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
 from hushgrad.mechanism import Mechanism
 from hushgrad.noise.gaussian import Noised
 from hushgrad.parallel.agreement import together
-from hushgrad.parallel.reduction import Work, add_up, all_reduced, own_slice
+from hushgrad.parallel.grid import WHOLE, Grid
+from hushgrad.parallel.reduction import Outgoing, Reduction, add_up
+from hushgrad.parallel.rows import across_row, bytes_of_sums, from_owner, is_from_here, owners_of, shape_in_row
 from hushgrad.parallel.shards import Exchange, Shards
-from hushgrad.parallel.world import ALONE, World
+from hushgrad.parallel.world import ALONE
 from hushgrad.randomness import Address, KeyStream
 from hushgrad.session.draws import Draw, draws_of, owners_of_their_memory
+from hushgrad.session.scattered import ScatteredSums
 from hushgrad.torch_sharding import device_of, is_distributed, like, local_part
 
 
@@ -38,14 +42,19 @@ class Update:
         noise: KeyStream,
         plan: Plan | None,
         alarms: Alarms = Alarms.RAISED,
-        world: World = ALONE,
+        grid: Grid = WHOLE,
     ) -> None:
         self._parameters = parameters
-        self._world = world
+        self._grid = grid
+        self._owners = owners_of(parameters, grid)
+        self.across = across_row(grid, self._owners, parameters)
+        """The processes that have other parts of the same examples' gradients."""
         self._clip = self._bound_to(mechanism)
         self._noise = mechanism.noise.start(noise)
         self._plan = plan
         self._sums: dict[str, Tensor] = {}
+        self._scattered: ScatteredSums | None = None
+        self._is_begun = False
         self._number = 0
         self._is_written = False
         self.monitor = NoiseMonitor(alarms)
@@ -54,6 +63,8 @@ class Update:
     @torch.no_grad()  # what was recorded may still hang on the graph of the forward
     def add(self, uses: MutableMapping[str, list[Contribution]], scale: float, mechanism: Mechanism) -> None:
         """Add the clipped sum of one physical batch, and empty it.
+
+        Where sums are scattered, all processes come here with each item, those without a record with no uses.
 
         Args:
             uses: what its backwards recorded.
@@ -67,14 +78,36 @@ class Update:
         def look(weighed: Weighed) -> None:
             self.sensitivity_monitor.check(self._number, weighed, clip)
 
-        watch = look if not self._sums and self.sensitivity_monitor.is_due(self._number) else None
-        on_excess = self.sensitivity_monitor.exceeded
-        sums = clipped_sums(uses, clip=clip, scale=scale, plan=self._plan, watch=watch, on_excess=on_excess)
-        for name, part in sums.items():
-            if name in self._sums:
-                self._sums[name] += part
-            else:
-                self._sums[name] = part
+        given: dict[str, Any] = {
+            "clip": clip,
+            "scale": scale,
+            "plan": self._plan,
+            "watch": look if not self._is_begun and self.sensitivity_monitor.is_due(self._number) else None,
+            "on_excess": self.sensitivity_monitor.exceeded,
+            "across": self.across,
+        }
+        self._is_begun = self._is_begun or bool(uses)
+        if self._scattered is None:
+            self._sums = clipped_sums(uses, **given, into=self._sums)
+        else:
+            pending = pending_sums(uses, **given)
+            self._scattered.add(pending.take)
+            pending.add_to(self._sums)
+
+    @property
+    def split_bytes(self) -> int:
+        """How much memory this process's sums of parameters take that are split over processes with other examples."""
+        split = {name: p for name, p in self._parameters.items() if Shards.of(p, self._grid) is not None}
+        return bytes_of_sums(split, self._owners, self._grid)
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether this process keeps its own part alone of sums that are split."""
+        return self._scattered is not None
+
+    def scatter(self) -> None:
+        """Keep from here on no sum whole that is split over the processes; in all of them, before the first item."""
+        self._scattered = ScatteredSums(self._parameters, self._owners, self._grid)
 
     def _bound_to(self, mechanism: Mechanism) -> BoundRule:
         return BoundRule(mechanism.clipping, self._parameters, sensitivity=mechanism.sensitivity)
@@ -91,7 +124,9 @@ class Update:
 
     def drop(self) -> None:
         """Forget the sums."""
-        self._sums = {}
+        self._sums, self._is_begun = {}, False
+        if self._scattered is not None:
+            self._scattered.drop()
 
     def write(self, mechanism: Mechanism) -> None:
         """Hand (sum + noise) / divisor to the optimizer, in `p.grad`, and forget the sums. Charge before.
@@ -100,12 +135,12 @@ class Update:
         """
         # Without torch.no_grad, which no operation here needs: sums have no graph, and an interrupt inside of its exit
         # would leave gradients switched off in the whole process.
-        sums, self._sums = self._sums, {}
+        sums, self._sums, self._is_begun = self._sums, {}, False
         number, self._number = self._number, self._number + 1
         self._is_written = True
         try:
             trained = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
-            self._hand_out(list(trained.values()), [self._total(sums, name) for name in trained], number, mechanism)
+            self._hand_out(trained, self._updates(trained, sums, number, mechanism), mechanism)
         except BaseException:
             self.clear()  # no partial update; the charge stands
             raise
@@ -125,33 +160,51 @@ class Update:
             self._is_written = False
 
     def _hand_out(
-        self, parameters: list[nn.Parameter], totals: list[Tensor], number: int, mechanism: Mechanism
+        self, trained: Mapping[str, nn.Parameter], updates: Mapping[str, Tensor], mechanism: Mechanism
     ) -> None:
         is_bare = not mechanism.noise_std > 0
-        for parameter, update in zip(parameters, self._updates(parameters, totals, number, mechanism), strict=True):
+        for name, parameter in trained.items():
             local = local_part(parameter)
-            parameter.grad = like(parameter, _laid_out_as(local, update.to(local.device), is_bare))
+            parameter.grad = like(parameter, _laid_out_as(local, updates[name].to(local.device), is_bare))
 
     def _updates(
-        self, parameters: Sequence[nn.Parameter], totals: list[Tensor], number: int, mechanism: Mechanism
-    ) -> list[Tensor]:
+        self, trained: Mapping[str, nn.Parameter], sums: dict[str, Tensor], number: int, mechanism: Mechanism
+    ) -> dict[str, Tensor]:
         """Return by what each parameter is updated: its part in this process."""
-        draws = draws_of(totals, [Shards.of(parameter) for parameter in parameters])
-        sums = []
+        scattered = self._scattered
+        names = [name for name in trained if scattered is None or name not in scattered.names]
+        totals = [self._total(sums, name) for name in names]
+        splits = [Shards.of(trained[name], self._grid) for name in names]
+        draws = draws_of(totals, splits, [self._owners[name] for name in names])
+        laid_out = []
         for draw in draws:
-            sums.append(draw.laid_out(totals))
+            laid_out.append(draw.laid_out(totals))
             for place in draw.places if draw.split is not None else ():  # its memory can go, its shape is needed
                 totals[place] = totals[place].to("meta")
-        owners = owners_of_their_memory(draws, sums)
-        if self._world.is_alone and all(draw.split is None for draw in draws):
-            updates = self._noised(sums, owners, number, mechanism)
-        else:
-            updates = self._noised_together(draws, sums, owners, number, mechanism)
-        found = list(totals)
-        for draw, update in zip(draws, updates, strict=True):
-            for place, part in zip(draw.places, draw.taken_apart(update, totals), strict=True):
-                found[place] = part
-        return found
+        owners = owners_of_their_memory(draws, laid_out)
+        grid = self._grid
+        if grid.world.is_alone and all(draw.split is None for draw in draws):
+            return self._by_name(names, totals, draws, self._noised(laid_out, owners, number, mechanism))
+        with together(grid.world, "sums", {"step": number}):  # from here on all wait for each other's
+            outgoing: list[Outgoing] = [
+                _outgoing(grid, draw, total if is_owner else total.clone(memory_format=torch.contiguous_format))
+                for draw, total, is_owner in zip(draws, laid_out, owners, strict=True)
+            ]
+            outgoing += [] if scattered is None else scattered.take()
+        del laid_out  # each goes as its sum has come
+        updates = self._noised_together(outgoing, number, mechanism)
+        found = self._by_name(names, totals, draws, updates[: len(draws)])
+        return found if scattered is None else found | scattered.taken_apart(updates[len(draws) :])
+
+    @staticmethod
+    def _by_name(
+        names: Sequence[str], totals: Sequence[Tensor], draws: Sequence[Draw], updates: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        return {
+            names[place]: part
+            for draw, update in zip(draws, updates, strict=True)
+            for place, part in zip(draw.places, draw.taken_apart(update, totals), strict=True)
+        }
 
     def _noised(
         self, sums: Sequence[Tensor], owners: Sequence[bool], number: int, mechanism: Mechanism
@@ -168,52 +221,30 @@ class Update:
         self.monitor.after(sample, updates, mechanism.noise_std, mechanism.divisor)
         return updates
 
-    def _noised_together(
-        self,
-        draws: Sequence[Draw],
-        sums: Sequence[Tensor],
-        owners: Sequence[bool],
-        number: int,
-        mechanism: Mechanism,
-    ) -> Sequence[Tensor]:
+    def _noised_together(self, sums: Sequence[Outgoing], number: int, mechanism: Mechanism) -> Sequence[Tensor]:
         """Return the same of the sums of all processes: each adds noise to its own part, then they are added up.
 
         Of sums that are split over the processes this process's part is returned.
 
         Guarantee: no sum leaves a process before its own noise is in it, and none is of use where noise is missing.
+
+        Of sums that were scattered, item by item, this is the part of this process, which alone adds noise to it.
         """
-        world = self._world
-        with together(world, "sums", {"step": number}):  # from here on all wait for each other's
-            wholes = [
-                total if is_owner else total.clone(memory_format=torch.contiguous_format)
-                for total, is_owner in zip(sums, owners, strict=True)
-            ]
-            parts = [
-                own_slice(world, whole.view(-1)) if draw.split is None else draw.split.own_part(whole)
-                for draw, whole in zip(draws, wholes, strict=True)
-            ]
         drawn: list[Tensor] = []
-        exchanges: dict[int, Exchange] = {}
 
         def prepare(place: int) -> None:
-            noised = self._noised_slice(parts[place], Address(number, place), mechanism)
-            wholes[place].div_(mechanism.divisor)
-            parts[place].copy_(noised)
+            total = sums[place]
+            noised = self._noised_slice(total.part, Address(number, place), mechanism)
+            total.values.div_(mechanism.divisor)
+            total.part.copy_(noised)
             if noised.numel():
-                drawn.append(noised)
+                drawn.append(noised.reshape(-1)[:VALUES].clone())  # what the monitor looks at
 
-        def hand_over(place: int) -> Work | None:
-            split = draws[place].split
-            if split is None:
-                return all_reduced(world, wholes[place])
-            exchanges[place] = Exchange(split, wholes[place])
-            return exchanges[place]
-
-        with together(world, "draw of noise", {"step": number}):
-            sample = self.monitor.before([own for own in parts if own.numel()])
-            add_up(wholes, prepare, hand_over)
+        with together(self._grid.world, "draw of noise", {"step": number}):
+            sample = self.monitor.before([total.part for total in sums if total.part.numel()])
+            add_up(sums, prepare)
             self.monitor.after(sample, drawn, mechanism.noise_std, mechanism.divisor)
-        return [exchanges[place].own if place in exchanges else whole for place, whole in enumerate(wholes)]
+        return [total.own for total in sums]
 
     def _noised_slice(self, own: Tensor, address: Address, mechanism: Mechanism) -> Tensor:
         if not own.numel():
@@ -226,13 +257,25 @@ class Update:
         if is_distributed(parameter):  # of one dtype in every process, and on the device that it is computed on
             device, dtype = device_of(parameter), accumulation_dtype(parameter.dtype)
             if total is None:
-                return torch.zeros(parameter.shape, dtype=dtype, device=device)
+                return torch.zeros(shape_in_row(parameter, self._grid), dtype=dtype, device=device)
             return total.to(device, dtype)
         if total is None:
             total = torch.zeros_like(
                 parameter, dtype=accumulation_dtype(parameter.dtype), memory_format=torch.contiguous_format
             )
         return total
+
+
+def _outgoing(grid: Grid, draw: Draw, laid_out: Tensor) -> Outgoing:
+    """Return the sum of a draw, which the processes with other examples add up, and those of a row get of its owner."""
+    total: Outgoing
+    if not is_from_here(draw.owner, grid.model):
+        total = Reduction(ALONE, laid_out if draw.split is None else torch.empty_like(laid_out[draw.split.place]))
+    elif draw.split is None:
+        total = Reduction(grid.data, laid_out)
+    else:
+        total = Exchange(draw.split, laid_out)
+    return from_owner(grid.model, draw.owner, total)
 
 
 def _laid_out_as(parameter: Tensor, update: Tensor, is_bare: bool) -> Tensor:

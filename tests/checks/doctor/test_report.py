@@ -51,6 +51,16 @@ def test_what_costs_more_than_a_tenth_of_a_step_has_a_mark() -> None:
         assert ("! +" in row) is marked
 
 
+def test_what_becomes_of_the_sums_of_a_sharded_model_is_said() -> None:
+    """Of a model that is not sharded only where it is large: nobody else has to know."""
+    assert "fully_shard" not in report(diagnosis(sum_bytes=1 << 20, sum_budget_bytes=1 << 20), 200)
+    whole = report(diagnosis(sum_bytes=1 << 20, sum_budget_bytes=1 << 20, is_sharded=True), 200)
+    assert "its clipped sums stay whole in each process until the end of a logical batch" in whole
+    scattered = diagnosis(sum_bytes=1 << 21, sum_budget_bytes=1 << 20)
+    assert "2.0 MiB whole, are above the budget of 1.0 MiB" in report(scattered, 200)
+    assert scattered.as_json()["sums_scattered"] is True
+
+
 def test_equal_findings_are_one_paragraph_with_all_their_places_and_one_cure() -> None:
     problems = tuple(Finding("DP301", f"norm.{i}", "mixes examples", "Put a GroupNorm there") for i in (1, 2, 5))
     text = report(diagnosis(problems=(*problems, Finding("DP307", "lookup", "is sparse"))), 100)

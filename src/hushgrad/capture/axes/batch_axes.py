@@ -37,10 +37,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from hushgrad.capture.axes.conversions import Conversions
 from hushgrad.capture.axes.layout import Layout, Path, Role, layout_of, owners_of
 from hushgrad.capture.axes.memory import WrittenMemory, axis_in_base, axis_in_view
 from hushgrad.capture.axes.owners import BatchLocation, SegmentIds, Whole, location_of, packed_owners
-from hushgrad.capture.axes.parts import lists_in, named_tensors
+from hushgrad.capture.axes.parts import lists_in, named_tensors, tensors_at_top
 from hushgrad.capture.axes.pieces import follow_pieces, form_of_cut, is_join
 from hushgrad.capture.axes.recipes import Identities, Recipe, digest, recipe_of_call
 from hushgrad.capture.axes.rules import Axis, OperatorCall, changes_in_place, main_argument
@@ -103,6 +104,7 @@ class BatchAxes:
         regroups: whether rows were selected or put in order by them.
         has_read: whether numbers of the batch left torch: its values, or how many rows were selected.
         written: memory of constants that holds the batch now.
+        conversions: knows tensors of the batch again behind conversions to distributed ones; None in one process.
     """
 
     def __init__(self) -> None:
@@ -120,6 +122,7 @@ class BatchAxes:
         self.selects = self.regroups = self.has_read = False
         self._lists: list[Listed] = []
         self.written = WrittenMemory()
+        self.conversions: Conversions | None = None
 
     @property
     def lost_by(self) -> str | None:
@@ -143,6 +146,8 @@ class BatchAxes:
         if tensor.dtype in NARROW and tensor.requires_grad:
             self.is_narrow = True
         self._entries[id(tensor)] = (weakref.ref(tensor), location)
+        if self.conversions is not None:
+            self.conversions.took(tensor, self.location(tensor))
 
     def forget(self, tensor: Tensor) -> None:
         """Take a tensor for no data: it was seen before it was known what it is."""
@@ -318,7 +323,7 @@ class BatchAxes:
         """
         if self._follows_alone(func, sources, args, kwargs, result):
             return
-        outputs = _tensors_at_top(result)
+        outputs = tensors_at_top(result)
         if not outputs or func in CONSTANTS or (func in COPIES and not self._is_copy(func, args, kwargs)):
             self.has_read = self.has_read or any(isinstance(self._found(source), Listed) for source in sources)
             self.has_read = self.has_read or (not outputs and reads_numbers(func, map(self._found, sources)))
@@ -638,15 +643,6 @@ def _mixed(tensor: Tensor, name: str) -> PrivacyUnitError:
         cure="Make a new tensor, and keep the batch on an axis of its own; or let each item hold one example only: "
         "max_physical_batch_size=1" + EXPERTS * name.startswith(BY_EXPERT),
     )
-
-
-def _tensors_at_top(result: Any) -> list[tuple[int, Tensor]]:
-    """Return the tensors that an operator returned, with their indices among its outputs."""
-    if isinstance(result, Tensor):
-        return [(0, result)]
-    if not isinstance(result, (tuple, list)):
-        return []
-    return [(index, part) for index, part in enumerate(result) if isinstance(part, Tensor)]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

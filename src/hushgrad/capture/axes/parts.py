@@ -75,3 +75,12 @@ def _holds_entries(value: Any, size: int, expected: Role | None) -> bool:
 def may_hold_all(tensor: Tensor, size: int) -> bool:
     """Return whether a tensor in a list may hold the whole batch: on its first axis, or as a state `[layers, B, h]`."""
     return size in tensor.shape[:2]
+
+
+def tensors_at_top(result: Any) -> list[tuple[int, Tensor]]:
+    """Return the tensors that an operator returned, with their indices among its outputs."""
+    if isinstance(result, Tensor):
+        return [(0, result)]
+    if not isinstance(result, (tuple, list)):
+        return []
+    return [(index, part) for index, part in enumerate(result) if isinstance(part, Tensor)]

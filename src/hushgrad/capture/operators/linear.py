@@ -20,7 +20,7 @@ from hushgrad.capture.operators.operator import ForwardContext, Operator, Record
 from hushgrad.capture.operators.registration import captures
 from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.dense import Dense
-from hushgrad.gradients.outer import OuterProducts
+from hushgrad.gradients.narrow import outer_products, widened
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +64,16 @@ class Linear(Operator):
 
     def record(self, pool: UsePool, saved: tuple[Tensor | None, ...], gradient: Tensor) -> Recorded:
         """Record outer products for the weight and the sum over positions for the bias."""
-        left_BTp = _positions(pool.examples(gradient, self.axis, self.name))
+        left_BTp = _positions(pool.operands(gradient, self.axis, self.name))
         uses: list[tuple[TrackedTensor, Any]] = []
         if self.weight is not None:
             x = saved[0]
             assert x is not None
-            outer = OuterProducts(left_BTp, _positions(pool.examples(x, self.axis, self.name)))
-            uses.append((self.weight, outer.transposed if self.swapped else outer))
+            right_BTd = _positions(pool.operands(x, self.axis, self.name))
+            sides = (right_BTd, left_BTp) if self.swapped else (left_BTp, right_BTd)
+            uses.append((self.weight, outer_products(*sides)))
         if self.bias is not None:
-            uses.append((self.bias, Dense(left_BTp.sum(1))))
+            uses.append((self.bias, Dense(widened(left_BTp).sum(1))))
         return uses
 
 

@@ -17,6 +17,7 @@ from hushgrad.capture.leaves import TrackedTensor
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError, UncoveredParameterUseError
 from hushgrad.gradients.contribution import Contribution, full_precision
+from hushgrad.gradients.placement import part_here
 from hushgrad.torch_internals import is_view, will_execute
 
 Recorded = Sequence[tuple[TrackedTensor, Contribution]]
@@ -75,13 +76,13 @@ class ForwardContext:
         """A gradient by an input was computed so that it can be differentiated again; losses may be made of it.
 
         Raises:
-            UncoveredParameterUseError: the model is sharded: parameters would be gone by then.
+            UncoveredParameterUseError: the model is split over processes.
         """
         pool, anchor = self.pool, self.anchor
-        if pool.is_sharded:
+        if pool.is_split:
             raise UncoveredParameterUseError(
-                "a gradient is to be differentiated again (a gradient penalty, say), and FSDP gives whole parameters "
-                "back before that",
+                "a gradient is to be differentiated again (a gradient penalty, say), and the model lies on several "
+                "processes, none of which has all of it by then",
                 where="create_graph=True",
                 cure="Leave the penalty out, or train the model whole, in DistributedDataParallel",
             )
@@ -136,9 +137,17 @@ class ForwardContext:
         if not self.anchor.is_accumulating():
             return
         self.check_batch(where, locations)
+        conversions = self.axes.conversions
+        is_cut = conversions is not None and conversions.has_row
         for leaf, contribution in uses(*arguments):
             for name, part in leaf.to_parameters(contribution):
-                self.pool.add(name, part)
+                self.pool.add(name, _part_here(leaf, name, part) if is_cut else part)
+
+
+def _part_here(leaf: TrackedTensor, name: str, contribution: Contribution) -> Contribution:
+    """Return the part of a contribution that this process has of a tensor parallel model."""
+    [value] = [parameter.value for parameter in leaf.parameters() if parameter.name == name]
+    return part_here(value, contribution)
 
 
 class Operator(ABC):

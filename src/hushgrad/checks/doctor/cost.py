@@ -47,7 +47,7 @@ def without_values(contribution: Contribution) -> tuple[Contribution, int]:
         held += operand.nbytes
         return operand.to("meta")
 
-    return contribution.map_examples(measure), held
+    return contribution.map_examples(measure).wide, held
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,8 +33,10 @@ from hushgrad.guards.probing.probe import Probe
 from hushgrad.guards.probing.state import State, forked_randomness
 from hushgrad.guards.probing.trees import with_tensors
 from hushgrad.losses import PerExampleLoss
+from hushgrad.parallel.grid import WHOLE, row_of
+from hushgrad.parallel.rows import bytes_of_sums, owners_of
 from hushgrad.torch_internals import BatchNorm
-from hushgrad.torch_sharding import fully_sharded
+from hushgrad.torch_sharding import fully_sharded, is_split
 
 Criterion = nn.Module | Callable[[Any, Any], Tensor]
 
@@ -81,20 +83,25 @@ def doctor(
         examination.run(*_arguments(model, batch, criterion))
     elif batch is not None:
         why = "before the problems above are solved"
-        if fully_sharded(model) and not problems:
-            why = "in one process alone: ask before fully_shard is called"
+        if is_split(model) and not problems:
+            why = "in one process alone: ask before fully_shard or parallelize_module is called"
         notes.append(Finding("", "", f"the model was not run: it cannot be, {why}"))
     device = next((p.device for p in trainable.values()), torch.device("cpu"))
     plan = Plan.of_device(device)
+    trained = {name: p for name, p in trainable.items() if not isinstance(p, nn.UninitializedParameter)}
+    grid = WHOLE if problems else row_of(model)
     return Diagnosis(
         model=type(model).__name__,
         batch_size=None if examination is None else examination.pool.batch_size,
         uses=() if examination is None else uses_of(examination.pool.recorded, plan),
         problems=tuple(problems),
         notes=tuple(notes),
-        parameters=sum(p.numel() for p in trainable.values() if not isinstance(p, nn.UninitializedParameter)),
+        parameters=sum(p.numel() for p in trained.values()),
         budget_bytes=plan.keep_bytes,
         machine="measured" if is_measured(device) else "as shipped",
+        is_sharded=bool(fully_sharded(model)),
+        sum_bytes=bytes_of_sums(trained, owners_of(trained, grid), grid),
+        sum_budget_bytes=plan.sum_bytes,
     )
 
 

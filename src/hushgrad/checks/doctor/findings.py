@@ -81,6 +81,9 @@ class Diagnosis:
         parameters: the number of trainable values, each of which gets noise in every update.
         budget_bytes: what per-example gradients may take beyond what they replace.
         machine: where the constants that ways are chosen by come from, "measured" or "as shipped".
+        is_sharded: whether `fully_shard` was called on the model.
+        sum_bytes: what its clipped sums take whole, in a tensor parallel model those of this process.
+        sum_budget_bytes: what they may take whole in each process of a sharded model.
     """
 
     model: str
@@ -91,6 +94,14 @@ class Diagnosis:
     parameters: int
     budget_bytes: int
     machine: str
+    is_sharded: bool = False
+    sum_bytes: int = 0
+    sum_budget_bytes: int = 0
+
+    @property
+    def are_sums_scattered(self) -> bool:
+        """Whether the sums of the model, sharded, are added up after each item, so that no process has them whole."""
+        return self.sum_bytes > self.sum_budget_bytes
 
     @property
     def is_ready(self) -> bool:
@@ -116,6 +127,7 @@ class Diagnosis:
             "uses": [{**asdict(use), "cost": use.cost} for use in self.uses],
             "cost": self.cost,
             "memory_bytes": self.memory_bytes,
+            "sums_scattered": self.are_sums_scattered,
         }
 
     def text(self, width: int) -> str:

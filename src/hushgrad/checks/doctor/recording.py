@@ -59,10 +59,10 @@ class RecordingPool(UsePool):
         self.backward = BackwardWatch()
         self._operator = ""
 
-    def examples(self, tensor: Tensor, axis: Any, where: str) -> Tensor:
-        """As `UsePool.examples`; takes note of the operator that asks."""
+    def operands(self, tensor: Tensor, axis: Any, where: str) -> Tensor:
+        """As `UsePool.operands`; takes note of the operator that asks."""
         self._operator = where
-        return super().examples(tensor, axis, where)
+        return super().operands(tensor, axis, where)
 
     def add(self, name: str, contribution: Contribution) -> None:
         """As `UsePool.add`."""

@@ -29,6 +29,8 @@ def report(diagnosis: Diagnosis, width: int) -> str:
     lines = [*wrapped(_heading(diagnosis), width), ""]
     if diagnosis.uses:
         lines += [_table(diagnosis, width), "", *wrapped(_costs(diagnosis), width), ""]
+    if diagnosis.is_sharded or diagnosis.are_sums_scattered:
+        lines += [*wrapped(_sums(diagnosis), width), ""]
     if diagnosis.problems:
         lines += ["Problems", *_findings(diagnosis.problems, width), ""]
     if diagnosis.notes:
@@ -120,6 +122,21 @@ def _costs(diagnosis: Diagnosis) -> str:
         f"{_bytes(diagnosis.memory_bytes)} until the clipped sums are formed. T: positions in each example. Ways are "
         f"chosen by the constants of this machine ({diagnosis.machine}; `hushgrad machine`) under a budget of "
         f"{_bytes(diagnosis.budget_bytes)}."
+    )
+
+
+def _sums(diagnosis: Diagnosis) -> str:
+    """What becomes of the clipped sums where the model lies on several processes."""
+    whole, budget = _bytes(diagnosis.sum_bytes), _bytes(diagnosis.sum_budget_bytes)
+    if diagnosis.are_sums_scattered:
+        return (
+            f"Under fully_shard its clipped sums, {whole} whole, are above the budget of {budget} (sum_bytes): they "
+            f"are added up after each item of a logical batch, {whole} on the wire each time, and a process keeps its "
+            f"part of them."
+        )
+    return (
+        f"Under fully_shard its clipped sums stay whole in each process until the end of a logical batch: {whole}, "
+        f"within the budget of {budget} (sum_bytes), and as much on the wire, once."
     )
 
 

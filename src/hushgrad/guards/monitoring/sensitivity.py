@@ -65,9 +65,10 @@ class SensitivityMonitor:
         place = _place(update // EVERY, weighed, clip)
         if place is not None:
             weights_GB = weighed.weights[:, place : place + 1]
-            norms = [
+            squares = [
                 _added(parts, place, weights_B) for parts, weights_B in zip(weighed.members, weights_GB, strict=True)
             ]
+            norms = weighed.across.added(weighed.roots.new_tensor(squares, dtype=torch.float64)).sqrt().tolist()
             if not all(norm <= limit * (1 + _TOLERANCE) for norm, limit in zip(norms, clip.limits, strict=True)):
                 self.exceeded(
                     SensitivityMismatchError(
@@ -122,8 +123,8 @@ def _place(turn: int, weighed: Weighed, clip: BoundRule) -> int | None:
 
 
 def _added(parts: Mapping[str, Contribution], place: int, weights_B: Tensor) -> float:
-    """Return the norm of what one example adds to the sums of these parameters."""
+    """Return the squared norm of what one example adds to the sums of these parameters."""
     squared = 0.0
     for part in parts.values():
         squared += float(squared_norms(part.alone(place).weighted_sum(weights_B).reshape(-1)))
-    return math.sqrt(squared)
+    return squared

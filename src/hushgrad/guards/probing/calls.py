@@ -24,7 +24,7 @@ from hushgrad.guards.probing.state import State, Structure, forked_randomness, r
 from hushgrad.guards.probing.trees import Path, copied, detached, tensors_at
 from hushgrad.guards.probing.uncounted_writes import UncountedWrites
 from hushgrad.torch_internals import function_of, gradient_hooks_of, has_backward_hooks, version
-from hushgrad.torch_sharding import is_hook_of_fsdp
+from hushgrad.torch_sharding import arrived, is_hook_of_fsdp
 
 SEED = 20_260_101
 
@@ -260,6 +260,8 @@ class Runner:
                     stack.enter_context(silence)
                 with self.call.settings():
                     output = self.call.module(*args, **kwargs)
+                for _, tensor in tensors_at(output):
+                    arrived(tensor)  # which nobody else may wait for
                 drew = randomness_used(self.devices, SEED) or self.state.has_drawn()
                 seeds = seeds_left(self.devices, SEED)
                 if then is not None:

@@ -232,6 +232,7 @@ class Examination:
                 example=order[-1],
                 quiet=drew,
                 scales=(1.0, 1 / LARGE, LARGE),
+                across=self._probed.across,
             )
         for example, scale in self._trials(list(dict.fromkeys(order)), is_changed):
             most = FEW if scale == 1 and not call.is_hooked else MOST_HOOKED
@@ -250,6 +251,7 @@ class Examination:
                     whole=self._quiet.output,
                     fewer=fewer.output if example == left_out else None,
                     scale=scale,
+                    across=self._probed.across,
                 )
             except HushgradError:
                 raise
@@ -285,6 +287,7 @@ class Examination:
                 example=example,
                 place=(row, size),
                 recorded=self._probed.recorded(row),
+                across=self._probed.across,
             )
         except HushgradError:
             raise

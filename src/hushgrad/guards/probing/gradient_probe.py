@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError
+from hushgrad.gradients.across import NOWHERE, Across
 from hushgrad.gradients.ordinary import kept_gradients, may_run_backwards, ordinary_gradients
 from hushgrad.guards.probing.calls import Outcome, Runner
 from hushgrad.guards.probing.rows import Batch
@@ -38,6 +39,7 @@ def require_own_gradient(
     whole: Any,
     fewer: Any,
     scale: float = 1.0,
+    across: Across = NOWHERE,
 ) -> tuple[Outcome | None, bool]:
     """Run some examples forward and backward under capture, and one of them alone without; compare its gradient.
 
@@ -55,6 +57,7 @@ def require_own_gradient(
         loss_reduction: how a scalar output is made of the examples' losses.
         whole, fewer: the outputs for the batch, and for it without the example.
         scale: how large the weights are: a hook may change large gradients only.
+        across: the processes that have other parts of the gradients; all of them come to one verdict.
 
     Returns the outcome of the captured run, or None where no gradient reached any output; and whether anything could be
     told, for which the gradient of the example must be finite.
@@ -127,7 +130,7 @@ def require_own_gradient(
             mean = loss_reduction == "mean"
             is_told &= _require_sum_of_losses(path, tensor, less.get(path), alone[path], batch.size, mean)
     try:  # a gradient that is not finite contributes nothing, and shows nothing
-        return outcome, _require_same(pool.gradient_of(place), own, parameters, call.autocast) and is_told
+        return outcome, _require_same(pool.gradient_of(place), own, parameters, call.autocast, across) and is_told
     finally:
         pool.clear()  # its operands are on the graph whose nodes hold the pool: nothing else would ever let them go
 
@@ -142,6 +145,7 @@ def require_gradient_of_batch(
     example: int,
     place: tuple[int, int],
     recorded: Iterable[tuple[str, Tensor]],
+    across: Across = NOWHERE,
 ) -> None:
     """Compare one example's recorded gradient, of the loop's own loss in the whole batch, with the one it gives alone.
 
@@ -156,6 +160,7 @@ def require_gradient_of_batch(
         example: which one.
         place: its number in the batch of the loop, and the size of that.
         recorded: its gradients by the parameters.
+        across: the processes that have other parts of the gradients.
 
     Raises:
         CrossSampleLeakError: they differ.
@@ -191,7 +196,7 @@ def require_gradient_of_batch(
     finally:
         scope.paused = paused
     if is_whole and own:
-        _require_same(recorded, own, parameters, call.autocast)
+        _require_same(recorded, own, parameters, call.autocast, across)
 
 
 def require_proportional(
@@ -204,6 +209,7 @@ def require_proportional(
     example: int,
     quiet: bool,
     scales: Sequence[float],
+    across: Across = NOWHERE,
 ) -> None:
     """Refuse gradients of one example that do not grow as those of its outputs do: a hook's threshold, say, or a clamp.
 
@@ -214,6 +220,7 @@ def require_proportional(
         runner, batch, scope, parameters, axes, quiet: as of `require_own_gradient`.
         example: that is run alone.
         scales: of the gradients that its outputs get.
+        across: the processes that have other parts of the gradients.
 
     Raises:
         CrossSampleLeakError: they are not proportional.
@@ -242,7 +249,7 @@ def require_proportional(
             return
     try:
         for other in found[1:]:
-            _require_same(found[0].items(), dict(other), parameters, call.autocast)
+            _require_same(found[0].items(), dict(other), parameters, call.autocast, across)
     except CrossSampleLeakError as error:
         raise CrossSampleLeakError(
             "gradients are changed by their size (a clamp, a threshold, a normalisation, in a hook or a custom "
@@ -306,6 +313,7 @@ def _require_same(
     own: dict[str, Tensor],
     parameters: Mapping[str, nn.Parameter],
     autocast: Sequence[tuple[str, bool, torch.dtype]],
+    across: Across,
 ) -> bool:
     """Return whether both are finite, so that it could be told. What is compared of `own` is taken out of it."""
     difference, size, worst, culprit = 0.0, 0.0, 0.0, ""
@@ -314,6 +322,7 @@ def _require_same(
         difference, size = difference + off, size + wanted_square
         if off > worst:
             worst, culprit = off, name
+    difference, size = across.added(torch.tensor([difference, size], dtype=torch.float64)).tolist()
     low = any(enabled for _, enabled, _ in autocast)
     looseness = max(
         LOW_LOOSENESS if low else LOOSENESS.get(parameter.dtype, LOW_LOOSENESS) for parameter in parameters.values()

@@ -34,12 +34,15 @@ from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.scope import Scope
 from hushgrad.errors import (
     CrossSampleLeakError,
+    DesyncError,
     HushgradError,
     LossShapeError,
     PrivacyUnitError,
     PrivateBufferError,
     ProtocolError,
+    UnsupportedModelError,
 )
+from hushgrad.gradients.across import NOWHERE, Across
 from hushgrad.guards.probing.bypass import require_no_bypass
 from hushgrad.guards.probing.collate_examination import require_separate_records
 from hushgrad.guards.probing.collate_probe import Form
@@ -61,9 +64,11 @@ from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.trees import kept_values, tensors_at
 from hushgrad.guards.probing.widths import Drawn
 from hushgrad.losses import Arguments
+from hushgrad.parallel.messages import digest_of
+from hushgrad.parallel.replicas import digest
 from hushgrad.randomness import KeyStream
 from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task, will_execute
-from hushgrad.torch_sharding import fully_sharded, without_messages
+from hushgrad.torch_sharding import fully_sharded, is_split, without_messages
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,9 @@ class Probe:
     ) -> None:
         self._model = model
         self._sharded = fully_sharded(model)
+        self._is_split = is_split(model)
+        self._across: Across = NOWHERE
+        self._listen: Callable[[], object] = lambda: None
         self._parameters = parameters
         self._loss_reduction = loss_reduction
         self._positions = Positions()
@@ -254,6 +262,8 @@ class Probe:
             return None
         if not any(parameter.requires_grad for parameter in self._parameters.values()):
             return None  # in session.paused()
+        if self._is_split:
+            self._require_same_inputs(args, kwargs)
         if module is not self._model and self._drawn is None:  # else what runs between parts is run again
             require_no_bypass(self._model, module, sys._getframe())
         if self._padded is not None:
@@ -280,8 +290,11 @@ class Probe:
         if output is None:
             return
         if entered.pending is not None:
-            entered.pending.call.returned(output, hangs_hooks, self._is_accumulating)
-            self.changes_gradients = self.changes_gradients or entered.pending.call.changes_gradients
+            call = entered.pending.call
+            call.returned(output, hangs_hooks, self._is_accumulating)
+            call.is_hooked = self._is_so_anywhere(call.is_hooked)
+            call.changes_gradients = self._is_so_anywhere(call.changes_gradients)
+            self.changes_gradients = self.changes_gradients or call.changes_gradients
         if self.watcher is not None:
             self.watcher.returned()
         self._scalar_loss.left(entered.module, output)
@@ -367,12 +380,19 @@ class Probe:
         with without_messages(self._sharded):
             return require_separate_losses(losses, outputs)
 
-    def look_with_others(self, stream: KeyStream) -> None:
+    def look_with_others(self, stream: KeyStream, across: Across, listen: Callable[[], object]) -> None:
         """Look at the batches that other processes look at: secret bits that all of them have.
 
-        Each look at a sharded model has all of them put it together.
+        Each look at a sharded model has all of them put it together, and in each at a tensor parallel one all processes
+        of a row run it. They come to one verdict on gradients.
+
+        Args:
+            stream: the secret bits.
+            across: the processes that have other parts of the gradients.
+            listen: raises what another one of them has found.
         """
         self._looks.draw_from(stream)
+        self._across, self._listen = across, listen
 
     def stop_looks(self) -> None:
         """Look at no later batch: for benchmarks of an ordinary step, which measure looks by themselves."""
@@ -461,6 +481,9 @@ class Probe:
         try:
             self.raise_kept_back()
             self._examine_all(size, recorded)
+        except UnsupportedModelError as error:
+            self._require_others(error)
+            raise
         finally:
             self._is_ending = False
 
@@ -477,7 +500,13 @@ class Probe:
     def _examine_all(self, size: int, recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None) -> None:
         self._scalar_loss.close()
         with self._findings_told():
-            self._scalar_loss.doubt(self._programs.examine())
+            try:
+                self._scalar_loss.doubt(self._programs.examine())
+            except HushgradError:
+                self._across.least(0)
+                raise
+        if not self._across.least(1):  # another process of the row goes no further, and the model's run needs all
+            self._listen()
         if self._programs.has_read:
             self._read[VALUES_READ] = None
         pending = [part for part in self._calls.whole if self._is_due(part, size)]
@@ -586,11 +615,45 @@ class Probe:
 
     def _tell(self, error: HushgradError) -> bool:
         self._programs.stop()
-        if self._sharded and not self._is_ending:
+        if self._is_split and not self._is_ending:
             self._kept_back = self._kept_back or error
             return True
+        self._require_others(error)
         self.on_finding(error)
         return False
+
+    def _require_others(self, error: HushgradError) -> None:
+        """Raise `PeerFailedError` where what failed, and is said of a model, was a message to a process that is gone.
+
+        Where it is the model's, it fails in all processes of a row.
+        """
+        if error.__context__ is not None and not isinstance(error.__context__, HushgradError):
+            self._across.least(0)
+
+    def _is_so_anywhere(self, what: bool) -> bool:
+        """Return whether it is so in any process of the row: all examine a call alike, and divide its losses or not."""
+        return not self._across.least(int(not what))
+
+    def _require_same_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a forward for which processes of a row were given other values, or the same in another order.
+
+        A row of its outputs would then be made of one record here and of another one there.
+
+        Raises:
+            DesyncError: in all processes of the row.
+        """
+        if self._across is NOWHERE:
+            return
+        item = () if self._drawn is None else self._drawn.item
+        given = [tensor for _, tensor in tensors_at((item, args, kwargs))]
+        if not self._across.agree_on(digest_of(digest(given))):
+            raise DesyncError(
+                "processes that have parts of one layer were given other values of the same records, or another order "
+                "of them",
+                where="the forward of a tensor parallel model",
+                cure="Augment and order records by the same random numbers in all processes of a row: seed torch, "
+                "NumPy and random alike in them, or draw from the record's index in the dataset",
+            )
 
     def _begin_looks(self) -> None:
         """Decide once for each batch whether it is looked at."""
@@ -620,6 +683,7 @@ class Probe:
         probed.axes, probed.drawn, probed.novelty = self._axes, self._drawn, self._novelty
         probed.positions, probed.cuts = self._positions, self._programs.cuts | self._novelty.cuts
         probed.recorded, probed.is_divided = self._recorded, self._is_divided
+        probed.across = self._across
         return probed
 
     def _look(self, pending: Sequence[Pending], size: int) -> None:

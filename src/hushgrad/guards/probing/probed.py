@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hushgrad.capture.axes.layout import Role
 from hushgrad.capture.scope import Scope
+from hushgrad.gradients.across import NOWHERE, Across
 from hushgrad.guards.probing.calls import Call
 from hushgrad.guards.probing.loss_probe import Runs
 from hushgrad.guards.probing.novelty import Novelty
@@ -42,6 +43,7 @@ class Probed:
         positions: which outputs have positions of a record; learns what runs of one record alone show.
         is_divided: whether the loop's losses were divided by the number of examples.
         skipped: what could not be examined, and why.
+        across: the processes that have other parts of the gradients; all of them examine the same calls.
     """
 
     model: nn.Module
@@ -59,6 +61,7 @@ class Probed:
     positions: Positions = field(default_factory=Positions)
     is_divided: bool = False
     skipped: list[str] = field(default_factory=list)
+    across: Across = NOWHERE
 
     def widths(self, call: Call, batch: Batch) -> list[OwnWidth]:
         """Return records of a call that are shorter than the longest, with their own lengths."""

@@ -34,7 +34,7 @@ from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.torch_loader import DataLoaderReading, LoadingOptions, read_data_loader
 from hushgrad.session.session import Session
 from hushgrad.session.set_up import set_up
-from hushgrad.torch_sharding import fully_sharded
+from hushgrad.torch_sharding import is_split
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 TrainingLoop = Callable[[nn.Module, Optimizer, Any, nn.Module], None]
@@ -225,10 +225,11 @@ def _copied(module: nn.Module) -> nn.Module:
 
     Raises `UnsupportedModelError` for one that lies on several processes.
     """
-    if fully_sharded(module):
+    if is_split(module):
         raise UnsupportedModelError(
-            "a model that fully_shard was called on cannot be copied, and training is verified on copies",
-            cure="Verify the model before fully_shard, in one process: what is trained is the same",
+            "a model that lies on several processes cannot be copied, and training is verified on copies",
+            cure="Verify the model before fully_shard or parallelize_module is called, in one process: what is trained "
+            "is the same",
         )
     memo: dict[int, Any] = {id(value): value for value in own_objects(module)}
     for _, value in kept_by(module)[0]:
