@@ -18,6 +18,7 @@ from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.fixed_size import FixedSizeSampled
 from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.random_allocation import RandomAllocation
 from hushgrad.accounting.events.registry import event_from_json, register_event
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.accounting.guarantee import Guarantee, guarantee
@@ -45,6 +46,7 @@ __all__ = [
     "LedgerHead",
     "LedgerView",
     "PoissonSampled",
+    "RandomAllocation",
     "TruncatedPoisson",
     "calibrate_noise_multiplier",
     "disjoint_passes",

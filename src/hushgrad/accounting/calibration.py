@@ -152,7 +152,7 @@ def _gaussian_limit(composition: Callable[[float], Composition], delta: float, n
     """Return roughly ε at `noise_multiplier`, by the central limit of the privacy loss; only a first guess."""
     from hushgrad.accounting.gaussian import gaussian_epsilon
 
-    form = as_if_never_cut(normal_form(composition(noise_multiplier)))
+    form = as_if_never_cut(normal_form(composition(noise_multiplier))).as_if_independent()
     precision = form.gaussian_precision
     for rate, noise, count in form.sampled:
         precision += count * rate**2 * math.expm1(min(noise**-2, 500.0))
@@ -164,7 +164,7 @@ def _saddle_point_approximation(
 ) -> float:
     from hushgrad.accounting.saddle_point.accountant import rough_epsilon
 
-    return rough_epsilon(as_if_never_cut(normal_form(composition(noise_multiplier))), delta)
+    return rough_epsilon(as_if_never_cut(normal_form(composition(noise_multiplier))).as_if_independent(), delta)
 
 
 def _bisect(rough: Callable[[float], float], target: float, within: float = 1e-6) -> float:

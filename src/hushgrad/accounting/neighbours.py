@@ -10,6 +10,7 @@ batches. From the same events follows, for one sampled or unsampled Gaussian ste
   shift of at most C and from each other by at most 2C. By advanced joint convexity (Balle, Barthe & Gaboardi, 2018,
   arXiv:1807.01647, theorem 2) and ε₀ = log(1 + (e^ε − 1)/q), it has δ(ε) <= q·δ_G(ε₀) with δ_G that of the shift 2C:
   the bound of fixed-size sampling with the same rate (`one_step_of_fixed_size`), true and not sharp.
+- of a pass over *random batches* (balls in bins) zero-out, too, is the same pair. Replace-one and groups: refused.
 - *groups* of k records added or removed together: Ganesh (2024, arXiv:2401.10294), sharp, by the saddle-point
   accountant. Groups under replace-one: refused.
 """
@@ -31,7 +32,7 @@ def epsilon_under(composition: Composition, delta: float, relation: str, group_s
 
     Raises `AccountingError` with the reason where nothing true is known: add/remove-one of events that are charged
     under zero-out (a record's absence would shift the later batches), groups under replace-one, groups of steps of
-    truncated or of fixed size.
+    truncated or of fixed size, groups and replace-one of passes over random batches.
     """
     delta = open_unit_interval("delta", delta)
     one_of("relation", relation, RELATIONS)
@@ -54,7 +55,14 @@ def epsilon_under(composition: Composition, delta: float, relation: str, group_s
             where="relation",
             cure="Ask for zero-out, or train with Poisson sampling",
         )
-    form.require_plain(f"another relation than {form.adjacency}")
+    if form.allocated and (relation == REPLACE_ONE or size > 1):
+        raise AccountingError(
+            "epsilon of passes over random batches (balls in bins) is known for the presence of one record. For "
+            f"{'replace-one' if relation == REPLACE_ONE else 'groups'} no sharp bound is known",
+            where="relation" if relation == REPLACE_ONE else "group_size",
+            cure="Ask for add/remove-one or zero-out of one record",
+        )
+    form.without_allocation().require_plain(f"another relation than {form.adjacency}")
     if form.noiseless:
         return epsilon_bounds(composition, delta)
     from hushgrad.accounting.saddle_point.accountant import epsilon_bounds as of_form

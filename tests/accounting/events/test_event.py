@@ -10,6 +10,7 @@ from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.fixed_size import FixedSizeSampled
 from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.random_allocation import RandomAllocation
 from hushgrad.accounting.events.registry import event_from_json
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.errors import InvalidArgumentError
@@ -20,6 +21,7 @@ events = st.one_of(
     st.builds(PoissonSampled, st.floats(0, 1), noise),
     st.builds(DisjointPass, noise, st.integers(0, 2**40)),
     st.builds(BallsInBins, st.integers(1, 2**40), noise, st.integers(0, 2**40)),
+    st.builds(RandomAllocation, st.integers(64, 2**40), noise, st.integers(0, 2**40), st.integers(1, 64)),
     st.builds(TruncatedPoisson, st.floats(0, 1), noise, st.integers(1, 2**40), st.integers(1, 2**40)),
     st.builds(FixedSizeSampled, st.integers(1, 2**20), st.integers(2**20, 2**40), noise),
 )

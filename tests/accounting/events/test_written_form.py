@@ -11,6 +11,7 @@ from hushgrad.accounting import (
     FixedSizeSampled,
     Gaussian,
     PoissonSampled,
+    RandomAllocation,
     TruncatedPoisson,
     read_ledger,
 )
@@ -32,6 +33,7 @@ EVENTS: dict[str, list[tuple[Event, int]]] = {
         (PoissonSampled(0.01, 1.1), 20),
         (NotEstablished("DP301", "layers.3", "the output of one example depends on the others"), 1),
     ],
+    "random-allocation": [(RandomAllocation(100, 0.8, 2), 100), (RandomAllocation(30, 1.5, 3, participations=4), 7)],
     "fully-adaptive": [(RenyiFilter(3.0, 1e-5, 12), 1), (PoissonSampled(0.01, 1.1), 20)],
 }
 

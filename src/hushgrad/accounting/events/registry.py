@@ -18,6 +18,7 @@ from hushgrad.accounting.events.fixed_size import FixedSizeSampled
 from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.random_allocation import RandomAllocation
 from hushgrad.accounting.events.renyi_filter import RenyiFilter
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.errors import HushgradError, InvalidArgumentError
@@ -178,6 +179,7 @@ _OWN = (
     Gaussian,
     TruncatedPoisson,
     FixedSizeSampled,
+    RandomAllocation,
     BallsInBins,
     DisjointPass,
     NotEstablished,
