@@ -97,6 +97,7 @@ def test_make_private_takes_the_names_that_users_of_opacus_know() -> None:
         "max_grad_norm",
         "loss_reduction",
         "poisson_sampling",
+        "sampling",
         "clipping",
         "max_physical_batch_size",
         "constant_shapes",

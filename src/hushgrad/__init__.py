@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from hushgrad.guards.monitoring.monitor import Monitor, NoisedUpdate
     from hushgrad.mechanism import DPSGD, GaussianNoise, Mechanism, NoiseMechanism
     from hushgrad.privacy import Privacy
+    from hushgrad.sampling.balls_in_bins import BallsInBinsSampling
     from hushgrad.sampling.disjoint import DisjointBatches
+    from hushgrad.sampling.fixed_size import FixedSizeSampling
     from hushgrad.sampling.poisson import PoissonSampling
     from hushgrad.sampling.scheme import SamplingScheme
     from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
@@ -32,10 +34,12 @@ if TYPE_CHECKING:
     from hushgrad.study.trained.loading import load
 
 __all__ = [  # noqa: RUF022 - in plain order
+    "BallsInBinsSampling",
     "Budget",
     "ClipRule",
     "DPSGD",
     "DisjointBatches",
+    "FixedSizeSampling",
     "FlatClipping",
     "GaussianNoise",
     "Mechanism",
@@ -61,10 +65,12 @@ __all__ = [  # noqa: RUF022 - in plain order
 ]
 
 _HOMES = {
+    "BallsInBinsSampling": "hushgrad.sampling.balls_in_bins",
     "Budget": "hushgrad.accounting.budget",
     "ClipRule": "hushgrad.clipping.rule",
     "DPSGD": "hushgrad.mechanism",
     "DisjointBatches": "hushgrad.sampling.disjoint",
+    "FixedSizeSampling": "hushgrad.sampling.fixed_size",
     "FlatClipping": "hushgrad.clipping.flat",
     "GaussianNoise": "hushgrad.mechanism",
     "Mechanism": "hushgrad.mechanism",

@@ -19,27 +19,23 @@ from hushgrad.arguments import one_of, open_unit_interval, positive_number, whol
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.clipping.known import require_clip_rule
 from hushgrad.clipping.rule import ClipRule
-from hushgrad.errors import DatasetError, InvalidArgumentError, ProtocolError
+from hushgrad.errors import InvalidArgumentError, ProtocolError
 from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.parallel.agreement import together
 from hushgrad.parallel.world import join_world
 from hushgrad.randomness import KeyStream
-from hushgrad.sampling.disjoint import DisjointBatches
+from hushgrad.sampling.choice import Reading, scheme_for, size_for
 from hushgrad.sampling.loader import PrivateLoader
-from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.sampling.stream import StreamLoader, StreamReading, is_stream, read_stream
-from hushgrad.sampling.torch_loader import DataLoaderReading, accumulated, read_data_loader
-from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
+from hushgrad.sampling.torch_loader import accumulated, read_data_loader
 from hushgrad.session.checkpoint import Resumed, Stateful
 from hushgrad.session.loss_scale import Scale
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
 from hushgrad.session.spending import calibrated, events_at
-
-Reading = DataLoaderReading | StreamReading
 
 Module = TypeVar("Module", bound=nn.Module)
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -100,6 +96,7 @@ class PrivacyEngine:
         max_grad_norm: float | None = None,
         loss_reduction: str = "mean",
         poisson_sampling: bool = True,
+        sampling: str | SamplingScheme | None = None,
         clipping: str | ClipRule = "flat",
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
@@ -125,6 +122,10 @@ class PrivacyEngine:
                 loop's own is looked at by its graph, which does not show all: `per_example(criterion)` makes sure.
             poisson_sampling: True draws every record independently with rate batch_size / len(dataset). False keeps
                 the loader's own batches, charged without amplification under zero-out adjacency.
+            sampling: in the place of `poisson_sampling`. "balls_in_bins" puts every record into one random step of each
+                epoch, drawn anew for each (`BallsInBinsSampling(len(data_loader))`, with N / len(data_loader) as the
+                expected batch size); "fixed_size" draws exactly batch_size records in every step, under replace-one
+                neighbours (`FixedSizeSampling`). Or a `SamplingScheme`.
             clipping: "flat" clips the whole gradient of an example to max_grad_norm. A `ClipRule` clips as it says, and
                 its own constants count: max_grad_norm is left out, or is the rule's `sensitivity`.
             max_physical_batch_size: the most records to be in memory at once; larger draws come in several items.
@@ -169,7 +170,7 @@ class PrivacyEngine:
                 loss_reduction,
                 clipping,
                 noise_multiplier=noise_multiplier,
-                sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
+                sampling=scheme_for(reading, sampling, poisson_sampling, max_batch_size, max_physical_batch_size),
             )
             if (max_epsilon is None) != (max_delta is None):
                 raise InvalidArgumentError(
@@ -192,6 +193,7 @@ class PrivacyEngine:
         max_grad_norm: float | None = None,
         loss_reduction: str = "mean",
         poisson_sampling: bool = True,
+        sampling: str | SamplingScheme | None = None,
         clipping: str | ClipRule = "flat",
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
@@ -225,7 +227,7 @@ class PrivacyEngine:
                 loss_reduction,
                 clipping,
                 noise_multiplier=1.0,
-                sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
+                sampling=scheme_for(reading, sampling, poisson_sampling, max_batch_size, max_physical_batch_size),
                 epochs=epochs,
                 spare_steps=spare_steps,
             )
@@ -382,14 +384,14 @@ def _plan(
     spare = whole_number("spare_steps", spare_steps, minimum=0)
     if spare and sampling.counts_in == "passes":
         raise InvalidArgumentError(
-            "spare_steps does not go with poisson_sampling=False, which is charged in passes over the data",
+            f"spare_steps does not go with {type(sampling).__name__}, which is charged in passes over the data",
             cure="Plan one epoch more: a pass that a crash cuts off is charged whole",
         )
     return DPSGD(
         noise_multiplier=noise_multiplier,
         clipping=_clip_rule(clipping, max_grad_norm),
         sampling=sampling,
-        expected_batch_size=reading.batch_size,
+        expected_batch_size=size_for(reading, sampling),
         steps=None if count is None or isinstance(reading, StreamReading) else count * reading.steps + spare,
         passes=count if sampling.counts_in == "passes" else None,
         loss_reduction=loss_reduction,
@@ -410,39 +412,3 @@ def _clip_rule(clipping: str | ClipRule, max_grad_norm: float | None) -> ClipRul
                 cure="Leave max_grad_norm out: the noise is made from the rule's own sensitivity",
             )
     return rule
-
-
-def _sampling(
-    reading: Reading,
-    poisson_sampling: bool,
-    max_batch_size: int | Literal["auto"] | None,
-    max_physical_batch_size: int | None,
-) -> SamplingScheme:
-    """Return the scheme that the arguments of `make_private` name: q = batch_size / N exactly."""
-    if not isinstance(poisson_sampling, bool):
-        raise InvalidArgumentError(
-            f"must be True or False, got {type(poisson_sampling).__name__}",
-            where="poisson_sampling",
-            cure="Pass True, or False to keep the loader's own batches",
-        )
-    if isinstance(reading, StreamReading) and poisson_sampling:
-        raise DatasetError(
-            "it is a stream (an IterableDataset), whose records cannot be drawn at random",
-            where="the dataset",
-            cure="Pass poisson_sampling=False to train on its own batches, each record once in a pass, charged without "
-            "amplification; or load it into a map-style dataset, with __len__ and __getitem__",
-        )
-    if isinstance(reading, StreamReading) or not poisson_sampling:
-        if max_batch_size is not None:
-            raise InvalidArgumentError(
-                "max_batch_size truncates Poisson draws, and poisson_sampling=False keeps the loader's own batches",
-                cure="Leave one of them out",
-            )
-        return DisjointBatches()
-    rate, count = reading.batch_size / reading.count, reading.count
-    if max_batch_size is None:
-        return PoissonSampling(rate)
-    if max_batch_size == "auto":
-        rows = whole_number("max_physical_batch_size", max_physical_batch_size or 1, minimum=1)
-        return TruncatedPoissonSampling.with_room(rate, count, multiple_of=rows)
-    return TruncatedPoissonSampling(rate, count, max_batch_size)

@@ -10,7 +10,12 @@ from hushgrad.accounting.accountants import (
 )
 from hushgrad.accounting.bounds import DeltaBounds, EpsilonBounds
 from hushgrad.accounting.budget import Budget
-from hushgrad.accounting.calibration import calibrate_noise_multiplier, disjoint_passes, poisson_steps
+from hushgrad.accounting.calibration import (
+    allocated_passes,
+    calibrate_noise_multiplier,
+    disjoint_passes,
+    poisson_steps,
+)
 from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.events.balls_in_bins import BallsInBins
 from hushgrad.accounting.events.disjoint_pass import DisjointPass
@@ -48,6 +53,7 @@ __all__ = [
     "PoissonSampled",
     "RandomAllocation",
     "TruncatedPoisson",
+    "allocated_passes",
     "calibrate_noise_multiplier",
     "disjoint_passes",
     "epsilon",

@@ -66,7 +66,7 @@ def compare(
     ]  # fmt: skip
     rows = [_row(name, plan, accountant, delta) for name, plan, accountant in plans]
     for relation, group in ((ZERO_OUT, 1), (REPLACE_ONE, 1), (ADD_REMOVE_ONE, 2), (ADD_REMOVE_ONE, 8)):
-        rows.insert(len(rows) - 4, _row("Poisson", plans[0][1], "saddle-point", delta, relation, group))
+        rows.insert(len(rows) - 5, _row("Poisson", plans[0][1], "saddle-point", delta, relation, group))
     if as_json:
         facts = {"noise_multiplier": sigma, "sampling_rate": rate, "steps": steps, "delta": delta}
         print_json({**facts, "rows": rows})

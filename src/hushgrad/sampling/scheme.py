@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from hushgrad.accounting.events.event import Event
 from hushgrad.arguments import one_of
@@ -17,6 +17,13 @@ from hushgrad.randomness import KeyStream
 
 Batches = Iterable[Sequence[int]]
 """The caller's own batches of indices, iterated anew in every pass."""
+
+
+class Allocation(NamedTuple):
+    """`bins`: the steps of a pass; `participations`: in how many of them, at random, every record takes part."""
+
+    bins: int
+    participations: int
 
 
 class Sampler(Protocol):
@@ -35,8 +42,9 @@ class SamplingScheme(ABC):
 
     Attributes:
         counts_in: what a charge is counted in: "steps", each of which is a release of its own, or "passes" over the
-            data, of which a record takes part in one step at most: its event then belongs to a pass (`data_pass`), and
-            the loader refuses a record that comes twice in one. Only steps have schedules.
+            data, of which a record takes part in one step at most (or in as many as `allocation` says): its event then
+            belongs to a pass (`data_pass`), and the loader refuses a record that comes more often in one. Only steps
+            have schedules.
         takes_batches: whether the batches are the caller's own.
         can_be_declared: whether a loop without hushgrad's loader may be charged for it, at the caller's word. Never
             for one that is counted in passes: nobody would see where a pass ends.
@@ -86,6 +94,14 @@ class SamplingScheme(ABC):
         return None
 
     @property
+    def allocation(self) -> Allocation | None:
+        """Where every record takes part in exactly so many random steps of a pass, independently of all others.
+
+        None where records are drawn otherwise.
+        """
+        return None
+
+    @property
     def adjacency(self) -> str:
         """The neighbouring relation that a step is charged under, in the words of its event."""
         return self.event(1.0).adjacency
@@ -102,7 +118,8 @@ def require_scheme(sampling: object) -> SamplingScheme:
         raise InvalidArgumentError(
             f"sampling must be a sampling scheme, got {type(sampling).__name__}",
             cure="Give PoissonSampling(rate), TruncatedPoissonSampling(rate, population, max_batch_size), "
-            "DisjointBatches() or a SamplingScheme of your own",
+            "BallsInBinsSampling(bins), FixedSizeSampling(batch_size, population), DisjointBatches() or a "
+            "SamplingScheme of your own",
         )
     one_of("counts_in", sampling.counts_in, ("steps", "passes"))
     return sampling

@@ -35,6 +35,9 @@ def exact_moment(noise: float, count: int, order: int) -> float:
 
 @pytest.mark.parametrize(("noise", "count"), [(1.0, 1), (1.0, 2), (0.8, 7), (1.5, 32), (4.0, 100)])
 def test_the_moments_of_a_sum_lie_between_those_of_both_measures(noise: float, count: int) -> None:
+    """Guarantee: every mean of a convex function is at least the true one. Of `Gathered`:
+    Guarantee: every mean of a convex function is at most the true one.
+    """
     upper, lower = sum_of(Spread, noise, count, TAIL), sum_of(Gathered, noise, count, TAIL)
     assert isinstance(upper, Spread)
     assert moment(upper, 0) == pytest.approx(1, rel=1e-7)
@@ -69,7 +72,7 @@ def of_two(noise: float, epsilon: float, direction: str, third: int = 0) -> floa
 @pytest.mark.parametrize("noise", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("bins", [2, 3])
 def test_delta_of_few_bins_is_enclosed_at_every_epsilon(noise: float, bins: int, direction: str) -> None:
-    """Guarantee: δ(ε) is at least (`UPPER`), or at most (`LOWER`), the true one."""
+    """Guarantee: δ(ε), also of a composition with it, is at least (`UPPER`), or at most (`LOWER`), the true one."""
     upper, lower = (pass_losses(bins, noise, direction, side, TAIL) for side in (UPPER, LOWER))
     for epsilon in (0.0, 0.05, 0.3, 1.0, 2.5):
         exact = of_two(noise, epsilon, direction, third=bins - 2)

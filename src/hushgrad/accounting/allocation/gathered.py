@@ -23,8 +23,9 @@ from hushgrad.accounting.allocation.ratio import (
 class Gathered(Ratio):
     """Values at the means of cells.
 
-    Guarantee: true δ(ε) is at least what these say, once masses are lowered by `slack` and values are moved by `drift`
-    away from the private side.
+    Guarantee: every mean of a convex function is at most the true one.
+
+    (Once masses are lowered by `slack`, and values moved by `drift` to the side that makes it smaller.)
     """
 
     @classmethod

@@ -29,8 +29,7 @@ def _ratio(bins: int, noise_multiplier: float, side: str, tail: float) -> Ratio:
 def pass_losses(bins: int, noise_multiplier: float, direction: str, side: str, tail: float) -> Atoms:
     """Return the losses of a pass in a direction ("remove", "add").
 
-    Guarantee: δ(ε) of any composition with this in the place of the pass is at least (`UPPER`), or at most (`LOWER`),
-    the true one.
+    Guarantee: δ(ε), also of a composition with it, is at least (`UPPER`), or at most (`LOWER`), the true one.
 
     `bins` >= 2, `noise_multiplier` from `costs.LEAST_ALLOCATED_NOISE` to 1e6; about the part `tail` is not looked at
     closely, and for `UPPER` counts as lost.

@@ -25,8 +25,9 @@ from hushgrad.accounting.allocation.ratio import (
 class Spread(Ratio):
     """Values on grid points and at 0, and the part of the mean that lies at infinity (`beyond`).
 
-    Guarantee: true δ(ε) is at most what these say, once masses and `beyond` are raised by `slack` and values are moved
-    by `drift` to the private side.
+    Guarantee: every mean of a convex function is at least the true one.
+
+    (Once masses and `beyond` are raised by `slack`, and values moved by `drift` to the side that makes it larger.)
     """
 
     beyond: float

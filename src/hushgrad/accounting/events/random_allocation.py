@@ -50,16 +50,22 @@ class RandomAllocation(Event):
     @classmethod
     def sentence(cls, ran: Sequence[tuple[Self, int]], *, alone: bool) -> str:
         """Return how many passes there were, into how many batches, and that each is charged whole."""
-        passes = len({event.pass_index for event, _ in ran})
-        first = ran[0][0]
-        steps = "one random step" if first.participations == 1 else f"{first.participations} random steps"
-        name = "balls in bins" if first.participations == 1 else "random allocation"
-        return (
-            f"every record in {steps} of the {first.bins} of each of {passes} pass{'' if passes == 1 else 'es'} "
-            f"({name}), drawn anew for each pass, and a pass charged whole with its first step"
-        )
+        passes: dict[tuple[int, int], set[int]] = {}
+        for event, _ in ran:
+            passes.setdefault((event.bins, event.participations), set()).add(event.pass_index)
+        said = [
+            f"every record in {_random_steps(participations)} of the {bins} of each of {len(indices)} "
+            f"pass{'' if len(indices) == 1 else 'es'}"
+            for (bins, participations), indices in passes.items()
+        ]
+        name = "balls in bins" if all(event.participations == 1 for event, _ in ran) else "random allocation"
+        return f"{', '.join(said)} ({name}), drawn anew for each pass, and a pass charged whole with its first step"
 
     @property
     def data_pass(self) -> int:
         """The index of the pass."""
         return self.pass_index
+
+
+def _random_steps(participations: int) -> str:
+    return "one random step" if participations == 1 else f"{participations} random steps"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import chain
 
+from hushgrad.checks.verification.checks.allocation import PASSES, read_passes
 from hushgrad.checks.verification.checks.draws import DRAWS, read_draws
 from hushgrad.checks.verification.checks.sampling import SamplingReading, draws_needed, read_sampling
 from hushgrad.checks.verification.training.copies import (
@@ -27,6 +28,12 @@ def draws_of_training(
 ) -> tuple[SamplingReading | None, tuple[Check, ...]]:
     """Read draws of the loader that training would use, over indices in place of records."""
     count, scheme = replica.reading.count, replica.mechanism.sampling
+    if scheme.allocation is not None:
+        bins, times = scheme.allocation
+        passes = max(4, min(PASSES, _MOST_INDICES // (count * times) // 2 * 2))
+        drawn = _observed(replica, scheme, bins, passes).draws
+        found = read_passes(drawn, population=count, allocation=scheme.allocation, false_alarm=alpha)
+        return found, tuple(found.checks.values())
     if scheme.counts_in == "passes":
         observer = _observed(replica, scheme, replica.reading.steps, passes=3)
         return None, (_each_once(observer.passes, count),)
