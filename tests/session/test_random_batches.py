@@ -128,7 +128,7 @@ def test_schedules_and_limits_in_steps_follow_from_passes() -> None:
 @pytest.mark.parametrize("name", ["balls_in_bins", "fixed_size", "poisson"])
 def test_the_facade_takes_a_sampling_by_name(name: str) -> None:
     model = nn.Linear(5, 3)
-    engine = PrivacyEngine(accountant="rdp" if name == "fixed_size" else "saddle-point")
+    engine = PrivacyEngine()
     model, optimizer, loader = engine.make_private(
         module=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
@@ -145,7 +145,7 @@ def test_the_facade_takes_a_sampling_by_name(name: str) -> None:
     }[name]
     assert (engine.mechanism.sampling, engine.mechanism.expected_batch_size) == expected[:2]
     assert engine.session.charged == [(expected[2], 4)]
-    assert engine.get_epsilon(1e-5) == epsilon(engine.session.charged, 1e-5, engine._accountant)
+    assert engine.get_epsilon(1e-5) == epsilon(engine.session.charged, 1e-5)
 
 
 def test_the_facade_calibrates_for_passes_and_stops_after_them() -> None:

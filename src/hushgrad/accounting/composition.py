@@ -86,7 +86,7 @@ class NormalForm:
 
         Without amplification by sampling: a step as if it took all records, a pass as if a record's steps were known.
         """
-        sampled = (count / noise**2 for _, noise, count in self.sampled)
+        sampled = (count / noise**2 for _, noise, count in (*self.sampled, *self.fixed_size))
         passes = (count * participations / noise**2 for _, participations, noise, count in self.allocated)
         return self.gaussian_precision + math.fsum((*sampled, *passes))
 
@@ -96,14 +96,14 @@ class NormalForm:
         return replace(self, gaussian_precision=self.gaussian_precision + known, allocated=())
 
     def as_if_independent(self) -> NormalForm:
-        """Return about the same: passes as if a record took part in each of their steps independently. No bound."""
+        """Return about the same: as if a record took part in each step independently of all. No bound."""
         steps: Counter[tuple[float, float]] = Counter()
-        for rate, noise, count in self.sampled:
+        for rate, noise, count in (*self.sampled, *self.fixed_size):
             steps[rate, noise] += count
         for bins, participations, noise, count in self.allocated:
             steps[participations / bins, noise] += bins * count
         sampled = tuple(sorted((rate, noise, count) for (rate, noise), count in steps.items()))
-        return replace(self, sampled=sampled, allocated=())
+        return replace(self, sampled=sampled, allocated=(), fixed_size=())
 
     @property
     def empty(self) -> bool:

@@ -197,7 +197,7 @@ def guarantee(
         noise_is_observed=contract is None or contract.noise_is_observed,
         notes=tuple(notes),
         numerics="" if form.noiseless or form.filter else _numerics(accountant, form.is_sampled, bounds),
-        numerical_error=bounds.error if ACCOUNTANTS[accountant].states_error and not form.filter else None,
+        numerical_error=bounds.error if _states_error(accountant, bounds) and not form.filter else None,
         conditions=joined(trusted),
     )
 
@@ -211,10 +211,15 @@ def _sampling(composition: Composition) -> str:
     return "; ".join(said) or "nothing was drawn yet"
 
 
+def _states_error(accountant: str, bounds: EpsilonBounds) -> bool:
+    """Return whether it is known how far ε may lie above the exact value: not where its lower bound is only 0."""
+    return ACCOUNTANTS[accountant].states_error and (bounds.lower > 0 or bounds.upper == 0)
+
+
 def _numerics(accountant: str, sampled: bool, bounds: EpsilonBounds) -> str:
     chosen = ACCOUNTANTS[accountant]
     if not sampled and chosen.exact_without_sampling:
         return "exact formula for Gaussian noise without sampling"
-    if not chosen.states_error or bounds.upper == 0:
+    if not _states_error(accountant, bounds) or bounds.upper == 0:
         return chosen.description
     return f"{chosen.description}: at most {round_up(bounds.error, 1)} above the exact value"

@@ -58,7 +58,7 @@ def compare(
         ("Poisson", [(PoissonSampled(rate, sigma), steps)], "pld"),
         ("Poisson", [(PoissonSampled(rate, sigma), steps)], "rdp"),
         (f"Poisson, at most {room}", [(TruncatedPoisson(rate, sigma, records, room), steps)], "saddle-point"),
-        ("fixed size", [(FixedSizeSampled(size, records, sigma), steps)], "pld"),
+        ("fixed size", [(FixedSizeSampled(size, records, sigma), steps)], "saddle-point"),
         ("balls in bins", [(RandomAllocation(per_pass, sigma, index), per_pass) for index in range(passes)],
          "saddle-point"),
         ("shuffled batches", [(DisjointPass(sigma, index), per_pass) for index in range(passes)], "saddle-point"),
@@ -95,7 +95,6 @@ def _row(
             bounds = epsilon_bounds(plan, delta, accountant)
         else:
             bounds = epsilon_under(plan, delta, relation, group_size)
-            row["accountant"] = "pld" if relation == REPLACE_ONE else accountant
     except (AccountingError, MissingExtraError) as error:
         row["reason"] = f"refused: {error}"
         return row

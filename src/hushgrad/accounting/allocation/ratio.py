@@ -122,10 +122,10 @@ def normal_cells(noise_multiplier: float, tail: float) -> tuple[Grid, Array, Arr
     count = math.ceil((2 * reach + mu) * POINTS_OF_A_DEVIATION)
     z = np.linspace(-reach, mu + reach, count + 1)
     grid = Grid(np.exp(mu * (z - mu / 2)), mu * (2 * reach + mu) / count, np.append(np.arange(1, count + 2), 0))
-    return grid, _cell_masses(z), _cell_masses(z - mu)
+    return grid, cell_masses(z), cell_masses(z - mu)
 
 
-def _cell_masses(z: Array) -> Array:
+def cell_masses(z: Array) -> Array:
     """Return the standard normal's mass below z[0], between neighbours and above z[-1]; z: [n] increasing, [n + 1]."""
     below, above = ndtr(z), ndtr(-z)
     # Each difference on the side where the numbers are small keeps relative precision in both tails.

@@ -7,6 +7,7 @@ both directions are taken, ε is found from δ, and what has a closed form is no
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -32,6 +33,9 @@ from hushgrad.errors import AccountingError
 DIRECTIONS = (REMOVE, ADD)
 LEAST_SAMPLED_NOISE = 0.009
 """Steps with less noise count as unsampled: an upper bound, at ε of ten thousand and more. Calibration tries none."""
+LEAST_FIXED_NOISE = 0.1
+"""Draws of a fixed size with less noise over 2C (an ε beyond 50) count as unsampled."""
+
 SMALLEST_DELTA = 1e-150
 MOST_STEPS = 10**9
 
@@ -57,7 +61,7 @@ def epsilon_bounds(form: NormalForm, delta: float, group_size: int = 1) -> Epsil
     _require_in_range(form, delta)
     rounded, exact = _sampled_with_noise(form)
     precision = rounded.gaussian_precision * group_size**2
-    if rounded.allocated:
+    if rounded.allocated or rounded.fixed_size:
         result = epsilon_of_passes(rounded, delta)
         upper = min(result.upper, gaussian_epsilon(rounded.unsampled_precision, delta))
         return EpsilonBounds(min(result.lower, upper) if exact else 0.0, upper)
@@ -90,7 +94,7 @@ def delta_bounds(
     _require_in_range(form, 0.5)
     rounded, exact = _sampled_with_noise(form)
     precision = rounded.gaussian_precision * group_size**2
-    if rounded.allocated:
+    if rounded.allocated or rounded.fixed_size:
         found = delta_of_passes(rounded, epsilon, DIRECTIONS if direction is None else (direction,))
         upper = min(found.upper, _gaussian_delta(rounded.unsampled_precision, epsilon) * (1 + 1e-8))
         return DeltaBounds(min(found.lower, upper) if exact else 0.0, upper)
@@ -117,13 +121,7 @@ def rough_epsilon(form: NormalForm, delta: float) -> float:
 
 
 def _require_in_range(form: NormalForm, delta: float) -> None:
-    if form.fixed_size:
-        raise AccountingError(
-            "this accountant has no transform for batches of a fixed size",
-            where="accountant 'saddle-point'",
-            cure="Use accountant='pld' (delta >= 1e-8), or 'rdp', an upper bound",
-        )
-    form.without_allocation().require_plain("this figure")
+    replace(form, fixed_size=()).without_allocation().require_plain("this figure")
     if delta < SMALLEST_DELTA:
         raise AccountingError(
             f"this accountant is correct for delta >= {SMALLEST_DELTA:g}, got delta = {delta:g}",
@@ -151,7 +149,16 @@ def _sampled_with_noise(form: NormalForm) -> tuple[NormalForm, bool]:
     )
     extra = math.fsum(count / noise**2 for _, noise, count in form.sampled if noise < LEAST_SAMPLED_NOISE)
     allocated = tuple((bins, k, min(noise, _LARGEST_NOISE), count) for bins, k, noise, count in form.allocated)
-    result = NormalForm(form.adjacency, form.gaussian_precision + extra, kept, False, allocated=allocated)
+    fixed = [(rate, min(noise, _LARGEST_NOISE), count) for rate, noise, count in form.fixed_size]
+    fixed_size = tuple(part for part in fixed if part[1] >= LEAST_FIXED_NOISE)
+    extra += math.fsum(count / noise**2 for _, noise, count in fixed if noise < LEAST_FIXED_NOISE)
+    result = replace(
+        form,
+        gaussian_precision=form.gaussian_precision + extra,
+        sampled=kept,
+        allocated=allocated,
+        fixed_size=fixed_size,
+    )
     return result, kept == form.sampled and allocated == form.allocated
 
 

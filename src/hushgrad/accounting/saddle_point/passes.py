@@ -1,10 +1,11 @@
-"""Passes over random batches, alone or together with other steps: the bounds of the two measures that enclose a pass.
+"""Passes over random batches and draws of a fixed size, alone or together with other steps: bounds by atoms.
 
 A pass in which a record is in k of t random steps costs at most k passes in which it is in one of about t/k: for any
 division of the t steps into k blocks, one step of each block at random, with the blocks a random relabelling of the
 steps, is a uniform set of k; and to be told the blocks only tells more (Feldman & Shenfeld, 2025, arXiv:2502.08202). It
 costs at least what the sum of all its releases does, which is N(0, tσ²) or N(k, tσ²). For k = 1 both sides are within a
-fraction of a percent of each other; for k > 1 the lower one is only true.
+fraction of a percent of each other; for k > 1 the lower one is only true. Of draws of a fixed size no lower side is
+known: it leaves them out.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hushgrad.accounting.allocation.fixed_size import fixed_size_losses
 from hushgrad.accounting.allocation.one_pass import LOWER, UPPER, delta_of, epsilon_of, pass_losses
 from hushgrad.accounting.bounds import DeltaBounds, EpsilonBounds
-from hushgrad.accounting.composition import NormalForm
+from hushgrad.accounting.composition import NormalForm, Sampled
 from hushgrad.accounting.gaussian import gaussian_epsilon, log_delta
 from hushgrad.accounting.saddle_point.contour import Contour, log_delta_estimate, saddle_point
 from hushgrad.accounting.saddle_point.loss_sum import Counted, LossSum, Steps, steps_of
@@ -37,17 +39,27 @@ class _Side:
 
     name: str
     passes: tuple[tuple[int, float, int], ...]
-    sampled: tuple[tuple[float, float, int], ...]
+    fixed_size: tuple[Sampled, ...]
+    sampled: tuple[Sampled, ...]
     precision: float
 
     def losses(self, direction: str, tail: float) -> tuple[Steps, Counted]:
         """Return the losses of steps and passes in one direction."""
-        atoms = ((pass_losses(bins, noise, direction, self.name, tail), count) for bins, noise, count in self.passes)
-        return steps_of(self.sampled, direction), tuple(atoms)
+        passes = [(pass_losses(bins, noise, direction, self.name, tail), count) for bins, noise, count in self.passes]
+        draws = [(fixed_size_losses(rate, noise, tail), count) for rate, noise, count in self.fixed_size]
+        return steps_of(self.sampled, direction), (*passes, *draws)
 
     @property
-    def is_one_pass(self) -> bool:
-        return not (self.sampled or self.precision) and [count for *_, count in self.passes] == [1]
+    def is_empty(self) -> bool:
+        return not (self.passes or self.fixed_size or self.sampled or self.precision)
+
+    @property
+    def is_gaussian(self) -> bool:
+        return not (self.passes or self.fixed_size or self.sampled)
+
+    @property
+    def is_one_of_atoms(self) -> bool:
+        return not (self.sampled or self.precision) and [n for *_, n in (*self.passes, *self.fixed_size)] == [1]
 
 
 def _side(form: NormalForm, name: str) -> _Side:
@@ -66,11 +78,12 @@ def _side(form: NormalForm, name: str) -> _Side:
                 elif number:
                     passes[block, noise] += count * number
     counted = tuple((*key, count) for key, count in sorted(passes.items()))
-    return _Side(name, counted, form.sampled, math.fsum(precision))
+    fixed_size = form.fixed_size if name == UPPER else ()  # what is left out makes ε smaller
+    return _Side(name, counted, fixed_size, form.sampled, math.fsum(precision))
 
 
 def epsilon_of_passes(form: NormalForm, delta: float) -> EpsilonBounds:
-    """Return bounds on the smallest ε >= 0 at which a form with passes over random batches is (ε, δ)-private.
+    """Return bounds on the smallest ε >= 0 at which a form with random batches, or fixed sizes, is (ε, δ)-private.
 
     Guarantee: `upper` is an ε that holds; no ε below `lower` does.
 
@@ -78,7 +91,8 @@ def epsilon_of_passes(form: NormalForm, delta: float) -> EpsilonBounds:
     """
     if delta < SMALLEST_DELTA:
         raise AccountingError(
-            f"passes over random batches (balls in bins) are computed for delta >= {SMALLEST_DELTA:g}, got {delta:g}",
+            f"passes over random batches (balls in bins) and draws of a fixed size are computed for delta >= "
+            f"{SMALLEST_DELTA:g}, got {delta:g}",
             where="accountant 'saddle-point'",
             cure="Use accountant='rdp', an upper bound without amplification, or a larger delta",
         )
@@ -89,13 +103,13 @@ def epsilon_of_passes(form: NormalForm, delta: float) -> EpsilonBounds:
 def _epsilon(side: _Side, delta: float) -> float:
     """Return ε in the worse direction, on this side of the truth."""
     outward = 1 + _ROUNDING if side.name == UPPER else 1 - _ROUNDING
-    if not (side.passes or side.sampled):
+    if side.is_gaussian:
         return gaussian_epsilon(side.precision, delta) * outward
     tail = _tail_for(side, _TAIL * delta)
     found = 0.0
     for direction in (REMOVE, ADD):
         steps, atoms = side.losses(direction, tail)
-        if side.is_one_pass:
+        if side.is_one_of_atoms:
             found = max(found, epsilon_of(atoms[0][0], delta))
         elif direction == REMOVE or most_of_add(steps, side.precision, found, delta, atoms) > delta:
             bounds = of_direction(steps, side.precision, delta, atoms)
@@ -104,8 +118,8 @@ def _epsilon(side: _Side, delta: float) -> float:
 
 
 def _tail_for(side: _Side, most: float) -> float:
-    """Return the part of each pass that is not looked at closely, a power of ten: all of them at most `most`."""
-    count = sum(count for *_, count in side.passes)
+    """Return the part of each pass or draw that is not looked at closely, a power of ten: at most `most` in all."""
+    count = sum(count for *_, count in (*side.passes, *side.fixed_size))
     return 10.0 ** math.floor(math.log10(most / (64 * max(count, 1))))
 
 
@@ -120,13 +134,15 @@ def delta_of_passes(form: NormalForm, epsilon: float, directions: Sequence[str])
 
 def _delta(side: _Side, epsilon: float, directions: Sequence[str]) -> float:
     outward = 1 + _ROUNDING if side.name == UPPER else 1 - _ROUNDING
-    if not (side.passes or side.sampled):
+    if side.is_empty:
+        return 0.0
+    if side.is_gaussian:
         return math.exp(log_delta(math.sqrt(side.precision), epsilon)) * outward
     tail = _tail_for(side, _TAIL_OF_DELTA)
     found = []
     for direction in directions:
         steps, atoms = side.losses(direction, tail)
-        if side.is_one_pass:
+        if side.is_one_of_atoms:
             found.append(delta_of(atoms[0][0], epsilon))
             continue
         rough = LossSum(steps, side.precision, 1e-20, atoms)
