@@ -239,6 +239,11 @@ def test_the_guarantee_says_how_records_were_drawn_and_how_sure_epsilon_is() -> 
     assert "3 random steps" in str(guarantee(passes(50, 1.0, 1, 3), 1e-5))
 
 
+def test_an_event_says_how_often_it_charges_a_record_to_take_part() -> None:
+    event = RandomAllocation(50, 1.0, 2, 3)
+    assert (event.charged_rate, event.data_pass, event.poisson_rate) == (0.06, 2, None)
+
+
 @pytest.mark.parametrize("values", [(0, 1.0, 0), (10, -1.0, 0), (10, 1.0, -1), (10, 1.0, 0, 0), (10, 1.0, 0, 11)])
 def test_values_out_of_range_are_refused(values: tuple[int, float, int]) -> None:
     with pytest.raises(InvalidArgumentError):

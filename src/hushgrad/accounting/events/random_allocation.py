@@ -66,6 +66,11 @@ class RandomAllocation(Event):
         """The index of the pass."""
         return self.pass_index
 
+    @property
+    def charged_rate(self) -> float:
+        """The part of a pass's steps that a record takes part in."""
+        return self.participations / self.bins
+
 
 def _random_steps(participations: int) -> str:
     return "one random step" if participations == 1 else f"{participations} random steps"
