@@ -651,6 +651,13 @@ def disjoint() -> dict[str, Any]:
 N_STEPS = 8
 
 
+def allocated() -> dict[str, Any]:
+    """Random batches (balls in bins): one allocation of each pass, whichever process."""
+    run = Run(sigma=1.0, sampling="balls_in_bins")
+    run.train(N_STEPS)
+    return {"drawn": run.drawn, "epsilon": run.engine.get_epsilon(1e-5), "steps": len(run.loader)}
+
+
 def sampler() -> dict[str, Any]:
     """A `DistributedSampler` is read for the number of processes; its draw is replaced."""
     x, y = data_of("MLP")

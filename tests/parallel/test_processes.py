@@ -145,6 +145,15 @@ def test_disjoint_batches_are_those_of_the_first_process(in_processes: Processes
     assert first["epsilon"] == second["epsilon"] > 0
 
 
+@pytest.mark.slow
+def test_random_batches_are_those_of_one_allocation(in_processes: Processes) -> None:
+    first, second = told(in_processes(2, "allocated"))
+    everything = sorted(index for drawn in (first["drawn"], second["drawn"]) for own in drawn for index in own)
+    assert first["steps"] == 8
+    assert everything == list(range(96))
+    assert first["epsilon"] == second["epsilon"] > 0
+
+
 def test_a_distributed_sampler_is_read_for_the_number_of_processes(in_processes: Processes) -> None:
     first, second = told(in_processes(2, "sampler"))
     assert first["batch size"] == 12

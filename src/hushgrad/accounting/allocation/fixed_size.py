@@ -15,10 +15,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from hushgrad.accounting.allocation.ratio import EPS, NORMAL, cell_masses
+from hushgrad.accounting.allocation.ratio import EPS, NORMAL, cell_masses, error_of_cells
 from hushgrad.accounting.saddle_point.atoms import Atoms
 
-_POINTS = 150.0  # to one standard deviation of x, and to a factor e of Y
+_POINTS = 50.0  # to one standard deviation of x, and to a factor e of Y
 
 
 @lru_cache(maxsize=64)
@@ -31,11 +31,12 @@ def fixed_size_losses(rate: float, noise_multiplier: float, tail: float) -> Atom
     """
     mu, reach = 1 / noise_multiplier, math.sqrt(-2 * math.log(tail))
     count = math.ceil((reach + mu / 2) * max(1.0, mu) * _POINTS)
+    error = error_of_cells(count / (reach + mu / 2))
     z = np.linspace(mu / 2, mu + reach, count + 1)
     y = np.exp(mu * (z - mu / 2))
     mass, moment = cell_masses(z)[1:], cell_masses(z - mu)[1:]  # of Y >= 1 under Q, and times Y
     inside, means = mass[:-1], moment[:-1]
-    spare = 4 * NORMAL * (inside + means / y[:-1]) / (mu * (z[1] - z[0]))
+    spare = 2 * error * (inside + means / y[:-1]) / (mu * (z[1] - z[0]))
     upper = np.clip((means - y[:-1] * inside) / np.diff(y), 0, inside)
     without = np.zeros(count + 1)  # under Q, on the points
     without[1:] += upper + spare
@@ -46,6 +47,6 @@ def fixed_size_losses(rate: float, noise_multiplier: float, tail: float) -> Atom
     given = without * (1 + rate * (y - 1))
     nothing = (1 - rate) * (1 - 2 * float(mass.sum())) + 4 * NORMAL
     losses = np.concatenate((-loss[::-1], [0.0], loss))
-    weights = np.concatenate((without[::-1], [nothing], given)) * (1 + 8 * EPS)
+    weights = np.concatenate((without[::-1], [nothing], given)) * (1 + error)
     live = weights > 0
     return Atoms(losses[live], np.log(weights[live]), beyond)

@@ -8,10 +8,11 @@ from typing import Self
 import numpy as np
 
 from hushgrad.accounting.allocation.ratio import (
-    NORMAL,
+    POINTS_OF_A_DEVIATION,
     Array,
     Ratio,
     drift_of_sum,
+    error_of_cells,
     grid_of_sum,
     normal_cells,
     pairs,
@@ -31,9 +32,9 @@ class Gathered(Ratio):
     @classmethod
     def of_one(cls, noise_multiplier: float, tail: float) -> Self:
         """Return Y_1: each cell at its mean."""
-        grid, mass, moment = normal_cells(noise_multiplier, tail)
-        error = 4 * NORMAL * len(grid.points)
-        return cls(*_means(mass, moment), error, error)
+        _, mass, moment = normal_cells(noise_multiplier, tail)
+        error = error_of_cells(POINTS_OF_A_DEVIATION)
+        return cls(*_means(mass, moment), error, 2 * error)
 
     def plus(self, other: Self, tail: float) -> Self:
         """Return the sum; what lies in one cell is gathered to its mean."""

@@ -63,7 +63,7 @@ def epsilon_of(atoms: Atoms, delta: float) -> float:
     mass = atoms.infinite + np.cumsum(weights)
     shrunk = np.cumsum(weights * np.exp(-losses))
     at_next = mass - np.exp(np.append(losses[1:], -math.inf)) * shrunk  # δ at the next loss below
-    place = int(np.searchsorted(at_next, delta, side="right"))
+    place = int(np.searchsorted(np.maximum.accumulate(at_next), delta, side="right"))
     place = min(place, len(losses) - 1)
     return max(0.0, math.log((mass[place] - delta) / shrunk[place]))
 

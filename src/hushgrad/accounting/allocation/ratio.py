@@ -21,7 +21,9 @@ values up or down would cost h/2:
 
 Rounding: all that is added up is positive, so no digit is lost in the tails. Masses carry a bound on their relative
 error (`slack`) and values one on theirs (`drift`); where a mean is kept by a difference, its error is added to both
-ends. `scipy.special.ndtr` is taken to be right to a relative 1e-13: a model of rounding, not a proof.
+ends. What is shown of a computed measure is that the mean of every convex function f >= 0 under the true one is at most
+(at least) that under the computed one, times 1 + slack (1 − slack) and with values moved by drift; so errors of earlier
+sums enter as factors only. `scipy.special.ndtr` is taken to be right to a relative 1e-13: a model, not a proof.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ MOST_PLACES = 1 << 17
 
 EPS = 2.0**-52
 NORMAL = 1e-13
-"""The relative error that the normal distribution function may have."""
+"""The relative error that the normal distribution function, and the place of a value on a grid, may have."""
 
 LEAST = 1e-300
 """What products too small for floating point may add up to in one place."""
@@ -125,6 +127,15 @@ def normal_cells(noise_multiplier: float, tail: float) -> tuple[Grid, Array, Arr
     return grid, cell_masses(z), cell_masses(z - mu)
 
 
+def error_of_cells(points: float) -> float:
+    """Return the relative error of the masses of cells of 1/`points` standard deviations, 1/36 at most.
+
+    The mass of a cell is a difference of values of the distribution function, each at most 1.26 times the density there
+    (Mills' ratio), which up to 40 standard deviations out falls by less than a factor 3.1 from end to end.
+    """
+    return NORMAL * (4 + 2 * 1.26 * 3.1 * points)
+
+
 def cell_masses(z: Array) -> Array:
     """Return the standard normal's mass below z[0], between neighbours and above z[-1]; z: [n] increasing, [n + 1]."""
     below, above = ndtr(z), ndtr(-z)
@@ -191,4 +202,4 @@ def slack_of_sum(one: Ratio, other: Ratio) -> float:
 
 def drift_of_sum(one: Ratio, other: Ratio) -> float:
     """Return a bound on the relative error of the values of a sum."""
-    return (max(one.drift, other.drift) + EPS) * (1 + 1e-6)
+    return (max(one.drift, other.drift) + NORMAL) * (1 + 1e-6)

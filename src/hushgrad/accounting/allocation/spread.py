@@ -11,9 +11,11 @@ from hushgrad.accounting.allocation.ratio import (
     EPS,
     LEAST,
     NORMAL,
+    POINTS_OF_A_DEVIATION,
     Array,
     Ratio,
     drift_of_sum,
+    error_of_cells,
     grid_of_sum,
     normal_cells,
     pairs,
@@ -38,14 +40,15 @@ class Spread(Ratio):
         grid, mass, moment = normal_cells(noise_multiplier, tail)
         points = np.concatenate(([0.0], grid.points))
         inside, means = mass[:-1], moment[:-1]
-        spare = 4 * NORMAL * (inside + means / grid.points) / grid.interval
+        error = error_of_cells(POINTS_OF_A_DEVIATION)
+        spare = 2 * error * (inside + means / grid.points) / min(grid.interval, 1.0)
         upper = np.clip((means - points[:-1] * inside) / np.diff(points), 0, inside)
         masses = np.zeros(len(points))
         masses[1:] += upper + spare
         masses[:-1] += inside - upper + spare
         masses[-1] += mass[-1]
         beyond = max(float(moment[-1] - points[-1] * mass[-1]), 0.0) + 4 * NORMAL * float(moment[-1])
-        return cls(points, masses + LEAST, NORMAL, NORMAL, beyond)
+        return cls(points, masses + LEAST, error, NORMAL, beyond)
 
     def plus(self, other: Self, tail: float) -> Self:
         """Return the sum; the sum of two values is split between the two grid points beside it."""

@@ -31,6 +31,7 @@ SMALLEST_DELTA = 1e-30
 _TAIL = 1e-6  # of δ, for what the measures do not look at closely
 _TAIL_OF_DELTA = 1e-24
 _ROUNDING = 2e-8
+_LAST_DIGITS = 1e-12  # of an ε that is read from a sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,8 @@ def _epsilon(side: _Side, delta: float) -> float:
     for direction in (REMOVE, ADD):
         steps, atoms = side.losses(direction, tail)
         if side.is_one_of_atoms:
-            found = max(found, epsilon_of(atoms[0][0], delta))
+            alone = epsilon_of(atoms[0][0], delta)
+            found = max(found, alone + math.copysign(_LAST_DIGITS, outward - 1) if alone else 0.0)
         elif direction == REMOVE or most_of_add(steps, side.precision, found, delta, atoms) > delta:
             bounds = of_direction(steps, side.precision, delta, atoms)
             found = max(found, bounds.upper if side.name == UPPER else bounds.lower)
