@@ -23,6 +23,7 @@ from hushgrad.accounting import (
     guarantee,
 )
 from hushgrad.accounting.accountants import Accountant, EpsilonBounds, _asked
+from hushgrad.accounting.allocation.one_pass import LOWER, UPPER, pass_losses
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.composition import NormalForm, normal_form
 from hushgrad.accounting.cross_check import cross_check
@@ -31,6 +32,7 @@ from hushgrad.accounting.filter import PrivacyFilter
 from hushgrad.accounting.gaussian import log_delta
 from hushgrad.accounting.neighbours import epsilon_under
 from hushgrad.accounting.risk import delta_bounds, gaussian_mu, renyi_divergence, trade_off_curve, zero_concentrated
+from hushgrad.accounting.saddle_point.step_measure import REMOVE
 from hushgrad.accounting.selection import selection_epsilon
 from hushgrad.errors import AccountingError, InvalidArgumentError
 
@@ -146,6 +148,28 @@ def test_one_pass_by_the_contour_is_one_pass_in_closed_form() -> None:
         integrated = epsilon_bounds([*passes(bins, noise), (Gaussian(1e6), 1)], 1e-6)
         assert integrated.upper == pytest.approx(alone.upper, rel=2e-4)
         assert integrated.lower == pytest.approx(alone.lower, rel=2e-4)
+
+
+@pytest.mark.parametrize("side", [UPPER, LOWER])
+def test_passes_compose_as_by_plain_convolution(side: str) -> None:
+    """The losses of a pass on a lattice, rounded down and up, convolved fifteen times by a tilted Fourier transform."""
+    bounds = epsilon_bounds(passes(32, 1.0, 15), 1e-5)
+    at = bounds.upper if side == UPPER else bounds.lower
+    losses, interval, tilt = pass_losses(32, 1.0, REMOVE, side, 1e-14), 4e-4, 4.0
+    found = []
+    for rounded in (np.floor, np.ceil):
+        places = rounded(losses.losses / interval).astype(int)
+        least = int(places.min())
+        masses = np.bincount(places - least, np.exp(losses.log_weights))
+        tilted = masses * np.exp(tilt * interval * (np.arange(len(masses)) + least))
+        size = 1 << math.ceil(math.log2(15 * len(masses)))
+        sums = interval * (np.arange(size) + 15 * least)
+        total = np.maximum(np.fft.irfft(np.fft.rfft(tilted / tilted.sum(), size) ** 15, size), 0)
+        above = sums > at
+        parts = total[above] * np.exp(-tilt * sums[above]) * -np.expm1(at - sums[above])
+        found.append(float(tilted.sum() ** 15 * parts.sum()))
+    assert found[0] < 1e-5 < found[1] < found[0] * 1.03
+    assert np.mean(found) == pytest.approx(1e-5, rel=2e-3)
 
 
 def test_one_bin_and_all_bins_are_gaussian_releases() -> None:
