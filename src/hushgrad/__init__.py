@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from hushgrad.checks.doctor.readiness import make_private_ready
     from hushgrad.checks.verification.training.verify import verify
     from hushgrad.checks.verification.update.verify_update import verify_update
+    from hushgrad.clipping.automatic import AutomaticClipping
     from hushgrad.clipping.flat import FlatClipping
+    from hushgrad.clipping.groupwise import GroupwiseClipping
+    from hushgrad.clipping.per_sample_adaptive import PerSampleAdaptiveClipping
+    from hushgrad.clipping.quantile import QuantileClipping
     from hushgrad.clipping.rule import ClipRule
     from hushgrad.engine import PrivacyEngine
     from hushgrad.guards.monitoring.monitor import Monitor, NoisedUpdate
@@ -32,20 +36,24 @@ if TYPE_CHECKING:
     from hushgrad.study.trained.loading import load
 
 __all__ = [  # noqa: RUF022 - in plain order
+    "AutomaticClipping",
     "Budget",
     "ClipRule",
     "DPSGD",
     "DisjointBatches",
     "FlatClipping",
     "GaussianNoise",
+    "GroupwiseClipping",
     "Mechanism",
     "Monitor",
     "NoiseMechanism",
     "NoisedUpdate",
+    "PerSampleAdaptiveClipping",
     "PoissonSampling",
     "Privacy",
     "PrivacyEngine",
     "PrivacyFilter",
+    "QuantileClipping",
     "SamplingScheme",
     "Session",
     "TruncatedPoissonSampling",
@@ -61,20 +69,24 @@ __all__ = [  # noqa: RUF022 - in plain order
 ]
 
 _HOMES = {
+    "AutomaticClipping": "hushgrad.clipping.automatic",
     "Budget": "hushgrad.accounting.budget",
     "ClipRule": "hushgrad.clipping.rule",
     "DPSGD": "hushgrad.mechanism",
     "DisjointBatches": "hushgrad.sampling.disjoint",
     "FlatClipping": "hushgrad.clipping.flat",
     "GaussianNoise": "hushgrad.mechanism",
+    "GroupwiseClipping": "hushgrad.clipping.groupwise",
     "Mechanism": "hushgrad.mechanism",
     "Monitor": "hushgrad.guards.monitoring.monitor",
     "NoiseMechanism": "hushgrad.mechanism",
     "NoisedUpdate": "hushgrad.guards.monitoring.monitor",
+    "PerSampleAdaptiveClipping": "hushgrad.clipping.per_sample_adaptive",
     "PoissonSampling": "hushgrad.sampling.poisson",
     "Privacy": "hushgrad.privacy",
     "PrivacyEngine": "hushgrad.engine",
     "PrivacyFilter": "hushgrad.accounting.filter",
+    "QuantileClipping": "hushgrad.clipping.quantile",
     "SamplingScheme": "hushgrad.sampling.scheme",
     "Session": "hushgrad.session.session",
     "TruncatedPoissonSampling": "hushgrad.sampling.truncated_poisson",
