@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from hushgrad.checks.doctor.readiness import make_private_ready
     from hushgrad.checks.verification.training.verify import verify
     from hushgrad.checks.verification.update.verify_update import verify_update
+    from hushgrad.clipping.automatic import AutomaticClipping
     from hushgrad.clipping.flat import FlatClipping
+    from hushgrad.clipping.groupwise import GroupwiseClipping
+    from hushgrad.clipping.per_sample_adaptive import PerSampleAdaptiveClipping
+    from hushgrad.clipping.quantile import QuantileClipping
     from hushgrad.clipping.rule import ClipRule
     from hushgrad.engine import PrivacyEngine
     from hushgrad.guards.monitoring.monitor import Monitor, NoisedUpdate
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from hushgrad.study.trained.loading import load
 
 __all__ = [  # noqa: RUF022 - in plain order
+    "AutomaticClipping",
     "BallsInBinsSampling",
     "Budget",
     "ClipRule",
@@ -42,14 +47,17 @@ __all__ = [  # noqa: RUF022 - in plain order
     "FixedSizeSampling",
     "FlatClipping",
     "GaussianNoise",
+    "GroupwiseClipping",
     "Mechanism",
     "Monitor",
     "NoiseMechanism",
     "NoisedUpdate",
+    "PerSampleAdaptiveClipping",
     "PoissonSampling",
     "Privacy",
     "PrivacyEngine",
     "PrivacyFilter",
+    "QuantileClipping",
     "SamplingScheme",
     "Session",
     "TruncatedPoissonSampling",
@@ -65,6 +73,7 @@ __all__ = [  # noqa: RUF022 - in plain order
 ]
 
 _HOMES = {
+    "AutomaticClipping": "hushgrad.clipping.automatic",
     "BallsInBinsSampling": "hushgrad.sampling.balls_in_bins",
     "Budget": "hushgrad.accounting.budget",
     "ClipRule": "hushgrad.clipping.rule",
@@ -73,14 +82,17 @@ _HOMES = {
     "FixedSizeSampling": "hushgrad.sampling.fixed_size",
     "FlatClipping": "hushgrad.clipping.flat",
     "GaussianNoise": "hushgrad.mechanism",
+    "GroupwiseClipping": "hushgrad.clipping.groupwise",
     "Mechanism": "hushgrad.mechanism",
     "Monitor": "hushgrad.guards.monitoring.monitor",
     "NoiseMechanism": "hushgrad.mechanism",
     "NoisedUpdate": "hushgrad.guards.monitoring.monitor",
+    "PerSampleAdaptiveClipping": "hushgrad.clipping.per_sample_adaptive",
     "PoissonSampling": "hushgrad.sampling.poisson",
     "Privacy": "hushgrad.privacy",
     "PrivacyEngine": "hushgrad.engine",
     "PrivacyFilter": "hushgrad.accounting.filter",
+    "QuantileClipping": "hushgrad.clipping.quantile",
     "SamplingScheme": "hushgrad.sampling.scheme",
     "Session": "hushgrad.session.session",
     "TruncatedPoissonSampling": "hushgrad.sampling.truncated_poisson",

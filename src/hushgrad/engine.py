@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
@@ -16,8 +15,7 @@ from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.filter import PrivacyFilter
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.arguments import one_of, open_unit_interval, positive_number, whole_number
-from hushgrad.clipping.flat import FlatClipping
-from hushgrad.clipping.known import require_clip_rule
+from hushgrad.clipping.named import chosen
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError, ProtocolError
 from hushgrad.guards.monitoring.monitor import Monitor
@@ -126,8 +124,10 @@ class PrivacyEngine:
                 epoch, drawn anew for each (`BallsInBinsSampling(len(data_loader))`, with N / len(data_loader) as the
                 expected batch size); "fixed_size" draws exactly batch_size records in every step, under replace-one
                 neighbours (`FixedSizeSampling`). Or a `SamplingScheme`.
-            clipping: "flat" clips the whole gradient of an example to max_grad_norm. A `ClipRule` clips as it says, and
-                its own constants count: max_grad_norm is left out, or is the rule's `sensitivity`.
+            clipping: "flat" clips the whole gradient of an example to max_grad_norm; "automatic",
+                "per-sample-adaptive", "per-layer", "per-block", "per-parameter" and "quantile" are other rules with C =
+                max_grad_norm, constants after a colon ("automatic:gamma=0.1"; see docs/clipping.md). A `ClipRule` clips
+                as it says, and its own constants count: max_grad_norm is left out, or is the rule's `sensitivity`.
             max_physical_batch_size: the most records to be in memory at once; larger draws come in several items.
             constant_shapes: True gives every item exactly `max_physical_batch_size` rows, for compilers and graphs that
                 want one shape. Rows that no record was drawn for are padding: other records, which contribute exactly 0
@@ -389,26 +389,10 @@ def _plan(
         )
     return DPSGD(
         noise_multiplier=noise_multiplier,
-        clipping=_clip_rule(clipping, max_grad_norm),
+        clipping=chosen(clipping, max_grad_norm, reading.batch_size),
         sampling=sampling,
         expected_batch_size=size_for(reading, sampling),
         steps=None if count is None or isinstance(reading, StreamReading) else count * reading.steps + spare,
         passes=count if sampling.counts_in == "passes" else None,
         loss_reduction=loss_reduction,
     )
-
-
-def _clip_rule(clipping: str | ClipRule, max_grad_norm: float | None) -> ClipRule:
-    if isinstance(clipping, str):
-        one_of("clipping", clipping, ("flat",))
-        return FlatClipping(positive_number("max_grad_norm", max_grad_norm))
-    rule = require_clip_rule(clipping)
-    if max_grad_norm is not None:
-        given = positive_number("max_grad_norm", max_grad_norm)
-        if not math.isclose(given, rule.sensitivity, rel_tol=1e-9):
-            raise InvalidArgumentError(
-                f"max_grad_norm is {given:g}, and the clip rule {rule.describe()} has the sensitivity "
-                f"{rule.sensitivity:g}",
-                cure="Leave max_grad_norm out: the noise is made from the rule's own sensitivity",
-            )
-    return rule

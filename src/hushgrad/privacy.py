@@ -13,14 +13,14 @@ from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.ledger.phases import phase_name
 from hushgrad.arguments import (
-    clip_norm,
     non_negative_number,
     one_of,
     open_unit_interval,
     positive_number,
     whole_number,
 )
-from hushgrad.clipping.flat import FlatClipping
+from hushgrad.clipping.named import chosen
+from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
 from hushgrad.randomness import KeyStream
@@ -35,10 +35,11 @@ class Privacy:
     """The privacy of a training run, for the integrations (`hushgrad.integrations`).
 
     Attributes:
-        max_grad_norm: C, the norm to which each example's gradient is clipped.
+        max_grad_norm: C, the norm to which each example's gradient is clipped. None with a `ClipRule`, which says it.
         target_delta: δ, in (0, 1); usual: less than 1 / (number of records).
         target_epsilon: ε at the planned end: the noise is the smallest that keeps to it; with a `phase`, ε of the whole
             account. Beside a `noise_multiplier` it is a budget at which training ends.
+        clipping: "flat", another rule by its name, or a `ClipRule`, as in `PrivacyEngine.make_private`.
         noise_multiplier: σ; by default it is chosen for `target_epsilon`.
         ledger: a path makes the record of what ran durable; integrations that have an output folder keep it there.
         spare_steps: so many steps more are paid for, for those that a crash takes away.
@@ -52,10 +53,11 @@ class Privacy:
     ledger.
     """
 
-    max_grad_norm: float
+    max_grad_norm: float | None = None
     target_delta: float
     target_epsilon: float | None = None
     noise_multiplier: float | None = None
+    clipping: str | ClipRule = "flat"
     ledger: str | os.PathLike[str] | None = None
     spare_steps: int = 0
     phase: str | None = None
@@ -64,7 +66,7 @@ class Privacy:
     test_key: int | None = None
 
     def __post_init__(self) -> None:
-        clip_norm("max_grad_norm", self.max_grad_norm)
+        chosen(self.clipping, self.max_grad_norm, 1.0)
         open_unit_interval("target_delta", self.target_delta, "Pass less than 1 / (number of records)")
         if self.target_epsilon is not None:
             positive_number("target_epsilon", self.target_epsilon)
@@ -109,7 +111,7 @@ class Privacy:
             )
         plan = DPSGD(
             noise_multiplier=1.0 if self.noise_multiplier is None else self.noise_multiplier,
-            clipping=FlatClipping(self.max_grad_norm),
+            clipping=chosen(self.clipping, self.max_grad_norm, batch_size),
             sampling=PoissonSampling(batch_size / population),
             expected_batch_size=batch_size,
             steps=steps + self.spare_steps,

@@ -163,7 +163,7 @@ def test_parameters_with_one_sum_in_one_memory_get_noise_of_their_own(monkeypatc
     monkeypatch.setattr(hushgrad.session.update, "clipped_sums", lambda *_, **__: dict(sums))
     parameters = shapes(**dict.fromkeys(sums, (size,)))
     update = updated(parameters)
-    update.add({}, 1.0, MECHANISM)
+    update.add({}, 1.0, MECHANISM, 0)
     update.write(MECHANISM)
     assert (shared == 5).all()
     assert (wider == 5).all()
@@ -184,7 +184,7 @@ def test_small_parameters_get_their_own_parts_of_a_shared_draw(monkeypatch: pyte
     monkeypatch.setattr(hushgrad.session.update, "clipped_sums", lambda *_, **__: dict(sums))
     parameters = shapes(**{name: tuple(value.shape) for name, value in sums.items()})
     update = updated(parameters)
-    update.add({}, 1.0, MECHANISM)
+    update.add({}, 1.0, MECHANISM, 0)
     update.write(MECHANISM)
     noise = []
     for name, parameter in parameters.items():
@@ -202,7 +202,7 @@ def test_one_small_parameter_alone_leaves_memory_that_others_read_as_it_is(monke
     memory = torch.full((6,), 1e3)
     monkeypatch.setattr(hushgrad.session.update, "clipped_sums", lambda *_, **__: {"a": memory[:3]})
     update = updated(shapes(a=(3,)))
-    update.add({}, 1.0, MECHANISM)
+    update.add({}, 1.0, MECHANISM, 0)
     update.write(MECHANISM)
     assert torch.equal(memory, torch.full((6,), 1e3))
 

@@ -41,6 +41,7 @@ def clipped_sums(
     plan: Plan | None = None,
     watch: Callable[[Weighed], None] | None = None,
     on_excess: Callable[[SensitivityMismatchError], None] | None = None,
+    on_norms: Callable[[Tensor], None] | None = None,
 ) -> dict[str, Tensor]:
     """Return Σ_i f_g(‖s·g_i‖) · s · g_i for each parameter, where norms run over the parameters of a group g together.
 
@@ -53,6 +54,8 @@ def clipped_sums(
         plan: how norms are computed.
         watch: is shown what is about to be summed.
         on_excess: is told of an example that would enter with more than a limit, in place of raising.
+        on_norms: is given the norms that examples are clipped by, `[G, b]`, of each example once, in one or several
+            calls; NaN or infinite where one is left out.
 
     Guarantee: an example whose gradient is not finite contributes exactly 0, and a finite one never more than its
     limit times 1 + 1e-5, also where its squared norm overflows or underflows float32 or its terms cancel.
@@ -66,7 +69,20 @@ def clipped_sums(
     bound = clip if isinstance(clip, BoundRule) else BoundRule(clip, contributions)
     with full_precision(), all_digits():
         needed = replace(plan or Plan(), floor=min(FLOOR, bound.floor(scale) ** 2))
-        return _clipped_sums(contributions, bound, scale, needed, watch, on_excess or _raise)
+        told = _Told(watch or _nothing, on_excess or _raise, on_norms or _nothing)
+        return _clipped_sums(contributions, bound, scale, needed, told)
+
+
+class _Told(NamedTuple):
+    """Who is told of what is about to be summed, of an excess, and of the norms."""
+
+    watch: Callable[[Weighed], None]
+    excess: Callable[[SensitivityMismatchError], None]
+    norms: Callable[[Tensor], None]
+
+
+def _nothing(seen: object) -> None:
+    pass
 
 
 def _raise(excess: SensitivityMismatchError) -> None:
@@ -78,8 +94,7 @@ def _clipped_sums(
     clip: BoundRule,
     scale: float,
     plan: Plan,
-    watch: Callable[[Weighed], None] | None,
-    on_excess: Callable[[SensitivityMismatchError], None],
+    told: _Told,
 ) -> dict[str, Tensor]:
     combined = {name: combine(parts) for name, parts in contributions.items() if parts}
     contributions.clear()
@@ -98,12 +113,13 @@ def _clipped_sums(
     if not (within_GB & ~is_light_GB).all():  # the one look at values of a physical batch: it waits for the device
         overflowed_B = ~torch.isfinite(squares_GB).all(0)
         if not (within_GB | overflowed_B).all():
-            on_excess(clip.excess())
+            told.excess(clip.excess())
         lost_B = overflowed_B | (is_light_GB & (weights_GB != 0)).any(0)
-    if watch is not None:
-        watch(Weighed(members, roots_GB, weights_GB, scale))
+    told.watch(Weighed(members, roots_GB, weights_GB, scale))
     if lost_B is not None and lost_B.any():
-        return _rescued(members, weights_GB, lost_B, clip, scale, plan, on_excess)
+        told.norms(roots_GB[:, ~lost_B] * scale)
+        return _rescued(members, weights_GB, lost_B, clip, scale, plan, told)
+    told.norms(roots_GB * scale)
     sums: dict[str, Tensor] = {}
     for parts, (groups, alone), weights_B in zip(members, stacks, weights_GB.unbind(), strict=True):
         for name in alone:
@@ -157,7 +173,7 @@ def _rescued(
     clip: BoundRule,
     scale: float,
     plan: Plan,
-    on_excess: Callable[[SensitivityMismatchError], None],
+    told: _Told,
 ) -> dict[str, Tensor]:
     """The clipped sums where float32 lost some examples: those are measured and summed again in float64."""
     kept_GB = weights_GB.masked_fill(lost_B, 0)
@@ -169,7 +185,7 @@ def _rescued(
     parts = [part for parts in members for part in parts.values()]
     most = AT_ONCE // max(1, 2 * sum(part.nbytes for part in parts) // parts[0].batch_size)
     for rows in torch.split(lost_B.nonzero().squeeze(1), max(1, most)):
-        for name, rescued in _sums_in_float64(members, rows, clip, scale, plan, on_excess).items():
+        for name, rescued in _sums_in_float64(members, rows, clip, scale, plan, told).items():
             sums[name] += rescued.to(sums[name].dtype)
     return sums
 
@@ -180,7 +196,7 @@ def _sums_in_float64(
     clip: BoundRule,
     scale: float,
     plan: Plan,
-    on_excess: Callable[[SensitivityMismatchError], None],
+    told: _Told,
 ) -> dict[str, Tensor]:
     """The clipped sums of a few examples with huge or tiny gradients; those that are not finite are left out."""
     chosen = [{name: part.select(rows) for name, part in parts.items()} for parts in members]
@@ -189,7 +205,8 @@ def _sums_in_float64(
     roots_GR = squares_GR.sqrt().masked_fill(broken_R, 0)
     weights_GR = (clip.factors(roots_GR * scale) * scale).masked_fill(broken_R, 0)
     if not clip.within(roots_GR, weights_GR, scale).all():
-        on_excess(clip.excess())
+        told.excess(clip.excess())
+    told.norms((roots_GR * scale).masked_fill(broken_R, torch.nan))
     return {
         name: part.zeroed(broken_R).weighted_sum(weights_R)
         for parts, weights_R in zip(chosen, weights_GR.unbind(), strict=True)

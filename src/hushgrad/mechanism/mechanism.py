@@ -62,6 +62,12 @@ class Mechanism:
         object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", noise.noise_multiplier))
         rule = require_clip_rule(self.clipping)
         object.__setattr__(self, "sensitivity", positive_number("sensitivity", rule.sensitivity))
+        if rule.adaptation is not None and not noise.is_independent:
+            raise InvalidArgumentError(
+                f"the clip norm of {type(rule).__name__} differs from step to step, and {noise.describe()} is not said "
+                f"to be independent in every step",
+                cure="Take GaussianNoise (DPSGD), or FlatClipping",
+            )
         self._std()
         event = noise.event(require_scheme(self.sampling))
         if not isinstance(event, Event):
@@ -120,6 +126,7 @@ class Mechanism:
             checked = tuple(positive_number(f"{name}[{i}]", factor) for i, factor in enumerate(factors))
             if name == "clip_schedule":
                 clip_norm("the sensitivity times the smallest factor of clip_schedule", self.sensitivity * min(checked))
+                self.clipping.scaled(checked[0])  # may refuse
             object.__setattr__(self, name, checked)
             if self.steps is None:
                 object.__setattr__(self, "steps", len(checked))
@@ -154,6 +161,10 @@ class Mechanism:
         once = self._changed(clipping=clipping, noise_schedule=None, clip_schedule=None)
         return once if self.noise_schedule is None else once.with_noise_multiplier(self._noise_at(number))
 
+    def with_clipping(self, clipping: ClipRule) -> Self:
+        """Return this mechanism with another clip rule."""
+        return self._changed(clipping=clipping)
+
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:
         """Return this mechanism with another noise multiplier."""
         return self._changed(noise=self._noise_with(noise_multiplier))
@@ -183,7 +194,11 @@ class Mechanism:
 
     @property
     def noise_std(self) -> float:
-        """Standard deviation of the noise on the sum of clipped gradients, in units of the gradient; Gaussian: σ·C."""
+        """Standard deviation of the noise on the sum of clipped gradients, in units of the gradient; Gaussian: σ·C.
+
+        Where the clip rule gives groups noise of their own, or counts, that of a group is this times its relative noise
+        (`BoundRule.relative`).
+        """
         self._require_one_step()
         return self._std()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -29,9 +29,12 @@ class NoiseMechanism(ABC):
     Attributes:
         noise_multiplier: σ, a field or property of every kind: what calibration searches and schedules multiply. More
             of it never costs more. 0 is no noise, and no privacy.
+        is_independent: whether the noise of each step is drawn for it alone, so that each step may have a sensitivity
+            of its own, which follows from what was released before.
     """
 
     noise_multiplier: float
+    is_independent: ClassVar[bool] = False
 
     @abstractmethod
     def std(self, sensitivity: float) -> float:

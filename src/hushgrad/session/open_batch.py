@@ -206,7 +206,7 @@ class OpenBatch:
         if not self._drawn:
             return
         try:
-            parts.update.add(uses, scale, parts.spending.current())
+            parts.update.add(uses, scale, parts.current, self._drawn)
         except SensitivityMismatchError:
             with suppress(LedgerError):  # the alarm is what must be heard
                 note_sensitivity(parts)

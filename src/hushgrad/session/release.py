@@ -40,7 +40,7 @@ def release(
         with together(parts.world, "release", _state_of(parts), more_of=more_of):
             spending.require_step()
             _require_established(parts)
-            mechanism = spending.current()
+            mechanism = parts.current
             terms = parts.regularizers.gradients()
         conditions = _agreed(parts, spending.untold(trusted()))
         spending.trust(conditions)
@@ -58,7 +58,7 @@ def release(
         raise
     try:
         with together(parts.world, "look of the monitors", {}, more_of=more_of):
-            parts.monitors.see(update.number - 1, mechanism, update.parameters)
+            parts.monitors.see(update.number - 1, mechanism, update.parameters, update.written.noise_std)
             update.add_terms(terms)
     except BaseException:
         update.clear()
@@ -71,7 +71,11 @@ def _state_of(parts: Parts) -> dict[str, Any]:
     """Return what all processes must have in common at a step, as JSON; of a single process nothing."""
     if parts.world.is_alone:
         return {}
-    return {"number of steps": parts.spending.steps, "regularizers": parts.regularizers.weights}
+    return {
+        "number of steps": parts.spending.steps,
+        "regularizers": parts.regularizers.weights,
+        "clip norm": parts.update.norm.current,
+    }
 
 
 def _agreed(parts: Parts, own: Sequence[Condition]) -> list[Condition]:

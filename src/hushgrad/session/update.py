@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,24 @@ from hushgrad.parallel.reduction import Work, add_up, all_reduced, own_slice
 from hushgrad.parallel.shards import Exchange, Shards
 from hushgrad.parallel.world import ALONE, World
 from hushgrad.randomness import Address, KeyStream
+from hushgrad.session.adaptive_norm import AdaptiveNorm
 from hushgrad.session.draws import Draw, draws_of, owners_of_their_memory
 from hushgrad.torch_sharding import device_of, is_distributed, like, local_part
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What is public of a written update, beside `p.grad`.
+
+    Attributes:
+        noise_std: the standard deviation of the noise on the sum of each parameter, in units of the gradient.
+        count: the noised count of an adaptive clip rule; None without one.
+        count_std: the standard deviation of the noise on it.
+    """
+
+    noise_std: Mapping[str, float]
+    count: float | None
+    count_std: float | None
 
 
 class Update:
@@ -42,42 +59,61 @@ class Update:
     ) -> None:
         self._parameters = parameters
         self._world = world
-        self._clip = self._bound_to(mechanism)
+        self.norm = AdaptiveNorm(mechanism)
+        self._bound = (mechanism, self._bound_to(mechanism))
         self._noise = mechanism.noise.start(noise)
         self._plan = plan
         self._sums: dict[str, Tensor] = {}
         self._number = 0
         self._is_written = False
+        self.written = Written({}, None, None)
         self.monitor = NoiseMonitor(alarms)
         self.sensitivity_monitor = SensitivityMonitor(alarms)
 
     @torch.no_grad()  # what was recorded may still hang on the graph of the forward
-    def add(self, uses: MutableMapping[str, list[Contribution]], scale: float, mechanism: Mechanism) -> None:
+    def add(
+        self, uses: MutableMapping[str, list[Contribution]], scale: float, mechanism: Mechanism, examples: int
+    ) -> None:
         """Add the clipped sum of one physical batch, and empty it.
 
         Args:
             uses: what its backwards recorded.
             scale: undoes the division of its mean loss.
             mechanism: that of the step which the sum is for.
+            examples: how many were drawn; some may have used no parameter.
         """
-        if mechanism.clipping is not self._clip.rule:  # with a schedule each step has one of its own
-            self._clip = self._bound_to(mechanism)
-        clip = self._clip
+        clip = self._clip_of(mechanism)
 
         def look(weighed: Weighed) -> None:
             self.sensitivity_monitor.check(self._number, weighed, clip)
 
         watch = look if not self._sums and self.sensitivity_monitor.is_due(self._number) else None
         on_excess = self.sensitivity_monitor.exceeded
-        sums = clipped_sums(uses, clip=clip, scale=scale, plan=self._plan, watch=watch, on_excess=on_excess)
+        on_norms = self.norm.count if self.norm.is_adaptive else None
+        before = self.norm.counted
+        sums = clipped_sums(
+            uses, clip=clip, scale=scale, plan=self._plan, watch=watch, on_excess=on_excess, on_norms=on_norms
+        )
+        self.norm.count_unused(examples - (self.norm.counted - before), len(clip.groups))
         for name, part in sums.items():
             if name in self._sums:
                 self._sums[name] += part
             else:
                 self._sums[name] = part
 
+    def _clip_of(self, mechanism: Mechanism) -> BoundRule:
+        if mechanism is not self._bound[0]:  # with a schedule, or an adaptive norm, each step has one of its own
+            self._bound = (mechanism, self._bound_to(mechanism))
+        return self._bound[1]
+
     def _bound_to(self, mechanism: Mechanism) -> BoundRule:
-        return BoundRule(mechanism.clipping, self._parameters, sensitivity=mechanism.sensitivity)
+        return BoundRule(
+            mechanism.clipping,
+            self._parameters,
+            sensitivity=mechanism.sensitivity,
+            sizes={name: parameter.numel() for name, parameter in self._parameters.items()},
+            noise_multiplier=mechanism.noise_multiplier,
+        )
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -92,6 +128,7 @@ class Update:
     def drop(self) -> None:
         """Forget the sums."""
         self._sums = {}
+        self.norm.drop()
 
     def write(self, mechanism: Mechanism) -> None:
         """Hand (sum + noise) / divisor to the optimizer, in `p.grad`, and forget the sums. Charge before.
@@ -105,10 +142,12 @@ class Update:
         self._is_written = True
         try:
             trained = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
-            self._hand_out(list(trained.values()), [self._total(sums, name) for name in trained], number, mechanism)
+            self._hand_out(trained, [self._total(sums, name) for name in trained], number, mechanism)
         except BaseException:
             self.clear()  # no partial update; the charge stands
             raise
+        finally:
+            self.norm.drop()
 
     def add_terms(self, gradients: Mapping[str, Tensor]) -> None:
         """Add gradients of terms of parameters alone to the written update."""
@@ -125,18 +164,43 @@ class Update:
             self._is_written = False
 
     def _hand_out(
-        self, parameters: list[nn.Parameter], totals: list[Tensor], number: int, mechanism: Mechanism
+        self, trained: Mapping[str, nn.Parameter], totals: list[Tensor], number: int, mechanism: Mechanism
     ) -> None:
-        is_bare = not mechanism.noise_std > 0
-        for parameter, update in zip(parameters, self._updates(parameters, totals, number, mechanism), strict=True):
+        clip, std = self._clip_of(mechanism), mechanism.noise_std
+        relative = [clip.relative[name] if std > 0 else 1.0 for name in trained]
+        splits = [Shards.of(parameter) for parameter in trained.values()]
+        if clip.count_relative is not None and totals:
+            totals.append(self.norm.take(totals[0].device))
+            relative.append(clip.count_relative)
+            splits.append(None)
+        updates = self._updates(totals, splits, relative, number, mechanism)
+        count = None
+        if clip.count_relative is not None and updates:
+            noised = updates.pop() * mechanism.divisor
+            count = float(noised)
+            self.norm.move(noised, mechanism)
+        count_std = None if clip.count_relative is None else std * clip.count_relative
+        self.written = Written({name: std * clip.relative[name] for name in trained}, count, count_std)
+        for parameter, update in zip(trained.values(), updates, strict=True):
             local = local_part(parameter)
-            parameter.grad = like(parameter, _laid_out_as(local, update.to(local.device), is_bare))
+            parameter.grad = like(parameter, _laid_out_as(local, update.to(local.device), not std > 0))
 
     def _updates(
-        self, parameters: Sequence[nn.Parameter], totals: list[Tensor], number: int, mechanism: Mechanism
+        self,
+        totals: list[Tensor],
+        splits: Sequence[Shards | None],
+        relative: Sequence[float],
+        number: int,
+        mechanism: Mechanism,
     ) -> list[Tensor]:
-        """Return by what each parameter is updated: its part in this process."""
-        draws = draws_of(totals, [Shards.of(parameter) for parameter in parameters])
+        """Return by what each parameter is updated: its part in this process.
+
+        Each sum is divided by its relative noise, gets noise as all others do, and is multiplied by it again.
+        """
+        for place, times in enumerate(relative):
+            if times != 1:
+                totals[place] = totals[place] / times
+        draws = draws_of(totals, splits)
         sums = []
         for draw in draws:
             sums.append(draw.laid_out(totals))
@@ -150,7 +214,7 @@ class Update:
         found = list(totals)
         for draw, update in zip(draws, updates, strict=True):
             for place, part in zip(draw.places, draw.taken_apart(update, totals), strict=True):
-                found[place] = part
+                found[place] = part if relative[place] == 1 else part * relative[place]
         return found
 
     def _noised(

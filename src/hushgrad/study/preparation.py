@@ -16,7 +16,6 @@ from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.guarantee import round_up
 from hushgrad.accounting.ledger.contract import OBSERVED, OPERATING_SYSTEM, Contract
 from hushgrad.accounting.ledger.ledger import Ledger
-from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream
 from hushgrad.session.spending import events_at
@@ -74,7 +73,7 @@ def prepare(config: RunConfig, task: Task, ledger: Path | None, learned: tuple[i
             max_grad_norm=privacy.max_grad_norm,
             loss_reduction=config.loss_reduction,
             population=len(task.train),
-            clipping=FlatClipping(privacy.max_grad_norm).describe(),
+            clipping=privacy.clip_rule(config.batch_size).describe(),
         )
         with Ledger(ledger, contract=contract) as paid:
             paid.charge(Gaussian(noise_multiplier))

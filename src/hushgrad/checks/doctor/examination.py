@@ -17,6 +17,7 @@ from hushgrad.checks.doctor.findings import Diagnosis, Finding
 from hushgrad.checks.doctor.recording import ModuleAttribution, RecordingPool
 from hushgrad.checks.doctor.static_checks import can_run, problems_of, put_right
 from hushgrad.checks.doctor.uses import uses_of
+from hushgrad.clipping.named import GROUPWISE, rule_named
 from hushgrad.errors import (
     HushgradError,
     InvalidArgumentError,
@@ -95,6 +96,7 @@ def doctor(
         parameters=sum(p.numel() for p in trainable.values() if not isinstance(p, nn.UninitializedParameter)),
         budget_bytes=plan.keep_bytes,
         machine="measured" if is_measured(device) else "as shipped",
+        norm_groups={name: len(rule_named(name, 1.0, 1.0).groups(tuple(trainable))) for name in GROUPWISE},
     )
 
 

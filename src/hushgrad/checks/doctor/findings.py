@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,6 +82,7 @@ class Diagnosis:
         parameters: the number of trainable values, each of which gets noise in every update.
         budget_bytes: what per-example gradients may take beyond what they replace.
         machine: where the constants that ways are chosen by come from, "measured" or "as shipped".
+        norm_groups: how many norms of each example a group-wise clip rule takes, by the rule's name; others take one.
     """
 
     model: str
@@ -91,6 +93,7 @@ class Diagnosis:
     parameters: int
     budget_bytes: int
     machine: str
+    norm_groups: Mapping[str, int]
 
     @property
     def is_ready(self) -> bool:

@@ -28,7 +28,14 @@ def report(diagnosis: Diagnosis, width: int) -> str:
     """Return the whole report in lines of at most `width` characters."""
     lines = [*wrapped(_heading(diagnosis), width), ""]
     if diagnosis.uses:
-        lines += [_table(diagnosis, width), "", *wrapped(_costs(diagnosis), width), ""]
+        lines += [
+            _table(diagnosis, width),
+            "",
+            *wrapped(_costs(diagnosis), width),
+            "",
+            *wrapped(_clip_rules(diagnosis), width),
+            "",
+        ]
     if diagnosis.problems:
         lines += ["Problems", *_findings(diagnosis.problems, width), ""]
     if diagnosis.notes:
@@ -120,6 +127,15 @@ def _costs(diagnosis: Diagnosis) -> str:
         f"{_bytes(diagnosis.memory_bytes)} until the clipped sums are formed. T: positions in each example. Ways are "
         f"chosen by the constants of this machine ({diagnosis.machine}; `hushgrad machine`) under a budget of "
         f"{_bytes(diagnosis.budget_bytes)}."
+    )
+
+
+def _clip_rules(diagnosis: Diagnosis) -> str:
+    groups = ", ".join(f"{name} {count:,}" for name, count in diagnosis.norm_groups.items())
+    return (
+        f"Clip rules take one norm of each example, or one for each group: {groups}. These need no norm of the whole "
+        f"model; but norms are taken when a physical batch ends, whatever the rule is, so that none makes this "
+        f"backward cheaper, and groups of a few small parameters cost calls."
     )
 
 

@@ -27,6 +27,7 @@ Facts = Mapping[str, Any]
 READABLE = {
     "augmentations": "random views of each record (their mean loss makes one gradient)",
     "average_decay": "decay of the average of parameters that was tested and released",
+    "clipping": "clip rule that was asked for",
     "expected_batch_size": "expected batch size B",
     "max_grad_norm": "clipping norm C",
     "noise_multiplier": "noise multiplier σ",

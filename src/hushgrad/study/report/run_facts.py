@@ -39,7 +39,7 @@ SETTINGS = (
     "task", "description", "target", "vocabulary", "vocabulary_epsilon",
     "vocabulary_noise_multiplier", "classes", "model", "hidden_sizes", "activation", "optimizer",
     "learning_rate", "momentum", "augmentations", "average_decay", "epochs", "expected_batch_size",
-    "max_physical_batch_size", "loss_reduction", "max_grad_norm", "noise_multiplier", "sampling_rate",
+    "max_physical_batch_size", "loss_reduction", "clipping", "max_grad_norm", "noise_multiplier", "sampling_rate",
     "target_epsilon", "delta", "seed", "device",
     "training_examples", "test_examples",
 )  # fmt: skip

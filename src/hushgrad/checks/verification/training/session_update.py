@@ -15,6 +15,7 @@ from hushgrad.checks.verification.update.paired_update import Output, narrowest,
 from hushgrad.checks.verification.verdict import Check
 from hushgrad.errors import UnsupportedModelError
 from hushgrad.guards.probing.deterministic_mode import DeterministicMode
+from hushgrad.session.update import Written
 
 WITHOUT_RANDOMNESS = (
     "The model draws random numbers (dropout, say), and other ones for other groups of examples: what examples add "
@@ -35,6 +36,8 @@ class SessionUpdate:
         self.word_bits = 32
         self.is_quiet = False
         self.is_narrow = False
+        self.written = Written({}, None, None)
+        """How much noise the parts of the last update had."""
 
     def find_randomness(self) -> None:
         """Find out whether the model draws random numbers.
@@ -75,6 +78,7 @@ class SessionUpdate:
             leaves = list(tensors_in(stimulus))
             found = running.update(stimulus if leaves and leaves[0].shape[0] else None)
             self.is_narrow |= running.session.is_narrow
+            self.written = running.session.written
         finally:
             running.session.close()
         self.word_bits = narrowest(found)

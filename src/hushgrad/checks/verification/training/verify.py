@@ -29,6 +29,7 @@ from hushgrad.checks.verification.training.copies import (
     without_session,
 )
 from hushgrad.checks.verification.training.draws import draws_of_training, not_tested
+from hushgrad.checks.verification.training.noise_units import expected_of
 from hushgrad.checks.verification.training.run_checks import UPDATES, ledger_checks, replay_checks, run_causes
 from hushgrad.checks.verification.training.session_update import (
     WITHOUT_RANDOMNESS,
@@ -42,7 +43,6 @@ from hushgrad.checks.verification.update.verify_update import DEFAULT_FALSE_ALAR
 from hushgrad.checks.verification.verdict import Cause, Check, Measured, Verdict
 from hushgrad.engine import PrivacyEngine
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.gradients.oracle import clipped_sum_of
 from hushgrad.guards.probing.state import State
 from hushgrad.mechanism import Mechanism
 from hushgrad.result_file import claim_file, write_file
@@ -205,12 +205,11 @@ def _as_reference(
     replica: TrainingReplica, update: SessionUpdate, contributions: GroupReading, noise: NoiseReading
 ) -> Check:
     """Compare what each example adds alone with the clip rule's reference of its gradient, by ordinary autograd."""
-    clipping, divisor = replica.mechanism.clipping, replica.mechanism.divisor
     expected = {}
     for row in contributions.alone:
         with update.randomness(SEED):
             gradients = replica.gradients_of(row)
-        expected[row] = {name: value / divisor for name, value in clipped_sum_of(gradients, clipping).items()}
+        expected[row] = expected_of(gradients, replica.mechanism, update.written)
     unit = contributions.unit
     is_coarse = update.word_bits == 16 or update.is_narrow
     room = rounding(update, contributions, noise) + (5e-2 if is_coarse else 1e-4) * unit
