@@ -31,7 +31,7 @@ def epsilon_under(composition: Composition, delta: float, relation: str, group_s
 
     Raises `AccountingError` with the reason where nothing true is known: add/remove-one of events that are charged
     under zero-out (a record's absence would shift the later batches), groups under replace-one, groups of steps of
-    truncated or of fixed size.
+    truncated or of fixed size, or of cyclic Poisson sampling.
     """
     delta = open_unit_interval("delta", delta)
     one_of("relation", relation, RELATIONS)
@@ -53,6 +53,13 @@ def epsilon_under(composition: Composition, delta: float, relation: str, group_s
             "example, every later batch would shift",
             where="relation",
             cure="Ask for zero-out, or train with Poisson sampling",
+        )
+    if size > 1 and form.sampled and any(event.in_block is not None for event, count in composition if count):
+        raise AccountingError(
+            "epsilon of a group is not computed for cyclic Poisson sampling: records of different groups share rows of "
+            "the noise, and no sharp bound is known",
+            where="group_size",
+            cure="Ask for group_size=1, or train with Poisson sampling and independent noise",
         )
     form.require_plain(f"another relation than {form.adjacency}")
     if form.noiseless:

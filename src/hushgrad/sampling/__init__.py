@@ -1,6 +1,8 @@
 """Which examples take part in which step, and the loader that hands them out."""
 
+from hushgrad.sampling.cyclic import CyclicPoissonSampling
 from hushgrad.sampling.disjoint import DisjointBatches
+from hushgrad.sampling.fixed_order import FixedOrderBatches
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.sampling.records import BatchObserver, Cutting, PhysicalBatch
@@ -11,7 +13,9 @@ from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 __all__ = [
     "BatchObserver",
     "Cutting",
+    "CyclicPoissonSampling",
     "DisjointBatches",
+    "FixedOrderBatches",
     "LoadingOptions",
     "PhysicalBatch",
     "PoissonSampling",

@@ -20,9 +20,9 @@ _WEIGHTS = (0.1, 0.3)
 def optimal_buffered(steps: int, min_separation: int) -> BufferedStrategy:
     """Return the strategy of two buffers with the least mean error of prefix sums times its squared sensitivity.
 
-    For `steps` steps and records that take part at least `min_separation` steps apart, as often as that allows. Both factors are closed
-    forms, so that a search by simplices in float64 takes a part of a second for any number of steps. A third buffer
-    gains 1% at a single participation and nothing at ten.
+    For `steps` steps, and records that take part at least `min_separation` steps apart, as often as that allows. Both
+    factors are closed forms, so that a search by simplices in float64 takes a part of a second for any number of steps.
+    A third buffer gains 1% at a single participation and nothing at ten.
 
     Raises `InvalidArgumentError` unless steps >= 2 and min_separation >= 1.
     """
