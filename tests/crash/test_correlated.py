@@ -47,6 +47,7 @@ def test_after_a_crash_no_two_releases_are_more_correlated_than_fresh_noise(tmp_
     assert told["end"] == loop.STEPS
 
 
+@pytest.mark.slow
 def test_noise_that_is_drawn_again_would_be_found(tmp_path: Path) -> None:
     """The mistake of a key that is kept: released noise comes again, beside other sums."""
     told, _ = told_by(sys.executable, "correlated_loop.py", tmp_path, "fixed")

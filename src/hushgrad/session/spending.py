@@ -162,7 +162,8 @@ class Spending:
         if self._ledger is not None:
             return
         scheme = self._mechanism.sampling
-        can_be_declared = scheme.can_be_declared and scheme.counts_in == "steps"
+        is_independent = self._mechanism.noise.strategy == INDEPENDENT  # else it counts on when records come back
+        can_be_declared = scheme.can_be_declared and scheme.counts_in == "steps" and is_independent
         if sampling == DECLARED and not (can_be_declared or self._batches_are_chosen):
             raise ProtocolError(
                 f"{type(scheme).__name__} without a loader cannot be charged: nobody sees that it is kept to"
