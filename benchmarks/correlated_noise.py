@@ -28,7 +28,7 @@ from hushgrad.randomness import KeyStream
 from hushgrad.study.tasks import TaskOptions, load_task
 
 BATCH, DELTA, CLIP = 64, 1e-5, 1.0
-RATES = (2.0, 4.0, 8.0, 16.0)
+RATES = (2.0, 4.0, 8.0, 16.0, 32.0)
 PLANS = ((1, 1.0), (1, 4.0))
 
 
@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of MNIST's files")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the rows")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=6)
     parser.add_argument("--four-passes", action="store_true", help="four passes, too")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 from hushgrad import DisjointBatches, FlatClipping, GaussianNoise, Mechanism, PoissonSampling, Session, privatize
 from hushgrad.accounting import Budget, CyclicPoisson, FixedOrder, FixedOrderBuffered, read_ledger
 from hushgrad.errors import (
+    AccountingError,
     BudgetExhaustedError,
     ContractChangedError,
     InvalidArgumentError,
@@ -22,8 +23,10 @@ from hushgrad.errors import (
     UnprovenMechanismError,
 )
 from hushgrad.mechanism import CorrelatedNoise, NoiseMechanism
+from hushgrad.parallel.world import World
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling import CyclicPoissonSampling, FixedOrderBatches, SamplingScheme
+from hushgrad.session.set_up import _require_divisible
 from hushgrad.session.update import Update
 from hushgrad.strategies.buffered import BufferedStrategy
 from hushgrad.strategies.optimal_banded import optimal_banded
@@ -257,6 +260,23 @@ def test_other_parameters_in_the_middle_of_a_block_are_refused() -> None:
     run.model[0].weight.requires_grad_(False)
     with pytest.raises((NoiseMismatchError, ContractChangedError)):
         run.steps(5)
+
+
+def test_groups_that_are_drawn_anew_and_not_charged_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: a resumed run goes on with the block of the run before, as if it had kept its groups."""
+    plan, path = mechanism(CorrelatedNoise(1.0, BANDED), CYCLIC), tmp_path / "ledger.jsonl"
+    Run(plan, key=None, ledger=path).steps(5).session.close()
+    monkeypatch.setattr("hushgrad.session.spending.next_block", lambda events: 0)
+    with pytest.raises(AccountingError, match="after that block has ended"):
+        Run(plan, key=None, ledger=path).steps(1)
+
+
+@pytest.mark.parametrize(("noise", "sampling"), [(CorrelatedNoise(1.0, BANDED), CYCLIC), (GaussianNoise(1.0), CYCLIC)])
+def test_several_processes_are_refused_at_set_up(noise: NoiseMechanism, sampling: SamplingScheme) -> None:
+    with pytest.raises(InvalidArgumentError, match="is for one process"):
+        _require_divisible(mechanism(noise, sampling), World(size=2))
 
 
 def test_another_strategy_does_not_continue_a_ledger(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from hushgrad.accounting.budget import MOST, Budget
 from hushgrad.accounting.composition import (
     Composition,
     adjacency_of,
-    costs_no_more,
     count_steps,
     finding_of,
     next_block,
@@ -53,6 +52,7 @@ from hushgrad.errors import (
 from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.parallel.messages import told_by_first
 from hushgrad.parallel.world import ALONE, World, join_world
+from hushgrad.session.blocks import steps_of_block
 from hushgrad.session.loop import Turn
 from hushgrad.strategies.banded import INDEPENDENT
 
@@ -226,7 +226,9 @@ class Spending:
                 planned = math.inf if self._last_step is None else self._last_step
                 self._last_step = int(min(planned, ledger.steps + fits))
         elif self._blocks:
-            self._limit_block(ledger, before, within)
+            fits_beside = steps_of_block(self._mechanism, self._first, before, within, self._budget)
+            if fits_beside is not None:
+                self._last_step = ledger.steps + fits_beside
         elif self._budget is not None:
             self._limit_to(self._budget, before, within)
 
@@ -255,34 +257,6 @@ class Spending:
             return [*foreign, *mechanism.first(count)]
 
         self._last_step = count_steps(foreign) + budget.most(steps, mechanism.steps or MOST)
-
-    def _limit_block(self, ledger: Ledger, before: list[tuple[Event, int]], within: list[tuple[Event, int]]) -> None:
-        """Set how many steps of a new block fit beside the blocks that the phase holds, into the plan and the budget.
-
-        A block is charged for the participations that it adds: the last steps of a plan may not fit after a resume.
-        """
-        event, planned = self._mechanism.event(self._first), self._mechanism.steps
-
-        def fits(count: int) -> bool:
-            phase = [*within, (event, count)]
-            if planned is not None and not costs_no_more(phase, self._mechanism.first(planned)):
-                return False
-            budget = self._budget
-            return budget is None or epsilon_of([*before, *phase], budget.delta, budget.accountant) <= budget.epsilon
-
-        if planned is None and self._budget is None:
-            return
-        room = (MOST if planned is None else planned) - count_steps(within)
-        if not within and room > 0 and not fits(1) and self._budget is not None:
-            self._budget.most(lambda count: [*before, (event, count)], 1)  # says that nothing fits
-        good, bad = 0, 1
-        while bad <= room and fits(bad):
-            good, bad = bad, 2 * bad
-        bad = min(bad, room + 1)
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            good, bad = (middle, bad) if fits(middle) else (good, middle)
-        self._last_step = ledger.steps + good
 
     def _begin_block(self, ledger: Ledger, step: int) -> None:
         """What comes now follows nothing that was charged: another block, which is charged for what it adds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -118,6 +119,22 @@ def test_a_lease_holds_steps_of_one_block() -> None:
         ledger.charge(cyclic(), lease=8)
     ledger.charge(cyclic(1))
     assert ledger.events() == [(cyclic(), 20), (cyclic(1), 1)]
+
+
+def test_a_block_that_has_ended_is_never_continued(tmp_path: Path) -> None:
+    """A partition that is drawn anew without being charged: the steps of a resumed run as those of the block before."""
+    path, contract = tmp_path / "ledger.jsonl", Contract(OBSERVED, OPERATING_SYSTEM)
+    with Ledger(path, contract=contract) as ledger:
+        ledger.charge(cyclic())
+        ledger.charge(cyclic(1))
+        with pytest.raises(AccountingError, match="after that block has ended"):
+            ledger.charge(cyclic())
+        ledger.charge(cyclic(1))
+    with Ledger(path, contract=contract) as ledger:
+        with pytest.raises(AccountingError, match="after that block has ended"):
+            ledger.charge(cyclic(1))
+        ledger.charge(cyclic(2))
+        assert ledger.events() == [(cyclic(), 1), (cyclic(1), 2), (cyclic(2), 1)]
 
 
 @pytest.mark.parametrize("text", ["", "x", "nan, 0.5", 3, "0x1p-1"])
