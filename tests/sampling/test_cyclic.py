@@ -21,6 +21,7 @@ def drawn(count: int, rate: float, cycle: int, steps: int, seed: int = 3) -> lis
 
 
 def test_the_groups_are_a_partition_and_each_is_drawn_in_its_turn() -> None:
+    """Guarantee: every record is in exactly one group."""
     places = defaultdict(set)
     for step, indices in enumerate(drawn(500, 1.0, 7, 21)):
         for index in indices:
@@ -39,7 +40,10 @@ def test_no_record_takes_part_in_two_of_as_many_steps_as_there_are_groups() -> N
 
 @pytest.mark.statistical
 def test_groups_are_uniform_and_turns_have_the_rate() -> None:
-    """False-alarm probability 1e-9 each: chi-square of the groups, binomial of the draws; fixed key."""
+    """Guarantee: given the groups, a draw is one of `PoissonSampler` over the group whose turn it is.
+
+    False-alarm probability 1e-9 each: chi-square of the groups, binomial of the draws; fixed key.
+    """
     first = drawn(20_000, 1.0, 8, 8)
     assert stats.chisquare([len(indices) for indices in first]).pvalue > 1e-9
     taken = sum(len(indices) for indices in drawn(20_000, 0.3, 8, 80))

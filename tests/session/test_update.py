@@ -59,7 +59,7 @@ def test_the_layout_and_dtype_of_an_update_are_those_of_its_parameter() -> None:
         "one number": nn.Parameter(torch.zeros(())),
         "nothing": nn.Parameter(torch.zeros(0)),
     }
-    updated(parameters).write(MECHANISM)
+    updated(parameters).write(MECHANISM, 0)
     for parameter in parameters.values():
         assert parameter.grad is not None
         assert parameter.grad.stride() == parameter.stride()
