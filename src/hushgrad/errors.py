@@ -82,7 +82,7 @@ class UnsupportedSamplerError(HushgradError, ValueError):
 
 
 class DuplicateRecordError(HushgradError, RuntimeError):
-    """One record would take part twice in one logical batch, or twice in one pass over the data."""
+    """One record would take part twice in one logical batch or one pass, or again too soon for correlated noise."""
 
     code = "DP202"
 
