@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from hushgrad.clipping.rule import ClipRule
     from hushgrad.engine import PrivacyEngine
     from hushgrad.guards.monitoring.monitor import Monitor, NoisedUpdate
-    from hushgrad.mechanism import DPSGD, GaussianNoise, Mechanism, NoiseMechanism
+    from hushgrad.mechanism import DPSGD, CorrelatedNoise, GaussianNoise, Mechanism, NoiseMechanism
+    from hushgrad.mechanism.choice import compare_noise
     from hushgrad.privacy import Privacy
     from hushgrad.sampling.balls_in_bins import BallsInBinsSampling
+    from hushgrad.sampling.cyclic import CyclicPoissonSampling
     from hushgrad.sampling.disjoint import DisjointBatches
+    from hushgrad.sampling.fixed_order import FixedOrderBatches
     from hushgrad.sampling.fixed_size import FixedSizeSampling
     from hushgrad.sampling.poisson import PoissonSampling
     from hushgrad.sampling.scheme import SamplingScheme
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from hushgrad.session.privatize import privatize
     from hushgrad.session.session import Session
     from hushgrad.session.session_of import session_of
+    from hushgrad.strategies.optimal_banded import optimal_banded
+    from hushgrad.strategies.optimal_buffered import optimal_buffered
     from hushgrad.study.trained.loading import load
 
 __all__ = [  # noqa: RUF022 - in plain order
@@ -42,9 +47,12 @@ __all__ = [  # noqa: RUF022 - in plain order
     "BallsInBinsSampling",
     "Budget",
     "ClipRule",
+    "CorrelatedNoise",
+    "CyclicPoissonSampling",
     "DPSGD",
     "DisjointBatches",
     "FixedSizeSampling",
+    "FixedOrderBatches",
     "FlatClipping",
     "GaussianNoise",
     "GroupwiseClipping",
@@ -62,9 +70,12 @@ __all__ = [  # noqa: RUF022 - in plain order
     "Session",
     "TruncatedPoissonSampling",
     "__version__",
+    "compare_noise",
     "doctor",
     "load",
     "make_private_ready",
+    "optimal_banded",
+    "optimal_buffered",
     "privatize",
     "register_operator",
     "session_of",
@@ -77,9 +88,12 @@ _HOMES = {
     "BallsInBinsSampling": "hushgrad.sampling.balls_in_bins",
     "Budget": "hushgrad.accounting.budget",
     "ClipRule": "hushgrad.clipping.rule",
+    "CorrelatedNoise": "hushgrad.mechanism",
+    "CyclicPoissonSampling": "hushgrad.sampling.cyclic",
     "DPSGD": "hushgrad.mechanism",
     "DisjointBatches": "hushgrad.sampling.disjoint",
     "FixedSizeSampling": "hushgrad.sampling.fixed_size",
+    "FixedOrderBatches": "hushgrad.sampling.fixed_order",
     "FlatClipping": "hushgrad.clipping.flat",
     "GaussianNoise": "hushgrad.mechanism",
     "GroupwiseClipping": "hushgrad.clipping.groupwise",
@@ -96,9 +110,12 @@ _HOMES = {
     "SamplingScheme": "hushgrad.sampling.scheme",
     "Session": "hushgrad.session.session",
     "TruncatedPoissonSampling": "hushgrad.sampling.truncated_poisson",
+    "compare_noise": "hushgrad.mechanism.choice",
     "doctor": "hushgrad.checks.doctor.examination",
     "load": "hushgrad.study.trained.loading",
     "make_private_ready": "hushgrad.checks.doctor.readiness",
+    "optimal_banded": "hushgrad.strategies.optimal_banded",
+    "optimal_buffered": "hushgrad.strategies.optimal_buffered",
     "privatize": "hushgrad.session.privatize",
     "register_operator": "hushgrad.capture.operators.registered",
     "session_of": "hushgrad.session.session_of",

@@ -21,6 +21,7 @@ from hushgrad.errors import InvalidArgumentError, ProtocolError
 from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD, Mechanism
+from hushgrad.mechanism.named_noise import apart, require_fixed_order, steps_of, strategy_for, strategy_given
 from hushgrad.parallel.agreement import together
 from hushgrad.parallel.world import join_world
 from hushgrad.randomness import KeyStream
@@ -34,6 +35,8 @@ from hushgrad.session.loss_scale import Scale
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
 from hushgrad.session.spending import calibrated, events_at
+from hushgrad.strategies.banded import INDEPENDENT
+from hushgrad.strategies.strategy import Strategy
 
 Module = TypeVar("Module", bound=nn.Module)
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -100,6 +103,7 @@ class PrivacyEngine:
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
         accumulation: int = 1,
+        noise: str | Strategy = "independent",
         max_epsilon: float | None = None,
         max_delta: float | None = None,
         fully_adaptive: bool = False,
@@ -141,6 +145,10 @@ class PrivacyEngine:
                 is divided by k · batch_size, and `max_physical_batch_size` is by default the loader's batch_size. The
                 loop steps after every item, or calls `session.end_item()`; the last step of a logical batch updates.
                 Charged as a loader of k · batch_size records is. Don't divide the loss by k.
+            noise: "independent", drawn anew in every step; or a strategy that correlates the noise of a step with that
+                of earlier ones, so that much of it cancels (`hushgrad.optimal_banded(steps, bands)`): records are then
+                drawn by cyclic Poisson sampling (b groups in turn), or, with poisson_sampling=False, come as the
+                loader's own batches in the same order in every pass (docs/correlated-noise.md).
             max_epsilon: a budget, with max_delta: the first `optimizer.step()` that would spend more raises
                 `BudgetExhaustedError` and updates nothing; the same step also after a crash and a resume.
             max_delta: the δ of that budget; usual: less than 1 / len(dataset).
@@ -171,6 +179,7 @@ class PrivacyEngine:
                 clipping,
                 noise_multiplier=noise_multiplier,
                 sampling=scheme_for(reading, sampling, poisson_sampling, max_batch_size, max_physical_batch_size),
+                strategy=strategy_given(noise),
             )
             if (max_epsilon is None) != (max_delta is None):
                 raise InvalidArgumentError(
@@ -199,6 +208,7 @@ class PrivacyEngine:
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
         accumulation: int = 1,
+        noise: str | Strategy = "independent",
         spare_steps: int = 0,
         phase: str | None = None,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader | StreamLoader]:
@@ -211,8 +221,13 @@ class PrivacyEngine:
                 in which what earlier phases spent counts.
             target_delta: δ, in (0, 1); usual: less than 1 / len(dataset).
             epochs: the number of epochs that will be trained.
+            noise: "independent"; "banded" or "buffered" (with poisson_sampling=False) noise, correlated between steps
+                by the strategy that leaves the least noise in sums of releases at this ε; "best", whichever of all
+                leaves less (`hushgrad.compare_noise` says how much); or a strategy.
             spare_steps: so many steps more are paid for with a little more noise. Steps that a crash takes away after
-                the last checkpoint stay charged; with spare ones training goes on to the planned end all the same.
+                the last checkpoint stay charged; with spare ones training goes on to the planned end all the same. With
+                correlated noise a resume is charged as a participation more: a cycle of spare steps (as many as there
+                are bands; of own batches a pass) pays for one.
 
         All other arguments are those of `make_private`.
         """
@@ -221,17 +236,19 @@ class PrivacyEngine:
             positive_number("target_epsilon", target_epsilon)
             open_unit_interval("target_delta", target_delta, "Pass less than 1 / len(dataset)")
             reading, max_physical_batch_size = _accumulated(data_loader, accumulation, max_physical_batch_size)
+            target = {"epsilon": target_epsilon, "delta": target_delta}
+            scheme = scheme_for(reading, sampling, poisson_sampling, max_batch_size, max_physical_batch_size)
             mechanism = _plan(
                 reading,
                 max_grad_norm,
                 loss_reduction,
                 clipping,
                 noise_multiplier=1.0,
-                sampling=scheme_for(reading, sampling, poisson_sampling, max_batch_size, max_physical_batch_size),
+                sampling=scheme,
+                strategy=strategy_for(noise, reading, scheme, epochs, spare_steps, self._accountant, **target),
                 epochs=epochs,
                 spare_steps=spare_steps,
             )
-        target = {"epsilon": target_epsilon, "delta": target_delta}
         mechanism = calibrated(mechanism, self._ledger, phase, accountant=self._accountant, **target)
         return self._attach(module, optimizer, reading, mechanism, max_physical_batch_size, constant_shapes, phase)
 
@@ -376,12 +393,16 @@ def _plan(
     *,
     noise_multiplier: float,
     sampling: SamplingScheme,
+    strategy: Strategy,
     epochs: int | None = None,
     spare_steps: int = 0,
 ) -> DPSGD:
     """Return the mechanism for a data loader: steps = epochs · len(data_loader), and spare ones."""
     count = None if epochs is None else whole_number("epochs", epochs, minimum=1)
     spare = whole_number("spare_steps", spare_steps, minimum=0)
+    if strategy != INDEPENDENT:
+        sampling = apart(sampling, strategy, steps_per_pass=steps_of(reading))
+        require_fixed_order(reading, sampling)
     if spare and sampling.counts_in == "passes":
         raise InvalidArgumentError(
             f"spare_steps does not go with {type(sampling).__name__}, which is charged in passes over the data",
@@ -395,4 +416,5 @@ def _plan(
         steps=None if count is None or isinstance(reading, StreamReading) else count * reading.steps + spare,
         passes=count if sampling.counts_in == "passes" else None,
         loss_reduction=loss_reduction,
+        strategy=strategy,
     )

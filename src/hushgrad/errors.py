@@ -82,7 +82,7 @@ class UnsupportedSamplerError(HushgradError, ValueError):
 
 
 class DuplicateRecordError(HushgradError, RuntimeError):
-    """One record would take part twice in one logical batch, or twice in one pass over the data."""
+    """One record would take part twice in one logical batch or one pass, or again too soon for correlated noise."""
 
     code = "DP202"
 
@@ -241,7 +241,7 @@ class BudgetExhaustedError(HushgradError, RuntimeError):
 
 
 class UnprovenMechanismError(HushgradError, ValueError):
-    """Nobody has proven what this noise costs together with this sampling."""
+    """Nobody has proven what this noise costs together with this sampling or clip rule."""
 
     code = "DP504"
 

@@ -20,7 +20,7 @@ from hushgrad.clipping.adaptation import gradient_noise_multiplier
 from hushgrad.clipping.bound import BoundRule
 from hushgrad.clipping.known import require_clip_rule
 from hushgrad.clipping.quantile import LEAST, MOST
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.errors import InvalidArgumentError, UnprovenMechanismError
 
 RULE = QuantileClipping(1.0)
 
@@ -112,7 +112,7 @@ def test_what_would_set_the_norm_or_share_noise_beside_the_count_is_refused() ->
     settings: dict[str, Any] = {"clipping": RULE, "sampling": PoissonSampling(0.1), "expected_batch_size": 10}
     with pytest.raises(InvalidArgumentError, match="would each set the clip norm"):
         DPSGD(noise_multiplier=1.0, clip_schedule=(1.0, 0.5), **settings)
-    with pytest.raises(InvalidArgumentError, match="is not said to be independent in every step"):
+    with pytest.raises(UnprovenMechanismError, match="it is not known what"):
         Mechanism(noise=TwoParties(1.0), **settings)
 
 

@@ -18,8 +18,11 @@ from hushgrad.accounting.calibration import (
 )
 from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.events.balls_in_bins import BallsInBins
+from hushgrad.accounting.events.cyclic_poisson import CyclicPoisson
 from hushgrad.accounting.events.disjoint_pass import DisjointPass
 from hushgrad.accounting.events.event import Event
+from hushgrad.accounting.events.fixed_order import FixedOrder
+from hushgrad.accounting.events.fixed_order_buffered import FixedOrderBuffered
 from hushgrad.accounting.events.fixed_size import FixedSizeSampled
 from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.events.poisson import PoissonSampled
@@ -40,10 +43,13 @@ __all__ = [
     "Budget",
     "Composition",
     "Contract",
+    "CyclicPoisson",
     "DeltaBounds",
     "DisjointPass",
     "EpsilonBounds",
     "Event",
+    "FixedOrder",
+    "FixedOrderBuffered",
     "FixedSizeSampled",
     "Gaussian",
     "Guarantee",

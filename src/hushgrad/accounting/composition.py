@@ -121,6 +121,34 @@ def count_steps(composition: Composition) -> int:
     return sum(count for _, count in steps_of(composition))
 
 
+def next_pass(composition: Composition) -> int:
+    """Return the number of the next pass over the data: how many were begun."""
+    return max((event.data_pass for event, _ in composition if event.data_pass is not None), default=-1) + 1
+
+
+def next_block(composition: Composition) -> int:
+    """Return the number of the next block of steps."""
+    return max((event.in_block for event, _ in composition if event.in_block is not None), default=-1) + 1
+
+
+def costs_no_more(composition: Composition, plan: Composition) -> bool:
+    """Return whether no cost of a composition is above that of a plan, each kind of cost by itself.
+
+    True says that its ε is not above the plan's at any δ. False may be said of one that is below it all the same.
+    """
+    one, other = normal_form(composition), normal_form(plan)
+    if one.empty:
+        return True
+    allowed = {(rate, noise): count for rate, noise, count in other.sampled}
+    return (
+        one.adjacency == other.adjacency
+        and not (one.truncated or one.fixed_size or one.allocated or one.filter or other.filter)
+        and (other.noiseless or not one.noiseless)
+        and one.gaussian_precision <= other.gaussian_precision * (1 + 1e-12)
+        and all(count <= allowed.get((rate, noise), 0) for rate, noise, count in one.sampled)
+    )
+
+
 def finding_of(composition: Composition) -> str | None:
     """Return what was found after which nothing of the composition is established; None where nothing was."""
     return next((event.finding for event, count in composition if count and event.finding is not None), None)

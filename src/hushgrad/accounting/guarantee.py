@@ -183,6 +183,10 @@ def guarantee(
             trusted.append(NOISE_NOT_OBSERVED)
         if contract.population is not None:
             notes.append(f"N = {contract.population} is declared public")
+        if contract.strategy is not None:
+            notes.append(
+                f"the noise of a step is correlated with that of earlier ones by {_in_short(contract.strategy)}"
+            )
         if contract.expected_batch_size is not None:
             notes.append(f"the expected batch size {contract.expected_batch_size:g} is declared public")
     return Guarantee(
@@ -200,6 +204,11 @@ def guarantee(
         numerical_error=bounds.error if _states_error(accountant, bounds) and not form.filter else None,
         conditions=joined(trusted),
     )
+
+
+def _in_short(strategy: str) -> str:
+    """Return a strategy without its constants, which the ledger holds."""
+    return f"a {strategy.partition(':')[0]} whose constants the ledger holds"
 
 
 def _sampling(composition: Composition) -> str:

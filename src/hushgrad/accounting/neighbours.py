@@ -32,7 +32,7 @@ def epsilon_under(composition: Composition, delta: float, relation: str, group_s
 
     Raises `AccountingError` with the reason where nothing true is known: add/remove-one of events that are charged
     under zero-out (a record's absence would shift the later batches), groups under replace-one, groups of steps of
-    truncated or of fixed size, groups and replace-one of passes over random batches.
+    truncated or of fixed size, or of cyclic Poisson sampling, groups and replace-one of passes over random batches.
     """
     delta = open_unit_interval("delta", delta)
     one_of("relation", relation, RELATIONS)
@@ -61,6 +61,13 @@ def epsilon_under(composition: Composition, delta: float, relation: str, group_s
             f"{'replace-one' if relation == REPLACE_ONE else 'groups'} no sharp bound is known",
             where="relation" if relation == REPLACE_ONE else "group_size",
             cure="Ask for add/remove-one or zero-out of one record",
+        )
+    if size > 1 and form.sampled and any(event.in_block is not None for event, count in composition if count):
+        raise AccountingError(
+            "epsilon of a group is not computed for cyclic Poisson sampling: records of different groups share rows of "
+            "the noise, and no sharp bound is known",
+            where="group_size",
+            cure="Ask for group_size=1, or train with Poisson sampling and independent noise",
         )
     form.without_allocation().require_plain(f"another relation than {form.adjacency}")
     if form.noiseless:

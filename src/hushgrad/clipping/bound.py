@@ -68,7 +68,9 @@ class BoundRule:
         self._label = f"the clip rule {type(rule).__name__}"
         given = tuple(names)
         self.groups = self._partition(given)
-        noises = (1.0,) * len(self.groups) if sizes is None else self._relative_noises(sizes)
+        noises = (1.0,) * len(self.groups)
+        if sizes is not None and rule.noise_differs:
+            noises = self._relative_noises(sizes)
         self.limits = self._checked_limits(noises)
         share = 0.0 if rule.adaptation is None else rule.adaptation.share(noise_multiplier)
         room = 1 / math.sqrt(1 - share**2)  # what the count takes of the sensitivity the gradients must do without

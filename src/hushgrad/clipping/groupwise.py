@@ -102,11 +102,16 @@ class GroupwiseClipping(ClipRule):
         factors_GB = torch.where(wide_GB > limits_G1, limits_G1 / wide_GB, 1.0)
         return torch.where(torch.isfinite(wide_GB), factors_GB, 0.0)
 
+    @property
+    def noise_differs(self) -> bool:
+        """Whether `noise` is "least", or "equal-budget" for norms that differ."""
+        return self.noise == "least" or (self.noise == "equal-budget" and len(set(self.norms or ())) > 1)
+
     def relative_noise(self, sizes: Sequence[int]) -> tuple[float, ...]:
         """Return s_l / (σ · C) for each group."""
-        limits = self.limits(len(sizes))
-        if self.noise == "same":
+        if not self.noise_differs:
             return (1.0,) * len(sizes)
+        limits = self.limits(len(sizes))
         wanted = limits
         if self.noise == "least":
             wanted = tuple(

@@ -68,6 +68,14 @@ class ClipRule(ABC):
         return (1.0,) * len(sizes)
 
     @property
+    def noise_differs(self) -> bool:
+        """Whether a group may have more or less noise than another: `relative_noise` is asked for only then.
+
+        By default, whether the kind has a `relative_noise` of its own.
+        """
+        return type(self).relative_noise is not ClipRule.relative_noise
+
+    @property
     def adaptation(self) -> Adaptation | None:
         """What is counted to find the next step's norm; None for a rule whose norm is fixed."""
         return None

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Self
 
+from hushgrad.mechanism.correlated import CorrelatedNoise
 from hushgrad.mechanism.gaussian import GaussianNoise
 from hushgrad.mechanism.mechanism import Mechanism
 from hushgrad.mechanism.noise import NoiseMechanism
+from hushgrad.strategies.banded import INDEPENDENT
+from hushgrad.strategies.strategy import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,8 @@ class DPSGD(Mechanism):
             step. For a sampling that is counted in steps. Its length limits `steps` (and is their number, if `steps` is
             None).
         clip_schedule: the same for the clip norm; the noise of a step follows that step's clip norm.
+        strategy: how noise is correlated between steps (`CorrelatedNoise`), by default not at all. It takes a sampling
+            that keeps a record's steps apart: `CyclicPoissonSampling`, `FixedOrderBatches`.
 
     Guarantee: the noise on the sum has standard deviation `noise_multiplier · sensitivity`, and the accountant is given
     `noise_multiplier`, never one scaled by a batch size.
@@ -33,9 +38,12 @@ class DPSGD(Mechanism):
 
     noise_multiplier: float
     noise: NoiseMechanism = field(init=False, repr=False, compare=False)
+    strategy: Strategy = INDEPENDENT
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "noise", GaussianNoise(self.noise_multiplier))
+        plain = GaussianNoise(self.noise_multiplier)
+        noise = plain if self.strategy == INDEPENDENT else CorrelatedNoise(self.noise_multiplier, self.strategy)
+        object.__setattr__(self, "noise", noise)
         super().__post_init__()
 
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:

@@ -1,7 +1,9 @@
 """Which examples take part in which step, and the loader that hands them out."""
 
 from hushgrad.sampling.balls_in_bins import BallsInBinsSampling
+from hushgrad.sampling.cyclic import CyclicPoissonSampling
 from hushgrad.sampling.disjoint import DisjointBatches
+from hushgrad.sampling.fixed_order import FixedOrderBatches
 from hushgrad.sampling.fixed_size import FixedSizeSampling
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.poisson import PoissonSampling
@@ -14,7 +16,9 @@ __all__ = [
     "BallsInBinsSampling",
     "BatchObserver",
     "Cutting",
+    "CyclicPoissonSampling",
     "DisjointBatches",
+    "FixedOrderBatches",
     "FixedSizeSampling",
     "LoadingOptions",
     "PhysicalBatch",

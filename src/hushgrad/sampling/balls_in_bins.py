@@ -50,9 +50,9 @@ class BallsInBinsSampling(SamplingScheme):
         """Return what draws from range(population)."""
         return BallsInBinsSampler(population, self.allocation, stream)
 
-    def event(self, noise_multiplier: float, pass_index: int = 0) -> RandomAllocation:
+    def event(self, noise_multiplier: float, index: int = 0) -> RandomAllocation:
         """Return what one step costs as a part of its pass."""
-        return RandomAllocation(self.bins, noise_multiplier, pass_index, self.participations)
+        return RandomAllocation(self.bins, noise_multiplier, index, self.participations)
 
     def inclusion_probability(self, population: int) -> float:
         """Return participations / bins, that of every record."""

@@ -47,7 +47,7 @@ class FixedSizeSampling(SamplingScheme):
             )
         return FixedSizeSampler(population, self.batch_size, stream)
 
-    def event(self, noise_multiplier: float, pass_index: int = 0) -> FixedSizeSampled:
+    def event(self, noise_multiplier: float, index: int = 0) -> FixedSizeSampled:
         """Return what one step costs; all passes are alike."""
         return FixedSizeSampled(self.batch_size, self.population, noise_multiplier)
 

@@ -131,10 +131,12 @@ class PrivateLoader:
             stream.fork("padding"),
             _most_in_a_pass(sampling),
             share,
+            whole_number("min_separation", sampling.min_separation, minimum=1),
         )
         self.options = options or LoadingOptions()
         self._items = _torch_loader(dataset, self._planner, self.options)
         self._current_pass: object = None
+        self._handed_out: int | None = None  # logical batches of the pass in work; None before the first
         self._reader: dict[str, int] = {}  # the thread that reads now
 
     @classmethod
@@ -229,6 +231,9 @@ class PrivateLoader:
             self._before_draw()
             self._current_pass = this_pass
             self._require_same_length()
+            if self._handed_out not in (None, self._steps_per_pass):
+                self._planner.break_off()
+            self._handed_out = 0
             planned = self._planner.new_pass()
             items = iter(self._items)
             found = self._read(items, planned)
@@ -277,6 +282,7 @@ class PrivateLoader:
             )
         if self._observer is not None:
             self._observer.begin(batch, item)
+        self._handed_out = (self._handed_out or 0) + batch.last
         return item, batch
 
     def _lose(self, planned: Sequence[PhysicalBatch]) -> None:
@@ -310,6 +316,7 @@ class _Planner:
         padding: KeyStream,
         most_in_a_pass: int | None,
         share: Share,
+        separation: int,
     ) -> None:
         self._one_pass = one_pass
         self._cutting = cutting
@@ -318,6 +325,8 @@ class _Planner:
         self._padding = padding
         self._most_in_a_pass = most_in_a_pass
         self._share = share
+        self._separation = separation
+        self._last_steps = np.full(count if separation > 1 else 0, -separation, dtype=np.int64)
         self._planned: deque[PhysicalBatch] = deque()
         self._next_step = 0
         self._next_pass = 0
@@ -326,6 +335,11 @@ class _Planner:
         """Return the queue that the batches of the coming pass will be noted in."""
         self._planned = deque()
         return self._planned
+
+    def break_off(self) -> None:
+        """Take note that the last pass did not end: the next one does not follow it, whatever was fetched ahead."""
+        self._next_step += 1
+        self._last_steps[:] = -self._separation
 
     def __iter__(self) -> Iterator[list[int]]:
         # The torch loader may make an iterator that it never starts; so nothing is counted before the first draw.
@@ -339,10 +353,25 @@ class _Planner:
             indices = self._chargeable(drawn)
             if limit is not None:
                 _require_new(indices, seen, limit)
+            self._require_separation(indices, step)
             for item, batch in enumerate(cut(indices, self._cutting, step, pass_index, self._share)):
                 planned.append(batch)
                 missing = batch.size - len(batch.indices)
                 yield [*batch.indices, *self._draw_padding(step, item, missing)]
+
+    def _require_separation(self, indices: tuple[int, ...], step: int) -> None:
+        """Refuse a record that comes back sooner than the scheme says: its steps would share noise."""
+        if self._separation == 1:
+            return
+        chosen = np.fromiter(indices, np.int64, len(indices))
+        if len(indices) and int(self._last_steps[chosen].max()) > step - self._separation:
+            raise DuplicateRecordError(
+                f"the sampler drew a record less than {self._separation} steps after it was drawn last, and noise that "
+                f"is correlated between steps is charged for records that do not come back sooner",
+                cure="Give the same batches in the same order in every pass (shuffle=False), or draw them by "
+                "CyclicPoissonSampling",
+            )
+        self._last_steps[chosen] = step
 
     def _chargeable(self, drawn: Iterable[Any]) -> tuple[int, ...]:
         """Return a draw as whole numbers; refuse one that costs more than a step is charged for, whoever drew it."""

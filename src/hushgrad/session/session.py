@@ -589,11 +589,11 @@ class Session:
         self._require_open()  # a closure came before
         with self._others.in_all("step", self._loop.latest):
             self._parts.take_marks()
-            loader_pass = self._loop.end_step()
-        if loader_pass is None:
+            turn = self._loop.end_step()
+        if turn is None:
             self._parts.frozen.expect_no_update()
             return
-        release(self._parts, loader_pass, self._trusted, self._others.told_with)
+        release(self._parts, turn, self._trusted, self._others.told_with)
         self.last_step_updated = True
 
     def _finish_step(self) -> None:

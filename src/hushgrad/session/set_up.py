@@ -154,13 +154,19 @@ def set_up(
 
 
 def _require_divisible(mechanism: Mechanism, world: World) -> None:
-    """Refuse noise of which it is not known that each process may draw a part of it."""
+    """Refuse noise and sampling of which it is not known that each process may draw a part of it."""
     if not world.is_alone and type(mechanism.noise) not in noise_kinds.OWN:
         raise InvalidArgumentError(
             f"{type(mechanism.noise).__name__} is noise of somebody else's, which may not be drawn part by part in "
             f"several processes",
             where="mechanism",
             cure="Train in one process, or take Gaussian noise (DPSGD)",
+        )
+    if not world.is_alone and mechanism.sampling.counts_in == "blocks":
+        raise InvalidArgumentError(
+            f"{type(mechanism.sampling).__name__} is for one process: blocks of steps are not agreed on by several",
+            where="mechanism",
+            cure="Train in one process, or take PoissonSampling with independent noise (DPSGD)",
         )
 
 

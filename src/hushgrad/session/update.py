@@ -61,13 +61,16 @@ class Update:
         self._world = world
         self.norm = AdaptiveNorm(mechanism)
         self._bound = (mechanism, self._bound_to(mechanism))
+        self._stream = noise
         self._noise = mechanism.noise.start(noise)
+        self._next_step = 0
         self._plan = plan
         self._sums: dict[str, Tensor] = {}
         self._number = 0
         self._is_written = False
         self.written = Written({}, None, None)
         self.monitor = NoiseMonitor(alarms)
+        self.monitor.begin(mechanism.noise.strategy)
         self.sensitivity_monitor = SensitivityMonitor(alarms)
 
     @torch.no_grad()  # what was recorded may still hang on the graph of the forward
@@ -130,8 +133,11 @@ class Update:
         self._sums = {}
         self.norm.drop()
 
-    def write(self, mechanism: Mechanism) -> None:
+    def write(self, mechanism: Mechanism, step: int) -> None:
         """Hand (sum + noise) / divisor to the optimizer, in `p.grad`, and forget the sums. Charge before.
+
+        Where `step` does not follow the last one that was written whole, its noise begins a block: it is independent of
+        that of all steps before.
 
         Parameters that are frozen now get nothing, so that the optimizer leaves them alone; their sums are dropped.
         """
@@ -139,6 +145,10 @@ class Update:
         # would leave gradients switched off in the whole process.
         sums, self._sums = self._sums, {}
         number, self._number = self._number, self._number + 1
+        if step != self._next_step:
+            self._noise = mechanism.noise.start(self._stream)
+            self.monitor.begin(mechanism.noise.strategy)
+        self._next_step = -1  # an interrupt leaves it so
         self._is_written = True
         try:
             trained = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
@@ -148,6 +158,7 @@ class Update:
             raise
         finally:
             self.norm.drop()
+        self._next_step = step + 1
 
     def add_terms(self, gradients: Mapping[str, Tensor]) -> None:
         """Add gradients of terms of parameters alone to the written update."""

@@ -250,6 +250,7 @@ CHANGES = {
     "population": 101,
     "clipping": "PerLayer(limits=(0.6, 0.8))",
     "unit": "one user",
+    "strategy": "BandedStrategy of 2 bands",
 }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from hushgrad.arguments import count_of, non_negative_number, one_of, positive_number
 from hushgrad.errors import InvalidArgumentError
@@ -31,6 +32,8 @@ class Contract:
     `population`: the declared public number of records, or None.
     `clipping`: the clip rule and all its constants, in its own words (`ClipRule.describe`); None if not declared.
     `unit`: whose presence is protected, "one record".
+    `strategy`: how noise is correlated between steps, with all constants as hexadecimal floating-point numbers
+    (`Strategy.describe`); None for noise that is independent in every step.
     """
 
     sampling: str
@@ -41,6 +44,7 @@ class Contract:
     population: int | None = None
     clipping: str | None = None
     unit: str = ONE_RECORD
+    strategy: str | None = None
 
     def __post_init__(self) -> None:
         one_of("sampling", self.sampling, (OBSERVED, DECLARED))
@@ -54,13 +58,20 @@ class Contract:
             object.__setattr__(self, "max_grad_norm", non_negative_number("max_grad_norm", self.max_grad_norm))
         if self.population is not None:
             object.__setattr__(self, "population", count_of("population", self.population, minimum=1))
-        for name, text in (("clipping", self.clipping), ("unit", self.unit)):
-            if not ((text is None and name == "clipping") or (isinstance(text, str) and text and text.isprintable())):
+        for name, text in (("clipping", self.clipping), ("unit", self.unit), ("strategy", self.strategy)):
+            if not ((text is None and name != "unit") or (isinstance(text, str) and text and text.isprintable())):
                 raise InvalidArgumentError(
                     f"must be one printable line of text, got {type(text).__name__}",
                     where=name,
                     cure="Pass one line without control characters",
                 )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the contract as a JSON object. What a ledger without a strategy says is what it always was."""
+        said = asdict(self)
+        if self.strategy is None:
+            del said["strategy"]
+        return said
 
     @property
     def noise_is_secret(self) -> bool:

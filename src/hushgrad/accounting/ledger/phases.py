@@ -100,7 +100,7 @@ def joint_contract(phases: Sequence[Phase]) -> Contract:
         return last
     changes: dict[str, Any] = {
         name: None
-        for name in ("expected_batch_size", "max_grad_norm", "population", "clipping")
+        for name in ("expected_batch_size", "max_grad_norm", "population", "clipping", "strategy")
         if len({getattr(contract, name) for contract in contracts}) > 1
     }
     sampling = DECLARED if any(contract.sampling == DECLARED for contract in contracts) else OBSERVED

@@ -15,8 +15,8 @@ from hushgrad.sampling import BallsInBinsSampling
 class Cheap(BallsInBinsSampling):
     """The planted bug: a pass is charged as if it had ten times as many steps."""
 
-    def event(self, noise_multiplier: float, pass_index: int = 0) -> RandomAllocation:
-        return RandomAllocation(10 * self.bins, noise_multiplier, pass_index)
+    def event(self, noise_multiplier: float, index: int = 0) -> RandomAllocation:
+        return RandomAllocation(10 * self.bins, noise_multiplier, index)
 
 
 @pytest.mark.slow

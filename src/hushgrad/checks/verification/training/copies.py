@@ -121,7 +121,7 @@ class TrainingReplica:
                 data_loader.dataset,
                 batch_size=max(1, round(data_loader.batch_size)),
                 collate_fn=data_loader.options.collate_fn,
-                shuffle=True,
+                shuffle=mechanism.sampling.counts_in != "blocks",  # whose batches come in one order
             )
             reading = replace(read_data_loader(own), batch_size=data_loader.batch_size)
         else:

@@ -15,6 +15,7 @@ from hushgrad.checks.verification.update.paired_update import Output, narrowest,
 from hushgrad.checks.verification.verdict import Check
 from hushgrad.errors import UnsupportedModelError
 from hushgrad.guards.probing.deterministic_mode import DeterministicMode
+from hushgrad.mechanism import Mechanism
 from hushgrad.session.update import Written
 
 WITHOUT_RANDOMNESS = (
@@ -86,7 +87,12 @@ class SessionUpdate:
 
     def error_of_difference(self, noise_std: float) -> float:
         """Return the error of rounding: under one key noise cancels."""
-        return rounding_error(noise_std, self.word_bits)
+        return rounding_error(noise_std * first_step(self._replica.mechanism), self.word_bits)
+
+
+def first_step(mechanism: Mechanism) -> float:
+    """Return by what the noise of the first step of a session is greater than what is whitened of it."""
+    return 1 / float(mechanism.noise.strategy.coefficients(1)[0])
 
 
 def rounding(update: SessionUpdate, contributions: GroupReading, noise: NoiseReading) -> float:

@@ -34,11 +34,12 @@ from hushgrad.checks.verification.training.run_checks import UPDATES, ledger_che
 from hushgrad.checks.verification.training.session_update import (
     WITHOUT_RANDOMNESS,
     SessionUpdate,
+    first_step,
     reads_as_drawn,
     rounding,
 )
 from hushgrad.checks.verification.update.groups import SEED, GroupReading, measure, rows_of
-from hushgrad.checks.verification.update.paired_update import arrays, kept_randomness
+from hushgrad.checks.verification.update.paired_update import Output, arrays, kept_randomness
 from hushgrad.checks.verification.update.verify_update import DEFAULT_FALSE_ALARM, DEFAULT_RESOLUTION, steps_needed
 from hushgrad.checks.verification.verdict import Cause, Check, Measured, Verdict
 from hushgrad.engine import PrivacyEngine
@@ -139,6 +140,7 @@ def _verdict(
         replica.mechanism.sensitivity,
         replica.mechanism.expected_batch_size,
         replica.mechanism.divisor,
+        first_step(replica.mechanism),
     )
     noise = _noise(replica, belief, resolution, alpha / 4)
     rows = min(_ROWS, replica.reading.count)
@@ -230,7 +232,7 @@ def _require_pair(batch: Any, rows: int) -> None:
 
 
 def _noise(replica: TrainingReplica, belief: Belief, resolution: float, alpha: float) -> NoiseReading:
-    """Read the noise of empty draws of one session under a secret key: an update of noise alone."""
+    """Read the noise of empty draws of one session under a secret key: an update of noise alone, whitened."""
     running = replica.session(seed=None)
     try:
         first = running.update(None)
@@ -241,4 +243,16 @@ def _noise(replica: TrainingReplica, belief: Belief, resolution: float, alpha: f
         running.session.close()
     claimed = belief.noise_multiplier * belief.max_grad_norm / belief.divisor
     bits = min(torch.finfo(value.dtype).bits for value in first.values())
-    return read_noise([arrays(draw) for draw in draws], claimed, alpha, bits)
+    return read_noise([arrays(draw) for draw in _whitened(draws, replica.mechanism)], claimed, alpha, bits)
+
+
+def _whitened(draws: list[Output], mechanism: Mechanism) -> list[Output]:
+    """Return the noise of steps, in order, as it was before it was correlated between them, in its own dtype."""
+    strategy = mechanism.noise.strategy
+    if strategy.bands == 1:
+        return draws
+    memories = {name: strategy.memory() for name in draws[0]}
+    return [
+        {name: memories[name].whitened(value.double()).to(value.dtype) for name, value in draw.items()}
+        for draw in draws
+    ]
