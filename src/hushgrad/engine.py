@@ -101,6 +101,7 @@ class PrivacyEngine:
         loss_reduction: str = "mean",
         poisson_sampling: bool = True,
         clipping: str | ClipRule = "flat",
+        noise: str = "gaussian",
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
@@ -127,6 +128,8 @@ class PrivacyEngine:
                 the loader's own batches, charged without amplification under zero-out adjacency.
             clipping: "flat" clips the whole gradient of an example to max_grad_norm. A `ClipRule` clips as it says, and
                 its own constants count: max_grad_norm is left out, or is the rule's `sensitivity`.
+            noise: "gaussian", or "grid": Gaussian noise on a grid, to which the sum is rounded, so that the low bits of
+                what is released say nothing of it (docs/floating-point.md). Sums are then in float64: it costs time.
             max_physical_batch_size: the most records to be in memory at once; larger draws come in several items.
             constant_shapes: True gives every item exactly `max_physical_batch_size` rows, for compilers and graphs that
                 want one shape. Rows that no record was drawn for are padding: other records, which contribute exactly 0
@@ -168,6 +171,7 @@ class PrivacyEngine:
                 max_grad_norm,
                 loss_reduction,
                 clipping,
+                noise,
                 noise_multiplier=noise_multiplier,
                 sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
             )
@@ -193,6 +197,7 @@ class PrivacyEngine:
         loss_reduction: str = "mean",
         poisson_sampling: bool = True,
         clipping: str | ClipRule = "flat",
+        noise: str = "gaussian",
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
@@ -224,6 +229,7 @@ class PrivacyEngine:
                 max_grad_norm,
                 loss_reduction,
                 clipping,
+                noise,
                 noise_multiplier=1.0,
                 sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
                 epochs=epochs,
@@ -371,6 +377,7 @@ def _plan(
     max_grad_norm: float | None,
     loss_reduction: str,
     clipping: str | ClipRule,
+    noise: str,
     *,
     noise_multiplier: float,
     sampling: SamplingScheme,
@@ -387,6 +394,7 @@ def _plan(
         )
     return DPSGD(
         noise_multiplier=noise_multiplier,
+        noise_kind=noise,
         clipping=_clip_rule(clipping, max_grad_norm),
         sampling=sampling,
         expected_batch_size=reading.batch_size,

@@ -23,6 +23,7 @@ from hushgrad.arguments import (
 from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
+from hushgrad.mechanism.known import NAMED
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.session.privatize import privatize
@@ -40,6 +41,7 @@ class Privacy:
         target_epsilon: ε at the planned end: the noise is the smallest that keeps to it; with a `phase`, ε of the whole
             account. Beside a `noise_multiplier` it is a budget at which training ends.
         noise_multiplier: σ; by default it is chosen for `target_epsilon`.
+        noise: "gaussian", or "grid": on a grid, to which sums are rounded (docs/floating-point.md).
         ledger: a path makes the record of what ran durable; integrations that have an output folder keep it there.
         spare_steps: so many steps more are paid for, for those that a crash takes away.
         phase: the name of a part of the account, which takes a `ledger`: staged training on one ledger, each stage
@@ -56,6 +58,7 @@ class Privacy:
     target_delta: float
     target_epsilon: float | None = None
     noise_multiplier: float | None = None
+    noise: str = "gaussian"
     ledger: str | os.PathLike[str] | None = None
     spare_steps: int = 0
     phase: str | None = None
@@ -75,6 +78,7 @@ class Privacy:
                 "target_epsilon and noise_multiplier are both missing",
                 cure="Give target_epsilon, noise_multiplier, or both (then the epsilon is a budget)",
             )
+        one_of("noise", self.noise, tuple(NAMED))
         whole_number("spare_steps", self.spare_steps, minimum=0)
         one_of("accountant", self.accountant, tuple(ACCOUNTANTS))
         if not isinstance(self.strict, bool):
@@ -109,6 +113,7 @@ class Privacy:
             )
         plan = DPSGD(
             noise_multiplier=1.0 if self.noise_multiplier is None else self.noise_multiplier,
+            noise_kind=self.noise,
             clipping=FlatClipping(self.max_grad_norm),
             sampling=PoissonSampling(batch_size / population),
             expected_batch_size=batch_size,

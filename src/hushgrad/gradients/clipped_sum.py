@@ -12,6 +12,7 @@ from torch import Tensor
 from hushgrad.clipping.bound import BoundRule
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import SensitivityMismatchError
+from hushgrad.gradients.accumulation import AsTheyCome
 from hushgrad.gradients.apart import AT_ONCE
 from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution, Plan, all_digits, full_precision
@@ -41,6 +42,7 @@ def clipped_sums(
     plan: Plan | None = None,
     watch: Callable[[Weighed], None] | None = None,
     on_excess: Callable[[SensitivityMismatchError], None] | None = None,
+    accumulation: AsTheyCome | None = None,
 ) -> dict[str, Tensor]:
     """Return Σ_i f_g(‖s·g_i‖) · s · g_i for each parameter, where norms run over the parameters of a group g together.
 
@@ -53,6 +55,7 @@ def clipped_sums(
         plan: how norms are computed.
         watch: is shown what is about to be summed.
         on_excess: is told of an example that would enter with more than a limit, in place of raising.
+        accumulation: how they are added up; by default in the dtype of the operands.
 
     Guarantee: an example whose gradient is not finite contributes exactly 0, and a finite one never more than its
     limit times 1 + 1e-5, also where its squared norm overflows or underflows float32 or its terms cancel.
@@ -66,7 +69,8 @@ def clipped_sums(
     bound = clip if isinstance(clip, BoundRule) else BoundRule(clip, contributions)
     with full_precision(), all_digits():
         needed = replace(plan or Plan(), floor=min(FLOOR, bound.floor(scale) ** 2))
-        return _clipped_sums(contributions, bound, scale, needed, watch, on_excess or _raise)
+        how = accumulation or AsTheyCome()
+        return _clipped_sums(contributions, bound, scale, needed, watch, on_excess or _raise, how)
 
 
 def _raise(excess: SensitivityMismatchError) -> None:
@@ -80,6 +84,7 @@ def _clipped_sums(
     plan: Plan,
     watch: Callable[[Weighed], None] | None,
     on_excess: Callable[[SensitivityMismatchError], None],
+    accumulation: AsTheyCome,
 ) -> dict[str, Tensor]:
     combined = {name: combine(parts) for name, parts in contributions.items() if parts}
     contributions.clear()
@@ -103,13 +108,14 @@ def _clipped_sums(
     if watch is not None:
         watch(Weighed(members, roots_GB, weights_GB, scale))
     if lost_B is not None and lost_B.any():
-        return _rescued(members, weights_GB, lost_B, clip, scale, plan, on_excess)
+        return _rescued(members, weights_GB, lost_B, roots_GB, clip, scale, plan, on_excess, accumulation)
+    accumulation.note(members, roots_GB, weights_GB)
     sums: dict[str, Tensor] = {}
     for parts, (groups, alone), weights_B in zip(members, stacks, weights_GB.unbind(), strict=True):
         for name in alone:
-            sums[name] = parts.pop(name).weighted_sum(weights_B)
+            sums[name] = accumulation.sum(parts.pop(name), weights_B)
         for group in groups:
-            sums.update(zip(group.names, group.weighted_sums(weights_B).unbind(), strict=True))
+            sums.update(zip(group.names, accumulation.sums(group, weights_B).unbind(), strict=True))
     return sums
 
 
@@ -154,22 +160,25 @@ def _rescued(
     members: Sequence[Parts],
     weights_GB: Tensor,
     lost_B: Tensor,
+    roots_GB: Tensor,
     clip: BoundRule,
     scale: float,
     plan: Plan,
     on_excess: Callable[[SensitivityMismatchError], None],
+    accumulation: AsTheyCome,
 ) -> dict[str, Tensor]:
     """The clipped sums where float32 lost some examples: those are measured and summed again in float64."""
     kept_GB = weights_GB.masked_fill(lost_B, 0)
+    accumulation.note(members, roots_GB, kept_GB)
     sums = {
-        name: part.zeroed(lost_B).weighted_sum(weights_B)
+        name: accumulation.sum(part.zeroed(lost_B), weights_B)
         for parts, weights_B in zip(members, kept_GB.unbind(), strict=True)
         for name, part in parts.items()
     }
     parts = [part for parts in members for part in parts.values()]
     most = AT_ONCE // max(1, 2 * sum(part.nbytes for part in parts) // parts[0].batch_size)
     for rows in torch.split(lost_B.nonzero().squeeze(1), max(1, most)):
-        for name, rescued in _sums_in_float64(members, rows, clip, scale, plan, on_excess).items():
+        for name, rescued in _sums_in_float64(members, rows, clip, scale, plan, on_excess, accumulation).items():
             sums[name] += rescued.to(sums[name].dtype)
     return sums
 
@@ -181,6 +190,7 @@ def _sums_in_float64(
     scale: float,
     plan: Plan,
     on_excess: Callable[[SensitivityMismatchError], None],
+    accumulation: AsTheyCome,
 ) -> dict[str, Tensor]:
     """The clipped sums of a few examples with huge or tiny gradients; those that are not finite are left out."""
     chosen = [{name: part.select(rows) for name, part in parts.items()} for parts in members]
@@ -190,8 +200,9 @@ def _sums_in_float64(
     weights_GR = (clip.factors(roots_GR * scale) * scale).masked_fill(broken_R, 0)
     if not clip.within(roots_GR, weights_GR, scale).all():
         on_excess(clip.excess())
+    accumulation.note(chosen, roots_GR, weights_GR)
     return {
-        name: part.zeroed(broken_R).weighted_sum(weights_R)
+        name: accumulation.sum(part.zeroed(broken_R), weights_R)
         for parts, weights_R in zip(chosen, weights_GR.unbind(), strict=True)
         for name, part in parts.items()
     }

@@ -2,7 +2,8 @@
 
 from hushgrad.mechanism.dpsgd import DPSGD
 from hushgrad.mechanism.gaussian import GaussianNoise
+from hushgrad.mechanism.grid import GridNoise
 from hushgrad.mechanism.mechanism import Mechanism
 from hushgrad.mechanism.noise import NoiseMechanism
 
-__all__ = ["DPSGD", "GaussianNoise", "Mechanism", "NoiseMechanism"]
+__all__ = ["DPSGD", "GaussianNoise", "GridNoise", "Mechanism", "NoiseMechanism"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Self
 
-from hushgrad.mechanism.gaussian import GaussianNoise
+from hushgrad.mechanism.known import noise_named
 from hushgrad.mechanism.mechanism import Mechanism
 from hushgrad.mechanism.noise import NoiseMechanism
 
@@ -16,6 +16,8 @@ class DPSGD(Mechanism):
 
     Attributes:
         noise_multiplier: σ, no unit. 0 is allowed and not private (ε = ∞).
+        noise_kind: "gaussian", or "grid": Gaussian noise on a grid, to which the sum is rounded, so that floating point
+            says nothing more of the sum (`GridNoise`; docs/floating-point.md).
         clipping: the clip rule; its `sensitivity` is C.
         sampling: how the examples of a step are drawn.
         expected_batch_size: B, a public constant; the size that happens to be drawn is never used.
@@ -32,10 +34,11 @@ class DPSGD(Mechanism):
     """
 
     noise_multiplier: float
+    noise_kind: str = "gaussian"
     noise: NoiseMechanism = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "noise", GaussianNoise(self.noise_multiplier))
+        object.__setattr__(self, "noise", noise_named(self.noise_kind, self.noise_multiplier))
         super().__post_init__()
 
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:

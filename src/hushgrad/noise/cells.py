@@ -94,9 +94,10 @@ def farthest() -> float:
 def margin(ratio: float) -> float:
     """Return how near to the edge of a cell float64 may err, in cells.
 
-    A value below 16 is made by float64 with four roundings of at most 2**-49 each, and a position is 2**-53 wide.
+    A value on a strip is below 4. The table, the sum and the product with `ratio` round by at most 2**-52 four times
+    and 2**-51 once, and a position is narrower than 2**-52: less than 2**-49 together.
     """
-    return ratio * 2.0**-46
+    return ratio * 2.0**-48
 
 
 def distance(ratio: float) -> float:
@@ -160,7 +161,7 @@ def judged(candidates: NDArray[np.uint64], ratio: float) -> tuple[Float64s, Bool
         accepted[row] = _is_below(found, int(box[row]), candidates[row])
     value = x * ratio
     cells = np.rint(value)
-    for row in np.flatnonzero(np.abs(value - cells) > 0.5 - margin(ratio)).tolist():
+    for row in np.flatnonzero(np.abs(value - cells) > 0.5 - 4 * margin(ratio)).tolist():  # a value below 16
         across = int(candidates[row, 1]) << 64 | int(candidates[row, 2])
         cells[row] = _rounded(_place(found.edges, int(box[row]), across, 128) * Fraction(ratio))
     return np.where(candidates[:, 5] & np.uint64(1), -cells, cells), accepted & is_box

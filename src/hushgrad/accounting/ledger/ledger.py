@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from hushgrad._version import __version__
@@ -84,7 +83,7 @@ class Ledger:
             if earlier is not None:
                 self._resume(earlier, name, contract, rule)
             else:
-                header = {"format": FORMAT, "hushgrad": __version__, "run": self._run, "contract": asdict(contract)}
+                header = {"format": FORMAT, "hushgrad": __version__, "run": self._run, "contract": contract.as_json()}
                 if self._file is not None:
                     self._history = History.open(self._run, self._file.final, None)
                 self._append("header", header)
@@ -249,7 +248,7 @@ class Ledger:
         """Begin the phase in work, unless it has: a phase in which nothing is charged leaves nothing behind."""
         if self._unwritten is not None:
             phase = self._unwritten
-            self._append("phase", {"name": phase.name, "contract": asdict(phase.contract)})
+            self._append("phase", {"name": phase.name, "contract": phase.contract.as_json()})
             self._unwritten = None
 
     def close(self) -> None:
