@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hushgrad.clipping.rule import ClipRule
     from hushgrad.engine import PrivacyEngine
     from hushgrad.guards.monitoring.monitor import Monitor, NoisedUpdate
-    from hushgrad.mechanism import DPSGD, GaussianNoise, Mechanism, NoiseMechanism
+    from hushgrad.mechanism import DPSGD, GaussianNoise, GridNoise, Mechanism, NoiseMechanism
     from hushgrad.privacy import Privacy
     from hushgrad.sampling.disjoint import DisjointBatches
     from hushgrad.sampling.poisson import PoissonSampling
@@ -38,6 +38,7 @@ __all__ = [  # noqa: RUF022 - in plain order
     "DisjointBatches",
     "FlatClipping",
     "GaussianNoise",
+    "GridNoise",
     "Mechanism",
     "Monitor",
     "NoiseMechanism",
@@ -67,6 +68,7 @@ _HOMES = {
     "DisjointBatches": "hushgrad.sampling.disjoint",
     "FlatClipping": "hushgrad.clipping.flat",
     "GaussianNoise": "hushgrad.mechanism",
+    "GridNoise": "hushgrad.mechanism",
     "Mechanism": "hushgrad.mechanism",
     "Monitor": "hushgrad.guards.monitoring.monitor",
     "NoiseMechanism": "hushgrad.mechanism",

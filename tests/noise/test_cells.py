@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import mpmath
@@ -27,6 +28,12 @@ def density(x):
 
 def exact(fraction):
     return mpmath.mpf(fraction.numerator) / fraction.denominator
+
+
+def place_of(box, across):
+    """Return the middle of one of 2**128 positions across a box."""
+    left, right = (Fraction(float(edge)) for edge in boxes().edges[box : box + 2])
+    return left + (right - left) * Fraction(2 * across + 1, 2 << 128)
 
 
 def random_words(count, seed):
@@ -63,6 +70,11 @@ def test_no_strip_at_all_is_above_the_density_and_no_box_below_it():
         width = Fraction(float(found.widths[k]))
         assert exact(area / width) <= density(float(found.edges[k + 1]))
         assert exact((int(found.words[k]) * Fraction(found.unit) + area) / width) >= density(float(found.edges[k]))
+
+
+def test_edges_are_whole_numbers_of_the_bits_that_they_are_taken_to_have():
+    for edge in boxes().edges:
+        assert (Fraction(float(edge)) * (1 << 80)).denominator == 1
 
 
 def below(edge):
@@ -144,7 +156,7 @@ def test_a_candidate_is_accepted_exactly_below_the_density():
     found = boxes()
     for box in (0, 5, 12_345, strips().count - 1, strips().count, strips().count + 100):
         across = 3 << 120
-        x = exact(cells._place(found.edges, box, across, 128))
+        x = exact(place_of(box, across))
         width = mpmath.mpf(float(found.widths[box]))
         area = mpmath.mpf(1) / PICKS if box < strips().count else 0
         share = (density(x) * width - area) / (int(found.words[box]) * mpmath.mpf(found.unit))
@@ -160,9 +172,9 @@ def test_candidates_stand_for_the_cells_that_whole_numbers_give_them():
         values, accepted = judged(rows, ratio)
         for row, value, is_in in zip(rows, values, accepted, strict=True):
             box = min(int(np.searchsorted(boxes().ends, row[0], side="right")), len(boxes().widths) - 1)
-            place = cells._place(boxes().edges, box, int(row[1]) << 64 | int(row[2]), 128)
+            place = place_of(box, int(row[1]) << 64 | int(row[2])) * Fraction(ratio)
             sign = -1 if int(row[5]) & 1 else 1
-            assert value == sign * cells._rounded(place * Fraction(ratio))
+            assert value == sign * math.floor(place + Fraction(1, 2))
             assert is_in == cells._is_below(boxes(), box, row)
 
 

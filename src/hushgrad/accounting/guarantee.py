@@ -210,14 +210,12 @@ def guarantee(
 
 
 def _on_grid(rounding: Rounding) -> str:
-    where = (
-        "sums were rounded to a grid" if rounding.everywhere else "in some of these steps sums were rounded to a grid"
-    )
+    where = "sums were rounded" if rounding.everywhere else "in some of these steps sums were rounded"
     return (
-        f"{where} of spacing {round_up(rounding.grid, 3)} and got noise on that grid, made for an error of the sum of up "
-        f"to {round_up(rounding.error, 3)}: what was released is a function of whole numbers, so that its low bits say "
-        f"nothing more; the law of that noise is at most {round_up(rounding.distance, 2)} a step from that of rounded "
-        f"Gaussian noise, which is what delta is larger by"
+        f"{where} to a grid of spacing {round_up(rounding.grid, 3)} and got noise on that grid, made for an error of "
+        f"the sum of up to {round_up(rounding.error, 3)}: what was released is a function of whole numbers, so that "
+        f"its low bits say nothing more; in one step the law of that noise is at most "
+        f"{round_up(rounding.distance, 2)} from that of rounded Gaussian noise, which is what delta is larger by"
     )
 
 

@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hushgrad.gradients.apart import AT_ONCE
 from hushgrad.gradients.contribution import Contribution
 from hushgrad.gradients.stacking import Stacked
 
 _UNIT = 2.0**-53
 _MEASURED = 1 + 2.0**-6
 """Norms are measured in float32, to a part in 10,000, and γ_n is a little more than n·u."""
+_AT_ONCE = 1 << 22  # bytes of operands in float64
 _BESIDES = 8
 """Additions beside those that are counted: weights, products of float64 values, and sums of parts."""
 
@@ -68,12 +68,16 @@ class InFloat64(AsTheyCome):
         total: Tensor | None = None
         # cuDNN may transform the operands of a convolution (Winograd, Fourier), which the bound does not cover.
         with torch.backends.cudnn.flags(enabled=False):
-            for rows in _portions(part):
+            begin, bytes_of_one = 0, max(1, 2 * part.nbytes // max(1, part.batch_size))
+            while begin < part.batch_size or total is None:
+                # Copies that stay in the caches, unless adding up the sums would cost more.
+                at_once = max(1, max(_AT_ONCE, 0 if total is None else total.nbytes) // bytes_of_one)
+                rows = slice(begin, begin + at_once)
                 some = part.map_examples(lambda operand, rows=rows: _wide(operand[rows]))  # type: ignore[misc]
                 self._count(some.terms)
                 added = some.weighted_sum(weights_B[rows])
                 total = added if total is None else total.add_(added)
-        assert total is not None
+                begin += at_once
         return total
 
     def sums(self, group: Stacked, weights_B: Tensor) -> Tensor:
@@ -85,23 +89,17 @@ class InFloat64(AsTheyCome):
         """Add up the sizes of the terms of what is about to be summed."""
         self._parts += 1  # the sums of physical batches are added up, too
         for parts, roots_B, weights_B in zip(members, roots_GB.unbind(), weights_GB.unbind(), strict=True):
-            squares_B = roots_B.double().square()
+            squares_B = roots_B.detach().double().square()
             for part in parts.values():
                 terms = part.term_squares()
                 if terms is not None:
-                    squares_B = squares_B + terms.to(squares_B)
-            sizes_B = weights_B.double().abs() * squares_B.sqrt()
+                    squares_B = squares_B + terms.detach().to(squares_B)
+            sizes_B = weights_B.detach().double().abs() * squares_B.sqrt()
             self._sizes += float(sizes_B.masked_fill(weights_B == 0, 0).sum())
 
     def _count(self, terms: int) -> None:
         self._most_terms = max(self._most_terms, terms)
         self._parts += 1
-
-
-def _portions(part: Contribution) -> list[slice]:
-    count = part.batch_size
-    at_once = max(1, AT_ONCE // max(1, 2 * part.nbytes // max(1, count)))
-    return [slice(begin, begin + at_once) for begin in range(0, count, at_once)]
 
 
 def _wide(operand: Tensor) -> Tensor:

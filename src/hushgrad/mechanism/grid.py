@@ -44,7 +44,7 @@ class GridNoise(NoiseMechanism):
 
     Raises `InvalidArgumentError` unless `noise_multiplier` is 0 or a number from 2**-20 on.
 
-    Guarantee: the noise is made for no less than the sensitivity of the rounded sum, with the error that its sum had.
+    Guarantee: the noise is made for no less than the sensitivity of the rounded sum and of its error.
     """
 
     noise_multiplier: float

@@ -36,6 +36,7 @@ CANDIDATE_WORDS = 6
 """Words of a candidate of the remainder: a box, two for a place across it, two for one up, and a sign."""
 
 _POSITION_BITS = 64 - INDEX_BITS
+_EDGE_BITS = 80  # edges are whole numbers of 2**-80
 _TAIL_WIDTH, _TAIL_BOXES = 2.0**-5, 288  # from 3.75 to 12.75
 _SLACK = 1 << 13  # words that a box may have too many: eight times the rounding of its area
 _DIGITS = Context(prec=70)
@@ -126,17 +127,21 @@ def _cell_of(word: int, further: int, ratio: float) -> int:
     pick = word & (PICKS - 1)
     sign, strip = (1, pick) if pick < count else (-1, pick - count)
     position = (word >> INDEX_BITS) + (1 << (_POSITION_BITS - 1))
-    return sign * _rounded(_place(edges, strip, position << 64 | further, _POSITION_BITS + 64) * Fraction(ratio))
+    return sign * _cell_at(edges, strip, position << 64 | further, _POSITION_BITS + 64, ratio)
 
 
-def _place(edges: Float64s, box: int, position: int, bits: int) -> Fraction:
-    """Return the middle of one of 2**bits positions across a box."""
-    left, right = Fraction(float(edges[box])), Fraction(float(edges[box + 1]))
-    return left + (right - left) * Fraction(2 * position + 1, 2 << bits)
+def _place(edges: Float64s, box: int, position: int, bits: int) -> tuple[int, int]:
+    """Return the middle of one of 2**bits positions across a box: a whole number, and how often 2 divides it."""
+    left, right = (int(float(edge) * 2.0**_EDGE_BITS) for edge in edges[box : box + 2])
+    return (left << bits + 1) + (right - left) * (2 * position + 1), _EDGE_BITS + bits + 1
 
 
-def _rounded(value: Fraction) -> int:
-    return (2 * value.numerator + value.denominator) // (2 * value.denominator)
+def _cell_at(edges: Float64s, box: int, position: int, bits: int, ratio: float) -> int:
+    """Return the cell of a position across a box."""
+    place, halvings = _place(edges, box, position, bits)
+    cells, parts = float(ratio).as_integer_ratio()
+    parts <<= halvings
+    return (2 * place * cells + parts) // (2 * parts)
 
 
 def judged(candidates: NDArray[np.uint64], ratio: float) -> tuple[Float64s, Bools]:
@@ -163,7 +168,7 @@ def judged(candidates: NDArray[np.uint64], ratio: float) -> tuple[Float64s, Bool
     cells = np.rint(value)
     for row in np.flatnonzero(np.abs(value - cells) > 0.5 - 4 * margin(ratio)).tolist():  # a value below 16
         across = int(candidates[row, 1]) << 64 | int(candidates[row, 2])
-        cells[row] = _rounded(_place(found.edges, int(box[row]), across, 128) * Fraction(ratio))
+        cells[row] = _cell_at(found.edges, int(box[row]), across, 128, ratio)
     return np.where(candidates[:, 5] & np.uint64(1), -cells, cells), accepted & is_box
 
 
@@ -174,7 +179,8 @@ def _share(words: NDArray[np.uint64]) -> Float64s:
 def _is_below(found: Boxes, box: int, candidate: NDArray[np.uint64]) -> bool:
     """Return whether a point in a box lies below the density, by decimal numbers; not where even these cannot tell."""
     across, up = (int(candidate[place]) << 64 | int(candidate[place + 1]) for place in (1, 3))
-    x = _place(found.edges, box, across, 128)
+    place, halvings = _place(found.edges, box, across, 128)
+    x = Fraction(place, 1 << halvings)
     width = Fraction(float(found.widths[box]))
     area = _STRIP_AREA if found.strip_area[box] else Fraction(0)
     height = int(found.words[box]) * Fraction(found.unit) * Fraction(2 * up + 1, 2 << 128)
