@@ -10,18 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 from hushgrad import DPSGD, FlatClipping, GaussianNoise, GridNoise, Mechanism, PoissonSampling, PrivacyEngine, privatize
 from hushgrad.accounting import Contract, PoissonSampled, guarantee, read_ledger
 from hushgrad.accounting.ledger.contract import Rounding
 from hushgrad.accounting.ledger.phases import Phase, joint_contract
+from hushgrad.cli.ledger import ledger as ledger_command
 from hushgrad.errors import ContractChangedError, InvalidArgumentError, SensitivityMismatchError
 from hushgrad.mechanism.grid import MEASURED, SHARE
 from hushgrad.noise.cells import MOST_CELLS, distance
 from hushgrad.noise.grid import normal_cells
+from hushgrad.parallel.world import ALONE, World
 from hushgrad.privacy import Privacy
 from hushgrad.randomness import Address, KeyStream
+from hushgrad.session.set_up import _require_divisible
 
 SAMPLING = PoissonSampling(0.25)
 
@@ -233,3 +237,21 @@ def test_a_mechanism_takes_it_as_any_noise() -> None:
         noise=GridNoise(1.0), clipping=FlatClipping(1.0), sampling=SAMPLING, expected_batch_size=4, steps=2
     )
     assert mechanism.noise_std == 1 + SHARE
+
+
+def test_several_processes_are_refused_before_anything_is_trained() -> None:
+    two = World(0, 2, None)
+    with pytest.raises(InvalidArgumentError, match="GridNoise is not drawn in several processes"):
+        _require_divisible(plan(), two)
+    _require_divisible(plan(noise_kind="gaussian"), two)
+    _require_divisible(plan(), ALONE)
+
+
+def test_the_command_line_prints_the_grid_of_a_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    trained(ledger=path).session.close()
+    said = json.loads(CliRunner().invoke(ledger_command, ["show", str(path), "--json", "--delta", "1e-5"]).output)
+    rounding = GridNoise(1.1).rounding(0.5, 21)
+    assert rounding is not None
+    assert (said["rounding_grid"], said["rounding_error"]) == (rounding.grid, rounding.error)
+    assert "sums were rounded to a grid" in said["sentence"].lower()
