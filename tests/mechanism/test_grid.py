@@ -18,7 +18,12 @@ from hushgrad.accounting import Contract, PoissonSampled, guarantee, read_ledger
 from hushgrad.accounting.ledger.contract import Rounding
 from hushgrad.accounting.ledger.phases import Phase, joint_contract
 from hushgrad.cli.ledger import ledger as ledger_command
-from hushgrad.errors import ContractChangedError, InvalidArgumentError, SensitivityMismatchError
+from hushgrad.errors import (
+    ContractChangedError,
+    InvalidArgumentError,
+    NoiseMismatchError,
+    SensitivityMismatchError,
+)
 from hushgrad.mechanism.grid import MEASURED, SHARE
 from hushgrad.noise.cells import MOST_CELLS, distance
 from hushgrad.noise.grid import normal_cells
@@ -255,3 +260,16 @@ def test_the_command_line_prints_the_grid_of_a_ledger(tmp_path: Path) -> None:
     assert rounding is not None
     assert (said["rounding_grid"], said["rounding_error"]) == (rounding.grid, rounding.error)
     assert "sums were rounded to a grid" in said["sentence"].lower()
+
+
+def test_noise_that_is_missing_ends_training_on_a_grid_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The noise monitor watches it as it watches any noise."""
+
+    def none(parts: Any, *, noise_std: float, spacing: float, divisor: float, stream: Any) -> list[torch.Tensor]:
+        return [torch.round(part.total / spacing) * spacing / divisor for part in parts]
+
+    monkeypatch.setattr("hushgrad.mechanism.grid.grid_updates", none)
+    with pytest.raises(NoiseMismatchError, match="the noise of a step was"):
+        trained()
+    monkeypatch.undo()
+    assert trained().session.noise_monitor.ratio == pytest.approx(1.0, abs=0.5)

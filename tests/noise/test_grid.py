@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hushgrad.errors import InvalidArgumentError
-from hushgrad.noise import grid, grid_backends
+from hushgrad.errors import HushgradWarning, InvalidArgumentError
+from hushgrad.noise import compiled, grid, grid_backends
 from hushgrad.noise.backends import Bits
 from hushgrad.noise.cells import CANDIDATE_WORDS, boxes, farthest, judged
 from hushgrad.noise.gaussian import Noised
@@ -240,6 +240,16 @@ def test_a_spacing_that_is_no_power_of_two_in_range_is_refused(spacing):
 def test_a_sum_in_float32_is_refused():
     with pytest.raises(InvalidArgumentError, match="float64"):
         update(torch.zeros(3))
+
+
+def test_a_compiled_loop_that_gives_other_values_is_left_aside_with_a_warning(monkeypatch):
+    def differ(kind, words):
+        raise ArithmeticError("its code gives other values than NumPy")
+
+    pytest.importorskip("numba")
+    monkeypatch.setattr(grid_backends, "require_same_values", differ)
+    with pytest.warns(HushgradWarning, match="other values than NumPy"):
+        assert compiled.fastest_grid_backend.__wrapped__() is ArrayBackend
 
 
 def test_candidates_have_an_even_number_of_words():
