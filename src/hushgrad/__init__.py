@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hushgrad.clipping.rule import ClipRule
     from hushgrad.engine import PrivacyEngine
     from hushgrad.guards.monitoring.monitor import Monitor, NoisedUpdate
-    from hushgrad.mechanism import DPSGD, CorrelatedNoise, GaussianNoise, Mechanism, NoiseMechanism
+    from hushgrad.mechanism import DPSGD, CorrelatedNoise, GaussianNoise, GridNoise, Mechanism, NoiseMechanism
     from hushgrad.mechanism.choice import compare_noise
     from hushgrad.privacy import Privacy
     from hushgrad.sampling.balls_in_bins import BallsInBinsSampling
@@ -55,6 +55,7 @@ __all__ = [  # noqa: RUF022 - in plain order
     "FixedOrderBatches",
     "FlatClipping",
     "GaussianNoise",
+    "GridNoise",
     "GroupwiseClipping",
     "Mechanism",
     "Monitor",
@@ -96,6 +97,7 @@ _HOMES = {
     "FixedOrderBatches": "hushgrad.sampling.fixed_order",
     "FlatClipping": "hushgrad.clipping.flat",
     "GaussianNoise": "hushgrad.mechanism",
+    "GridNoise": "hushgrad.mechanism",
     "GroupwiseClipping": "hushgrad.clipping.groupwise",
     "Mechanism": "hushgrad.mechanism",
     "Monitor": "hushgrad.guards.monitoring.monitor",

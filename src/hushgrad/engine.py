@@ -21,7 +21,7 @@ from hushgrad.errors import InvalidArgumentError, ProtocolError
 from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD, Mechanism
-from hushgrad.mechanism.named_noise import apart, require_fixed_order, steps_of, strategy_for, strategy_given
+from hushgrad.mechanism.named_noise import apart, kind_of, require_fixed_order, steps_of, strategy_for, strategy_given
 from hushgrad.parallel.agreement import together
 from hushgrad.parallel.world import join_world
 from hushgrad.randomness import KeyStream
@@ -99,11 +99,11 @@ class PrivacyEngine:
         poisson_sampling: bool = True,
         sampling: str | SamplingScheme | None = None,
         clipping: str | ClipRule = "flat",
+        noise: str | Strategy = "gaussian",
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
         accumulation: int = 1,
-        noise: str | Strategy = "independent",
         max_epsilon: float | None = None,
         max_delta: float | None = None,
         fully_adaptive: bool = False,
@@ -132,6 +132,12 @@ class PrivacyEngine:
                 "per-sample-adaptive", "per-layer", "per-block", "per-parameter" and "quantile" are other rules with C =
                 max_grad_norm, constants after a colon ("automatic:gamma=0.1"; see docs/clipping.md). A `ClipRule` clips
                 as it says, and its own constants count: max_grad_norm is left out, or is the rule's `sensitivity`.
+            noise: "gaussian", drawn anew in every step; "grid", the same on a grid, to which the sum is rounded, so
+                that the low bits of what is released say nothing of it (docs/floating-point.md); or a strategy that
+                correlates the noise of a step with that of earlier ones, so that much of it cancels
+                (`optimal_banded(steps, bands)`; docs/correlated-noise.md): records are then drawn by cyclic Poisson
+                sampling (b groups in turn), or, with poisson_sampling=False, come as the loader's own batches in the
+                same order in every pass.
             max_physical_batch_size: the most records to be in memory at once; larger draws come in several items.
             constant_shapes: True gives every item exactly `max_physical_batch_size` rows, for compilers and graphs that
                 want one shape. Rows that no record was drawn for are padding: other records, which contribute exactly 0
@@ -145,10 +151,6 @@ class PrivacyEngine:
                 is divided by k · batch_size, and `max_physical_batch_size` is by default the loader's batch_size. The
                 loop steps after every item, or calls `session.end_item()`; the last step of a logical batch updates.
                 Charged as a loader of k · batch_size records is. Don't divide the loss by k.
-            noise: "independent", drawn anew in every step; or a strategy that correlates the noise of a step with that
-                of earlier ones, so that much of it cancels (`hushgrad.optimal_banded(steps, bands)`): records are then
-                drawn by cyclic Poisson sampling (b groups in turn), or, with poisson_sampling=False, come as the
-                loader's own batches in the same order in every pass (docs/correlated-noise.md).
             max_epsilon: a budget, with max_delta: the first `optimizer.step()` that would spend more raises
                 `BudgetExhaustedError` and updates nothing; the same step also after a crash and a resume.
             max_delta: the δ of that budget; usual: less than 1 / len(dataset).
@@ -177,6 +179,7 @@ class PrivacyEngine:
                 max_grad_norm,
                 loss_reduction,
                 clipping,
+                noise,
                 noise_multiplier=noise_multiplier,
                 sampling=scheme_for(reading, sampling, poisson_sampling, max_batch_size, max_physical_batch_size),
                 strategy=strategy_given(noise),
@@ -204,11 +207,11 @@ class PrivacyEngine:
         poisson_sampling: bool = True,
         sampling: str | SamplingScheme | None = None,
         clipping: str | ClipRule = "flat",
+        noise: str | Strategy = "gaussian",
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
         accumulation: int = 1,
-        noise: str | Strategy = "independent",
         spare_steps: int = 0,
         phase: str | None = None,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader | StreamLoader]:
@@ -221,8 +224,8 @@ class PrivacyEngine:
                 in which what earlier phases spent counts.
             target_delta: δ, in (0, 1); usual: less than 1 / len(dataset).
             epochs: the number of epochs that will be trained.
-            noise: "independent"; "banded" or "buffered" (with poisson_sampling=False) noise, correlated between steps
-                by the strategy that leaves the least noise in sums of releases at this ε; "best", whichever of all
+            noise: "gaussian", "grid"; "banded" or "buffered" (with poisson_sampling=False), correlated between steps by
+                the strategy that leaves the least noise in sums of releases at this ε; "best", whichever of all
                 leaves less (`hushgrad.compare_noise` says how much); or a strategy.
             spare_steps: so many steps more are paid for with a little more noise. Steps that a crash takes away after
                 the last checkpoint stay charged; with spare ones training goes on to the planned end all the same. With
@@ -243,6 +246,7 @@ class PrivacyEngine:
                 max_grad_norm,
                 loss_reduction,
                 clipping,
+                noise,
                 noise_multiplier=1.0,
                 sampling=scheme,
                 strategy=strategy_for(noise, reading, scheme, epochs, spare_steps, self._accountant, **target),
@@ -390,6 +394,7 @@ def _plan(
     max_grad_norm: float | None,
     loss_reduction: str,
     clipping: str | ClipRule,
+    noise: str | Strategy,
     *,
     noise_multiplier: float,
     sampling: SamplingScheme,
@@ -410,6 +415,7 @@ def _plan(
         )
     return DPSGD(
         noise_multiplier=noise_multiplier,
+        noise_kind=kind_of(noise),
         clipping=chosen(clipping, max_grad_norm, reading.batch_size),
         sampling=sampling,
         expected_batch_size=size_for(reading, sampling),

@@ -196,7 +196,7 @@ class NoiseMismatchError(HushgradError, RuntimeError):
 
 
 class SensitivityMismatchError(HushgradError, RuntimeError):
-    """An example would add more to a sum than the clip norm that the noise was chosen for."""
+    """An example would add more to a sum, or rounding may have moved it by more, than the noise was chosen for."""
 
     code = "DP407"
 

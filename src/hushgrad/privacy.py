@@ -23,6 +23,7 @@ from hushgrad.clipping.named import chosen
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
+from hushgrad.mechanism.known import NAMED
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.session.privatize import privatize
@@ -41,6 +42,7 @@ class Privacy:
             account. Beside a `noise_multiplier` it is a budget at which training ends.
         clipping: "flat", another rule by its name, or a `ClipRule`, as in `PrivacyEngine.make_private`.
         noise_multiplier: σ; by default it is chosen for `target_epsilon`.
+        noise: "gaussian", or "grid": on a grid, to which sums are rounded (docs/floating-point.md).
         ledger: a path makes the record of what ran durable; integrations that have an output folder keep it there.
         spare_steps: so many steps more are paid for, for those that a crash takes away.
         phase: the name of a part of the account, which takes a `ledger`: staged training on one ledger, each stage
@@ -58,6 +60,7 @@ class Privacy:
     target_epsilon: float | None = None
     noise_multiplier: float | None = None
     clipping: str | ClipRule = "flat"
+    noise: str = "gaussian"
     ledger: str | os.PathLike[str] | None = None
     spare_steps: int = 0
     phase: str | None = None
@@ -77,6 +80,7 @@ class Privacy:
                 "target_epsilon and noise_multiplier are both missing",
                 cure="Give target_epsilon, noise_multiplier, or both (then the epsilon is a budget)",
             )
+        one_of("noise", self.noise, tuple(NAMED))
         whole_number("spare_steps", self.spare_steps, minimum=0)
         one_of("accountant", self.accountant, tuple(ACCOUNTANTS))
         if not isinstance(self.strict, bool):
@@ -111,6 +115,7 @@ class Privacy:
             )
         plan = DPSGD(
             noise_multiplier=1.0 if self.noise_multiplier is None else self.noise_multiplier,
+            noise_kind=self.noise,
             clipping=chosen(self.clipping, self.max_grad_norm, batch_size),
             sampling=PoissonSampling(batch_size / population),
             expected_batch_size=batch_size,

@@ -22,7 +22,7 @@ def test_one_pass_is_better_with_correlated_noise_and_the_table_says_by_how_much
 def test_as_json_every_option_has_its_error_and_its_memory() -> None:
     plan = ["noise", "--epsilon", "8", "--delta", "1e-6", "--steps", "40", "--steps-per-pass", "20", "--max-bands", "4"]
     found = json.loads(CliRunner().invoke(main, [*plan, "--json"]).output)
-    assert {row["noise"] for row in found["options"]} == {"independent", "banded", "buffered"}
+    assert {row["noise"] for row in found["options"]} == {"gaussian", "banded", "buffered"}
     assert found["best"] == "buffered"
     assert all(row["rmse"] > 0 and row["ratio"] <= 1 for row in found["options"])
 

@@ -30,7 +30,7 @@ def test_few_passes_are_advised_half_the_noise_and_many_at_a_small_epsilon_indep
     assert "Correlated noise is better for this plan" in str(one_pass)
     for target in (1, 2):
         fifteen = compare_noise(epsilon=target, delta=1e-6, steps=1024, rate=15 / 1024, max_bands=8)
-        assert fifteen.best.name == "independent"
+        assert fifteen.best.name == "gaussian"
         assert "Independent noise is better for this plan" in str(fifteen)
 
 
@@ -38,7 +38,7 @@ def test_in_fixed_order_two_buffers_are_among_the_options() -> None:
     found = compare_noise(epsilon=8, delta=1e-6, steps=400, steps_per_pass=100, max_bands=8)
     assert found.named("buffered") is found.best
     assert found.named("buffered").copies == 2
-    assert found.named("independent").rmse > 2 * found.named("banded").rmse
+    assert found.named("gaussian").rmse > 2 * found.named("banded").rmse
 
 
 def test_a_mechanism_says_its_own_error_beforehand() -> None:

@@ -111,6 +111,7 @@ def _demo() -> tuple[nn.Module, Any, nn.Module, DPSGD]:
     loader = DataLoader(task.train, batch_size=config.batch_size, shuffle=True)
     mechanism = DPSGD(
         noise_multiplier=1.0,
+        noise_kind=privacy.noise,
         clipping=privacy.clip_rule(config.batch_size),
         sampling=PoissonSampling(config.batch_size / len(task.train)),
         expected_batch_size=config.batch_size,

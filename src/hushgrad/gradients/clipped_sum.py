@@ -12,6 +12,7 @@ from torch import Tensor
 from hushgrad.clipping.bound import BoundRule
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import SensitivityMismatchError
+from hushgrad.gradients.accumulation import AsTheyCome
 from hushgrad.gradients.apart import AT_ONCE
 from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution, Plan, all_digits, full_precision
@@ -42,6 +43,7 @@ def clipped_sums(
     watch: Callable[[Weighed], None] | None = None,
     on_excess: Callable[[SensitivityMismatchError], None] | None = None,
     on_norms: Callable[[Tensor], None] | None = None,
+    accumulation: AsTheyCome | None = None,
 ) -> dict[str, Tensor]:
     """Return Σ_i f_g(‖s·g_i‖) · s · g_i for each parameter, where norms run over the parameters of a group g together.
 
@@ -56,6 +58,7 @@ def clipped_sums(
         on_excess: is told of an example that would enter with more than a limit, in place of raising.
         on_norms: is given the norms that examples are clipped by, `[G, b]`, of each example once, in one or several
             calls; NaN or infinite where one is left out.
+        accumulation: how they are added up; by default in the dtype of the operands.
 
     Guarantee: an example whose gradient is not finite contributes exactly 0, and a finite one never more than its
     limit times 1 + 1e-5, also where its squared norm overflows or underflows float32 or its terms cancel.
@@ -70,7 +73,7 @@ def clipped_sums(
     with full_precision(), all_digits():
         needed = replace(plan or Plan(), floor=min(FLOOR, bound.floor(scale) ** 2))
         told = _Told(watch or _nothing, on_excess or _raise, on_norms or _nothing)
-        return _clipped_sums(contributions, bound, scale, needed, told)
+        return _clipped_sums(contributions, bound, scale, needed, told, accumulation or AsTheyCome())
 
 
 class _Told(NamedTuple):
@@ -95,6 +98,7 @@ def _clipped_sums(
     scale: float,
     plan: Plan,
     told: _Told,
+    accumulation: AsTheyCome,
 ) -> dict[str, Tensor]:
     combined = {name: combine(parts) for name, parts in contributions.items() if parts}
     contributions.clear()
@@ -118,14 +122,15 @@ def _clipped_sums(
     told.watch(Weighed(members, roots_GB, weights_GB, scale))
     if lost_B is not None and lost_B.any():
         told.norms(roots_GB[:, ~lost_B] * scale)
-        return _rescued(members, weights_GB, lost_B, clip, scale, plan, told)
+        return _rescued(members, weights_GB, lost_B, roots_GB, clip, scale, plan, told, accumulation)
     told.norms(roots_GB * scale)
+    accumulation.note(members, roots_GB, weights_GB)
     sums: dict[str, Tensor] = {}
     for parts, (groups, alone), weights_B in zip(members, stacks, weights_GB.unbind(), strict=True):
         for name in alone:
-            sums[name] = parts.pop(name).weighted_sum(weights_B)
+            sums[name] = accumulation.sum(parts.pop(name), weights_B)
         for group in groups:
-            sums.update(zip(group.names, group.weighted_sums(weights_B).unbind(), strict=True))
+            sums.update(zip(group.names, accumulation.sums(group, weights_B).unbind(), strict=True))
     return sums
 
 
@@ -170,22 +175,25 @@ def _rescued(
     members: Sequence[Parts],
     weights_GB: Tensor,
     lost_B: Tensor,
+    roots_GB: Tensor,
     clip: BoundRule,
     scale: float,
     plan: Plan,
     told: _Told,
+    accumulation: AsTheyCome,
 ) -> dict[str, Tensor]:
     """The clipped sums where float32 lost some examples: those are measured and summed again in float64."""
     kept_GB = weights_GB.masked_fill(lost_B, 0)
+    accumulation.note(members, roots_GB, kept_GB)
     sums = {
-        name: part.zeroed(lost_B).weighted_sum(weights_B)
+        name: accumulation.sum(part.zeroed(lost_B), weights_B)
         for parts, weights_B in zip(members, kept_GB.unbind(), strict=True)
         for name, part in parts.items()
     }
     parts = [part for parts in members for part in parts.values()]
     most = AT_ONCE // max(1, 2 * sum(part.nbytes for part in parts) // parts[0].batch_size)
     for rows in torch.split(lost_B.nonzero().squeeze(1), max(1, most)):
-        for name, rescued in _sums_in_float64(members, rows, clip, scale, plan, told).items():
+        for name, rescued in _sums_in_float64(members, rows, clip, scale, plan, told, accumulation).items():
             sums[name] += rescued.to(sums[name].dtype)
     return sums
 
@@ -197,6 +205,7 @@ def _sums_in_float64(
     scale: float,
     plan: Plan,
     told: _Told,
+    accumulation: AsTheyCome,
 ) -> dict[str, Tensor]:
     """The clipped sums of a few examples with huge or tiny gradients; those that are not finite are left out."""
     chosen = [{name: part.select(rows) for name, part in parts.items()} for parts in members]
@@ -207,8 +216,9 @@ def _sums_in_float64(
     if not clip.within(roots_GR, weights_GR, scale).all():
         told.excess(clip.excess())
     told.norms((roots_GR * scale).masked_fill(broken_R, torch.nan))
+    accumulation.note(chosen, roots_GR, weights_GR)
     return {
-        name: part.zeroed(broken_R).weighted_sum(weights_R)
+        name: accumulation.sum(part.zeroed(broken_R), weights_R)
         for parts, weights_R in zip(chosen, weights_GR.unbind(), strict=True)
         for name, part in parts.items()
     }

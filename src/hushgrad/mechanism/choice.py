@@ -34,7 +34,7 @@ class NoiseOption:
     """One way to noise a plan.
 
     Attributes:
-        name: "independent", "banded" or "buffered".
+        name: "gaussian" (independent), "banded" or "buffered", as `make_private_with_epsilon` takes it for `noise`.
         strategy: how noise is correlated between steps.
         sampling: the scheme that goes with it, with the plan's rate or batches.
         noise_multiplier: σ, the smallest that keeps to the plan's ε.
@@ -84,7 +84,7 @@ class NoiseComparison:
             raise InvalidArgumentError(
                 f"there is no {name} noise for this plan",
                 where="noise",
-                cure='Take "independent"; banded noise needs batches of at most half the data and two steps, and '
+                cure='Take "gaussian"; banded noise needs batches of at most half the data and two steps, and '
                 "buffered noise batches in a fixed order (poisson_sampling=False)",
             )
         return min(found, key=lambda option: option.rmse)
@@ -150,7 +150,7 @@ def compare_noise(
 
     if rate is not None:
         q = probability("rate", rate)
-        independent = option("independent", INDEPENDENT, PoissonSampling(q), 0)
+        independent = option("gaussian", INDEPENDENT, PoissonSampling(q), 0)
         found = [
             option("banded", optimal_banded(count, bands), CyclicPoissonSampling(q, bands), bands - 1)
             for bands in _powers(min(most, count, int(1 / q * (1 + 1e-12))))
@@ -158,7 +158,7 @@ def compare_noise(
     else:
         apart = whole_number("steps_per_pass", steps_per_pass, minimum=1)
         ordered = FixedOrderBatches(apart)
-        independent = option("independent", INDEPENDENT, DisjointBatches(), 0)
+        independent = option("gaussian", INDEPENDENT, DisjointBatches(), 0)
         found = [
             option("banded", optimal_banded(count, bands), ordered, bands - 1)
             for bands in _powers(min(most, count, apart))

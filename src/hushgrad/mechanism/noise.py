@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from hushgrad.accounting.events.event import Event
+from hushgrad.accounting.ledger.contract import Rounding
 from hushgrad.errors import InvalidArgumentError, UnprovenMechanismError
 from hushgrad.noise.gaussian import Noised
 from hushgrad.randomness import KeyStream
@@ -41,6 +42,8 @@ class NoiseMechanism(ABC):
     noise_multiplier: float
     strategy: Strategy = INDEPENDENT
     follows_rule: ClassVar[bool] = False
+    sums_in_float64: ClassVar[bool] = False
+    """Whether `updates` wants sums that were added up in float64, within the error that `rounding` names."""
 
     @abstractmethod
     def std(self, sensitivity: float) -> float:
@@ -80,6 +83,10 @@ class NoiseMechanism(ABC):
     @abstractmethod
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:
         """Return the same noise with another noise multiplier."""
+
+    def rounding(self, sensitivity: float, coordinates: int) -> Rounding | None:
+        """Return the grid that `updates` rounds sums of so many values to, for the ledger; None where there is none."""
+        return None
 
     def describe(self) -> str:
         """Return in words what the noise is."""

@@ -33,7 +33,7 @@ from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.filter import PrivacyFilter, filter_of
 from hushgrad.accounting.guarantee import Guarantee, guarantee
-from hushgrad.accounting.ledger.contract import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract
+from hushgrad.accounting.ledger.contract import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract, Rounding
 from hushgrad.accounting.ledger.file import ledger_path
 from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.accounting.ledger.phases import phase_name, split
@@ -69,6 +69,8 @@ class Spending:
 
     With a `phase`, the limits of the mechanism are those of that phase; a budget is that of the whole account.
 
+    `rounding` is what the noise says of the model's values for the ledger's contract.
+
     `lease` steps are put on disk at once (see `Ledger.charge`); a crash over-charges at most lease − 1 of them.
     """
 
@@ -83,6 +85,7 @@ class Spending:
         phase: str | None = None,
         batches_are_chosen: bool = False,
         world: World = ALONE,
+        rounding: Rounding | None = None,
     ) -> None:
         if budget is not None and not isinstance(budget, Budget | PrivacyFilter):
             raise InvalidArgumentError(
@@ -98,6 +101,7 @@ class Spending:
             )
         self._phase = None if phase is None else phase_name(phase)
         self._mechanism = mechanism
+        self._rounding = rounding
         self._now = (-1, mechanism)
         self._batches_are_chosen = batches_are_chosen
         self._world = world
@@ -528,6 +532,7 @@ class Spending:
             strategy=_strategy_of(self._mechanism),
             loss_reduction=self._mechanism.loss_reduction,
             population=population,
+            rounding=self._rounding,
         )
 
     def _require_planned(self, earlier: list[tuple[Event, int]]) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.clipping.bound import BoundRule
+from hushgrad.errors import SensitivityMismatchError
+from hushgrad.gradients.accumulation import AsTheyCome, InFloat64
 from hushgrad.gradients.clipped_sum import Weighed, clipped_sums
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.guards.monitoring.alarms import Alarms
@@ -66,6 +68,9 @@ class Update:
         self._next_step = 0
         self._plan = plan
         self._sums: dict[str, Tensor] = {}
+        self._in_float64 = mechanism.noise.sums_in_float64
+        self._coordinates = sum(parameter.numel() for parameter in parameters.values())
+        self._accumulation = self._afresh()
         self._number = 0
         self._is_written = False
         self.written = Written({}, None, None)
@@ -95,8 +100,16 @@ class Update:
         on_norms = self.norm.count if self.norm.is_adaptive else None
         before = self.norm.counted
         sums = clipped_sums(
-            uses, clip=clip, scale=scale, plan=self._plan, watch=watch, on_excess=on_excess, on_norms=on_norms
+            uses,
+            clip=clip,
+            scale=scale,
+            plan=self._plan,
+            watch=watch,
+            on_excess=on_excess,
+            on_norms=on_norms,
+            accumulation=self._accumulation,
         )
+        self._require_near(mechanism)
         self.norm.count_unused(examples - (self.norm.counted - before), len(clip.groups))
         for name, part in sums.items():
             if name in self._sums:
@@ -108,6 +121,25 @@ class Update:
         if mechanism is not self._bound[0]:  # with a schedule, or an adaptive norm, each step has one of its own
             self._bound = (mechanism, self._bound_to(mechanism))
         return self._bound[1]
+
+    def _afresh(self) -> AsTheyCome:
+        return InFloat64() if self._in_float64 else AsTheyCome()
+
+    def _require_near(self, mechanism: Mechanism) -> None:
+        """Refuse sums that rounding may have taken farther from the exact ones than the noise is made for."""
+        if not self._in_float64:
+            return
+        rounding = mechanism.noise.rounding(mechanism.sensitivity, self._coordinates)
+        if rounding is not None and not self._accumulation.error <= rounding.error:
+            self.sensitivity_monitor.exceeded(
+                SensitivityMismatchError(
+                    f"rounding in float64 may have moved the sum of this logical batch by more than the "
+                    f"{rounding.error:g} that the noise is made for",
+                    where="sums in float64",
+                    cure='Take smaller logical batches, or shorter records; or noise="gaussian", which leaves rounding '
+                    "out of account",
+                )
+            )
 
     def _bound_to(self, mechanism: Mechanism) -> BoundRule:
         return BoundRule(
@@ -130,7 +162,7 @@ class Update:
 
     def drop(self) -> None:
         """Forget the sums."""
-        self._sums = {}
+        self._sums, self._accumulation = {}, self._afresh()
         self.norm.drop()
 
     def write(self, mechanism: Mechanism, step: int) -> None:
@@ -143,7 +175,7 @@ class Update:
         """
         # Without torch.no_grad, which no operation here needs: sums have no graph, and an interrupt inside of its exit
         # would leave gradients switched off in the whole process.
-        sums, self._sums = self._sums, {}
+        sums, self._sums, self._accumulation = self._sums, {}, self._afresh()
         number, self._number = self._number, self._number + 1
         if step != self._next_step:
             self._noise = mechanism.noise.start(self._stream)
@@ -307,13 +339,13 @@ class Update:
             total = torch.zeros_like(
                 parameter, dtype=accumulation_dtype(parameter.dtype), memory_format=torch.contiguous_format
             )
-        return total
+        return total.double() if self._in_float64 else total
 
 
 def _laid_out_as(parameter: Tensor, update: Tensor, is_bare: bool) -> Tensor:
     """Return the (contiguous) update in the parameter's dtype and memory layout; fused optimizers pair raw memory.
 
-    A bare one, without noise, is not made larger by rounding to 16 bits, so that it shows what was clipped.
+    A bare one, without noise, is not made larger by rounding to fewer bits, so that it shows what was clipped.
     """
     if is_bare and update.dtype != parameter.dtype:
         update = _towards_zero(update, parameter.dtype)
@@ -323,8 +355,9 @@ def _laid_out_as(parameter: Tensor, update: Tensor, is_bare: bool) -> Tensor:
 
 
 def _towards_zero(update: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the values in a dtype of 16 bits, none larger than it was."""
+    """Return the values in a narrower dtype, of 16 or 32 bits, none larger than it was."""
     rounded = update.to(dtype)
     is_larger = rounded.to(update.dtype).abs() > update.abs()
     # Sign and magnitude, of any binary format: the word before is the next value nearer to 0.
-    return (rounded.view(torch.int16) - is_larger.to(torch.int16)).view(dtype)
+    word = torch.int16 if dtype.itemsize == 2 else torch.int32
+    return (rounded.view(word) - is_larger.to(word)).view(dtype)

@@ -13,6 +13,7 @@ from hushgrad.arguments import non_negative_number, one_of, open_unit_interval, 
 from hushgrad.clipping.named import NAMES, rule_named
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.mechanism.known import NAMED
 from hushgrad.study.models import ACTIVATIONS, MODELS
 from hushgrad.study.settings import Kind, check_settings, choice, fraction, number, setting, text, whole
 from hushgrad.study.tasks import TASKS, TaskOptions
@@ -91,6 +92,10 @@ class Privacy:
         metadata=setting(number(positive_number), "Budget of ε at δ: a run that would spend more is refused."),
     )
     delta: float = field(default=DEFAULT_DELTA, metadata=setting(number(_delta), "δ; must be below 1/N.", key=None))
+    noise: str = field(
+        default="gaussian",
+        metadata=setting(choice(NAMED), "grid: noise on a grid, which floating point does not betray."),
+    )
     spare_steps: int = field(
         default=0,
         metadata=setting(whole(0), "Steps beyond the planned ones that are paid for, taken only after crashes."),

@@ -65,6 +65,13 @@ def prepare(config: RunConfig, task: Task, ledger: Path | None, learned: tuple[i
                 where="ledger",
                 cure="Pass the ledger of the training",
             )
+        if privacy.noise != "gaussian":
+            raise InvalidArgumentError(
+                "the preparation of this task is a release whose noise is not drawn on a grid, and stands in the same "
+                "ledger",
+                where="noise",
+                cure="Leave noise out for this task",
+            )
         # What the session will find when it continues this ledger: anything else in it would be refused.
         contract = Contract(
             OBSERVED,

@@ -18,6 +18,7 @@ from torch import nn
 from hushgrad.arguments import open_unit_interval
 from hushgrad.checks.verification.checks.clipping import NOT_THE_REFERENCE, read_rule, reads_as_reference
 from hushgrad.checks.verification.checks.noise import NoiseReading, read_noise
+from hushgrad.checks.verification.checks.noise_grid import OFF_THE_GRID
 from hushgrad.checks.verification.mistakes.clipping import Belief
 from hushgrad.checks.verification.mistakes.groups import find_causes
 from hushgrad.checks.verification.training.copies import (
@@ -30,6 +31,7 @@ from hushgrad.checks.verification.training.copies import (
 )
 from hushgrad.checks.verification.training.draws import draws_of_training, not_tested
 from hushgrad.checks.verification.training.noise_units import expected_of
+from hushgrad.checks.verification.training.on_grid import grid_checks
 from hushgrad.checks.verification.training.run_checks import UPDATES, ledger_checks, replay_checks, run_causes
 from hushgrad.checks.verification.training.session_update import (
     WITHOUT_RANDOMNESS,
@@ -152,6 +154,7 @@ def _verdict(
     rule = read_rule(replica.mechanism.clipping, replica.names)
     as_reference = _as_reference(replica, update, contributions, noise)
     as_drawn = (reads_as_drawn(update, batch, contributions, noise),) if update.is_quiet else ()
+    of_grid = grid_checks(replica, batch)
     sampling, of_draws = draws_of_training(replica, resolution, alpha / 4)
     run = replica.train(loop, seed=None, updates=UPDATES)
     certain = contributions.sensitivity - rounding(update, contributions, noise)  # the rest may be rounding
@@ -163,6 +166,7 @@ def _verdict(
         as_reference,
         *as_drawn,
         *noise.checks.values(),
+        *of_grid,
         *of_draws,
         *ledger_checks(replica, run, measured_multiplier, noise, sampling, alpha / 8),
         *of_replay,
@@ -175,6 +179,8 @@ def _verdict(
         causes += rule.causes
         if not causes and not as_reference.passed:
             causes.append(NOT_THE_REFERENCE)
+        if not all(check.passed for check in of_grid):
+            causes.append(OFF_THE_GRID)
         causes += sampling.causes if sampling is not None else ()
         causes += run_causes(checks)
     return Verdict(
