@@ -82,12 +82,12 @@ def test_spare_steps_pay_for_a_resume(tmp_path: Path) -> None:
     ("method", "more", "error"),
     [
         ("make_private", {"noise_multiplier": 1.0, "noise": "banded"}, InvalidArgumentError),
-        ("make_private", {"noise_multiplier": 1.0, "noise": "gaussian"}, InvalidArgumentError),
+        ("make_private", {"noise_multiplier": 1.0, "noise": "laplace"}, InvalidArgumentError),
         ("make_private", {"noise_multiplier": 1.0, "noise": 3}, InvalidArgumentError),
         ("make_private", {"noise_multiplier": 1.0, "noise": optimal_buffered(64, 32)}, InvalidArgumentError),
         ("make_private", {"noise_multiplier": 1.0, "noise": optimal_banded(64, 33)}, InvalidArgumentError),
         ("make_private_with_epsilon", {"noise": "buffered"}, InvalidArgumentError),
-        ("make_private_with_epsilon", {"noise": "gaussian"}, InvalidArgumentError),
+        ("make_private_with_epsilon", {"noise": "laplace"}, InvalidArgumentError),
         ("make_private_with_epsilon", {"noise": "banded", "max_batch_size": 10}, InvalidArgumentError),
         (
             "make_private_with_epsilon",

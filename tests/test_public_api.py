@@ -104,7 +104,6 @@ def test_make_private_takes_the_names_that_users_of_opacus_know() -> None:
         "constant_shapes",
         "max_batch_size",
         "accumulation",
-        "noise",
         "max_epsilon",
         "max_delta",
         "fully_adaptive",

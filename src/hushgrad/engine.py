@@ -124,9 +124,9 @@ class PrivacyEngine:
                 loop's own is looked at by its graph, which does not show all: `per_example(criterion)` makes sure.
             poisson_sampling: True draws every record independently with rate batch_size / len(dataset). False keeps
                 the loader's own batches, charged without amplification under zero-out adjacency.
-            sampling: in the place of `poisson_sampling`. "balls_in_bins" puts every record into one random step of each
+            sampling: in the place of `poisson_sampling`. "balls-in-bins" puts every record into one random step of each
                 epoch, drawn anew for each (`BallsInBinsSampling(len(data_loader))`, with N / len(data_loader) as the
-                expected batch size); "fixed_size" draws exactly batch_size records in every step, under replace-one
+                expected batch size); "fixed-size" draws exactly batch_size records in every step, under replace-one
                 neighbours (`FixedSizeSampling`). Or a `SamplingScheme`.
             clipping: "flat" clips the whole gradient of an example to max_grad_norm; "automatic",
                 "per-sample-adaptive", "per-layer", "per-block", "per-parameter" and "quantile" are other rules with C =

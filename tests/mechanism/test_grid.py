@@ -246,7 +246,7 @@ def test_a_mechanism_takes_it_as_any_noise() -> None:
 
 def test_several_processes_are_refused_before_anything_is_trained() -> None:
     two = World(0, 2, None)
-    with pytest.raises(InvalidArgumentError, match="GridNoise is not drawn in several processes"):
+    with pytest.raises(InvalidArgumentError, match="GridNoise is for one process"):
         _require_divisible(plan(), two)
     _require_divisible(plan(noise_kind="gaussian"), two)
     _require_divisible(plan(), ALONE)

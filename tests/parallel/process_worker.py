@@ -678,7 +678,7 @@ N_STEPS = 8
 
 def allocated() -> dict[str, Any]:
     """Random batches (balls in bins): one allocation of each pass, whichever process."""
-    run = Run(sigma=1.0, sampling="balls_in_bins")
+    run = Run(sigma=1.0, sampling="balls-in-bins")
     run.train(N_STEPS)
     return {"drawn": run.drawn, "epsilon": run.engine.get_epsilon(1e-5), "steps": len(run.loader)}
 

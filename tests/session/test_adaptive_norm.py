@@ -86,7 +86,7 @@ def test_examples_that_used_no_parameter_count_with_norm_0() -> None:
     session, _, _ = session_of(0.0)
     update = session._parts.update
     update.add({}, 1.0, session._parts.current, 3)
-    update.write(session._parts.current)
+    update.write(session._parts.current, 0)
     assert update.written.count == 1.5
     session.close()
 

@@ -182,14 +182,14 @@ def test_a_factor_that_is_rounded_to_16_bits_ends_training(monkeypatch: pytest.M
 
 
 def test_noise_of_the_wrong_level_in_a_group_ends_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A group whose noise is drawn by its own C_l alone, σ·C_l, and is charged as σ, is a factor √m too quiet."""
+    """Groups whose noise is drawn by their own C_l alone, σ·C_l, and is charged as σ, are a factor √m too quiet."""
     monkeypatch.setattr(
         GroupwiseClipping,
         "relative_noise",
         lambda self, sizes: tuple(limit / self.sensitivity for limit in self.limits(len(sizes))),
     )
     with pytest.raises(SensitivityMismatchError, match="each over its group's relative noise"):
-        session_of(GroupwiseClipping(0.5, noise="equal-budget"), 1.0)
+        session_of(GroupwiseClipping(0.5, noise="least"), 1.0)
 
 
 # Where rules are named ------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_schedules_and_limits_in_steps_follow_from_passes() -> None:
     assert calibrated.with_noise_multiplier(calibrated.noise_multiplier * 0.998).epsilon(1e-5) > 2.0
 
 
-@pytest.mark.parametrize("name", ["balls_in_bins", "fixed_size", "poisson"])
+@pytest.mark.parametrize("name", ["balls-in-bins", "fixed-size", "poisson"])
 def test_the_facade_takes_a_sampling_by_name(name: str) -> None:
     model = nn.Linear(5, 3)
     engine = PrivacyEngine()
@@ -139,8 +139,8 @@ def test_the_facade_takes_a_sampling_by_name(name: str) -> None:
     )
     run(model, optimizer, engine.session, loader)
     expected = {
-        "balls_in_bins": (BallsInBinsSampling(4), 15.0, RandomAllocation(4, 1.2, 0)),
-        "fixed_size": (FixedSizeSampling(16, N), 16.0, FixedSizeSampled(16, N, 1.2)),
+        "balls-in-bins": (BallsInBinsSampling(4), 15.0, RandomAllocation(4, 1.2, 0)),
+        "fixed-size": (FixedSizeSampling(16, N), 16.0, FixedSizeSampled(16, N, 1.2)),
         "poisson": (hushgrad.PoissonSampling(16 / N), 16.0, hushgrad.PoissonSampling(16 / N).event(1.2)),
     }[name]
     assert (engine.mechanism.sampling, engine.mechanism.expected_batch_size) == expected[:2]
@@ -159,7 +159,7 @@ def test_the_facade_calibrates_for_passes_and_stops_after_them() -> None:
         target_delta=1e-5,
         epochs=1,
         max_grad_norm=0.5,
-        sampling="balls_in_bins",
+        sampling="balls-in-bins",
     )
     run(model, optimizer, engine.session, loader)
     assert 1.99 < engine.get_epsilon(1e-5) <= 2.0
@@ -203,5 +203,5 @@ def test_a_stream_is_not_allocated() -> None:
             data_loader=DataLoader(Stream(), batch_size=10),
             noise_multiplier=1.0,
             max_grad_norm=0.5,
-            sampling="balls_in_bins",
+            sampling="balls-in-bins",
         )

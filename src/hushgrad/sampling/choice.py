@@ -17,7 +17,7 @@ from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 
 Reading = DataLoaderReading | StreamReading
 
-NAMES = ("poisson", "balls_in_bins", "fixed_size")
+NAMES = ("poisson", "balls-in-bins", "fixed-size")
 
 
 def scheme_for(
@@ -80,7 +80,7 @@ def _named(reading: Reading, name: str) -> SamplingScheme:
         )
     if name == "poisson":
         return PoissonSampling(reading.batch_size / reading.count)
-    if name == "balls_in_bins":
+    if name == "balls-in-bins":
         return BallsInBinsSampling(reading.steps)
     return FixedSizeSampling(int(reading.batch_size), reading.count)
 

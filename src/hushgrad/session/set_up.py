@@ -161,8 +161,8 @@ def _require_divisible(mechanism: Mechanism, world: World) -> None:
     if not world.is_alone and type(mechanism.noise) not in noise_kinds.DIVISIBLE:
         if type(mechanism.noise) in noise_kinds.OWN:
             raise InvalidArgumentError(
-                f"{type(mechanism.noise).__name__} is not drawn in several processes, each of which would draw a "
-                f"part of it: what they add up is rounded as it is, and has no memory of earlier steps",
+                f"{type(mechanism.noise).__name__} is for one process: each of several would draw a part of it, and "
+                f"what they add up is on no grid, and continues no noise of earlier steps",
                 where="mechanism",
                 cure='Train in one process, or take noise="gaussian"',
             )
