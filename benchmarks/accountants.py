@@ -4,6 +4,7 @@
     python -m benchmarks.accountants random     random plans, the saddle-point accountant against the other two
     python -m benchmarks.accountants tails      delta <= 1e-9: who reports too little, and simulation as a witness
     python -m benchmarks.accountants rooms      what truncation costs with how much room
+    python -m benchmarks.accountants passes     random allocation: the interval, Poisson sampling beside it, and times
     python -m benchmarks.accountants corners    where it is slow: large targets, few steps at small rates, trade-offs
 
 Each figure of another library is computed in a process of its own with a limit of time. All run on one thread.
@@ -29,7 +30,9 @@ from scipy.special import logsumexp
 
 from hushgrad.accounting import (
     Budget,
+    DisjointPass,
     PoissonSampled,
+    RandomAllocation,
     TruncatedPoisson,
     calibrate_noise_multiplier,
     epsilon,
@@ -61,6 +64,19 @@ TAILS = (
     (0.004266666666666667, 1.1, 14_062, 1e-12),
     (0.05, 2.0, 2000, 1e-13),
 )
+
+PASSES = (
+    (0.6, 100, 1),
+    (0.8, 100, 1),
+    (1.0, 100, 1),
+    (1.0, 32, 1),
+    (1.0, 32, 15),
+    (1.5, 32, 15),
+    (2.0, 32, 15),
+    (0.7, 1000, 3),
+    (1.0, 235, 15),
+)
+"""Noise multiplier, bins, passes."""
 
 Plan = tuple[float, float, int, float]
 """Sampling rate, noise multiplier, steps, delta."""
@@ -111,9 +127,9 @@ def limited(method: Callable[[Plan], float], plan: Plan) -> tuple[float | str, f
 def afresh(question: Callable[[], Any]) -> tuple[Any, float]:
     """Return the answer and its CPU seconds; nothing is remembered from earlier."""
     from hushgrad.accounting.saddle_point import accountant as module
-    from hushgrad.accounting.saddle_point import step_measure
+    from hushgrad.accounting.saddle_point import search, step_measure
 
-    for cached in (module._of_direction, module._delta_of_direction, step_measure.measure, step_measure._interval):
+    for cached in (search.of_direction, module._delta_of_direction, step_measure.measure, step_measure._interval):
         cached.cache_clear()
     before = time.process_time()
     return question(), time.process_time() - before
@@ -285,6 +301,32 @@ def rooms() -> None:
             row.append(f"{most}: +{truncated / plain - 1:.1e}")
         rows.append(row)
     _table(["plan", "ε of Poisson sampling", *(f"{width} standard deviations" for width in widths)], rows)
+
+
+@main.command()
+def passes() -> None:
+    """Print what passes over random batches (balls in bins) cost at delta = 1e-5, and CPU seconds."""
+    from hushgrad.accounting.allocation import one_pass
+
+    print("| σ, t, passes | ε between | how far apart | Poisson at 1/t | without amplification | s | calibration, s |")
+    print("|---|---|---|---|---|---|---|")
+    for noise, bins, count in PASSES:
+
+        def plan(noise: float, bins: int = bins, count: int = count) -> Any:
+            return [(RandomAllocation(bins, noise, index), 1) for index in range(count)]
+
+        for cached in (one_pass.pass_losses, one_pass._ratio):
+            cached.cache_clear()
+        bounds, spent = afresh(partial(epsilon_bounds, plan(noise), 1e-5))
+        target = partial(calibrate_noise_multiplier, target_epsilon=bounds.upper, target_delta=1e-5, composition=plan)
+        _, calibrated = afresh(target)
+        poisson = epsilon([(PoissonSampled(1 / bins, noise), bins * count)], 1e-5)
+        known = epsilon([(DisjointPass(noise, index), 1) for index in range(count)], 1e-5)
+        print(
+            f"| {noise}, {bins}, {count} | {math.floor(bounds.lower * 1e4) / 1e4} and "
+            f"{math.ceil(bounds.upper * 1e4) / 1e4} | "
+            f"{bounds.error / bounds.upper:.2%} | {poisson:.4g} | {known:.4g} | {spent:.2f} | {calibrated:.2f} |"
+        )
 
 
 @main.command()

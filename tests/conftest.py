@@ -35,6 +35,7 @@ WITH_OTHER_PACKAGES = (
     "integrations",  # transformers, Accelerate, TRL, Lightning, Fabric
     "kernels",  # Triton
     "light_install",  # click
+    "mechanism",  # click
     "migration",  # Opacus, click
     "noise",  # numba, cryptography, scipy
     "opacus_cases",

@@ -18,6 +18,7 @@ SHARED = (
     *("_version", "errors", "arguments", "extras", "printable", "text_table", "result_file", "process", "randomness"),
     "checkpoints",
     "numpy_generator",
+    "strategies",
 )
 ACCOUNTING_HALF = ("accounting", "sampling")
 GRADIENT_HALF = ("torch_internals", "torch_sharding", "clipping", "kernels", "noise", "gradients", "capture")

@@ -54,6 +54,14 @@ def non_negative_number(name: str, value: Any) -> float:
     return number
 
 
+def at_least(name: str, value: Any, least: float, cure: str) -> float:
+    """Return `value` as a float of at least `least`. `cure` says which one to pass."""
+    number = real_number(name, value)
+    if number < least:
+        raise _refused(name, f"must be at least {least:g}, got {number}", cure)
+    return number
+
+
 def open_unit_interval(name: str, value: Any, cure: str = "Pass a number between 0 and 1") -> float:
     """Return `value` as a float strictly between 0 and 1. `cure` says which one to pass."""
     number = real_number(name, value)

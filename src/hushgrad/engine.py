@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
@@ -16,30 +15,28 @@ from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.filter import PrivacyFilter
 from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.arguments import one_of, open_unit_interval, positive_number, whole_number
-from hushgrad.clipping.flat import FlatClipping
-from hushgrad.clipping.known import require_clip_rule
+from hushgrad.clipping.named import chosen
 from hushgrad.clipping.rule import ClipRule
-from hushgrad.errors import DatasetError, InvalidArgumentError, ProtocolError
+from hushgrad.errors import InvalidArgumentError, ProtocolError
 from hushgrad.guards.monitoring.monitor import Monitor
 from hushgrad.losses import PerExampleLoss
 from hushgrad.mechanism import DPSGD, Mechanism
+from hushgrad.mechanism.named_noise import apart, kind_of, require_fixed_order, steps_of, strategy_for, strategy_given
 from hushgrad.parallel.agreement import together
 from hushgrad.parallel.world import join_world
 from hushgrad.randomness import KeyStream
-from hushgrad.sampling.disjoint import DisjointBatches
+from hushgrad.sampling.choice import Reading, scheme_for, size_for
 from hushgrad.sampling.loader import PrivateLoader
-from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.sampling.stream import StreamLoader, StreamReading, is_stream, read_stream
-from hushgrad.sampling.torch_loader import DataLoaderReading, accumulated, read_data_loader
-from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
+from hushgrad.sampling.torch_loader import accumulated, read_data_loader
 from hushgrad.session.checkpoint import Resumed, Stateful
 from hushgrad.session.loss_scale import Scale
 from hushgrad.session.privatize import privatize
 from hushgrad.session.session import Session
 from hushgrad.session.spending import calibrated, events_at
-
-Reading = DataLoaderReading | StreamReading
+from hushgrad.strategies.banded import INDEPENDENT
+from hushgrad.strategies.strategy import Strategy
 
 Module = TypeVar("Module", bound=nn.Module)
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -100,7 +97,9 @@ class PrivacyEngine:
         max_grad_norm: float | None = None,
         loss_reduction: str = "mean",
         poisson_sampling: bool = True,
+        sampling: str | SamplingScheme | None = None,
         clipping: str | ClipRule = "flat",
+        noise: str | Strategy = "gaussian",
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
@@ -125,8 +124,20 @@ class PrivacyEngine:
                 loop's own is looked at by its graph, which does not show all: `per_example(criterion)` makes sure.
             poisson_sampling: True draws every record independently with rate batch_size / len(dataset). False keeps
                 the loader's own batches, charged without amplification under zero-out adjacency.
-            clipping: "flat" clips the whole gradient of an example to max_grad_norm. A `ClipRule` clips as it says, and
-                its own constants count: max_grad_norm is left out, or is the rule's `sensitivity`.
+            sampling: in the place of `poisson_sampling`. "balls-in-bins" puts every record into one random step of each
+                epoch, drawn anew for each (`BallsInBinsSampling(len(data_loader))`, with N / len(data_loader) as the
+                expected batch size); "fixed-size" draws exactly batch_size records in every step, under replace-one
+                neighbours (`FixedSizeSampling`). Or a `SamplingScheme`.
+            clipping: "flat" clips the whole gradient of an example to max_grad_norm; "automatic",
+                "per-sample-adaptive", "per-layer", "per-block", "per-parameter" and "quantile" are other rules with C =
+                max_grad_norm, constants after a colon ("automatic:gamma=0.1"; see docs/clipping.md). A `ClipRule` clips
+                as it says, and its own constants count: max_grad_norm is left out, or is the rule's `sensitivity`.
+            noise: "gaussian", drawn anew in every step; "grid", the same on a grid, to which the sum is rounded, so
+                that the low bits of what is released say nothing of it (docs/floating-point.md); or a strategy that
+                correlates the noise of a step with that of earlier ones, so that much of it cancels
+                (`optimal_banded(steps, bands)`; docs/correlated-noise.md): records are then drawn by cyclic Poisson
+                sampling (b groups in turn), or, with poisson_sampling=False, come as the loader's own batches in the
+                same order in every pass.
             max_physical_batch_size: the most records to be in memory at once; larger draws come in several items.
             constant_shapes: True gives every item exactly `max_physical_batch_size` rows, for compilers and graphs that
                 want one shape. Rows that no record was drawn for are padding: other records, which contribute exactly 0
@@ -168,8 +179,10 @@ class PrivacyEngine:
                 max_grad_norm,
                 loss_reduction,
                 clipping,
+                noise,
                 noise_multiplier=noise_multiplier,
-                sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
+                sampling=scheme_for(reading, sampling, poisson_sampling, max_batch_size, max_physical_batch_size),
+                strategy=strategy_given(noise),
             )
             if (max_epsilon is None) != (max_delta is None):
                 raise InvalidArgumentError(
@@ -192,7 +205,9 @@ class PrivacyEngine:
         max_grad_norm: float | None = None,
         loss_reduction: str = "mean",
         poisson_sampling: bool = True,
+        sampling: str | SamplingScheme | None = None,
         clipping: str | ClipRule = "flat",
+        noise: str | Strategy = "gaussian",
         max_physical_batch_size: int | None = None,
         constant_shapes: bool = False,
         max_batch_size: int | Literal["auto"] | None = None,
@@ -209,8 +224,13 @@ class PrivacyEngine:
                 in which what earlier phases spent counts.
             target_delta: δ, in (0, 1); usual: less than 1 / len(dataset).
             epochs: the number of epochs that will be trained.
+            noise: "gaussian", "grid"; "banded" or "buffered" (with poisson_sampling=False), correlated between steps by
+                the strategy that leaves the least noise in sums of releases at this ε; "best", whichever of all
+                leaves less (`hushgrad.compare_noise` says how much); or a strategy.
             spare_steps: so many steps more are paid for with a little more noise. Steps that a crash takes away after
-                the last checkpoint stay charged; with spare ones training goes on to the planned end all the same.
+                the last checkpoint stay charged; with spare ones training goes on to the planned end all the same. With
+                correlated noise a resume is charged as a participation more: a cycle of spare steps (as many as there
+                are bands; of own batches a pass) pays for one.
 
         All other arguments are those of `make_private`.
         """
@@ -219,17 +239,20 @@ class PrivacyEngine:
             positive_number("target_epsilon", target_epsilon)
             open_unit_interval("target_delta", target_delta, "Pass less than 1 / len(dataset)")
             reading, max_physical_batch_size = _accumulated(data_loader, accumulation, max_physical_batch_size)
+            target = {"epsilon": target_epsilon, "delta": target_delta}
+            scheme = scheme_for(reading, sampling, poisson_sampling, max_batch_size, max_physical_batch_size)
             mechanism = _plan(
                 reading,
                 max_grad_norm,
                 loss_reduction,
                 clipping,
+                noise,
                 noise_multiplier=1.0,
-                sampling=_sampling(reading, poisson_sampling, max_batch_size, max_physical_batch_size),
+                sampling=scheme,
+                strategy=strategy_for(noise, reading, scheme, epochs, spare_steps, self._accountant, **target),
                 epochs=epochs,
                 spare_steps=spare_steps,
             )
-        target = {"epsilon": target_epsilon, "delta": target_delta}
         mechanism = calibrated(mechanism, self._ledger, phase, accountant=self._accountant, **target)
         return self._attach(module, optimizer, reading, mechanism, max_physical_batch_size, constant_shapes, phase)
 
@@ -371,78 +394,33 @@ def _plan(
     max_grad_norm: float | None,
     loss_reduction: str,
     clipping: str | ClipRule,
+    noise: str | Strategy,
     *,
     noise_multiplier: float,
     sampling: SamplingScheme,
+    strategy: Strategy,
     epochs: int | None = None,
     spare_steps: int = 0,
 ) -> DPSGD:
     """Return the mechanism for a data loader: steps = epochs · len(data_loader), and spare ones."""
     count = None if epochs is None else whole_number("epochs", epochs, minimum=1)
     spare = whole_number("spare_steps", spare_steps, minimum=0)
+    if strategy != INDEPENDENT:
+        sampling = apart(sampling, strategy, steps_per_pass=steps_of(reading))
+        require_fixed_order(reading, sampling)
     if spare and sampling.counts_in == "passes":
         raise InvalidArgumentError(
-            "spare_steps does not go with poisson_sampling=False, which is charged in passes over the data",
+            f"spare_steps does not go with {type(sampling).__name__}, which is charged in passes over the data",
             cure="Plan one epoch more: a pass that a crash cuts off is charged whole",
         )
     return DPSGD(
         noise_multiplier=noise_multiplier,
-        clipping=_clip_rule(clipping, max_grad_norm),
+        noise_kind=kind_of(noise),
+        clipping=chosen(clipping, max_grad_norm, reading.batch_size),
         sampling=sampling,
-        expected_batch_size=reading.batch_size,
+        expected_batch_size=size_for(reading, sampling),
         steps=None if count is None or isinstance(reading, StreamReading) else count * reading.steps + spare,
         passes=count if sampling.counts_in == "passes" else None,
         loss_reduction=loss_reduction,
+        strategy=strategy,
     )
-
-
-def _clip_rule(clipping: str | ClipRule, max_grad_norm: float | None) -> ClipRule:
-    if isinstance(clipping, str):
-        one_of("clipping", clipping, ("flat",))
-        return FlatClipping(positive_number("max_grad_norm", max_grad_norm))
-    rule = require_clip_rule(clipping)
-    if max_grad_norm is not None:
-        given = positive_number("max_grad_norm", max_grad_norm)
-        if not math.isclose(given, rule.sensitivity, rel_tol=1e-9):
-            raise InvalidArgumentError(
-                f"max_grad_norm is {given:g}, and the clip rule {rule.describe()} has the sensitivity "
-                f"{rule.sensitivity:g}",
-                cure="Leave max_grad_norm out: the noise is made from the rule's own sensitivity",
-            )
-    return rule
-
-
-def _sampling(
-    reading: Reading,
-    poisson_sampling: bool,
-    max_batch_size: int | Literal["auto"] | None,
-    max_physical_batch_size: int | None,
-) -> SamplingScheme:
-    """Return the scheme that the arguments of `make_private` name: q = batch_size / N exactly."""
-    if not isinstance(poisson_sampling, bool):
-        raise InvalidArgumentError(
-            f"must be True or False, got {type(poisson_sampling).__name__}",
-            where="poisson_sampling",
-            cure="Pass True, or False to keep the loader's own batches",
-        )
-    if isinstance(reading, StreamReading) and poisson_sampling:
-        raise DatasetError(
-            "it is a stream (an IterableDataset), whose records cannot be drawn at random",
-            where="the dataset",
-            cure="Pass poisson_sampling=False to train on its own batches, each record once in a pass, charged without "
-            "amplification; or load it into a map-style dataset, with __len__ and __getitem__",
-        )
-    if isinstance(reading, StreamReading) or not poisson_sampling:
-        if max_batch_size is not None:
-            raise InvalidArgumentError(
-                "max_batch_size truncates Poisson draws, and poisson_sampling=False keeps the loader's own batches",
-                cure="Leave one of them out",
-            )
-        return DisjointBatches()
-    rate, count = reading.batch_size / reading.count, reading.count
-    if max_batch_size is None:
-        return PoissonSampling(rate)
-    if max_batch_size == "auto":
-        rows = whole_number("max_physical_batch_size", max_physical_batch_size or 1, minimum=1)
-        return TruncatedPoissonSampling.with_room(rate, count, multiple_of=rows)
-    return TruncatedPoissonSampling(rate, count, max_batch_size)

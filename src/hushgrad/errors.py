@@ -82,7 +82,7 @@ class UnsupportedSamplerError(HushgradError, ValueError):
 
 
 class DuplicateRecordError(HushgradError, RuntimeError):
-    """One record would take part twice in one logical batch, or twice in one pass over the data."""
+    """One record would take part twice in one logical batch or one pass, or again too soon for correlated noise."""
 
     code = "DP202"
 
@@ -196,7 +196,7 @@ class NoiseMismatchError(HushgradError, RuntimeError):
 
 
 class SensitivityMismatchError(HushgradError, RuntimeError):
-    """An example would add more to a sum than the clip norm that the noise was chosen for."""
+    """An example would add more to a sum, or rounding may have moved it by more, than the noise was chosen for."""
 
     code = "DP407"
 
@@ -241,7 +241,7 @@ class BudgetExhaustedError(HushgradError, RuntimeError):
 
 
 class UnprovenMechanismError(HushgradError, ValueError):
-    """Nobody has proven what this noise costs together with this sampling."""
+    """Nobody has proven what this noise costs together with this sampling or clip rule."""
 
     code = "DP504"
 

@@ -13,16 +13,17 @@ from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.ledger.phases import phase_name
 from hushgrad.arguments import (
-    clip_norm,
     non_negative_number,
     one_of,
     open_unit_interval,
     positive_number,
     whole_number,
 )
-from hushgrad.clipping.flat import FlatClipping
+from hushgrad.clipping.named import chosen
+from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
+from hushgrad.mechanism.known import NAMED
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.session.privatize import privatize
@@ -35,11 +36,13 @@ class Privacy:
     """The privacy of a training run, for the integrations (`hushgrad.integrations`).
 
     Attributes:
-        max_grad_norm: C, the norm to which each example's gradient is clipped.
+        max_grad_norm: C, the norm to which each example's gradient is clipped. None with a `ClipRule`, which says it.
         target_delta: δ, in (0, 1); usual: less than 1 / (number of records).
         target_epsilon: ε at the planned end: the noise is the smallest that keeps to it; with a `phase`, ε of the whole
             account. Beside a `noise_multiplier` it is a budget at which training ends.
+        clipping: "flat", another rule by its name, or a `ClipRule`, as in `PrivacyEngine.make_private`.
         noise_multiplier: σ; by default it is chosen for `target_epsilon`.
+        noise: "gaussian", or "grid": on a grid, to which sums are rounded (docs/floating-point.md).
         ledger: a path makes the record of what ran durable; integrations that have an output folder keep it there.
         spare_steps: so many steps more are paid for, for those that a crash takes away.
         phase: the name of a part of the account, which takes a `ledger`: staged training on one ledger, each stage
@@ -52,10 +55,12 @@ class Privacy:
     ledger.
     """
 
-    max_grad_norm: float
+    max_grad_norm: float | None = None
     target_delta: float
     target_epsilon: float | None = None
     noise_multiplier: float | None = None
+    clipping: str | ClipRule = "flat"
+    noise: str = "gaussian"
     ledger: str | os.PathLike[str] | None = None
     spare_steps: int = 0
     phase: str | None = None
@@ -64,7 +69,7 @@ class Privacy:
     test_key: int | None = None
 
     def __post_init__(self) -> None:
-        clip_norm("max_grad_norm", self.max_grad_norm)
+        chosen(self.clipping, self.max_grad_norm, 1.0)
         open_unit_interval("target_delta", self.target_delta, "Pass less than 1 / (number of records)")
         if self.target_epsilon is not None:
             positive_number("target_epsilon", self.target_epsilon)
@@ -75,6 +80,7 @@ class Privacy:
                 "target_epsilon and noise_multiplier are both missing",
                 cure="Give target_epsilon, noise_multiplier, or both (then the epsilon is a budget)",
             )
+        one_of("noise", self.noise, tuple(NAMED))
         whole_number("spare_steps", self.spare_steps, minimum=0)
         one_of("accountant", self.accountant, tuple(ACCOUNTANTS))
         if not isinstance(self.strict, bool):
@@ -109,7 +115,8 @@ class Privacy:
             )
         plan = DPSGD(
             noise_multiplier=1.0 if self.noise_multiplier is None else self.noise_multiplier,
-            clipping=FlatClipping(self.max_grad_norm),
+            noise_kind=self.noise,
+            clipping=chosen(self.clipping, self.max_grad_norm, batch_size),
             sampling=PoissonSampling(batch_size / population),
             expected_batch_size=batch_size,
             steps=steps + self.spare_steps,

@@ -19,6 +19,8 @@ def test_rows_have_every_sampler_with_its_relation() -> None:
     assert rows[0]["epsilon"] == epsilon([(PoissonSampled(0.01, 1.1), 200)], 1e-5)
     assert {"add/remove-one", "replace-one", "zero-out"} < {row["adjacency"] for row in rows}
     assert all(row["epsilon"] is not None for row in rows)
+    by_name = {row["sampling"]: row["epsilon"] for row in rows}
+    assert by_name["balls in bins"] < rows[0]["epsilon"] < by_name["shuffled batches"]
 
 
 def test_an_accountant_that_refuses_says_why_in_its_row() -> None:

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hushgrad import __version__
-from hushgrad.accounting import Contract, Ledger, PoissonSampled, epsilon
+from hushgrad.accounting import Contract, Ledger, PoissonSampled, RandomAllocation, epsilon
 from hushgrad.cli.main import main
 
 PLAN = ["--noise-multiplier", "1.1", "--sampling-rate", "0.01", "--steps", "1000", "--delta", "1e-5"]
@@ -56,6 +56,17 @@ def test_passes_without_sampling_are_charged_under_zero_out() -> None:
     )
     assert value["epsilon"] == pytest.approx(4.377178095681137)
     assert value["adjacency"] == "zero-out"
+
+
+def test_random_batches_are_planned_by_bins_and_passes_or_by_the_data() -> None:
+    noise = ("--noise-multiplier", "1.5", "--sampling", "balls-in-bins", "--delta", "1e-5", "--json")
+    value = _json(_run(*noise, "--bins", "10", "--passes", "3"))
+    assert value["epsilon"] == epsilon([(RandomAllocation(10, 1.5, index), 1) for index in range(3)], 1e-5)
+    assert (value["adjacency"], value["bins"], value["passes"]) == ("add/remove-one", 10, 3)
+    assert 0 < value["numerical_error"] < 0.01 * value["epsilon"]
+    of_data = ("--batch-size", "300", "--dataset-size", "1000", "--epochs", "2", "--participations", "3")
+    value = _json(_run(*noise, *of_data))
+    assert value["epsilon"] == epsilon([(RandomAllocation(4, 1.5, index, 3), 1) for index in range(2)], 1e-5)
 
 
 def test_no_noise_is_infinite_not_private_and_valid_json() -> None:
@@ -116,6 +127,8 @@ def test_values_out_of_range_are_one_clean_line_and_exit_1(arguments: list[str],
         ["--noise-multiplier", "1", "--delta", "1e-5", "--passes", "3", "--sampling-rate", "0.1", "--steps", "1"],
         ["--noise-multiplier", "1", "--delta", "1e-5", "--batch-size", "3", "--dataset-size", "9"],
         ["--noise-multiplier", "one", "--delta", "1e-5", "--sampling-rate", "0.1", "--steps", "1"],
+        ["--noise-multiplier", "1", "--delta", "1e-5", "--sampling", "balls-in-bins", "--bins", "3"],
+        ["--noise-multiplier", "1", "--delta", "1e-5", "--sampling-rate", "0.1", "--steps", "1", "--bins", "3"],
         ["--ledger", "x", "--noise-multiplier", "1", "--delta", "1e-5"],
         ["--unknown"],
     ],

@@ -163,8 +163,8 @@ def test_make_private_takes_a_rule_and_no_other_clip_norm(tmp_path: Path) -> Non
         engine_of(tmp_path / "other", max_grad_norm=1.0)
     with pytest.raises(InvalidArgumentError, match="max_grad_norm: must be a real number, got NoneType"):
         engine_of(tmp_path / "none", clipping="flat")
-    with pytest.raises(InvalidArgumentError, match="clipping: must be one of 'flat', got 'per-layer'"):
-        engine_of(tmp_path / "text", clipping="per-layer", max_grad_norm=1.0)
+    with pytest.raises(InvalidArgumentError, match=r"clipping: must be one of 'flat', 'auto.*got 'ghost'"):
+        engine_of(tmp_path / "text", clipping="ghost", max_grad_norm=1.0)
     with pytest.raises(InvalidArgumentError, match="must be a clip rule"):
         engine_of(tmp_path / "number", clipping=1.0, max_grad_norm=1.0)
 

@@ -102,7 +102,7 @@ def test_a_monitor_sees_the_noised_update_and_public_numbers_only() -> None:
     """Guarantee: a monitor that is handed in sees no sum without noise, and is named in the guarantee as somebody
     else's.
     """
-    assert {field.name for field in fields(NoisedUpdate)} == {"number", "mechanism", "gradients"}
+    assert {field.name for field in fields(NoisedUpdate)} == {"number", "mechanism", "gradients", "noise_std"}
     monitor = NormMonitor()
     session, model, optimizer = session_with(monitor)
     taken: list[dict[str, Tensor]] = []
@@ -113,6 +113,7 @@ def test_a_monitor_sees_the_noised_update_and_public_numbers_only() -> None:
     optimizer.step()
     (update,) = monitor.seen
     assert update.mechanism is session.mechanism
+    assert update.noise_std == dict.fromkeys(update.gradients, session.mechanism.noise_std)
     assert update.gradients.keys() == taken[0].keys() == dict(model.named_parameters()).keys()
     for name, gradient in update.gradients.items():
         assert torch.equal(gradient, taken[0][name])

@@ -17,7 +17,7 @@ from points import AlarmError, interrupted_at, pending_before
 from torch import Tensor
 
 from hushgrad.errors import InterruptedDrawError
-from hushgrad.noise import gaussian, threads
+from hushgrad.noise import chunks, gaussian, threads
 from hushgrad.noise.backends import ArrayBackend
 from hushgrad.noise.gaussian import Noised, noisy_updates
 from hushgrad.noise.threads import on_all_threads
@@ -214,10 +214,10 @@ def test_after_a_failure_the_other_threads_begin_no_further_chunk(small: None, m
     def is_cleared() -> bool:
         return not deques[0]
 
-    monkeypatch.setattr(gaussian, "deque", noted)
+    monkeypatch.setattr(chunks, "deque", noted)
     monkeypatch.setattr(gaussian._Draw, "chunk", slow)
     parallel = threads.on_all_threads
-    monkeypatch.setattr(gaussian, "on_all_threads", lambda work, count: parallel(meeting_of_two(work), count))
+    monkeypatch.setattr(chunks, "on_all_threads", lambda work, count: parallel(meeting_of_two(work), count))
     with pytest.raises(AlarmError):
         draw()
     assert len(begun) == 2
@@ -228,7 +228,7 @@ def test_after_a_failure_the_other_threads_begin_no_further_chunk(small: None, m
 
 def test_what_no_thread_came_for_is_drawn_by_the_caller(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = draw()
-    monkeypatch.setattr(gaussian, "on_all_threads", lambda work, count: None)
+    monkeypatch.setattr(chunks, "on_all_threads", lambda work, count: None)
     assert same(draw(), expected)
 
 
@@ -260,7 +260,7 @@ def test_a_chunk_that_was_begun_and_did_not_end_is_no_update(
             work()
 
     monkeypatch.setattr(gaussian._Draw, "chunk", interrupted)
-    monkeypatch.setattr(gaussian, "on_all_threads", deaf)
+    monkeypatch.setattr(chunks, "on_all_threads", deaf)
     with pytest.raises(InterruptedDrawError, match="charged for it stands"):
         draw(overwrite=overwrite)
     assert len(places) == len(set(places)) == 2

@@ -229,7 +229,7 @@ BY_HAND = {
         6,
         "pass max_physical_batch_size=size to make_private",
     ),
-    "clipping": (HEAD + "e.make_private(module=m, clipping='adaptive')\n", 2, "ClipRule"),
+    "clipping": (HEAD + "e.make_private(module=m, clipping='adaptive')\n", 2, "QuantileClipping"),
     "an unknown argument": (HEAD + "e.make_private(module=m, **more)\n", 2, "leave it out"),
     "a criterion and three values": (HEAD + "a, b, c = e.make_private(module=m, criterion=k)\n", 2, "per_example"),
     "Opacus before 1.0": (

@@ -147,6 +147,31 @@ def replicas(ledger: str) -> dict[str, Any]:
     return found
 
 
+def clip_rules(steps: int) -> dict[str, Any]:
+    """What adaptive and group-wise clip rules give: their norms, counts, first updates and noise."""
+    found: dict[str, Any] = {}
+    for clipping in ("quantile:learning_rate=0.01,count_noise_multiplier=600", "per-layer:noise=least"):
+        for sigma in (0.0, 1000.0):
+            seen: list[Tensor] = []
+            run = Run(sigma=sigma, clipping=clipping)
+            run.optimizer.register_step_pre_hook(keeping_to(run.engine, run.model, seen))
+            session, norms = run.engine.session, []
+            run.train(steps, lambda: norms.append((session.clip_norm, session.written.count)))  # noqa: B023
+            stds = [session.written.noise_std[name] for name, _ in run.model.named_parameters()]
+            session.close()
+            sizes = [p.numel() for p in run.model.parameters()]
+            # In units of the noise that is told, of the last step: the sums are nothing beside it.
+            parts = [part * B / std for part, std in zip(seen[-1].split(sizes), stds, strict=True)] if sigma else []
+            found[f"{clipping}, {sigma}"] = {
+                "norms": norms,
+                "stds": stds,
+                "measured": [part.square().mean().sqrt().item() for part in parts if part.numel() > 1000],
+                "first": [part.norm().item() for part in seen[0].split(sizes)],
+                "weights": digest(run.model.parameters()),
+            }
+    return found
+
+
 def noise(steps: int, key: int) -> dict[str, Any]:
     """Only noise: every record's gradient is 0. The values of some steps, by slices."""
     torch.manual_seed(0)  # the same seed in all processes changes nothing
@@ -649,6 +674,13 @@ def disjoint() -> dict[str, Any]:
 
 
 N_STEPS = 8
+
+
+def allocated() -> dict[str, Any]:
+    """Random batches (balls in bins): one allocation of each pass, whichever process."""
+    run = Run(sigma=1.0, sampling="balls-in-bins")
+    run.train(N_STEPS)
+    return {"drawn": run.drawn, "epsilon": run.engine.get_epsilon(1e-5), "steps": len(run.loader)}
 
 
 def sampler() -> dict[str, Any]:

@@ -54,6 +54,29 @@ def test_replicas_are_bit_identical_and_epsilon_is_the_same_everywhere(in_proces
         assert 0 < first[form]["epsilon"] < 20
 
 
+def test_adaptive_norms_and_noise_for_each_group_are_those_of_one_process(in_processes: Processes) -> None:
+    """Counts and norms are the same numbers; noise of 1,000 values and more is right to 10%: 4.5 standard errors."""
+    [alone] = told(in_processes(1, "clip_rules", steps=2))
+    first, second = told(in_processes(2, "clip_rules", steps=2))
+    assert first == second
+    for name, found in first.items():
+        if name.startswith("per-layer"):
+            assert found["stds"] == alone[name]["stds"]
+        if name.endswith(", 0.0"):
+            assert found["norms"] == alone[name]["norms"]
+            assert found["first"] == pytest.approx(alone[name]["first"], rel=1e-5)
+        else:
+            assert found["measured"] == pytest.approx([1.0] * len(found["measured"]), rel=0.1)
+            assert found["measured"]
+    quantile, per_layer = (
+        next(found for name, found in first.items() if name.startswith(kind) and name.endswith("1000.0"))
+        for kind in ("quantile", "per-layer")
+    )
+    assert len({norm for norm, _ in quantile["norms"]}) == 2
+    assert len(set(per_layer["stds"])) > 1
+    assert per_layer["norms"] == [[0.5, None]] * 2
+
+
 @pytest.mark.statistical
 def test_the_noise_of_all_slices_is_what_is_charged_and_uncorrelated(in_processes: Processes) -> None:
     """Over 190,000 values: 0.5% is 3.1 standard errors, a false alarm in 0.2% of keys; the key is fixed.
@@ -141,6 +164,15 @@ def test_torchrun_starts_lost_processes_again_and_they_go_on_from_the_checkpoint
 def test_disjoint_batches_are_those_of_the_first_process(in_processes: Processes) -> None:
     first, second = told(in_processes(2, "disjoint"))
     everything = sorted(index for drawn in (first["drawn"], second["drawn"]) for own in drawn for index in own)
+    assert everything == list(range(96))
+    assert first["epsilon"] == second["epsilon"] > 0
+
+
+@pytest.mark.slow
+def test_random_batches_are_those_of_one_allocation(in_processes: Processes) -> None:
+    first, second = told(in_processes(2, "allocated"))
+    everything = sorted(index for drawn in (first["drawn"], second["drawn"]) for own in drawn for index in own)
+    assert first["steps"] == 8
     assert everything == list(range(96))
     assert first["epsilon"] == second["epsilon"] > 0
 

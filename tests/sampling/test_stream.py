@@ -247,3 +247,15 @@ def test_what_cannot_be_charged_as_disjoint_batches_is_refused_with_a_cure(name:
     with pytest.raises(kind) as raised:
         program()
     assert cure in raised.value.cure
+
+
+class _Apart(DisjointBatches):
+    """Says, of batches that nobody looks at, that a record comes back after five steps."""
+
+    min_separation = 5
+
+
+def test_a_scheme_that_counts_on_when_records_come_back_is_refused() -> None:
+    """Nothing is kept of a stream's records by which that could be held."""
+    with pytest.raises(DatasetError, match="how soon a record comes back"):
+        StreamLoader(read_stream(over()), _Apart())

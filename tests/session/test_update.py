@@ -59,7 +59,7 @@ def test_the_layout_and_dtype_of_an_update_are_those_of_its_parameter() -> None:
         "one number": nn.Parameter(torch.zeros(())),
         "nothing": nn.Parameter(torch.zeros(0)),
     }
-    updated(parameters).write(MECHANISM)
+    updated(parameters).write(MECHANISM, 0)
     for parameter in parameters.values():
         assert parameter.grad is not None
         assert parameter.grad.stride() == parameter.stride()
@@ -95,7 +95,7 @@ def test_parameters_of_equal_shape_and_equal_parameters_of_later_updates_get_dif
     update = updated(parameters)
     drawn: list[Tensor] = []
     for _ in range(3):
-        update.write(MECHANISM)
+        update.write(MECHANISM, update.number)
         drawn += [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
         update.clear()
     assert len(drawn) == 6
@@ -121,9 +121,9 @@ def test_a_failed_update_uses_its_number_up(monkeypatch: pytest.MonkeyPatch, fai
 
     monkeypatch.setattr(hushgrad.mechanism.gaussian, "noisy_updates", failing)
     with pytest.raises(failure):
-        update.write(MECHANISM)
+        update.write(MECHANISM, update.number)
     assert all(parameter.grad is None for parameter in parameters.values())
-    update.write(MECHANISM)
+    update.write(MECHANISM, update.number)
     assert len(set(addresses)) == len(addresses) == 4
 
 
@@ -134,7 +134,7 @@ def test_clear_takes_back_what_was_written_and_nothing_else() -> None:
     parameters["a"].grad = foreign
     update.clear()
     assert parameters["a"].grad is foreign
-    update.write(MECHANISM)
+    update.write(MECHANISM, update.number)
     update.clear()
     assert parameters["a"].grad is None
 
@@ -145,7 +145,7 @@ def test_an_update_that_somebody_kept_is_not_written_over() -> None:
     parameters = shapes(large=(large,), small=(3,), also=(2, 2))
     update, kept = updated(parameters), []
     for _ in range(2):
-        update.write(MECHANISM)
+        update.write(MECHANISM, update.number)
         kept.append([parameter.grad for parameter in parameters.values()])
         if len(kept) == 1:
             copies = [None if grad is None else grad.clone() for grad in kept[0]]
@@ -163,8 +163,8 @@ def test_parameters_with_one_sum_in_one_memory_get_noise_of_their_own(monkeypatc
     monkeypatch.setattr(hushgrad.session.update, "clipped_sums", lambda *_, **__: dict(sums))
     parameters = shapes(**dict.fromkeys(sums, (size,)))
     update = updated(parameters)
-    update.add({}, 1.0, MECHANISM)
-    update.write(MECHANISM)
+    update.add({}, 1.0, MECHANISM, 0)
+    update.write(MECHANISM, update.number)
     assert (shared == 5).all()
     assert (wider == 5).all()
     grads = {name: parameter.grad for name, parameter in parameters.items()}
@@ -184,8 +184,8 @@ def test_small_parameters_get_their_own_parts_of_a_shared_draw(monkeypatch: pyte
     monkeypatch.setattr(hushgrad.session.update, "clipped_sums", lambda *_, **__: dict(sums))
     parameters = shapes(**{name: tuple(value.shape) for name, value in sums.items()})
     update = updated(parameters)
-    update.add({}, 1.0, MECHANISM)
-    update.write(MECHANISM)
+    update.add({}, 1.0, MECHANISM, 0)
+    update.write(MECHANISM, update.number)
     noise = []
     for name, parameter in parameters.items():
         assert parameter.grad is not None
@@ -202,8 +202,8 @@ def test_one_small_parameter_alone_leaves_memory_that_others_read_as_it_is(monke
     memory = torch.full((6,), 1e3)
     monkeypatch.setattr(hushgrad.session.update, "clipped_sums", lambda *_, **__: {"a": memory[:3]})
     update = updated(shapes(a=(3,)))
-    update.add({}, 1.0, MECHANISM)
-    update.write(MECHANISM)
+    update.add({}, 1.0, MECHANISM, 0)
+    update.write(MECHANISM, update.number)
     assert torch.equal(memory, torch.full((6,), 1e3))
 
 

@@ -141,3 +141,8 @@ def test_what_a_private_run_prepares_is_paid_for_in_the_ledger_of_training(folde
     for other in (None, tmp_path / "other.jsonl"):
         with pytest.raises(InvalidArgumentError, match="is not charged in this ledger"):
             train(aim, ready, Callbacks(), ledger=other)
+
+
+def test_noise_on_a_grid_is_refused_beside_a_release_that_is_on_none(folder, tmp_path):
+    with pytest.raises(InvalidArgumentError, match="not drawn on a grid"):
+        run(config(folder, noise_multiplier=2.0, noise="grid"), tmp_path / "out")

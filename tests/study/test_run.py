@@ -11,6 +11,7 @@ from hushgrad.errors import DatasetError, InvalidArgumentError, MissingExtraErro
 from hushgrad.study.config_json import config_from_json
 from hushgrad.study.configuration import Privacy, suggested_run
 from hushgrad.study.directory import RunDirectory
+from hushgrad.study.report.run_facts import run_facts
 from hushgrad.study.run import run
 from hushgrad.study.tasks import TaskOptions
 
@@ -58,6 +59,31 @@ def test_the_summary_says_what_the_guarantee_rests_on(tmp_path):
     assert summary["sampling_rate"] == pytest.approx(400 / 1438)
     assert "add/remove" in summary["adjacency"]
     assert any("training loss" in item for item in summary["outside_the_guarantee"])
+
+
+def wrong(directory):
+    return [row["what"] for row in run_facts(directory.path)["agreement"] if not row["held"]]
+
+
+def test_a_run_with_noise_on_a_grid_says_so_in_its_files(tmp_path):
+    """Beside epsilon, in the summary, the ledger and the report."""
+    on_grid = replace(config(epochs=1), privacy=Privacy(noise_multiplier=3.0, max_grad_norm=1.0, noise="grid"))
+    finished = run(on_grid, tmp_path / "out")
+    rounding = read_ledger(finished.directory.ledger).contract.rounding
+    assert rounding is not None
+    assert "1e-05 + " in finished.summary["guarantee"]
+    assert "Sums were rounded to a grid" in finished.summary["guarantee"]
+    facts = run_facts(finished.directory.path)
+    assert facts["privacy"]["rounding"]["grid"] == rounding.grid
+    assert wrong(finished.directory) == []
+    summary = strict(finished.directory.summary.read_text())
+    for changed in (
+        summary["guarantee"].replace("1e-05 + ", "1e-05 + 1"),
+        summary["guarantee"].replace("1e-05 + ", ""),
+    ):
+        finished.directory.summary.write_text(json.dumps({**summary, "guarantee": changed}))
+        assert wrong(finished.directory) != []
+    assert config_from_json(strict(finished.directory.config.read_text())) == on_grid
 
 
 def test_without_noise_the_files_say_not_private(tmp_path):

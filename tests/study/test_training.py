@@ -72,6 +72,15 @@ def test_a_private_run_charges_each_logical_step_once(task, tmp_path, loss_reduc
     assert outcome.measurements[-1].epsilon == outcome.spent.guarantee.epsilon > 0
 
 
+@pytest.mark.parametrize("clipping", ["automatic", "per-layer:noise=least", "quantile"])
+def test_a_run_is_charged_alike_whatever_its_clip_rule(task, tmp_path, clipping):
+    settings = config(private(clipping=clipping))
+    _, outcome = train(settings, task, Callbacks(), ledger=tmp_path / "ledger.jsonl")
+    _, flat = train(config(private()), task, Callbacks())
+    assert outcome.spent.guarantee.epsilon == flat.spent.guarantee.epsilon
+    assert read_ledger(tmp_path / "ledger.jsonl").contract.clipping == settings.privacy.clip_rule(20).describe()
+
+
 def test_epsilon_only_grows_and_every_epoch_is_tested(task):
     _, outcome = train(config(private()), task, Callbacks())
     epsilons = [measurement.epsilon for measurement in outcome.measurements]

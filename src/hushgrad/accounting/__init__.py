@@ -10,14 +10,23 @@ from hushgrad.accounting.accountants import (
 )
 from hushgrad.accounting.bounds import DeltaBounds, EpsilonBounds
 from hushgrad.accounting.budget import Budget
-from hushgrad.accounting.calibration import calibrate_noise_multiplier, disjoint_passes, poisson_steps
+from hushgrad.accounting.calibration import (
+    allocated_passes,
+    calibrate_noise_multiplier,
+    disjoint_passes,
+    poisson_steps,
+)
 from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.events.balls_in_bins import BallsInBins
+from hushgrad.accounting.events.cyclic_poisson import CyclicPoisson
 from hushgrad.accounting.events.disjoint_pass import DisjointPass
 from hushgrad.accounting.events.event import Event
+from hushgrad.accounting.events.fixed_order import FixedOrder
+from hushgrad.accounting.events.fixed_order_buffered import FixedOrderBuffered
 from hushgrad.accounting.events.fixed_size import FixedSizeSampled
 from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.random_allocation import RandomAllocation
 from hushgrad.accounting.events.registry import event_from_json, register_event
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.accounting.guarantee import Guarantee, guarantee
@@ -34,10 +43,13 @@ __all__ = [
     "Budget",
     "Composition",
     "Contract",
+    "CyclicPoisson",
     "DeltaBounds",
     "DisjointPass",
     "EpsilonBounds",
     "Event",
+    "FixedOrder",
+    "FixedOrderBuffered",
     "FixedSizeSampled",
     "Gaussian",
     "Guarantee",
@@ -45,7 +57,9 @@ __all__ = [
     "LedgerHead",
     "LedgerView",
     "PoissonSampled",
+    "RandomAllocation",
     "TruncatedPoisson",
+    "allocated_passes",
     "calibrate_noise_multiplier",
     "disjoint_passes",
     "epsilon",

@@ -183,13 +183,14 @@ def _least(chosen: Accountant, form: NormalForm, delta: float) -> float:
 
 def _asked(chosen: Accountant, form: NormalForm, delta: float) -> EpsilonBounds:
     """Return the accountant's bounds; of somebody else's, refuse what are none."""
-    found = chosen.bounds(form, delta)
     if chosen.name in OWN_ACCOUNTANTS:
-        return found
+        return chosen.bounds(form, delta)
+    plain = form.without_allocation()  # a field that an accountant does not read must not cost nothing
+    found = chosen.bounds(plain, delta)
     if isinstance(found, EpsilonBounds) and all(isinstance(part, numbers.Real) for part in (found.lower, found.upper)):
         lower, upper = float(found.lower), float(found.upper)
         if not lower > upper:
-            return EpsilonBounds(lower if lower >= 0 else 0.0, upper)
+            return EpsilonBounds(lower if lower >= 0 and plain == form else 0.0, upper)
     raise AccountingError(
         "this accountant returned something else than EpsilonBounds(lower, upper) of two numbers, the lower first",
         where=f"accountant {chosen.name!r}",

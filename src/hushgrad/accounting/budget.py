@@ -82,7 +82,7 @@ def _first_guess(plan: Callable[[int], Composition], target: float, delta: float
     from hushgrad.accounting.gaussian import gaussian_epsilon
 
     def rough(count: int) -> float:
-        form = as_if_never_cut(normal_form(plan(count)))
+        form = as_if_never_cut(normal_form(plan(count))).as_if_independent()
         precision = form.gaussian_precision
         for rate, noise, number in form.sampled:
             precision += number * rate**2 * math.expm1(min(noise**-2, 500.0))

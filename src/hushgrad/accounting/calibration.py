@@ -11,6 +11,7 @@ from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT, epsilon
 from hushgrad.accounting.composition import Composition, normal_form
 from hushgrad.accounting.events.disjoint_pass import DisjointPass
 from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.random_allocation import RandomAllocation
 from hushgrad.accounting.truncation import as_if_never_cut
 from hushgrad.arguments import open_unit_interval, positive_number, probability, whole_number
 from hushgrad.errors import UnreachableTargetError
@@ -37,6 +38,19 @@ def disjoint_passes(passes: int) -> Callable[[float], Composition]:
     return lambda noise_multiplier: [(DisjointPass(noise_multiplier, index), 1) for index in range(count)]
 
 
+def allocated_passes(bins: int, passes: int, participations: int = 1) -> Callable[[float], Composition]:
+    """Return the composition, as a function of the noise multiplier, of `passes` passes over random batches.
+
+    Every record is in `participations` random steps of the `bins` of each pass. One step of each pass stands for all of
+    them: a pass is charged whole.
+    """
+    count = whole_number("passes", passes, minimum=1)
+    first = RandomAllocation(bins, 1.0, 0, participations)  # refuses what is out of range
+    return lambda noise_multiplier: [
+        (RandomAllocation(first.bins, noise_multiplier, index, first.participations), 1) for index in range(count)
+    ]
+
+
 def calibrate_noise_multiplier(
     *,
     target_epsilon: float,
@@ -50,8 +64,8 @@ def calibrate_noise_multiplier(
     noise multiplier (or is 0.01, below which nothing is tried).
 
     `composition` gives what will run at a given noise multiplier, and ε must fall as that grows: `poisson_steps(q, T)`,
-    `disjoint_passes(K)` or any other. Raises `InvalidArgumentError` for targets out of range, and
-    `UnreachableTargetError` where even a noise multiplier of 1e6 spends more.
+    `disjoint_passes(K)`, `allocated_passes(t, K)` or any other. Raises `InvalidArgumentError` for targets out of range,
+    and `UnreachableTargetError` where even a noise multiplier of 1e6 spends more.
     """
     target = positive_number("target_epsilon", target_epsilon)
     delta = open_unit_interval("target_delta", target_delta, "Pass less than 1 / the number of examples")
@@ -152,7 +166,7 @@ def _gaussian_limit(composition: Callable[[float], Composition], delta: float, n
     """Return roughly ε at `noise_multiplier`, by the central limit of the privacy loss; only a first guess."""
     from hushgrad.accounting.gaussian import gaussian_epsilon
 
-    form = as_if_never_cut(normal_form(composition(noise_multiplier)))
+    form = as_if_never_cut(normal_form(composition(noise_multiplier))).as_if_independent()
     precision = form.gaussian_precision
     for rate, noise, count in form.sampled:
         precision += count * rate**2 * math.expm1(min(noise**-2, 500.0))
@@ -164,7 +178,7 @@ def _saddle_point_approximation(
 ) -> float:
     from hushgrad.accounting.saddle_point.accountant import rough_epsilon
 
-    return rough_epsilon(as_if_never_cut(normal_form(composition(noise_multiplier))), delta)
+    return rough_epsilon(as_if_never_cut(normal_form(composition(noise_multiplier))).as_if_independent(), delta)
 
 
 def _bisect(rough: Callable[[float], float], target: float, within: float = 1e-6) -> float:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from hushgrad.accounting.events.costs import Costs, FilterRule
+from hushgrad.accounting.events.costs import LEAST_ALLOCATED_NOISE, Costs, FilterRule
 from hushgrad.accounting.events.event import ADD_REMOVE_ONE, Event
 from hushgrad.arguments import whole_number
 from hushgrad.errors import AccountingError, NotEstablishedError
@@ -29,6 +29,10 @@ Truncated: TypeAlias = tuple[float, float, int, int, int]
 """`(sampling_rate, noise_multiplier, population, max_batch_size, count)`."""
 
 
+Allocated: TypeAlias = tuple[int, int, float, int]
+"""`(bins, participations, noise_multiplier, count)`: `count` passes."""
+
+
 @dataclass(frozen=True, slots=True)
 class NormalForm:
     """What a composition costs one record.
@@ -39,7 +43,8 @@ class NormalForm:
     is an upper bound. `noiseless` says that some release had no noise at all. `truncated` holds Poisson-sampled steps
     that may be cut to a size, and `fixed_size` steps of a fixed size (batch_size / population, the noise multiplier
     over the *replace-one* sensitivity 2C, count); only what `hushgrad.accounting.truncation` and the accountants that
-    know them have seen to may be read from a form that has some. `filter` is the rule of a
+    know them have seen to may be read from a form that has some. `allocated` holds passes of random allocation, with
+    at least two bins, fewer participations than bins, and noise multipliers of at least 0.1. `filter` is the rule of a
     fully adaptive account, whose ε is that of the filter and of no accountant.
     """
 
@@ -50,24 +55,55 @@ class NormalForm:
     truncated: tuple[Truncated, ...] = ()
     fixed_size: tuple[Sampled, ...] = ()
     filter: FilterRule | None = None
+    allocated: tuple[Allocated, ...] = ()
 
     @property
     def is_sampled(self) -> bool:
         """Whether any step drew its records by chance."""
-        return bool(self.sampled or self.truncated or self.fixed_size)
+        return bool(self.sampled or self.truncated or self.fixed_size or self.allocated)
 
     def require_plain(self, what: str) -> None:
-        """Refuse what `what` is not computed for: steps of truncated or of fixed size, an account under a filter."""
+        """Refuse what `what` is not computed for: steps of truncated or fixed size, random batches, a filter."""
         if self.filter is not None:
             raise AccountingError(
                 f"{what} is not computed for an account under a filter: its steps may have been chosen by results",
                 cure="Ask for epsilon, which is that of the filter's budget",
+            )
+        if self.allocated:
+            raise AccountingError(
+                f"{what} is not computed for passes over random batches (balls in bins)",
+                cure="Ask for epsilon or delta, under add/remove-one or zero-out of one record, which are",
             )
         if self.truncated or self.fixed_size:
             raise AccountingError(
                 f"{what} is not computed for truncated Poisson or fixed-size sampling",
                 cure="Ask for epsilon, which is computed for both",
             )
+
+    @property
+    def unsampled_precision(self) -> float:
+        """Σ 1/σ² of all plain releases, and of those that a record takes part in for certain where steps are counted.
+
+        Without amplification by sampling: a step as if it took all records, a pass as if a record's steps were known.
+        """
+        sampled = (count / noise**2 for _, noise, count in (*self.sampled, *self.fixed_size))
+        passes = (count * participations / noise**2 for _, participations, noise, count in self.allocated)
+        return self.gaussian_precision + math.fsum((*sampled, *passes))
+
+    def without_allocation(self) -> NormalForm:
+        """Return an upper bound on it: passes as if it were known which steps of them a record is in."""
+        known = math.fsum(count * participations / noise**2 for _, participations, noise, count in self.allocated)
+        return replace(self, gaussian_precision=self.gaussian_precision + known, allocated=())
+
+    def as_if_independent(self) -> NormalForm:
+        """Return about the same: as if a record took part in each step independently of all. No bound."""
+        steps: Counter[tuple[float, float]] = Counter()
+        for rate, noise, count in (*self.sampled, *self.fixed_size):
+            steps[rate, noise] += count
+        for bins, participations, noise, count in self.allocated:
+            steps[participations / bins, noise] += bins * count
+        sampled = tuple(sorted((rate, noise, count) for (rate, noise), count in steps.items()))
+        return replace(self, sampled=sampled, allocated=(), fixed_size=())
 
     @property
     def empty(self) -> bool:
@@ -83,6 +119,34 @@ def steps_of(composition: Composition) -> list[tuple[Event, int]]:
 def count_steps(composition: Composition) -> int:
     """Return how many steps a composition has; a finding is none."""
     return sum(count for _, count in steps_of(composition))
+
+
+def next_pass(composition: Composition) -> int:
+    """Return the number of the next pass over the data: how many were begun."""
+    return max((event.data_pass for event, _ in composition if event.data_pass is not None), default=-1) + 1
+
+
+def next_block(composition: Composition) -> int:
+    """Return the number of the next block of steps."""
+    return max((event.in_block for event, _ in composition if event.in_block is not None), default=-1) + 1
+
+
+def costs_no_more(composition: Composition, plan: Composition) -> bool:
+    """Return whether no cost of a composition is above that of a plan, each kind of cost by itself.
+
+    True says that its ε is not above the plan's at any δ. False may be said of one that is below it all the same.
+    """
+    one, other = normal_form(composition), normal_form(plan)
+    if one.empty:
+        return True
+    allowed = {(rate, noise): count for rate, noise, count in other.sampled}
+    return (
+        one.adjacency == other.adjacency
+        and not (one.truncated or one.fixed_size or one.allocated or one.filter or other.filter)
+        and (other.noiseless or not one.noiseless)
+        and one.gaussian_precision <= other.gaussian_precision * (1 + 1e-12)
+        and all(count <= allowed.get((rate, noise), 0) for rate, noise, count in one.sampled)
+    )
 
 
 def finding_of(composition: Composition) -> str | None:
@@ -134,6 +198,12 @@ def normal_form(composition: Composition) -> NormalForm:
     for event, count in live.items():
         event.add_to(costs, count)
     releases = costs.releases + Counter(costs.weakest_of_pass.values())
+    allocated: Counter[tuple[int, int, float]] = Counter()
+    for (bins, participations, _), noise in costs.weakest_of_allocation.items():
+        if participations == bins or noise < LEAST_ALLOCATED_NOISE:
+            releases[noise] += participations
+        else:
+            allocated[bins, participations, noise] += 1
     rule = costs.filters[0] if costs.filters else None
     if 0.0 in releases:
         return NormalForm(adjacency, 0.0, (), True, filter=rule)
@@ -146,6 +216,7 @@ def normal_form(composition: Composition) -> NormalForm:
         tuple(sorted((*key, count) for key, count in costs.truncated.items())),
         tuple(sorted((rate, noise, count) for (rate, noise), count in costs.fixed_size.items())),
         rule,
+        tuple(sorted((*key, count) for key, count in allocated.items())),
     )
 
 

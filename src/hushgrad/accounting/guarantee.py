@@ -21,7 +21,7 @@ from hushgrad.accounting.conditions import (
 )
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import is_own, order_of
-from hushgrad.accounting.ledger.contract import DECLARED, ONE_RECORD, Contract
+from hushgrad.accounting.ledger.contract import DECLARED, ONE_RECORD, Contract, Rounding
 from hushgrad.printable import full_name
 
 _DIGITS = 4
@@ -74,7 +74,8 @@ class Guarantee:
     `noise_is_secret`, False where the noise came from a fixed key; `noise_is_observed`, False where another library
     drew some of it, which nobody here vouches for; `notes`, further sentences; `numerics`, how ε was computed;
     `numerical_error`, how far ε may lie above the exact value, None where the accountant cannot say;
-    `conditions`, what the run took on trust. `str()` is the whole of it as sentences.
+    `conditions`, what the run took on trust; `delta_of_rounding`, what is to be added to `delta` where noise was drawn
+    on a grid, for the distance of its law from rounded Gaussian noise. `str()` is the whole of it as sentences.
     """
 
     epsilon: float
@@ -90,6 +91,7 @@ class Guarantee:
     numerics: str = ""
     numerical_error: float | None = None
     conditions: tuple[Condition, ...] = ()
+    delta_of_rounding: float = 0.0
 
     @property
     def private(self) -> bool:
@@ -98,7 +100,8 @@ class Guarantee:
 
     def __str__(self) -> str:
         """Return the guarantee in sentences, ε rounded up; "NOT PRIVATE" comes first, or "NOT VOUCHED FOR"."""
-        figures = f"({round_up(self.epsilon)}, {delta_text(self.delta)})"
+        more = f" + {round_up(self.delta_of_rounding, 2)}" if self.delta_of_rounding else ""
+        figures = f"({round_up(self.epsilon)}, {delta_text(self.delta)}{more})"
         claim = (
             f"{figures}-differential privacy (epsilon, delta) for {self.unit} under {self.adjacency} neighbours, after "
             f"{self.steps} step{'' if self.steps == 1 else 's'}."
@@ -124,6 +127,7 @@ class Guarantee:
         return {
             "epsilon": self.epsilon if math.isfinite(self.epsilon) else "inf",
             "delta": self.delta,
+            "delta_of_rounding": self.delta_of_rounding,
             "private": self.private,
             "adjacency": self.adjacency,
             "sampling": self.sampling,
@@ -183,8 +187,14 @@ def guarantee(
             trusted.append(NOISE_NOT_OBSERVED)
         if contract.population is not None:
             notes.append(f"N = {contract.population} is declared public")
+        if contract.strategy is not None:
+            notes.append(
+                f"the noise of a step is correlated with that of earlier ones by {_in_short(contract.strategy)}"
+            )
         if contract.expected_batch_size is not None:
             notes.append(f"the expected batch size {contract.expected_batch_size:g} is declared public")
+        if contract.rounding is not None:
+            notes.append(_on_grid(contract.rounding))
     return Guarantee(
         epsilon=value,
         delta=float(delta),
@@ -197,9 +207,32 @@ def guarantee(
         noise_is_observed=contract is None or contract.noise_is_observed,
         notes=tuple(notes),
         numerics="" if form.noiseless or form.filter else _numerics(accountant, form.is_sampled, bounds),
-        numerical_error=bounds.error if ACCOUNTANTS[accountant].states_error and not form.filter else None,
+        numerical_error=bounds.error if _states_error(accountant, bounds) and not form.filter else None,
         conditions=joined(trusted),
+        delta_of_rounding=_delta_of_rounding(contract, value, count_steps(composition)),
     )
+
+
+def _in_short(strategy: str) -> str:
+    """Return a strategy without its constants, which the ledger holds."""
+    return f"a {strategy.partition(':')[0]} whose constants the ledger holds"
+
+
+def _on_grid(rounding: Rounding) -> str:
+    where = "sums were rounded" if rounding.everywhere else "in some of these steps sums were rounded"
+    return (
+        f"{where} to a grid of spacing {round_up(rounding.grid, 3)} and got noise on that grid, made for an error of "
+        f"the sum of up to {round_up(rounding.error, 3)}: what was released is a function of whole numbers, so that "
+        f"its low bits say nothing more; in one step the law of that noise is at most "
+        f"{round_up(rounding.distance, 2)} from that of rounded Gaussian noise, which is what delta is larger by"
+    )
+
+
+def _delta_of_rounding(contract: Contract | None, epsilon: float, steps: int) -> float:
+    """Return (1 + e^ε) · distance · steps: for laws so far from those of an (ε, δ) mechanism δ is larger by that."""
+    if contract is None or contract.rounding is None or math.isinf(epsilon):
+        return 0.0
+    return min(1.0, (1 + math.exp(min(epsilon, 700.0))) * contract.rounding.distance * steps)
 
 
 def _sampling(composition: Composition) -> str:
@@ -211,10 +244,15 @@ def _sampling(composition: Composition) -> str:
     return "; ".join(said) or "nothing was drawn yet"
 
 
+def _states_error(accountant: str, bounds: EpsilonBounds) -> bool:
+    """Return whether it is known how far ε may lie above the exact value: not where its lower bound is only 0."""
+    return ACCOUNTANTS[accountant].states_error and (bounds.lower > 0 or bounds.upper == 0)
+
+
 def _numerics(accountant: str, sampled: bool, bounds: EpsilonBounds) -> str:
     chosen = ACCOUNTANTS[accountant]
     if not sampled and chosen.exact_without_sampling:
         return "exact formula for Gaussian noise without sampling"
-    if not chosen.states_error or bounds.upper == 0:
+    if not _states_error(accountant, bounds) or bounds.upper == 0:
         return chosen.description
     return f"{chosen.description}: at most {round_up(bounds.error, 1)} above the exact value"

@@ -9,7 +9,8 @@ batches. From the same events follows, for one sampled or unsampled Gaussian ste
   with the same coin for both records, it compares (1−q)R + qP₀ with (1−q)R + qQ₀, where P₀ and Q₀ differ from R by a
   shift of at most C and from each other by at most 2C. By advanced joint convexity (Balle, Barthe & Gaboardi, 2018,
   arXiv:1807.01647, theorem 2) and ε₀ = log(1 + (e^ε − 1)/q), it has δ(ε) <= q·δ_G(ε₀) with δ_G that of the shift 2C:
-  the bound of fixed-size sampling with the same rate (`one_step_of_fixed_size`), true and not sharp.
+  the bound of fixed-size sampling with the same rate (`fixed_size_losses`), true and not sharp.
+- of a pass over *random batches* (balls in bins) zero-out, too, is the same pair. Replace-one and groups: refused.
 - *groups* of k records added or removed together: Ganesh (2024, arXiv:2401.10294), sharp, by the saddle-point
   accountant. Groups under replace-one: refused.
 """
@@ -31,7 +32,7 @@ def epsilon_under(composition: Composition, delta: float, relation: str, group_s
 
     Raises `AccountingError` with the reason where nothing true is known: add/remove-one of events that are charged
     under zero-out (a record's absence would shift the later batches), groups under replace-one, groups of steps of
-    truncated or of fixed size.
+    truncated or of fixed size, or of cyclic Poisson sampling, groups and replace-one of passes over random batches.
     """
     delta = open_unit_interval("delta", delta)
     one_of("relation", relation, RELATIONS)
@@ -40,7 +41,7 @@ def epsilon_under(composition: Composition, delta: float, relation: str, group_s
     if form.empty:
         return EpsilonBounds(0.0, 0.0)
     if form.adjacency == relation and size == 1:
-        return epsilon_bounds(composition, delta, "pld" if form.fixed_size else "saddle-point")
+        return epsilon_bounds(composition, delta)
     if relation == REPLACE_ONE and size > 1:
         raise AccountingError(
             "epsilon of a group under replace-one is not computed: no sharp bound is known",
@@ -54,7 +55,21 @@ def epsilon_under(composition: Composition, delta: float, relation: str, group_s
             where="relation",
             cure="Ask for zero-out, or train with Poisson sampling",
         )
-    form.require_plain(f"another relation than {form.adjacency}")
+    if form.allocated and (relation == REPLACE_ONE or size > 1):
+        raise AccountingError(
+            "epsilon of passes over random batches (balls in bins) is known for the presence of one record. For "
+            f"{'replace-one' if relation == REPLACE_ONE else 'groups'} no sharp bound is known",
+            where="relation" if relation == REPLACE_ONE else "group_size",
+            cure="Ask for add/remove-one or zero-out of one record",
+        )
+    if size > 1 and form.sampled and any(event.in_block is not None for event, count in composition if count):
+        raise AccountingError(
+            "epsilon of a group is not computed for cyclic Poisson sampling: records of different groups share rows of "
+            "the noise, and no sharp bound is known",
+            where="group_size",
+            cure="Ask for group_size=1, or train with Poisson sampling and independent noise",
+        )
+    form.without_allocation().require_plain(f"another relation than {form.adjacency}")
     if form.noiseless:
         return epsilon_bounds(composition, delta)
     from hushgrad.accounting.saddle_point.accountant import epsilon_bounds as of_form
@@ -68,10 +83,4 @@ def epsilon_under(composition: Composition, delta: float, relation: str, group_s
         False,
         fixed_size=tuple((rate, noise / 2, count) for rate, noise, count in form.sampled),
     )
-    if not replaced.fixed_size:
-        return of_form(replaced, delta)
-    from hushgrad.accounting.pld.accountant import pld_epsilon
-    from hushgrad.accounting.rdp import rdp_epsilon
-
-    # Below what the grid can hold, Rényi divergences remain an upper bound.
-    return EpsilonBounds(0.0, pld_epsilon(replaced, delta) if delta >= 1e-8 else rdp_epsilon(replaced, delta))
+    return of_form(replaced, delta)

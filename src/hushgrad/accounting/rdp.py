@@ -41,8 +41,10 @@ def rdp_epsilon(form: NormalForm, delta: float) -> float:
     """Return an upper bound on ε at `delta` for what `form` releases, from Rényi divergences of many orders.
 
     Guarantee: an upper bound at every delta in (0, 1), also where a step's divergence is below the rounding of 1. More
-    than `MOST_GROUPS` different sampled events are pooled on the private side.
+    than `MOST_GROUPS` different sampled events are pooled on the private side, and passes over random batches (balls in
+    bins) are charged without amplification.
     """
+    form = form.without_allocation()
     if form.noiseless or math.isinf(form.gaussian_precision):
         return math.inf
     if form.empty:

@@ -53,12 +53,13 @@ def divergences(rate: float, noise_multiplier: float, orders: Sequence[int]) -> 
 def renyi_cost(event: Event, order: int) -> float:
     """Return an upper bound on the Rényi divergence of whole order `order` >= 2 that one step costs; inf without noise.
 
-    Raises `AccountingError` for a step whose cost is no sum of such divergences (one of a pass over disjoint batches,
-    of truncated or of fixed size).
+    Raises `AccountingError` for a step whose cost is no sum of such divergences (one of a pass over the data or of a
+    block, of truncated or of fixed size).
     """
     costs = Costs()
     event.add_to(costs, 1)
-    if costs.truncated or costs.fixed_size or costs.weakest_of_pass or costs.filters:
+    together = event.in_block is not None or costs.weakest_of_pass or costs.weakest_of_allocation
+    if together or costs.truncated or costs.fixed_size or costs.filters:
         raise AccountingError(
             f"a step of the kind {event.type} is not charged by a filter: Poisson-sampled steps and steps over all "
             f"records are",

@@ -101,12 +101,12 @@ def gaussian_mu(composition: Composition, smallest_delta: float = SMALLEST_DELTA
         return math.inf
     if form.empty:
         return 0.0
-    if not form.sampled:
+    if not form.is_sampled:
         return math.sqrt(form.gaussian_precision)
     from hushgrad.accounting.saddle_point.accountant import epsilon_bounds
 
     end = epsilon_bounds(form, least).upper
-    unsampled = math.sqrt(form.gaussian_precision + math.fsum(count / noise**2 for _, noise, count in form.sampled))
+    unsampled = math.sqrt(form.unsampled_precision)
     if end == 0.0:
         return min(_mu_through(0.0, _delta(form, 0.0)), unsampled)
     grid = np.concatenate(([0.0], end * np.linspace(1 / _POINTS_OF_MU, 1, _POINTS_OF_MU)))
@@ -124,7 +124,7 @@ def zero_concentrated(composition: Composition) -> float:
     form = _plain(composition)
     if form.noiseless:
         return math.inf
-    return form.gaussian_precision / 2 + math.fsum(count / (2 * noise * noise) for _, noise, count in form.sampled)
+    return form.unsampled_precision / 2
 
 
 @usual_floating_point()
@@ -138,6 +138,7 @@ def renyi_divergence(composition: Composition, order: int) -> float:
     from hushgrad.accounting.renyi import divergences
 
     form = _plain(composition)
+    form.require_plain("the Rényi divergence")
     if form.noiseless:
         return math.inf
     sampled = (count * float(divergences(rate, noise, (int(number),))[0]) for rate, noise, count in form.sampled)
@@ -146,7 +147,7 @@ def renyi_divergence(composition: Composition, order: int) -> float:
 
 def _plain(composition: Composition) -> NormalForm:
     form = normal_form(composition)
-    form.require_plain("this figure")
+    form.without_allocation().require_plain("this figure")
     return form
 
 

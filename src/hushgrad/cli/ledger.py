@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from hushgrad.accounting.composition import finding_of
 from hushgrad.accounting.conditions import NOISE_NOT_OBSERVED
 from hushgrad.accounting.guarantee import guarantee, round_up
+from hushgrad.accounting.ledger.contract import Contract
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger
 from hushgrad.arguments import whole_number
@@ -112,9 +114,17 @@ def _facts(path: str, view: LedgerView) -> dict[str, Any]:
         "expected_batch_size": contract.expected_batch_size,
         "population": contract.population,
         "unit": contract.unit,
+        **_grid(contract),
         "last_record": view.anchor.seq,
         "last_hash": view.anchor.hash,
     }
+
+
+def _grid(contract: Contract) -> dict[str, Any]:
+    """Return what the contract says of noise on a grid."""
+    if contract.rounding is None:
+        return {}
+    return {f"rounding_{name}": value for name, value in asdict(contract.rounding).items()}
 
 
 def _plain(value: object) -> str:

@@ -20,6 +20,7 @@ COMMANDS = {
     "doctor": ("hushgrad.cli.doctor", "doctor", "Examine a model: what private training costs, what is refused."),
     "epsilon": ("hushgrad.cli.epsilon", "epsilon", "Compute the epsilon of a plan or of a ledger."),
     "export": ("hushgrad.cli.export", "export", "Write a run's model for other programs, with a model card."),
+    "noise": ("hushgrad.cli.noise", "noise", "Say whether correlated noise is better for a plan."),
     "predict": ("hushgrad.cli.predict", "predict", "Use a run's model on new rows."),
     "report": ("hushgrad.cli.report", "report", "Make a page, JSON and a model card of a run or a sweep; check them."),
     "sweep": ("hushgrad.cli.sweep", "sweep", "See what noise does: many runs, a table, pictures."),

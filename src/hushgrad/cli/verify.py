@@ -18,7 +18,6 @@ from hushgrad.cli.demo import private_training
 from hushgrad.cli.loading import load, made_by
 from hushgrad.cli.options import JSON
 from hushgrad.cli.output import print_report, screen_width
-from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import DPSGD
 from hushgrad.result_file import claim_file
@@ -112,7 +111,8 @@ def _demo() -> tuple[nn.Module, Any, nn.Module, DPSGD]:
     loader = DataLoader(task.train, batch_size=config.batch_size, shuffle=True)
     mechanism = DPSGD(
         noise_multiplier=1.0,
-        clipping=FlatClipping(privacy.max_grad_norm),
+        noise_kind=privacy.noise,
+        clipping=privacy.clip_rule(config.batch_size),
         sampling=PoissonSampling(config.batch_size / len(task.train)),
         expected_batch_size=config.batch_size,
         steps=config.epochs * len(loader),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from hushgrad.arguments import clip_norm
+from hushgrad.arguments import clip_norm, positive_number
+from hushgrad.clipping.adaptation import LARGEST_COUNT
 from hushgrad.clipping.known import is_own
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import ContractChangedError, InvalidArgumentError, SensitivityMismatchError
@@ -27,25 +29,55 @@ SMALLEST_NORM = 1e-9
 class BoundRule:
     """A rule for one model: `groups` of its parameters, and the `limits` of each, in one order.
 
-    Guarantee: each parameter is in exactly one group, and the root of the sum of squared limits is at most the
-    sensitivity that the noise is made from.
+    The noise of a group has the standard deviation σ · sensitivity · r, where r is its relative noise. So each sum is
+    divided by its r, gets noise like all others, and is multiplied by r again: one release with one sensitivity.
+
+    Attributes:
+        relative: r of each parameter, by name; equal ones are all 1.
+        count_relative: the same of the count of an adaptive rule; None for a rule without one.
+
+    Guarantee: each parameter is in exactly one group, and the root of the sum of squared limits, each over its group's
+    relative noise, is at most the sensitivity that the noise is made from.
     """
 
-    def __init__(self, rule: ClipRule, names: Iterable[str], *, sensitivity: float | None = None) -> None:
+    def __init__(
+        self,
+        rule: ClipRule,
+        names: Iterable[str],
+        *,
+        sensitivity: float | None = None,
+        sizes: Mapping[str, int] | None = None,
+        noise_multiplier: float = 0.0,
+    ) -> None:
         """Bind `rule` to the parameters called `names`.
 
-        `sensitivity` is what the noise is made from; by default what the rule says now.
+        Args:
+            rule: a clip rule.
+            names: of all trainable parameters.
+            sensitivity: what the noise is made from; by default what the rule says now.
+            sizes: the number of values of each; without them the noise of all groups is taken to be the same.
+            noise_multiplier: σ, what is charged; a count takes a part of it.
 
         Raises:
             InvalidArgumentError: its groups are no partition of the parameters, or a limit is missing or not positive.
             SensitivityMismatchError: its limits together are above its sensitivity.
+            InvalidArgumentError: relative noises that are no positive numbers, or too little noise on a count.
         """
         self.rule = rule
         self.sensitivity = rule.sensitivity if sensitivity is None else sensitivity
         self._label = f"the clip rule {type(rule).__name__}"
         given = tuple(names)
         self.groups = self._partition(given)
-        self.limits = self._checked_limits()
+        noises = (1.0,) * len(self.groups)
+        if sizes is not None and rule.noise_differs:
+            noises = self._relative_noises(sizes)
+        self.limits = self._checked_limits(noises)
+        share = 0.0 if rule.adaptation is None else rule.adaptation.share(noise_multiplier)
+        room = 1 / math.sqrt(1 - share**2)  # what the count takes of the sensitivity the gradients must do without
+        self.relative = {name: r * room for group, r in zip(self.groups, noises, strict=True) for name in group}
+        self.count_relative: float | None = None
+        if rule.adaptation is not None:
+            self.count_relative = LARGEST_COUNT / (share * self.sensitivity) if share else 1.0
         self._number_of = {name: number for number, group in enumerate(self.groups) for name in group}
         self._smallest_limit = min(self.limits)
         self._ceiling = self.limits[0] * (1 + TOLERANCE) if len(set(self.limits)) == 1 else None
@@ -86,7 +118,20 @@ class BoundRule:
             )
         return tuple(tuple(group) for group in found)
 
-    def _checked_limits(self) -> tuple[float, ...]:
+    def _relative_noises(self, sizes: Mapping[str, int]) -> tuple[float, ...]:
+        count = len(self.groups)
+        given = self.rule.relative_noise([sum(sizes[name] for name in group) for group in self.groups])
+        found = tuple(given) if isinstance(given, Iterable) else ()
+        if len(found) != count:
+            came = len(found) if isinstance(given, Iterable) else type(given).__name__
+            raise InvalidArgumentError(
+                f"relative_noise() must return one number for each of {count} groups, got {came}",
+                where=self._label,
+                cure="Return as many numbers as there are groups, in their order; 1 for each is the same noise",
+            )
+        return tuple(positive_number(f"the relative noise of group {i}", r) for i, r in enumerate(found))
+
+    def _checked_limits(self, noises: Sequence[float]) -> tuple[float, ...]:
         count = len(self.groups)
         given = self.rule.limits(count)
         found = tuple(given) if isinstance(given, Iterable) else ()
@@ -98,11 +143,12 @@ class BoundRule:
                 cure="Return as many limits as there are groups, in their order",
             )
         limits = tuple(clip_norm(f"the limit of group {i} of {self._label}", v) for i, v in enumerate(found))
-        self._together = sum(limit**2 for limit in limits) ** 0.5
+        self._together = sum((limit / noise) ** 2 for limit, noise in zip(limits, noises, strict=True)) ** 0.5
         if not self._together <= self.sensitivity * (1 + 1e-9):
+            each = ", each over its group's relative noise" if any(noise != 1 for noise in noises) else ""
             raise SensitivityMismatchError(
                 f"the limits of its {count} groups come to {self._together:.6g} together (the root of the sum of their "
-                f"squares), more than the sensitivity {self.sensitivity:.6g} that the noise is made from",
+                f"squares{each}), more than the sensitivity {self.sensitivity:.6g} that the noise is made from",
                 where=self._label,
                 cure="Let `sensitivity` be at least that, or lower the limits",
             )

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.arguments import clip_norm
-from hushgrad.clipping.rule import ClipRule
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.clipping.rule import ClipRule, derived, scaled_by, whole_norms
 
 
 @final
@@ -26,10 +25,7 @@ class FlatClipping(ClipRule):
     max_grad_norm: float
 
     def __init_subclass__(cls, **_: Any) -> None:
-        raise InvalidArgumentError(
-            f"{cls.__name__} would be taken for flat clipping, in ledgers too, whatever it computes",
-            cure="Derive it from hushgrad.ClipRule, which lets a rule say what it does (docs/extending.md)",
-        )
+        raise derived(cls, "flat clipping")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_grad_norm", clip_norm("max_grad_norm", self.max_grad_norm))
@@ -55,7 +51,4 @@ class FlatClipping(ClipRule):
 
     def reference(self, per_example: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return Σ_i g_i · min(1, C/‖g_i‖)."""
-        squares = [gradients.reshape(len(gradients), -1).square().sum(1) for gradients in per_example.values()]
-        norms_B = torch.stack(squares).sum(0).sqrt()
-        factors_B = (self.max_grad_norm / norms_B).clamp(max=1)
-        return {name: torch.tensordot(factors_B, gradients, 1) for name, gradients in per_example.items()}
+        return scaled_by((self.max_grad_norm / whole_norms(per_example)).clamp(max=1), per_example)

@@ -5,11 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from hushgrad.arguments import clip_norm
+from hushgrad.clipping.automatic import AutomaticClipping
 from hushgrad.clipping.flat import FlatClipping
+from hushgrad.clipping.groupwise import GroupwiseClipping
+from hushgrad.clipping.per_sample_adaptive import PerSampleAdaptiveClipping
+from hushgrad.clipping.quantile import QuantileClipping
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError
 
-OWN: tuple[type[ClipRule], ...] = (FlatClipping,)
+OWN: tuple[type[ClipRule], ...] = (
+    FlatClipping,
+    AutomaticClipping,
+    PerSampleAdaptiveClipping,
+    GroupwiseClipping,
+    QuantileClipping,
+)
 
 
 def is_own(rule: ClipRule) -> bool:
@@ -38,6 +48,11 @@ def require_clip_rule(rule: Any) -> ClipRule:
             cure=f"Write @dataclass(frozen=True) above class {name}",
         )
     clip_norm(f"{name}.sensitivity", getattr(rule, "sensitivity", None))
+    if rule.adaptation is not None and not is_own(rule):
+        raise InvalidArgumentError(
+            f"the clip rule {name} has a count of its own that is released with every step, which nobody charges for",
+            cure="Take hushgrad.QuantileClipping, whose count is charged, or leave `adaptation` out",
+        )
     _require_text(rule, name)
     return rule
 

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import Tensor
 
+from hushgrad.clipping.adaptation import Adaptation
 from hushgrad.errors import InvalidArgumentError
 
 
@@ -54,6 +56,30 @@ class ClipRule(ABC):
         A column must be a function of that column alone: what enters for one example may not depend on another one.
         """
 
+    def relative_noise(self, sizes: Sequence[int]) -> Sequence[float]:
+        """Return for each group its noise's standard deviation over σ · sensitivity; by default 1 for each.
+
+        With r_l for the group l, Σ (limit_l / r_l)² must be at most sensitivity²: the groups, each divided by its r_l,
+        are then one release with equal noise everywhere.
+
+        Args:
+            sizes: how many values each group has, in their order.
+        """
+        return (1.0,) * len(sizes)
+
+    @property
+    def noise_differs(self) -> bool:
+        """Whether a group may have more or less noise than another: `relative_noise` is asked for only then.
+
+        By default, whether the kind has a `relative_noise` of its own.
+        """
+        return type(self).relative_noise is not ClipRule.relative_noise
+
+    @property
+    def adaptation(self) -> Adaptation | None:
+        """What is counted to find the next step's norm; None for a rule whose norm is fixed."""
+        return None
+
     @abstractmethod
     def scaled(self, factor: float) -> Self:
         """Return this rule with all limits, and with them the sensitivity, times `factor` > 0 (for `clip_schedule`)."""
@@ -75,6 +101,25 @@ class ClipRule(ABC):
         """
         told = (f"{field.name}={_written(getattr(self, field.name))}" for field in fields(self))  # type: ignore[arg-type]
         return f"{type(self).__name__}({', '.join(told)})"
+
+
+def derived(kind: type, rule: str) -> InvalidArgumentError:
+    """Return the error for a class that is derived from a rule of hushgrad's."""
+    return InvalidArgumentError(
+        f"{kind.__name__} would be taken for {rule}, in ledgers too, whatever it computes",
+        cure="Derive it from hushgrad.ClipRule, which lets a rule say what it does (docs/extending.md)",
+    )
+
+
+def whole_norms(per_example: Mapping[str, Tensor]) -> Tensor:
+    """Return the norm of each example's gradient, all given parameters together, `[B]`: for references."""
+    squares = [gradients.reshape(len(gradients), -1).square().sum(1) for gradients in per_example.values()]
+    return torch.stack(squares).sum(0).sqrt()
+
+
+def scaled_by(factors_B: Tensor, per_example: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return Σ_i factors_B[i] · g_i for each parameter: for references."""
+    return {name: torch.tensordot(factors_B, gradients, 1) for name, gradients in per_example.items()}
 
 
 def _written(value: Any) -> str:

@@ -38,6 +38,15 @@ class Apart(Contribution):
         """Return the squared norms `[B]`, measured anew."""
         return self.whole.measure(plan)
 
+    @property
+    def terms(self) -> int:
+        """Those of the whole."""
+        return self.whole.terms
+
+    def term_squares(self) -> Tensor | None:
+        """Return those of the whole."""
+        return self.whole.term_squares()
+
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """Return Σ_i weights_B[i] · G_i; a few examples at a time are taken to float64."""
         total = self.whole.weighted_sum(weights_B.index_fill(0, self.rows, 0))

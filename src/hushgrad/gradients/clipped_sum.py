@@ -12,6 +12,7 @@ from torch import Tensor
 from hushgrad.clipping.bound import BoundRule
 from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import SensitivityMismatchError
+from hushgrad.gradients.accumulation import AsTheyCome
 from hushgrad.gradients.across import NOWHERE, Across
 from hushgrad.gradients.apart import AT_ONCE
 from hushgrad.gradients.combine import combine
@@ -73,6 +74,8 @@ def clipped_sums(
     plan: Plan | None = None,
     watch: Callable[[Weighed], None] | None = None,
     on_excess: Callable[[SensitivityMismatchError], None] | None = None,
+    on_norms: Callable[[Tensor], None] | None = None,
+    accumulation: AsTheyCome | None = None,
     across: Across = NOWHERE,
     into: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
@@ -87,6 +90,9 @@ def clipped_sums(
         plan: how norms are computed.
         watch: is shown what is about to be summed.
         on_excess: is told of an example that would enter with more than a limit, in place of raising.
+        on_norms: is given the norms that examples are clipped by, `[G, b]`, of each example once, in one or several
+            calls; NaN or infinite where one is left out.
+        accumulation: how they are added up; by default in the dtype of the operands.
         across: the processes that have other parts of the same examples' gradients; all of them call it. What this one
             does not have is left out of the sums that are returned.
         into: sums of batches before, which these are added to, each as it is formed, so that not all exist twice.
@@ -99,7 +105,15 @@ def clipped_sums(
         SensitivityMismatchError: the rule's factors let more through than its limits, or are not finite.
     """
     pending = pending_sums(
-        contributions, clip=clip, scale=scale, plan=plan, watch=watch, on_excess=on_excess, across=across
+        contributions,
+        clip=clip,
+        scale=scale,
+        plan=plan,
+        watch=watch,
+        on_excess=on_excess,
+        on_norms=on_norms,
+        accumulation=accumulation,
+        across=across,
     )
     return pending.add_to({} if into is None else into)
 
@@ -112,15 +126,18 @@ def pending_sums(
     plan: Plan | None = None,
     watch: Callable[[Weighed], None] | None = None,
     on_excess: Callable[[SensitivityMismatchError], None] | None = None,
+    on_norms: Callable[[Tensor], None] | None = None,
+    accumulation: AsTheyCome | None = None,
     across: Across = NOWHERE,
 ) -> Pending:
     """Return what `clipped_sums` returns, to be taken sum by sum: so that not all of them exist at once."""
     if not contributions:
-        return Pending((), _nothing)
+        return Pending((), _no_sum)
     bound = clip if isinstance(clip, BoundRule) else BoundRule(clip, contributions)
     with full_precision(), all_digits():
         needed = replace(plan or Plan(), floor=min(FLOOR, bound.floor(scale) ** 2))
-        names, form = _weighed(contributions, bound, scale, needed, watch, on_excess or _raise, across)
+        told = _Told(watch or _nothing, on_excess or _raise, on_norms or _nothing)
+        names, form = _weighed(contributions, bound, scale, needed, told, accumulation or AsTheyCome(), across)
 
     def formed(name: str) -> Mapping[str, Tensor]:
         with full_precision(), all_digits():
@@ -129,11 +146,23 @@ def pending_sums(
     return Pending(names, formed)
 
 
+class _Told(NamedTuple):
+    """Who is told of what is about to be summed, of an excess, and of the norms."""
+
+    watch: Callable[[Weighed], None]
+    excess: Callable[[SensitivityMismatchError], None]
+    norms: Callable[[Tensor], None]
+
+
+def _nothing(seen: object) -> None:
+    pass
+
+
 def _raise(excess: SensitivityMismatchError) -> None:
     raise excess
 
 
-def _nothing(_: str) -> dict[str, Tensor]:
+def _no_sum(_: str) -> dict[str, Tensor]:
     return {}
 
 
@@ -145,14 +174,14 @@ def _weighed(
     clip: BoundRule,
     scale: float,
     plan: Plan,
-    watch: Callable[[Weighed], None] | None,
-    on_excess: Callable[[SensitivityMismatchError], None],
+    told: _Told,
+    accumulation: AsTheyCome,
     across: Across,
 ) -> tuple[Sequence[str], Form]:
     """Return the names of all sums, and what forms each of them."""
     some = next((parts[0] for parts in contributions.values() if parts), None)
     if some is None:
-        return (), _nothing
+        return (), _no_sum
     nothing_B = torch.zeros(some.batch_size, dtype=torch.float64, device=some.operands[0].device)
     combined = {name: combine(parts) for name, parts in contributions.items() if parts and across.has(name)}
     contributions.clear()
@@ -170,20 +199,22 @@ def _weighed(
     if not (within_GB & ~is_light_GB).all():  # the one look at values of a physical batch: it waits for the device
         overflowed_B = ~torch.isfinite(squares_GB).all(0)
         if not (within_GB | overflowed_B).all():
-            on_excess(clip.excess())
+            told.excess(clip.excess())
         lost_B = overflowed_B | (is_light_GB & (weights_GB != 0)).any(0)
-    if watch is not None:
-        watch(Weighed(members, roots_GB, weights_GB, scale, across))
+    told.watch(Weighed(members, roots_GB, weights_GB, scale, across))
     if lost_B is not None and lost_B.any():
-        return _rescued(members, weights_GB, lost_B, clip, scale, plan, on_excess, across)
+        told.norms(roots_GB[:, ~lost_B] * scale)
+        return _rescued(members, weights_GB, lost_B, roots_GB, clip, scale, plan, told, accumulation, across)
+    told.norms(roots_GB * scale)
+    accumulation.note(members, roots_GB, weights_GB)
     stacked = {name: (g, group) for g, (groups, _) in enumerate(stacks) for group in groups for name in group.names}
     alone = {name: g for g, (_, names) in enumerate(stacks) for name in names}
 
     def form(name: str) -> Mapping[str, Tensor]:
         if name in alone:
-            return {name: members[alone[name]].pop(name).weighted_sum(weights_GB[alone[name]])}
+            return {name: accumulation.sum(members[alone[name]].pop(name), weights_GB[alone[name]])}
         g, group = stacked[name]
-        return dict(zip(group.names, group.weighted_sums(weights_GB[g]).unbind(), strict=True))
+        return dict(zip(group.names, accumulation.sums(group, weights_GB[g]).unbind(), strict=True))
 
     return [*alone, *stacked], form
 
@@ -234,29 +265,32 @@ def _rescued(
     members: Sequence[Parts],
     weights_GB: Tensor,
     lost_B: Tensor,
+    roots_GB: Tensor,
     clip: BoundRule,
     scale: float,
     plan: Plan,
-    on_excess: Callable[[SensitivityMismatchError], None],
+    told: _Told,
+    accumulation: AsTheyCome,
     across: Across,
 ) -> tuple[Sequence[str], Form]:
     """The clipped sums where float32 lost some examples: those are measured and summed again in float64."""
     kept_GB = weights_GB.masked_fill(lost_B, 0)
+    accumulation.note(members, roots_GB, kept_GB)
     owners = {name: g for g, parts in enumerate(members) for name in parts}
     parts = [part for parts in members for part in parts.values()]
     most = across.least(AT_ONCE // max(1, sum(part.nbytes_in_float64 for part in parts) // len(lost_B)))
     del parts
     portions = [
-        (rows, *_weights_in_float64(members, rows, clip, scale, plan, on_excess, across))
+        (rows, *_weights_in_float64(members, rows, clip, scale, plan, told, accumulation, across))
         for rows in torch.split(lost_B.nonzero().squeeze(1), max(1, most))
     ]
 
     def form(name: str) -> Mapping[str, Tensor]:
         g = owners[name]
         part = members[g].pop(name)
-        total = part.zeroed(lost_B).weighted_sum(kept_GB[g])
+        total = accumulation.sum(part.zeroed(lost_B), kept_GB[g])
         for rows, weights_GR, broken_R in portions:
-            total += part.select(rows).zeroed(broken_R).weighted_sum(weights_GR[g]).to(total.dtype)
+            total += accumulation.sum(part.select(rows).zeroed(broken_R), weights_GR[g]).to(total.dtype)
         return {name: total}
 
     return list(owners), form
@@ -268,7 +302,8 @@ def _weights_in_float64(
     clip: BoundRule,
     scale: float,
     plan: Plan,
-    on_excess: Callable[[SensitivityMismatchError], None],
+    told: _Told,
+    accumulation: AsTheyCome,
     across: Across,
 ) -> tuple[Tensor, Tensor]:
     """The weights of a few examples with huge or tiny gradients, `[G, R]`; those that are not finite are marked."""
@@ -279,5 +314,7 @@ def _weights_in_float64(
     roots_GR = squares_GR.sqrt().masked_fill(broken_R, 0)
     weights_GR = (clip.factors(roots_GR * scale) * scale).masked_fill(broken_R, 0)
     if not clip.within(roots_GR, weights_GR, scale).all():
-        on_excess(clip.excess())
+        told.excess(clip.excess())
+    told.norms((roots_GR * scale).masked_fill(broken_R, torch.nan))
+    accumulation.note(chosen, roots_GR, weights_GR)
     return weights_GR, broken_R

@@ -126,6 +126,18 @@ class Contribution(ABC):
         return self
 
     @property
+    def terms(self) -> int:
+        """How many terms are added up, at most, in one value of a sum over all examples."""
+        return self.batch_size
+
+    def term_squares(self) -> Tensor | None:
+        """Return the square of the sum of the norms of each example's terms, `[B]`, or more.
+
+        None where no two terms of an example meet in one value: that is its squared norm.
+        """
+        return None
+
+    @property
     def nbytes(self) -> int:
         """How many bytes the operands hold."""
         return sum(operand.nbytes for operand in self.operands)

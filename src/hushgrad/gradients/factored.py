@@ -129,6 +129,10 @@ class Factored(Contribution):
     def terms(self) -> int:
         """How many terms are summed for each value of a gradient."""
 
+    def term_squares(self) -> Tensor | None:
+        """Return the squared sizes `[B]` of the terms."""
+        return self.sizes().squares
+
     def _not_zero(self, rows: Tensor) -> Tensor:
         """Return the rows without those of which one operand is zero: they add nothing."""
         if not len(rows):

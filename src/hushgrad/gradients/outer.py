@@ -77,6 +77,10 @@ class OuterProducts(Factored):
         squares = squared_norms(self.left), squared_norms(self.right)
         return Sizes.of(*squares, (self.left.shape[2], self.right.shape[2]), self.left.dtype)
 
+    def term_squares(self) -> Tensor | None:
+        """Return the squared sizes `[B]` of the outer products, if there is more than one."""
+        return None if self.left.shape[1] == 1 else super().term_squares()
+
     @property
     def is_narrow(self) -> bool:
         """Whether there are few positions of few values."""

@@ -41,6 +41,11 @@ class Places(Contribution):
         assert isinstance(rows, Rows)
         return norms_B, Places(rows, self.shape, self.dims)
 
+    @property
+    def terms(self) -> int:
+        """Those of the rows."""
+        return self.rows.terms
+
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """Return Σ_i weights_B[i] · G_i in the parameter's shape."""
         return self._in_place(self.rows.weighted_sum(weights_B).unsqueeze(0)).squeeze(0)

@@ -52,6 +52,11 @@ class Rows(Contribution):
         sums.index_add_(0, places_S[segments], self.gradients.reshape(-1, width))
         return Rows(self.ids, sums.view_as(self.gradients), self.num_rows)
 
+    @property
+    def terms(self) -> int:
+        """How many rows are looked up, by all examples."""
+        return self.ids.numel()
+
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """Return Σ_i weights_B[i] · G_i, `[num_rows, d]`, by adding rows into place."""
         weighted = self.gradients * weights_B.to(self.gradients.dtype).reshape(-1, 1, 1)

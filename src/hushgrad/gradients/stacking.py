@@ -31,6 +31,10 @@ class Stacked(ABC):
         """Return the squared norms over all of the parameters, `[B]`, in float64."""
 
     @abstractmethod
+    def widened(self) -> Stacked:
+        """Return the same in float64."""
+
+    @abstractmethod
     def weighted_sums(self, weights_B: Tensor) -> Tensor:
         """Return Σ_i weights_B[i] · G_i for each parameter, `[n, *shape]`."""
 
@@ -48,6 +52,10 @@ class AlikeProducts(Stacked):
         widths = self.left.shape[2], self.right.shape[2]
         squares = squared_norms(self.left), squared_norms(self.right)
         return product_of_squares(*squares, widths, self.left.dtype, plan.floor).sum(0)
+
+    def widened(self) -> Stacked:
+        """Return the same in float64."""
+        return AlikeProducts(self.names, self.left.double(), self.right.double())
 
     def weighted_sums(self, weights_B: Tensor) -> Tensor:
         """Return one batched product, the weights in the narrower operand."""
@@ -67,6 +75,10 @@ class AlikeDense(Stacked):
     def measure(self, plan: Plan) -> Tensor:
         """Return the sum of squares."""
         return squared_norms(self.gradients.flatten(2)).sum(0)
+
+    def widened(self) -> Stacked:
+        """Return the same in float64."""
+        return AlikeDense(self.names, self.gradients.double())
 
     def weighted_sums(self, weights_B: Tensor) -> Tensor:
         """Return one product of a vector with matrices."""

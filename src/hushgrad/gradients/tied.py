@@ -15,7 +15,7 @@ from torch import Tensor
 from hushgrad.gradients.apart import Apart, in_portions, measured_in_float64
 from hushgrad.gradients.contribution import KEEP_NONE, Contribution, Plan
 from hushgrad.gradients.outer import OuterProducts
-from hushgrad.gradients.rounding import FAR_IN_FLOAT64, UNIT
+from hushgrad.gradients.rounding import FAR_IN_FLOAT64, UNIT, squared_norms
 from hushgrad.gradients.rows import Rows
 
 # How often both squared norms together may hold that of the sum, until it is taken and summed in float64.
@@ -62,6 +62,16 @@ class Tied(Contribution):
             norms_B[row] = self._one(row).square().sum()
         rounded_B = sizes_B.sqrt().mul_(2 * (self.outer.terms + self.rows.ids.shape[1]) * UNIT)
         return norms_B.clamp(min=0).sqrt().add_(rounded_B).square_()
+
+    @property
+    def terms(self) -> int:
+        """Those of both uses."""
+        return self.rows.terms + self.outer.terms
+
+    def term_squares(self) -> Tensor | None:
+        """Return the square of the norm of the rows and the size of the outer products together."""
+        rows_B = squared_norms(self.rows.gradients.reshape(self.batch_size, -1)).sqrt()
+        return self.outer.sizes().squares.sqrt().add_(rows_B).square_()
 
     def _inner_product(self) -> Tensor:
         """Return ⟨R, O⟩ of each example, in float64; a few examples at a time."""

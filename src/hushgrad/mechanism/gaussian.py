@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ class GaussianNoise(NoiseMechanism):
     """
 
     noise_multiplier: float
+    follows_rule: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", self.noise_multiplier))
@@ -42,9 +43,9 @@ class GaussianNoise(NoiseMechanism):
         """Return (total + σ · sensitivity · z) / divisor for each total."""
         return noisy_updates(totals, noise_std=self.std(sensitivity), divisor=divisor, stream=state)
 
-    def event(self, sampling: SamplingScheme, pass_index: int = 0) -> Event:
+    def event(self, sampling: SamplingScheme, index: int = 0) -> Event:
         """Return what the sampling makes of it."""
-        return sampling.event(self.noise_multiplier, pass_index)
+        return sampling.event(self.noise_multiplier, index)
 
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:
         """Return the same noise with another σ."""

@@ -17,15 +17,16 @@ from torch import Tensor
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
 from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.calibration import calibrate_noise_multiplier
-from hushgrad.accounting.composition import Composition
+from hushgrad.accounting.composition import Composition, next_block, next_pass
 from hushgrad.accounting.events.event import Event
 from hushgrad.arguments import clip_norm, non_negative_number, one_of, positive_number, whole_number
 from hushgrad.clipping.known import require_clip_rule
 from hushgrad.clipping.rule import ClipRule
-from hushgrad.errors import InvalidArgumentError, NoiseMismatchError
+from hushgrad.errors import InvalidArgumentError, NoiseMismatchError, UnprovenMechanismError
 from hushgrad.mechanism.noise import NoiseMechanism, require_noise
 from hushgrad.noise.gaussian import Noised
 from hushgrad.sampling.scheme import SamplingScheme, require_scheme
+from hushgrad.strategies.banded import INDEPENDENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,11 @@ class Mechanism:
         noise_multiplier: that of the noise.
         sensitivity: that of the clip rule, read once: the noise is made from it.
 
-    Raises `UnprovenMechanismError` where nobody has proven what this noise costs with this sampling, and
+    Raises `UnprovenMechanismError` where nobody has proven what this noise costs with this sampling or clip rule, and
     `InvalidArgumentError` for a field out of range.
 
     Guarantee: a pair of noise and sampling without a proof cannot be made a mechanism.
+    Guarantee: a pair of noise and clip rule without a proof cannot be made a mechanism.
     """
 
     noise: NoiseMechanism
@@ -62,6 +64,7 @@ class Mechanism:
         object.__setattr__(self, "noise_multiplier", non_negative_number("noise_multiplier", noise.noise_multiplier))
         rule = require_clip_rule(self.clipping)
         object.__setattr__(self, "sensitivity", positive_number("sensitivity", rule.sensitivity))
+        self._check_rule(rule)
         self._std()
         event = noise.event(require_scheme(self.sampling))
         if not isinstance(event, Event):
@@ -85,20 +88,34 @@ class Mechanism:
         one_of("loss_reduction", self.loss_reduction, ("mean", "sum"))
         self._check_schedules()
 
+    def _check_rule(self, rule: ClipRule) -> None:
+        """Refuse a rule that wants more of the noise than one standard deviation for all, where it has no more."""
+        if self.noise.follows_rule or not (rule.adaptation is not None or rule.noise_differs):
+            return
+        raise UnprovenMechanismError(
+            f"it is not known what {self.noise.describe()} costs with a clip rule whose norm differs from step to step "
+            f"or whose groups have noise of their own: {rule.describe()}",
+            cure='Take independent Gaussian noise (noise="gaussian", GaussianNoise), or a rule with one norm and one '
+            'noise for all, such as FlatClipping(C) or GroupwiseClipping(C, noise="same")',
+        )
+
     def _check_passes(self, first: Event) -> None:
         """Refuse a charge that is counted otherwise than the sampling: many steps would cost as much as one."""
-        numbers = [first.data_pass, self.noise.event(self.sampling, 1).data_pass]
-        in_passes = self.sampling.counts_in == "passes"
-        if numbers == ([0, 1] if in_passes else [None, None]):
+        events, counted = (first, self.noise.event(self.sampling, 1)), self.sampling.counts_in
+        numbers = {
+            "passes": [event.data_pass for event in events],
+            "blocks": [event.in_block for event in events],
+        }
+        if all(found == ([0, 1] if name == counted else [None, None]) for name, found in numbers.items()):
             return
-        said = (
-            "belongs to no pass, or not to the one it is asked for" if in_passes else "belongs to a pass over the data"
-        )
+        wrong = next(name for name, found in numbers.items() if found != ([0, 1] if name == counted else [None, None]))
+        one = "pass over the data" if wrong == "passes" else "block"
+        said = f"belongs to no {one}, or not to the one it is asked for" if wrong == counted else f"belongs to a {one}"
         raise InvalidArgumentError(
-            f"{type(self.sampling).__name__} is counted in {self.sampling.counts_in}, and its event "
-            f"{type(first).__name__} {said}",
+            f"{type(self.sampling).__name__} is counted in {counted}, and its event {type(first).__name__} {said}",
             cure='Give a scheme of which a record takes part in one step of a pass counts_in = "passes" and an event '
-            "with that pass_index (DisjointPass); give any other an event without a pass",
+            'with that index (DisjointPass), one whose steps cost by the length of their run counts_in = "blocks" and '
+            "an event of that block; give any other an event without either",
         )
 
     def _check_schedules(self) -> None:
@@ -107,9 +124,20 @@ class Mechanism:
             if factors is None:
                 continue
             if self.sampling.counts_in != "steps":
+                why = (
+                    "passes have no fixed number of steps"
+                    if self.sampling.counts_in == "passes"
+                    else "the steps of a block are charged together, as equal ones"
+                )
                 raise InvalidArgumentError(
-                    f"{name} does not go with {type(self.sampling).__name__}: passes have no fixed number of steps",
+                    f"{name} does not go with {type(self.sampling).__name__}: {why}",
                     cure="Leave it out, or take a sampling that is counted in steps (PoissonSampling)",
+                )
+            if self.noise.strategy != INDEPENDENT:
+                raise InvalidArgumentError(
+                    f"{name} does not go with noise that is correlated between steps: it is whitened as noise of one "
+                    f"level",
+                    cure="Leave it out, or take independent noise (GaussianNoise)",
                 )
             if isinstance(factors, str) or not isinstance(factors, Sequence) or not factors:
                 raise InvalidArgumentError(
@@ -120,6 +148,7 @@ class Mechanism:
             checked = tuple(positive_number(f"{name}[{i}]", factor) for i, factor in enumerate(factors))
             if name == "clip_schedule":
                 clip_norm("the sensitivity times the smallest factor of clip_schedule", self.sensitivity * min(checked))
+                self.clipping.scaled(checked[0])  # may refuse
             object.__setattr__(self, name, checked)
             if self.steps is None:
                 object.__setattr__(self, "steps", len(checked))
@@ -154,6 +183,10 @@ class Mechanism:
         once = self._changed(clipping=clipping, noise_schedule=None, clip_schedule=None)
         return once if self.noise_schedule is None else once.with_noise_multiplier(self._noise_at(number))
 
+    def with_clipping(self, clipping: ClipRule) -> Self:
+        """Return this mechanism with another clip rule."""
+        return self._changed(clipping=clipping)
+
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:
         """Return this mechanism with another noise multiplier."""
         return self._changed(noise=self._noise_with(noise_multiplier))
@@ -183,7 +216,11 @@ class Mechanism:
 
     @property
     def noise_std(self) -> float:
-        """Standard deviation of the noise on the sum of clipped gradients, in units of the gradient; Gaussian: σ·C."""
+        """Standard deviation of the noise on the sum of clipped gradients, in units of the gradient; Gaussian: σ·C.
+
+        Where the clip rule gives groups noise of their own, or counts, that of a group is this times its relative noise
+        (`BoundRule.relative`).
+        """
         self._require_one_step()
         return self._std()
 
@@ -191,6 +228,17 @@ class Mechanism:
         name, std = f"std() of {type(self.noise).__name__}", self.noise.std(self.sensitivity)
         # 0 would be taken for no noise to look at, and what is no number for no measure of it.
         return non_negative_number(name, std) if self.noise_multiplier == 0 else positive_number(name, std)
+
+    @property
+    def rmse(self) -> float:
+        """The noise of sums of releases, known beforehand, in units of the gradient.
+
+        The square root of the mean, over t <= `steps`, of the variance of a value of the sum of the first t releases
+        times `divisor`: of what gradient descent with a constant learning rate has added up by then. For independent
+        noise of n steps σ·C·√((n + 1)/2). Raises `InvalidArgumentError` where `steps` is not planned.
+        """
+        self._require_one_step()
+        return self._std() * math.sqrt(self.noise.strategy.mean_error(self._planned("steps", self.steps)))
 
     @property
     def divisor(self) -> float:
@@ -213,18 +261,18 @@ class Mechanism:
             )
         return updates
 
-    def event(self, pass_index: int = 0) -> Event:
-        """Return what one step is charged as; `pass_index` numbers the passes over the data."""
+    def event(self, index: int = 0) -> Event:
+        """Return what one step is charged as; `index` numbers the passes or blocks that the sampling counts in."""
         self._require_one_step()
-        return self.noise.event(self.sampling, pass_index)
+        return self.noise.event(self.sampling, index)
 
     def composition(self) -> Composition:
         """Return all that the mechanism plans to release: `steps` steps, or `passes` passes over the data."""
-        limit = self.steps if self.sampling.counts_in == "steps" else self.passes
-        return self.first(self._planned(self.sampling.counts_in, limit))
+        name = "passes" if self.sampling.counts_in == "passes" else "steps"
+        return self.first(self._planned(name, self.passes if name == "passes" else self.steps))
 
     def first(self, count: int) -> Composition:
-        """Return what the first `count` steps release, or the first `count` passes over the data.
+        """Return what the first `count` steps release, without a break, or the first `count` passes over the data.
 
         One step of each pass stands for all of them: they cost a record no more than one.
         """
@@ -260,13 +308,15 @@ class Mechanism:
             UnreachableTargetError: no noise multiplier is large enough.
         """
         self.composition()  # says what is missing from the plan before the search begins
-        # Passes are numbered on: steps of one number would be charged as steps of one pass.
-        shift = max((event.data_pass for event, _ in before if event.data_pass is not None), default=-1) + 1
+        # Passes and blocks are numbered on: steps of one number would be charged as steps of one of them.
+        shift = max(next_pass(before), next_block(before))
 
         def planned(noise_multiplier: float) -> Composition:
             changed = self.with_noise_multiplier(noise_multiplier)
             if not shift or changed.sampling.counts_in == "steps":
                 return [*before, *changed.composition()]
+            if changed.sampling.counts_in == "blocks":
+                return [*before, (changed.event(shift), changed.steps or 0)]
             return [*before, *((changed.event(shift + index), 1) for index in range(changed.passes or 0))]
 
         sigma = calibrate_noise_multiplier(

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from hushgrad.accounting.events.event import Event
+from hushgrad.accounting.ledger.contract import Rounding
 from hushgrad.errors import InvalidArgumentError, UnprovenMechanismError
 from hushgrad.noise.gaussian import Noised
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.scheme import SamplingScheme
+from hushgrad.strategies.banded import INDEPENDENT
+from hushgrad.strategies.strategy import Strategy
 
 
 class NoiseMechanism(ABC):
@@ -29,23 +32,35 @@ class NoiseMechanism(ABC):
     Attributes:
         noise_multiplier: σ, a field or property of every kind: what calibration searches and schedules multiply. More
             of it never costs more. 0 is no noise, and no privacy.
+        strategy: how the noise of a step is correlated with that of earlier ones: that of step t is row t of C⁻¹Z. The
+            identity for noise that is independent in every step.
+        follows_rule: whether it costs the same where it differs as a clip rule asks for: from step to step, with a norm
+            that follows from what was released, and from group to group, whose sums are divided by a number before and
+            multiplied by it after.
     """
 
     noise_multiplier: float
+    strategy: Strategy = INDEPENDENT
+    follows_rule: ClassVar[bool] = False
+    sums_in_float64: ClassVar[bool] = False
+    """Whether `updates` wants sums that were added up in float64, within the error that `rounding` names."""
 
     @abstractmethod
     def std(self, sensitivity: float) -> float:
         """Return the standard deviation of the noise on each value of the sum, in units of the gradient.
 
-        Proportional to `sensitivity`. It is what the noise of every step is measured against, in training and by
-        `verify`, which also compares it with the noise multiplier of the event.
+        Of noise that is correlated between steps, that of Z, as `strategy` whitens it. Proportional to `sensitivity`.
+        It is what the noise of every step is measured against, in training and by `verify`, which also compares it with
+        the noise multiplier of the event.
         """
 
     @abstractmethod
     def start(self, stream: KeyStream) -> Any:
-        """Return the state of a new run, which `updates` gets in every step; `stream` is for this run's noise alone.
+        """Return the state of a new block, which `updates` gets in every step; `stream` is for this run's noise alone.
 
-        Noise that needs several draws for one address forks the stream, once for each.
+        A block is an unbroken run of steps. Where a step was left out or interrupted, the next one begins a block with
+        the same stream, of which no address comes twice. Noise that needs several draws for one address forks the
+        stream, once for each.
         """
 
     @abstractmethod
@@ -57,16 +72,21 @@ class NoiseMechanism(ABC):
         """
 
     @abstractmethod
-    def event(self, sampling: SamplingScheme, pass_index: int = 0) -> Event:
-        """Return what one step costs with this sampling; `pass_index` numbers the passes over the data.
+    def event(self, sampling: SamplingScheme, index: int = 0) -> Event:
+        """Return what one step costs with this sampling; `index` numbers the passes or blocks that it counts in.
 
         Noise that amounts to independent Gaussian noise in every step returns `sampling.event(noise_multiplier,
-        pass_index)`. Raises `UnprovenMechanismError` where nobody has proven what the pair costs.
+        index)`, and noise of a strategy what `sampling.correlated_event` does. Raises `UnprovenMechanismError` where
+        nobody has proven what the pair costs.
         """
 
     @abstractmethod
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:
         """Return the same noise with another noise multiplier."""
+
+    def rounding(self, sensitivity: float, coordinates: int) -> Rounding | None:
+        """Return the grid that `updates` rounds sums of so many values to, for the ledger; None where there is none."""
+        return None
 
     def describe(self) -> str:
         """Return in words what the noise is."""

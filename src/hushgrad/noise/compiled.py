@@ -9,12 +9,14 @@ Guarantee: a draw has the same values with numba and without.
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hushgrad.errors import HushgradWarning
+from hushgrad.noise import grid_backends
 from hushgrad.noise.backends import ArrayBackend, Bits, Floats, Places, Words
 from hushgrad.noise.strips import PICKS, pick_table, strips
 from hushgrad.randomness import BLOCK_BYTES, Address, KeyStream
@@ -85,16 +87,35 @@ def fastest_backend() -> type[CompiledBackend] | type[ArrayBackend]:
         for word in LOOPS:
             _require_same_values(word)
     except Exception as error:  # a numba that does not fit NumPy or the machine raises what it likes
-        if isinstance(error, ModuleNotFoundError) and error.name == "numba":
-            return ArrayBackend
-        warnings.warn(
-            f"numba is installed and cannot be used ({type(error).__name__}: {error}), so noise is drawn by NumPy: "
-            f'the same values in more time. Run: pip install --upgrade "hushgrad[fast]", or uninstall numba',
-            HushgradWarning,
-            stacklevel=2,
-        )
+        _warn_of(error)
         return ArrayBackend
     return CompiledBackend
+
+
+@cache
+def fastest_grid_backend() -> type[grid_backends.CompiledBackend] | type[grid_backends.ArrayBackend]:
+    """Return the same for noise on a grid; asked for at the first draw of such noise."""
+    try:
+        numba = import_module("numba")
+        if numba.config.DISABLE_JIT:
+            return grid_backends.ArrayBackend
+        grid_backends.require_same_values(grid_backends.CompiledBackend, _EveryPick())
+    except Exception as error:
+        _warn_of(error)
+        return grid_backends.ArrayBackend
+    return grid_backends.CompiledBackend
+
+
+def _warn_of(error: Exception) -> None:
+    """Warn that numba cannot be used; not where it is not installed."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "numba":
+        return
+    warnings.warn(
+        f"numba is installed and cannot be used ({type(error).__name__}: {error}), so noise is drawn by NumPy: "
+        f'the same values in more time. Run: pip install --upgrade "hushgrad[fast]", or uninstall numba',
+        HushgradWarning,
+        stacklevel=3,
+    )
 
 
 class _EveryPick:

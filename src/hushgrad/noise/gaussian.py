@@ -1,9 +1,8 @@
 """Gaussian noise from a keyed stream, on all threads: one word, one look-up and one multiplication for each value.
 
 Each value is made from a random word of its own (32 bits for float32, 64 for float64) by the strips of
-`hushgrad.noise.strips`: value = middle + slope · word. The few words that pick the remainder get their values from a
-region of the address that words never reach, in the order of their positions in the draw. So the values depend on the
-key, the address, the number of values and the dtype, and not on threads, chunks or free memory.
+`hushgrad.noise.strips`: value = middle + slope · word. The few words that pick the remainder get their values from
+candidates of their own (`hushgrad.noise.chunks`).
 
 On a CUDA device the noise of an update is drawn on the device (`hushgrad.noise.cuda.definition`): other values, with
 the same distribution.
@@ -20,7 +19,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -28,18 +26,16 @@ import torch
 from torch import Tensor
 
 from hushgrad.arguments import non_negative_number, positive_number
-from hushgrad.errors import InterruptedDrawError, InvalidArgumentError
+from hushgrad.errors import InvalidArgumentError
 from hushgrad.noise.backends import Backend, Bits, Floats, Places
+from hushgrad.noise.chunks import Workers, remainders, run_chunks
 from hushgrad.noise.compiled import fastest_backend
 from hushgrad.noise.cuda import dispatch
 from hushgrad.noise.cuda.chacha import CipherKey
 from hushgrad.noise.strips import Float64s, accept_reject, pick_table
-from hushgrad.noise.threads import on_all_threads
 from hushgrad.randomness import Address, KeyStream
 
 BACKEND = fastest_backend()
-
-_REMAINDER_OFFSET = 1 << 60  # bytes into an address; no draw has that many values
 
 _WORDS: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.int32), torch.float64: np.dtype(np.int64)}
 
@@ -140,6 +136,17 @@ def noisy_updates(parts: Sequence[Noised], *, noise_std: float, divisor: float, 
     return updates
 
 
+def _run(draws: Sequence[_Draw], stream: KeyStream) -> None:
+    for word in {draw.word for draw in draws}:
+        pick_table(8 * word.itemsize)  # made once, before the threads ask for it
+    parts = run_chunks(draws, stream, Workers(BACKEND, _idle, BACKEND.size, BACKEND.worth_a_thread))
+    found = [np.concatenate([np.empty(0, np.intp), *places]) for places in parts]
+    counts, addresses = [len(places) for places in found], [draw.address for draw in draws]
+    values = remainders(counts, addresses, stream, accept_reject, words=3)
+    for draw, places, further in zip(draws, found, values, strict=True):
+        draw.complete(places, further)
+
+
 def _require_wide(dtype: torch.dtype, name: str) -> None:
     if dtype not in _WORDS:
         raise InvalidArgumentError(
@@ -170,9 +177,9 @@ class _Draw:
         """Write the values in [start, stop) and return which of them the remainder stands for."""
         bits, into = Bits(stream, self.address, start), self.into[start:stop]
         if self.std is None:
-            return backend.normal(bits, into)
+            return start + backend.normal(bits, into)
         total = None if self.total is None else self.total[start:stop]
-        return backend.noised(bits, total, into, self.std, self.divisor)
+        return start + backend.noised(bits, total, into, self.std, self.divisor)
 
     def complete(self, places: Places, values: Float64s) -> None:
         """Write the values of the remainder; the backend took them for 0."""
@@ -182,95 +189,4 @@ class _Draw:
             self.into[places] += values * (self.std / self.divisor)
 
 
-def _run(draws: Sequence[_Draw], stream: KeyStream) -> None:
-    """Draw, on as many of torch's threads as there is work for.
-
-    Guarantee: it returns only after every chunk has said that its values are written and which of them are missing.
-    """
-    chunks = [(item, start) for item, draw in enumerate(draws) for start in range(0, len(draw.into), BACKEND.size)]
-    left = deque(range(len(chunks)))
-    missing: list[Places | None] = [None] * len(chunks)  # set by a chunk as the last thing it does
-    threads = max(1, min(torch.get_num_threads(), sum(len(draw.into) for draw in draws) // BACKEND.worth_a_thread))
-    for word in {draw.word for draw in draws}:
-        pick_table(8 * word.itemsize)  # made once, before the threads ask for it
-
-    def work() -> None:
-        scratch: dict[np.dtype[Any], Backend] = {}
-        try:
-            while True:
-                try:
-                    chunk = left.popleft()
-                except IndexError:
-                    return
-                item, start = chunks[chunk]
-                draw = draws[item]
-                if draw.word not in scratch:
-                    scratch[draw.word] = _lent(draw.word)
-                backend = scratch[draw.word]
-                missing[chunk] = start + draw.chunk(start, min(start + backend.size, len(draw.into)), backend, stream)
-        except BaseException:
-            left.clear()  # nobody needs the rest
-            raise
-        finally:
-            for word, backend in scratch.items():
-                _idle[word].append(backend)
-
-    on_all_threads(work, threads)
-    work()  # what is left where no thread came for it
-    found = _places(chunks, missing, len(draws))
-    values = _remainders([len(part) for part in found], [draw.address for draw in draws], stream)
-    for draw, part, further in zip(draws, found, values, strict=True):
-        draw.complete(part, further)
-
-
-def _places(chunks: Sequence[tuple[int, int]], missing: Sequence[Places | None], draws: int) -> list[Places]:
-    """Return the places of the missing values of each draw, in rising order, from those of its chunks."""
-    found: list[list[Places]] = [[np.empty(0, np.intp)] for _ in range(draws)]
-    for (item, _), places in zip(chunks, missing, strict=True):
-        if places is None:  # begun, and its sum may be written over in part, so it cannot be done again
-            undone = sum(places is None for places in missing)
-            raise InterruptedDrawError(
-                f"{undone} of the {len(chunks)} parts of a draw of noise began and did not end, so the update was not "
-                f"handed out. What was charged for it stands",
-                where="noise",
-                cure="Go on with the next batch. If nothing interrupted the draw, report it, with the versions of "
-                "hushgrad and Python",
-            )
-        found[item].append(places)
-    return [np.concatenate(parts) for parts in found]
-
-
-# Fresh memory costs a page fault for every 4 KiB, which is more time than the values take, so scratch memory is kept.
-# What the last draw left in it is no more open to others than the sums that it was added to.
 _idle: dict[np.dtype[Any], deque[Backend]] = {word: deque() for word in _WORDS.values()}
-
-
-def _lent(word: np.dtype[Any]) -> Backend:
-    """Return a backend, with its scratch memory, for one thread, which puts it back among the idle ones."""
-    try:
-        return _idle[word].pop()
-    except IndexError:
-        return BACKEND(word)
-
-
-def _remainders(counts: Sequence[int], addresses: Sequence[Address], stream: KeyStream) -> list[Float64s]:
-    """Return the first `count` values of the remainder that belong to each address; the same for any count.
-
-    The candidates of all addresses are judged together: a call costs more than a value.
-    """
-    accepted = [np.empty(0) for _ in counts]
-    offsets = [_REMAINDER_OFFSET] * len(counts)
-    while short := [draw for draw, count in enumerate(counts) if len(accepted[draw]) < count]:
-        # Three in four candidates are accepted. Their number is even, so that offsets stay multiples of a block.
-        sizes = [2 * (3 * (counts[draw] - len(accepted[draw])) // 4 + 6) for draw in short]
-        candidates = np.empty((sum(sizes), 3), np.uint64)
-        ends = list(accumulate(sizes))
-        for draw, size, end in zip(short, sizes, ends, strict=True):
-            part = candidates[end - size : end]
-            stream.fill(part, addresses[draw], offset=offsets[draw])
-            offsets[draw] += part.nbytes
-        values, is_accepted = accept_reject(candidates)
-        for draw, size, end in zip(short, sizes, ends, strict=True):
-            mine = slice(end - size, end)
-            accepted[draw] = np.concatenate([accepted[draw], values[mine][is_accepted[mine]]])
-    return [part[:count] for part, count in zip(accepted, counts, strict=True)]

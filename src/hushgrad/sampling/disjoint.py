@@ -25,7 +25,7 @@ class DisjointBatches(SamplingScheme):
     every later batch.
     """
 
-    counts_in: ClassVar[Literal["steps", "passes"]] = "passes"
+    counts_in: ClassVar[Literal["steps", "passes", "blocks"]] = "passes"
     takes_batches: ClassVar[bool] = True
     can_be_declared: ClassVar[bool] = False  # nobody would see where a pass ends
     draws_afresh: ClassVar[bool] = False
@@ -36,9 +36,9 @@ class DisjointBatches(SamplingScheme):
             raise InvalidArgumentError("DisjointBatches needs batches", cure="Give the batches of indices of a pass")
         return CheckedBatches(batches, population)
 
-    def event(self, noise_multiplier: float, pass_index: int = 0) -> DisjointPass:
+    def event(self, noise_multiplier: float, index: int = 0) -> DisjointPass:
         """Return what one step costs as a part of its pass."""
-        return DisjointPass(noise_multiplier, pass_index)
+        return DisjointPass(noise_multiplier, index)
 
     def inclusion_probability(self, population: int) -> float:
         """Return 1: which step a record takes part in is nothing that the charge counts on."""

@@ -108,6 +108,7 @@ class PrivateLoader:
         self.max_physical_batch_size, self.constant_shapes = cutting.max_rows, cutting.constant_rows
         self._count = dataset_length(dataset)
         self._steps_per_pass = whole_number("steps_per_pass", steps_per_pass, minimum=1)
+        _require_whole_pass(sampling, self._steps_per_pass)
         self._observer = observer
         if (batches is not None) != sampling.takes_batches:
             raise InvalidArgumentError(
@@ -122,13 +123,20 @@ class PrivateLoader:
             batches = agree(batches)
         sampler = sampling.sampler(self._count, stream.fork("sampling"), batches)
         one_pass = partial(sampler.one_pass, self._steps_per_pass)
-        in_passes = sampling.counts_in == "passes"
         self._planner = _Planner(
-            one_pass, cutting, self._count, sampling.largest_batch, stream.fork("padding"), in_passes, share
+            one_pass,
+            cutting,
+            self._count,
+            sampling.largest_batch,
+            stream.fork("padding"),
+            _most_in_a_pass(sampling),
+            share,
+            whole_number("min_separation", sampling.min_separation, minimum=1),
         )
         self.options = options or LoadingOptions()
         self._items = _torch_loader(dataset, self._planner, self.options)
         self._current_pass: object = None
+        self._handed_out: int | None = None  # logical batches of the pass in work; None before the first
         self._reader: dict[str, int] = {}  # the thread that reads now
 
     @classmethod
@@ -147,14 +155,20 @@ class PrivateLoader:
         """Make a loader with the dataset, batch size, `collate_fn` and workers of a torch DataLoader.
 
         The scheme's draw replaces the DataLoader's, with as many steps in a pass as the DataLoader has batches. A
-        scheme that takes the caller's own batches gets the DataLoader's.
+        scheme that takes the caller's own batches gets the DataLoader's, and one that allocates records to the steps of
+        a pass must have as many of them.
 
         Raises what `read_data_loader` raises, before data is read, and `InvalidArgumentError` for a scheme that expects
         batches of another size than the DataLoader's.
         """
         reading = read_data_loader(data_loader)
         require_share(reading, share)
-        require_expected_size(require_scheme(sampling), reading.batch_size, reading.count)
+        if require_scheme(sampling).allocation is None:
+            batch_size = reading.batch_size
+            require_expected_size(sampling, batch_size, reading.count)
+        else:  # of N records in a whole number of batches, the DataLoader's last one may be smaller
+            _require_whole_pass(sampling, reading.steps)
+            batch_size = positive_number("expected_batch_size", sampling.expected_batch_size(reading.count))
         if reading.share is not None and sampling.takes_batches:
             raise UnsupportedSamplerError(
                 "DistributedSampler gives each process batches of its own, and disjoint batches are those of all",
@@ -166,7 +180,7 @@ class PrivateLoader:
             sampling,
             steps_per_pass=reading.steps,
             stream=stream,
-            batch_size=reading.batch_size,
+            batch_size=batch_size,
             batches=reading.batches if sampling.takes_batches else None,
             options=reading.options,
             max_physical_batch_size=max_physical_batch_size,
@@ -217,6 +231,9 @@ class PrivateLoader:
             self._before_draw()
             self._current_pass = this_pass
             self._require_same_length()
+            if self._handed_out not in (None, self._steps_per_pass):
+                self._planner.break_off()
+            self._handed_out = 0
             planned = self._planner.new_pass()
             items = iter(self._items)
             found = self._read(items, planned)
@@ -265,6 +282,7 @@ class PrivateLoader:
             )
         if self._observer is not None:
             self._observer.begin(batch, item)
+        self._handed_out = (self._handed_out or 0) + batch.last
         return item, batch
 
     def _lose(self, planned: Sequence[PhysicalBatch]) -> None:
@@ -296,16 +314,19 @@ class _Planner:
         count: int,
         most: int | None,
         padding: KeyStream,
-        once_per_pass: bool,
+        most_in_a_pass: int | None,
         share: Share,
+        separation: int,
     ) -> None:
         self._one_pass = one_pass
         self._cutting = cutting
         self._count = count
         self._most = count if most is None else whole_number("largest_batch", most, minimum=1)
         self._padding = padding
-        self._once_per_pass = once_per_pass
+        self._most_in_a_pass = most_in_a_pass
         self._share = share
+        self._separation = separation
+        self._last_steps = np.full(count if separation > 1 else 0, -separation, dtype=np.int64)
         self._planned: deque[PhysicalBatch] = deque()
         self._next_step = 0
         self._next_pass = 0
@@ -315,21 +336,42 @@ class _Planner:
         self._planned = deque()
         return self._planned
 
+    def break_off(self) -> None:
+        """Take note that the last pass did not end: the next one does not follow it, whatever was fetched ahead."""
+        self._next_step += 1
+        self._last_steps[:] = -self._separation
+
     def __iter__(self) -> Iterator[list[int]]:
         # The torch loader may make an iterator that it never starts; so nothing is counted before the first draw.
         planned, pass_index = self._planned, self._next_pass
         self._next_pass += 1
-        seen = np.zeros(self._count if self._once_per_pass else 0, dtype=np.bool_)
+        limit = self._most_in_a_pass
+        seen = np.zeros(0 if limit is None else self._count, dtype=np.min_scalar_type(limit or 0))
         for drawn in self._one_pass(self._next_step):
             step = self._next_step
             self._next_step += 1
             indices = self._chargeable(drawn)
-            if self._once_per_pass:
-                _require_new(indices, seen)
+            if limit is not None:
+                _require_new(indices, seen, limit)
+            self._require_separation(indices, step)
             for item, batch in enumerate(cut(indices, self._cutting, step, pass_index, self._share)):
                 planned.append(batch)
                 missing = batch.size - len(batch.indices)
                 yield [*batch.indices, *self._draw_padding(step, item, missing)]
+
+    def _require_separation(self, indices: tuple[int, ...], step: int) -> None:
+        """Refuse a record that comes back sooner than the scheme says: its steps would share noise."""
+        if self._separation == 1:
+            return
+        chosen = np.fromiter(indices, np.int64, len(indices))
+        if len(indices) and int(self._last_steps[chosen].max()) > step - self._separation:
+            raise DuplicateRecordError(
+                f"the sampler drew a record less than {self._separation} steps after it was drawn last, and noise that "
+                f"is correlated between steps is charged for records that do not come back sooner",
+                cure="Give the same batches in the same order in every pass (shuffle=False), or draw them by "
+                "CyclicPoissonSampling",
+            )
+        self._last_steps[chosen] = step
 
     def _chargeable(self, drawn: Iterable[Any]) -> tuple[int, ...]:
         """Return a draw as whole numbers; refuse one that costs more than a step is charged for, whoever drew it."""
@@ -364,15 +406,36 @@ class _Planner:
         return indices
 
 
-def _require_new(indices: tuple[int, ...], seen: NDArray[np.bool_]) -> None:
-    """Refuse a record that came in this pass before, and note these."""
-    chosen = np.fromiter(indices, np.int64, len(indices))
-    if seen[chosen].any():
-        raise DuplicateRecordError(
-            "the sampler drew one record twice in one pass over the data, which would be charged once",
-            cure='Draw every record at most once in a pass, or count in steps (counts_in = "steps")',
+def _most_in_a_pass(sampling: SamplingScheme) -> int | None:
+    """Return in how many steps of a pass a record may take part, where passes are charged; None where steps are."""
+    if sampling.counts_in != "passes":
+        return None
+    return 1 if sampling.allocation is None else sampling.allocation.participations
+
+
+def _require_whole_pass(sampling: SamplingScheme, steps: int) -> None:
+    """Refuse another number of steps in a pass than the scheme allocates records to: some would have no step."""
+    if sampling.allocation is not None and steps != sampling.allocation.bins:
+        raise InvalidArgumentError(
+            f"the sampling allocates records to {sampling.allocation.bins} steps of a pass, and the loader has {steps} "
+            f"batches",
+            cure=f"Give the sampling bins={steps}, or the loader so many batches "
+            f"(batch_size = ceil(len(dataset) / bins))",
         )
-    seen[chosen] = True
+
+
+def _require_new(indices: tuple[int, ...], seen: NDArray[Any], most: int) -> None:
+    """Refuse a record that came in this pass as often as it may, and count these."""
+    chosen = np.fromiter(indices, np.int64, len(indices))
+    if (seen[chosen] >= most).any():
+        often = "twice" if most == 1 else f"more than {most} times"
+        raise DuplicateRecordError(
+            f"the sampler drew one record {often} in one pass over the data, which would be charged "
+            f"{'once' if most == 1 else f'{most} times'}",
+            cure=f"Draw every record at most {'once' if most == 1 else f'{most} times'} in a pass, or count in steps "
+            f'(counts_in = "steps")',
+        )
+    seen[chosen] += 1
 
 
 def _cutting(

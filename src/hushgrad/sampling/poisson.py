@@ -40,7 +40,7 @@ class PoissonSampling(SamplingScheme):
         """Return what draws from range(population)."""
         return PoissonSampler(population, self.rate, stream)
 
-    def event(self, noise_multiplier: float, pass_index: int = 0) -> PoissonSampled:
+    def event(self, noise_multiplier: float, index: int = 0) -> PoissonSampled:
         """Return what one step costs; all passes are alike."""
         return PoissonSampled(self.rate, noise_multiplier)
 

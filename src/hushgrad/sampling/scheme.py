@@ -8,15 +8,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from hushgrad.accounting.events.event import Event
 from hushgrad.arguments import one_of
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream
+from hushgrad.strategies.strategy import Strategy
 
 Batches = Iterable[Sequence[int]]
 """The caller's own batches of indices, iterated anew in every pass."""
+
+
+class Allocation(NamedTuple):
+    """`bins`: the steps of a pass; `participations`: in how many of them, at random, every record takes part."""
+
+    bins: int
+    participations: int
 
 
 class Sampler(Protocol):
@@ -34,16 +42,18 @@ class SamplingScheme(ABC):
     """How the examples of a step are drawn, as a frozen value that can be compared.
 
     Attributes:
-        counts_in: what a charge is counted in: "steps", each of which is a release of its own, or "passes" over the
-            data, of which a record takes part in one step at most: its event then belongs to a pass (`data_pass`), and
-            the loader refuses a record that comes twice in one. Only steps have schedules.
+        counts_in: what a charge is counted in: "steps", each of which is a release of its own; "passes" over the data,
+            of which a record takes part in one step at most (or in as many as `allocation` says): its event then
+            belongs to a pass (`data_pass`), and the loader refuses a record that comes more often in one; or "blocks",
+            unbroken runs of steps, whose cost follows from their length: its event then belongs to a block
+            (`in_block`). Only steps have schedules.
         takes_batches: whether the batches are the caller's own.
         can_be_declared: whether a loop without hushgrad's loader may be charged for it, at the caller's word. Never
             for one that is counted in passes: nobody would see where a pass ends.
         draws_afresh: whether each step is drawn independently of all others.
     """
 
-    counts_in: ClassVar[Literal["steps", "passes"]] = "steps"
+    counts_in: ClassVar[Literal["steps", "passes", "blocks"]] = "steps"
     takes_batches: ClassVar[bool] = False
     can_be_declared: ClassVar[bool] = True
     draws_afresh: ClassVar[bool] = True
@@ -57,12 +67,31 @@ class SamplingScheme(ABC):
         """
 
     @abstractmethod
-    def event(self, noise_multiplier: float, pass_index: int = 0) -> Event:
+    def event(self, noise_multiplier: float, index: int = 0) -> Event:
         """Return what one step costs with Gaussian noise that is independent in every step.
 
-        `noise_multiplier` is the standard deviation of the noise over the sensitivity; `pass_index` numbers the passes
-        over the data. An event of a kind of one's own is registered (`hushgrad.accounting.register_event`).
+        `noise_multiplier` is the standard deviation of the noise over the sensitivity; `index` numbers what the scheme
+        counts in, passes over the data or blocks, over the whole account. An event of a kind of one's own is registered
+        (`hushgrad.accounting.register_event`).
         """
+
+    def correlated_event(self, noise_multiplier: float, strategy: Strategy, index: int = 0) -> Event | None:
+        """Return what one step costs with noise C⁻¹Z of a strategy C; None where nobody has proven what it does.
+
+        `noise_multiplier` is the standard deviation of Z over the sensitivity. Where no two steps that a record takes
+        part in share a row of the strategy, each of them costs what a step with independent noise does. Kinds that are
+        charged otherwise say more.
+        """
+        is_apart = strategy.bands is not None and strategy.bands <= self.min_separation
+        return self.event(noise_multiplier, index) if is_apart else None
+
+    @property
+    def min_separation(self) -> int:
+        """How many steps lie at least between two that a record takes part in, from one to the other: 1 for next ones.
+
+        The loader refuses a draw that breaks it.
+        """
+        return 1
 
     @abstractmethod
     def inclusion_probability(self, population: int) -> float:
@@ -86,6 +115,14 @@ class SamplingScheme(ABC):
         return None
 
     @property
+    def allocation(self) -> Allocation | None:
+        """Where every record takes part in exactly so many random steps of a pass, independently of all others.
+
+        None where records are drawn otherwise.
+        """
+        return None
+
+    @property
     def adjacency(self) -> str:
         """The neighbouring relation that a step is charged under, in the words of its event."""
         return self.event(1.0).adjacency
@@ -102,7 +139,9 @@ def require_scheme(sampling: object) -> SamplingScheme:
         raise InvalidArgumentError(
             f"sampling must be a sampling scheme, got {type(sampling).__name__}",
             cure="Give PoissonSampling(rate), TruncatedPoissonSampling(rate, population, max_batch_size), "
-            "DisjointBatches() or a SamplingScheme of your own",
+            "BallsInBinsSampling(bins), FixedSizeSampling(batch_size, population), DisjointBatches(), "
+            "CyclicPoissonSampling(rate, cycle), FixedOrderBatches(steps_per_pass) or a "
+            "SamplingScheme of your own",
         )
-    one_of("counts_in", sampling.counts_in, ("steps", "passes"))
+    one_of("counts_in", sampling.counts_in, ("steps", "passes", "blocks"))
     return sampling

@@ -125,7 +125,7 @@ class StreamLoader:
         """Make a loader of what `read_stream` read.
 
         Raises:
-            DatasetError: a scheme that draws records by index.
+            DatasetError: a scheme that draws records by index, or counts on when records come back.
             InvalidArgumentError: constant shapes, which would need other records as padding.
         """
         if not (sampling.takes_batches and sampling.counts_in == "passes"):
@@ -134,6 +134,14 @@ class StreamLoader:
                 where="the dataset",
                 cure="Pass poisson_sampling=False (or DisjointBatches()) to train on its own batches, each record once "
                 "in a pass, charged without amplification; or load it into a map-style dataset",
+            )
+        if sampling.min_separation > 1:
+            raise DatasetError(
+                f"it is a stream, of which nobody knows how soon a record comes back, and {type(sampling).__name__} "
+                f"says that it is {sampling.min_separation} steps at the earliest",
+                where="the dataset",
+                cure="Load it into a map-style dataset, with __len__ and __getitem__, or take DisjointBatches() and "
+                "independent noise",
             )
         if constant_shapes:
             raise InvalidArgumentError(

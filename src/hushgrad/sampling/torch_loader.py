@@ -134,6 +134,11 @@ def read_data_loader(data_loader: Any) -> DataLoaderReading:
     )
 
 
+def is_shuffled(reading: DataLoaderReading) -> bool:
+    """Return whether the caller's own batches are other ones in every pass."""
+    return type(reading.batches.sampler) is RandomSampler
+
+
 def require_share(reading: DataLoaderReading, share: Share) -> None:
     """Refuse a `DistributedSampler` for another number of processes than there are, or for another one of them."""
     if reading.share is not None and reading.share != share:

@@ -65,7 +65,7 @@ class TruncatedPoissonSampling(SamplingScheme):
             )
         return PoissonSampler(population, self.rate, stream, most=self.max_batch_size)
 
-    def event(self, noise_multiplier: float, pass_index: int = 0) -> TruncatedPoisson:
+    def event(self, noise_multiplier: float, index: int = 0) -> TruncatedPoisson:
         """Return what one step costs; all passes are alike."""
         return TruncatedPoisson(self.rate, noise_multiplier, self.population, self.max_batch_size)
 

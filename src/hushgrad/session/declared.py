@@ -9,7 +9,7 @@ from torch import Tensor
 from hushgrad.accounting.ledger.contract import DECLARED
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import ProtocolError
-from hushgrad.session.loop import Loop
+from hushgrad.session.loop import Loop, Turn
 from hushgrad.session.open_batch import OpenBatch
 from hushgrad.session.order import DeclaredOrder
 from hushgrad.session.parts import Parts
@@ -26,6 +26,7 @@ class DeclaredLoop(Loop):
         self._parts = parts
         self._order = DeclaredOrder()
         self._rounds_together = False
+        self._released = 0
         # One for all: forwards run before it is said which batch they belong to.
         self._pool = UsePool(parts.plan, outlasts_backward=False)
         parts.scope.record_into(self._pool)
@@ -85,11 +86,12 @@ class DeclaredLoop(Loop):
         """Refuse: each `session.backward` is a physical batch of its own, which has ended with it."""
         raise ProtocolError("session.end_item() ends an item of the session's own loader", cure=_NEEDS_A_LOADER)
 
-    def end_step(self) -> int:
+    def end_step(self) -> Turn:
         """End the logical batch."""
         self._parts.frozen.require_no_surprises()
         self._order.end_logical_batch()
-        return 0
+        self._released += 1
+        return Turn(self._released - 1, 0)
 
     def discard(self) -> None:
         """Forget the physical batches since the last step."""

@@ -31,6 +31,8 @@ def loader_over(
     count = dataset_length(dataset)
     sampling, size = parts.mechanism.sampling, parts.mechanism.expected_batch_size
     require_expected_size(sampling, size, count)
+    if steps_per_pass is None and sampling.allocation is not None:
+        steps_per_pass = sampling.allocation.bins
     if steps_per_pass is None:
         steps_per_pass = math.ceil(count / size) if batches is None else len(batches)
     return PrivateLoader(

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 from torch import Tensor
 
 from hushgrad.errors import LossShapeError
 from hushgrad.sampling.records import PhysicalBatch
+
+
+class Turn(NamedTuple):
+    """Which logical batch is released.
+
+    Attributes:
+        step: its number among those that were drawn. Where it does not follow the last one, batches between the two
+            were drawn and not released, or a pass was broken off.
+        pass_index: the number of the pass over the loader.
+    """
+
+    step: int
+    pass_index: int
 
 
 class Loop(ABC):
@@ -58,10 +72,10 @@ class Loop(ABC):
         """End the physical batch in work without a step of the optimizer."""
 
     @abstractmethod
-    def end_step(self) -> int | None:
+    def end_step(self) -> Turn | None:
         """`optimizer.step()` was called: end the physical batch in work.
 
-        Return the number of the pass over the loader if a logical batch ends and is to be released, else None.
+        Return which logical batch it was if one ends and is to be released, else None.
         """
 
     @abstractmethod

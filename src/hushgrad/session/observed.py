@@ -12,7 +12,7 @@ from hushgrad.capture.uses import UsePool
 from hushgrad.errors import BatchStructureError, HushgradError, LossShapeError, ProtocolError
 from hushgrad.guards.probing.widths import Drawn
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.session.loop import Loop
+from hushgrad.session.loop import Loop, Turn
 from hushgrad.session.open_batch import OpenBatch
 from hushgrad.session.order import ObservedOrder
 from hushgrad.session.others import Others
@@ -173,13 +173,16 @@ class ObservedLoop(Loop):
         self._parts.take_marks()
         self._end(self._order.require_item())
 
-    def end_step(self) -> int | None:
-        """End the item in work, unless `end_item` has; return the pass where its logical batch is complete."""
+    def end_step(self) -> Turn | None:
+        """End the item in work, unless `end_item` has; return which batch it was where that is complete."""
         if self._order.complete is None:
             self._end(self._order.require_item())
         else:
             self._parts.frozen.require_no_surprises()
-        return None if self._order.complete is None else self._order.end_logical_batch().pass_index
+        if self._order.complete is None:
+            return None
+        last = self._order.end_logical_batch()
+        return Turn(last.step, last.pass_index)
 
     def _end(self, item: PhysicalBatch) -> None:
         parts, batch = self._parts, self._open_batch()

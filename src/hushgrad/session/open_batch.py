@@ -218,7 +218,7 @@ class OpenBatch:
                 return
             uses = {}  # the others wait for this process's part of theirs
         try:
-            parts.update.add(uses, scale, parts.spending.current())
+            parts.update.add(uses, scale, parts.current, self._drawn)
         except SensitivityMismatchError:
             with suppress(LedgerError):  # the alarm is what must be heard
                 note_sensitivity(parts)

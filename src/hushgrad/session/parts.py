@@ -93,6 +93,11 @@ class Parts:
         return Share(self.grid.data.rank, self.grid.data.size)
 
     @property
+    def current(self) -> Mechanism:
+        """The mechanism of the step in work, with its own noise multiplier and clip norm."""
+        return self.update.norm.of(self.spending.current())
+
+    @property
     def decided_in_forward(self) -> tuple[Condition, ...]:
         """What is on trust of forwards that select rows and take numbers of the batch out of torch."""
         return (NUMBERS_IN_FORWARD,) if self.scope.decides_by_numbers else ()

@@ -14,6 +14,7 @@ from hushgrad.errors import LedgerError, NoiseMismatchError, TakenOnTrustError
 from hushgrad.parallel.agreement import conditions_of_all, require_equal_copies, together
 from hushgrad.parallel.messages import digest_of
 from hushgrad.parallel.replicas import digest, due, is_whole, require_near
+from hushgrad.session.loop import Turn
 from hushgrad.session.parts import Parts
 
 NOISE, SENSITIVITY = "noise monitor", "sensitivity monitor"
@@ -21,7 +22,7 @@ NOISE, SENSITIVITY = "noise monitor", "sensitivity monitor"
 
 def release(
     parts: Parts,
-    loader_pass: int,
+    turn: Turn,
     trusted: Callable[[], Iterable[Condition]],
     more_of: Callable[[Exception], dict[str, Any]],
 ) -> None:
@@ -31,34 +32,34 @@ def release(
 
     Args:
         parts: those of the session.
-        loader_pass: the number of the pass over the loader.
+        turn: which logical batch it is.
         trusted: says what the run has taken on trust so far.
         more_of: what other processes should know of an error of this one's, besides what it says.
     """
     update, spending = parts.update, parts.spending
     try:
         with together(parts.world, "release", _state_of(parts), more_of=more_of):
-            spending.require_step()
+            spending.require_step(turn.step)
             _require_established(parts)
-            mechanism = spending.current()
+            mechanism = parts.current
             terms = parts.regularizers.gradients()
         conditions = _agreed(parts, spending.untold(trusted()))
         spending.trust(conditions)
         spending.all_were_told()
-        spending.charge(loader_pass, lambda: spending.note(NOISE, update.monitor.finding_due()))
+        spending.charge(turn, lambda: spending.note(NOISE, update.monitor.finding_due()))
     except BaseException:
         update.drop()
         raise
     parts.frozen.expect_moved_weights()
     try:
-        update.write(mechanism)
+        update.write(mechanism, turn.step)
     except NoiseMismatchError:
         with suppress(LedgerError):  # the alarm is what must be heard
             note_noise(parts)
         raise
     try:
         with together(parts.world, "look of the monitors", {}, more_of=more_of):
-            parts.monitors.see(update.number - 1, mechanism, update.parameters)
+            parts.monitors.see(update.number - 1, mechanism, update.parameters, update.written.noise_std)
             update.add_terms(terms)
     except BaseException:
         update.clear()
@@ -71,7 +72,11 @@ def _state_of(parts: Parts) -> dict[str, Any]:
     """Return what all processes must have in common at a step, as JSON; of a single process nothing."""
     if parts.world.is_alone:
         return {}
-    return {"number of steps": parts.spending.steps, "regularizers": parts.regularizers.weights}
+    return {
+        "number of steps": parts.spending.steps,
+        "regularizers": parts.regularizers.weights,
+        "clip norm": parts.update.norm.current,
+    }
 
 
 def _agreed(parts: Parts, own: Sequence[Condition]) -> list[Condition]:

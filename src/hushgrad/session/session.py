@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,6 +61,7 @@ from hushgrad.session.parts import Parts
 from hushgrad.session.paused import frozen_for_a_while
 from hushgrad.session.release import note_monitors, note_noise, note_sensitivity, release
 from hushgrad.session.step_hooks import StepHooks
+from hushgrad.session.update import Written
 from hushgrad.torch_sharding import recover, settle
 
 
@@ -346,11 +348,15 @@ class Session:
     def state_dict(self) -> dict[str, Any]:
         """Return a receipt of what was spent, as plain values: to be kept beside weights, and checked with them.
 
-        It holds the number of steps and the last record of the ledger, and never a key, a draw or a sum.
+        It holds the number of steps and the last record of the ledger, of an adaptive clip rule the clip norm of the
+        next step, which is public, and never a key, a draw or a sum.
 
         Raises `ProtocolError` where no ledger was begun yet (a session without a loader, before its first backward).
         """
-        return self._parts.spending.receipt().as_state()
+        return self._receipt().as_state()
+
+    def _receipt(self) -> Receipt:
+        return replace(self._parts.spending.receipt(), clip_norm=self._parts.update.norm.current)
 
     def load_state_dict(self, state: dict[str, Any]) -> int:
         """Check that this session goes on with the account of `state`; return how many steps were lost since.
@@ -368,7 +374,11 @@ class Session:
             ProtocolError: inside a logical batch or a step, or beside another checkpoint.
         """
         with self._others.telling(), self._between_steps("load a state"):
-            return self._parts.spending.lost_since(Receipt.from_state(state))
+            receipt = Receipt.from_state(state)
+            self._parts.update.norm.require(receipt.clip_norm)
+            lost = self._parts.spending.lost_since(receipt)
+            self._parts.update.norm.restore(receipt.clip_norm)
+            return lost
 
     @property
     def lost_steps(self) -> int:
@@ -406,7 +416,7 @@ class Session:
             told_by_first(
                 world,
                 "writing of a checkpoint",
-                lambda: save(path, self._parts.spending.receipt, model, optimizer, schedulers, extra, states),
+                lambda: save(path, self._receipt, model, optimizer, schedulers, extra, states),
             )
 
     def load_checkpoint(self, path: str | os.PathLike[str], *, schedulers: Sequence[Stateful] = ()) -> Resumed:
@@ -427,9 +437,11 @@ class Session:
             world = self._parts.world
             with together(world, "reading of a checkpoint", {}):
                 checkpoint = Checkpoint.read(path)
+                self._parts.update.norm.require(checkpoint.receipt.clip_norm)
             lost = self._parts.spending.lost_since(checkpoint.receipt)
             with together(world, "loading of a checkpoint", {"lost steps": lost}):
                 checkpoint.load(self._model, self._optimizer, schedulers)
+                self._parts.update.norm.restore(checkpoint.receipt.clip_norm)
                 self._parts.left_alone.restored()
             if not world.is_alone:
                 weights, state = digest(self._parts.parameters.values()), state_digest(self._optimizer)
@@ -481,6 +493,11 @@ class Session:
         return self._parts.spending.steps_left
 
     @property
+    def clip_norm(self) -> float:
+        """The clip norm of the next step, C_t of an adaptive rule: a function of what was released, so it is public."""
+        return self._parts.current.sensitivity
+
+    @property
     def noise_is_observed(self) -> bool:
         """Whether the noise of all steps in the ledger was drawn here, and not by another library."""
         return self._parts.spending.noise_is_observed
@@ -521,6 +538,11 @@ class Session:
         Raises `LedgerError` where it could not be made durable.
         """
         self._parts.spending.trust([condition])
+
+    @property
+    def written(self) -> Written:
+        """What is public of the last update beside the gradients: how much noise is in it, and the noised count."""
+        return self._parts.update.written
 
     @property
     def noise_monitor(self) -> NoiseMonitor:
@@ -567,11 +589,11 @@ class Session:
         self._require_open()  # a closure came before
         with self._others.in_all("step", self._loop.latest):
             self._parts.take_marks()
-            loader_pass = self._loop.end_step()
-        if loader_pass is None:
+            turn = self._loop.end_step()
+        if turn is None:
             self._parts.frozen.expect_no_update()
             return
-        release(self._parts, loader_pass, self._trusted, self._others.told_with)
+        release(self._parts, turn, self._trusted, self._others.told_with)
         self.last_step_updated = True
 
     def _finish_step(self) -> None:

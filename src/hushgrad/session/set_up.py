@@ -16,6 +16,7 @@ from hushgrad._version import __version__
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.conditions import Condition, third_party
 from hushgrad.accounting.filter import PrivacyFilter
+from hushgrad.accounting.ledger.contract import Rounding
 from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
@@ -96,6 +97,7 @@ def set_up(
             scale = LossScale(loss_scale)
             parameters = require_trainable_privately(inner, optimizer)
             _require_divisible(mechanism, world)
+            coordinates = sum(parameter.numel() for parameter in parameters.values())
             members = Members(inner, optimizer, ledger)
             stream = _stream_of(key)
             spending = Spending(
@@ -107,6 +109,7 @@ def set_up(
                 phase=phase,
                 batches_are_chosen=batches_are_chosen,
                 world=world,
+                rounding=_roundings(mechanism, coordinates),
             )
             watching = Monitors(monitors)
             spending.trust([*_third_parties(mechanism, plan), *watching.conditions])
@@ -152,7 +155,7 @@ def set_up(
         require_agreement(world, _facts(parts, inner, optimizer, own, lease, phase, budget))
         require_equal_copies(world, inner.parameters())
         if parts.sharded and not world.is_alone:
-            is_wanted = parts.update.split_bytes > parts.plan.sum_bytes
+            is_wanted = parts.update.may_scatter and parts.update.split_bytes > parts.plan.sum_bytes
             if any(number for number, _ in exchanged(world, "plan of sums", number=int(is_wanted))):
                 parts.update.scatter()
     except BaseException:
@@ -163,14 +166,38 @@ def set_up(
 
 
 def _require_divisible(mechanism: Mechanism, world: World) -> None:
-    """Refuse noise of which it is not known that each process may draw a part of it."""
-    if not world.is_alone and type(mechanism.noise) not in noise_kinds.OWN:
+    """Refuse noise and sampling of which it is not known that each process may draw a part of it."""
+    if not world.is_alone and type(mechanism.noise) not in noise_kinds.DIVISIBLE:
+        if type(mechanism.noise) in noise_kinds.OWN:
+            raise InvalidArgumentError(
+                f"{type(mechanism.noise).__name__} is for one process: each of several would draw a part of it, and "
+                f"what they add up is on no grid, and continues no noise of earlier steps",
+                where="mechanism",
+                cure='Train in one process, or take noise="gaussian"',
+            )
         raise InvalidArgumentError(
             f"{type(mechanism.noise).__name__} is noise of somebody else's, which may not be drawn part by part in "
             f"several processes",
             where="mechanism",
             cure="Train in one process, or take Gaussian noise (DPSGD)",
         )
+    if not world.is_alone and mechanism.sampling.counts_in == "blocks":
+        raise InvalidArgumentError(
+            f"{type(mechanism.sampling).__name__} is for one process: blocks of steps are not agreed on by several",
+            where="mechanism",
+            cure="Train in one process, or take PoissonSampling with independent noise (DPSGD)",
+        )
+
+
+def _roundings(mechanism: Mechanism, coordinates: int) -> Rounding | None:
+    """Return the grid of the first step, having asked for that of the step with the most noise, which is coarsest."""
+    first = mechanism.at(0)
+    found = first.noise.rounding(first.sensitivity, coordinates)
+    if mechanism.noise_schedule is not None:
+        most = max(range(len(mechanism.noise_schedule[: mechanism.steps])), key=mechanism.noise_schedule.__getitem__)
+        loudest = mechanism.at(most)
+        loudest.noise.rounding(loudest.sensitivity, coordinates)
+    return found
 
 
 def _described(mechanism: Mechanism) -> list[Any]:

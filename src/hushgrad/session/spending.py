@@ -11,7 +11,15 @@ from typing import Any
 
 from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.budget import MOST, Budget
-from hushgrad.accounting.composition import Composition, adjacency_of, count_steps, finding_of, require_established
+from hushgrad.accounting.composition import (
+    Composition,
+    adjacency_of,
+    count_steps,
+    finding_of,
+    next_block,
+    next_pass,
+    require_established,
+)
 from hushgrad.accounting.conditions import (
     NO_LEDGER_PATH,
     NOT_WATCHED,
@@ -25,7 +33,7 @@ from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.filter import PrivacyFilter, filter_of
 from hushgrad.accounting.guarantee import Guarantee, guarantee
-from hushgrad.accounting.ledger.contract import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract
+from hushgrad.accounting.ledger.contract import DECLARED, FIXED_KEY, OPERATING_SYSTEM, Contract, Rounding
 from hushgrad.accounting.ledger.file import ledger_path
 from hushgrad.accounting.ledger.ledger import Ledger
 from hushgrad.accounting.ledger.phases import phase_name, split
@@ -44,6 +52,9 @@ from hushgrad.errors import (
 from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.parallel.messages import told_by_first
 from hushgrad.parallel.world import ALONE, World, join_world
+from hushgrad.session.blocks import steps_of_block
+from hushgrad.session.loop import Turn
+from hushgrad.strategies.banded import INDEPENDENT
 
 MOST_PASSES = 10**5
 
@@ -54,9 +65,11 @@ class Spending:
     Guarantee: a mechanism with a limit of steps or passes spends no more than it plans, also over several sessions
     with one ledger.
     Guarantee: a budget ends training at exactly the last step that fits into it, the same step every time, also after a
-    crash and a resume.
+    crash and a resume. (Steps of a block cost by its length, and a resume begins another one: then it may come sooner.)
 
     With a `phase`, the limits of the mechanism are those of that phase; a budget is that of the whole account.
+
+    `rounding` is what the noise says of the model's values for the ledger's contract.
 
     `lease` steps are put on disk at once (see `Ledger.charge`); a crash over-charges at most lease − 1 of them.
     """
@@ -72,6 +85,7 @@ class Spending:
         phase: str | None = None,
         batches_are_chosen: bool = False,
         world: World = ALONE,
+        rounding: Rounding | None = None,
     ) -> None:
         if budget is not None and not isinstance(budget, Budget | PrivacyFilter):
             raise InvalidArgumentError(
@@ -87,6 +101,7 @@ class Spending:
             )
         self._phase = None if phase is None else phase_name(phase)
         self._mechanism = mechanism
+        self._rounding = rounding
         self._now = (-1, mechanism)
         self._batches_are_chosen = batches_are_chosen
         self._world = world
@@ -105,7 +120,9 @@ class Spending:
         self._last_pass = mechanism.passes
         self._noise_source = OPERATING_SYSTEM if noise_is_secret else FIXED_KEY
         self._ledger: Ledger | None = None
-        self._first_pass = 0
+        self._blocks = mechanism.sampling.counts_in == "blocks"
+        self._first = 0  # the number of the first pass of this session, or of the block in work
+        self._next_step = 0  # of the block in work
         self._begins = 0  # how many steps were charged before the phase
         self._trusted: list[Condition] = []  # what the ledger does not hold yet
         require_established(events_at(self._path))
@@ -149,7 +166,8 @@ class Spending:
         if self._ledger is not None:
             return
         scheme = self._mechanism.sampling
-        can_be_declared = scheme.can_be_declared and scheme.counts_in == "steps"
+        is_independent = self._mechanism.noise.strategy == INDEPENDENT  # else it counts on when records come back
+        can_be_declared = scheme.can_be_declared and scheme.counts_in == "steps" and is_independent
         if sampling == DECLARED and not (can_be_declared or self._batches_are_chosen):
             raise ProtocolError(
                 f"{type(scheme).__name__} without a loader cannot be charged: nobody sees that it is kept to"
@@ -161,13 +179,13 @@ class Spending:
         rule = None if self._filter is None else self._filter.rule(first)
         ledger = self._opened(contract, rule)
         earlier = [event for event, _ in ledger.events()]
+        self._first = next_block(ledger.events()) if self._blocks else next_pass(ledger.events())
         try:
             adjacency_of([first, *earlier])  # of different neighbours no total can be told
             self._limit(ledger)
         except BaseException:
             ledger.close()
             raise
-        self._first_pass = passes_in(ledger.events())
         self._ledger = ledger
         if self.uncounted:
             self.trust([uncounted(self.uncounted)])
@@ -199,7 +217,7 @@ class Spending:
         if self._mechanism.steps is not None:
             self._last_step = self._begins + self._mechanism.steps
         if self._mechanism.passes is not None:
-            self._last_pass = passes_in(before) + self._mechanism.passes
+            self._last_pass = next_pass(before) + self._mechanism.passes
         if ledger.filtering is not None:
             if self._budget is not None:
                 raise InvalidArgumentError(
@@ -211,6 +229,10 @@ class Spending:
             if not self._mechanism.is_scheduled:  # else each step is asked for by itself
                 planned = math.inf if self._last_step is None else self._last_step
                 self._last_step = int(min(planned, ledger.steps + fits))
+        elif self._blocks:
+            fits_beside = steps_of_block(self._mechanism, self._first, before, within, self._budget)
+            if fits_beside is not None:
+                self._last_step = ledger.steps + fits_beside
         elif self._budget is not None:
             self._limit_to(self._budget, before, within)
 
@@ -240,17 +262,24 @@ class Spending:
 
         self._last_step = count_steps(foreign) + budget.most(steps, mechanism.steps or MOST)
 
+    def _begin_block(self, ledger: Ledger, step: int) -> None:
+        """What comes now follows nothing that was charged: another block, which is charged for what it adds."""
+        self._first, self._next_step = next_block(ledger.events()), step
+        self._limit(ledger)
+
     def require_pass(self, loader_pass: int) -> None:
         """Refuse a pass over the data beyond those that are planned or fit; `loader_pass` counts this session's."""
         passes = self._last_pass
-        if passes is not None and self._first_pass + loader_pass >= passes:
+        if passes is not None and self._first + loader_pass >= passes:
             raise BudgetExhaustedError(
                 f"all {passes} passes over the data that {self._reason()} are used up; the model was not updated",
                 cure="Stop here, or plan more",
             )
 
-    def require_step(self) -> None:
-        """Refuse a step beyond those that are planned or fit."""
+    def require_step(self, step: int) -> None:
+        """Refuse a step beyond those that are planned or fit; `step` numbers the logical batches that were drawn."""
+        if self._ledger is not None and self._blocks and step != self._next_step:
+            self._begin_block(self._ledger, step)
         steps = self._last_step
         if steps is not None and self.steps >= steps:
             raise BudgetExhaustedError(
@@ -262,6 +291,8 @@ class Spending:
         rule = None if self._ledger is None else self._ledger.filtering
         if rule is not None:
             return f"are planned or fit into the filter (epsilon = {rule.rule.epsilon:g}, delta = {rule.rule.delta:g})"
+        if self._blocks and self._first:
+            return "fit into the plan or the budget, beside the blocks of steps charged before"
         if self._budget is None:
             return "were planned"
         return f"fit into epsilon = {self._budget.epsilon:g} at delta = {self._budget.delta:g}"
@@ -280,7 +311,7 @@ class Spending:
             self._now = (step, self._mechanism.at(step))
         return self._now[1]
 
-    def charge(self, loader_pass: int = 0, notes: Callable[[], None] = lambda: None) -> None:
+    def charge(self, turn: Turn, notes: Callable[[], None] = lambda: None) -> None:
         """Charge one step; return when the charge is as durable as the ledger.
 
         Of several processes the first one charges, after it has run `notes`, and all return only then.
@@ -289,14 +320,14 @@ class Spending:
         def charge_first() -> dict[str, Any]:
             notes()
             self.write_down()
-            self._charge(loader_pass)
+            self._charge(turn)
             assert self._ledger is not None
             return _Told.of(self._ledger).as_message()
 
         said = told_by_first(self._world, "charge", charge_first)
         if not self._world.is_first:
             self.write_down()
-            self._charge(loader_pass)
+            self._charge(turn)
             self._told = _Told.from_message(said)
 
     def settle(self, call: str, *, is_last: bool = False) -> None:
@@ -317,7 +348,7 @@ class Spending:
             self.write_down()
             self._told = _Told.from_message(said)
 
-    def _charge(self, loader_pass: int) -> None:
+    def _charge(self, turn: Turn) -> None:
         if self._ledger is None:
             raise ProtocolError(
                 "nothing can be charged before it is known how batches are drawn", cure="Open the spending first"
@@ -326,7 +357,9 @@ class Spending:
         if self._last_step is not None:
             lease = max(1, min(lease, self._last_step - self.steps))
         lease = self._mechanism.equal_steps(self.steps - self._begins, lease)
-        self._ledger.charge(self.current().event(self._first_pass + loader_pass), lease=lease)
+        index = self._first + (0 if self._blocks else turn.pass_index)
+        self._ledger.charge(self.current().event(index), lease=lease)
+        self._next_step = turn.step + 1
 
     @property
     def steps(self) -> int:
@@ -496,8 +529,10 @@ class Spending:
             expected_batch_size=self._mechanism.expected_batch_size,
             max_grad_norm=self._mechanism.sensitivity,
             clipping=self._mechanism.clipping.describe(),
+            strategy=_strategy_of(self._mechanism),
             loss_reduction=self._mechanism.loss_reduction,
             population=population,
+            rounding=self._rounding,
         )
 
     def _require_planned(self, earlier: list[tuple[Event, int]]) -> None:
@@ -514,7 +549,7 @@ class Spending:
                 "spend more than was planned",
                 cure="Continue with the old values, or begin a new ledger for a new run",
             )
-        foreign = [event for event, _ in earlier if event != mechanism.event(event.data_pass or 0)]
+        foreign = [event for event, _ in earlier if event != mechanism.event(event.data_pass or event.in_block or 0)]
         if foreign:
             raise ContractChangedError(
                 f"the ledger holds {foreign[0]}, the mechanism plans {mechanism.event()}; together they would spend "
@@ -591,9 +626,10 @@ def steps_taken(path: str | os.PathLike[str] | None, phase: str | None) -> int:
     return view.steps - view.phases[-1].begins if view.phases[-1].name == phase else 0
 
 
-def passes_in(events: Composition) -> int:
-    """Return how many passes over the data were begun: the number of the next one."""
-    return max((event.data_pass for event, _ in events if event.data_pass is not None), default=-1) + 1
+def _strategy_of(mechanism: Mechanism) -> str | None:
+    """Return how noise is correlated between steps, for the contract; None where it is independent."""
+    strategy = mechanism.noise.strategy
+    return None if strategy == INDEPENDENT else strategy.describe()
 
 
 def events_at(path: str | os.PathLike[str] | None) -> list[tuple[Event, int]]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hushgrad.clipping.bound import BoundRule
+from hushgrad.errors import SensitivityMismatchError
+from hushgrad.gradients.accumulation import AsTheyCome, InFloat64
 from hushgrad.gradients.clipped_sum import Weighed, clipped_sums, pending_sums
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
 from hushgrad.guards.monitoring.alarms import Alarms
@@ -23,9 +26,25 @@ from hushgrad.parallel.rows import across_row, bytes_of_sums, from_owner, is_fro
 from hushgrad.parallel.shards import Exchange, Shards
 from hushgrad.parallel.world import ALONE
 from hushgrad.randomness import Address, KeyStream
+from hushgrad.session.adaptive_norm import AdaptiveNorm
 from hushgrad.session.draws import Draw, draws_of, owners_of_their_memory
 from hushgrad.session.scattered import ScatteredSums
 from hushgrad.torch_sharding import device_of, is_distributed, like, local_part
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What is public of a written update, beside `p.grad`.
+
+    Attributes:
+        noise_std: the standard deviation of the noise on the sum of each parameter, in units of the gradient.
+        count: the noised count of an adaptive clip rule; None without one.
+        count_std: the standard deviation of the noise on it.
+    """
+
+    noise_std: Mapping[str, float]
+    count: float | None
+    count_std: float | None
 
 
 class Update:
@@ -49,19 +68,29 @@ class Update:
         self._owners = owners_of(parameters, grid)
         self.across = across_row(grid, self._owners, parameters)
         """The processes that have other parts of the same examples' gradients."""
-        self._clip = self._bound_to(mechanism)
+        self.norm = AdaptiveNorm(mechanism)
+        self._bound = (mechanism, self._bound_to(mechanism))
+        self._stream = noise
         self._noise = mechanism.noise.start(noise)
+        self._next_step = 0
         self._plan = plan
         self._sums: dict[str, Tensor] = {}
         self._scattered: ScatteredSums | None = None
         self._is_begun = False
+        self._in_float64 = mechanism.noise.sums_in_float64
+        self._coordinates = sum(parameter.numel() for parameter in parameters.values())
+        self._accumulation = self._afresh()
         self._number = 0
         self._is_written = False
+        self.written = Written({}, None, None)
         self.monitor = NoiseMonitor(alarms)
+        self.monitor.begin(mechanism.noise.strategy)
         self.sensitivity_monitor = SensitivityMonitor(alarms)
 
     @torch.no_grad()  # what was recorded may still hang on the graph of the forward
-    def add(self, uses: MutableMapping[str, list[Contribution]], scale: float, mechanism: Mechanism) -> None:
+    def add(
+        self, uses: MutableMapping[str, list[Contribution]], scale: float, mechanism: Mechanism, examples: int
+    ) -> None:
         """Add the clipped sum of one physical batch, and empty it.
 
         Where sums are scattered, all processes come here with each item, those without a record with no uses.
@@ -70,10 +99,9 @@ class Update:
             uses: what its backwards recorded.
             scale: undoes the division of its mean loss.
             mechanism: that of the step which the sum is for.
+            examples: how many were drawn; some may have used no parameter.
         """
-        if mechanism.clipping is not self._clip.rule:  # with a schedule each step has one of its own
-            self._clip = self._bound_to(mechanism)
-        clip = self._clip
+        clip = self._clip_of(mechanism)
 
         def look(weighed: Weighed) -> None:
             self.sensitivity_monitor.check(self._number, weighed, clip)
@@ -84,8 +112,11 @@ class Update:
             "plan": self._plan,
             "watch": look if not self._is_begun and self.sensitivity_monitor.is_due(self._number) else None,
             "on_excess": self.sensitivity_monitor.exceeded,
+            "on_norms": self.norm.count if self.norm.is_adaptive else None,
+            "accumulation": self._accumulation,
             "across": self.across,
         }
+        before = self.norm.counted
         self._is_begun = self._is_begun or bool(uses)
         if self._scattered is None:
             self._sums = clipped_sums(uses, **given, into=self._sums)
@@ -93,6 +124,32 @@ class Update:
             pending = pending_sums(uses, **given)
             self._scattered.add(pending.take)
             pending.add_to(self._sums)
+        self._require_near(mechanism)
+        self.norm.count_unused(examples - (self.norm.counted - before), len(clip.groups))
+
+    def _clip_of(self, mechanism: Mechanism) -> BoundRule:
+        if mechanism is not self._bound[0]:  # with a schedule, or an adaptive norm, each step has one of its own
+            self._bound = (mechanism, self._bound_to(mechanism))
+        return self._bound[1]
+
+    def _afresh(self) -> AsTheyCome:
+        return InFloat64() if self._in_float64 else AsTheyCome()
+
+    def _require_near(self, mechanism: Mechanism) -> None:
+        """Refuse sums that rounding may have taken farther from the exact ones than the noise is made for."""
+        if not self._in_float64:
+            return
+        rounding = mechanism.noise.rounding(mechanism.sensitivity, self._coordinates)
+        if rounding is not None and not self._accumulation.error <= rounding.error:
+            self.sensitivity_monitor.exceeded(
+                SensitivityMismatchError(
+                    f"rounding in float64 may have moved the sum of this logical batch by more than the "
+                    f"{rounding.error:g} that the noise is made for",
+                    where="sums in float64",
+                    cure='Take smaller logical batches, or shorter records; or noise="gaussian", which leaves rounding '
+                    "out of account",
+                )
+            )
 
     @property
     def split_bytes(self) -> int:
@@ -105,12 +162,24 @@ class Update:
         """Whether this process keeps its own part alone of sums that are split."""
         return self._scattered is not None
 
+    @property
+    def may_scatter(self) -> bool:
+        """Whether its sums all get noise of one level, as those that are scattered do, and no count beside them."""
+        clip = self._bound[1]
+        return clip.count_relative is None and all(times == 1 for times in clip.relative.values())
+
     def scatter(self) -> None:
         """Keep from here on no sum whole that is split over the processes; in all of them, before the first item."""
         self._scattered = ScatteredSums(self._parameters, self._owners, self._grid)
 
     def _bound_to(self, mechanism: Mechanism) -> BoundRule:
-        return BoundRule(mechanism.clipping, self._parameters, sensitivity=mechanism.sensitivity)
+        return BoundRule(
+            mechanism.clipping,
+            self._parameters,
+            sensitivity=mechanism.sensitivity,
+            sizes={name: parameter.numel() for name, parameter in self._parameters.items()},
+            noise_multiplier=mechanism.noise_multiplier,
+        )
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -124,26 +193,37 @@ class Update:
 
     def drop(self) -> None:
         """Forget the sums."""
-        self._sums, self._is_begun = {}, False
+        self._sums, self._is_begun, self._accumulation = {}, False, self._afresh()
+        self.norm.drop()
         if self._scattered is not None:
             self._scattered.drop()
 
-    def write(self, mechanism: Mechanism) -> None:
+    def write(self, mechanism: Mechanism, step: int) -> None:
         """Hand (sum + noise) / divisor to the optimizer, in `p.grad`, and forget the sums. Charge before.
+
+        Where `step` does not follow the last one that was written whole, its noise begins a block: it is independent of
+        that of all steps before.
 
         Parameters that are frozen now get nothing, so that the optimizer leaves them alone; their sums are dropped.
         """
         # Without torch.no_grad, which no operation here needs: sums have no graph, and an interrupt inside of its exit
         # would leave gradients switched off in the whole process.
-        sums, self._sums, self._is_begun = self._sums, {}, False
+        sums, self._sums, self._is_begun, self._accumulation = self._sums, {}, False, self._afresh()
         number, self._number = self._number, self._number + 1
+        if step != self._next_step:
+            self._noise = mechanism.noise.start(self._stream)
+            self.monitor.begin(mechanism.noise.strategy)
+        self._next_step = -1  # an interrupt leaves it so
         self._is_written = True
         try:
             trained = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
-            self._hand_out(trained, self._updates(trained, sums, number, mechanism), mechanism)
+            self._hand_out(trained, sums, number, mechanism)
         except BaseException:
             self.clear()  # no partial update; the charge stands
             raise
+        finally:
+            self.norm.drop()
+        self._next_step = step + 1
 
     def add_terms(self, gradients: Mapping[str, Tensor]) -> None:
         """Add gradients of terms of parameters alone to the written update."""
@@ -160,22 +240,44 @@ class Update:
             self._is_written = False
 
     def _hand_out(
-        self, trained: Mapping[str, nn.Parameter], updates: Mapping[str, Tensor], mechanism: Mechanism
+        self, trained: Mapping[str, nn.Parameter], sums: dict[str, Tensor], number: int, mechanism: Mechanism
     ) -> None:
-        is_bare = not mechanism.noise_std > 0
+        clip, std = self._clip_of(mechanism), mechanism.noise_std
+        updates, noised = self._updates(trained, sums, number, mechanism)
+        count = None
+        if noised is not None:
+            noised = noised * mechanism.divisor
+            count = float(noised)
+            self.norm.move(noised, mechanism)
+        count_std = None if clip.count_relative is None else std * clip.count_relative
+        self.written = Written({name: std * clip.relative[name] for name in trained}, count, count_std)
         for name, parameter in trained.items():
             local = local_part(parameter)
-            parameter.grad = like(parameter, _laid_out_as(local, updates[name].to(local.device), is_bare))
+            parameter.grad = like(parameter, _laid_out_as(local, updates[name].to(local.device), not std > 0))
 
     def _updates(
         self, trained: Mapping[str, nn.Parameter], sums: dict[str, Tensor], number: int, mechanism: Mechanism
-    ) -> dict[str, Tensor]:
-        """Return by what each parameter is updated: its part in this process."""
-        scattered = self._scattered
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return by what each parameter is updated, its part in this process; and the count of an adaptive clip rule.
+
+        Each sum is divided by its relative noise, gets noise as all others do, and is multiplied by it again.
+        """
+        scattered, clip = self._scattered, self._clip_of(mechanism)
         names = [name for name in trained if scattered is None or name not in scattered.names]
         totals = [self._total(sums, name) for name in names]
+        relative = [clip.relative[name] if mechanism.noise_std > 0 else 1.0 for name in names]
         splits = [Shards.of(trained[name], self._grid) for name in names]
-        draws = draws_of(totals, splits, [self._owners[name] for name in names])
+        whose = [self._owners[name] for name in names]
+        has_count = clip.count_relative is not None and bool(totals)
+        if clip.count_relative is not None and totals:
+            totals.append(self.norm.take(totals[0].device))
+            relative.append(clip.count_relative)
+            splits.append(None)
+            whose.append(None if self._grid.model.is_alone else 0)  # all of a row count the same examples
+        for place, times in enumerate(relative):
+            if times != 1:
+                totals[place] = totals[place] / times
+        draws = draws_of(totals, splits, whose)
         laid_out = []
         for draw in draws:
             laid_out.append(draw.laid_out(totals))
@@ -184,27 +286,25 @@ class Update:
         owners = owners_of_their_memory(draws, laid_out)
         grid = self._grid
         if grid.world.is_alone and all(draw.split is None for draw in draws):
-            return self._by_name(names, totals, draws, self._noised(laid_out, owners, number, mechanism))
-        with together(grid.world, "sums", {"step": number}):  # from here on all wait for each other's
-            outgoing: list[Outgoing] = [
-                _outgoing(grid, draw, total if is_owner else total.clone(memory_format=torch.contiguous_format))
-                for draw, total, is_owner in zip(draws, laid_out, owners, strict=True)
-            ]
-            outgoing += [] if scattered is None else scattered.take()
-        del laid_out  # each goes as its sum has come
-        updates = self._noised_together(outgoing, number, mechanism)
-        found = self._by_name(names, totals, draws, updates[: len(draws)])
-        return found if scattered is None else found | scattered.taken_apart(updates[len(draws) :])
-
-    @staticmethod
-    def _by_name(
-        names: Sequence[str], totals: Sequence[Tensor], draws: Sequence[Draw], updates: Sequence[Tensor]
-    ) -> dict[str, Tensor]:
-        return {
-            names[place]: part
-            for draw, update in zip(draws, updates, strict=True)
-            for place, part in zip(draw.places, draw.taken_apart(update, totals), strict=True)
-        }
+            updates = self._noised(laid_out, owners, number, mechanism)
+        else:
+            with together(grid.world, "sums", {"step": number}):  # from here on all wait for each other's
+                outgoing: list[Outgoing] = [
+                    _outgoing(grid, draw, total if is_owner else total.clone(memory_format=torch.contiguous_format))
+                    for draw, total, is_owner in zip(draws, laid_out, owners, strict=True)
+                ]
+                outgoing += [] if scattered is None else scattered.take()
+            del laid_out  # each goes as its sum has come
+            updates = self._noised_together(outgoing, number, mechanism)
+        found = list(totals)
+        for draw, update in zip(draws, updates[: len(draws)], strict=True):
+            for place, part in zip(draw.places, draw.taken_apart(update, totals), strict=True):
+                found[place] = part if relative[place] == 1 else part * relative[place]
+        count = found.pop() if has_count else None
+        of_names = dict(zip(names, found, strict=True))
+        if scattered is not None:
+            of_names |= scattered.taken_apart(updates[len(draws) :])
+        return of_names, count
 
     def _noised(
         self, sums: Sequence[Tensor], owners: Sequence[bool], number: int, mechanism: Mechanism
@@ -263,7 +363,7 @@ class Update:
             total = torch.zeros_like(
                 parameter, dtype=accumulation_dtype(parameter.dtype), memory_format=torch.contiguous_format
             )
-        return total
+        return total.double() if self._in_float64 else total
 
 
 def _outgoing(grid: Grid, draw: Draw, laid_out: Tensor) -> Outgoing:
@@ -281,7 +381,7 @@ def _outgoing(grid: Grid, draw: Draw, laid_out: Tensor) -> Outgoing:
 def _laid_out_as(parameter: Tensor, update: Tensor, is_bare: bool) -> Tensor:
     """Return the (contiguous) update in the parameter's dtype and memory layout; fused optimizers pair raw memory.
 
-    A bare one, without noise, is not made larger by rounding to 16 bits, so that it shows what was clipped.
+    A bare one, without noise, is not made larger by rounding to fewer bits, so that it shows what was clipped.
     """
     if is_bare and update.dtype != parameter.dtype:
         update = _towards_zero(update, parameter.dtype)
@@ -291,8 +391,9 @@ def _laid_out_as(parameter: Tensor, update: Tensor, is_bare: bool) -> Tensor:
 
 
 def _towards_zero(update: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the values in a dtype of 16 bits, none larger than it was."""
+    """Return the values in a narrower dtype, of 16 or 32 bits, none larger than it was."""
     rounded = update.to(dtype)
     is_larger = rounded.to(update.dtype).abs() > update.abs()
     # Sign and magnitude, of any binary format: the word before is the next value nearer to 0.
-    return (rounded.view(torch.int16) - is_larger.to(torch.int16)).view(dtype)
+    word = torch.int16 if dtype.itemsize == 2 else torch.int32
+    return (rounded.view(word) - is_larger.to(word)).view(dtype)

@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from hushgrad.arguments import non_negative_number, one_of, open_unit_interval, positive_number, whole_number
+from hushgrad.clipping.named import NAMES, rule_named
+from hushgrad.clipping.rule import ClipRule
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.mechanism.known import NAMED
 from hushgrad.study.models import ACTIVATIONS, MODELS
 from hushgrad.study.settings import Kind, check_settings, choice, fraction, number, setting, text, whole
 from hushgrad.study.tasks import TASKS, TaskOptions
@@ -43,6 +46,17 @@ def _check_widths(name: str, value: Any) -> None:
 HIDDEN_SIZES = Kind(_widths, _check_widths, "N,N,…", "whole numbers, such as 64,32, or none")
 
 
+def _check_clipping(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise InvalidArgumentError(
+            f"must be the name of a clip rule, got {type(value).__name__}", where=name, cure='Pass such as "automatic"'
+        )
+    rule_named(value, 1.0, 1.0)
+
+
+CLIPPING = Kind(str, _check_clipping, "RULE", f"one of {', '.join(NAMES)}, or such as automatic:gamma=0.1")
+
+
 def _delta(name: str, value: Any) -> float:
     return open_unit_interval(name, value, "the usual choice is below 1/N")
 
@@ -58,6 +72,13 @@ class Privacy:
     max_grad_norm: float = field(
         metadata=setting(number(positive_number, "C"), "Clipping norm of each example's gradient.")
     )
+    clipping: str = field(
+        default="flat",
+        metadata=setting(
+            CLIPPING,
+            "How each example is bounded: a clip rule by its name, constants after a colon (docs/clipping.md).",
+        ),
+    )
     noise_multiplier: float | None = field(
         default=None,
         metadata=setting(number(non_negative_number, "SIGMA"), "Noise σ; give this or the target ε.", key=None),
@@ -71,10 +92,18 @@ class Privacy:
         metadata=setting(number(positive_number), "Budget of ε at δ: a run that would spend more is refused."),
     )
     delta: float = field(default=DEFAULT_DELTA, metadata=setting(number(_delta), "δ; must be below 1/N.", key=None))
+    noise: str = field(
+        default="gaussian",
+        metadata=setting(choice(NAMED), "grid: noise on a grid, which floating point does not betray."),
+    )
     spare_steps: int = field(
         default=0,
         metadata=setting(whole(0), "Steps beyond the planned ones that are paid for, taken only after crashes."),
     )
+
+    def clip_rule(self, batch_size: float) -> ClipRule:
+        """Return the clip rule of a run whose batches have this expected size."""
+        return rule_named(self.clipping, self.max_grad_norm, batch_size)
 
     def __post_init__(self) -> None:
         if (self.noise_multiplier is None) == (self.target_epsilon is None):

@@ -16,7 +16,6 @@ from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.guarantee import round_up
 from hushgrad.accounting.ledger.contract import OBSERVED, OPERATING_SYSTEM, Contract
 from hushgrad.accounting.ledger.ledger import Ledger
-from hushgrad.clipping.flat import FlatClipping
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream
 from hushgrad.session.spending import events_at
@@ -66,6 +65,13 @@ def prepare(config: RunConfig, task: Task, ledger: Path | None, learned: tuple[i
                 where="ledger",
                 cure="Pass the ledger of the training",
             )
+        if privacy.noise != "gaussian":
+            raise InvalidArgumentError(
+                "the preparation of this task is a release whose noise is not drawn on a grid, and stands in the same "
+                "ledger",
+                where="noise",
+                cure="Leave noise out for this task",
+            )
         # What the session will find when it continues this ledger: anything else in it would be refused.
         contract = Contract(
             OBSERVED,
@@ -74,7 +80,7 @@ def prepare(config: RunConfig, task: Task, ledger: Path | None, learned: tuple[i
             max_grad_norm=privacy.max_grad_norm,
             loss_reduction=config.loss_reduction,
             population=len(task.train),
-            clipping=FlatClipping(privacy.max_grad_norm).describe(),
+            clipping=privacy.clip_rule(config.batch_size).describe(),
         )
         with Ledger(ledger, contract=contract) as paid:
             paid.charge(Gaussian(noise_multiplier))

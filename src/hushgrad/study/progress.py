@@ -10,7 +10,7 @@ from typing import Any
 
 from hushgrad.accounting.guarantee import delta_text, round_up
 from hushgrad.extras import needs_extra
-from hushgrad.study.configuration import RunConfig
+from hushgrad.study.configuration import Privacy, RunConfig
 from hushgrad.study.loggers import MetricLogger
 from hushgrad.study.outcome import Measurement
 from hushgrad.study.resuming import read_config, resume, with_changes
@@ -46,6 +46,12 @@ def model_text(config: RunConfig) -> str:
         return config.model
     widths = ", ".join(map(str, config.hidden_sizes))
     return f"mlp (hidden layers: {widths})" if widths else "mlp (no hidden layer: linear)"
+
+
+def clipping_text(privacy: Privacy) -> str:
+    """Return how examples are clipped."""
+    norm = f"clipping at {privacy.max_grad_norm:g}"
+    return norm if privacy.clipping == "flat" else f"{privacy.clipping} {norm}"
 
 
 def settings_text(config: RunConfig) -> str:
@@ -105,13 +111,14 @@ class Screen:
             f"{task.description}: {len(task.train)} training and {len(task.test)} test examples, "
             f"{task.num_classes} classes; model {model_text(config)} on {config.device}"
         )
+        clipping = "" if privacy is None else clipping_text(privacy)
         batches = f"batches of {config.batch_size}, {planned_steps} steps"
         if privacy is None or noise_multiplier is None:
             self.say(f"ordinary training, NOT PRIVATE: {batches}")
         elif noise_multiplier == 0:
-            self.say(f"training without noise, NOT PRIVATE: clipping at {privacy.max_grad_norm:g}; {batches}")
+            self.say(f"training without noise, NOT PRIVATE: {clipping}; {batches}")
         else:
-            noise = f"noise multiplier {noise_multiplier:.4g}, clipping at {privacy.max_grad_norm:g}"
+            noise = f"noise multiplier {noise_multiplier:.4g}, {clipping}"
             self.say(f"private training: {noise}, δ = {delta_text(privacy.delta)}; {batches}")
 
         self.say(f"settings: {settings_text(config)}")

@@ -46,7 +46,9 @@ def title_of(config: RunConfig) -> str:
         if privacy.noise_multiplier is not None
         else f"ε ≤ {privacy.target_epsilon:g}"
     )
-    return f"{config.task}, {config.model}: {aim}, C = {privacy.max_grad_norm:g}, B = {config.batch_size}"
+    rule = "" if privacy.clipping == "flat" else f"{privacy.clipping} clipping, "
+    clipped = f"{rule}C = {privacy.max_grad_norm:g}"
+    return f"{config.task}, {config.model}: {aim}, {clipped}, B = {config.batch_size}"
 
 
 def outside_the_guarantee(task: Task, outcome: RunOutcome) -> tuple[str, ...]:

@@ -5,21 +5,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hushgrad.accounting.events.balls_in_bins import BallsInBins
+from hushgrad.accounting.events.cyclic_poisson import CyclicPoisson
 from hushgrad.accounting.events.disjoint_pass import DisjointPass
 from hushgrad.accounting.events.event import Event
+from hushgrad.accounting.events.fixed_order import FixedOrder
+from hushgrad.accounting.events.fixed_order_buffered import FixedOrderBuffered
 from hushgrad.accounting.events.fixed_size import FixedSizeSampled
 from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.random_allocation import RandomAllocation
 from hushgrad.accounting.events.registry import event_from_json
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.strategies.buffered import BufferedStrategy
 
 noise = st.floats(0, 1e300, allow_nan=False)
 events = st.one_of(
     st.builds(Gaussian, noise),
     st.builds(PoissonSampled, st.floats(0, 1), noise),
     st.builds(DisjointPass, noise, st.integers(0, 2**40)),
+    st.builds(CyclicPoisson, st.floats(0, 1), noise, st.integers(1, 2**40), st.integers(0, 2**40)),
+    st.builds(FixedOrder, noise, st.integers(1, 2**40), st.integers(0, 2**40)),
+    st.builds(
+        lambda slow, fast, weight: FixedOrderBuffered.of(1.5, 9, BufferedStrategy((slow, fast), (weight, weight)), 2),
+        st.floats(0.6, 0.9999),
+        st.floats(0.01, 0.5),
+        st.floats(0.001, 0.5),
+    ),
     st.builds(BallsInBins, st.integers(1, 2**40), noise, st.integers(0, 2**40)),
+    st.builds(RandomAllocation, st.integers(64, 2**40), noise, st.integers(0, 2**40), st.integers(1, 64)),
     st.builds(TruncatedPoisson, st.floats(0, 1), noise, st.integers(1, 2**40), st.integers(1, 2**40)),
     st.builds(FixedSizeSampled, st.integers(1, 2**20), st.integers(2**20, 2**40), noise),
 )

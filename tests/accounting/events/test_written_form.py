@@ -6,11 +6,15 @@ import pytest
 
 from hushgrad.accounting import (
     BallsInBins,
+    CyclicPoisson,
     DisjointPass,
     Event,
+    FixedOrder,
+    FixedOrderBuffered,
     FixedSizeSampled,
     Gaussian,
     PoissonSampled,
+    RandomAllocation,
     TruncatedPoisson,
     read_ledger,
 )
@@ -27,11 +31,17 @@ EVENTS: dict[str, list[tuple[Event, int]]] = {
         (TruncatedPoisson(0.01, 1.1, 10000, 150), 7),
     ],
     "zero-out": [(DisjointPass(2, 3), 5), (BallsInBins(10, 0.75, 4), 10)],
+    "blocks": [(CyclicPoisson(0.16, 1.1, 16, 0), 40), (CyclicPoisson(0.16, 1.1, 16, 1), 7)],
+    "fixed-order": [
+        (FixedOrder(2, 100, 0), 250),
+        (FixedOrderBuffered(2, 100, "0x1.0p-1, 0x1.ep-1", "0x1.0p-3, 0x1.0p-2", 1), 120),
+    ],
     "replace-one": [(FixedSizeSampled(64, 1000, 1.5), 3)],
     "not-established": [
         (PoissonSampled(0.01, 1.1), 20),
         (NotEstablished("DP301", "layers.3", "the output of one example depends on the others"), 1),
     ],
+    "random-allocation": [(RandomAllocation(100, 0.8, 2), 100), (RandomAllocation(30, 1.5, 3, participations=4), 7)],
     "fully-adaptive": [(RenyiFilter(3.0, 1e-5, 12), 1), (PoissonSampled(0.01, 1.1), 20)],
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,7 @@ def test_what_this_version_writes_is_read_and_written_with_the_same_bytes(name: 
     view = read_ledger(path)
     assert (view.contract, view.events) == (FORMAT_2[name], [(PoissonSampled(0.01, 1.1), 20)])
     (header,) = decode(path.read_bytes().splitlines(keepends=True)[0])
-    body = {"format": 2, "hushgrad": header["hushgrad"], "run": view.run, "contract": asdict(FORMAT_2[name])}
+    body = {"format": 2, "hushgrad": header["hushgrad"], "run": view.run, "contract": FORMAT_2[name].to_json()}
     assert path.read_bytes().startswith(encode("header", 0, NO_HASH, body)[0])
 
 
@@ -82,7 +82,7 @@ def test_no_ledger_is_continued_under_another_rule_or_unit(
 def test_a_contract_with_the_fields_of_another_format_is_refused(
     tmp_path: Path, format_: int, left_out: set[str]
 ) -> None:
-    said = {name: value for name, value in asdict(FLAT).items() if name not in left_out}
+    said = {name: value for name, value in FLAT.to_json().items() if name not in left_out}
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(encode("header", 0, NO_HASH, {"format": format_, "run": "x", "contract": said})[0])
     with pytest.raises(LedgerError, match="record 0 of the ledger: it cannot be understood"):

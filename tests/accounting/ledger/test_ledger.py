@@ -27,6 +27,7 @@ from hushgrad.accounting import (
 )
 from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
+from hushgrad.accounting.ledger.contract import Rounding
 from hushgrad.accounting.ledger.records import LedgerHead, encode
 from hushgrad.accounting.ledger.view import view_when
 from hushgrad.errors import (
@@ -250,6 +251,8 @@ CHANGES = {
     "population": 101,
     "clipping": "PerLayer(limits=(0.6, 0.8))",
     "unit": "one user",
+    "strategy": "BandedStrategy of 2 bands",
+    "rounding": Rounding(grid=2.0**-31, error=1e-4, distance=1e-20),
 }
 
 
@@ -277,6 +280,8 @@ def test_a_changed_contract_is_refused_naming_the_field(path: Path, name: str) -
         {"clipping": "FlatClipping(\x1b[31m)"},
         {"unit": None},
         {"unit": "one\nrecord"},
+        {"rounding": 0.5},
+        {"rounding": {"grid": 0.0, "error": 1e-4, "distance": 1e-20}},
     ],
 )
 def test_a_contract_with_values_out_of_range_is_refused(facts: dict) -> None:  # type: ignore[type-arg]

@@ -19,7 +19,7 @@ from scipy.stats import norm
 from hushgrad.accounting import Gaussian, PoissonSampled, epsilon_bounds
 from hushgrad.accounting.composition import normal_form
 from hushgrad.accounting.gaussian import gaussian_epsilon, log_delta
-from hushgrad.accounting.saddle_point import accountant
+from hushgrad.accounting.saddle_point import accountant, search
 from hushgrad.accounting.saddle_point.accountant import _one_step_delta, delta_bounds
 from hushgrad.accounting.saddle_point.accountant import epsilon_bounds as bounds_of_form
 from hushgrad.accounting.saddle_point.contour import Contour, saddle_point
@@ -310,7 +310,7 @@ def test_few_steps_at_a_small_rate_are_bounded_closely_from_few_contours(
         return place(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Contour, "_place", counted)
-    accountant._of_direction.cache_clear()
+    search.of_direction.cache_clear()
     bounds = _bounds(rate, noise, steps, delta)
     assert bounds.error <= 5e-3 * bounds.upper
     assert len(placed) <= 12
@@ -339,11 +339,11 @@ def _any_epsilon(rate: float, noise: float, epsilon: float) -> float:
 
 @pytest.mark.parametrize(("rate", "noise", "steps"), [(0.1, 0.11, 100), (0.3, 0.05, 5), (0.01, 1.0, 300)])
 def test_the_direction_that_is_not_integrated_holds_where_it_is_left_out(rate: float, noise: float, steps: int) -> None:
-    """Guarantee: `_most_of_add` is an upper bound on δ in the direction "add"."""
+    """Guarantee: `most_of_add` is an upper bound on δ in the direction "add"."""
     form = normal_form([(PoissonSampled(rate, noise), steps)])
     measures = accountant._steps(form, ADD, 1)
     for epsilon in (0.1, 0.5, 2.0):
-        most = accountant._most_of_add(measures, 0.0, epsilon, 1e-5)
+        most = search.most_of_add(measures, 0.0, epsilon, 1e-5)
         assert most >= delta_bounds(form, epsilon, ADD).lower
     upper = bounds_of_form(form, 1e-5).upper
     assert delta_bounds(form, upper, ADD).upper <= 1e-5

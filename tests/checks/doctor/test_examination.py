@@ -128,7 +128,14 @@ def test_as_json_is_plain_values() -> None:
     assert values["ready"]
     assert values["uses"][0]["parameters"] == ["tokens.weight"]
     assert values["uses"][0]["cost"] >= 1
+    assert values["norm_groups"] == {"per-layer": 4, "per-block": 4, "per-parameter": 6}
     assert {note["where"] for note in values["notes"]} >= {"frozen.weight", "unused.bias"}
+
+
+def test_the_report_says_what_clip_rules_take_of_the_model() -> None:
+    said = " ".join(str(doctor(Patient(), ids())).split())
+    assert "one for each group: per-layer 4, per-block 4, per-parameter 6." in said
+    assert "none makes this backward cheaper" in said
 
 
 def test_bad_arguments_are_refused() -> None:

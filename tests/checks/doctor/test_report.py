@@ -26,7 +26,9 @@ def test_the_report_fits_the_screen(width: int) -> None:
 
 
 def diagnosis(**changes: Any) -> Diagnosis:
-    empty = Diagnosis("Net", None, (), (), (), parameters=1234, budget_bytes=1 << 20, machine="as shipped")
+    empty = Diagnosis(
+        "Net", None, (), (), (), parameters=1234, budget_bytes=1 << 20, machine="as shipped", norm_groups={}
+    )
     return replace(empty, **changes)
 
 

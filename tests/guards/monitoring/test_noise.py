@@ -16,6 +16,10 @@ from hushgrad.errors import NoiseMismatchError
 from hushgrad.guards.monitoring.noise import NoiseMonitor, _least_squares
 from hushgrad.mechanism import DPSGD
 from hushgrad.session.session import Session
+from hushgrad.strategies.banded import INDEPENDENT
+from hushgrad.strategies.buffered import BufferedStrategy
+from hushgrad.strategies.optimal_banded import optimal_banded
+from hushgrad.strategies.strategy import Strategy
 
 
 def session(model: nn.Module, path: Path | None = None) -> tuple[Session, torch.optim.Optimizer]:
@@ -95,8 +99,7 @@ def test_the_cost_of_a_step_does_not_grow_with_the_parameters() -> None:
     """64 values are looked at, of a sum of any size: no test of time, but of what is copied."""
     monitor = NoiseMonitor()
     sample = monitor.before([torch.zeros(1_000_000)])
-    assert sample is not None
-    assert sample[1].untyped_storage().nbytes() == 64 * 4
+    assert sample[0].untyped_storage().nbytes() == 64 * 4
 
 
 @pytest.mark.statistical
@@ -169,3 +172,69 @@ def test_noise_drawn_afresh_raises_no_alarm_whatever_the_sums_are() -> None:
         total = (10.0 ** (number % 6)) * torch.ones(9)
         monitor.after(monitor.before([total]), [(total + torch.randn(9)) / 3], 1.0, 3.0)
     assert monitor.verdict == "as charged"
+
+
+STRATEGIES = [optimal_banded(50, 8), BufferedStrategy((0.95, 0.5), (0.2, 0.3))]
+
+
+def _seen(strategy: Strategy, released: Strategy, steps: int, level: float = 1.0) -> NoiseMonitor:
+    """Let a monitor that expects one strategy see the noise of another, on three sums."""
+    monitor = NoiseMonitor()
+    monitor.begin(strategy)
+    memories = [released.memory() for _ in range(3)]
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(steps):
+        sums = [torch.randn(70, generator=generator) for _ in range(3)]
+        sample = monitor.before(sums)
+        noise = [memory.correlated(level * torch.randn(70, generator=generator)) for memory in memories]
+        monitor.after(sample, [(one + other) / 4 for one, other in zip(sums, noise, strict=True)], 1.0, 4.0)
+    return monitor
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_correlated_noise_is_whitened_before_it_is_judged(strategy: Strategy) -> None:
+    """False-alarm probability 1e-12; fixed seed."""
+    monitor = _seen(strategy, strategy, 200)
+    assert monitor.verdict == "as charged"
+    assert monitor.ratio == pytest.approx(1, abs=9 / math.sqrt(2 * monitor.values))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "released", "level"),
+    [
+        (STRATEGIES[0], STRATEGIES[0], 0.7),
+        (STRATEGIES[0], INDEPENDENT, 0.7),
+        (STRATEGIES[1], STRATEGIES[1], 0.7),
+        (STRATEGIES[1], INDEPENDENT, 1.0),
+        (INDEPENDENT, STRATEGIES[0], 1.0),
+    ],
+)
+def test_noise_whose_level_is_not_that_of_the_strategy_ends_training(
+    strategy: Strategy, released: Strategy, level: float
+) -> None:
+    """Independent noise of the level σ in the place of banded noise costs the same, so that it is no alarm here."""
+    with pytest.raises(NoiseMismatchError, match="times what is charged"):
+        _seen(strategy, released, 400, level)
+
+
+def test_noise_that_comes_again_in_another_row_is_found() -> None:
+    strategy = optimal_banded(50, 4)
+    monitor, memory, fresh = NoiseMonitor(), strategy.memory(), torch.randn(64)
+    monitor.begin(strategy)
+    total = torch.zeros(64)
+    monitor.after(monitor.before([total]), [memory.correlated(fresh.clone())], 1.0, 1.0)
+    with pytest.raises(NoiseMismatchError, match="already"):
+        monitor.after(monitor.before([total]), [memory.correlated(fresh.clone())], 1.0, 1.0)
+
+
+def test_a_sum_whose_rounding_is_in_the_noise_spoils_what_is_whitened_with_it_and_a_new_block_begins_clean() -> None:
+    strategy = optimal_banded(50, 4)
+    monitor = NoiseMonitor()
+    for blocks in range(2):
+        monitor.begin(strategy)
+        memory = strategy.memory()
+        for size in (0.0, 1e7, 0.0):
+            total = torch.full((64,), size)
+            monitor.after(monitor.before([total]), [total + memory.correlated(torch.randn(64))], 1.0, 1.0)
+        assert monitor.values == 64 * (blocks + 1)

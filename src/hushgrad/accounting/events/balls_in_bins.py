@@ -15,9 +15,8 @@ from hushgrad.arguments import count_of, non_negative_number
 class BallsInBins(Event):
     """One release of a pass in which every record was put into one of `bins` batches, independently and uniformly.
 
-    Charged without amplification, as `DisjointPass`: that is true, and known to be more than needed. The amplification
-    (Chua et al., 2024, arXiv:2412.16802; Choquette-Choo et al., 2024, arXiv:2410.06266) has no closed form; estimates
-    by simulation hold with a stated confidence only, and an ε here is one that holds.
+    Charged without amplification, as `DisjointPass`: that is true, and more than needed. What a ledger holds of this
+    kind keeps its charge; `RandomAllocation` is the kind that is charged with amplification.
     """
 
     bins: int
@@ -43,5 +42,5 @@ class BallsInBins(Event):
         passes = len({event.pass_index for event, _ in ran})
         return (
             f"every record in one random batch of each of {passes} pass{'' if passes == 1 else 'es'} (balls in "
-            f"bins), charged without amplification: no bound for it is known that holds with certainty and is sharp"
+            f"bins), charged without amplification"
         )

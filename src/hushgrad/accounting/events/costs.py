@@ -1,6 +1,6 @@
 """What a composition costs one record, added up event by event.
 
-The costs that accountants know are few: Gaussian releases, with or without one of three kinds of sampling. An event
+The costs that accountants know are few: Gaussian releases, with or without one of four kinds of sampling. An event
 says in its `add_to` which of these it is; `hushgrad.accounting.composition` makes the normal form of the sum.
 """
 
@@ -15,6 +15,9 @@ from hushgrad.errors import AccountingError
 
 LEAST_SAMPLED_NOISE = 1e-3
 """A sampled step with a smaller noise multiplier (an ε beyond 10⁵) counts as unsampled, which is an upper bound."""
+
+LEAST_ALLOCATED_NOISE = 0.1
+"""A pass of random batches with a smaller noise multiplier (an ε beyond 50) is charged without amplification."""
 
 _ALMOST_ONE = 1 - 1e-9
 
@@ -47,6 +50,7 @@ class Costs:
         self.truncated: Counter[tuple[float, float, int, int]] = Counter()
         self.fixed_size: Counter[tuple[float, float]] = Counter()
         self.weakest_of_pass: dict[tuple[str, int], float] = {}
+        self.weakest_of_allocation: dict[tuple[int, int, int], float] = {}
         self.filters: list[FilterRule] = []
 
     def add_release(self, noise_multiplier: float, count: int) -> None:
@@ -82,6 +86,22 @@ class Costs:
         _require_noise(noise_multiplier, least=0.0)
         key = (kind, index)
         self.weakest_of_pass[key] = min(noise_multiplier, self.weakest_of_pass.get(key, math.inf))
+
+    def add_step_of_allocation(self, bins: int, participations: int, index: int, noise_multiplier: float) -> None:
+        """Add a step of pass `index`, of whose `bins` steps a record takes part in a random `participations`.
+
+        All sets of that many steps are equally likely, secret, and independent of other records and passes. The pass is
+        whole with its first step, and costs what its weakest step would in all of them.
+        """
+        _require_noise(noise_multiplier, least=0.0)
+        if not 1 <= participations <= bins:
+            raise AccountingError(
+                f"an event charges {participations} of {bins} steps of a pass",
+                where="random allocation",
+                cure="Charge from 1 up to all of them",
+            )
+        key = (whole_number("bins", bins, minimum=1), whole_number("participations", participations, minimum=1), index)
+        self.weakest_of_allocation[key] = min(noise_multiplier, self.weakest_of_allocation.get(key, math.inf))
 
     def add_filter(self, rule: FilterRule, count: int) -> None:
         """Make `rule` that of the account: its ε is that of the rule's budget, whatever else is added."""

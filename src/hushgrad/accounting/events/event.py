@@ -71,6 +71,14 @@ class Event(ABC):
         return None
 
     @property
+    def in_block(self) -> int | None:
+        """Which unbroken run of steps the step belongs to, where a run costs what follows from its length.
+
+        `add_to` then gets the length of the run: all steps of a block are equal events. None where steps cost apart.
+        """
+        return None
+
+    @property
     def poisson_rate(self) -> float | None:
         """The rate with which every record is drawn independently; None where records are drawn otherwise."""
         return None

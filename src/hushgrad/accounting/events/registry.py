@@ -12,12 +12,16 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from hushgrad.accounting.events.balls_in_bins import BallsInBins
+from hushgrad.accounting.events.cyclic_poisson import CyclicPoisson
 from hushgrad.accounting.events.disjoint_pass import DisjointPass
 from hushgrad.accounting.events.event import JSON, RELATIONS, Event
+from hushgrad.accounting.events.fixed_order import FixedOrder
+from hushgrad.accounting.events.fixed_order_buffered import FixedOrderBuffered
 from hushgrad.accounting.events.fixed_size import FixedSizeSampled
 from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.events.poisson import PoissonSampled
+from hushgrad.accounting.events.random_allocation import RandomAllocation
 from hushgrad.accounting.events.renyi_filter import RenyiFilter
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.errors import HushgradError, InvalidArgumentError
@@ -178,8 +182,12 @@ _OWN = (
     Gaussian,
     TruncatedPoisson,
     FixedSizeSampled,
+    RandomAllocation,
     BallsInBins,
     DisjointPass,
+    CyclicPoisson,
+    FixedOrder,
+    FixedOrderBuffered,
     NotEstablished,
     RenyiFilter,
 )

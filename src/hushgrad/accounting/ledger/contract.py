@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from hushgrad.arguments import count_of, non_negative_number, one_of, positive_number
 from hushgrad.errors import InvalidArgumentError
@@ -15,6 +17,26 @@ DECLARED = "declared by the caller"
 OPERATING_SYSTEM = "operating system"
 FIXED_KEY = "fixed key: NOT PRIVATE"
 NOT_OBSERVED = "not observed"
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """A grid that sums are rounded to and noise is drawn on.
+
+    `grid`: its spacing; `error`: how far the sum may be from the exact one for the noise that it gets, as an L2 norm;
+    both in units of the gradient, of the first step where the clip norm changes. `distance`: of the law of one step's
+    noise, in all its values, from rounded Gaussian noise, in total variation. `everywhere` is False where some steps
+    of an account had no grid.
+    """
+
+    grid: float
+    error: float
+    distance: float
+    everywhere: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("grid", "error", "distance"):
+            object.__setattr__(self, name, positive_number(f"rounding: {name}", getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +53,9 @@ class Contract:
     `population`: the declared public number of records, or None.
     `clipping`: the clip rule and all its constants, in its own words (`ClipRule.describe`); None if not declared.
     `unit`: whose presence is protected, "one record".
+    `strategy`: how noise is correlated between steps, with all constants as hexadecimal floating-point numbers
+    (`Strategy.describe`); None for noise that is independent in every step.
+    `rounding`: the grid of noise on a grid; None for noise that is added to sums as they are.
     """
 
     sampling: str
@@ -41,8 +66,16 @@ class Contract:
     population: int | None = None
     clipping: str | None = None
     unit: str = ONE_RECORD
+    strategy: str | None = None
+    rounding: Rounding | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.rounding, Mapping):
+            object.__setattr__(self, "rounding", Rounding(**self.rounding))
+        if not (self.rounding is None or isinstance(self.rounding, Rounding)):
+            raise InvalidArgumentError(
+                f"must be a Rounding, got {type(self.rounding).__name__}", where="rounding", cure="Leave it out"
+            )
         one_of("sampling", self.sampling, (OBSERVED, DECLARED))
         one_of("noise_source", self.noise_source, (OPERATING_SYSTEM, FIXED_KEY, NOT_OBSERVED))
         one_of("loss_reduction", self.loss_reduction, ("mean", "sum"))
@@ -54,13 +87,21 @@ class Contract:
             object.__setattr__(self, "max_grad_norm", non_negative_number("max_grad_norm", self.max_grad_norm))
         if self.population is not None:
             object.__setattr__(self, "population", count_of("population", self.population, minimum=1))
-        for name, text in (("clipping", self.clipping), ("unit", self.unit)):
-            if not ((text is None and name == "clipping") or (isinstance(text, str) and text and text.isprintable())):
+        for name, text in (("clipping", self.clipping), ("unit", self.unit), ("strategy", self.strategy)):
+            if not ((text is None and name != "unit") or (isinstance(text, str) and text and text.isprintable())):
                 raise InvalidArgumentError(
                     f"must be one printable line of text, got {type(text).__name__}",
                     where=name,
                     cure="Pass one line without control characters",
                 )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the contract as a JSON object. One without a strategy or a grid says nothing of it."""
+        said = asdict(self)
+        for name in ("strategy", "rounding"):
+            if said[name] is None:
+                del said[name]
+        return said
 
     @property
     def noise_is_secret(self) -> bool:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from hushgrad._version import __version__
-from hushgrad.accounting.composition import adjacency_of, require_established
+from hushgrad.accounting.composition import adjacency_of, next_block, require_established
 from hushgrad.accounting.conditions import Condition, joined
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.not_established import NotEstablished
@@ -33,7 +32,7 @@ from hushgrad.accounting.ledger.view import (
     view_of,
 )
 from hushgrad.arguments import count_of
-from hushgrad.errors import ContractChangedError, LedgerError
+from hushgrad.errors import AccountingError, ContractChangedError, LedgerError
 
 
 class Ledger:
@@ -75,6 +74,7 @@ class Ledger:
         self._hash = NO_HASH
         self._state = "open"
         self._leased = 0
+        self._least_block = 0  # blocks below were ended, by a resume or by a later one
         self._file = None if path is None else LedgerFile.open(ledger_path(path))
         self._run = os.urandom(16).hex()
         self._history: History | None = None
@@ -84,7 +84,7 @@ class Ledger:
             if earlier is not None:
                 self._resume(earlier, name, contract, rule)
             else:
-                header = {"format": FORMAT, "hushgrad": __version__, "run": self._run, "contract": asdict(contract)}
+                header = {"format": FORMAT, "hushgrad": __version__, "run": self._run, "contract": contract.to_json()}
                 if self._file is not None:
                     self._history = History.open(self._run, self._file.final, None)
                 self._append("header", header)
@@ -160,8 +160,8 @@ class Ledger:
         Raises `LedgerError` where the charge could not be made durable: then no noise may be drawn, the charge counts
         in this object (the file may or may not hold it), and the ledger takes no further charge until it is opened
         again. `NotEstablishedError` after a finding. `AccountingError` for an event under another neighbouring relation
-        than those before, `BudgetExhaustedError` for one that the account's filter does not admit, and
-        `InvalidArgumentError` for one of a kind that is not registered: nothing is charged then.
+        than those before, or of a block that has ended, `BudgetExhaustedError` for one that the account's filter does
+        not admit, and `InvalidArgumentError` for one of a kind that is not registered: nothing is charged then.
         """
         count = count_of("count", count, minimum=1)
         if self._state != "open":
@@ -169,6 +169,7 @@ class Ledger:
         self.require_established()
         lease = count_of("lease", lease, minimum=1)
         adjacency_of([event, *(last for last, _ in self._events[-1:])])
+        self._require_block(event)
         if self._leased >= count and self._events[-1][0] == event:
             if self._file is not None:
                 self._file.require_owner()
@@ -191,6 +192,19 @@ class Ledger:
         reserved = max(count, lease) if self._file is not None else count
         self._append("charge", {"event": written, "count": reserved})
         self._leased = reserved - count
+
+    def _require_block(self, event: Event) -> None:
+        """Refuse a step of a block that has ended: groups and noise of what came since are others."""
+        if event.in_block is None:
+            return
+        if event.in_block < self._least_block:
+            raise AccountingError(
+                f"a step of block {event.in_block} is charged after that block has ended: of a resumed run the groups "
+                f"and the noise are others, and what they add would not be counted",
+                where="the ledger",
+                cure="Number blocks on: the next one is next_block(ledger.events())",
+            )
+        self._least_block = event.in_block
 
     def require_established(self) -> None:
         """Refuse to go on after a finding. Raises `NotEstablishedError`."""
@@ -249,7 +263,7 @@ class Ledger:
         """Begin the phase in work, unless it has: a phase in which nothing is charged leaves nothing behind."""
         if self._unwritten is not None:
             phase = self._unwritten
-            self._append("phase", {"name": phase.name, "contract": asdict(phase.contract)})
+            self._append("phase", {"name": phase.name, "contract": phase.contract.to_json()})
             self._unwritten = None
 
     def close(self) -> None:
@@ -295,6 +309,7 @@ class Ledger:
         require_established(view.events)
         self._events, self._steps, self._run = view.events, view.steps, view.run
         self._conditions = joined(conditions_of(view.notes))
+        self._least_block = next_block(view.events)
         self._phases = phases
         self._unwritten = None if name == view.phases[-1].name else phases[-1]
         self._seq, self._hash = view.anchor.seq, view.anchor.hash

@@ -15,7 +15,7 @@ from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.conditions import NOISE_NOT_OBSERVED, Condition, phases_fixed
 from hushgrad.accounting.events.costs import FilterRule
 from hushgrad.accounting.events.event import Event
-from hushgrad.accounting.ledger.contract import DECLARED, FIXED_KEY, NOT_OBSERVED, OBSERVED, Contract
+from hushgrad.accounting.ledger.contract import DECLARED, FIXED_KEY, NOT_OBSERVED, OBSERVED, Contract, Rounding
 from hushgrad.errors import ContractChangedError, InvalidArgumentError
 
 MOST_CHARACTERS = 100
@@ -100,13 +100,26 @@ def joint_contract(phases: Sequence[Phase]) -> Contract:
         return last
     changes: dict[str, Any] = {
         name: None
-        for name in ("expected_batch_size", "max_grad_norm", "population", "clipping")
+        for name in ("expected_batch_size", "max_grad_norm", "population", "clipping", "strategy")
         if len({getattr(contract, name) for contract in contracts}) > 1
     }
+    if len({contract.rounding for contract in contracts}) > 1:
+        changes["rounding"] = _joint_rounding([contract.rounding for contract in contracts])
     sampling = DECLARED if any(contract.sampling == DECLARED for contract in contracts) else OBSERVED
     sources = {contract.noise_source for contract in contracts}
     source = next((worst for worst in (FIXED_KEY, NOT_OBSERVED) if worst in sources), last.noise_source)
     return replace(last, sampling=sampling, noise_source=source, **changes)
+
+
+def _joint_rounding(found: Sequence[Rounding | None]) -> Rounding:
+    """Return the largest of each number; it says whether some phases had no grid."""
+    known = [rounding for rounding in found if rounding is not None]
+    return Rounding(
+        grid=max(rounding.grid for rounding in known),
+        error=max(rounding.error for rounding in known),
+        distance=max(rounding.distance for rounding in known),
+        everywhere=len(known) == len(found) and all(rounding.everywhere for rounding in known),
+    )
 
 
 def conditions_of_phases(phases: Sequence[Phase], steps: int, rule: FilterRule | None) -> list[Condition]:

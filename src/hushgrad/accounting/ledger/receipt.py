@@ -12,7 +12,7 @@ from typing import Any
 
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import read_ledger
-from hushgrad.arguments import count_of
+from hushgrad.arguments import clip_norm, count_of
 from hushgrad.errors import CheckpointError, LedgerError
 
 FORMAT = 1
@@ -29,12 +29,14 @@ class Receipt:
         steps: how many steps were charged.
         anchor: its last record.
         is_on_disk: whether the ledger was a file, so that what it held can be found again.
+        clip_norm: that of the next step, where an adaptive clip rule lets it follow from noised counts; else None.
     """
 
     run: str
     steps: int
     anchor: LedgerHead
     is_on_disk: bool
+    clip_norm: float | None = None
 
     def as_state(self) -> dict[str, Any]:
         """Return the receipt as plain values, for `state_dict` and JSON."""
@@ -44,6 +46,7 @@ class Receipt:
             "steps": self.steps,
             "anchor": [self.anchor.seq, self.anchor.hash],
             "is_on_disk": self.is_on_disk,
+            **({} if self.clip_norm is None else {"clip_norm": self.clip_norm}),
         }
 
     @classmethod
@@ -67,6 +70,7 @@ class Receipt:
                 count_of("steps", state["steps"], minimum=0),
                 LedgerHead(count_of("anchor", seq, minimum=0), str(own_hash)),
                 state["is_on_disk"] is True,
+                None if state.get("clip_norm") is None else clip_norm("clip_norm", state["clip_norm"]),
             )
         except (TypeError, ValueError):
             receipt = None

@@ -44,10 +44,16 @@ def pld_epsilon(form: NormalForm, delta: float) -> float:
     upper bound, with an allowance in δ for the rounding of the FFT; more than `MOST_GROUPS` different sampled events
     are pooled on the private side (a larger rate, a smaller noise multiplier).
 
-    Raises `AccountingError` where that allowance would be more than half of `delta`.
+    Raises `AccountingError` where that allowance would be more than half of `delta`, and for random allocation.
     """
     if form.noiseless:
         return math.inf
+    if form.allocated:
+        raise AccountingError(
+            "this accountant has no distribution for passes over random batches (balls in bins)",
+            where="accountant 'pld'",
+            cure="Use accountant='saddle-point', or 'rdp', an upper bound without amplification",
+        )
     if not form.sampled and not form.fixed_size:
         return gaussian_epsilon(form.gaussian_precision, delta)
     drawn = math.fsum(rate * count for rate, _, count in (*form.sampled, *form.fixed_size))

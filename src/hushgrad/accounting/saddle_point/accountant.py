@@ -7,11 +7,10 @@ both directions are taken, ε is found from δ, and what has a closed form is no
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
-from scipy.optimize import brentq
 
 from hushgrad.accounting import gaussian
 from hushgrad.accounting.bounds import DeltaBounds, EpsilonBounds
@@ -25,24 +24,21 @@ from hushgrad.accounting.saddle_point.contour import (
     saddle_point,
     saddle_point_of_delta,
 )
-from hushgrad.accounting.saddle_point.loss_sum import LossSum, Steps
+from hushgrad.accounting.saddle_point.loss_sum import LossSum, Steps, steps_of
+from hushgrad.accounting.saddle_point.passes import delta_of_passes, epsilon_of_passes
+from hushgrad.accounting.saddle_point.search import DROPPED, FREED, GOOD_ENOUGH, most_of_add, of_direction
 from hushgrad.accounting.saddle_point.step_measure import ADD, REMOVE, SampledStep
 from hushgrad.errors import AccountingError
 
 DIRECTIONS = (REMOVE, ADD)
 LEAST_SAMPLED_NOISE = 0.009
 """Steps with less noise count as unsampled: an upper bound, at ε of ten thousand and more. Calibration tries none."""
+LEAST_FIXED_NOISE = 0.1
+"""Draws of a fixed size with less noise over 2C (an ε beyond 50) count as unsampled."""
+
 SMALLEST_DELTA = 1e-150
 MOST_STEPS = 10**9
 
-_DROPPED = (1e-8, 1e-5, 1e-3)
-"""Parts of δ for the outcomes that no node stands for; a later one is tried where the earlier left loose bounds."""
-
-_FREED = 1.05
-"""By what factor c must grow for another part of δ to be worth trying."""
-
-_GOOD_ENOUGH = 3e-5
-_CONTOURS = 12
 _ROUNDING = 2e-8
 """What both bounds give away, relative to ε, for the rounding of everything outside the integral."""
 
@@ -65,6 +61,10 @@ def epsilon_bounds(form: NormalForm, delta: float, group_size: int = 1) -> Epsil
     _require_in_range(form, delta)
     rounded, exact = _sampled_with_noise(form)
     precision = rounded.gaussian_precision * group_size**2
+    if rounded.allocated or rounded.fixed_size:
+        result = epsilon_of_passes(rounded, delta)
+        upper = min(result.upper, gaussian_epsilon(rounded.unsampled_precision, delta))
+        return EpsilonBounds(min(result.lower, upper) if exact else 0.0, upper)
     if not rounded.sampled:
         value = gaussian_epsilon(precision, delta)
         return EpsilonBounds(value * (1 - 1e-8) if exact else 0.0, value)
@@ -94,13 +94,17 @@ def delta_bounds(
     _require_in_range(form, 0.5)
     rounded, exact = _sampled_with_noise(form)
     precision = rounded.gaussian_precision * group_size**2
+    if rounded.allocated or rounded.fixed_size:
+        found = delta_of_passes(rounded, epsilon, DIRECTIONS if direction is None else (direction,))
+        upper = min(found.upper, _gaussian_delta(rounded.unsampled_precision, epsilon) * (1 + 1e-8))
+        return DeltaBounds(min(found.lower, upper) if exact else 0.0, upper)
     if not rounded.sampled:
         value = _gaussian_delta(precision, epsilon)
         return DeltaBounds(value * (1 - 1e-8) if exact else 0.0, min(value * (1 + 1e-8), 1.0))
     parts: list[DeltaBounds] = []
     for way in DIRECTIONS if direction is None else (direction,):
         steps = _steps(rounded, way, group_size)
-        if not (parts and _most_of_add(steps, precision, epsilon, parts[0].lower) <= parts[0].lower):
+        if not (parts and most_of_add(steps, precision, epsilon, parts[0].lower) <= parts[0].lower):
             parts.append(_delta_of_direction(steps, precision, epsilon, reach))
     most = 1.0 if precision else _probability_of_taking_part(rounded, group_size)
     upper = min(max(part.upper for part in parts), most)
@@ -112,18 +116,12 @@ def rough_epsilon(form: NormalForm, delta: float) -> float:
     rounded, _ = _sampled_with_noise(form)
     if not rounded.sampled:
         return gaussian_epsilon(rounded.gaussian_precision, delta)
-    total = LossSum(_steps(rounded, REMOVE, 1), rounded.gaussian_precision, _DROPPED[0] * delta)
+    total = LossSum(_steps(rounded, REMOVE, 1), rounded.gaussian_precision, DROPPED[0] * delta)
     return max(saddle_point_of_delta(total, delta)[1], 0.0)
 
 
 def _require_in_range(form: NormalForm, delta: float) -> None:
-    if form.fixed_size:
-        raise AccountingError(
-            "this accountant has no transform for batches of a fixed size",
-            where="accountant 'saddle-point'",
-            cure="Use accountant='pld' (delta >= 1e-8), or 'rdp', an upper bound",
-        )
-    form.require_plain("this figure")
+    replace(form, fixed_size=()).without_allocation().require_plain("this figure")
     if delta < SMALLEST_DELTA:
         raise AccountingError(
             f"this accountant is correct for delta >= {SMALLEST_DELTA:g}, got delta = {delta:g}",
@@ -150,8 +148,18 @@ def _sampled_with_noise(form: NormalForm) -> tuple[NormalForm, bool]:
         (rate, min(noise, _LARGEST_NOISE), count) for rate, noise, count in form.sampled if noise >= LEAST_SAMPLED_NOISE
     )
     extra = math.fsum(count / noise**2 for _, noise, count in form.sampled if noise < LEAST_SAMPLED_NOISE)
-    result = NormalForm(form.adjacency, form.gaussian_precision + extra, kept, False)
-    return result, kept == form.sampled
+    allocated = tuple((bins, k, min(noise, _LARGEST_NOISE), count) for bins, k, noise, count in form.allocated)
+    fixed = [(rate, min(noise, _LARGEST_NOISE), count) for rate, noise, count in form.fixed_size]
+    fixed_size = tuple(part for part in fixed if part[1] >= LEAST_FIXED_NOISE)
+    extra += math.fsum(count / noise**2 for _, noise, count in fixed if noise < LEAST_FIXED_NOISE)
+    result = replace(
+        form,
+        gaussian_precision=form.gaussian_precision + extra,
+        sampled=kept,
+        allocated=allocated,
+        fixed_size=fixed_size,
+    )
+    return result, kept == form.sampled and allocated == form.allocated
 
 
 def _probability_of_taking_part(form: NormalForm, group_size: int) -> float:
@@ -159,7 +167,7 @@ def _probability_of_taking_part(form: NormalForm, group_size: int) -> float:
 
 
 def _steps(form: NormalForm, direction: str, group_size: int) -> Steps:
-    return tuple((SampledStep(rate, noise, direction, group_size), count) for rate, noise, count in form.sampled)
+    return steps_of(form.sampled, direction, group_size)
 
 
 def _one_step(rate: float, noise: float, delta: float) -> EpsilonBounds:
@@ -180,145 +188,12 @@ def _one_step(rate: float, noise: float, delta: float) -> EpsilonBounds:
 
 def _of_both(form: NormalForm, precision: float, group_size: int, delta: float) -> tuple[float, float]:
     """Return bounds on ε in the worse direction; "add" is not integrated where it surely holds at that of "remove"."""
-    remove = _of_direction(_steps(form, REMOVE, group_size), precision, delta)
+    remove = of_direction(_steps(form, REMOVE, group_size), precision, delta)
     steps = _steps(form, ADD, group_size)
-    if _most_of_add(steps, precision, remove.lower, delta) <= delta:
+    if most_of_add(steps, precision, remove.lower, delta) <= delta:
         return remove.lower, remove.upper
-    add = _of_direction(steps, precision, delta)
+    add = of_direction(steps, precision, delta)
     return max(remove.lower, add.lower), max(remove.upper, add.upper)
-
-
-def _most_of_add(steps: Steps, precision: float, epsilon: float, delta: float) -> float:
-    """Return an upper bound on δ(`epsilon`) in the direction "add", to be compared with `delta`; cheap, not sharp.
-
-    The loss of a step without the record never exceeds −k·log(1 − q); and δ(ε) <= C_s e^{K(s) − sε} for every s > 0.
-    """
-    surely = math.fsum(-count * step.group_size * math.log1p(-step.rate) for step, count in steps)
-    if not precision and epsilon >= surely * (1 + 1e-12):
-        return 0.0
-    if not (epsilon > 0 and delta > 0):
-        return 1.0
-    total = LossSum(steps, precision, 1e-3 * delta)
-    s = saddle_point(total, epsilon)
-    return math.exp(min(total.log_moment_at_most(s) + s * math.log(s) - (s + 1) * math.log1p(s) - s * epsilon, 0.0)) + (
-        total.dropped
-    )
-
-
-@lru_cache(maxsize=512)
-def _of_direction(steps: Steps, precision: float, delta: float) -> EpsilonBounds:
-    """Return bounds on ε in one direction, leaving out more of a step's outcomes where that makes them closer.
-
-    Where steps are rare and their losses have heavy tails, these tails keep c small and the integral cancels; leaving
-    out a little more probability, which is added to δ, sets c free.
-    """
-    result, near = EpsilonBounds(0.0, math.inf), None
-    for dropped in _DROPPED:
-        total = LossSum(steps, precision, dropped * delta)
-        if near is not None and saddle_point(total, near.epsilon) < _FREED * near.c:
-            continue
-        found, near = _search(total, delta, near)
-        result = EpsilonBounds(max(result.lower, found.lower), min(result.upper, found.upper))
-        if result.error <= _GOOD_ENOUGH * result.upper:
-            break
-    if math.isinf(result.upper):
-        raise AccountingError(
-            "this accountant lost too many digits on this composition",
-            where="accountant 'saddle-point'",
-            cure="Use accountant='rdp', an upper bound",
-        )
-    return result
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """About where an ε is, and its saddle point c."""
-
-    c: float
-    epsilon: float
-
-
-def _search(total: LossSum, delta: float, near: _Place | None) -> tuple[EpsilonBounds, _Place]:
-    """Return bounds on ε, and about where it is; the search begins at `near`, where that is known."""
-    if near is None:
-        c, epsilon = saddle_point_of_delta(total, delta)
-    else:
-        c, epsilon = saddle_point(total, near.epsilon), near.epsilon
-    if epsilon <= 0:
-        epsilon, c = 0.0, saddle_point(total, 0.0)
-    result, reach = EpsilonBounds(0.0, math.inf), ROUGH_REACH if near is None else REACH
-    for number in range(_CONTOURS):
-        contour = Contour(total, c, epsilon, delta, reach)
-        if epsilon == 0.0 and contour.upper(0.0) <= delta:
-            return EpsilonBounds(0.0, 0.0), _Place(c, 0.0)
-        root = _root_on(contour, epsilon, delta)
-        is_near = abs(root - epsilon) * c < 0.5
-        if not contour.smoothing or reach == REACH:
-            upper = _private_side(contour, root, delta)
-            lower = _other_side(contour, min(upper, max(root, 0.0)), delta)
-            result = EpsilonBounds(max(result.lower, lower), min(result.upper, upper))
-            if result.error <= _GOOD_ENOUGH * result.upper or is_near:
-                break
-        # Where it is, few nodes tell; how much, many.
-        reach = REACH if is_near or number >= _CONTOURS // 2 else reach
-        epsilon = root
-        c = saddle_point(total, epsilon)
-    return result, _Place(c, root)
-
-
-def _root_on(contour: Contour, epsilon: float, delta: float) -> float:
-    """Return the ε >= 0 at which the contour's upper bound on δ is `delta`; 0 if it is less there."""
-
-    def excess(at: float) -> float:
-        return math.log(max(contour.upper(at), 1e-300) / delta)
-
-    here = excess(epsilon)
-    # log δ falls by about c per unit of ε.
-    step = max(abs(here), 1e-3) / contour.c
-    low = high = epsilon
-    for _ in range(60):
-        if here > 0:
-            low, high = high, high + step
-            if excess(high) <= 0:
-                break
-        else:
-            low, high = max(low - step, 0.0), low
-            if excess(low) > 0:
-                break
-            if low == 0.0:
-                return 0.0
-        step *= 1.5
-    else:
-        return high
-    return float(brentq(excess, low, high, xtol=1e-13 * max(high, 1e-300), rtol=1e-13))
-
-
-def _private_side(contour: Contour, root: float, delta: float) -> float:
-    """Return an ε >= `root` at which the upper bound on δ is at most `delta`; infinity if none is near."""
-    value, step = root, 1e-11 * max(root, 1e-3 / contour.c)
-    for _ in range(60):
-        if contour.upper(value) <= delta:
-            return value
-        value, step = value + step, 2 * step
-    return math.inf
-
-
-def _other_side(contour: Contour, upper: float, delta: float) -> float:
-    """Return an ε below `upper` at which the lower bound on δ is at least `delta`: no smaller ε holds."""
-    step, short = 1e-10 * max(upper, 1e-3 / contour.c), 0.0
-    while step < upper:
-        if contour.bounds(upper - step).lower >= delta:
-            break
-        step, short = 6 * step, step
-    else:
-        return 0.0
-    while short and step > 1.5 * short:
-        middle = math.sqrt(short * step)
-        if contour.bounds(upper - middle).lower >= delta:
-            step = middle
-        else:
-            short = middle
-    return upper - step
 
 
 @lru_cache(maxsize=1024)
@@ -338,13 +213,13 @@ def _delta_of_direction(steps: Steps, precision: float, epsilon: float, reach: f
         return DeltaBounds(0.0, 1e-250)
     delta = min(math.exp(guess), 0.9)
     if reach <= ROUGH_REACH:
-        return _read_off(LossSum(steps, precision, _DROPPED[-1] * delta), epsilon, delta, reach)
-    least, middle, most = _DROPPED
+        return _read_off(LossSum(steps, precision, DROPPED[-1] * delta), epsilon, delta, reach)
+    least, middle, most = DROPPED
     result = _read_off(LossSum(steps, precision, least * delta), epsilon, delta, reach)
     last = saddle_point(LossSum(steps, precision, least * delta), epsilon)
     for dropped in (most, middle):
         total = LossSum(steps, precision, dropped * delta)
-        if result.error <= _GOOD_ENOUGH * result.upper or saddle_point(total, epsilon) < _FREED * last:
+        if result.error <= GOOD_ENOUGH * result.upper or saddle_point(total, epsilon) < FREED * last:
             break
         found = _read_off(total, epsilon, delta, reach)
         result = DeltaBounds(max(result.lower, found.lower), min(result.upper, found.upper))

@@ -116,13 +116,13 @@ class Contour:
         self._u = self.interval * np.arange(nodes)
         log_phi = np.zeros(nodes, dtype=complex)
         rounding = 0.0
-        for part, (_, count) in zip(total.refined(panels), total.steps, strict=True):
+        for part, count in total.refined(panels):
             exponent = part.log_weights + c * part.losses
             weights = np.exp(exponent - exponent.max())
             weights /= weights.sum()
             phi, error = transform(part.losses, weights, self.interval, nodes)
             log_phi += count * np.log(phi)
-            sizes = np.abs(part.log_density) + (1 + c) * np.abs(part.losses) + 4
+            sizes = part.sizes + (1 + c) * np.abs(part.losses) + 4
             rounding += count * (_EPS * float(weights @ sizes) + error)
         self._rounding = rounding + 4 * _EPS
         z = c + 1j * self._u

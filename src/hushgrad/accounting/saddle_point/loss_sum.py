@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from hushgrad.accounting.composition import Sampled
+from hushgrad.accounting.saddle_point.atoms import Atoms
 from hushgrad.accounting.saddle_point.step_measure import (
     Array,
     SampledStep,
@@ -24,6 +27,12 @@ _FREQUENCIES = 64
 _WELL_BOUNDED = 0.5
 
 Steps = tuple[tuple[SampledStep, int], ...]
+Counted = tuple[tuple[Atoms, int], ...]
+
+
+def steps_of(sampled: Iterable[Sampled], direction: str, group_size: int = 1) -> Steps:
+    """Return the sampled steps `(rate, noise_multiplier, count)` in one direction."""
+    return tuple((SampledStep(rate, noise, direction, group_size), count) for rate, noise, count in sampled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,31 +45,33 @@ class Cumulants:
 
 
 class LossSum:
-    """The sum of the losses of `steps`, independent of each other, and of a Gaussian release of `precision` 1/σ².
+    """The sum of the losses of `steps` and `atoms`, independent of each other, and of a Gaussian release.
 
-    Steps leave out at most the probability `dropped` in all: δ of the sum is at most `dropped` below the true one, and
-    never above it.
+    `precision` is that release's 1/σ². Steps leave out at most the probability `dropped` in all, and atoms what is
+    infinite in them, which is added to it: δ of the sum is at most `dropped` below the true one, and never above it.
     """
 
-    def __init__(self, steps: Steps, precision: float, dropped: float) -> None:
+    def __init__(self, steps: Steps, precision: float, dropped: float, atoms: Counted = ()) -> None:
         self.steps = steps
+        self.atoms = atoms
         self.precision = precision
-        self.dropped = dropped
+        self.dropped = dropped + math.fsum(count * part.infinite for part, count in atoms)
         total = sum(count for _, count in steps)
         self._per_step = dropped / max(total, 1)
         self.measures = [measure(step, self._per_step) for step, _ in steps]
-        self.counts = np.array([count for _, count in steps], dtype=float)
-        if steps:
-            self._losses = np.concatenate([part.losses for part in self.measures])
-            self._log_weights = np.concatenate([part.log_weights for part in self.measures])
-            self._sizes = np.array([len(part.losses) for part in self.measures])
+        parts: list[StepMeasure | Atoms] = [*self.measures, *(part for part, _ in atoms)]
+        self.counts = np.array([count for _, count in (*steps, *atoms)], dtype=float)
+        if parts:
+            self._losses = np.concatenate([part.losses for part in parts])
+            self._log_weights = np.concatenate([part.log_weights for part in parts])
+            self._sizes = np.array([len(part.losses) for part in parts])
             self._starts = np.concatenate(([0], np.cumsum(self._sizes)[:-1]))
 
     def cumulants(self, c: float) -> Cumulants:
         """Return K(c), K'(c), K''(c) for a real c."""
         value, mean = self.precision * c * (c + 1) / 2, self.precision * (c + 0.5)
         variance = self.precision
-        if self.steps:
+        if self.steps or self.atoms:
             exponent = self._log_weights + c * self._losses
             peaks = np.maximum.reduceat(exponent, self._starts)
             weights = np.exp(exponent - np.repeat(peaks, self._sizes))
@@ -96,12 +107,14 @@ class LossSum:
             total += count * error
         return result, total
 
-    def refined(self, panels: list[int]) -> list[StepMeasure]:
-        """Return the steps' measures on these numbers of panels."""
-        return [
+    def refined(self, panels: list[int]) -> list[tuple[StepMeasure | Atoms, int]]:
+        """Return the steps' measures on these numbers of panels, and the atoms, each with its count."""
+        measures = [
             part if number == part.panels else measured(step, self._per_step, number)
             for part, (step, _), number in zip(self.measures, self.steps, panels, strict=True)
         ]
+        steps = [(part, count) for part, (_, count) in zip(measures, self.steps, strict=True)]
+        return [*steps, *self.atoms]
 
     def log_decay(self, c: float, start: float, enough: float) -> tuple[Array, Array]:
         """Return frequencies a_0 = `start`, √2·a_0, ... and log bounds on |E e^{(c+iu)L}| / E e^{cL} over u >= a_j.
@@ -114,7 +127,8 @@ class LossSum:
         - for any x_1: |φ| <= 1 − P(x >= x_1) + V/u, where V is the variation of the density of ℓ on x >= x_1, by
           integration by parts (V is taken 1.2 times what the nodes show).
 
-        A Gaussian release adds the factor e^{−precision·u²/2}, exactly. Steps are taken in until every bound is below
+        Of atoms the first one is taken, as it stands. A Gaussian release adds the factor e^{−precision·u²/2}, exactly.
+        Steps are taken in until every bound is below
         `enough` (a logarithm); those left out count as 1, which is always true.
         """
         frequencies: Array = start * _RATIO ** np.arange(_FREQUENCIES, dtype=float)
@@ -122,7 +136,11 @@ class LossSum:
         for index in np.argsort(-self.counts, kind="stable"):
             if bounds.max() < enough:
                 break
-            bounds = bounds + self.counts[index] * _log_decay_of_one(self.measures[index], c, frequencies)
+            if index < len(self.measures):
+                decay = _log_decay_of_one(self.measures[index], c, frequencies)
+            else:
+                decay = _log_decay_of_atoms(self.atoms[index - len(self.measures)][0], c, frequencies)
+            bounds = bounds + self.counts[index] * decay
         return frequencies, bounds
 
 
@@ -149,6 +167,20 @@ def _log_decay_of_one(part: StepMeasure, c: float, frequencies: Array) -> Array:
                 bound, math.sqrt(min(max(1 - _CERTIFICATE_MARGIN * (2 / math.pi**2) * a * a * inside, 0.0), 1.0))
             )
         result[j] = math.log(min(max(bound, 1e-300), 1.0))
+    return result
+
+
+def _log_decay_of_atoms(part: Atoms, c: float, frequencies: Array) -> Array:
+    """Return the first bound of `LossSum.log_decay`; atoms on a lattice decay up to its frequency, and not beyond."""
+    exponent = part.log_weights + c * part.losses
+    weights = np.exp(exponent - exponent.max())
+    weights /= weights.sum()
+    result = np.zeros(len(frequencies))
+    for j, a in enumerate(frequencies[:-1]):
+        inside = _within_cells(part.losses, weights, math.pi / (_RATIO * a)) * (1 - 1e-9)
+        result[j] = math.log(max(1 - (2 / math.pi**2) * a * a * inside, 1e-300)) / 2
+        if inside == 0:
+            break
     return result
 
 

@@ -116,6 +116,12 @@ class StepMeasure:
         """The number of panels."""
         return len(self.x) // _POINTS
 
+    @property
+    def sizes(self) -> Array:
+        """How large the numbers are that a weight is computed from; rounding follows them."""
+        result: Array = np.abs(self.log_density)
+        return result
+
 
 def quadrature_error(part: StepMeasure, half: float, tilt: float, frequency: float) -> float:
     """Return a bound on |∫ − Σ| / ∫e^{tilt·ℓ} for the integrand e^{(tilt + i·u)ℓ} and panels of half width `half`.

@@ -17,6 +17,7 @@ from hushgrad.checks.doctor.findings import Diagnosis, Finding
 from hushgrad.checks.doctor.recording import ModuleAttribution, RecordingPool
 from hushgrad.checks.doctor.static_checks import can_run, problems_of, put_right
 from hushgrad.checks.doctor.uses import uses_of
+from hushgrad.clipping.named import GROUPWISE, rule_named
 from hushgrad.errors import (
     HushgradError,
     InvalidArgumentError,
@@ -102,6 +103,7 @@ def doctor(
         is_sharded=bool(fully_sharded(model)),
         sum_bytes=bytes_of_sums(trained, owners_of(trained, grid), grid),
         sum_budget_bytes=plan.sum_bytes,
+        norm_groups={name: len(rule_named(name, 1.0, 1.0).groups(tuple(trainable))) for name in GROUPWISE},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -84,6 +85,7 @@ class Diagnosis:
         is_sharded: whether `fully_shard` was called on the model.
         sum_bytes: what its clipped sums take whole, in a tensor parallel model those of this process.
         sum_budget_bytes: what they may take whole in each process of a sharded model.
+        norm_groups: how many norms of each example a group-wise clip rule takes, by the rule's name; others take one.
     """
 
     model: str
@@ -94,6 +96,7 @@ class Diagnosis:
     parameters: int
     budget_bytes: int
     machine: str
+    norm_groups: Mapping[str, int]
     is_sharded: bool = False
     sum_bytes: int = 0
     sum_budget_bytes: int = 0

@@ -28,7 +28,14 @@ def report(diagnosis: Diagnosis, width: int) -> str:
     """Return the whole report in lines of at most `width` characters."""
     lines = [*wrapped(_heading(diagnosis), width), ""]
     if diagnosis.uses:
-        lines += [_table(diagnosis, width), "", *wrapped(_costs(diagnosis), width), ""]
+        lines += [
+            _table(diagnosis, width),
+            "",
+            *wrapped(_costs(diagnosis), width),
+            "",
+            *wrapped(_clip_rules(diagnosis), width),
+            "",
+        ]
     if diagnosis.is_sharded or diagnosis.are_sums_scattered:
         lines += [*wrapped(_sums(diagnosis), width), ""]
     if diagnosis.problems:
@@ -137,6 +144,15 @@ def _sums(diagnosis: Diagnosis) -> str:
     return (
         f"Under fully_shard its clipped sums stay whole in each process until the end of a logical batch: {whole}, "
         f"within the budget of {budget} (sum_bytes), and as much on the wire, once."
+    )
+
+
+def _clip_rules(diagnosis: Diagnosis) -> str:
+    groups = ", ".join(f"{name} {count:,}" for name, count in diagnosis.norm_groups.items())
+    return (
+        f"Clip rules take one norm of each example, or one for each group: {groups}. These need no norm of the whole "
+        f"model; but norms are taken when a physical batch ends, whatever the rule is, so that none makes this "
+        f"backward cheaper, and groups of a few small parameters cost calls."
     )
 
 

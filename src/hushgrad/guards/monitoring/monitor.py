@@ -31,14 +31,17 @@ class NoisedUpdate:
 
     Attributes:
         number: of the update in this session, counted from 0.
-        mechanism: what this step did and cost: σ, C, the divisor, `noise_std` on the sum.
+        mechanism: what this step did and cost: σ, C, the divisor.
         gradients: by parameter name, (sum of clipped gradients + noise) / divisor, a copy of what the optimizer will
             see. To be read only; frozen parameters have none.
+        noise_std: by parameter name, the standard deviation of the noise on the sum, before the division. The same for
+            all, but where the clip rule gives groups noise of their own.
     """
 
     number: int
     mechanism: Mechanism
     gradients: Mapping[str, Tensor]
+    noise_std: Mapping[str, float]
 
 
 class Monitor(ABC):
@@ -95,7 +98,13 @@ class Monitors:
         """What is on trust: that a monitor looks at nothing else than what it is given."""
         return [third_party("monitor", monitor.name) for monitor in self._monitors]
 
-    def see(self, number: int, mechanism: Mechanism, parameters: Mapping[str, nn.Parameter]) -> None:
+    def see(
+        self,
+        number: int,
+        mechanism: Mechanism,
+        parameters: Mapping[str, nn.Parameter],
+        noise_std: Mapping[str, float],
+    ) -> None:
         """Show each monitor a copy of the update that was written to `p.grad`.
 
         Raises:
@@ -111,7 +120,7 @@ class Monitors:
             # A copy for each: a write through `.data` or NumPy counts no version, and then reaches nobody else.
             shown = {name: gradient.clone() for name, gradient in gradients.items()}
             untouched = [version(gradient) for gradient in shown.values()]
-            monitor.see(NoisedUpdate(number, mechanism, MappingProxyType(shown)))
+            monitor.see(NoisedUpdate(number, mechanism, MappingProxyType(shown), MappingProxyType(dict(noise_std))))
             is_held = all(
                 parameter.grad is given for parameter, given in zip(parameters.values(), written, strict=True)
             )

@@ -1,7 +1,8 @@
 """A monitor that stays on: the noise of every step, looked at in a few values, at next to no cost.
 
 Every step it takes 64 values of one of the step's sums before noise is added, and again after: their difference is the
-noise. Its running sum of squares must be that of N(0, (σC)²), and no run of values may come a second time.
+noise. Its running sum of squares must be that of N(0, (σC)²), and no run of values may come a second time. Noise that
+is correlated between steps is whitened first, which takes 64 values of every sum.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 from hushgrad.errors import NoiseMismatchError
 from hushgrad.guards.monitoring.alarms import Alarms
 from hushgrad.guards.monitoring.monitor import Report
+from hushgrad.strategies.banded import INDEPENDENT
+from hushgrad.strategies.strategy import Memory, Strategy
 
 VALUES = 64
 _FIRST_LOOK = 1024
@@ -54,6 +57,13 @@ class NoiseMonitor:
         self._next_look = _FIRST_LOOK
         self._steps = 0
         self._seen: set[bytes] = set()
+        self._strategy: Strategy = INDEPENDENT
+        self._memories: dict[int, Memory] = {}
+        self._spoilt: set[int] = set()
+
+    def begin(self, strategy: Strategy) -> None:
+        """Noise of this strategy begins: it is independent of all that came before."""
+        self._strategy, self._memories, self._spoilt = strategy, {}, set()
 
     @property
     def ratio(self) -> float:
@@ -86,28 +96,28 @@ class NoiseMonitor:
         self._next_note = 2 * self._watched
         return self.finding()
 
-    def before(self, sums: Sequence[Tensor]) -> tuple[int, Tensor] | None:
-        """Take a sample of one of the sums, another one in every step."""
+    def before(self, sums: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Take a sample of one of the sums, another one in every step; of all where noise has to be whitened."""
         self._steps += 1
         if not sums:
-            return None
-        place = self._steps % len(sums)
-        return place, _first(sums[place]).clone()
+            return {}
+        judged = self._steps % len(sums)
+        others = () if self._strategy.bands == 1 else range(len(sums))
+        return {place: _first(sums[place]).clone() for place in dict.fromkeys((judged, *others))}
 
-    def after(self, sample: tuple[int, Tensor] | None, updates: Sequence[Tensor], std: float, divisor: float) -> None:
+    def after(self, sample: dict[int, Tensor], updates: Sequence[Tensor], std: float, divisor: float) -> None:
         """Compare the sample with the update that was made of it.
 
         Raises:
             NoiseMismatchError: the noise came before, or its level is not `std`.
         """
-        if sample is None or std == 0:
+        if not sample or std == 0:
             return
         self._watched += 1
-        place, before = sample
-        noise = _first(updates[place]).double() * divisor - before.double()
-        standard = (noise / std).cpu().numpy()
-        if not float(before.abs().max()) <= _LARGEST_SUM * std:
+        noises = [self._fresh(place, before, updates[place], std, divisor) for place, before in sample.items()]
+        if noises[0] is None:  # the one that is judged
             return
+        standard = (noises[0] / std).cpu().numpy()
         if len(standard) >= _FINGERPRINT:
             self._require_new((standard[:_FINGERPRINT] * _GRID).round().astype("int32").tobytes())
         squares = float(standard @ standard)
@@ -118,6 +128,17 @@ class NoiseMonitor:
         if self.values >= self._next_look:
             self._next_look = 2 * self.values
             self._require_level()
+
+    def _fresh(self, place: int, before: Tensor, update: Tensor, std: float, divisor: float) -> Tensor | None:
+        """Return the noise of a sample before it was correlated; None where a large sum's rounding is in it."""
+        noise = _first(update).double() * divisor - before.double()
+        if not float(before.abs().max()) <= _LARGEST_SUM * std:
+            self._spoilt.add(place)
+        if self._strategy.bands == 1:
+            is_spoilt, self._spoilt = place in self._spoilt, set()
+            return None if is_spoilt else noise
+        whitened: Tensor = self._memories.setdefault(place, self._strategy.memory()).whitened(noise)
+        return None if place in self._spoilt else whitened
 
     def _require_new(self, fingerprint: bytes) -> None:
         if fingerprint in self._seen:

@@ -115,8 +115,9 @@ def _keyword(draft: Draft, call: ast.Call, keyword: ast.keyword) -> None:
     elif name == "clipping" and not (isinstance(keyword.value, ast.Constant) and keyword.value.value == "flat"):
         draft.note(
             keyword,
-            "clipping other than 'flat' is a ClipRule of your own here",
-            "leave clipping= out for flat clipping, or write the rule (docs/extending.md)",
+            "clipping other than 'flat' has other names and one max_grad_norm here, of all groups together",
+            "leave clipping= out for flat clipping; per_layer is GroupwiseClipping(by='parameter', norms=...), and "
+            "adaptive is QuantileClipping, whose count is charged (docs/clipping.md)",
             by_hand=True,
         )
     elif name == "epochs":

@@ -27,6 +27,7 @@ Facts = Mapping[str, Any]
 READABLE = {
     "augmentations": "random views of each record (their mean loss makes one gradient)",
     "average_decay": "decay of the average of parameters that was tested and released",
+    "clipping": "clip rule that was asked for",
     "expected_batch_size": "expected batch size B",
     "max_grad_norm": "clipping norm C",
     "noise_multiplier": "noise multiplier σ",
@@ -158,6 +159,12 @@ def _accesses(facts: Facts) -> Section:
     return Section("What touches the data", table=TextTable(("access", "by ε"), rows))
 
 
+def _grid(rounding: Facts | None) -> list[tuple[str, str]]:
+    if rounding is None:
+        return []
+    return [("grid of sums and noise", f"{plain(rounding['grid'])}, for sums off by up to {plain(rounding['error'])}")]
+
+
 def _mechanism(facts: Facts) -> Section | None:
     privacy = facts["privacy"]
     if "unit" not in privacy:  # nothing was charged that the files show
@@ -166,6 +173,7 @@ def _mechanism(facts: Facts) -> Section | None:
     told = [
         ("mechanism", "DP-SGD: per-record gradients clipped to norm C, summed, Gaussian noise on the sum"),
         ("noise multiplier σ", plain(noise)),
+        *_grid(privacy.get("rounding")),
         ("clip rule", privacy.get("clip_rule") or "not declared"),
         ("clipping norm C", plain(clip)),
         ("division of the noised sum", f"by B = {plain(batch)}" if privacy["loss_reduction"] == "mean" else "none"),

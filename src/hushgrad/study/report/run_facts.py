@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ SETTINGS = (
     "task", "description", "target", "vocabulary", "vocabulary_epsilon",
     "vocabulary_noise_multiplier", "classes", "model", "hidden_sizes", "activation", "optimizer",
     "learning_rate", "momentum", "augmentations", "average_decay", "epochs", "expected_batch_size",
-    "max_physical_batch_size", "loss_reduction", "max_grad_norm", "noise_multiplier", "sampling_rate",
+    "max_physical_batch_size", "loss_reduction", "clipping", "max_grad_norm", "noise_multiplier", "sampling_rate",
     "target_epsilon", "delta", "seed", "device",
     "training_examples", "test_examples",
 )  # fmt: skip
@@ -160,6 +160,7 @@ def _charged(ledger: LedgerView, held: Guarantee) -> dict[str, Any]:
         "clip_rule": contract.clipping,
         "max_grad_norm": contract.max_grad_norm,
         "loss_reduction": contract.loss_reduction,
+        **({} if contract.rounding is None else {"rounding": asdict(contract.rounding)}),
         "noise_multipliers": sorted({event.noise_multiplier for event, _ in steps_of(ledger.events)}),
         "releases": [{**event.to_json(), "count": count} for event, count in ledger.events],
         "ledger_end": {"records": ledger.anchor.seq + 1, "hash": ledger.anchor.hash, "run": ledger.run},

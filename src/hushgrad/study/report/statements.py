@@ -15,27 +15,32 @@ from hushgrad.accounting.ledger.contract import Contract
 from hushgrad.study.report.document import up
 
 _CLAIM = re.compile(
-    r"\((?P<epsilon>[^\s,()]+), (?P<delta>[^\s,()]+)\)-differential privacy.*?after (?P<steps>\d+) step"
+    r"\((?P<epsilon>[^\s,()]+), (?P<delta>[^\s,()]+)(?: \+ (?P<rounding>[^\s,()]+))?\)-differential privacy.*?"
+    r"after (?P<steps>\d+) step"
 )
-_FIGURES = re.compile(r"\([^\s,()]+, [^\s,()]+\)(?=-differential privacy)|(?<=at most )\S+(?= above the exact value)")
+_FIGURES = re.compile(r"\([^,()]+, [^,()]+\)(?=-differential privacy)|(?<=at most )\S+(?= above the exact value)")
 ROUNDING = 2e-3
 """Relative: statements round ε up to four digits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a statement in words claims: (ε, δ) after so many steps, ε rounded up."""
+    """What a statement in words claims: (ε, δ) after so many steps, ε rounded up; `rounding` is added to δ."""
 
     epsilon: float
     delta: float
     steps: int
+    rounding: float = 0.0
 
     @classmethod
     def of(cls, statement: Any) -> Claim | None:
         """Return the claim of a statement; None where it makes none."""
         found = _CLAIM.search(statement) if isinstance(statement, str) else None
         try:
-            return None if found is None else cls(float(found["epsilon"]), float(found["delta"]), int(found["steps"]))
+            if found is None:
+                return None
+            more = float(found["rounding"] or 0)
+            return cls(float(found["epsilon"]), float(found["delta"]), int(found["steps"]), more)
         except ValueError:
             return None
 
@@ -44,6 +49,9 @@ class Claim:
         return (
             (self.epsilon == held.epsilon or math.isclose(self.epsilon, held.epsilon, rel_tol=ROUNDING, abs_tol=1e-9))
             and math.isclose(self.delta, held.delta, rel_tol=1e-5)
+            and held.delta_of_rounding * (1 - ROUNDING)
+            <= self.rounding
+            <= held.delta_of_rounding * 1.1 * (1 + ROUNDING)
             and self.steps == held.steps
         )
 

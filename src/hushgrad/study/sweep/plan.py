@@ -238,10 +238,11 @@ def _task_job(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int, gri
     settings = {**subject.settings, **point, "seed": seed}
     suited = max_grad_norm_for(subject.task, aim.target_epsilon)
     clip = settings.pop("max_grad_norm", suited)
-    spare = settings.pop("spare_steps", 0)
+    spare, clipping = settings.pop("spare_steps", 0), settings.pop("clipping", "flat")
     privacy = (
         Privacy(
             max_grad_norm=clip,
+            clipping=clipping,
             noise_multiplier=aim.noise_multiplier,
             target_epsilon=aim.target_epsilon,
             delta=grid.delta,

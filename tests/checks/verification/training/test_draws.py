@@ -12,7 +12,9 @@ from verified_training import B, N, claim, parts_of, verified
 
 from hushgrad.checks.verification.training.draws import draws_of_training, not_tested
 from hushgrad.checks.verification.verdict import by_code, failed_codes
+from hushgrad.sampling.balls_in_bins import BallsInBinsSampler, BallsInBinsSampling
 from hushgrad.sampling.disjoint import CheckedBatches, DisjointBatches
+from hushgrad.sampling.fixed_size import FixedSizeSampling
 from hushgrad.sampling.poisson import PoissonSampler, PoissonSampling
 from hushgrad.sampling.records import Cutting
 from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
@@ -47,7 +49,12 @@ def test_a_draw_that_is_not_cut_as_charged_is_found(monkeypatch: pytest.MonkeyPa
 @pytest.mark.statistical
 def test_the_librarys_own_draws_pass_whatever_their_scheme() -> None:
     """Secret keys; false alarm 1e-6 each."""
-    for sampling in (PoissonSampling(0.2), TruncatedPoissonSampling(0.2, 60, 20)):
+    for sampling in (
+        PoissonSampling(0.2),
+        TruncatedPoissonSampling(0.2, 60, 20),
+        BallsInBinsSampling(5),
+        FixedSizeSampling(12, 60),
+    ):
         reading, checks = draws_of_training(replica(sampling=sampling), 0.05, 1e-6)
         assert reading is not None
         assert reading.checks == by_code(checks)
@@ -77,3 +84,16 @@ def test_what_draws_could_not_show_is_said_where_steps_are_not_drawn_afresh() ->
         draws_afresh = False
 
     assert "could not be tested" in not_tested(Depends(0.2))[0]
+
+
+@pytest.mark.statistical
+def test_an_order_that_is_cut_in_the_place_of_random_batches_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(self: BallsInBinsSampler, steps: int, first_step: int) -> Iterator[tuple[int, ...]]:
+        for part in torch.randperm(self.count).chunk(steps):
+            yield tuple(part.tolist())
+
+    monkeypatch.setattr(BallsInBinsSampler, "one_pass", cut)
+    reading, checks = draws_of_training(replica(sampling=BallsInBinsSampling(5)), 0.05, 1e-6)
+    assert reading is not None
+    assert "sampling-sizes" in failed_codes(checks)
+    assert [cause.code for cause in reading.causes] == ["sampling-not-random"]

@@ -21,12 +21,16 @@ Sums = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Belief:
-    """What the author of a loop believes: σ, C, B, and whether the sum is divided by B."""
+    """What the author of a loop believes: σ, C, B, and whether the sum is divided by B.
+
+    `first_step`: by what the noise of a run's first step is greater than σ·C: not 1 where steps share noise.
+    """
 
     noise_multiplier: float
     max_grad_norm: float
     expected_batch_size: float
     divisor: float
+    first_step: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import default_collate
 
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger
+from hushgrad.checks.verification.training.noise_units import in_units_of_noise
 from hushgrad.checks.verification.update.paired_update import Output, seeded
 from hushgrad.errors import InvalidArgumentError, UnsupportedModelError
 from hushgrad.gradients.oracle import one_at_a_time
@@ -120,7 +121,7 @@ class TrainingReplica:
                 data_loader.dataset,
                 batch_size=max(1, round(data_loader.batch_size)),
                 collate_fn=data_loader.options.collate_fn,
-                shuffle=True,
+                shuffle=mechanism.sampling.counts_in != "blocks",  # whose batches come in one order
             )
             reading = replace(read_data_loader(own), batch_size=data_loader.batch_size)
         else:
@@ -258,7 +259,7 @@ class ReplicaSession:
         return self.session.per_example(self.criterion)
 
     def update(self, item: Any) -> Output:
-        """Return the update that one step on an item writes; None stands for an empty draw."""
+        """Return what one step on an item releases, in units of its noise; None stands for an empty draw."""
         found: Output = {}
 
         def read(optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -272,7 +273,7 @@ class ReplicaSession:
             self.optimizer.step()
         finally:
             handle.remove()
-        return found
+        return in_units_of_noise(found, self.session.mechanism, self.session.written)
 
     def _losses(self, item: Any) -> Tensor:
         if item is None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import chain
 
+from hushgrad.checks.verification.checks.allocation import PASSES, read_passes
 from hushgrad.checks.verification.checks.draws import DRAWS, read_draws
 from hushgrad.checks.verification.checks.sampling import SamplingReading, draws_needed, read_sampling
 from hushgrad.checks.verification.training.copies import (
@@ -27,14 +28,21 @@ def draws_of_training(
 ) -> tuple[SamplingReading | None, tuple[Check, ...]]:
     """Read draws of the loader that training would use, over indices in place of records."""
     count, scheme = replica.reading.count, replica.mechanism.sampling
-    if scheme.counts_in == "passes":
+    if scheme.allocation is not None:
+        bins, times = scheme.allocation
+        passes = max(4, min(PASSES, _MOST_INDICES // (count * times) // 2 * 2))
+        drawn = _observed(replica, scheme, bins, passes).draws
+        found = read_passes(drawn, population=count, allocation=scheme.allocation, false_alarm=alpha)
+        return found, tuple(found.checks.values())
+    if scheme.takes_batches or scheme.counts_in == "passes":
         observer = _observed(replica, scheme, replica.reading.steps, passes=3)
-        return None, (_each_once(observer.passes, count),)
+        return None, (_each_once(observer.passes, count), *_apart(observer, scheme))
     rate = scheme.poisson_rate
     inclusion = scheme.inclusion_probability(count)
     needed = DRAWS if rate is None else draws_needed(count, rate, resolution, alpha)
     steps = max(40, min(needed, math.ceil(_MOST_INDICES / max(1.0, count * inclusion))))
-    draws = _in_pairs(_observed(replica, scheme, 2 * math.ceil(steps / (2 * _PASSES)), _PASSES))
+    observer = _observed(replica, scheme, 2 * math.ceil(steps / (2 * _PASSES)), _PASSES)
+    draws = _in_pairs(observer)
     if rate is not None:
         most = scheme.largest_batch
         reading = read_sampling(draws, population=count, rate=rate, false_alarm=alpha, max_batch_size=most)
@@ -48,7 +56,7 @@ def draws_of_training(
             draws_afresh=scheme.draws_afresh,
             false_alarm=alpha,
         )
-    return reading, tuple(reading.checks.values())
+    return reading, (*reading.checks.values(), *_apart(observer, scheme))
 
 
 def _in_pairs(observer: _Draws) -> list[tuple[int, ...]]:
@@ -63,7 +71,7 @@ def _in_pairs(observer: _Draws) -> list[tuple[int, ...]]:
 
 def not_tested(scheme: SamplingScheme) -> tuple[str, ...]:
     """Return what the draws of a scheme could not show."""
-    if scheme.counts_in == "passes" or scheme.draws_afresh:
+    if scheme.takes_batches or scheme.draws_afresh:
         return ()
     return (
         "Steps are not drawn afresh, so how often records take part could not be tested: only each draw by itself.",
@@ -128,4 +136,27 @@ def _each_once(passes: Sequence[Sequence[int]], count: int) -> Check:
         passed=twice == 0,
         sample_size=sum(map(len, passes)),
         power="every case",
+    )
+
+
+def _apart(observer: _Draws, scheme: SamplingScheme) -> tuple[Check, ...]:
+    """Look whether records come back no sooner than the scheme says, where it says anything."""
+    if scheme.min_separation == 1:
+        return ()
+    least, last = math.inf, dict[int, int]()
+    for batch in observer.batches:
+        for index in batch.indices:
+            least = min(least, batch.step - last.get(index, -(10**12)))
+            last[index] = batch.step
+    found = "none came back" if least > 10**11 else f"{least} steps at least"
+    return (
+        Check(
+            code="sampling-separation",
+            part="sampling",
+            claim=f"a record takes part again after {scheme.min_separation} steps at the earliest",
+            measured=found,
+            passed=least >= scheme.min_separation,
+            sample_size=sum(len(batch.indices) for batch in observer.batches),
+            power="every case",
+        ),
     )

@@ -15,6 +15,8 @@ from hushgrad.checks.verification.update.paired_update import Output, narrowest,
 from hushgrad.checks.verification.verdict import Check
 from hushgrad.errors import UnsupportedModelError
 from hushgrad.guards.probing.deterministic_mode import DeterministicMode
+from hushgrad.mechanism import Mechanism
+from hushgrad.session.update import Written
 
 WITHOUT_RANDOMNESS = (
     "The model draws random numbers (dropout, say), and other ones for other groups of examples: what examples add "
@@ -35,6 +37,8 @@ class SessionUpdate:
         self.word_bits = 32
         self.is_quiet = False
         self.is_narrow = False
+        self.written = Written({}, None, None)
+        """How much noise the parts of the last update had."""
 
     def find_randomness(self) -> None:
         """Find out whether the model draws random numbers.
@@ -75,6 +79,7 @@ class SessionUpdate:
             leaves = list(tensors_in(stimulus))
             found = running.update(stimulus if leaves and leaves[0].shape[0] else None)
             self.is_narrow |= running.session.is_narrow
+            self.written = running.session.written
         finally:
             running.session.close()
         self.word_bits = narrowest(found)
@@ -82,7 +87,12 @@ class SessionUpdate:
 
     def error_of_difference(self, noise_std: float) -> float:
         """Return the error of rounding: under one key noise cancels."""
-        return rounding_error(noise_std, self.word_bits)
+        return rounding_error(noise_std * first_step(self._replica.mechanism), self.word_bits)
+
+
+def first_step(mechanism: Mechanism) -> float:
+    """Return by what the noise of the first step of a session is greater than what is whitened of it."""
+    return 1 / float(mechanism.noise.strategy.coefficients(1)[0])
 
 
 def rounding(update: SessionUpdate, contributions: GroupReading, noise: NoiseReading) -> float:

@@ -18,6 +18,7 @@ from torch import nn
 from hushgrad.arguments import open_unit_interval
 from hushgrad.checks.verification.checks.clipping import NOT_THE_REFERENCE, read_rule, reads_as_reference
 from hushgrad.checks.verification.checks.noise import NoiseReading, read_noise
+from hushgrad.checks.verification.checks.noise_grid import OFF_THE_GRID
 from hushgrad.checks.verification.mistakes.clipping import Belief
 from hushgrad.checks.verification.mistakes.groups import find_causes
 from hushgrad.checks.verification.training.copies import (
@@ -29,20 +30,22 @@ from hushgrad.checks.verification.training.copies import (
     without_session,
 )
 from hushgrad.checks.verification.training.draws import draws_of_training, not_tested
+from hushgrad.checks.verification.training.noise_units import expected_of
+from hushgrad.checks.verification.training.on_grid import grid_checks
 from hushgrad.checks.verification.training.run_checks import UPDATES, ledger_checks, replay_checks, run_causes
 from hushgrad.checks.verification.training.session_update import (
     WITHOUT_RANDOMNESS,
     SessionUpdate,
+    first_step,
     reads_as_drawn,
     rounding,
 )
 from hushgrad.checks.verification.update.groups import SEED, GroupReading, measure, rows_of
-from hushgrad.checks.verification.update.paired_update import arrays, kept_randomness
+from hushgrad.checks.verification.update.paired_update import Output, arrays, kept_randomness
 from hushgrad.checks.verification.update.verify_update import DEFAULT_FALSE_ALARM, DEFAULT_RESOLUTION, steps_needed
 from hushgrad.checks.verification.verdict import Cause, Check, Measured, Verdict
 from hushgrad.engine import PrivacyEngine
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.gradients.oracle import clipped_sum_of
 from hushgrad.guards.probing.state import State
 from hushgrad.mechanism import Mechanism
 from hushgrad.result_file import claim_file, write_file
@@ -139,6 +142,7 @@ def _verdict(
         replica.mechanism.sensitivity,
         replica.mechanism.expected_batch_size,
         replica.mechanism.divisor,
+        first_step(replica.mechanism),
     )
     noise = _noise(replica, belief, resolution, alpha / 4)
     rows = min(_ROWS, replica.reading.count)
@@ -150,6 +154,7 @@ def _verdict(
     rule = read_rule(replica.mechanism.clipping, replica.names)
     as_reference = _as_reference(replica, update, contributions, noise)
     as_drawn = (reads_as_drawn(update, batch, contributions, noise),) if update.is_quiet else ()
+    of_grid = grid_checks(replica, batch)
     sampling, of_draws = draws_of_training(replica, resolution, alpha / 4)
     run = replica.train(loop, seed=None, updates=UPDATES)
     certain = contributions.sensitivity - rounding(update, contributions, noise)  # the rest may be rounding
@@ -161,6 +166,7 @@ def _verdict(
         as_reference,
         *as_drawn,
         *noise.checks.values(),
+        *of_grid,
         *of_draws,
         *ledger_checks(replica, run, measured_multiplier, noise, sampling, alpha / 8),
         *of_replay,
@@ -173,6 +179,8 @@ def _verdict(
         causes += rule.causes
         if not causes and not as_reference.passed:
             causes.append(NOT_THE_REFERENCE)
+        if not all(check.passed for check in of_grid):
+            causes.append(OFF_THE_GRID)
         causes += sampling.causes if sampling is not None else ()
         causes += run_causes(checks)
     return Verdict(
@@ -205,12 +213,11 @@ def _as_reference(
     replica: TrainingReplica, update: SessionUpdate, contributions: GroupReading, noise: NoiseReading
 ) -> Check:
     """Compare what each example adds alone with the clip rule's reference of its gradient, by ordinary autograd."""
-    clipping, divisor = replica.mechanism.clipping, replica.mechanism.divisor
     expected = {}
     for row in contributions.alone:
         with update.randomness(SEED):
             gradients = replica.gradients_of(row)
-        expected[row] = {name: value / divisor for name, value in clipped_sum_of(gradients, clipping).items()}
+        expected[row] = expected_of(gradients, replica.mechanism, update.written)
     unit = contributions.unit
     is_coarse = update.word_bits == 16 or update.is_narrow
     room = rounding(update, contributions, noise) + (5e-2 if is_coarse else 1e-4) * unit
@@ -231,7 +238,7 @@ def _require_pair(batch: Any, rows: int) -> None:
 
 
 def _noise(replica: TrainingReplica, belief: Belief, resolution: float, alpha: float) -> NoiseReading:
-    """Read the noise of empty draws of one session under a secret key: an update of noise alone."""
+    """Read the noise of empty draws of one session under a secret key: an update of noise alone, whitened."""
     running = replica.session(seed=None)
     try:
         first = running.update(None)
@@ -242,4 +249,16 @@ def _noise(replica: TrainingReplica, belief: Belief, resolution: float, alpha: f
         running.session.close()
     claimed = belief.noise_multiplier * belief.max_grad_norm / belief.divisor
     bits = min(torch.finfo(value.dtype).bits for value in first.values())
-    return read_noise([arrays(draw) for draw in draws], claimed, alpha, bits)
+    return read_noise([arrays(draw) for draw in _whitened(draws, replica.mechanism)], claimed, alpha, bits)
+
+
+def _whitened(draws: list[Output], mechanism: Mechanism) -> list[Output]:
+    """Return the noise of steps, in order, as it was before it was correlated between them, in its own dtype."""
+    strategy = mechanism.noise.strategy
+    if strategy.bands == 1:
+        return draws
+    memories = {name: strategy.memory() for name in draws[0]}
+    return [
+        {name: memories[name].whitened(value.double()).to(value.dtype) for name, value in draw.items()}
+        for draw in draws
+    ]

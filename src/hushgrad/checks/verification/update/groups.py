@@ -114,7 +114,7 @@ def _base(loop: PairedUpdate, batch: Any, belief: Belief, alpha: float) -> tuple
         one, other, both = (loop.call(take(batch, rows), SEED) for rows in ([0], [1], [0, 1]))
         return {n: one[n].double() + other[n].double() - both[n].double() for n in one}, None
     joined = torch.cat([value.double().reshape(-1) for draw in drawn for value in draw.values()])
-    claimed = belief.noise_multiplier * belief.max_grad_norm / belief.divisor
+    claimed = belief.first_step * belief.noise_multiplier * belief.max_grad_norm / belief.divisor
     total = float((joined**2).sum()) / claimed**2
     p = st.variance_p(total, joined.numel())
     check = Check(

@@ -1,0 +1,1 @@
+"""Random allocation: the distribution of a pass's likelihood ratio, from both sides."""
