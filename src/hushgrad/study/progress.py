@@ -118,7 +118,8 @@ class Screen:
         elif noise_multiplier == 0:
             self.say(f"training without noise, NOT PRIVATE: {clipping}; {batches}")
         else:
-            noise = f"noise multiplier {noise_multiplier:.4g}, {clipping}"
+            grid = "" if privacy.noise == "gaussian" else f" ({privacy.noise})"
+            noise = f"noise multiplier {noise_multiplier:.4g}{grid}, {clipping}"
             self.say(f"private training: {noise}, δ = {delta_text(privacy.delta)}; {batches}")
 
         self.say(f"settings: {settings_text(config)}")

@@ -25,6 +25,13 @@ def test_a_plan_holds_every_point_with_ordinary_training_and_every_seed():
     assert [privacy.max_grad_norm for privacy in clipped] == [0.5, 2, 0.5, 2]
 
 
+def test_a_sweep_sets_clip_rule_and_noise_by_name():
+    subject = Subject("digits", task="digits", settings={"clipping": "automatic", "noise": "grid"})
+    plan = make_plan("p", (subject,), Grid(noise_multipliers=(1,)))
+    (privacy,) = {config_of(run).privacy for run in plan.runs if run.aim == "σ=1"}  # one for each seed
+    assert (privacy.clipping, privacy.noise) == ("automatic", "grid")
+
+
 def test_settings_survive_the_way_to_json_and_back_unchanged(tmp_path):
     """Guarantee: settings survive the way to JSON and back unchanged."""
     options = TaskOptions(data=tmp_path, classes=("a", "b"), bounds=(("x", 0.0, 1.0),))

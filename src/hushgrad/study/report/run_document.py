@@ -30,6 +30,7 @@ READABLE = {
     "clipping": "clip rule that was asked for",
     "expected_batch_size": "expected batch size B",
     "max_grad_norm": "clipping norm C",
+    "noise": "noise that was asked for",
     "noise_multiplier": "noise multiplier σ",
     "sampling_rate": "sampling rate q",
     "delta": "δ",

@@ -39,8 +39,8 @@ SETTINGS = (
     "task", "description", "target", "vocabulary", "vocabulary_epsilon",
     "vocabulary_noise_multiplier", "classes", "model", "hidden_sizes", "activation", "optimizer",
     "learning_rate", "momentum", "augmentations", "average_decay", "epochs", "expected_batch_size",
-    "max_physical_batch_size", "loss_reduction", "clipping", "max_grad_norm", "noise_multiplier", "sampling_rate",
-    "target_epsilon", "delta", "seed", "device",
+    "max_physical_batch_size", "loss_reduction", "clipping", "max_grad_norm", "noise", "noise_multiplier",
+    "sampling_rate", "target_epsilon", "delta", "seed", "device",
     "training_examples", "test_examples",
 )  # fmt: skip
 

@@ -239,10 +239,12 @@ def _task_job(subject: Subject, point: dict[str, Any], aim: _Aim, seed: int, gri
     suited = max_grad_norm_for(subject.task, aim.target_epsilon)
     clip = settings.pop("max_grad_norm", suited)
     spare, clipping = settings.pop("spare_steps", 0), settings.pop("clipping", "flat")
+    noise = settings.pop("noise", "gaussian")
     privacy = (
         Privacy(
             max_grad_norm=clip,
             clipping=clipping,
+            noise=noise,
             noise_multiplier=aim.noise_multiplier,
             target_epsilon=aim.target_epsilon,
             delta=grid.delta,

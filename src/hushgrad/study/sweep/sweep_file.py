@@ -34,7 +34,7 @@ from hushgrad.study.tasks import TaskOptions
 MAX_BYTES = 1 << 20
 # What a sweep itself sets, and therefore a file's [settings] cannot.
 OWNED = frozenset({"task", "seed"})
-SETTINGS = settings_of(RunConfig).keys() - OWNED | {"max_grad_norm", "spare_steps", "clipping"}
+SETTINGS = settings_of(RunConfig).keys() - OWNED | {"max_grad_norm", "spare_steps", "clipping", "noise"}
 OPTIONS = settings_of(TaskOptions).keys()
 # These bring their data and refuse any other.
 TASKS_WITHOUT_DATA = ("digits",)
