@@ -34,6 +34,25 @@ def constant(model: Any, x: Tensor) -> None:
     model.size.fill_(3.0)
 
 
+def centre(model: Any, x: Tensor) -> None:
+    model.centre = x.mean(0)
+
+
+def first_row(model: Any, x: Tensor) -> None:
+    model.centre.data.copy_(x[0])
+
+
+class Centred(nn.Module):
+    """Subtracts a tensor that only the loop sets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.centre = nn.Linear(4, 3), torch.zeros(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x - self.centre)
+
+
 class Begun(nn.Linear):
     """Takes its bias from the first batch that it sees."""
 
@@ -48,6 +67,36 @@ def from_first(model: Any, x: Tensor) -> Any:
         with torch.no_grad():
             model.bias.copy_(x.mean(0)[:3])
     return model(x)
+
+
+def scaled_by_first(model: Any, x: Tensor) -> Any:
+    if not model.has_begun:
+        model.has_begun = True
+        model.weight.data.mul_(x.abs().max())
+    return model(x)
+
+
+class Named(Scaled):
+    """Divides by a number that only the loop sets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.divisor = 3.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) / self.divisor
+
+
+def as_number(model: Any, x: Tensor) -> None:
+    model.divisor = float(x.abs().max())
+
+
+def same_number(model: Any, x: Tensor) -> None:
+    model.divisor = 3.0
+
+
+def same_centre(model: Any, x: Tensor) -> None:
+    model.centre = torch.zeros(4)
 
 
 class Taught(nn.Module):
@@ -69,11 +118,20 @@ def follow(model: Any, x: Tensor) -> None:
 
 LEAKY: tuple[Program, ...] = (
     leaky("a buffer gets the batch's largest value", EARLIER, make=Scaled, after=largest, batches=2, trust=BETWEEN),
+    leaky("a tensor attribute gets the batch's mean", EARLIER, make=Centred, after=centre, batches=2, trust=BETWEEN),
+    leaky("a tensor attribute gets the first record", EARLIER, make=Centred, after=first_row, batches=2, trust=BETWEEN),
+    leaky("an attribute gets the batch's largest value", EARLIER, make=Named, after=as_number, batches=2,
+          trust=BETWEEN),
     leaky("a bias gets the first batch's mean", EARLIER, make=Begun, call=from_first, batches=3, trust=WRITTEN),
-)
+    leaky("weights times the first batch's largest", EARLIER, make=Begun, call=scaled_by_first, batches=3,
+          trust=WRITTEN),
+)  # fmt: skip
 
 CLEAN: tuple[Program, ...] = (
     clean("a buffer gets the same number", EARLIER, make=Scaled, after=constant, batches=3),
+    clean("a tensor attribute gets the same values", EARLIER, make=Centred, after=same_centre, batches=3),
+    clean("an attribute gets the same number", EARLIER, make=Named, after=same_number, batches=3),
+    clean("a step that only looks", EARLIER, make=Scaled, after=lambda m, x: float(x.abs().max()), batches=3),
     clean("a teacher follows the student's weights", EARLIER, make=Taught, after=follow, batches=3),
     clean("nothing is written", EARLIER, make=linear(), batches=3),
 )
