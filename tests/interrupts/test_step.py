@@ -157,7 +157,7 @@ def test_an_interrupt_as_an_update_is_handed_out_leaves_gradients_switched_on() 
     parameters = {"a": nn.Parameter(torch.zeros(3)), "b": nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))}
     update = hushgrad.session.update.Update(parameters, MECHANISM, KeyStream.fixed_for_tests(1), None)
     for point in range(1, 10_000):
-        outcome = interrupted_at(point, partial(update.write, MECHANISM), is_of_writing)
+        outcome = interrupted_at(point, partial(update.write, MECHANISM, 0), is_of_writing)
         assert torch.is_grad_enabled()
         if not outcome.rang:
             break

@@ -16,6 +16,7 @@ from hushgrad.guards.monitoring.monitor import Monitors
 MECHANISM = DPSGD(
     noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=PoissonSampling(0.5), expected_batch_size=4
 )
+STD = {"weight": 0.5}
 
 
 class Looks(Monitor):
@@ -55,16 +56,17 @@ def test_what_is_no_list_of_monitors_is_refused(wrong: Any) -> None:
 
 def test_every_monitor_is_shown_the_update_as_it_was_written_and_frozen_parameters_have_none() -> None:
     monitors = [Looks(), Looks()]
-    Monitors(monitors).see(3, MECHANISM, parameters())
+    Monitors(monitors).see(3, MECHANISM, parameters(), STD)
     for monitor in monitors:
         (update,) = monitor.seen
         assert (update.number, update.mechanism, set(update.gradients)) == (3, MECHANISM, {"weight"})
         assert update.gradients["weight"].tolist() == [1, 2]
+        assert dict(update.noise_std) == STD
 
 
 def test_a_monitor_that_writes_to_the_update_is_named_and_ends_the_step() -> None:
     with pytest.raises(ContractChangedError, match=r"Writes: this monitor changed"):
-        Monitors([Looks(), Writes()]).see(0, MECHANISM, parameters())
+        Monitors([Looks(), Writes()]).see(0, MECHANISM, parameters(), STD)
 
 
 @pytest.mark.parametrize("uncounted", [lambda g: g.view(-1)[:1].data.add_(9), lambda g: g.numpy().fill(9)])
@@ -74,7 +76,7 @@ def test_a_write_that_pytorch_does_not_count_reaches_neither_the_update_nor_the_
             uncounted(update.gradients["weight"])
 
     held, after = parameters(), Looks()
-    Monitors([Hides(), after]).see(0, MECHANISM, held)
+    Monitors([Hides(), after]).see(0, MECHANISM, held, STD)
     assert held["weight"].grad is not None
     assert held["weight"].grad.tolist() == [1, 2]
     assert after.seen[0].gradients["weight"].tolist() == [1, 2]
@@ -89,12 +91,12 @@ def test_a_monitor_that_reaches_the_update_itself_is_named() -> None:
             held["weight"].grad.mul_(2)
 
     with pytest.raises(ContractChangedError, match=r"Reaches: this monitor changed"):
-        Monitors([Reaches()]).see(0, MECHANISM, held)
+        Monitors([Reaches()]).see(0, MECHANISM, held, STD)
 
 
 def test_what_is_shown_holds_no_place_for_another_gradient() -> None:
     monitor = Looks()
-    Monitors([monitor]).see(0, MECHANISM, parameters())
+    Monitors([monitor]).see(0, MECHANISM, parameters(), STD)
     with pytest.raises(TypeError):
         monitor.seen[0].gradients["frozen"] = torch.zeros(2)  # type: ignore[index]
 
