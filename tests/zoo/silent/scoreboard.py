@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import gc
+import multiprocessing
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +115,29 @@ def played(kinds: Iterable[Kind] = KINDS, word: str = "") -> list[Row]:
     return rows
 
 
+def played_in(jobs: int, word: str = "") -> list[Row]:
+    """Return what `played` returns of all kinds, from so many processes, each of which plays one kind at a time."""
+    if jobs < 2:
+        return played(word=word)
+    wanted = [
+        number
+        for number, kind in enumerate(KINDS)
+        if word in kind.title or any(word in program.name for program in kind.programs)
+    ]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        found = list(pool.map(_found_of, wanted, [word] * len(wanted)))
+    return [
+        Row(KINDS[number], KINDS[number].programs[program], way, one)
+        for number, rows in zip(wanted, found, strict=True)
+        for program, way, one in rows
+    ]
+
+
+def _found_of(kind: int, word: str) -> list[tuple[int, str, Found]]:
+    places = {id(program): place for place, program in enumerate(KINDS[kind].programs)}
+    return [(places[id(row.program)], row.way, row.found) for row in played(KINDS[kind : kind + 1], word)]
+
+
 def of_kinds(rows: list[Row]) -> list[tuple[Kind, list[Row]]]:
     """Return the rows of each kind that has some."""
     return [(kind, mine) for kind in KINDS if (mine := [row for row in rows if row.kind is kind])]
@@ -189,9 +215,10 @@ def main() -> int:
     parser.add_argument("word", nargs="?", default="", help="run only kinds and programs whose names hold this")
     parser.add_argument("--list", action="store_true", help="print each program")
     parser.add_argument("--write", action="store_true", help="write the table of docs/probe.md")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; by default all cores")
     options = parser.parse_args()
     start = time.perf_counter()
-    rows = played(word=options.word)
+    rows = played_in(options.jobs, options.word)
     if options.list:
         print(listed(rows), end="\n\n")
     print(board(rows))
