@@ -33,9 +33,16 @@ def test_the_command_ends_with_status_1_if_a_program_is_silent(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["scoreboard.py"])
     for rows, status in (([row(EXACT)], 0), ([row(EXACT), row(SILENT)], 1), ([row(REFUSED, clean=True)], 1)):
-        monkeypatch.setattr(scoreboard, "played", lambda word, rows=rows: rows)
+        monkeypatch.setattr(scoreboard, "played_in", lambda jobs, word, rows=rows: rows)
         assert scoreboard.main() == status
         assert ("  SILENT, leaky: " in capsys.readouterr().out) == any(r.found.outcome == SILENT for r in rows)
+
+
+def test_a_kind_is_played_in_a_process_of_its_own_as_it_is_in_this_one() -> None:
+    word = "nothing is written"
+    here, there = scoreboard.played(word=word), scoreboard.played_in(2, word)
+    assert here
+    assert [(r.kind, r.program, r.way, r.found) for r in here] == [(r.kind, r.program, r.way, r.found) for r in there]
 
 
 def test_a_page_is_given_the_table_between_its_markers() -> None:
