@@ -130,6 +130,15 @@ class Scope:
         finally:
             self._instead = outer
 
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Leave the forwards inside alone: nothing of them is captured."""
+        paused, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = paused
+
     @property
     def asked(self) -> list[Tensor]:
         """Gradients by inputs that were asked for with a graph, through forwards of the physical batch in work."""

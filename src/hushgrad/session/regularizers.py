@@ -121,14 +121,12 @@ class Regularizers:
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Run code of the loop's: its forwards are not captured, and torch.distributions takes no numbers out."""
-        paused, self._scope.paused = self._scope.paused, True
         validates = distributions_validate()
         Distribution.set_default_validate_args(False)
         try:
-            with torch.enable_grad():
+            with self._scope.off(), torch.enable_grad():
                 yield
         finally:
-            self._scope.paused = paused
             Distribution.set_default_validate_args(validates)
 
     def _is_a_copy(self, constant: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,6 @@ def require_own_gradient(
         nonlocal runs_backwards
         outputs = dict(tensors_at(output))
         taken = [path for path in outputs if path in call.reached and outputs[path].requires_grad]
-        trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         alone.update({path: outputs[path].detach() for path in outputs})
         if taken:
             cotangents = [
@@ -90,13 +89,9 @@ def require_own_gradient(
             ]
             tensors = [outputs[path] for path in taken]
             runs_backwards = may_run_backwards(tensors)
-            own.update(ordinary_gradients(tensors, cotangents, trained))
+            own.update(ordinary_gradients(tensors, cotangents, _trained(parameters)))
 
-    paused, scope.paused = scope.paused, True
-    try:
-        single = runner.run(batch.only([example]), quiet=quiet, share=3 / batch.size, then=run_alone)
-    finally:
-        scope.paused = paused
+    single = _run_alone(runner, batch, scope, example, quiet, run_alone)
 
     weight = float(count) if loss_reduction == "mean" else 1.0
     pool = UsePool()
@@ -187,14 +182,9 @@ def require_gradient_of_batch(
             tensors.append(tensor)
             cotangents.append(part)
         if tensors:
-            trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-            own.update(ordinary_gradients(tensors, cotangents, trained))
+            own.update(ordinary_gradients(tensors, cotangents, _trained(parameters)))
 
-    paused, scope.paused = scope.paused, True
-    try:
-        runner.run(batch.only([example]), quiet=False, share=3 / batch.size, then=run_alone)
-    finally:
-        scope.paused = paused
+    _run_alone(runner, batch, scope, example, False, run_alone)
     if is_whole and own:
         _require_same(recorded, own, parameters, call.autocast, across)
 
@@ -235,16 +225,12 @@ def require_proportional(
                 for path, tensor in tensors_at(output)
                 if path in call.reached and path in axes and tensor.requires_grad
             ]
-            trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
             if taken:
-                gradients = ordinary_gradients([one for one, _ in taken], [two for _, two in taken], trained)
+                tensors, cotangents = [one for one, _ in taken], [two for _, two in taken]
+                gradients = ordinary_gradients(tensors, cotangents, _trained(parameters))
                 found.append({name: gradient / scale for name, gradient in gradients.items()})
 
-        paused, scope.paused = scope.paused, True
-        try:
-            outcome = runner.run(batch.only([example]), quiet=quiet, share=3 / batch.size, then=run)
-        finally:
-            scope.paused = paused
+        outcome = _run_alone(runner, batch, scope, example, quiet, run)
         if outcome.unknown is not None:
             return
     try:
@@ -259,6 +245,18 @@ def require_proportional(
             cure="Compute the loss by engine.per_example(criterion), or call engine.session.backward(losses) with one "
             "loss per example: both divide nothing",
         ) from None
+
+
+def _run_alone(
+    runner: Runner, batch: Batch, scope: Scope, example: int, quiet: bool, then: Callable[[Any], None]
+) -> Outcome:
+    """Run one example without capture, and `then` on its output; a forward and a backward count as three."""
+    with scope.off():
+        return runner.run(batch.only([example]), quiet=quiet, share=3 / batch.size, then=then)
+
+
+def _trained(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
 
 
 def _weights(alone: Tensor, axis: int, size: int) -> Tensor:

@@ -44,6 +44,8 @@ def statistics_in(drawn: Drawn) -> tuple[list[Tensor], list[float]]:
     """Return the numbers of an item that other records change: those in tensors, and those that Python can read."""
     tensors: list[Tensor] = []
     numbers: list[float] = []
+    if not drawn.statistics:  # asked for every item
+        return tensors, numbers
 
     def visit(path: Path, part: Any) -> Any:
         if path in drawn.statistics:
@@ -135,7 +137,7 @@ def _with_numbers(program: Program, numbers: Sequence[float]) -> Iterator[Made]:
     """Yield the calls that take one of these numbers, which does not stand in their code."""
     for call in program.calls[: program.last]:
         given = choosing_numbers(call.name, call.args, call.kwargs)
-        if any(float(number) in numbers and not _is_written(number, call) for number in given):
+        if any(number in numbers and not _is_written(number, call) for number in given):
             yield call
 
 

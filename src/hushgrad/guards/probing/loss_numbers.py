@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Size
 
-from hushgrad.guards.probing.loss_program import Given, Made, Place, Program, slots_of
+from hushgrad.guards.probing.loss_program import Given, Made, Place, Program, mapped, slots_of
 from hushgrad.guards.probing.numbers_taken import is_free, is_made_of, is_one_of, made_of, numbers_in
 
 OF_CRITERIA = "losses.py"
@@ -239,23 +239,15 @@ def call_numbers(program: Program, call: Made) -> list[float]:
     return [*numbers_in((call.args, call.kwargs)), *single]
 
 
-def choosing_numbers(name: str, args: Any, kwargs: Any) -> Iterator[float]:
-    """Yield the numbers by which a call cuts, compares, moves or draws, those of slices too, and no lengths or axes."""
-    if name in SHAPES:
-        return
+def choosing_numbers(name: str, args: Any, kwargs: Any) -> list[float]:
+    """Return the numbers by which a call cuts, compares, moves or draws, those of slices too; no lengths, no axes."""
 
-    def numbers(value: Any) -> Iterator[float]:
+    def plainly(value: Any) -> Any:
         if isinstance(value, slice):
-            yield from numbers((value.start, value.stop, value.step))
-        elif isinstance(value, dict):
-            yield from numbers(tuple(value.values()))
-        elif type(value) in (tuple, list):
-            for part in value:
-                yield from numbers(part)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            yield value
+            return (value.start, value.stop, value.step)
+        return value if isinstance(value, (int, float)) else None  # no tensor or array is read
 
-    yield from numbers((args, kwargs))
+    return [] if name in SHAPES else list(numbers_in(mapped((args, kwargs), plainly)))
 
 
 def _is_equal(one: Any, other: Any) -> bool:

@@ -344,12 +344,12 @@ class LossTrace(TorchFunctionMode):
         None is where the item has none for Python to read. A length of the item's tensors is no such number, nor is one
         that stands in the code.
         """
-        if not self.outside.is_readable or not any(True for _ in choosing_numbers(name, args, kwargs)):
+        if not self.outside.is_readable or not (numbers := choosing_numbers(name, args, kwargs)):
             return False
         frame = loop_frame()
         lengths = {length for source in self.program.sources.values() for length in source.values.shape}
-        numbers = [number for number in choosing_numbers(name, args, kwargs) if number not in lengths]
-        return is_free(numbers, self.program.size, () if frame is None else _place_of(frame).numbers)
+        free = [number for number in numbers if number not in lengths]
+        return is_free(free, self.program.size, () if frame is None else _place_of(frame).numbers)
 
     def _knows(self, args: Any) -> bool:
         """Whether what is changed in place is a tensor of the program's, if of none of the item's values."""
