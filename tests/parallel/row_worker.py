@@ -60,6 +60,23 @@ def narrow(folder: str, form: str) -> dict[str, Any]:
     return {"error": ((run.seen[0] - wanted).norm() / wanted.norm()).item(), "held": len(cuts)}
 
 
+def clip_rules(folder: str, form: str, sigma: float) -> dict[str, Any]:
+    """Norms, counts and updates of rules with an adaptive norm, or with noise of their own for each group."""
+    found: dict[str, Any] = {}
+    for clipping in ("quantile:learning_rate=0.5,count_noise_multiplier=600", "per-layer:noise=least"):
+        run, norms = Run(form, sigma=sigma, clipping=clipping), []
+        session = run.engine.session
+        run.train(3, lambda: norms.append((session.clip_norm, session.written.count)))  # noqa: B023
+        path = Path(folder, f"{clipping.partition(':')[0]}.pt")
+        if WORLD == 1:
+            torch.save(run.seen, path)
+        wanted = torch.load(path)
+        errors = [float((one - two).norm() / two.norm()) for one, two in zip(run.seen, wanted, strict=True)]
+        found[clipping] = {"norms": norms, "error": max(errors), "update": digest([run.seen[-1]])}
+        session.close()
+    return found
+
+
 def drawn(form: str) -> list[list[int]]:
     """The records that this process took in each step."""
     run = Run(form, sigma=1.0, key=None)

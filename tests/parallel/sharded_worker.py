@@ -454,7 +454,7 @@ def main(scenario: str, arguments: dict[str, Any], scenarios: dict[str, Any]) ->
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")
     store, folder = arguments.pop("store"), arguments.pop("folder")
-    if scenario in ("updates", "narrow"):
+    if scenario in ("updates", "narrow", "clip_rules"):
         arguments["folder"] = folder
     elif scenario == "distributed_checkpoint":
         arguments["folder"] = str(Path(folder, "distributed"))

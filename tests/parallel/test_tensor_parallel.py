@@ -104,6 +104,22 @@ def test_what_all_of_a_row_have_whole_stays_bit_identical(rows: Processes) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", ["all styles", "columns and rows"])
+def test_adaptive_and_group_wise_clip_rules_are_those_of_one_process(form: str, rows: Processes) -> None:
+    """The count is of all examples once, and its noise is one draw, so that all of a row go on with one norm."""
+    (alone,) = told(rows(1, "clip_rules", form=form, sigma=0.0))
+    first, second = told(rows(2, "clip_rules", form=form, sigma=0.0))
+    assert first == second
+    for clipping, found in first.items():
+        assert found["error"] < 1e-5
+        assert found["norms"] == alone[clipping]["norms"]
+    first, second = told(rows(2, "clip_rules", form=form, sigma=1.0))
+    assert first == second
+    quantile = next(found for clipping, found in first.items() if clipping.startswith("quantile"))
+    assert len({norm for norm, _ in quantile["norms"]}) == 3
+
+
+@pytest.mark.slow
 def test_all_of_a_row_take_the_records_of_their_column(rows: Processes) -> None:
     first, second, third, fourth = told(rows(4, "drawn", form="copies of rows"))
     assert first == second
