@@ -267,44 +267,47 @@ class Update:
         totals = [self._total(sums, name) for name in names]
         relative = [clip.relative[name] if mechanism.noise_std > 0 else 1.0 for name in names]
         splits = [Shards.of(trained[name], self._grid) for name in names]
-        whose = [self._owners[name] for name in names]
-        has_count = clip.count_relative is not None and bool(totals)
+        owners = [self._owners[name] for name in names]
         if clip.count_relative is not None and totals:
             totals.append(self.norm.take(totals[0].device))
             relative.append(clip.count_relative)
             splits.append(None)
-            whose.append(None if self._grid.model.is_alone else 0)  # all of a row count the same examples
+            owners.append(None if self._grid.model.is_alone else 0)  # all of a row count the same examples
         for place, times in enumerate(relative):
             if times != 1:
                 totals[place] = totals[place] / times
-        draws = draws_of(totals, splits, whose)
-        laid_out = []
-        for draw in draws:
-            laid_out.append(draw.laid_out(totals))
-            for place in draw.places if draw.split is not None else ():  # its memory can go, its shape is needed
-                totals[place] = totals[place].to("meta")
-        owners = owners_of_their_memory(draws, laid_out)
-        grid = self._grid
-        if grid.world.is_alone and all(draw.split is None for draw in draws):
-            updates = self._noised(laid_out, owners, number, mechanism)
-        else:
-            with together(grid.world, "sums", {"step": number}):  # from here on all wait for each other's
-                outgoing: list[Outgoing] = [
-                    _outgoing(grid, draw, total if is_owner else total.clone(memory_format=torch.contiguous_format))
-                    for draw, total, is_owner in zip(draws, laid_out, owners, strict=True)
-                ]
-                outgoing += [] if scattered is None else scattered.take()
-            del laid_out  # each goes as its sum has come
-            updates = self._noised_together(outgoing, number, mechanism)
+        draws = draws_of(totals, splits, owners)
+        updates = self._of_draws(draws, totals, number, mechanism)
         found = list(totals)
         for draw, update in zip(draws, updates[: len(draws)], strict=True):
             for place, part in zip(draw.places, draw.taken_apart(update, totals), strict=True):
                 found[place] = part if relative[place] == 1 else part * relative[place]
-        count = found.pop() if has_count else None
-        of_names = dict(zip(names, found, strict=True))
+        by_name = dict(zip(names, found, strict=False))
         if scattered is not None:
-            of_names |= scattered.taken_apart(updates[len(draws) :])
-        return of_names, count
+            by_name |= scattered.taken_apart(updates[len(draws) :])
+        return by_name, found[-1] if len(found) > len(names) else None
+
+    def _of_draws(
+        self, draws: Sequence[Draw], totals: list[Tensor], number: int, mechanism: Mechanism
+    ) -> Sequence[Tensor]:
+        """Return the noised updates of all draws, then of sums that were scattered; `totals` lets its memory go."""
+        laid_out = []
+        for draw in draws:
+            laid_out.append(draw.laid_out(totals))
+            for place in draw.places if draw.split is not None else ():  # its shape is needed
+                totals[place] = totals[place].to("meta")
+        may_overwrite = owners_of_their_memory(draws, laid_out)
+        grid = self._grid
+        if grid.world.is_alone and all(draw.split is None for draw in draws):
+            return self._noised(laid_out, may_overwrite, number, mechanism)
+        with together(grid.world, "sums", {"step": number}):  # from here on all wait for each other's
+            outgoing: list[Outgoing] = [
+                _outgoing(grid, draw, total if is_owner else total.clone(memory_format=torch.contiguous_format))
+                for draw, total, is_owner in zip(draws, laid_out, may_overwrite, strict=True)
+            ]
+            outgoing += [] if self._scattered is None else self._scattered.take()
+        del laid_out  # each goes as its sum has come
+        return self._noised_together(outgoing, number, mechanism)
 
     def _noised(
         self, sums: Sequence[Tensor], owners: Sequence[bool], number: int, mechanism: Mechanism
