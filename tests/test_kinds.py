@@ -6,6 +6,7 @@ Whoever does would have to be changed for the next kind. Ask the thing instead.
 from __future__ import annotations
 
 import ast
+import inspect
 import sys
 from pathlib import Path
 
@@ -51,7 +52,12 @@ def test_a_source_that_asks_for_a_kind_is_found(source: str) -> None:
 
 
 def _kinds_of(base: type) -> frozenset[str]:
-    return frozenset(kind.__name__ for kind in base.__subclasses__() if kind.__module__.startswith("hushgrad."))
+    """Those of hushgrad's, however they are derived; what several have in common is abstract, and no kind."""
+    found: set[str] = set()
+    for kind in base.__subclasses__():
+        if kind.__module__.startswith("hushgrad."):
+            found |= _kinds_of(kind) | (set() if inspect.isabstract(kind) else {kind.__name__})
+    return frozenset(found)
 
 
 CONCEPTS = {

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Self, final
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from hushgrad.arguments import at_least, clip_norm
-from hushgrad.clipping.rule import ClipRule, derived, scaled_by, whole_norms
+from hushgrad.arguments import at_least
+from hushgrad.clipping.one_norm import OneNorm
+from hushgrad.clipping.rule import derived, scaled_by, whole_norms
 
 SMALLEST_GAMMA = 1e-4
 """Below it a factor would be larger than norms are told from 0, at physical batches of 100,000 rows of a mean loss."""
@@ -18,7 +19,7 @@ SMALLEST_GAMMA = 1e-4
 
 @final
 @dataclass(frozen=True)
-class AutomaticClipping(ClipRule):
+class AutomaticClipping(OneNorm):
     """Multiply each gradient g with C / (‖g‖ + γ) (AUTO-S of Bu et al. 2023, arXiv 2206.07136, equation 5).
 
     C is then nothing but a part of the learning rate (of Adam not even that), so that it needs no tuning. Gradients
@@ -41,27 +42,14 @@ class AutomaticClipping(ClipRule):
         raise derived(cls, "automatic clipping")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_grad_norm", clip_norm("max_grad_norm", self.max_grad_norm))
+        super().__post_init__()
         cure = "The paper's 0.01 suits everything that it tried; or take FlatClipping"
         object.__setattr__(self, "gamma", at_least("gamma", self.gamma, SMALLEST_GAMMA, cure))
-
-    @property
-    def sensitivity(self) -> float:
-        """C, the largest norm with which one example enters the sum."""
-        return self.max_grad_norm
-
-    def limits(self, count: int) -> tuple[float, ...]:
-        """Return C, for the one group."""
-        return (self.max_grad_norm,) * count
 
     def factors(self, norms_GB: Tensor) -> Tensor:
         """Return C / (‖g‖ + γ) for each norm, in float64, and 0 where it is not finite."""
         wide_GB = norms_GB.double()
         return torch.where(torch.isfinite(wide_GB), self.max_grad_norm / (wide_GB + self.gamma), 0.0)
-
-    def scaled(self, factor: float) -> Self:
-        """Return the same with C · `factor`."""
-        return replace(self, max_grad_norm=self.max_grad_norm * factor)
 
     def reference(self, per_example: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return Σ_i g_i · C / (‖g_i‖ + γ)."""

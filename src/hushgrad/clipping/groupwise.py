@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, final
 
-import torch
 from torch import Tensor
 
 from hushgrad.arguments import clip_norm, one_of
-from hushgrad.clipping.rule import ClipRule, derived, scaled_by, whole_norms
+from hushgrad.clipping.one_norm import clip_factors, clipped_plainly
+from hushgrad.clipping.rule import ClipRule, derived
 from hushgrad.errors import InvalidArgumentError
 
 BY = ("layer", "block", "parameter")
@@ -97,10 +97,8 @@ class GroupwiseClipping(ClipRule):
 
     def factors(self, norms_GB: Tensor) -> Tensor:
         """Return min(1, C_l/‖g_l‖) for each norm, in float64, and 0 where it is not finite."""
-        wide_GB = norms_GB.double()
-        limits_G1 = wide_GB.new_tensor(self.limits(len(norms_GB))).unsqueeze(1)
-        factors_GB = torch.where(wide_GB > limits_G1, limits_G1 / wide_GB, 1.0)
-        return torch.where(torch.isfinite(wide_GB), factors_GB, 0.0)
+        limits_G1 = norms_GB.double().new_tensor(self.limits(len(norms_GB))).unsqueeze(1)
+        return clip_factors(norms_GB, limits_G1)
 
     @property
     def noise_differs(self) -> bool:
@@ -130,8 +128,7 @@ class GroupwiseClipping(ClipRule):
         groups = self.groups(list(per_example))
         found: dict[str, Tensor] = {}
         for group, limit in zip(groups, self.limits(len(groups)), strict=True):
-            own = {name: per_example[name] for name in group}
-            found |= scaled_by((limit / whole_norms(own)).clamp(max=1), own)
+            found |= clipped_plainly(limit, {name: per_example[name] for name in group})
         return {name: found[name] for name in per_example}
 
 

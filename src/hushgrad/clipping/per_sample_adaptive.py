@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Self, final
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from hushgrad.arguments import at_least, clip_norm
-from hushgrad.clipping.rule import ClipRule, derived, scaled_by, whole_norms
+from hushgrad.arguments import at_least
+from hushgrad.clipping.one_norm import OneNorm
+from hushgrad.clipping.rule import derived, scaled_by, whole_norms
 
 SMALLEST_R = 1e-6
 
 
 @final
 @dataclass(frozen=True)
-class PerSampleAdaptiveClipping(ClipRule):
+class PerSampleAdaptiveClipping(OneNorm):
     """Multiply each gradient g with C / (‖g‖ + r / (‖g‖ + r)) (PSAC of Xia et al. 2023, arXiv 2212.00328).
 
     As automatic clipping, but that a gradient which is tiny beside r is multiplied with C and not with C / γ: examples
@@ -40,27 +41,14 @@ class PerSampleAdaptiveClipping(ClipRule):
         raise derived(cls, "per-sample adaptive clipping")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_grad_norm", clip_norm("max_grad_norm", self.max_grad_norm))
+        super().__post_init__()
         object.__setattr__(self, "r", at_least("r", self.r, SMALLEST_R, "The paper's 0.1 is a good first choice"))
-
-    @property
-    def sensitivity(self) -> float:
-        """C, the largest norm with which one example enters the sum."""
-        return self.max_grad_norm
-
-    def limits(self, count: int) -> tuple[float, ...]:
-        """Return C, for the one group."""
-        return (self.max_grad_norm,) * count
 
     def factors(self, norms_GB: Tensor) -> Tensor:
         """Return C / (‖g‖ + r / (‖g‖ + r)) for each norm, in float64, and 0 where it is not finite."""
         wide_GB = norms_GB.double()
         factors_GB = self.max_grad_norm / (wide_GB + self.r / (wide_GB + self.r))
         return torch.where(torch.isfinite(wide_GB), factors_GB, 0.0)
-
-    def scaled(self, factor: float) -> Self:
-        """Return the same with C · `factor`."""
-        return replace(self, max_grad_norm=self.max_grad_norm * factor)
 
     def reference(self, per_example: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return Σ_i g_i · C (‖g_i‖ + r) / (‖g_i‖² + r ‖g_i‖ + r), the same written with one division."""

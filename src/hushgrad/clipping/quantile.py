@@ -10,9 +10,10 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
-from hushgrad.arguments import clip_norm, open_unit_interval, positive_number
+from hushgrad.arguments import open_unit_interval, positive_number
 from hushgrad.clipping.adaptation import LARGEST_COUNT, Adaptation
-from hushgrad.clipping.rule import ClipRule, derived, scaled_by, whole_norms
+from hushgrad.clipping.one_norm import OneNorm, clip_factors, clipped_plainly
+from hushgrad.clipping.rule import derived, whole_norms
 from hushgrad.errors import InvalidArgumentError
 
 LEAST, MOST = 1e-18, 1e18
@@ -21,7 +22,7 @@ LEAST, MOST = 1e-18, 1e18
 
 @final
 @dataclass(frozen=True)
-class QuantileClipping(ClipRule, Adaptation):
+class QuantileClipping(OneNorm, Adaptation):
     """Clip to C_t, which moves to the γ-quantile of the norms (Andrew et al. 2021, arXiv 1905.03871, Algorithm 1).
 
     Every step releases, beside the gradients, the noised count Σ_i (b_i − ½) with b_i = 1 where ‖g_i‖ ≤ C_t, else 0
@@ -54,30 +55,19 @@ class QuantileClipping(ClipRule, Adaptation):
         raise derived(cls, "quantile-adaptive clipping")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_grad_norm", clip_norm("max_grad_norm", self.max_grad_norm))
+        super().__post_init__()
         object.__setattr__(self, "quantile", open_unit_interval("quantile", self.quantile))
         for name in ("learning_rate", "count_noise_multiplier"):
             object.__setattr__(self, name, positive_number(name, getattr(self, name)))
-
-    @property
-    def sensitivity(self) -> float:
-        """C_t; that of the count is taken into account by less of it for the gradients."""
-        return self.max_grad_norm
 
     @property
     def adaptation(self) -> Adaptation:
         """What is counted, and what the next norm is: the rule itself."""
         return self
 
-    def limits(self, count: int) -> tuple[float, ...]:
-        """Return C_t, for the one group."""
-        return (self.max_grad_norm,) * count
-
     def factors(self, norms_GB: Tensor) -> Tensor:
         """Return min(1, C_t/‖g‖) for each norm, in float64, and 0 where it is not finite."""
-        wide_GB = norms_GB.double()
-        factors_GB = torch.where(wide_GB > self.max_grad_norm, self.max_grad_norm / wide_GB, 1.0)
-        return torch.where(torch.isfinite(wide_GB), factors_GB, 0.0)
+        return clip_factors(norms_GB, self.max_grad_norm)
 
     def scaled(self, factor: float) -> Self:
         """Refuse: a schedule and the count would each set the norm.
@@ -93,7 +83,7 @@ class QuantileClipping(ClipRule, Adaptation):
 
     def reference(self, per_example: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return Σ_i g_i · min(1, C_t/‖g_i‖)."""
-        return scaled_by((self.max_grad_norm / whole_norms(per_example)).clamp(max=1), per_example)
+        return clipped_plainly(self.max_grad_norm, per_example)
 
     # The count -------------------------------------------------------------------------------------------------------
 
