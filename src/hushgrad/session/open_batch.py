@@ -61,6 +61,11 @@ class OpenBatch:
         return self._pool.is_narrow or self._parts.probe.changes_gradients
 
     @property
+    def is_watched(self) -> bool:
+        """Whether its backward is to be seen: what follows sizes was met, or may still be met before it."""
+        return self.follows_sizes or self._parts.probe.writes_down
+
+    @property
     def divides_losses(self) -> bool:
         """Whether losses are divided by the number of rows before their backward, which `add` undoes.
 

@@ -58,6 +58,10 @@ class Watched(Protocol):
     def follows_sizes(self) -> bool:
         """Whether the forwards so far do to gradients what may follow how large these are: 16 bits, hooks."""
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether its backward is to be seen."""
+
     def cuts(self, loss: Tensor) -> Sequence[Cut]:
         """Return where the gradient of a loss may be multiplied; empty where that cannot be told."""
 
@@ -96,7 +100,7 @@ class OwnBackward(TorchFunctionMode):
     def returned(self) -> None:
         """It has returned."""
         batch = self._batch()
-        if self._is_over or batch is None or not batch.follows_sizes or threading.get_ident() != self._thread:
+        if self._is_over or batch is None or not batch.is_watched or threading.get_ident() != self._thread:
             return
         self._take_out()
         self._has_others = self._has_others or any(tensor.requires_grad for _, tensor in tensors_at(self._inputs))
@@ -139,7 +143,8 @@ class OwnBackward(TorchFunctionMode):
         if func is Tensor.backward:
             return self._backward(args, kwargs)
         name = getattr(func, "__name__", "")
-        if not self._is_mean or not torch.is_grad_enabled():
+        batch = self._batch()
+        if not self._is_mean or not torch.is_grad_enabled() or batch is None or not batch.follows_sizes:
             return func(*args, **kwargs)
         if name in MEANS and kwargs.get("reduction") == "mean" and not _is_legacy(kwargs):
             values = func(*args, **{**kwargs, "reduction": "none"})
@@ -170,7 +175,7 @@ class OwnBackward(TorchFunctionMode):
         batch = self._batch()
         handles: list[Any] = []
         try:
-            if batch is not None and not self._has_others and kwargs.get("inputs") is None:
+            if batch is not None and batch.follows_sizes and not self._has_others and kwargs.get("inputs") is None:
                 for cut in batch.cuts(args[0]):
                     handles.append(cut.node.register_prehook(self._multiplied(batch, cut)))
                     handles += [mean.register_hook(_exact_mean) for mean in cut.means]

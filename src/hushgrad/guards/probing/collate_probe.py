@@ -264,15 +264,12 @@ class Rows:
                 axis = axes[path]
                 before, after = one.movedim(axis, 0)[list(kept)], two.movedim(axis, 0)[list(there)]
                 same = rows_agree_but_for_padding(before, after, whole=alone, noisy=draws.anew is not None)
-            elif len(self._records) != len(changed):
-                same = True
-            elif one.is_floating_point():
+            elif one.is_floating_point() and len(self._records) == len(changed):
                 same = one.shape != two.shape or rows_agree(one, two)  # a statistic of the batch
             else:
-                same = True
-                if not self._runs.has_drawn and not torch.equal(
-                    one, two
-                ):  # a length, say, which may be used for what it is
+                same = True  # a length, say, which may be used for what it is
+                is_size = one.ndim == 0 and (int(one.real), int(two.real)) == (len(self._records), len(changed))
+                if not self._runs.has_drawn and not is_size and not torch.equal(one, two):
                     self._runs.statistics.add(path)
             if not same:
                 return path

@@ -16,6 +16,7 @@ from hushgrad.errors import CrossSampleLeakError
 from hushgrad.gradients.across import NOWHERE, Across
 from hushgrad.gradients.ordinary import kept_gradients, may_run_backwards, ordinary_gradients
 from hushgrad.guards.probing.calls import Outcome, Runner
+from hushgrad.guards.probing.loss_sizes import by_their_size
 from hushgrad.guards.probing.rows import Batch
 from hushgrad.guards.probing.state_values import PART
 from hushgrad.guards.probing.trees import Path, tensors_at
@@ -237,14 +238,7 @@ def require_proportional(
         for other in found[1:]:
             _require_same(found[0].items(), dict(other), parameters, call.autocast, across)
     except CrossSampleLeakError as error:
-        raise CrossSampleLeakError(
-            "gradients are changed by their size (a clamp, a threshold, a normalisation, in a hook or a custom "
-            "function), and the loop's own mean divides them by the number of drawn records, so that each example's "
-            "gradient depends on how many there are; most of all for this parameter",
-            where=error.where,
-            cure="Compute the loss by engine.per_example(criterion), or call engine.session.backward(losses) with one "
-            "loss per example: both divide nothing",
-        ) from None
+        raise by_their_size(error.where) from None
 
 
 def _run_alone(

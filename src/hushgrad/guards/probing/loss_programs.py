@@ -22,6 +22,7 @@ from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_order import untold_of_places
 from hushgrad.guards.probing.loss_padding import LossPadding
 from hushgrad.guards.probing.loss_program import Earlier, cut_lengths
+from hushgrad.guards.probing.loss_sizes import require_proportional_gradients
 from hushgrad.guards.probing.loss_trace import NOTHING, LossTrace
 from hushgrad.guards.probing.novelty import Extremes
 from hushgrad.guards.probing.positions import Positions
@@ -72,6 +73,7 @@ class LossPrograms:
         self._trace: LossTrace | None = None
         self._end: weakref.finalize[..., LossPrograms] | None = None  # of the trace, should nobody tell of it
         self._is_own = False
+        self._has_changed_gradients = False
         self._earlier = Earlier(constants=Constants(public))
         self._items = 0
         self.has_read = False
@@ -125,8 +127,22 @@ class LossPrograms:
             self._is_own = True
             self._trace.loss(loss, is_rows=False)
 
-    def examine(self) -> str:
+    @property
+    def are_written_down(self) -> bool:
+        """Whether the calls of the item in work are written down."""
+        return self._trace is not None
+
+    @property
+    def change_gradients(self) -> bool:
+        """Whether hooks or autograd functions were among the loop's calls, of this item or of one before."""
+        if self._trace is not None and self._trace.changes_gradients:
+            self._has_changed_gradients = True
+        return self._has_changed_gradients
+
+    def examine(self, *, is_divided: bool = False) -> str:
         """Run the program of the item again.
+
+        `is_divided`: whether gradients of its losses were divided by the number of examples.
 
         Returns why its own loss could not be told, "" if it could or it has none.
 
@@ -139,6 +155,8 @@ class LossPrograms:
         self._trace.end()
         program, outside = self._trace.program, self._trace.outside
         why = require_separate_program(program, *self._declared, self._numbers)
+        if is_divided and self._declared[0] == "mean" and self._trace.changes_gradients:
+            require_proportional_gradients(program)
         self._numbers.note(program)
         self.cuts |= cut_lengths(program)
         self.has_read |= program.reads_values or outside.has_come or self._earlier.constants.are_made_anew

@@ -60,8 +60,10 @@ def _unchanged(value: Any, call: Made) -> Any:
     return value
 
 
-def replayed(program: Program, altered: Mapping[int, Tensor], number: Number = _unchanged) -> Replay:
-    """Run the program with some sources exchanged, and with other numbers among its arguments.
+def replayed(
+    program: Program, altered: Mapping[int, Tensor], number: Number = _unchanged, *, scale: float = 1.0
+) -> Replay:
+    """Run the program with some sources exchanged, with other numbers among its arguments, and with losses · `scale`.
 
     Raises:
         NotRunningError: it fails on them.
@@ -87,7 +89,7 @@ def replayed(program: Program, altered: Mapping[int, Tensor], number: Number = _
                     made = [made[index] for index, _ in call.places]
                 values.update(zip(call.outputs, made, strict=True))
                 rows.update({(place, slot): made[i].detach() for i, slot in enumerate(call.outputs)})
-            gradients = _gradients([values[end.slot] for end in program.ends], leaves)
+            gradients = _gradients([values[end.slot] for end in program.ends], leaves, scale)
         except Exception as error:
             raise NotRunningError(numbers) from error
     return Replay({slot: value.detach() for slot, value in values.items()}, numbers, rows, gradients)
@@ -104,12 +106,12 @@ def _called(call: Made, values: dict[int, Tensor], number: Number) -> Any:
         return call.function(*mapped(call.args, filled), **mapped(call.kwargs, filled))
 
 
-def _gradients(losses: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor | None]:
+def _gradients(losses: Sequence[Tensor], leaves: Sequence[Tensor], scale: float) -> list[Tensor | None]:
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     used = [loss for loss in losses if loss.requires_grad]
     if not wanted or not used:
         return [None] * len(leaves)
-    found = iter(torch.autograd.grad([loss.sum() for loss in used], wanted, allow_unused=True))
+    found = iter(torch.autograd.grad([loss.sum() * scale for loss in used], wanted, allow_unused=True))
     return [next(found) if leaf.requires_grad else None for leaf in leaves]
 
 

@@ -123,6 +123,8 @@ class LossTrace(TorchFunctionMode):
         self._has_taken = False
         self.has_read = False
         """Whether the loop read values in a way that leaves no number in the program."""
+        self.changes_gradients = False
+        """Whether the loop hung a hook on what it computes of each example, or gave it to a function of its own."""
         self._applied: dict[int, tuple[Any, int]] = {}  # by the node that an autograd function made
         for path, tensor in tensors_at(item):
             is_repeated = id(tensor) in self._known  # one tensor for several records: it cannot be altered for one
@@ -286,6 +288,8 @@ class LossTrace(TorchFunctionMode):
             self.has_read = True  # whether it fails is a look at the values
             raise
         was_live = self._live if is_of_batch else set(self._live)
+        if func is Tensor.register_hook:
+            self._note_change(args)
         self._write(func, given, result, place, args[0] if is_change and args else None)
         self._live &= was_live  # what the program read may be written to with nothing of the batch
         return result
@@ -337,6 +341,10 @@ class LossTrace(TorchFunctionMode):
             [of] = made[-1].args
             slot = of.number if isinstance(of, Slot) else None
         return slot is not None and slot in self.program.outputs
+
+    def _note_change(self, args: tuple[Any, ...]) -> None:
+        is_of_values = any(tensor.numel() > 1 for tensor in tensors_of(args))
+        self.changes_gradients = self.changes_gradients or is_of_values
 
     def _has_free_numbers(self, name: str, args: Any, kwargs: Any) -> bool:
         """Whether a call on nothing of the batch has a number that Python may have made of the item.
@@ -394,6 +402,7 @@ class LossTrace(TorchFunctionMode):
         if function_of(node) is not cls or kwargs:
             self.hide(f"{cls.__name__}, an autograd function of a kind that is not seen")
             return False
+        self._note_change(args)
         if id(node) not in self._applied:
             given = mapped(args, partial(self._given, is_changed=False))
             self._applied[id(node)] = node, len(self.program.calls)

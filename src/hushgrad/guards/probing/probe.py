@@ -214,8 +214,7 @@ class Probe:
         self._form = Form()
         self._statistics: frozenset[Path] = frozenset()
         self._is_divided = False
-        self.changes_gradients = False
-        """Whether hooks or custom functions of somebody else's were in a forward, which may change gradients."""
+        self._changes_gradients = False
         self._collate_is_known = False
         self._collate_turns = 0  # how often the collate function was examined
         self._collate_before: State | None = None  # what the collate function kept before the item in work was made
@@ -294,7 +293,7 @@ class Probe:
             call.returned(output, hangs_hooks, self._is_accumulating)
             call.is_hooked = self._is_so_anywhere(call.is_hooked)
             call.changes_gradients = self._is_so_anywhere(call.changes_gradients)
-            self.changes_gradients = self.changes_gradients or call.changes_gradients
+            self._changes_gradients = self._changes_gradients or call.changes_gradients
         if self.watcher is not None:
             self.watcher.returned()
         self._scalar_loss.left(entered.module, output)
@@ -458,6 +457,16 @@ class Probe:
         self._looks_at_order += MOST_LOOKS_AT_ORDER if in_order else 1
         self._padded = None
 
+    @property
+    def changes_gradients(self) -> bool:
+        """Whether hooks or functions of somebody else's were in a forward or in the loop, and may change gradients."""
+        return self._changes_gradients or self._programs.change_gradients
+
+    @property
+    def writes_down(self) -> bool:
+        """Whether the loop's calls on the item in work are written down, so that such a hook may still be met."""
+        return self._programs.are_written_down
+
     def is_due(self, size: int) -> bool:
         """Return whether `examine` will run the model again: where it is sharded, with whole parameters in place."""
         return any(self._is_due(part, size) for part in (*self._calls.whole, *self._calls.in_part))
@@ -501,7 +510,7 @@ class Probe:
         self._scalar_loss.close()
         with self._findings_told():
             try:
-                self._scalar_loss.doubt(self._programs.examine())
+                self._scalar_loss.doubt(self._programs.examine(is_divided=self._is_divided))
             except HushgradError:
                 self._across.least(0)
                 raise
