@@ -37,6 +37,7 @@ WITH_OTHER_PACKAGES = (
     "light_install",  # click
     "mechanism",  # click
     "migration",  # Opacus, click
+    "releases",  # scipy
     "noise",  # numba, cryptography, scipy
     "opacus_cases",
     "parallel",  # Accelerate

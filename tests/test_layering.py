@@ -25,6 +25,7 @@ GRADIENT_HALF = ("torch_internals", "torch_sharding", "clipping", "kernels", "no
 JOINING = (
     "parallel",
     "mechanism",
+    "releases",
     "separation",
     "losses",
     "guards/in_use",  # guards are always on, and know no session

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hushgrad.mechanism import DPSGD, CorrelatedNoise, GaussianNoise, GridNoise, Mechanism, NoiseMechanism
     from hushgrad.mechanism.choice import compare_noise
     from hushgrad.privacy import Privacy
+    from hushgrad.releases.releasing import release
     from hushgrad.sampling.balls_in_bins import BallsInBinsSampling
     from hushgrad.sampling.cyclic import CyclicPoissonSampling
     from hushgrad.sampling.disjoint import DisjointBatches
@@ -79,6 +80,7 @@ __all__ = [  # noqa: RUF022 - in plain order
     "optimal_buffered",
     "privatize",
     "register_operator",
+    "release",
     "session_of",
     "verify",
     "verify_update",
@@ -120,6 +122,7 @@ _HOMES = {
     "optimal_buffered": "hushgrad.strategies.optimal_buffered",
     "privatize": "hushgrad.session.privatize",
     "register_operator": "hushgrad.capture.operators.registered",
+    "release": "hushgrad.releases.releasing",
     "session_of": "hushgrad.session.session_of",
     "verify": "hushgrad.checks.verification.training.verify",
     "verify_update": "hushgrad.checks.verification.update.verify_update",

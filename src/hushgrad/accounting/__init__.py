@@ -28,6 +28,7 @@ from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.events.random_allocation import RandomAllocation
 from hushgrad.accounting.events.registry import event_from_json, register_event
+from hushgrad.accounting.events.release import Release, ReplacedRelease, ZeroedOutRelease
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.accounting.guarantee import Guarantee, guarantee
 from hushgrad.accounting.ledger.contract import Contract
@@ -58,7 +59,10 @@ __all__ = [
     "LedgerView",
     "PoissonSampled",
     "RandomAllocation",
+    "Release",
+    "ReplacedRelease",
     "TruncatedPoisson",
+    "ZeroedOutRelease",
     "allocated_passes",
     "calibrate_noise_multiplier",
     "disjoint_passes",

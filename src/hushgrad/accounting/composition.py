@@ -111,8 +111,13 @@ class NormalForm:
         return not (self.noiseless or self.is_sampled or self.gaussian_precision)
 
 
+def releases_of(composition: Composition) -> list[tuple[Event, int]]:
+    """Return what a composition released: all of it but findings and the rule of a filter."""
+    return [(event, count) for event, count in composition if event.is_release]
+
+
 def steps_of(composition: Composition) -> list[tuple[Event, int]]:
-    """Return the steps of a composition: all of it but findings and the rule of a filter."""
+    """Return the steps of a composition: what it released but for statistics beside training."""
     return [(event, count) for event, count in composition if event.is_step]
 
 
@@ -170,7 +175,7 @@ def adjacency_of(events: Iterable[Event]) -> str:
 
     Raises `AccountingError` where they have different relations: one epsilon cannot speak of two.
     """
-    relations = sorted({event.adjacency for event in events if event.is_step})
+    relations = sorted({event.adjacency for event in events if event.is_release})
     if len(relations) > 1:
         raise AccountingError(
             f"the composition mixes the neighbouring relations {' and '.join(relations)}, and one epsilon cannot hold "

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from hushgrad.accounting.composition import Composition, steps_of
+from hushgrad.accounting.composition import Composition, releases_of
 from hushgrad.accounting.events.costs import FilterRule
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.renyi_filter import RenyiFilter
@@ -76,7 +76,7 @@ class Filtering:
         self.rule = rule
         self._budget = renyi_budget(rule.order, rule.epsilon, rule.delta)
         self._counts: Counter[Event] = Counter()
-        for event, count in steps_of(events):
+        for event, count in releases_of(events):
             self._counts[event] += count
 
     def most(self, event: Event) -> int:
@@ -125,7 +125,7 @@ def epsilon_under_filter(rule: FilterRule, composition: Composition, delta: floa
 
     order, epsilon, at = rule
     budget = renyi_budget(order, epsilon, at)
-    spent = math.fsum(count * renyi_cost(event, order) for event, count in steps_of(composition))
+    spent = math.fsum(count * renyi_cost(event, order) for event, count in releases_of(composition))
     if spent > budget * (1 + 1e-12):
         raise AccountingError(
             "the account holds more than its filter admits, so that its budget does not hold",

@@ -10,7 +10,7 @@ from typing import Any
 
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, OWN_ACCOUNTANTS, epsilon_bounds
 from hushgrad.accounting.bounds import EpsilonBounds
-from hushgrad.accounting.composition import Composition, count_steps, finding_of, normal_form, steps_of
+from hushgrad.accounting.composition import Composition, count_steps, finding_of, normal_form, releases_of
 from hushgrad.accounting.conditions import (
     DECLARED_SAMPLING,
     FIXED_KEY,
@@ -209,7 +209,7 @@ def guarantee(
         numerics="" if form.noiseless or form.filter else _numerics(accountant, form.is_sampled, bounds),
         numerical_error=bounds.error if _states_error(accountant, bounds) and not form.filter else None,
         conditions=joined(trusted),
-        delta_of_rounding=_delta_of_rounding(contract, value, count_steps(composition)),
+        delta_of_rounding=_delta_of_rounding(contract, value, composition),
     )
 
 
@@ -228,16 +228,19 @@ def _on_grid(rounding: Rounding) -> str:
     )
 
 
-def _delta_of_rounding(contract: Contract | None, epsilon: float, steps: int) -> float:
-    """Return (1 + e^ε) · distance · steps: for laws so far from those of an (ε, δ) mechanism δ is larger by that."""
-    if contract is None or contract.rounding is None or math.isinf(epsilon):
+def _delta_of_rounding(contract: Contract | None, epsilon: float, composition: Composition) -> float:
+    """Return (1 + e^ε) · distance of all: for laws so far from those of an (ε, δ) mechanism δ is larger by that."""
+    in_steps = 0.0 if contract is None or contract.rounding is None else contract.rounding.distance
+    distance = in_steps * count_steps(composition)
+    distance += math.fsum(event.distance_of_noise * count for event, count in composition)
+    if not distance or math.isinf(epsilon):
         return 0.0
-    return min(1.0, (1 + math.exp(min(epsilon, 700.0))) * contract.rounding.distance * steps)
+    return min(1.0, (1 + math.exp(min(epsilon, 700.0))) * distance)
 
 
 def _sampling(composition: Composition) -> str:
     kinds: dict[type[Event], list[tuple[Event, int]]] = {}
-    for event, count in steps_of(composition):
+    for event, count in releases_of(composition):
         if count:
             kinds.setdefault(type(event), []).append((event, count))
     said = [kind.sentence(kinds[kind], alone=len(kinds) == 1) for kind in sorted(kinds, key=order_of)]

@@ -56,7 +56,7 @@ def show(path: str, delta: float | None, accountant: str, as_json: bool) -> None
         rows.append([f"{count}", event.type, ", ".join(f"{key} {_plain(value)}" for key, value in fields.items())])
     if rows:
         click.echo()
-        print_table(["steps", "event", "with"], rows)
+        print_table(["times", "event", "with"], rows)
     if view.notes:
         click.echo()
         found = [

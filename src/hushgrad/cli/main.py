@@ -22,6 +22,7 @@ COMMANDS = {
     "export": ("hushgrad.cli.export", "export", "Write a run's model for other programs, with a model card."),
     "noise": ("hushgrad.cli.noise", "noise", "Say whether correlated noise is better for a plan."),
     "predict": ("hushgrad.cli.predict", "predict", "Use a run's model on new rows."),
+    "release": ("hushgrad.cli.release", "release", "Release a statistic of private records, noised and charged."),
     "report": ("hushgrad.cli.report", "report", "Make a page, JSON and a model card of a run or a sweep; check them."),
     "sweep": ("hushgrad.cli.sweep", "sweep", "See what noise does: many runs, a table, pictures."),
     "ledger": ("hushgrad.cli.ledger", "ledger", "Show or verify the record of what a run spent."),

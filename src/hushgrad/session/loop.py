@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -26,6 +26,9 @@ class Turn(NamedTuple):
 
 class Loop(ABC):
     """A loop whose batches are observed (hushgrad's own loader draws them) or declared (by the caller)."""
+
+    dataset: Any = None
+    """What a loader reads; None where there is none."""
 
     @property
     @abstractmethod

@@ -34,8 +34,6 @@ class ObservedLoop(Loop):
     def __init__(self, parts: Parts, require_open: Callable[[], None], others: Others) -> None:
         self._parts, self._others = parts, others
         self._require_open = require_open
-        self.dataset: Any = None
-        """What the loader reads, once there is one."""
         self.collate_fn: Callable[[list[Any]], Any] | None = None
         """What makes its items; None for torch's own."""
         self.has_constant_shapes = False

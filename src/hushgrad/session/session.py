@@ -47,10 +47,13 @@ from hushgrad.parallel.agreement import require_agreement, together
 from hushgrad.parallel.messages import told_by_first
 from hushgrad.parallel.replicas import digest, state_digest
 from hushgrad.parallel.shards import put_together
+from hushgrad.releases.query import Query
+from hushgrad.releases.released import Released
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.stream import StreamLoader
 from hushgrad.sampling.torch_loader import LoadingOptions
+from hushgrad.session.beside import released_beside
 from hushgrad.session.checkpoint import Checkpoint, Resumed, Stateful, require_whole_states, save
 from hushgrad.session.declared import DeclaredLoop
 from hushgrad.session.loaders import loader_of, loader_over
@@ -342,6 +345,55 @@ class Session:
     def is_closed(self) -> bool:
         """Whether it was closed: the model is an ordinary one again, and another session may take it."""
         return self._closed
+
+    # Beside the steps ------------------------------------------------------------------------------------------------
+
+    def release(
+        self,
+        query: Query,
+        data: Any = None,
+        *,
+        noise_multiplier: float | None = None,
+        epsilon: float | None = None,
+        delta: float | None = None,
+    ) -> Released:
+        """Release a statistic of all records, clipped, with noise, and charged in this session's ledger.
+
+        For what is read off the records beside training: the accuracy on them, means for a normalisation, a histogram
+        of classes, a head by least squares::
+
+            right = session.release(releases.Accuracy(model), noise_multiplier=20)
+            print(right.answer, session.epsilon(1e-5))  # training and this
+
+        It counts as no step. A plan with a target of ε does not know of it: it is charged on top of the plan, and into
+        a `Budget`, which then ends training earlier.
+
+        Guarantee: one record moves the sum by at most the sensitivity of the query; the noise on it has the standard
+        deviation σ · sensitivity · (1 + 2**-12), and is drawn after the charge is on disk.
+
+        Args:
+            query: what is asked (`Count`, `Sum`, `Mean`, `Histogram`, `Normalisation`, `Accuracy`, `LeastSquares`).
+            data: one entry for each record; by default the dataset of this session's loader. Its length is public.
+            noise_multiplier: σ > 0; or
+            epsilon, delta: what the release may cost by itself.
+
+        Raises:
+            InvalidArgumentError: no query, no noise or no data.
+            CrossSampleLeakError: what is read of a record follows from others, too.
+            BudgetExhaustedError: it does not fit into the budget; nothing was charged.
+            ProtocolError: inside a logical batch or a step.
+            UnsupportedModelError: in several processes.
+            ContractChangedError: the ledger protects another unit than one record.
+        """
+        with self._between_steps("release a statistic"):
+            return released_beside(
+                self._parts,
+                query,
+                self._loop.dataset if data is None else data,
+                noise_multiplier=noise_multiplier,
+                epsilon=epsilon,
+                delta=delta,
+            )
 
     # Coming back -----------------------------------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ from hushgrad.errors import (
     InvalidArgumentError,
     LedgerError,
     ProtocolError,
+    UnreachableTargetError,
 )
 from hushgrad.mechanism import DPSGD, Mechanism
 from hushgrad.parallel.messages import told_by_first
@@ -330,6 +331,40 @@ class Spending:
             self._charge(turn)
             self._told = _Told.from_message(said)
 
+    def release(self, event: Event) -> None:
+        """Charge a statistic that is released beside the steps; return when it is on disk.
+
+        Raises:
+            ProtocolError: how batches are drawn is not known yet, or a budget is counted in blocks of steps.
+            BudgetExhaustedError: it does not fit into the budget; nothing was charged.
+        """
+        if self._ledger is None:
+            raise ProtocolError(
+                "there is no ledger yet: it is begun when it is known how batches are drawn",
+                cure="Make the session's loader first, or call hushgrad.release with the path of the ledger",
+            )
+        budget = self._budget
+        if budget is not None:
+            if self._blocks:
+                raise ProtocolError(
+                    "a budget whose steps are counted in blocks leaves no room for a release in their middle",
+                    cure="Release before training: hushgrad.release(query, data, ledger=path), then a phase of its own",
+                )
+            after = epsilon_of([*self.events(), (event, 1)], budget.delta, budget.accountant)
+            if after > budget.epsilon:
+                raise BudgetExhaustedError(
+                    f"the release does not fit into epsilon = {budget.epsilon:g} at delta = {budget.delta:g}; nothing "
+                    f"was charged",
+                    cure="Ask with more noise",
+                )
+        self.write_down()
+        self._ledger.charge(event)
+        if self._budget is not None or self._filter is not None or self._ledger.filtering is not None:
+            try:
+                self._limit(self._ledger)
+            except UnreachableTargetError:
+                self._last_step = self.steps  # what was released took the room of all further steps
+
     def settle(self, call: str, *, is_last: bool = False) -> None:
         """Write down what was taken on trust, and learn in all processes where the ledger stands; all call it.
 
@@ -439,6 +474,11 @@ class Spending:
         """Return those that neither the ledger holds nor is about to, each once."""
         known = [*self._trusted, *(() if self._ledger is None else self._ledger.conditions)]
         return [condition for condition in dict.fromkeys(conditions) if condition not in known]
+
+    @property
+    def unit(self) -> str:
+        """Whose presence is protected."""
+        return self._charged()[1].unit
 
     @property
     def noise_is_observed(self) -> bool:

@@ -20,6 +20,7 @@ from hushgrad.accounting import (
 )
 from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.events.registry import _KINDS, event_to_json
+from hushgrad.accounting.events.release import Release, ReplacedRelease, ZeroedOutRelease
 from hushgrad.accounting.events.renyi_filter import RenyiFilter
 from hushgrad.accounting.ledger.records import decode, encode
 
@@ -42,6 +43,12 @@ EVENTS: dict[str, list[tuple[Event, int]]] = {
         (NotEstablished("DP301", "layers.3", "the output of one example depends on the others"), 1),
     ],
     "random-allocation": [(RandomAllocation(100, 0.8, 2), 100), (RandomAllocation(30, 1.5, 3, participations=4), 7)],
+    "releases": [
+        (Release(2.0, "the accuracy of a model, over 60 records", 6.4e-28), 1),
+        (PoissonSampled(0.01, 1.1), 20),
+    ],
+    "releases-zero-out": [(DisjointPass(2, 0), 5), (ZeroedOutRelease(3.5, "a count of records, over 60 records"), 2)],
+    "releases-replace-one": [(ReplacedRelease(3.5, "a count of records, over 60 records"), 1)],
     "fully-adaptive": [(RenyiFilter(3.0, 1e-5, 12), 1), (PoissonSampled(0.01, 1.1), 20)],
 }
 

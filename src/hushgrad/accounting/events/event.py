@@ -99,9 +99,19 @@ class Event(ABC):
         return None
 
     @property
-    def is_step(self) -> bool:
-        """Whether anything ran: not for a finding, nor for the rule of a filter."""
+    def is_release(self) -> bool:
+        """Whether anything was released: not for a finding, nor for the rule of a filter."""
         return self.finding is None and self.filter_rule is None
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it is a step of training, and counted as one; a statistic that was released beside it is none."""
+        return self.is_release
+
+    @property
+    def distance_of_noise(self) -> float:
+        """How far the law of its noise is from what is charged, in total variation, where the contract says nothing."""
+        return 0.0
 
     @final
     def to_json(self) -> JSON:

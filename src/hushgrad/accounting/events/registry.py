@@ -22,6 +22,7 @@ from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.events.not_established import NotEstablished
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.events.random_allocation import RandomAllocation
+from hushgrad.accounting.events.release import Release, ReplacedRelease, ZeroedOutRelease
 from hushgrad.accounting.events.renyi_filter import RenyiFilter
 from hushgrad.accounting.events.truncated_poisson import TruncatedPoisson
 from hushgrad.errors import HushgradError, InvalidArgumentError
@@ -188,6 +189,9 @@ _OWN = (
     CyclicPoisson,
     FixedOrder,
     FixedOrderBuffered,
+    Release,
+    ZeroedOutRelease,
+    ReplacedRelease,
     NotEstablished,
     RenyiFilter,
 )

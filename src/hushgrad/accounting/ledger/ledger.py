@@ -152,7 +152,7 @@ class Ledger:
         return joined([*self._conditions, *conditions_of_phases(self._phases, self._steps, rule)])
 
     def charge(self, event: Event, count: int = 1, *, lease: int = 1) -> None:
-        """Charge `count` steps of `event`; return when they are on disk. Draw noise only after that.
+        """Charge `count` steps or releases of `event`; return when they are on disk. Draw noise only after that.
 
         With a `lease` of more steps, that many of this event are put on disk at once, and the following charges of it
         need no disk. `close()`, and a charge of another event, return what was not taken; a crash does not.
@@ -177,18 +177,18 @@ class Ledger:
                 self._filtering.admit(event, count, count)
             self._leased -= count
             accumulate(self._events, event, count)
-            self._steps += count
+            self._steps += count if event.is_step else 0
             return
         written = event_to_json(event)
-        if not event.is_step:
-            raise LedgerError("what is no step cannot be charged", where="the ledger", cure="Charge what ran")
+        if not event.is_release:
+            raise LedgerError("what released nothing cannot be charged", where="the ledger", cure="Charge what ran")
         self._return_lease()
         if self._filtering is not None:
             lease = self._filtering.admit(event, count, lease)
         self._write_phase()
         # In memory first: whatever happens while writing, ε never says less than the file.
         accumulate(self._events, event, count)
-        self._steps += count
+        self._steps += count if event.is_step else 0
         reserved = max(count, lease) if self._file is not None else count
         self._append("charge", {"event": written, "count": reserved})
         self._leased = reserved - count

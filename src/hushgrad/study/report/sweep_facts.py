@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hushgrad.accounting.accountants import epsilon
-from hushgrad.accounting.composition import Composition, steps_of
+from hushgrad.accounting.composition import Composition, releases_of
 from hushgrad.accounting.selection import GEOMETRIC, selection_epsilon
 from hushgrad.study.configuration import DEFAULT_DELTA
 from hushgrad.study.report.agreement import agreement, largest_epsilon
@@ -159,7 +159,7 @@ def choosing(rows: list[Row], done: dict[str, Attempt], given_up: list[Attempt],
         if attempt.files.ledger is None:
             continue
         events = attempt.files.ledger.events
-        if any(event.noise_multiplier == 0 for event, _ in steps_of(events)):
+        if any(event.noise_multiplier == 0 for event, _ in releases_of(events)):
             noiseless += 1
         else:
             private += 1
