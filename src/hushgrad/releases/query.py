@@ -41,8 +41,8 @@ class Query(ABC):
     def total(self, rows: Tensor) -> Tensor:
         """Return the sum of what these records add, float64 `[d]`.
 
-        Guarantee: each row adds a vector of norm at most the sensitivity, whatever is in it; one that is not finite
-        adds nothing.
+        Guarantee: one record moves the sum by at most the sensitivity, whatever is in it; one that is not finite adds
+        nothing.
 
         Args:
             rows: float64 `[n, k]`, the rows of n records.

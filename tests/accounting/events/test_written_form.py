@@ -44,7 +44,7 @@ EVENTS: dict[str, list[tuple[Event, int]]] = {
     ],
     "random-allocation": [(RandomAllocation(100, 0.8, 2), 100), (RandomAllocation(30, 1.5, 3, participations=4), 7)],
     "releases": [
-        (Release(2.0, "the accuracy of a model, over 60 records", 6.4e-28), 1),
+        (Release(2.0, "the accuracy of a model, over 60 records", 6e-28), 1),
         (PoissonSampled(0.01, 1.1), 20),
     ],
     "releases-zero-out": [(DisjointPass(2, 0), 5), (ZeroedOutRelease(3.5, "a count of records, over 60 records"), 2)],
