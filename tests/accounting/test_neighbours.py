@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from hushgrad.accounting import DisjointPass, FixedSizeSampled, Gaussian, PoissonSampled, epsilon
+from hushgrad.accounting import DisjointPass, FixedSizeSampled, Gaussian, PoissonSampled, TruncatedPoisson, epsilon
 from hushgrad.accounting.neighbours import RELATIONS, epsilon_under
 from hushgrad.errors import AccountingError, InvalidArgumentError
 
@@ -62,7 +62,9 @@ def test_what_is_not_known_is_refused_with_the_reason() -> None:
     with pytest.raises(AccountingError, match="a group under replace-one"):
         epsilon_under(PLAN, 1e-6, "replace-one", 2)
     with pytest.raises(AccountingError, match="fixed-size"):
-        epsilon_under([(FixedSizeSampled(5, 100, 1.0), 10)], 1e-6, "zero-out")
+        epsilon_under([(FixedSizeSampled(5, 100, 1.0), 10)], 1e-6, "add/remove-one")
+    with pytest.raises(AccountingError, match="truncated"):
+        epsilon_under([(TruncatedPoisson(0.1, 1.0, 100, 12), 10)], 1e-6, "zero-out", 2)
     with pytest.raises(InvalidArgumentError):
         epsilon_under(PLAN, 1e-6, "edit")
     with pytest.raises(InvalidArgumentError):
@@ -74,3 +76,40 @@ def test_nothing_costs_nothing_and_no_noise_everything(relation: str) -> None:
     assert epsilon_under([], 1e-6, relation).upper == 0
     assert epsilon_under([(Gaussian(0.0), 1)], 1e-6, relation).upper == math.inf
     assert epsilon_under([(PoissonSampled(0.1, 0.0), 1)], 1e-6, relation).upper == math.inf
+
+
+@pytest.mark.parametrize("relation", ["zero-out", "replace-one"])
+def test_of_cut_steps_a_changed_record_costs_no_more_than_a_replaced_one_without_cuts(relation: str) -> None:
+    cut = [(TruncatedPoisson(0.05, 1.0, 400, 25), 40)]
+    found = epsilon_under(cut, 1e-6, relation)
+    assert found.upper == epsilon_under([(PoissonSampled(0.05, 1.0), 40)], 1e-6, "replace-one").upper
+    assert found.lower == 0
+
+
+def test_zeroing_out_in_a_batch_of_fixed_size_is_a_replacement() -> None:
+    fixed = [(FixedSizeSampled(20, 400, 1.5), 30)]
+    assert epsilon_under(fixed, 1e-6, "zero-out").upper == epsilon(fixed, 1e-6)
+
+
+@pytest.mark.parametrize("zeroed", [True, False])
+@pytest.mark.parametrize("others", [0.0, 1.0, -1.0])
+def test_one_changed_record_among_few_is_dominated_in_every_cut_draw(others: float, zeroed: bool) -> None:
+    """By the law itself: 3 records, at most 1 kept, each drawn with q; the sum is that of a mixture of shifts."""
+    q, noise, x = 0.6, 0.8, np.linspace(-12, 12, 4801)
+    cell = x[1] - x[0]
+
+    def density(first: float) -> np.ndarray:  # type: ignore[type-arg]
+        kept = np.zeros_like(x)
+        for drawn in np.ndindex(2, 2, 2):
+            weight = float(np.prod([q if d else 1 - q for d in drawn]))
+            values = [value for value, d in zip((first, others, others), drawn, strict=True) if d]
+            for value in values or [0.0]:
+                kept += weight / max(len(values), 1) * np.exp(-(((x - value) / noise) ** 2) / 2)
+        return kept / (noise * math.sqrt(2 * math.pi))
+
+    one, other = density(1.0), density(0.0 if zeroed else -1.0)
+    relation = "zero-out" if zeroed else "replace-one"
+    for at in (1e-4, 1e-2):
+        bound = epsilon_under([(TruncatedPoisson(q, noise, 3, 1), 1)], at, relation).upper
+        for p, r in ((one, other), (other, one)):
+            assert float(np.maximum(p - math.exp(bound) * r, 0).sum()) * cell <= at

@@ -1,9 +1,10 @@
 import math
+from typing import Any
 
 import pytest
 from scipy.stats import norm
 
-from hushgrad.accounting import Gaussian, PoissonSampled, epsilon
+from hushgrad.accounting import FixedSizeSampled, Gaussian, PoissonSampled, TruncatedPoisson, epsilon
 from hushgrad.accounting.gaussian import log_delta
 from hushgrad.accounting.risk import (
     delta,
@@ -117,3 +118,28 @@ def test_a_bad_epsilon_or_rate_is_refused(bad: object) -> None:
         false_negative_rate(PLAN, bad)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError):
         renyi_divergence(PLAN, bad)  # type: ignore[arg-type]
+
+
+CUT = [(TruncatedPoisson(0.02, 1.0, 1000, 30), 20)]
+FIXED = [(FixedSizeSampled(20, 1000, 2.0), 20)]
+
+
+@pytest.mark.parametrize("plan", [pytest.param(CUT, marks=pytest.mark.slow), FIXED], ids=["cut", "fixed size"])
+def test_attacks_on_steps_of_limited_size_are_bounded_by_every_pair_that_holds(plan: Any) -> None:
+    """Guarantee: a lower bound on the error of every attack."""
+    rates = [0.01, 0.1]
+    curve = trade_off_curve(plan, rates)
+    for at in (1e-5, 1e-2):
+        found = epsilon(plan, at)
+        for rate, missed in zip(rates, curve, strict=True):
+            assert missed >= 1 - at - math.exp(found) * rate - 1e-3
+    assert 0 < membership_advantage(plan) < 0.5
+    assert delta(plan, epsilon(plan, 1e-5)) == pytest.approx(1e-5, rel=0.12)
+    assert delta(plan, epsilon(plan, 1e-5)) >= 1e-5 * (1 - 1e-6)
+
+
+def test_cut_steps_cost_no_less_than_they_would_without_cuts_where_cuts_are_rare() -> None:
+    rare = [(TruncatedPoisson(0.02, 1.0, 1000, 80), 20)]
+    plain = [(PoissonSampled(0.02, 1.0), 20)]
+    assert membership_advantage(rare) >= membership_advantage(plain)
+    assert false_negative_rate(rare, 0.05) <= false_negative_rate(plain, 0.05)

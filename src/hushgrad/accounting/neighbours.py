@@ -10,6 +10,11 @@ batches. From the same events follows, for one sampled or unsampled Gaussian ste
   shift of at most C and from each other by at most 2C. By advanced joint convexity (Balle, Barthe & Gaboardi, 2018,
   arXiv:1807.01647, theorem 2) and ε₀ = log(1 + (e^ε − 1)/q), it has δ(ε) <= q·δ_G(ε₀) with δ_G that of the shift 2C:
   the bound of fixed-size sampling with the same rate (`fixed_size_losses`), true and not sharp.
+- of *truncated* Poisson sampling replace-one and zero-out are at most what replace-one of plain sampling is: let it be
+  known what would be kept without the record. With one probability, at most q, it takes the place of another one (or
+  only comes), whatever is in it, so R, P₀ and Q₀ differ by at most 2C from each other, as above.
+- *zero-out* of a step of *fixed size* is replace-one by one particular record. (No factor of 2 is saved: where the
+  record is not taken, another one is, and differs from it by up to 2C.)
 - of a pass over *random batches* (balls in bins) zero-out, too, is the same pair. Replace-one and groups: refused.
 - *groups* of k records added or removed together: Ganesh (2024, arXiv:2401.10294), sharp, by the saddle-point
   accountant. Groups under replace-one: refused.
@@ -21,6 +26,7 @@ from hushgrad.accounting.accountants import epsilon_bounds
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, NormalForm, normal_form
 from hushgrad.accounting.events.event import ADD_REMOVE_ONE, RELATIONS, REPLACE_ONE, ZERO_OUT
+from hushgrad.accounting.truncation import as_if_never_cut
 from hushgrad.arguments import one_of, open_unit_interval, whole_number
 from hushgrad.errors import AccountingError
 
@@ -69,9 +75,14 @@ def epsilon_under(composition: Composition, delta: float, relation: str, group_s
             where="group_size",
             cure="Ask for group_size=1, or train with Poisson sampling and independent noise",
         )
-    form.without_allocation().require_plain(f"another relation than {form.adjacency}")
     if form.noiseless:
         return epsilon_bounds(composition, delta)
+    if form.fixed_size and not form.truncated and relation == ZERO_OUT and size == 1:
+        return EpsilonBounds(0.0, epsilon_bounds(composition, delta).upper)
+    in_place = relation != ADD_REMOVE_ONE and size == 1
+    if form.truncated and in_place:
+        form, relation = as_if_never_cut(form), REPLACE_ONE
+    form.without_allocation().require_plain(f"another relation than {form.adjacency}")
     from hushgrad.accounting.saddle_point.accountant import epsilon_bounds as of_form
 
     if relation != REPLACE_ONE:

@@ -1,27 +1,36 @@
 """What ε at one δ does not tell: δ at any ε, what an attacker can achieve, and other definitions of privacy.
 
-Everything is read from upper bounds on δ(ε) by the saddle-point accountant, so each figure errs on the private side: an
-attacker's *advantage* and *true-positive rate* are at most what is returned, the *false-negative rate* at least.
+Everything is read from upper bounds on δ(ε) by the saddle-point accountant (on ε(δ) for steps that may be cut), so each
+figure errs on the private side: an attacker's *advantage* and *true-positive rate* are at most what is returned, the
+*false-negative rate* at least.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import brentq
 
+from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.bounds import DeltaBounds
 from hushgrad.accounting.composition import Composition, NormalForm, normal_form
+from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.floating_point import usual_floating_point
 from hushgrad.accounting.gaussian import log_delta
+from hushgrad.accounting.privacy_curve import PrivacyCurve
 from hushgrad.arguments import non_negative_number, open_unit_interval, real_number
 from hushgrad.errors import AccountingError, InvalidArgumentError
 
 SMALLEST_DELTA_OF_MU = 1e-10
 
 _POINTS_OF_MU = 24
+
+_DELTAS = (1e-20, 1e-16, 1e-12, 1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.06, 0.1, 0.15, 0.22, 0.3, 0.4)
+_CLOSE = 0.1  # of the logarithm of a δ
 
 
 @usual_floating_point()
@@ -32,7 +41,10 @@ def delta_bounds(composition: Composition, epsilon: float) -> DeltaBounds:
     """
     from hushgrad.accounting.saddle_point.accountant import delta_bounds as of_form
 
-    return of_form(_plain(composition), non_negative_number("epsilon", epsilon))
+    at, form = non_negative_number("epsilon", epsilon), _unfiltered(composition)
+    if form.noiseless or not form.truncated:
+        return of_form(form, at)
+    return DeltaBounds(0.0, _delta_of_truncated(composition, at))
 
 
 def delta(composition: Composition, epsilon: float) -> float:
@@ -74,11 +86,13 @@ def true_positive_rate(composition: Composition, false_positive_rate: float) -> 
 def trade_off_curve(composition: Composition, rates: Sequence[float]) -> list[float]:
     """Return `false_negative_rate` at each false-positive rate; one δ(ε) serves them all."""
     alphas = [open_unit_interval("false_positive_rate", rate) for rate in rates]
-    form = _plain(composition)
+    form = _unfiltered(composition)
     if form.noiseless:
         return [0.0 for _ in alphas]
     if form.empty:
         return [1 - alpha for alpha in alphas]
+    if form.truncated:
+        return [float(rate) for rate in _curve_of_truncated(composition).false_negative_rates(np.array(alphas))]
     from hushgrad.accounting.trade_off import TradeOff
 
     curve = TradeOff(form, alphas)
@@ -143,6 +157,36 @@ def renyi_divergence(composition: Composition, order: int) -> float:
         return math.inf
     sampled = (count * float(divergences(rate, noise, (int(number),))[0]) for rate, noise, count in form.sampled)
     return form.gaussian_precision * number / 2 + math.fsum(sampled)
+
+
+def _unfiltered(composition: Composition) -> NormalForm:
+    """Return what δ, and so the power of attacks, is known for: all but an account under a filter."""
+    form = normal_form(composition)
+    replace(form, truncated=(), fixed_size=(), allocated=()).require_plain("this figure")
+    return form
+
+
+def _curve_of_truncated(composition: Composition) -> PrivacyCurve:
+    """Return ε at many δ: of steps that are cut, only ε at a δ is known."""
+    return _curve_of(tuple(composition))
+
+
+@lru_cache(maxsize=8)
+def _curve_of(composition: tuple[tuple[Event, int], ...]) -> PrivacyCurve:
+    return PrivacyCurve.of_epsilon(composition, np.array(_DELTAS))
+
+
+def _delta_of_truncated(composition: Composition, at: float) -> float:
+    """Return a δ at which ε = `at` holds: the best of the curve's, then a smaller one whose ε is no larger."""
+    curve = _curve_of_truncated(composition)
+    best, fits = curve.delta(at), curve.epsilons <= at
+    if not fits.any() or fits.all():
+        return best
+    low, high = math.log(float(curve.deltas[~fits].max())), math.log(float(curve.deltas[fits].min()))
+    while high - low > _CLOSE:
+        middle = (low + high) / 2
+        low, high = (low, middle) if epsilon_of(composition, math.exp(middle)) <= at else (middle, high)
+    return min(best, math.exp(high))
 
 
 def _plain(composition: Composition) -> NormalForm:

@@ -12,6 +12,7 @@ from hushgrad._version import __version__
 from hushgrad.errors import HushgradError
 
 COMMANDS = {
+    "attack": ("hushgrad.cli.attack", "attack", "Attack a run's model by the losses of its training records."),
     "audit": ("hushgrad.cli.audit", "audit", "Bound epsilon from below by an attack, beside the claim."),
     "calibrate": ("hushgrad.cli.calibrate", "calibrate", "Find the noise multiplier for a target epsilon."),
     "compare": ("hushgrad.cli.compare", "compare", "Compare samplers and accountants for one plan."),

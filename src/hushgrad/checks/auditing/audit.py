@@ -6,23 +6,29 @@ that it is clipped to C and reaches the update in full. No attack on this mechan
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from hushgrad.accounting.accountants import epsilon as epsilon_of
-from hushgrad.accounting.composition import Composition
+from hushgrad.accounting.composition import Composition, normal_form
+from hushgrad.accounting.events.event import ADD_REMOVE_ONE, REPLACE_ONE, ZERO_OUT
 from hushgrad.accounting.events.gaussian import Gaussian
 from hushgrad.accounting.events.registry import event_from_json
+from hushgrad.accounting.neighbours import epsilon_under
 from hushgrad.arguments import whole_number
 from hushgrad.checks.auditing.bounds import (
+    OWN_CURVE,
     AuditBound,
     one_run_bound,
+    one_run_curve_bound,
     one_run_gaussian_bound,
     white_box_bound,
     white_box_bound_of,
@@ -30,6 +36,7 @@ from hushgrad.checks.auditing.bounds import (
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.mechanism import Mechanism
 from hushgrad.session.privatize import privatize
+from hushgrad.strategies.banded import INDEPENDENT
 
 Scores = NDArray[np.float64]
 Members = NDArray[np.bool_]
@@ -50,6 +57,11 @@ class AuditReport:
     present: int
     absent: int
     releases: Composition
+
+    @classmethod
+    def of(cls, bounds: Sequence[AuditBound], delta: float, canaries: int, charged: Composition) -> AuditReport:
+        """Return the report of a run whose canaries were guessed from what came of it, and no step was looked at."""
+        return cls(tuple(bounds), _claims(charged, delta), delta, canaries, 0, 0, charged)
 
     @property
     def passed(self) -> bool:
@@ -110,6 +122,11 @@ def recomputed(value: Mapping[str, Any]) -> AuditReport:
                 bounds.append(one_run_bound(made, statistic, count, delta=delta, confidence=confidence))
             elif bound["method"] == "one run, f-DP":
                 bounds.append(one_run_gaussian_bound(made, statistic, count, delta=delta, confidence=confidence))
+            elif bound["method"] == OWN_CURVE:
+                plan = partial(_with_noise, releases)
+                bounds.append(
+                    one_run_curve_bound(made, statistic, count, plan=plan, delta=delta, confidence=confidence)
+                )
             else:
                 raise InvalidArgumentError(
                     "the result of an audit has a bound by a method that is not known",
@@ -124,9 +141,12 @@ def recomputed(value: Mapping[str, Any]) -> AuditReport:
 
 def _claims(releases: Composition, delta: float) -> dict[str, float]:
     """Return what is claimed of a step in which a canary takes part, and of the whole run."""
-    step = epsilon_of([(Gaussian(releases[0][0].noise_multiplier), 1)], delta)
-    whole = epsilon_of(releases, delta)
-    return {"per-step white-box": step, "one run": whole, "one run, f-DP": whole}
+    event = releases[0][0]
+    moved = 2 if event.adjacency == REPLACE_ONE else 1  # how far the sum moves, in C
+    step = epsilon_of([(Gaussian(event.noise_multiplier / moved), 1)], delta)
+    is_cut = bool(normal_form(releases).truncated)
+    whole = epsilon_under(releases, delta, ZERO_OUT).upper if is_cut else epsilon_of(releases, delta)
+    return {"per-step white-box": step, "one run": whole, "one run, f-DP": whole, OWN_CURVE: whole}
 
 
 class DiracCanaries(nn.Module):
@@ -156,70 +176,134 @@ def audit(
 ) -> AuditReport:
     """Audit what a session does with a mechanism, in one run.
 
-    Half of the canaries take part, chosen by a coin. Every step takes each of them with the mechanism's own sampling
-    rate, and the released updates are recorded. Three bounds follow: per-step white-box, of a step in which a canary
-    takes part (the Gaussian mechanism without amplification), and of the whole run, from guesses of which canaries took
-    part, after Steinke et al. (2305.08846) and by the trade-off curve (2410.22235).
+    Half of the canaries take part, chosen by a coin. The session's own loader draws them, as the mechanism says, and
+    the released updates are recorded. Who does not take part is absent (add/remove-one), adds nothing (zero-out) or the
+    opposite (replace-one), by the relation that the sampling is charged under; of draws that may be cut, which know
+    their population, zero-out, and so is the claim. The bounds: per-step white-box, of a
+    step in which a canary takes part (the Gaussian mechanism without amplification); and of the whole run, from guesses
+    of which canaries took part, after Steinke et al. (2305.08846), by the trade-off curve of Gaussian privacy
+    (2410.22235) and, where records are drawn by chance, by the curve of what ran.
 
     Args:
-        mechanism: what the session runs.
+        mechanism: what the session runs; of its expected batch size, which changes no bound, the audit takes what fits.
         delta: δ of all figures.
         confidence: with which each bound holds.
         canaries: how many, at least 20.
         steps: how many steps.
         guesses: how many canaries are guessed, the most certain ones; by default half.
-        seed: of the coins and of which canaries a step takes; noise has its own secret key.
+        seed: of the coins; draws and noise have a secret key.
 
-    Raises `InvalidArgumentError` for disjoint batches, whose steps cannot be repeated at will, and no noise.
+    Raises `InvalidArgumentError` for no noise, and for noise that is correlated between steps.
     """
-    rate = mechanism.sampling.poisson_rate
-    if rate is None or mechanism.sampling.largest_batch is not None or mechanism.noise_multiplier == 0:
+    if mechanism.noise_multiplier == 0 or mechanism.noise.strategy != INDEPENDENT:
         raise InvalidArgumentError(
-            "an audit needs Poisson sampling and a noise multiplier > 0", cure="Pass such a mechanism"
+            "an audit needs noise that is drawn anew in every step, and a noise multiplier > 0",
+            cure="Pass such a mechanism",
         )
     count = whole_number("canaries", canaries, minimum=20)
     number = whole_number("steps", steps, minimum=1)
     chosen = count // 2 if guesses is None else whole_number("guesses", guesses, minimum=1)
-    source = np.random.default_rng(whole_number("seed", seed, minimum=0))
-    members = source.random(count) < 0.5
+    members = np.random.default_rng(whole_number("seed", seed, minimum=0)).random(count) < 0.5
+    played = _play(mechanism, members, number)
+    bounds = []
+    if min(len(played.present), len(played.absent)) >= 2:
+        bounds.append(white_box_bound(played.present, played.absent, delta=delta, confidence=confidence))
+    right, made = guess(played.total, members, chosen)
+    bounds += guessed_bounds(made, right, count, played.charged, delta=delta, confidence=confidence)
+    return AuditReport(
+        tuple(bounds),
+        _claims(played.charged, delta),
+        delta,
+        count,
+        len(played.present),
+        len(played.absent),
+        played.charged,
+    )
+
+
+def guessed_bounds(
+    guesses: int, right: int, canaries: int, charged: Composition, *, delta: float, confidence: float
+) -> list[AuditBound]:
+    """Return the bounds of one run from how many guesses were right, by all methods that fit what was charged."""
+    bounds = [
+        one_run_bound(guesses, right, canaries, delta=delta, confidence=confidence),
+        one_run_gaussian_bound(guesses, right, canaries, delta=delta, confidence=confidence),
+    ]
+    form = normal_form(charged)
+    if (form.sampled or form.allocated) and not (form.truncated or form.fixed_size):  # else no curve is sharp
+        plan = partial(_with_noise, charged)
+        bounds.append(one_run_curve_bound(guesses, right, canaries, plan=plan, delta=delta, confidence=confidence))
+    return bounds
+
+
+@dataclass(frozen=True, slots=True)
+class _Played:
+    """Marks of canaries in steps that took them, marks of those that took no part, their sums, and what was charged."""
+
+    present: Scores
+    absent: Scores
+    total: Scores
+    charged: Composition
+
+
+def _play(mechanism: Mechanism, members: Members, steps: int) -> _Played:
+    """Run so many steps of a session over the canaries, and read its updates."""
+    sampling = mechanism.sampling
+    relation = ZERO_OUT if sampling.largest_batch is not None else sampling.adjacency
+    relation = REPLACE_ONE if sampling.adjacency == REPLACE_ONE else relation
+    count = len(members)
+    places = np.flatnonzero(members) if relation == ADD_REMOVE_ONE else np.arange(count)
+    weights = np.where(members, 1.0, -1.0 if relation == REPLACE_ONE else 0.0).astype(np.float32)
+    dataset = TensorDataset(torch.from_numpy(places), torch.from_numpy(weights[places]))
+    size, batches = _batches_of(mechanism, len(places))
     model = DiracCanaries(count)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    session = privatize(model, optimizer, mechanism)
+    session = privatize(model, optimizer, replace(mechanism, expected_batch_size=size))
     releases: list[Scores] = []
     handle = optimizer.register_step_pre_hook(lambda *_: releases.append(_gradient(model)))
-    present, absent, total = [], [], np.zeros(count)
+    present: list[Scores] = []
+    absent: list[Scores] = []
+    total = np.zeros(count)
     try:
-        for _ in range(number):
-            drawn = members & (source.random(count) < rate)
-            places = torch.from_numpy(np.flatnonzero(drawn))
-            session.backward(model(places) if len(places) else torch.zeros(0))
+        loader = session.batches(dataset, batches=batches)
+        for _, (numbers, parts) in zip(range(steps), _endless(loader), strict=False):
+            drawn = list(session.current_batch.indices) if session.current_batch is not None else []
+            session.backward(parts * model(numbers))
             optimizer.step()
+            taken = np.zeros(count, dtype=bool)
+            taken[places[drawn]] = True
             # The loss pushes a canary's value down, so its mark is positive in the gradient.
-            present.append(releases[-1][drawn])
-            absent.append(releases[-1][~drawn])
-            total += releases[-1]
+            marks = releases[-1]
+            present.append(marks[taken & members])
+            absent.append(marks[taken & ~members] if relation == REPLACE_ONE else marks[~(taken & members)])
+            total += marks
         charged = session.charged
     finally:
         handle.remove()
         session.close()
-    bounds = []
-    if sum(map(len, present)) >= 2:
-        step_bound = white_box_bound(
-            np.concatenate(present), np.concatenate(absent), delta=delta, confidence=confidence
-        )
-        bounds.append(step_bound)
-    right, made = guess(total, members, chosen)
-    bounds.append(one_run_bound(made, right, count, delta=delta, confidence=confidence))
-    bounds.append(one_run_gaussian_bound(made, right, count, delta=delta, confidence=confidence))
-    return AuditReport(
-        tuple(bounds),
-        _claims(charged, delta),
-        delta,
-        count,
-        sum(map(len, present)),
-        sum(map(len, absent)),
-        charged,
-    )
+    return _Played(np.concatenate(present), np.concatenate(absent), total, charged)
+
+
+def _batches_of(mechanism: Mechanism, population: int) -> tuple[float, list[range] | None]:
+    """Return the expected batch size for so many records and, where the sampling takes them, batches in order."""
+    sampling = mechanism.sampling
+    if not sampling.takes_batches:
+        return sampling.expected_batch_size(population) or mechanism.expected_batch_size, None
+    size = max(1, round(mechanism.expected_batch_size))
+    return size, [range(first, min(first + size, population)) for first in range(0, population, size)]
+
+
+def _endless(loader: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def _with_noise(composition: Composition, times: float) -> Composition:
+    """Return the same steps with `times` as much noise."""
+    return [
+        (replace(event, noise_multiplier=event.noise_multiplier * times), count)  # type: ignore[type-var]
+        for event, count in composition
+    ]
 
 
 def guess(scores: Scores, members: Members, guesses: int) -> tuple[int, int]:

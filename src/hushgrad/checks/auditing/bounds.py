@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,20 @@ from scipy import stats
 from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
+from hushgrad.accounting.accountants import epsilon, epsilon_bounds
+from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.gaussian import gaussian_epsilon
+from hushgrad.accounting.privacy_curve import PrivacyCurve
+from hushgrad.accounting.risk import delta as upper_delta
 from hushgrad.arguments import open_unit_interval, whole_number
 from hushgrad.errors import InvalidArgumentError
 
 Scores = NDArray[np.float64]
 _LARGEST_EPSILON = 200.0
+
+OWN_CURVE = "one run, own curve"
+_LEAST_NOISE, _MOST_NOISE, _CLOSE = 2.0**-5, 2.0**7, 1.02
+_LINES, _TAIL = 24, 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +146,7 @@ def one_run_bound(guesses: int, right: int, canaries: int, *, delta: float, conf
         delta: δ at which ε is stated.
         confidence: the probability with which the bound holds.
     """
-    _confidence(confidence)
-    open_unit_interval("delta", delta)
-    r = whole_number("guesses", guesses, minimum=1)
-    v = whole_number("right", right, minimum=0)
-    m = whole_number("canaries", canaries, minimum=1)
-    if v > r or r > m:
-        raise InvalidArgumentError(
-            f"right <= guesses <= canaries must hold, got {v}, {r}, {m}", cure="Count each canary once"
-        )
+    r, v, m = _counts(guesses, right, canaries, delta, confidence)
 
     def p_value(epsilon: float) -> float:
         q = 1 / (1 + math.exp(-epsilon))
@@ -167,18 +168,10 @@ def one_run_gaussian_bound(
     The number of right guesses is bounded by the recursion of their algorithm 3 with the trade-off curve of μ-GDP,
     which is the accountant's own for Gaussian releases; ε at δ follows from the largest rejected μ.
     """
-    _confidence(confidence)
-    open_unit_interval("delta", delta)
-    r = whole_number("guesses", guesses, minimum=1)
-    v = whole_number("right", right, minimum=0)
-    m = whole_number("canaries", canaries, minimum=1)
-    if v > r or r > m:
-        raise InvalidArgumentError(
-            f"right <= guesses <= canaries must hold, got {v}, {r}, {m}", cure="Count each canary once"
-        )
+    r, v, m = _counts(guesses, right, canaries, delta, confidence)
 
     def is_rejected(mu: float) -> bool:
-        return _rejects(mu, r, v, m, 1 - confidence)
+        return _rejects(lambda mass: float(ndtr(ndtri(mass) - mu)), r, v, m, 1 - confidence)
 
     low, high = 0.0, 1.0
     if not is_rejected(1e-9):
@@ -191,16 +184,84 @@ def one_run_gaussian_bound(
     return AuditBound("one run, f-DP", gaussian_epsilon(low * low, delta), delta, confidence, r, low, v)
 
 
-def _rejects(mu: float, guesses: int, right: int, canaries: int, alpha: float) -> bool:
-    """Whether μ-GDP gives `right` or more right ones of `guesses` a probability of at most `alpha`.
+def one_run_curve_bound(
+    guesses: int,
+    right: int,
+    canaries: int,
+    *,
+    plan: Callable[[float], Composition],
+    delta: float,
+    confidence: float = 0.99,
+) -> AuditBound:
+    """Return the bound of one run through f-DP with the trade-off curve of what ran (arXiv:2410.22235).
+
+    `one_run_gaussian_bound` compares the guesses with curves of Gaussian privacy, and the curve of a run that drew its
+    records by chance is none. Here they are compared with that of the same plan with less or more noise. The bound is ε
+    at δ of the plan with the least noise that is rejected: a run of it, or with more noise, would not have been guessed
+    so well.
+
+    Args:
+        guesses: as in `one_run_bound`.
+        right: as in `one_run_bound`.
+        canaries: as in `one_run_bound`.
+        plan: what ran if all of its noise were multiplied by its argument, > 0; `plan(1)` is what is claimed.
+        delta: δ at which ε is stated.
+        confidence: the probability with which the bound holds.
+
+    The trade-off curve is bounded from below by lines at some ε, so a rejection is one by the true curve as well.
+    """
+    r, v, m = _counts(guesses, right, canaries, delta, confidence)
+
+    def is_rejected(times: float) -> bool:
+        curve = _curve_of(plan(times))
+        return _rejects(
+            lambda mass: float(curve.false_negative_rates(np.array([1 - mass]))[0]), r, v, m, 1 - confidence
+        )
+
+    accepted = rejected = 1.0
+    if is_rejected(1.0):
+        while accepted > _LEAST_NOISE and is_rejected(accepted):
+            accepted, rejected = accepted / 2, accepted
+    else:
+        while rejected <= _MOST_NOISE and not is_rejected(rejected):
+            accepted, rejected = rejected, 2 * rejected
+        if rejected > _MOST_NOISE:
+            return AuditBound(OWN_CURVE, 0.0, delta, confidence, r, None, v)
+    while rejected / accepted > _CLOSE:
+        middle = math.sqrt(accepted * rejected)
+        accepted, rejected = (accepted, middle) if is_rejected(middle) else (middle, rejected)
+    return AuditBound(OWN_CURVE, epsilon_bounds(plan(rejected), delta).lower, delta, confidence, r, None, v)
+
+
+def _curve_of(composition: Composition) -> PrivacyCurve:
+    end = epsilon(composition, _TAIL)
+    return PrivacyCurve.of_delta(partial(upper_delta, composition), np.linspace(0.0, end, _LINES))
+
+
+def _counts(guesses: int, right: int, canaries: int, delta: float, confidence: float) -> tuple[int, int, int]:
+    _confidence(confidence)
+    open_unit_interval("delta", delta)
+    r = whole_number("guesses", guesses, minimum=1)
+    v = whole_number("right", right, minimum=0)
+    m = whole_number("canaries", canaries, minimum=1)
+    if v > r or r > m:
+        raise InvalidArgumentError(
+            f"right <= guesses <= canaries must hold, got {v}, {r}, {m}", cure="Count each canary once"
+        )
+    return r, v, m
+
+
+def _rejects(needed_by: Callable[[float], float], guesses: int, right: int, canaries: int, alpha: float) -> bool:
+    """Whether a trade-off curve gives `right` or more right ones of `guesses` a probability of at most `alpha`.
 
     If the probability were `alpha`, the trade-off curve would bound from below the mass that the events "i right" need,
-    from i = right down to 0. Where the needed mass exceeds what all guesses have, guesses / canaries, it is rejected.
+    from i = right down to 0: `needed_by` gives f(1 − mass). Where the needed mass exceeds what all guesses have,
+    guesses / canaries, it is rejected.
     """
     right_mass = alpha * right / canaries
     wrong_mass = alpha * (guesses - right) / canaries
     for i in range(right - 1, -1, -1):
-        needed = max(wrong_mass, float(ndtr(ndtri(min(right_mass, 1.0)) - mu)))
+        needed = max(wrong_mass, needed_by(min(right_mass, 1.0)))
         right_mass += i / (guesses - i) * (needed - wrong_mass)
         wrong_mass = needed
     return right_mass + wrong_mass > guesses / canaries
