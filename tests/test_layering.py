@@ -23,6 +23,7 @@ SHARED = (
 ACCOUNTING_HALF = ("accounting", "sampling")
 GRADIENT_HALF = ("torch_internals", "torch_sharding", "clipping", "kernels", "noise", "gradients", "capture")
 JOINING = (
+    "joined_optimizer",
     "parallel",
     "mechanism",
     "releases",

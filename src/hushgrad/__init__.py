@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hushgrad.clipping.rule import ClipRule
     from hushgrad.engine import PrivacyEngine
     from hushgrad.guards.monitoring.monitor import Monitor, NoisedUpdate
+    from hushgrad.joined_optimizer import JoinedOptimizer
     from hushgrad.mechanism import DPSGD, CorrelatedNoise, GaussianNoise, GridNoise, Mechanism, NoiseMechanism
     from hushgrad.mechanism.choice import compare_noise
     from hushgrad.privacy import Privacy
@@ -58,6 +59,7 @@ __all__ = [  # noqa: RUF022 - in plain order
     "GaussianNoise",
     "GridNoise",
     "GroupwiseClipping",
+    "JoinedOptimizer",
     "Mechanism",
     "Monitor",
     "NoiseMechanism",
@@ -101,6 +103,7 @@ _HOMES = {
     "GaussianNoise": "hushgrad.mechanism",
     "GridNoise": "hushgrad.mechanism",
     "GroupwiseClipping": "hushgrad.clipping.groupwise",
+    "JoinedOptimizer": "hushgrad.joined_optimizer",
     "Mechanism": "hushgrad.mechanism",
     "Monitor": "hushgrad.guards.monitoring.monitor",
     "NoiseMechanism": "hushgrad.mechanism",

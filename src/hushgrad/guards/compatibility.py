@@ -23,6 +23,7 @@ from hushgrad.errors import (
     UnsupportedOptimizerError,
 )
 from hushgrad.guards.in_use import is_in_use
+from hushgrad.joined_optimizer import parts_of
 from hushgrad.parallel.layout import layout_problems
 from hushgrad.printable import full_name
 from hushgrad.torch_internals import BatchNorm, InstanceNorm, has_gradient_hooks, takes_step_hooks
@@ -121,7 +122,7 @@ def join_problems(problems: Sequence[HushgradError]) -> HushgradError:
 
 
 def _session_problems(model: nn.Module, optimizer: Optimizer | None) -> Iterator[HushgradError]:
-    if is_in_use([*model.modules(), *([] if optimizer is None else [optimizer])]):
+    if is_in_use([*model.modules(), *([] if optimizer is None else [optimizer, *parts_of(optimizer)])]):
         yield ProtocolError(
             "the model or the optimizer is private already",
             cure="Where a notebook cell ran twice, call hushgrad.session_of(model).close() (or give it the optimizer): "
@@ -247,6 +248,27 @@ def is_unready(parameter: nn.Parameter) -> bool:
 
 
 def _optimizer_problems(model: nn.Module, optimizer: Optimizer) -> Iterator[HushgradError]:
+    for part in parts_of(optimizer):
+        yield from _problems_of_kind(part)
+    updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in _trainable(model).items():
+        if id(parameter) not in updated:
+            yield ParameterMismatchError(
+                "trainable but not in the optimizer",
+                where=name,
+                cure="Give the optimizer all of model.parameters(), or freeze these with requires_grad_(False). For "
+                "parts with settings of their own use one optimizer with a group for each, or for optimizers of their "
+                "own hushgrad.JoinedOptimizer([first, second]): they are clipped and noised together, and charged once",
+            )
+    foreign = len(updated - {id(parameter) for parameter in model.parameters()})
+    if foreign:
+        yield ParameterMismatchError(
+            f"the optimizer updates {foreign} tensors that are not parameters of the model, so nobody would clip them",
+            cure="Make them parameters of the module, or give them an optimizer of their own",
+        )
+
+
+def _problems_of_kind(optimizer: Optimizer) -> Iterator[HushgradError]:
     if not takes_step_hooks(optimizer):
         yield UnsupportedOptimizerError(
             f"{full_name(type(optimizer))} wraps another optimizer and has no step hooks of torch's, by which noise is "
@@ -273,20 +295,4 @@ def _optimizer_problems(model: nn.Module, optimizer: Optimizer) -> Iterator[Hush
     if isinstance(optimizer, SparseAdam):
         yield UnsupportedOptimizerError(
             "SparseAdam needs sparse gradients, which show the rows that were touched", cure="Use Adam"
-        )
-    updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for name, parameter in _trainable(model).items():
-        if id(parameter) not in updated:
-            yield ParameterMismatchError(
-                "trainable but not in the optimizer",
-                where=name,
-                cure="Give the optimizer all of model.parameters(), or freeze these with requires_grad_(False). For "
-                "parts with settings of their own use one optimizer with a group for each: they are clipped and noised "
-                "together, and charged once",
-            )
-    foreign = len(updated - {id(parameter) for parameter in model.parameters()})
-    if foreign:
-        yield ParameterMismatchError(
-            f"the optimizer updates {foreign} tensors that are not parameters of the model, so nobody would clip them",
-            cure="Make them parameters of the module, or give them an optimizer of their own",
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hushgrad.errors import DesyncError
+from hushgrad.joined_optimizer import parts_of
 from hushgrad.parallel.messages import exchanged, unreachable
 from hushgrad.parallel.world import World
 from hushgrad.torch_sharding import is_distributed
@@ -100,8 +101,9 @@ def _is_near(own: Tensor, first: Tensor) -> bool:
 def options_of(optimizer: Optimizer) -> list[dict[str, str]]:
     """Return the options of an optimizer's groups that it was made with: learning rates, momenta and the like."""
     return [
-        {name: _text(group[name]) for name in sorted(optimizer.defaults) if name in group}
-        for group in optimizer.param_groups
+        {name: _text(group[name]) for name in sorted(part.defaults) if name in group}
+        for part in parts_of(optimizer)
+        for group in part.param_groups
     ]
 
 

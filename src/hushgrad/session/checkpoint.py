@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.checkpoints.file import read_checkpoint, write_checkpoint
 from hushgrad.errors import CheckpointError, ProtocolError
+from hushgrad.joined_optimizer import kind_of
 from hushgrad.parallel.shards import split_as
 from hushgrad.session.same_optimizer import names_by_group, require_same_optimizer
 from hushgrad.torch_sharding import is_distributed, placed
@@ -225,7 +226,7 @@ def has_groups(state: Any) -> bool:
 
 
 def _kinds(optimizer: Optimizer, schedulers: Sequence[Stateful]) -> list[str]:
-    return [type(holder).__name__ for holder in (optimizer, *schedulers)]
+    return [kind_of(holder) for holder in (optimizer, *schedulers)]
 
 
 def _form(value: Any) -> Any:

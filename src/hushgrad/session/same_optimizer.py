@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hushgrad.errors import CheckpointError
+from hushgrad.joined_optimizer import parts_of
 
 
 def names_by_group(model: nn.Module, optimizer: Optimizer) -> list[list[str | None]]:
@@ -71,7 +72,10 @@ def _kept(state: Mapping[str, Any], optimizer: Optimizer) -> list[tuple[Any, dic
 
 def _keeps_shapes(optimizer: Optimizer) -> bool:
     """Return whether each tensor of its state is known to be of its parameter's shape, or a part of that."""
-    return type(optimizer).__module__.startswith("torch.optim.") and not isinstance(optimizer, torch.optim.LBFGS)
+    return all(
+        type(part).__module__.startswith("torch.optim.") and not isinstance(part, torch.optim.LBFGS)
+        for part in parts_of(optimizer)
+    )
 
 
 def _fits(value: Tensor, parameter: Tensor) -> bool:

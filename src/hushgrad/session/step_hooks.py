@@ -13,6 +13,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from hushgrad.errors import UnsupportedOptimizerError
+from hushgrad.joined_optimizer import hooks_of_parts
 from hushgrad.printable import full_name
 from hushgrad.torch_internals import step_pre_hooks_of, witness_of_step
 
@@ -50,9 +51,8 @@ class StepHooks:
     def later(self) -> list[str]:
         """The names of the hooks that run after these, and see what `prepare` handed to the optimizer."""
         hooks = step_pre_hooks_of(self._optimizer)
-        if next(reversed(hooks)) == self._handles[0].id:
-            return []
-        return [full_name(hook) for key, hook in hooks.items() if key > self._handles[0].id]
+        later = [hook for key, hook in hooks.items() if key > self._handles[0].id]
+        return [full_name(hook) for hook in (*later, *hooks_of_parts(self._optimizer))]
 
     @property
     def is_running(self) -> bool:

@@ -221,8 +221,17 @@ def keeps_its_criterion(run: Run) -> None:
         run.optimizer.step()
 
 
-def two_rates(model: Any) -> Any:
-    return Kept([{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2].parameters(), "lr": 0.0}])
+class KeptJoined(hushgrad.JoinedOptimizer):
+    """Two optimizers as one, whose gradients are remembered."""
+
+    @property
+    def seen(self) -> dict[int, Any]:
+        """Those of both."""
+        return {place: found for part in self.parts for place, found in part.seen.items()}
+
+
+def two_joined(model: Any) -> Any:
+    return KeptJoined([Kept(model[0].parameters(), lr=0.0), Kept(model[2].parameters(), lr=0.0)])
 
 
 BACKWARDS: dict[str, Brought] = {
@@ -256,7 +265,8 @@ BACKWARDS: dict[str, Brought] = {
     ),
     "two optimizers, one for each part of a model": refused(
         "DP402", {"optimizer": lambda model: Kept(model[0].parameters(), lr=0.0)},
-        "one optimizer with a group for each part", {"optimizer": two_rates},
+        "`hushgrad.JoinedOptimizer([first, second])`, or one optimizer with a group for each",
+        {"optimizer": two_joined},
     ),
 }  # fmt: skip
 
