@@ -152,8 +152,17 @@ class Case:
         """
         t = self.positions
         each = sum(min(2 * t * (own.reads + own.writes), 4 * own.values) for own in self.trained_linears)
-        head = 2 * t * (self.model.width + self.model.vocabulary) if self.rank is None else 0
-        return rows * (self.model.depth * each + head)
+        return rows * (self.model.depth * each + self.head)
+
+    @property
+    def head(self) -> float:
+        """The bytes of the operands of the head, of one record."""
+        return 2.0 * self.positions * (self.model.width + self.model.vocabulary) if self.rank is None else 0.0
+
+    def held_inside(self, rows: int) -> float:
+        """Return the same where norms and sums are taken inside the backward: of one block, or of the head."""
+        alone = self.held(rows) - rows * self.head
+        return max(alone / self.model.depth, rows * self.head)
 
     def activations(self, rows: int) -> float:
         """Return the bytes of checkpoints, of one block that runs again, and of logits and their gradient."""
@@ -210,12 +219,38 @@ def memory(case: Case, gpus: int, rows: int) -> tuple[float, float]:
     return states + activations, states + max(activations + case.held(rows) + case.sums_held, at_exchange)
 
 
-def fitting(case: Case, gpus: int, machine: Machine) -> int:
+def memory_inside(case: Case, gpus: int, rows: int) -> float:
+    """Return the bytes of a private step whose norms and sums are taken inside the backward."""
+    return case.states(gpus) + case.activations(rows) + case.held_inside(rows) + case.sums_held
+
+
+def fitting(case: Case, gpus: int, machine: Machine, *, is_inside: bool = False) -> int:
     """Return the records of an item: the largest power of two whose private step takes nine tenths of the memory."""
+
+    def fits(rows: int) -> bool:
+        needed = memory_inside(case, gpus, rows) if is_inside else memory(case, gpus, rows)[1]
+        return needed <= 0.9 * machine.memory_gib * GIB
+
     rows = 1
-    while 2 * rows * gpus <= case.batch_size and memory(case, gpus, 2 * rows)[1] <= 0.9 * machine.memory_gib * GIB:
+    while 2 * rows * gpus <= case.batch_size and fits(2 * rows):
         rows *= 2
     return rows
+
+
+def inside_s(case: Case, gpus: int, rows: int, machine: Machine, *, runs: int) -> float:
+    """Return the seconds of such a step, whose backward runs twice, or once for a group-wise clip rule.
+
+    The run before runs the forward of each block again and its backward without the weights' gradients, gathers the
+    weights once more, and takes the norms once more. Sums are scattered inside the backward, beside it.
+    """
+    forward = machine.computed(rows * case.positions * case.model.forward(case.positions))
+    ordinary, norms = case.ordinary_operations(rows), runs * machine.computed(case.norm_operations(rows))
+    weights = machine.gathered((1 + runs) * 2 * case.model.values, gpus)
+    sums = machine.gathered(case.sums, gpus)
+    items = case.items(gpus, rows)
+    each = max(machine.computed(ordinary) + (runs - 1) * 2 * forward + norms, weights + sums)
+    noise = NOISE_OPERATIONS * case.trained / gpus / machine.integers
+    return items * each + noise + agreement(case, items * (1 + runs), gpus, machine)
 
 
 def step(case: Case, gpus: int, rows: int, machine: Machine) -> Step:
@@ -271,6 +306,22 @@ def steps_table(machine: Machine) -> Iterator[list[str]]:
                 f"{found.ordinary_s:.2f} s", f"{found.private_s:.2f} s", f"{found.private_s / found.ordinary_s:.2f}",
                 f"{found.ordinary_memory / GIB:.1f} GiB", f"{found.private_memory / GIB:.1f} GiB",
             ]  # fmt: skip
+
+
+def inside_table(machine: Machine) -> Iterator[list[str]]:
+    """Yield the rows of steps whose norms and sums are taken inside the backward, for the model that asks for it."""
+    yield ["", "GPUs", "operands", "items × records", "private step", "private memory"]
+    case = CASES[0]
+    for gpus in GPUS:
+        kept, let_go = fitting(case, gpus, machine), fitting(case, gpus, machine, is_inside=True)
+        found = step(case, gpus, kept, machine)
+        ways = [("kept", kept, found.private_s, found.private_memory)]
+        for way, runs in (("let go, flat clipping", 2), ("let go, group-wise clipping", 1)):
+            seconds = inside_s(case, gpus, let_go, machine, runs=runs)
+            ways.append((way, let_go, seconds, memory_inside(case, gpus, let_go)))
+        for way, rows, seconds, needed in ways:
+            items = f"{case.items(gpus, rows):g} × {rows}"
+            yield [case.title, str(gpus), way, items, f"{seconds:.2f} s", f"{needed / GIB:.1f} GiB"]
 
 
 def parts_table(machine: Machine) -> Iterator[list[str]]:
@@ -329,7 +380,13 @@ def assumptions_table(machine: Machine) -> Iterator[list[str]]:
         yield [case.title, f"{shape}, vocabulary {model.vocabulary}; logical batches of {batch}"]
 
 
-TABLES = {"assumptions": assumptions_table, "steps": steps_table, "parts": parts_table, "all-reduce": all_reduce_table}
+TABLES = {
+    "assumptions": assumptions_table,
+    "steps": steps_table,
+    "inside": inside_table,
+    "parts": parts_table,
+    "all-reduce": all_reduce_table,
+}
 
 
 def with_tables(page: str) -> str:

@@ -31,10 +31,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.networks import TokenCrossEntropy, Transformer
-from hushgrad import DPSGD, DisjointBatches, FlatClipping, privatize
+from hushgrad import DPSGD, ClipRule, DisjointBatches, FlatClipping, GroupwiseClipping, privatize
 from hushgrad.capture.uses import UsePool
 from hushgrad.gradients.clipped_sum import Pending
 from hushgrad.gradients.contribution import Plan
+from hushgrad.gradients.in_passing import GroupByGroup, TwoPasses
 from hushgrad.parallel.shards import Scattering, Shards
 from hushgrad.randomness import KeyStream
 from hushgrad.session.update import Update
@@ -45,8 +46,14 @@ PARAMETERS, WHOLE, STATE, GRADIENTS = "parameters", "whole parameters", "optimiz
 OPERANDS, NORMS, SUMS = "operands", "scratch of norms", "sums"
 NOISE, OTHER = "scratch of noise", "activations and all else"
 KINDS = (PARAMETERS, WHOLE, STATE, GRADIENTS, OPERANDS, NORMS, SUMS, NOISE, OTHER)
-ORDINARY, PRIVATE, SCATTERED, EXAMINED = "ordinary", "sums whole", "sums scattered", "sums whole, examined"
-PLANS = {PRIVATE: Plan(keep_bytes=0, sum_bytes=1 << 62), SCATTERED: Plan(keep_bytes=0, sum_bytes=0)}
+ORDINARY, PRIVATE, SCATTERED = "ordinary", "sums whole", "sums scattered"
+PASSING, GROUPS = "inside the backward", "by groups inside it"
+WAYS: dict[str, tuple[Plan, ClipRule]] = {
+    PRIVATE: (Plan(keep_bytes=0, sum_bytes=1 << 62), FlatClipping(1.0)),
+    SCATTERED: (Plan(keep_bytes=0, sum_bytes=0), FlatClipping(1.0)),
+    PASSING: (Plan(keep_bytes=0, sum_bytes=0, operand_bytes=0), FlatClipping(1.0)),
+    GROUPS: (Plan(keep_bytes=0, sum_bytes=0, operand_bytes=0), GroupwiseClipping(1.0)),
+}
 MIB = 2.0**20
 
 
@@ -181,6 +188,10 @@ def told_apart(live: LiveBytes) -> Iterator[None]:
 
     def recorded(pool: UsePool, name: str, contribution: Any) -> None:
         record(pool, name, contribution)
+        if pool.in_turn is not None:
+            held = (part for parts in pool.in_turn._held.values() for part in parts)
+            live.mark((operand for part in held for operand in part.operands), OPERANDS)
+            return
         uses = pool._running[torch._C._current_graph_task_id()][name]
         live.mark((operand for part in uses.factored for operand in part.operands), OPERANDS)
         live.mark([] if uses.kept is None else [uses.kept], OPERANDS)
@@ -196,6 +207,9 @@ def told_apart(live: LiveBytes) -> Iterator[None]:
         stack.enter_context(mock.patch.object(UsePool, "add", recorded))
         for owner, name, kind in (
             (Update, "add", NORMS),
+            (TwoPasses, "measure", NORMS),
+            (TwoPasses, "sum", SUMS),
+            (GroupByGroup, "take", NORMS),
             (Pending, "take", SUMS),
             (Shards, "rows_of", SUMS),
             (Scattering, "__init__", SUMS),
@@ -216,7 +230,7 @@ def peaks_of(way: str, shape: Shape, processes: int) -> tuple[Peak, Peak]:
     if way == ORDINARY:
         batch = _ordinary(model, optimizer, shape, processes)
     else:
-        batch = _private(model, optimizer, shape, processes, PLANS[way])
+        batch = _private(model, optimizer, shape, processes, *WAYS[way])
     with told_apart(live), live:
         batch()
         first, live.peak = live.peak, Peak()
@@ -247,11 +261,11 @@ def _ordinary(model: nn.Module, optimizer: Any, shape: Shape, processes: int) ->
     return batch
 
 
-def _private(model: nn.Module, optimizer: Any, shape: Shape, processes: int, plan: Plan) -> Callable[[], None]:
+def _private(
+    model: nn.Module, optimizer: Any, shape: Shape, processes: int, plan: Plan, rule: ClipRule
+) -> Callable[[], None]:
     data = TensorDataset(*shape.data(processes))
-    mechanism = DPSGD(
-        noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=DisjointBatches(), expected_batch_size=len(data)
-    )
+    mechanism = DPSGD(noise_multiplier=1.0, clipping=rule, sampling=DisjointBatches(), expected_batch_size=len(data))
     session = privatize(model, optimizer, mechanism, key=KeyStream.fixed_for_tests(7), plan=plan)
     loader = session.batches_of(DataLoader(data, batch_size=len(data)), max_physical_batch_size=shape.rows)
     criterion = session.per_example(TokenCrossEntropy())
@@ -314,11 +328,12 @@ def main(processes: int, **sizes: Any) -> None:
         f"each of {processes} processes"
     )
     peaks = {}
-    for way in (ORDINARY, *PLANS):
+    examined = {}
+    for way in (ORDINARY, *WAYS):
         first, peaks[way] = in_processes(way, shape, processes)
-        if way == PRIVATE:
-            examined = first
-    click.echo(table({**peaks, EXAMINED: examined}))
+        if way in (PRIVATE, PASSING):
+            examined[f"{way}, examined"] = first
+    click.echo(table({**peaks, **examined}))
 
 
 if __name__ == "__main__":

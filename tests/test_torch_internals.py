@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import hushgrad
 from hushgrad import torch_internals as insides
@@ -244,6 +246,23 @@ def test_a_hook_runs_inside_frames_of_the_file_of_module_calls() -> None:
     module(torch.zeros(1))
     assert len(files) > 1
     assert files[-1] == __file__
+
+
+def test_selective_checkpointing_is_seen_while_its_forward_runs_and_no_other() -> None:
+    seen = []
+
+    def run(x: Tensor) -> Tensor:
+        seen.append(insides.keeps_some_values())
+        return x.sin().exp().sin()
+
+    keeps = partial(create_selective_checkpoint_contexts, [torch.ops.aten.sin.default])
+    for options in ({}, {"context_fn": keeps}):
+        checkpoint(run, torch.ones(2, requires_grad=True), use_reentrant=False, **options)
+    assert seen == [False, True]
+    total = checkpoint(run, torch.ones(2, requires_grad=True), use_reentrant=False, context_fn=keeps).sum()
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward an extra time"):
+        total.backward()
 
 
 # Frames of torch's own code ------------------------------------------------------------------------------------------

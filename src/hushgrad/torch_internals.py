@@ -24,8 +24,9 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 from torch.nn.modules.loss import _Loss as Criterion
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils.checkpoint import _CachingTorchDispatchMode
 
 __all__ = [
     "BatchNorm",  # the common base of BatchNorm1d to 3d, lazy ones and SyncBatchNorm
@@ -280,6 +281,14 @@ class EagerCode:
             cls._wanted.discard(id(who))
             if not cls._wanted:
                 cls._former.__exit__(None, None, None)
+
+
+def keeps_some_values() -> bool:
+    """Return whether this thread runs a part of a forward that selective checkpointing keeps some values of.
+
+    They are used up by one backward, whether it keeps its graph or not.
+    """
+    return any(isinstance(mode, _CachingTorchDispatchMode) for mode in _get_current_dispatch_mode_stack())
 
 
 def functorch_transform() -> str | None:

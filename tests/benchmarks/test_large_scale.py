@@ -1,12 +1,25 @@
 """The page of the model for hundreds of GPUs holds what its script computes."""
 
 import pytest
-from benchmarks.large_scale import CASES, GPUS, PAGE, Decoder, Linear, Machine, fitting, memory, step, with_tables
+from benchmarks.large_scale import (
+    CASES,
+    GPUS,
+    PAGE,
+    Decoder,
+    Linear,
+    Machine,
+    fitting,
+    inside_s,
+    memory,
+    memory_inside,
+    step,
+    with_tables,
+)
 
 
 def test_every_figure_of_the_page_is_computed():
     page = PAGE.read_text(encoding="utf-8")
-    assert page.count("| 512 |") == 7
+    assert page.count("| 512 |") == 10
     assert with_tables(page) == page
 
 
@@ -35,3 +48,14 @@ def test_a_private_step_takes_more_than_an_ordinary_one_and_fits():
             assert found.private_s > found.ordinary_s
             assert found.ordinary_memory < found.private_memory <= 0.9 * machine.memory_gib * 2**30
             assert rows * gpus == case.batch_size or memory(case, gpus, 2 * rows)[1] > 0.9 * machine.memory_gib * 2**30
+
+
+def test_a_step_inside_the_backward_takes_less_memory_for_a_record_and_more_time():
+    machine, case = Machine(), CASES[0]
+    for gpus in GPUS:
+        rows = fitting(case, gpus, machine, is_inside=True)
+        assert rows >= fitting(case, gpus, machine)
+        assert case.states(gpus) < memory_inside(case, gpus, rows) <= 0.9 * machine.memory_gib * 2**30
+        assert memory_inside(case, gpus, rows) < memory(case, gpus, rows)[1]
+        once, twice = (inside_s(case, gpus, rows, machine, runs=runs) for runs in (1, 2))
+        assert 1.4 * once < twice < 1.7 * once

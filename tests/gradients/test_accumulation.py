@@ -76,7 +76,7 @@ def test_a_sum_is_within_its_error_of_the_exact_one(name: str, at_once: int, mon
     part, how = PARTS[name](), InFloat64()
     roots_B = part.per_example().double().flatten(1).norm(dim=1)
     weights_B = (1 / roots_B).clamp(max=1.0)
-    how.note([{"p": part}], roots_B.unsqueeze(0), weights_B.unsqueeze(0))
+    how.note([how.term_squares(part)], roots_B.unsqueeze(0), weights_B.unsqueeze(0))
     found = how.sum(part, weights_B)
     assert found.dtype == torch.float64
     wanted = exactly(part, weights_B)
@@ -89,7 +89,7 @@ def test_the_error_grows_with_terms_that_cancel_and_with_every_batch() -> None:
         how = InFloat64()
         for _ in range(batches):
             roots_B = part.per_example().double().flatten(1).norm(dim=1)
-            how.note([{"p": part}], roots_B.unsqueeze(0), (1 / roots_B).unsqueeze(0))
+            how.note([how.term_squares(part)], roots_B.unsqueeze(0), (1 / roots_B).unsqueeze(0))
             how.sum(part, 1 / roots_B)
         return how.error
 

@@ -31,8 +31,18 @@ class Ended(NamedTuple):
 @pytest.fixture
 def scattering(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The plan of a machine on which no sum of a sharded model is kept whole."""
-    path = tmp_path / "machine"
-    path.write_text(json.dumps({"cpu": asdict(replace(CPU, sum_bytes=0))}))
+    plan_of(monkeypatch, tmp_path, sum_bytes=0)
+
+
+@pytest.fixture
+def letting_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The same, on which no operands are kept until a backward has ended, either."""
+    plan_of(monkeypatch, tmp_path, sum_bytes=0, operand_bytes=0)
+
+
+def plan_of(monkeypatch: pytest.MonkeyPatch, folder: Path, **budgets: int) -> None:
+    path = folder / "machine"
+    path.write_text(json.dumps({"cpu": asdict(replace(CPU, **budgets))}))
     monkeypatch.setenv(FILE_VARIABLE, str(path))
 
 

@@ -71,6 +71,8 @@ class Run:
             module=self.model, optimizer=self.optimizer, data_loader=DataLoader(dataset, batch_size=size),
             noise_multiplier=sigma, max_grad_norm=C, max_physical_batch_size=rows, **more,
         )  # fmt: skip
+        self.let_go = 0
+        self.shares: list[int] = []
         self.criterion = self.engine.per_example(nn.CrossEntropyLoss())
         self.seen: list[Tensor] = []
         self.optimizer.register_step_pre_hook(self._keep)
@@ -87,6 +89,8 @@ class Run:
             for x, y in self.loader:
                 self.optimizer.zero_grad()
                 self.criterion(self.model(x).float(), y).backward()
+                self.shares.append(len(self.engine.session.current_batch.indices))
+                self.let_go += self.engine.session._loop._batch._passing.is_done
                 self.optimizer.step()
                 if self.engine.last_step_updated:
                     after()
@@ -106,6 +110,7 @@ def updates(folder: str, forms: list[str]) -> dict[str, Any]:
         run = Run(form)
         run.train(1 if WORLD == 1 else 2)
         report, is_scattered = run.engine.session.probe_report, run.engine.session._parts.update.is_scattered
+        let_go = run.let_go
         run.engine.session.close()
         if WORLD == 1:
             torch.save(run.seen, path)
@@ -116,8 +121,19 @@ def updates(folder: str, forms: list[str]) -> dict[str, Any]:
             "left": [name for name, parameter in run.model.named_parameters() if parameter.grad is not None],
             "report": [report.examined, *report.notes],
             "scattered": is_scattered,
+            "let go": let_go,
         }  # fmt: skip
     return found
+
+
+def one_budget(machine: str, clipping: str) -> dict[str, Any]:
+    """A few updates of about two records where one process alone has budgets for operands and for sums."""
+    if RANK == 0:
+        os.environ[FILE_VARIABLE] = machine
+    run = Run("checkpointed", batch_size=2, clipping=clipping)
+    run.train(6)
+    scattered = run.engine.session._parts.update.is_scattered
+    return {"let go": run.let_go, "updates": digest(run.seen), "shares": run.shares, "scattered": scattered}
 
 
 def bfloat16() -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from test_processes import told
 
 from hushgrad.accounting import read_ledger
+from hushgrad.gradients.machine import CPU
 
 Processes = Callable[..., list[Any]]
 
@@ -26,7 +29,9 @@ def sharded(in_processes: Processes) -> Processes:
     return partial(in_processes, worker="sharded_worker.py")
 
 
-def require_same_update(one: list[Any], several: list[Any], forms: list[str], *, is_scattered: bool = False) -> None:
+def require_same_update(
+    one: list[Any], several: list[Any], forms: list[str], *, is_scattered: bool = False, lets_go: bool = False
+) -> None:
     told(one)
     first, *others = told(several)
     assert set(first) == set(forms)
@@ -35,6 +40,7 @@ def require_same_update(one: list[Any], several: list[Any], forms: list[str], *,
         assert found["left"] == [], form
         assert found["report"] == [True], form
         assert found["scattered"] == is_scattered, form
+        assert bool(found["let go"]) == lets_go, form
         assert all(process[form] == found for process in others), form
 
 
@@ -56,6 +62,46 @@ def test_sums_that_are_scattered_after_each_item_give_the_update_of_one_process(
     require_same_update(
         sharded(1, "updates", forms=forms), sharded(2, "updates", forms=forms), forms, is_scattered=True
     )
+
+
+def test_sums_that_are_formed_inside_the_backward_are_those_of_one_process(
+    sharded: Processes, request: pytest.FixtureRequest
+) -> None:
+    """Guarantee: the update is that of one process, whether operands live until the norms are known or not."""
+    forms = ["uneven", "tied", "checkpointed"]
+    one = sharded(1, "updates", forms=forms)
+    request.getfixturevalue("letting_go")
+    several = sharded(2, "updates", forms=forms)
+    require_same_update(one, several, forms, is_scattered=True, lets_go=True)
+
+
+@pytest.mark.parametrize("clipping", ["flat", pytest.param("per-layer", marks=pytest.mark.slow)])
+def test_a_budget_for_operands_of_one_process_is_that_of_all(clipping: str, sharded: Processes, tmp_path: Path) -> None:
+    """Guarantee: the processes of a model that none of them has whole go the same way, each time.
+
+    Also where one of them has no record of an item.
+    """
+    path = tmp_path / "of one process"
+    path.write_text(json.dumps({"cpu": asdict(replace(CPU, operand_bytes=0, sum_bytes=0))}))
+    first, second = told(sharded(2, "one_budget", machine=str(path), clipping=clipping))
+    shares, others = first.pop("shares"), second.pop("shares")
+    assert 0 in shares + others
+    assert any(a or b for a, b in zip(shares, others, strict=True))
+    assert first == second
+    assert first["scattered"]
+    assert first["let go"] >= 6
+
+
+@pytest.mark.slow
+def test_sums_of_every_form_may_be_formed_inside_the_backward(
+    sharded: Processes, request: pytest.FixtureRequest
+) -> None:
+    forms, copies = [form for form in TWO if form != "checkpointed by backwards"], ["copies", "uneven copies"]
+    one, one_of_copies = sharded(1, "updates", forms=forms), sharded(1, "updates", forms=copies)
+    request.getfixturevalue("letting_go")
+    require_same_update(one, sharded(2, "updates", forms=forms), forms, is_scattered=True, lets_go=True)
+    several = sharded(4, "updates", forms=copies)
+    require_same_update(one_of_copies, several, copies, is_scattered=True, lets_go=True)
 
 
 @pytest.mark.slow
@@ -86,8 +132,13 @@ def test_a_process_keeps_its_own_part_of_scattered_sums_and_tells_where_it_canno
     assert first["released"] == second["released"] == 2
 
 
-def test_sums_of_a_model_in_16_bits_are_added_up_in_32(sharded: Processes) -> None:
+@pytest.mark.parametrize("lets_go", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_sums_of_a_model_in_16_bits_are_added_up_in_32(
+    lets_go: bool, sharded: Processes, request: pytest.FixtureRequest
+) -> None:
     """Guarantee: whatever FSDP would reduce gradients in; a whole copy in 16 bits gives the same sums, row by row."""
+    if lets_go:
+        request.getfixturevalue("letting_go")
     first, second = told(sharded(2, "bfloat16"))
     assert first == second
     assert first["error"] <= 5e-7

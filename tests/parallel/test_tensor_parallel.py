@@ -51,6 +51,18 @@ def test_sums_of_columns_that_are_scattered_after_each_item_give_the_update_of_o
     require_same_update(one, several, SHARDED, is_scattered=True)
 
 
+@pytest.mark.slow
+def test_sums_of_rows_that_are_formed_inside_the_backward_are_those_of_one_process(
+    rows: Processes, request: pytest.FixtureRequest
+) -> None:
+    """Guarantee: the update is that of one process, whether operands live until the norms are known or not."""
+    forms = [*TWO, "tied words", "checkpointed rows"]
+    two, four = rows(1, "updates", forms=forms), rows(1, "updates", forms=SHARDED)
+    request.getfixturevalue("letting_go")
+    require_same_update(two, rows(2, "updates", forms=forms), forms, lets_go=True)
+    require_same_update(four, rows(4, "updates", forms=SHARDED), SHARDED, is_scattered=True, lets_go=True)
+
+
 def test_operands_in_16_bits_are_cut_as_they_are(rows: Processes) -> None:
     """The update of two processes is that of one to the rounding of activations in bfloat16, 8 bits."""
     told(rows(1, "narrow", form="all styles"))

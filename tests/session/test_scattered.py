@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import hushgrad.session.draws as draws
 import hushgrad.session.scattered as scattered
+from hushgrad.errors import DesyncError
 from hushgrad.parallel.grid import Grid
 from hushgrad.parallel.shards import Shards
 from hushgrad.parallel.world import ALONE, World
@@ -51,7 +52,7 @@ class Gang:
                 """It has come."""
 
         monkeypatch.setattr(scattered, "Scattering", Scattering)
-        monkeypatch.setattr(scattered, "exchanged", lambda *_: [])
+        monkeypatch.setattr(scattered, "exchanged", lambda *_, **__: [])
         monkeypatch.setattr(scattered, "device_of", lambda _: torch.device("cpu"))
         monkeypatch.setattr(scattered, "shape_in_row", lambda parameter, _: parameter.shape)
         monkeypatch.setattr(Shards, "of", lambda *_: Shards(0, self._place.number, W, copies))
@@ -162,3 +163,47 @@ def test_a_process_that_cannot_form_a_sum_hands_over_nothing_of_use_and_keeps_no
     for own in gang.sums:
         own.drop()
     assert gang.add([given.get] * W) == [None] * W
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_sums_that_come_one_by_one_are_handed_over_as_soon_as_their_draw_is_whole(
+    monkeypatch: pytest.MonkeyPatch, in_order: bool
+) -> None:
+    """Guarantee: an item whose sums come one by one adds what they add together; some may never come."""
+    gang = Gang(monkeypatch, World())
+    given = [sums_of_an_item() for _ in range(W)]
+    given[1]["bias"] = None  # type: ignore[assignment]
+    held: list[list[int]] = [[] for _ in range(W)]
+
+    def run(place: int) -> None:
+        own = gang.sums[place]
+        own.begin(in_order=in_order)
+        for name in ("wide", "other", "bias"):  # "matrix" never comes
+            own.give(name, given[place][name])
+            held[place].append(len(own._item.given))
+        own.end()
+
+    with ThreadPoolExecutor(W) as pool:
+        list(pool.map(run, range(W)))
+    assert held == [[0, 1, 0] if in_order else [1, 2, 3]] * W
+    found = gang.whole([own.taken_apart([part.own for part in own.take()]) for own in gang.sums])
+    for name, total in found.items():
+        parts = [own[name] for own in given if own[name] is not None and name != "matrix"]
+        assert torch.equal(total, torch.stack(parts).sum(0) if parts else torch.zeros_like(total)), name
+
+
+def test_sums_that_were_handed_over_in_another_order_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Gang(monkeypatch, World()).sums[0]
+    numbers: list[int] = []
+
+    def exchanged(world: World, call: str, number: int) -> list[tuple[int, None]]:
+        numbers.append(number)
+        return [(number, None), (numbers[0], None)]
+
+    monkeypatch.setattr(scattered, "exchanged", exchanged)
+    monkeypatch.setattr(own, "_send", lambda number, rows: own._item.sent.append(number))
+    own.end()
+    own.begin(in_order=True)
+    own.give("wide", torch.ones(SHAPES["wide"]))
+    with pytest.raises(DesyncError, match="another order than in other processes"):
+        own.end()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture.axes.owners import BatchLocation, SegmentIds, Whole
+from hushgrad.capture.expected import ExpectedUses
+from hushgrad.capture.in_turn import InTurn
 from hushgrad.errors import PrivacyUnitError
 from hushgrad.gradients.contribution import Contribution, Plan, full_precision
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.narrow import widened
 from hushgrad.gradients.ownership import own
 from hushgrad.gradients.rows import Rows
-from hushgrad.torch_internals import call_after_backward, current_graph_task
+from hushgrad.torch_internals import NO_GRAPH_TASK, call_after_backward, current_graph_task, keeps_some_values
 
 
 @dataclass(slots=True)
@@ -84,6 +86,16 @@ class UsePool:
         """Gradients by inputs that were asked for with a graph, of the physical batch: losses may be made of them."""
         self.is_penalized = False
         """Whether a backward of the physical batch came back through one of them, from a gradient penalty say."""
+        self.expected = ExpectedUses() if self._plan.limits_operands else None
+        """What forwards announce; None where operands may take all memory."""
+        self.in_turn: InTurn | None = None
+        """What uses are handed on by inside a backward, instead of being kept until it has ended."""
+
+    def announce(self, names: Iterable[str], nbytes: int) -> None:
+        """A captured call of a forward, not one that is run again in a backward, will hold so much until its norm."""
+        if self.expected is not None and current_graph_task() == NO_GRAPH_TASK:
+            self.expected.add(names, nbytes)
+            self.expected.runs_once |= keeps_some_values()
 
     def note_undivided(self) -> None:
         """Take note, from inside a backward, that its losses were not divided by the size of the batch."""
@@ -93,6 +105,9 @@ class UsePool:
 
     def add(self, name: str, contribution: Contribution) -> None:
         """Record one use, from inside the backward that produced it."""
+        if self.in_turn is not None:
+            self.in_turn.add(name, contribution)
+            return
         task = current_graph_task()
         if task not in self._running:
             self._running[task] = {}
@@ -105,6 +120,23 @@ class UsePool:
             uses.factored.append(contribution)
         else:
             uses.keep(gradients)
+
+    def call_ended(self, names: Iterable[str]) -> None:
+        """A captured call has recorded all its uses, of these parameters."""
+        if self.in_turn is not None:
+            self.in_turn.call_ended(names)
+
+    @property
+    def holds(self) -> bool:
+        """Whether uses were recorded that nobody has taken, by backwards that have ended or the one that runs."""
+        return bool(self._finished) or current_graph_task() in self._running
+
+    def count_backward(self, *, is_undivided: bool) -> None:
+        """A backward has ended whose uses were handed on."""
+        self.backwards += 1
+        self.undivided += is_undivided
+        if self._on_backward is not None:
+            self._on_backward()
 
     def _finish(self, task: int, is_undivided: bool) -> None:
         recorded = self._running.pop(task, {})
@@ -131,16 +163,14 @@ class UsePool:
         """
         for name, uses in self._finished.items():
             parts = [*uses.factored, *([] if uses.kept is None else [Dense(uses.kept)])]
-            with torch.no_grad(), full_precision():
-                own = [part.alone(example).per_example()[0] for part in parts]
-                found = own[0] if len(own) == 1 else torch.stack([gradient.double() for gradient in own]).sum(0)
-            yield name, found
+            yield from gradients_by_name({name: [part.alone(example) for part in parts]})
 
     def clear(self) -> None:
         """Drop everything that was recorded."""
         self._finished, self._running, self.backwards, self.undivided = {}, {}, 0, 0
         self._undivided_tasks = set()
         self.asked, self.is_penalized = [], False
+        self.expected, self.in_turn = ExpectedUses() if self._plan.limits_operands else None, None
 
     def examples(self, tensor: Tensor, axis: BatchLocation, where: str) -> Tensor:
         """Return `tensor` as `operands` does, in at least float32 if it is floating."""
@@ -185,3 +215,12 @@ class UsePool:
                 )
             tensor = tensor.reshape(batch, tensor.shape[0] // batch, *tensor.shape[1:])
         return tensor
+
+
+def gradients_by_name(uses: Mapping[str, Sequence[Contribution]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the gradient of the only example of some uses by each parameter, `[*shape]`, one at a time."""
+    for name, parts in uses.items():
+        with torch.no_grad(), full_precision():
+            own = [part.per_example()[0] for part in parts]
+            found = own[0] if len(own) == 1 else torch.stack([gradient.double() for gradient in own]).sum(0)
+        yield name, found

@@ -24,6 +24,7 @@ MEANINGS = {
     "moved": "ns for one value in an element-wise operation",
     "keep_bytes": "bytes that per-example gradients may take beyond what they replace",
     "sum_bytes": "bytes that clipped sums of a sharded model may take whole in each process",
+    "operand_bytes": "bytes that operands of a physical batch may take until its norms are known",
 }
 
 

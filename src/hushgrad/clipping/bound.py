@@ -160,15 +160,25 @@ class BoundRule:
             return [parts]
         found: list[dict[str, Part]] = [{} for _ in self.groups]
         for name, part in parts.items():
-            number = self._number_of.get(name)
-            if number is None:
-                raise ContractChangedError(
-                    "it is trained now, and is in no group of the clip rule, because it was frozen at set-up",
-                    where=name,
-                    cure="Choose what is trained before privatize, or close the session and privatize again",
-                )
-            found[number][name] = part
+            found[self.group_of(name)][name] = part
         return found
+
+    def group_of(self, name: str) -> int:
+        """Return the number of a parameter's group.
+
+        Raises:
+            ContractChangedError: it is in none.
+        """
+        if len(self.groups) == 1:
+            return 0
+        number = self._number_of.get(name)
+        if number is None:
+            raise ContractChangedError(
+                "it is trained now, and is in no group of the clip rule, because it was frozen at set-up",
+                where=name,
+                cure="Choose what is trained before privatize, or close the session and privatize again",
+            )
+        return number
 
     def factors(self, norms_GB: Tensor) -> Tensor:
         """Return the rule's factors for norms `[G, B]`, in the same shape. The rule may keep and change `norms_GB`.

@@ -101,6 +101,11 @@ class GroupwiseClipping(ClipRule):
         return clip_factors(norms_GB, limits_G1)
 
     @property
+    def clips_groups_apart(self) -> bool:
+        """True: each group has a limit of its own."""
+        return True
+
+    @property
     def noise_differs(self) -> bool:
         """Whether `noise` is "least", or "equal-budget" for norms that differ."""
         return self.noise == "least" or (self.noise == "equal-budget" and len(set(self.norms or ())) > 1)

@@ -76,6 +76,11 @@ class ClipRule(ABC):
         return type(self).relative_noise is not ClipRule.relative_noise
 
     @property
+    def clips_groups_apart(self) -> bool:
+        """Whether the factors of a group follow from the norms there alone, so that it may be summed before others."""
+        return False
+
+    @property
     def adaptation(self) -> Adaptation | None:
         """What is counted to find the next step's norm; None for a rule whose norm is fixed."""
         return None

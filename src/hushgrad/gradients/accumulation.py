@@ -10,7 +10,7 @@ terms cancel, whose terms are measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,8 +42,12 @@ class AsTheyCome:
         """Return the same for each of a stack of parameters."""
         return group.weighted_sums(weights_B)
 
-    def note(self, members: Sequence[Mapping[str, Contribution]], roots_GB: Tensor, weights_GB: Tensor) -> None:
-        """Take note of what is about to be summed: contributions and norms of each group, and their weights."""
+    def term_squares(self, part: Contribution) -> Tensor | None:
+        """Return what `note` wants to know of a contribution beside its norms, `[B]`; None for nothing."""
+        return None
+
+    def note(self, terms: Sequence[Tensor | None], roots_GB: Tensor, weights_GB: Tensor) -> None:
+        """Take note of what is summed: norms and weights of each group, and `term_squares` of it, added up."""
 
 
 class InFloat64(AsTheyCome):
@@ -85,15 +89,17 @@ class InFloat64(AsTheyCome):
         self._count(len(weights_B))
         return group.widened().weighted_sums(weights_B.double())
 
-    def note(self, members: Sequence[Mapping[str, Contribution]], roots_GB: Tensor, weights_GB: Tensor) -> None:
-        """Add up the sizes of the terms of what is about to be summed."""
+    def term_squares(self, part: Contribution) -> Tensor | None:
+        """Return the squared sizes of the terms of each example."""
+        return part.term_squares()
+
+    def note(self, terms: Sequence[Tensor | None], roots_GB: Tensor, weights_GB: Tensor) -> None:
+        """Add up the sizes of the terms of what is summed."""
         self._parts += 1  # the sums of physical batches are added up, too
-        for parts, roots_B, weights_B in zip(members, roots_GB.unbind(), weights_GB.unbind(), strict=True):
+        for terms_B, roots_B, weights_B in zip(terms, roots_GB.unbind(), weights_GB.unbind(), strict=True):
             squares_B = roots_B.detach().double().square()
-            for part in parts.values():
-                terms = part.term_squares()
-                if terms is not None:
-                    squares_B = squares_B + terms.detach().to(squares_B)
+            if terms_B is not None:
+                squares_B = squares_B + terms_B.detach().to(squares_B)
             sizes_B = weights_B.detach().double().abs() * squares_B.sqrt()
             self._sizes += float(sizes_B.masked_fill(weights_B == 0, 0).sum())
 

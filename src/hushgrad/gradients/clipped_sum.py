@@ -17,8 +17,9 @@ from hushgrad.gradients.across import NOWHERE, Across
 from hushgrad.gradients.apart import AT_ONCE
 from hushgrad.gradients.combine import combine
 from hushgrad.gradients.contribution import Contribution, Plan, all_digits, full_precision
-from hushgrad.gradients.rounding import FAINT, FLOOR, LEAST_WEIGHT
+from hushgrad.gradients.rounding import FLOOR
 from hushgrad.gradients.stacking import Stacked, group_by_shape
+from hushgrad.gradients.weights import Rescued, Told, Weights, rescued_sum, weights_in_float64, weights_of
 
 Parts = dict[str, Contribution]
 
@@ -136,22 +137,16 @@ def pending_sums(
     bound = clip if isinstance(clip, BoundRule) else BoundRule(clip, contributions)
     with full_precision(), all_digits():
         needed = replace(plan or Plan(), floor=min(FLOOR, bound.floor(scale) ** 2))
-        told = _Told(watch or _nothing, on_excess or _raise, on_norms or _nothing)
-        names, form = _weighed(contributions, bound, scale, needed, told, accumulation or AsTheyCome(), across)
+        told = Told(on_excess or _raise, on_norms or _nothing)
+        names, form = _weighed(
+            contributions, bound, scale, needed, watch or _nothing, told, accumulation or AsTheyCome(), across
+        )
 
     def formed(name: str) -> Mapping[str, Tensor]:
         with full_precision(), all_digits():
             return form(name)
 
     return Pending(names, formed)
-
-
-class _Told(NamedTuple):
-    """Who is told of what is about to be summed, of an excess, and of the norms."""
-
-    watch: Callable[[Weighed], None]
-    excess: Callable[[SensitivityMismatchError], None]
-    norms: Callable[[Tensor], None]
 
 
 def _nothing(seen: object) -> None:
@@ -174,7 +169,8 @@ def _weighed(
     clip: BoundRule,
     scale: float,
     plan: Plan,
-    told: _Told,
+    watch: Callable[[Weighed], None],
+    told: Told,
     accumulation: AsTheyCome,
     across: Across,
 ) -> tuple[Sequence[str], Form]:
@@ -190,23 +186,14 @@ def _weighed(
     del combined  # so that what a member lets go is gone
     stacks = [group_by_shape(parts, plan) for parts in members]
     squares_GB = across.added(_measure(members, stacks, plan, nothing_B))
-    if plan.floor < FAINT:  # a clip norm so small that squares may have underflowed
-        squares_GB = squares_GB.masked_fill(squares_GB < FAINT, torch.inf)
-    roots_GB = squares_GB.sqrt()
-    weights_GB = clip.factors(roots_GB * scale) * scale
-    within_GB, lost_B = clip.within(roots_GB, weights_GB, scale), None
-    is_light_GB = weights_GB.abs() < LEAST_WEIGHT
-    if not (within_GB & ~is_light_GB).all():  # the one look at values of a physical batch: it waits for the device
-        overflowed_B = ~torch.isfinite(squares_GB).all(0)
-        if not (within_GB | overflowed_B).all():
-            told.excess(clip.excess())
-        lost_B = overflowed_B | (is_light_GB & (weights_GB != 0)).any(0)
-    told.watch(Weighed(members, roots_GB, weights_GB, scale, across))
-    if lost_B is not None and lost_B.any():
-        told.norms(roots_GB[:, ~lost_B] * scale)
-        return _rescued(members, weights_GB, lost_B, roots_GB, clip, scale, plan, told, accumulation, across)
-    told.norms(roots_GB * scale)
-    accumulation.note(members, roots_GB, weights_GB)
+    weights = weights_of(squares_GB, clip, scale, plan.floor, told.excess)
+    watch(Weighed(members, weights.roots, weights.values, scale, across))
+    if weights.lost is not None:
+        told.norms(weights.roots[:, ~weights.lost] * scale)
+        return _rescued(members, weights, clip, scale, plan, told, accumulation, across)
+    told.norms(weights.roots * scale)
+    accumulation.note(terms_of(members, accumulation), weights.roots, weights.values)
+    weights_GB = weights.values
     stacked = {name: (g, group) for g, (groups, _) in enumerate(stacks) for group in groups for name in group.names}
     alone = {name: g for g, (_, names) in enumerate(stacks) for name in names}
 
@@ -239,21 +226,20 @@ def _measure(
             if parts[name] is not part:
                 plan = plan.after(parts[name].nbytes - part.nbytes)
             squares.append(squared_B)
-        rows.append(_added(squares))
-    return _together(rows, nothing_B)
+        rows.append(added(squares))
+    return together(rows, nothing_B)
 
 
-def _added(squares: Sequence[Tensor]) -> Tensor | None:
-    """Return the sum over the parameters of a group; None where none of them was used."""
-    if not squares:
-        return None
-    total = squares[0]
-    for squared_B in squares[1:]:
-        total = total + squared_B.to(total.device)
+def added(squares: Iterable[Tensor | None]) -> Tensor | None:
+    """Return the sum over the parameters of a group; None where there is nothing to add."""
+    total: Tensor | None = None
+    for squared_B in squares:
+        if squared_B is not None:
+            total = squared_B if total is None else total + squared_B.to(total.device)
     return total
 
 
-def _together(rows: Sequence[Tensor | None], nothing_B: Tensor) -> Tensor:
+def together(rows: Sequence[Tensor | None], nothing_B: Tensor) -> Tensor:
     """Return the rows as one tensor; a group of which nothing was used has norms 0."""
     if len(rows) == 1 and rows[0] is not None:
         return rows[0].unsqueeze(0)
@@ -263,58 +249,52 @@ def _together(rows: Sequence[Tensor | None], nothing_B: Tensor) -> Tensor:
 
 def _rescued(
     members: Sequence[Parts],
-    weights_GB: Tensor,
-    lost_B: Tensor,
-    roots_GB: Tensor,
+    weights: Weights,
     clip: BoundRule,
     scale: float,
     plan: Plan,
-    told: _Told,
+    told: Told,
     accumulation: AsTheyCome,
     across: Across,
 ) -> tuple[Sequence[str], Form]:
     """The clipped sums where float32 lost some examples: those are measured and summed again in float64."""
-    kept_GB = weights_GB.masked_fill(lost_B, 0)
-    accumulation.note(members, roots_GB, kept_GB)
+    assert weights.lost is not None
+    accumulation.note(terms_of(members, accumulation), weights.roots, weights.kept)
     owners = {name: g for g, parts in enumerate(members) for name in parts}
     parts = [part for parts in members for part in parts.values()]
-    most = across.least(AT_ONCE // max(1, sum(part.nbytes_in_float64 for part in parts) // len(lost_B)))
+    most = across.least(AT_ONCE // max(1, sum(part.nbytes_in_float64 for part in parts) // len(weights.lost)))
     del parts
     portions = [
-        (rows, *_weights_in_float64(members, rows, clip, scale, plan, told, accumulation, across))
-        for rows in torch.split(lost_B.nonzero().squeeze(1), max(1, most))
+        _in_float64(members, rows, clip, scale, plan, told, accumulation, across)
+        for rows in torch.split(weights.lost.nonzero().squeeze(1), max(1, most))
     ]
 
     def form(name: str) -> Mapping[str, Tensor]:
         g = owners[name]
-        part = members[g].pop(name)
-        total = accumulation.sum(part.zeroed(lost_B), kept_GB[g])
-        for rows, weights_GR, broken_R in portions:
-            total += accumulation.sum(part.select(rows).zeroed(broken_R), weights_GR[g]).to(total.dtype)
-        return {name: total}
+        return {name: rescued_sum(members[g].pop(name), g, weights, portions, accumulation)}
 
     return list(owners), form
 
 
-def _weights_in_float64(
+def _in_float64(
     members: Sequence[Mapping[str, Contribution]],
     rows: Tensor,
     clip: BoundRule,
     scale: float,
     plan: Plan,
-    told: _Told,
+    told: Told,
     accumulation: AsTheyCome,
     across: Across,
-) -> tuple[Tensor, Tensor]:
-    """The weights of a few examples with huge or tiny gradients, `[G, R]`; those that are not finite are marked."""
+) -> Rescued:
+    """The weights of a few examples with huge or tiny gradients."""
     chosen = [{name: part.select(rows) for name, part in parts.items()} for parts in members]
     nothing_R = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     squares_GR = across.added(_measure(chosen, [([], list(parts)) for parts in chosen], plan, nothing_R))
-    broken_R = ~torch.isfinite(squares_GR).all(0)
-    roots_GR = squares_GR.sqrt().masked_fill(broken_R, 0)
-    weights_GR = (clip.factors(roots_GR * scale) * scale).masked_fill(broken_R, 0)
-    if not clip.within(roots_GR, weights_GR, scale).all():
-        told.excess(clip.excess())
-    told.norms((roots_GR * scale).masked_fill(broken_R, torch.nan))
-    accumulation.note(chosen, roots_GR, weights_GR)
-    return weights_GR, broken_R
+    found = weights_in_float64(squares_GR, rows, clip, scale, told)
+    accumulation.note(terms_of(chosen, accumulation), found.roots, found.values)
+    return found
+
+
+def terms_of(members: Sequence[Mapping[str, Contribution]], accumulation: AsTheyCome) -> list[Tensor | None]:
+    """Return for each group what `accumulation` wants to know of its contributions."""
+    return [added(accumulation.term_squares(part) for part in parts.values()) for parts in members]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.errors import UnsupportedModelError
-from hushgrad.gradients.machine import CPU, Machine, machine_of
+from hushgrad.gradients.machine import CPU, NO_LIMIT, Machine, machine_of
 from hushgrad.gradients.rounding import FLOOR
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class Plan:
     `machine`. `keep_bytes` is a budget for all parameters in one physical batch, beyond the operands in whose place
     gradients are kept. `floor` is a squared norm below which examples are not clipped, so that digits that do not count
     beside it may be lost. `sum_bytes` is a budget for the clipped sums of a sharded model, as long as they are whole in
-    each process. Every plan gives the same numbers.
+    each process. `operand_bytes` is one for the operands of a physical batch, as long as its norms are not known; above
+    it norms and sums are taken inside the backward. Every plan gives the same numbers.
     """
 
     way: Way | None = None
@@ -46,13 +47,19 @@ class Plan:
     machine: Machine = CPU
     floor: float = FLOOR
     sum_bytes: int = CPU.sum_bytes
+    operand_bytes: int = CPU.operand_bytes
 
     @classmethod
     def of_device(cls, device: torch.device, way: Way | None = None, keep_bytes: int | None = None) -> Plan:
         """Return the plan for a device: its machine's constants and, unless given, its machine's budget."""
         machine = machine_of(device)
         kept = machine.keep_bytes if keep_bytes is None else keep_bytes
-        return cls(way, kept, machine, sum_bytes=machine.sum_bytes)
+        return cls(way, kept, machine, sum_bytes=machine.sum_bytes, operand_bytes=machine.operand_bytes)
+
+    @property
+    def limits_operands(self) -> bool:
+        """Whether there is a budget for operands at all."""
+        return self.operand_bytes < NO_LIMIT
 
     def choose(self, times: Mapping[Way, float]) -> Way:
         """Return the way that is forced if it is one of those timed, else the fastest, of equal ones the first."""

@@ -21,10 +21,13 @@ from hushgrad.errors import InvalidArgumentError
 
 FILE_VARIABLE = "HUSHGRAD_MACHINE"
 
+NO_LIMIT = 1 << 56
+"""More bytes than there are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Times in nanoseconds, and two budgets.
+    """Times in nanoseconds, and three budgets.
 
     Attributes:
         multiply_add: one multiplication and addition in a matrix product.
@@ -39,6 +42,8 @@ class Machine:
             place they are kept.
         sum_bytes: how much memory the clipped sums of a sharded model may take whole in each process, until they are
             exchanged once, at the end of the logical batch. Where they take more, parts are exchanged after each item.
+        operand_bytes: how much memory the operands of one physical batch may take in each process, until its norms are
+            known. Where they take more, norms and sums are taken inside the backward. As shipped there is no limit.
     """
 
     multiply_add: float
@@ -49,6 +54,7 @@ class Machine:
     moved: float
     keep_bytes: int
     sum_bytes: int = 1 << 30
+    operand_bytes: int = NO_LIMIT
 
     def __post_init__(self) -> None:
         for field in fields(self):

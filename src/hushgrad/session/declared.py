@@ -66,7 +66,11 @@ class DeclaredLoop(Loop):
                 batch.expect(losses_B)
                 parts.probe.losses(losses_B)
                 total = losses_B.sum()
-                total.backward(total.new_full((), batch.loss_scale))  # type: ignore[no-untyped-call]
+                given = total.new_full((), batch.loss_scale)
+                lets_go = batch.begins([total], [given], is_divided=False)
+                total.backward(given)  # type: ignore[no-untyped-call]
+                if lets_go:
+                    batch.has_run()
                 batch.examine()
                 batch.add(scale=1 / batch.loss_scale)
                 self._rounds_together |= batch.passes_16_bits

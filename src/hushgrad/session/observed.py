@@ -155,12 +155,15 @@ class ObservedLoop(Loop):
         return total
 
     def reduced(self, losses_B: Tensor) -> Tensor | None:
-        """Return the mean or sum of losses that were examined, where gradients pass through 16 bits; else None.
+        """Return the mean or sum of examined losses, where its backward is the session's to choose; else None.
 
-        Its backward gives each loss 1 (times the loss scale) and not 1/B: see `OpenBatch.divides_losses`.
+        That is where gradients pass through 16 bits (each loss then gets 1, times the loss scale, and not 1/B: see
+        `OpenBatch.divides_losses`), and where operands may be above their budget.
         """
         batch = self._batch
-        if batch is None or not (losses_B.requires_grad and torch.is_grad_enabled()) or not batch.rounds(losses_B):
+        if batch is None or not (losses_B.requires_grad and torch.is_grad_enabled()):
+            return None
+        if not batch.rounds(losses_B) and not batch.may_let_go:
             return None
         total = expecting(losses_B, 1.0, batch, returned=self._parts.mechanism.loss_reduction)
         self._parts.probe.total(total)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from hushgrad.errors import (
     UnsupportedModelError,
 )
 from hushgrad.guards.probing.loss_cuts import Cut
+from hushgrad.session.in_passing import InPassing
 from hushgrad.session.own_backward import OwnBackward
 from hushgrad.session.padding import without_padding
 from hushgrad.session.parts import Parts
@@ -48,6 +49,7 @@ class OpenBatch:
         self._decided = (NO_GRAPH_TASK, False)
         self._has_divided = False
         self._sessions: set[int] = set()  # the backwards of losses that the session itself has added up
+        self._passing = InPassing(parts, pool, rows, drawn)
         pool.batch_size = rows
 
     @property
@@ -133,6 +135,41 @@ class OpenBatch:
             self._pool.note_undivided()
         return divides
 
+    @property
+    def may_let_go(self) -> bool:
+        """Whether its backward may form sums inside of it, and let operands go."""
+        return self._passing.may_be_wanted
+
+    def begins(self, losses: list[Tensor], given: list[Tensor], *, is_divided: bool) -> bool:
+        """A backward of these losses with these gradients begins: return whether it lets operands go as they come.
+
+        `has_run` is then to be called when it has ended. Raises what `InPassing.begin` raises, and
+        `SensitivityMismatchError`.
+        """
+        anchor = self._parts.scope.anchor
+
+        def again() -> None:
+            torch.autograd.backward(losses, given, retain_graph=True, inputs=[anchor])
+
+        scale = float(self._rows) if is_divided else 1 / self.loss_scale
+        with self._alarmed():
+            return self._passing.begin(scale, again, is_divided=is_divided)
+
+    def has_run(self) -> None:
+        """A backward that let operands go has ended."""
+        with self._alarmed():
+            self._passing.end()
+
+    @contextmanager
+    def _alarmed(self) -> Iterator[None]:
+        """Leave in the ledger what the monitor of the sensitivity has found."""
+        try:
+            yield
+        except SensitivityMismatchError:
+            with suppress(LedgerError):  # the alarm is what must be heard
+                note_sensitivity(self._parts)
+            raise
+
     def require_backward(self) -> None:
         """Refuse to end a batch on which no backward has ended."""
         if self._pool.backwards == 0:
@@ -209,7 +246,9 @@ class OpenBatch:
                 # A penalty's part of it does not come from the gradients that the outputs got.
                 is_whole = self._pool.backwards == 1 and not self._pool.is_penalized
                 is_divided = self._pool.undivided < self._pool.backwards
-                parts.probe.examine(self._rows, self._pool.gradient_of if is_whole else None, is_divided=is_divided)
+                source = self._passing if self._passing.is_done else self._pool
+                rows = self._passing.rows if self._passing.is_done else None
+                parts.probe.examine(self._rows, source.gradient_of if is_whole else None, rows, is_divided=is_divided)
 
     def add(self, scale: float) -> None:
         """Add the clipped sum of the examples that were drawn to the update.
@@ -217,19 +256,19 @@ class OpenBatch:
         The example that stands in for an empty draw contributes exactly nothing.
         """
         parts = self._parts
-        uses = without_padding(self._pool.take(), self._drawn, self._rows)
-        if not self._drawn:
-            if not parts.update.is_scattered:
+        with self._alarmed():
+            if self._passing.is_done:
+                self._passing.finish(scale)
                 return
-            uses = {}  # the others wait for this process's part of theirs
-        try:
+            uses = without_padding(self._pool.take(), self._drawn, self._rows)
+            if not self._drawn:
+                if not parts.update.is_scattered:
+                    return
+                uses = {}  # the others wait for this process's part of theirs
             parts.update.add(uses, scale, parts.current, self._drawn)
-        except SensitivityMismatchError:
-            with suppress(LedgerError):  # the alarm is what must be heard
-                note_sensitivity(parts)
-            raise
 
     def close(self) -> None:
         """Drop what is still recorded; from here on a backward through its forwards is refused."""
         self._pool.clear()
+        self._passing.close()
         self._pool.batch_size = None

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from hushgrad.errors import ProtocolError
 from hushgrad.session.open_batch import OpenBatch
+from hushgrad.torch_internals import call_after_backward
 
 
 def expecting(losses_B: Tensor, scale: float, batch: OpenBatch, *, returned: str | None = None) -> Tensor:
@@ -29,6 +30,7 @@ class _Expecting(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, losses_B: Tensor, scale: float, batch: OpenBatch, returned: str | None) -> Tensor:
         ctx.scale, ctx.batch, ctx.shape, ctx.is_returned = scale, batch, losses_B.shape, returned is not None
+        ctx.losses = losses_B if batch.may_let_go else None  # with its graph
         return losses_B.mean() if returned == "mean" else losses_B.sum()
 
     @staticmethod
@@ -37,7 +39,7 @@ class _Expecting(torch.autograd.Function):
         if not _is(gradient, ctx.scale) and ctx.is_returned:
             raise ProtocolError(
                 "what a criterion of engine.per_example returned was multiplied or divided before backward, and "
-                "gradients pass through 16 bits here",
+                "gradients pass through 16 bits here, or operands are above their budget (operand_bytes)",
                 cure="Put a constant factor inside the criterion (a function that returns factor * losses [B]), or "
                 "call session.loss(losses, scale=factor); use no GradScaler (bfloat16 needs none; float16 takes "
                 "PrivacyEngine(loss_scale=2.0**10))",
@@ -51,8 +53,13 @@ class _Expecting(torch.autograd.Function):
                 "gradient accumulation, say). Scale it by nothing that depends on the batch, and use no GradScaler "
                 "(bfloat16 needs none; float16 takes PrivacyEngine(loss_scale=2.0**10))",
             )
-        weight = 1 / ctx.shape[0] if ctx.batch.divides_now() else ctx.batch.loss_scale
-        return torch.full(ctx.shape, weight, dtype=gradient.dtype, device=gradient.device), None, None, None
+        is_divided = ctx.batch.divides_now()
+        weight = 1 / ctx.shape[0] if is_divided else ctx.batch.loss_scale
+        given = torch.full(ctx.shape, weight, dtype=gradient.dtype, device=gradient.device)
+        losses, ctx.losses = ctx.losses, None
+        if losses is not None and ctx.batch.begins([losses], [given], is_divided=is_divided):
+            call_after_backward(ctx.batch.has_run)
+        return given, None, None, None
 
 
 def _is(gradient: Tensor, scale: float) -> bool:

@@ -23,6 +23,7 @@ from hushgrad.capture.uses import UsePool
 from hushgrad.clipping import known as clip_rules
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.gradients.contribution import Plan
+from hushgrad.gradients.machine import NO_LIMIT
 from hushgrad.guards.compatibility import require_module, require_trainable_privately
 from hushgrad.guards.gradient_marks import GradientMarks
 from hushgrad.guards.left_alone import LeftAlone
@@ -151,6 +152,9 @@ def set_up(
             parts.probe.look_with_others(
                 parts.draws.fork("looks"), update.across, lambda: exchanged(world, "examination of losses")
             )
+        if not world.is_alone:
+            told = exchanged(world, "plan of operands", number=min(parts.plan.operand_bytes, NO_LIMIT))
+            parts = replace(parts, plan=replace(parts.plan, operand_bytes=min(number for number, _ in told)))
         parts.spending.hear()
         require_agreement(world, _facts(parts, inner, optimizer, own, lease, phase, budget))
         require_equal_copies(world, inner.parameters())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,11 @@ from hushgrad.errors import SensitivityMismatchError
 from hushgrad.gradients.accumulation import AsTheyCome, InFloat64
 from hushgrad.gradients.clipped_sum import Weighed, clipped_sums, pending_sums
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
+from hushgrad.gradients.in_passing import GroupByGroup, TwoPasses
+from hushgrad.gradients.weights import Told
 from hushgrad.guards.monitoring.alarms import Alarms
 from hushgrad.guards.monitoring.noise import VALUES, NoiseMonitor
-from hushgrad.guards.monitoring.sensitivity import SensitivityMonitor
+from hushgrad.guards.monitoring.sensitivity import Look, SensitivityMonitor
 from hushgrad.mechanism import Mechanism
 from hushgrad.noise.gaussian import Noised
 from hushgrad.parallel.agreement import together
@@ -101,33 +103,94 @@ class Update:
             mechanism: that of the step which the sum is for.
             examples: how many were drawn; some may have used no parameter.
         """
-        clip = self._clip_of(mechanism)
+        clip = self.clip_of(mechanism)
+        given = self._given(clip, scale)
+        before = self.norm.counted
+        self._is_begun = self._is_begun or bool(uses)
+        if self._scattered is None:
+            self._sums = clipped_sums(uses, clip=clip, **given, into=self._sums)
+        else:
+            pending = pending_sums(uses, clip=clip, **given)
+            self._scattered.add(pending.take)
+            pending.add_to(self._sums)
+        self._ended(mechanism, examples, before)
+
+    def _given(self, clip: BoundRule, scale: float) -> dict[str, Any]:
+        """Return what sums of an item are formed by, beside the clip rule."""
 
         def look(weighed: Weighed) -> None:
             self.sensitivity_monitor.check(self._number, weighed, clip)
 
-        given: dict[str, Any] = {
-            "clip": clip,
+        return {
             "scale": scale,
             "plan": self._plan,
-            "watch": look if not self._is_begun and self.sensitivity_monitor.is_due(self._number) else None,
+            "watch": look if self._is_looked_at else None,
             "on_excess": self.sensitivity_monitor.exceeded,
             "on_norms": self.norm.count if self.norm.is_adaptive else None,
             "accumulation": self._accumulation,
             "across": self.across,
         }
-        before = self.norm.counted
-        self._is_begun = self._is_begun or bool(uses)
-        if self._scattered is None:
-            self._sums = clipped_sums(uses, **given, into=self._sums)
-        else:
-            pending = pending_sums(uses, **given)
-            self._scattered.add(pending.take)
-            pending.add_to(self._sums)
-        self._require_near(mechanism)
-        self.norm.count_unused(examples - (self.norm.counted - before), len(clip.groups))
 
-    def _clip_of(self, mechanism: Mechanism) -> BoundRule:
+    @property
+    def _is_looked_at(self) -> bool:
+        return not self._is_begun and self.sensitivity_monitor.is_due(self._number)
+
+    def _ended(self, mechanism: Mechanism, examples: int, counted: int) -> None:
+        """An item of so many examples was added; `counted` were counted before it."""
+        self._require_near(mechanism)
+        self.norm.count_unused(examples - (self.norm.counted - counted), len(self.clip_of(mechanism).groups))
+
+    # Sums that are formed inside a backward ---------------------------------------------------------------------------
+
+    def begin_in_passing(self, *, in_order: bool) -> None:
+        """Sums of an item come one by one; `in_order`: in the same order in all processes, which may then send them."""
+        if self._scattered is not None:
+            self._scattered.begin(in_order=in_order)
+
+    def group_by_group(
+        self, expected: Collection[str], scale: float, mechanism: Mechanism, examples: int
+    ) -> GroupByGroup:
+        """Return what sums each group of an item's uses as soon as it is whole."""
+        clip = self.clip_of(mechanism)
+        given, self._is_begun = self._given(clip, scale), self._is_begun or examples > 0
+        return GroupByGroup(clip, expected, examples, self.take_in, given)
+
+    def two_passes(self, scale: float, mechanism: Mechanism, examples: int) -> TwoPasses:
+        """Return what measures an item's uses in a first pass, and sums them in a second."""
+        clip = self.clip_of(mechanism)
+        is_looked_at, self._is_begun = self._is_looked_at, self._is_begun or examples > 0
+
+        def watch(weighed: Weighed) -> Look | None:
+            return self.sensitivity_monitor.look(self._number, weighed, clip) if is_looked_at else None
+
+        return TwoPasses(
+            clip,
+            scale,
+            self._plan or Plan(),
+            examples,
+            told=Told(self.sensitivity_monitor.exceeded, self.norm.count),
+            watch=watch,
+            close=self.sensitivity_monitor.close,
+            accumulation=self._accumulation,
+            across=self.across,
+        )
+
+    def take_in(self, name: str, total: Tensor | None) -> None:
+        """Add the sum of one parameter of an item; None where nothing contributes to it."""
+        if self._scattered is not None and name in self._scattered.names:
+            self._scattered.give(name, total)
+        elif total is not None:
+            before = self._sums.get(name)
+            self._sums[name] = total if before is None else before.add_(total)
+
+    def end_in_passing(self, mechanism: Mechanism, examples: int, counted: int) -> None:
+        """All sums of an item came; `counted` examples were counted before it."""
+        if self._scattered is not None:
+            self._scattered.end()
+        self._ended(mechanism, examples, counted)
+
+    def clip_of(self, mechanism: Mechanism) -> BoundRule:
+        """Return the clip rule of a step, bound to what is trained."""
         if mechanism is not self._bound[0]:  # with a schedule, or an adaptive norm, each step has one of its own
             self._bound = (mechanism, self._bound_to(mechanism))
         return self._bound[1]
@@ -242,7 +305,7 @@ class Update:
     def _hand_out(
         self, trained: Mapping[str, nn.Parameter], sums: dict[str, Tensor], number: int, mechanism: Mechanism
     ) -> None:
-        clip, std = self._clip_of(mechanism), mechanism.noise_std
+        clip, std = self.clip_of(mechanism), mechanism.noise_std
         updates, noised = self._updates(trained, sums, number, mechanism)
         count = None
         if noised is not None:
@@ -262,7 +325,7 @@ class Update:
 
         Each sum is divided by its relative noise, gets noise as all others do, and is multiplied by it again.
         """
-        scattered, clip = self._scattered, self._clip_of(mechanism)
+        scattered, clip = self._scattered, self.clip_of(mechanism)
         names = [name for name in trained if scattered is None or name not in scattered.names]
         totals = [self._total(sums, name) for name in names]
         relative = [clip.relative[name] if mechanism.noise_std > 0 else 1.0 for name in names]

@@ -63,6 +63,17 @@ def test_what_becomes_of_the_sums_of_a_sharded_model_is_said() -> None:
     assert scattered.as_json()["sums_scattered"] is True
 
 
+def test_what_becomes_of_the_operands_is_said_where_there_is_a_budget_for_them() -> None:
+    assert "operand_bytes" not in report(diagnosis(batch_size=4, operand_bytes=1 << 21), 200)
+    kept = diagnosis(batch_size=4, operand_bytes=1 << 20, operand_budget_bytes=1 << 20)
+    assert "are within the budget of 1.0 MiB (operand_bytes): they are kept" in report(kept, 200)
+    assert kept.as_json()["operands_let_go"] is False
+    let_go = diagnosis(batch_size=4, operand_bytes=1 << 21, operand_budget_bytes=1 << 20)
+    assert "2.0 MiB at most, are above the budget of 1.0 MiB" in report(let_go, 200)
+    assert "a scalar loss of the loop's own keeps them all" in " ".join(report(let_go, 200).split())
+    assert let_go.as_json()["operands_let_go"] is True
+
+
 def test_equal_findings_are_one_paragraph_with_all_their_places_and_one_cure() -> None:
     problems = tuple(Finding("DP301", f"norm.{i}", "mixes examples", "Put a GroupNorm there") for i in (1, 2, 5))
     text = report(diagnosis(problems=(*problems, Finding("DP307", "lookup", "is sparse"))), 100)

@@ -64,6 +64,7 @@ def generic(context: ForwardContext, func: Callable[..., Any], args: tuple[Any, 
     if not taken:
         return result
     axes = [_told(context, outputs[position]) for position in taken]
+    context.announce(leaves.values(), (*local, *(outputs[position] for position in taken)))
     graph = LocalGraph(replay, local, [outputs[position] for position in taken], axes, name, random_state)
     public = _Generic.apply(graph, context, context.anchor.tensor, *data.values())  # type: ignore[no-untyped-call]
     for position, out, axis in zip(taken, public, axes, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from hushgrad.capture.axes.batch_axes import BatchAxes
 from hushgrad.capture.axes.owners import BatchLocation
-from hushgrad.capture.leaves import TrackedTensor
+from hushgrad.capture.leaves import TrackedTensor, distinct_parameters
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import PrivacyUnitError, UncoveredParameterUseError
-from hushgrad.gradients.contribution import Contribution, full_precision
+from hushgrad.gradients.contribution import Contribution, accumulation_dtype, full_precision
 from hushgrad.gradients.placement import part_here
 from hushgrad.torch_internals import is_view, will_execute
 
@@ -139,9 +139,25 @@ class ForwardContext:
         self.check_batch(where, locations)
         conversions = self.axes.conversions
         is_cut = conversions is not None and conversions.has_row
+        names = set()
         for leaf, contribution in uses(*arguments):
             for name, part in leaf.to_parameters(contribution):
+                names.add(name)
                 self.pool.add(name, _part_here(leaf, name, part) if is_cut else part)
+        self.pool.call_ended(names)
+
+    def announce(self, leaves: Iterable[TrackedTensor | None], tensors: Iterable[Tensor | None]) -> None:
+        """A captured call runs in a forward: its backward will record uses of the leaves, made of such tensors.
+
+        Of a parameter the tensors are held, or its gradients for each example, whichever is less.
+        """
+        pool = self.pool
+        if pool.expected is None:
+            return
+        parameters = distinct_parameters([leaf for leaf in leaves if leaf is not None])
+        values = sum(leaf.value.numel() * accumulation_dtype(leaf.value.dtype).itemsize for leaf in parameters)
+        held = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        pool.announce([leaf.name for leaf in parameters], min(held, (self.batch_size or 1) * values))
 
 
 def _part_here(leaf: TrackedTensor, name: str, contribution: Contribution) -> Contribution:
@@ -161,6 +177,11 @@ class Operator(ABC):
     axis: BatchLocation
     autocasts: ClassVar[bool] = False
     shows_leaf: ClassVar[bool] = False
+
+    @property
+    def leaves(self) -> list[TrackedTensor]:
+        """The leaves among its fields."""
+        return [value for value in vars(self).values() if isinstance(value, TrackedTensor)]
 
     @abstractmethod
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -263,9 +284,13 @@ class _Captured(torch.autograd.Function):
 
 def capture(operator: Operator, context: ForwardContext, *inputs: Tensor | None) -> Tensor:
     """Run an operator so that its backward records the use of its leaves."""
-    if operator.autocasts:
-        inputs = tuple(in_autocast_dtype(inputs))
-    return _Captured.apply(operator, context, context.anchor.tensor, *inputs)  # type: ignore[no-any-return,no-untyped-call]
+    given = in_autocast_dtype(inputs) if operator.autocasts else inputs
+    output: Tensor = _Captured.apply(operator, context, context.anchor.tensor, *given)  # type: ignore[no-untyped-call]
+    if context.pool.expected is not None:
+        leaves = operator.leaves
+        data = [value for value in inputs if not any(value is leaf.value for leaf in leaves)]
+        context.announce(leaves, (output, *data))
+    return output
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:

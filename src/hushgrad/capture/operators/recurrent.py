@@ -101,6 +101,7 @@ class _Unrolled(torch.autograd.Function):
             c = new_c if mask is None else torch.where(mask[t], new_c, c)
             states[t] = h
         ctx.layer, ctx.context, ctx.count = layer, context, len(kept[0])
+        context.announce(layer.leaves, (x, states[0].expand(len(states), *states[0].shape), from_input, from_input))
         ctx.save_for_backward(mask, x, torch.stack(before), w_ih, w_hh, w_hr, *(part for step in kept for part in step))
         return torch.stack(states), h, c.to(x.dtype)
 

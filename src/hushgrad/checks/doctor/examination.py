@@ -103,6 +103,8 @@ def doctor(
         is_sharded=bool(fully_sharded(model)),
         sum_bytes=bytes_of_sums(trained, owners_of(trained, grid), grid),
         sum_budget_bytes=plan.sum_bytes,
+        operand_bytes=0 if examination is None else examination.operand_bytes,
+        operand_budget_bytes=plan.operand_bytes,
         norm_groups={name: len(rule_named(name, 1.0, 1.0).groups(tuple(trainable))) for name in GROUPWISE},
     )
 
@@ -119,6 +121,7 @@ class _ModelExamination:
         notes: list[Finding],
     ) -> None:
         self.pool = RecordingPool(None)
+        self.operand_bytes = 0
         self._model = model
         self._trainable = trainable
         self._criterion = criterion
@@ -166,6 +169,7 @@ class _ModelExamination:
     def _forward_and_backward(self, probe: Probe, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any) -> None:
         output = self._model(*args, **kwargs)
         loss = self._loss(output, target, probe)
+        self.operand_bytes = 0 if self.pool.expected is None else self.pool.expected.nbytes
         with self.pool.backward:
             loss.backward()  # type: ignore[no-untyped-call]
 

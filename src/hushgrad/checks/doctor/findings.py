@@ -8,6 +8,7 @@ from typing import Any
 
 from hushgrad.checks.doctor.report import report
 from hushgrad.errors import HushgradError
+from hushgrad.gradients.machine import NO_LIMIT
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class Diagnosis:
         is_sharded: whether `fully_shard` was called on the model.
         sum_bytes: what its clipped sums take whole, in a tensor parallel model those of this process.
         sum_budget_bytes: what they may take whole in each process of a sharded model.
+        operand_bytes: what the operands of its uses take on this batch, at most, until the norms are known.
+        operand_budget_bytes: what they may take, before norms and sums are taken inside the backward.
         norm_groups: how many norms of each example a group-wise clip rule takes, by the rule's name; others take one.
     """
 
@@ -100,11 +103,18 @@ class Diagnosis:
     is_sharded: bool = False
     sum_bytes: int = 0
     sum_budget_bytes: int = 0
+    operand_bytes: int = 0
+    operand_budget_bytes: int = NO_LIMIT
 
     @property
     def are_sums_scattered(self) -> bool:
         """Whether the sums of the model, sharded, are added up after each item, so that no process has them whole."""
         return self.sum_bytes > self.sum_budget_bytes
+
+    @property
+    def are_operands_let_go(self) -> bool:
+        """Whether norms and sums of such a batch are taken inside the backward, so that no operand lives longer."""
+        return self.operand_bytes > self.operand_budget_bytes
 
     @property
     def is_ready(self) -> bool:
@@ -131,6 +141,7 @@ class Diagnosis:
             "cost": self.cost,
             "memory_bytes": self.memory_bytes,
             "sums_scattered": self.are_sums_scattered,
+            "operands_let_go": self.are_operands_let_go,
         }
 
     def text(self, width: int) -> str:

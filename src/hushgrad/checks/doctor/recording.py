@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from hushgrad.capture.axes.batch_axes import tensors_in
 from hushgrad.capture.uses import UsePool
 from hushgrad.checks.doctor.cost import without_values
-from hushgrad.gradients.contribution import Contribution
+from hushgrad.gradients.contribution import Contribution, Plan
 from hushgrad.torch_internals import function_of, unseen
 
 CAPTURE = "hushgrad.capture"
@@ -53,7 +53,7 @@ class RecordingPool(UsePool):
     """A pool that also keeps the shapes of what it is given, and where it came from."""
 
     def __init__(self, batch_size: int | None) -> None:
-        super().__init__()
+        super().__init__(Plan(operand_bytes=0))  # so that forwards announce what a backward will keep
         self.batch_size = batch_size
         self.recorded: list[Recorded] = []
         self.backward = BackwardWatch()

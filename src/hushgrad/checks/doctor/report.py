@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hushgrad.checks.doctor.folding import fold_names, short_list
+from hushgrad.gradients.machine import NO_LIMIT
 from hushgrad.printable import printable
 from hushgrad.text_table import text_table, wrapped
 
@@ -36,6 +37,8 @@ def report(diagnosis: Diagnosis, width: int) -> str:
             *wrapped(_clip_rules(diagnosis), width),
             "",
         ]
+    if diagnosis.operand_bytes and diagnosis.operand_budget_bytes < NO_LIMIT:
+        lines += [*wrapped(_operands(diagnosis), width), ""]
     if diagnosis.is_sharded or diagnosis.are_sums_scattered:
         lines += [*wrapped(_sums(diagnosis), width), ""]
     if diagnosis.problems:
@@ -132,6 +135,20 @@ def _costs(diagnosis: Diagnosis) -> str:
     )
 
 
+def _operands(diagnosis: Diagnosis) -> str:
+    """How long the inputs and output gradients of layers live."""
+    whole, budget = _bytes(diagnosis.operand_bytes), _bytes(diagnosis.operand_budget_bytes)
+    batch = f"On a batch of {diagnosis.batch_size} the operands of its layers, {whole} at most,"
+    if not diagnosis.are_operands_let_go:
+        return f"{batch} are within the budget of {budget} (operand_bytes): they are kept until the norms are known."
+    return (
+        f"{batch} are above the budget of {budget} (operand_bytes): norms and sums are taken inside the backward, "
+        f"which is run twice for that (not for group-wise clip rules), and operands are let go one layer after "
+        f"another. So it is where the backward begins with session.backward, session.loss or engine.per_example; that "
+        f"of a scalar loss of the loop's own keeps them all."
+    )
+
+
 def _sums(diagnosis: Diagnosis) -> str:
     """What becomes of the clipped sums where the model lies on several processes."""
     whole, budget = _bytes(diagnosis.sum_bytes), _bytes(diagnosis.sum_budget_bytes)
@@ -151,8 +168,8 @@ def _clip_rules(diagnosis: Diagnosis) -> str:
     groups = ", ".join(f"{name} {count:,}" for name, count in diagnosis.norm_groups.items())
     return (
         f"Clip rules take one norm of each example, or one for each group: {groups}. These need no norm of the whole "
-        f"model; but norms are taken when a physical batch ends, whatever the rule is, so that none makes this "
-        f"backward cheaper, and groups of a few small parameters cost calls."
+        f"model; but norms are taken when a physical batch ends, unless a budget has operands let go, so that no rule "
+        f"makes this backward cheaper, and groups of a few small parameters cost calls."
     )
 
 

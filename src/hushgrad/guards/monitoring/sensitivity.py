@@ -13,10 +13,8 @@ That factor times norm is within the limits, by the norms as they were measured,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from hushgrad.clipping.bound import BoundRule
 from hushgrad.errors import SensitivityMismatchError
@@ -62,22 +60,37 @@ class SensitivityMonitor:
         Raises:
             SensitivityMismatchError: it would add more than a limit, or a factor depends on other examples.
         """
+        look = self.look(update, weighed, clip)
+        if look is not None:
+            for group, parts in enumerate(weighed.members):
+                for part in parts.values():
+                    look.add(group, part)
+            self.close(look)
+
+    def look(self, update: int, weighed: Weighed, clip: BoundRule) -> Look | None:
+        """Check the factors of a few examples, and begin to look at one; None where all are summed in float64.
+
+        Raises:
+            SensitivityMismatchError: a factor depends on other examples.
+        """
         place = _place(update // EVERY, weighed, clip)
-        if place is not None:
-            weights_GB = weighed.weights[:, place : place + 1]
-            squares = [
-                _added(parts, place, weights_B) for parts, weights_B in zip(weighed.members, weights_GB, strict=True)
-            ]
-            norms = weighed.across.added(weighed.roots.new_tensor(squares, dtype=torch.float64)).sqrt().tolist()
-            if not all(norm <= limit * (1 + _TOLERANCE) for norm, limit in zip(norms, clip.limits, strict=True)):
-                self.exceeded(
-                    SensitivityMismatchError(
-                        "an example would add more than the clip norm to the sum, so the noise is too small for it",
-                        cure="Report this with the version of hushgrad and the kinds of layers, and do not release "
-                        "the model",
-                    )
-                )
         self._require_own_factors(weighed, clip)
+        return None if place is None else Look(place, weighed, clip)
+
+    def close(self, look: Look) -> None:
+        """All that one example adds was shown to the look.
+
+        Raises:
+            SensitivityMismatchError: it would add more than a limit.
+        """
+        if not look.is_within():
+            self.exceeded(
+                SensitivityMismatchError(
+                    "an example would add more than the clip norm to the sum, so the noise is too small for it",
+                    cure="Report this with the version of hushgrad and the kinds of layers, and do not release the "
+                    "model",
+                )
+            )
 
     def _require_own_factors(self, weighed: Weighed, clip: BoundRule) -> None:
         roots_GB = weighed.roots
@@ -109,6 +122,27 @@ class SensitivityMonitor:
             raise error
 
 
+class Look:
+    """What one example of a physical batch adds to the sums, formed by itself as the sums form it."""
+
+    def __init__(self, place: int, weighed: Weighed, clip: BoundRule) -> None:
+        """Look at the example at `place`."""
+        self._place, self._weighed, self._limits = place, weighed, clip.limits
+        self._squares = [0.0] * len(clip.limits)
+
+    def add(self, group: int, part: Contribution) -> None:
+        """It adds this to the sum of a parameter of a group."""
+        weights_1 = self._weighed.weights[group, self._place : self._place + 1]
+        added = part.alone(self._place).weighted_sum(weights_1)
+        self._squares[group] += float(squared_norms(added.reshape(-1)))
+
+    def is_within(self) -> bool:
+        """Return whether the norm of all that was added is at most the limit of each group."""
+        squares = self._weighed.roots.new_tensor(self._squares, dtype=torch.float64)
+        norms = self._weighed.across.added(squares).sqrt().tolist()
+        return all(norm <= limit * (1 + _TOLERANCE) for norm, limit in zip(norms, self._limits, strict=True))
+
+
 def _place(turn: int, weighed: Weighed, clip: BoundRule) -> int | None:
     """Return whose turn it is among the examples that come nearest to a limit; None if all are summed in float64."""
     limits_G1 = weighed.roots.new_tensor(clip.limits).unsqueeze(1)
@@ -120,11 +154,3 @@ def _place(turn: int, weighed: Weighed, clip: BoundRule) -> int | None:
         return None
     near = [place for place, share in enumerate(shares) if share >= _NEAR * nearest]
     return near[turn % len(near)]
-
-
-def _added(parts: Mapping[str, Contribution], place: int, weights_B: Tensor) -> float:
-    """Return the squared norm of what one example adds to the sums of these parameters."""
-    squared = 0.0
-    for part in parts.values():
-        squared += float(squared_norms(part.alone(place).weighted_sum(weights_B).reshape(-1)))
-    return squared

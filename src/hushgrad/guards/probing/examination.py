@@ -137,8 +137,8 @@ class Examination:
         # What comes back to one output may hold what came back to another one that was made of it.
         is_single = len(runner.call.reached) == 1 and not base.drew
         if self._probed.recorded is not None and is_single and (is_as_loops or is_look):
-            for one in (example, next(row for row in range(size) if row != example)):
-                self._require_gradient_of_batch(axes, one)  # the largest may well be what others are scaled by
+            for one in self._recorded_ones(example):
+                self._require_gradient_of_batch(axes, one)
         less = fewer.output if self._probed.keeps_runs and not base.drew else None
         del fewer  # outputs may be as large as a step's memory
         some, rest = split_examples(size)
@@ -273,6 +273,14 @@ class Examination:
         if is_changed:
             yield order[-1], LARGE
         yield from ((example, 1.0) for example in order[:FEW])
+
+    def _recorded_ones(self, example: int) -> Sequence[int]:
+        """Return the examples whose recorded gradients are compared: the largest may be what others are scaled by."""
+        known = self._probed.recorded_rows
+        if known is None:
+            return (example, next(row for row in range(self._size) if row != example))
+        rows = range(self._size) if self._among is None else self._among.rows
+        return [place for place, row in enumerate(rows) if row in known]
 
     def _require_gradient_of_batch(self, axes: dict[Path, int], example: int) -> None:
         assert self._probed.recorded is not None

@@ -61,7 +61,7 @@ def look(probed: Probed, call: Call, size: int, order: Sequence[int]) -> None:
     batch = Batch(call.inputs, axes, size)
     widths = probed.widths(call, batch)
     preferred = [*(width.row for width in widths), *extremes(batch), batch.largest(), *order]
-    rows = sorted([*dict.fromkeys(preferred)][:FEW])
+    rows = sorted({*[*dict.fromkeys(preferred)][:FEW], *(probed.recorded_rows or ())})
     here = [replace(width, row=rows.index(width.row)) for width in widths]
     few = replace(call, inputs=batch.only(rows), axes=axes, missing=None)
     is_unchanged = call.versions == [version(tensor) for _, tensor in tensors_at(call.output)]

@@ -8,8 +8,8 @@ examples of secret random batches are looked at; all others cost one look at the
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -59,6 +59,7 @@ from hushgrad.guards.probing.novelty import Novelty, Spread
 from hushgrad.guards.probing.positions import Positions
 from hushgrad.guards.probing.probed import Probed
 from hushgrad.guards.probing.row_order import rows_are_in_order
+from hushgrad.guards.probing.rows import Batch, batch_axes
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
 from hushgrad.guards.probing.state import State
 from hushgrad.guards.probing.trees import kept_values, tensors_at
@@ -199,6 +200,8 @@ class Probe:
         self._uncompiled: tuple[Callable[..., Any], ...] = (self._entering, self._left)
         self._choose_uncompiled()
         self._is_busy = False
+        self._rehearses = False
+        self._rows: Sequence[int] | None = None  # whose gradients are recorded; None for all
         self._kept_back: HushgradError | None = None  # of a sharded model, until the end of its item
         self._is_ending = False
         self._is_told = True  # what the graph of the losses of this batch was asked
@@ -393,6 +396,30 @@ class Probe:
         self._looks.draw_from(stream)
         self._across, self._listen = across, listen
 
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """Inside, a backward runs that comes again: nothing of it is looked at."""
+        self._rehearses = True
+        try:
+            yield
+        finally:
+            self._rehearses = False
+
+    def rows_to_compare(self, size: int) -> list[int]:
+        """Return examples of the batch whose captured gradients `examine` will want, before its backward comes.
+
+        The one with the largest values, which may well be what others are scaled by, and another one.
+        """
+        due = [part for part in (*self._calls.whole, *self._calls.in_part) if part.call.has_returned]
+        if not due or size < 2:
+            return []
+        call = due[0].call
+        roles = self._roles(call.module, *call.inputs)
+        call.lift(size, roles)
+        axes = next(iter(batch_axes(call.inputs, size, roles)), None)
+        largest = 0 if not axes else Batch(call.inputs, axes, size).largest()
+        return [largest, 0 if largest else 1]
+
     def stop_looks(self) -> None:
         """Look at no later batch: for benchmarks of an ordinary step, which measure looks by themselves."""
         self._looks.stop()
@@ -475,18 +502,20 @@ class Probe:
         self,
         size: int,
         recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None,
+        rows: Sequence[int] | None = None,
         *,
         is_divided: bool = False,
     ) -> None:
         """Probe what ran on a physical batch of `size` examples, unless it was probed before.
 
-        `recorded` gives the gradients of one example by the parameters, where one backward has recorded all of them.
+        `recorded` gives the gradients of one example by the parameters, where one backward has recorded all of them;
+        of `rows` alone, or of all.
         `is_divided`: whether the gradients of some losses were divided by the number of examples.
 
         Raises:
             CrossSampleLeakError, PrivateBufferError: naming the place and the cure.
         """
-        self._is_ending, self._is_divided = True, is_divided
+        self._is_ending, self._is_divided, self._rows = True, is_divided, rows
         try:
             self.raise_kept_back()
             self._examine_all(size, recorded)
@@ -680,7 +709,7 @@ class Probe:
 
     def _is_accumulating(self) -> bool:
         assert self._anchor is not None
-        return will_execute(self._anchor)
+        return will_execute(self._anchor) and not self._rehearses
 
     def _probed(self) -> Probed:
         assert self._scope is not None
@@ -691,7 +720,7 @@ class Probe:
         probed = Probed(self._model, self._scope, parameters, self._loss_reduction)
         probed.axes, probed.drawn, probed.novelty = self._axes, self._drawn, self._novelty
         probed.positions, probed.cuts = self._positions, self._programs.cuts | self._novelty.cuts
-        probed.recorded, probed.is_divided = self._recorded, self._is_divided
+        probed.recorded, probed.recorded_rows, probed.is_divided = self._recorded, self._rows, self._is_divided
         probed.across = self._across
         return probed
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class Probed:
         axes: of each module's inputs, by their paths, the axes of the examples, as they were found.
         recorded: gives the gradients of one example that the loop's own backward recorded; None where they are not of
             this call alone.
+        recorded_rows: the examples that it gives the gradients of; None for all.
         drawn: the loader's item that is in work; None without a loader.
         novelty: what is known of the inputs of earlier batches.
         cuts: lengths that are known to be constants to which the loop cuts its batches.
@@ -55,6 +56,7 @@ class Probed:
     runs: Runs | None = None
     axes: dict[nn.Module, Mapping[Path, int]] = field(default_factory=dict)
     recorded: Callable[[int], Iterable[tuple[str, Tensor]]] | None = None
+    recorded_rows: Sequence[int] | None = None
     drawn: Drawn | None = None
     novelty: Novelty = field(default_factory=Novelty)
     cuts: Set[int] = frozenset()
