@@ -178,16 +178,21 @@ def test_sums_with_records_that_cancel_are_those_of_float64(
 ) -> None:
     """What is left may be rounded by float32 as its terms are, at most a hundred times as large; not its norm.
 
+    Where gradients are formed, as torch forms them, float32 rounds whatever is left of them, and that is what is
+    measured and added: then such records are left out of the comparison with float64, and held to the clip norm alone.
+
     Guarantee: what such an example adds is what was measured, to the rounding of float64, however its terms cancel.
     """
-    records = [common_mode(positions, 8, 6, share) for share in shares[:batch]]
+    least = 0.0 if way == "gram" else 0.01
+    records = [common_mode(positions, 8, 6, max(share, least)) for share in shares[:batch]]
     part = OuterProducts(torch.cat([one.left for one in records]), torch.cat([one.right for one in records]))
     exact = {"w": part.select(torch.arange(batch)).per_example()}
     limit = float(norm_of(exact).median())
-    sums: dict[str, Tensor] = clipped_sums({"w": [part]}, clip=FlatClipping(limit), plan=Plan(way, keep_bytes=budget))
-    alone = [added({"w": part.alone(place)}, limit, Plan(way, keep_bytes=budget)) for place in range(batch)]
-    assert max(alone) <= ALLOWED
-    assert distance(sums, clipped_sum_of(exact, FlatClipping(limit))) <= 1e-4
+    plan = Plan(way, keep_bytes=budget)
+    sums: dict[str, Tensor] = clipped_sums({"w": [part]}, clip=FlatClipping(limit), plan=plan)
+    assert distance(sums, clipped_sum_of(exact, FlatClipping(limit))) <= max(1e-6, batch * positions * 2.0**-24 * 100)
+    part = common_mode(positions, 8, 6, min(shares))
+    assert added({"w": part}, exact_norm(part), plan) <= ALLOWED
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
