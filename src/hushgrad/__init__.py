@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hushgrad.privacy import Privacy
     from hushgrad.releases.releasing import release
     from hushgrad.sampling.balls_in_bins import BallsInBinsSampling
+    from hushgrad.sampling.contribution_bounds import bounded_contributions
     from hushgrad.sampling.cyclic import CyclicPoissonSampling
     from hushgrad.sampling.disjoint import DisjointBatches
     from hushgrad.sampling.fixed_order import FixedOrderBatches
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from hushgrad.sampling.poisson import PoissonSampling
     from hushgrad.sampling.scheme import SamplingScheme
     from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
+    from hushgrad.sampling.users import UserSampling
     from hushgrad.session.privatize import privatize
     from hushgrad.session.session import Session
     from hushgrad.session.session_of import session_of
@@ -73,7 +75,9 @@ __all__ = [  # noqa: RUF022 - in plain order
     "SamplingScheme",
     "Session",
     "TruncatedPoissonSampling",
+    "UserSampling",
     "__version__",
+    "bounded_contributions",
     "compare_noise",
     "doctor",
     "load",
@@ -117,6 +121,8 @@ _HOMES = {
     "SamplingScheme": "hushgrad.sampling.scheme",
     "Session": "hushgrad.session.session",
     "TruncatedPoissonSampling": "hushgrad.sampling.truncated_poisson",
+    "UserSampling": "hushgrad.sampling.users",
+    "bounded_contributions": "hushgrad.sampling.contribution_bounds",
     "compare_noise": "hushgrad.mechanism.choice",
     "doctor": "hushgrad.checks.doctor.examination",
     "load": "hushgrad.study.trained.loading",

@@ -25,7 +25,7 @@ from hushgrad.mechanism.named_noise import apart, kind_of, require_fixed_order, 
 from hushgrad.parallel.agreement import together
 from hushgrad.parallel.world import join_world
 from hushgrad.randomness import KeyStream
-from hushgrad.sampling.choice import Reading, scheme_for, size_for
+from hushgrad.sampling.choice import Reading, counted_in, scheme_for, size_for
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.sampling.stream import StreamLoader, StreamReading, is_stream, read_stream
@@ -174,6 +174,8 @@ class PrivacyEngine:
                 )
             self._require_free()
             reading, max_physical_batch_size = _accumulated(data_loader, accumulation, max_physical_batch_size)
+            scheme = scheme_for(reading, sampling, poisson_sampling, max_batch_size, max_physical_batch_size)
+            reading = counted_in(reading, scheme)
             mechanism = _plan(
                 reading,
                 max_grad_norm,
@@ -181,7 +183,7 @@ class PrivacyEngine:
                 clipping,
                 noise,
                 noise_multiplier=noise_multiplier,
-                sampling=scheme_for(reading, sampling, poisson_sampling, max_batch_size, max_physical_batch_size),
+                sampling=scheme,
                 strategy=strategy_given(noise),
             )
             if (max_epsilon is None) != (max_delta is None):
@@ -241,6 +243,7 @@ class PrivacyEngine:
             reading, max_physical_batch_size = _accumulated(data_loader, accumulation, max_physical_batch_size)
             target = {"epsilon": target_epsilon, "delta": target_delta}
             scheme = scheme_for(reading, sampling, poisson_sampling, max_batch_size, max_physical_batch_size)
+            reading = counted_in(reading, scheme)
             mechanism = _plan(
                 reading,
                 max_grad_norm,

@@ -20,11 +20,15 @@ from hushgrad.gradients.machine import CPU, NO_LIMIT, Machine, machine_of
 from hushgrad.gradients.rounding import FLOOR
 
 if TYPE_CHECKING:
+    from hushgrad.gradients.groups import Groups
     from hushgrad.gradients.placement import Put
 
 Way = Literal["product", "gram", "instantiate"]
 
 AUTOCAST_DEVICES = ("cpu", "cuda")
+
+FORMED_AT_ONCE = 1 << 26
+"""Bytes of gradients that are formed at once on the way to those of groups."""
 
 KEEP_NONE = -1
 """A budget by which no gradients are kept, also where they take no more memory than their operands."""
@@ -113,6 +117,24 @@ class Contribution(ABC):
     @abstractmethod
     def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
         """Return this contribution with `change` applied to each floating operand and, if it only indexes, to all."""
+
+    def of_groups(self, groups: Groups) -> Contribution:
+        """Return the sum, or weighted sum, over each group's examples as the contribution of one.
+
+        Raises `PrivacyUnitError` where it has another number of examples than are in groups.
+        """
+        from hushgrad.gradients.dense import Dense  # one of its kinds
+
+        groups.require(self.batch_size)
+        bytes_of_one = self.alone(0).per_example().nbytes
+        total: Tensor | None = None
+        for part in chunks_of_examples(self.batch_size, bytes_of_one, FORMED_AT_ONCE):
+            formed = self.map_examples(lambda operand, part=part: operand[part]).per_example()  # type: ignore[misc]
+            if total is None:
+                total = formed.new_zeros(groups.count, *formed.shape[1:])
+            groups.add_to(total, formed, part)
+        assert total is not None
+        return Dense(total)
 
     def in_row(self, put: Put) -> Contribution:
         """Return the part of it that belongs to this process's part of a parameter that is cut in a row of processes.

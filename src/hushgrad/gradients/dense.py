@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan
+from hushgrad.gradients.groups import Groups
 from hushgrad.gradients.placement import Put
 from hushgrad.gradients.rounding import squared_norms
 
@@ -44,6 +45,15 @@ class Dense(Contribution):
     def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
         """Return `Dense` of the changed gradients."""
         return Dense(change(self.gradients))
+
+    def of_groups(self, groups: Groups) -> Contribution:
+        """Return the sums over groups."""
+        groups.require(self.batch_size)
+        if groups.are_single:
+            return self
+        total = self.gradients.new_zeros(groups.count, *self.gradients.shape[1:])
+        groups.add_to(total, self.gradients)
+        return Dense(total)
 
     def in_row(self, put: Put) -> Contribution:
         """Return the gradients by the part of the parameter that is here."""

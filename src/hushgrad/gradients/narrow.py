@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hushgrad.gradients.apart import Apart
 from hushgrad.gradients.contribution import Contribution, Plan, accumulation_dtype
+from hushgrad.gradients.groups import Groups
 from hushgrad.gradients.outer import OuterProducts
 from hushgrad.gradients.placement import Put
 
@@ -78,6 +79,10 @@ class Narrow(Contribution):
     def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
         """Return the same of the changed operands."""
         return Narrow(self.held.map_examples(change))
+
+    def of_groups(self, groups: Groups) -> Contribution:
+        """Return those of groups, with operands in 32 bits: weights would be rounded in 16."""
+        return self.wide.of_groups(groups)
 
     def in_row(self, put: Put) -> Contribution:
         """Return the same of the operands of this process's part."""

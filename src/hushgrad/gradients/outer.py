@@ -12,6 +12,7 @@ from hushgrad.gradients.contribution import Contribution, Plan, Way
 from hushgrad.gradients.cuda import dispatch
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.factored import Factored
+from hushgrad.gradients.groups import Groups
 from hushgrad.gradients.placement import Put
 from hushgrad.gradients.rounding import LONG, POSITIONS, SMALL, WIDE, WIDTH, Sizes, product_of_squares, squared_norms
 
@@ -119,6 +120,14 @@ class OuterProducts(Factored):
     def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
         """Return the outer products of the changed operands."""
         return OuterProducts(change(self.left), change(self.right))
+
+    def of_groups(self, groups: Groups) -> Contribution:
+        """Return the products of a group's examples one behind the other; formed gradients where these take less."""
+        groups.require(self.batch_size)
+        bytes_of_blocks = groups.count * groups.most * (self.nbytes // max(1, self.batch_size))
+        if bytes_of_blocks > max(2 * self.nbytes, groups.count * self.example_bytes):
+            return super().of_groups(groups)
+        return OuterProducts(groups.blocks(groups.weighted(self.left)), groups.blocks(self.right))
 
     def in_row(self, put: Put) -> Contribution:
         """Return the products of the part of the matrix that is here."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan
+from hushgrad.gradients.groups import Groups
 from hushgrad.gradients.rows import Rows
 
 
@@ -59,6 +60,10 @@ class Places(Contribution):
         return Places(
             Rows(change(self.rows.ids), change(self.rows.gradients), self.rows.num_rows), self.shape, self.dims
         )
+
+    def of_groups(self, groups: Groups) -> Contribution:
+        """Return the places of a group's examples one behind the other."""
+        return Places(self.rows.of_groups(groups), self.shape, self.dims)
 
     def same_form(self, other: Places) -> bool:
         """Return whether both read the parameter in one way, so that their rows are rows of one table."""

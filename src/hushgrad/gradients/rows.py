@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hushgrad.gradients.contribution import Contribution, Plan
 from hushgrad.gradients.dense import Dense
+from hushgrad.gradients.groups import Groups
 from hushgrad.gradients.placement import Put
 from hushgrad.gradients.rounding import squared_norms
 
@@ -79,6 +80,11 @@ class Rows(Contribution):
     def map_examples(self, change: Callable[[Tensor], Tensor]) -> Contribution:
         """Return the rows with changed operands."""
         return Rows(change(self.ids), change(self.gradients), self.num_rows)
+
+    def of_groups(self, groups: Groups) -> Rows:
+        """Return the rows of a group's examples one behind the other."""
+        groups.require(self.batch_size)
+        return Rows(groups.blocks(self.ids), groups.blocks(groups.weighted(self.gradients)), self.num_rows)
 
     def in_row(self, put: Put) -> Contribution:
         """Return the gradients of the rows that are here; those of others are zeros in the place of the first one."""

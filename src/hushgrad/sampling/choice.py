@@ -12,7 +12,7 @@ from hushgrad.sampling.fixed_size import FixedSizeSampling
 from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.sampling.scheme import SamplingScheme, require_scheme
 from hushgrad.sampling.stream import StreamReading
-from hushgrad.sampling.torch_loader import DataLoaderReading
+from hushgrad.sampling.torch_loader import DataLoaderReading, in_users
 from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
 
 Reading = DataLoaderReading | StreamReading
@@ -83,6 +83,11 @@ def _named(reading: Reading, name: str) -> SamplingScheme:
     if name == "balls-in-bins":
         return BallsInBinsSampling(reading.steps)
     return FixedSizeSampling(int(reading.batch_size), reading.count)
+
+
+def counted_in(reading: Reading, sampling: SamplingScheme) -> Reading:
+    """Return the reading with as many steps in a pass as its batch size makes of what the scheme draws."""
+    return reading if isinstance(reading, StreamReading) else in_users(reading, sampling)
 
 
 def size_for(reading: Reading, sampling: SamplingScheme) -> float:

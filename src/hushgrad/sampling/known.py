@@ -10,6 +10,7 @@ from hushgrad.sampling.fixed_size import FixedSizeSampling
 from hushgrad.sampling.poisson import PoissonSampling
 from hushgrad.sampling.scheme import SamplingScheme
 from hushgrad.sampling.truncated_poisson import TruncatedPoissonSampling
+from hushgrad.sampling.users import UserSampling
 
 OWN: tuple[type[SamplingScheme], ...] = (
     PoissonSampling,
@@ -19,5 +20,6 @@ OWN: tuple[type[SamplingScheme], ...] = (
     DisjointBatches,
     CyclicPoissonSampling,
     FixedOrderBatches,
+    UserSampling,
 )
 """A class derived from one of them is somebody else's, and named in every guarantee."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from hushgrad.accounting.ledger.contract import noun_of
 from hushgrad.arguments import positive_number, whole_number
 from hushgrad.errors import (
     BatchStructureError,
@@ -28,10 +29,11 @@ from hushgrad.errors import (
 from hushgrad.randomness import Address, KeyStream
 from hushgrad.sampling.counting_collate import CountingCollate
 from hushgrad.sampling.logical_batches import LogicalBatch, logical_batches
+from hushgrad.sampling.ownership import Ownership, UserIds
 from hushgrad.sampling.poisson import uniform_indices
 from hushgrad.sampling.records import WHOLE, BatchObserver, Cutting, PhysicalBatch, Share, cut
 from hushgrad.sampling.scheme import Batches, SamplingScheme, require_scheme
-from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, read_data_loader, require_share
+from hushgrad.sampling.torch_loader import LoadingOptions, dataset_length, in_users, read_data_loader, require_share
 
 
 class PrivateLoader:
@@ -51,6 +53,8 @@ class PrivateLoader:
     known: a session compares the number of losses with `PhysicalBatch.size`.
 
     Guarantee: every drawn record is handed out exactly once in its logical batch.
+    Guarantee: where whole users are drawn, all records of a user are in one item, and a draw of a part of them is never
+    handed out.
     Guarantee: a draw that holds a record twice, or more records than the scheme's largest batch, is never handed out.
     Guarantee: the draws depend on the stream alone, never on the seeds of torch, NumPy or Python.
 
@@ -121,6 +125,7 @@ class PrivateLoader:
         self.batch_size = positive_number("batch_size", expected)
         if batches is not None and agree is not None:
             batches = agree(batches)
+        ownership = require_whole_users(sampling, cutting.max_rows, share)
         sampler = sampling.sampler(self._count, stream.fork("sampling"), batches)
         one_pass = partial(sampler.one_pass, self._steps_per_pass)
         self._planner = _Planner(
@@ -132,6 +137,7 @@ class PrivateLoader:
             _most_in_a_pass(sampling),
             share,
             whole_number("min_separation", sampling.min_separation, minimum=1),
+            None if ownership is None else ownership.ids,
         )
         self.options = options or LoadingOptions()
         self._items = _torch_loader(dataset, self._planner, self.options)
@@ -161,7 +167,7 @@ class PrivateLoader:
         Raises what `read_data_loader` raises, before data is read, and `InvalidArgumentError` for a scheme that expects
         batches of another size than the DataLoader's.
         """
-        reading = read_data_loader(data_loader)
+        reading = in_users(read_data_loader(data_loader), sampling)
         require_share(reading, share)
         if require_scheme(sampling).allocation is None:
             batch_size = reading.batch_size
@@ -192,8 +198,8 @@ class PrivateLoader:
 
     @property
     def population(self) -> int:
-        """N, the number of records of the dataset, by its use declared public."""
-        return self._count
+        """N, the number of records of the dataset (of users, where whole users are drawn), declared public."""
+        return whole_number("units_in", self.sampling.units_in(self._count), minimum=1)
 
     def __len__(self) -> int:
         return self._steps_per_pass
@@ -317,7 +323,9 @@ class _Planner:
         most_in_a_pass: int | None,
         share: Share,
         separation: int,
+        owners: UserIds | None = None,
     ) -> None:
+        self._owners = owners
         self._one_pass = one_pass
         self._cutting = cutting
         self._count = count
@@ -354,7 +362,8 @@ class _Planner:
             if limit is not None:
                 _require_new(indices, seen, limit)
             self._require_separation(indices, step)
-            for item, batch in enumerate(cut(indices, self._cutting, step, pass_index, self._share)):
+            indices, owners = self._by_user(indices)
+            for item, batch in enumerate(cut(indices, self._cutting, step, pass_index, self._share, owners)):
                 planned.append(batch)
                 missing = batch.size - len(batch.indices)
                 yield [*batch.indices, *self._draw_padding(step, item, missing)]
@@ -372,6 +381,21 @@ class _Planner:
                 "CyclicPoissonSampling",
             )
         self._last_steps[chosen] = step
+
+    def _by_user(self, indices: tuple[int, ...]) -> tuple[tuple[int, ...], list[int] | None]:
+        """Return a draw with the records of each user together, and whose they are; refuse parts of users."""
+        if self._owners is None:
+            return indices, None
+        drawn = np.fromiter(indices, np.int64, len(indices))
+        if not self._owners.holds_whole_users(drawn):
+            raise UnsupportedSamplerError(
+                "the sampler drew some of a user's records and not all of them: that user would take part more often "
+                "than is charged",
+                cure="Draw users, and hand out all records of each (ownership.ids.records_of)",
+            )
+        codes = self._owners.codes[drawn]
+        order = np.argsort(codes, kind="stable")
+        return tuple(drawn[order].tolist()), codes[order].tolist()
 
     def _chargeable(self, drawn: Iterable[Any]) -> tuple[int, ...]:
         """Return a draw as whole numbers; refuse one that costs more than a step is charged for, whoever drew it."""
@@ -467,6 +491,27 @@ def _cutting(
     return Cutting(rows, True)
 
 
+def require_whole_users(sampling: SamplingScheme, max_rows: int | None, share: Share) -> Ownership | None:
+    """Return whose each record is, where whole users are drawn; refuse items and processes that would part them."""
+    ownership = sampling.ownership
+    if ownership is None:
+        return None
+    if share.of > 1:
+        raise InvalidArgumentError(
+            "whole users are drawn in one process: several would part them",
+            where="sampling",
+            cure="Train in one process, or draw records by themselves and ask for the epsilon of group_size",
+        )
+    if max_rows is not None and max_rows < ownership.most:
+        raise InvalidArgumentError(
+            f"a user may have {ownership.most} records, which are in one item, and got {max_rows}",
+            where="max_physical_batch_size",
+            cure=f"Pass {ownership.most} or more, or declare a smaller examples_per_user and keep to it by "
+            f"bounded_contributions",
+        )
+    return ownership
+
+
 def require_expected_size(sampling: SamplingScheme, batch_size: float, population: int) -> None:
     """Refuse batches of another size than the scheme expects: the sum would be divided by another number."""
     expected = sampling.expected_batch_size(population)
@@ -475,7 +520,7 @@ def require_expected_size(sampling: SamplingScheme, batch_size: float, populatio
     ):
         raise InvalidArgumentError(
             f"the expected batch size is {batch_size:g}, and the mechanism's sampling takes {expected:g} of "
-            f"{population} records ({sampling.describe()})",
+            f"{sampling.units_in(population)} {noun_of(sampling.unit)}s ({sampling.describe()})",
             cure=f"Give the mechanism expected_batch_size={expected:g} and load batches of that size, or change the "
             f"sampling",
         )

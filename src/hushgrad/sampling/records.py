@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol
 
 from hushgrad.errors import InvalidArgumentError
@@ -28,6 +29,8 @@ class PhysicalBatch:
         last: whether the item ends its logical batch.
         extents: how much each record held before `collate_fn` made rows of them, padding included; as secret as
             `indices`. Empty where no collate function of the caller's changed them, and before they are read.
+        owners: of each record drawn the number of its user, where whole users are drawn: those of one stand together,
+            and in no other item. As secret as `indices`, and empty where records are drawn by themselves.
         records: the records themselves, by their index, where they cannot be read again (a stream's); else None.
     """
 
@@ -39,6 +42,7 @@ class PhysicalBatch:
     first: bool
     last: bool
     extents: tuple[int, ...] = field(default=(), repr=False, compare=False)
+    owners: tuple[int, ...] = field(default=(), repr=False)
     records: Mapping[int, Any] | None = field(default=None, repr=False, compare=False)
 
 
@@ -94,15 +98,26 @@ WHOLE = Share()
 
 
 def cut(
-    indices: tuple[int, ...], cutting: Cutting, step: int, pass_index: int, share: Share = WHOLE
+    indices: tuple[int, ...],
+    cutting: Cutting,
+    step: int,
+    pass_index: int,
+    share: Share = WHOLE,
+    owners: Sequence[int] | None = None,
 ) -> list[PhysicalBatch]:
     """Return the physical batches of a logical batch, in order: those of one process, where several share it.
+
+    `owners` are the users of the indices, where whole users are drawn: those of one stand together. One process has
+    all of them then.
 
     Guarantee: the physical batches partition the logical batch, and the last one alone is marked `last`.
     Guarantee: with `constant_rows` every item has `max_rows` rows, and with `items` every logical batch as many items,
     whatever was drawn.
     Guarantee: the shares of all processes partition the logical batch, in equally many items.
+    Guarantee: the records of one user are in one item.
     """
+    if owners is not None:
+        return _cut_between_users(indices, owners, cutting, step, pass_index)
     most = -(-len(indices) // share.of)  # of any process: all know it
     indices = indices[share.rank :: share.of]
     rows = cutting.max_rows or max(1, most)
@@ -113,15 +128,46 @@ def cut(
             f"a logical batch must have at most {count} x {rows} records", cure="Cut it into more items"
         )
     parts = [indices[place * rows : (place + 1) * rows] for place in range(count)]
+    return _items(parts, [()] * count, cutting, step, pass_index)
+
+
+def _cut_between_users(
+    indices: tuple[int, ...], owners: Sequence[int], cutting: Cutting, step: int, pass_index: int
+) -> list[PhysicalBatch]:
+    """Return items of as many users as have room in each, in their order."""
+    most = cutting.max_rows or max(1, len(indices))
+    bounds, begins = [0], 0
+    for place in range(1, len(indices) + 1):
+        if place < len(indices) and owners[place] == owners[place - 1]:
+            continue  # no user ends here
+        if place - bounds[-1] > most:
+            bounds.append(begins)
+        begins = place
+    parts = [slice(start, end) for start, end in pairwise([*bounds, len(indices)])]
+    if any(part.stop - part.start > most for part in parts):
+        raise InvalidArgumentError(
+            f"a user has more than the {most} records of an item", cure="Raise max_physical_batch_size"
+        )
+    return _items([indices[part] for part in parts], [tuple(owners[part]) for part in parts], cutting, step, pass_index)
+
+
+def _items(
+    parts: Sequence[tuple[int, ...]],
+    owners: Sequence[tuple[int, ...]],
+    cutting: Cutting,
+    step: int,
+    pass_index: int,
+) -> list[PhysicalBatch]:
     return [
         PhysicalBatch(
             indices=part,
-            size=rows if cutting.constant_rows else max(1, len(part)),
+            size=cutting.max_rows if cutting.constant_rows and cutting.max_rows else max(1, len(part)),
             weight=1.0 if part else 0.0,
             step=step,
             pass_index=pass_index,
             first=place == 0,
-            last=place == count - 1,
+            last=place == len(parts) - 1,
+            owners=of_users,
         )
-        for place, part in enumerate(parts)
+        for place, (part, of_users) in enumerate(zip(parts, owners, strict=True))
     ]

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from hushgrad.accounting.events.event import Event
+from hushgrad.accounting.ledger.contract import ONE_RECORD
 from hushgrad.arguments import one_of
 from hushgrad.errors import InvalidArgumentError
 from hushgrad.randomness import KeyStream
+from hushgrad.sampling.ownership import Ownership
 from hushgrad.strategies.strategy import Strategy
 
 Batches = Iterable[Sequence[int]]
@@ -123,6 +125,23 @@ class SamplingScheme(ABC):
         return None
 
     @property
+    def unit(self) -> str:
+        """Whose presence is protected, in words, for the ledger and the guarantee."""
+        return ONE_RECORD
+
+    def units_in(self, records: int) -> int:
+        """Return how many of them a data set of so many records has, a declared public constant."""
+        return records
+
+    @property
+    def ownership(self) -> Ownership | None:
+        """Whose each record is, where whole users take part and each of them is clipped as one; else None.
+
+        The loader refuses a draw that holds some of a user's records and not all, and never parts them.
+        """
+        return None
+
+    @property
     def adjacency(self) -> str:
         """The neighbouring relation that a step is charged under, in the words of its event."""
         return self.event(1.0).adjacency
@@ -140,7 +159,8 @@ def require_scheme(sampling: object) -> SamplingScheme:
             f"sampling must be a sampling scheme, got {type(sampling).__name__}",
             cure="Give PoissonSampling(rate), TruncatedPoissonSampling(rate, population, max_batch_size), "
             "BallsInBinsSampling(bins), FixedSizeSampling(batch_size, population), DisjointBatches(), "
-            "CyclicPoissonSampling(rate, cycle), FixedOrderBatches(steps_per_pass) or a "
+            "CyclicPoissonSampling(rate, cycle), FixedOrderBatches(steps_per_pass), UserSampling(rate=, users=, "
+            "examples_per_user=) or a "
             "SamplingScheme of your own",
         )
     one_of("counts_in", sampling.counts_in, ("steps", "passes", "blocks"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ from torch.utils.data.distributed import DistributedSampler
 from hushgrad.arguments import whole_number
 from hushgrad.errors import DatasetError, InvalidArgumentError, UnsupportedSamplerError
 from hushgrad.sampling.records import Share
+from hushgrad.sampling.scheme import SamplingScheme
 
 _CURE = "Leave the sampler out: pass DataLoader(dataset, batch_size=..., shuffle=True)"
 _CURES: dict[type, tuple[str, str]] = {
@@ -184,6 +186,16 @@ def accumulated(reading: DataLoaderReading, accumulation: int) -> DataLoaderRead
         )
     joined = BatchSampler(reading.batches.sampler, own, reading.batches.drop_last)
     return replace(reading, batch_size=size, steps=len(joined), batches=joined)
+
+
+def in_users(reading: DataLoaderReading, sampling: SamplingScheme) -> DataLoaderReading:
+    """Return the reading for sampling of whole users: its batch size counts users, and a pass as many steps as that.
+
+    Any other is returned as it is.
+    """
+    if sampling.ownership is None:
+        return reading
+    return replace(reading, steps=math.ceil(sampling.units_in(reading.count) / reading.batch_size - 1e-9))
 
 
 def for_each_process(reading: DataLoaderReading, share: Share) -> DataLoaderReading:

@@ -8,7 +8,7 @@ each other needs no second run: a group is summed as soon as its last use came.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from hushgrad.gradients.in_passing import GroupByGroup, TwoPasses
 from hushgrad.parallel.messages import exchanged
 from hushgrad.session.padding import without_padding
 from hushgrad.session.parts import Parts
+from hushgrad.session.whole_users import of_users
 
 Take = Callable[[str, list[Contribution]], None]
 
@@ -40,10 +41,13 @@ class InPassing:
         pool: what the forwards of the item record into.
         rows: the number of examples, padding included.
         drawn: how many of them were drawn.
+        owners: the user of each of them, where whole users are drawn.
     """
 
-    def __init__(self, parts: Parts, pool: UsePool, rows: int, drawn: int) -> None:
+    def __init__(self, parts: Parts, pool: UsePool, rows: int, drawn: int, owners: Sequence[int] = ()) -> None:
         self._parts, self._pool, self._rows, self._drawn = parts, pool, rows, drawn
+        self._owners, self._ownership = owners, parts.mechanism.sampling.ownership
+        self._examples = drawn if self._ownership is None else len(set(owners))
         self._has_begun = False
         self._sums: TwoPasses | GroupByGroup | None = None
         self._turn: InTurn | None = None
@@ -102,10 +106,10 @@ class InPassing:
         update, mechanism = self._parts.update, self._parts.current
         clip = update.clip_of(mechanism)
         if clip.rule.clips_groups_apart:
-            groups = self._sums = update.group_by_group(calls, self._scale, mechanism, self._drawn)
+            groups = self._sums = update.group_by_group(calls, self._scale, mechanism, self._examples)
             return self._cut(groups.take)
         self._require_twice()
-        passes = self._sums = update.two_passes(self._scale, mechanism, self._drawn)
+        passes = self._sums = update.two_passes(self._scale, mechanism, self._examples)
         self._rehearse(calls, self._of_drawn(passes.measure), again)
         if self._in_any(bool(self._drawn) and passes.weigh()):
             self._rehearse(calls, self._of_drawn(passes.measure_lost), again)
@@ -176,11 +180,18 @@ class InPassing:
         return self._cut(take) if self._drawn else _nothing
 
     def _cut(self, take: Take) -> Take:
-        """Return `take` for uses whose padding is cut off."""
-        drawn, rows = self._drawn, self._rows
-        if drawn in (0, rows):
+        """Return `take` for uses whose padding is cut off, joined by user where whole users are drawn."""
+        drawn, rows, ownership = self._drawn, self._rows, self._ownership
+        if not drawn or (drawn == rows and ownership is None):
             return take
-        return lambda name, parts: take(name, without_padding({name: parts}, drawn, rows)[name])
+
+        def cut(name: str, parts: list[Contribution]) -> None:
+            uses = without_padding({name: parts}, drawn, rows)
+            if ownership is not None:
+                uses, _ = of_users(uses, self._owners, averages=ownership.averages)
+            take(name, uses[name])
+
+        return cut
 
     def end(self) -> None:
         """The backward has ended."""
@@ -211,7 +222,7 @@ class InPassing:
             )
         if isinstance(self._sums, TwoPasses) and self._drawn:
             self._sums.end()
-        self._parts.update.end_in_passing(self._parts.current, self._drawn, self._counted)
+        self._parts.update.end_in_passing(self._parts.current, self._examples, self._counted)
 
     def close(self) -> None:
         """Drop what is still held: what hands uses on and this hold each other."""

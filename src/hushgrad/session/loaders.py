@@ -34,7 +34,7 @@ def loader_over(
     if steps_per_pass is None and sampling.allocation is not None:
         steps_per_pass = sampling.allocation.bins
     if steps_per_pass is None:
-        steps_per_pass = math.ceil(count / size) if batches is None else len(batches)
+        steps_per_pass = math.ceil(sampling.units_in(count) / size - 1e-9) if batches is None else len(batches)
     return PrivateLoader(
         dataset,
         sampling,

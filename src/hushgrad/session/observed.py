@@ -112,7 +112,7 @@ class ObservedLoop(Loop):
         self.close()
         pool = UsePool(parts.plan, on_backward=parts.marks.put)
         pool.is_split = parts.is_split
-        self._batch = OpenBatch(parts, pool, batch.size, len(batch.indices))
+        self._batch = OpenBatch(parts, pool, batch.size, len(batch.indices), batch.owners)
         parts.scope.record_into(pool)
         parts.probe.begin_item(batch.size, drawn)
         self._own = parts.probe.watcher = self._batch.own_backward()

@@ -22,6 +22,7 @@ from hushgrad.session.own_backward import OwnBackward
 from hushgrad.session.padding import without_padding
 from hushgrad.session.parts import Parts
 from hushgrad.session.release import note_sensitivity
+from hushgrad.session.whole_users import of_users
 from hushgrad.torch_internals import NO_GRAPH_TASK, current_graph_task
 
 
@@ -36,20 +37,22 @@ class OpenBatch:
         pool: what the forwards of this batch record into.
         rows: the number of examples, padding included.
         drawn: how many of them were drawn; those after them are padding.
+        owners: the user of each of them, where whole users are drawn.
 
     Attributes:
         loss_scale: what losses that are not divided are multiplied by.
     """
 
-    def __init__(self, parts: Parts, pool: UsePool, rows: int, drawn: int) -> None:
+    def __init__(self, parts: Parts, pool: UsePool, rows: int, drawn: int, owners: Sequence[int] = ()) -> None:
         self._parts, self._pool, self._rows, self._drawn = parts, pool, rows, drawn
+        self._owners = owners
         scale = parts.loss_scale
         self.loss_scale = scale.at(0 if scale.is_constant else parts.spending.steps)
         self._is_narrow = False
         self._decided = (NO_GRAPH_TASK, False)
         self._has_divided = False
         self._sessions: set[int] = set()  # the backwards of losses that the session itself has added up
-        self._passing = InPassing(parts, pool, rows, drawn)
+        self._passing = InPassing(parts, pool, rows, drawn, owners)
         pool.batch_size = rows
 
     @property
@@ -265,7 +268,10 @@ class OpenBatch:
                 if not parts.update.is_scattered:
                     return
                 uses = {}  # the others wait for this process's part of theirs
-            parts.update.add(uses, scale, parts.current, self._drawn)
+            examples, ownership = self._drawn, parts.mechanism.sampling.ownership
+            if ownership is not None and self._drawn:
+                uses, examples = of_users(uses, self._owners, averages=ownership.averages)
+            parts.update.add(uses, scale, parts.current, examples)
 
     def close(self) -> None:
         """Drop what is still recorded; from here on a backward through its forwards is refused."""

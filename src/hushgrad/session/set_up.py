@@ -21,7 +21,7 @@ from hushgrad.capture.public import PublicTensors
 from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.clipping import known as clip_rules
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.errors import InvalidArgumentError, UnprovenMechanismError
 from hushgrad.gradients.contribution import Plan
 from hushgrad.gradients.machine import NO_LIMIT
 from hushgrad.guards.compatibility import require_module, require_trainable_privately
@@ -184,6 +184,12 @@ def _require_divisible(mechanism: Mechanism, world: World) -> None:
             f"several processes",
             where="mechanism",
             cure="Train in one process, or take Gaussian noise (DPSGD)",
+        )
+    if not world.is_alone and mechanism.sampling.ownership is not None:
+        raise UnprovenMechanismError(
+            "whole users are drawn in one process: several would part them, and clip each part by itself",
+            where="sampling",
+            cure="Take one process, or draw records by themselves and ask for the epsilon of group_size",
         )
     if not world.is_alone and mechanism.sampling.counts_in == "blocks":
         raise InvalidArgumentError(

@@ -572,6 +572,7 @@ class Spending:
             strategy=_strategy_of(self._mechanism),
             loss_reduction=self._mechanism.loss_reduction,
             population=population,
+            unit=self._mechanism.sampling.unit,
             rounding=self._rounding,
         )
 

@@ -10,13 +10,18 @@ from hushgrad.arguments import count_of, non_negative_number, one_of, positive_n
 from hushgrad.errors import InvalidArgumentError
 
 ONE_RECORD = "one record"
-"""The unit of privacy of every ledger so far: whose presence is protected."""
+"""The unit of privacy where nothing else is said: whose presence is protected."""
 
 OBSERVED = "observed"
 DECLARED = "declared by the caller"
 OPERATING_SYSTEM = "operating system"
 FIXED_KEY = "fixed key: NOT PRIVATE"
 NOT_OBSERVED = "not observed"
+
+
+def noun_of(unit: str) -> str:
+    """Return what a unit of privacy is one of, "record" or "user"."""
+    return [*unit.split(), "record", "record"][1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +51,14 @@ class Contract:
     `sampling`: "observed" where hushgrad's own loader drew the batches, else "declared by the caller".
     `noise_source`: "operating system"; "fixed key: NOT PRIVATE"; or "not observed" for steps that another library ran,
     whose noise nobody here vouches for.
-    `expected_batch_size`: the public constant that the noised sum is divided by, in records; None if not declared.
+    `expected_batch_size`: the public constant that the noised sum is divided by, in units; None if not declared.
     `max_grad_norm`: the largest norm with which one record enters the sum (the clip norm, of flat clipping), in units
     of the gradient; None if not declared.
     `loss_reduction`: "mean" or "sum".
-    `population`: the declared public number of records, or None.
+    `population`: the declared public number of units, or None.
     `clipping`: the clip rule and all its constants, in its own words (`ClipRule.describe`); None if not declared.
-    `unit`: whose presence is protected, "one record".
+    `unit`: whose presence is protected, "one record", or "one user" with how users are told: "one" and a noun, which
+    batch size and population are counted in.
     `strategy`: how noise is correlated between steps, with all constants as hexadecimal floating-point numbers
     (`Strategy.describe`); None for noise that is independent in every step.
     `rounding`: the grid of noise on a grid; None for noise that is added to sums as they are.
