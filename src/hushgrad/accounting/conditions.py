@@ -104,6 +104,19 @@ ORDER_OF_ROWS = Condition(
     "order of rows",
     "padding was told from records by its place, and that the loop keeps the order of rows could not be looked at",
 )
+ROWS_OF_USERS = Condition(
+    "rows of users",
+    "whose a row is was told by its place, and that the loop keeps the order of rows could not be looked at",
+)
+USERS_TOLD = Condition(
+    "users of records",
+    "which records are one user's was told by the caller, one id for each record: that equal ids are all that is one "
+    "user's, and stand in the order of the records, is on trust",
+)
+ONE_RECORD_IS_ALL = Condition(
+    "one record for each user",
+    "that each record of the data set is all that is one user's was told by the caller, and is on trust",
+)
 ROUNDED_TOGETHER = Condition(
     "rounded together",
     "gradients passed through 16 bits in batches whose number of rows follows the draw: that kernels round a record's "

@@ -21,7 +21,7 @@ from hushgrad.accounting.conditions import (
 )
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import is_own, order_of
-from hushgrad.accounting.ledger.contract import DECLARED, ONE_RECORD, Contract, Rounding
+from hushgrad.accounting.ledger.contract import DECLARED, ONE_RECORD, Contract, Rounding, noun_of
 from hushgrad.printable import full_name
 
 _DIGITS = 4
@@ -175,7 +175,9 @@ def guarantee(
         notes.append("the noise multiplier is 0 in at least one step")
     elif math.isinf(value):
         notes.append("epsilon is too large for the accountant to tell from infinity")
-    if contract is None or contract.unit == ONE_RECORD:
+    unit = ONE_RECORD if contract is None else contract.unit
+    counted = "" if unit == ONE_RECORD else f" {noun_of(unit)}s"
+    if unit == ONE_RECORD:
         notes.append(ONE_IS_ONE)
     if contract is not None:
         notes.append(f"sampling was {contract.sampling}")
@@ -186,23 +188,23 @@ def guarantee(
         if not contract.noise_is_observed:
             trusted.append(NOISE_NOT_OBSERVED)
         if contract.population is not None:
-            notes.append(f"N = {contract.population} is declared public")
+            notes.append(f"N = {contract.population}{counted} is declared public")
         if contract.strategy is not None:
             notes.append(
                 f"the noise of a step is correlated with that of earlier ones by {_in_short(contract.strategy)}"
             )
         if contract.expected_batch_size is not None:
-            notes.append(f"the expected batch size {contract.expected_batch_size:g} is declared public")
+            notes.append(f"the expected batch size {contract.expected_batch_size:g}{counted} is declared public")
         if contract.rounding is not None:
             notes.append(_on_grid(contract.rounding))
     return Guarantee(
         epsilon=value,
         delta=float(delta),
         adjacency=form.adjacency,
-        sampling=_sampling(composition),
+        sampling=_sampling(composition, unit),
         accountant=accountant if form.filter is None else FILTER,
         steps=count_steps(composition),
-        unit=ONE_RECORD if contract is None else contract.unit,
+        unit=unit,
         noise_is_secret=contract is None or contract.noise_is_secret,
         noise_is_observed=contract is None or contract.noise_is_observed,
         notes=tuple(notes),
@@ -238,13 +240,14 @@ def _delta_of_rounding(contract: Contract | None, epsilon: float, composition: C
     return min(1.0, (1 + math.exp(min(epsilon, 700.0))) * distance)
 
 
-def _sampling(composition: Composition) -> str:
+def _sampling(composition: Composition, unit: str) -> str:
+    """Return how records were drawn; what an event says of a record holds for one of whatever is protected."""
     kinds: dict[type[Event], list[tuple[Event, int]]] = {}
     for event, count in releases_of(composition):
         if count:
             kinds.setdefault(type(event), []).append((event, count))
     said = [kind.sentence(kinds[kind], alone=len(kinds) == 1) for kind in sorted(kinds, key=order_of)]
-    return "; ".join(said) or "nothing was drawn yet"
+    return "; ".join(said).replace("every record", f"every {noun_of(unit)}") or "nothing was drawn yet"
 
 
 def _states_error(accountant: str, bounds: EpsilonBounds) -> bool:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
+from hushgrad.accounting.conditions import Condition
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.ledger.contract import ONE_RECORD
 from hushgrad.arguments import one_of
@@ -140,6 +141,11 @@ class SamplingScheme(ABC):
         The loader refuses a draw that holds some of a user's records and not all, and never parts them.
         """
         return None
+
+    @property
+    def on_trust(self) -> tuple[Condition, ...]:
+        """What is said of the data and nobody sees: it is in every guarantee."""
+        return ()
 
     @property
     def adjacency(self) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from hushgrad.accounting.conditions import ONE_RECORD_IS_ALL, USERS_TOLD, Condition
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.arguments import one_of, positive_number, probability, whole_number
 from hushgrad.errors import DatasetError, InvalidArgumentError
@@ -129,6 +130,11 @@ class UserSampling(SamplingScheme):
         if self.users is None:
             return None
         return Ownership(self.users, self.examples_per_user or 0, self.gradient == "mean")
+
+    @property
+    def on_trust(self) -> tuple[Condition, ...]:
+        """That records are whose the ids say."""
+        return (ONE_RECORD_IS_ALL,) if self.users is None else (USERS_TOLD,)
 
     def describe(self) -> str:
         """Return in words how a step is drawn."""

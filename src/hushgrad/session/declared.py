@@ -60,7 +60,7 @@ class DeclaredLoop(Loop):
         self._order.start_backward()
         if self._order.is_new:
             parts.update.drop()  # of a logical batch whose step was interrupted before its release
-        batch = OpenBatch(parts, self._pool, size, size)
+        batch = OpenBatch(parts, self._pool, size, size, tuple(parts.chosen_owners))
         try:
             if size > 0:
                 batch.expect(losses_B)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import BatchStructureError, HushgradError, LossShapeError, ProtocolError
+from hushgrad.guards.probing.row_order import PADDING, USERS
 from hushgrad.guards.probing.widths import Drawn
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.session.loop import Loop, Turn
@@ -117,8 +118,10 @@ class ObservedLoop(Loop):
         parts.probe.begin_item(batch.size, drawn)
         self._own = parts.probe.watcher = self._batch.own_backward()
         parts.frozen.begin_item()
-        if 0 < len(batch.indices) < batch.size:
-            parts.probe.expect_order(item, batch.size)
+        if batch.owners and len(set(batch.owners)) < len(batch.owners):
+            parts.probe.expect_order(item, batch.size, USERS)
+        elif 0 < len(batch.indices) < batch.size:
+            parts.probe.expect_order(item, batch.size, PADDING)
 
     def lost(self, batch: PhysicalBatch) -> None:
         """Count a logical batch that was drawn and could not be read: which ones fail may depend on their examples.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -55,6 +55,7 @@ class Parts:
         monitors: those that were handed in.
         loss_scale: what losses are multiplied by where gradients pass through 16 bits.
         is_strict: whether what the probe would take on trust is refused.
+        chosen_owners: where batches are chosen (`verify`) and whole users clipped, the user of each row of the next.
     """
 
     mechanism: Mechanism
@@ -76,6 +77,7 @@ class Parts:
     monitors: Monitors
     loss_scale: LossScale
     is_strict: bool
+    chosen_owners: list[int] = field(default_factory=list)
 
     @property
     def world(self) -> World:

@@ -331,6 +331,7 @@ class Session:
         self._parts.spending.open(OBSERVED, loader.population)
         if loader.population is None:
             self._parts.spending.trust([STREAM])
+        self._parts.spending.trust(self._parts.mechanism.sampling.on_trust)
         self._parts.probe.end_item()  # until an item comes, forwards belong to none
         loop.dataset, loop.collate_fn = loader.dataset, loader.options.collate_fn
         loop.has_constant_shapes = loader.constant_shapes

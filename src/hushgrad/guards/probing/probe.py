@@ -23,7 +23,6 @@ from hushgrad.accounting.conditions import (
     INNER_LOSS,
     LOSSES_CHANGE,
     NEVER_EXAMINED,
-    ORDER_OF_ROWS,
     VALUES_READ,
     Condition,
     not_examined,
@@ -58,7 +57,7 @@ from hushgrad.guards.probing.model_probe import examine, look
 from hushgrad.guards.probing.novelty import Novelty, Spread
 from hushgrad.guards.probing.positions import Positions
 from hushgrad.guards.probing.probed import Probed
-from hushgrad.guards.probing.row_order import rows_are_in_order
+from hushgrad.guards.probing.row_order import KnownByPlace, rows_are_in_order
 from hushgrad.guards.probing.rows import Batch, batch_axes
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
 from hushgrad.guards.probing.state import State
@@ -211,9 +210,9 @@ class Probe:
         self._read: dict[Condition, None] = {}
         self.is_waiting = True
         """Whether forwards may belong to a batch that is trained on; between two items of a loader they do not."""
-        self._padded: tuple[Any, int] | None = None
+        self._ordered: tuple[Any, int, KnownByPlace] | None = None  # of the item in work, to be looked at
         self._looks_at_order = 0
-        self._is_in_order: bool | None = None  # None while there was no padding
+        self._known_by_place: dict[KnownByPlace, bool] = {}  # whether rows were seen in order
         self._form = Form()
         self._statistics: frozenset[Path] = frozenset()
         self._is_divided = False
@@ -268,7 +267,7 @@ class Probe:
             self._require_same_inputs(args, kwargs)
         if module is not self._model and self._drawn is None:  # else what runs between parts is run again
             require_no_bypass(self._model, module, sys._getframe())
-        if self._padded is not None:
+        if self._ordered is not None:
             self._look_at_order(args, kwargs)
         self._begin_looks()
         signature = signature_of(self._model)
@@ -432,7 +431,7 @@ class Probe:
         self._has_begun = False
         self._calls.clear()
         self._evaluations.clear()
-        self._padded = self._drawn = self._recorded = None
+        self._ordered = self._drawn = self._recorded = None
         self._is_told = True
         self.watcher = None
         self._programs.forget()
@@ -463,26 +462,30 @@ class Probe:
         self.forget()
         self.is_waiting = False
 
-    def expect_order(self, item: Any, rows: int) -> None:
-        """The item that comes now has padding, which is known by its place: look once whether rows keep their order."""
+    def expect_order(self, item: Any, rows: int, known: KnownByPlace) -> None:
+        """The item that comes now has what is known by its place: look whether rows keep their order.
+
+        Raises:
+            ProtocolError: collate_fn puts them into another one.
+        """
         if self._form.reorders:
             raise ProtocolError(
-                "collate_fn puts records into another order, and with constant_shapes the last rows of an item are "
-                "padding, known by their position",
+                f"collate_fn puts records into another order, and {known.what}",
                 where="collate_fn",
-                cure="Keep the records' order in collate_fn (pack_padded_sequence: enforce_sorted=False), or leave "
-                "constant_shapes out",
+                cure=f"Keep the records' order in collate_fn (pack_padded_sequence: enforce_sorted=False), or "
+                f"{known.cure}",
             )
-        self._is_in_order = bool(self._is_in_order)
-        if self._looks_at_order < MOST_LOOKS_AT_ORDER:
-            self._padded = (item, rows)
+        is_told = self._known_by_place.setdefault(known, False)
+        if self._looks_at_order < MOST_LOOKS_AT_ORDER or (is_told and known.always):
+            self._ordered = (item, rows, known)
 
     def _look_at_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert self._padded is not None
-        in_order = rows_are_in_order(self._padded[0], (args, kwargs), self._padded[1])
-        self._is_in_order = self._is_in_order or in_order
+        assert self._ordered is not None
+        item, rows, known = self._ordered
+        in_order = rows_are_in_order(item, (args, kwargs), rows, known)
+        self._known_by_place[known] = self._known_by_place[known] or in_order
         self._looks_at_order += MOST_LOOKS_AT_ORDER if in_order else 1
-        self._padded = None
+        self._ordered = None
 
     @property
     def changes_gradients(self) -> bool:
@@ -643,7 +646,7 @@ class Probe:
         never = bool(self._examined) and not any(self._examined.values())
         return (
             *([NEVER_EXAMINED] if never else []),
-            *([ORDER_OF_ROWS] if self._is_in_order is False else []),
+            *(known.on_trust for known, is_told in self._known_by_place.items() if not is_told),
             *([VALUES_READ] if self._programs.may_have_read else []),
             *map(not_examined, self._programs.untold_of_padding),
         )

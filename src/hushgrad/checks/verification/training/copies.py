@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,6 +22,7 @@ from torch.utils.data.dataloader import default_collate
 
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger
 from hushgrad.checks.verification.training.noise_units import in_units_of_noise
+from hushgrad.checks.verification.update.groups import WholeUsers
 from hushgrad.checks.verification.update.paired_update import Output, seeded
 from hushgrad.errors import InvalidArgumentError, UnsupportedModelError
 from hushgrad.gradients.oracle import one_at_a_time
@@ -32,7 +34,7 @@ from hushgrad.mechanism import Mechanism
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
 from hushgrad.sampling.records import PhysicalBatch
-from hushgrad.sampling.torch_loader import DataLoaderReading, LoadingOptions, read_data_loader
+from hushgrad.sampling.torch_loader import DataLoaderReading, LoadingOptions, in_users, read_data_loader
 from hushgrad.session.session import Session
 from hushgrad.session.set_up import set_up
 from hushgrad.torch_sharding import is_split
@@ -126,6 +128,7 @@ class TrainingReplica:
             reading = replace(read_data_loader(own), batch_size=data_loader.batch_size)
         else:
             reading = read_data_loader(data_loader)
+        reading = in_users(reading, mechanism.sampling)
         one_step = replace(mechanism.at(0), steps=None, passes=None)
         return cls(_copied(model), criterion, one_step, reading, optimizer, rows, constant_shapes)
 
@@ -148,26 +151,54 @@ class TrainingReplica:
             batches_are_chosen=ledger is None,
         )
         session = Session(parts, model, optimizer)
-        return ReplicaSession(model, optimizer, session, self.criterion, stepped)
+        return ReplicaSession(model, optimizer, session, self.criterion, stepped, parts.chosen_owners)
+
+    @property
+    def examples(self) -> int:
+        """How many there are of what is clipped as one: records, or users that have some."""
+        ownership = self.mechanism.sampling.ownership
+        return self.reading.count if ownership is None else ownership.ids.users
+
+    def records_of(self, example: int) -> list[int]:
+        """Return the records of one example: itself, or all those of a user."""
+        ownership = self.mechanism.sampling.ownership
+        return [example] if ownership is None else ownership.ids.records_of(np.array([example])).tolist()
+
+    def example_of(self, record: int) -> int:
+        """Return which example a record is, or belongs to."""
+        ownership = self.mechanism.sampling.ownership
+        return record if ownership is None else int(ownership.ids.codes[record])
 
     @property
     def names(self) -> list[str]:
         """The names of the trainable parameters."""
         return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
 
-    def gradients_of(self, row: int) -> Output:
-        """Return one example's gradient by ordinary autograd on a copy, `[1, *shape]` for each parameter."""
+    def gradients_of(self, example: int) -> Output:
+        """Return one example's gradient by ordinary autograd on a copy, `[1, *shape]` for each parameter.
+
+        That of a user is the mean or the sum over their records, each run by itself.
+        """
         model = _training(_copied(self.model))
         criterion = PerExampleLoss(
             self.criterion, loss_reduction=self.mechanism.loss_reduction, batch_size=lambda: 1, observer=None
         )
-        found = one_at_a_time(model, [lambda: _losses_of(self.item([row]), model, criterion).sum()])
-        return {name: gradient.to("cpu") for name, gradient in found.items()}
+        records = self.records_of(example)
+        runs = [lambda r=r: _losses_of(self._collated([r]), model, criterion).sum() for r in records]  # type: ignore[misc]
+        found = one_at_a_time(model, runs)
+        ownership = self.mechanism.sampling.ownership
+        parts = len(records) if ownership is not None and ownership.averages else 1
+        return {name: gradient.sum(0, keepdim=True).to("cpu") / parts for name, gradient in found.items()}
 
-    def item(self, rows: Sequence[int]) -> Any:
-        """Return these records, collated as the loader does."""
+    def item(self, examples: Sequence[int]) -> Any:
+        """Return these examples, collated as the loader does; users with all their records."""
+        records = [self.records_of(example) for example in examples]
+        item = self._collated([record for own in records for record in own])
+        return item if self.mechanism.sampling.ownership is None else WholeUsers(item, tuple(map(len, records)))
+
+    def _collated(self, records: Sequence[int]) -> Any:
         collate = self.reading.options.collate_fn or default_collate
-        return collate([self.reading.dataset[row] for row in rows])
+        return collate([self.reading.dataset[record] for record in records])
 
     def train(
         self,
@@ -246,13 +277,17 @@ def _training(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class ReplicaSession:
-    """One session on one copy; `stepped` holds the loader item of every step."""
+    """One session on one copy; `stepped` holds the loader item of every step.
+
+    `owners` is what says whose the rows of the next batch are, where whole users are clipped.
+    """
 
     model: nn.Module
     optimizer: Optimizer
     session: Session
     criterion: Any
     stepped: list[PhysicalBatch | None]
+    owners: list[int]
 
     def per_example(self) -> PerExampleLoss:
         """Return the checked loss, as `PrivacyEngine.per_example` does."""
@@ -268,6 +303,8 @@ class ReplicaSession:
                     found[name] = parameter.grad.detach().to("cpu", copy=True)
 
         handle = self.optimizer.register_step_pre_hook(read)
+        if isinstance(item, WholeUsers):
+            self.owners[:], item = item.owners, item.item
         try:
             self.session.backward(self._losses(item))
             self.optimizer.step()

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from itertools import chain
 
+import numpy as np
+
 from hushgrad.checks.verification.checks.allocation import PASSES, read_passes
 from hushgrad.checks.verification.checks.draws import DRAWS, read_draws
 from hushgrad.checks.verification.checks.sampling import SamplingReading, draws_needed, read_sampling
@@ -16,6 +18,7 @@ from hushgrad.checks.verification.training.copies import (
 from hushgrad.checks.verification.verdict import Check
 from hushgrad.randomness import KeyStream
 from hushgrad.sampling.loader import PrivateLoader
+from hushgrad.sampling.ownership import UserIds
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.sampling.scheme import SamplingScheme
 
@@ -28,6 +31,8 @@ def draws_of_training(
 ) -> tuple[SamplingReading | None, tuple[Check, ...]]:
     """Read draws of the loader that training would use, over indices in place of records."""
     count, scheme = replica.reading.count, replica.mechanism.sampling
+    if scheme.ownership is not None:
+        return _draws_of_users(replica, scheme.ownership.ids, resolution, alpha)
     if scheme.allocation is not None:
         bins, times = scheme.allocation
         passes = max(4, min(PASSES, _MOST_INDICES // (count * times) // 2 * 2))
@@ -57,6 +62,37 @@ def draws_of_training(
             false_alarm=alpha,
         )
     return reading, (*reading.checks.values(), *_apart(observer, scheme))
+
+
+def _draws_of_users(
+    replica: TrainingReplica, ids: UserIds, resolution: float, alpha: float
+) -> tuple[SamplingReading, tuple[Check, ...]]:
+    """Read the draws as those of users, and look whether each held all records of them, or none."""
+    scheme = replica.mechanism.sampling
+    rate = scheme.inclusion_probability(ids.records)
+    needed = draws_needed(ids.users, rate, resolution, alpha)
+    steps = max(40, min(needed, math.ceil(_MOST_INDICES / max(1.0, ids.records * rate))))
+    observer = _observed(replica, scheme, 2 * math.ceil(steps / (2 * _PASSES)), _PASSES)
+    draws = [tuple(sorted(set(ids.codes[list(draw)].tolist()))) for draw in _in_pairs(observer)]
+    reading = read_sampling(draws, population=ids.users, rate=rate, false_alarm=alpha)
+    return reading, (*reading.checks.values(), _whole(observer, ids))
+
+
+def _whole(observer: _Draws, ids: UserIds) -> Check:
+    parted = sum(
+        not ids.holds_whole_users(np.array(batch.indices, np.int64))
+        or batch.owners != tuple(ids.codes[list(batch.indices)].tolist())
+        for batch in observer.batches
+    )
+    return Check(
+        code="sampling-whole-users",
+        part="sampling",
+        claim="a draw holds all records of a user or none of them",
+        measured=f"{parted} of {len(observer.batches)} draws hold a part of a user's",
+        passed=parted == 0,
+        sample_size=len(observer.batches),
+        power="every case",
+    )
 
 
 def _in_pairs(observer: _Draws) -> list[tuple[int, ...]]:

@@ -103,16 +103,17 @@ def _contract(replica: TrainingReplica, run: RunTrace) -> Check:
         and contract.clipping == mechanism.clipping.describe()
         and contract.expected_batch_size == mechanism.expected_batch_size
         and contract.loss_reduction == mechanism.loss_reduction
+        and contract.unit == mechanism.sampling.unit
         and contract.noise_is_secret
     )
     return Check(
         code="ledger-contract",
         part="ledger",
-        claim="the ledger states the clip rule, the divisor and the source of noise that ran",
+        claim="the ledger states the clip rule, the divisor, the source of noise and the unit that ran",
         measured=f"{contract.clipping}, C = {contract.max_grad_norm:g}, B = {contract.expected_batch_size:g}, "
-        f"noise: {contract.noise_source}",
+        f"noise: {contract.noise_source}, {contract.unit}",
         passed=is_same,
-        sample_size=5,
+        sample_size=6,
         power="every difference",
     )
 
@@ -120,10 +121,10 @@ def _contract(replica: TrainingReplica, run: RunTrace) -> Check:
 def replay_checks(replica: TrainingReplica, loop: SessionLoop, unit: float) -> tuple[Check, ...]:
     """Train twice under one key, the second time with an altered record: only values may differ, not what happens."""
     plain = replica.train(loop, seed=31, updates=UPDATES)
-    # A record that takes part at once, so that whatever depends on it has twelve steps to show.
-    place = plain.drawn[0] if plain.drawn else 0
+    # What takes part at once, so that whatever depends on it has twelve steps to show; of a user all records.
+    places = replica.records_of(replica.example_of(plain.drawn[0] if plain.drawn else 0))
     others = [
-        replica.train(loop, seed=31, updates=UPDATES, dataset=_Neighbour(replica.reading.dataset, place, factor))
+        replica.train(loop, seed=31, updates=UPDATES, dataset=_Neighbour(replica.reading.dataset, places, factor))
         for factor in (1e6, -1e6)
     ]
     same = all(plain.flow == other.flow and plain.ledger.events == other.ledger.events for other in others)
@@ -158,17 +159,17 @@ def replay_checks(replica: TrainingReplica, loop: SessionLoop, unit: float) -> t
 
 
 class _Neighbour(torch.utils.data.Dataset[Any]):
-    """A data set with one record exchanged: its inputs enormous, or the next record where it has no floats."""
+    """A data set with some records exchanged: their inputs enormous, or the next record where they have no floats."""
 
-    def __init__(self, dataset: Any, place: int, factor: float) -> None:
-        self._dataset, self._place, self._factor = dataset, place, factor
+    def __init__(self, dataset: Any, places: Sequence[int], factor: float) -> None:
+        self._dataset, self._places, self._factor = dataset, frozenset(places), factor
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Any:
         record = self._dataset[index]
-        if index != self._place:
+        if index not in self._places:
             return record
         leaves = [leaf for leaf in tree_leaves(record) if isinstance(leaf, Tensor)]
         if not any(leaf.is_floating_point() for leaf in leaves):

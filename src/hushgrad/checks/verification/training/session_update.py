@@ -10,7 +10,7 @@ from typing import Any
 from hushgrad.capture.axes.batch_axes import tensors_in
 from hushgrad.checks.verification.checks.noise import NoiseReading
 from hushgrad.checks.verification.training.copies import TrainingReplica
-from hushgrad.checks.verification.update.groups import SEED, GroupReading, take
+from hushgrad.checks.verification.update.groups import SEED, GroupReading, WholeUsers, take
 from hushgrad.checks.verification.update.paired_update import Output, narrowest, norm, rounding_error, seeded
 from hushgrad.checks.verification.verdict import Check
 from hushgrad.errors import UnsupportedModelError
@@ -76,7 +76,7 @@ class SessionUpdate:
     def _update(self, stimulus: Any, seed: int | None) -> Output:
         running = self._replica.session(seed=seed)
         try:
-            leaves = list(tensors_in(stimulus))
+            leaves = list(tensors_in(stimulus.item if isinstance(stimulus, WholeUsers) else stimulus))
             found = running.update(stimulus if leaves and leaves[0].shape[0] else None)
             self.is_narrow |= running.session.is_narrow
             self.written = running.session.written

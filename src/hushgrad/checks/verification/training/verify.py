@@ -40,7 +40,7 @@ from hushgrad.checks.verification.training.session_update import (
     reads_as_drawn,
     rounding,
 )
-from hushgrad.checks.verification.update.groups import SEED, GroupReading, measure, rows_of
+from hushgrad.checks.verification.update.groups import SEED, GroupReading, WholeUsers, measure, rows_of
 from hushgrad.checks.verification.update.paired_update import Output, arrays, kept_randomness
 from hushgrad.checks.verification.update.verify_update import DEFAULT_FALSE_ALARM, DEFAULT_RESOLUTION, steps_needed
 from hushgrad.checks.verification.verdict import Cause, Check, Measured, Verdict
@@ -145,7 +145,7 @@ def _verdict(
         first_step(replica.mechanism),
     )
     noise = _noise(replica, belief, resolution, alpha / 4)
-    rows = min(_ROWS, replica.reading.count)
+    rows = min(_ROWS, replica.examples)
     batch = replica.item(range(rows))
     _require_pair(batch, rows)
     update = SessionUpdate(replica)
@@ -225,6 +225,12 @@ def _as_reference(
 
 
 def _require_pair(batch: Any, rows: int) -> None:
+    if isinstance(batch, WholeUsers):
+        if rows < 4:
+            raise InvalidArgumentError(
+                f"the data set must give at least 4 users, got {rows}", cure="Pass a loader over more users"
+            )
+        batch, rows = batch.item, sum(batch.sizes)
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise InvalidArgumentError(
             f"items of the loader must be (inputs, target), got {type(batch).__name__}",

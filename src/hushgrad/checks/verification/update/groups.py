@@ -7,6 +7,7 @@ same vector, of norm at most C, whatever else is in the batch.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,18 +40,49 @@ def rows_of(batch: Any) -> int:
     return counts.pop()
 
 
+@dataclass(frozen=True, slots=True)
+class WholeUsers:
+    """A batch whose examples are users: the rows of one behind those of another.
+
+    Attributes:
+        item: the rows of all of them.
+        sizes: how many rows each user has.
+    """
+
+    item: Any
+    sizes: tuple[int, ...]
+
+    @property
+    def owners(self) -> list[int]:
+        """The number of each row's user."""
+        return [user for user, size in enumerate(self.sizes) for _ in range(size)]
+
+    def rows_of(self, users: Sequence[int]) -> list[int]:
+        """Return the rows of these users, one user behind the other."""
+        ends = list(itertools.accumulate(self.sizes))
+        return [row for user in users for row in range(ends[user] - self.sizes[user], ends[user])]
+
+
 def take(batch: Any, rows: Sequence[int], scale: float = 1.0) -> Any:
     """Return these examples of a batch, as copies; floating-point inputs of the first one times `scale`."""
+    if isinstance(batch, WholeUsers):
+        sizes = tuple(batch.sizes[user] for user in rows)
+        return WholeUsers(_rows(batch.item, batch.rows_of(rows), scale, sizes[0] if sizes else 0), sizes)
+    return _rows(batch, rows, scale, 1)
+
+
+def _rows(item: Any, rows: Sequence[int], scale: float, scaled: int) -> Any:
+    """Return these rows, as copies; floating-point inputs of the first `scaled` ones times `scale`."""
 
     def of(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.ndim:
             return leaf
         part = leaf[torch.as_tensor(rows, dtype=torch.long, device=leaf.device)]
         if scale != 1.0 and part.is_floating_point() and len(rows):
-            part[0] *= scale
+            part[:scaled] *= scale
         return part
 
-    return tree_map(of, batch)
+    return tree_map(of, item)
 
 
 @dataclass(slots=True)
