@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
-from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.budget import Budget
 from hushgrad.accounting.filter import PrivacyFilter
 from hushgrad.accounting.guarantee import Guarantee
+from hushgrad.accounting.neighbours import epsilon_of_group
 from hushgrad.arguments import one_of, open_unit_interval, positive_number, whole_number
 from hushgrad.clipping.named import chosen
 from hushgrad.clipping.rule import ClipRule
@@ -216,6 +216,7 @@ class PrivacyEngine:
         accumulation: int = 1,
         spare_steps: int = 0,
         phase: str | None = None,
+        group_size: int = 1,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader | StreamLoader]:
         """As `make_private`, with the smallest noise multiplier that keeps `epochs` epochs within `target_epsilon`.
 
@@ -233,6 +234,9 @@ class PrivacyEngine:
                 the last checkpoint stay charged; with spare ones training goes on to the planned end all the same. With
                 correlated noise a resume is charged as a participation more: a cycle of spare steps (as many as there
                 are bands; of own batches a pass) pays for one.
+            group_size: k > 1: `target_epsilon` is to hold for k records at once, for people who have at most k
+                (`bounded_contributions` sees to it). Multiplying the ε of one record by k says too little. Ask for
+                `get_epsilon(delta, group_size=k)`; `UserSampling` draws whole people instead.
 
         All other arguments are those of `make_private`.
         """
@@ -241,7 +245,7 @@ class PrivacyEngine:
             positive_number("target_epsilon", target_epsilon)
             open_unit_interval("target_delta", target_delta, "Pass less than 1 / len(dataset)")
             reading, max_physical_batch_size = _accumulated(data_loader, accumulation, max_physical_batch_size)
-            target = {"epsilon": target_epsilon, "delta": target_delta}
+            target: dict[str, Any] = {"epsilon": target_epsilon, "delta": target_delta}
             scheme = scheme_for(reading, sampling, poisson_sampling, max_batch_size, max_physical_batch_size)
             reading = counted_in(reading, scheme)
             mechanism = _plan(
@@ -256,7 +260,9 @@ class PrivacyEngine:
                 epochs=epochs,
                 spare_steps=spare_steps,
             )
-        mechanism = calibrated(mechanism, self._ledger, phase, accountant=self._accountant, **target)
+        mechanism = calibrated(
+            mechanism, self._ledger, phase, accountant=self._accountant, group_size=group_size, **target
+        )
         return self._attach(module, optimizer, reading, mechanism, max_physical_batch_size, constant_shapes, phase)
 
     def per_example(self, criterion: nn.Module | Callable[..., Tensor]) -> PerExampleLoss:
@@ -289,15 +295,22 @@ class PrivacyEngine:
         """
         return self.session.load_checkpoint(path, schedulers=schedulers)
 
-    def get_epsilon(self, delta: float) -> float:
-        """Return ε at `delta` for the steps in the ledger; 0 before the first, inf if the noise multiplier is 0."""
-        if self._session is None:
-            return epsilon_of(events_at(self._ledger), delta, self._accountant)
-        return self._session.epsilon(delta, self._accountant)
+    def get_epsilon(self, delta: float, *, group_size: int = 1) -> float:
+        """Return ε at `delta` for the steps in the ledger; 0 before the first, inf if the noise multiplier is 0.
 
-    def guarantee(self, delta: float) -> Guarantee:
-        """Return the guarantee at `delta` with all its conditions; `str()` of it is the full sentence."""
-        return self.session.guarantee(delta, self._accountant)
+        With a `group_size` k that of k records at once, of a person who has at most k. Multiplying that of one by k
+        says too little.
+        """
+        if self._session is None:
+            return epsilon_of_group(events_at(self._ledger), delta, group_size, self._accountant).upper
+        return self._session.epsilon(delta, self._accountant, group_size=group_size)
+
+    def guarantee(self, delta: float, *, group_size: int = 1) -> Guarantee:
+        """Return the guarantee at `delta` with all its conditions; `str()` of it is the full sentence.
+
+        With a `group_size` k it is for k records at once.
+        """
+        return self.session.guarantee(delta, self._accountant, group_size=group_size)
 
     @property
     def session(self) -> Session:

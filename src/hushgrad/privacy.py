@@ -124,7 +124,7 @@ class Privacy:
         if self.noise_multiplier is not None:
             return plan
         assert self.target_epsilon is not None  # one of both is given
-        target = {"epsilon": self.target_epsilon, "delta": self.target_delta}
+        target: dict[str, Any] = {"epsilon": self.target_epsilon, "delta": self.target_delta}
         return calibrated(plan, self.ledger, self.phase, accountant=self.accountant, **target)
 
     def privatize(

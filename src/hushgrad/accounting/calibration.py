@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT, epsilon
+from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
 from hushgrad.accounting.composition import Composition, normal_form
 from hushgrad.accounting.events.disjoint_pass import DisjointPass
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.events.random_allocation import RandomAllocation
+from hushgrad.accounting.neighbours import epsilon_of_group
 from hushgrad.accounting.truncation import as_if_never_cut
 from hushgrad.arguments import open_unit_interval, positive_number, probability, whole_number
 from hushgrad.errors import UnreachableTargetError
@@ -57,6 +58,7 @@ def calibrate_noise_multiplier(
     target_delta: float,
     composition: Callable[[float], Composition],
     accountant: str = DEFAULT_ACCOUNTANT,
+    group_size: int = 1,
 ) -> float:
     """Return the smallest noise multiplier at which `composition(noise_multiplier)` spends at most `target_epsilon`.
 
@@ -64,13 +66,15 @@ def calibrate_noise_multiplier(
     noise multiplier (or is 0.01, below which nothing is tried).
 
     `composition` gives what will run at a given noise multiplier, and ε must fall as that grows: `poisson_steps(q, T)`,
-    `disjoint_passes(K)`, `allocated_passes(t, K)` or any other. Raises `InvalidArgumentError` for targets out of range,
-    and `UnreachableTargetError` where even a noise multiplier of 1e6 spends more.
+    `disjoint_passes(K)`, `allocated_passes(t, K)` or any other. With a `group_size` k, ε is that of k records at once.
+    Raises `InvalidArgumentError` for targets out of range, and `UnreachableTargetError` where even a noise multiplier
+    of 1e6 spends more.
     """
     target = positive_number("target_epsilon", target_epsilon)
     delta = open_unit_interval("target_delta", target_delta, "Pass less than 1 / the number of examples")
-    search = _Search(lambda noise: epsilon(composition(noise), delta, accountant), target)
-    guess, rough = _first_guess(composition, target, delta)
+    search = _Search(lambda noise: epsilon_of_group(composition(noise), delta, group_size, accountant).upper, target)
+    # A group moves the sum by so many clip norms at most: roughly one record under so much less noise.
+    guess, rough = _first_guess(lambda noise: composition(noise / group_size), target, delta)
     search(guess)
     if 0 < search.seen[guess] < math.inf:
         # Where the guess is off by a factor, its model is off by about the same factor nearby.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
-from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, OWN_ACCOUNTANTS, epsilon_bounds
+from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, OWN_ACCOUNTANTS
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, count_steps, finding_of, normal_form, releases_of
 from hushgrad.accounting.conditions import (
@@ -22,6 +22,7 @@ from hushgrad.accounting.conditions import (
 from hushgrad.accounting.events.event import Event
 from hushgrad.accounting.events.registry import is_own, order_of
 from hushgrad.accounting.ledger.contract import DECLARED, ONE_RECORD, Contract, Rounding, noun_of
+from hushgrad.accounting.neighbours import epsilon_of_group
 from hushgrad.printable import full_name
 
 _DIGITS = 4
@@ -150,15 +151,18 @@ def guarantee(
     accountant: str = DEFAULT_ACCOUNTANT,
     contract: Contract | None = None,
     conditions: Iterable[Condition] = (),
+    group_size: int = 1,
 ) -> Guarantee:
     """Return what `composition` guarantees at `delta`, under the conditions of `contract` and those given besides.
+
+    With a `group_size` k it is for k records at once: all those of a person with at most k (`epsilon_of_group`).
 
     Guarantee: every condition of the ε is in the result's sentence: neighbouring relation, sampling and whether it was
     observed, declared constants, accountant, noise of 0 or from a fixed key, and all that the run took on trust.
 
     Without a contract (a plan, not a run) nothing is said about the source of noise. Raises as `epsilon` does.
     """
-    bounds = epsilon_bounds(composition, delta, accountant)
+    bounds = epsilon_of_group(composition, delta, group_size, accountant)
     value = bounds.upper
     form = normal_form(composition)
     notes, trusted = [], list(conditions)
@@ -177,7 +181,13 @@ def guarantee(
         notes.append("epsilon is too large for the accountant to tell from infinity")
     unit = ONE_RECORD if contract is None else contract.unit
     counted = "" if unit == ONE_RECORD else f" {noun_of(unit)}s"
-    if unit == ONE_RECORD:
+    if group_size > 1:
+        notes.append(
+            f"the epsilon is that of {group_size} {noun_of(unit)}s at once, which {group_size} times that of one may not "
+            f"reach; for a person it holds if nobody has more than {group_size}"
+        )
+        unit = f"any {group_size} {noun_of(unit)}s together"
+    elif unit == ONE_RECORD:
         notes.append(ONE_IS_ONE)
     if contract is not None:
         notes.append(f"sampling was {contract.sampling}")
@@ -201,7 +211,7 @@ def guarantee(
         epsilon=value,
         delta=float(delta),
         adjacency=form.adjacency,
-        sampling=_sampling(composition, unit),
+        sampling=_sampling(composition, ONE_RECORD if contract is None else contract.unit),
         accountant=accountant if form.filter is None else FILTER,
         steps=count_steps(composition),
         unit=unit,

@@ -22,7 +22,7 @@ batches. From the same events follows, for one sampled or unsampled Gaussian ste
 
 from __future__ import annotations
 
-from hushgrad.accounting.accountants import epsilon_bounds
+from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT, epsilon_bounds
 from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.composition import Composition, NormalForm, normal_form
 from hushgrad.accounting.events.event import ADD_REMOVE_ONE, RELATIONS, REPLACE_ONE, ZERO_OUT
@@ -95,3 +95,25 @@ def epsilon_under(composition: Composition, delta: float, relation: str, group_s
         fixed_size=tuple((rate, noise / 2, count) for rate, noise, count in form.sampled),
     )
     return of_form(replaced, delta)
+
+
+def epsilon_of_group(
+    composition: Composition, delta: float, group_size: int = 1, accountant: str = DEFAULT_ACCOUNTANT
+) -> EpsilonBounds:
+    """Return bounds on ε at `delta` for `group_size` records at once: all those of a person with at most so many.
+
+    Under the relation that the composition is charged under. Multiplying the ε of one record by `group_size` at the
+    same δ says too little: 11.5 for 16.6 of 16 records (σ = 2, q = 0.01, 1,000 steps, δ = 1e-6).
+
+    Raises what `epsilon_under` does, and `AccountingError` for groups by another accountant than "saddle-point".
+    """
+    size = whole_number("group_size", group_size, minimum=1)
+    if size == 1:
+        return epsilon_bounds(composition, delta, accountant)
+    if accountant != DEFAULT_ACCOUNTANT:
+        raise AccountingError(
+            f"epsilon of a group is computed by {DEFAULT_ACCOUNTANT!r} alone",
+            where=f"accountant {accountant!r}",
+            cure=f"Ask accountant={DEFAULT_ACCOUNTANT!r}",
+        )
+    return epsilon_under(composition, delta, normal_form(composition).adjacency, size)

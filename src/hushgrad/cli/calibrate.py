@@ -14,7 +14,7 @@ from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.events.poisson import PoissonSampled
 from hushgrad.accounting.guarantee import guarantee, round_up
 from hushgrad.arguments import positive_number, probability, whole_number
-from hushgrad.cli.options import ACCOUNTANT, DELTA, JSON
+from hushgrad.cli.options import ACCOUNTANT, DELTA, GROUP_SIZE, JSON
 from hushgrad.cli.output import print_facts, print_json
 from hushgrad.cli.plan import plan_from, plan_options
 
@@ -44,6 +44,7 @@ Cost = Callable[[Composition], float]
 )
 @click.option("--noise-multiplier", type=float, help="With --find steps or sampling-rate.")
 @plan_options
+@GROUP_SIZE
 @ACCOUNTANT
 @JSON
 def calibrate(
@@ -54,6 +55,7 @@ def calibrate(
     delta: float,
     find: str,
     noise_multiplier: float | None,
+    group_size: int,
     accountant: str,
     as_json: bool,
     **plan: Any,
@@ -64,8 +66,11 @@ def calibrate(
     hushgrad calibrate --epsilon 3 --delta 1e-5 --sampling-rate 0.01 --steps 1000
     hushgrad calibrate --epsilon 3 --delta 1e-5 --batch-size 256 --dataset-size 60000 --epochs 15
     hushgrad calibrate --epsilon 3 --delta 1e-5 --find steps --sampling-rate 0.01 --noise-multiplier 1.1
+    hushgrad calibrate --epsilon 3 --delta 1e-5 --sampling-rate 0.01 --steps 1000 --group-size 16
     hushgrad calibrate --mu 0.5 --delta 1e-5 --find sampling-rate --steps 1000 --noise-multiplier 1.1
     """
+    if group_size != 1 and (find != NOISE or target_epsilon is None):
+        raise click.UsageError("--group-size goes with --epsilon, and --find noise-multiplier")
     target, facts = _target(target_epsilon, target_mu, true_positive_rate, false_positive_rate)
     cost = _cost(delta, accountant, target_mu, false_positive_rate)
     if find == NOISE:
@@ -73,7 +78,17 @@ def calibrate(
             raise click.UsageError("--noise-multiplier is what is found; give it with --find steps or sampling-rate")
         planned = plan_from(**plan)
         composition, facts = planned.composition, {**facts, **planned.facts}
-        found = _noise(composition, cost, target, delta, accountant, is_epsilon=target_epsilon is not None)
+        found = (
+            _noise(composition, cost, target)
+            if target_epsilon is None
+            else calibrate_noise_multiplier(
+                target_epsilon=target,
+                target_delta=delta,
+                composition=composition,
+                accountant=accountant,
+                group_size=group_size,
+            )
+        )
         released = composition(found)
     else:
         if noise_multiplier is None:
@@ -90,7 +105,9 @@ def calibrate(
             facts["steps"] = steps
             found = _largest_rate(sigma, steps, cost, target)
             released = [(PoissonSampled(found, sigma), steps)]
-    result = guarantee(released, delta, accountant)
+    if group_size != 1:
+        facts["group_size"] = group_size
+    result = guarantee(released, delta, accountant, group_size=group_size)
     name = find.replace("-", "_")
     if as_json:
         print_json({name: int(found) if find == STEPS else found, **facts, **result.as_json()})
@@ -126,19 +143,7 @@ def _cost(delta: float, accountant: str, mu: float | None, false_positive_rate: 
     return lambda composition: epsilon_of(composition, delta, accountant)
 
 
-def _noise(
-    composition: Callable[[float], Composition],
-    cost: Cost,
-    target: float,
-    delta: float,
-    accountant: str,
-    *,
-    is_epsilon: bool,
-) -> float:
-    if is_epsilon:
-        return calibrate_noise_multiplier(
-            target_epsilon=target, target_delta=delta, composition=composition, accountant=accountant
-        )
+def _noise(composition: Callable[[float], Composition], cost: Cost, target: float) -> float:
     from hushgrad.accounting.search import smallest
 
     return smallest(lambda sigma: cost(composition(sigma)), target=target, low=LEAST_NOISE, high=MOST_NOISE)

@@ -11,7 +11,7 @@ from hushgrad.accounting.cross_check import cross_check as check_all
 from hushgrad.accounting.guarantee import guarantee, round_up
 from hushgrad.accounting.ledger.view import read_ledger
 from hushgrad.arguments import non_negative_number
-from hushgrad.cli.options import ACCOUNTANT, DELTA, JSON, LEDGER
+from hushgrad.cli.options import ACCOUNTANT, DELTA, GROUP_SIZE, JSON, LEDGER
 from hushgrad.cli.output import print_facts, print_json
 from hushgrad.cli.plan import plan_from, plan_options
 
@@ -23,6 +23,7 @@ from hushgrad.cli.plan import plan_from, plan_options
 @plan_options
 @LEDGER
 @DELTA
+@GROUP_SIZE
 @ACCOUNTANT
 @click.option("--cross-check", is_flag=True, help="Also ask the other accountants; exit code 1 where they disagree.")
 @JSON
@@ -30,6 +31,7 @@ def epsilon(
     noise_multiplier: float | None,
     ledger: str | None,
     delta: float,
+    group_size: int,
     accountant: str,
     cross_check: bool,
     as_json: bool,
@@ -42,6 +44,7 @@ def epsilon(
     hushgrad epsilon --noise-multiplier 1.1 --batch-size 256 --dataset-size 60000 --epochs 15 --delta 1e-5
     hushgrad epsilon --noise-multiplier 4 --sampling none --passes 10 --delta 1e-5
     hushgrad epsilon --ledger run/ledger.jsonl --delta 1e-5
+    hushgrad epsilon --ledger run/ledger.jsonl --delta 1e-5 --group-size 16
     """
     facts: dict[str, Any]
     if ledger is not None:
@@ -49,7 +52,7 @@ def epsilon(
             raise click.UsageError("--ledger says what ran; give no plan beside it")
         view = read_ledger(ledger)
         composition: Composition = view.events
-        result = guarantee(composition, delta, accountant, view.contract, view.conditions)
+        result = guarantee(composition, delta, accountant, view.contract, view.conditions, group_size)
         facts = {"ledger": ledger, "steps": view.steps}
     else:
         if noise_multiplier is None:
@@ -57,10 +60,14 @@ def epsilon(
         sigma = non_negative_number("noise_multiplier", noise_multiplier)
         planned = plan_from(**plan)
         composition = planned.composition(sigma)
-        result = guarantee(composition, delta, accountant)
+        result = guarantee(composition, delta, accountant, group_size=group_size)
         facts = {"noise_multiplier": sigma, **planned.facts}
     others = {}
+    if group_size != 1:
+        facts["group_size"] = group_size
     if cross_check:
+        if group_size != 1:
+            raise click.UsageError("--cross-check asks accountants of which one alone computes --group-size")
         checked = check_all(composition, delta)
         others = {f"epsilon_by_{name}".replace("-", "_"): bounds.upper for name, bounds in checked.items()}
     if as_json:

@@ -14,7 +14,7 @@ from hushgrad.accounting.ledger.contract import Contract
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger
 from hushgrad.arguments import whole_number
-from hushgrad.cli.options import ACCOUNTANT, JSON
+from hushgrad.cli.options import ACCOUNTANT, GROUP_SIZE, JSON
 from hushgrad.cli.output import print_facts, print_json, print_table
 
 PATH = click.argument("path", type=click.Path(dir_okay=False))
@@ -28,16 +28,21 @@ def ledger() -> None:
 @ledger.command()
 @PATH
 @click.option("--delta", type=float, help="Also print the epsilon at this delta, and the guarantee in full.")
+@GROUP_SIZE
 @ACCOUNTANT
 @JSON
-def show(path: str, delta: float | None, accountant: str, as_json: bool) -> None:
+def show(path: str, delta: float | None, group_size: int, accountant: str, as_json: bool) -> None:
     """Print the contract and the steps of a ledger, after verifying it.
 
     \b
     hushgrad ledger show run/ledger.jsonl --delta 1e-5
     """
     view = read_ledger(path)
-    result = None if delta is None else guarantee(view.events, delta, accountant, view.contract, view.conditions)
+    if delta is None and group_size != 1:
+        raise click.UsageError("--group-size needs --delta")
+    result = None
+    if delta is not None:
+        result = guarantee(view.events, delta, accountant, view.contract, view.conditions, group_size)
     if as_json:
         value: dict[str, Any] = {
             **_facts(path, view),

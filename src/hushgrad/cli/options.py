@@ -15,6 +15,13 @@ ACCOUNTANT = click.option(
 DELTA = click.option(
     "--delta", type=float, required=True, help="In (0, 1); usual: less than 1 / the number of records."
 )
+GROUP_SIZE = click.option(
+    "--group-size",
+    type=int,
+    default=1,
+    show_default=True,
+    help="For people with at most so many records: the epsilon of all at once. It is not so many times that of one.",
+)
 LEDGER = click.option(
     "--ledger", type=click.Path(dir_okay=False), help="Read what ran from a ledger, in place of a plan."
 )

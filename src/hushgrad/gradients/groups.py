@@ -20,12 +20,12 @@ class Groups:
     """Which group each example of a batch belongs to.
 
     Attributes:
-        of_R: the number of each example's group, `[R]`, int64, ascending from 0: those of one stand together.
+        numbers: each example's group, `[R]`, int64, ascending from 0: those of one stand together.
         sizes: how many examples each group has, at least 1.
         averages: whether a group's gradient is the mean over its examples, or else the sum.
     """
 
-    of_R: Tensor
+    numbers: Tensor
     sizes: tuple[int, ...]
     averages: bool = False
 
@@ -39,8 +39,8 @@ class Groups:
             else:
                 sizes.append(1)
         counts = torch.tensor(sizes, dtype=torch.int64)
-        of_R = torch.arange(len(sizes)).repeat_interleave(counts)
-        return cls(of_R.to(device), tuple(sizes), averages)
+        numbers = torch.arange(len(sizes)).repeat_interleave(counts)
+        return cls(numbers.to(device), tuple(sizes), averages)
 
     @property
     def count(self) -> int:
@@ -62,10 +62,10 @@ class Groups:
 
         Raises `PrivacyUnitError`.
         """
-        if examples != len(self.of_R):
+        if examples != len(self.numbers):
             raise PrivacyUnitError(
-                f"saw {examples} examples where {len(self.of_R)} records of users were handed out, so it is not known "
-                f"whose they are",
+                f"saw {examples} examples where {len(self.numbers)} records of users were handed out, so it is not "
+                f"known whose they are",
                 cure="Give the model one row for each row of the item",
             )
 
@@ -73,14 +73,14 @@ class Groups:
         """Return an operand `[R, ...]` times each example's weight in its group: 1 over its size for a mean."""
         if not self.averages or self.are_single:
             return operand
-        return operand * self._weights_R(operand).reshape(-1, *[1] * (operand.ndim - 1))
+        return operand * self._weights(operand).reshape(-1, *[1] * (operand.ndim - 1))
 
     def add_to(self, total: Tensor, gradients: Tensor, part: slice = slice(None)) -> None:
         """Add gradients of a part of the examples, weighted, to those of their groups, `[groups, ...]`."""
         weighted = gradients
         if self.averages and not self.are_single:
-            weighted = gradients * self._weights_R(gradients)[part].reshape(-1, *[1] * (gradients.ndim - 1))
-        total.index_add_(0, self.of_R.to(total.device)[part], weighted)
+            weighted = gradients * self._weights(gradients)[part].reshape(-1, *[1] * (gradients.ndim - 1))
+        total.index_add_(0, self.numbers.to(total.device)[part], weighted)
 
     def blocks(self, operand: Tensor) -> Tensor:
         """Return an operand `[R, T, ...]` as `[groups, most · T, ...]`, zeros where a group has fewer examples."""
@@ -88,13 +88,13 @@ class Groups:
             return operand
         if len(set(self.sizes)) == 1:
             return operand.reshape(self.count, -1, *operand.shape[2:])
-        of_R = self.of_R.to(operand.device)
+        numbers = self.numbers.to(operand.device)
         sizes = torch.tensor(self.sizes, device=operand.device)
-        within_R = torch.arange(len(of_R), device=operand.device) - (sizes.cumsum(0) - sizes)[of_R]
+        within_R = torch.arange(len(numbers), device=operand.device) - (sizes.cumsum(0) - sizes)[numbers]
         padded = operand.new_zeros(self.count, self.most, *operand.shape[1:])
-        padded[of_R, within_R] = operand
+        padded[numbers, within_R] = operand
         return padded.flatten(1, 2)
 
-    def _weights_R(self, like: Tensor) -> Tensor:
+    def _weights(self, like: Tensor) -> Tensor:
         sizes = torch.tensor(self.sizes, device=like.device, dtype=like.real.dtype)
-        return sizes.reciprocal()[self.of_R.to(like.device)]
+        return sizes.reciprocal()[self.numbers.to(like.device)]

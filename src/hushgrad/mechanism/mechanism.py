@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from hushgrad.accounting.accountants import DEFAULT_ACCOUNTANT
-from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.calibration import calibrate_noise_multiplier
 from hushgrad.accounting.composition import Composition, next_block, next_pass
 from hushgrad.accounting.events.event import Event
+from hushgrad.accounting.neighbours import epsilon_of_group
 from hushgrad.arguments import clip_norm, non_negative_number, one_of, positive_number, whole_number
 from hushgrad.clipping.known import require_clip_rule
 from hushgrad.clipping.rule import ClipRule
@@ -292,17 +292,26 @@ class Mechanism:
         last = min(step + most, len(self.noise_schedule))
         return next((i - step for i in range(step + 1, last) if self._noise_at(i) != self._noise_at(step)), last - step)
 
-    def epsilon(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> float:
-        """Return ε at `delta` after everything that is planned (`steps` or `passes`) has run."""
-        return epsilon_of(self.composition(), delta, accountant)
+    def epsilon(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT, *, group_size: int = 1) -> float:
+        """Return ε at `delta` after everything that is planned (`steps` or `passes`) has run.
+
+        With a `group_size` k that of k records at once: of a person with at most k.
+        """
+        return epsilon_of_group(self.composition(), delta, group_size, accountant).upper
 
     def calibrate(
-        self, *, epsilon: float, delta: float, accountant: str = DEFAULT_ACCOUNTANT, before: Composition = ()
+        self,
+        *,
+        epsilon: float,
+        delta: float,
+        accountant: str = DEFAULT_ACCOUNTANT,
+        before: Composition = (),
+        group_size: int = 1,
     ) -> Self:
         """Return this mechanism with the smallest noise multiplier that plans to spend at most `epsilon` at `delta`.
 
         A schedule keeps its shape: its factors stay. `before` is what the same account holds of earlier phases, which
-        counts into `epsilon`.
+        counts into `epsilon`. With a `group_size` k, `epsilon` is that of k records at once.
 
         Raises:
             UnreachableTargetError: no noise multiplier is large enough.
@@ -320,7 +329,11 @@ class Mechanism:
             return [*before, *((changed.event(shift + index), 1) for index in range(changed.passes or 0))]
 
         sigma = calibrate_noise_multiplier(
-            target_epsilon=epsilon, target_delta=delta, composition=planned, accountant=accountant
+            target_epsilon=epsilon,
+            target_delta=delta,
+            composition=planned,
+            accountant=accountant,
+            group_size=group_size,
         )
         return self.with_noise_multiplier(sigma)
 

@@ -104,8 +104,9 @@ def user_ids(users: Any) -> UserIds:
             where="users",
             cure="Leave these records out, or give each of them an id of its own",
         )
-    if not all(issubclass(kind, int | str) and not issubclass(kind, bool) for kind in kinds) or len(kinds) > 1:
-        raise _no_ids(f"must hold whole numbers or texts of one type, got {', '.join(sorted(k.__name__ for k in kinds))}")
+    if not all(issubclass(kind, int | str) and kind is not bool for kind in kinds) or len(kinds) > 1:
+        found = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise _no_ids(f"must hold whole numbers or texts of one type, got {found}")
     return UserIds(*_numbered(values))
 
 

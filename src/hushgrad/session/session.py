@@ -573,17 +573,21 @@ class Session:
         """
         return self._loop.is_narrow
 
-    def epsilon(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> float:
+    def epsilon(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT, *, group_size: int = 1) -> float:
         """Return ε at `delta` for everything that was charged; 0 before the first step, inf without noise.
 
-        It is inf, too, once it was found that steps before may have leaked.
+        It is inf, too, once it was found that steps before may have leaked. With a `group_size` k it is that of k
+        records at once: of a person who has at most k. Multiplying that of one by k says too little.
         """
-        return self._parts.spending.epsilon(delta, accountant)
+        return self._parts.spending.epsilon(delta, accountant, group_size)
 
-    def guarantee(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT) -> Guarantee:
-        """Return the guarantee at `delta` with its conditions; `str()` of it is the full sentence."""
+    def guarantee(self, delta: float, accountant: str = DEFAULT_ACCOUNTANT, *, group_size: int = 1) -> Guarantee:
+        """Return the guarantee at `delta` with its conditions; `str()` of it is the full sentence.
+
+        With a `group_size` k it is for k records at once.
+        """
         trusted = [*self._trusted(), *self._parts.probe.open_conditions, *([CLOSED] if self._closed else [])]
-        return self._parts.spending.guarantee(delta, accountant, trusted)
+        return self._parts.spending.guarantee(delta, accountant, trusted, group_size)
 
     def trust(self, condition: Condition) -> None:
         """Leave in ledger and guarantee something that the caller takes on trust, once.

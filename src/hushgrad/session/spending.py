@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.budget import MOST, Budget
 from hushgrad.accounting.composition import (
     Composition,
@@ -40,6 +39,7 @@ from hushgrad.accounting.ledger.phases import phase_name, split
 from hushgrad.accounting.ledger.receipt import Receipt
 from hushgrad.accounting.ledger.records import LedgerHead
 from hushgrad.accounting.ledger.view import LedgerView, read_ledger, view_of
+from hushgrad.accounting.neighbours import epsilon_of_group
 from hushgrad.arguments import whole_number
 from hushgrad.errors import (
     BudgetExhaustedError,
@@ -449,11 +449,13 @@ class Spending:
         view = self._view()
         return [] if view is None else view.events
 
-    def epsilon(self, delta: float, accountant: str) -> float:
+    def epsilon(self, delta: float, accountant: str, group_size: int = 1) -> float:
         """Return ε at `delta` for everything that was charged."""
-        return epsilon_of(self.events(), delta, accountant)
+        return epsilon_of_group(self.events(), delta, group_size, accountant).upper
 
-    def guarantee(self, delta: float, accountant: str, trusted: Iterable[Condition] = ()) -> Guarantee:
+    def guarantee(
+        self, delta: float, accountant: str, trusted: Iterable[Condition] = (), group_size: int = 1
+    ) -> Guarantee:
         """Return the guarantee at `delta` for everything that was charged, under `trusted` and what was noted."""
         events, contract, noted = self._charged()
         besides = [] if self.is_kept else [NO_LEDGER_PATH]
@@ -461,7 +463,8 @@ class Spending:
             besides.append(NOT_WATCHED)
         if self.uncounted:
             besides.append(uncounted(self.uncounted))
-        return guarantee(events, delta, accountant, contract, [*noted, *self._trusted, *trusted, *besides])
+        conditions = [*noted, *self._trusted, *trusted, *besides]
+        return guarantee(events, delta, accountant, contract, conditions, group_size)
 
     def _charged(self) -> tuple[Composition, Contract, tuple[Condition, ...]]:
         if self._ledger is not None:
@@ -626,15 +629,19 @@ def calibrated(
     epsilon: float,
     delta: float,
     accountant: str,
+    group_size: int = 1,
 ) -> DPSGD:
     """Return a plan with the smallest noise that keeps the account of `ledger` to ε, earlier phases included.
+
+    With a `group_size` k, ε is that of k records at once.
 
     Of several processes all call it, and the first one, which has the ledger, chooses.
     """
 
     def chosen() -> float:
         before = events_before(ledger, phase)
-        return plan.calibrate(epsilon=epsilon, delta=delta, accountant=accountant, before=before).noise_multiplier
+        target: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "group_size": group_size}
+        return plan.calibrate(**target, accountant=accountant, before=before).noise_multiplier
 
     return plan.with_noise_multiplier(told_by_first(join_world(), "choice of the noise", chosen))
 

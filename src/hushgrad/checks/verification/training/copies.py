@@ -184,7 +184,7 @@ class TrainingReplica:
             self.criterion, loss_reduction=self.mechanism.loss_reduction, batch_size=lambda: 1, observer=None
         )
         records = self.records_of(example)
-        runs = [lambda r=r: _losses_of(self._collated([r]), model, criterion).sum() for r in records]  # type: ignore[misc]
+        runs = [lambda r=r: _losses_of(self._collated([r]), model, criterion).sum() for r in records]
         found = one_at_a_time(model, runs)
         ownership = self.mechanism.sampling.ownership
         parts = len(records) if ownership is not None and ownership.averages else 1
