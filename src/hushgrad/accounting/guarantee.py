@@ -183,8 +183,8 @@ def guarantee(
     counted = "" if unit == ONE_RECORD else f" {noun_of(unit)}s"
     if group_size > 1:
         notes.append(
-            f"the epsilon is that of {group_size} {noun_of(unit)}s at once, which {group_size} times that of one may not "
-            f"reach; for a person it holds if nobody has more than {group_size}"
+            f"the epsilon is that of {group_size} {noun_of(unit)}s at once, which {group_size} times that of one may "
+            f"not reach; for a person it holds if nobody has more than {group_size}"
         )
         unit = f"any {group_size} {noun_of(unit)}s together"
     elif unit == ONE_RECORD:

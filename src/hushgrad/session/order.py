@@ -5,7 +5,9 @@ Holds no tensors and knows no model: it only says which of them may come next.
 
 from __future__ import annotations
 
-from hushgrad.errors import ProtocolError
+from itertools import groupby
+
+from hushgrad.errors import DuplicateRecordError, ProtocolError
 from hushgrad.sampling.records import PhysicalBatch
 
 
@@ -23,6 +25,7 @@ class ObservedOrder:
         self._open_step: int | None = None
         self._is_adding = False
         self._is_lost = False
+        self._users: set[int] = set()  # of the logical batch that is open
 
     @property
     def is_open(self) -> bool:
@@ -60,6 +63,7 @@ class ObservedOrder:
 
         Raises:
             ProtocolError: it does not follow the last one.
+        DuplicateRecordError: it parts the records of a user.
         """
         if batch.first and self._open_step is not None:
             raise ProtocolError(
@@ -70,7 +74,20 @@ class ObservedOrder:
             raise ProtocolError(
                 "the rest of a logical batch came after it was discarded", cure="Iterate over the loader anew"
             )
+        self._require_whole_users(batch)
         self.item, self._open_step = batch, batch.step
+
+    def _require_whole_users(self, batch: PhysicalBatch) -> None:
+        """Refuse a part of a user's records: each part would be clipped by itself, and all of them add up."""
+        if batch.first:
+            self._users = set()
+        users = [owner for owner, _ in groupby(batch.owners)]
+        if len(set(users)) < len(users) or not self._users.isdisjoint(users):
+            raise DuplicateRecordError(
+                "the records of one user came in two parts of a logical batch: each would be clipped by itself",
+                cure="Let one item hold all records of a user, one behind the other",
+            )
+        self._users.update(users)
 
     def lose(self) -> None:
         """The records of an item could not be handed out."""
