@@ -33,6 +33,7 @@ from hushgrad import (
     QuantileClipping,
     SamplingScheme,
     TruncatedPoissonSampling,
+    UserSampling,
     optimal_banded,
     privatize,
 )
@@ -57,6 +58,8 @@ from hushgrad.sampling import known as known_samplings
 from hushgrad.strategies.buffered import BufferedStrategy
 
 N, PASS, SIGMA = 20, 4, 1.5
+USERS = [i**3 % 17 for i in range(N)]
+"""Whose each record is: some users have two."""
 BANDED = optimal_banded(8, 2)
 BUFFERED = BufferedStrategy((0.9, 0.3), (0.3, 0.4))
 
@@ -81,6 +84,10 @@ SAMPLINGS: dict[str, tuple[SamplingScheme, Callable[[float], Event]]] = {
     "disjoint": (DisjointBatches(), lambda sigma: DisjointPass(sigma, 0)),
     "cyclic": (CyclicPoissonSampling(0.25, 2), lambda sigma: CyclicPoisson(0.5, sigma, 2, 0)),
     "fixed order": (FixedOrderBatches(PASS), lambda sigma: FixedOrder(sigma, PASS, 0)),
+    "whole users": (
+        UserSampling(rate=0.25, users=USERS, examples_per_user=4, population=N),
+        lambda sigma: PoissonSampled(0.25, sigma),
+    ),
 }
 NOISES: dict[str, Callable[[float], NoiseMechanism]] = {
     "Gaussian": GaussianNoise,
@@ -131,10 +138,10 @@ def test_a_step_of_kinds_that_go_together_is_the_oracles_sum_and_charged_as_what
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     planned = made(rule, sampling, noise, 0.0)
     session = privatize(model, optimizer, planned, key=KeyStream.fixed_for_tests(9))
-    own = [range(place, place + 5) for place in range(0, N, 5)] if planned.sampling.takes_batches else None
+    batches = [range(place, place + 5) for place in range(0, N, 5)] if planned.sampling.takes_batches else None
     x = torch.randn(N, 3)
     loader = session.batches(
-        TensorDataset(x, torch.arange(N)), batches=own, steps_per_pass=PASS if own is None else None
+        TensorDataset(x, torch.arange(N)), batches=batches, steps_per_pass=PASS if batches is None else None
     )
     drawn, places = next(iter(loader))
     session.backward(model(drawn).square().sum(1))
@@ -143,7 +150,10 @@ def test_a_step_of_kinds_that_go_together_is_the_oracles_sum_and_charged_as_what
         lambda *_: released.update({n: p.grad.double() * 5 for n, p in model.named_parameters()})  # type: ignore[union-attr]
     )
     optimizer.step()
-    runs = [lambda i=i: alone(x[i : i + 1]).square().sum() for i in places.tolist()]
+    users = {} if planned.sampling.ownership is None else {USERS[i]: i for i in places.tolist()}
+    own = [[i for i in range(N) if USERS[i] == user] for user in users] or [[i] for i in places.tolist()]
+    assert not users or sorted(map(len, own)) == [1, 2]
+    runs = [lambda rows=rows: alone(x[rows]).square().sum(1).mean() for rows in own]
     expected = clipped_sum_of({n: g.double() for n, g in one_at_a_time(alone, runs).items()}, planned.clipping)
     gap = math.hypot(*(float((released[n] - expected[n]).norm()) for n in expected))
     size = math.hypot(*(float(total.norm()) for total in expected.values()))

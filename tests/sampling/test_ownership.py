@@ -31,7 +31,7 @@ def test_ids_are_not_printed_and_can_be_copied() -> None:
     ids = user_ids(["alice", "bob"])
     assert "alice" not in repr(ids)
     assert "0" not in repr(ids)
-    assert copy.deepcopy(ids) == pickle.loads(pickle.dumps(ids)) == ids  # noqa: S301
+    assert copy.deepcopy(ids) == pickle.loads(pickle.dumps(ids)) == ids
 
 
 @settings(max_examples=50, deadline=None)

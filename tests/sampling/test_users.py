@@ -56,8 +56,8 @@ def items_of(sampling: Any, count: int, steps: int, key: int = 1, **more: Any) -
 def test_a_draw_holds_all_records_of_a_user_in_one_item_or_none(owners: list[int], key: int, room: int) -> None:
     """Guarantee: a draw holds all records of a user or none of them.
 
-    Guarantee: where whole users are drawn, all records of a user are in one item. Guarantee: the records of one user are
-    in one item.
+    Guarantee: where whole users are drawn, all records of a user are in one item.
+    Guarantee: the records of one user are in one item.
     """
     most = max(Counter(owners).values())
     sampling = UserSampling(rate=0.4, users=owners, examples_per_user=most)
