@@ -1,10 +1,22 @@
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hushgrad.accounting import DisjointPass, FixedSizeSampled, Gaussian, PoissonSampled, TruncatedPoisson, epsilon
-from hushgrad.accounting.neighbours import RELATIONS, epsilon_under
+from hushgrad import DPSGD, FlatClipping, UserSampling
+from hushgrad.accounting import (
+    DisjointPass,
+    FixedSizeSampled,
+    Gaussian,
+    PoissonSampled,
+    RandomAllocation,
+    TruncatedPoisson,
+    calibrate_noise_multiplier,
+    epsilon,
+)
+from hushgrad.accounting.neighbours import RELATIONS, epsilon_of_group, epsilon_under
 from hushgrad.errors import AccountingError, InvalidArgumentError
 
 PLAN = [(PoissonSampled(0.02, 1.2), 300)]
@@ -113,3 +125,60 @@ def test_one_changed_record_among_few_is_dominated_in_every_cut_draw(others: flo
         bound = epsilon_under([(TruncatedPoisson(q, noise, 3, 1), 1)], at, relation).upper
         for p, r in ((one, other), (other, one)):
             assert float(np.maximum(p - math.exp(bound) * r, 0).sum()) * cell <= at
+
+
+# Groups: people with several records -------------------------------------------------------------------------------
+
+GROUPS = json.loads((Path(__file__).parent / "golden" / "user_level.json").read_text(encoding="utf-8"))
+
+
+def of_records(sigma: float) -> list[tuple[PoissonSampled, int]]:
+    return [(PoissonSampled(GROUPS["expected_batch_size"] / GROUPS["population"], sigma), GROUPS["steps"])]
+
+
+@pytest.mark.parametrize("row", GROUPS["groups"], ids=lambda row: f"k={row['k']}, sigma={row['sigma']}")
+def test_the_epsilon_of_a_group_is_that_of_the_table(row: dict[str, float]) -> None:
+    """To 1e-4, at σ = 1, 2 and 4 and groups of 1 to 32."""
+    found = epsilon_of_group(of_records(row["sigma"]), GROUPS["delta"], int(row["k"]))
+    assert abs(found.upper - row["epsilon"]) <= 1e-4
+    assert found.lower <= row["epsilon"] + row["error"]
+    assert found.error <= 1e-4
+
+
+def test_multiplying_the_epsilon_of_one_record_says_too_little() -> None:
+    """The numbers of the pages: 11.5 where it is 16.6 (σ = 2, k = 16), and 68 where it is 153.9 (σ = 1, k = 32)."""
+    for sigma, k, naive, true in ((2.0, 16, 11.53, 16.64), (1.0, 32, 67.98, 153.86)):
+        assert k * epsilon(of_records(sigma), 1e-6) == pytest.approx(naive, abs=0.01)
+        assert epsilon_of_group(of_records(sigma), 1e-6, k).upper == pytest.approx(true, abs=0.01)
+
+
+@pytest.mark.parametrize("row", GROUPS["noise_for_epsilon_4"], ids=lambda row: f"k={row['k']}")
+def test_noise_is_chosen_for_a_group(row: dict[str, float]) -> None:
+    """Guarantee: ε at the result is at most the target, and the result is within 2e-4 of the smallest."""
+    found = calibrate_noise_multiplier(
+        target_epsilon=4.0, target_delta=1e-6, composition=of_records, group_size=int(row["k"])
+    )
+    assert found == pytest.approx(row["sigma"], rel=3e-4)
+    assert epsilon_of_group(of_records(found), 1e-6, int(row["k"])).upper <= 4.0
+
+
+@pytest.mark.parametrize("row", GROUPS["noise_of_whole_users_for_epsilon_4"], ids=lambda row: f"rate={row['rate']}")
+def test_whole_users_are_charged_as_records_at_their_own_rate(row: dict[str, float]) -> None:
+    scheme = UserSampling(rate=row["rate"], users=None)
+    plan = DPSGD(
+        noise_multiplier=1.0, clipping=FlatClipping(1.0), sampling=scheme, expected_batch_size=1000, steps=1000
+    )
+    assert plan.calibrate(epsilon=4.0, delta=1e-6).noise_multiplier == pytest.approx(row["sigma"], rel=3e-4)
+
+
+def test_groups_are_refused_where_no_bound_is_known_and_by_other_accountants() -> None:
+    with pytest.raises(AccountingError, match="'saddle-point' alone"):
+        epsilon_of_group(PLAN, 1e-6, 2, "rdp")
+    with pytest.raises(AccountingError, match="a group under replace-one"):
+        epsilon_of_group([(FixedSizeSampled(5, 100, 1.0), 10)], 1e-6, 2)
+    with pytest.raises(AccountingError, match="balls in bins"):
+        epsilon_of_group([(RandomAllocation(10, 2.0, 0), 1)], 1e-6, 2)
+    with pytest.raises(InvalidArgumentError):
+        epsilon_of_group(PLAN, 1e-6, 0)
+    assert epsilon_of_group(BACKEND, 1e-6, 3).upper == pytest.approx(epsilon([(Gaussian(1.0), 2)], 1e-6))
+    assert epsilon_of_group(PLAN, 1e-6, accountant="rdp").upper == epsilon(PLAN, 1e-6, "rdp")

@@ -99,3 +99,12 @@ def test_noise_is_found_for_an_attackers_power() -> None:
 )
 def test_too_few_or_contradicting_options_exit_2(arguments: tuple[str, ...]) -> None:
     assert _run(*arguments, "--delta", "1e-5").exit_code == 2
+
+
+def test_noise_is_chosen_for_a_group_of_records() -> None:
+    plan = ["--epsilon", "4", "--delta", "1e-6", "--sampling-rate", "0.01", "--steps", "1000"]
+    value = _json(*plan, "--group-size", "16")
+    assert value["noise_multiplier"] == pytest.approx(6.14685, rel=3e-4)
+    assert (value["unit"], value["group_size"]) == ("any 16 records together", 16)
+    assert 3.99 < value["epsilon"] <= 4
+    assert _run("--mu", "0.5", *plan[2:], "--group-size", "2").exit_code == 2

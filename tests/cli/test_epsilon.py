@@ -169,3 +169,25 @@ def test_the_page_of_hand_written_noise_says_what_its_command_prints() -> None:
     printed = json.loads(CliRunner().invoke(main, [*line.split(), "--json"]).output)
     assert f"({printed['steps']:,} steps" in page
     assert f"prints ε = {math.ceil(1000 * printed['epsilon']) / 1000}:" in page
+
+
+GROUP = ["--noise-multiplier", "2", "--sampling-rate", "0.01", "--steps", "1000", "--delta", "1e-6"]
+
+
+def test_a_group_of_records_costs_more_than_so_many_times_one() -> None:
+    one, group = _json(_run(*GROUP, "--json")), _json(_run(*GROUP, "--group-size", "16", "--json"))
+    assert (one["unit"], group["unit"], group["group_size"]) == ("one record", "any 16 records together", 16)
+    assert "group_size" not in one
+    assert 16 * one["epsilon"] < 11.6 < 16.6 < group["epsilon"]
+
+
+def test_a_group_is_asked_of_a_ledger_and_not_of_other_accountants(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    with Ledger(path, contract=Contract("observed", "operating system", unit="one user (told by id)")) as ledger:
+        ledger.charge(PoissonSampled(0.01, 2.0))
+    value = _json(_run("--ledger", str(path), "--delta", "1e-9", "--group-size", "2", "--json"))
+    assert value["unit"] == "any 2 users together"
+    assert "every user independently" in value["sentence"]
+    assert _run(*GROUP, "--group-size", "2", "--cross-check").exit_code == 2
+    assert _run(*GROUP, "--group-size", "2", "--accountant", "rdp").exit_code != 0
+    assert _run(*GROUP, "--group-size", "0").exit_code != 0

@@ -87,3 +87,11 @@ def test_show_names_the_phases_and_where_they_begin(path: Path) -> None:
     assert value["steps"] == 12
     assert value["population"] is None
     assert "phases fixed beforehand" in [condition["name"] for condition in value["conditions"]]
+
+
+def test_show_prints_the_epsilon_of_a_group_and_needs_a_delta_for_it(path: Path) -> None:
+    one = json.loads(_run("show", path, "--delta", "1e-5", "--json").output)
+    two = json.loads(_run("show", path, "--delta", "1e-5", "--group-size", "2", "--json").output)
+    assert two["epsilon"] > 2 * one["epsilon"] > 0
+    assert two["unit"] == "any 2 records together"
+    assert _run("show", path, "--group-size", "2").exit_code == 2

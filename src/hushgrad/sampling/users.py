@@ -110,7 +110,7 @@ class UserSampling(SamplingScheme):
         return self.rate
 
     def expected_batch_size(self, population: int) -> float:
-        """Return B, in users."""
+        """Return B = rate · (number of users)."""
         return self.rate * self.units_in(population)
 
     def units_in(self, records: int) -> int:
