@@ -13,6 +13,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,6 +22,7 @@ from torch.utils.data import TensorDataset
 
 from benchmarks.timing import Interval, median_interval
 from hushgrad import (
+    DPSGD,
     AutomaticClipping,
     BallsInBinsSampling,
     ClipRule,
@@ -40,6 +42,7 @@ from hushgrad import (
     QuantileClipping,
     SamplingScheme,
     TruncatedPoissonSampling,
+    UserSampling,
     compare_noise,
     optimal_banded,
     optimal_buffered,
@@ -50,6 +53,8 @@ from hushgrad.randomness import KeyStream
 
 DELTA, SIGMA, PASS, PASSES = 1e-5, 1.0, 100, (1, 15)
 N, B, BATCHES = 60_000, 256, 16
+RECORDS = 16
+"""Of each user."""
 
 RULES: Mapping[str, ClipRule] = {
     "automatic": AutomaticClipping(1.0),
@@ -77,7 +82,13 @@ def samplings(steps: int, population: int) -> dict[str, SamplingScheme]:
         "disjoint": DisjointBatches(),
         "cyclic Poisson, 16 groups": CyclicPoissonSampling(rate, 16),
         "fixed order": FixedOrderBatches(steps),
+        "whole users": whole_users(rate, population),
     }
+
+
+def whole_users(rate: float, records: int) -> UserSampling:
+    """Return the sampling of users with as many records each."""
+    return UserSampling(rate=rate, users=[i // RECORDS for i in range(records)], examples_per_user=RECORDS)
 
 
 def epsilons(scheme: SamplingScheme) -> list[float]:
@@ -107,15 +118,25 @@ def draw_ms(scheme: SamplingScheme) -> float | None:
 
 def stepping(rule: ClipRule, noise: NoiseMechanism) -> Callable[[], float]:
     """Return a function that takes one step and returns its milliseconds."""
+    own = [range(place, place + B) for place in range(0, BATCHES * B, B)]
+    planned = Mechanism(noise=noise, clipping=rule, sampling=FixedOrderBatches(BATCHES), expected_batch_size=B)
+    return _steps(planned, BATCHES * B, batches=own)
+
+
+def drawing(sampling: SamplingScheme) -> Callable[[], float]:
+    """Return a function that takes one step on all of B records, by their user or by themselves."""
+    size = sampling.units_in(B)
+    planned = DPSGD(noise_multiplier=SIGMA, clipping=FlatClipping(1.0), sampling=sampling, expected_batch_size=size)
+    return _steps(planned, B, steps_per_pass=1000)
+
+
+def _steps(planned: Mechanism, records: int, **loading: Any) -> Callable[[], float]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    planned = Mechanism(noise=noise, clipping=rule, sampling=FixedOrderBatches(BATCHES), expected_batch_size=B)
     session = privatize(model, optimizer, planned)
-    data = TensorDataset(torch.randn(BATCHES * B, 784), torch.randint(0, 10, (BATCHES * B,)))
-    own = [range(place, place + B) for place in range(0, BATCHES * B, B)]
-    loader = session.batches(data, batches=own)
-    items = itertools.chain.from_iterable(itertools.repeat(loader))
+    data = TensorDataset(torch.randn(records, 784), torch.randint(0, 10, (records,)))
+    items = itertools.chain.from_iterable(itertools.repeat(session.batches(data, **loading)))
     criterion = nn.CrossEntropyLoss(reduction="none")
 
     def step() -> float:
@@ -128,9 +149,9 @@ def stepping(rule: ClipRule, noise: NoiseMechanism) -> Callable[[], float]:
     return step
 
 
-def paired(rule: ClipRule, noise: NoiseMechanism, rounds: int) -> Interval:
-    """Return the time of a step over that of flat clipping and ordinary noise."""
-    both = stepping(FlatClipping(1.0), GaussianNoise(SIGMA)), stepping(rule, noise)
+def paired(one: Callable[[], float], other: Callable[[], float], rounds: int) -> Interval:
+    """Return the time of the second step over that of the first."""
+    both = one, other
     ratios = []
     for number in range(rounds + 3):
         taken = {one: both[one]() for one in ((0, 1) if number % 2 else (1, 0))}
@@ -164,8 +185,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     say("| mechanism | time of a step over flat clipping and ordinary noise (95% interval) |")
     cases = [(name, rule, GaussianNoise(SIGMA)) for name, rule in RULES.items()]
     for name, rule, noise in (*cases, *((name, FlatClipping(1.0), noise) for name, noise in NOISES.items())):
-        ratio = paired(rule, noise, rounds)
+        ratio = paired(stepping(FlatClipping(1.0), GaussianNoise(SIGMA)), stepping(rule, noise), rounds)
         say(f"| {name} | {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) |")
+    ratio = paired(drawing(PoissonSampling(1.0)), drawing(whole_users(1.0, B)), rounds)
+    interval = f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+    say(f"a step on whole users of {RECORDS} records, over the same records by themselves: {interval}")
 
 
 if __name__ == "__main__":

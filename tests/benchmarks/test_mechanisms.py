@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks.mechanisms import NOISES, PASS, RULES, N, draw_ms, epsilons, samplings, stepping
+from benchmarks.mechanisms import (
+    NOISES,
+    PASS,
+    RULES,
+    B,
+    N,
+    draw_ms,
+    drawing,
+    epsilons,
+    samplings,
+    stepping,
+    whole_users,
+)
 
 from hushgrad import FlatClipping, GaussianNoise
 from hushgrad.mechanism import known as known_noises
@@ -25,5 +37,6 @@ def test_steps_and_draws_are_timed() -> None:
     step = stepping(RULES["quantile"], GaussianNoise(1.0))
     assert step() > 0
     assert stepping(FlatClipping(1.0), NOISES["buffered"])() > 0
+    assert drawing(whole_users(1.0, B))() > 0
     drawn = {name: draw_ms(scheme) for name, scheme in samplings(234, N).items()}
     assert {name for name, took in drawn.items() if took is None} == {"disjoint", "fixed order"}
