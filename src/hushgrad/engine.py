@@ -127,7 +127,8 @@ class PrivacyEngine:
             sampling: in the place of `poisson_sampling`. "balls-in-bins" puts every record into one random step of each
                 epoch, drawn anew for each (`BallsInBinsSampling(len(data_loader))`, with N / len(data_loader) as the
                 expected batch size); "fixed-size" draws exactly batch_size records in every step, under replace-one
-                neighbours (`FixedSizeSampling`). Or a `SamplingScheme`.
+                neighbours (`FixedSizeSampling`). Or a `SamplingScheme`: with `UserSampling`, batch_size counts users, and
+                an epoch is as many steps as that makes of all users (docs/users.md).
             clipping: "flat" clips the whole gradient of an example to max_grad_norm; "automatic",
                 "per-sample-adaptive", "per-layer", "per-block", "per-parameter" and "quantile" are other rules with C =
                 max_grad_norm, constants after a colon ("automatic:gamma=0.1"; see docs/clipping.md). A `ClipRule` clips

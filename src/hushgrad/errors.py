@@ -49,7 +49,7 @@ class InvalidArgumentError(HushgradError, ValueError):
 
 
 class DatasetError(HushgradError, ValueError):
-    """A data set is empty, has no length, or is smaller than the batch size."""
+    """A data set is empty, has no length, is smaller than a batch, or has more records of a user than declared."""
 
     code = "DP102"
 
@@ -241,7 +241,7 @@ class BudgetExhaustedError(HushgradError, RuntimeError):
 
 
 class UnprovenMechanismError(HushgradError, ValueError):
-    """Nobody has proven what this noise costs together with this sampling or clip rule."""
+    """Nobody has proven what this noise costs together with this sampling, clip rule or number of processes."""
 
     code = "DP504"
 

@@ -282,7 +282,7 @@ SESSIONS: dict[str, Brought] = {
     "records that are in the data several times": exact(
         dataset=lambda records: ConcatDataset([records[:B], records[B:]]),
         records=[*LABELLED, *LABELLED[:2]],
-        why="what is protected is one entry of the data: a person with n entries is a group of n",
+        why="what is protected is one entry of the data: a person with n entries is a group of n ([users](users.md))",
     ),
     "Accelerate: `prepare`, then `make_private`": refused(
         "DP101", {"begin": accelerated}, "`make_private` first", {"begin": private_first}
