@@ -38,3 +38,12 @@ def test_the_clip_rule_is_the_one_that_is_named_or_given(said: dict[str, Any], r
 def test_what_names_no_rule_is_refused_when_it_is_said(said: dict[str, Any], match: str) -> None:
     with pytest.raises(InvalidArgumentError, match=match):
         Privacy(target_delta=1e-5, noise_multiplier=1.0, **said)
+
+
+def test_the_noise_holds_for_as_many_records_as_are_asked_for() -> None:
+    privacy = Privacy(max_grad_norm=1.0, target_delta=1e-5, target_epsilon=2.0, group_size=4)
+    mechanism = privacy.mechanism(batch_size=400, population=10_000, steps=50)
+    assert 1.99 < mechanism.epsilon(1e-5, group_size=4) <= 2.0
+    assert mechanism.epsilon(1e-5) < 0.5
+    with pytest.raises(InvalidArgumentError):
+        Privacy(max_grad_norm=1.0, target_delta=1e-5, target_epsilon=2.0, group_size=0)

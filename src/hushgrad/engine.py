@@ -108,6 +108,7 @@ class PrivacyEngine:
         max_delta: float | None = None,
         fully_adaptive: bool = False,
         phase: str | None = None,
+        group_size: int = 1,
         target_epsilon: None = None,
         target_delta: None = None,
     ) -> tuple[Module, AnyOptimizer, PrivateLoader | StreamLoader]:
@@ -127,8 +128,8 @@ class PrivacyEngine:
             sampling: in the place of `poisson_sampling`. "balls-in-bins" puts every record into one random step of each
                 epoch, drawn anew for each (`BallsInBinsSampling(len(data_loader))`, with N / len(data_loader) as the
                 expected batch size); "fixed-size" draws exactly batch_size records in every step, under replace-one
-                neighbours (`FixedSizeSampling`). Or a `SamplingScheme`: with `UserSampling`, batch_size counts users, and
-                an epoch is as many steps as that makes of all users (docs/users.md).
+                neighbours (`FixedSizeSampling`). Or a `SamplingScheme`; with `UserSampling` batch_size counts users,
+                and an epoch is as many steps as that makes of all users (docs/users.md).
             clipping: "flat" clips the whole gradient of an example to max_grad_norm; "automatic",
                 "per-sample-adaptive", "per-layer", "per-block", "per-parameter" and "quantile" are other rules with C =
                 max_grad_norm, constants after a colon ("automatic:gamma=0.1"; see docs/clipping.md). A `ClipRule` clips
@@ -158,6 +159,8 @@ class PrivacyEngine:
             fully_adaptive: makes max_epsilon and max_delta the budget of a filter, fixed before the first step of the
                 account: noise, rate, clip rule and length of what is trained later may then be chosen after seeing what
                 was released, and ε is max_epsilon from the start (see `PrivacyFilter`).
+            group_size: k > 1: max_epsilon is for k records at once, for people who have at most k. Multiplying the ε of
+                one record by k says too little.
             phase: the name of a part of the account, with a batch size, clip rule, population or sampling of its own.
                 Close the session of the part before, and call `make_private` with the same ledger path and a new name;
                 all parts are composed in one ε, as if every record were in each of them.
@@ -191,7 +194,7 @@ class PrivacyEngine:
                 raise InvalidArgumentError(
                     "max_epsilon and max_delta are one budget, and one of them is missing", cure="Give both or neither"
                 )
-            budget = _budget(max_epsilon, max_delta, fully_adaptive, self._accountant)
+            budget = _budget(max_epsilon, max_delta, fully_adaptive, self._accountant, group_size)
         return self._attach(
             module, optimizer, reading, mechanism, max_physical_batch_size, constant_shapes, phase, budget
         )
@@ -374,7 +377,7 @@ class PrivacyEngine:
 
 
 def _budget(
-    max_epsilon: float | None, max_delta: float | None, fully_adaptive: bool, accountant: str
+    max_epsilon: float | None, max_delta: float | None, fully_adaptive: bool, accountant: str, group_size: int
 ) -> Budget | PrivacyFilter | None:
     """Return what limits the account, or None."""
     if not isinstance(fully_adaptive, bool):
@@ -382,6 +385,13 @@ def _budget(
             f"must be True or False, got {type(fully_adaptive).__name__}",
             where="fully_adaptive",
             cure="Pass True or False",
+        )
+    is_group = whole_number("group_size", group_size, minimum=1) > 1
+    if is_group and (max_epsilon is None or fully_adaptive):
+        raise InvalidArgumentError(
+            "there is no budget for a group: it is that of max_epsilon and max_delta, and of no filter",
+            where="group_size",
+            cure="Give max_epsilon and max_delta, without fully_adaptive; or ask get_epsilon(delta, group_size=k)",
         )
     if max_epsilon is None or max_delta is None:
         if fully_adaptive:
@@ -393,7 +403,7 @@ def _budget(
         return None
     most = positive_number("max_epsilon", max_epsilon)
     at = open_unit_interval("max_delta", max_delta, "Pass less than 1 / len(dataset)")
-    return PrivacyFilter(most, at) if fully_adaptive else Budget(most, at, accountant)
+    return PrivacyFilter(most, at) if fully_adaptive else Budget(most, at, accountant, group_size)
 
 
 def _accumulated(data_loader: Any, accumulation: int, rows: int | None) -> tuple[Reading, int | None]:

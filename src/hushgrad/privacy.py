@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.budget import Budget
+from hushgrad.accounting.guarantee import Guarantee
 from hushgrad.accounting.ledger.phases import phase_name
 from hushgrad.arguments import (
     non_negative_number,
@@ -47,6 +48,7 @@ class Privacy:
         spare_steps: so many steps more are paid for, for those that a crash takes away.
         phase: the name of a part of the account, which takes a `ledger`: staged training on one ledger, each stage
             under a name of its own, with other batches, clip norm or records.
+        group_size: k > 1: `target_epsilon` is for k records at once, for people who have at most k (docs/users.md).
         accountant: "saddle-point", "pld" or "rdp".
         strict: True refuses what would be taken on trust of the model and its loss.
         test_key: a fixed key for tests only: every ε then says NOT PRIVATE.
@@ -64,6 +66,7 @@ class Privacy:
     ledger: str | os.PathLike[str] | None = None
     spare_steps: int = 0
     phase: str | None = None
+    group_size: int = 1
     accountant: str = DEFAULT_ACCOUNTANT
     strict: bool = False
     test_key: int | None = None
@@ -82,6 +85,7 @@ class Privacy:
             )
         one_of("noise", self.noise, tuple(NAMED))
         whole_number("spare_steps", self.spare_steps, minimum=0)
+        whole_number("group_size", self.group_size, minimum=1)
         one_of("accountant", self.accountant, tuple(ACCOUNTANTS))
         if not isinstance(self.strict, bool):
             raise InvalidArgumentError(
@@ -124,7 +128,11 @@ class Privacy:
         if self.noise_multiplier is not None:
             return plan
         assert self.target_epsilon is not None  # one of both is given
-        target: dict[str, Any] = {"epsilon": self.target_epsilon, "delta": self.target_delta}
+        target: dict[str, Any] = {
+            "epsilon": self.target_epsilon,
+            "delta": self.target_delta,
+            "group_size": self.group_size,
+        }
         return calibrated(plan, self.ledger, self.phase, accountant=self.accountant, **target)
 
     def privatize(
@@ -133,7 +141,15 @@ class Privacy:
         """Return the session of a run. Raises what `hushgrad.privatize` raises."""
         named: dict[str, Any] = {"ledger": ledger, "strict": self.strict, "phase": self.phase}
         if self.noise_multiplier is not None and self.target_epsilon is not None:
-            named["budget"] = Budget(self.target_epsilon, self.target_delta, self.accountant)
+            named["budget"] = Budget(self.target_epsilon, self.target_delta, self.accountant, self.group_size)
         if self.test_key is not None:
             named["key"] = KeyStream.fixed_for_tests(self.test_key)
         return privatize(model, optimizer, mechanism, **named)
+
+    def spent(self, session: Session) -> float:
+        """Return ε at `target_delta` of what a session has charged, for as many records as were asked for."""
+        return session.epsilon(self.target_delta, self.accountant, group_size=self.group_size)
+
+    def guarantee(self, session: Session) -> Guarantee:
+        """Return the guarantee of a session at `target_delta` with all its conditions."""
+        return session.guarantee(self.target_delta, self.accountant, group_size=self.group_size)

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from hushgrad.accounting import Gaussian, PoissonSampled, epsilon
 from hushgrad.accounting.budget import MOST, Budget
-from hushgrad.errors import UnreachableTargetError
+from hushgrad.accounting.neighbours import epsilon_of_group
+from hushgrad.errors import InvalidArgumentError, UnreachableTargetError
 
 
 @settings(max_examples=20, deadline=None)
@@ -59,3 +60,15 @@ def test_the_answer_is_the_same_whatever_was_asked_before() -> None:
     for _ in range(5):
         epsilon([(step, chance.randint(1, 2 * first))], 1e-6)
         assert budget.most(lambda count: [(step, count)]) == first
+
+
+def test_a_budget_of_a_group_ends_where_the_group_does() -> None:
+    size = 8
+    budget, step = Budget(4.0, 1e-6, group_size=size), PoissonSampled(0.01, 2.0)
+    most = budget.most(lambda count: [(step, count)])
+    spent = [epsilon_of_group([(step, most + more)], 1e-6, size).upper for more in (0, 1)]
+    assert spent[0] <= 4.0 < spent[1]
+    assert budget.spent([(step, most)]) == spent[0]
+    assert most < Budget(4.0 / size, 1e-6).most(lambda count: [(step, count)])  # so many times one is no bound
+    with pytest.raises(InvalidArgumentError):
+        Budget(4.0, 1e-6, group_size=0)

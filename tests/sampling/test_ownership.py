@@ -20,10 +20,12 @@ IDS = ["b", "a", "b", "c", "a", "b"]
 def test_ids_of_any_form_are_the_same_users() -> None:
     numbers = [7, -3, 7, 2**70, -3, 7]
     forms = [user_ids(IDS), user_ids(tuple(IDS)), user_ids(np.array(IDS)), user_ids(numbers)]
+    forms += [user_ids(np.array([7, -3, 7, 2**40, -3, 7])), user_ids(np.array([5, 6, 5, 4, 6, 5], np.uint8))]
     forms += [user_ids(torch.tensor([7, 1, 7, 9, 1, 7])), user_ids(user_ids(IDS))]
     assert all(form == forms[0] for form in forms)
     assert len({hash(form) for form in forms}) == 1
     assert forms[0] != user_ids(IDS[::-1][1:])
+    assert all(form.sizes.tolist() == [3, 2, 1] for form in forms)
     assert (forms[0].records, forms[0].users, forms[0].most) == (6, 3, 3)
 
 

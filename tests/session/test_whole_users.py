@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from hushgrad import (
     privatize,
 )
 from hushgrad.accounting import PoissonSampled, epsilon, read_ledger
+from hushgrad.accounting.neighbours import epsilon_of_group
 from hushgrad.errors import (
+    BudgetExhaustedError,
     ContractChangedError,
     CrossSampleLeakError,
     DuplicateRecordError,
@@ -83,11 +86,21 @@ def run(
 ) -> None:
     """Train on these items, and close."""
     try:
-        for (x,) in items:
-            session.backward(loss(model(x)))
-            optimizer.step()
+        run_once(session, model, optimizer, items, loss)
     finally:
         session.close()
+
+
+def run_once(
+    session: Session,
+    model: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    items: Iterable[Any],
+    loss: Callable[[Tensor], Tensor] = of,
+) -> None:
+    for (x,) in items:
+        session.backward(loss(model(x)))
+        optimizer.step()
 
 
 def oracle(users: Sequence[int], averages: bool, loss: Callable[[Tensor], Tensor] = of) -> dict[str, Tensor]:
@@ -489,3 +502,19 @@ def test_records_drawn_by_themselves_are_protected_for_people_by_the_epsilon_of_
     assert said.unit == "any 2 records together"
     assert "2 times that of one may not reach" in str(said)
     assert engine.session.epsilon(1e-5, group_size=2) == said.epsilon
+
+
+def test_a_budget_of_a_group_ends_training_where_the_group_has_spent_it() -> None:
+    engine, model = PrivacyEngine(), network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    given: dict[str, Any] = {"module": model, "optimizer": optimizer, "noise_multiplier": 2.0, "max_grad_norm": C}
+    given["data_loader"] = DataLoader(TensorDataset(X), batch_size=4)
+    for wrong in ({}, {"max_epsilon": 3.0, "max_delta": 1e-5, "fully_adaptive": True}):
+        with pytest.raises(InvalidArgumentError, match="no budget for a group"):
+            engine.make_private(**given, **wrong, group_size=2)
+    model, optimizer, loader = engine.make_private(**given, max_epsilon=3.0, max_delta=1e-5, group_size=2)
+    with pytest.raises(BudgetExhaustedError, match="fit into epsilon = 3 of 2 records"):
+        run_once(engine.session, model, optimizer, chain.from_iterable(repeat(loader, 20)))
+    spent = engine.get_epsilon(1e-5, group_size=2)
+    assert 2.0 < spent <= 3.0
+    assert epsilon_of_group([*engine.session.charged, (PoissonSampled(0.1, 2.0), 1)], 1e-5, 2).upper > 3.0

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT, epsilon
+from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.composition import Composition, normal_form
+from hushgrad.accounting.neighbours import epsilon_of_group
 from hushgrad.accounting.truncation import as_if_never_cut
 from hushgrad.arguments import one_of, open_unit_interval, positive_number, whole_number
 from hushgrad.errors import UnreachableTargetError
@@ -18,17 +19,26 @@ MOST = 10**9
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """At most `epsilon` > 0 at `delta` in (0, 1), as `accountant` computes it."""
+    """At most `epsilon` > 0 at `delta` in (0, 1), as `accountant` computes it.
+
+    With a `group_size` k, for k records at once: of a person who has at most k.
+    """
 
     epsilon: float
     delta: float
     accountant: str = DEFAULT_ACCOUNTANT
+    group_size: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "epsilon", positive_number("epsilon", self.epsilon))
         cure = "Pass less than 1 / the number of examples"
         object.__setattr__(self, "delta", open_unit_interval("delta", self.delta, cure))
         one_of("accountant", self.accountant, tuple(ACCOUNTANTS))
+        whole_number("group_size", self.group_size, minimum=1)
+
+    def spent(self, composition: Composition) -> float:
+        """Return ε of what is released, as the budget counts it."""
+        return epsilon_of_group(composition, self.delta, self.group_size, self.accountant).upper
 
     def most(self, plan: Callable[[int], Composition], limit: int = MOST) -> int:
         """Return the largest count <= `limit` for which `plan(count)` is within the budget.
@@ -44,7 +54,7 @@ class Budget:
 
         def cost(count: int) -> float:
             if count not in seen:
-                seen[count] = epsilon(plan(count), self.delta, self.accountant)
+                seen[count] = self.spent(plan(count))
             return seen[count]
 
         if cost(1) > self.epsilon:
@@ -53,7 +63,7 @@ class Budget:
                 f"would bring epsilon to {cost(1):.4g}",
                 cure="Use more noise, a smaller sampling rate or a larger budget",
             )
-        good, bad = 1, _first_guess(plan, self.epsilon, self.delta, limit)
+        good, bad = 1, _first_guess(plan, self, limit)
         while cost(bad) <= self.epsilon:
             if bad == limit:
                 return limit
@@ -77,19 +87,22 @@ def _between(good: int, below: float, bad: int, above: float, target: float) -> 
     return met, met + (margin if met - good < bad - met else -margin), middle
 
 
-def _first_guess(plan: Callable[[int], Composition], target: float, delta: float, limit: int) -> int:
-    """Return about how many steps the central limit of the privacy loss allows; only a first guess, at least 2."""
+def _first_guess(plan: Callable[[int], Composition], budget: Budget, limit: int) -> int:
+    """Return about how many steps the central limit of the privacy loss allows; only a first guess, at least 2.
+
+    A group is taken for one record under so much less noise.
+    """
     from hushgrad.accounting.gaussian import gaussian_epsilon
 
     def rough(count: int) -> float:
         form = as_if_never_cut(normal_form(plan(count))).as_if_independent()
-        precision = form.gaussian_precision
+        precision = form.gaussian_precision * budget.group_size**2
         for rate, noise, number in form.sampled:
-            precision += number * rate**2 * math.expm1(min(noise**-2, 500.0))
-        return gaussian_epsilon(precision, delta)
+            precision += number * rate**2 * math.expm1(min((budget.group_size / noise) ** 2, 500.0))
+        return gaussian_epsilon(precision, budget.delta)
 
     low, high = 1, limit
     while high > low * 1.01 + 1:
         middle = max(low + 1, round(math.sqrt(low * high)))
-        low, high = (middle, high) if rough(middle) <= target else (low, middle)
+        low, high = (middle, high) if rough(middle) <= budget.epsilon else (low, middle)
     return min(max(high, 2), limit) if limit > 1 else 1

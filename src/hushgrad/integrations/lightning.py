@@ -141,7 +141,7 @@ class PrivateTraining(Callback):
 
     def guarantee(self) -> Guarantee:
         """Return the guarantee at `target_delta` with all its conditions."""
-        return self._require_session().guarantee(self.privacy.target_delta, self.privacy.accountant)
+        return self.privacy.guarantee(self._require_session())
 
     # Before training -------------------------------------------------------------------------------------------------
 
@@ -273,7 +273,7 @@ class PrivateTraining(Callback):
         if every and trainer.global_step % every == 0 and not trainer.barebones:
             session = self._require_session()
             said: dict[str, Any] = {
-                "epsilon": session.epsilon(self.privacy.target_delta, self.privacy.accountant),
+                "epsilon": self.privacy.spent(session),
                 "steps_left": session.steps_left,
             }
             self._log.write(pl_module, {name: float(value) for name, value in said.items() if value is not None})

@@ -276,7 +276,7 @@ class PrivateTraining:
         """Log what is no training data's, and ε."""
         silence(logs)
         if self.session is not None:
-            logs["epsilon"] = self.session.epsilon(self.privacy.target_delta, self.privacy.accountant)
+            logs["epsilon"] = self.privacy.spent(self.session)
             if self.session.steps_left is not None:
                 logs["steps_left"] = self.session.steps_left
         if logs:
@@ -293,4 +293,4 @@ class PrivateTraining:
         """Return the guarantee at `target_delta` with all its conditions."""
         if self.session is None:
             raise ProtocolError("nothing was trained yet", where="the Trainer", cure="Call train() first")
-        return self.session.guarantee(self.privacy.target_delta, self.privacy.accountant)
+        return self.privacy.guarantee(self.session)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hushgrad.accounting.accountants import epsilon as epsilon_of
 from hushgrad.accounting.budget import MOST, Budget
 from hushgrad.accounting.composition import Composition, costs_no_more, count_steps
 from hushgrad.mechanism import Mechanism
@@ -35,7 +34,7 @@ def steps_of_block(
         phase = [*within, (event, count)]
         if planned is not None and not costs_no_more(phase, mechanism.first(planned)):
             return False
-        return budget is None or epsilon_of([*before, *phase], budget.delta, budget.accountant) <= budget.epsilon
+        return budget is None or budget.spent([*before, *phase]) <= budget.epsilon
 
     if budget is not None and not within:
         budget.most(lambda count: [*before, (event, count)], 1)  # says that nothing fits, where it does not

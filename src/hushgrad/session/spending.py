@@ -296,7 +296,8 @@ class Spending:
             return "fit into the plan or the budget, beside the blocks of steps charged before"
         if self._budget is None:
             return "were planned"
-        return f"fit into epsilon = {self._budget.epsilon:g} at delta = {self._budget.delta:g}"
+        of_group = f" of {self._budget.group_size} records" if self._budget.group_size > 1 else ""
+        return f"fit into epsilon = {self._budget.epsilon:g}{of_group} at delta = {self._budget.delta:g}"
 
     @property
     def steps_left(self) -> int | None:
