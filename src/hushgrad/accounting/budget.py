@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from hushgrad.accounting.accountants import ACCOUNTANTS, DEFAULT_ACCOUNTANT
 from hushgrad.accounting.composition import Composition, normal_form
 from hushgrad.accounting.neighbours import epsilon_of_group
@@ -88,17 +90,14 @@ def _between(good: int, below: float, bad: int, above: float, target: float) -> 
 
 
 def _first_guess(plan: Callable[[int], Composition], budget: Budget, limit: int) -> int:
-    """Return about how many steps the central limit of the privacy loss allows; only a first guess, at least 2.
-
-    A group is taken for one record under so much less noise.
-    """
+    """Return about how many steps the central limit of the privacy loss allows; only a first guess, at least 2."""
     from hushgrad.accounting.gaussian import gaussian_epsilon
 
     def rough(count: int) -> float:
         form = as_if_never_cut(normal_form(plan(count))).as_if_independent()
         precision = form.gaussian_precision * budget.group_size**2
         for rate, noise, number in form.sampled:
-            precision += number * rate**2 * math.expm1(min((budget.group_size / noise) ** 2, 500.0))
+            precision += number * _divergence(rate, noise, budget.group_size)
         return gaussian_epsilon(precision, budget.delta)
 
     low, high = 1, limit
@@ -106,3 +105,14 @@ def _first_guess(plan: Callable[[int], Composition], budget: Budget, limit: int)
         middle = max(low + 1, round(math.sqrt(low * high)))
         low, high = (middle, high) if rough(middle) <= budget.epsilon else (low, middle)
     return min(max(high, 2), limit) if limit > 1 else 1
+
+
+def _divergence(rate: float, noise: float, group_size: int) -> float:
+    """Return the χ² divergence of a sampled step from one without a group, of which Binomial(k, rate) take part."""
+    if group_size == 1:
+        return rate**2 * math.expm1(min(noise**-2, 500.0))
+    from scipy import stats
+
+    counts = np.arange(min(group_size, 100) + 1)  # of more, the first guess may be off
+    weights = stats.binom.pmf(counts, group_size, rate)
+    return float(weights @ np.expm1(np.minimum(np.outer(counts, counts) / noise**2, 500.0)) @ weights)
