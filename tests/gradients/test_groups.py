@@ -11,7 +11,7 @@ from measure import captured, clipped, distance, norm_of, reference
 from torch import Tensor
 
 from hushgrad.clipping.flat import FlatClipping
-from hushgrad.errors import PrivacyUnitError
+from hushgrad.errors import PrivacyUnitError, UnsupportedModelError
 from hushgrad.gradients.contribution import Contribution, Plan
 from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.groups import Groups
@@ -19,6 +19,7 @@ from hushgrad.gradients.narrow import Narrow
 from hushgrad.gradients.oracle import clipped_sum_of
 from hushgrad.gradients.outer import OuterProducts
 from hushgrad.gradients.rows import Rows
+from hushgrad.gradients.tied import Tied
 
 OWNERS = {"unequal": [4, 4, 4, 0, 7, 7, 2, 2], "equal": [1, 1, 3, 3, 0, 0, 2, 2], "single": [3, 1, 2, 0, 7, 6, 5, 4]}
 
@@ -118,6 +119,14 @@ def test_another_number_of_examples_than_were_handed_out_is_refused() -> None:
     for kind in ("dense", "rows", "outer", "narrow"):
         with pytest.raises(PrivacyUnitError, match="it is not known whose they are"):
             contribution(kind, 7).of_groups(groups(OWNERS["unequal"]))
+
+
+def test_what_is_made_of_recorded_uses_is_not_grouped() -> None:
+    rows, outer = contribution("rows"), contribution("outer")
+    assert isinstance(rows, Rows)
+    assert isinstance(outer, OuterProducts)
+    with pytest.raises(UnsupportedModelError, match="Tied: gradients of this kind cannot be joined by user"):
+        Tied(rows, outer).of_groups(groups(OWNERS["equal"]))
 
 
 def test_a_record_that_is_not_finite_takes_its_user_out_and_nobody_else() -> None:

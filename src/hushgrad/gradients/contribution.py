@@ -27,9 +27,6 @@ Way = Literal["product", "gram", "instantiate"]
 
 AUTOCAST_DEVICES = ("cpu", "cuda")
 
-FORMED_AT_ONCE = 1 << 26
-"""Bytes of gradients that are formed at once on the way to those of groups."""
-
 KEEP_NONE = -1
 """A budget by which no gradients are kept, also where they take no more memory than their operands."""
 
@@ -119,22 +116,17 @@ class Contribution(ABC):
         """Return this contribution with `change` applied to each floating operand and, if it only indexes, to all."""
 
     def of_groups(self, groups: Groups) -> Contribution:
-        """Return the sum, or weighted sum, over each group's examples as the contribution of one.
+        """Return the sum, or the mean, over each group's examples as the contribution of one.
 
-        Raises `PrivacyUnitError` where it has another number of examples than are in groups.
+        Raises:
+            PrivacyUnitError: it has another number of examples than are in groups.
+            UnsupportedModelError: contributions of this kind are not recorded, but made of others.
         """
-        from hushgrad.gradients.dense import Dense  # one of its kinds
-
-        groups.require(self.batch_size)
-        bytes_of_one = self.alone(0).per_example().nbytes
-        total: Tensor | None = None
-        for part in chunks_of_examples(self.batch_size, bytes_of_one, FORMED_AT_ONCE):
-            formed = self.map_examples(lambda operand, part=part: operand[part]).per_example()  # type: ignore[misc]
-            if total is None:
-                total = formed.new_zeros(groups.count, *formed.shape[1:])
-            groups.add_to(total, formed, part)
-        assert total is not None
-        return Dense(total)
+        raise UnsupportedModelError(
+            "gradients of this kind cannot be joined by user",
+            where=type(self).__name__,
+            cure="Draw records by themselves, and ask for the epsilon of group_size",
+        )
 
     def in_row(self, put: Put) -> Contribution:
         """Return the part of it that belongs to this process's part of a parameter that is cut in a row of processes.

@@ -11,7 +11,11 @@ from torch import Tensor
 from hushgrad.gradients.apart import Apart, in_portions, measured_in_float64
 from hushgrad.gradients.contribution import Contribution, Plan, Way, chunks_of_examples
 from hushgrad.gradients.dense import Dense
+from hushgrad.gradients.groups import Groups
 from hushgrad.gradients.rounding import FAR, FAR_IN_FLOAT64, NEAR, UNIT, Sizes
+
+FORMED_AT_ONCE = 1 << 26
+"""Bytes of gradients that are formed at once on the way to those of groups."""
 
 
 class Factored(Contribution):
@@ -139,6 +143,18 @@ class Factored(Contribution):
             return rows
         some = [(operand[rows] != 0).flatten(1).any(1) for operand in self.operands]
         return rows[some[0] & some[1]]
+
+    def of_groups(self, groups: Groups) -> Contribution:
+        """Return the gradients of groups, formed a few examples at a time and added up."""
+        groups.require(self.batch_size)
+        total: Tensor | None = None
+        for part in chunks_of_examples(self.batch_size, self.example_bytes, FORMED_AT_ONCE):
+            formed = self.map_examples(lambda operand, part=part: operand[part]).per_example()  # type: ignore[misc]
+            if total is None:
+                total = formed.new_zeros(groups.count, *formed.shape[1:])
+            groups.add_to(total, formed, part)
+        assert total is not None  # a batch without examples is not grouped
+        return Dense(total)
 
     def measure_formed(self, plan: Plan) -> tuple[Tensor, Contribution]:
         """Return the squared norms `[B]` of gradients that are formed: all and kept, or by the budget's portions."""

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 
 from hushgrad._version import __version__
 from hushgrad.accounting.composition import count_steps, finding_of, steps_of
-from hushgrad.accounting.conditions import CLOSED, DISCARDED, NEVER_EXAMINED, ORDER_OF_ROWS, UNCOUNTED
+from hushgrad.accounting.conditions import (
+    CLOSED,
+    DISCARDED,
+    NEVER_EXAMINED,
+    ORDER_OF_ROWS,
+    ROWS_OF_USERS,
+    UNCOUNTED,
+)
 from hushgrad.accounting.guarantee import Guarantee, delta_text, guarantee
 from hushgrad.accounting.ledger.contract import OBSERVED
 from hushgrad.accounting.ledger.view import LedgerView
@@ -17,7 +24,7 @@ from hushgrad.study.report.run_files import LEDGER, SUMMARY, RunFiles, anchor_in
 from hushgrad.study.report.statements import Claim, beyond, held_by
 from hushgrad.study.report.values import same
 
-ONLY_IN_A_SESSION = (NEVER_EXAMINED.name, ORDER_OF_ROWS.name, CLOSED.name, DISCARDED, UNCOUNTED)
+ONLY_IN_A_SESSION = (NEVER_EXAMINED.name, ORDER_OF_ROWS.name, ROWS_OF_USERS.name, CLOSED.name, DISCARDED, UNCOUNTED)
 """Conditions that a session may state before its ledger holds them, or without that."""
 
 
