@@ -40,6 +40,7 @@ from hushgrad.errors import (
     InvalidArgumentError,
     PrivacyUnitError,
     ProtocolError,
+    TakenOnTrustError,
     UnprovenMechanismError,
 )
 from hushgrad.gradients.dense import Dense
@@ -254,12 +255,25 @@ def test_planted_a_loop_that_shuffles_rows_in_any_item_is_refused(reorder: Calla
         trained(lambda number, x: reorder(x) if number >= at else x)
 
 
+@pytest.mark.parametrize("reorder", [lambda x: x.flip(0), lambda x: x[torch.arange(len(x)).roll(1)]])
+def test_planted_rows_that_are_computed_anew_and_shuffled_are_refused(reorder: Callable[[Tensor], Tensor]) -> None:
+    """No value of the item's reaches the model: the loop's calls are run again with other values of some rows."""
+    with pytest.raises(PrivacyUnitError, match=r"in another order than the loader's, and where whole users are drawn"):
+        trained(lambda _, x: 2 * reorder(x) + 1)
+
+
 def test_rows_that_are_computed_anew_are_on_trust_and_said() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     session = privatize(model, optimizer, mechanism(drawing(), noise_multiplier=1.0), key=KeyStream.fixed_for_tests(2))
     run(session, lambda x: model(2 * x + 1), optimizer, session.batches(TensorDataset(X), steps_per_pass=4))
     assert "rows of users" in [condition.name for condition in session.guarantee(1e-5).conditions]
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    session = privatize(model, optimizer, mechanism(drawing(), noise_multiplier=1.0), strict=True)
+    loader = session.batches(TensorDataset(X), steps_per_pass=20)
+    with pytest.raises(TakenOnTrustError, match="DP308 rows of users: strict=True"):
+        run(session, lambda x: model(2 * x + 1), optimizer, loader)
 
 
 def test_planted_a_collate_function_that_reorders_is_refused() -> None:

@@ -38,6 +38,9 @@ CURE = (
     "nothing that other examples of the batch decide"
 )
 
+REORDERED = "the loop changes the order of rows"
+"""Why a program could not be told: outputs belong to other rows of the item than they seem to."""
+
 SMALLEST = 3
 """Of fewer examples none is left out."""
 
@@ -93,7 +96,7 @@ class _Examination:
                     why = why if away else why or "its calls cannot be run on other examples"
                     continue
                 if self._is_reordered(changed, kept):
-                    return why or "the loop changes the order of rows"
+                    return why or REORDERED
                 self._numbers.note(half, changed.numbers)
                 found = differing(program, self._base, changed, kept)
                 if found is not None:

@@ -17,7 +17,7 @@ from hushgrad.guards.probing.looks import Looks
 from hushgrad.guards.probing.loop_numbers import LoopNumbers
 from hushgrad.guards.probing.loop_settings import LoopSettings
 from hushgrad.guards.probing.loss_between import LossesBetween
-from hushgrad.guards.probing.loss_examination import require_separate_program
+from hushgrad.guards.probing.loss_examination import REORDERED, require_separate_program
 from hushgrad.guards.probing.loss_numbers import NumbersTaken
 from hushgrad.guards.probing.loss_order import untold_of_places
 from hushgrad.guards.probing.loss_padding import LossPadding
@@ -77,6 +77,8 @@ class LossPrograms:
         self._earlier = Earlier(constants=Constants(public))
         self._items = 0
         self.has_read = False
+        self.reorders = False
+        """Whether the loop gave the model the rows of an item in another order than the loader's."""
         """Whether the loop read numbers of the batch's examples before it had its losses, or may have."""
         self._untold: dict[str, None] = {}
         self.cuts: set[int] = set()
@@ -163,6 +165,7 @@ class LossPrograms:
         self.has_read |= self._trace.has_read
         self.has_read |= outside.is_readable and NumbersTaken(program, {}).are_free()
         self._is_told = not why
+        self.reorders = why == REORDERED
         if self._is_told:
             self._untold_of_places |= dict.fromkeys(untold_of_places(program))
         if self._is_own:

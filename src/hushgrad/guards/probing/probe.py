@@ -543,6 +543,7 @@ class Probe:
         with self._findings_told():
             try:
                 self._scalar_loss.doubt(self._programs.examine(is_divided=self._is_divided))
+                self._require_places_kept()
             except HushgradError:
                 self._across.least(0)
                 raise
@@ -567,6 +568,15 @@ class Probe:
         with self._findings_told():
             self._programs.examine_beside(self._drawn)  # the model has shown by now which outputs have positions
         self.forget()
+
+    def _require_places_kept(self) -> None:
+        """Refuse a loop that gives the model the rows of an item in another order where a row's user is told by it."""
+        known = next((known for known in self._known_by_place if known.always), None)
+        if known is not None and self._programs.reorders:
+            raise PrivacyUnitError(
+                f"the loop gives the model the rows of an item in another order than the loader's, and {known.what}",
+                cure=f"Keep the order of the rows, or {known.cure}",
+            )
 
     def before_draw(self, collate_fn: Callable[[list[Any]], Any] | None, dataset: Any) -> None:
         """The next item is going to be read: keep what the caller's `collate_fn` keeps, if it is to be examined.
