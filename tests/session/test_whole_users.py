@@ -333,6 +333,22 @@ def test_without_a_loader_nobody_sees_whole_users() -> None:
     session.close()
 
 
+def test_planted_a_batch_size_that_counts_records_is_refused() -> None:
+    """The sum would be divided by a number of records, and the noise with it."""
+    engine, model = PrivacyEngine(), network()
+    with pytest.raises(
+        InvalidArgumentError, match=r"is 20, and the mechanism's sampling takes 6 of 12 users \(Poisson"
+    ):
+        engine.make_private(
+            module=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            data_loader=DataLoader(TensorDataset(X), batch_size=20),
+            noise_multiplier=1.0,
+            max_grad_norm=C,
+            sampling=drawing(population=USERS),
+        )
+
+
 def test_several_processes_are_refused_at_set_up() -> None:
     with pytest.raises(UnprovenMechanismError, match="whole users are drawn in one process"):
         _require_divisible(mechanism(drawing(), noise_multiplier=1.0), World(size=2))

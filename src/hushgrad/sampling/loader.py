@@ -61,7 +61,7 @@ class PrivateLoader:
     Attributes:
         dataset: the dataset that records are read from.
         sampling: how records are drawn.
-        batch_size: the expected number of records in a logical batch.
+        batch_size: the expected number of records in a logical batch; of users, where whole users are drawn.
         max_physical_batch_size: the most records in one item; None for all.
         constant_shapes: whether every item has exactly `max_physical_batch_size` rows.
         options: how records are fetched.

@@ -269,7 +269,8 @@ class Session:
 
         Args:
             dataset: map-style; its length is thereby declared public.
-            steps_per_pass: logical batches in one pass; by default len(dataset) / B, rounded up, or len(batches).
+            steps_per_pass: logical batches in one pass; by default the number of records (of users, where whole users
+                are drawn) over B, rounded up, or len(batches).
             batches: for a sampling that takes the caller's own (`DisjointBatches`), the batches of indices.
             options: workers, pinning and `collate_fn`.
             max_physical_batch_size: the most records in one item; None for all.
