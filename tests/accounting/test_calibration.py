@@ -46,13 +46,13 @@ def test_any_composition_of_the_noise_multiplier_can_be_calibrated() -> None:
 
 def test_few_evaluations_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    real = calibration.epsilon
+    real = calibration.epsilon_of_group
 
-    def counted(composition: Composition, delta: float, accountant: str) -> float:
+    def counted(composition: Composition, delta: float, group_size: int, accountant: str) -> EpsilonBounds:
         asked.append(composition)
-        return real(composition, delta, accountant)
+        return real(composition, delta, group_size, accountant)
 
-    monkeypatch.setattr(calibration, "epsilon", counted)
+    monkeypatch.setattr(calibration, "epsilon_of_group", counted)
     for target in (1.0, 3.0, 8.0):
         calibrate_noise_multiplier(target_epsilon=target, target_delta=1e-5, composition=poisson_steps(0.01, 1000))
     assert len(asked) <= 3 * 8
@@ -61,13 +61,13 @@ def test_few_evaluations_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("rate", "steps"), [(0.1, 100), (0.001, 10_000), (0.01, 50)])
 def test_few_evaluations_suffice_for_large_targets(monkeypatch: pytest.MonkeyPatch, rate: float, steps: int) -> None:
     asked = []
-    real = calibration.epsilon
+    real = calibration.epsilon_of_group
 
-    def counted(composition: Composition, delta: float, accountant: str) -> float:
+    def counted(composition: Composition, delta: float, group_size: int, accountant: str) -> EpsilonBounds:
         asked.append(composition)
-        return real(composition, delta, accountant)
+        return real(composition, delta, group_size, accountant)
 
-    monkeypatch.setattr(calibration, "epsilon", counted)
+    monkeypatch.setattr(calibration, "epsilon_of_group", counted)
     plan = poisson_steps(rate, steps)
     for target in (200.0, 1000.0):
         noise = calibrate_noise_multiplier(target_epsilon=target, target_delta=1e-5, composition=plan)

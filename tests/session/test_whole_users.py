@@ -47,6 +47,7 @@ from hushgrad.gradients.dense import Dense
 from hushgrad.gradients.oracle import clipped_sum_of, one_at_a_time
 from hushgrad.parallel.world import World
 from hushgrad.randomness import KeyStream
+from hushgrad.releases import Count
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.session.set_up import _require_divisible
 from hushgrad.session.whole_users import of_users
@@ -347,6 +348,16 @@ def test_planted_a_batch_size_that_counts_records_is_refused() -> None:
             max_grad_norm=C,
             sampling=drawing(population=USERS),
         )
+
+
+def test_a_statistic_that_bounds_records_is_refused_in_an_account_of_users() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    session = privatize(model, optimizer, mechanism(drawing(), noise_multiplier=1.0), key=KeyStream.fixed_for_tests(2))
+    session.batches(TensorDataset(X))
+    with pytest.raises(ContractChangedError, match="a release bounds what one record adds"):
+        session.release(Count(lambda record: True), noise_multiplier=1.0)
+    session.close()
 
 
 def test_several_processes_are_refused_at_set_up() -> None:

@@ -351,7 +351,7 @@ class Spending:
                     "a budget whose steps are counted in blocks leaves no room for a release in their middle",
                     cure="Release before training: hushgrad.release(query, data, ledger=path), then a phase of its own",
                 )
-            after = epsilon_of([*self.events(), (event, 1)], budget.delta, budget.accountant)
+            after = budget.spent([*self.events(), (event, 1)])
             if after > budget.epsilon:
                 raise BudgetExhaustedError(
                     f"the release does not fit into epsilon = {budget.epsilon:g} at delta = {budget.delta:g}; nothing "
