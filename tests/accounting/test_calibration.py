@@ -10,6 +10,7 @@ from hushgrad.accounting import (
     epsilon,
     poisson_steps,
 )
+from hushgrad.accounting.bounds import EpsilonBounds
 from hushgrad.accounting.calibration import TOLERANCE
 from hushgrad.errors import InvalidArgumentError, UnreachableTargetError
 
