@@ -159,8 +159,8 @@ class PrivacyEngine:
             fully_adaptive: makes max_epsilon and max_delta the budget of a filter, fixed before the first step of the
                 account: noise, rate, clip rule and length of what is trained later may then be chosen after seeing what
                 was released, and ε is max_epsilon from the start (see `PrivacyFilter`).
-            group_size: k > 1: max_epsilon is for k records at once, for people who have at most k. Multiplying the ε of
-                one record by k says too little.
+            group_size: k > 1: max_epsilon is for k records at once, for people who have at most k. k times the ε of one
+                record is no bound: it can be too little.
             phase: the name of a part of the account, with a batch size, clip rule, population or sampling of its own.
                 Close the session of the part before, and call `make_private` with the same ledger path and a new name;
                 all parts are composed in one ε, as if every record were in each of them.
@@ -239,7 +239,7 @@ class PrivacyEngine:
                 correlated noise a resume is charged as a participation more: a cycle of spare steps (as many as there
                 are bands; of own batches a pass) pays for one.
             group_size: k > 1: `target_epsilon` is to hold for k records at once, for people who have at most k
-                (`bounded_contributions` sees to it). Multiplying the ε of one record by k says too little. Ask for
+                (`bounded_contributions` sees to it). k times the ε of one record is no bound. Ask for
                 `get_epsilon(delta, group_size=k)`; `UserSampling` draws whole people instead.
 
         All other arguments are those of `make_private`.
@@ -302,8 +302,8 @@ class PrivacyEngine:
     def get_epsilon(self, delta: float, *, group_size: int = 1) -> float:
         """Return ε at `delta` for the steps in the ledger; 0 before the first, inf if the noise multiplier is 0.
 
-        With a `group_size` k that of k records at once, of a person who has at most k. Multiplying that of one by k
-        says too little.
+        With a `group_size` k that of k records at once, of a person who has at most k. k times that of one record is
+        no bound: it can be too little.
         """
         if self._session is None:
             return epsilon_of_group(events_at(self._ledger), delta, group_size, self._accountant).upper

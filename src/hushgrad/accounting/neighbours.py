@@ -102,8 +102,8 @@ def epsilon_of_group(
 ) -> EpsilonBounds:
     """Return bounds on ε at `delta` for `group_size` records at once: all those of a person with at most so many.
 
-    Under the relation that the composition is charged under. Multiplying the ε of one record by `group_size` at the
-    same δ says too little: 11.5 for 16.6 of 16 records (σ = 2, q = 0.01, 1,000 steps, δ = 1e-6).
+    Under the relation that the composition is charged under. `group_size` times the ε of one record at the same δ is
+    no bound: 11.5 for 16.6 of 16 records (σ = 2, q = 0.01, 1,000 steps, δ = 1e-6).
 
     Raises what `epsilon_under` does, and `AccountingError` for groups by another accountant than "saddle-point".
     """

@@ -20,7 +20,7 @@ GROUP_SIZE = click.option(
     type=int,
     default=1,
     show_default=True,
-    help="For people with at most so many records: the epsilon of all at once. It is not so many times that of one.",
+    help="For people with at most so many records: the epsilon of all at once. So many times that of one is no bound.",
 )
 LEDGER = click.option(
     "--ledger", type=click.Path(dir_okay=False), help="Read what ran from a ledger, in place of a plan."

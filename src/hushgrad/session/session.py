@@ -578,7 +578,7 @@ class Session:
         """Return ε at `delta` for everything that was charged; 0 before the first step, inf without noise.
 
         It is inf, too, once it was found that steps before may have leaked. With a `group_size` k it is that of k
-        records at once: of a person who has at most k. Multiplying that of one by k says too little.
+        records at once: of a person who has at most k. k times that of one is no bound: it can be too little.
         """
         return self._parts.spending.epsilon(delta, accountant, group_size)
 
