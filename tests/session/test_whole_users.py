@@ -145,8 +145,10 @@ class Released:
         return math.hypot(*(float((self.sums[n] - expected[n]).norm()) for n in expected)) / size
 
 
-@pytest.mark.parametrize("gradient", ["mean", "sum"])
-@pytest.mark.parametrize(("rows", "constant"), [(None, False), (MOST, False), (MOST + 3, True)])
+@pytest.mark.parametrize(
+    ("rows", "constant", "gradient"),
+    [(None, False, "mean"), (MOST, False, "sum"), (MOST, False, "mean"), (MOST + 3, True, "mean")],
+)
 @pytest.mark.parametrize("way", ["session", "scalar", "per_example"])
 def test_the_sum_is_that_of_one_user_at_a_time(way: str, rows: int | None, constant: bool, gradient: str) -> None:
     """Guarantee: what a user's records contribute is clipped once, as a whole. To 1e-6 of the sum, in float32."""
@@ -247,7 +249,7 @@ def trained(change: Callable[[int, Tensor], Tensor], *, steps: int = 6) -> None:
         session.close()
 
 
-@pytest.mark.parametrize("at", [0, 1, 5])
+@pytest.mark.parametrize("at", [0, 5])
 @pytest.mark.parametrize("reorder", [lambda x: x.flip(0), lambda x: x.roll(1, 0), lambda x: x[x[:, 0, 0].argsort()]])
 def test_planted_a_loop_that_shuffles_rows_in_any_item_is_refused(reorder: Callable[[Tensor], Tensor], at: int) -> None:
     """Rows of one user would be clipped with those of another: each item is looked at, not the first ones alone."""
