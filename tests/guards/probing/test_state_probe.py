@@ -216,3 +216,46 @@ def test_state_that_follows_the_data_from_a_later_batch_on_is_found_by_a_secret_
         train_on()
     assert engine.session.steps > 0
     assert engine.get_epsilon(1e-3) == math.inf
+
+
+class OfBackward(Body):
+    """Keeps what its backward hands on."""
+
+    def after(self, out: Tensor) -> Tensor:
+        if out.requires_grad:
+            out.register_hook(self.note)  # type: ignore[no-untyped-call]
+        return out
+
+    def note(self, gradient: Tensor) -> None:
+        self.kept = float(gradient.abs().max())
+
+
+class OfRecordedForward(Body):
+    """Keeps something of its batch where gradients are recorded."""
+
+    def prepare(self, x: Tensor) -> None:
+        if torch.is_grad_enabled():
+            self.kept = float(x.max())
+
+
+class OwnOfBackward(OfBackward):
+    """Keeps each example's own gradient, which the next backward writes over."""
+
+    def note(self, gradient: Tensor) -> None:
+        self.kept = gradient.detach()  # type: ignore[assignment]
+
+
+class CountsBackwards(OfBackward):
+    def note(self, gradient: Tensor) -> None:
+        self.kept = vars(self).get("kept", 0) + 1
+
+
+@pytest.mark.parametrize("make", [OfBackward, OfRecordedForward])
+def test_what_a_forward_with_gradients_or_its_backward_writes_of_its_batch_is_refused(make: type[Body]) -> None:
+    with pytest.raises(PrivateBufferError, match="a forward with gradients, or its backward, writes"):
+        train(make())
+
+
+@pytest.mark.parametrize("make", [OwnOfBackward, CountsBackwards])
+def test_gradients_kept_for_each_example_and_counts_of_backwards_are_no_state_of_the_data(make: type[Body]) -> None:
+    train(make())

@@ -33,6 +33,7 @@ import layout_coincidences
 import loop_faults
 import loop_writes
 import number_limits
+import other_parts
 import outside_torch
 import own_scalar_losses
 import padded_lengths
@@ -44,6 +45,7 @@ import shared_places
 import sixteen_bits
 import streams
 import torch
+import written_backward
 from silent_programs import EXACT, OUTCOMES, REFUSED, SILENT, TRUSTED, UNTYPED, Found, Kind, Program
 
 from hushgrad.text_table import text_table
@@ -54,6 +56,7 @@ KINDS: tuple[Kind, ...] = (
     hidden_inputs.KIND,
     outside_torch.KIND,
     batch_statistics.KIND,
+    other_parts.KIND,
     bypassed_calls.KIND,
     later_calls.KIND,
     layout_coincidences.KIND,
@@ -65,6 +68,7 @@ KINDS: tuple[Kind, ...] = (
     gradient_penalties.KIND,
     relative_tolerances.KIND,
     kept_state.KIND,
+    written_backward.KIND,
     own_scalar_losses.KIND,
     sixteen_bits.KIND,
     later_batches.KIND,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hushgrad.capture.axes.layout import MARKS, Path, Role, layout_of, mark_candidates
 from hushgrad.errors import CrossSampleLeakError, HushgradError
+from hushgrad.guards.probing.collate_contents import are_same, contents_at, first_other_content
 from hushgrad.guards.probing.collate_drawn_rows import first_difference_drawn
 from hushgrad.guards.probing.collate_draws import AS_DRAWN, QUIET, Draws
 from hushgrad.guards.probing.collate_rows import rows_agree_but_for_padding
@@ -26,7 +27,7 @@ from hushgrad.guards.probing.collate_runs import CollateRuns
 from hushgrad.guards.probing.collate_state import require_still
 from hushgrad.guards.probing.lifting import end_to_end
 from hushgrad.guards.probing.rows import rows_agree
-from hushgrad.guards.probing.trees import tensors_at
+from hushgrad.guards.probing.trees import parts_of, tensors_at
 
 RECORDS = 6
 """How many records a probe looks at, at most."""
@@ -273,6 +274,8 @@ class Rows:
                     self._runs.statistics.add(path)
             if not same:
                 return path
+        if len(self._records) == len(changed):
+            return _first_other_content(self._runs, whole, other, lists)
         return None
 
     # In another order ------------------------------------------------------------------------------------------------
@@ -373,12 +376,11 @@ def _row_lists(whole: Any, fewer: Any, size: int, less: int, path: Path = ()) ->
     """Yield the paths of lists that have an entry for each record."""
     if type(whole) in (list, tuple) and type(fewer) is type(whole) and (len(whole), len(fewer)) == (size, less):
         yield path
-    elif isinstance(whole, Mapping) and isinstance(fewer, Mapping):
-        for key in whole.keys() & fewer.keys():
-            yield from _row_lists(whole[key], fewer[key], size, less, (*path, key))
-    elif isinstance(whole, (list, tuple)) and isinstance(fewer, (list, tuple)) and len(whole) == len(fewer):
-        for key, (one, two) in enumerate(zip(whole, fewer, strict=True)):
-            yield from _row_lists(one, two, size, less, (*path, key))
+    elif type(whole) is type(fewer) and not isinstance(whole, Tensor):
+        one, two = dict(parts_of(whole)), dict(parts_of(fewer))
+        if isinstance(whole, Mapping) or one.keys() == two.keys():
+            for key in [key for key in one if key in two]:
+                yield from _row_lists(one[key], two[key], size, less, (*path, key))
 
 
 def _first_other_entry(
@@ -396,15 +398,24 @@ def _first_other_entry(
             for part, tensor in before.items():
                 if tensor.shape != after[part].shape or not rows_agree(tensor, after[part]):
                     return path
+            if first_other_content(one[row], two[place]) is not None:
+                return path
     return None
+
+
+def _first_other_content(runs: CollateRuns, one: Any, two: Any, lists: Collection[Path]) -> Path | None:
+    """Return where two batches of as many records hold something else, of what is said once for all of them."""
+    here, there = ({path: part for path, part in contents_at(batch) if not _is_in(path, lists)} for batch in (one, two))
+    for path, part in here.items():
+        runs.untold.update(dict.fromkeys(f"{said}, in {_called(path)} of a batch" for said in part.unread))
+        if path not in there or not are_same(part, there[path]):
+            return path
+    return next((path for path in there if path not in here), None)
 
 
 def _at(value: Any, path: Path) -> Any:
     for key in path:
-        try:
-            value = value[key]
-        except (KeyError, IndexError, TypeError):
-            return None
+        value = dict(parts_of(value)).get(key)
     return value
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from hushgrad.guards.probing.calls import SEED
+from hushgrad.guards.probing.collate_contents import content_of_part, is_opaque, with_its_attributes
 from hushgrad.guards.probing.collate_draws import AS_DRAWN, Draws, Taken, seeded
 from hushgrad.guards.probing.deterministic_mode import DeterministicMode
 from hushgrad.guards.probing.kept import Key
@@ -120,8 +121,9 @@ class CollateRuns:
             found = self._collate_fn(given)
             if draws.anew is None:
                 self.has_drawn = self.has_drawn or others_drawn(SEED) or self.state.has_drawn()
-            batch = as_tensors(found)
-            return with_tensors(batch, lambda _, tensor: tensor.clone()), copies  # it may fill one buffer again
+            batch = as_tensors(found, self.state.aside)
+            own = with_tensors(batch, lambda _, tensor: with_its_attributes(tensor, tensor.clone()))
+            return own, copies  # it may fill one buffer again
 
     def _beginning(self, seed: int) -> Callable[[], None]:
         """Return what puts all generators to the beginning of one sequence of numbers."""
@@ -150,15 +152,27 @@ def _cloned_tensors(record: Any) -> dict[int, Any]:
     return {id(tensor): tensor.clone() for tensor in plain if not (tensor.requires_grad or tensor.__dict__)}
 
 
-def as_tensors(value: Any) -> Any:
-    """Return nested values with tensors for arrays, numbers and texts: any may hold what the batch decides."""
-    return with_parts(value, _as_tensor)
+def as_tensors(value: Any, aside: Any = None) -> Any:
+    """Return nested values with tensors for arrays, numbers and texts: any may hold what the batch decides.
+
+    What is none of these is there as its content; the object `aside` is not looked into.
+    """
+
+    def visit(path: Path, part: Any) -> Any:
+        if isinstance(part, Taken):
+            return with_parts(list(part), visit, path)
+        if isinstance(part, np.ndarray) and part.dtype.kind not in "biufc":
+            return with_parts(part.tolist(), visit, path)  # texts, dates or objects, maybe one for each record
+        found = _as_tensor(part)
+        return content_of_part(part, aside) if found is DESCEND and is_opaque(part) else found
+
+    return with_parts(value, visit)
 
 
-def _as_tensor(path: Path, part: Any) -> Any:
-    """Return arrays, numbers and texts as tensors, and packed sequences padded."""
-    if isinstance(part, Taken):
-        return with_parts(list(part), _as_tensor, path)
+def _as_tensor(part: Any) -> Any:
+    """Return arrays, numbers and texts as tensors, packed sequences padded, and sparse tensors dense."""
+    if isinstance(part, Tensor) and part.layout is not torch.strided and not part.is_nested:
+        return part.to_dense()
     if isinstance(part, PackedSequence):
         return Packed(*pad_packed_sequence(part, batch_first=True))
     if isinstance(part, np.ndarray) and part.dtype.kind in "biufc":

@@ -7,7 +7,7 @@ the captured gradient of one example must be the one that the example gives alon
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,12 @@ from hushgrad.guards.probing.base_run import Left, base_run, other_outputs
 from hushgrad.guards.probing.calls import Outcome, Runner, are_close, sums_of
 from hushgrad.guards.probing.deterministic_mode import QUANTILES
 from hushgrad.guards.probing.finite import spoiled_rows
-from hushgrad.guards.probing.gradient_probe import require_gradient_of_batch, require_own_gradient, require_proportional
+from hushgrad.guards.probing.gradient_probe import (
+    require_gradient_of_batch,
+    require_own_gradient,
+    require_proportional,
+    run_backward_alone,
+)
 from hushgrad.guards.probing.item_statistics import CURE, other_value, statistics_in
 from hushgrad.guards.probing.laws import follows_batch, what_follows
 from hushgrad.guards.probing.loss_probe import Runs
@@ -133,7 +138,7 @@ class Examination:
         if self._batch.value is given.value:
             self._require_same_width(axes, base.drew)
         grown_state = self._kept.grown(base, fewer)
-        is_told = self._require_own_gradient(fewer, axes, example, base.drew)
+        is_told, captured = self._require_own_gradient(fewer, axes, example, base.drew)
         # What comes back to one output may hold what came back to another one that was made of it.
         is_single = len(runner.call.reached) == 1 and not base.drew
         if self._probed.recorded is not None and is_single and (is_as_loops or is_look):
@@ -146,6 +151,9 @@ class Examination:
         self._require_own_seeds(base, exchanged)
         self._compare(base, exchanged, axes, (rest, rest), None, False, "were exchanged")
         self._kept.require_still(self._batch, base, exchanged, grown_state, rest)
+        if captured is not None and captured.unknown is None:
+            two = example, next(row for row in range(size) if row != example)
+            self._kept.require_still_backward(captured, base, exchanged, self._run_backward(axes, base.drew), two)
         if self._probed.keeps_runs and self._is_comparable:
             self._probed.runs = Runs(base.output, exchanged.output, some, less, example, self._alone)
         del exchanged
@@ -212,10 +220,29 @@ class Examination:
                 cure="Accept examples in any order (pack_padded_sequence and pack_sequence: enforce_sorted=False)",
             ) from None
 
-    def _require_own_gradient(self, fewer: Outcome, axes: dict[Path, int], left_out: int, drew: bool) -> bool:
+    def _run_backward(self, axes: dict[Path, int], drew: bool) -> Callable[[int, int], Outcome]:
+        """Return what runs one example alone, forward and backward."""
+
+        def run(example: int, turn: int) -> Outcome:
+            return run_backward_alone(
+                self._runner,
+                self._batch,
+                scope=self._probed.scope,
+                parameters=self._probed.parameters,
+                axes=axes,
+                example=example,
+                quiet=drew,
+                turn=turn,
+            )
+
+        return run
+
+    def _require_own_gradient(
+        self, fewer: Outcome, axes: dict[Path, int], left_out: int, drew: bool
+    ) -> tuple[bool, Outcome | None]:
         """Run a few examples forward and backward under capture, and compare the gradient of one of them.
 
-        Return whether one was found whose gradient is finite, or no gradient reached anything.
+        Return whether one was found whose gradient is finite, or no gradient reached anything; and the last such run.
         """
         assert self._quiet is not None
         order = [left_out, *(row for row in (0, *split_examples(self._size)[0], *range(self._size)) if row != left_out)]
@@ -265,8 +292,8 @@ class Examination:
                 kept, inputs = (rows, range(len(rows))), self._batch.only(rows)
                 self._compare(self._quiet, captured, axes, kept, inputs, drew, "were left out", same_kernels=False)
             if is_told and scale == 1:
-                return True
-        return False
+                return True, captured
+        return False, None
 
     def _trials(self, order: Sequence[int], is_changed: bool) -> Iterator[tuple[int, float]]:
         """Yield the examples to try, one after another until one tells; if they matter, large gradients first."""

@@ -241,6 +241,34 @@ def require_proportional(
         raise by_their_size(error.where) from None
 
 
+def run_backward_alone(
+    runner: Runner,
+    batch: Batch,
+    *,
+    scope: Scope,
+    parameters: Mapping[str, nn.Parameter],
+    axes: Mapping[Path, int],
+    example: int,
+    quiet: bool,
+    turn: int,
+) -> Outcome:
+    """Run one example alone, forward and backward, by fixed random weights: other ones in each `turn`.
+
+    Other arguments as of `require_own_gradient`.
+    """
+
+    def run(output: Any) -> None:
+        taken = [
+            (tensor, _weights(tensor, axes[path], turn + 1)[turn].movedim(0, axes[path]))
+            for path, tensor in tensors_at(output)
+            if path in runner.call.reached and path in axes and tensor.requires_grad
+        ]
+        if taken:
+            ordinary_gradients([one for one, _ in taken], [two for _, two in taken], _trained(parameters))
+
+    return _run_alone(runner, batch, scope, example, quiet, run)
+
+
 def _run_alone(
     runner: Runner, batch: Batch, scope: Scope, example: int, quiet: bool, then: Callable[[Any], None]
 ) -> Outcome:

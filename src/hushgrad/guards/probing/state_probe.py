@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,6 +60,45 @@ class StateProbe:
         if cached:
             self._require_overwritten(batch, base, cached[0])
 
+    def require_still_backward(
+        self,
+        seen: Outcome,
+        base: Outcome,
+        changed: Outcome,
+        run: Callable[[int, int], Outcome],
+        examples: tuple[int, int],
+    ) -> None:
+        """Refuse state that follows the data where gradients are recorded, or that a backward writes.
+
+        Args:
+            seen: a run with a backward, of some examples.
+            base, changed: the runs without gradients on the batch and on an altered one.
+            run: runs one example alone, forward and backward; in another turn by other gradients of its outputs.
+            examples: two of them.
+
+        Raises:
+            PrivateBufferError: naming the place.
+        """
+        if all(key in base.moved and agree(value, base.moved[key]) for key, value in seen.moved.items()):
+            return
+        first, second = examples
+        one, two = run(first, 0), run(second, 1)
+        known = following(base.moved, changed.moved)  # and may
+        keys = [key for key in following(one.moved, two.moved) if key not in known]
+        if not keys or one.unknown is not None or two.unknown is not None:
+            return
+        cached = [key for key in keys if not is_buffer(key) and _has_own_rows(seen.moved.get(key), one.moved.get(key))]
+        start, again = self._runner.state, [run(first, 0) for _ in range(SAMPLES + 1)]
+        for key in (key for key in keys if key not in cached):
+            *same, other = [found.moved.get(key, start.saved(key)) for found in (*again, two)]
+            if is_buffer(key) or not differs_by_itself(same, other):
+                raise refusal(key, start.place(key), by="a forward with gradients, or its backward,")
+        after = self._second_of(lambda: run(second, 1), lambda: run(first, 0)) if cached else one
+        read = [key for key in cached if not agree(after.moved.get(key), one.moved.get(key))]
+        if read or (cached and not all_agree(one.output, after.output)):
+            key = (read or cached)[0]
+            raise refusal(key, start.place(key), by="a forward with gradients, or its backward,")
+
     def require_nothing_handed_on(self, batch: Batch, name: str) -> None:
         """Refuse parts or hooks that a forward has made of its batch: the next call must not notice which it was.
 
@@ -98,11 +137,17 @@ class StateProbe:
 
     def _run_after(self, earlier: Any, batch: Batch) -> Outcome:
         """Run a batch from what a run on an earlier one left behind."""
+        return self._second_of(
+            lambda: self._runner.run(earlier, quiet=False), lambda: self._runner.run(batch.same(), quiet=False)
+        )
+
+    def _second_of(self, first: Callable[[], Outcome], second: Callable[[], Outcome]) -> Outcome:
+        """Run two, the second from what the first left behind, and return what the second gave."""
         runner = self._runner
         state, runner.state = runner.state, _After(self._model)
         try:
-            runner.run(earlier, quiet=False)
-            return runner.run(batch.same(), quiet=False)
+            first()
+            return second()
         finally:
             runner.state = state
             state.restore()
@@ -113,11 +158,18 @@ class _After(State):
         """Leave what the earlier run left behind."""
 
 
-def refusal(key: Key, place: str = "") -> PrivateBufferError:
+def _has_own_rows(of_some: Any, of_one: Any) -> bool:
+    """Whether what is kept of some examples, and of one, is a tensor with more rows for more examples."""
+    if not (isinstance(of_some, Tensor) and isinstance(of_one, Tensor)) or of_some.ndim != of_one.ndim:
+        return False
+    return of_some.shape != of_one.shape and 1 in of_one.shape
+
+
+def refusal(key: Key, place: str = "", *, by: str = "a forward") -> PrivateBufferError:
     """Return the refusal of state that follows the data, naming its place."""
     kinds = {"buffer": "buffer of the model", "parameter": "parameter of the model", "variable": "variable"}
     return PrivateBufferError(
-        f"this {kinds.get(key[0], 'attribute of the model')} follows the data: a forward writes into it, without "
+        f"this {kinds.get(key[0], 'attribute of the model')} follows the data: {by} writes into it, without "
         f"noise, what depends on the examples of the batch",
         where=place or describe(key),
         cure="Freeze it, put its module into eval(), or compute it in every forward without keeping it",

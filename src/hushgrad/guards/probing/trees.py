@@ -18,6 +18,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from hushgrad.capture.public import PublicTensors
 from hushgrad.guards.probing.holders import Slots, slots_of
+from hushgrad.guards.probing.machinery import is_machinery
+from hushgrad.guards.probing.user_code import is_users_class
 
 Path = tuple[Any, ...]
 
@@ -56,7 +58,7 @@ def tensors_at(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
     if isinstance(value, Tensor):
         yield path, value
     elif len(path) <= MOST_DEPTH:
-        for key, part in _parts(value):
+        for key, part in parts_of(value):
             if isinstance(part, Tensor):  # asked here, since this runs in every step
                 yield (*path, key), part
             else:
@@ -76,7 +78,7 @@ def with_parts(value: Any, visit: Callable[[Path, Any], Any], path: Path = ()) -
     found = visit(path, value)
     if found is not DESCEND:
         return found
-    given = _parts(value) if len(path) <= MOST_DEPTH else []
+    given = parts_of(value) if len(path) <= MOST_DEPTH else []
     parts = {key: with_parts(part, visit, (*path, key)) for key, part in given}
     if not parts:
         return value
@@ -125,7 +127,8 @@ def _copy_of(part: Any) -> Any:
 @contextmanager
 def kept_values(value: Any) -> Iterator[None]:
     """Give the tensors and arrays in a nested structure the values back that they have now."""
-    tensors = [(tensor, tensor.detach().clone()) for _, tensor in tensors_at(value)]
+    dense = [tensor for _, tensor in tensors_at(value) if tensor.layout is torch.strided]
+    tensors = [(tensor, tensor.detach().clone()) for tensor in dense]
     arrays = [(array, array.copy()) for array in _arrays(value)]
     try:
         yield
@@ -143,7 +146,7 @@ def _arrays(value: Any, depth: int = 0) -> Iterator[np.ndarray[Any, Any]]:
     if isinstance(value, np.ndarray):
         yield value
     elif not isinstance(value, Tensor) and depth <= MOST_DEPTH:
-        for _, part in _parts(value):
+        for _, part in parts_of(value):
             yield from _arrays(part, depth + 1)
 
 
@@ -169,7 +172,8 @@ def detached(value: Any) -> Any:
     return with_tensors(value, lambda _, tensor: tensor.detach())
 
 
-def _parts(value: Any) -> list[tuple[Any, Any]]:
+def parts_of(value: Any) -> list[tuple[Any, Any]]:
+    """Return the parts of a container, a dataclass or an object, by key or name; none of what is taken whole."""
     kind = type(value)
     if kind is tuple or kind is list:  # most are; this runs in every step
         return list(enumerate(value))
@@ -187,6 +191,8 @@ def _parts(value: Any) -> list[tuple[Any, Any]]:
         return [(entry.name, getattr(value, entry.name)) for entry in fields(value) if entry.init]
     if inspect.isroutine(value) or type(value).__module__ == "builtins":
         return []
+    if is_machinery(value) and not is_users_class(type(value)):
+        return []  # a logger, say, from which all others are reached
     return list(attributes_of(value).items())
 
 
