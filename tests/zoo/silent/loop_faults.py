@@ -209,6 +209,20 @@ def scaled_by_the_batch(engine: PrivacyEngine, model: nn.Module, optimizer: Kept
     optimizer.step()
 
 
+def with_weight(weight: Callable[[Tensor], Tensor], *, direct: bool = False) -> Body:
+    """A backward of examined losses that is given a gradient."""
+
+    def body(engine: PrivacyEngine, model: nn.Module, optimizer: Kept, x: Tensor) -> None:
+        loss = engine.per_example(squares)(model(x))
+        if direct:
+            torch.autograd.backward([loss], [weight(x)])
+        else:
+            loss.backward(gradient=weight(x))
+        optimizer.step()
+
+    return body
+
+
 def rate_by_the_batch(engine: PrivacyEngine, model: nn.Module, optimizer: Kept, x: Tensor) -> None:
     squares(model(x)).mean().backward()
     for group in optimizer.param_groups:
@@ -317,6 +331,11 @@ PROGRAMS: tuple[Program, ...] = (
     looped("a backward thrown away by zero_grad()", thrown_away),
     looped("a backward thrown away by grad = None", thrown_by_none),
     looped("loss / loss.detach()", scaled_by_the_batch),
+    looped("a gradient of the loss that follows the batch", with_weight(lambda x: 1 / (1 + x.abs().max()))),
+    looped(
+        "a gradient of the loss that follows the batch, by torch.autograd",
+        with_weight(lambda x: 1 / (1 + x.abs().max()), direct=True),
+    ),
     looped("a learning rate that follows the batch", rate_by_the_batch, "values changed within an item"),
     looped("batches of a large loss skipped", skipped_if_large, "discarded batches"),
     looped("batches of a large loss discarded", discarded_if_large, "discarded batches"),
@@ -329,6 +348,7 @@ PROGRAMS: tuple[Program, ...] = (
     looped("a copy of the batch for a log", logged, is_clean=True),
     looped("an evaluation before the step", evaluated, is_clean=True),
     looped("a learning rate by schedule", scheduled, is_clean=True),
+    looped("a constant gradient of the loss", with_weight(lambda x: torch.tensor(0.5)), is_clean=True),
     looped("the sum of two losses", two_losses, is_clean=True),
     loading("all records can be read, try around the pass", Loading(around_the_pass), is_clean=True),
     loading("all records can be read, try around next()", Loading(around_next), is_clean=True),

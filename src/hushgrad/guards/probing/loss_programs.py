@@ -123,11 +123,11 @@ class LossPrograms:
         if self._trace is not None:
             self._trace.loss(losses, is_rows=True)
 
-    def scalar(self, loss: Tensor) -> None:
-        """A backward runs on this loss of the loop's own."""
+    def scalar(self, loss: Tensor, weight: Any = None) -> None:
+        """A backward runs on this loss of the loop's own; `weight`: the gradient that it was given, if any."""
         if self._trace is not None:
             self._is_own = True
-            self._trace.loss(loss, is_rows=False)
+            self._trace.loss(loss, is_rows=False, weight=weight)
 
     @property
     def are_written_down(self) -> bool:

@@ -53,6 +53,7 @@ from hushgrad.torch_internals import (
     functorch_transform,
     push_below,
     take_from_below,
+    unseen,
     version,
 )
 
@@ -125,6 +126,7 @@ class LossTrace(TorchFunctionMode):
         """Whether the loop read values in a way that leaves no number in the program."""
         self.changes_gradients = False
         """Whether the loop hung a hook on what it computes of each example, or gave it to a function of its own."""
+        self._weighted: list[Tensor] = []  # losses times the gradients that they were given
         self._applied: dict[int, tuple[Any, int]] = {}  # by the node that an autograd function made
         for path, tensor in tensors_at(item):
             is_repeated = id(tensor) in self._known  # one tensor for several records: it cannot be altered for one
@@ -164,6 +166,7 @@ class LossTrace(TorchFunctionMode):
             take_from_below(lambda mode: isinstance(mode, LossTrace) and not mode._is_on)
         self._known.clear()
         self._applied.clear()
+        self._weighted.clear()
 
     def _hand_on(self) -> None:
         """Take note of what the loop may carry into a later item."""
@@ -231,9 +234,12 @@ class LossTrace(TorchFunctionMode):
                 if any(tensor is other for other in turned):
                     self.program.axes[slot] = 1
 
-    def loss(self, loss: Tensor, *, is_rows: bool) -> None:
-        """This is a loss that the loop runs backward on, or losses of one row for each example."""
-        slot = self._slot(loss)
+    def loss(self, loss: Tensor, *, is_rows: bool, weight: Any = None) -> None:
+        """This is a loss that the loop runs backward on, or losses of one row for each example.
+
+        `weight`: the gradient that the loop gives it, if any.
+        """
+        slot = self._slot(self._times(loss, weight))
         if slot is None or slot not in self._live:
             self.hide("the loss comes from what is not seen")
         elif all(end.slot != slot for end in self.program.ends):
@@ -341,6 +347,18 @@ class LossTrace(TorchFunctionMode):
             [of] = made[-1].args
             slot = of.number if isinstance(of, Slot) else None
         return slot is not None and slot in self.program.outputs
+
+    def _times(self, loss: Tensor, weight: Any) -> Tensor:
+        """Return a loss times the gradient that the loop's backward gave it, which is written down."""
+        frame = loop_frame()
+        if frame is None or not isinstance(weight, Tensor) or self._slot(loss) not in self._live:
+            return loss
+        given = mapped(((loss, weight), {}), partial(self._given, is_changed=False))
+        with unseen(), torch.enable_grad():
+            weighted = loss.detach() * weight.detach()
+            self._write(torch.mul, given, weighted, _place_of(frame), None)
+        self._weighted.append(weighted)
+        return weighted
 
     def _note_change(self, args: tuple[Any, ...]) -> None:
         is_of_values = any(tensor.numel() > 1 for tensor in tensors_of(args))

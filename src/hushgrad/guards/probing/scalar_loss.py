@@ -202,10 +202,12 @@ class ScalarLoss:
         line, task = "", current_graph_task()
         if task in self._factors:  # this output may be the loss itself, and come before
             gradient = gradient.float() / self._factors[task]
-        for losses, is_scaled, line in self._losses():
+        for losses, weights, line in self._losses():
             nodes = [loss.grad_fn for loss in losses]
             if all(self._is_vouched(loss) for loss in losses):
-                if not all(_is_sessions(self._vouched.get(_key(loss))) for loss in losses):
+                if any(map(_is_weight, weights)):
+                    self._trust_weights(losses, weights, line)
+                elif not all(_is_sessions(self._vouched.get(_key(loss))) for loss in losses):
                     self._own.add(task)
                 self._look_for_16_bits(losses)
                 return
@@ -213,15 +215,15 @@ class ScalarLoss:
             if not any(key in reading.outputs or reading.has_vouched for reading in readings):
                 continue  # a backward inside another one
             self._look_for_16_bits(losses)
-            for loss, reading in zip(losses, readings, strict=True):
+            for loss, weight, reading in zip(losses, weights, readings, strict=True):
                 is_own = not _is_sessions(reading.value)
                 self._saw_unvouched |= is_own
                 if is_own:
                     self._own.add(task)
                 reading.loss = loss.detach()
                 if is_own:  # what it makes of the session's scalars they are held to by themselves
-                    self._programs.scalar(loss)
-                if isinstance(reading.value, Total) and is_scaled:
+                    self._programs.scalar(loss, weight)
+                if isinstance(reading.value, Total) and any(weight is not None for weight in weights):
                     reading.value = reading.value.scaled()
                 shown = (key, gradient, self._values(key)) if len(losses) == 1 else None
                 for condition in self._judge.judge(reading, shown):
@@ -231,11 +233,19 @@ class ScalarLoss:
         self._own.add(task)
         self._conditions[not_read("the loss of a backward was not found")] = None
 
+    def _trust_weights(self, losses: list[Tensor], weights: list[Any], line: str) -> None:
+        """Take note that examined losses were given gradients by the loop: what these follow, no graph shows."""
+        self._saw_unvouched = True
+        self._own.add(current_graph_task())
+        self._conditions[not_read(f"backward was given a gradient for it; {line}")] = None
+        for loss, weight in zip(losses, weights, strict=True):
+            self._programs.scalar(loss, weight)
+
     def _look_for_16_bits(self, losses: list[Tensor]) -> None:
         self.saw_narrow = self.saw_narrow or any(self.is_narrow(loss) for loss in losses)
 
-    def _losses(self) -> Iterator[tuple[list[Tensor], bool, str]]:
-        """Yield the losses of each backward that is at work, whether they were given gradients, and its line.
+    def _losses(self) -> Iterator[tuple[list[Tensor], list[Any], str]]:
+        """Yield the losses of each backward that is at work, the gradients that they were given, and its line.
 
         The innermost backward comes first. On a CPU this runs in the thread that called backward, which need not be
         that of the forward; on a GPU in one of torch's own, while the loop's waits.
@@ -269,15 +279,21 @@ def _key(tensor: Tensor) -> Key:
     return sequence_number(tensor.grad_fn), tensor.output_nr
 
 
-def _backwards_above(frame: FrameType | None) -> Iterator[tuple[list[Tensor], bool, str]]:
+def _backwards_above(frame: FrameType | None) -> Iterator[tuple[list[Tensor], list[Any], str]]:
     while frame is not None:
         if (arguments := losses_of_backward(frame)) is not None:
             tensors, gradients = arguments
-            given = (gradients,) if isinstance(gradients, Tensor) else gradients or ()
-            roots = [tensors] if isinstance(tensors, Tensor) else tensors
-            losses = [part for part in roots if isinstance(part, Tensor) and part.grad_fn is not None]
-            yield losses, any(part is not None for part in given), loop_line(frame)
+            roots = [tensors] if isinstance(tensors, Tensor) else [*tensors]
+            given = [gradients] if isinstance(gradients, Tensor) else [*(gradients or [None] * len(roots))]
+            pairs = zip(roots, given, strict=False)
+            known = [(one, weight) for one, weight in pairs if isinstance(one, Tensor) and one.grad_fn is not None]
+            yield [loss for loss, _ in known], [weight for _, weight in known], loop_line(frame)
         frame = frame.f_back
+
+
+def _is_weight(given: Any) -> bool:
+    """Whether a gradient that a loss was given is another than 1."""
+    return isinstance(given, Tensor) and not bool((given == 1).all())
 
 
 def _located(condition: Condition, value: Value, line: str) -> Condition:
