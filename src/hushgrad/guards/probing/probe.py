@@ -47,6 +47,7 @@ from hushgrad.guards.probing.collate_examination import require_separate_records
 from hushgrad.guards.probing.collate_probe import Form
 from hushgrad.guards.probing.collate_runs import CollateRuns
 from hushgrad.guards.probing.evaluations import Evaluation, Evaluations
+from hushgrad.guards.probing.joint_reads import require_separate_reads
 from hushgrad.guards.probing.kept_calls import KeptCalls, Pending, Signature, signature_of
 from hushgrad.guards.probing.layout import roles_of_inputs
 from hushgrad.guards.probing.looks import Looks
@@ -217,7 +218,7 @@ class Probe:
         self._statistics: frozenset[Path] = frozenset()
         self._is_divided = False
         self._changes_gradients = False
-        self._collate_is_known = False
+        self._collate_is_known = self._reads_are_known = False
         self._collate_turns = 0  # how often the collate function was examined
         self._collate_before: State | None = None  # what the collate function kept before the item in work was made
         self._spread = Spread()  # of the records' lengths
@@ -601,9 +602,13 @@ class Probe:
             CrossSampleLeakError: it mixes records, or keeps what follows them.
         """
         self._begin_looks()
-        is_due = (
-            self._spread.note(drawn.extents[: len(drawn.indices)]) or self._looks.wanted or not self._collate_is_known
-        )
+        is_new = self._spread.note(drawn.extents[: len(drawn.indices)]) or self._looks.wanted
+        if is_new or not self._reads_are_known:
+            with self._findings_told():
+                untold = require_separate_reads(drawn)
+            self._reads_are_known = len(drawn.indices) > 1
+            self._notes += [] if untold is None else [untold]
+        is_due = is_new or not self._collate_is_known
         before, self._collate_before = self._collate_before, None
         collate_fn = drawn.collate_fn
         if collate_fn is None or collate_fn is default_collate or len(drawn.indices) < 2 or not is_due:
