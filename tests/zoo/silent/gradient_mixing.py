@@ -198,6 +198,7 @@ CLEAN: tuple[Program, ...] = (
     clean("hook: each record's gradient to norm 1", TURNED, make=with_hook(own_unit)),
     clean("hook: a constant factor", GONE, make=with_hook(lambda g: 0.5 * g)),
     clean("hook on the outputs that looks", GONE, make=two, call=on_outputs(lambda g: None)),
+    clean("hook on the outputs: a half", GONE, make=two, call=on_outputs(lambda g: g * 0.5)),
     clean(
         "module's full backward hook that looks",
         GONE,

@@ -25,6 +25,11 @@ ROWS = removed(SPREAD)
 OUTSIDE: dict[str, float] = {}
 
 
+def hung_on(x: Tensor, value: Any) -> Tensor:
+    x.mean_of_all = value  # type: ignore[attr-defined]
+    return x
+
+
 class Slots:
     """An object without a dict."""
 
@@ -163,6 +168,12 @@ LEAKY: tuple[Program, ...] = (
         call=lambda m, x: m(x, types.SimpleNamespace(v=x[:, 0])),
     ),
     leaky(
+        "a tensor that hangs on a tensor",
+        ROWS,
+        make=made(lambda m, x: m[0](x) * x.mean_of_all, linear()),
+        call=lambda m, x: m(hung_on(x, x[:, 0].mean())),
+    ),
+    leaky(
         "a tensor in slots",
         ROWS,
         make=made(lambda m, x, s: m[0](x) * s.v.mean(), linear()),
@@ -214,6 +225,13 @@ LEAKY: tuple[Program, ...] = (
 )
 
 CLEAN: tuple[Program, ...] = (
+    clean(
+        "a constant that hangs on a tensor",
+        ROWS,
+        make=made(lambda m, x: m[0](x) * x.mean_of_all, linear()),
+        call=lambda m, x: m(hung_on(x, 2.0)),
+        told=("not examined",),
+    ),
     clean(
         "lengths as a list, each record's own",
         SIZES,

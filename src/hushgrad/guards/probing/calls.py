@@ -52,6 +52,7 @@ class Call:
         output: what it returned; None once it was forgotten.
         reached: the paths of the outputs that a backward of a loss came back through.
         gradients: what came back to each of them; None where it came more than once.
+        handed_on: what hooks that the loop hung on them made of it.
         missing: how many NaN it returned; None where that is not compared.
         is_hooked: whether hooks hung on its outputs already as it returned.
         changes_gradients: whether hooks, or custom autograd functions, may do to gradients what no value shows.
@@ -73,6 +74,7 @@ class Call:
     output: Any = None
     reached: set[Path] = field(default_factory=set)
     gradients: dict[Path, Tensor | None] = field(default_factory=dict)
+    handed_on: dict[Path, Tensor] = field(default_factory=dict)
     missing: int | None = 0
     axes: Mapping[Path, int] | None = None
     sums: list[tuple[float, float]] = field(default_factory=list)
@@ -133,6 +135,8 @@ class Call:
         for path, tensor in tensors_at(output):
             if tensor.requires_grad:
                 tensor.register_hook(self._mark(path, is_accumulating))  # type: ignore[no-untyped-call]
+                if tensor.grad_fn is not None:  # behind all hooks on the tensor, of whatever age
+                    tensor.grad_fn.register_prehook(self._note(path, tensor.output_nr, is_accumulating))
 
     def _mark(self, path: Path, is_accumulating: Callable[[], bool]) -> Callable[[Tensor], None]:
         reached, gradients = self.reached, self.gradients  # and not the call, which holds the tensor of this hook
@@ -141,6 +145,18 @@ class Call:
             if is_accumulating():
                 gradients[path] = None if path in reached else gradient.detach()
                 reached.add(path)
+
+        return hook
+
+    def _note(
+        self, path: Path, place: int, is_accumulating: Callable[[], bool]
+    ) -> Callable[[tuple[Tensor | None, ...]], None]:
+        handed_on = self.handed_on
+
+        def hook(gradients: tuple[Tensor | None, ...]) -> None:
+            gradient = gradients[place]
+            if gradient is not None and is_accumulating():
+                handed_on[path] = gradient.detach()
 
         return hook
 

@@ -6,32 +6,17 @@ A program reads such a part as well as a number. So it is compared as one value:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hushgrad.guards.probing.kept import kept_by
 from hushgrad.guards.probing.state_values import agree, copy_of, is_atom
-from hushgrad.guards.probing.trees import MOST_DEPTH, Path, parts_of
+from hushgrad.guards.probing.trees import MOST_DEPTH, Content, Path, parts_of
 from hushgrad.printable import full_name
 
 MOST_CELLS = 1_000
 """So many values of one such part are looked at."""
-
-
-@dataclass(frozen=True, eq=False)
-class Content:
-    """What a part of a batch held as the batch was made.
-
-    Attributes:
-        cells: its values by their places in it, as copies.
-        unread: what could not be looked into, in words.
-    """
-
-    cells: Mapping[Any, Any]
-    unread: tuple[str, ...] = ()
 
 
 def content_of_part(part: Any, aside: Any = None) -> Content:
@@ -88,10 +73,3 @@ def first_other_content(one: Any, other: Any) -> Path | None:
         if path not in here or path not in there or not are_same(here[path], there[path]):
             return path
     return None
-
-
-def with_its_attributes(tensor: Tensor, copied: Tensor) -> Tensor:
-    """Return the copy of a tensor with the attributes that hang on the tensor in Python."""
-    if tensor.__dict__ and type(copied) is torch.Tensor:
-        copied.__dict__.update(tensor.__dict__)
-    return copied

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from hushgrad.guards.probing.calls import SEED
-from hushgrad.guards.probing.collate_contents import content_of_part, is_opaque, with_its_attributes
+from hushgrad.guards.probing.collate_contents import content_of_part, is_opaque
 from hushgrad.guards.probing.collate_draws import AS_DRAWN, Draws, Taken, seeded
 from hushgrad.guards.probing.deterministic_mode import DeterministicMode
 from hushgrad.guards.probing.kept import Key
@@ -122,7 +122,7 @@ class CollateRuns:
             if draws.anew is None:
                 self.has_drawn = self.has_drawn or others_drawn(SEED) or self.state.has_drawn()
             batch = as_tensors(found, self.state.aside)
-            own = with_tensors(batch, lambda _, tensor: with_its_attributes(tensor, tensor.clone()))
+            own = with_tensors(batch, lambda _, tensor: tensor.clone())
             return own, copies  # it may fill one buffer again
 
     def _beginning(self, seed: int) -> Callable[[], None]:

@@ -322,6 +322,7 @@ class Examination:
                 example=example,
                 place=(row, size),
                 recorded=self._probed.recorded(row),
+                is_hooked_by_loop=self._probed.is_hooked_by_loop,
                 across=self._probed.across,
             )
         except HushgradError:

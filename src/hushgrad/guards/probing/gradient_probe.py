@@ -141,6 +141,7 @@ def require_gradient_of_batch(
     example: int,
     place: tuple[int, int],
     recorded: Iterable[tuple[str, Tensor]],
+    is_hooked_by_loop: bool = False,
     across: Across = NOWHERE,
 ) -> None:
     """Compare one example's recorded gradient, of the loop's own loss in the whole batch, with the one it gives alone.
@@ -156,6 +157,8 @@ def require_gradient_of_batch(
         example: which one.
         place: its number in the batch of the loop, and the size of that.
         recorded: its gradients by the parameters.
+        is_hooked_by_loop: whether hooks of the loop's on the outputs, which the loop's own calls show, may have changed
+            these gradients; then it is what they handed on.
         across: the processes that have other parts of the gradients.
 
     Raises:
@@ -170,6 +173,8 @@ def require_gradient_of_batch(
         tensors, cotangents = [], []
         for path, tensor in tensors_at(output):
             gradient = call.gradients.get(path)
+            if is_hooked_by_loop and gradient is not None:
+                gradient = call.handed_on.get(path, gradient)
             if path not in call.reached or not tensor.requires_grad:
                 continue
             if gradient is None or path not in axes:

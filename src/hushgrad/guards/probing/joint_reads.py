@@ -69,7 +69,7 @@ def require_separate_reads(drawn: Drawn) -> str | None:
 
 
 def _reader_of(dataset: Any) -> Read | None:
-    """Return what reads several records at once; None where each is read by itself, as torch's `Subset` does of those."""
+    """Return what reads several records at once; None where each is read by itself (by torch's `Subset`, too)."""
     if type(dataset) is Subset and _reader_of(dataset.dataset) is None:
         return None
     read: Read | None = getattr(dataset, "__getitems__", None)

@@ -192,8 +192,9 @@ class LossTrace(TorchFunctionMode):
         `roles`: what its inputs hold, as far as it is known.
         """
         self._take_out()
-        program, held, named = self.program, list(kept), list(tensors_at(inputs))
+        program, named = self.program, list(tensors_at(inputs))
         tensors = [tensor for _, tensor in named]
+        held = [*kept, *(part for tensor in tensors for part in tensor.__dict__.values())]
         for path, tensor in named if roles else ():
             if (known := self._slot(tensor)) is None:
                 continue

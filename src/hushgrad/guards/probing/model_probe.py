@@ -29,6 +29,8 @@ from hushgrad.guards.probing.uncounted_writes import LEFT_IN_INPUTS, written
 from hushgrad.guards.probing.widths import OwnWidth
 from hushgrad.torch_internals import version
 
+HUNG_ON_INPUTS = "attributes that hang on a tensor that the model is given: they are the same in all runs"
+
 
 def examine(probed: Probed, call: Call, size: int) -> bool:
     """Probe one call on a batch of `size` examples; return whether there was enough that is finite to tell.
@@ -76,6 +78,8 @@ def _examine(
         raise written(call.written, probed.name_of(call.module))
     if call.has_left_more:
         probed.skipped.append(LEFT_IN_INPUTS)
+    if any(tensor.__dict__ for _, tensor in tensors_at(call.inputs)):
+        probed.skipped.append(HUNG_ON_INPUTS)
     if probed.drawn is not None:
         require_known_layout(probed.drawn.item, probed.drawn.roles, call.inputs, probed.roles(call))
     now = State(probed.model, parameters=False)

@@ -739,6 +739,7 @@ class Probe:
         probed.axes, probed.drawn, probed.novelty = self._axes, self._drawn, self._novelty
         probed.positions, probed.cuts = self._positions, self._programs.cuts | self._novelty.cuts
         probed.recorded, probed.recorded_rows, probed.is_divided = self._recorded, self._rows, self._is_divided
+        probed.is_hooked_by_loop = self._programs.change_gradients
         probed.across = self._across
         return probed
 

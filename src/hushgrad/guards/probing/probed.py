@@ -42,6 +42,7 @@ class Probed:
         novelty: what is known of the inputs of earlier batches.
         cuts: lengths that are known to be constants to which the loop cuts its batches.
         positions: which outputs have positions of a record; learns what runs of one record alone show.
+        is_hooked_by_loop: whether hooks or functions that change gradients were met among the loop's own calls.
         is_divided: whether the loop's losses were divided by the number of examples.
         skipped: what could not be examined, and why.
         across: the processes that have other parts of the gradients; all of them examine the same calls.
@@ -61,6 +62,7 @@ class Probed:
     novelty: Novelty = field(default_factory=Novelty)
     cuts: Set[int] = frozenset()
     positions: Positions = field(default_factory=Positions)
+    is_hooked_by_loop: bool = False
     is_divided: bool = False
     skipped: list[str] = field(default_factory=list)
     across: Across = NOWHERE

@@ -37,8 +37,22 @@ class HandedOn:
     tensor: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Content:
+    """What a part of a batch held as the batch was made.
+
+    Attributes:
+        cells: its values by their places in it, as copies.
+        unread: what could not be looked into, in words.
+    """
+
+    cells: Mapping[Any, Any]
+    unread: tuple[str, ...] = ()
+
+
 CLOSED = (
     HandedOn,
+    Content,
     nn.Module,
     type,
     ModuleType,
@@ -70,7 +84,18 @@ def with_tensors(value: Any, change: Callable[[Path, Tensor], Any]) -> Any:
 
     Values of other types are shared with the original, and so are objects without any tensor.
     """
-    return with_parts(value, lambda path, part: change(path, part) if isinstance(part, Tensor) else DESCEND)
+
+    def visit(path: Path, part: Any) -> Any:
+        return with_its_attributes(part, change(path, part)) if isinstance(part, Tensor) else DESCEND
+
+    return with_parts(value, visit)
+
+
+def with_its_attributes(tensor: Tensor, other: Any) -> Any:
+    """Return what takes a tensor's place, with the attributes that hang on the tensor in Python."""
+    if isinstance(other, Tensor) and other is not tensor and tensor.__dict__ and not other.__dict__:
+        other.__dict__.update(tensor.__dict__)
+    return other
 
 
 def with_parts(value: Any, visit: Callable[[Path, Any], Any], path: Path = ()) -> Any:
@@ -118,7 +143,7 @@ def copied(value: Any, public: PublicTensors | None = None) -> Any:
 
 def _copy_of(part: Any) -> Any:
     if isinstance(part, Tensor):
-        return part.detach().clone().requires_grad_(part.requires_grad)
+        return with_its_attributes(part, part.detach().clone().requires_grad_(part.requires_grad))
     if isinstance(part, PackedSequence):
         return part._replace(data=part.data.detach().clone())
     return part.copy()
