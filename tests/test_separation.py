@@ -92,3 +92,14 @@ def test_a_loss_that_is_not_finite_hides_no_mixing_of_others(spoiled: float) -> 
     mixed = torch.cat([losses[:6], losses[6:-1] * losses[6:-1].mean(), losses[-1:]]) * scale
     with pytest.raises(CrossSampleLeakError):
         require_separate_losses(mixed, [out])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_losses_in_another_order_than_the_rows_are_refused_for_that(size: int) -> None:
+    out = outputs(size)
+    losses = SEPARATE["squares"](out)
+    with pytest.raises(CrossSampleLeakError, match="come in another order than the model's rows"):
+        require_separate_losses(losses[torch.arange(size).roll(1)], [out])
+    mixed = losses[torch.arange(size).roll(1)] * (1 + 0.5 * losses.sum())
+    with pytest.raises(CrossSampleLeakError, match="depends on the outputs of others"):
+        require_separate_losses(mixed, [out])

@@ -84,6 +84,24 @@ class Separation:
                 found &= {int(row) for row in _rows_of(tensor.detach(), axis, self._size).isfinite().all(1).nonzero()}
         return frozenset(found)
 
+    def is_in_another_order(self) -> bool:
+        """Return whether each loss depends on one row alone, and not all on their own: rows were sorted, say."""
+        plain = self._gradients(torch.ones_like(self._losses))
+        numbers = torch.arange(self._size, device=self._losses.device)
+        owners = [0] * self._size
+        for digit in range(max(1, math.ceil(math.log(self._size, CLASSES_OF_HALF) - 1e-9))):
+            place = CLASSES_OF_HALF**digit
+            weights = torch.exp2(-(numbers // place % CLASSES_OF_HALF).to(self._losses.dtype))
+            for one, other in zip(plain, self._gradients(weights), strict=True):
+                if one is None or other is None or one.shape[0] != self._size:
+                    return False
+                for row, (given, weighted) in enumerate(zip(one.flatten(1), other.flatten(1), strict=True)):
+                    shares = (weighted / given)[given != 0].double().unique()
+                    if len(shares) != 1 or not bool(shares.log2().frac() == 0):
+                        return False
+                    owners[row] += place * int(-shares.log2())
+        return owners != [*range(self._size)] and sorted(owners) == [*range(self._size)]
+
     def _reaches(self, examples: Sequence[int], silent: frozenset[int]) -> bool:
         """Whether the losses of all others have a gradient at the rows of these examples."""
         rows = torch.tensor(examples, device=self._losses.device)

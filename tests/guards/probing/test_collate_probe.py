@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import default_collate
 
 from hushgrad import PrivacyEngine
-from hushgrad.errors import CrossSampleLeakError
+from hushgrad.errors import BatchStructureError, CrossSampleLeakError
 from hushgrad.guards.probing.collate_probe import require_separate_rows
 from hushgrad.guards.probing.collate_runs import CollateRuns
 
@@ -250,3 +250,19 @@ def test_a_collate_function_with_a_buffer_of_its_own_is_no_leak_and_gives_the_re
         model(x).square().sum(1).mean().backward()
         optimizer.step()
     assert torch.equal(torch.cat(seen), data)
+
+
+def test_a_collate_function_that_drops_records_is_told_what_it_does() -> None:
+    def without_the_last(batch: list[Record]) -> Any:
+        return default_collate(batch[:-1])
+
+    with pytest.raises(CrossSampleLeakError, match="makes no row for each"):
+        require_separate_rows(CollateRuns(without_the_last), records())
+
+
+def test_a_collate_function_that_fails_on_some_records_alone_is_refused_by_a_typed_error() -> None:
+    def of_many(batch: list[Record]) -> Any:
+        return default_collate(batch[: 4 * (len(batch) // 4)])
+
+    with pytest.raises(BatchStructureError, match="fails on some of its records alone"):
+        require_separate_rows(CollateRuns(of_many), records())

@@ -14,6 +14,7 @@ from programs import OUTPUT, TARGETS, B, program, trace_of
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.guards.probing.loss_trace import LossTrace
 from hushgrad.torch_internals import top_mode
 
@@ -107,3 +108,9 @@ def test_a_mode_lies_below_those_of_the_user_and_is_gone_afterwards() -> None:
     assert top_mode() is trace
     trace.end()
     assert top_mode() is before
+
+
+def test_gradients_by_parameters_of_the_batch_that_are_not_there_are_refused_by_a_typed_error() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(UncoveredParameterUseError, match="gradients of trained parameters"):
+        program(lambda o, y: torch.autograd.grad(o.sum(), [weight], retain_graph=True)[0])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hushgrad.capture.axes.layout import MARKS, Path, Role, layout_of, mark_candidates
-from hushgrad.errors import CrossSampleLeakError, HushgradError
+from hushgrad.errors import BatchStructureError, CrossSampleLeakError, HushgradError, where_raised
 from hushgrad.guards.probing.collate_contents import are_same, contents_at, first_other_content
 from hushgrad.guards.probing.collate_drawn_rows import first_difference_drawn
 from hushgrad.guards.probing.collate_draws import AS_DRAWN, QUIET, Draws
@@ -72,17 +72,28 @@ def require_separate_rows(runs: CollateRuns, records: Sequence[Any]) -> Form | N
 
     Raises:
         CrossSampleLeakError: naming the part of the batch, or the place of what is kept.
+        BatchStructureError: it fails on some of the records.
     """
     finite = [record for record in records if is_finite(record)]
     if len(finite) == 1:
         return None
     records = finite or records
-    for count in range(len(records), 2, -1):
-        try:
-            return _form(runs, records[:count])
-        except _AmbiguousError:  # two sets of rows that are as many by chance
-            continue
-    return _form(runs, records[:2])
+    try:
+        for count in range(len(records), 2, -1):
+            try:
+                return _form(runs, records[:count])
+            except _AmbiguousError:  # two sets of rows that are as many by chance
+                continue
+        return _form(runs, records[:2])
+    except (HushgradError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise BatchStructureError(
+            f"made the batch and fails on some of its records alone ({where_raised(error)}), so that it cannot be "
+            f"examined",
+            where=runs.place,
+            cure="Let it take any records in any number, and return a row for each: draws of any size come",
+        ) from None
 
 
 class _AmbiguousError(CrossSampleLeakError):
@@ -111,6 +122,13 @@ def _form(runs: CollateRuns, records: Sequence[Any]) -> Form:
         except CrossSampleLeakError as error:
             refusal = refusal or error
     assert refusal is not None
+    if not lists and not any(size in part.shape for _, part in tensors_at(batch)):
+        raise CrossSampleLeakError(
+            f"makes no row for each of {size} records (it drops some, or joins them), so that none can be told apart",
+            where=runs.place,
+            cure="Return a row for each record: leave unusable ones out of the dataset (torch.utils.data.Subset), or "
+            "give them a row of zeros and a loss of 0",
+        )
     if size > 2 and any(is_ambiguous(runs.run(part).batch, len(part), lists) for part in (records, exchanged, fewer)):
         raise _AmbiguousError(refusal.what, where=refusal.where, cure=refusal.cure) from refusal
     raise refusal

@@ -76,6 +76,13 @@ def require_separate_losses(losses: Tensor, outputs: Iterable[Tensor]) -> bool:
     silent = found.spoiled()
     finite = found.finite()
     is_spread = bool(silent & finite) and len(finite) < size
+    if not silent and len(held) == 1 and found.is_in_another_order():
+        raise CrossSampleLeakError(
+            "the losses come in another order than the model's rows: the loop put rows into another order on the way "
+            "to the model or back, so that the loss of one example is of another one's output",
+            cure="Put the records into that order in collate_fn, or leave them in theirs (pack_padded_sequence: "
+            "enforce_sorted=False)",
+        )
     if is_spread or found.mixes(suspects, silent):
         raise CrossSampleLeakError(
             "the loss of one example depends on the outputs of others in its batch: its gradient with respect to them "

@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from hushgrad.capture.axes.layout import MARKS, Layout, Role
 from hushgrad.capture.axes.rules import changes_in_place
+from hushgrad.errors import UncoveredParameterUseError
 from hushgrad.guards.probing.loop_line import LIBRARY, TORCH, loop_frame
 from hushgrad.guards.probing.loss_numbers import choosing_numbers
 from hushgrad.guards.probing.loss_program import (
@@ -291,8 +292,16 @@ class LossTrace(TorchFunctionMode):
         given = mapped((args, kwargs), partial(self._given, is_changed=is_change))
         try:
             result = func(*args, **kwargs)
-        except Exception:
+        except Exception as error:
             self.has_read = True  # whether it fails is a look at the values
+            if func is torch.autograd.grad and _asks_for_parameters(*args, **kwargs):
+                raise UncoveredParameterUseError(
+                    "torch.autograd.grad asked for gradients of trained parameters, which are of the whole batch and "
+                    "are not formed here",
+                    where=str(place),
+                    cure="Weigh losses by constants, or by what each example's own values say: a norm of the batch's "
+                    "gradients mixes examples, without noise",
+                ) from error
             raise
         was_live = self._live if is_of_batch else set(self._live)
         if func is Tensor.register_hook:
@@ -473,6 +482,11 @@ class LossTrace(TorchFunctionMode):
         if kind in ("item", "output"):
             self._live.add(slot)
         return slot
+
+
+def _asks_for_parameters(outputs: Any, inputs: Any, *_: Any, **__: Any) -> bool:
+    """Whether gradients are asked for of parameters."""
+    return any(isinstance(part, nn.Parameter) for part in tensors_of(inputs))
 
 
 def _numbers_at(inputs: Any, size: int) -> list[Any]:
