@@ -283,7 +283,9 @@ class LossTrace(TorchFunctionMode):
             self.hide("it is too long")
             return func(*args, **kwargs)
         if func is torch.autograd.grad and self._asks_plainly(*args, **kwargs):
-            result = func(*args, **kwargs)  # as an output: what the model makes of each example, by its own backward
+            result = _asked(
+                func, args, kwargs, place
+            )  # as an output: what the model makes of each example, by its own backward
             self.program.outputs += [self._adopt(tensor, "output") for tensor in tensors_of(result)]
             return result
         if name in READING:
@@ -291,17 +293,9 @@ class LossTrace(TorchFunctionMode):
             return func(*args, **kwargs)
         given = mapped((args, kwargs), partial(self._given, is_changed=is_change))
         try:
-            result = func(*args, **kwargs)
-        except Exception as error:
+            result = _asked(func, args, kwargs, place) if func is torch.autograd.grad else func(*args, **kwargs)
+        except Exception:
             self.has_read = True  # whether it fails is a look at the values
-            if func is torch.autograd.grad and _asks_for_parameters(*args, **kwargs):
-                raise UncoveredParameterUseError(
-                    "torch.autograd.grad asked for gradients of trained parameters, which are of the whole batch and "
-                    "are not formed here",
-                    where=str(place),
-                    cure="Weigh losses by constants, or by what each example's own values say: a norm of the batch's "
-                    "gradients mixes examples, without noise",
-                ) from error
             raise
         was_live = self._live if is_of_batch else set(self._live)
         if func is Tensor.register_hook:
@@ -484,9 +478,24 @@ class LossTrace(TorchFunctionMode):
         return slot
 
 
-def _asks_for_parameters(outputs: Any, inputs: Any, *_: Any, **__: Any) -> bool:
-    """Whether gradients are asked for of parameters."""
-    return any(isinstance(part, nn.Parameter) for part in tensors_of(inputs))
+def _asked(grad: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Any:
+    """Return the gradients that the loop asks for.
+
+    Raises:
+        UncoveredParameterUseError: by parameters, and they are not there.
+    """
+    try:
+        return grad(*args, **kwargs)
+    except RuntimeError as error:
+        if any(isinstance(part, nn.Parameter) for part in tensors_of(args[1:], kwargs.get("inputs"))):
+            raise UncoveredParameterUseError(
+                "torch.autograd.grad asked for gradients of trained parameters, which are of the whole batch and are "
+                "not formed here",
+                where=str(place),
+                cure="Weigh losses by constants, or by what each example's own values say: a norm of the batch's "
+                "gradients mixes examples, without noise",
+            ) from error
+        raise
 
 
 def _numbers_at(inputs: Any, size: int) -> list[Any]:
