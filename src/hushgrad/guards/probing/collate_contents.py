@@ -45,8 +45,8 @@ def contents_at(value: Any, path: Path = ()) -> Iterator[tuple[Path, Content]]:
         yield path, value
         return
     if isinstance(value, Tensor):
-        asked = (full_name(type(value)), value.requires_grad)
-        yield path, Content({(): asked})
+        if type(value) is not Tensor or value.requires_grad:  # most are plain, and there are many
+            yield path, Content({(): (full_name(type(value)), value.requires_grad)})
         if value.__dict__:
             yield (*path, "its attributes"), content_of_part(dict(value.__dict__))
         return
@@ -69,7 +69,7 @@ def are_same(one: Content, other: Content) -> bool:
 def first_other_content(one: Any, other: Any) -> Path | None:
     """Return the first place at which two nested values hold something else beside tensors; None where they do not."""
     here, there = dict(contents_at(one)), dict(contents_at(other))
-    for path in {**here, **there}:
+    for path in {**here, **there} if here or there else ():
         if path not in here or path not in there or not are_same(here[path], there[path]):
             return path
     return None
