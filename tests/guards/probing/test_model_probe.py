@@ -377,3 +377,19 @@ def test_what_is_kept_out_of_reach_and_comes_out_some_calls_later_is_refused(lat
 
     with pytest.raises(CrossSampleLeakError, match=r"mixes the examples|gives other outputs"):
         probed(Late(), features())
+
+
+class NoisyByNumpy(nn.Module):
+    """Noise of a fixed scale, drawn for the whole batch outside of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x + torch.from_numpy(np.random.normal(0, 0.1, tuple(x.shape))).to(x.dtype))  # type: ignore[no-any-return]
+
+
+def test_numbers_that_numpy_draws_for_a_batch_are_refused_for_that() -> None:
+    with pytest.raises(CrossSampleLeakError, match="draws random numbers by Python or NumPy"):
+        probed(NoisyByNumpy(), features())

@@ -20,7 +20,7 @@ from hushgrad.guards.probing.kept import Key
 from hushgrad.guards.probing.laws import Law
 from hushgrad.guards.probing.lifting import Lifted, lifted
 from hushgrad.guards.probing.seeds import Seeds, seeds_left
-from hushgrad.guards.probing.state import State, Structure, forked_randomness, randomness_used
+from hushgrad.guards.probing.state import State, Structure, forked_randomness, others_drawn, randomness_used
 from hushgrad.guards.probing.trees import Path, copied, detached, tensors_at
 from hushgrad.guards.probing.uncounted_writes import UncountedWrites
 from hushgrad.torch_internals import function_of, gradient_hooks_of, has_backward_hooks, version
@@ -182,6 +182,7 @@ class Outcome:
         structure: what the run left behind, where it made or took away parts or hooks.
         seeds: by what random numbers are drawn after the run, where it has seeded a generator.
         laws: what a quiet run would have drawn from.
+        drew_outside: whether random numbers were drawn that torch does not draw.
         columns: of its draws `[..., n]` that are one number for each column, n.
     """
 
@@ -193,6 +194,7 @@ class Outcome:
     seeds: Seeds = ()
     laws: tuple[Law, ...] = ()
     columns: tuple[int, ...] = ()
+    drew_outside: bool = False
 
 
 @dataclass(eq=False)
@@ -279,6 +281,7 @@ class Runner:
                 for _, tensor in tensors_at(output):
                     arrived(tensor)  # which nobody else may wait for
                 drew = randomness_used(self.devices, SEED) or self.state.has_drawn()
+                drew_outside = drew and others_drawn(SEED)
                 seeds = seeds_left(self.devices, SEED)
                 if then is not None:
                     then(output)
@@ -286,7 +289,7 @@ class Runner:
         finally:
             self.state.restore()
         laws, columns = tuple(silence.laws), tuple(silence.columns)
-        return Outcome(output, moved, drew, silence.unknown, structure, seeds, laws, columns)
+        return Outcome(output, moved, drew, silence.unknown, structure, seeds, laws, columns, drew_outside)
 
 
 def sums_of(output: Any) -> list[tuple[float, float]]:

@@ -390,6 +390,13 @@ class Examination:
         if len(others[0]) == self._size:  # a batch so small that all of it ran again
             raise other_outputs(self._name(None))
         name = self._place(others, size, inputs, quiet)
+        if base.drew_outside or changed.drew_outside:
+            raise CrossSampleLeakError(
+                f"draws random numbers by Python or NumPy, which fall to other examples when some of them {what}, so "
+                f"that what they change cannot be told from mixing the examples of a batch",
+                where=called(self._probed.model, name),
+                cure="Draw them by torch (torch.randn, torch.rand, torch.randperm), whose numbers are followed",
+            )
         raise CrossSampleLeakError(
             f"mixes the examples of a batch: when some of them {what}, the outputs of others changed",
             where=called(self._probed.model, name),
