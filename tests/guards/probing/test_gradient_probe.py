@@ -98,3 +98,44 @@ def test_a_gradient_that_depends_on_other_examples_is_refused_and_one_that_is_sc
     else:
         optimizer.step()
         assert engine.session.steps == 1
+
+
+SMALL_ONLY: dict[str, Any] = {
+    "less their mean": lambda g: g - g.mean(0, keepdim=True) * (g.abs().max() < 0.05),
+    "the largest of all": lambda g: g.sign() * g.abs().max() if g.abs().max() < 0.05 else g,
+}
+
+
+@pytest.mark.parametrize("name", SMALL_ONLY)
+def test_a_hook_on_the_output_that_mixes_small_gradients_only_is_found_before_there_are_any(name: str) -> None:
+    class Hooked(Body):
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x)
+            if out.requires_grad:
+                out.register_hook(SMALL_ONLY[name])
+            return out
+
+    model = Hooked()
+    engine, optimizer, loader = attached(model, data())
+    x, y = next(iter(loader))
+    losses = F.cross_entropy(model(x), y, reduction="none")
+    assert float((losses.detach().neg().exp() - 1).abs().max()) > 0.05  # the gradients of these losses are large
+    with pytest.raises(CrossSampleLeakError):
+        engine.session.backward(losses)
+        optimizer.step()
+
+
+def test_a_hook_on_the_output_that_scales_each_gradient_by_itself_trains() -> None:
+    class Hooked(Body):
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x)
+            if out.requires_grad:
+                out.register_hook(lambda g: g / g.norm(dim=1, keepdim=True).clamp(min=1.0))
+            return out
+
+    model = Hooked()
+    engine, optimizer, loader = attached(model, data())
+    x, y = next(iter(loader))
+    engine.session.backward(F.cross_entropy(model(x), y, reduction="none"))
+    optimizer.step()
+    assert engine.session.steps == 1

@@ -296,9 +296,13 @@ class Examination:
         return False, None
 
     def _trials(self, order: Sequence[int], is_changed: bool) -> Iterator[tuple[int, float]]:
-        """Yield the examples to try, one after another until one tells; if they matter, large gradients first."""
+        """Yield the examples to try, one by one until one tells; if they matter, large and small gradients first.
+
+        Of these two examples: that of the largest gradient may set a factor that all others get.
+        """
         if is_changed:
-            yield order[-1], LARGE
+            two = dict.fromkeys((order[-1], order[0]))
+            yield from ((example, scale) for scale in (LARGE, 1 / LARGE) for example in two)
         yield from ((example, 1.0) for example in order[:FEW])
 
     def _recorded_ones(self, example: int) -> Sequence[int]:
