@@ -39,7 +39,7 @@ def sum_over(query: Query, data: Any) -> Tensor:
 
     Each record is read by itself. Some are read again at the end, as the reading has left function and model, and as
     they were before any record: what has become another is no function of the record alone (a function or a model that
-    remembers earlier ones, the first one say, or draws random numbers).
+    remembers earlier ones, the first one say, or draws random numbers). They are given back as they were before.
 
     Raises:
         CrossSampleLeakError: so it is.
@@ -61,13 +61,12 @@ def sum_over(query: Query, data: Any) -> Tensor:
                     kept.append((record, rows[-1].clone()))
             total += query.total(_stacked(rows))
         _require_same(query, kept)
-        after = [State(part, parameters=False, aside=data) for part in query.readers]
         for state in before:
             state.restore()
         try:
             _require_same(query, kept)
         finally:
-            for state in after:
+            for state in before:
                 state.restore()
     return total
 
