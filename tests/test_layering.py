@@ -26,7 +26,6 @@ JOINING = (
     "joined_optimizer",
     "parallel",
     "mechanism",
-    "releases",
     "separation",
     "losses",
     "guards/in_use",  # guards are always on, and know no session
@@ -36,6 +35,7 @@ JOINING = (
     "guards/gradient_marks",
     "guards/monitoring",
     "guards/probing",
+    "releases",
     "session",
     "engine",
     "privacy",

@@ -53,6 +53,14 @@ def test_people_read_a_table_and_what_it_cost(tmp_path: Path) -> None:
     assert "epsilon of all so far" in result.output
 
 
+def test_a_delta_that_is_none_is_refused_before_anything_is_charged(tmp_path: Path) -> None:
+    given = ["--column", "sex", "--categories", "F,M", "--noise-multiplier", "5", "--delta", "2"]
+    ledger = tmp_path / "l"
+    result = CliRunner().invoke(main, ["release", "histogram", str(table(tmp_path)), *given, "--ledger", str(ledger)])
+    assert result.exit_code == 1
+    assert not ledger.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -131,6 +131,7 @@ def test_a_release_costs_what_a_step_over_all_records_costs(tmp_path: Path, rela
     assert held.adjacency == relation
     assert held.steps == view.steps == 0
     assert "every record in 1 release of a statistic" in str(held)
+    assert [condition.name for condition in held.conditions if condition.name == "read by itself"]
     assert 0 < held.delta_of_rounding < 1e-20
 
 

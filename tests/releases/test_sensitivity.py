@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import traceback
 from typing import Any
 
 import pytest
@@ -115,8 +117,32 @@ def written_into(record: Tensor) -> Tensor:
     return record
 
 
+class ScaledByTheFirst(nn.Module):
+    """A function, or a model, that scales every record by the first one that it saw."""
+
+    first: Tensor | None = None
+
+    def forward(self, record: Tensor) -> Tensor:
+        if self.first is None:
+            self.first = record.detach().clone()
+        return record / self.first
+
+
+def scaled_by_a_variable() -> Any:
+    kept: dict[str, Tensor] = {}
+    return lambda record: record / kept.setdefault("first", record.clone())
+
+
 @pytest.mark.parametrize(
-    "of", [Remembering(), written_into, lambda record: record + torch.randn(3)], ids=["state", "write", "random"]
+    "of",
+    [
+        Remembering(),
+        written_into,
+        lambda record: record + torch.randn(3),
+        scaled_by_a_variable(),
+        ScaledByTheFirst(),
+    ],
+    ids=["state", "write", "random", "the first, in a variable", "the first, in an attribute"],
 )
 def test_what_does_not_follow_from_the_record_alone_is_refused(of: Any) -> None:
     records = list(torch.randn(40, 3))
@@ -129,6 +155,27 @@ def test_a_model_that_keeps_what_it_saw_is_refused() -> None:
     records = [(torch.randn(3) * 9, 0) for _ in range(200)]
     with pytest.raises(CrossSampleLeakError, match="read again"):
         sum_over(Accuracy(Keeping()), records)
+
+
+def test_a_model_that_scales_by_the_first_record_is_refused_and_given_back_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = ScaledByTheFirst()
+    records = [(torch.randn(3), 0) for _ in range(50)]
+    with pytest.raises(CrossSampleLeakError, match="read again"):
+        sum_over(Accuracy(model), records)
+    assert model.first is None
+
+
+def test_a_function_may_keep_what_changes_nothing() -> None:
+    calls: list[int] = []
+    cached = functools.lru_cache(lambda value: value * 2.0)
+
+    def counting(record: Tensor) -> Tensor:
+        calls.append(1)
+        return torch.tensor([cached(float(value)) for value in record])
+
+    assert torch.allclose(sum_over(Sum(3, 100.0, of=counting), [torch.ones(3)] * 20), torch.full((3,), 40.0).double())
+    assert calls == []  # given back as it was
 
 
 def test_normalisation_over_the_batch_is_evaluated_as_a_model_in_use_and_given_back() -> None:
@@ -153,6 +200,45 @@ def test_an_error_in_reading_says_its_kind_and_no_value() -> None:
     assert caught.value.__cause__ is None
 
 
+class Failing(nn.Module):
+    """A model, or a dataset, whose errors hold what they were given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError(f"secret {x}")
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Any:
+        raise KeyError("secret")
+
+
+@pytest.mark.parametrize(
+    ("query", "data", "error", "match"),
+    [
+        (Accuracy(Failing()), [(torch.ones(3), 0)], InvalidArgumentError, "ValueError in forward"),
+        (Sum(3, 1.0), Failing(), DatasetError, "raised KeyError for a record"),
+        (Accuracy(nn.Linear(2, 2)), [(torch.ones(3), 0)], InvalidArgumentError, "RuntimeError"),
+        (Accuracy(nn.Linear(2, 2)), [("secret", 0)], InvalidArgumentError, "TypeError"),
+        (Count(lambda record: record > 0), [torch.ones(3)], InvalidArgumentError, "RuntimeError"),
+        (Sum(1, 1.0), [10**400], InvalidArgumentError, "must be numbers"),
+    ],
+    ids=["model", "dataset", "shape", "text", "several", "too large"],
+)
+def test_no_record_is_read_with_an_error_of_somebody_elses(
+    query: Query, data: Any, error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match) as caught:
+        sum_over(query, data)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_value_that_is_in_no_bin_for_certain_is_in_the_last_one() -> None:
+    for value in (torch.tensor([1.0, 2.0]), [1, 2], None, "x"):
+        assert sum_over(Histogram(categories=[1, 2]), [value]).tolist() == [0, 0, 1]
+    assert sum_over(Histogram(edges=[1.0, 2.0]), [10**400]).tolist() == [0, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("query", "data", "error"),
     [
@@ -175,6 +261,7 @@ def test_what_cannot_be_read_is_refused(query: Query, data: Any, error: type[Exc
         lambda: Histogram(),
         lambda: Histogram(categories=["a"], edges=[1.0]),
         lambda: Histogram(categories=["a", "a"]),
+        lambda: Histogram(categories=[["a"], ["b"]]),
         lambda: Histogram(edges=[1.0, 1.0]),
         lambda: Histogram(edges=[math.nan]),
         lambda: Sum(0, 1.0),
@@ -182,6 +269,7 @@ def test_what_cannot_be_read_is_refused(query: Query, data: Any, error: type[Exc
         lambda: Mean(2, 1.0, centre=[0.0]),
         lambda: Normalisation(low=[0.0], high=[0.0]),
         lambda: Normalisation(low=[], high=[]),
+        lambda: Normalisation(low=[-1e308], high=[1e308]),
         lambda: LeastSquares(2, 1, feature_norm=math.inf),
         lambda: LeastSquares(2, 1, feature_norm=1.0, ridge=0.0),
     ],

@@ -153,6 +153,11 @@ DECLARED_PUBLIC = Condition(
     "a tensor that the model is given beside the batch was declared public (session.public): that it holds nothing of "
     "these records is on trust",
 )
+READ_BY_ITSELF = Condition(
+    "read by itself",
+    "a statistic was released of what the caller's function, model and dataset give for each record: that no constant "
+    "read off the data (a mean, a maximum, a list of values) and no other record enters there is on trust",
+)
 STREAM = Condition(
     "each record once",
     "the data are a stream, which the library reads in its own order: that it yields each record at most once in a "

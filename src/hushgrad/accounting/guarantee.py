@@ -15,6 +15,7 @@ from hushgrad.accounting.conditions import (
     DECLARED_SAMPLING,
     FIXED_KEY,
     NOISE_NOT_OBSERVED,
+    READ_BY_ITSELF,
     Condition,
     joined,
     third_party,
@@ -172,6 +173,8 @@ def guarantee(
         trusted.append(third_party("accountant", accountant))
     charged = {type(event) for event, count in composition if count}
     trusted += [third_party("event", full_name(kind)) for kind in charged if not is_own(kind)]
+    if any(event.is_release and not event.is_step for event, count in composition if count):
+        trusted.append(READ_BY_ITSELF)
     found = finding_of(composition)
     if found is not None:
         notes.append(f"nothing is established for any of these steps, because it was found after them: {found}")

@@ -182,7 +182,11 @@ def accuracy(run: Path, data: Path, target: str, ledger: str | None, as_json: bo
 
 
 def _asked(how: dict[str, Any]) -> dict[str, Any]:
-    """Return what a release is asked with: δ chooses the noise where an ε does."""
+    """Return what a release is asked with: δ chooses the noise where an ε does, and is looked at before the charge."""
+    from hushgrad.arguments import open_unit_interval
+
+    if how["delta"] is not None:
+        open_unit_interval("delta", how["delta"], "Pass less than 1 / the number of rows")
     return how if how["noise_multiplier"] is None else {**how, "delta": None}
 
 

@@ -70,6 +70,11 @@ class Accuracy(Query):
         """Return what it is."""
         return "the accuracy of a model"
 
+    @property
+    def readers(self) -> tuple[Any, ...]:
+        """The function, and the model."""
+        return (self.of, self.model)
+
     def while_reading(self) -> AbstractContextManager[None]:
         """Return what puts the model into evaluation mode."""
         return _evaluated(self.model)

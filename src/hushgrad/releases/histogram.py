@@ -42,9 +42,11 @@ class Histogram(Query):
             )
         if self.categories is not None:
             known = tuple(self.categories)
-            if not known or len(set(known)) < len(known):
+            if not known or not all(isinstance(value, Hashable) for value in known) or len(set(known)) < len(known):
                 raise InvalidArgumentError(
-                    "must be different values, at least one", where="categories", cure="Name each public value once"
+                    "must be different values, at least one, each a number, text or the like",
+                    where="categories",
+                    cure="Name each public value once",
                 )
             object.__setattr__(self, "categories", known)
         if self.edges is not None:
@@ -76,13 +78,13 @@ class Histogram(Query):
         if self.edges is not None:
             try:
                 number = float(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 return last
             return last if math.isnan(number) else bisect.bisect_right(self.edges, number)
         assert self.categories is not None
         try:
             return self.categories.index(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):  # an array or tensor of several values is none of them
             return last
 
     def total(self, rows: Tensor) -> Tensor:

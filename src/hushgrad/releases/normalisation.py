@@ -48,6 +48,10 @@ class Normalisation(Query):
                 where="low, high",
                 cure="Pass the public range of each feature",
             )
+        if not all(math.isfinite(other - one) for one, other in zip(low, high, strict=True)):
+            raise InvalidArgumentError(
+                "must be ranges that float64 holds", where="low, high", cure="Pass the public range of each feature"
+            )
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
 

@@ -62,6 +62,12 @@ class Query(ABC):
     def describe(self) -> str:
         """Return the question with its public constants, in one printable line, for the ledger."""
 
+    @property
+    def readers(self) -> tuple[Any, ...]:
+        """The caller's code that a record goes through: `of`, where there is one."""
+        of = getattr(self, "of", None)
+        return () if of is None else (of,)
+
     def while_reading(self) -> AbstractContextManager[None]:
         """Return what has to hold while rows are read."""
         return nullcontext()
@@ -74,7 +80,7 @@ def vector_of(value: Any, size: int | None = None) -> Tensor:
     """
     try:
         found = torch.as_tensor(value, dtype=torch.float64).detach().reshape(-1).cpu()
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise InvalidArgumentError(
             f"what is read of a record must be numbers, got {type(value).__name__}",
             where="a release",

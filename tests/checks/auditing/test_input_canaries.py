@@ -11,7 +11,16 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import PrivacyEngine
-from hushgrad.accounting import PoissonSampled
+from hushgrad.accounting import (
+    DisjointPass,
+    FixedOrder,
+    FixedSizeSampled,
+    PoissonSampled,
+    Release,
+    TruncatedPoisson,
+    epsilon,
+)
+from hushgrad.checks.auditing.audit import recomputed
 from hushgrad.checks.auditing.input_canaries import InputCanaries, input_canaries
 from hushgrad.errors import InvalidArgumentError
 
@@ -97,3 +106,33 @@ def test_numbers_out_of_range_are_refused(change: dict[str, int]) -> None:
     given = {"count": 50, "classes": CLASSES, "seed": 0, **change}
     with pytest.raises(InvalidArgumentError):
         input_canaries(DATA, given["count"], classes=given["classes"], seed=given["seed"])
+
+
+def test_a_claim_under_a_relation_of_which_no_canary_is_an_instance_is_refused() -> None:
+    """A canary that takes no part is absent: neither zeroed out nor replaced."""
+    found, losses_C = odd(), torch.zeros(100)
+    for event in (DisjointPass(1.0, 0), FixedSizeSampled(10, 200, 1.0), FixedOrder(1.0, 4, 0)):
+        with pytest.raises(InvalidArgumentError, match="takes no part is absent"):
+            found.report(losses_C, [(event, 4)], delta=1e-5)
+
+
+def test_what_is_claimed_is_the_epsilon_of_the_run_under_add_remove_one() -> None:
+    """Of draws that may be cut not that of zero-out, and of an account that begins with a statistic that of all."""
+    for charged in (
+        [(TruncatedPoisson(0.1, 1.0, 200, 40), 10)],
+        [(Release(3.0, "a count of records"), 1), (PoissonSampled(0.1, 1.0), 10)],
+        [],
+    ):
+        report = odd().report(torch.linspace(0, 1, 100), charged, delta=1e-5)
+        assert set(report.claimed.values()) == {epsilon(charged, 1e-5)}
+        if charged:
+            assert recomputed(report.as_json()).claimed == report.claimed
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(99), torch.full((100,), float("nan")), "losses", torch.zeros(100, 2)])
+def test_losses_that_are_no_losses_are_refused(wrong: Any) -> None:
+    charged = [(PoissonSampled(0.1, 1.0), 5)]
+    with pytest.raises(InvalidArgumentError, match="losses"):
+        odd().report(wrong, charged, delta=1e-5)
+    with pytest.raises(InvalidArgumentError, match="before"):
+        odd().report(torch.zeros(100), charged, delta=1e-5, before=wrong)

@@ -61,7 +61,7 @@ class AuditReport:
     @classmethod
     def of(cls, bounds: Sequence[AuditBound], delta: float, canaries: int, charged: Composition) -> AuditReport:
         """Return the report of a run whose canaries were guessed from what came of it, and no step was looked at."""
-        return cls(tuple(bounds), _claims(charged, delta), delta, canaries, 0, 0, charged)
+        return cls(tuple(bounds), _claims(charged, delta, is_played=False), delta, canaries, 0, 0, charged)
 
     @property
     def passed(self) -> bool:
@@ -132,15 +132,21 @@ def recomputed(value: Mapping[str, Any]) -> AuditReport:
                     "the result of an audit has a bound by a method that is not known",
                     cure="Read it with the version of hushgrad that wrote it",
                 )
-        return AuditReport(tuple(bounds), _claims(releases, delta), delta, count, present, absent, releases)
+        claims = _claims(releases, delta, is_played=bool(present or absent))
+        return AuditReport(tuple(bounds), claims, delta, count, present, absent, releases)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise InvalidArgumentError(
             "this is not the result of an audit, or it was damaged", cure="Run the audit again"
         ) from error
 
 
-def _claims(releases: Composition, delta: float) -> dict[str, float]:
-    """Return what is claimed of a step in which a canary takes part, and of the whole run."""
+def _claims(releases: Composition, delta: float, *, is_played: bool) -> dict[str, float]:
+    """Return what is claimed of a step in which a canary takes part, and of the whole run.
+
+    Of a run that an audit did not play (input canaries) what is claimed of the whole, under its own relation.
+    """
+    if not is_played:
+        return dict.fromkeys(("one run", "one run, f-DP", OWN_CURVE), epsilon_of(releases, delta))
     event = releases[0][0]
     moved = 2 if event.adjacency == REPLACE_ONE else 1  # how far the sum moves, in C
     step = epsilon_of([(Gaussian(event.noise_multiplier / moved), 1)], delta)
@@ -212,7 +218,7 @@ def audit(
     bounds += guessed_bounds(made, right, count, played.charged, delta=delta, confidence=confidence)
     return AuditReport(
         tuple(bounds),
-        _claims(played.charged, delta),
+        _claims(played.charged, delta, is_played=True),
         delta,
         count,
         len(played.present),

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from hushgrad.accounting.composition import Composition
+from hushgrad.accounting.composition import Composition, adjacency_of
+from hushgrad.accounting.events.event import ADD_REMOVE_ONE
 from hushgrad.arguments import whole_number
 from hushgrad.checks.auditing.audit import AuditReport, guess, guessed_bounds
 from hushgrad.errors import InvalidArgumentError
@@ -69,6 +70,8 @@ class InputCanaries:
     ) -> AuditReport:
         """Return lower bounds on ε from the losses of the canaries, beside what was charged.
 
+        A canary that takes no part is absent, so the claim is one for add/remove-one neighbours.
+
         Args:
             losses: [count], of each canary under the trained model (in evaluation mode).
             charged: `session.charged`.
@@ -77,14 +80,39 @@ class InputCanaries:
             guesses: how many canaries are guessed, the most certain ones; by default half. Chosen before losses are
                 looked at: the best of several choices is no bound.
             confidence: with which each bound holds.
+
+        Raises `InvalidArgumentError` for losses that are not one finite number for each canary, and for a charge under
+        another relation, which says nothing of a record that is absent.
         """
-        scores = -np.asarray(losses, dtype=np.float64)
+        count, relation = len(self.members), adjacency_of(event for event, _ in charged)
+        if relation != ADD_REMOVE_ONE:
+            raise InvalidArgumentError(
+                f"a canary that takes no part is absent, and what was charged is told for {relation} neighbours",
+                where="charged",
+                cure="Train on odd.training by a sampling charged under add/remove-one (Poisson sampling, balls "
+                "in bins); hushgrad audit audits the others",
+            )
+        scores = -_losses("losses", losses, count)
         if before is not None:
-            scores = scores + np.asarray(before, dtype=np.float64)
-        count = len(self.members)
+            scores = scores + _losses("before", before, count)
         right, made = guess(scores, self.members, count // 2 if guesses is None else guesses)
         bounds = guessed_bounds(made, right, count, charged, delta=delta, confidence=confidence)
         return AuditReport.of(bounds, delta, count, charged)
+
+
+def _losses(name: str, values: Any, count: int) -> Scores:
+    try:
+        given = values.detach().cpu() if isinstance(values, Tensor) else values
+        found = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        found = np.zeros(0)
+    if found.shape != (count,) or not np.isfinite(found).all():
+        raise InvalidArgumentError(
+            f"must be one finite number for each of the {count} canaries, in their order",
+            where=name,
+            cure="Pass the losses of odd.canaries, each reduced to one number",
+        )
+    return found
 
 
 def input_canaries(

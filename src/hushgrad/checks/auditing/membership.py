@@ -105,7 +105,11 @@ def membership_report(
     """Return how well scores tell training records from others, which were drawn like them and not trained on.
 
     The interval of the area is DeLong's, on the scale of its logit. The threshold for a share α of m others is their
-    (⌊αm⌋ + 1)-th largest score, so that no more than αm lie above it; a hit rate's interval is Clopper and Pearson's.
+    (⌊αm⌋ + 1)-th largest score, so that no more than αm lie above it. A hit rate's interval is for the threshold that a
+    share α of *all* others exceed, which the m only estimate: where a score has the j-th largest place among them, the
+    share beyond it is Beta(j, m + 1 − j), whatever the law of scores. So its lower end is Clopper and Pearson's at a
+    threshold that fewer exceed, its upper end at one that more do, each for certain but for a quarter of 1 −
+    `confidence`. Few others tell nothing of few false alarms, and the interval says so.
 
     Args:
         members: [n], higher where a record is taken for a training record; minus its loss, for instance.
@@ -121,11 +125,10 @@ def membership_report(
     rates = [open_unit_interval("false_positive_rate", rate) for rate in false_positive_rates]
     misses = None if charged is None else trade_off_curve(charged, rates)
     falling = np.sort(other)[::-1]
-    hits = []
-    for place, rate in enumerate(rates):
-        threshold = falling[min(math.floor(rate * len(other)), len(other) - 1)]
-        found = int((one > threshold).sum())
-        hits.append(HitRate(rate, _share(found, len(one), level), None if misses is None else 1 - misses[place]))
+    hits = [
+        HitRate(rate, _hits(one, falling, rate, level), None if misses is None else 1 - misses[place])
+        for place, rate in enumerate(rates)
+    ]
     most = None if charged is None else (1 + membership_advantage(charged)) / 2
     return MembershipReport(_area(one, other, level), tuple(hits), len(one), len(other), level, most)
 
@@ -145,11 +148,22 @@ def _area(one: Scores, other: Scores, level: float) -> Interval:
     return Interval(area, low, high)
 
 
-def _share(found: int, count: int, level: float) -> Interval:
-    tail = (1 - level) / 2
-    low = 0.0 if found == 0 else float(stats.beta.ppf(tail, found, count - found + 1))
-    high = 1.0 if found == count else float(stats.beta.ppf(1 - tail, found + 1, count - found))
-    return Interval(found / count, low, high)
+def _hits(one: Scores, falling: Scores, rate: float, level: float) -> Interval:
+    """Return how many of `one` lie above what a share `rate` of all others exceed; `falling` are those that are known.
+
+    Of tied scores those above a threshold alone count for the lower end, and those at it, too, for the upper one.
+    """
+    n, m, tail = len(one), len(falling), (1 - level) / 4
+    found = int((one > falling[min(math.floor(rate * m), m - 1)]).sum())
+    places = np.arange(1, m + 1)
+    fewer = np.flatnonzero(stats.beta.sf(rate, places, m + 1 - places) <= tail)
+    more = np.flatnonzero(stats.beta.cdf(rate, places, m + 1 - places) <= tail)
+    low, high = 0.0, 1.0
+    if len(fewer) and (sure := int((one > falling[fewer[-1]]).sum())):
+        low = float(stats.beta.ppf(tail, sure, n - sure + 1))
+    if len(more) and (most := int((one >= falling[more[0]]).sum())) < n:
+        high = float(stats.beta.ppf(1 - tail, most + 1, n - most))
+    return Interval(found / n, low, high)
 
 
 def _scores(name: str, values: Scores) -> Scores:

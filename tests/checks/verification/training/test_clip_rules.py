@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hushgrad
@@ -90,9 +90,10 @@ def noise_of_a_group_is_drawn_by_its_own_norm_alone(patch: pytest.MonkeyPatch) -
 def the_count_gets_no_noise(patch: pytest.MonkeyPatch) -> None:
     noised = Update._updates
 
-    def bare(self: Update, totals: list[Tensor], splits: Any, relative: Any, number: int, of: Mechanism) -> Any:
-        count = totals[-1].clone()
-        return [*noised(self, totals, splits, relative, number, of)[:-1], count / of.divisor]
+    def bare(self: Update, trained: Any, sums: Any, number: int, of: Mechanism) -> Any:
+        counted = self.norm._signs
+        count = torch.zeros(1, dtype=torch.float64) if counted is None else counted.reshape(1).clone()
+        return noised(self, trained, sums, number, of)[0], count / of.divisor
 
     patch.setattr(Update, "_updates", bare)
 
@@ -105,7 +106,9 @@ def the_count_is_divided_by_the_batch_that_was_drawn(patch: pytest.MonkeyPatch) 
 def the_noise_is_of_another_steps_norm(patch: pytest.MonkeyPatch) -> None:
     write = Update.write
     patch.setattr(
-        Update, "write", lambda self, of: write(self, of.with_clipping(of.clipping.with_norm(of.sensitivity / 2)))
+        Update,
+        "write",
+        lambda self, of, step: write(self, of.with_clipping(of.clipping.with_norm(of.sensitivity / 2)), step),
     )
 
 
