@@ -26,7 +26,7 @@ from hushgrad.accounting.allocation.one_pass import delta_of
 from hushgrad.accounting.composition import NormalForm, normal_form
 from hushgrad.accounting.gaussian import log_delta
 from hushgrad.accounting.pld.discretization import one_step_of_fixed_size
-from hushgrad.accounting.risk import membership_advantage
+from hushgrad.accounting.risk import gaussian_mu
 from hushgrad.accounting.selection import selection_epsilon
 from hushgrad.accounting.truncation import (
     Rung,
@@ -415,7 +415,7 @@ def test_the_first_kind_of_balls_in_bins_keeps_its_charge() -> None:
 @pytest.mark.parametrize("event", [TruncatedPoisson(0.1, 1.0, 100, 20), FixedSizeSampled(5, 100, 1.0)])
 def test_what_is_not_computed_is_refused(event: TruncatedPoisson | FixedSizeSampled) -> None:
     with pytest.raises(AccountingError):
-        membership_advantage([(event, 3)])
+        gaussian_mu([(event, 3)])
     with pytest.raises(AccountingError):
         selection_epsilon([(event, 3)], 1e-5, 10)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -145,6 +146,10 @@ KIND = Kind(
     (
         *(leaky(f"{name}, of the batch", DATA, make=make(lambda v: v), batches=2, ways=WAYS, by_hand=False)
           for name, make in KINDS.items()),
+        leaky("a custom function's backward, its root", DATA, make=of_function(math.sqrt), batches=2, ways=WAYS,
+              by_hand=False),
+        leaky("a hook on an activation, its logarithm", DATA, make=of_hook(math.log1p), batches=2, ways=WAYS,
+              by_hand=False),
         *(clean(f"{name}, of a constant", DATA, make=make(lambda v: 1.0), batches=2, ways=WAYS)
           for name, make in KINDS.items()),
         clean("each example's own gradient is kept", DATA, make=Mapped, batches=2, ways=WAYS, told=CHANGE),

@@ -298,11 +298,11 @@ class Examination:
     def _trials(self, order: Sequence[int], is_changed: bool) -> Iterator[tuple[int, float]]:
         """Yield the examples to try, one by one until one tells; if they matter, large and small gradients first.
 
-        Of these two examples: that of the largest gradient may set a factor that all others get.
+        Of two examples: that of the largest gradient may set a factor that all others get.
         """
         if is_changed:
-            two = dict.fromkeys((order[-1], order[0]))
-            yield from ((example, scale) for scale in (LARGE, 1 / LARGE) for example in two)
+            yield order[-1], LARGE
+            yield order[0], 1 / LARGE
         yield from ((example, 1.0) for example in order[:FEW])
 
     def _recorded_ones(self, example: int) -> Sequence[int]:
