@@ -383,16 +383,15 @@ def test_the_innermost_mode_is_the_top_one_and_unseen_calls_are_not_seen() -> No
     assert insides.top_mode() is None
 
 
-def test_a_mode_is_put_below_the_others_and_taken_out_from_there() -> None:
-    below = Seen()
-    with Seen() as above:
-        insides.push_below(below)
-        assert insides.top_mode() is above
-    assert insides.top_mode() is below
-    with Seen() as above:
-        insides.take_from_below(lambda mode: mode is below)
-        assert insides.top_mode() is above
-    assert insides.top_mode() is None
+def test_modes_are_put_in_another_order_and_none_is_left_or_entered() -> None:
+    one = Seen()
+    with Seen() as other:
+        insides.order_modes([one, other])
+        assert insides.function_modes() == [one, other]
+        insides.order_modes([other, one])
+        assert insides.top_mode() is one
+        insides.order_modes([other])
+    assert insides.function_modes() == []
 
 
 def test_packing_and_cells_show_themselves_by_the_functions_that_rules_stand_at() -> None:

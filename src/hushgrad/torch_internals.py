@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from datetime import timedelta
 from operator import attrgetter
 from types import FrameType, FunctionType
@@ -238,29 +238,19 @@ def function_modes() -> list[TorchFunctionMode]:
     return list(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
 
 
-def push_below(mode: TorchFunctionMode) -> None:
-    """Put a function mode below all others of this thread, whose `with` blocks then still end in their order."""
-    _with_stack(lambda modes: [mode, *modes])
-
-
-def take_from_below(is_over: Callable[[TorchFunctionMode], bool]) -> None:
-    """Take the function modes that are over out of this thread's stack, wherever they lie."""
-    _with_stack(lambda modes: [mode for mode in modes if not is_over(mode)])
-
-
-def _with_stack(change: Callable[[list[TorchFunctionMode]], list[TorchFunctionMode]]) -> None:
-    """Put the function modes of this thread in another order, without leaving or entering them."""
-    modes = function_modes()
-    for _ in modes:
+def order_modes(modes: Sequence[TorchFunctionMode]) -> None:
+    """Let these be the function modes of this thread, the outermost first, without leaving or entering any."""
+    for _ in function_modes():
         _pop_mode()  # type: ignore[no-untyped-call]
-    for mode in change(modes):
+    for mode in modes:
         _push_mode(mode)  # type: ignore[no-untyped-call]
 
 
 class EagerCode:
     """Has what a loop compiled run eagerly, as long as anybody wants it so.
 
-    Under a function mode torch.compile would give such code up for good.
+    Under a function mode torch.compile would give such code up for good. Another's `release` may run anywhere within
+    these, in a finalizer.
     """
 
     _wanted: ClassVar[set[int]] = set()
@@ -270,17 +260,17 @@ class EagerCode:
     def want(cls, who: object) -> None:
         """Somebody begins to want it; without effect where nothing can be compiled yet."""
         if "torch._dynamo" in sys.modules:
-            if not cls._wanted:
-                cls._former = torch.compiler.set_stance("force_eager")
             cls._wanted.add(id(who))
+            if cls._former is None:
+                cls._former = torch.compiler.set_stance("force_eager")
 
     @classmethod
     def release(cls, who: object) -> None:
         """They want it no more."""
-        if id(who) in cls._wanted:
-            cls._wanted.discard(id(who))
-            if not cls._wanted:
-                cls._former.__exit__(None, None, None)
+        cls._wanted.discard(id(who))
+        if not cls._wanted and cls._former is not None:
+            former, cls._former = cls._former, None
+            former.__exit__(None, None, None)
 
 
 def keeps_some_values() -> bool:

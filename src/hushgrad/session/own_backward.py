@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from hushgrad.capture.axes.batch_axes import NARROW
 from hushgrad.guards.probing.loss_cuts import Cut
 from hushgrad.guards.probing.trees import tensors_at
-from hushgrad.torch_internals import EagerCode, function_modes, push_below, take_from_below
+from hushgrad.low_mode import LowMode
+from hushgrad.torch_internals import EagerCode, function_modes
 
 MEANS = {
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_embedding_loss", "gaussian_nll_loss",
@@ -69,7 +68,7 @@ class Watched(Protocol):
         """Told from inside a backward that its gradients were multiplied, and by what."""
 
 
-class OwnBackward(TorchFunctionMode):
+class OwnBackward(LowMode):
     """Multiplies the gradients of the loop's own losses of one item, in the thread that took it.
 
     Guarantee: where `cuts` finds a place, what a loop's own mean hands to each example's values does not follow the
@@ -84,8 +83,7 @@ class OwnBackward(TorchFunctionMode):
     def __init__(self, batch: Watched, factor: float, *, is_mean: bool) -> None:
         super().__init__()
         self._batch, self._factor, self._is_mean = weakref.ref(batch), factor, is_mean
-        self._thread = threading.get_ident()
-        self._is_on = self._was_on = self._is_over = False
+        self._is_on = self._was_on = False
         self._wide: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}  # what numbers of 16 bits were rounded from
         self._inputs: list[Any] = []  # of forwards, until one is in 16 bits
         self._has_others = False  # whether gradients go through the model to something else
@@ -100,43 +98,42 @@ class OwnBackward(TorchFunctionMode):
     def returned(self) -> None:
         """It has returned."""
         batch = self._batch()
-        if self._is_over or batch is None or not batch.is_watched or threading.get_ident() != self._thread:
+        if self.is_over or batch is None or not batch.is_watched or not self.is_in_its_thread:
             return
         self._take_out()
         self._has_others = self._has_others or any(tensor.requires_grad for _, tensor in tensors_at(self._inputs))
         self._inputs.clear()
         if not self._was_on:
             self._was_on = True
-            weakref.finalize(batch, self.end)  # should nobody tell of it
+            weakref.finalize(batch, self.give_up)  # should nobody tell of its end
         others = [mode for mode in function_modes() if isinstance(mode, OwnBackward)]
         for mode in others[MOST_OTHERS:]:  # the newest lie lowest
             mode.end()
         self._is_on = True
         EagerCode.want(self)
-        push_below(self)
+        self.lay_down()
 
     def end(self) -> None:
         """The item is done with."""
-        self._is_over = True
+        self.is_over = True
         self._take_out()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Hold nothing of the loop any more."""
         self._inputs.clear()
         self._wide.clear()
 
     def _take_out(self) -> None:
-        if not self._is_on:
-            return
-        self._is_on = False
-        EagerCode.release(self)
-        if threading.get_ident() == self._thread:
-            take_from_below(lambda mode: isinstance(mode, OwnBackward) and not mode._is_on)
+        if self._is_on:
+            self._is_on = False
+            EagerCode.release(self)
+            self.take_up()
 
     # The mode --------------------------------------------------------------------------------------------------------
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def run(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call; another way where it is a reduction in 16 bits, or a backward."""
-        kwargs = kwargs or {}
         return _uncompiled()(self, func, args, kwargs) if self._is_on else func(*args, **kwargs)
 
     def _seen(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -76,9 +76,9 @@ class LossPrograms:
         self._has_changed_gradients = False
         self._earlier = Earlier(constants=Constants(public))
         self._items = 0
-        self.has_read = False
         self.reorders = False
         """Whether the loop gave the model the rows of an item in another order than the loader's."""
+        self.has_read = False
         """Whether the loop read numbers of the batch's examples before it had its losses, or may have."""
         self._untold: dict[str, None] = {}
         self.cuts: set[int] = set()
@@ -100,7 +100,7 @@ class LossPrograms:
         self.has_read |= bool(statistics_in(drawn)[1])  # Python holds them, and may decide by them unseen
         if self._items <= FIRST or self._looks.wanted or is_new:
             self._trace = LossTrace(size, drawn.item, drawn.axes, self._earlier, drawn.layout, drawn.lists)
-            self._end = weakref.finalize(self, self._trace.end)
+            self._end = weakref.finalize(self, self._trace.give_up)
             self._of_items.drawn(drawn.collate_fn, drawn.dataset)
 
     def given(self, inputs: Any, state: State | None, roles: Mapping[Path, Role] = NOTHING) -> None:

@@ -11,7 +11,6 @@ import math
 import pickle
 import random
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
@@ -24,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from hushgrad.capture.axes.layout import MARKS, Layout, Role
 from hushgrad.capture.axes.rules import changes_in_place
@@ -46,14 +44,13 @@ from hushgrad.guards.probing.loss_program import (
 from hushgrad.guards.probing.numbers_taken import is_free, numbers_in
 from hushgrad.guards.probing.outside_values import OutsideValues
 from hushgrad.guards.probing.trees import DESCEND, Path, tensors_at, with_parts
+from hushgrad.low_mode import LowMode
 from hushgrad.torch_internals import (
     EagerCode,
     base_of,
     function_modes,
     function_of,
     functorch_transform,
-    push_below,
-    take_from_below,
     unseen,
     version,
 )
@@ -72,8 +69,8 @@ NOTHING: Mapping[Path, Role] = MappingProxyType({})
 NOBODYS = -1
 
 CRITERIA = str(File(LIBRARY) / "losses.py")
-OTHER_WAY = str(File(LIBRARY) / "session" / "own_backward.py")
-"""The code of a mode that runs some of the loop's calls another way: what it calls is the loop's."""
+MODES = {__file__, str(File(LIBRARY) / "low_mode.py"), str(File(LIBRARY) / "session" / "own_backward.py")}
+"""The code of modes that the loop's calls run through, some another way: what they call is the loop's."""
 
 DEVICES = ("cpu", "cuda")
 APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
@@ -94,7 +91,7 @@ READING = {
 """Calls that hand the values on as texts, bytes or memory."""
 
 
-class LossTrace(TorchFunctionMode):
+class LossTrace(LowMode):
     """Writes down the calls of one item, in the thread that took it."""
 
     def __init__(
@@ -117,7 +114,6 @@ class LossTrace(TorchFunctionMode):
         self._seed = torch.initial_seed()
         self._drawn_before = _drawn_in_python()
         self.program = Program(size, earlier=frozenset(self._earlier.numbers))
-        self._thread = threading.get_ident()
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._live: set[int] = set()
         self._count = 0
@@ -139,32 +135,38 @@ class LossTrace(TorchFunctionMode):
                 self.program.entries[slot] = NOBODYS if is_repeated else path[place]
             if layout is not None and layout.is_flat and layout.roles.get(path) in (*MARKS, Role.FLAT, Role.LINKS):
                 self.program.flat.add(slot, layout, path, tensor)
-        self._is_on = True
         is_compiling = "torch._dynamo" in sys.modules  # then this is no code of the loop's to compile
         self._run = torch.compiler.disable(self._seen) if is_compiling else self._seen  # type: ignore[no-untyped-call]
         self._end_older()
         EagerCode.want(self)
-        push_below(self)
+        self.lay_down()
 
     def _end_older(self) -> None:
         """Leave few traces of other loops in this thread: of those that were left in an item nobody tells the end."""
-        others = [mode for mode in function_modes() if isinstance(mode, LossTrace) and mode._is_on]
+        others = [mode for mode in function_modes() if isinstance(mode, LossTrace) and not mode.is_over]
         for mode in others[MOST_OTHERS:]:  # the newest lie lowest
             mode.hide("many other loops ran within its item")
             mode.end()
 
     def end(self) -> None:
         """Take the mode away; what was written down stays."""
-        if self._is_on:
-            self._is_on = False
+        if not self.is_over:
+            self.is_over = True
             self.program.seed = torch.initial_seed()
             self.program.sets_seed = self.program.seed != self._seed
             self.program.numbers_outside = frozenset(self.outside.numbers)
             self.program.draws_in_python = self._drawn_before != _drawn_in_python()
             EagerCode.release(self)
             self._hand_on()
-        if threading.get_ident() == self._thread:
-            take_from_below(lambda mode: isinstance(mode, LossTrace) and not mode._is_on)
+        self.take_up()
+        self._forget()
+
+    def let_go(self) -> None:
+        """Hold nothing of the loop any more."""
+        self.program = Program(self.program.size)
+        self._forget()
+
+    def _forget(self) -> None:
         self._known.clear()
         self._applied.clear()
         self._weighted.clear()
@@ -180,11 +182,6 @@ class LossTrace(TorchFunctionMode):
             if call.taken is not None and not isinstance(call.taken, torch.Size):
                 earlier.numbers.update(number for number in numbers_in(call.taken) if not number.is_integer())
 
-    def _take_out(self) -> None:
-        """Leave the stack to a forward of the model: compiled code takes note of what lies on it."""
-        if threading.get_ident() == self._thread:
-            take_from_below(lambda mode: mode is self)
-
     # What the probe tells ------------------------------------------------------------------------------------------
 
     def given(self, inputs: Any, kept: Iterable[Any], roles: Mapping[Path, Role] = NOTHING) -> None:
@@ -192,7 +189,7 @@ class LossTrace(TorchFunctionMode):
 
         `roles`: what its inputs hold, as far as it is known.
         """
-        self._take_out()
+        self.take_up()  # compiled code takes note of what lies in the stack
         program, named = self.program, list(tensors_at(inputs))
         tensors = [tensor for _, tensor in named]
         held = [*kept, *(part for tensor in tensors for part in tensor.__dict__.values())]
@@ -224,9 +221,8 @@ class LossTrace(TorchFunctionMode):
 
     def returned(self, output: Any, turned: Sequence[Tensor] = (), module: nn.Module | None = None) -> None:
         """The `module` returned this; `turned` has the examples on the second axis."""
-        if self._is_on and threading.get_ident() == self._thread:
-            self._take_out()
-            push_below(self)
+        if not self.is_over:
+            self.lay_down()
         for path, tensor in tensors_at(output):
             if tensor.grad_fn is not None or tensor.requires_grad or self._slot(tensor) is None:
                 slot = self._adopt(tensor, "output")
@@ -253,19 +249,16 @@ class LossTrace(TorchFunctionMode):
 
     # The mode --------------------------------------------------------------------------------------------------------
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def run(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call, and write it down if values of the batch go in."""
-        kwargs = kwargs or {}
-        return self._run(func, types, args, kwargs) if self._is_on else func(*args, **kwargs)
+        return self._run(func, types, args, kwargs)
 
     def _seen(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
         is_change = changes_in_place(func) or name == "__setitem__" or "out" in kwargs
         is_of_batch = self._takes_batch(args, kwargs)
         is_wanted = is_of_batch or (is_change and self._knows(args))
-        if name in SILENT or threading.get_ident() != self._thread:
+        if name in SILENT or not self.is_in_its_thread:
             return func(*args, **kwargs)
         if not is_wanted:
             result = func(*args, **kwargs)
@@ -283,9 +276,8 @@ class LossTrace(TorchFunctionMode):
             self.hide("it is too long")
             return func(*args, **kwargs)
         if func is torch.autograd.grad and self._asks_plainly(*args, **kwargs):
-            result = _asked(
-                func, args, kwargs, place
-            )  # as an output: what the model makes of each example, by its own backward
+            # An output: what the model makes of each example, by its own backward.
+            result = _asked(func, args, kwargs, place)
             self.program.outputs += [self._adopt(tensor, "output") for tensor in tensors_of(result)]
             return result
         if name in READING:
@@ -545,7 +537,7 @@ def _place() -> tuple[Place | None, FrameType | None]:
     place: Place | None = None
     while frame is not None:
         file = frame.f_code.co_filename
-        if place is None and file not in (__file__, OTHER_WAY) and not file.startswith(TORCH):
+        if place is None and file not in MODES and not file.startswith(TORCH):
             if file.startswith(LIBRARY) and file != CRITERIA:
                 return None, None
             place = _place_of(frame)
