@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.optim import SGD, Adam, Optimizer
 from hushgrad import DPSGD, FlatClipping, JoinedOptimizer, PoissonSampling, Session, privatize, session_of
 from hushgrad.errors import (
     CheckpointError,
+    ContractChangedError,
     InvalidArgumentError,
     ParameterMismatchError,
     ProtocolError,
@@ -138,6 +140,45 @@ def test_a_part_that_is_stepped_by_itself_is_refused_and_nothing_is_released(pla
     assert session.steps == 1
 
 
+def test_a_part_that_a_hook_steps_within_the_joint_step_is_refused() -> None:
+    """Guarantee: one step is one step of every part, in the order given."""
+    model = network()
+    first, second = parts(model)
+    joined = JoinedOptimizer([first, second])
+    model(X).sum().backward()
+    joined.step()
+    for part, hook in ((first, lambda *_: second.step()), (second, lambda *_: first.step())):
+        handle = part.register_step_post_hook(hook)
+        with pytest.raises(ProtocolError, match="stepped by itself"):
+            joined.step()
+        handle.remove()
+    joined.step()
+    steps = [int(kept["step"]) for kept in second.state.values()]
+    assert steps == [3, 3]  # the first hook raised before its part's turn, the second one after it
+
+
+def test_a_group_that_a_part_was_given_since_is_refused_before_the_next_release() -> None:
+    model = network()
+    first, second = parts(model)
+    joined = JoinedOptimizer([first, second])
+    session = privatize(model, joined, plan(1.0))
+    run(model, joined, session, 1)
+    second.param_groups.append({**first.param_groups[0]})
+    with pytest.raises(ContractChangedError, match="param_groups hold other tensors"):
+        run(model, joined, session, 1)
+    assert session.steps == 1
+
+
+def test_a_copy_joins_copies_of_its_parts() -> None:
+    model = network()
+    twin, joined = copy.deepcopy((model, JoinedOptimizer(parts(model))))
+    twin(X).sum().backward()
+    with pytest.raises(ProtocolError, match="stepped by itself"):
+        joined.parts[0].step()
+    joined.step()
+    assert not any(torch.equal(a, b) for a, b in zip(values(twin), values(model), strict=True))
+
+
 def test_a_checkpoint_gives_each_part_its_own_state_again(tmp_path: Path) -> None:
     def begun() -> tuple[nn.Sequential, JoinedOptimizer, Session]:
         model = network()
@@ -215,9 +256,10 @@ def test_a_hook_on_a_part_that_sees_the_update_is_told() -> None:
         lambda model: JoinedOptimizer([SGD(model.parameters(), lr=0.1)]),
         lambda model: JoinedOptimizer([SGD(model.parameters(), lr=0.1), model]),  # type: ignore[list-item]
         lambda model: JoinedOptimizer([SGD(model.parameters(), lr=0.1), Adam(model[0].parameters())]),
+        lambda model: JoinedOptimizer([JoinedOptimizer(parts(model)), SGD(network().parameters(), lr=0.1)]),
         lambda model: JoinedOptimizer(parts(model)).add_param_group({"params": [nn.Parameter(torch.ones(1))]}),
     ],
-    ids=["none", "one", "a model", "a parameter twice", "a group"],
+    ids=["none", "one", "a model", "a parameter twice", "joined ones", "a group"],
 )
 def test_what_cannot_be_joined_is_refused(make: Any) -> None:
     with pytest.raises(InvalidArgumentError):

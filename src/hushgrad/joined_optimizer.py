@@ -25,7 +25,7 @@ class JoinedOptimizer(Optimizer):
         ...
         joined.step()
 
-    Its groups are the groups of its parts, so that schedulers may be given it or any part. A part stepped by itself is
+    Its groups are those of its parts, so that schedulers may be given it or any part. A part stepped by itself is
     refused: whatever it did would come without the others, and a release of its own is another charge. Where parts are
     to be trained apart, freeze the others and make two accounts' steps of it, in phases.
 
@@ -35,21 +35,34 @@ class JoinedOptimizer(Optimizer):
         optimizers: at least two of torch's optimizers, with no parameter in common.
 
     Raises:
-        InvalidArgumentError: fewer than two, something else, or a parameter in two of them.
+        InvalidArgumentError: fewer than two, something else (joined ones, too), or a parameter in two of them.
         ProtocolError: from a part's own `step()`.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self._parts = _required(tuple(optimizers))
-        self._is_stepping = False
-        super().__init__(self._groups(), {})
+        self._next: Optimizer | None = None
+        super().__init__(self.param_groups, {})
         for part in self._parts:
-            part.register_step_pre_hook(self._require_joint_step)
+            part.register_step_pre_hook(self._require_its_turn)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies join copies of the parts."""
+        return type(self), (self._parts,)
 
     @property
     def parts(self) -> tuple[Optimizer, ...]:
         """The optimizers, in the order given."""
         return self._parts
+
+    @property  # type: ignore[override]
+    def param_groups(self) -> tuple[dict[str, Any], ...]:
+        """The groups of all parts, one part after the other, as they are now."""
+        return tuple(group for part in self._parts for group in part.param_groups)
+
+    @param_groups.setter
+    def param_groups(self, value: Any) -> None:
+        """Torch sets an empty list when an optimizer is made; the parts have theirs."""
 
     @property
     def state(self) -> defaultdict[Tensor, Any]:
@@ -66,12 +79,12 @@ class JoinedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._is_stepping = True
         try:
             for part in self._parts:
+                self._next = part
                 part.step()
         finally:
-            self._is_stepping = False
+            self._next = None
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -79,11 +92,10 @@ class JoinedOptimizer(Optimizer):
 
         Raises `InvalidArgumentError` for any other group.
         """
-        if not any(param_group is group for part in self._parts for group in part.param_groups):
+        if not any(param_group is group for group in self.param_groups):
             raise InvalidArgumentError(
                 "a joined optimizer has the groups of its parts", where="param_group", cure="Add it to one of the parts"
             )
-        self.param_groups.append(param_group)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Give each part its share of what `state_dict` returned."""
@@ -94,28 +106,27 @@ class JoinedOptimizer(Optimizer):
             own, groups = groups[: len(part.param_groups)], groups[len(part.param_groups) :]
             places = [place for group in own for place in group["params"]]
             part.load_state_dict({"param_groups": own, "state": {at: kept[at] for at in places if at in kept}})
-        self.param_groups = self._groups()  # a part has made new ones
 
-    def _groups(self) -> list[dict[str, Any]]:
-        return [group for part in self._parts for group in part.param_groups]
-
-    def _require_joint_step(self, *_: Any) -> None:
-        if not self._is_stepping:
+    def _require_its_turn(self, part: Optimizer, *_: Any) -> None:
+        if part is not self._next:
             raise ProtocolError(
                 "a part of a joined optimizer was stepped by itself",
                 where="optimizer.step()",
                 cure="Call step() of the joined optimizer, once for all of its parts",
             )
+        self._next = None  # nor a second time within this step, by a hook
 
 
 def _required(optimizers: tuple[Any, ...]) -> tuple[Optimizer, ...]:
-    wrong = next((part for part in optimizers if not isinstance(part, Optimizer)), None)
+    wrong = next(
+        (part for part in optimizers if not isinstance(part, Optimizer) or isinstance(part, JoinedOptimizer)), None
+    )
     if wrong is not None or len(optimizers) < 2:
         got = f"{len(optimizers)} of them" if wrong is None else type(wrong).__name__
         raise InvalidArgumentError(
             f"must be two optimizers of torch.optim or more, got {got}",
             where="optimizers",
-            cure="Pass JoinedOptimizer([first, second])",
+            cure="Pass JoinedOptimizer([first, second]); of joined ones, their parts",
         )
     parameters = [id(p) for part in optimizers for group in part.param_groups for p in group["params"]]
     if len(set(parameters)) < len(parameters):
@@ -140,6 +151,11 @@ def hooks_of_parts(optimizer: Optimizer) -> list[Callable[..., Any]]:
         return []
     found = [hook for part in optimizer.parts for hook in step_pre_hooks_of(part).values()]
     return [hook for hook in found if getattr(hook, "__self__", None) is not optimizer]
+
+
+def with_parts(optimizer: Optimizer) -> tuple[Optimizer, ...]:
+    """Return the optimizer and, of joined ones, its parts."""
+    return (optimizer, *optimizer.parts) if isinstance(optimizer, JoinedOptimizer) else (optimizer,)
 
 
 def parts_of(optimizer: Optimizer) -> tuple[Optimizer, ...]:

@@ -284,6 +284,18 @@ def test_planted_a_loop_that_shuffles_rows_in_any_item_is_refused(reorder: Calla
         trained(lambda number, x: reorder(x) if number >= at else x)
 
 
+@pytest.mark.parametrize("at", [0, 5])
+def test_planted_a_loop_that_swaps_rows_in_place_in_any_item_is_refused(at: int) -> None:
+    def swap(number: int, x: Tensor) -> Tensor:
+        if number == at:
+            first = x[0].clone()
+            x[0], x[-1] = x[-1].clone(), first
+        return x
+
+    with pytest.raises((ProtocolError, PrivacyUnitError), match=r"in another order than the loader's"):
+        trained(swap)
+
+
 @pytest.mark.parametrize("reorder", [lambda x: x.flip(0), lambda x: x[torch.arange(len(x)).roll(1)]])
 def test_planted_rows_that_are_computed_anew_and_shuffled_are_refused(reorder: Callable[[Tensor], Tensor]) -> None:
     """No value of the item's reaches the model: the loop's calls are run again with other values of some rows."""
@@ -297,6 +309,13 @@ def test_rows_that_are_computed_anew_are_on_trust_and_said() -> None:
     session = privatize(model, optimizer, mechanism(drawing(), noise_multiplier=1.0), key=KeyStream.fixed_for_tests(2))
     run(session, lambda x: model(2 * x + 1), optimizer, session.batches(TensorDataset(X), steps_per_pass=4))
     assert "rows of users" in [condition.name for condition in session.guarantee(1e-5).conditions]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    session = privatize(model, optimizer, mechanism(drawing(), noise_multiplier=1.0), key=KeyStream.fixed_for_tests(2))
+    for number, (x,) in enumerate(session.batches(TensorDataset(X), steps_per_pass=4)):
+        session.backward(of(model(2 * x + 1 if number == 3 else x)))  # in the last item alone
+        optimizer.step()
+    assert "rows of users" in [condition.name for condition in session.guarantee(1e-5).conditions]
+    session.close()
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     session = privatize(model, optimizer, mechanism(drawing(), noise_multiplier=1.0), strict=True)

@@ -23,7 +23,7 @@ from hushgrad.errors import (
     UnsupportedOptimizerError,
 )
 from hushgrad.guards.in_use import is_in_use
-from hushgrad.joined_optimizer import parts_of
+from hushgrad.joined_optimizer import parts_of, with_parts
 from hushgrad.parallel.layout import layout_problems
 from hushgrad.printable import full_name
 from hushgrad.torch_internals import BatchNorm, InstanceNorm, has_gradient_hooks, takes_step_hooks
@@ -122,7 +122,7 @@ def join_problems(problems: Sequence[HushgradError]) -> HushgradError:
 
 
 def _session_problems(model: nn.Module, optimizer: Optimizer | None) -> Iterator[HushgradError]:
-    if is_in_use([*model.modules(), *([] if optimizer is None else [optimizer, *parts_of(optimizer)])]):
+    if is_in_use([*model.modules(), *([] if optimizer is None else with_parts(optimizer))]):
         yield ProtocolError(
             "the model or the optimizer is private already",
             cure="Where a notebook cell ran twice, call hushgrad.session_of(model).close() (or give it the optimizer): "

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from hushgrad.accounting.conditions import CHANGED_IN_ITEM, Condition
 from hushgrad.errors import ContractChangedError, StrayGradientError, UnsupportedOptimizerError
 from hushgrad.guards.compatibility import require_separate_examples
-from hushgrad.joined_optimizer import parts_of
+from hushgrad.joined_optimizer import with_parts
 from hushgrad.sampling.records import PhysicalBatch
 from hushgrad.torch_internals import has_gradient_hooks, modules_of, own_parameters, version, versions_of
 from hushgrad.torch_sharding import local_part
@@ -72,7 +72,7 @@ class SetupInvariants:
         parameters = own_parameters(modules)
         self._require_same_parameters(parameters)
         require_separate_examples(self._model, modules)
-        if any("grad_scale" in vars(part) for part in (self._optimizer, *parts_of(self._optimizer))):
+        if any("grad_scale" in vars(part) for part in with_parts(self._optimizer)):
             raise UnsupportedOptimizerError(
                 "a GradScaler calls the optimizer: it skips steps by looking at gradients without noise, and scales "
                 "losses that are clipped",

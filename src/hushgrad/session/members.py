@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from hushgrad.accounting.ledger.file import ledger_path
 from hushgrad.errors import NotEstablishedError
 from hushgrad.guards.in_use import claim, release
-from hushgrad.joined_optimizer import parts_of
+from hushgrad.joined_optimizer import with_parts
 from hushgrad.session.trained_values import TrainedValues
 
 SESSIONS = 64
@@ -50,7 +50,7 @@ class Members:
     """The modules and the optimizer of one session."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, ledger: str | os.PathLike[str] | None) -> None:
-        self._objects: Sequence[object] = [*dict.fromkeys([optimizer, *parts_of(optimizer)]), *model.modules()]
+        self._objects: Sequence[object] = [*with_parts(optimizer), *model.modules()]
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         path = None if ledger is None else os.path.realpath(ledger_path(ledger))
         self._account = _Account(path, TrainedValues(self._parameters))

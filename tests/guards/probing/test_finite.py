@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import PrivacyEngine
-from hushgrad.errors import CrossSampleLeakError, HushgradError
+from hushgrad.errors import CrossSampleLeakError, HushgradError, ProtocolError
 from hushgrad.guards.probing.collate_probe import require_separate_rows
 from hushgrad.guards.probing.collate_runs import CollateRuns
 from hushgrad.guards.probing.finite import repairs, spoiled_rows
 from hushgrad.guards.probing.loss_probe import require_separate_losses
-from hushgrad.guards.probing.row_order import rows_are_in_order
+from hushgrad.guards.probing.row_order import USERS, RowOrder
 from hushgrad.guards.probing.rows import Batch
 from hushgrad.session.session import Session
 
@@ -258,6 +258,9 @@ def test_a_single_finite_record_says_nothing_of_a_collate_function() -> None:
 def test_rows_with_nan_are_recognised_in_their_order() -> None:
     x = torch.randn(6, 3)
     x[2] = NAN
-    assert rows_are_in_order((x,), ((x.clone(),), {}), 6)
-    with pytest.raises(HushgradError):
-        rows_are_in_order((x,), ((x.flip(0),), {}), 6)
+    order = RowOrder()
+    order.expect(x, 6, USERS)
+    order.entering(((x.clone(),), {}))
+    assert order.on_trust == ()
+    with pytest.raises(ProtocolError):
+        order.entering(((x.flip(0),), {}))

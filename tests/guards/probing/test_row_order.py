@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from hushgrad import DPSGD, FlatClipping, PoissonSampling, privatize
+from hushgrad.accounting.conditions import ROWS_OF_USERS, Condition
 from hushgrad.errors import ProtocolError
-from hushgrad.guards.probing.row_order import rows_are_in_order
+from hushgrad.guards.probing.row_order import PADDING, USERS, RowOrder, rows_are_in_order
 from hushgrad.randomness import KeyStream
 
 
@@ -50,15 +51,63 @@ def test_rows_in_their_order_or_computed_anew_are_not(harmless: Callable[[Tensor
     train(harmless)
 
 
+def told(item: Tensor, *inputs: Tensor) -> list[Condition]:
+    """Return what is on trust after one item, for a call by each of the inputs."""
+    order = RowOrder()
+    order.expect((item,), len(item), USERS)
+    for value in inputs:
+        order.entering(((value,), {}))
+    order.forget()
+    order.entering(((item.flip(0),), {}))  # no item is in work
+    return list(order.on_trust)
+
+
+def test_an_item_that_is_written_into_is_compared_as_it_was_handed_out() -> None:
+    x = torch.randn(6, 3)
+    order = RowOrder()
+    order.expect((x,), 6, USERS)
+    first = x[0].clone()
+    x[0], x[1] = x[1].clone(), first
+    with pytest.raises(ProtocolError, match="in another order than the loader's"):
+        order.entering(((x,), {}))
+
+
+def test_every_call_and_every_input_is_looked_at_that_gradients_may_reach() -> None:
+    x, z = torch.randn(6, 3), torch.randn(6, 2)
+    order = RowOrder()
+    order.expect((x, z), 6, USERS)
+    order.entering(((x, z), {}))
+    with torch.no_grad():
+        order.entering(((x.flip(0), z), {}))
+    for inputs in (((x, z.flip(0)), {}), ((x.flip(0),), {}), ((), {"z": z.roll(1, 0)})):
+        with pytest.raises(ProtocolError, match="in another order than the loader's"):
+            order.entering(inputs)
+
+
+def test_whose_rows_are_is_on_trust_where_any_item_did_not_tell_and_padding_where_none_did() -> None:
+    x = torch.randn(6, 3)
+    for known, expected in ((USERS, [ROWS_OF_USERS]), (PADDING, [])):
+        order = RowOrder()
+        for value in (x, 2 * x, x):
+            order.expect((x,), 6, known)
+            order.entering(((value,), {}))
+            order.forget()
+        assert list(order.on_trust) == expected
+    assert told(x, 2 * x, x) == []  # one call of the item told it
+    assert told(x) == [ROWS_OF_USERS]
+
+
 def test_an_order_is_told_only_from_the_items_own_values() -> None:
     x, labels = torch.randn(6, 3), torch.tensor([0, 1, 1, 0, 0, 1])
-    assert rows_are_in_order((x, labels), ((x.clone(),), {}), 6)
-    assert rows_are_in_order({"x": x}, ((), {"x": x}), 6)
-    assert not rows_are_in_order((x, labels), ((x.double(),), {}), 6)
-    assert not rows_are_in_order((x, labels), ((labels.flip(0),), {}), 6)  # few values: another part may be alike
-    assert not rows_are_in_order((torch.full((6, 3), float("nan")),), ((x,), {}), 6)
-    assert not rows_are_in_order((), ((x,), {}), 6)
+    assert rows_are_in_order((x, labels), ((x.clone(),), {}))
+    assert rows_are_in_order([x], ((), {"x": x}))
+    assert not rows_are_in_order((x, labels), ((x.double(),), {}))
+    assert not rows_are_in_order((x, labels), ((labels.flip(0),), {}))  # few values: another part may be alike
+    assert not rows_are_in_order((torch.zeros(6, 3),), ((x,), {}))
+    assert told(torch.full((6, 3), float("nan")), x) == [ROWS_OF_USERS]
+    assert told(torch.full((6, 3), float("nan")), torch.full((6, 3), float("nan"))) == []
+    assert not rows_are_in_order((), ((x,), {}))
     images = torch.zeros(6, 1, 28, 28)
     images[:, 0, 14, 14] = torch.arange(6.0)
     with pytest.raises(ProtocolError):
-        rows_are_in_order([images], ((images.flip(0),), {}), 6)
+        rows_are_in_order([images], ((images.flip(0),), {}))

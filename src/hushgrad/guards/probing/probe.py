@@ -58,7 +58,7 @@ from hushgrad.guards.probing.model_probe import examine, look
 from hushgrad.guards.probing.novelty import Novelty, Spread
 from hushgrad.guards.probing.positions import Positions
 from hushgrad.guards.probing.probed import Probed
-from hushgrad.guards.probing.row_order import KnownByPlace, rows_are_in_order
+from hushgrad.guards.probing.row_order import KnownByPlace, RowOrder
 from hushgrad.guards.probing.rows import Batch, batch_axes
 from hushgrad.guards.probing.scalar_loss import ScalarLoss
 from hushgrad.guards.probing.state import State
@@ -94,9 +94,6 @@ class ProbeReport:
     look_forwards: float
     notes: tuple[str, ...]
 
-
-MOST_LOOKS_AT_ORDER = 3
-"""How many items are looked at for the order of their rows, where it cannot be told."""
 
 FINDINGS = (CrossSampleLeakError, PrivateBufferError, LossShapeError, PrivacyUnitError)
 """Errors of an examination that say something of batches before, too: those that were released like the one examined.
@@ -211,9 +208,7 @@ class Probe:
         self._read: dict[Condition, None] = {}
         self.is_waiting = True
         """Whether forwards may belong to a batch that is trained on; between two items of a loader they do not."""
-        self._ordered: tuple[Any, int, KnownByPlace] | None = None  # of the item in work, to be looked at
-        self._looks_at_order = 0
-        self._known_by_place: dict[KnownByPlace, bool] = {}  # whether rows were seen in order
+        self._row_order = RowOrder()
         self._form = Form()
         self._statistics: frozenset[Path] = frozenset()
         self._is_divided = False
@@ -268,8 +263,7 @@ class Probe:
             self._require_same_inputs(args, kwargs)
         if module is not self._model and self._drawn is None:  # else what runs between parts is run again
             require_no_bypass(self._model, module, sys._getframe())
-        if self._ordered is not None:
-            self._look_at_order(args, kwargs)
+        self._row_order.entering((args, kwargs))
         self._begin_looks()
         signature = signature_of(self._model)
         if self._frozen and any(parameter.requires_grad for parameter in self._frozen.get(signature, ())):
@@ -432,7 +426,8 @@ class Probe:
         self._has_begun = False
         self._calls.clear()
         self._evaluations.clear()
-        self._ordered = self._drawn = self._recorded = None
+        self._row_order.forget()
+        self._drawn = self._recorded = None
         self._is_told = True
         self.watcher = None
         self._programs.forget()
@@ -476,17 +471,7 @@ class Probe:
                 cure=f"Keep the records' order in collate_fn (pack_padded_sequence: enforce_sorted=False), or "
                 f"{known.cure}",
             )
-        is_told = self._known_by_place.setdefault(known, False)
-        if self._looks_at_order < MOST_LOOKS_AT_ORDER or (is_told and known.always):
-            self._ordered = (item, rows, known)
-
-    def _look_at_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert self._ordered is not None
-        item, rows, known = self._ordered
-        in_order = rows_are_in_order(item, (args, kwargs), rows, known)
-        self._known_by_place[known] = self._known_by_place[known] or in_order
-        self._looks_at_order += MOST_LOOKS_AT_ORDER if in_order else 1
-        self._ordered = None
+        self._row_order.expect(item, rows, known)
 
     @property
     def changes_gradients(self) -> bool:
@@ -572,7 +557,7 @@ class Probe:
 
     def _require_places_kept(self) -> None:
         """Refuse a loop that gives the model the rows of an item in another order where a row's user is told by it."""
-        known = next((known for known in self._known_by_place if known.always), None)
+        known = self._row_order.always
         if known is not None and self._programs.reorders:
             raise PrivacyUnitError(
                 f"the loop gives the model the rows of an item in another order than the loader's, and {known.what}",
@@ -661,7 +646,7 @@ class Probe:
         never = bool(self._examined) and not any(self._examined.values())
         return (
             *([NEVER_EXAMINED] if never else []),
-            *(known.on_trust for known, is_told in self._known_by_place.items() if not is_told),
+            *self._row_order.on_trust,
             *([VALUES_READ] if self._programs.may_have_read else []),
             *map(not_examined, self._programs.untold_of_padding),
         )

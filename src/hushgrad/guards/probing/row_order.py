@@ -7,6 +7,9 @@ computes them anew, it does not.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +27,7 @@ class KnownByPlace(NamedTuple):
         what: it, for messages.
         cure: what to do in place of keeping the order of rows.
         on_trust: what is taken on trust where their order cannot be told.
-        always: whether every item is looked at, or a few.
+        always: whether every item is looked at and has to tell, or one of a few.
     """
 
     what: str
@@ -47,31 +50,93 @@ USERS = KnownByPlace(
 )
 
 
-def rows_are_in_order(item: Any, inputs: Any, rows: int, known: KnownByPlace = PADDING) -> bool:
+MOST_LOOKS = 3
+"""How many items are looked at for the order of padding, where it cannot be told."""
+
+
+class RowOrder:
+    """Looks whether the rows of items reach the model in their order, through one session.
+
+    Items are kept as they were handed out: a loop may write into them.
+    """
+
+    def __init__(self) -> None:
+        self._item: _Expected | None = None
+        self._told: Counter[KnownByPlace] = Counter()  # items with an input in order
+        self._untold: Counter[KnownByPlace] = Counter()  # items that reached the model by none
+
+    def expect(self, item: Any, rows: int, known: KnownByPlace) -> None:
+        """The item that comes now, of so many rows on axis 0, has what is known by its place."""
+        self._told[known] += 0
+        if known.always or (self._told[known] == 0 and self._untold[known] < MOST_LOOKS):
+            parts = [part.detach().clone() for _, part in tensors_at(item) if part.ndim and part.shape[0] == rows]
+            self._item = _Expected([_numbers(part) for part in parts], known)
+
+    def entering(self, inputs: Any) -> None:
+        """The model is called with these inputs.
+
+        Raises:
+            ProtocolError: one of them has all the rows of a part of the item, in another order.
+        """
+        item = self._item
+        if item is None or not torch.is_grad_enabled():
+            return
+        in_order = rows_are_in_order(item.parts, inputs, item.known)
+        if not item.is_met:
+            self._untold[item.known] += 1
+            item.is_met = True
+        if in_order and not item.is_told:
+            self._untold[item.known] -= 1
+            self._told[item.known] += 1
+            item.is_told = True
+
+    def forget(self) -> None:
+        """The item is done."""
+        self._item = None
+
+    @property
+    def always(self) -> KnownByPlace | None:
+        """What is known by place in every item, if anything is."""
+        return next((known for known in self._told if known.always), None)
+
+    @property
+    def on_trust(self) -> tuple[Condition, ...]:
+        """What could not be told: of padding if no item told it, of others if one of the items did not."""
+        return tuple(
+            known.on_trust for known, told in self._told.items() if not told or (known.always and self._untold[known])
+        )
+
+
+@dataclass
+class _Expected:
+    parts: list[Tensor]
+    known: KnownByPlace
+    is_met: bool = False
+    is_told: bool = False
+
+
+def rows_are_in_order(parts: Sequence[Tensor], inputs: Any, known: KnownByPlace = PADDING) -> bool:
     """Return whether some input of the model has its rows as the item has them; False where it cannot be told.
 
     Args:
-        item: what the loader handed out.
+        parts: what the loader handed out, each with a row for each example on axis 0; no NaN in them.
         inputs: what the model was called with.
-        rows: how many rows the item has, on axis 0.
         known: what is known by their place.
 
     Raises:
         ProtocolError: an input has all the rows of a part of the item, in another order.
     """
-    parts = [_numbers(part) for _, part in tensors_at(item) if part.ndim and part.shape[0] == rows]
-    moved = False
+    is_told = False
     for tensor in (_numbers(tensor) for _, tensor in tensors_at(inputs)):
         alike = [part for part in parts if part.shape == tensor.shape and part.dtype == tensor.dtype]
         if any(torch.equal(part.to(tensor.device), tensor) for part in alike):
-            return True
-        moved = moved or any(_is_permuted(part.to(tensor.device), tensor) for part in alike)
-    if moved:
-        raise ProtocolError(
-            f"the rows of an item reached the model in another order than the loader's, and {known.what}",
-            cure=f"Keep the order of the rows, or {known.cure}",
-        )
-    return False
+            is_told = True
+        elif any(_is_permuted(part.to(tensor.device), tensor) for part in alike):
+            raise ProtocolError(
+                f"the rows of an item reached the model in another order than the loader's, and {known.what}",
+                cure=f"Keep the order of the rows, or {known.cure}",
+            )
+    return is_told
 
 
 def _numbers(tensor: Tensor) -> Tensor:
