@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hushgrad.errors import InvalidArgumentError
-from hushgrad.releases.query import Query, read_by, vector_of
+from hushgrad.releases.indicator import Indicator
+from hushgrad.releases.query import read_by, vector_of
 
 
 def _model_and_target(record: Any) -> tuple[Any, Any]:
@@ -20,7 +21,7 @@ def _model_and_target(record: Any) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class Accuracy(Query):
+class Accuracy(Indicator):
     """The share of all N records whose class a model gives the largest score.
 
     The model is called with one record at a time, in evaluation mode: what it says of one cannot follow from others.
@@ -35,16 +36,6 @@ class Accuracy(Query):
     model: nn.Module
     of: Callable[[Any], tuple[Any, Any]] = _model_and_target
 
-    @property
-    def width(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def sensitivity(self) -> float:
-        """One."""
-        return 1.0
-
     def row(self, record: Any) -> Tensor:
         """Return 1 where the model is right, else 0."""
         inputs, target = read_by(self.of, record)
@@ -57,10 +48,6 @@ class Accuracy(Query):
                 cure="Pass a model that returns logits [B, classes]",
             )
         return (scores.argmax(1).cpu() == vector_of(target, 1)).double()
-
-    def total(self, rows: Tensor) -> Tensor:
-        """Return how often it was right."""
-        return (rows > 0).sum(0).double()
 
     def answer(self, noised: Tensor, population: int, noise_std: float) -> float:
         """Return the noised share, cut to [0, 1]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -76,7 +77,8 @@ class LeastSquares(Query):
         rows = torch.where(is_finite, rows, 0.0)
         x = clipped(rows[:, : self.features], self.feature_norm)
         y = clipped(rows[:, self.features :], self.target_norm)
-        upper = (x.T @ x)[*self._upper] * self._weights
+        places, weights = self._upper_half
+        upper = (x.T @ x)[*places] * weights
         return torch.cat([upper, (x.T @ y).reshape(-1)])
 
     def answer(self, noised: Tensor, population: int, noise_std: float) -> Tensor:
@@ -84,14 +86,15 @@ class LeastSquares(Query):
         d = self.features
         upper, products = noised[: -d * self.targets], noised[-d * self.targets :].view(d, self.targets)
         moments = torch.zeros(d, d, dtype=torch.float64)
-        moments[*self._upper] = upper / self._weights
+        places, weights = self._upper_half
+        moments[*places] = upper / weights
         moments = moments + moments.triu(1).T
         ridge = 2 * noise_std * math.sqrt(d) if self.ridge is None else self.ridge
         values, vectors = torch.linalg.eigh(moments)
         # Σ x xᵀ has no negative eigenvalue: what is below 0 is noise.
         inverse = 1 / (values.clamp(min=0.0) + max(ridge, 1e-300))
-        weights: Tensor = vectors @ (inverse.unsqueeze(1) * (vectors.T @ products))
-        return weights
+        solved: Tensor = vectors @ (inverse.unsqueeze(1) * (vectors.T @ products))
+        return solved
 
     def describe(self) -> str:
         """Return what it is, with d, k, R and Y."""
@@ -100,12 +103,8 @@ class LeastSquares(Query):
             f"(norm {self.target_norm:g}), for least squares"
         )
 
-    @property
-    def _upper(self) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def _upper_half(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Places in x xᵀ and their weights, 1 on the diagonal and √2 beside it; the same for every chunk of records."""
         rows, columns = torch.triu_indices(self.features, self.features)
-        return rows, columns
-
-    @property
-    def _weights(self) -> Tensor:
-        rows, columns = self._upper
-        return torch.where(rows == columns, 1.0, math.sqrt(2.0)).double()
+        return (rows, columns), torch.where(rows == columns, 1.0, math.sqrt(2.0)).double()

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from hushgrad.arguments import clip_norm, real_number, whole_number
 from hushgrad.errors import InvalidArgumentError
+from hushgrad.releases.indicator import Indicator
 from hushgrad.releases.query import Query, Read, clipped, read_by, vector_of
 
 
 @dataclass(frozen=True)
-class Count(Query):
+class Count(Indicator):
     """How many records there are for which `of` is true.
 
     The number of all records is public (docs/design.md); that of some is not. Its noise has the standard deviation σ.
@@ -26,23 +27,9 @@ class Count(Query):
 
     of: Read
 
-    @property
-    def width(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def sensitivity(self) -> float:
-        """One."""
-        return 1.0
-
     def row(self, record: Any) -> Tensor:
         """Return 1 or 0."""
         return torch.tensor([1.0 if bool(read_by(self.of, record)) else 0.0], dtype=torch.float64)
-
-    def total(self, rows: Tensor) -> Tensor:
-        """Return how many."""
-        return (rows > 0).sum(0).double()
 
     def answer(self, noised: Tensor, population: int, noise_std: float) -> float:
         """Return the noised count; it may be below 0 or above N."""
@@ -54,14 +41,8 @@ class Count(Query):
 
 
 @dataclass(frozen=True)
-class Sum(Query):
-    """Σ_i x_i · min(1, C/‖x_i‖) of a vector of each record.
-
-    Attributes:
-        size: d, how many numbers are read of a record.
-        clip_norm: C; a longer vector is scaled to this norm.
-        of: a function of one record; by default the record itself.
-    """
+class _OfVectors(Query):
+    """A vector of `size` numbers of each record, of which no more than `clip_norm` is added."""
 
     size: int
     clip_norm: float
@@ -84,6 +65,17 @@ class Sum(Query):
     def row(self, record: Any) -> Tensor:
         """Return the vector as it is."""
         return vector_of(read_by(self.of, record), self.size)
+
+
+@dataclass(frozen=True)
+class Sum(_OfVectors):
+    """Σ_i x_i · min(1, C/‖x_i‖) of a vector of each record.
+
+    Attributes:
+        size: d, how many numbers are read of a record.
+        clip_norm: C; a longer vector is scaled to this norm.
+        of: a function of one record; by default the record itself.
+    """
 
     def total(self, rows: Tensor) -> Tensor:
         """Return the sum of clipped vectors."""
@@ -99,7 +91,7 @@ class Sum(Query):
 
 
 @dataclass(frozen=True)
-class Mean(Query):
+class Mean(_OfVectors):
     """The mean over all N records of a vector x_i, clipped around a centre c: of c + (x_i − c) · min(1, C/‖x_i − c‖).
 
     Divided by N, which is public; never by a noised or a private count.
@@ -111,34 +103,16 @@ class Mean(Query):
         centre: public, d numbers, or one for all; the nearer to the mean, the smaller C may be.
     """
 
-    size: int
-    clip_norm: float
-    of: Read | None = None
     centre: float | Sequence[float] = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", whole_number("size", self.size, minimum=1))
-        object.__setattr__(self, "clip_norm", clip_norm("clip_norm", self.clip_norm))
+        super().__post_init__()
         given = self.centre if isinstance(self.centre, Sequence) else (self.centre,) * self.size
         if len(given) != self.size:
             raise InvalidArgumentError(
                 f"must be one number or {self.size}, got {len(given)}", where="centre", cure="Pass one for each value"
             )
         object.__setattr__(self, "centre", tuple(real_number("centre", value) for value in given))
-
-    @property
-    def width(self) -> int:
-        """As many as are read of a record."""
-        return self.size
-
-    @property
-    def sensitivity(self) -> float:
-        """The clip norm."""
-        return self.clip_norm
-
-    def row(self, record: Any) -> Tensor:
-        """Return the vector as it is."""
-        return vector_of(read_by(self.of, record), self.size)
 
     def total(self, rows: Tensor) -> Tensor:
         """Return the sum of clipped distances from the centre."""

@@ -166,8 +166,7 @@ def require_scheme(sampling: object) -> SamplingScheme:
             cure="Give PoissonSampling(rate), TruncatedPoissonSampling(rate, population, max_batch_size), "
             "BallsInBinsSampling(bins), FixedSizeSampling(batch_size, population), DisjointBatches(), "
             "CyclicPoissonSampling(rate, cycle), FixedOrderBatches(steps_per_pass), UserSampling(rate=, users=, "
-            "examples_per_user=) or a "
-            "SamplingScheme of your own",
+            "examples_per_user=) or a SamplingScheme of your own",
         )
     one_of("counts_in", sampling.counts_in, ("steps", "passes", "blocks"))
     return sampling

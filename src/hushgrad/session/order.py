@@ -63,7 +63,7 @@ class ObservedOrder:
 
         Raises:
             ProtocolError: it does not follow the last one.
-        DuplicateRecordError: it parts the records of a user.
+            DuplicateRecordError: it parts the records of a user.
         """
         if batch.first and self._open_step is not None:
             raise ProtocolError(

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hushgrad import PrivacyEngine
 from hushgrad.errors import CrossSampleLeakError, HushgradError
-from hushgrad.guards.probing import examination, gradient_probe
+from hushgrad.guards.probing.gradient_probe import GradientProbe
 
 WIDTH, CLASSES, BATCH = 3, 2, 8
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
@@ -122,19 +122,19 @@ def test_the_probe_of_a_gradient_leaves_no_gradient_behind(monkeypatch: pytest.M
     model = Checkpointed()
     if frozen:
         model.part.requires_grad_(False)
-    examined, right = [], gradient_probe.require_own_gradient
+    examined, right = [], GradientProbe.require_own_gradient
 
-    def watched(*args: Any, **named: Any) -> Any:
-        leaves = [*model.parameters(), named["scope"].anchor]
+    def watched(probe: GradientProbe, *args: Any, **named: Any) -> Any:
+        leaves = [*model.parameters(), probe.probed.scope.anchor]
         before = [leaf.grad for leaf in leaves]
         marks = [None if gradient is None else gradient.clone() for gradient in before]
-        found = right(*args, **named)
+        found = right(probe, *args, **named)
         for leaf, gradient, mark in zip(leaves, before, marks, strict=True):
             assert leaf.grad is gradient
             assert mark is None or torch.equal(mark, gradient)
         examined.append(found)
         return found
 
-    monkeypatch.setattr(examination, "require_own_gradient", watched)
+    monkeypatch.setattr(GradientProbe, "require_own_gradient", watched)
     trained(model)
     assert examined

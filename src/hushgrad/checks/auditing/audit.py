@@ -27,6 +27,7 @@ from hushgrad.arguments import whole_number
 from hushgrad.checks.auditing.bounds import (
     OWN_CURVE,
     AuditBound,
+    Scores,
     one_run_bound,
     one_run_curve_bound,
     one_run_gaussian_bound,
@@ -38,7 +39,6 @@ from hushgrad.mechanism import Mechanism
 from hushgrad.session.privatize import privatize
 from hushgrad.strategies.banded import INDEPENDENT
 
-Scores = NDArray[np.float64]
 Members = NDArray[np.bool_]
 _HUGE = 1e4
 
@@ -185,10 +185,10 @@ def audit(
     Half of the canaries take part, chosen by a coin. The session's own loader draws them, as the mechanism says, and
     the released updates are recorded. Who does not take part is absent (add/remove-one), adds nothing (zero-out) or the
     opposite (replace-one), by the relation that the sampling is charged under; of draws that may be cut, which know
-    their population, zero-out, and so is the claim. The bounds: per-step white-box, of a
-    step in which a canary takes part (the Gaussian mechanism without amplification); and of the whole run, from guesses
-    of which canaries took part, after Steinke et al. (2305.08846), by the trade-off curve of Gaussian privacy
-    (2410.22235) and, where records are drawn by chance, by the curve of what ran.
+    their population, zero-out, and so is the claim. The bounds: per-step white-box, of a step in which a canary takes
+    part (the Gaussian mechanism without amplification); and of the whole run, from guesses of which canaries took part,
+    after Steinke et al. (2305.08846), by the trade-off curve of Gaussian privacy (2410.22235) and, where records are
+    drawn by chance, by the curve of what ran.
 
     Args:
         mechanism: what the session runs; of its expected batch size, which changes no bound, the audit takes what fits.
@@ -255,8 +255,8 @@ class _Played:
 def _play(mechanism: Mechanism, members: Members, steps: int) -> _Played:
     """Run so many steps of a session over the canaries, and read its updates."""
     sampling = mechanism.sampling
-    relation = ZERO_OUT if sampling.largest_batch is not None else sampling.adjacency
-    relation = REPLACE_ONE if sampling.adjacency == REPLACE_ONE else relation
+    is_cut = sampling.largest_batch is not None and sampling.adjacency != REPLACE_ONE
+    relation = ZERO_OUT if is_cut else sampling.adjacency
     count = len(members)
     places = np.flatnonzero(members) if relation == ADD_REMOVE_ONE else np.arange(count)
     weights = np.where(members, 1.0, -1.0 if relation == REPLACE_ONE else 0.0).astype(np.float32)

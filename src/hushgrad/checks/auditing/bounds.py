@@ -82,7 +82,8 @@ def white_box_bound(present: Scores, absent: Scores, *, delta: float, confidence
     """
     _confidence(confidence)
     open_unit_interval("delta", delta)
-    one, other = _scores("present", present), _scores("absent", absent)
+    cure = "Run more games, and leave out none"
+    one, other = finite_scores("present", present, cure=cure), finite_scores("absent", absent, cure=cure)
     n, m = len(one), len(other)
     freedom = n + m - 2
     pooled = math.sqrt((((one - one.mean()) ** 2).sum() + ((other - other.mean()) ** 2).sum()) / freedom)
@@ -218,11 +219,12 @@ def one_run_curve_bound(
             lambda mass: float(curve.false_negative_rates(np.array([1 - mass]))[0]), r, v, m, 1 - confidence
         )
 
-    accepted = rejected = 1.0
     if is_rejected(1.0):
+        accepted, rejected = 0.5, 1.0
         while accepted > _LEAST_NOISE and is_rejected(accepted):
             accepted, rejected = accepted / 2, accepted
     else:
+        accepted, rejected = 1.0, 2.0
         while rejected <= _MOST_NOISE and not is_rejected(rejected):
             accepted, rejected = rejected, 2 * rejected
         if rejected > _MOST_NOISE:
@@ -280,11 +282,15 @@ def _confidence(value: float) -> None:
         raise InvalidArgumentError(f"confidence must be in (0.5, 1), got {value}", cure="Pass a value such as 0.95")
 
 
-def _scores(name: str, values: Scores) -> Scores:
+def finite_scores(name: str, values: Scores, *, cure: str) -> Scores:
+    """Return scores as a float64 vector.
+
+    Raises `InvalidArgumentError`, with the cure, where they are fewer than two or not all finite.
+    """
     found = np.asarray(values, dtype=np.float64).reshape(-1)
     if len(found) < 2 or not np.isfinite(found).all():
         raise InvalidArgumentError(
             f"{name} must hold at least 2 scores, all finite, got {len(found)} scores",
-            cure="Run more games, and leave out none",
+            cure=cure,
         )
     return found

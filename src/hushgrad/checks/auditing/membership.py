@@ -13,16 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from hushgrad.accounting.composition import Composition
 from hushgrad.accounting.risk import membership_advantage, trade_off_curve
 from hushgrad.arguments import open_unit_interval
-from hushgrad.errors import InvalidArgumentError
+from hushgrad.checks.auditing.bounds import Scores, finite_scores
 from hushgrad.text_table import text_table
-
-Scores = NDArray[np.float64]
 
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 
@@ -121,7 +118,8 @@ def membership_report(
     Raises `InvalidArgumentError` for fewer than two scores of either kind, or scores that are not finite.
     """
     level = open_unit_interval("confidence", confidence)
-    one, other = _scores("members", members), _scores("others", others)
+    cure = "Give one finite score for each record"
+    one, other = finite_scores("members", members, cure=cure), finite_scores("others", others, cure=cure)
     rates = [open_unit_interval("false_positive_rate", rate) for rate in false_positive_rates]
     misses = None if charged is None else trade_off_curve(charged, rates)
     falling = np.sort(other)[::-1]
@@ -141,8 +139,10 @@ def _area(one: Scores, other: Scores, level: float) -> Interval:
     of_others = 1 - (ranks[n:] - stats.rankdata(other)) / n
     area = float(of_members.mean())
     std = math.sqrt(float(of_members.var(ddof=1)) / n + float(of_others.var(ddof=1)) / m)
-    if std == 0 or not 0 < area < 1:
-        return Interval(area, area if std == 0 and 0 < area < 1 else 0.0, area if std == 0 and 0 < area < 1 else 1.0)
+    if not 0 < area < 1:
+        return Interval(area, 0.0, 1.0)
+    if std == 0:
+        return Interval(area, area, area)
     middle, reach = math.log(area / (1 - area)), stats.norm.ppf((1 + level) / 2) * std / (area * (1 - area))
     low, high = (1 / (1 + math.exp(-min(max(at, -700.0), 700.0))) for at in (middle - reach, middle + reach))
     return Interval(area, low, high)
@@ -164,13 +164,3 @@ def _hits(one: Scores, falling: Scores, rate: float, level: float) -> Interval:
     if len(more) and (most := int((one >= falling[more[0]]).sum())) < n:
         high = float(stats.beta.ppf(1 - tail, most + 1, n - most))
     return Interval(found / n, low, high)
-
-
-def _scores(name: str, values: Scores) -> Scores:
-    found = np.asarray(values, dtype=np.float64).reshape(-1)
-    if len(found) < 2 or not np.isfinite(found).all():
-        raise InvalidArgumentError(
-            f"{name} must hold at least 2 scores, all finite, got {len(found)} scores",
-            cure="Give one finite score for each record",
-        )
-    return found

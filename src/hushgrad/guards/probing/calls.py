@@ -226,7 +226,7 @@ class Runner:
         share: float = 1.0,
         parameters: bool = False,
         quantile: float = QUANTILES[0],
-        then: Callable[[Any], None] | None = None,
+        then: Callable[[Any], object] | None = None,
     ) -> Outcome:
         """Run the call without gradients, or with them if `then` is given, which gets the output.
 
@@ -265,7 +265,7 @@ class Runner:
         share: float,
         parameters: bool,
         gradients: bool,
-        then: Callable[[Any], None] | None = None,
+        then: Callable[[Any], object] | None = None,
     ) -> Outcome:
         args, kwargs = inputs if self.call.lifting is None else self.call.lifting.lowered(inputs)
         self.forwards += share * self.unit

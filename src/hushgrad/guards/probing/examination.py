@@ -18,12 +18,7 @@ from hushgrad.guards.probing.base_run import Left, base_run, other_outputs
 from hushgrad.guards.probing.calls import Outcome, Runner, are_close, sums_of
 from hushgrad.guards.probing.deterministic_mode import QUANTILES
 from hushgrad.guards.probing.finite import spoiled_rows
-from hushgrad.guards.probing.gradient_probe import (
-    require_gradient_of_batch,
-    require_own_gradient,
-    require_proportional,
-    run_backward_alone,
-)
+from hushgrad.guards.probing.gradient_probe import GradientProbe
 from hushgrad.guards.probing.item_statistics import CURE, other_value, statistics_in
 from hushgrad.guards.probing.laws import follows_batch, what_follows
 from hushgrad.guards.probing.loss_probe import Runs
@@ -220,22 +215,13 @@ class Examination:
                 cure="Accept examples in any order (pack_padded_sequence and pack_sequence: enforce_sorted=False)",
             ) from None
 
+    def _gradient_probe(self, axes: dict[Path, int]) -> GradientProbe:
+        return GradientProbe(self._probed, self._runner, self._batch, axes)
+
     def _run_backward(self, axes: dict[Path, int], drew: bool) -> Callable[[int, int], Outcome]:
         """Return what runs one example alone, forward and backward."""
-
-        def run(example: int, turn: int) -> Outcome:
-            return run_backward_alone(
-                self._runner,
-                self._batch,
-                scope=self._probed.scope,
-                parameters=self._probed.parameters,
-                axes=axes,
-                example=example,
-                quiet=drew,
-                turn=turn,
-            )
-
-        return run
+        probe = self._gradient_probe(axes)
+        return lambda example, turn: probe.run_backward_alone(example, quiet=drew, turn=turn)
 
     def _require_own_gradient(
         self, fewer: Outcome, axes: dict[Path, int], left_out: int, drew: bool
@@ -246,39 +232,22 @@ class Examination:
         """
         assert self._quiet is not None
         order = [left_out, *(row for row in (0, *split_examples(self._size)[0], *range(self._size)) if row != left_out)]
-        call = self._runner.call
+        call, probe = self._runner.call, self._gradient_probe(axes)
         is_seen_in_batch = self._probed.recorded is not None and not drew and len(call.reached) == 1
         is_changed = call.is_hooked or (call.changes_gradients and not is_seen_in_batch)
         if call.changes_gradients and self._probed.is_divided and self._probed.loss_reduction == "mean":
-            require_proportional(
-                self._runner,
-                self._batch,
-                scope=self._probed.scope,
-                parameters=self._probed.parameters,
-                axes=axes,
-                example=order[-1],
-                quiet=drew,
-                scales=(1.0, 1 / LARGE, LARGE),
-                across=self._probed.across,
-            )
+            probe.require_proportional(order[-1], quiet=drew, scales=(1.0, 1 / LARGE, LARGE))
         for example, scale in self._trials(list(dict.fromkeys(order)), is_changed):
             most = FEW if scale == 1 and not call.is_hooked else MOST_HOOKED
             rows = sorted([example, *[row for row in dict.fromkeys(order) if row != example][: most - 1]])
             try:
-                captured, is_told = require_own_gradient(
-                    self._runner,
-                    self._batch,
-                    scope=self._probed.scope,
-                    parameters=self._probed.parameters,
-                    axes=axes,
-                    rows=rows,
-                    example=example,
+                captured, is_told = probe.require_own_gradient(
+                    rows,
+                    example,
                     quiet=drew,
-                    loss_reduction=self._probed.loss_reduction,
                     whole=self._quiet.output,
                     fewer=fewer.output if example == left_out else None,
                     scale=scale,
-                    across=self._probed.across,
                 )
             except HushgradError:
                 raise
@@ -317,18 +286,8 @@ class Examination:
         assert self._probed.recorded is not None
         row, size = (example, self._size) if self._among is None else (self._among.rows[example], self._among.size)
         try:
-            require_gradient_of_batch(
-                self._runner,
-                self._batch,
-                scope=self._probed.scope,
-                parameters=self._probed.parameters,
-                axes=axes,
-                example=example,
-                place=(row, size),
-                recorded=self._probed.recorded(row),
-                is_hooked_by_loop=self._probed.is_hooked_by_loop,
-                across=self._probed.across,
-            )
+            recorded = self._probed.recorded(row)
+            self._gradient_probe(axes).require_gradient_of_batch(example, place=(row, size), recorded=recorded)
         except HushgradError:
             raise
         except Exception as error:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hushgrad.capture.scope import Scope
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError
-from hushgrad.gradients.across import NOWHERE, Across
 from hushgrad.gradients.ordinary import kept_gradients, may_run_backwards, ordinary_gradients
 from hushgrad.guards.probing.calls import Outcome, Runner
 from hushgrad.guards.probing.loss_sizes import by_their_size
+from hushgrad.guards.probing.probed import Probed
 from hushgrad.guards.probing.rows import Batch
 from hushgrad.guards.probing.state_values import PART
 from hushgrad.guards.probing.trees import Path, tensors_at
@@ -26,264 +26,236 @@ LOW_LOOSENESS = 0.2
 """How far ‖captured − alone‖ / ‖alone‖ may be from 0; below float32 rounding is large."""
 
 
-def require_own_gradient(
-    runner: Runner,
-    batch: Batch,
-    *,
-    scope: Scope,
-    parameters: Mapping[str, nn.Parameter],
-    axes: Mapping[Path, int],
-    rows: Sequence[int],
-    example: int,
-    quiet: bool,
-    loss_reduction: str,
-    whole: Any,
-    fewer: Any,
-    scale: float = 1.0,
-    across: Across = NOWHERE,
-) -> tuple[Outcome | None, bool]:
-    """Run some examples forward and backward under capture, and one of them alone without; compare its gradient.
+@dataclass(frozen=True)
+class GradientProbe:
+    """A call that is run forward and backward, for a few examples of its batch or for one of them alone.
 
-    The loss is a fixed random sum of the outputs that the loop's own backward came through, so nothing is recorded
-    that the loop would not record.
-
-    Args:
-        runner, batch: what is run.
-        scope: gives way to a pool of its own, and is off for the example alone.
-        parameters: the trainable ones.
+    Attributes:
+        probed: the model.
+        runner: runs the call again.
+        batch: its inputs, all examples.
         axes: the axis of the examples in each output; others that gradients reach are scalars.
-        rows: the examples that are run under capture.
-        example: the one of them that is compared.
-        quiet: run without randomness. Nothing is compared where a random operator could not be made quiet.
-        loss_reduction: how a scalar output is made of the examples' losses.
-        whole, fewer: the outputs for the batch, and for it without the example.
-        scale: how large the weights are: a hook may change large gradients only.
-        across: the processes that have other parts of the gradients; all of them come to one verdict.
-
-    Returns the outcome of the captured run, or None where no gradient reached any output; and whether anything could be
-    told, for which the gradient of the example must be finite.
-
-    Raises:
-        CrossSampleLeakError: the gradients differ, or a scalar output is not the mean (or sum) of one value for each
-            example.
     """
-    call = runner.call
-    if not call.reached:
-        return None, True
-    count, place = len(rows), rows.index(example)
-    own: dict[str, Tensor] = {}
-    alone: dict[Path, Tensor] = {}
 
-    runs_backwards = False
+    probed: Probed
+    runner: Runner
+    batch: Batch
+    axes: Mapping[Path, int]
 
-    def run_alone(output: Any) -> None:
-        nonlocal runs_backwards
-        outputs = dict(tensors_at(output))
-        taken = [path for path in outputs if path in call.reached and outputs[path].requires_grad]
-        alone.update({path: outputs[path].detach() for path in outputs})
-        if taken:
-            cotangents = [
-                scale * _weights(outputs[path], axes[path], count)[place].movedim(0, axes[path])
-                if path in axes
-                else torch.ones_like(outputs[path])
-                for path in taken
-            ]
-            tensors = [outputs[path] for path in taken]
-            runs_backwards = may_run_backwards(tensors)
-            own.update(ordinary_gradients(tensors, cotangents, _trained(parameters)))
+    def require_own_gradient(
+        self, rows: Sequence[int], example: int, *, quiet: bool, whole: Any, fewer: Any, scale: float = 1.0
+    ) -> tuple[Outcome | None, bool]:
+        """Run some examples forward and backward under capture, and one of them alone without; compare its gradient.
 
-    single = _run_alone(runner, batch, scope, example, quiet, run_alone)
+        The loss is a fixed random sum of the outputs that the loop's own backward came through, so nothing is recorded
+        that the loop would not record.
 
-    weight = float(count) if loss_reduction == "mean" else 1.0
-    pool = UsePool()
-    pool.batch_size = count
+        Args:
+            rows: the examples that are run under capture, into a pool of its own.
+            example: the one of them that is compared.
+            quiet: run without randomness. Nothing is compared where a random operator could not be made quiet.
+            whole, fewer: the outputs for the batch, and for it without the example.
+            scale: how large the weights are: a hook may change large gradients only.
 
-    def run_captured(output: Any) -> None:
-        pairs = []
-        for path, tensor in tensors_at(output):
-            if path not in call.reached or not tensor.requires_grad or path not in alone:
-                continue
-            if path in axes:
-                pairs.append((tensor, scale * _spread(alone[path], tensor, axes[path], count)))
-            else:
-                pairs.append((tensor, torch.full_like(tensor, weight)))
-        tensors, cotangents = [tensor for tensor, _ in pairs], [cotangent for _, cotangent in pairs]
-        if runs_backwards:
-            with kept_gradients(tensors, parameters.values()):
-                torch.autograd.backward(tensors, cotangents)
-        elif pairs:
-            torch.autograd.backward(tensors, cotangents, inputs=[scope.anchor])
+        Returns the outcome of the captured run, or None where no gradient reached any output; and whether anything
+        could be told, for which the gradient of the example must be finite.
 
-    with scope.recording_into(pool):
-        outcome = runner.run(batch.only(rows), quiet=quiet, share=3 * count / batch.size, then=run_captured)
-    if outcome.unknown is not None or single.unknown is not None:
-        pool.clear()
-        return outcome, True  # other random numbers for the example alone; the caller takes note of it
-    less = dict(tensors_at(fewer))
-    is_told = True
-    for path, tensor in tensors_at(whole):
-        if path in call.reached and path not in axes and path in alone and tensor.numel() == 1:
-            mean = loss_reduction == "mean"
-            is_told &= _require_sum_of_losses(path, tensor, less.get(path), alone[path], batch.size, mean)
-    try:  # a gradient that is not finite contributes nothing, and shows nothing
-        return outcome, _require_same(pool.gradient_of(place), own, parameters, call.autocast, across) and is_told
-    finally:
-        pool.clear()  # its operands are on the graph whose nodes hold the pool: nothing else would ever let them go
+        Raises:
+            CrossSampleLeakError: the gradients differ, or a scalar output is not the mean (or sum) of one value for
+                each example.
+        """
+        call, scope, axes = self.runner.call, self.probed.scope, self.axes
+        if not call.reached:
+            return None, True
+        count, place = len(rows), rows.index(example)
+        is_mean = self.probed.loss_reduction == "mean"
+        own: dict[str, Tensor] = {}
+        alone: dict[Path, Tensor] = {}
 
+        runs_backwards = False
 
-def require_gradient_of_batch(
-    runner: Runner,
-    batch: Batch,
-    *,
-    scope: Scope,
-    parameters: Mapping[str, nn.Parameter],
-    axes: Mapping[Path, int],
-    example: int,
-    place: tuple[int, int],
-    recorded: Iterable[tuple[str, Tensor]],
-    is_hooked_by_loop: bool = False,
-    across: Across = NOWHERE,
-) -> None:
-    """Compare one example's recorded gradient, of the loop's own loss in the whole batch, with the one it gives alone.
-
-    The example runs alone on the gradient that the loop's loss gave its outputs. So hooks and custom functions see the
-    values and the number of examples that they see in training.
-
-    Args:
-        runner, batch: what is run; it draws no random numbers.
-        scope: is off for the example alone.
-        parameters: the trainable ones.
-        axes: the axis of the examples in each output.
-        example: which one.
-        place: its number in the batch of the loop, and the size of that.
-        recorded: its gradients by the parameters.
-        is_hooked_by_loop: whether hooks of the loop's on the outputs, which the loop's own calls show, may have changed
-            these gradients; then it is what they handed on.
-        across: the processes that have other parts of the gradients.
-
-    Raises:
-        CrossSampleLeakError: they differ.
-    """
-    call = runner.call
-    own: dict[str, Tensor] = {}
-    is_whole = True
-
-    def run_alone(output: Any) -> None:
-        nonlocal is_whole
-        tensors, cotangents = [], []
-        for path, tensor in tensors_at(output):
-            gradient = call.gradients.get(path)
-            if is_hooked_by_loop and gradient is not None:
-                gradient = call.handed_on.get(path, gradient)
-            if path not in call.reached or not tensor.requires_grad:
-                continue
-            if gradient is None or path not in axes:
-                is_whole = False
-                return
-            unit = gradient.shape[axes[path]] // place[1]
-            part = gradient.narrow(axes[path], place[0] * unit, unit)
-            if part.shape != tensor.shape:
-                is_whole = False
-                return
-            tensors.append(tensor)
-            cotangents.append(part)
-        if tensors:
-            own.update(ordinary_gradients(tensors, cotangents, _trained(parameters)))
-
-    _run_alone(runner, batch, scope, example, False, run_alone)
-    if is_whole and own:
-        _require_same(recorded, own, parameters, call.autocast, across)
-
-
-def require_proportional(
-    runner: Runner,
-    batch: Batch,
-    *,
-    scope: Scope,
-    parameters: Mapping[str, nn.Parameter],
-    axes: Mapping[Path, int],
-    example: int,
-    quiet: bool,
-    scales: Sequence[float],
-    across: Across = NOWHERE,
-) -> None:
-    """Refuse gradients of one example that do not grow as those of its outputs do: a hook's threshold, say, or a clamp.
-
-    A mean divides the gradients of outputs by the number of drawn records, so that what changes them by their size
-    makes each example's gradient depend on how many there are.
-
-    Args:
-        runner, batch, scope, parameters, axes, quiet: as of `require_own_gradient`.
-        example: that is run alone.
-        scales: of the gradients that its outputs get.
-        across: the processes that have other parts of the gradients.
-
-    Raises:
-        CrossSampleLeakError: they are not proportional.
-    """
-    call = runner.call
-    found: list[dict[str, Tensor]] = []
-    for scale in scales:
-
-        def run(output: Any, scale: float = scale) -> None:
-            taken = [
-                (tensor, scale * _weights(tensor, axes[path], 1)[0].movedim(0, axes[path]))
-                for path, tensor in tensors_at(output)
-                if path in call.reached and path in axes and tensor.requires_grad
-            ]
+        def run_alone(output: Any) -> None:
+            nonlocal runs_backwards
+            outputs = dict(tensors_at(output))
+            taken = [path for path in outputs if path in call.reached and outputs[path].requires_grad]
+            alone.update({path: outputs[path].detach() for path in outputs})
             if taken:
-                tensors, cotangents = [one for one, _ in taken], [two for _, two in taken]
-                gradients = ordinary_gradients(tensors, cotangents, _trained(parameters))
-                found.append({name: gradient / scale for name, gradient in gradients.items()})
+                cotangents = [
+                    scale * _weights_alone(outputs[path], axes[path], place)
+                    if path in axes
+                    else torch.ones_like(outputs[path])
+                    for path in taken
+                ]
+                tensors = [outputs[path] for path in taken]
+                runs_backwards = may_run_backwards(tensors)
+                own.update(ordinary_gradients(tensors, cotangents, self._trained))
 
-        outcome = _run_alone(runner, batch, scope, example, quiet, run)
-        if outcome.unknown is not None:
-            return
-    try:
-        for other in found[1:]:
-            _require_same(found[0].items(), dict(other), parameters, call.autocast, across)
-    except CrossSampleLeakError as error:
-        raise by_their_size(error.where) from None
+        single = self._run_alone(example, quiet, run_alone)
 
+        weight = float(count) if is_mean else 1.0
+        pool = UsePool()
+        pool.batch_size = count
 
-def run_backward_alone(
-    runner: Runner,
-    batch: Batch,
-    *,
-    scope: Scope,
-    parameters: Mapping[str, nn.Parameter],
-    axes: Mapping[Path, int],
-    example: int,
-    quiet: bool,
-    turn: int,
-) -> Outcome:
-    """Run one example alone, forward and backward, by fixed random weights: other ones in each `turn`.
+        def run_captured(output: Any) -> None:
+            pairs = []
+            for path, tensor in tensors_at(output):
+                if path not in call.reached or not tensor.requires_grad or path not in alone:
+                    continue
+                if path in axes:
+                    pairs.append((tensor, scale * _spread(alone[path], tensor, axes[path], count)))
+                else:
+                    pairs.append((tensor, torch.full_like(tensor, weight)))
+            tensors, cotangents = [tensor for tensor, _ in pairs], [cotangent for _, cotangent in pairs]
+            if runs_backwards:
+                with kept_gradients(tensors, self.probed.parameters.values()):
+                    torch.autograd.backward(tensors, cotangents)
+            elif pairs:
+                torch.autograd.backward(tensors, cotangents, inputs=[scope.anchor])
 
-    Other arguments as of `require_own_gradient`.
-    """
+        with scope.recording_into(pool):
+            share = 3 * count / self.batch.size
+            outcome = self.runner.run(self.batch.only(rows), quiet=quiet, share=share, then=run_captured)
+        if outcome.unknown is not None or single.unknown is not None:
+            pool.clear()
+            return outcome, True  # other random numbers for the example alone; the caller takes note of it
+        less = dict(tensors_at(fewer))
+        is_told = True
+        for path, tensor in tensors_at(whole):
+            if path in call.reached and path not in axes and path in alone and tensor.numel() == 1:
+                size = self.batch.size
+                is_told &= _require_sum_of_losses(path, tensor, less.get(path), alone[path], size, is_mean)
+        try:  # a gradient that is not finite contributes nothing, and shows nothing
+            return outcome, self._require_same(pool.gradient_of(place), own) and is_told
+        finally:
+            pool.clear()  # its operands are on the graph whose nodes hold the pool: nothing else would let them go
 
-    def run(output: Any) -> None:
+    def require_gradient_of_batch(
+        self, example: int, *, place: tuple[int, int], recorded: Iterable[tuple[str, Tensor]]
+    ) -> None:
+        """Compare one example's recorded gradient, of the loop's loss in the whole batch, with the one it gives alone.
+
+        The example runs alone on the gradient that the loop's loss gave its outputs, or that the loop's own hooks on
+        them handed on. So hooks and custom functions see the values and the number of examples that they see in
+        training. The call draws no random numbers.
+
+        Args:
+            example: which one.
+            place: its number in the batch of the loop, and the size of that.
+            recorded: its gradients by the parameters.
+
+        Raises:
+            CrossSampleLeakError: they differ.
+        """
+        call, axes = self.runner.call, self.axes
+        own: dict[str, Tensor] = {}
+        is_whole = True
+
+        def run_alone(output: Any) -> None:
+            nonlocal is_whole
+            tensors, cotangents = [], []
+            for path, tensor in tensors_at(output):
+                gradient = call.gradients.get(path)
+                if self.probed.is_hooked_by_loop and gradient is not None:
+                    gradient = call.handed_on.get(path, gradient)
+                if path not in call.reached or not tensor.requires_grad:
+                    continue
+                if gradient is None or path not in axes:
+                    is_whole = False
+                    return
+                unit = gradient.shape[axes[path]] // place[1]
+                part = gradient.narrow(axes[path], place[0] * unit, unit)
+                if part.shape != tensor.shape:
+                    is_whole = False
+                    return
+                tensors.append(tensor)
+                cotangents.append(part)
+            if tensors:
+                own.update(ordinary_gradients(tensors, cotangents, self._trained))
+
+        self._run_alone(example, False, run_alone)
+        if is_whole and own:
+            self._require_same(recorded, own)
+
+    def require_proportional(self, example: int, *, quiet: bool, scales: Sequence[float]) -> None:
+        """Refuse gradients of one example that do not grow as those of its outputs do: a hook's threshold, or a clamp.
+
+        A mean divides the gradients of outputs by the number of drawn records, so that what changes them by their size
+        makes each example's gradient depend on how many there are.
+
+        Args:
+            example: that is run alone.
+            quiet: as of `require_own_gradient`.
+            scales: of the gradients that its outputs get.
+
+        Raises:
+            CrossSampleLeakError: they are not proportional.
+        """
+        found: list[dict[str, Tensor]] = []
+        for scale in scales:
+
+            def run(output: Any, scale: float = scale) -> None:
+                if gradients := self._weighted_gradients(output, scale=scale):
+                    found.append({name: gradient / scale for name, gradient in gradients.items()})
+
+            outcome = self._run_alone(example, quiet, run)
+            if outcome.unknown is not None:
+                return
+        try:
+            for other in found[1:]:
+                self._require_same(found[0].items(), dict(other))
+        except CrossSampleLeakError as error:
+            raise by_their_size(error.where) from None
+
+    def run_backward_alone(self, example: int, *, quiet: bool, turn: int) -> Outcome:
+        """Run one example alone, forward and backward, by fixed random weights: other ones in each `turn`."""
+        return self._run_alone(example, quiet, lambda output: self._weighted_gradients(output, turn=turn))
+
+    def _weighted_gradients(self, output: Any, *, turn: int = 0, scale: float = 1.0) -> dict[str, Tensor]:
+        """Return the gradients of one example's outputs, weighted at random; none where no gradient reached them."""
         taken = [
-            (tensor, _weights(tensor, axes[path], turn + 1)[turn].movedim(0, axes[path]))
+            (tensor, scale * _weights_alone(tensor, self.axes[path], turn))
             for path, tensor in tensors_at(output)
-            if path in runner.call.reached and path in axes and tensor.requires_grad
+            if path in self.runner.call.reached and path in self.axes and tensor.requires_grad
         ]
-        if taken:
-            ordinary_gradients([one for one, _ in taken], [two for _, two in taken], _trained(parameters))
+        if not taken:
+            return {}
+        return ordinary_gradients([tensor for tensor, _ in taken], [weights for _, weights in taken], self._trained)
 
-    return _run_alone(runner, batch, scope, example, quiet, run)
+    def _run_alone(self, example: int, quiet: bool, then: Callable[[Any], object]) -> Outcome:
+        """Run one example without capture, and `then` on its output; a forward and a backward count as three."""
+        with self.probed.scope.off():
+            return self.runner.run(self.batch.only([example]), quiet=quiet, share=3 / self.batch.size, then=then)
 
+    @property
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.probed.parameters.items() if parameter.requires_grad}
 
-def _run_alone(
-    runner: Runner, batch: Batch, scope: Scope, example: int, quiet: bool, then: Callable[[Any], None]
-) -> Outcome:
-    """Run one example without capture, and `then` on its output; a forward and a backward count as three."""
-    with scope.off():
-        return runner.run(batch.only([example]), quiet=quiet, share=3 / batch.size, then=then)
-
-
-def _trained(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    @torch.no_grad()
+    def _require_same(self, captured: Iterable[tuple[str, Tensor]], own: dict[str, Tensor]) -> bool:
+        """Return whether both are finite, so that it could be told. What is compared of `own` is taken out of it."""
+        difference, size, worst, culprit = 0.0, 0.0, 0.0, ""
+        for name, found, wanted in _pairs(captured, own):
+            off, wanted_square = _distance(found, wanted)
+            difference, size = difference + off, size + wanted_square
+            if off > worst:
+                worst, culprit = off, name
+        sums = torch.tensor([difference, size], dtype=torch.float64)
+        difference, size = self.probed.across.added(sums).tolist()
+        low = any(enabled for _, enabled, _ in self.runner.call.autocast)
+        looseness = max(
+            LOW_LOOSENESS if low else LOOSENESS.get(parameter.dtype, LOW_LOOSENESS)
+            for parameter in self.probed.parameters.values()
+        )
+        if not (difference < float("inf") and size < float("inf")):
+            return False
+        if difference > looseness**2 * size:
+            raise CrossSampleLeakError(
+                "the gradient of one example depends on the others of its batch, though its output does not: it is not "
+                "the gradient that the example gives alone, most of all for this parameter",
+                where=culprit,
+                cure="Detach, replace and normalise gradients within one example only, never by values of the batch",
+            )
+        return True
 
 
 def _weights(alone: Tensor, axis: int, size: int) -> Tensor:
@@ -294,6 +266,11 @@ def _weights(alone: Tensor, axis: int, size: int) -> Tensor:
     shape = (size, *alone.movedim(axis, 0).shape)
     drawn = torch.from_numpy(np.random.default_rng(1).random(shape, dtype=np.float32)).mul_(2).sub_(1)
     return drawn.to(alone.device, alone.dtype)
+
+
+def _weights_alone(alone: Tensor, axis: int, place: int) -> Tensor:
+    """Return the weights of one example, laid out as its output."""
+    return _weights(alone, axis, place + 1)[place].movedim(0, axis)
 
 
 def _spread(alone: Tensor, output: Tensor, axis: int, size: int) -> Tensor:
@@ -330,38 +307,6 @@ def _require_sum_of_losses(
 
 def _called(path: Path) -> str:
     return "its output" if not path else "output " + ".".join(str(part) for part in path)
-
-
-@torch.no_grad()
-def _require_same(
-    captured: Iterable[tuple[str, Tensor]],
-    own: dict[str, Tensor],
-    parameters: Mapping[str, nn.Parameter],
-    autocast: Sequence[tuple[str, bool, torch.dtype]],
-    across: Across,
-) -> bool:
-    """Return whether both are finite, so that it could be told. What is compared of `own` is taken out of it."""
-    difference, size, worst, culprit = 0.0, 0.0, 0.0, ""
-    for name, found, wanted in _pairs(captured, own):
-        off, wanted_square = _distance(found, wanted)
-        difference, size = difference + off, size + wanted_square
-        if off > worst:
-            worst, culprit = off, name
-    difference, size = across.added(torch.tensor([difference, size], dtype=torch.float64)).tolist()
-    low = any(enabled for _, enabled, _ in autocast)
-    looseness = max(
-        LOW_LOOSENESS if low else LOOSENESS.get(parameter.dtype, LOW_LOOSENESS) for parameter in parameters.values()
-    )
-    if not (difference < float("inf") and size < float("inf")):
-        return False
-    if difference > looseness**2 * size:
-        raise CrossSampleLeakError(
-            "the gradient of one example depends on the others of its batch, though its output does not: it is not "
-            "the gradient that the example gives alone, most of all for this parameter",
-            where=culprit,
-            cure="Detach, replace and normalise gradients within one example only, never by values of the batch",
-        )
-    return True
 
 
 def _pairs(
