@@ -140,6 +140,24 @@ def test_a_part_that_is_stepped_by_itself_is_refused_and_nothing_is_released(pla
     assert session.steps == 1
 
 
+class Derived(SGD):
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+def test_a_part_whose_step_calls_that_of_its_class_is_stepped_once() -> None:
+    """Torch hangs its hooks on the step of every class that was made, so that they run twice here."""
+    model = network()
+    first, second = Derived(model[0].parameters(), lr=0.5), SGD(model[2].parameters(), lr=0.5)
+    joined = JoinedOptimizer([first, second])
+    before = values(model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    joined.step()
+    for one, other in zip(before, values(model), strict=True):
+        torch.testing.assert_close(other, one - 0.5)
+
+
 def test_a_part_that_a_hook_steps_within_the_joint_step_is_refused() -> None:
     """Guarantee: one step is one step of every part, in the order given."""
     model = network()

@@ -41,7 +41,7 @@ class JoinedOptimizer(Optimizer):
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self._parts = _required(tuple(optimizers))
-        self._next: Optimizer | None = None
+        self._stepping: Optimizer | None = None
         super().__init__(self.param_groups, {})
         for part in self._parts:
             part.register_step_pre_hook(self._require_its_turn)
@@ -81,10 +81,10 @@ class JoinedOptimizer(Optimizer):
                 loss = closure()
         try:
             for part in self._parts:
-                self._next = part
+                self._stepping = part
                 part.step()
         finally:
-            self._next = None
+            self._stepping = None
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -108,13 +108,12 @@ class JoinedOptimizer(Optimizer):
             part.load_state_dict({"param_groups": own, "state": {at: kept[at] for at in places if at in kept}})
 
     def _require_its_turn(self, part: Optimizer, *_: Any) -> None:
-        if part is not self._next:
+        if part is not self._stepping:
             raise ProtocolError(
                 "a part of a joined optimizer was stepped by itself",
                 where="optimizer.step()",
                 cure="Call step() of the joined optimizer, once for all of its parts",
             )
-        self._next = None  # nor a second time within this step, by a hook
 
 
 def _required(optimizers: tuple[Any, ...]) -> tuple[Optimizer, ...]:

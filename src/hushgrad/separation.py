@@ -16,11 +16,14 @@ from torch import Tensor
 from hushgrad.errors import HushgradError, UnsupportedModelError, where_raised
 
 CLASSES = 32
-"""So many weights there are, 1 to 2⁻³¹. Up to so many examples two backwards tell all of them apart, three up to its
+"""So many weights there are, 2¹⁶ to 2⁻¹⁵ (few examples get such as are far apart). Up to so many examples two backwards tell all of them apart, three up to its
 square."""
 
 CLASSES_OF_HALF = 12
 """The same for float16, whose exponents are few."""
+
+SCALE = 2.0**16
+"""Suspects are asked with weights so large and so small, too: a hook may change large gradients only, or small ones."""
 
 
 class Separation:
@@ -38,13 +41,13 @@ class Separation:
 
     def suspects(self) -> list[int]:
         """Return the examples whose rows may get a gradient of other losses, and those where it is not finite."""
-        half = torch.float16 in {self._losses.dtype, *(tensor.dtype for tensor in self._outputs)}
-        classes = CLASSES_OF_HALF if half else CLASSES
+        classes = CLASSES_OF_HALF if self._is_half else CLASSES
+        largest, apart = (0, 1) if self._is_half else (16, max(1, classes // self._size))
         plain = self._gradients(torch.ones_like(self._losses))
         numbers = torch.arange(self._size, device=self._losses.device)
         found: set[int] = set()
         for digit in range(max(1, math.ceil(math.log(self._size, classes) - 1e-9))):
-            weights = torch.exp2(-(numbers // classes**digit % classes).to(self._losses.dtype))
+            weights = torch.exp2((largest - apart * (numbers // classes**digit % classes)).to(self._losses.dtype))
             weighted = self._gradients(weights)
             for tensor, one, other in zip(self._outputs, plain, weighted, strict=True):
                 if one is None or other is None:
@@ -59,10 +62,11 @@ class Separation:
 
         They are asked in parts, by each bit of their places, so that any two of them are once in different parts.
         """
+        scales = (1.0,) if self._is_half else (1.0, SCALE, 1 / SCALE)
         for bit in range(max(1, (len(suspects) - 1).bit_length())):
             for side in (0, 1):
                 part = [example for place, example in enumerate(suspects) if place >> bit & 1 == side]
-                if part and (self._reaches(part, silent) or self._is_moved(part, silent)):
+                if part and any(self._reaches(part, silent, s) or self._is_moved(part, silent, s) for s in scales):
                     return True
         return False
 
@@ -102,10 +106,10 @@ class Separation:
                     owners[row] += place * int(-shares.log2())
         return owners != [*range(self._size)] and sorted(owners) == [*range(self._size)]
 
-    def _reaches(self, examples: Sequence[int], silent: frozenset[int]) -> bool:
+    def _reaches(self, examples: Sequence[int], silent: frozenset[int], scale: float) -> bool:
         """Whether the losses of all others have a gradient at the rows of these examples."""
         rows = torch.tensor(examples, device=self._losses.device)
-        gradients = self._gradients(torch.ones_like(self._losses).index_fill(0, rows, 0))
+        gradients = self._gradients(torch.full_like(self._losses, scale).index_fill(0, rows, 0))
         quiet = torch.tensor([example in silent for example in examples], device=self._losses.device)
         return any(
             gradient is not None
@@ -117,14 +121,14 @@ class Separation:
             for tensor, gradient in zip(self._outputs, gradients, strict=True)
         )
 
-    def _is_moved(self, examples: Sequence[int], silent: frozenset[int]) -> bool:
+    def _is_moved(self, examples: Sequence[int], silent: frozenset[int], scale: float) -> bool:
         """Whether the rows of these examples get another gradient when the losses of all others count half.
 
         A hook that scales the gradients of a batch by their norm gives no row a gradient of another loss.
         """
         rows = torch.tensor(examples, device=self._losses.device)
-        halved = torch.full_like(self._losses, 0.5).index_fill(0, rows, 1)
-        plain, other = self._gradients(torch.ones_like(self._losses)), self._gradients(halved)
+        halved = torch.full_like(self._losses, 0.5 * scale).index_fill(0, rows, scale)
+        plain, other = self._gradients(torch.full_like(self._losses, scale)), self._gradients(halved)
         quiet = torch.tensor([example in silent for example in examples], device=self._losses.device)
         for tensor, one, two in zip(self._outputs, plain, other, strict=True):
             if one is None or two is None:
@@ -152,6 +156,10 @@ class Separation:
                 f"that it cannot be told whether they are separate",
                 cure="Let hooks and custom autograd functions take any gradients, those of zeros included",
             ) from None
+
+    @property
+    def _is_half(self) -> bool:
+        return torch.float16 in {self._losses.dtype, *(tensor.dtype for tensor in self._outputs)}
 
     def _axes(self, tensor: Tensor) -> list[int]:
         return [axis for axis in ([0, 1] if tensor.ndim > 2 else [0]) if tensor.shape[axis] % self._size == 0]

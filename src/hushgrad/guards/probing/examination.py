@@ -18,7 +18,7 @@ from hushgrad.guards.probing.base_run import Left, base_run, other_outputs
 from hushgrad.guards.probing.calls import Outcome, Runner, are_close, sums_of
 from hushgrad.guards.probing.deterministic_mode import QUANTILES
 from hushgrad.guards.probing.finite import spoiled_rows
-from hushgrad.guards.probing.gradient_probe import GradientProbe
+from hushgrad.guards.probing.gradient_probe import LARGE, GradientProbe
 from hushgrad.guards.probing.item_statistics import CURE, other_value, statistics_in
 from hushgrad.guards.probing.laws import follows_batch, what_follows
 from hushgrad.guards.probing.loss_probe import Runs
@@ -43,9 +43,6 @@ FEW = 4
 
 MOST_HOOKED = 32
 """How many are, where hooks on the outputs or custom functions may ask how many there are."""
-
-LARGE = 1e4
-"""By how much gradients are scaled, for hooks that change large ones only."""
 
 NOT_TOLD = "no two examples of a batch had finite values and gradients, so that the next batch is examined as well"
 
@@ -233,8 +230,7 @@ class Examination:
         assert self._quiet is not None
         order = [left_out, *(row for row in (0, *split_examples(self._size)[0], *range(self._size)) if row != left_out)]
         call, probe = self._runner.call, self._gradient_probe(axes)
-        is_seen_in_batch = self._probed.recorded is not None and not drew and len(call.reached) == 1
-        is_changed = call.is_hooked or (call.changes_gradients and not is_seen_in_batch)
+        is_changed = call.is_hooked or call.changes_gradients
         if call.changes_gradients and self._probed.is_divided and self._probed.loss_reduction == "mean":
             probe.require_proportional(order[-1], quiet=drew, scales=(1.0, 1 / LARGE, LARGE))
         for example, scale in self._trials(list(dict.fromkeys(order)), is_changed):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hushgrad.capture.axes.batch_axes import NARROW
 from hushgrad.capture.uses import UsePool
 from hushgrad.errors import CrossSampleLeakError
 from hushgrad.gradients.ordinary import kept_gradients, may_run_backwards, ordinary_gradients
@@ -24,6 +25,10 @@ from hushgrad.guards.probing.trees import Path, tensors_at
 LOOSENESS = {torch.float64: 1e-6, torch.float32: 1e-2}
 LOW_LOOSENESS = 0.2
 """How far ‖captured − alone‖ / ‖alone‖ may be from 0; below float32 rounding is large."""
+
+LARGE = 1e4
+"""By how much gradients of the others are larger, so that a part of theirs shows as small; and those of all, for hooks
+that change large ones only."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +53,14 @@ class GradientProbe:
         """Run some examples forward and backward under capture, and one of them alone without; compare its gradient.
 
         The loss is a fixed random sum of the outputs that the loop's own backward came through, so nothing is recorded
-        that the loop would not record.
+        that the loop would not record. The others' weights are larger by far: a small part of theirs shows, too.
 
         Args:
             rows: the examples that are run under capture, into a pool of its own.
             example: the one of them that is compared.
             quiet: run without randomness. Nothing is compared where a random operator could not be made quiet.
             whole, fewer: the outputs for the batch, and for it without the example.
-            scale: how large the weights are: a hook may change large gradients only.
+            scale: how large the example's weights are: a hook may change large gradients only.
 
         Returns the outcome of the captured run, or None where no gradient reached any output; and whether anything
         could be told, for which the gradient of the example must be finite.
@@ -102,7 +107,8 @@ class GradientProbe:
                 if path not in call.reached or not tensor.requires_grad or path not in alone:
                     continue
                 if path in axes:
-                    pairs.append((tensor, scale * _spread(alone[path], tensor, axes[path], count)))
+                    weights = _spread(alone[path], tensor, axes[path], _scales(tensor, count, place))
+                    pairs.append((tensor, scale * weights))
                 else:
                     pairs.append((tensor, torch.full_like(tensor, weight)))
             tensors, cotangents = [tensor for tensor, _ in pairs], [cotangent for _, cotangent in pairs]
@@ -273,11 +279,21 @@ def _weights_alone(alone: Tensor, axis: int, place: int) -> Tensor:
     return _weights(alone, axis, place + 1)[place].movedim(0, axis)
 
 
-def _spread(alone: Tensor, output: Tensor, axis: int, size: int) -> Tensor:
+def _scales(output: Tensor, size: int, place: int) -> Tensor:
+    """Return by what each example's weights are multiplied `[B]`: 1 of the one that is compared, LARGE of the others.
+
+    16 bits hold no numbers so far apart: what others do to small ones would be lost, or theirs too large.
+    """
+    scales = torch.full((size,), 1.0 if output.dtype in NARROW else LARGE, device=output.device)
+    scales[place] = 1.0
+    return scales
+
+
+def _spread(alone: Tensor, output: Tensor, axis: int, scales: Tensor) -> Tensor:
     """Return the weights laid out as the output of the whole batch; 0 beyond the length of the example alone."""
-    front = output.detach().movedim(axis, 0)
+    front, size = output.detach().movedim(axis, 0), len(scales)
     blocks = front.new_zeros(size, front.shape[0] // size, *front.shape[1:])
-    weights = _weights(alone, axis, size)
+    weights = _weights(alone, axis, size) * scales.to(alone.dtype).reshape(size, *[1] * alone.ndim)
     part = tuple(slice(0, min(a, b)) for a, b in zip(weights.shape, blocks.shape, strict=True))
     blocks[part] = weights[part].to(blocks.dtype)
     return blocks.reshape(front.shape).movedim(0, axis)
