@@ -16,8 +16,8 @@ from torch import Tensor
 from hushgrad.errors import HushgradError, UnsupportedModelError, where_raised
 
 CLASSES = 32
-"""So many weights there are, 2¹⁶ to 2⁻¹⁵ (few examples get such as are far apart). Up to so many examples two backwards tell all of them apart, three up to its
-square."""
+"""So many weights there are, 2¹⁶ to 2⁻¹⁵ (few examples get such as are far apart). Up to so many examples two backwards
+tell all of them apart, three up to its square."""
 
 CLASSES_OF_HALF = 12
 """The same for float16, whose exponents are few."""

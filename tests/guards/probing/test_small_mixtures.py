@@ -1,4 +1,4 @@
-"""What takes a small part of other examples' gradients, or only of large, small or rare ones, is met in the first batch."""
+"""What takes a small part of others' gradients, or only of large, small or rare ones, is met in the first batch."""
 
 from __future__ import annotations
 
