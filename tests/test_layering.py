@@ -21,7 +21,16 @@ SHARED = (
     "strategies",
 )
 ACCOUNTING_HALF = ("accounting", "sampling")
-GRADIENT_HALF = ("torch_internals", "torch_sharding", "clipping", "kernels", "noise", "gradients", "capture")
+GRADIENT_HALF = (
+    "torch_internals",
+    "torch_sharding",
+    "low_mode",
+    "clipping",
+    "kernels",
+    "noise",
+    "gradients",
+    "capture",
+)
 JOINING = (
     "joined_optimizer",
     "parallel",
