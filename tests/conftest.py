@@ -65,8 +65,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="slow: run it with --slow"))
 
 
-def pytest_collection_finish() -> None:
-    """Leave the tests themselves, of which there are many, out of every later collection of garbage."""
+@pytest.fixture(autouse=True, scope="module")
+def _what_is_old_is_no_garbage() -> None:
+    """Leave what was there before a file (tests, libraries) out of its collections of garbage; some ask for many."""
     gc.collect()
     gc.freeze()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,13 @@ LACKS = {
 
 MENU = {one.value for one in OptimizerNames}
 STEPS = 4
+FEW = {"adamw_torch", "adamw_torch_fused", "adafactor", "schedule_free_adamw", "galore_adamw_layerwise", "lomo", *LACKS}
+FEW_DIRECT = {"AdamW, fused", "Muon", "schedule-free AdamW"}
+
+
+def slow_but(few: set[str], names: Iterable[str]) -> list[Any]:
+    """Return all as parameters of a test, those that are not among the few for `make test-slow`."""
+    return [pytest.param(name, marks=[] if name in few else pytest.mark.slow) for name in names]
 
 
 def test_every_optimizer_of_the_menu_has_a_verdict() -> None:
@@ -87,7 +94,7 @@ def require_same_as_by_hand(run: Any, optimizer_of: Callable[[nn.Module], torch.
     assert not is_as(run.model, weights(bert()))
 
 
-@pytest.mark.parametrize("name", sorted(EXACT | set(LACKS)))
+@pytest.mark.parametrize("name", slow_but(FEW, sorted(EXACT | set(LACKS))))
 def test_an_optimizer_of_the_menu_gets_the_private_update(name: str, tmp_path: Path) -> None:
     if name in LACKS and importlib.util.find_spec(LACKS[name]) is None:
         pytest.skip(f"{LACKS[name]} is not installed")
@@ -107,7 +114,7 @@ def test_an_optimizer_of_the_menu_gets_the_private_update(name: str, tmp_path: P
     require_same_as_by_hand(run, ordinary)
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
+@pytest.mark.parametrize("name", slow_but(FEW, sorted(REFUSED)))
 def test_an_optimizer_that_updates_inside_the_backward_is_refused_and_another_trains(name: str, tmp_path: Path) -> None:
     model = bert()
     before = weights(model)
@@ -136,7 +143,7 @@ DIRECT: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
-@pytest.mark.parametrize("name", DIRECT)
+@pytest.mark.parametrize("name", slow_but(FEW_DIRECT, DIRECT))
 def test_an_optimizer_that_is_handed_over_gets_the_private_update(name: str, tmp_path: Path) -> None:
     def trained(model: nn.Module) -> list[nn.Parameter]:
         if name == "Muon":  # which is of matrices alone

@@ -330,7 +330,13 @@ def test_a_tracker_that_stamps_entries_with_the_time_is_told(tmp_path: Path) -> 
     assert "times of log entries" in {condition.name for condition in run.guarantee().conditions}
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "sgd", "adafactor"])
+@pytest.mark.parametrize(
+    "optim",
+    [
+        "adamw_torch_fused",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("adamw_torch", "sgd", "adafactor")),
+    ],
+)
 def test_a_warm_up_that_begins_at_a_rate_of_zero_is_trained(optim: str, tmp_path: Path) -> None:
     run = trainer(tmp_path, bert(), Texts(3), NOISY, kind=PrivateTrainer, warmup_steps=2, optim=optim, logging_steps=1)
     before = weights(run.model)
